@@ -1,0 +1,272 @@
+//! What the daemon knows of its own state: written by the actors, read by readiness, metrics and the operator.
+//!
+//! A process with an ingestor is *ready* when it can accept events; a failing sink makes it *degraded*. The [`Gate`]
+//! holds the reasons for which requests are refused.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Serialize;
+
+use crate::position::Partition;
+
+/// The seven actors; consumers once for each sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActorName {
+    Ingestor,
+    Producer,
+    ConsumerArchive,
+    ConsumerAggregate,
+    Spooler,
+    Uploader,
+    Aggregator,
+    Watchdog,
+}
+
+impl ActorName {
+    /// As metrics, logs and readiness write it: `consumer-archive`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingestor => "ingestor",
+            Self::Producer => "producer",
+            Self::ConsumerArchive => "consumer-archive",
+            Self::ConsumerAggregate => "consumer-aggregate",
+            Self::Spooler => "spooler",
+            Self::Uploader => "uploader",
+            Self::Aggregator => "aggregator",
+            Self::Watchdog => "watchdog",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActorState {
+    Starting,
+    Running,
+    /// Works, but is held back on purpose (a full disk, a quota).
+    Paused,
+    /// Cannot do its work at present and goes on trying.
+    Failing,
+    /// Ended by a panic or an error; its guardian waits before the next start.
+    Restarting,
+    Stopped,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ActorStatus {
+    pub state: ActorState,
+    pub reason: Option<String>,
+}
+
+/// A dependency outside the process: `kafka`, `mongodb`, `object_store`, `disk`, `embedded_log`, `embedded_store`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DependencyStatus {
+    pub available: bool,
+    pub reason: Option<String>,
+}
+
+/// Which group of the queue: each sink has its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SinkName {
+    Archive,
+    Aggregate,
+}
+
+impl SinkName {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Archive => "archive",
+            Self::Aggregate => "aggregate",
+        }
+    }
+
+    pub fn consumer(self) -> ActorName {
+        match self {
+            Self::Archive => ActorName::ConsumerArchive,
+            Self::Aggregate => ActorName::ConsumerAggregate,
+        }
+    }
+}
+
+/// A partition that stands still until the operator does something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Halted {
+    pub sink: SinkName,
+    pub topic: String,
+    pub partition: Partition,
+    pub reason: String,
+    /// What the operator can do about it.
+    #[serde(rename = "do")]
+    pub action: String,
+}
+
+/// The answer of `GET /health/ready`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Readiness {
+    pub ready: bool,
+    pub degraded: bool,
+    pub actors: BTreeMap<&'static str, ActorStatus>,
+    pub dependencies: BTreeMap<&'static str, DependencyStatus>,
+    pub halted: Vec<Halted>,
+}
+
+/// Why requests are refused at present; several reasons may hold at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Closed {
+    /// The daemon is stopping.
+    Draining,
+    /// `disk.max_used_percent` is reached.
+    DiskFull,
+    /// The queue cannot be reached.
+    QueueUnavailable,
+    /// The daemon is starting.
+    Starting,
+}
+
+#[derive(Default)]
+struct State {
+    actors: BTreeMap<ActorName, ActorStatus>,
+    dependencies: BTreeMap<&'static str, DependencyStatus>,
+    halted: BTreeMap<(SinkName, Partition), Halted>,
+    closed: BTreeMap<Closed, String>,
+}
+
+/// Shared by all actors. Its lock is held for moments and over no await.
+#[derive(Clone, Default)]
+pub struct Health(Arc<Mutex<State>>);
+
+impl Health {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn actor(&self, actor: ActorName, state: ActorState, reason: impl Into<Option<String>>) {
+        let status = ActorStatus { state, reason: reason.into() };
+        self.state().actors.insert(actor, status);
+    }
+
+    /// Records whether a dependency can be used; says in the log when that changes.
+    pub fn dependency(&self, dependency: &'static str, outcome: Result<(), String>) {
+        let status = DependencyStatus { available: outcome.is_ok(), reason: outcome.err() };
+        let before = self.state().dependencies.insert(dependency, status.clone());
+        let was_available = before.as_ref().is_none_or(|before| before.available);
+        match (&status.reason, was_available) {
+            (Some(reason), true) => tracing::warn!(dependency, reason, "dependency unavailable"),
+            (None, false) => tracing::info!(dependency, "dependency available again"),
+            _ => {}
+        }
+    }
+
+    pub fn halt(&self, halted: Halted) {
+        tracing::error!(sink = halted.sink.as_str(), topic = halted.topic, partition = %halted.partition,
+            reason = halted.reason, action = halted.action, "partition halted");
+        self.state().halted.insert((halted.sink, halted.partition), halted);
+    }
+
+    pub fn release(&self, sink: SinkName, partition: Partition) {
+        self.state().halted.remove(&(sink, partition));
+    }
+
+    pub fn halted(&self) -> Vec<Halted> {
+        self.state().halted.values().cloned().collect()
+    }
+
+    /// Closes the door for new events, for as long as the reason holds.
+    pub fn close(&self, closed: Closed, why: impl Into<String>) {
+        self.state().closed.insert(closed, why.into());
+    }
+
+    pub fn open(&self, closed: Closed) {
+        self.state().closed.remove(&closed);
+    }
+
+    /// Why the door is closed, the gravest reason first; `None` when events are accepted.
+    pub fn closed(&self) -> Option<(Closed, String)> {
+        self.state().closed.iter().next().map(|(closed, why)| (*closed, why.clone()))
+    }
+
+    /// `roles` are the actors that this process runs.
+    pub fn readiness(&self) -> Readiness {
+        let state = self.state();
+        let works = |actor: ActorName| {
+            state
+                .actors
+                .get(&actor)
+                .is_none_or(|status| matches!(status.state, ActorState::Running | ActorState::Paused))
+        };
+        let runs = |actor: ActorName| state.actors.contains_key(&actor);
+        let sinks: Vec<bool> = [
+            (SinkName::Archive, [ActorName::ConsumerArchive, ActorName::Spooler, ActorName::Uploader].as_slice()),
+            (SinkName::Aggregate, [ActorName::ConsumerAggregate, ActorName::Aggregator].as_slice()),
+        ]
+        .into_iter()
+        .filter(|(sink, _)| runs(sink.consumer()))
+        .map(|(_, actors)| actors.iter().all(|actor| works(*actor)))
+        .collect();
+        let open = state.closed.is_empty();
+        let ready = if runs(ActorName::Ingestor) {
+            open && works(ActorName::Ingestor) && works(ActorName::Producer)
+        } else {
+            open && (sinks.is_empty() || sinks.iter().any(|works| *works))
+        };
+        let degraded = !ready
+            || sinks.iter().any(|works| !works)
+            || !state.halted.is_empty()
+            || state.dependencies.values().any(|dependency| !dependency.available);
+        Readiness {
+            ready,
+            degraded,
+            actors: state.actors.iter().map(|(name, status)| (name.as_str(), status.clone())).collect(),
+            dependencies: state.dependencies.clone(),
+            halted: state.halted.values().cloned().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running(actors: &[ActorName]) -> Health {
+        let health = Health::default();
+        for actor in actors {
+            health.actor(*actor, ActorState::Running, None);
+        }
+        health
+    }
+
+    #[test]
+    fn a_failing_sink_degrades_an_ingesting_process_and_leaves_it_ready() {
+        let health = running(&[ActorName::Ingestor, ActorName::Producer, ActorName::ConsumerAggregate]);
+        health.actor(ActorName::Aggregator, ActorState::Failing, "mongodb is away".to_owned());
+        let readiness = health.readiness();
+        assert!(readiness.ready && readiness.degraded);
+    }
+
+    #[test]
+    fn a_worker_is_unready_when_none_of_its_sinks_works() {
+        let health = running(&[ActorName::ConsumerAggregate]);
+        assert!(health.readiness().ready);
+        health.actor(ActorName::Aggregator, ActorState::Failing, "mongodb is away".to_owned());
+        assert!(!health.readiness().ready);
+        health.actor(ActorName::ConsumerArchive, ActorState::Running, None);
+        assert!(health.readiness().ready);
+    }
+
+    #[test]
+    fn the_door_opens_when_the_last_reason_is_gone() {
+        let health = running(&[ActorName::Ingestor, ActorName::Producer]);
+        health.close(Closed::DiskFull, "71 % used");
+        health.close(Closed::Draining, "stopping");
+        assert_eq!(health.closed().map(|(closed, _)| closed), Some(Closed::Draining));
+        health.open(Closed::Draining);
+        assert!(!health.readiness().ready);
+        health.open(Closed::DiskFull);
+        assert!(health.readiness().ready);
+    }
+}

@@ -1,0 +1,84 @@
+//! Where a record stands: offsets, partitions, and the moments at which records were received.
+
+use std::{fmt, sync::Arc};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+
+/// The position of a record in its partition. As a *position* it names the next record to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Offset(pub u64);
+
+impl Offset {
+    /// The position after the record at this offset.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// Records between `start` and this position; 0 where `start` is beyond it.
+    pub fn since(self, start: Self) -> u64 {
+        self.0.saturating_sub(start.0)
+    }
+
+    /// Kafka counts offsets as signed 64-bit numbers and uses the negative ones for itself.
+    pub fn from_kafka(offset: i64) -> Option<Self> {
+        u64::try_from(offset).ok().map(Self)
+    }
+
+    /// As Kafka and SQLite hold it. Offsets beyond `i64::MAX` do not occur.
+    pub fn as_i64(self) -> i64 {
+        i64::try_from(self.0).unwrap_or(i64::MAX)
+    }
+}
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A partition of the topic that this daemon serves. The embedded log has one: 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Partition(pub i32);
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Milliseconds since 1970-01-01T00:00:00Z, as Kafka's record timestamps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// The machine's wall clock.
+    pub fn now() -> Self {
+        Self(Utc::now().timestamp_millis())
+    }
+
+    /// As a calendar time; timestamps that no calendar holds become 1970.
+    pub fn to_datetime(self) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(self.0).unwrap_or_default()
+    }
+
+    /// RFC 3339 with milliseconds, in UTC: `2026-11-23T08:00:00.123Z`.
+    pub fn to_rfc3339(self) -> String {
+        self.to_datetime().to_rfc3339_opts(SecondsFormat::Millis, true)
+    }
+}
+
+/// What a topic *is*, beyond its name: Kafka's topic id, or the id that the embedded log was created with.
+/// A topic that was deleted and created anew has another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TopicIdentity(pub Arc<str>);
+
+impl fmt::Display for TopicIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

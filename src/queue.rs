@@ -1,0 +1,193 @@
+//! The queue seam: a log of partitions that is appended to by the producer and read by one consumer for each sink.
+//!
+//! Two backends stand behind it: Kafka (`kafka`) and the embedded log (`embedded`). Both run on named threads of their
+//! own, never on an arbiter: librdkafka's polling and SQLite's fsync block.
+//!
+//! - Writing: an [`Appender`] takes whole requests ([`Publish`]) and answers each through its ticket.
+//! - Reading: a source thread, controlled by [`SourceCommand`]s, hands [`SourceEvent`]s to its consumer. It delivers a
+//!   partition only after [`SourceCommand::Begin`], because only the sink knows where to begin.
+//!
+//! Invariant: for one `(partition, epoch)`, batches are contiguous: each one's `from` is the `to` of the one before, or
+//! the `at` of the latest `Begin`.
+
+pub mod embedded;
+pub mod kafka;
+pub mod record;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crossbeam_channel::Sender;
+
+use crate::{
+    position::{Offset, Partition, TopicIdentity},
+    produce::Publish,
+    queue::record::RecordBuffer,
+};
+
+/// One assignment of one partition to one sink. Each new assignment (also a repeated one) has a higher epoch, so that
+/// what was said about an earlier one can be told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(u64);
+
+impl Epoch {
+    /// An epoch that no other assignment of this process has.
+    pub fn fresh() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+/// The write side of a queue, used by the producer actor alone.
+pub trait Appender: Send {
+    /// Starts writing the events of `publish` from index `from` on; its ticket hears of each of them exactly once, when
+    /// it is durable or refused. Never blocks for long.
+    ///
+    /// # Errors
+    /// [`Full`] gives the request back when the queue's own buffers are full: call again later with the index reached.
+    fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full>;
+
+    /// Waits until everything appended is durable or refused, at most `timeout`. Blocks: call it on a blocking thread.
+    ///
+    /// # Errors
+    /// The number of events that are still unanswered.
+    fn flush(&mut self, timeout: Duration) -> Result<(), usize>;
+}
+
+/// The queue's own buffers are full; append again from `next` when they had time to empty.
+pub struct Full {
+    pub publish: Publish,
+    pub next: usize,
+}
+
+/// What a source knows of a partition when it is assigned.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    pub partition: Partition,
+    /// The sink's group position (the next offset to read), where it has one.
+    pub committed: Option<Offset>,
+    /// The first offset that the log still holds.
+    pub log_start: Offset,
+    /// The offset that the next record will get.
+    pub log_end: Offset,
+    pub identity: TopicIdentity,
+    /// This process holds every partition of the topic in the sink's group: required for stores that are not shared.
+    pub holds_all: bool,
+}
+
+/// From a source to its consumer.
+#[derive(Debug)]
+pub enum SourceEvent {
+    /// These partitions are ours now; nothing is delivered before [`SourceCommand::Begin`]. Sent again for a partition
+    /// that is already assigned when its position turned out to be out of the log's range.
+    Assigned(Vec<Assignment>),
+    /// These partitions are no longer ours.
+    Revoked(Vec<Partition>),
+    Batch(Batch),
+    /// The log's end as last heard of, for the lag.
+    LogEnd(Partition, Offset),
+    /// The queue cannot be reached, with the reason; it goes on trying.
+    Unavailable(String),
+    /// The queue can be reached (again).
+    Available,
+    /// Another process has this one's group membership: the process must end with status 3.
+    Fenced(String),
+    /// Nothing that a retry mends; the consumer fails with it and is restarted or escalated by its guardian.
+    Failed(String),
+}
+
+/// From a consumer to its source.
+#[derive(Debug)]
+pub enum SourceCommand {
+    /// Deliver this partition from `at` on, in batches of this epoch. Also a seek, when it is delivered already.
+    Begin {
+        partition: Partition,
+        epoch: Epoch,
+        at: Offset,
+    },
+    /// Deliver nothing more of this partition until the next `Begin`.
+    Hold(Partition),
+    /// Deliver nothing more until `Resume`; group membership is kept and polled for.
+    Pause,
+    Resume,
+    /// The sink has made everything before these positions durable. Sources commit at their own pace, the latest wins.
+    Commit(Vec<(Partition, Offset)>),
+    /// Ask for the assignments to be sent again (the sink lost its state). Each is held until its `Begin`.
+    Reassign,
+    /// Commit these positions synchronously, leave, end the thread.
+    Close(Vec<(Partition, Offset)>),
+}
+
+/// A running source: its commands, and the thread to be joined after [`SourceCommand::Close`].
+pub struct SourceHandle {
+    /// Bounded by the rules of the protocol: a handful of commands a partition and second, so the channel has no bound
+    /// of its own and a command never blocks an arbiter.
+    pub commands: Sender<SourceCommand>,
+    pub thread: JoinHandle<()>,
+}
+
+/// How a source tells its consumer. Must not block.
+pub type SourceEvents = Box<dyn Fn(SourceEvent) + Send>;
+
+/// Consecutive records of one partition: one contiguous buffer, and the range of offsets that it covers, also where
+/// the log has no records.
+#[derive(Debug)]
+pub struct Batch {
+    pub partition: Partition,
+    pub epoch: Epoch,
+    /// Covers `[from, to)`.
+    pub from: Offset,
+    pub to: Offset,
+    pub records: RecordBuffer,
+    /// Given back to the source's budget when the sink is done with the batch.
+    pub permit: Permit,
+}
+
+/// A budget of bytes in flight between a source and its sink, taken without blocking.
+#[derive(Debug, Clone)]
+pub struct ByteBudget(Arc<AtomicI64>);
+
+impl ByteBudget {
+    pub fn new(bytes: u64) -> Self {
+        Self(Arc::new(AtomicI64::new(i64::try_from(bytes).unwrap_or(i64::MAX))))
+    }
+
+    /// Takes `bytes` (at least [`Permit::LEAST`]) when any of the budget is left. The last permit may overdraw it, so that a batch larger
+    /// than the whole budget still passes: the bound is the budget and one batch.
+    pub fn try_take(&self, bytes: usize) -> Option<Permit> {
+        let bytes = i64::try_from(bytes.max(Permit::LEAST)).unwrap_or(i64::MAX);
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| (left > 0).then(|| left - bytes))
+            .ok()
+            .map(|_| Permit { budget: self.0.clone(), bytes })
+    }
+
+    /// Whether [`Self::try_take`] would succeed now.
+    pub fn has_room(&self) -> bool {
+        self.0.load(Ordering::Acquire) > 0
+    }
+}
+
+/// Bytes taken from a [`ByteBudget`], given back on drop.
+#[derive(Debug)]
+pub struct Permit {
+    budget: Arc<AtomicI64>,
+    bytes: i64,
+}
+
+impl Permit {
+    /// What a small batch counts as, so that the budget bounds the number of batches too.
+    pub const LEAST: usize = 64 * 1024;
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.fetch_add(self.bytes, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,244 @@
+//! Records as they lie in memory and in the embedded log: one contiguous buffer, each record with a checksum.
+//!
+//! ```text
+//! record  = length u32 · crc32c u32 · body            (little endian; length and checksum are those of body)
+//! body    = offset u64 · received i64 · key length u32 · value length u32 · headers u16 · key · value · header*
+//! header  = name length u16 · value length u32 · name · value
+//! ```
+//! A length of `u32::MAX` says that there is no key, value or header value (null, as Kafka allows).
+
+use thiserror::Error;
+
+use crate::position::{Offset, Timestamp};
+
+const NONE: u32 = u32::MAX;
+const PREFIX: usize = 8;
+const FIXED: usize = 8 + 8 + 4 + 4 + 2;
+
+/// A record, borrowed from its buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    pub offset: Offset,
+    /// The log's timestamp: the time of receipt.
+    pub received: Timestamp,
+    pub key: Option<&'a [u8]>,
+    /// `None` is Kafka's null value (a tombstone).
+    pub value: Option<&'a [u8]>,
+    pub headers: Headers<'a>,
+}
+
+/// The headers of a record, in their order.
+#[derive(Debug, Clone, Copy)]
+pub struct Headers<'a> {
+    count: u16,
+    bytes: &'a [u8],
+}
+
+/// The header that holds the id which the server assigned.
+pub const ID_HEADER: &str = "id";
+
+impl<'a> Headers<'a> {
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> {
+        let mut rest = self.bytes;
+        (0..self.count).map_while(move |_| {
+            let name_length = usize::from(u16::from_le_bytes(take(&mut rest)?));
+            let value_length = u32::from_le_bytes(take(&mut rest)?);
+            let name = std::str::from_utf8(split(&mut rest, name_length)?).ok()?;
+            let value = match value_length {
+                NONE => None,
+                length => Some(split(&mut rest, length as usize)?),
+            };
+            Some((name, value))
+        })
+    }
+
+    /// The id that the server assigned, where it did.
+    pub fn id(self) -> Option<&'a str> {
+        let (_, value) = self.iter().find(|(name, _)| *name == ID_HEADER)?;
+        std::str::from_utf8(value?).ok()
+    }
+}
+
+/// Why a buffer cannot be read.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Corrupt {
+    #[error("a record is cut short at byte {0}")]
+    Short(usize),
+    #[error("the checksum of the record at byte {0} does not match")]
+    Checksum(usize),
+}
+
+/// Records one after the other. Built by [`RecordBuffer::push`], or from bytes by [`RecordBuffer::from_bytes`].
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct RecordBuffer {
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+impl RecordBuffer {
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), count: 0 }
+    }
+
+    /// Takes bytes that [`RecordBuffer::as_bytes`] gave, checking every length and checksum.
+    ///
+    /// # Errors
+    /// [`Corrupt`] names the first byte that cannot be trusted.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, Corrupt> {
+        let (mut at, mut count) = (0, 0);
+        while at < bytes.len() {
+            let mut rest = &bytes[at..];
+            let length = u32::from_le_bytes(take(&mut rest).ok_or(Corrupt::Short(at))?) as usize;
+            let checksum = u32::from_le_bytes(take(&mut rest).ok_or(Corrupt::Short(at))?);
+            let body = split(&mut rest, length).ok_or(Corrupt::Short(at))?;
+            if crc32c::crc32c(body) != checksum {
+                return Err(Corrupt::Checksum(at));
+            }
+            parse(body).ok_or(Corrupt::Short(at))?;
+            at += PREFIX + length;
+            count += 1;
+        }
+        Ok(Self { bytes, count })
+    }
+
+    /// Appends a record. Offsets must ascend. Keys, values and headers of 4 GiB and more do not occur
+    /// (`message.max.bytes` is far below).
+    pub fn push<'h>(
+        &mut self,
+        offset: Offset,
+        received: Timestamp,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>)>,
+    ) {
+        let start = self.bytes.len();
+        let length_of = |bytes: Option<&[u8]>| bytes.map_or(NONE, |bytes| bytes.len() as u32);
+        self.bytes.extend_from_slice(&[0; PREFIX]);
+        self.bytes.extend_from_slice(&offset.0.to_le_bytes());
+        self.bytes.extend_from_slice(&received.0.to_le_bytes());
+        self.bytes.extend_from_slice(&length_of(key).to_le_bytes());
+        self.bytes.extend_from_slice(&length_of(value).to_le_bytes());
+        let count_at = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; 2]);
+        self.bytes.extend_from_slice(key.unwrap_or_default());
+        self.bytes.extend_from_slice(value.unwrap_or_default());
+        let mut headers_pushed = 0u16;
+        for (name, value) in headers {
+            self.bytes.extend_from_slice(&(name.len() as u16).to_le_bytes());
+            self.bytes.extend_from_slice(&length_of(value).to_le_bytes());
+            self.bytes.extend_from_slice(name.as_bytes());
+            self.bytes.extend_from_slice(value.unwrap_or_default());
+            headers_pushed += 1;
+        }
+        self.bytes[count_at..count_at + 2].copy_from_slice(&headers_pushed.to_le_bytes());
+        let body = start + PREFIX;
+        let length = (self.bytes.len() - body) as u32;
+        let checksum = crc32c::crc32c(&self.bytes[body..]);
+        self.bytes[start..start + 4].copy_from_slice(&length.to_le_bytes());
+        self.bytes[start + 4..body].copy_from_slice(&checksum.to_le_bytes());
+        self.count += 1;
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
+        let mut rest = self.bytes.as_slice();
+        std::iter::from_fn(move || {
+            let length = u32::from_le_bytes(take(&mut rest)?) as usize;
+            let _checksum: [u8; 4] = take(&mut rest)?;
+            parse(split(&mut rest, length)?)
+        })
+    }
+
+    /// Records in the buffer.
+    pub fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The size of the buffer, which is what budgets count.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn parse(mut body: &[u8]) -> Option<Record<'_>> {
+    if body.len() < FIXED {
+        return None;
+    }
+    let offset = Offset(u64::from_le_bytes(take(&mut body)?));
+    let received = Timestamp(i64::from_le_bytes(take(&mut body)?));
+    let key_length = u32::from_le_bytes(take(&mut body)?);
+    let value_length = u32::from_le_bytes(take(&mut body)?);
+    let count = u16::from_le_bytes(take(&mut body)?);
+    let mut field = |length: u32| match length {
+        NONE => Some(None),
+        length => split(&mut body, length as usize).map(Some),
+    };
+    let key = field(key_length)?;
+    let value = field(value_length)?;
+    Some(Record { offset, received, key, value, headers: Headers { count, bytes: body } })
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, rest) = bytes.split_first_chunk::<N>()?;
+    *bytes = rest;
+    Some(*head)
+}
+
+fn split<'a>(bytes: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (head, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> RecordBuffer {
+        let mut buffer = RecordBuffer::default();
+        let headers = [("id", Some(b"abc".as_slice())), ("none", None)];
+        buffer.push(Offset(7), Timestamp(1000), Some(b"k"), Some(b"{}"), headers);
+        buffer.push(Offset(9), Timestamp(1001), None, None, []);
+        buffer
+    }
+
+    #[test]
+    fn records_come_back_as_they_were_pushed() {
+        let buffer = RecordBuffer::from_bytes(sample().as_bytes().to_vec()).unwrap();
+        let records: Vec<_> = buffer.iter().collect();
+        assert_eq!(records.len(), 2);
+        assert_eq!((records[0].offset, records[0].received), (Offset(7), Timestamp(1000)));
+        assert_eq!((records[0].key, records[0].value), (Some(b"k".as_slice()), Some(b"{}".as_slice())));
+        assert_eq!(records[0].headers.id(), Some("abc"));
+        assert_eq!(records[0].headers.iter().last(), Some(("none", None)));
+        assert_eq!((records[1].key, records[1].value), (None, None));
+        assert!(records[1].headers.is_empty());
+    }
+
+    #[test]
+    fn every_flipped_byte_is_noticed() {
+        let good = sample().as_bytes().to_vec();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x40;
+            assert!(RecordBuffer::from_bytes(bad).is_err(), "byte {at} flipped");
+        }
+    }
+
+    #[test]
+    fn a_cut_buffer_is_short() {
+        let good = sample().as_bytes().to_vec();
+        assert_eq!(RecordBuffer::from_bytes(good[..good.len() - 1].to_vec()), Err(Corrupt::Short(44)));
+    }
+}

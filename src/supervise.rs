@@ -1,0 +1,204 @@
+//! Supervision: a guardian for each actor rebuilds it after a panic or an error, with back-off and jitter, and
+//! escalates when it fails too often.
+//!
+//! actix ends an actor whose handler panics and leaves it at that. A guardian therefore runs the actor's context as a
+//! task of its own on the actor's arbiter and awaits its end: a panic is an error of that task. The address of the
+//! present incarnation stands in a [`Slot`]; whoever sends to the actor looks there.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use actix::{Actor, Addr, Arbiter, AsyncContext, Context};
+use arc_swap::ArcSwapOption;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    health::{ActorName, ActorState, Health},
+    metrics::Metrics,
+};
+
+/// The address of an actor's present incarnation; empty while there is none.
+pub struct Slot<A: Actor>(Arc<ArcSwapOption<Addr<A>>>);
+
+impl<A: Actor> Clone for Slot<A> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<A: Actor> Default for Slot<A> {
+    fn default() -> Self {
+        Self(Arc::new(ArcSwapOption::empty()))
+    }
+}
+
+impl<A: Actor> Slot<A> {
+    pub fn get(&self) -> Option<Addr<A>> {
+        self.0.load().as_deref().cloned()
+    }
+
+    pub fn set(&self, addr: Option<Addr<A>>) {
+        self.0.store(addr.map(Arc::new));
+    }
+}
+
+/// When a guardian gives up: more than `max_restarts` within `window`.
+#[derive(Debug, Clone, Copy)]
+pub struct RestartPolicy {
+    pub max_restarts: u32,
+    pub window: Duration,
+    /// The first pause; doubled with each restart in the window, at most [`RestartPolicy::LONGEST`].
+    pub backoff: Duration,
+}
+
+impl RestartPolicy {
+    pub const LONGEST: Duration = Duration::from_secs(30);
+
+    /// The pause before restart number `restarts` (from 1) of the window: exponential, with ±20 % jitter so that
+    /// actors that failed together do not return together.
+    fn pause(&self, restarts: u32) -> Duration {
+        let factor = 2u32.saturating_pow(restarts.saturating_sub(1).min(16));
+        let pause = self.backoff.saturating_mul(factor).min(Self::LONGEST);
+        pause.mul_f64(0.8 + 0.4 * fastrand::f64())
+    }
+}
+
+/// Why the process has to end.
+#[derive(Debug, Clone)]
+pub enum Escalation {
+    /// An actor failed more often than its policy allows.
+    Failed { actor: ActorName, reason: String },
+    /// Another process has our membership of a consumer group.
+    Fenced { reason: String },
+}
+
+/// Where guardians and actors report what ends the process.
+pub type Escalations = mpsc::UnboundedSender<Escalation>;
+
+/// What all guardians share.
+#[derive(Clone)]
+pub struct Supervision {
+    pub policy: RestartPolicy,
+    pub health: Health,
+    pub metrics: Arc<Metrics>,
+    pub escalations: Escalations,
+}
+
+/// A guarded actor, as the composition root holds it.
+pub struct Guarded {
+    pub name: ActorName,
+    stopping: Arc<AtomicBool>,
+    ended: oneshot::Receiver<()>,
+    arbiter: Arbiter,
+}
+
+impl Guarded {
+    /// From now on an end of the actor is no failure.
+    pub fn stopping(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Waits for the actor's end, then ends its arbiter and joins the thread. Callers bound it by their deadline.
+    pub async fn join(self) {
+        // An error says that the guardian is gone, which is an end as well.
+        let _ = self.ended.await;
+        self.arbiter.stop();
+        let _ = tokio::task::spawn_blocking(move || self.arbiter.join()).await;
+    }
+}
+
+/// Starts an actor on an arbiter of its own and keeps it alive.
+///
+/// `build` makes each incarnation, on the actor's arbiter; its errors count as failures.
+pub fn supervise<A, F>(name: ActorName, slot: Slot<A>, supervision: &Supervision, build: F) -> Guarded
+where
+    A: Actor<Context = Context<A>>,
+    F: FnMut(&mut Context<A>) -> anyhow::Result<A> + Send + 'static,
+{
+    let arbiter = Arbiter::new();
+    let stopping = Arc::new(AtomicBool::new(false));
+    let (ended_tx, ended) = oneshot::channel();
+    supervision.health.actor(name, ActorState::Starting, None);
+    let (shared, guard_stopping) = (supervision.clone(), stopping.clone());
+    // The guardian's future is not `Send` (it holds the actor's context), so it is made on the arbiter.
+    arbiter.spawn_fn(move || {
+        actix_rt::spawn(async move {
+            guard(name, slot, shared, guard_stopping, build).await;
+            let _ = ended_tx.send(());
+        });
+    });
+    Guarded { name, stopping, ended, arbiter }
+}
+
+async fn guard<A, F>(name: ActorName, slot: Slot<A>, supervision: Supervision, stopping: Arc<AtomicBool>, mut build: F)
+where
+    A: Actor<Context = Context<A>>,
+    F: FnMut(&mut Context<A>) -> anyhow::Result<A> + Send + 'static,
+{
+    let mut failures: VecDeque<Instant> = VecDeque::new();
+    loop {
+        let reason = match incarnate(&slot, &mut build).await {
+            Ok(()) if stopping.load(Ordering::Acquire) => break,
+            Ok(()) => "stopped without being asked to".to_owned(),
+            Err(reason) => reason,
+        };
+        if stopping.load(Ordering::Acquire) {
+            tracing::warn!(actor = name.as_str(), reason, "actor failed while stopping");
+            break;
+        }
+        let now = Instant::now();
+        failures.push_back(now);
+        failures.retain(|at| now.duration_since(*at) <= supervision.policy.window);
+        let restarts = u32::try_from(failures.len()).unwrap_or(u32::MAX);
+        if restarts > supervision.policy.max_restarts {
+            tracing::error!(actor = name.as_str(), reason, restarts, "actor failed too often, stopping the process");
+            supervision.health.actor(name, ActorState::Stopped, reason.clone());
+            // The receiver is gone only when the process ends already.
+            let _ = supervision.escalations.send(Escalation::Failed { actor: name, reason });
+            return;
+        }
+        let pause = supervision.policy.pause(restarts);
+        tracing::error!(
+            actor = name.as_str(),
+            reason,
+            restarts,
+            pause_ms = pause.as_millis() as u64,
+            "actor failed, restarting"
+        );
+        supervision.health.actor(name, ActorState::Restarting, reason);
+        supervision.metrics.actor_restarted(name);
+        tokio::time::sleep(pause).await;
+    }
+    supervision.health.actor(name, ActorState::Stopped, None);
+}
+
+/// One life of an actor, from its construction to its end.
+async fn incarnate<A, F>(slot: &Slot<A>, build: &mut F) -> Result<(), String>
+where
+    A: Actor<Context = Context<A>>,
+    F: FnMut(&mut Context<A>) -> anyhow::Result<A>,
+{
+    let mut context = Context::new();
+    let actor = build(&mut context).map_err(|error| format!("{error:#}"))?;
+    slot.set(Some(context.address()));
+    let end = actix_rt::spawn(context.into_future(actor)).await;
+    slot.set(None);
+    end.map_err(|error| match error.try_into_panic() {
+        Ok(payload) => format!("panicked: {}", panic_message(payload.as_ref())),
+        Err(error) => error.to_string(),
+    })
+}
+
+fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
