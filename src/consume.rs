@@ -10,11 +10,22 @@
 //! on both sides. When a sink lost its state (it was restarted), it says so ([`SinkStarted`]) and every partition is
 //! assigned to it anew.
 
-use actix::{Actor, Handler, Message};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseActFuture, ResponseFuture,
+    WrapFuture,
+};
 
 use crate::{
+    health::{ActorState, Halted, Health, SinkName},
+    metrics::{Metrics, SinkLabel},
     position::{Offset, Partition},
-    queue::{Assignment, Batch, Epoch},
+    queue::{Assignment, Batch, Epoch, SourceCommand, SourceEvent, SourceEvents, SourceHandle},
+    supervise::{Escalation, Escalations, Slot},
 };
 
 /// To the sink: this partition is yours. Answer with [`Begin`] (or [`Halt`]).
@@ -104,5 +115,387 @@ pub struct SetHold {
     pub on: bool,
 }
 
+impl Hold {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::DiskFull => "the disk is too full (disk.max_used_percent)",
+            Self::SpoolQuota => "sealed segments fill spool.quota; they wait for the object store",
+            Self::SinkUnavailable => "the store is behind; what is read waits for it",
+        }
+    }
+}
+
+/// What a sink says to its consumer. A message that finds none (it is being restarted) is dropped without harm: a
+/// restarted consumer assigns everything anew.
+pub trait SinkReplies: Send + Sync {
+    fn begin(&self, begin: Begin);
+    fn confirm(&self, confirm: Confirm);
+    fn halt(&self, halt: Halt);
+    fn reassign(&self, reassign: Reassign);
+    fn hold(&self, hold: SetHold);
+    fn started(&self);
+}
+
+pub type Replies = Arc<dyn SinkReplies>;
+
+impl<S: Sink> SinkReplies for Slot<Consumer<S>> {
+    fn begin(&self, begin: Begin) {
+        self.tell(begin);
+    }
+
+    fn confirm(&self, confirm: Confirm) {
+        self.tell(confirm);
+    }
+
+    fn halt(&self, halt: Halt) {
+        self.tell(halt);
+    }
+
+    fn reassign(&self, reassign: Reassign) {
+        self.tell(reassign);
+    }
+
+    fn hold(&self, hold: SetHold) {
+        self.tell(hold);
+    }
+
+    fn started(&self) {
+        self.tell(SinkStarted);
+    }
+}
+
 /// What a consumer feeds: the spooler, or the aggregator.
-pub trait Sink: Actor + Handler<Assign> + Handler<Unassign> + Handler<Batch> + Handler<Drain> {}
+pub trait Sink:
+    Actor<Context = Context<Self>> + Handler<Assign> + Handler<Unassign> + Handler<Batch> + Handler<Drain>
+{
+}
+
+impl<S> Sink for S where
+    S: Actor<Context = Context<S>> + Handler<Assign> + Handler<Unassign> + Handler<Batch> + Handler<Drain>
+{
+}
+
+/// From the source's thread.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct FromSource(SourceEvent);
+
+/// At the stop: fetch nothing more, then have the sink make everything durable that it holds.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct StopFetching;
+
+/// At the stop, after the sink is drained: commit what it confirmed and leave the group. The reply is the number of
+/// records that were not read yet, as far as the consumer knows.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "u64")]
+pub struct Leave;
+
+/// A partition that is ours.
+struct Held {
+    epoch: Epoch,
+    phase: Phase,
+    log_end: Offset,
+    /// The sink's durable position; at first the group's.
+    position: Option<Offset>,
+    log_start: Offset,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The sink finds out where it stands.
+    Opening,
+    Delivering,
+    Halted,
+}
+
+/// Which queue a consumer reads, as readiness names it.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueName(pub &'static str);
+
+/// The consumer actor of one sink.
+pub struct Consumer<S: Sink> {
+    name: SinkName,
+    topic: String,
+    queue: QueueName,
+    sink: Slot<S>,
+    source: Option<SourceHandle>,
+    held: BTreeMap<Partition, Held>,
+    holds: BTreeSet<Hold>,
+    stopping: bool,
+    health: Health,
+    metrics: Arc<Metrics>,
+    escalations: Escalations,
+}
+
+/// What a consumer is built with, each time it is built.
+#[derive(Clone)]
+pub struct ConsumerParts<S: Sink> {
+    pub name: SinkName,
+    pub topic: String,
+    pub queue: QueueName,
+    pub sink: Slot<S>,
+    pub health: Health,
+    pub metrics: Arc<Metrics>,
+    pub escalations: Escalations,
+}
+
+impl<S: Sink> Consumer<S> {
+    /// Starts the source with a way to tell this actor.
+    ///
+    /// # Errors
+    /// Those of `start_source`: settings that the queue refuses.
+    pub fn new(
+        parts: ConsumerParts<S>,
+        ctx: &Context<Self>,
+        start_source: impl FnOnce(SourceEvents) -> anyhow::Result<SourceHandle>,
+    ) -> anyhow::Result<Self> {
+        let addr = ctx.address();
+        // Batches are bounded by the source's byte budget, everything else is rare: capacity must not drop either.
+        let source = start_source(Box::new(move |event| addr.do_send(FromSource(event))))?;
+        Ok(Self {
+            name: parts.name,
+            topic: parts.topic,
+            queue: parts.queue,
+            sink: parts.sink,
+            source: Some(source),
+            held: BTreeMap::new(),
+            holds: BTreeSet::new(),
+            stopping: false,
+            health: parts.health,
+            metrics: parts.metrics,
+            escalations: parts.escalations,
+        })
+    }
+
+    fn command(&self, command: SourceCommand) {
+        if let Some(source) = &self.source {
+            // An error says that the thread has ended; its last event says why.
+            let _ = source.commands.send(command);
+        }
+    }
+
+    /// The partition, when the message is about its present assignment.
+    fn current(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut Held> {
+        self.held.get_mut(&partition).filter(|held| held.epoch == epoch)
+    }
+
+    fn assigned(&mut self, assignment: Assignment) {
+        let (partition, epoch) = (assignment.partition, Epoch::fresh());
+        self.health.release(self.name, partition);
+        let held = Held {
+            epoch,
+            phase: Phase::Opening,
+            log_end: assignment.log_end,
+            position: assignment.committed,
+            log_start: assignment.log_start,
+        };
+        self.held.insert(partition, held);
+        self.show_lag(partition);
+        tracing::info!(sink = self.name.as_str(), %partition, committed = ?assignment.committed.map(|o| o.0),
+            log_start = %assignment.log_start, log_end = %assignment.log_end, "partition assigned");
+        self.sink.tell(Assign { epoch, assignment });
+    }
+
+    fn revoked(&mut self, partition: Partition) {
+        let Some(held) = self.held.remove(&partition) else { return };
+        tracing::info!(sink = self.name.as_str(), %partition, "partition revoked");
+        self.health.release(self.name, partition);
+        self.metrics.forget_lag(self.name, &self.topic, partition);
+        self.sink.tell(Unassign { partition, epoch: held.epoch });
+    }
+
+    fn batch(&mut self, batch: Batch) {
+        let (partition, epoch) = (batch.partition, batch.epoch);
+        let Some(held) = self.current(partition, epoch) else { return };
+        if held.phase != Phase::Delivering {
+            return;
+        }
+        held.log_end = held.log_end.max(batch.to);
+        self.metrics.events_consumed.get_or_create(&SinkLabel { sink: self.name.as_str() }).inc_by(batch.records.len() as u64);
+        self.sink.tell(batch);
+        self.show_lag(partition);
+    }
+
+    fn show_lag(&self, partition: Partition) {
+        if let Some(held) = self.held.get(&partition) {
+            self.metrics.set_lag(self.name, &self.topic, partition, held.lag());
+        }
+    }
+
+    fn show_state(&self) {
+        let (state, reason) = match self.holds.first() {
+            Some(hold) => (ActorState::Paused, Some(hold.reason().to_owned())),
+            None => (ActorState::Running, None),
+        };
+        self.health.actor(self.name.consumer(), state, reason);
+    }
+}
+
+impl Held {
+    fn lag(&self) -> u64 {
+        self.log_end.since(self.position.unwrap_or(self.log_start).max(self.log_start))
+    }
+}
+
+impl<S: Sink> Actor for Consumer<S> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, _: &mut Self::Context) {
+        self.show_state();
+    }
+}
+
+impl<S: Sink> Drop for Consumer<S> {
+    /// After a panic too: the source leaves, and the next incarnation's takes its place.
+    fn drop(&mut self) {
+        self.command(SourceCommand::Close(Vec::new()));
+    }
+}
+
+impl<S: Sink> Handler<FromSource> for Consumer<S> {
+    type Result = ();
+
+    fn handle(&mut self, FromSource(event): FromSource, ctx: &mut Self::Context) {
+        match event {
+            SourceEvent::Assigned(assignments) => assignments.into_iter().for_each(|each| self.assigned(each)),
+            SourceEvent::Revoked(partitions) => partitions.into_iter().for_each(|each| self.revoked(each)),
+            SourceEvent::Batch(batch) => self.batch(batch),
+            SourceEvent::LogEnd(partition, end) => {
+                if let Some(held) = self.held.get_mut(&partition) {
+                    held.log_end = held.log_end.max(end);
+                    self.show_lag(partition);
+                }
+            }
+            SourceEvent::Unavailable(reason) => {
+                self.health.dependency(self.queue.0, Err(reason.clone()));
+                self.health.actor(self.name.consumer(), ActorState::Failing, reason);
+            }
+            SourceEvent::Available => {
+                self.health.dependency(self.queue.0, Ok(()));
+                self.show_state();
+            }
+            SourceEvent::Fenced(reason) => {
+                // The receiver is gone only when the process ends already.
+                let _ = self.escalations.send(Escalation::Fenced { reason });
+            }
+            SourceEvent::Failed(reason) => {
+                tracing::error!(sink = self.name.as_str(), reason, "the source failed");
+                ctx.stop();
+            }
+        }
+    }
+}
+
+impl<S: Sink> Handler<Begin> for Consumer<S> {
+    type Result = ();
+
+    fn handle(&mut self, Begin { partition, epoch, at }: Begin, _: &mut Self::Context) {
+        let Some(held) = self.current(partition, epoch) else { return };
+        held.phase = Phase::Delivering;
+        if !self.stopping {
+            self.command(SourceCommand::Begin { partition, epoch, at });
+        }
+    }
+}
+
+impl<S: Sink> Handler<Confirm> for Consumer<S> {
+    type Result = ();
+
+    fn handle(&mut self, Confirm { partition, epoch, position }: Confirm, _: &mut Self::Context) {
+        let Some(held) = self.current(partition, epoch) else { return };
+        held.position = Some(position);
+        self.command(SourceCommand::Commit(vec![(partition, position)]));
+        self.show_lag(partition);
+    }
+}
+
+impl<S: Sink> Handler<Halt> for Consumer<S> {
+    type Result = ();
+
+    fn handle(&mut self, halt: Halt, _: &mut Self::Context) {
+        let Some(held) = self.current(halt.partition, halt.epoch) else { return };
+        held.phase = Phase::Halted;
+        self.command(SourceCommand::Hold(halt.partition));
+        self.health.halt(Halted {
+            sink: self.name,
+            topic: self.topic.clone(),
+            partition: halt.partition,
+            reason: halt.reason,
+            action: halt.action,
+        });
+    }
+}
+
+impl<S: Sink> Handler<Reassign> for Consumer<S> {
+    type Result = ();
+
+    fn handle(&mut self, Reassign { partition, epoch }: Reassign, _: &mut Self::Context) {
+        let Some(held) = self.current(partition, epoch) else { return };
+        held.phase = Phase::Opening;
+        self.command(SourceCommand::ReassignPartition(partition));
+    }
+}
+
+impl<S: Sink> Handler<SinkStarted> for Consumer<S> {
+    type Result = ();
+
+    fn handle(&mut self, _: SinkStarted, _: &mut Self::Context) {
+        // Whatever held the last incarnation back is its own.
+        self.holds.retain(|hold| *hold == Hold::DiskFull);
+        if self.holds.is_empty() {
+            self.command(SourceCommand::Resume);
+        }
+        self.command(SourceCommand::Reassign);
+    }
+}
+
+impl<S: Sink> Handler<SetHold> for Consumer<S> {
+    type Result = ();
+
+    fn handle(&mut self, SetHold { hold, on }: SetHold, _: &mut Self::Context) {
+        let held_before = !self.holds.is_empty();
+        let changed = if on { self.holds.insert(hold) } else { self.holds.remove(&hold) };
+        let held = !self.holds.is_empty();
+        if held != held_before && !self.stopping {
+            self.command(if held { SourceCommand::Pause } else { SourceCommand::Resume });
+        }
+        if changed {
+            tracing::info!(sink = self.name.as_str(), reason = hold.reason(), on, "fetching held");
+            self.show_state();
+        }
+    }
+}
+
+impl<S: Sink> Handler<StopFetching> for Consumer<S> {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: StopFetching, _: &mut Self::Context) -> Self::Result {
+        self.stopping = true;
+        self.command(SourceCommand::Pause);
+        // Behind all batches that it was given.
+        let drained = self.sink.get().map(|sink| sink.send(Drain));
+        Box::pin(async move {
+            if let Some(drained) = drained {
+                // An error says that the sink has died: it has nothing left to make durable.
+                let _ = drained.await;
+            }
+        })
+    }
+}
+
+impl<S: Sink> Handler<Leave> for Consumer<S> {
+    type Result = ResponseActFuture<Self, u64>;
+
+    fn handle(&mut self, _: Leave, _: &mut Self::Context) -> Self::Result {
+        let positions = self.held.iter().filter_map(|(partition, held)| Some((*partition, held.position?))).collect();
+        let unread = self.held.values().map(Held::lag).sum();
+        self.command(SourceCommand::Close(positions));
+        let thread = self.source.take().map(|source| source.thread);
+        let joined = tokio::task::spawn_blocking(move || thread.map(std::thread::JoinHandle::join));
+        Box::pin(joined.into_actor(self).map(move |_, _, ctx| {
+            ctx.stop();
+            unread
+        }))
+    }
+}

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{Actor, Addr, Arbiter, AsyncContext, Context};
+use actix::{Actor, Addr, Arbiter, AsyncContext, Context, Handler, Message, dev::ToEnvelope};
 use arc_swap::ArcSwapOption;
 use tokio::sync::{mpsc, oneshot};
 
@@ -45,6 +45,20 @@ impl<A: Actor> Slot<A> {
 
     pub fn set(&self, addr: Option<Addr<A>>) {
         self.0.store(addr.map(Arc::new));
+    }
+
+    /// Sends past the mailbox's capacity, for messages whose number is bounded by their own protocol. Without an
+    /// incarnation the message is dropped: protocols start anew with each.
+    pub fn tell<M>(&self, message: M)
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        A: Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+    {
+        if let Some(addr) = self.0.load().as_deref() {
+            addr.do_send(message);
+        }
     }
 }
 
