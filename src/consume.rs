@@ -312,7 +312,10 @@ impl<S: Sink> Consumer<S> {
             return;
         }
         held.log_end = held.log_end.max(batch.to);
-        self.metrics.events_consumed.get_or_create(&SinkLabel { sink: self.name.as_str() }).inc_by(batch.records.len() as u64);
+        self.metrics
+            .events_consumed
+            .get_or_create(&SinkLabel { sink: self.name.as_str() })
+            .inc_by(batch.records.len() as u64);
         self.sink.tell(batch);
         self.show_lag(partition);
     }

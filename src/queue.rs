@@ -160,14 +160,17 @@ impl ByteBudget {
         Self(Arc::new(AtomicI64::new(i64::try_from(bytes).unwrap_or(i64::MAX))))
     }
 
-    /// Takes `bytes` (at least [`Permit::LEAST`]) when any of the budget is left. The last permit may overdraw it, so that a batch larger
-    /// than the whole budget still passes: the bound is the budget and one batch.
+    /// Takes `bytes` (at least [`Permit::LEAST`]) when any of the budget is left.
     pub fn try_take(&self, bytes: usize) -> Option<Permit> {
+        self.has_room().then(|| self.take(bytes))
+    }
+
+    /// Takes `bytes` even beyond the budget, so that a batch larger than all of it still passes. The one source that
+    /// owns the budget asks [`Self::has_room`] before: the bound is the budget and one batch.
+    pub fn take(&self, bytes: usize) -> Permit {
         let bytes = i64::try_from(bytes.max(Permit::LEAST)).unwrap_or(i64::MAX);
-        self.0
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| (left > 0).then(|| left - bytes))
-            .ok()
-            .map(|_| Permit { budget: self.0.clone(), bytes })
+        self.0.fetch_sub(bytes, Ordering::AcqRel);
+        Permit { budget: self.0.clone(), bytes }
     }
 
     /// Whether [`Self::try_take`] would succeed now.

@@ -1,1 +1,197 @@
-//! The embedded log.
+//! The embedded log: one partition in an SQLite database, for running alone.
+//!
+//! **Format** (`log.db`, `user_version` 1). A row of `chunks` holds consecutive records of one group commit, encoded as
+//! [`record`](super::record) says, each with its own checksum: `base` (offset of the first), `count`, `received` (the
+//! latest of its records) and `records`. `cursors` holds each sink's position, `dead_letters` the dead letters, `meta`
+//! the log's identity and the end of what was trimmed.
+//!
+//! **Invariants.**
+//! - A ticket is answered `durable` only after the COMMIT that holds its events returned with `synchronous=FULL`, which
+//!   in WAL mode means: the WAL is fsynced.
+//! - Offsets never repeat, also after everything was trimmed: the next offset is the larger of `trimmed` and the end of
+//!   the last chunk, and trimming moves `trimmed` in the transaction that deletes.
+//! - Nothing at or beyond a cursor of a sink that is on is ever trimmed.
+//!
+//! **Group commit.** One thread writes. While it fsyncs, requests queue up; it takes all of them for its next commit, so
+//! the group grows with the load and an idle log commits at once.
+
+mod reader;
+mod schema;
+mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use futures::future::BoxFuture;
+use tokio::sync::oneshot;
+
+use crate::{
+    config::LiveConfig,
+    dlq::{DeadLetter, DeadLetterWriter},
+    health::{Health, SinkName},
+    metrics::Metrics,
+    position::{Offset, TopicIdentity},
+    produce::Publish,
+    queue::{Appender, ByteBudget, Full, SourceEvents, SourceHandle},
+};
+
+/// Requests that wait for the writer. A group commit takes them all; the producer's mailbox waits behind this.
+const WRITER_QUEUE: usize = 4096;
+
+/// The name of this dependency in readiness.
+pub const DEPENDENCY: &str = "embedded_log";
+
+/// To the writer's thread.
+enum Write {
+    Append(Publish),
+    /// A sink's position. Not answered: losing the latest ones in a crash repeats work, which the sinks recognise.
+    Cursor(SinkName, Offset),
+    /// A sink's last position at the stop; answered when durable.
+    LastCursor(SinkName, Option<Offset>, Sender<()>),
+    DeadLetters(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>),
+    /// Answered when everything sent before it is durable or refused.
+    Flush(Sender<()>),
+    Stop,
+}
+
+/// An open embedded log. Dropping it does not stop its thread: [`EmbeddedLog::close`] does.
+#[derive(Clone)]
+pub struct EmbeddedLog {
+    path: Arc<PathBuf>,
+    writer: Sender<Write>,
+    end: Arc<LogEnd>,
+    identity: TopicIdentity,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// The offset that the next record will get; readers wait for it to move.
+struct LogEnd {
+    end: AtomicU64,
+    moved: Condvar,
+    lock: Mutex<()>,
+}
+
+impl LogEnd {
+    fn get(&self) -> Offset {
+        Offset(self.end.load(Ordering::Acquire))
+    }
+
+    fn set(&self, end: Offset) {
+        self.end.store(end.0, Ordering::Release);
+        // Under the lock, so that no reader checks and then waits past this.
+        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.moved.notify_all();
+    }
+
+    /// Returns when the end is beyond `position`, or after `timeout`.
+    fn wait_beyond(&self, position: Offset, timeout: Duration) {
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.moved.wait_timeout_while(guard, timeout, |()| self.get() <= position);
+    }
+}
+
+impl EmbeddedLog {
+    /// Opens or creates `log.db` in `data_dir` and starts its writer. `sinks` are those whose cursors hold records back.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or was written by a newer release.
+    pub fn open(
+        data_dir: &Path,
+        sinks: Vec<SinkName>,
+        config: LiveConfig,
+        health: Health,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
+        let path = data_dir.join("log.db");
+        let database =
+            schema::open_writer(&path).with_context(|| format!("cannot open the embedded log {}", path.display()))?;
+        let identity = schema::identity(&database).with_context(|| format!("cannot read {}", path.display()))?;
+        let next = schema::next_offset(&database).with_context(|| format!("cannot read {}", path.display()))?;
+        let end = Arc::new(LogEnd { end: AtomicU64::new(next.0), moved: Condvar::new(), lock: Mutex::new(()) });
+        let (sender, receiver): (Sender<Write>, Receiver<Write>) = bounded(WRITER_QUEUE);
+        let writer = writer::Writer::new(database, next, end.clone(), sinks, config, health, metrics)?;
+        let thread = std::thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || writer.run(&receiver))
+            .context("cannot start the embedded log's thread")?;
+        let thread = Arc::new(Mutex::new(Some(thread)));
+        Ok(Self { path: Arc::new(path), writer: sender, end, identity, thread })
+    }
+
+    pub fn appender(&self) -> EmbeddedAppender {
+        EmbeddedAppender { writer: self.writer.clone() }
+    }
+
+    /// Starts the reading side of one sink on a thread of its own.
+    ///
+    /// # Errors
+    /// When the log cannot be opened for reading.
+    pub fn source(
+        &self,
+        sink: SinkName,
+        config: LiveConfig,
+        budget: ByteBudget,
+        events: SourceEvents,
+    ) -> anyhow::Result<SourceHandle> {
+        reader::spawn(self.clone(), sink, config, budget, events)
+    }
+
+    /// Ends the writer after what was sent to it, and joins its thread. Blocks.
+    pub fn close(&self) {
+        // An error says that the thread has ended already.
+        let _ = self.writer.send(Write::Stop);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the embedded log's thread had panicked");
+        }
+    }
+}
+
+impl DeadLetterWriter for EmbeddedLog {
+    fn write(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<()>> {
+        let (reply, written) = oneshot::channel();
+        let sent = self.writer.try_send(Write::DeadLetters(letters, reply));
+        Box::pin(async move {
+            sent.map_err(|_| anyhow::anyhow!("the embedded log's queue is full or its thread has ended"))?;
+            written.await.context("the embedded log's thread has ended")?
+        })
+    }
+}
+
+/// The write side, for the producer.
+pub struct EmbeddedAppender {
+    writer: Sender<Write>,
+}
+
+impl Appender for EmbeddedAppender {
+    fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full> {
+        match self.writer.try_send(Write::Append(publish)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(Write::Append(publish))) => Err(Full { publish, next: from }),
+            Err(TrySendError::Disconnected(Write::Append(publish))) => {
+                publish.ticket.unavailable(publish.events.len() - from, "the embedded log has ended");
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn flush(&mut self, timeout: Duration) -> Result<(), usize> {
+        let (done, flushed) = bounded(1);
+        let waiting = self.writer.len();
+        let deadline = std::time::Instant::now() + timeout;
+        self.writer.send_timeout(Write::Flush(done), timeout).map_err(|_| waiting)?;
+        flushed.recv_deadline(deadline).map_err(|_| waiting.max(1))
+    }
+}

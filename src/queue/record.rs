@@ -152,6 +152,12 @@ impl RecordBuffer {
         })
     }
 
+    /// Empties the buffer and keeps its memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.count = 0;
+    }
+
     /// Records in the buffer.
     pub fn len(&self) -> usize {
         self.count as usize

@@ -1,0 +1,201 @@
+//! The reading side of the embedded log for one sink: a thread that waits for the log's end to move.
+
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, RecvTimeoutError, bounded, unbounded};
+use rusqlite::Connection;
+
+use super::{EmbeddedLog, Write, schema};
+use crate::{
+    config::LiveConfig,
+    health::SinkName,
+    position::{Offset, Partition},
+    queue::{
+        Assignment, Batch, ByteBudget, Epoch, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
+        record::RecordBuffer,
+    },
+};
+
+/// The embedded log's only partition.
+const PARTITION: Partition = Partition(0);
+/// How soon a command is heard while the log is idle.
+const IDLE: Duration = Duration::from_millis(50);
+/// How soon to look again for room in the byte budget: a few batches' worth of a sink's work.
+const NO_ROOM: Duration = Duration::from_millis(2);
+/// The pause after a failed read.
+const RETRY: Duration = Duration::from_secs(1);
+
+struct Reader {
+    log: EmbeddedLog,
+    sink: SinkName,
+    database: Connection,
+    config: LiveConfig,
+    budget: ByteBudget,
+    events: SourceEvents,
+    commands: Receiver<SourceCommand>,
+    /// `None` while the partition is held.
+    delivering: Option<(Epoch, Offset)>,
+    paused: bool,
+    failing: bool,
+}
+
+pub(super) fn spawn(
+    log: EmbeddedLog,
+    sink: SinkName,
+    config: LiveConfig,
+    budget: ByteBudget,
+    events: SourceEvents,
+) -> anyhow::Result<SourceHandle> {
+    let (commands, receiver): (Sender<SourceCommand>, _) = unbounded();
+    let database = schema::open_reader(&log.path)?;
+    let reader = Reader {
+        log,
+        sink,
+        database,
+        config,
+        budget,
+        events,
+        commands: receiver,
+        delivering: None,
+        paused: false,
+        failing: false,
+    };
+    let thread = std::thread::Builder::new().name(format!("log-{}", sink.as_str())).spawn(move || reader.run())?;
+    Ok(SourceHandle { commands, thread })
+}
+
+impl Reader {
+    fn run(mut self) {
+        self.assign();
+        let mut pause = Duration::ZERO;
+        loop {
+            match self.commands.recv_timeout(pause) {
+                Ok(SourceCommand::Close(positions)) => return self.leave(&positions),
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            pause = if self.commands.is_empty() { self.read() } else { Duration::ZERO };
+        }
+    }
+
+    fn assign(&mut self) {
+        self.delivering = None;
+        match self.assignment() {
+            Ok(assignment) => (self.events)(SourceEvent::Assigned(vec![assignment])),
+            Err(error) => {
+                (self.events)(SourceEvent::Failed(format!("cannot read {}: {error}", self.log.path.display())))
+            }
+        }
+    }
+
+    fn assignment(&self) -> rusqlite::Result<Assignment> {
+        Ok(Assignment {
+            partition: PARTITION,
+            committed: schema::cursor(&self.database, self.sink.as_str())?,
+            log_start: schema::log_start(&self.database)?,
+            log_end: self.log.end.get(),
+            identity: self.log.identity.clone(),
+            holds_all: true,
+        })
+    }
+
+    fn obey(&mut self, command: SourceCommand) {
+        match command {
+            SourceCommand::Begin { epoch, at, .. } => self.delivering = Some((epoch, at)),
+            SourceCommand::Hold(_) => self.delivering = None,
+            SourceCommand::Pause => self.paused = true,
+            SourceCommand::Resume => self.paused = false,
+            SourceCommand::Commit(positions) => {
+                if let Some((_, position)) = positions.last() {
+                    // Blocks for the writer's queue only; an error says that the log is closed.
+                    let _ = self.log.writer.send(Write::Cursor(self.sink, *position));
+                }
+            }
+            SourceCommand::Reassign | SourceCommand::ReassignPartition(_) => self.assign(),
+            SourceCommand::Close(_) => {}
+        }
+    }
+
+    fn leave(&self, positions: &[(Partition, Offset)]) {
+        let (done, written) = bounded(1);
+        let position = positions.last().map(|(_, position)| *position);
+        if self.log.writer.send(Write::LastCursor(self.sink, position, done)).is_ok() {
+            // An error says that the writer has ended.
+            let _ = written.recv();
+        }
+    }
+
+    /// Delivers a batch when there are records and a permit; returns how long to listen for commands before the next.
+    fn read(&mut self) -> Duration {
+        let Some((epoch, from)) = self.delivering.filter(|_| !self.paused) else { return IDLE };
+        if self.log.end.get() <= from {
+            self.log.end.wait_beyond(from, IDLE);
+            return Duration::ZERO;
+        }
+        if !self.budget.has_room() {
+            return NO_ROOM;
+        }
+        match self.batch(epoch, from) {
+            Ok(Some(batch)) => {
+                self.delivering = Some((epoch, batch.to));
+                if std::mem::take(&mut self.failing) {
+                    (self.events)(SourceEvent::Available);
+                }
+                (self.events)(SourceEvent::Batch(batch));
+                Duration::ZERO
+            }
+            // The records at the position were trimmed: the sink decides where to go on.
+            Ok(None) => {
+                self.assign();
+                IDLE
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    (self.events)(SourceEvent::Unavailable(format!("{error:#}")));
+                }
+                RETRY
+            }
+        }
+    }
+
+    /// Whole chunks from the one that holds `from` on; records below `from` are the sink's to skip. `None` when the log
+    /// does not hold `from` any more.
+    fn batch(&self, epoch: Epoch, from: Offset) -> anyhow::Result<Option<Batch>> {
+        let config = self.config.load();
+        let mut chunks = self.database.prepare_cached(
+            "SELECT base, count, records FROM chunks
+             WHERE base >= coalesce((SELECT max(base) FROM chunks WHERE base <= ?1), 0) ORDER BY base",
+        )?;
+        let mut rows = chunks.query([from.as_i64()])?;
+        let (mut to, mut bytes, mut records) = (from, Vec::new(), 0);
+        while let Some(row) = rows.next()? {
+            let (base, count): (i64, i64) = (row.get(0)?, row.get(1)?);
+            let (base, end) = (Offset(base.cast_unsigned()), Offset((base + count).cast_unsigned()));
+            if base > to {
+                // Only retention leaves a gap, and only before the first chunk.
+                return Ok(None);
+            }
+            let chunk = row.get_ref(2)?.as_blob()?;
+            let full = records + count.cast_unsigned() as usize > config.batch.max_records
+                || bytes.len() + chunk.len() > config.batch.max_bytes.as_usize();
+            if full && records > 0 {
+                break;
+            }
+            if end <= from {
+                continue;
+            }
+            bytes.extend_from_slice(chunk);
+            records += count.cast_unsigned() as usize;
+            to = end;
+        }
+        if to == from {
+            return Ok(None);
+        }
+        let records = RecordBuffer::from_bytes(bytes).map_err(|error| {
+            anyhow::anyhow!("{} is damaged between offsets {from} and {to}: {error}", self.log.path.display())
+        })?;
+        let permit = self.budget.take(records.size());
+        Ok(Some(Batch { partition: PARTITION, epoch, from, to, records, permit }))
+    }
+}

@@ -1,0 +1,110 @@
+//! The tables of `log.db`, and how its connections are opened.
+
+use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use anyhow::{Context, bail};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+
+use crate::position::{Offset, TopicIdentity};
+
+/// Raised when the tables change; an older file is upgraded, a newer one refused.
+const VERSION: i64 = 1;
+
+/// Records are read and written in chunks of up to a mebibyte: large pages keep the overflow chains short.
+const PAGE_SIZE: u32 = 16 * 1024;
+
+const TABLES: &str = "
+    CREATE TABLE chunks (
+        base INTEGER PRIMARY KEY,
+        count INTEGER NOT NULL,
+        received INTEGER NOT NULL,
+        records BLOB NOT NULL
+    );
+    CREATE TABLE cursors (sink TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE dead_letters (
+        id TEXT PRIMARY KEY,
+        topic TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        partition INTEGER NOT NULL,
+        offset INTEGER NOT NULL,
+        received INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        message TEXT NOT NULL,
+        time INTEGER NOT NULL,
+        key BLOB,
+        value BLOB,
+        headers TEXT NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO meta VALUES ('trimmed', 0);
+";
+
+pub(super) fn open_writer(path: &Path) -> anyhow::Result<Connection> {
+    let mut database = Connection::open(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let version: i64 = database.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version > VERSION {
+        bail!(
+            "it has format {version}, this release reads up to {VERSION}: use the release that wrote it, or a newer one"
+        );
+    }
+    if version == 0 {
+        // Both must be set before the first table.
+        database.pragma_update(None, "page_size", PAGE_SIZE)?;
+        database.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
+    database.pragma_update(None, "journal_mode", "WAL")?;
+    database.pragma_update(None, "synchronous", "FULL")?;
+    // Without a limit the WAL file keeps its largest size for ever.
+    database.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
+    database.busy_timeout(Duration::from_secs(5))?;
+    if version == 0 {
+        let transaction = database.transaction()?;
+        transaction.execute_batch(TABLES)?;
+        let identity = uuid::Uuid::now_v7().to_string();
+        transaction.execute("INSERT INTO meta VALUES ('identity', ?1)", [identity])?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.commit()?;
+    }
+    Ok(database)
+}
+
+pub(super) fn open_reader(path: &Path) -> anyhow::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let database =
+        Connection::open_with_flags(path, flags).with_context(|| format!("cannot open {}", path.display()))?;
+    database.busy_timeout(Duration::from_secs(5))?;
+    Ok(database)
+}
+
+pub(super) fn identity(database: &Connection) -> rusqlite::Result<TopicIdentity> {
+    let identity: String =
+        database.query_row("SELECT value FROM meta WHERE name = 'identity'", [], |row| row.get(0))?;
+    Ok(TopicIdentity(identity.into()))
+}
+
+/// The offset of the next record; see the invariants of the log.
+pub(super) fn next_offset(database: &Connection) -> rusqlite::Result<Offset> {
+    let last: Option<i64> = database
+        .query_row("SELECT base + count FROM chunks ORDER BY base DESC LIMIT 1", [], |row| row.get(0))
+        .optional()?;
+    Ok(Offset(last.unwrap_or(0).max(trimmed(database)?).cast_unsigned()))
+}
+
+/// The first offset that the log still holds, or the next one when it holds none.
+pub(super) fn log_start(database: &Connection) -> rusqlite::Result<Offset> {
+    let first: Option<i64> =
+        database.query_row("SELECT base FROM chunks ORDER BY base LIMIT 1", [], |row| row.get(0)).optional()?;
+    Ok(Offset(first.unwrap_or(trimmed(database)?).cast_unsigned()))
+}
+
+fn trimmed(database: &Connection) -> rusqlite::Result<i64> {
+    database.query_row("SELECT value FROM meta WHERE name = 'trimmed'", [], |row| row.get(0))
+}
+
+pub(super) fn cursor(database: &Connection, sink: &str) -> rusqlite::Result<Option<Offset>> {
+    database
+        .query_row("SELECT position FROM cursors WHERE sink = ?1", [sink], |row| row.get::<_, i64>(0))
+        .optional()
+        .map(|position| position.map(|position| Offset(position.cast_unsigned())))
+}
