@@ -8,5 +8,7 @@ pub mod metrics;
 pub mod position;
 pub mod produce;
 pub mod queue;
+pub mod spool;
 pub mod store;
 pub mod supervise;
+pub mod upload;

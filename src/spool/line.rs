@@ -1,0 +1,279 @@
+//! The lines of an archive object: one JSON object a record.
+//!
+//! ```json
+//! {"offset":42,"received":"2026-11-23T08:00:00.123Z","event":{…}}
+//! ```
+//! plus `"id"` where the server assigned it, `"key"` where the event does not hold the record's key itself, `"headers"`
+//! (a list of `{"name","value"}`, or `"base64"` where a value is no text) when there are others. The event's bytes stand
+//! as they came, but for CR and LF (in JSON only white space between tokens), which become one space each. A value that
+//! is not JSON stands as `"raw":"<base64>"`, a null value as `"raw":null`.
+
+use std::io::Write;
+
+use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD};
+use serde::{
+    Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use crate::{
+    position::Timestamp,
+    queue::record::{Headers, ID_HEADER, Record},
+};
+
+/// Writes lines; keeps what consecutive records share.
+pub struct LineEncoder {
+    /// The event's field whose value is the record's key.
+    key_field: String,
+    /// The text of a second and its first millisecond: most records share it with the one before.
+    second: i64,
+    second_text: String,
+}
+
+impl LineEncoder {
+    pub fn new(key_field: String) -> Self {
+        Self { key_field, second: i64::MIN, second_text: String::new() }
+    }
+
+    /// Appends the record's line, with its line end.
+    pub fn encode(&mut self, record: &Record<'_>, line: &mut Vec<u8>) {
+        // Writing to a Vec does not fail.
+        let _ = write!(line, "{{\"offset\":{},\"received\":\"", record.offset);
+        self.write_time(record.received, line);
+        line.push(b'"');
+        if let Some(id) = record.headers.id() {
+            line.extend_from_slice(b",\"id\":");
+            write_json_string(id, line);
+        }
+        let json = record.value.and_then(|value| inspect(value, &self.key_field));
+        if let Some(key) = record.key
+            && json.as_ref().and_then(|json| json.key.as_deref()).map(str::as_bytes) != Some(key)
+        {
+            line.extend_from_slice(b",\"key\":");
+            write_text_or_base64(key, line);
+        }
+        write_headers(record.headers, line);
+        match (json, record.value) {
+            (Some(json), _) => {
+                line.extend_from_slice(b",\"event\":");
+                write_one_line(json.text.as_bytes(), line);
+            }
+            (None, Some(value)) => {
+                line.extend_from_slice(b",\"raw\":");
+                write_base64(value, line);
+            }
+            (None, None) => line.extend_from_slice(b",\"raw\":null"),
+        }
+        line.extend_from_slice(b"}\n");
+    }
+
+    fn write_time(&mut self, time: Timestamp, line: &mut Vec<u8>) {
+        let (second, millisecond) = (time.0.div_euclid(1000), time.0.rem_euclid(1000));
+        if second != self.second {
+            self.second = second;
+            self.second_text = Timestamp(second * 1000).to_datetime().format("%Y-%m-%dT%H:%M:%S").to_string();
+        }
+        let _ = write!(line, "{}.{millisecond:03}Z", self.second_text);
+    }
+}
+
+/// A value that is JSON, and what stands in it under the key's name.
+struct Inspected<'a> {
+    text: &'a str,
+    key: Option<std::borrow::Cow<'a, str>>,
+}
+
+/// `None` when the value is not one JSON value in valid UTF-8.
+fn inspect<'a>(value: &'a [u8], key_field: &str) -> Option<Inspected<'a>> {
+    let text = std::str::from_utf8(value).ok()?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let is_object = text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{');
+    let key = if is_object {
+        json.deserialize_map(KeyVisitor { key_field }).ok()?
+    } else {
+        json.deserialize_ignored_any(IgnoredAny).ok()?;
+        None
+    };
+    json.end().ok()?;
+    let key = key.and_then(|raw| match raw.get() {
+        text if text.starts_with('"') => serde_json::from_str(text).ok(),
+        text if text.starts_with(['{', '[']) || text == "null" => None,
+        text => Some(text.into()),
+    });
+    Some(Inspected { text, key })
+}
+
+struct KeyVisitor<'f> {
+    key_field: &'f str,
+}
+
+impl<'de> Visitor<'de> for KeyVisitor<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut key = None;
+        while let Some(name) = map.next_key_seed(Name(self.key_field))? {
+            if name {
+                key = Some(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(key)
+    }
+}
+
+/// Whether a field's name is this one, without an allocation for any.
+struct Name<'f>(&'f str);
+
+impl<'de> serde::de::DeserializeSeed<'de> for Name<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a field name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<bool, E> {
+        Ok(name == self.0)
+    }
+}
+
+/// CR and LF become one space each; in valid JSON they stand between tokens only.
+fn write_one_line(json: &[u8], line: &mut Vec<u8>) {
+    let start = line.len();
+    line.extend_from_slice(json);
+    let written = &mut line[start..];
+    let mut from = 0;
+    while let Some(at) = memchr::memchr2(b'\r', b'\n', &written[from..]) {
+        written[from + at] = b' ';
+        from += at + 1;
+    }
+}
+
+fn write_headers(headers: Headers<'_>, line: &mut Vec<u8>) {
+    let mut others = headers.iter().filter(|(name, _)| *name != ID_HEADER).peekable();
+    if others.peek().is_none() {
+        return;
+    }
+    line.extend_from_slice(b",\"headers\":[");
+    for (index, (name, value)) in others.enumerate() {
+        if index > 0 {
+            line.push(b',');
+        }
+        line.extend_from_slice(b"{\"name\":");
+        write_json_string(name, line);
+        match value.map(std::str::from_utf8) {
+            None => line.extend_from_slice(b",\"value\":null"),
+            Some(Ok(text)) => {
+                line.extend_from_slice(b",\"value\":");
+                write_json_string(text, line);
+            }
+            Some(Err(_)) => {
+                line.extend_from_slice(b",\"base64\":");
+                write_base64(value.unwrap_or_default(), line);
+            }
+        }
+        line.push(b'}');
+    }
+    line.push(b']');
+}
+
+/// Text as a JSON string, other bytes as `{"base64":"…"}`.
+fn write_text_or_base64(bytes: &[u8], line: &mut Vec<u8>) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        write_json_string(text, line);
+    } else {
+        line.extend_from_slice(b"{\"base64\":");
+        write_base64(bytes, line);
+        line.push(b'}');
+    }
+}
+
+fn write_json_string(text: &str, line: &mut Vec<u8>) {
+    // A string always serialises, and a Vec takes it.
+    let _ = serde_json::to_writer(line, text);
+}
+
+fn write_base64(bytes: &[u8], line: &mut Vec<u8>) {
+    let _ = write!(line, "\"{}\"", Base64Display::new(bytes, &STANDARD));
+}
+
+/// The bytes of a `"raw"` field.
+pub fn decode_raw(text: &str) -> Option<Vec<u8>> {
+    STANDARD.decode(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{position::Offset, queue::record::RecordBuffer};
+
+    fn line_of(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> String {
+        let mut buffer = RecordBuffer::default();
+        buffer.push(Offset(42), Timestamp(1_795_420_800_123), key, value, headers.iter().copied());
+        let mut line = Vec::new();
+        for record in buffer.iter() {
+            LineEncoder::new("client_id".to_owned()).encode(&record, &mut line);
+        }
+        String::from_utf8(line).unwrap()
+    }
+
+    const HEAD: &str = r#"{"offset":42,"received":"2026-11-23T08:00:00.123Z""#;
+
+    #[test]
+    fn the_events_bytes_stand_as_they_came_but_for_line_ends() {
+        let event = b"{\"type\" : \"a\",\r\n \"n\":1.00, \"u\":\"\\u00e9\",\"big\":1e999}";
+        let expected =
+            format!("{HEAD},\"event\":{{\"type\" : \"a\",   \"n\":1.00, \"u\":\"\\u00e9\",\"big\":1e999}}}}\n");
+        assert_eq!(line_of(None, Some(event), &[]), expected);
+    }
+
+    #[test]
+    fn a_key_is_written_only_where_the_event_does_not_hold_it() {
+        assert_eq!(
+            line_of(Some(b"c"), Some(br#"{"client_id":"c"}"#), &[]),
+            format!("{HEAD},\"event\":{{\"client_id\":\"c\"}}}}\n")
+        );
+        assert_eq!(
+            line_of(Some(b"7"), Some(br#"{"client_id":7}"#), &[]),
+            format!("{HEAD},\"event\":{{\"client_id\":7}}}}\n")
+        );
+        assert_eq!(line_of(Some(b"d"), Some(b"{}"), &[]), format!("{HEAD},\"key\":\"d\",\"event\":{{}}}}\n"));
+        assert_eq!(
+            line_of(Some(b"\xff"), Some(b"{}"), &[]),
+            format!("{HEAD},\"key\":{{\"base64\":\"/w==\"}},\"event\":{{}}}}\n")
+        );
+    }
+
+    #[test]
+    fn what_is_not_json_stands_as_base64() {
+        for value in [b"{".as_slice(), b"\xff", b"{} {}", b"", b"{\"a\":\"\xff\"}"] {
+            let expected = format!("{HEAD},\"raw\":\"{}\"}}\n", STANDARD.encode(value));
+            assert_eq!(line_of(None, Some(value), &[]), expected);
+        }
+        assert_eq!(line_of(None, None, &[]), format!("{HEAD},\"raw\":null}}\n"));
+    }
+
+    #[test]
+    fn headers_stand_in_their_order_and_the_id_has_a_field_of_its_own() {
+        let headers =
+            [("id", Some(b"u".as_slice())), ("a", Some(b"x".as_slice())), ("a", None), ("b", Some(b"\xff".as_slice()))];
+        let expected = format!(
+            "{HEAD},\"id\":\"u\",\"headers\":[{{\"name\":\"a\",\"value\":\"x\"}},{{\"name\":\"a\",\"value\":null}},{{\"name\":\"b\",\"base64\":\"/w==\"}}],\"event\":5}}\n"
+        );
+        assert_eq!(line_of(None, Some(b"5"), &headers), expected);
+    }
+}

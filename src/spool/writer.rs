@@ -1,0 +1,343 @@
+//! The spool's thread: compresses batches into open segments, seals them, removes what is archived.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::{
+    line::LineEncoder,
+    segment::{self, SealedSegment, SegmentHeader},
+};
+use crate::{
+    config::LiveConfig,
+    position::{Offset, Partition, Timestamp, TopicIdentity},
+    queue::{Batch, Epoch},
+};
+
+/// zstd's fastest regular level: the archive's lines compress about tenfold with any, and this thread must keep up with
+/// the log on a shared core.
+const COMPRESSION_LEVEL: i32 = 1;
+/// Lines are compressed in pieces of this size; sealing by size is decided between them.
+const PIECE: usize = 256 * 1024;
+/// How late a segment may be sealed by age.
+const AGE_CHECK: Duration = Duration::from_millis(50);
+
+/// To the spool's thread. The channel has no bound of its own: batches carry permits of their source's byte budget, and
+/// the rest is a handful a segment.
+pub(super) enum SpoolCommand {
+    /// List the partition's sealed segments.
+    Scan {
+        partition: Partition,
+        epoch: Epoch,
+    },
+    /// Begin a partition at chain position `x`; an open segment is dropped.
+    Begin {
+        partition: Partition,
+        epoch: Epoch,
+        x: Offset,
+        identity: TopicIdentity,
+    },
+    /// Spool the batch's records from `from` on.
+    Append {
+        batch: Batch,
+        from: Offset,
+    },
+    /// Drop the partition's open segment.
+    End(Partition),
+    SealAll,
+    Remove(SealedSegment),
+    Orphan {
+        segment: SealedSegment,
+        why: String,
+    },
+    /// Answered when everything before it is done.
+    Barrier(tokio::sync::oneshot::Sender<()>),
+    Stop,
+}
+
+/// From the spool's thread.
+#[derive(Debug)]
+pub(super) enum SpoolEvent {
+    Scanned {
+        partition: Partition,
+        epoch: Epoch,
+        segments: io::Result<Vec<SealedSegment>>,
+    },
+    Sealed {
+        epoch: Epoch,
+        segment: SealedSegment,
+    },
+    /// The open segment is lost (the log has its records); the partition has to begin again.
+    Failed {
+        partition: Partition,
+        epoch: Epoch,
+        error: io::Error,
+    },
+}
+
+/// What every segment's header repeats.
+#[derive(Debug, Clone)]
+pub(super) struct SegmentOrigin {
+    pub(super) topic: String,
+    pub(super) generation: u32,
+    pub(super) archive: String,
+}
+
+pub(super) struct SpoolWriter {
+    /// `<data.dir>/spool/<topic>`.
+    folder: PathBuf,
+    orphaned: PathBuf,
+    origin: SegmentOrigin,
+    config: LiveConfig,
+    lines: LineEncoder,
+    piece: Vec<u8>,
+    partitions: BTreeMap<Partition, Spooling>,
+    events: Box<dyn Fn(SpoolEvent) + Send>,
+}
+
+/// A partition that is being spooled.
+struct Spooling {
+    epoch: Epoch,
+    identity: TopicIdentity,
+    x: Offset,
+    open: Option<OpenSegment>,
+}
+
+struct OpenSegment {
+    data: zstd::Encoder<'static, Checksummed>,
+    first_offset: Offset,
+    first_received: Timestamp,
+    last: Offset,
+    records: u64,
+    opened: Instant,
+}
+
+pub(super) struct SpoolThread {
+    pub(super) commands: Sender<SpoolCommand>,
+    pub(super) thread: std::thread::JoinHandle<()>,
+}
+
+impl SpoolWriter {
+    pub(super) fn spawn(
+        data_dir: &std::path::Path,
+        origin: SegmentOrigin,
+        config: LiveConfig,
+        events: Box<dyn Fn(SpoolEvent) + Send>,
+    ) -> io::Result<SpoolThread> {
+        let (commands, receiver) = unbounded();
+        let lines = LineEncoder::new(config.load().event.key_field().to_owned());
+        let writer = Self {
+            folder: data_dir.join("spool").join(segment::topic_folder(&origin.topic, origin.generation)),
+            orphaned: data_dir.join("orphaned"),
+            origin,
+            config,
+            lines,
+            piece: Vec::with_capacity(PIECE + PIECE / 4),
+            partitions: BTreeMap::new(),
+            events,
+        };
+        let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(move || writer.run(&receiver))?;
+        Ok(SpoolThread { commands, thread })
+    }
+
+    fn run(mut self, commands: &Receiver<SpoolCommand>) {
+        let mut ages_checked = Instant::now();
+        loop {
+            let command = match self.next_age_deadline() {
+                Some(deadline) => commands.recv_deadline(deadline),
+                None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match command {
+                Ok(SpoolCommand::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // Under load no wait times out, so ages are looked at here too.
+            if ages_checked.elapsed() >= AGE_CHECK {
+                self.seal_old();
+                ages_checked = Instant::now();
+            }
+        }
+    }
+
+    fn obey(&mut self, command: SpoolCommand) {
+        match command {
+            SpoolCommand::Scan { partition, epoch } => {
+                self.end(partition);
+                let segments = segment::scan(&self.partition_folder(partition));
+                (self.events)(SpoolEvent::Scanned { partition, epoch, segments });
+            }
+            SpoolCommand::Begin { partition, epoch, x, identity } => {
+                self.end(partition);
+                self.partitions.insert(partition, Spooling { epoch, identity, x, open: None });
+            }
+            SpoolCommand::Append { batch, from } => {
+                let partition = batch.partition;
+                let outcome = self.append(&batch, from);
+                self.note(partition, outcome);
+            }
+            SpoolCommand::End(partition) => self.end(partition),
+            SpoolCommand::SealAll => {
+                let partitions: Vec<Partition> = self.partitions.keys().copied().collect();
+                partitions.into_iter().for_each(|partition| self.seal(partition));
+            }
+            SpoolCommand::Remove(segment) => {
+                if let Err(error) = segment.remove() {
+                    tracing::warn!(path = %segment.path.display(), %error, "archived segment not removed");
+                }
+            }
+            SpoolCommand::Orphan { segment, why } => match segment.move_to(&self.orphaned) {
+                Ok(path) => tracing::error!(path = %path.display(), why, "segment set aside"),
+                Err(error) => {
+                    tracing::error!(path = %segment.path.display(), why, %error, "segment could not be set aside")
+                }
+            },
+            SpoolCommand::Barrier(done) => {
+                // Whoever waited has given up.
+                let _ = done.send(());
+            }
+            SpoolCommand::Stop => {}
+        }
+    }
+
+    fn partition_folder(&self, partition: Partition) -> PathBuf {
+        self.folder.join(partition.to_string())
+    }
+
+    /// Drops the open segment: its file is removed here or by the next scan.
+    fn end(&mut self, partition: Partition) {
+        if let Some(Spooling { x, open: Some(_), .. }) = self.partitions.remove(&partition) {
+            let _ = std::fs::remove_file(segment::open_path(&self.partition_folder(partition), x));
+        }
+    }
+
+    fn append(&mut self, batch: &Batch, from: Offset) -> io::Result<()> {
+        let partition = batch.partition;
+        let folder = self.partition_folder(partition);
+        let config = self.config.load_full();
+        self.piece.clear();
+        for record in batch.records.iter().filter(|record| record.offset >= from) {
+            let Some(spooling) = self.partitions.get_mut(&partition) else { return Ok(()) };
+            let open = match &mut spooling.open {
+                Some(open) => open,
+                none => none.insert(OpenSegment::create(&folder, spooling.x, record.offset, record.received)?),
+            };
+            self.lines.encode(&record, &mut self.piece);
+            open.last = record.offset;
+            open.records += 1;
+            if self.piece.len() >= PIECE || open.records >= config.spool.max_records {
+                open.data.write_all(&self.piece)?;
+                self.piece.clear();
+                if open.records >= config.spool.max_records || open.data.get_ref().bytes >= config.spool.max_bytes.0 {
+                    self.seal(partition);
+                }
+            }
+        }
+        if let Some(open) = self.partitions.get_mut(&partition).and_then(|spooling| spooling.open.as_mut()) {
+            open.data.write_all(&self.piece)?;
+            if open.data.get_ref().bytes >= config.spool.max_bytes.0 {
+                self.seal(partition);
+            }
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self, partition: Partition) {
+        let outcome = self.try_seal(partition);
+        self.note(partition, outcome);
+    }
+
+    fn try_seal(&mut self, partition: Partition) -> io::Result<()> {
+        let folder = self.partition_folder(partition);
+        let Some(spooling) = self.partitions.get_mut(&partition) else { return Ok(()) };
+        let Some(open) = spooling.open.take() else { return Ok(()) };
+        let end = open.last.next();
+        let Checksummed { file, crc32c, bytes } = open.data.finish()?;
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let header = SegmentHeader {
+            version: segment::VERSION,
+            topic: self.origin.topic.clone(),
+            generation: self.origin.generation,
+            identity: spooling.identity.clone(),
+            archive: self.origin.archive.clone(),
+            partition,
+            x: spooling.x,
+            end,
+            first_offset: open.first_offset,
+            first_received: open.first_received,
+            records: open.records,
+            bytes,
+            crc32c,
+        };
+        let segment = segment::seal(&folder, header, &file)?;
+        spooling.x = end;
+        (self.events)(SpoolEvent::Sealed { epoch: spooling.epoch, segment });
+        Ok(())
+    }
+
+    /// After a failure nothing of the open segment can be trusted.
+    fn note(&mut self, partition: Partition, outcome: io::Result<()>) {
+        let Err(error) = outcome else { return };
+        if let Some(spooling) = self.partitions.remove(&partition) {
+            (self.events)(SpoolEvent::Failed { partition, epoch: spooling.epoch, error });
+        }
+    }
+
+    fn next_age_deadline(&self) -> Option<Instant> {
+        let max_age = self.config.load().spool.max_age;
+        let opened =
+            self.partitions.values().filter_map(|spooling| spooling.open.as_ref()).map(|open| open.opened).min()?;
+        // At least once a second, so that a reload that shortens the age is noticed.
+        let now = Instant::now();
+        Some((opened + max_age).clamp(now + AGE_CHECK, now + Duration::from_secs(1)))
+    }
+
+    fn seal_old(&mut self) {
+        let max_age = self.config.load().spool.max_age;
+        let is_old = |spooling: &Spooling| spooling.open.as_ref().is_some_and(|open| open.opened.elapsed() >= max_age);
+        let old: Vec<Partition> =
+            self.partitions.iter().filter(|(_, spooling)| is_old(spooling)).map(|(partition, _)| *partition).collect();
+        old.into_iter().for_each(|partition| self.seal(partition));
+    }
+}
+
+impl OpenSegment {
+    fn create(
+        folder: &std::path::Path,
+        x: Offset,
+        first_offset: Offset,
+        first_received: Timestamp,
+    ) -> io::Result<Self> {
+        segment::create_private_dir(folder)?;
+        let file = segment::create_private(&segment::open_path(folder, x))?;
+        let sink = Checksummed { file: BufWriter::new(file), crc32c: 0, bytes: 0 };
+        let data = zstd::Encoder::new(sink, COMPRESSION_LEVEL)?;
+        Ok(Self { data, first_offset, first_received, last: first_offset, records: 0, opened: Instant::now() })
+    }
+}
+
+/// Counts and checksums what is written.
+struct Checksummed {
+    file: BufWriter<File>,
+    crc32c: u32,
+    bytes: u64,
+}
+
+impl Write for Checksummed {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(data)?;
+        self.crc32c = crc32c::crc32c_append(self.crc32c, &data[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}

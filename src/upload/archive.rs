@@ -1,0 +1,300 @@
+//! The archive: an object store below a prefix, its keys, and the chain's heads.
+//!
+//! ```text
+//! <prefix>/topic=<topic>/date=YYYY-MM-DD/hour=HH/<partition>-<x, 20 digits>.ndjson.zst
+//! <prefix>/_chain/<topic>/<partition>.json        the head: how far the chain is known to reach
+//! <prefix>/_chain/probe.json                      shows that the store refuses a second create-only PUT
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::{
+    ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig, aws::AmazonS3Builder,
+    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, local::LocalFileSystem, path::Path,
+    prefix::PrefixStore,
+};
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use super::compare;
+use crate::{
+    config::Config,
+    position::{Offset, Partition, TopicIdentity},
+    spool::segment::{self, SegmentHeader},
+};
+
+/// How long a connection to the store may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How far a partition's chain is known to reach. It may be old, but is never beyond a real end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    pub version: u32,
+    pub end: Offset,
+    /// The key of the object that ends there; none when the head was pinned before the first object.
+    pub key: Option<String>,
+    pub identity: TopicIdentity,
+}
+
+impl Head {
+    pub const VERSION: u32 = 1;
+}
+
+pub struct Archive {
+    store: Arc<dyn ObjectStore>,
+    /// The topic with its generation.
+    topic: String,
+    /// For one request; object stores that do not answer by then are tried again.
+    timeout: Duration,
+}
+
+impl Archive {
+    /// Opens the archive that the configuration names. Nothing is asked of the store yet.
+    ///
+    /// # Errors
+    /// When the URL or its options make no store, or the local folder cannot be made.
+    pub fn open(config: &Config) -> anyhow::Result<Self> {
+        let url = &config.archive.url;
+        let store = open_store(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
+        let topic = segment::topic_folder(&config.queue.topic, config.queue.generation);
+        Ok(Self { store, topic, timeout: config.upload.timeout })
+    }
+
+    /// The key of a segment's object.
+    pub fn key(&self, header: &SegmentHeader) -> Path {
+        let hour = header.first_received.to_datetime().format("date=%Y-%m-%d/hour=%H");
+        Path::from(format!("topic={}/{hour}/{}-{:020}.ndjson.zst", self.topic, header.partition, header.x.0))
+    }
+
+    fn head_path(&self, partition: Partition) -> Path {
+        Path::from(format!("_chain/{}/{partition}.json", self.topic))
+    }
+
+    /// A create-only PUT. `AlreadyExists` is also what stores answer to conflicting requests.
+    pub async fn create(&self, key: &Path, data: Bytes) -> object_store::Result<()> {
+        self.put(key, data, PutMode::Create).await
+    }
+
+    async fn put(&self, key: &Path, data: Bytes, mode: PutMode) -> object_store::Result<()> {
+        let put = self.store.put_opts(key, PutPayload::from_bytes(data), mode.into());
+        self.within(put).await.map(|_| ())
+    }
+
+    pub async fn get(&self, key: &Path) -> object_store::Result<Bytes> {
+        self.within(async { self.store.get(key).await?.bytes().await }).await
+    }
+
+    /// A store that hangs is worse than one that fails.
+    async fn within<T>(&self, request: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+        tokio::time::timeout(self.timeout, request).await.unwrap_or_else(|_| {
+            let what = format!("no answer within {}", humantime::format_duration(self.timeout));
+            Err(object_store::Error::Generic { store: "archive", source: what.into() })
+        })
+    }
+
+    /// Two create-only PUTs of one object must give one refusal; a store that overwrites silently would lose data.
+    ///
+    /// # Errors
+    /// [`ProbeError::Overwrites`] when it does, else the store's.
+    pub async fn probe(&self) -> Result<(), ProbeError> {
+        let path = Path::from("_chain/probe.json");
+        for _ in 0..2 {
+            match self.create(&path, Bytes::from_static(b"{}")).await {
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                    return Ok(());
+                }
+                Err(error) => return Err(ProbeError::Store(error)),
+                Ok(()) => {}
+            }
+        }
+        Err(ProbeError::Overwrites)
+    }
+
+    pub async fn head(&self, partition: Partition) -> Result<Option<Head>, HeadError> {
+        match self.get(&self.head_path(partition)).await {
+            Ok(bytes) => {
+                let head: Head = serde_json::from_slice(&bytes)
+                    .map_err(|error| HeadError::Unreadable(format!("{}: {error}", self.head_path(partition))))?;
+                if head.version > Head::VERSION {
+                    return Err(HeadError::Unreadable(format!(
+                        "{} was written by a newer release",
+                        self.head_path(partition)
+                    )));
+                }
+                Ok(Some(head))
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(HeadError::Store(error)),
+        }
+    }
+
+    /// Pins the chain's first position; `false` when another writer has.
+    pub async fn pin(&self, partition: Partition, head: &Head) -> object_store::Result<bool> {
+        match self.create(&self.head_path(partition), encode(head)).await {
+            Ok(()) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub async fn write_head(&self, partition: Partition, head: &Head) -> object_store::Result<()> {
+        self.put(&self.head_path(partition), encode(head), PutMode::Overwrite).await
+    }
+
+    /// The last object of a partition's chain, by LIST: its key and its chain position. `from_key` leaves out what is
+    /// dated before it.
+    async fn last_object(
+        &self,
+        partition: Partition,
+        from_key: Option<&str>,
+    ) -> object_store::Result<Option<(Path, Offset)>> {
+        let folder = Path::from(format!("topic={}", self.topic));
+        // `topic=…/date=…`: objects of that day and later sort after it.
+        let from = from_key.and_then(|key| key.rsplitn(3, '/').nth(2)).map(Path::from);
+        let mut objects = match &from {
+            Some(from) => self.store.list_with_offset(Some(&folder), from),
+            None => self.store.list(Some(&folder)),
+        };
+        let mut last: Option<(Path, Offset)> = None;
+        while let Some(object) = self.within(objects.try_next()).await? {
+            let Some((found, x)) = object.location.filename().and_then(parse_name) else { continue };
+            if found == partition && last.as_ref().is_none_or(|(_, last)| *last < x) {
+                last = Some((object.location, x));
+            }
+        }
+        Ok(last)
+    }
+
+    /// The true end of a partition's chain, by LIST, and the key of the object that ends there.
+    pub async fn find_end(
+        &self,
+        partition: Partition,
+        head: Option<&Head>,
+    ) -> Result<Option<(Offset, String)>, HeadError> {
+        let from_key = head.and_then(|head| head.key.as_deref());
+        let Some((key, _)) = self.last_object(partition, from_key).await.map_err(HeadError::Store)? else {
+            return Ok(None);
+        };
+        let object = self.get(&key).await.map_err(HeadError::Store)?;
+        // Decompressing a large object would hold up the other uploads.
+        let end = tokio::task::spawn_blocking(move || compare::object_end(&object)).await;
+        match end {
+            Ok(Ok(end)) => Ok(Some((end, key.to_string()))),
+            Ok(Err(error)) => Err(HeadError::Unreadable(format!("{key}: {error:#}"))),
+            Err(error) => Err(HeadError::Unreadable(format!("{key}: {error}"))),
+        }
+    }
+}
+
+/// Why a store cannot be an archive.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    #[error("the store overwrites objects in spite of If-None-Match: use a store with conditional writes")]
+    Overwrites,
+    #[error(transparent)]
+    Store(object_store::Error),
+}
+
+/// Why a chain's end cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum HeadError {
+    #[error("{0}")]
+    Unreadable(String),
+    #[error(transparent)]
+    Store(object_store::Error),
+}
+
+fn encode(head: &Head) -> Bytes {
+    // A struct of strings and numbers always serialises.
+    serde_json::to_vec(head).unwrap_or_default().into()
+}
+
+/// `<partition>-<x>.ndjson.zst`
+fn parse_name(name: &str) -> Option<(Partition, Offset)> {
+    let (partition, x) = name.strip_suffix(".ndjson.zst")?.split_once('-')?;
+    Some((Partition(partition.parse().ok()?), Offset(x.parse().ok()?)))
+}
+
+fn open_store(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>> {
+    let text = config.archive.url.as_str();
+    if config.archive.is_local() {
+        return open_local(config, text);
+    }
+    let url = Url::parse(text)?;
+    // Attempts are counted, shown and spaced by the uploader.
+    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    let options = &config.archive.options;
+    let plain_http = options.get("endpoint").is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let client = ClientOptions::new()
+        .with_timeout(config.upload.timeout)
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_allow_http(plain_http);
+    let (store, prefix): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
+        "s3" => {
+            let mut builder = AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_url(text);
+            for (name, value) in options {
+                builder = builder.with_config(name.parse()?, value);
+            }
+            (Arc::new(builder.build()?), url.path())
+        }
+        "gs" => {
+            let mut builder =
+                GoogleCloudStorageBuilder::from_env().with_client_options(client).with_retry(retry).with_url(text);
+            for (name, value) in options {
+                builder = builder.with_config(name.parse()?, value);
+            }
+            (Arc::new(builder.build()?), url.path())
+        }
+        "az" => {
+            let mut builder =
+                MicrosoftAzureBuilder::from_env().with_client_options(client).with_retry(retry).with_url(text);
+            for (name, value) in options {
+                builder = builder.with_config(name.parse()?, value);
+            }
+            (Arc::new(builder.build()?), url.path())
+        }
+        other => bail!("{other:?} is no kind of store: use file:, s3://, gs://, az:// or none"),
+    };
+    Ok(Arc::new(PrefixStore::new(store, Path::parse(prefix.trim_matches('/'))?)))
+}
+
+fn open_local(config: &Config, text: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
+    let folder = match text.strip_prefix("file:").map(|rest| rest.trim_start_matches("//")) {
+        Some("") | None => config.data.dir.join("archive"),
+        Some(path) => path.into(),
+    };
+    segment::create_private_dir(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    sweep_staging(&folder).with_context(|| format!("cannot look through {}", folder.display()))?;
+    let store = LocalFileSystem::new_with_prefix(&folder)
+        .with_context(|| format!("cannot use the folder {}", folder.display()))?
+        .with_fsync(true);
+    Ok(Arc::new(store))
+}
+
+/// Removes the `…#n` files that a write which was interrupted left behind.
+fn sweep_staging(folder: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sweep_staging(&entry.path())?;
+        } else if entry.file_name().to_string_lossy().rsplit_once('#').is_some_and(|(_, n)| n.parse::<u32>().is_ok()) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back() {
+        assert_eq!(parse_name("3-00000000000000000042.ndjson.zst"), Some((Partition(3), Offset(42))));
+        assert_eq!(parse_name("3-42.json"), None);
+        assert_eq!(parse_name("probe.json"), None);
+    }
+}

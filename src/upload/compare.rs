@@ -1,0 +1,117 @@
+//! Reading an object that stands where ours was to go: where it ends, and whether its records are ours.
+
+use std::{
+    cmp::Ordering,
+    io::{BufRead, BufReader, Lines},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::position::Offset;
+
+/// The parts of a line that a record decides.
+#[derive(Deserialize)]
+struct Line<'a> {
+    offset: u64,
+    #[serde(borrow, default)]
+    event: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    raw: Option<&'a RawValue>,
+}
+
+impl Line<'_> {
+    fn same_record(&self, other: &Self) -> bool {
+        let text = |value: Option<&RawValue>| value.map(|value| value.get().to_owned());
+        text(self.event) == text(other.event) && text(self.raw) == text(other.raw)
+    }
+}
+
+/// The end (last offset + 1) of an object. Blocks for its decompression.
+///
+/// # Errors
+/// When it cannot be read to its end, or holds no record.
+pub fn object_end(object: &[u8]) -> Result<Offset> {
+    let mut end = None;
+    for line in lines(object)? {
+        end = Some(parse(&line?)?.offset + 1);
+    }
+    end.map(Offset).context("it holds no record")
+}
+
+/// Compares the object that stands with the segment that was to go there.
+///
+/// # Errors
+/// When the object cannot be read, or both hold the same offset and the records differ: says where.
+pub fn compare(object: &[u8], segment: &[u8]) -> Result<Offset> {
+    let mut ours = lines(segment)?;
+    let mut our_line = next(&mut ours)?;
+    let mut end = None;
+    for line in lines(object)? {
+        let line = line?;
+        let theirs = parse(&line)?;
+        while let Some(text) = &our_line {
+            let ours_parsed = parse(text)?;
+            match ours_parsed.offset.cmp(&theirs.offset) {
+                Ordering::Less => our_line = next(&mut ours)?,
+                Ordering::Equal if ours_parsed.same_record(&theirs) => break,
+                Ordering::Equal => bail!("offset {} holds another record than the log", theirs.offset),
+                Ordering::Greater => break,
+            }
+        }
+        end = Some(theirs.offset + 1);
+    }
+    end.map(Offset).context("it holds no record")
+}
+
+type ObjectLines<'a> = Lines<BufReader<zstd::Decoder<'static, BufReader<&'a [u8]>>>>;
+
+fn lines(object: &[u8]) -> Result<ObjectLines<'_>> {
+    let decoder = zstd::Decoder::new(object).context("it is not compressed with zstd")?;
+    Ok(BufReader::with_capacity(128 * 1024, decoder).lines())
+}
+
+fn next(lines: &mut ObjectLines<'_>) -> Result<Option<String>> {
+    Ok(lines.next().transpose()?)
+}
+
+fn parse(line: &str) -> Result<Line<'_>> {
+    serde_json::from_str(line).with_context(|| format!("a line of it is not readable: {:.80}", line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(lines: &[&str]) -> Vec<u8> {
+        zstd::encode_all(lines.join("\n").as_bytes(), 1).unwrap()
+    }
+
+    const A: &str = r#"{"offset":1,"received":"r","event":{"a":1}}"#;
+    const B: &str = r#"{"offset":2,"received":"r","event":{"b":1}}"#;
+    const C: &str = r#"{"offset":4,"received":"r","raw":"AA=="}"#;
+
+    #[test]
+    fn an_object_that_agrees_gives_its_end() {
+        assert_eq!(compare(&object(&[A, B]), &object(&[A, B, C])).unwrap(), Offset(3));
+        assert_eq!(compare(&object(&[A, B, C]), &object(&[B])).unwrap(), Offset(5));
+        assert_eq!(compare(&object(&[C]), &object(&[A])).unwrap(), Offset(5));
+    }
+
+    #[test]
+    fn another_record_at_the_same_offset_is_told() {
+        let other = r#"{"offset":2,"received":"r","event":{"b":2}}"#;
+        assert!(compare(&object(&[A, other]), &object(&[A, B])).is_err());
+        let raw = r#"{"offset":2,"received":"r","raw":"AA=="}"#;
+        assert!(compare(&object(&[A, raw]), &object(&[A, B])).is_err());
+    }
+
+    #[test]
+    fn a_cut_object_is_not_read_as_a_shorter_one() {
+        let whole = object(&[A, B, C]);
+        assert!(compare(&whole[..whole.len() - 4], &object(&[A])).is_err());
+        assert!(object_end(&whole[..whole.len() - 4]).is_err());
+        assert!(object_end(&object(&[])).is_err());
+    }
+}
