@@ -7,16 +7,14 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use actix::{Actor, Addr, Arbiter, AsyncContext, Context, Handler, Message, dev::ToEnvelope};
 use arc_swap::ArcSwapOption;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     health::{ActorName, ActorState, Health},
@@ -90,6 +88,8 @@ pub enum Escalation {
     Failed { actor: ActorName, reason: String },
     /// Another process has our membership of a consumer group.
     Fenced { reason: String },
+    /// A dependency contradicts the configuration in a way that no retry mends.
+    Refused { reason: String },
 }
 
 /// Where guardians and actors report what ends the process.
@@ -107,23 +107,24 @@ pub struct Supervision {
 /// A guarded actor, as the composition root holds it.
 pub struct Guarded {
     pub name: ActorName,
-    stopping: Arc<AtomicBool>,
+    stop: CancellationToken,
     ended: oneshot::Receiver<()>,
     arbiter: Arbiter,
 }
 
 impl Guarded {
-    /// From now on an end of the actor is no failure.
-    pub fn stopping(&self) {
-        self.stopping.store(true, Ordering::Release);
-    }
-
-    /// Waits for the actor's end, then ends its arbiter and joins the thread. Callers bound it by their deadline.
-    pub async fn join(self) {
+    /// Ends the actor, dropping what is left in its mailbox (it was drained before), then its arbiter, and joins the
+    /// thread. Callers bound it by their deadline.
+    pub async fn stop(self) {
+        self.stop.cancel();
         // An error says that the guardian is gone, which is an end as well.
         let _ = self.ended.await;
         self.arbiter.stop();
-        let _ = tokio::task::spawn_blocking(move || self.arbiter.join()).await;
+        // Joining a thread blocks.
+        let joined = tokio::task::spawn_blocking(move || self.arbiter.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            tracing::error!(actor = self.name.as_str(), "the actor's thread had panicked");
+        }
     }
 }
 
@@ -136,36 +137,32 @@ where
     F: FnMut(&mut Context<A>) -> anyhow::Result<A> + Send + 'static,
 {
     let arbiter = Arbiter::new();
-    let stopping = Arc::new(AtomicBool::new(false));
+    let stop = CancellationToken::new();
     let (ended_tx, ended) = oneshot::channel();
     supervision.health.actor(name, ActorState::Starting, None);
-    let (shared, guard_stopping) = (supervision.clone(), stopping.clone());
+    let (shared, guard_stop) = (supervision.clone(), stop.clone());
     // The guardian's future is not `Send` (it holds the actor's context), so it is made on the arbiter.
     arbiter.spawn_fn(move || {
         actix_rt::spawn(async move {
-            guard(name, slot, shared, guard_stopping, build).await;
+            guard(name, slot, shared, guard_stop, build).await;
             let _ = ended_tx.send(());
         });
     });
-    Guarded { name, stopping, ended, arbiter }
+    Guarded { name, stop, ended, arbiter }
 }
 
-async fn guard<A, F>(name: ActorName, slot: Slot<A>, supervision: Supervision, stopping: Arc<AtomicBool>, mut build: F)
+async fn guard<A, F>(name: ActorName, slot: Slot<A>, supervision: Supervision, stop: CancellationToken, mut build: F)
 where
     A: Actor<Context = Context<A>>,
     F: FnMut(&mut Context<A>) -> anyhow::Result<A> + Send + 'static,
 {
     let mut failures: VecDeque<Instant> = VecDeque::new();
     loop {
-        let reason = match incarnate(&slot, &mut build).await {
-            Ok(()) if stopping.load(Ordering::Acquire) => break,
+        let reason = match incarnate(&slot, &stop, &mut build).await {
+            _ if stop.is_cancelled() => break,
             Ok(()) => "stopped without being asked to".to_owned(),
             Err(reason) => reason,
         };
-        if stopping.load(Ordering::Acquire) {
-            tracing::warn!(actor = name.as_str(), reason, "actor failed while stopping");
-            break;
-        }
         let now = Instant::now();
         failures.push_back(now);
         failures.retain(|at| now.duration_since(*at) <= supervision.policy.window);
@@ -187,13 +184,15 @@ where
         );
         supervision.health.actor(name, ActorState::Restarting, reason);
         supervision.metrics.actor_restarted(name);
-        tokio::time::sleep(pause).await;
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            break;
+        }
     }
     supervision.health.actor(name, ActorState::Stopped, None);
 }
 
 /// One life of an actor, from its construction to its end.
-async fn incarnate<A, F>(slot: &Slot<A>, build: &mut F) -> Result<(), String>
+async fn incarnate<A, F>(slot: &Slot<A>, stop: &CancellationToken, build: &mut F) -> Result<(), String>
 where
     A: Actor<Context = Context<A>>,
     F: FnMut(&mut Context<A>) -> anyhow::Result<A>,
@@ -201,7 +200,13 @@ where
     let mut context = Context::new();
     let actor = build(&mut context).map_err(|error| format!("{error:#}"))?;
     slot.set(Some(context.address()));
-    let end = actix_rt::spawn(context.into_future(actor)).await;
+    let mut life = actix_rt::spawn(context.into_future(actor));
+    let end = if let Some(end) = stop.run_until_cancelled(&mut life).await {
+        end
+    } else {
+        life.abort();
+        life.await
+    };
     slot.set(None);
     end.map_err(|error| match error.try_into_panic() {
         Ok(payload) => format!("panicked: {}", panic_message(payload.as_ref())),
@@ -215,4 +220,108 @@ fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::{Handler, Message, System};
+
+    use super::*;
+
+    #[derive(Message)]
+    #[rtype(result = "u32")]
+    struct Incarnation;
+
+    #[derive(Message)]
+    #[rtype(result = "()")]
+    struct Panic;
+
+    struct Fragile(u32);
+
+    impl Actor for Fragile {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Incarnation> for Fragile {
+        type Result = u32;
+
+        fn handle(&mut self, _: Incarnation, _: &mut Self::Context) -> u32 {
+            self.0
+        }
+    }
+
+    impl Handler<Panic> for Fragile {
+        type Result = ();
+
+        fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+            panic!("as the test asks");
+        }
+    }
+
+    fn supervision(max_restarts: u32) -> (Supervision, mpsc::UnboundedReceiver<Escalation>) {
+        let (escalations, escalated) = mpsc::unbounded_channel();
+        let policy = RestartPolicy { max_restarts, window: Duration::from_secs(60), backoff: Duration::from_millis(1) };
+        let supervision =
+            Supervision { policy, health: Health::default(), metrics: Arc::new(Metrics::default()), escalations };
+        (supervision, escalated)
+    }
+
+    async fn incarnation(slot: &Slot<Fragile>) -> u32 {
+        loop {
+            if let Some(addr) = slot.get()
+                && let Ok(number) = addr.send(Incarnation).await
+            {
+                return number;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn start(slot: &Slot<Fragile>, supervision: &Supervision) -> Guarded {
+        let mut built = 0;
+        supervise(ActorName::Producer, slot.clone(), supervision, move |_| {
+            built += 1;
+            Ok(Fragile(built))
+        })
+    }
+
+    #[test]
+    fn a_panicked_actor_is_built_again_under_the_same_slot() {
+        System::new().block_on(async {
+            let (supervision, _escalated) = supervision(3);
+            let slot = Slot::default();
+            let guarded = start(&slot, &supervision);
+            assert_eq!(incarnation(&slot).await, 1);
+            let _ = slot.get().unwrap().send(Panic).await;
+            while slot.get().is_some_and(|addr| addr.connected()) && incarnation(&slot).await == 1 {}
+            assert_eq!(incarnation(&slot).await, 2);
+            guarded.stop().await;
+            assert!(slot.get().is_none());
+        });
+    }
+
+    #[test]
+    fn an_actor_that_fails_too_often_is_escalated() {
+        System::new().block_on(async {
+            let (supervision, mut escalated) = supervision(2);
+            let slot = Slot::default();
+            let guarded = start(&slot, &supervision);
+            for number in 1..=3 {
+                while incarnation(&slot).await < number {}
+                let _ = slot.get().unwrap().send(Panic).await;
+            }
+            let Some(Escalation::Failed { actor, reason }) = escalated.recv().await else { panic!("no escalation") };
+            assert_eq!((actor, reason.as_str()), (ActorName::Producer, "panicked: as the test asks"));
+            guarded.stop().await;
+        });
+    }
+
+    #[test]
+    fn pauses_grow_and_stay_bounded() {
+        let policy =
+            RestartPolicy { max_restarts: 9, window: Duration::from_secs(1), backoff: Duration::from_millis(100) };
+        assert!(policy.pause(1) <= Duration::from_millis(120));
+        assert!(policy.pause(4) >= Duration::from_millis(640));
+        assert!(policy.pause(60) <= RestartPolicy::LONGEST.mul_f64(1.2));
+    }
 }
