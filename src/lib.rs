@@ -3,7 +3,9 @@
 pub mod config;
 pub mod consume;
 pub mod dlq;
+pub mod event;
 pub mod health;
+pub mod ingest;
 pub mod metrics;
 pub mod position;
 pub mod produce;

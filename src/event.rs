@@ -1,0 +1,354 @@
+//! What the daemon reads of an event: its type, id, time, client and key. Everything else is the user's and is carried
+//! as it came.
+//!
+//! The rules, for the ingestor and for every reader of the log alike:
+//!
+//! - the whole value is valid JSON in valid UTF-8, an object, and nested no deeper than [`MAX_DEPTH`];
+//! - of duplicate fields the last one counts;
+//! - `null` is as good as absent;
+//! - the type is a required string of 1 to 128 characters, the id an optional one of 1 to 256, the timestamp an optional
+//!   RFC 3339 time between 1970 and 9999;
+//! - the client and the key are a string's characters or another scalar's JSON text; an object or an array is neither.
+
+mod fields;
+
+use std::borrow::Cow;
+
+use chrono::DateTime;
+use serde_json::value::RawValue;
+
+use crate::{config::EventConfig, position::Timestamp};
+
+pub use fields::MAX_DEPTH;
+
+/// The names of the fields that are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventFields {
+    pub type_field: String,
+    pub id_field: String,
+    pub time_field: String,
+    pub client_field: String,
+    pub key_field: String,
+}
+
+impl From<&EventConfig> for EventFields {
+    fn from(config: &EventConfig) -> Self {
+        Self {
+            type_field: config.type_field.clone(),
+            id_field: config.id_field.clone(),
+            time_field: config.time_field.clone(),
+            client_field: config.client_field.clone(),
+            key_field: config.key_field().to_owned(),
+        }
+    }
+}
+
+/// What was read of an event. Text is borrowed from it, unless it was escaped there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event<'a> {
+    pub event_type: Cow<'a, str>,
+    pub id: Option<Cow<'a, str>>,
+    pub time: Option<Timestamp>,
+    pub client: Option<Cow<'a, str>>,
+    /// The log record's key.
+    pub key: Option<Cow<'a, str>>,
+}
+
+/// Why an event is refused, as clients, dead letters and metrics name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Code {
+    InvalidJson,
+    NotAnObject,
+    MissingType,
+    InvalidType,
+    InvalidId,
+    InvalidTimestamp,
+    TooLarge,
+}
+
+impl Code {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidJson => "invalid_json",
+            Self::NotAnObject => "not_an_object",
+            Self::MissingType => "missing_type",
+            Self::InvalidType => "invalid_type",
+            Self::InvalidId => "invalid_id",
+            Self::InvalidTimestamp => "invalid_timestamp",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
+/// An event that cannot be accepted, or a record of the log that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {message}", code.as_str())]
+pub struct Invalid {
+    pub code: Code,
+    pub message: String,
+}
+
+impl Invalid {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+const MAX_TYPE_CHARS: usize = 128;
+const MAX_ID_CHARS: usize = 256;
+/// 9999-12-31T23:59:59.999Z: the last year that RFC 3339 can write.
+const LATEST: i64 = 253_402_300_799_999;
+
+/// Checks a whole event and reads its head.
+pub fn parse<'a>(value: &'a [u8], fields: &EventFields) -> Result<Event<'a>, Invalid> {
+    let names: [&str; 5] =
+        [&fields.type_field, &fields.id_field, &fields.time_field, &fields.client_field, &fields.key_field];
+    let mut found = [None; 5];
+    fields::scan(value, &names, &mut found)?;
+    let [event_type, id, time, client, key] = found;
+    Ok(Event {
+        event_type: event_type_of(Field::read(event_type, names[0])?, names[0])?,
+        id: id_of(Field::read(id, names[1])?, names[1])?,
+        time: time_of(&Field::read(time, names[2])?, names[2])?,
+        client: Field::read(client, names[3])?.scalar(),
+        key: Field::read(key, names[4])?.scalar(),
+    })
+}
+
+/// The raw JSON texts of the named top-level fields, the last of duplicates; `None` where missing. Checks the whole
+/// value as [`parse`] does, but not the rules of single fields.
+pub fn select<'a>(value: &'a [u8], names: &[String]) -> Result<Vec<Option<&'a RawValue>>, Invalid> {
+    let mut found = vec![None; names.len()];
+    fields::scan(value, names, &mut found)?;
+    Ok(found)
+}
+
+/// A field's value, as far as the head of an event is concerned.
+enum Field<'a> {
+    Absent,
+    Text(Cow<'a, str>),
+    /// A number or boolean, as it is written.
+    Literal(&'a str),
+    Nested,
+}
+
+impl<'a> Field<'a> {
+    fn read(raw: Option<&'a RawValue>, name: &str) -> Result<Self, Invalid> {
+        let Some(json) = raw.map(RawValue::get) else {
+            return Ok(Self::Absent);
+        };
+        Ok(match json.as_bytes().first() {
+            Some(b'"') => Self::Text(unescape(json).map_err(|error| {
+                Invalid::new(Code::InvalidJson, format!("the string in field {name:?} cannot be read: {error}"))
+            })?),
+            Some(b'{' | b'[') => Self::Nested,
+            Some(b'n') => Self::Absent,
+            _ => Self::Literal(json),
+        })
+    }
+
+    fn scalar(self) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Literal(json) => Some(Cow::Borrowed(json)),
+            Self::Absent | Self::Nested => None,
+        }
+    }
+}
+
+/// The characters of a valid JSON string.
+fn unescape(json: &str) -> Result<Cow<'_, str>, serde_json::Error> {
+    match json.get(1..json.len() - 1) {
+        Some(inner) if memchr::memchr(b'\\', inner.as_bytes()).is_none() => Ok(Cow::Borrowed(inner)),
+        _ => serde_json::from_str(json).map(Cow::Owned),
+    }
+}
+
+fn event_type_of<'a>(field: Field<'a>, name: &str) -> Result<Cow<'a, str>, Invalid> {
+    match field {
+        Field::Text(text) if has_length(&text, MAX_TYPE_CHARS) => Ok(text),
+        Field::Absent => {
+            let rule = format!("field {name:?} is missing: it must be a string of 1 to {MAX_TYPE_CHARS} characters");
+            Err(Invalid::new(Code::MissingType, rule))
+        }
+        _ => {
+            let rule = format!("field {name:?} must be a string of 1 to {MAX_TYPE_CHARS} characters");
+            Err(Invalid::new(Code::InvalidType, rule))
+        }
+    }
+}
+
+fn id_of<'a>(field: Field<'a>, name: &str) -> Result<Option<Cow<'a, str>>, Invalid> {
+    match field {
+        Field::Absent => Ok(None),
+        Field::Text(text) if has_length(&text, MAX_ID_CHARS) => Ok(Some(text)),
+        _ => {
+            let rule = format!("field {name:?} must be a string of 1 to {MAX_ID_CHARS} characters, or absent");
+            Err(Invalid::new(Code::InvalidId, rule))
+        }
+    }
+}
+
+fn time_of(field: &Field<'_>, name: &str) -> Result<Option<Timestamp>, Invalid> {
+    let time = match field {
+        Field::Absent => return Ok(None),
+        Field::Text(text) => DateTime::parse_from_rfc3339(text).ok().map(|time| time.timestamp_millis()),
+        Field::Literal(_) | Field::Nested => None,
+    };
+    match time {
+        Some(millis @ 0..=LATEST) => Ok(Some(Timestamp(millis))),
+        _ => {
+            let rule = format!(
+                "field {name:?} must be an RFC 3339 time between 1970 and 9999 such as \"2026-11-23T08:00:00.123Z\", or absent"
+            );
+            Err(Invalid::new(Code::InvalidTimestamp, rule))
+        }
+    }
+}
+
+/// 1 to `most` characters.
+fn has_length(text: &str, most: usize) -> bool {
+    !text.is_empty() && (text.len() <= most || text.chars().nth(most).is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields() -> EventFields {
+        EventFields::from(&EventConfig::default())
+    }
+
+    fn read(json: &str) -> Result<Event<'_>, Code> {
+        parse(json.as_bytes(), &fields()).map_err(|invalid| invalid.code)
+    }
+
+    fn codes(cases: &[(&str, Code)]) {
+        for (json, code) in cases {
+            assert_eq!(read(json).err(), Some(*code), "{json}");
+        }
+    }
+
+    #[test]
+    fn an_ordinary_event_is_read_without_copying() {
+        let json = r#" {"type":"login","event_id":"e1","timestamp":"2026-11-23T09:00:00.123+01:00","client_id":"c1","n":[1,{}]} "#;
+        let event = read(json).unwrap();
+        assert_eq!(event.time.map(Timestamp::to_rfc3339).as_deref(), Some("2026-11-23T08:00:00.123Z"));
+        for (text, expected) in
+            [(Some(event.event_type), "login"), (event.id, "e1"), (event.client, "c1"), (event.key, "c1")]
+        {
+            assert!(matches!(text, Some(Cow::Borrowed(text)) if text == expected), "{expected}");
+        }
+    }
+
+    #[test]
+    fn the_type_is_a_required_string_of_1_to_128_characters() {
+        let longest = format!(r#"{{"type":"{}"}}"#, "ü".repeat(128));
+        assert!(read(&longest).is_ok());
+        let longer = format!(r#"{{"type":"{}"}}"#, "ü".repeat(129));
+        codes(&[
+            ("{}", Code::MissingType),
+            (r#"{"type":null}"#, Code::MissingType),
+            (r#"{"type":""}"#, Code::InvalidType),
+            (r#"{"type":1}"#, Code::InvalidType),
+            (r#"{"type":["a"]}"#, Code::InvalidType),
+            (&longer, Code::InvalidType),
+        ]);
+    }
+
+    #[test]
+    fn the_id_is_an_optional_string_of_1_to_256_characters() {
+        assert_eq!(read(r#"{"type":"a"}"#).unwrap().id, None);
+        assert_eq!(read(r#"{"type":"a","event_id":null}"#).unwrap().id, None);
+        let longer = format!(r#"{{"type":"a","event_id":"{}"}}"#, "x".repeat(257));
+        codes(&[
+            (r#"{"type":"a","event_id":""}"#, Code::InvalidId),
+            (r#"{"type":"a","event_id":7}"#, Code::InvalidId),
+            (&longer, Code::InvalidId),
+        ]);
+    }
+
+    #[test]
+    fn the_timestamp_is_rfc_3339_between_1970_and_9999() {
+        assert_eq!(read(r#"{"type":"a","timestamp":null}"#).unwrap().time, None);
+        let last = read(r#"{"type":"a","timestamp":"9999-12-31T23:59:59.999Z"}"#).unwrap();
+        assert_eq!(last.time, Some(Timestamp(LATEST)));
+        for time in [
+            r#""yesterday""#,
+            r#""2026-11-23""#,
+            r#""2026-11-23T08:00:00""#,
+            "1732348800",
+            "{}",
+            r#""1969-12-31T23:59:59Z""#,
+            r#""9999-12-31T23:59:59-01:00""#,
+        ] {
+            codes(&[(&format!(r#"{{"type":"a","timestamp":{time}}}"#), Code::InvalidTimestamp)]);
+        }
+    }
+
+    #[test]
+    fn the_key_is_a_strings_characters_or_another_scalars_text() {
+        for (value, key) in [
+            (r#""a b""#, Some("a b")),
+            (r#""\u0061\n""#, Some("a\n")),
+            ("1.50", Some("1.50")),
+            ("true", Some("true")),
+            ("null", None),
+            ("{}", None),
+            ("[1]", None),
+        ] {
+            let json = format!(r#"{{"type":"a","client_id":{value}}}"#);
+            let event = read(&json).unwrap();
+            assert_eq!((event.key.as_deref(), event.client.as_deref()), (key, key), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_key_may_be_any_field() {
+        let config = EventConfig { key_field: "type".to_owned(), ..EventConfig::default() };
+        let event = parse(br#"{"type":"a","client_id":"c"}"#, &EventFields::from(&config)).unwrap();
+        assert_eq!((event.key.as_deref(), event.client.as_deref()), (Some("a"), Some("c")));
+    }
+
+    #[test]
+    fn of_duplicate_fields_the_last_counts_however_it_is_written() {
+        let json = r#"{"type":"a","client_id":"c","t\u0079pe":"b","client_id":null}"#;
+        let event = read(json).unwrap();
+        assert_eq!((event.event_type.as_ref(), event.client), ("b", None));
+        let selected = select(json.as_bytes(), &["type".to_owned(), "x".to_owned(), "type".to_owned()]).unwrap();
+        assert_eq!(
+            selected.iter().map(|raw| raw.map(RawValue::get)).collect::<Vec<_>>(),
+            [Some(r#""b""#), None, Some(r#""b""#)]
+        );
+    }
+
+    #[test]
+    fn the_whole_value_must_be_json_in_utf_8() {
+        codes(&[
+            ("", Code::InvalidJson),
+            (r#"{"type":"a""#, Code::InvalidJson),
+            (r#"{"type":"a"} x"#, Code::InvalidJson),
+            (r#"{"type":"a","x":01}"#, Code::InvalidJson),
+            ("{\"type\":\"a\",\"x\":\"\u{1}\"}", Code::InvalidJson),
+            (r#"{"type":"a","client_id":"\ud800"}"#, Code::InvalidJson),
+            ("[1", Code::InvalidJson),
+            ("[1]", Code::NotAnObject),
+            ("7", Code::NotAnObject),
+            ("null", Code::NotAnObject),
+        ]);
+        assert_eq!(parse(b"{\"type\":\"a\",\"x\":\"\xff\"}", &fields()).unwrap_err().code, Code::InvalidJson);
+        assert_eq!(select(b"{\"x\":\"\xff\"}", &[]).unwrap_err().code, Code::InvalidJson);
+    }
+
+    #[test]
+    fn nesting_is_bounded_and_brackets_in_strings_do_not_count() {
+        let nested =
+            |levels: usize| format!(r#"{{"type":"a","x":{}{}}}"#, "[".repeat(levels - 1), "]".repeat(levels - 1));
+        assert!(read(&nested(MAX_DEPTH)).is_ok());
+        let deeper = nested(MAX_DEPTH + 1);
+        let invalid = parse(deeper.as_bytes(), &fields()).unwrap_err();
+        assert!(invalid.code == Code::InvalidJson && invalid.message.contains("nested"), "{invalid}");
+        assert!(read(&format!(r#"{{"type":"a","x":"\"{}"}}"#, "[".repeat(500))).is_ok());
+        assert!(read(&format!(r#"{{"type":"a","x":[{}1]}}"#, "[],".repeat(500))).is_ok());
+    }
+}

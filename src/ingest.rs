@@ -1,0 +1,158 @@
+//! The ingestor: the HTTP server that takes events and answers when they are safe.
+//!
+//! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits → `split` finds
+//! its events and `check` checks each → the producer makes the valid ones durable → `replies` says what became of them.
+//!
+//! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
+//! actor, and ends with it or, gracefully, by [`StopAccepting`].
+
+mod body;
+mod check;
+mod handler;
+mod ids;
+mod replies;
+mod split;
+
+use std::{io::ErrorKind, net::TcpListener, sync::Arc, thread, time::Duration};
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture,
+};
+use actix_web::{
+    App, HttpServer,
+    dev::{Server, ServerHandle},
+    web,
+};
+use anyhow::Context as _;
+
+use self::handler::{Intake, routes};
+use crate::{
+    config::{HttpConfig, LiveConfig},
+    health::{ActorName, ActorState, Health},
+    metrics::Metrics,
+    produce::Producer,
+    supervise::Slot,
+};
+
+/// Stops the server: no new connections, requests in flight are finished. The reply comes when they are, or after
+/// half of `shutdown.timeout`; then the actor ends. Before it, close the door with `Closed::Draining`, so that clients
+/// on open connections hear why.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct StopAccepting;
+
+/// Binds `http.listen`. Done once, before anything is started: a taken port is the commonest reason why a daemon cannot
+/// start. Each incarnation of the ingestor gets a clone of the socket, so a restart refuses no connection.
+pub fn bind(config: &HttpConfig) -> anyhow::Result<TcpListener> {
+    let listen = &config.listen;
+    let listener = TcpListener::bind(listen).map_err(|error| {
+        let advice = match error.kind() {
+            ErrorKind::AddrInUse => "another process listens there; end it or set http.listen to a free port",
+            ErrorKind::PermissionDenied => "set http.listen to a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
+            ErrorKind::AddrNotAvailable => "set http.listen to an address of this machine",
+            _ => "set http.listen to HOST:PORT of this machine, such as 127.0.0.1:8080",
+        };
+        anyhow::anyhow!("http.listen = {listen:?} cannot be bound: {error}: {advice}")
+    })?;
+    rustix::net::listen(&listener, BACKLOG).with_context(|| format!("cannot listen on http.listen = {listen:?}"))?;
+    Ok(listener)
+}
+
+/// Connections that wait to be accepted. With std's 128, a few hundred clients that connect at once lose packets and wait
+/// for a retransmission; the kernel's own limit (`net.core.somaxconn`) still holds.
+const BACKLOG: i32 = 4096;
+
+/// The ingestor actor.
+pub struct Ingestor {
+    /// Taken by the server when it starts.
+    listener: Option<TcpListener>,
+    intake: web::Data<Intake>,
+    config: LiveConfig,
+    health: Health,
+    /// The running server; `None` before its start and from its stop on.
+    server: Option<ServerHandle>,
+}
+
+impl Ingestor {
+    /// A request costs a core for its parsing and little else; past four workers the queue behind them is the limit.
+    const MAX_WORKERS: usize = 4;
+    /// For each worker. An idle connection holds some 10 KiB; further ones wait in the kernel's backlog.
+    const MAX_CONNECTIONS: usize = 4096;
+    /// Above the idle timeout of common load balancers (60 s), so that they close a connection before we do.
+    const KEEP_ALIVE: Duration = Duration::from_secs(75);
+    /// For a request's head, which is at most a few packets.
+    const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// `listener` is a clone of what [`bind`] returned.
+    pub fn new(
+        listener: TcpListener,
+        producer: Slot<Producer>,
+        config: LiveConfig,
+        health: Health,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let intake = web::Data::new(Intake::new(producer, config.clone(), health.clone(), metrics));
+        Self { listener: Some(listener), intake, config, health, server: None }
+    }
+
+    fn serve(&mut self) -> anyhow::Result<Server> {
+        let listener = self.listener.take().context("the listening socket is gone")?;
+        // The other half is for what comes after the server in the stop order. actix counts whole seconds.
+        let shutdown = (self.config.load().shutdown.timeout / 2).as_secs().max(1);
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(Self::MAX_WORKERS);
+        let intake = self.intake.clone();
+        let server = HttpServer::new(move || App::new().configure(routes(intake.clone())))
+            .workers(workers)
+            .max_connections(Self::MAX_CONNECTIONS)
+            .keep_alive(Self::KEEP_ALIVE)
+            .client_request_timeout(Self::HEAD_TIMEOUT)
+            .tcp_nodelay(true)
+            .shutdown_timeout(shutdown)
+            .disable_signals()
+            .listen(listener)
+            .context("the HTTP server cannot use its listening socket")?
+            .run();
+        Ok(server)
+    }
+
+    /// Ends this incarnation; the guardian starts the next one.
+    fn fail(&self, reason: String, ctx: &mut Context<Self>) {
+        tracing::error!(reason, "HTTP server failed");
+        self.health.actor(ActorName::Ingestor, ActorState::Failing, reason);
+        ctx.stop();
+    }
+}
+
+impl Actor for Ingestor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let server = match self.serve() {
+            Ok(server) => server,
+            Err(error) => return self.fail(format!("{error:#}"), ctx),
+        };
+        self.server = Some(server.handle());
+        // Dropped with the actor, which ends the server's threads.
+        ctx.spawn(server.into_actor(self).map(|ended, ingestor, ctx| {
+            if ingestor.server.is_some() {
+                let reason = ended.err().map_or_else(|| "ended by itself".to_owned(), |error| error.to_string());
+                ingestor.fail(reason, ctx);
+            }
+        }));
+        self.health.actor(ActorName::Ingestor, ActorState::Running, None);
+    }
+}
+
+impl Handler<StopAccepting> for Ingestor {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, _: StopAccepting, _: &mut Self::Context) -> Self::Result {
+        let stopped = self.server.take().map(|server| server.stop(true));
+        let stopped = async move {
+            if let Some(stopped) = stopped {
+                stopped.await;
+            }
+        };
+        Box::pin(stopped.into_actor(self).map(|(), _, ctx| ctx.stop()))
+    }
+}

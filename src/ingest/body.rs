@@ -1,0 +1,219 @@
+//! Takes a request's body in: its media type, its size, its deadline, and its share of the bytes in flight.
+
+use actix_web::{
+    http::{
+        StatusCode,
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName},
+    },
+    web,
+};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::{replies::Problem, split::Format};
+use crate::config::{ByteSize, HttpConfig};
+
+/// What the headers say that the body is.
+pub fn format(headers: &HeaderMap) -> Result<Format, Problem> {
+    if let Some(coding) = text(headers, CONTENT_ENCODING)?
+        && !coding.trim().eq_ignore_ascii_case("identity")
+    {
+        let detail = "bodies with a Content-Encoding are not accepted: send the body as it is";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    let Some(content_type) = text(headers, CONTENT_TYPE)? else {
+        return Ok(Format::Json);
+    };
+    let mut parts = content_type.split(';').map(str::trim);
+    let format = match parts.next() {
+        Some(media) if media.eq_ignore_ascii_case("application/json") => Format::Json,
+        Some(media) if media.eq_ignore_ascii_case("application/x-ndjson") => Format::Ndjson,
+        _ => return Err(unsupported()),
+    };
+    let is_utf_8 = |parameter: &str| match parameter.split_once('=') {
+        Some((name, charset)) if name.trim().eq_ignore_ascii_case("charset") => {
+            let charset = charset.trim().trim_matches('"');
+            charset.eq_ignore_ascii_case("utf-8") || charset.eq_ignore_ascii_case("utf8")
+        }
+        _ => true,
+    };
+    if parts.all(is_utf_8) { Ok(format) } else { Err(unsupported()) }
+}
+
+fn unsupported() -> Problem {
+    let detail = "Content-Type must be application/json or application/x-ndjson, in UTF-8";
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, Problem> {
+    headers.get(name).map(|value| value.to_str().map_err(|_| unsupported())).transpose()
+}
+
+/// Reads the whole body. The bytes stay counted in `in_flight` until the last clone of what is returned is gone, so
+/// that the budget holds as well for requests that the queue still works on when their client has given up.
+///
+/// # Errors
+/// 413 above `http.max_body`, 429 when `http.max_in_flight` is spent, 408 after `http.request_timeout`.
+pub async fn read(
+    headers: &HeaderMap,
+    payload: web::Payload,
+    http: &HttpConfig,
+    in_flight: &Gauge,
+) -> Result<Bytes, Problem> {
+    let mut incoming = Incoming {
+        payload,
+        // Parts of the body are named by 32-bit positions.
+        max_body: http.max_body.as_usize().min(u32::MAX as usize),
+        max_in_flight: http.max_in_flight,
+        length: 0,
+        share: Share { bytes: 0, in_flight: in_flight.clone() },
+    };
+    let declared = text(headers, CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
+    if declared.is_some_and(|length| length > incoming.max_body) {
+        return Err(incoming.too_large());
+    }
+    let bytes = match tokio::time::timeout(http.request_timeout, incoming.read(declared)).await {
+        Ok(read) => read?,
+        Err(_) => {
+            let timeout = humantime::format_duration(http.request_timeout);
+            let detail = format!("the body did not arrive within {timeout} (http.request_timeout)");
+            return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail).closing());
+        }
+    };
+    Ok(Bytes::from_owner(Held { bytes, _share: incoming.share }))
+}
+
+/// A piece is a part of its connection's read buffer, and keeps all of that alive. For a small one a copy is cheaper: the
+/// connection goes on with its buffer, and what is held is what is counted.
+const COPIED: usize = 16 * 1024;
+
+/// A body on its way in.
+struct Incoming {
+    payload: web::Payload,
+    max_body: usize,
+    max_in_flight: ByteSize,
+    length: usize,
+    share: Share,
+}
+
+impl Incoming {
+    async fn read(&mut self, declared: Option<usize>) -> Result<Bytes, Problem> {
+        let Some(first) = self.next().await? else {
+            return Ok(Bytes::new());
+        };
+        // Most bodies come in one piece.
+        let Some(second) = self.next().await? else {
+            return Ok(if first.len() <= COPIED { Bytes::copy_from_slice(&first) } else { first });
+        };
+        let mut whole = BytesMut::with_capacity(declared.unwrap_or(2 * self.length));
+        whole.extend_from_slice(&first);
+        whole.extend_from_slice(&second);
+        drop((first, second));
+        while let Some(chunk) = self.next().await? {
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let Some(chunk) = self.payload.next().await else {
+            return Ok(None);
+        };
+        let chunk = chunk.map_err(|error| {
+            Problem::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {error}")).closing()
+        })?;
+        self.length += chunk.len();
+        if self.length > self.max_body {
+            return Err(self.too_large());
+        }
+        if !self.share.grow(chunk.len(), self.max_in_flight) {
+            let detail = "too many bytes of requests are being handled (http.max_in_flight): try again";
+            return Err(Problem::too_busy(detail));
+        }
+        Ok(Some(chunk))
+    }
+
+    fn too_large(&self) -> Problem {
+        let detail =
+            format!("the body is larger than {} bytes (http.max_body): send it in smaller requests", self.max_body);
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+    }
+}
+
+/// What one request takes of `http.max_in_flight`. The gauge itself is the count, so that what is shown is what is
+/// enforced.
+struct Share {
+    bytes: i64,
+    in_flight: Gauge,
+}
+
+impl Share {
+    /// Takes more, without waiting. `false`: there is not so much left.
+    fn grow(&mut self, bytes: usize, limit: ByteSize) -> bool {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let limit = i64::try_from(limit.0).unwrap_or(i64::MAX);
+        self.bytes += bytes;
+        self.in_flight.inc_by(bytes) + bytes <= limit
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.in_flight.dec_by(self.bytes);
+    }
+}
+
+/// A body and its share, which live equally long.
+struct Held {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn the_body_is_json_or_ndjson_in_utf_8_as_it_is() {
+        let format = |headers: &[(HeaderName, &'static str)]| {
+            let headers: HeaderMap =
+                headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
+            super::format(&headers).map_err(|problem| problem.status().as_u16())
+        };
+        for (content_type, expected) in [
+            ("application/json", Ok(Format::Json)),
+            ("Application/JSON; charset=\"UTF-8\"; profile=x", Ok(Format::Json)),
+            ("application/x-ndjson;charset=utf-8", Ok(Format::Ndjson)),
+            ("application/json; charset=latin1", Err(415)),
+            ("text/plain", Err(415)),
+            ("", Err(415)),
+        ] {
+            assert_eq!(format(&[(CONTENT_TYPE, content_type)]), expected, "{content_type}");
+        }
+        assert_eq!(format(&[]), Ok(Format::Json));
+        assert_eq!(format(&[(CONTENT_ENCODING, "identity")]), Ok(Format::Json));
+        assert_eq!(format(&[(CONTENT_ENCODING, "gzip")]), Err(415));
+    }
+
+    #[test]
+    fn shares_never_exceed_the_budget_and_come_back() {
+        let in_flight = Gauge::default();
+        let share = || Share { bytes: 0, in_flight: in_flight.clone() };
+        let (mut first, mut second) = (share(), share());
+        assert!(first.grow(6, ByteSize(10)));
+        assert!(!second.grow(5, ByteSize(10)));
+        drop(second);
+        assert!(first.grow(4, ByteSize(10)));
+        drop(first);
+        assert_eq!(in_flight.get(), 0);
+    }
+}

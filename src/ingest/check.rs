@@ -1,0 +1,185 @@
+//! Checks each event of a body and makes the valid ones into records for the queue.
+
+use std::borrow::Cow;
+
+use uuid::Uuid;
+
+use super::{
+    ids::Ids,
+    replies::Problem,
+    split::{Events, Format, split},
+};
+use crate::{
+    config::HttpConfig,
+    event::{Code, EventFields, Invalid, parse},
+    position::Timestamp,
+    produce::{Key, NewRecord, Span},
+};
+
+/// The events of one body. `records[i]` and `accepted[i]` are the same event.
+#[derive(Debug, Default)]
+pub struct Checked {
+    pub records: Vec<NewRecord>,
+    /// What `Key::Unescaped` points into.
+    pub unescaped: Vec<u8>,
+    pub accepted: Vec<Accepted>,
+    /// Ascending by index.
+    pub errors: Vec<EventError>,
+}
+
+/// An event that may be acknowledged.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Its place in the request.
+    pub index: usize,
+    pub id: EventId,
+}
+
+#[derive(Debug)]
+pub enum EventId {
+    Assigned(Uuid),
+    /// The client's, without escapes.
+    InBody(Span),
+    /// The client's, which was escaped in the body.
+    Unescaped(String),
+}
+
+/// Why one event of a request is refused.
+#[derive(Debug)]
+pub struct EventError {
+    pub index: usize,
+    pub invalid: Invalid,
+}
+
+/// Checks all events of a body.
+///
+/// # Errors
+/// What refuses the body as a whole: then nothing of it is accepted.
+pub fn check(
+    body: &[u8],
+    format: Format,
+    http: &HttpConfig,
+    fields: &EventFields,
+    received: Timestamp,
+) -> Result<Checked, Problem> {
+    let mut ids = Ids::new(received);
+    let mut checked = Checked::default();
+    let max_event = http.max_event.as_usize();
+    let mut accept = |index: usize, event: &[u8]| -> Result<(), Invalid> {
+        if event.len() > max_event {
+            let message =
+                format!("{} bytes are more than an event may have: {} (http.max_event)", event.len(), http.max_event);
+            return Err(Invalid::new(Code::TooLarge, message));
+        }
+        let head = parse(event, fields)?;
+        let (id, assigned_id) = match head.id {
+            Some(Cow::Borrowed(id)) => (EventId::InBody(span(body, id.as_bytes())), None),
+            Some(Cow::Owned(id)) => (EventId::Unescaped(id), None),
+            None => {
+                let id = ids.next();
+                (EventId::Assigned(id), Some(id))
+            }
+        };
+        let key = head.key.map(|key| match key {
+            Cow::Borrowed(key) => Key::InBody(span(body, key.as_bytes())),
+            Cow::Owned(key) => Key::Unescaped(append(&mut checked.unescaped, key.as_bytes())),
+        });
+        checked.records.push(NewRecord { value: span(body, event), key, assigned_id });
+        checked.accepted.push(Accepted { index, id });
+        Ok(())
+    };
+    let mut errors = Vec::new();
+    match split(body, format, http.max_events)? {
+        Events::One(event) => match accept(0, event) {
+            Err(invalid) if invalid.code == Code::InvalidJson => return Err(Problem::invalid_body(&invalid)),
+            Err(invalid) => errors.push(EventError { index: 0, invalid }),
+            Ok(()) => {}
+        },
+        Events::Many(events) => {
+            for (index, event) in events.into_iter().enumerate() {
+                if let Err(invalid) = accept(index, event) {
+                    errors.push(EventError { index, invalid });
+                }
+            }
+        }
+    }
+    checked.errors = errors;
+    Ok(checked)
+}
+
+impl Checked {
+    /// Takes the records that the queue refused for their size out of the accepted ones.
+    pub fn refuse_too_large(&mut self, mut records: Vec<usize>) {
+        if records.is_empty() {
+            return;
+        }
+        records.sort_unstable();
+        let mut record = 0;
+        let errors = &mut self.errors;
+        self.accepted.retain(|accepted| {
+            let refused = records.binary_search(&record).is_ok();
+            record += 1;
+            if refused {
+                let invalid =
+                    Invalid::new(Code::TooLarge, "larger than the queue takes (max.message.bytes of its topic)");
+                errors.push(EventError { index: accepted.index, invalid });
+            }
+            !refused
+        });
+        errors.sort_by_key(|error| error.index);
+    }
+}
+
+/// Where `part` stands in the body that it borrows from. Bodies are below 4 GiB (`body::read` sees to it).
+fn span(body: &[u8], part: &[u8]) -> Span {
+    let start = part.as_ptr().addr() - body.as_ptr().addr();
+    Span { start: start as u32, end: (start + part.len()) as u32 }
+}
+
+/// Keys were parts of the body, and unescaping shortens them, so that together they are below 4 GiB as well.
+fn append(unescaped: &mut Vec<u8>, key: &[u8]) -> Span {
+    let start = unescaped.len() as u32;
+    unescaped.extend_from_slice(key);
+    Span { start, end: unescaped.len() as u32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ByteSize, EventConfig};
+
+    fn checked(body: &str) -> Checked {
+        let fields = EventFields::from(&EventConfig::default());
+        let http = HttpConfig { max_event: ByteSize(64), ..HttpConfig::default() };
+        check(body.as_bytes(), Format::Json, &http, &fields, Timestamp(0)).unwrap()
+    }
+
+    #[test]
+    fn values_and_keys_are_parts_of_the_body_unless_they_were_escaped() {
+        let body = r#"[ {"type":"a","client_id":"plain"}, {"type":"b","client_id":"q\"\n","event_id":"é"} ]"#;
+        let checked = checked(body);
+        let [plain, escaped] = checked.records.as_slice() else { panic!("{checked:?}") };
+        assert_eq!(plain.value.of(body.as_bytes()), br#"{"type":"a","client_id":"plain"}"#);
+        assert!(matches!(plain.key, Some(Key::InBody(key)) if key.of(body.as_bytes()) == b"plain"));
+        assert!(plain.assigned_id.is_some() && escaped.assigned_id.is_none());
+        assert!(matches!(escaped.key, Some(Key::Unescaped(key)) if key.of(&checked.unescaped) == b"q\"\n"));
+        assert!(matches!(checked.accepted[1].id, EventId::InBody(id) if id.of(body.as_bytes()) == "é".as_bytes()));
+    }
+
+    #[test]
+    fn an_event_above_the_limit_is_refused_alone() {
+        let body = format!(r#"[{{"type":"a"}},{{"type":"{}"}},{{"type":"c"}}]"#, "x".repeat(64));
+        let checked = checked(&body);
+        assert_eq!(checked.records.len(), 2);
+        assert_eq!((checked.errors[0].index, checked.errors[0].invalid.code), (1, Code::TooLarge));
+    }
+
+    #[test]
+    fn what_the_queue_finds_too_large_becomes_that_events_error_in_order() {
+        let mut checked = checked(r#"[{"type":"a"},{"type":"b"},{},{"type":"c"},7]"#);
+        checked.refuse_too_large(vec![2, 0]);
+        assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [1]);
+        let errors: Vec<_> = checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect();
+        assert_eq!(errors, [(0, Code::TooLarge), (2, Code::MissingType), (3, Code::TooLarge), (4, Code::NotAnObject)]);
+    }
+}

@@ -1,0 +1,208 @@
+//! The routes of the ingest listener, and a request's way from its head to its answer.
+
+use std::{sync::Arc, time::Instant};
+
+use actix::{Addr, dev::SendError};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::StatusCode,
+    web::{self, ServiceConfig},
+};
+use bytes::Bytes;
+use prometheus_client::metrics::counter::Counter;
+
+use super::{
+    body,
+    check::{Checked, check},
+    replies::{Problem, summary},
+    split::Format,
+};
+use crate::{
+    config::{Config, LiveConfig},
+    event::{Code, EventFields},
+    health::Health,
+    metrics::{Metrics, ReasonLabel, StatusLabel},
+    position::Timestamp,
+    produce::{Producer, Publish, Ticket},
+    supervise::Slot,
+};
+
+/// What the workers share. Limits are read from the live configuration once a request.
+pub struct Intake {
+    producer: Slot<Producer>,
+    config: LiveConfig,
+    /// As at the start: what the log's readers go by, too.
+    fields: EventFields,
+    health: Health,
+    metrics: Arc<Metrics>,
+    /// `requests{status="200"}`, kept at hand because nearly every request counts here.
+    answered_ok: Counter,
+}
+
+/// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
+/// connections to serve.
+const LONG_PARSE: usize = 256 * 1024;
+
+impl Intake {
+    pub fn new(producer: Slot<Producer>, config: LiveConfig, health: Health, metrics: Arc<Metrics>) -> Self {
+        let fields = EventFields::from(&config.load().event);
+        let answered_ok = metrics.requests.get_or_create_owned(&StatusLabel { status: 200 });
+        Self { producer, config, fields, health, metrics, answered_ok }
+    }
+
+    async fn accept(self: &Arc<Self>, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+        if let Some((closed, why)) = self.health.closed() {
+            return Err(Problem::closed(closed, &why));
+        }
+        let config = self.config.load_full();
+        let format = body::format(request.headers())?;
+        let body = body::read(request.headers(), payload, &config.http, &self.metrics.in_flight_bytes).await?;
+        let received = Timestamp::now();
+        let mut checked = if body.len() < LONG_PARSE {
+            check(&body, format, &config.http, &self.fields, received)?
+        } else {
+            self.check_aside(&body, format, &config, received).await?
+        };
+        if !checked.records.is_empty() {
+            let too_large = self.publish(&mut checked, &body, received, &config).await?;
+            checked.refuse_too_large(too_large);
+        }
+        self.metrics.events_accepted.inc_by(checked.accepted.len() as u64);
+        for error in &checked.errors {
+            self.rejected(error.invalid.code);
+        }
+        Ok(summary(&body, &checked))
+    }
+
+    async fn check_aside(
+        self: &Arc<Self>,
+        body: &Bytes,
+        format: Format,
+        config: &Arc<Config>,
+        received: Timestamp,
+    ) -> Result<Checked, Problem> {
+        let (intake, body, config) = (self.clone(), body.clone(), config.clone());
+        let checking = move || check(&body, format, &config.http, &intake.fields, received);
+        tokio::task::spawn_blocking(checking).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "checking a body failed");
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be checked"))
+        })
+    }
+
+    /// Waits until the records are durable. Returns the indexes of those that the queue refuses for their size.
+    async fn publish(
+        &self,
+        checked: &mut Checked,
+        body: &Bytes,
+        received: Timestamp,
+        config: &Config,
+    ) -> Result<Vec<usize>, Problem> {
+        let producer = self.producer.get().ok_or_else(restarting)?;
+        let (ticket, delivery) = Ticket::new(checked.records.len(), self.metrics.events_produced_unanswered.clone());
+        let publish = Publish {
+            body: body.clone(),
+            unescaped: std::mem::take(&mut checked.unescaped).into(),
+            events: std::mem::take(&mut checked.records),
+            received,
+            ticket,
+        };
+        send(&producer, publish)?;
+        // The whole timeout again, after that for the body: the queue's own delivery timeout is just below it, so that
+        // an answer "unknown" stays rare.
+        let timeout = config.http.request_timeout;
+        let Ok(Ok(delivery)) = tokio::time::timeout(timeout, delivery).await else {
+            return Err(unknown("the queue did not confirm in time (http.request_timeout)"));
+        };
+        if let Some(reason) = delivery.unavailable {
+            self.metrics.events_produced_unanswered.inc_by(delivery.durable as u64);
+            return Err(unknown(&reason));
+        }
+        Ok(delivery.too_large)
+    }
+
+    fn answered(&self, status: StatusCode) {
+        if status == StatusCode::OK {
+            self.answered_ok.inc();
+        } else {
+            self.metrics.requests.get_or_create(&StatusLabel { status: status.as_u16() }).inc();
+        }
+    }
+
+    fn rejected(&self, code: Code) {
+        self.metrics.events_rejected.get_or_create(&ReasonLabel { reason: code.as_str() }).inc();
+    }
+
+    fn refuse(&self, problem: Problem) -> HttpResponse {
+        self.answered(problem.status());
+        problem.into_response()
+    }
+}
+
+fn send(producer: &Addr<Producer>, publish: Publish) -> Result<(), Problem> {
+    producer.try_send(publish).map_err(|error| match error {
+        SendError::Full(_) => Problem::too_busy("too many requests wait for the queue: try again"),
+        SendError::Closed(_) => restarting(),
+    })
+}
+
+/// A panicked producer is back after a back-off that begins at a fraction of a second.
+fn restarting() -> Problem {
+    Problem::unavailable(1, "the producer is being restarted; nothing of this request was stored")
+}
+
+fn unknown(reason: &str) -> Problem {
+    let detail = format!(
+        "{reason}; it is not known which events of this request were stored: sending it again may store events twice, \
+         with the same id where the client sent one"
+    );
+    Problem::unavailable(5, detail)
+}
+
+/// The routes: `POST /v1/events`, `GET /health`, nothing else.
+pub fn routes(intake: web::Data<Intake>) -> impl FnOnce(&mut ServiceConfig) {
+    move |service| {
+        service
+            .app_data(intake)
+            .service(web::resource("/v1/events").route(web::post().to(post_events)).default_service(web::to(
+                |intake: web::Data<Intake>| async move { intake.refuse(Problem::not_allowed("POST")) },
+            )))
+            .service(
+                web::resource("/health")
+                    .route(web::get().to(get_health))
+                    .route(web::head().to(get_health))
+                    .default_service(web::to(|intake: web::Data<Intake>| async move {
+                        intake.refuse(Problem::not_allowed("GET, HEAD"))
+                    })),
+            )
+            .default_service(web::to(|intake: web::Data<Intake>| async move {
+                intake.refuse(Problem::new(StatusCode::NOT_FOUND, "events are taken by POST /v1/events"))
+            }));
+    }
+}
+
+async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
+    let started = Instant::now();
+    let response = match intake.accept(&request, payload).await {
+        Ok(response) => {
+            intake.answered(response.status());
+            response
+        }
+        Err(problem) => {
+            if let Some(code) = problem.code() {
+                intake.rejected(code);
+            }
+            intake.refuse(problem)
+        }
+    };
+    intake.metrics.request_duration.observe(started.elapsed().as_secs_f64());
+    response
+}
+
+/// For load balancers: whether events are accepted, and no more.
+async fn get_health(intake: web::Data<Intake>) -> HttpResponse {
+    if intake.health.readiness().ready {
+        intake.answered(StatusCode::OK);
+        return HttpResponse::Ok().finish();
+    }
+    intake.refuse(Problem::unavailable(1, "not ready"))
+}

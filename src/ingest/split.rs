@@ -1,0 +1,233 @@
+//! Splits a request's body into its events: parts of the body, nothing copied, no tree built.
+
+use std::fmt;
+
+use serde::de::{Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// How a body holds its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One object, or an array of them.
+    Json,
+    /// An event a line; each non-blank line stands alone.
+    Ndjson,
+}
+
+/// The events of a body, not yet checked.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Events<'a> {
+    /// One object. It is not parsed yet, so whoever finds broken syntax in it refuses the whole body.
+    One(&'a [u8]),
+    Many(Vec<&'a [u8]>),
+}
+
+/// Why nothing of a body can be accepted.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsplittable {
+    #[error("the body is empty: send a JSON object, an array of objects, or one object a line as application/x-ndjson")]
+    Empty,
+    #[error("the body begins with a byte order mark: send UTF-8 without one")]
+    ByteOrderMark,
+    #[error("the body must be a JSON object or an array of objects; for one object a line send application/x-ndjson")]
+    NeitherObjectNorArray,
+    #[error("the body is not valid JSON, nothing was accepted: {0}")]
+    Syntax(String),
+    #[error("more than {0} events in one request (http.max_events): send them in smaller requests")]
+    TooMany(usize),
+}
+
+const WHITE_SPACE: &[u8] = b" \t\r\n";
+const BYTE_ORDER_MARKS: [&[u8]; 3] = [b"\xef\xbb\xbf", b"\xfe\xff", b"\xff\xfe"];
+
+/// At most `max_events` events; where there are none, the body was an empty array.
+pub fn split(body: &[u8], format: Format, max_events: usize) -> Result<Events<'_>, Unsplittable> {
+    if BYTE_ORDER_MARKS.iter().any(|mark| body.starts_with(mark)) {
+        return Err(Unsplittable::ByteOrderMark);
+    }
+    match format {
+        Format::Ndjson => lines(body, max_events).map(Events::Many),
+        Format::Json => {
+            let value = trim(body);
+            match value.first() {
+                None => Err(Unsplittable::Empty),
+                Some(b'{') => Ok(Events::One(value)),
+                Some(b'[') => elements(body, max_events).map(Events::Many),
+                Some(_) => Err(scalar(value)),
+            }
+        }
+    }
+}
+
+fn lines(body: &[u8], max_events: usize) -> Result<Vec<&[u8]>, Unsplittable> {
+    let mut lines = Vec::new();
+    let mut start = 0;
+    for end in memchr::memchr_iter(b'\n', body).chain([body.len()]) {
+        let line = trim(&body[start..end]);
+        start = end + 1;
+        if line.is_empty() {
+            continue;
+        }
+        if lines.len() == max_events {
+            return Err(Unsplittable::TooMany(max_events));
+        }
+        lines.push(line);
+    }
+    if lines.is_empty() { Err(Unsplittable::Empty) } else { Ok(lines) }
+}
+
+fn elements(body: &[u8], max_events: usize) -> Result<Vec<&[u8]>, Unsplittable> {
+    let text = std::str::from_utf8(body)
+        .map_err(|error| Unsplittable::Syntax(format!("not valid UTF-8 at byte {}", error.valid_up_to())))?;
+    let mut elements = Vec::new();
+    let mut json = serde_json::Deserializer::from_str(text);
+    let outcome = json.deserialize_seq(Elements { elements: &mut elements, max_events }).and_then(|()| json.end());
+    if elements.len() > max_events {
+        return Err(Unsplittable::TooMany(max_events));
+    }
+    outcome.map_err(|error| Unsplittable::Syntax(error.to_string()))?;
+    Ok(elements)
+}
+
+fn scalar(value: &[u8]) -> Unsplittable {
+    match serde_json::from_slice::<IgnoredAny>(value) {
+        Ok(_) => Unsplittable::NeitherObjectNorArray,
+        Err(error) => Unsplittable::Syntax(error.to_string()),
+    }
+}
+
+fn trim(mut bytes: &[u8]) -> &[u8] {
+    while let [first, rest @ ..] = bytes
+        && WHITE_SPACE.contains(first)
+    {
+        bytes = rest;
+    }
+    while let [rest @ .., last] = bytes
+        && WHITE_SPACE.contains(last)
+    {
+        bytes = rest;
+    }
+    bytes
+}
+
+/// Takes the elements of an array, one more than `max_events` at most.
+struct Elements<'e, 'a> {
+    elements: &'e mut Vec<&'a [u8]>,
+    max_events: usize,
+}
+
+impl<'a> Visitor<'a> for Elements<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut array: A) -> Result<(), A::Error> {
+        while let Some(element) = array.next_element::<&'a RawValue>()? {
+            self.elements.push(element.get().as_bytes());
+            if self.elements.len() > self.max_events {
+                return Err(A::Error::custom("too many elements"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NO_LIMIT: usize = usize::MAX;
+
+    fn many(body: &str, format: Format) -> Vec<&str> {
+        match split(body.as_bytes(), format, NO_LIMIT).unwrap() {
+            Events::One(event) => vec![std::str::from_utf8(event).unwrap()],
+            Events::Many(events) => events.into_iter().map(|event| std::str::from_utf8(event).unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_body_is_an_object_or_an_array_of_anything() {
+        assert_eq!(many(" {\"a\": 1}\r\n", Format::Json), ["{\"a\": 1}"]);
+        assert_eq!(many("[ {\"a\": [1]} ,7,\"]\"\n]", Format::Json), ["{\"a\": [1]}", "7", "\"]\""]);
+        assert!(many(" [ ] ", Format::Json).is_empty());
+    }
+
+    #[test]
+    fn each_non_blank_line_stands_alone() {
+        assert_eq!(many("{\"a\":1}\r\n\n  \t\r\nbroken\n[1]", Format::Ndjson), ["{\"a\":1}", "broken", "[1]"]);
+    }
+
+    #[test]
+    fn what_is_no_object_and_no_array_is_refused_as_a_whole() {
+        let refused = |body: &[u8], format| split(body, format, NO_LIMIT).unwrap_err();
+        assert_eq!(refused(b" \n", Format::Json), Unsplittable::Empty);
+        assert_eq!(refused(b"\r\n \n", Format::Ndjson), Unsplittable::Empty);
+        assert_eq!(refused(b"17", Format::Json), Unsplittable::NeitherObjectNorArray);
+        assert_eq!(refused(b"\xef\xbb\xbf{}", Format::Json), Unsplittable::ByteOrderMark);
+        assert_eq!(refused(b"\xef\xbb\xbf{}", Format::Ndjson), Unsplittable::ByteOrderMark);
+        for broken in ["[{},", "[{}] x", "[{}{}]", "tru", "[{\"a\":}]", "[1,]"] {
+            assert!(matches!(refused(broken.as_bytes(), Format::Json), Unsplittable::Syntax(_)), "{broken}");
+        }
+        assert!(matches!(refused(b"[\"\xff\"]", Format::Json), Unsplittable::Syntax(_)));
+    }
+
+    #[test]
+    fn more_events_than_the_limit_are_refused() {
+        for (body, format) in [("[{},{},{}]", Format::Json), ("{}\n\n{}\n{}\n", Format::Ndjson)] {
+            assert!(split(body.as_bytes(), format, 3).is_ok());
+            assert_eq!(split(body.as_bytes(), format, 2).unwrap_err(), Unsplittable::TooMany(2));
+        }
+    }
+
+    /// JSON objects as clients may write them, white space included; line breaks only between tokens.
+    fn object() -> impl Strategy<Value = String> {
+        let space = "[ \t]{0,2}";
+        let value = prop_oneof![
+            any::<String>().prop_map(|text| serde_json::Value::from(text).to_string()),
+            any::<f64>().prop_map(|number| serde_json::Value::from(number).to_string()),
+            Just("{\"]\":[{},[null,true]]}".to_owned()),
+        ];
+        proptest::collection::vec((any::<String>(), value, space), 0..4).prop_map(|fields| {
+            let fields: Vec<String> = fields
+                .into_iter()
+                .map(|(name, value, space)| format!("{space}{}:{space}{value}", serde_json::Value::from(name)))
+                .collect();
+            format!("{{{}}}", fields.join(","))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_parts_are_the_exact_bytes_that_were_joined(objects in proptest::collection::vec(object(), 1..6)) {
+            let array = format!("[\n{}]", objects.join(" ,\r\n"));
+            prop_assert_eq!(&many(&array, Format::Json), &objects);
+            let lines = objects.join("\r\n\n");
+            prop_assert_eq!(&many(&lines, Format::Ndjson), &objects);
+            let alone = format!("\n{} ", objects[0]);
+            prop_assert_eq!(many(&alone, Format::Json), [objects[0].as_str()]);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(
+            bytes in proptest::collection::vec(prop_oneof![any::<u8>(), proptest::sample::select(b"[]{},:\"\\ \n1".to_vec())], 0..64),
+        ) {
+            for format in [Format::Json, Format::Ndjson] {
+                let fields = crate::event::EventFields::from(&crate::config::EventConfig::default());
+                match split(&bytes, format, 8) {
+                    Ok(Events::One(event)) => drop(crate::event::parse(event, &fields)),
+                    Ok(Events::Many(events)) => {
+                        prop_assert!(events.len() <= 8);
+                        for event in events {
+                            drop(crate::event::parse(event, &fields));
+                        }
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+}

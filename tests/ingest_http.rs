@@ -1,0 +1,396 @@
+//! The ingestor over HTTP, with a queue whose answers the tests decide.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use actix::{Actor, Addr};
+use arc_swap::ArcSwap;
+use ingestd::{
+    config::{ByteSize, Config, HttpConfig, LiveConfig},
+    health::{ActorName, ActorState, Closed, Health},
+    ingest::{Ingestor, StopAccepting, bind},
+    metrics::Metrics,
+    produce::{Producer, Publish},
+    queue::{Appender, Full},
+    supervise::Slot,
+};
+use serde_json::{Value, json};
+
+/// What the queue does with each request.
+#[derive(Clone, Copy, PartialEq)]
+enum Queue {
+    Stores,
+    /// Stores all but the events with these indexes among the valid ones.
+    FindsTooLarge(&'static [usize]),
+    /// Stores the first event of a request and cannot be reached for the others.
+    GoesAway,
+    /// Keeps requests without an answer until it is told otherwise.
+    Waits,
+}
+
+#[derive(Default)]
+struct Log {
+    /// Key and value of what is stored, and whether it has an assigned id.
+    records: Vec<(Option<String>, String, bool)>,
+    waiting: Vec<Publish>,
+}
+
+struct FakeQueue {
+    queue: Arc<Mutex<Queue>>,
+    log: Arc<Mutex<Log>>,
+}
+
+fn store(log: &mut Log, publish: &Publish) {
+    for record in &publish.events {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let (key, value) = (publish.key(record).map(text), text(publish.value(record)));
+        log.records.push((key, value, record.assigned_id.is_some()));
+    }
+}
+
+impl Appender for FakeQueue {
+    fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full> {
+        assert_eq!(from, 0);
+        let (events, ticket) = (publish.events.len(), publish.ticket.clone());
+        match *self.queue.lock().unwrap() {
+            Queue::Stores => {
+                store(&mut self.log.lock().unwrap(), &publish);
+                ticket.durable(events);
+            }
+            Queue::FindsTooLarge(indexes) => {
+                indexes.iter().for_each(|index| ticket.too_large(*index));
+                ticket.durable(events - indexes.len());
+            }
+            Queue::GoesAway => {
+                ticket.durable(1);
+                ticket.unavailable(events - 1, "no broker answers");
+            }
+            Queue::Waits => self.log.lock().unwrap().waiting.push(publish),
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, _: Duration) -> Result<(), usize> {
+        Ok(())
+    }
+}
+
+struct Daemon {
+    address: SocketAddr,
+    ingestor: Addr<Ingestor>,
+    producer: Slot<Producer>,
+    config: LiveConfig,
+    health: Health,
+    metrics: Arc<Metrics>,
+    queue: Arc<Mutex<Queue>>,
+    log: Arc<Mutex<Log>>,
+}
+
+impl Daemon {
+    fn start(queue: Queue, http: HttpConfig) -> Self {
+        let http = HttpConfig { listen: "127.0.0.1:0".to_owned(), ..http };
+        let listener = bind(&http).unwrap();
+        let address = listener.local_addr().unwrap();
+        let config: LiveConfig = Arc::new(ArcSwap::from_pointee(Config { http, ..Config::default() }));
+        let (health, metrics, producer) = (Health::default(), Arc::new(Metrics::default()), Slot::default());
+        let (queue, log) = (Arc::new(Mutex::new(queue)), Arc::new(Mutex::new(Log::default())));
+        let fake = FakeQueue { queue: queue.clone(), log: log.clone() };
+        producer.set(Some(Producer::new(Box::new(fake), health.clone()).start()));
+        let ingestor =
+            Ingestor::new(listener, producer.clone(), config.clone(), health.clone(), metrics.clone()).start();
+        Self { address, ingestor, producer, config, health, metrics, queue, log }
+    }
+
+    fn change_limits(&self, change: impl FnOnce(&mut HttpConfig)) {
+        let mut config = Config::clone(&self.config.load());
+        change(&mut config.http);
+        self.config.store(Arc::new(config));
+    }
+
+    async fn send(&self, request: String) -> Reply {
+        let address = self.address;
+        tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap()
+    }
+
+    async fn post(&self, content_type: &str, body: &str) -> Reply {
+        let length = body.len();
+        self.send(format!(
+            "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n{body}"
+        ))
+        .await
+    }
+
+    async fn post_json(&self, body: &str) -> Reply {
+        self.post("application/json", body).await
+    }
+
+    async fn get(&self, line: &str) -> Reply {
+        self.send(format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await
+    }
+
+    fn metric(&self, line_start: &str) -> String {
+        let text = self.metrics.encode();
+        text.lines().find_map(|line| line.strip_prefix(line_start)).unwrap_or("absent").trim().to_owned()
+    }
+}
+
+struct Reply {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .find_map(|(found, value)| found.eq_ignore_ascii_case(name).then_some(value))
+    }
+
+    /// An RFC 9457 problem of this status; returns its detail.
+    fn problem(&self, status: u16) -> String {
+        assert_eq!(
+            (self.status, self.header("content-type")),
+            (status, Some("application/problem+json")),
+            "{}",
+            self.body
+        );
+        let json = self.json();
+        assert_eq!((&json["status"], &json["type"]), (&json!(status), &json!("about:blank")));
+        assert!(json["title"].is_string());
+        json["detail"].as_str().unwrap().to_owned()
+    }
+}
+
+fn exchange(address: SocketAddr, request: &str) -> Reply {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no reply: {text:?}"));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
+    Reply { status, head: head.to_owned(), body: body.to_owned() }
+}
+
+async fn until(mut condition: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("did not happen within 5 s");
+}
+
+#[actix::test]
+async fn accepted_events_are_stored_as_they_came_and_their_ids_answered_in_order() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let reply =
+        daemon.post_json(r#"[{"type": "a", "client_id":"c\u0031"},{"event_id":"mine\n\u00e9","type":"b"}]"#).await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
+    let json = reply.json();
+    assert_eq!((&json["accepted"], &json["rejected"], &json["ids"][1]), (&json!(2), &json!(0), &json!("mine\né")));
+    assert!(json.get("errors").is_none());
+    assert_eq!(json["ids"][0].as_str().and_then(|id| uuid::Uuid::parse_str(id).ok()).unwrap().get_version_num(), 7);
+    assert_eq!(
+        daemon.log.lock().unwrap().records,
+        [
+            (Some("c1".to_owned()), r#"{"type": "a", "client_id":"c\u0031"}"#.to_owned(), true),
+            (None, r#"{"event_id":"mine\n\u00e9","type":"b"}"#.to_owned(), false),
+        ]
+    );
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "2");
+    assert_eq!(daemon.metric("ingestd_requests_total{status=\"200\"}"), "1");
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn an_empty_array_is_answered_200_with_none_accepted() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let reply = daemon.post_json("[]").await;
+    assert_eq!((reply.status, reply.json()), (200, json!({"accepted": 0, "rejected": 0, "ids": []})));
+}
+
+#[actix::test]
+async fn some_invalid_events_are_207_and_only_invalid_ones_400() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let reply = daemon.post("application/x-ndjson", "{\"type\":\"a\",\"event_id\":\"1\"}\n\n{\"type\":\r\n7\n").await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["accepted"], &json["ids"]), (207, &json!(1), &json!(["1"])));
+    let errors: Vec<_> = json["errors"].as_array().unwrap().iter().map(|e| (&e["index"], &e["code"])).collect();
+    assert_eq!(errors, [(&json!(1), &json!("invalid_json")), (&json!(2), &json!("not_an_object"))]);
+
+    let reply = daemon.post_json("{}").await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["accepted"], &json["rejected"]), (400, &json!(0), &json!(1)));
+    assert_eq!((&json["ids"], &json["errors"][0]["code"]), (&json!([]), &json!("missing_type")));
+    assert_eq!(daemon.log.lock().unwrap().records.len(), 1);
+    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "1");
+}
+
+#[actix::test]
+async fn broken_syntax_refuses_the_whole_body() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    for body in ["", "  ", r#"{"type":"a""#, r#"[{"type":"a"},"#, r#"[{"type":"a"}] x"#, "\u{feff}{}", "7"] {
+        let reply = daemon.post_json(body).await;
+        reply.problem(400);
+        assert!(["invalid_json", "not_an_object"].contains(&reply.json()["code"].as_str().unwrap()), "{body}");
+    }
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+}
+
+#[actix::test]
+async fn what_the_queue_finds_too_large_is_that_events_error() {
+    let daemon = Daemon::start(Queue::FindsTooLarge(&[1]), HttpConfig::default());
+    let reply = daemon
+        .post_json(r#"[{"type":"a","event_id":"1"},{},{"type":"b","event_id":"2"},{"type":"c","event_id":"3"}]"#)
+        .await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["accepted"], &json["ids"]), (207, &json!(2), &json!(["1", "3"])));
+    assert_eq!((&json["errors"][1]["index"], &json["errors"][1]["code"]), (&json!(2), &json!("too_large")));
+}
+
+#[actix::test]
+async fn limits_hold_and_change_at_the_next_request() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig { max_body: ByteSize(64), ..HttpConfig::default() });
+    let body = format!(r#"[{{"type":"a"}},{{"type":"{}"}}]"#, "x".repeat(64));
+    daemon.post_json(&body).await.problem(413);
+    daemon
+        .send(format!(
+            "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        ))
+        .await
+        .problem(413);
+    daemon.change_limits(|http| (http.max_body, http.max_event) = (ByteSize(1 << 20), ByteSize(32)));
+    let reply = daemon.post_json(&body).await;
+    assert_eq!((reply.status, &reply.json()["errors"][0]["code"]), (207, &json!("too_large")));
+    daemon.change_limits(|http| http.max_events = 1);
+    daemon.post_json(&body).await.problem(413);
+    daemon.change_limits(|http| http.max_in_flight = ByteSize(10));
+    let reply = daemon.post_json(&body).await;
+    reply.problem(429);
+    assert_eq!(reply.header("retry-after"), Some("1"));
+}
+
+#[actix::test]
+async fn long_bodies_come_through_whole() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let events: Vec<String> =
+        (0..4000).map(|n| format!(r#"{{"type":"a","event_id":"{n}","x":"{}"}}"#, "x".repeat(200))).collect();
+    let reply = daemon.post_json(&format!("[{}]", events.join(","))).await;
+    assert_eq!(
+        (reply.status, &reply.json()["accepted"], &reply.json()["ids"][3999]),
+        (200, &json!(4000), &json!("3999"))
+    );
+    assert!(daemon.log.lock().unwrap().records.iter().map(|(_, value, _)| value).eq(&events));
+}
+
+#[actix::test]
+async fn other_media_types_paths_and_methods_are_refused() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.post("text/plain", "{}").await.problem(415);
+    daemon.get("GET /metrics").await.problem(404);
+    let reply = daemon.get("GET /v1/events").await;
+    reply.problem(405);
+    assert_eq!(reply.header("allow"), Some("POST"));
+    let reply = daemon.get("DELETE /health").await;
+    reply.problem(405);
+    assert_eq!(reply.header("allow"), Some("GET, HEAD"));
+}
+
+#[actix::test]
+async fn health_is_200_or_503() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.health.actor(ActorName::Producer, ActorState::Running, None);
+    until(|| daemon.health.readiness().ready).await;
+    assert_eq!(daemon.get("GET /health").await.status, 200);
+    assert_eq!(daemon.get("HEAD /health").await.status, 200);
+    daemon.health.close(Closed::DiskFull, "71 % used");
+    daemon.get("GET /health").await.problem(503);
+}
+
+#[actix::test]
+async fn a_closed_door_is_503_with_its_reason() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    for (closed, retry_after) in [(Closed::DiskFull, "30"), (Closed::QueueUnavailable, "5"), (Closed::Draining, "5")] {
+        daemon.health.close(closed, "because");
+        let reply = daemon.post_json(r#"{"type":"a"}"#).await;
+        assert!(reply.problem(503).contains("because"));
+        assert_eq!(reply.header("retry-after"), Some(retry_after), "{closed:?}");
+        daemon.health.open(closed);
+    }
+    assert_eq!(daemon.post_json(r#"{"type":"a"}"#).await.status, 200);
+}
+
+#[actix::test]
+async fn a_passing_failure_is_503_for_the_whole_request() {
+    let daemon = Daemon::start(Queue::GoesAway, HttpConfig::default());
+    let reply = daemon.post_json(r#"[{"type":"a"},{"type":"b"}]"#).await;
+    assert!(reply.problem(503).contains("no broker answers"));
+    assert!(reply.header("retry-after").is_some());
+    assert_eq!(daemon.metric("ingestd_events_produced_unanswered_total"), "1");
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "0");
+
+    daemon.producer.set(None);
+    assert!(daemon.post_json(r#"{"type":"a"}"#).await.problem(503).contains("nothing of this request was stored"));
+}
+
+#[actix::test]
+async fn no_answer_in_time_is_503_and_its_bytes_stay_counted_while_the_queue_has_them() {
+    let timeout = Duration::from_millis(50);
+    let daemon = Daemon::start(Queue::Waits, HttpConfig { request_timeout: timeout, ..HttpConfig::default() });
+    let body = r#"{"type":"a"}"#;
+    let reply = daemon.post_json(body).await;
+    assert!(reply.problem(503).contains("not known"));
+    assert_eq!(daemon.metric("ingestd_in_flight_bytes"), body.len().to_string());
+
+    let late = daemon.log.lock().unwrap().waiting.pop().unwrap();
+    late.ticket.durable(1);
+    assert_eq!(daemon.metric("ingestd_events_produced_unanswered_total"), "1");
+    drop(late);
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+
+    let stalled = "POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{".to_owned();
+    daemon.send(stalled).await.problem(408);
+}
+
+#[actix::test]
+async fn stopping_finishes_what_is_in_flight_and_takes_no_more() {
+    let daemon = Arc::new(Daemon::start(Queue::Waits, HttpConfig::default()));
+    let in_flight = actix_rt::spawn({
+        let daemon = daemon.clone();
+        async move { daemon.post_json(r#"{"type":"a"}"#).await }
+    });
+    until(|| !daemon.log.lock().unwrap().waiting.is_empty()).await;
+    daemon.health.close(Closed::Draining, "stopping");
+    let stopped = actix_rt::spawn(daemon.ingestor.send(StopAccepting));
+    let publish = daemon.log.lock().unwrap().waiting.pop().unwrap();
+    *daemon.queue.lock().unwrap() = Queue::Stores;
+    publish.ticket.durable(1);
+    drop(publish);
+    assert_eq!(in_flight.await.unwrap().status, 200);
+    stopped.await.unwrap().unwrap();
+    until(|| !daemon.ingestor.connected()).await;
+    assert!(TcpStream::connect(daemon.address).is_err());
+}
+
+#[test]
+fn a_taken_port_is_one_sentence_that_names_the_key() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let error = bind(&HttpConfig { listen: listen.clone(), ..HttpConfig::default() }).unwrap_err();
+    let message = format!("{error:#}");
+    assert!(message.contains("http.listen") && message.contains(&listen) && !message.contains('\n'), "{message}");
+}
