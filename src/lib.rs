@@ -1,5 +1,6 @@
 //! ingestd takes events over HTTP, answers only when they are safe, and carries each exactly once into an archive of
 //! raw files and into aggregates that can be queried.
+pub mod admin;
 pub mod config;
 pub mod consume;
 pub mod dlq;
@@ -8,5 +9,7 @@ pub mod metrics;
 pub mod position;
 pub mod produce;
 pub mod queue;
+pub mod reload;
 pub mod store;
 pub mod supervise;
+pub mod watchdog;
