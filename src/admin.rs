@@ -8,21 +8,17 @@ use std::{net::TcpListener, path::PathBuf, sync::Arc, time::Instant};
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
     dev::ServerHandle,
-    error::JsonPayloadError,
     guard,
     http::{StatusCode, header},
     web,
 };
 use anyhow::Context as _;
-use futures::future::BoxFuture;
-use serde::Deserialize;
 use tokio::task::JoinHandle;
 
 use crate::{
     config::{AdminConfig, LiveConfig},
     health::Health,
     metrics::Metrics,
-    position::{Offset, Partition},
     reload::Reloader,
     store::Store,
 };
@@ -42,9 +38,6 @@ const STOP_SECONDS: u64 = 1;
 /// Operators, scrapers and health checks; whatever opens more is broken.
 const MAX_CONNECTIONS: usize = 256;
 
-/// Lets the archive of a halted partition go on at an offset: `ingestd archive skip`. The error says why it cannot.
-pub type SkipArchive = Arc<dyn Fn(String, Partition, Offset) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
-
 /// What the endpoint shows and calls.
 #[derive(Clone)]
 pub struct AdminState {
@@ -55,8 +48,6 @@ pub struct AdminState {
     /// Present where this process aggregates.
     pub store: Option<Arc<dyn Store>>,
     pub reloader: Arc<Reloader>,
-    /// Present where this process archives.
-    pub skip_archive: Option<SkipArchive>,
     /// The actors that run here, by name.
     pub roles: Vec<&'static str>,
     pub version: &'static str,
@@ -118,28 +109,16 @@ pub fn serve(listener: TcpListener, state: AdminState) -> anyhow::Result<AdminSe
 }
 
 fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
-    let json = web::JsonConfig::default().error_handler(|error, _| {
-        let status = match error {
-            JsonPayloadError::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            JsonPayloadError::Overflow { .. } | JsonPayloadError::OverflowKnownLength { .. } => {
-                StatusCode::PAYLOAD_TOO_LARGE
-            }
-            _ => StatusCode::BAD_REQUEST,
-        };
-        Problem::new(status, error.to_string()).into()
-    });
     let get = || web::route().guard(guard::Any(guard::Get()).or(guard::Head()));
     let only = |path: &str, methods: &'static str, route: actix_web::Route| {
         web::resource(path.to_owned()).route(route).default_service(web::to(move || method_not_allowed(methods)))
     };
     app.app_data(state)
-        .app_data(json)
         .service(only("/health/live", "GET, HEAD", get().to(live)))
         .service(only("/health/ready", "GET, HEAD", get().to(ready)))
         .service(only("/metrics", "GET, HEAD", get().to(metrics)))
         .service(only("/status", "GET, HEAD", get().to(show_status)))
         .service(only("/reload", "POST", web::post().to(reload)))
-        .service(only("/archive/skip", "POST", web::post().to(skip_archive)))
         .service(only("/v1/aggregates/{name}", "GET, HEAD", get().to(aggregates::query)))
         .default_service(web::to(not_found));
 }
@@ -172,29 +151,6 @@ async fn reload(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing changed: the configuration is bad: {error}"))
     })?;
     Ok(HttpResponse::Ok().json(reloaded))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Skip {
-    topic: String,
-    partition: Partition,
-    /// The first offset that is archived again.
-    to: Offset,
-}
-
-async fn skip_archive(state: web::Data<AdminState>, skip: web::Json<Skip>) -> Result<HttpResponse, Problem> {
-    let Some(skip_archive) = &state.skip_archive else {
-        let roles = state.roles.join(", ");
-        return Err(Problem::not_found(format!("this process (roles: {roles}) does not archive: ask one that does")));
-    };
-    let Skip { topic, partition, to } = skip.into_inner();
-    let deadline = state.config.load().upload.timeout;
-    tokio::time::timeout(deadline, skip_archive(topic, partition, to))
-        .await
-        .map_err(|_| Problem::unavailable(format!("not done within {deadline:?}: look at /health/ready, ask again")))?
-        .map_err(|why| Problem::new(StatusCode::CONFLICT, why))?;
-    Ok(HttpResponse::NoContent().finish())
 }
 
 async fn not_found(request: HttpRequest) -> HttpResponse {

@@ -149,7 +149,7 @@ impl Watchdog {
             DiskState::Full => {
                 let message = disk::full_message(usage, &config.disk, &self.dir(), config.archive.is_local());
                 if before != Some(DiskState::Full) {
-                    tracing::error!("{message}");
+                    tracing::error!("disk full: {message}");
                     self.health.actor(ActorName::Watchdog, ActorState::Running, "the disk is full".to_owned());
                 }
                 self.health.close(Closed::DiskFull, message);

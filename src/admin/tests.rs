@@ -3,12 +3,14 @@
 use actix_web::test::{TestRequest, call_service, init_service, read_body_json};
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::{
     config::Config,
     health::{ActorName, ActorState, SinkName},
+    position::{Offset, Partition},
     reload::Reloaded,
     store::{BucketDelta, Fence, Flushed, ProcessedEvent, Query, Row, Rows, StoreError},
 };
@@ -66,7 +68,6 @@ fn state() -> AdminState {
         health: Health::default(),
         metrics: Arc::default(),
         store: Some(Arc::new(FakeStore::Rows)),
-        skip_archive: None,
         roles: vec!["ingestor", "producer"],
         version: "0.1.0",
         commit: "abc",
@@ -165,22 +166,6 @@ async fn what_is_not_served_is_a_problem_and_wrong_methods_name_the_right_ones()
     let response = call_service(&app, TestRequest::get().uri("/reload").to_request()).await;
     assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(response.headers().get(header::ALLOW).unwrap(), "POST");
-}
-
-#[actix_rt::test]
-async fn skipping_is_refused_in_words_and_needs_a_process_that_archives() {
-    let skip = |body: &Value| TestRequest::post().uri("/archive/skip").set_json(body);
-    let to_seven = json!({ "topic": "events", "partition": 0, "to": 7 });
-    assert_eq!(ask(state(), skip(&to_seven)).await.0, StatusCode::NOT_FOUND);
-    let refuse: SkipArchive = Arc::new(|topic, partition, to| {
-        Box::pin(async move { Err(format!("{topic}/{partition} is not halted, so nothing is skipped to {to}")) })
-    });
-    let archiving = AdminState { skip_archive: Some(refuse), ..state() };
-    let (status, _, body) = ask(archiving.clone(), skip(&to_seven)).await;
-    assert_eq!(status, StatusCode::CONFLICT);
-    assert_eq!(body["detail"], "events/0 is not halted, so nothing is skipped to 7");
-    let misspelt = json!({ "topic": "events", "partition": 0, "to": 7, "force": true });
-    assert_eq!(ask(archiving, skip(&misspelt)).await.0, StatusCode::BAD_REQUEST);
 }
 
 #[actix_rt::test]

@@ -80,7 +80,7 @@ pub fn full_message(usage: DiskUsage, config: &DiskConfig, dir: &str, local_arch
         "uploads and aggregates go on and free what they can"
     };
     format!(
-        "disk full: {:.1} % of the file system of {dir} is used ({used} of {total}), the limit is {} %; {who}: free space \
+        "{:.1} % of the file system of {dir} is used ({used} of {total}), the limit is {} %; {who}: free space \
          or raise disk.max_used_percent; events are taken again below {} %",
         usage.percent(),
         config.max_used_percent,
