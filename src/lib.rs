@@ -1,5 +1,36 @@
 //! ingestd takes events over HTTP, answers only when they are safe, and carries each exactly once into an archive of
 //! raw files and into aggregates that can be queried.
+//!
+//! # The journey of an event
+//!
+//! ```text
+//!  client ── HTTP ──> ingestor ──> producer ──> Kafka topic (or embedded log)
+//!                        ^                          │
+//!               429/503  │                          ├──> consumer ── batches ──> spooler ── segments ──> uploader ──> object store
+//!                     watchdog                      │       ^──── archived up to ────┘
+//!                                                   └──> consumer ── batches ──> aggregator ── bulk writes ──> MongoDB (or embedded)
+//!                                                           ^── aggregated up to ──┘
+//! ```
+//!
+//! 1. [`ingest`]: a request's body is split into events, each checked by [`event`]; nothing is copied or rewritten.
+//! 2. [`produce`]: one message a request carries them to the producer, which appends them to the [`queue`] and answers
+//!    the request's ticket when each is durable. Only then the client gets its 2xx.
+//! 3. [`consume`]: each sink is a consumer group of its own. Batches go to the sink, confirmed positions come back and
+//!    are committed. Here the one cursor rule is written down.
+//! 4. [`spool`]: the archive's sink compresses batches into segments; [`upload`] puts each as a create-only object, in
+//!    the order of the partition's chain, and follows what another writer has put.
+//! 5. [`aggregate`]: the other sink folds batches into buckets and flushes them into the [`store`] behind fences;
+//!    records that are no events go to the [`dlq`].
+//!
+//! # Around it
+//!
+//! - [`app`] builds all of this from the [`config`], downstream first, and stops it in order.
+//! - [`supervise`] keeps each actor alive; [`health`] is what they say of themselves; [`metrics`] what they count.
+//! - [`watchdog`] closes the door before the disk is full; [`admin`] is the operators' endpoint; [`reload`] changes the
+//!   configuration of a running daemon.
+//! - [`position`] names where a record stands. [`cli`] is the command line.
+
+pub mod admin;
 pub mod config;
 pub mod consume;
 pub mod dlq;
@@ -10,7 +41,9 @@ pub mod metrics;
 pub mod position;
 pub mod produce;
 pub mod queue;
+pub mod reload;
 pub mod spool;
 pub mod store;
 pub mod supervise;
 pub mod upload;
+pub mod watchdog;

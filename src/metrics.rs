@@ -1,12 +1,16 @@
 //! The metrics of the daemon, in one place, named as the documentation names them.
 
-use std::sync::atomic::AtomicU64;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+use serde::Serialize;
 
 use crate::{
     health::{ActorName, SinkName},
@@ -40,11 +44,22 @@ pub struct OutcomeLabel {
     pub outcome: &'static str,
 }
 
+/// Records between a sink's durable position and the end of the log, for one partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Lag {
+    pub sink: SinkName,
+    pub topic: String,
+    pub partition: Partition,
+    pub records: u64,
+}
+
 pub type GaugeF64 = Gauge<f64, AtomicU64>;
 
 /// Every metric. Counters end in `_total` when scraped. The fields are public: whoever does the thing counts it.
 pub struct Metrics {
     registry: Registry,
+    /// What `lag_records` says, readable: a family of gauges cannot be listed.
+    lags: Mutex<BTreeMap<(SinkName, String, Partition), u64>>,
     /// Events that were answered with 2xx.
     pub events_accepted: Counter,
     /// Events acknowledged by the queue.
@@ -91,6 +106,7 @@ impl Default for Metrics {
     fn default() -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("ingestd"),
+            lags: Mutex::default(),
             events_accepted: Counter::default(),
             events_produced: Counter::default(),
             events_consumed: Family::default(),
@@ -172,12 +188,31 @@ impl Metrics {
 
     /// The lag gauge of one partition; removed with [`Self::forget_lag`] when the partition is not ours any more.
     pub fn set_lag(&self, sink: SinkName, topic: &str, partition: Partition, records: u64) {
+        self.lags_by_partition().insert((sink, topic.to_owned(), partition), records);
         let lag = i64::try_from(records).unwrap_or(i64::MAX);
         self.lag_records.get_or_create(&partition_label(sink, topic, partition)).set(lag);
     }
 
     pub fn forget_lag(&self, sink: SinkName, topic: &str, partition: Partition) {
+        self.lags_by_partition().remove(&(sink, topic.to_owned(), partition));
         self.lag_records.remove(&partition_label(sink, topic, partition));
+    }
+
+    /// The lag of every partition that this process holds, by sink, topic and partition.
+    pub fn lags(&self) -> Vec<Lag> {
+        let lags = self.lags_by_partition();
+        lags.iter()
+            .map(|((sink, topic, partition), records)| Lag {
+                sink: *sink,
+                topic: topic.clone(),
+                partition: *partition,
+                records: *records,
+            })
+            .collect()
+    }
+
+    fn lags_by_partition(&self) -> MutexGuard<'_, BTreeMap<(SinkName, String, Partition), u64>> {
+        self.lags.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn lost(&self, sink: SinkName, topic: &str, partition: Partition, records: u64) {

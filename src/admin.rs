@@ -1,0 +1,170 @@
+//! The admin endpoint, in every process whatever its roles: health, metrics, status, reload, queries.
+//!
+//! It has no authentication and stands on the loopback by default. It is the last to go at a stop, so that the drain
+//! can be watched.
+
+use std::{net::TcpListener, path::PathBuf, sync::Arc, time::Instant};
+
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    dev::ServerHandle,
+    guard,
+    http::{StatusCode, header},
+    web,
+};
+use anyhow::Context as _;
+use tokio::task::JoinHandle;
+
+use crate::{
+    config::{AdminConfig, LiveConfig},
+    health::Health,
+    metrics::Metrics,
+    reload::Reloader,
+    store::Store,
+};
+
+mod aggregates;
+mod problem;
+mod status;
+
+use problem::Problem;
+
+/// What Prometheus asks for (OpenMetrics 1.0).
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How long the stop waits for answers that are being written, in seconds. Idle connections hold it up, too.
+const STOP_SECONDS: u64 = 1;
+
+/// Operators, scrapers and health checks; whatever opens more is broken.
+const MAX_CONNECTIONS: usize = 256;
+
+/// What the endpoint shows and calls.
+#[derive(Clone)]
+pub struct AdminState {
+    pub config: LiveConfig,
+    pub config_file: Option<PathBuf>,
+    pub health: Health,
+    pub metrics: Arc<Metrics>,
+    /// Present where this process aggregates.
+    pub store: Option<Arc<dyn Store>>,
+    pub reloader: Arc<Reloader>,
+    /// The actors that run here, by name.
+    pub roles: Vec<&'static str>,
+    pub version: &'static str,
+    pub commit: &'static str,
+    pub started: Instant,
+}
+
+/// Takes the address, so that one that is taken is heard of before anything else starts.
+///
+/// # Errors
+/// Names the address, the key, and what to do.
+pub fn bind(config: &AdminConfig) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(&config.listen).with_context(|| {
+        format!(
+            "admin.listen: cannot listen on {}: stop what uses the address (another ingestd?) or set admin.listen",
+            config.listen
+        )
+    })?;
+    let address = listener.local_addr().with_context(|| format!("admin.listen: {} has no address", config.listen))?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "admin.listen is beyond this machine and has no authentication: keep it firewalled");
+    }
+    Ok(listener)
+}
+
+/// The running endpoint.
+pub struct AdminServer {
+    handle: ServerHandle,
+    running: JoinHandle<std::io::Result<()>>,
+}
+
+impl AdminServer {
+    /// Answers what is being asked, then ends. The last step of the stop order.
+    pub async fn stop(self) {
+        self.handle.stop(true).await;
+        match self.running.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the admin endpoint ended with an error"),
+            Err(error) => tracing::warn!(%error, "the admin endpoint panicked"),
+        }
+    }
+}
+
+/// Starts the endpoint. Call it within an actix system.
+///
+/// # Errors
+/// The listener cannot be used.
+pub fn serve(listener: TcpListener, state: AdminState) -> anyhow::Result<AdminServer> {
+    let state = web::Data::new(state);
+    let server = HttpServer::new(move || App::new().configure(|app| routes(app, state.clone())))
+        .workers(1)
+        .max_connections(MAX_CONNECTIONS)
+        .disable_signals()
+        .shutdown_timeout(STOP_SECONDS)
+        .listen(listener)
+        .context("admin.listen: the listener cannot be used")?
+        .run();
+    Ok(AdminServer { handle: server.handle(), running: actix_rt::spawn(server) })
+}
+
+fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
+    let get = || web::route().guard(guard::Any(guard::Get()).or(guard::Head()));
+    let only = |path: &str, methods: &'static str, route: actix_web::Route| {
+        web::resource(path.to_owned()).route(route).default_service(web::to(move || method_not_allowed(methods)))
+    };
+    app.app_data(state)
+        .service(only("/health/live", "GET, HEAD", get().to(live)))
+        .service(only("/health/ready", "GET, HEAD", get().to(ready)))
+        .service(only("/metrics", "GET, HEAD", get().to(metrics)))
+        .service(only("/status", "GET, HEAD", get().to(show_status)))
+        .service(only("/reload", "POST", web::post().to(reload)))
+        .service(only("/v1/aggregates/{name}", "GET, HEAD", get().to(aggregates::query)))
+        .default_service(web::to(not_found));
+}
+
+async fn live() -> HttpResponse {
+    HttpResponse::Ok().json(serde_json::json!({ "live": true }))
+}
+
+async fn ready(state: web::Data<AdminState>) -> HttpResponse {
+    let readiness = state.health.readiness();
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    HttpResponse::build(status).json(readiness)
+}
+
+async fn metrics(state: web::Data<AdminState>) -> HttpResponse {
+    HttpResponse::Ok().content_type(OPENMETRICS).body(state.metrics.encode())
+}
+
+async fn show_status(state: web::Data<AdminState>) -> HttpResponse {
+    HttpResponse::Ok().json(status::status(&state))
+}
+
+async fn reload(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
+    let reloader = state.reloader.clone();
+    // It reads files.
+    let outcome = web::block(move || reloader.reload("POST /reload"))
+        .await
+        .map_err(|error| Problem::unavailable(format!("the daemon is stopping: {error}")))?;
+    let reloaded = outcome.map_err(|error| {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing changed: the configuration is bad: {error}"))
+    })?;
+    Ok(HttpResponse::Ok().json(reloaded))
+}
+
+async fn not_found(request: HttpRequest) -> HttpResponse {
+    use actix_web::ResponseError as _;
+    Problem::not_found(format!("{} is nothing that the admin endpoint serves", request.path())).error_response()
+}
+
+async fn method_not_allowed(methods: &'static str) -> HttpResponse {
+    use actix_web::ResponseError as _;
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("use {methods}"));
+    let mut response = problem.error_response();
+    response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(methods));
+    response
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! `GET /v1/aggregates/{name}?from=&to=&limit=`: the rows of an aggregate between two window starts.
+
+use std::time::Duration;
+
+use actix_web::{HttpRequest, HttpResponse, http::StatusCode, http::header::ContentType, web};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{AdminState, problem::Problem};
+use crate::{
+    config::{AggregateConfig, Config, StoreKind},
+    store::{Query, Row, Rows, StoreError},
+};
+
+const DEFAULT_LIMIT: usize = 10_000;
+const MAX_LIMIT: usize = 1_000_000;
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    aggregate: &'a str,
+    window: String,
+    rows: Vec<AnswerRow>,
+    /// Only there when there were more rows than the limit.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
+}
+
+#[derive(Serialize)]
+struct AnswerRow {
+    window_start: String,
+    group: Map<String, Value>,
+    count: u64,
+}
+
+impl From<Row> for AnswerRow {
+    fn from(row: Row) -> Self {
+        Self {
+            window_start: row.window_start.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+            group: row.group,
+            count: row.count,
+        }
+    }
+}
+
+pub async fn query(
+    state: web::Data<AdminState>,
+    name: web::Path<String>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    let config = state.config.load_full();
+    let store = state.store.as_ref().ok_or_else(|| no_store(&state, &config))?;
+    let aggregate = config
+        .aggregate
+        .iter()
+        .find(|aggregate| aggregate.name == *name)
+        .ok_or_else(|| unknown_aggregate(&name, &config))?
+        .clone();
+    let query = parse(&aggregate, request.query_string(), Utc::now()).map_err(Problem::bad_request)?;
+    let deadline = config.aggregator.timeout;
+    let rows = tokio::time::timeout(deadline, store.query(query))
+        .await
+        .map_err(|_| Problem::unavailable(format!("the store has not answered within {deadline:?}: ask again later")))?
+        .map_err(|error| match error {
+            StoreError::Unavailable(why) => Problem::unavailable(format!("the store is out of reach: {why}")),
+            StoreError::Refused(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
+        })?;
+    // Writing a million rows takes a second of this worker, which answers the health checks, too.
+    let body = web::block(move || write(&aggregate, rows))
+        .await
+        .map_err(|error| Problem::unavailable(format!("the daemon is stopping: {error}")))?
+        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("rows as JSON: {error}")))?;
+    Ok(HttpResponse::Ok().insert_header(ContentType::json()).body(body))
+}
+
+fn write(aggregate: &AggregateConfig, rows: Rows) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&Answer {
+        aggregate: &aggregate.name,
+        window: humantime::format_duration(aggregate.window).to_string(),
+        rows: rows.rows.into_iter().map(AnswerRow::from).collect(),
+        truncated: rows.truncated,
+    })
+}
+
+fn no_store(state: &AdminState, config: &Config) -> Problem {
+    Problem::not_found(match config.store.kind {
+        StoreKind::None => "store.kind is \"none\": this daemon keeps no aggregates".to_owned(),
+        StoreKind::Embedded | StoreKind::Mongodb => format!(
+            "this process (roles: {}) does not aggregate: ask one with the role aggregator",
+            state.roles.join(", ")
+        ),
+    })
+}
+
+fn unknown_aggregate(name: &str, config: &Config) -> Problem {
+    let known: Vec<_> = config.aggregate.iter().map(|aggregate| aggregate.name.as_str()).collect();
+    Problem::not_found(format!("there is no aggregate {name:?}; there are: {}", known.join(", ")))
+}
+
+/// The query of these parameters. Without `to`: up to and with the window that `now` is in; without `from`: the hour
+/// before `to`.
+fn parse(aggregate: &AggregateConfig, parameters: &str, now: DateTime<Utc>) -> Result<Query, String> {
+    let (mut from, mut to, mut limit) = (None, None, None);
+    for (name, value) in url::form_urlencoded::parse(parameters.as_bytes()) {
+        let twice = match name.as_ref() {
+            "from" => from.replace(window_start("from", &value, aggregate.window)?).is_some(),
+            "to" => to.replace(window_start("to", &value, aggregate.window)?).is_some(),
+            "limit" => limit.replace(parse_limit(&value)?).is_some(),
+            other => return Err(format!("{other}: unknown parameter; there are from, to and limit")),
+        };
+        if twice {
+            return Err(format!("{name}: given twice"));
+        }
+    }
+    let end_of_present = floor(now, aggregate.window) + TimeDelta::milliseconds(millis(aggregate.window));
+    let to = to.unwrap_or_else(|| from.map_or(end_of_present, |from| end_of_present.max(from)));
+    let from = from.unwrap_or_else(|| floor(to - TimeDelta::hours(1), aggregate.window));
+    if from > to {
+        return Err(format!("from: {} is after to, {}", from.to_rfc3339(), to.to_rfc3339()));
+    }
+    Ok(Query { aggregate: aggregate.name.clone(), from, to, limit: limit.unwrap_or(DEFAULT_LIMIT) })
+}
+
+fn parse_limit(value: &str) -> Result<usize, String> {
+    let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+    limit.ok_or_else(|| format!("limit: {value:?} is not a number from 1 to {MAX_LIMIT}"))
+}
+
+fn window_start(name: &str, value: &str, window: Duration) -> Result<DateTime<Utc>, String> {
+    let at = DateTime::parse_from_rfc3339(value).map_err(|error| {
+        let hint = if value.contains(' ') { " (in a URL, + is written %2B)" } else { "" };
+        format!("{name}: {value:?} is not an RFC 3339 time such as 2026-11-23T08:00:00Z: {error}{hint}")
+    })?;
+    let at = at.with_timezone(&Utc);
+    let start = floor(at, window);
+    if at != start {
+        let (window, next) = (humantime::format_duration(window), start + TimeDelta::milliseconds(millis(window)));
+        return Err(format!(
+            "{name}: {value} is not on a window start (windows of {window}); the nearest are {} and {}",
+            start.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+            next.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+        ));
+    }
+    Ok(at)
+}
+
+fn millis(window: Duration) -> i64 {
+    i64::try_from(window.as_millis()).unwrap_or(i64::MAX).max(1)
+}
+
+/// The start of the window that a moment is in: windows are counted from 1970-01-01T00:00:00Z.
+fn floor(at: DateTime<Utc>, window: Duration) -> DateTime<Utc> {
+    let at = at.timestamp_millis();
+    DateTime::from_timestamp_millis(at - at.rem_euclid(millis(window))).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn aggregate(window: u64) -> AggregateConfig {
+        AggregateConfig { name: "logins".to_owned(), window: Duration::from_secs(window), group_by: vec![] }
+    }
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn without_parameters_the_last_hour_with_the_present_window_is_asked_for() {
+        let now = at("2026-11-23T08:30:15Z");
+        let query = parse(&aggregate(60), "", now).unwrap();
+        assert_eq!((query.from, query.to), (at("2026-11-23T07:31:00Z"), at("2026-11-23T08:31:00Z")));
+        assert_eq!(query.limit, DEFAULT_LIMIT);
+        let query = parse(&aggregate(86400), "", now).unwrap();
+        assert_eq!((query.from, query.to), (at("2026-11-23T00:00:00Z"), at("2026-11-24T00:00:00Z")));
+    }
+
+    #[test]
+    fn each_bad_parameter_is_named() {
+        for (parameters, parts) in [
+            ("from=yesterday", ["from", "RFC 3339"]),
+            ("from=2026-11-23T09:00:00+01:00", ["from", "%2B"]),
+            ("to=2026-11-23T08:00:30Z", ["to", "2026-11-23T08:01:00Z"]),
+            ("to=2026-11-23T08:00:00.0001Z", ["to", "window start"]),
+            ("limit=0", ["limit", "1000000"]),
+            ("limit=1000001", ["limit", "1000000"]),
+            ("form=2026-11-23T08:00:00Z", ["form", "unknown"]),
+            ("limit=1&limit=2", ["limit", "twice"]),
+            ("from=2026-11-23T08:00:00Z&to=2026-11-23T07:00:00Z", ["from", "after to"]),
+        ] {
+            let error = parse(&aggregate(60), parameters, at("2026-11-23T08:30:15Z")).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{parameters}: {error}");
+        }
+    }
+
+    #[test]
+    fn times_of_other_zones_and_the_largest_limit_are_taken() {
+        let parameters = "from=2026-11-23T09:00:00%2B01:00&to=2026-11-23T09:00:00Z&limit=1000000";
+        let query = parse(&aggregate(3600), parameters, at("2026-11-23T08:30:15Z")).unwrap();
+        assert_eq!((query.from, query.to), (at("2026-11-23T08:00:00Z"), at("2026-11-23T09:00:00Z")));
+        assert_eq!(query.limit, MAX_LIMIT);
+    }
+}

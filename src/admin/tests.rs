@@ -1,0 +1,206 @@
+//! The endpoint through its handlers, with a store and a configuration that the tests set.
+
+use actix_web::test::{TestRequest, call_service, init_service, read_body_json};
+use arc_swap::ArcSwap;
+use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    config::Config,
+    health::{ActorName, ActorState, SinkName},
+    position::{Offset, Partition},
+    reload::Reloaded,
+    store::{BucketDelta, Fence, Flushed, ProcessedEvent, Query, Row, Rows, StoreError},
+};
+
+#[derive(Clone, Copy)]
+enum FakeStore {
+    Rows,
+    Away,
+    Silent,
+}
+
+impl Store for FakeStore {
+    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        unreachable!("the endpoint only asks")
+    }
+
+    fn fences(&self, _: Partition, _: Offset) -> BoxFuture<'_, Result<Vec<Fence>, StoreError>> {
+        unreachable!("the endpoint only asks")
+    }
+
+    fn flush<'a>(
+        &'a self,
+        _: &'a [BucketDelta],
+        _: &'a [ProcessedEvent],
+    ) -> BoxFuture<'a, Result<Flushed, StoreError>> {
+        unreachable!("the endpoint only asks")
+    }
+
+    fn query(&self, query: Query) -> BoxFuture<'_, Result<Rows, StoreError>> {
+        Box::pin(async move {
+            match self {
+                Self::Rows => {
+                    let group = json!({ "client_id": "client-1", "type": null }).as_object().unwrap().clone();
+                    let rows = vec![Row { window_start: query.from, group, count: 42 }];
+                    Ok(Rows { rows, truncated: query.limit == 1 })
+                }
+                Self::Away => Err(StoreError::Unavailable("connection refused".to_owned())),
+                Self::Silent => std::future::pending().await,
+            }
+        })
+    }
+}
+
+fn state() -> AdminState {
+    let mut config = Config::default();
+    config.aggregator.timeout = std::time::Duration::from_millis(1);
+    let live: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
+    let apply = |_: &Config, new: Config| {
+        Ok((new, Reloaded { applied: vec!["logging.level".into()], needs_restart: vec!["http.listen".into()] }))
+    };
+    AdminState {
+        reloader: Arc::new(Reloader::new(Box::new(|| Ok(Config::default())), Box::new(apply), live.clone(), vec![])),
+        config: live,
+        config_file: None,
+        health: Health::default(),
+        metrics: Arc::default(),
+        store: Some(Arc::new(FakeStore::Rows)),
+        roles: vec!["ingestor", "producer"],
+        version: "0.1.0",
+        commit: "abc",
+        started: Instant::now(),
+    }
+}
+
+async fn ask(state: AdminState, request: TestRequest) -> (StatusCode, String, Value) {
+    let app = init_service(App::new().configure(|app| routes(app, web::Data::new(state)))).await;
+    let response = call_service(&app, request.to_request()).await;
+    let content_type = response.headers().get(header::CONTENT_TYPE).unwrap().to_str().unwrap().to_owned();
+    (response.status(), content_type, read_body_json(response).await)
+}
+
+async fn get(state: AdminState, uri: &str) -> (StatusCode, Value) {
+    let (status, content_type, body) = ask(state, TestRequest::get().uri(uri)).await;
+    let expected = if status.is_success() { "application/json" } else { "application/problem+json" };
+    assert_eq!(content_type, expected, "{uri}");
+    (status, body)
+}
+
+#[actix_rt::test]
+async fn a_query_answers_rows_and_says_when_there_were_more() {
+    let uri = "/v1/aggregates/events_by_type?from=2026-11-23T08:00:00Z&to=2026-11-23T09:00:00Z";
+    let rows = json!([
+        { "window_start": "2026-11-23T08:00:00Z", "group": { "client_id": "client-1", "type": null }, "count": 42 }
+    ]);
+    let mut expected = json!({ "aggregate": "events_by_type", "window": "1m", "rows": rows });
+    assert_eq!(get(state(), uri).await, (StatusCode::OK, expected.clone()));
+    expected["truncated"] = true.into();
+    assert_eq!(get(state(), &format!("{uri}&limit=1")).await, (StatusCode::OK, expected));
+}
+
+#[actix_rt::test]
+async fn a_query_without_parameters_is_about_the_last_hour() {
+    let (_, body) = get(state(), "/v1/aggregates/events_by_type").await;
+    let from: DateTime<Utc> = body["rows"][0]["window_start"].as_str().unwrap().parse().unwrap();
+    assert!((58..=60).contains(&(Utc::now() - from).num_minutes()), "{from}");
+}
+
+#[actix_rt::test]
+async fn a_bad_query_is_told_what_is_wrong() {
+    let (status, body) = get(state(), "/v1/aggregates/events_by_type?from=2026-11-23T08:00:01Z").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!((&body["status"], &body["title"]), (&json!(400), &json!("Bad Request")));
+    assert!(body["detail"].as_str().unwrap().starts_with("from:"), "{body}");
+    let (status, body) = get(state(), "/v1/aggregates/events_by_typo").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(body["detail"].as_str().unwrap().contains("events_by_type"), "{body}");
+}
+
+#[actix_rt::test]
+async fn a_store_that_is_away_or_silent_is_503_and_none_is_404() {
+    for store in [FakeStore::Away, FakeStore::Silent] {
+        let state = AdminState { store: Some(Arc::new(store)), ..state() };
+        assert_eq!(get(state, "/v1/aggregates/events_by_type").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    let without = AdminState { store: None, ..state() };
+    let (status, body) = get(without, "/v1/aggregates/events_by_type").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(body["detail"].as_str().unwrap().contains("ask one with the role aggregator"), "{body}");
+}
+
+#[actix_rt::test]
+async fn readiness_is_200_or_503_with_the_same_body() {
+    let state = state();
+    state.health.actor(ActorName::Ingestor, ActorState::Running, None);
+    let (status, _, body) = ask(state.clone(), TestRequest::get().uri("/health/ready")).await;
+    assert_eq!((status, &body["ready"], &body["degraded"]), (StatusCode::OK, &json!(true), &json!(false)));
+    state.health.actor(ActorName::Producer, ActorState::Restarting, "panicked".to_owned());
+    let (status, _, body) = ask(state, TestRequest::get().uri("/health/ready")).await;
+    assert_eq!((status, &body["ready"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(false)));
+    assert_eq!(body["actors"]["producer"], json!({ "state": "restarting", "reason": "panicked" }));
+}
+
+#[actix_rt::test]
+async fn a_reload_names_what_was_applied_and_a_bad_file_is_422() {
+    let (status, _, body) = ask(state(), TestRequest::post().uri("/reload")).await;
+    assert_eq!(
+        (status, body),
+        (StatusCode::OK, json!({ "applied": ["logging.level"], "needs_restart": ["http.listen"] }))
+    );
+    let mut bad = state();
+    let load = Box::new(|| Err("config.toml: disk.max_used_percent: 200 is above 100".to_owned()));
+    bad.reloader =
+        Arc::new(Reloader::new(load, Box::new(|_, _| unreachable!("nothing loaded")), bad.config.clone(), vec![]));
+    let (status, content_type, body) = ask(bad, TestRequest::post().uri("/reload")).await;
+    assert_eq!((status, content_type.as_str()), (StatusCode::UNPROCESSABLE_ENTITY, "application/problem+json"));
+    assert!(body["detail"].as_str().unwrap().contains("disk.max_used_percent"), "{body}");
+}
+
+#[actix_rt::test]
+async fn what_is_not_served_is_a_problem_and_wrong_methods_name_the_right_ones() {
+    assert_eq!(get(state(), "/v1/events").await.0, StatusCode::NOT_FOUND);
+    let app = init_service(App::new().configure(|app| routes(app, web::Data::new(state())))).await;
+    let response = call_service(&app, TestRequest::get().uri("/reload").to_request()).await;
+    assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(response.headers().get(header::ALLOW).unwrap(), "POST");
+}
+
+#[actix_rt::test]
+async fn a_running_endpoint_serves_metrics_and_status_until_it_is_stopped() {
+    let listener = bind(&AdminConfig { listen: "127.0.0.1:0".to_owned() }).unwrap();
+    let address = listener.local_addr().unwrap();
+    let taken = bind(&AdminConfig { listen: address.to_string() }).unwrap_err();
+    assert!(format!("{taken:#}").contains(&address.to_string()), "{taken:#}");
+    let state = state();
+    state.metrics.set_lag(SinkName::Archive, "events", Partition(3), 12);
+    let server = serve(listener, state).unwrap();
+
+    let metrics = fetch(address, "/metrics").await;
+    assert!(metrics.contains("content-type: application/openmetrics-text; version=1.0.0"), "{metrics}");
+    assert!(metrics.contains("ingestd_lag_records{") && metrics.ends_with("# EOF\n"), "{metrics}");
+    let status = fetch(address, "/status").await;
+    let status: Value = serde_json::from_str(status.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(status["lag"], json!([{ "sink": "archive", "topic": "events", "partition": 3, "records": 12 }]));
+    assert_eq!(status["pid"], std::process::id());
+
+    server.stop().await;
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+/// One answer, head and body, over a connection of its own.
+async fn fetch(address: std::net::SocketAddr, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    web::block(move || {
+        use std::io::{Read as _, Write as _};
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    })
+    .await
+    .unwrap()
+}

@@ -1,0 +1,229 @@
+//! Reload: reads the configuration anew and puts its live keys in force. A bad file changes nothing; keys that need a
+//! restart are named.
+//!
+//! Three things ask for it: SIGHUP, `POST /reload`, and a changed file ([`FileWatch`]).
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::config::{Config, LiveConfig};
+
+/// What a reload did: keys, dotted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Reloaded {
+    /// In force now.
+    pub applied: Vec<String>,
+    /// Different in the file, in force after a restart.
+    pub needs_restart: Vec<String>,
+}
+
+/// Reads and checks the configuration from where it came at the start. The error lists everything that is wrong.
+pub type Load = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
+
+/// Compares the configuration in force with a new one: what is to be in force, and what differed.
+pub type Apply = Box<dyn Fn(&Config, Config) -> Result<(Config, Reloaded), String> + Send + Sync>;
+
+/// Told of the configuration in force after each reload that changed it (for what does not read it at each use, such
+/// as the log's filter).
+pub type OnChange = Box<dyn Fn(&Config) + Send + Sync>;
+
+/// Puts a new configuration in force, one reload at a time.
+pub struct Reloader {
+    load: Load,
+    apply: Apply,
+    live: LiveConfig,
+    on_change: Vec<OnChange>,
+    turn: Mutex<()>,
+}
+
+impl Reloader {
+    pub fn new(load: Load, apply: Apply, live: LiveConfig, on_change: Vec<OnChange>) -> Self {
+        Self { load, apply, live, on_change, turn: Mutex::default() }
+    }
+
+    /// Reads files: call it on a blocking thread. `cause` says in the log who asked.
+    ///
+    /// # Errors
+    /// What is wrong with the new configuration; the old one stays in force.
+    pub fn reload(&self, cause: &'static str) -> Result<Reloaded, String> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.live.load_full();
+        let outcome = (self.load)().and_then(|new| (self.apply)(&old, new));
+        let (config, reloaded) = outcome.inspect_err(|error| {
+            tracing::error!(cause, error, "configuration not reloaded: the one in force stays");
+        })?;
+        if !reloaded.applied.is_empty() {
+            self.live.store(Arc::new(config));
+            let config = self.live.load();
+            self.on_change.iter().for_each(|tell| tell(&config));
+        }
+        let (applied, needs_restart) = (reloaded.applied.join(", "), reloaded.needs_restart.join(", "));
+        if needs_restart.is_empty() {
+            tracing::info!(cause, applied, "configuration reloaded");
+        } else {
+            tracing::warn!(cause, applied, needs_restart, "configuration reloaded; some keys need a restart");
+        }
+        Ok(reloaded)
+    }
+}
+
+/// Notices that the configuration file's content changed: edited in place, replaced by a rename, or behind a symbolic
+/// link that was turned (as mounted config maps do). Reloads once for each change, so that a bad file is reported once.
+pub struct FileWatch {
+    path: PathBuf,
+    reloader: Arc<Reloader>,
+    seen: Mutex<Seen>,
+}
+
+/// SHA-256 of the content; `None` where there is no readable file.
+type Content = Option<[u8; 32]>;
+
+struct Seen {
+    stamp: Option<Stamp>,
+    /// What the last check found.
+    latest: Content,
+    /// What the last reload, or the start, was about.
+    acted_on: Content,
+}
+
+/// What changes whenever a file's content does (of the file behind symbolic links).
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileWatch {
+    /// Takes the file's present content as the one in force: make it before the configuration is loaded, or right
+    /// after.
+    pub fn new(path: PathBuf, reloader: Arc<Reloader>) -> Self {
+        let (stamp, content) = (stamp(&path).ok(), digest(&path).ok());
+        Self { path, reloader, seen: Mutex::new(Seen { stamp, latest: content, acted_on: content }) }
+    }
+
+    /// Looks at the file, and reloads when its content changed and stood still since the check before (a file that is
+    /// being written is left alone). Reads files: call it on a blocking thread.
+    pub fn check(&self) {
+        if self.changed() {
+            // The reloader has logged what is wrong, and nobody waits for an answer.
+            let _ = self.reloader.reload("changed file");
+        }
+    }
+
+    fn changed(&self) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = stamp(&self.path).ok();
+        if stamp != seen.stamp {
+            seen.stamp = stamp;
+            seen.latest = digest(&self.path).ok();
+            return false;
+        }
+        let settled = seen.latest != seen.acted_on;
+        seen.acted_on = seen.latest;
+        settled
+    }
+}
+
+fn stamp(path: &Path) -> io::Result<Stamp> {
+    fs::metadata(path).map(|file| Stamp {
+        device: file.dev(),
+        inode: file.ino(),
+        length: file.len(),
+        modified: (file.mtime(), file.mtime_nsec()),
+        changed: (file.ctime(), file.ctime_nsec()),
+    })
+}
+
+fn digest(path: &Path) -> io::Result<[u8; 32]> {
+    fs::read(path).map(|bytes| Sha256::digest(bytes).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use arc_swap::ArcSwap;
+
+    use super::*;
+
+    /// Loads a file that holds `disk.max_used_percent` as a bare number, and counts how often it is asked to.
+    fn reloader(path: PathBuf, loads: Arc<AtomicUsize>) -> (Arc<Reloader>, LiveConfig) {
+        let live: LiveConfig = Arc::new(ArcSwap::from_pointee(Config::default()));
+        let load = move || {
+            loads.fetch_add(1, Ordering::SeqCst);
+            let text = fs::read_to_string(&path).map_err(|error| error.to_string())?;
+            let mut config = Config::default();
+            config.disk.max_used_percent = text.trim().parse().map_err(|_| format!("{text:?} is not a number"))?;
+            Ok(config)
+        };
+        let apply = |old: &Config, new: Config| {
+            let same = old.disk == new.disk;
+            let applied = if same { vec![] } else { vec!["disk.max_used_percent".to_owned()] };
+            Ok((new, Reloaded { applied, needs_restart: vec![] }))
+        };
+        (Arc::new(Reloader::new(Box::new(load), Box::new(apply), live.clone(), vec![])), live)
+    }
+
+    #[test]
+    fn a_bad_file_changes_nothing_and_is_reported_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        fs::write(&path, "70").unwrap();
+        let loads = Arc::new(AtomicUsize::new(0));
+        let (reloader, live) = reloader(path.clone(), loads.clone());
+        let before = live.load_full();
+        let watch = FileWatch::new(path.clone(), reloader.clone());
+        fs::write(&path, "seventy").unwrap();
+        (0..5).for_each(|_| watch.check());
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+        assert!(reloader.reload("test").unwrap_err().contains("seventy"));
+        assert!(Arc::ptr_eq(&before, &live.load_full()));
+    }
+
+    #[test]
+    fn a_file_replaced_by_a_rename_or_by_a_turned_link_is_reloaded_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("a"), dir.path().join("config.toml"));
+        fs::write(&path, "70").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let loads = Arc::new(AtomicUsize::new(0));
+        let (reloader, live) = reloader(link.clone(), loads.clone());
+        let watch = FileWatch::new(link.clone(), reloader);
+        let percent = || live.load().disk.max_used_percent;
+
+        fs::write(dir.path().join("new"), "80").unwrap();
+        fs::rename(dir.path().join("new"), &path).unwrap();
+        (0..3).for_each(|_| watch.check());
+        assert_eq!((percent(), loads.load(Ordering::SeqCst)), (80.0, 1));
+
+        fs::write(dir.path().join("b"), "90").unwrap();
+        std::os::unix::fs::symlink(dir.path().join("b"), dir.path().join("turned")).unwrap();
+        fs::rename(dir.path().join("turned"), &link).unwrap();
+        (0..3).for_each(|_| watch.check());
+        assert_eq!((percent(), loads.load(Ordering::SeqCst)), (90.0, 2));
+    }
+
+    #[test]
+    fn a_touched_file_with_the_same_content_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        fs::write(&path, "70").unwrap();
+        let loads = Arc::new(AtomicUsize::new(0));
+        let (reloader, _) = reloader(path.clone(), loads.clone());
+        let watch = FileWatch::new(path.clone(), reloader);
+        fs::write(dir.path().join("new"), "70").unwrap();
+        fs::rename(dir.path().join("new"), &path).unwrap();
+        (0..3).for_each(|_| watch.check());
+        assert_eq!(loads.load(Ordering::SeqCst), 0);
+    }
+}

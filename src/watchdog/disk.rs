@@ -1,0 +1,133 @@
+//! How full the file system of `data.dir` is, and whether the daemon has to hold back because of it.
+
+use std::{io, path::PathBuf};
+
+use bytesize::ByteSize;
+
+use crate::config::DiskConfig;
+
+/// Bytes of a file system, as `df` counts them: what is reserved for root is neither used nor available.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskUsage {
+    pub used: u64,
+    pub available: u64,
+}
+
+impl DiskUsage {
+    /// used / (used + available), as `df` prints it; 0 for a file system that counts nothing.
+    pub fn ratio(self) -> f64 {
+        let total = self.used.saturating_add(self.available);
+        if total == 0 { 0.0 } else { self.used as f64 / total as f64 }
+    }
+
+    fn percent(self) -> f64 {
+        self.ratio() * 100.0
+    }
+}
+
+/// Where the watchdog reads the disk's usage; tests set it.
+pub trait DiskProbe: Send + Sync {
+    /// May block for as long as the file system does.
+    ///
+    /// # Errors
+    /// The file system cannot be asked.
+    fn usage(&self) -> io::Result<DiskUsage>;
+}
+
+/// The file system that holds a folder.
+pub struct FileSystem {
+    pub dir: PathBuf,
+}
+
+impl DiskProbe for FileSystem {
+    fn usage(&self) -> io::Result<DiskUsage> {
+        let stat = rustix::fs::statvfs(&self.dir)?;
+        Ok(DiskUsage {
+            used: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize),
+            available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        })
+    }
+}
+
+/// Full at `max_used_percent`, and until the usage is below `resume_percent`: the gap keeps the daemon from flapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskState {
+    Roomy,
+    Full,
+}
+
+impl DiskState {
+    /// The state after a reading.
+    #[must_use]
+    pub fn after(self, usage: DiskUsage, config: &DiskConfig) -> Self {
+        let percent = usage.percent();
+        if percent >= config.max_used_percent {
+            Self::Full
+        } else if percent < config.resume_percent {
+            Self::Roomy
+        } else {
+            self
+        }
+    }
+}
+
+/// What clients, readiness and the log say of a full disk.
+pub fn full_message(usage: DiskUsage, config: &DiskConfig, dir: &str, local_archive: bool) -> String {
+    let (used, total) = (ByteSize(usage.used), ByteSize(usage.used.saturating_add(usage.available)));
+    let who = if local_archive {
+        "the archive is local and the daemon deletes none of it, so only you can free space"
+    } else {
+        "uploads and aggregates go on and free what they can"
+    };
+    format!(
+        "{:.1} % of the file system of {dir} is used ({used} of {total}), the limit is {} %; {who}: free space \
+         or raise disk.max_used_percent; events are taken again below {} %",
+        usage.percent(),
+        config.max_used_percent,
+        config.resume_percent,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn percent(used: u64) -> DiskUsage {
+        DiskUsage { used, available: 100 - used }
+    }
+
+    #[test]
+    fn a_disk_is_full_at_the_limit_and_roomy_only_below_the_resume_mark() {
+        let config = DiskConfig::default();
+        let mut state = DiskState::Roomy;
+        let states: Vec<_> = [69, 70, 69, 65, 64, 69, 71]
+            .into_iter()
+            .map(|used| {
+                state = state.after(percent(used), &config);
+                state
+            })
+            .collect();
+        use DiskState::{Full, Roomy};
+        assert_eq!(states, [Roomy, Full, Full, Full, Roomy, Roomy, Full]);
+    }
+
+    #[test]
+    fn what_is_reserved_for_root_does_not_count_and_an_empty_file_system_is_roomy() {
+        assert_eq!(DiskUsage { used: 60, available: 20 }.ratio(), 0.75);
+        assert_eq!(DiskUsage { used: 0, available: 0 }.ratio(), 0.0);
+    }
+
+    #[test]
+    fn the_message_names_the_folder_the_limit_and_who_can_free_space() {
+        let message = full_message(percent(71), &DiskConfig::default(), "/var/lib/ingestd", true);
+        for part in ["71.0 %", "/var/lib/ingestd", "70 %", "only you", "disk.max_used_percent", "65 %"] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
+
+    #[test]
+    fn the_present_file_system_can_be_asked() {
+        let usage = FileSystem { dir: std::env::temp_dir() }.usage().unwrap();
+        assert!((0.0..=1.0).contains(&usage.ratio()));
+    }
+}
