@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// Stops the server: no new connections, requests in flight are finished. The reply comes when they are, or after
-/// half of `shutdown.timeout`; then the actor ends. Before it, close the door with `Closed::Draining`, so that clients
+/// half of `shutdown.timeout`. Before it, close the door with `Closed::Draining`, so that clients
 /// on open connections hear why.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
@@ -80,6 +80,8 @@ impl Ingestor {
     const MAX_CONNECTIONS: usize = 4096;
     /// Above the idle timeout of common load balancers (60 s), so that they close a connection before we do.
     const KEEP_ALIVE: Duration = Duration::from_secs(75);
+    /// How long idle connections hold up the server's end, after all requests were answered.
+    const IDLE_SECONDS: u64 = 1;
     /// For a request's head, which is at most a few packets.
     const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -97,8 +99,6 @@ impl Ingestor {
 
     fn serve(&mut self) -> anyhow::Result<Server> {
         let listener = self.listener.take().context("the listening socket is gone")?;
-        // The other half is for what comes after the server in the stop order. actix counts whole seconds.
-        let shutdown = (self.config.load().shutdown.timeout / 2).as_secs().max(1);
         let workers = thread::available_parallelism().map_or(1, usize::from).min(Self::MAX_WORKERS);
         let intake = self.intake.clone();
         let server = HttpServer::new(move || App::new().configure(routes(intake.clone())))
@@ -107,7 +107,7 @@ impl Ingestor {
             .keep_alive(Self::KEEP_ALIVE)
             .client_request_timeout(Self::HEAD_TIMEOUT)
             .tcp_nodelay(true)
-            .shutdown_timeout(shutdown)
+            .shutdown_timeout(Self::IDLE_SECONDS)
             .disable_signals()
             .listen(listener)
             .context("the HTTP server cannot use its listening socket")?
@@ -147,12 +147,17 @@ impl Handler<StopAccepting> for Ingestor {
     type Result = ResponseActFuture<Self, ()>;
 
     fn handle(&mut self, _: StopAccepting, _: &mut Self::Context) -> Self::Result {
-        let stopped = self.server.take().map(|server| server.stop(true));
+        let server = self.server.take();
+        let intake = self.intake.clone();
+        // The other half is for what comes after the server in the stop order.
+        let patience = self.config.load().shutdown.timeout / 2;
         let stopped = async move {
-            if let Some(stopped) = stopped {
-                stopped.await;
+            // actix waits for idle connections as for busy ones, so the requests are waited for here.
+            let _ = tokio::time::timeout(patience, intake.idle()).await;
+            if let Some(server) = server {
+                server.stop(true).await;
             }
         };
-        Box::pin(stopped.into_actor(self).map(|(), _, ctx| ctx.stop()))
+        Box::pin(stopped.into_actor(self))
     }
 }

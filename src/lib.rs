@@ -33,6 +33,7 @@
 pub mod admin;
 pub mod config;
 pub mod consume;
+pub mod data_dir;
 pub mod dlq;
 pub mod event;
 pub mod health;

@@ -10,6 +10,7 @@ use actix_web::{
 };
 use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
+use tokio_util::task::TaskTracker;
 
 use super::{
     body,
@@ -37,6 +38,8 @@ pub struct Intake {
     metrics: Arc<Metrics>,
     /// `requests{status="200"}`, kept at hand because nearly every request counts here.
     answered_ok: Counter,
+    /// Requests being handled, so that a stop can wait for them.
+    under_way: TaskTracker,
 }
 
 /// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
@@ -47,7 +50,13 @@ impl Intake {
     pub fn new(producer: Slot<Producer>, config: LiveConfig, health: Health, metrics: Arc<Metrics>) -> Self {
         let fields = EventFields::from(&config.load().event);
         let answered_ok = metrics.requests.get_or_create_owned(&StatusLabel { status: 200 });
-        Self { producer, config, fields, health, metrics, answered_ok }
+        Self { producer, config, fields, health, metrics, answered_ok, under_way: TaskTracker::new() }
+    }
+
+    /// Resolves when no request is being handled.
+    pub async fn idle(&self) {
+        self.under_way.close();
+        self.under_way.wait().await;
     }
 
     async fn accept(self: &Arc<Self>, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
@@ -182,6 +191,7 @@ pub fn routes(intake: web::Data<Intake>) -> impl FnOnce(&mut ServiceConfig) {
 
 async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
     let started = Instant::now();
+    let _under_way = intake.under_way.token();
     let response = match intake.accept(&request, payload).await {
         Ok(response) => {
             intake.answered(response.status());

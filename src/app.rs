@@ -1,0 +1,534 @@
+//! The composition root: builds the actors, downstream first, waits for the end, and stops everything in order.
+//!
+//! Threads: each actor has an arbiter of its own; blocking work has named threads; clients of the object store and of
+//! MongoDB live on one multi-thread I/O runtime that outlives the actors.
+
+mod check;
+mod signals;
+mod stop;
+
+use std::{
+    net::TcpListener,
+    process::ExitCode,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use actix::System;
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::{runtime::Runtime, sync::mpsc};
+
+pub use self::check::{CheckLine, check};
+use self::{
+    signals::{Signal, Signals},
+    stop::{Stopped, stop},
+};
+use crate::{
+    admin::{self, AdminServer, AdminState},
+    aggregate::Aggregator,
+    config::{self, Config, LiveConfig, QueueKind, Roles, Sources},
+    consume::{Consumer, ConsumerParts, QueueName, Replies},
+    data_dir::DataDir,
+    dlq::DeadLetterWriter,
+    health::{ActorName, Closed, Health, SinkName},
+    ingest::{self, Ingestor},
+    logging::LogLevel,
+    metrics::Metrics,
+    produce::Producer,
+    queue::{
+        Appender, ByteBudget, SourceEvents, SourceHandle,
+        embedded::{self, EmbeddedLog},
+        kafka,
+    },
+    reload::{FileWatch, Reloaded, Reloader},
+    spool::{DiskPressure, Spooler},
+    store::{self, Store},
+    supervise::{Escalation, Guarded, RestartPolicy, Slot, Supervision, supervise},
+    upload::{Archive, Uploader},
+    watchdog::{FileSystem, Watchdog, WatchdogHooks},
+};
+
+/// Exit statuses, as the documentation names them.
+pub mod exit {
+    pub const FAILURE: u8 = 1;
+    pub const FENCED: u8 = 3;
+    pub const DEADLINE: u8 = 4;
+    pub const CONFIGURATION: u8 = 78;
+}
+
+/// Bytes of batches between a source and its sink: enough that neither waits for the other's next one.
+const BATCHES_IN_FLIGHT: u64 = 4;
+/// How old the main loop's heartbeat may be before systemd is no longer told that all is well.
+const HEARTBEAT_LIMIT: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Runs the daemon until a signal or a failure ends it.
+pub fn run(config: Config, sources: Sources, log_level: LogLevel) -> ExitCode {
+    match try_run(config, sources, log_level) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("ingestd: {error:#}");
+            ExitCode::from(exit::FAILURE)
+        }
+    }
+}
+
+fn try_run(config: Config, sources: Sources, log_level: LogLevel) -> anyhow::Result<u8> {
+    let signals = Signals::listen().context("cannot listen to signals")?;
+    let data_dir = DataDir::open(&config.data.dir)?;
+    let roles = config.roles();
+    let ingest_listener = roles.ingest().then(|| ingest::bind(&config.http)).transpose()?;
+    let admin_listener = admin::bind(&config.admin)?;
+    let io = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("io")
+        .enable_all()
+        .build()
+        .context("cannot start the I/O runtime")?;
+    let daemon = Daemon::new(config, sources, log_level, roles, data_dir, io)?;
+    System::new().block_on(daemon.live(ingest_listener, admin_listener, signals))
+}
+
+/// Everything that lives as long as the process.
+struct Daemon {
+    config: LiveConfig,
+    reloader: Arc<Reloader>,
+    sources: Sources,
+    roles: Roles,
+    data_dir: DataDir,
+    io: Runtime,
+    health: Health,
+    metrics: Arc<Metrics>,
+    supervision: Supervision,
+    escalated: mpsc::UnboundedReceiver<Escalation>,
+    started: Instant,
+    heartbeat: Arc<AtomicU64>,
+}
+
+/// The actors of the archive's sink.
+struct ArchiveSink {
+    consumer: Slot<Consumer<Spooler>>,
+    uploader: Slot<Uploader>,
+}
+
+/// What was started, for the stop.
+#[derive(Default)]
+struct Running {
+    ingestor: Option<Slot<Ingestor>>,
+    producer: Option<Slot<Producer>>,
+    archive: Option<ArchiveSink>,
+    aggregate: Option<Slot<Consumer<Aggregator>>>,
+    guarded: Vec<Guarded>,
+    log: Option<EmbeddedLog>,
+}
+
+/// Why the daemon ends.
+enum End {
+    Signal,
+    Escalation(Escalation),
+}
+
+impl Daemon {
+    fn new(
+        config: Config,
+        sources: Sources,
+        log_level: LogLevel,
+        roles: Roles,
+        data_dir: DataDir,
+        io: Runtime,
+    ) -> anyhow::Result<Self> {
+        let policy = RestartPolicy {
+            max_restarts: config.supervision.max_restarts,
+            window: config.supervision.window,
+            backoff: config.supervision.backoff,
+        };
+        let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
+        let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
+        let (escalations, escalated) = mpsc::unbounded_channel();
+        let supervision = Supervision { policy, health: health.clone(), metrics: metrics.clone(), escalations };
+        let reloader = Arc::new(reloader(sources.clone(), config.clone(), log_level));
+        Ok(Self {
+            config,
+            reloader,
+            sources,
+            roles,
+            data_dir,
+            io,
+            health,
+            metrics,
+            supervision,
+            escalated,
+            started: Instant::now(),
+            heartbeat: Arc::default(),
+        })
+    }
+
+    /// From the first actor to the last.
+    async fn live(
+        mut self,
+        ingest_listener: Option<TcpListener>,
+        admin_listener: TcpListener,
+        mut signals: Signals,
+    ) -> anyhow::Result<u8> {
+        let config = self.config.load_full();
+        let store = store::open(&config, self.io.handle().clone()).context("the store cannot be opened")?;
+        let store = store.filter(|_| self.roles.aggregate() || config.store.kind == config::StoreKind::Mongodb);
+        self.health.close(Closed::Starting, "the daemon is starting");
+        let addresses = Addresses::of(&ingest_listener, &admin_listener);
+        let admin = admin::serve(admin_listener, self.admin_state(store.clone()))?;
+        let mut running = Running::default();
+        let spooler = Slot::default();
+        running.guarded.push(self.watch(spooler.clone()));
+
+        let end = match self.prepare_queue(&mut signals).await {
+            Ok(()) => {
+                self.start(&mut running, ingest_listener, store, spooler)?;
+                self.health.open(Closed::Starting);
+                self.announce(&addresses);
+                self.wait(&mut signals).await
+            }
+            Err(end) => end,
+        };
+        let status = self.end(end, running, admin, signals).await;
+        Ok(status)
+    }
+
+    fn admin_state(&self, store: Option<Arc<dyn Store>>) -> AdminState {
+        AdminState {
+            config: self.config.clone(),
+            config_file: self.sources.files().into_iter().next(),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            store,
+            reloader: self.reloader.clone(),
+            roles: self.roles.names(),
+            version: env!("CARGO_PKG_VERSION"),
+            commit: env!("INGESTD_COMMIT"),
+            started: self.started,
+        }
+    }
+
+    /// Starts the watchdog, which every process has that ingests or archives; the others are content with its reading
+    /// of the disk, too.
+    fn watch(&self, spooler: Slot<Spooler>) -> Guarded {
+        let (config, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
+        let (started, heartbeat) = (self.started, self.heartbeat.clone());
+        let watch = self.sources.files().into_iter().next().map(|file| FileWatch::new(file, self.reloader.clone()));
+        let hooks = WatchdogHooks {
+            on_disk: Arc::new(move |full| spooler.tell(DiskPressure(full))),
+            alive: Arc::new(move || {
+                let beat = Duration::from_millis(heartbeat.load(Ordering::Acquire));
+                started.elapsed().saturating_sub(beat) < HEARTBEAT_LIMIT
+            }),
+            check_file: watch.map(|watch| -> Arc<dyn Fn() + Send + Sync> { Arc::new(move || watch.check()) }),
+        };
+        let probe = Arc::new(FileSystem::new(self.data_dir.path.clone()));
+        supervise(ActorName::Watchdog, Slot::default(), &self.supervision, move |_| {
+            Ok(Watchdog::new(probe.clone(), config.clone(), health.clone(), metrics.clone(), hooks.clone())?)
+        })
+    }
+
+    /// Has Kafka's topics looked at and made, for as long as the brokers cannot be reached.
+    async fn prepare_queue(&mut self, signals: &mut Signals) -> Result<(), End> {
+        let config = self.config.load_full();
+        if config.queue.kind == QueueKind::Embedded {
+            return Ok(());
+        }
+        let (health, dead_letters) = (self.health.clone(), self.roles.aggregate());
+        let backoff = config.supervision.backoff;
+        let prepared = self.io.spawn(async move {
+            for attempt in 0.. {
+                let config = config.clone();
+                // librdkafka's admin calls block, each with a deadline.
+                let prepared = tokio::task::spawn_blocking(move || kafka::topic::prepare(&config, dead_letters)).await;
+                match prepared {
+                    Ok(Ok(_)) => break,
+                    Ok(Err(kafka::topic::TopicError::Unreachable(reason))) => health.dependency(kafka::DEPENDENCY, Err(reason)),
+                    Ok(Err(error)) => return Err(error.to_string()),
+                    Err(error) => return Err(error.to_string()),
+                }
+                let pause = backoff.saturating_mul(1 << attempt.min(8)).min(RestartPolicy::LONGEST / 3);
+                tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+            }
+            health.dependency(kafka::DEPENDENCY, Ok(()));
+            Ok(())
+        });
+        let abort = prepared.abort_handle();
+        tokio::select! {
+            prepared = prepared => match prepared {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(reason)) => Err(End::Escalation(Escalation::Refused { reason })),
+                Err(error) => Err(End::Escalation(Escalation::Refused { reason: error.to_string() })),
+            },
+            end = self.wait(signals) => {
+                abort.abort();
+                Err(end)
+            }
+        }
+    }
+
+    /// Builds the actors, downstream first, so that each finds what it feeds.
+    fn start(
+        &self,
+        running: &mut Running,
+        ingest_listener: Option<TcpListener>,
+        store: Option<Arc<dyn Store>>,
+        spooler: Slot<Spooler>,
+    ) -> anyhow::Result<()> {
+        let config = self.config.load_full();
+        running.log = match config.queue.kind {
+            QueueKind::Embedded => Some(self.open_log()?),
+            QueueKind::Kafka => None,
+        };
+        if self.roles.archive() {
+            self.start_archive(running, &config, spooler)?;
+        }
+        if let Some(store) = store.filter(|_| self.roles.aggregate()) {
+            self.start_aggregate(running, &config, store);
+        }
+        if let Some(listener) = ingest_listener {
+            self.start_ingest(running, &config, listener)?;
+        }
+        Ok(())
+    }
+
+    fn open_log(&self) -> anyhow::Result<EmbeddedLog> {
+        let sinks = [(SinkName::Archive, self.roles.archive()), (SinkName::Aggregate, self.roles.aggregate())];
+        let sinks = sinks.into_iter().filter(|(_, on)| *on).map(|(sink, _)| sink).collect();
+        EmbeddedLog::open(&self.data_dir.path, sinks, self.config.clone(), self.health.clone(), self.metrics.clone())
+    }
+
+    fn start_archive(&self, running: &mut Running, config: &Config, spooler: Slot<Spooler>) -> anyhow::Result<()> {
+        // Checked before anything starts; each incarnation opens it anew.
+        Archive::open(config)?;
+        let uploader: Slot<Uploader> = Slot::default();
+        let consumer: Slot<Consumer<Spooler>> = Slot::default();
+        let replies: Replies = Arc::new(consumer.clone());
+
+        let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
+        let (io, feeds) = (self.io.handle().clone(), spooler.clone());
+        running.guarded.push(supervise(ActorName::Uploader, uploader.clone(), &self.supervision, move |_| {
+            let archive = Archive::open(&live.load())?;
+            Ok(Uploader::new(archive, io.clone(), feeds.clone(), live.clone(), health.clone(), metrics.clone()))
+        }));
+
+        let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
+        let (data_dir, feeds) = (self.data_dir.path.clone(), uploader.clone());
+        running.guarded.push(supervise(ActorName::Spooler, spooler.clone(), &self.supervision, move |ctx| {
+            Spooler::new(&data_dir, feeds.clone(), replies.clone(), live.clone(), health.clone(), metrics.clone(), ctx)
+        }));
+
+        running.guarded.push(self.consume(SinkName::Archive, config, spooler, consumer.clone(), running.log.clone()));
+        running.archive = Some(ArchiveSink { consumer, uploader });
+        Ok(())
+    }
+
+    fn start_aggregate(&self, running: &mut Running, config: &Config, store: Arc<dyn Store>) {
+        let aggregator: Slot<Aggregator> = Slot::default();
+        let consumer: Slot<Consumer<Aggregator>> = Slot::default();
+        let replies: Replies = Arc::new(consumer.clone());
+        let dead_letters: Arc<dyn DeadLetterWriter> = match &running.log {
+            Some(log) => Arc::new(log.clone()),
+            None => Arc::new(kafka::dead_letters::KafkaDeadLetters::new(config)),
+        };
+        let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
+        running.guarded.push(supervise(ActorName::Aggregator, aggregator.clone(), &self.supervision, move |_| {
+            let (store, dead_letters) = (store.clone(), dead_letters.clone());
+            Ok(Aggregator::new(store, dead_letters, replies.clone(), live.clone(), health.clone(), metrics.clone()))
+        }));
+        running.guarded.push(self.consume(SinkName::Aggregate, config, aggregator, consumer.clone(), running.log.clone()));
+        running.aggregate = Some(consumer);
+    }
+
+    /// Starts the consumer of a sink; its source is made anew with each incarnation.
+    fn consume<S: crate::consume::Sink>(
+        &self,
+        name: SinkName,
+        config: &Config,
+        sink: Slot<S>,
+        slot: Slot<Consumer<S>>,
+        log: Option<EmbeddedLog>,
+    ) -> Guarded {
+        let queue = QueueName(if log.is_some() { embedded::DEPENDENCY } else { kafka::DEPENDENCY });
+        let parts = ConsumerParts {
+            name,
+            topic: config.queue.topic.clone(),
+            queue,
+            sink,
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            escalations: self.supervision.escalations.clone(),
+        };
+        let (live, instance) = (self.config.clone(), self.data_dir.instance.clone());
+        let start_source = move |events: SourceEvents| -> anyhow::Result<SourceHandle> {
+            let budget = ByteBudget::new(live.load().batch.max_bytes.0.saturating_mul(BATCHES_IN_FLIGHT));
+            match &log {
+                Some(log) => log.source(name, live.clone(), budget, events),
+                None => kafka::source::spawn(live.clone(), name, &instance, budget, events),
+            }
+        };
+        supervise(name.consumer(), slot, &self.supervision, move |ctx| Consumer::new(parts.clone(), ctx, &start_source))
+    }
+
+    fn start_ingest(&self, running: &mut Running, config: &Config, listener: TcpListener) -> anyhow::Result<()> {
+        let producer: Slot<Producer> = Slot::default();
+        let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
+        let log = running.log.clone();
+        running.guarded.push(supervise(ActorName::Producer, producer.clone(), &self.supervision, move |_| {
+            let appender: Box<dyn Appender> = match &log {
+                Some(log) => Box::new(log.appender()),
+                None => Box::new(kafka::appender::KafkaAppender::new(&live.load(), health.clone(), metrics.clone())?),
+            };
+            Ok(Producer::new(appender, health.clone()))
+        }));
+        running.producer = Some(producer.clone());
+
+        let ingestor: Slot<Ingestor> = Slot::default();
+        let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
+        running.guarded.push(supervise(ActorName::Ingestor, ingestor.clone(), &self.supervision, move |_| {
+            let listener = listener.try_clone().context("the listening socket cannot be shared")?;
+            Ok(Ingestor::new(listener, producer.clone(), live.clone(), health.clone(), metrics.clone()))
+        }));
+        running.ingestor = Some(ingestor);
+        let _ = config;
+        Ok(())
+    }
+
+    /// Says where everything is and what to try next, and tells systemd.
+    fn announce(&self, addresses: &Addresses) {
+        let config = self.config.load();
+        print!("{}", addresses.banner(&config, &self.data_dir, &self.roles));
+        // Without systemd there is nobody to tell.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = self.roles.names().join(","), "ready");
+    }
+
+    /// Beats, reloads on SIGHUP, and returns when something ends the daemon.
+    async fn wait(&mut self, signals: &mut Signals) -> End {
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        loop {
+            tokio::select! {
+                _ = beat.tick() => self.heartbeat.store(self.started.elapsed().as_millis() as u64, Ordering::Release),
+                signal = signals.next() => match signal {
+                    Signal::Reload => {
+                        let reloader = self.reloader.clone();
+                        // Reads files. What is wrong was logged; nobody waits for an answer.
+                        let _ = tokio::task::spawn_blocking(move || reloader.reload("SIGHUP")).await;
+                    }
+                    Signal::Stop(name) => {
+                        tracing::info!(signal = name, "stopping");
+                        return End::Signal;
+                    }
+                },
+                Some(escalation) = self.escalated.recv() => return End::Escalation(escalation),
+            }
+        }
+    }
+
+    async fn end(self, end: End, running: Running, admin: AdminServer, signals: Signals) -> u8 {
+        let status = match &end {
+            End::Signal => 0,
+            End::Escalation(Escalation::Fenced { reason }) => {
+                tracing::error!(reason, "another process has our membership of a consumer group: stopping, not to be restarted");
+                exit::FENCED
+            }
+            End::Escalation(Escalation::Failed { actor, reason }) => {
+                tracing::error!(actor = actor.as_str(), reason, "stopping, because an actor failed too often");
+                exit::FAILURE
+            }
+            End::Escalation(Escalation::Refused { reason }) => {
+                tracing::error!(reason, "stopping, because a dependency refuses what the configuration asks for");
+                exit::FAILURE
+            }
+        };
+        // Without systemd there is nobody to tell.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        let timeout = self.config.load().shutdown.timeout;
+        let stopped = stop(running, admin, &self.health, timeout, signals).await;
+        match stopped {
+            Stopped::InOrder => {
+                self.io.shutdown_timeout(Duration::from_secs(1));
+                status
+            }
+            // Threads may hang: nothing more is waited for.
+            Stopped::Cut => std::process::exit(i32::from(exit::DEADLINE)),
+        }
+    }
+}
+
+fn reloader(sources: Sources, config: LiveConfig, log_level: LogLevel) -> Reloader {
+    let load = Box::new(move || sources.load().map_err(|errors| errors.to_string()));
+    let apply = Box::new(|old: &Config, new: Config| {
+        let (config, diff) = config::reload::apply(old, new).map_err(|errors| errors.to_string())?;
+        Ok((config, Reloaded { applied: diff.live, needs_restart: diff.needs_restart }))
+    });
+    let log_level = Mutex::new(log_level);
+    let on_change = Box::new(move |config: &Config| {
+        let level = log_level.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = level.set(&config.logging.level) {
+            tracing::error!(%error, "logging.level not changed");
+        }
+    });
+    Reloader::new(load, apply, config, vec![on_change])
+}
+
+/// Where the process listens.
+struct Addresses {
+    ingest: Option<String>,
+    admin: String,
+}
+
+impl Addresses {
+    fn of(ingest: &Option<TcpListener>, admin: &TcpListener) -> Self {
+        let name = |listener: &TcpListener| listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string());
+        Self { ingest: ingest.as_ref().map(name), admin: name(admin) }
+    }
+
+    fn banner(&self, config: &Config, data_dir: &DataDir, roles: &Roles) -> String {
+        use std::fmt::Write;
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "  {name:<11}{value}");
+        };
+        let queue = match config.queue.kind {
+            QueueKind::Embedded => format!("embedded log {}", data_dir.path.join("log.db").display()),
+            QueueKind::Kafka => format!("Kafka {}, topic {}", config.queue.kafka.brokers, config.queue.topic),
+        };
+        line("queue", queue);
+        if roles.archive() {
+            let archive = match config.archive.url.as_str() {
+                "file:" => data_dir.path.join("archive").display().to_string(),
+                url => url.to_owned(),
+            };
+            line("archive", archive);
+        }
+        if roles.aggregate() {
+            let store = match config.store.kind {
+                config::StoreKind::Mongodb => format!("MongoDB, database {}", config.store.database),
+                _ => data_dir.path.join("store.db").display().to_string(),
+            };
+            line("aggregates", store);
+        }
+        line("admin", format!("http://{}/health/ready  /metrics  /status", self.admin));
+        let mut banner = format!("ingestd {} is ready\n", env!("CARGO_PKG_VERSION"));
+        if let Some(ingest) = &self.ingest {
+            let _ = writeln!(banner, "  {:<11}http://{ingest}/v1/events", "events");
+            banner.push_str(&text);
+            let event = r#"{"type":"login_success","client_id":"client-1"}"#;
+            let _ = writeln!(banner, "try:  curl -i http://{ingest}/v1/events -d '{event}'");
+        } else {
+            banner.push_str(&text);
+        }
+        if roles.aggregate()
+            && let Some(aggregate) = config.aggregate.first()
+        {
+            let _ = writeln!(banner, "then: curl http://{}/v1/aggregates/{}", self.admin, aggregate.name);
+        }
+        banner
+    }
+}

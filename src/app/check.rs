@@ -1,0 +1,52 @@
+//! `ingestd check --connect`: asks each dependency once whether it can be used as configured.
+
+use crate::{
+    config::{Config, QueueKind},
+    queue::kafka,
+    store,
+    upload::Archive,
+};
+
+/// One thing that was checked.
+#[derive(Debug, Clone)]
+pub struct CheckLine {
+    pub what: String,
+    /// What was found, or one sentence that says what is wrong.
+    pub outcome: Result<String, String>,
+}
+
+/// Asks each dependency. Blocks until all have answered or their deadlines are over.
+pub fn check(config: &Config) -> Vec<CheckLine> {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return vec![CheckLine { what: "runtime".to_owned(), outcome: Err(error.to_string()) }],
+    };
+    let roles = config.roles();
+    let mut lines = Vec::new();
+    if config.queue.kind == QueueKind::Kafka {
+        let what = format!("Kafka {}", config.queue.kafka.brokers);
+        lines.push(CheckLine { what, outcome: kafka::topic::check(config) });
+    }
+    if roles.archive() {
+        let what = format!("archive {}", config.archive.url);
+        lines.push(CheckLine { what, outcome: runtime.block_on(check_archive(config)) });
+    }
+    if roles.aggregate() {
+        let outcome = check_store(config, &runtime);
+        lines.push(CheckLine { what: format!("store {:?}", config.store.kind).to_lowercase(), outcome });
+    }
+    lines
+}
+
+async fn check_archive(config: &Config) -> Result<String, String> {
+    let archive = Archive::open(config).map_err(|error| format!("{error:#}"))?;
+    archive.probe().await.map_err(|error| error.explain(config))?;
+    Ok("writable, and create-only PUTs are honoured".to_owned())
+}
+
+fn check_store(config: &Config, runtime: &tokio::runtime::Runtime) -> Result<String, String> {
+    let store = store::open(config, runtime.handle().clone()).map_err(|error| format!("{error:#}"))?;
+    let Some(store) = store else { return Ok("off".to_owned()) };
+    runtime.block_on(store.prepare()).map_err(|error| error.to_string())?;
+    Ok("writable, indexes and definitions are in place".to_owned())
+}

@@ -1,0 +1,65 @@
+//! Signals of the operating system, as a stream of what they ask for.
+
+use std::io;
+
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::{Handle, Signals as SignalIterator},
+};
+use tokio::sync::mpsc;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// SIGTERM or SIGINT, by name.
+    Stop(&'static str),
+    /// SIGHUP.
+    Reload,
+}
+
+/// Signals that were received and not handled yet.
+const WAITING: usize = 16;
+
+/// Listens from its construction until it is dropped.
+pub(super) struct Signals {
+    received: mpsc::Receiver<Signal>,
+    handle: Handle,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Signals {
+    pub(super) fn listen() -> io::Result<Self> {
+        let mut signals = SignalIterator::new([SIGTERM, SIGINT, SIGHUP])?;
+        let handle = signals.handle();
+        let (sender, received) = mpsc::channel(WAITING);
+        let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            for signal in signals.forever() {
+                let signal = match signal {
+                    SIGTERM => Signal::Stop("SIGTERM"),
+                    SIGINT => Signal::Stop("SIGINT"),
+                    _ => Signal::Reload,
+                };
+                // Full: as many of its kind are waiting already.
+                let _ = sender.try_send(signal);
+            }
+        })?;
+        Ok(Self { received, handle, thread: Some(thread) })
+    }
+
+    pub(super) async fn next(&mut self) -> Signal {
+        match self.received.recv().await {
+            Some(signal) => signal,
+            // The thread ends with this value only.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        self.handle.close();
+        if let Some(thread) = self.thread.take() {
+            // It panics in no line of its own.
+            let _ = thread.join();
+        }
+    }
+}

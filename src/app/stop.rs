@@ -1,0 +1,145 @@
+//! The stop, in order, within `shutdown.timeout`.
+//!
+//! The door closes → the HTTP server finishes what it has (the producer still runs) → the producer flushes → the
+//! consumers stop fetching, and their sinks make durable what they hold → the uploader finishes what it can → positions
+//! are committed → the actors end → the admin endpoint last. A second signal, or the deadline, ends it at once, with the
+//! names of what was stuck.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{ArchiveSink, Running, signals::{Signal, Signals}};
+use crate::{
+    admin::AdminServer,
+    consume::{Consumer, Drain, Leave, Sink, StopFetching},
+    health::{Closed, Health},
+    ingest::StopAccepting,
+    produce::Flush,
+    supervise::Slot,
+};
+
+/// How it ended.
+pub(super) enum Stopped {
+    InOrder,
+    /// By the deadline or a second signal; threads may still hang.
+    Cut,
+}
+
+/// The share of the time that is left which uploads may take: sealed segments are safe on disk.
+const UPLOADS_SHARE: f64 = 0.6;
+
+/// What is under way, so that it can be named when it is stuck.
+#[derive(Clone, Default)]
+struct Steps(Arc<Mutex<BTreeSet<&'static str>>>);
+
+impl Steps {
+    async fn run<T>(&self, name: &'static str, step: impl Future<Output = T>) -> T {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        let outcome = step.await;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        outcome
+    }
+
+    fn stuck(&self) -> String {
+        let steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.iter().copied().collect::<Vec<_>>().join(", ")
+    }
+}
+
+pub(super) async fn stop(
+    running: Running,
+    admin: AdminServer,
+    health: &Health,
+    timeout: Duration,
+    mut signals: Signals,
+) -> Stopped {
+    health.close(Closed::Draining, "the daemon is stopping: send to another one, or try again");
+    let started = Instant::now();
+    let deadline = started + timeout;
+    let steps = Steps::default();
+    let second_signal = async {
+        loop {
+            if let Signal::Stop(name) = signals.next().await {
+                return name;
+            }
+        }
+    };
+    let why = tokio::select! {
+        () = in_order(running, admin, deadline, &steps) => {
+            tracing::info!(seconds = started.elapsed().as_secs_f64(), "stopped: everything accepted is durable, positions are committed");
+            return Stopped::InOrder;
+        }
+        () = tokio::time::sleep_until(deadline) => format!("shutdown.timeout ({}) is over", humantime::format_duration(timeout)),
+        name = second_signal => format!("a second signal ({name})"),
+    };
+    tracing::error!(stuck = steps.stuck(), why, "stopped before everything was done; it goes on at the next start");
+    Stopped::Cut
+}
+
+async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps: &Steps) {
+    let Running { ingestor, producer, archive, aggregate, guarded, log } = running;
+    if let Some(ingestor) = ingestor.and_then(|slot| slot.get()) {
+        // An error says that the actor is gone, and its server with it. The same holds below.
+        let _ = steps.run("ingestor (requests in flight)", ingestor.send(StopAccepting)).await;
+    }
+    if let Some(producer) = producer.and_then(|slot| slot.get()) {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let flushed = steps.run("producer (events not acknowledged)", producer.send(Flush(patience))).await;
+        if let Ok(Err(events)) = flushed {
+            tracing::error!(events, "events were not acknowledged by the queue; their requests got no 2xx");
+        }
+    }
+    let archive = async {
+        if let Some(archive) = archive {
+            stop_archive(archive, deadline, steps).await;
+        }
+    };
+    let aggregate = async {
+        if let Some(consumer) = aggregate {
+            steps.run("aggregator (flush)", stop_fetching(&consumer)).await;
+            steps.run("consumer-aggregate (commit)", leave(&consumer, "aggregate")).await;
+        }
+    };
+    futures::join!(archive, aggregate);
+    for actor in guarded {
+        steps.run(actor.name.as_str(), actor.stop()).await;
+    }
+    if let Some(log) = log {
+        // Joins a thread that fsyncs.
+        let closed = tokio::task::spawn_blocking(move || log.close());
+        let _ = steps.run("embedded log", closed).await;
+    }
+    steps.run("admin endpoint", admin.stop()).await;
+}
+
+async fn stop_archive(archive: ArchiveSink, deadline: Instant, steps: &Steps) {
+    steps.run("spooler (seal)", stop_fetching(&archive.consumer)).await;
+    if let Some(uploader) = archive.uploader.get() {
+        let patience = deadline.saturating_duration_since(Instant::now()).mul_f64(UPLOADS_SHARE);
+        let drained = tokio::time::timeout(patience, uploader.send(Drain));
+        if steps.run("uploader", drained).await.is_err() {
+            tracing::warn!("sealed segments wait on disk; they are uploaded after the next start");
+        }
+    }
+    steps.run("consumer-archive (commit)", leave(&archive.consumer, "archive")).await;
+}
+
+async fn stop_fetching<S: Sink>(consumer: &Slot<Consumer<S>>) {
+    if let Some(consumer) = consumer.get() {
+        let _ = consumer.send(StopFetching).await;
+    }
+}
+
+async fn leave<S: Sink>(consumer: &Slot<Consumer<S>>, sink: &str) {
+    if let Some(consumer) = consumer.get()
+        && let Ok(unread) = consumer.send(Leave).await
+        && unread > 0
+    {
+        tracing::info!(sink, records = unread, "records wait in the log for the next start");
+    }
+}
