@@ -16,6 +16,9 @@ use crate::{
 const DEFAULT_LIMIT: usize = 10_000;
 const MAX_LIMIT: usize = 1_000_000;
 
+/// Somebody waits for the answer: less patience than a flush has.
+const DEADLINE: Duration = Duration::from_secs(10);
+
 #[derive(Serialize)]
 struct Answer<'a> {
     aggregate: &'a str,
@@ -57,7 +60,7 @@ pub async fn query(
         .ok_or_else(|| unknown_aggregate(&name, &config))?
         .clone();
     let query = parse(&aggregate, request.query_string(), Utc::now()).map_err(Problem::bad_request)?;
-    let deadline = config.aggregator.timeout;
+    let deadline = config.aggregator.timeout.min(DEADLINE);
     let rows = tokio::time::timeout(deadline, store.query(query))
         .await
         .map_err(|_| Problem::unavailable(format!("the store has not answered within {deadline:?}: ask again later")))?
