@@ -106,3 +106,16 @@ pub struct SetHold {
 
 /// What a consumer feeds: the spooler, or the aggregator.
 pub trait Sink: Actor + Handler<Assign> + Handler<Unassign> + Handler<Batch> + Handler<Drain> {}
+
+/// What a sink says to its consumer. Lost messages (the consumer is being restarted) do no harm: a restarted consumer
+/// assigns anew.
+pub trait SinkReplies: Send + Sync {
+    fn begin(&self, m: Begin);
+    fn confirm(&self, m: Confirm);
+    fn halt(&self, m: Halt);
+    fn reassign(&self, m: Reassign);
+    fn hold(&self, m: SetHold);
+    fn started(&self);
+}
+
+pub type Replies = std::sync::Arc<dyn SinkReplies>;

@@ -1,8 +1,10 @@
 //! ingestd takes events over HTTP, answers only when they are safe, and carries each exactly once into an archive of
 //! raw files and into aggregates that can be queried.
+pub mod aggregate;
 pub mod config;
 pub mod consume;
 pub mod dlq;
+pub mod event;
 pub mod health;
 pub mod metrics;
 pub mod position;
