@@ -4,20 +4,28 @@
 //! `last_offset`. A flush adds to a bucket only where `last_offset < first offset folded since the last flush`, so the
 //! same records are never added twice, whoever tries.
 
-use std::sync::Arc;
+pub mod embedded;
+mod group;
+pub mod mongo;
+
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::position::{Offset, Partition, Timestamp};
+use crate::{
+    config::{AggregateConfig, Config, StoreKind},
+    position::{Offset, Partition, Timestamp, TopicIdentity},
+};
 
 /// What identifies a bucket within its aggregate and partition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BucketKey {
     pub window_start: Timestamp,
-    /// The group's values as a JSON array in the order of `group_by`, as the event wrote them: `["client-1","login"]`.
+    /// The group's values as a JSON array in the order of `group_by`: `["client-1","login"]`. Strings are escaped in one
+    /// way, all else is as the event wrote it: the text is the group's identity.
     pub group: Arc<str>,
 }
 
@@ -104,8 +112,17 @@ pub trait Store: Send + Sync {
     /// Creates what is missing (indexes, tables) and compares the aggregates' definitions with those it knows.
     fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// The buckets of a partition with `last_offset >= committed`, over all aggregates.
-    fn fences(&self, partition: Partition, committed: Offset) -> BoxFuture<'_, Result<Vec<Fence>, StoreError>>;
+    /// The buckets of a partition with `last_offset >= committed`, over all aggregates, once they are durable: records
+    /// that are skipped for a fence must not be missing after a crash of the store.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when the buckets were counted from another topic of the same name and generation.
+    fn fences<'a>(
+        &'a self,
+        partition: Partition,
+        committed: Offset,
+        identity: &'a TopicIdentity,
+    ) -> BoxFuture<'a, Result<Vec<Fence>, StoreError>>;
 
     /// Makes the deltas and events durable. An error says nothing about what took effect: send the identical ones again.
     fn flush<'a>(
@@ -114,5 +131,81 @@ pub trait Store: Send + Sync {
         events: &'a [ProcessedEvent],
     ) -> BoxFuture<'a, Result<Flushed, StoreError>>;
 
+    /// The rows of one aggregate. An aggregate that the store does not know is [`StoreError::Refused`].
     fn query(&self, query: Query) -> BoxFuture<'_, Result<Rows, StoreError>>;
+}
+
+/// What a store needs to know of the configuration.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    pub topic: String,
+    pub generation: u32,
+    pub aggregates: Vec<AggregateConfig>,
+    /// Keep processed events, for so long after their receipt.
+    pub events: Option<Duration>,
+    /// Of one call.
+    pub timeout: Duration,
+}
+
+impl From<&Config> for StoreOptions {
+    fn from(config: &Config) -> Self {
+        Self {
+            topic: config.queue.topic.clone(),
+            generation: config.queue.generation,
+            aggregates: config.aggregate.clone(),
+            events: config.store.events.then_some(config.store.events_ttl),
+            timeout: config.aggregator.timeout,
+        }
+    }
+}
+
+impl StoreOptions {
+    fn aggregate(&self, name: &str) -> Result<(usize, &AggregateConfig), StoreError> {
+        let found = self.aggregates.iter().enumerate().find(|(_, aggregate)| aggregate.name == name);
+        found.ok_or_else(|| StoreError::Refused(format!("there is no aggregate {name:?} in the configuration")))
+    }
+}
+
+/// Opens the store that is configured; `None` for `store.kind = "none"`. An embedded one is created where it is missing,
+/// a MongoDB needs not be in reach yet. `io` is a multi-thread runtime that outlives the store's users.
+///
+/// # Errors
+/// The store cannot be used with this configuration.
+pub fn open(config: &Config, io: tokio::runtime::Handle) -> anyhow::Result<Option<Arc<dyn Store>>> {
+    let options = StoreOptions::from(config);
+    Ok(match config.store.kind {
+        StoreKind::None => None,
+        StoreKind::Embedded => {
+            Some(Arc::new(embedded::EmbeddedStore::open(&config.data.dir.join("store.db"), options, io)?))
+        }
+        StoreKind::Mongodb => {
+            Some(Arc::new(mongo::MongoStore::new(&config.store.url, &config.store.database, options, io)?))
+        }
+    })
+}
+
+/// The first whole millisecond at or after `time`: window starts are whole milliseconds, and both ends of a query's
+/// range compare with `>=` or `<`.
+fn ceil_millis(time: DateTime<Utc>) -> i64 {
+    let millis = time.timestamp_millis();
+    if time.timestamp_subsec_nanos().is_multiple_of(1_000_000) { millis } else { millis + 1 }
+}
+
+/// Why a definition that differs from the one that the buckets were counted by is refused.
+fn definition_changed(aggregate: &AggregateConfig, window_ms: i64, group_by: &str) -> StoreError {
+    StoreError::Refused(format!(
+        "[[aggregate]] {:?} was counted with window {} and group_by {group_by} before; \
+         give the changed aggregate a new name, or restore the old definition",
+        aggregate.name,
+        humantime::format_duration(Duration::from_millis(window_ms.unsigned_abs())),
+    ))
+}
+
+/// Why buckets that were counted from another topic are refused.
+fn topic_recreated(options: &StoreOptions, partition: Partition) -> StoreError {
+    StoreError::Refused(format!(
+        "the aggregates of topic {:?}, partition {partition}, generation {} were counted from another topic of that name: \
+         it was created anew, and its offsets mean other records",
+        options.topic, options.generation,
+    ))
 }

@@ -1,0 +1,491 @@
+//! The aggregator: counts events in buckets, and flushes the counts to the store.
+//!
+//! Batches are folded in memory as they come; a flush makes what was folded durable (dead letters and processed events
+//! first), then the positions are confirmed. One flush is in flight at a time, and folding goes on beside it up to a
+//! bound. A flush that fails is sent again, identically, for as long as it takes. A partition whose bucket another
+//! writer has advanced is dropped as a whole and assigned anew: what its fences say is then skipped.
+
+mod flush;
+mod fold;
+mod grouping;
+mod open;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
+use tokio::sync::oneshot;
+
+use crate::{
+    config::{Config, LiveConfig, QueueKind, StoreKind},
+    consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Sink, Unassign},
+    dlq::DeadLetterWriter,
+    event::EventFields,
+    health::{ActorName, ActorState, Health, SinkName},
+    metrics::Metrics,
+    position::{Offset, Partition},
+    queue::{Assignment, Batch, Epoch},
+    store::{Fence, Flushed, Store, StoreError},
+};
+
+use flush::{Attempt, Failure, Flush, Part, Statements};
+pub use fold::{Coverage, PartitionFold};
+use grouping::Grouping;
+use open::{OpenPartition, Reader};
+
+/// A partition that is assigned to us.
+enum State {
+    /// Its fences are not known yet.
+    Loading(Assignment),
+    Open(OpenPartition),
+}
+
+struct Assigned {
+    epoch: Epoch,
+    state: State,
+}
+
+/// The aggregator actor.
+pub struct Aggregator {
+    store: Arc<dyn Store>,
+    dead_letters: Arc<dyn DeadLetterWriter>,
+    replies: Replies,
+    config: LiveConfig,
+    health: Health,
+    metrics: Arc<Metrics>,
+    reader: Reader,
+    /// As readiness names the store.
+    dependency: &'static str,
+    /// The definitions were compared; only then are fences loaded.
+    prepared: bool,
+    partitions: BTreeMap<Partition, Assigned>,
+    flush: Option<Flush>,
+    /// The consumer was asked to fetch nothing for a while.
+    holding: bool,
+    /// Answered when everything is durable.
+    drains: Vec<oneshot::Sender<()>>,
+}
+
+impl Aggregator {
+    /// Batches are bounded in bytes by their source's budget, and the consumer never waits for room (`do_send`): this is
+    /// only above what that budget lets through, so that a message is never refused.
+    const MAILBOX: usize = 4096;
+    /// What a fold may hold before it is flushed, whatever the number of buckets: letters, events and long groups.
+    /// Twice that much waits while a flush is in flight; then reading is held.
+    const FLUSH_BYTES: usize = 8 << 20;
+
+    pub fn new(
+        store: Arc<dyn Store>,
+        dead_letters: Arc<dyn DeadLetterWriter>,
+        replies: Replies,
+        config: LiveConfig,
+        health: Health,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let at_start = config.load();
+        let reader = Reader {
+            topic: at_start.queue.topic.clone(),
+            generation: at_start.queue.generation,
+            fields: EventFields::from(&at_start.event),
+            grouping: Grouping::new(&at_start.aggregate),
+            keep_events: at_start.store.events,
+            text: String::new(),
+        };
+        let dependency = match at_start.store.kind {
+            StoreKind::Mongodb => "mongodb",
+            StoreKind::Embedded | StoreKind::None => "embedded_store",
+        };
+        drop(at_start);
+        Self {
+            store,
+            dead_letters,
+            replies,
+            config,
+            health,
+            metrics,
+            reader,
+            dependency,
+            prepared: false,
+            partitions: BTreeMap::new(),
+            flush: None,
+            holding: false,
+            drains: Vec::new(),
+        }
+    }
+
+    /// Compares the definitions with those that the store knows, until that succeeds; then loads what waits for it.
+    fn prepare(&mut self, attempts: u32, ctx: &mut Context<Self>) {
+        let store = self.store.clone();
+        let prepare = async move { store.prepare().await }.into_actor(self);
+        ctx.spawn(prepare.map(move |prepared, actor, ctx| match prepared {
+            Ok(()) => {
+                actor.prepared = true;
+                actor.works();
+                for (partition, epoch) in actor.loading() {
+                    actor.load(partition, epoch, 0, ctx);
+                }
+            }
+            Err(error) => {
+                actor.store_failed(&error);
+                ctx.run_later(flush::pause(attempts + 1), move |actor, ctx| actor.prepare(attempts + 1, ctx));
+            }
+        }));
+    }
+
+    fn loading(&self) -> Vec<(Partition, Epoch)> {
+        let loading = self.partitions.iter().filter(|(_, assigned)| matches!(assigned.state, State::Loading(_)));
+        loading.map(|(partition, assigned)| (*partition, assigned.epoch)).collect()
+    }
+
+    /// Loads the fences of an assigned partition, until that succeeds or the partition is taken away.
+    fn load(&mut self, partition: Partition, epoch: Epoch, attempts: u32, ctx: &mut Context<Self>) {
+        let Some(Assigned { epoch: present, state: State::Loading(assignment) }) = self.partitions.get(&partition)
+        else {
+            return;
+        };
+        if *present != epoch {
+            return;
+        }
+        let store = self.store.clone();
+        let at = start_of(assignment);
+        let identity = assignment.identity.clone();
+        let load = async move { store.fences(partition, at, &identity).await }.into_actor(self);
+        ctx.spawn(load.map(move |fences, actor, ctx| match fences {
+            Ok(fences) => {
+                actor.works();
+                actor.begin(partition, epoch, fences);
+            }
+            Err(StoreError::Refused(reason)) => {
+                let action = "give queue.generation a number that was not used before and restart: counting then \
+                              starts anew beside the old buckets";
+                actor.halt(partition, epoch, reason, action);
+            }
+            Err(error) => {
+                actor.store_failed(&error);
+                ctx.run_later(flush::pause(attempts + 1), move |actor, ctx| {
+                    actor.load(partition, epoch, attempts + 1, ctx);
+                });
+            }
+        }));
+    }
+
+    fn begin(&mut self, partition: Partition, epoch: Epoch, fences: Vec<Fence>) {
+        let Some(Assigned { epoch: present, state }) = self.partitions.get_mut(&partition) else { return };
+        let State::Loading(assignment) = state else { return };
+        if *present != epoch {
+            return;
+        }
+        let at = start_of(assignment);
+        let lost = assignment.committed.map_or(0, |committed| at.since(committed));
+        let committed = assignment.committed;
+        let fold = PartitionFold::assign(partition, at, self.reader.grouping.aggregates(), fences);
+        *state = State::Open(OpenPartition::new(epoch, fold));
+        if lost > 0 {
+            tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
+                "the log removed records before they were counted, counting goes on behind them");
+            self.metrics.lost(SinkName::Aggregate, &self.reader.topic, partition, lost);
+            // So that a restart does not report them again.
+            self.replies.confirm(Confirm { partition, epoch, position: at });
+        }
+        self.replies.begin(Begin { partition, epoch, at });
+    }
+
+    fn halt(&mut self, partition: Partition, epoch: Epoch, reason: String, action: &str) {
+        if self.partitions.get(&partition).is_some_and(|assigned| assigned.epoch == epoch) {
+            self.partitions.remove(&partition);
+            self.replies.halt(Halt { partition, epoch, reason, action: action.to_owned() });
+        }
+    }
+
+    fn open_partitions(&self) -> impl Iterator<Item = &OpenPartition> {
+        self.partitions.values().filter_map(|assigned| match &assigned.state {
+            State::Open(open) => Some(open),
+            State::Loading(_) => None,
+        })
+    }
+
+    fn open_mut(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut OpenPartition> {
+        match self.partitions.get_mut(&partition) {
+            Some(Assigned { epoch: present, state: State::Open(open) }) if *present == epoch => Some(open),
+            _ => None,
+        }
+    }
+
+    /// What the folds hold, as a share of what a flush is made for: 1 asks for a flush.
+    fn fullness(&self) -> f64 {
+        let (mut touched, mut bytes) = (0, 0);
+        for open in self.open_partitions() {
+            touched += open.fold.touched();
+            bytes += open.bytes();
+        }
+        let buckets = self.config.load().aggregator.flush_buckets.max(1);
+        (touched as f64 / buckets as f64).max(bytes as f64 / Self::FLUSH_BYTES as f64)
+    }
+
+    /// Asks the consumer to fetch nothing while a flush does not get on and the folds have filled up.
+    fn update_hold(&mut self) {
+        let fullness = self.fullness();
+        let on = if self.holding { fullness >= 1.0 } else { self.flush.is_some() && fullness >= 2.0 };
+        if on != self.holding {
+            self.holding = on;
+            self.replies.hold(SetHold { hold: Hold::SinkUnavailable, on });
+        }
+    }
+
+    /// Begins a flush of everything that is not durable, unless one is in flight.
+    fn begin_flush(&mut self, ctx: &mut Context<Self>) {
+        if self.flush.is_some() {
+            return;
+        }
+        let mut statements = Statements::default();
+        let mut parts = Vec::new();
+        for (partition, assigned) in &mut self.partitions {
+            if let State::Open(open) = &mut assigned.state
+                && open.fold.is_dirty()
+            {
+                parts.push(open.begin_flush(*partition, &mut statements));
+            }
+        }
+        if parts.is_empty() {
+            self.answer_drains();
+            return;
+        }
+        let nothing_to_write = statements.is_empty();
+        let statements = Arc::new(statements);
+        let flush = Flush { parts, statements, letters_written: false, attempts: 0, began: Instant::now() };
+        if nothing_to_write {
+            self.finish(flush, &Flushed::default(), ctx);
+        } else {
+            self.flush = Some(flush);
+            self.try_flush(ctx);
+        }
+    }
+
+    /// Sends the statements of the flush in flight.
+    fn try_flush(&mut self, ctx: &mut Context<Self>) {
+        let Some(mut flush) = self.flush.take() else { return };
+        flush.keep_only(|part| self.partitions.get(&part.partition).is_some_and(|held| held.epoch == part.epoch));
+        if flush.parts.is_empty() {
+            self.finish(flush, &Flushed::default(), ctx);
+            return;
+        }
+        flush.attempts += 1;
+        let timeout = self.config.load().aggregator.timeout;
+        let attempt = flush::attempt(
+            self.store.clone(),
+            self.dead_letters.clone(),
+            flush.statements.clone(),
+            flush.letters_written,
+            timeout,
+        );
+        self.flush = Some(flush);
+        ctx.spawn(attempt.into_actor(self).map(|attempt, actor, ctx| actor.attempted(attempt, ctx)));
+    }
+
+    fn attempted(&mut self, attempt: Attempt, ctx: &mut Context<Self>) {
+        let Some(mut flush) = self.flush.take() else { return };
+        flush.letters_written = attempt.letters_written;
+        match attempt.outcome {
+            Ok(flushed) => {
+                self.works();
+                self.metrics.flush_duration.observe(flush.began.elapsed().as_secs_f64());
+                self.finish(flush, &flushed, ctx);
+            }
+            Err(failure) => {
+                match failure {
+                    Failure::Store(error) => self.store_failed(&error),
+                    Failure::DeadLetters(reason) => self.fails(reason),
+                }
+                self.metrics.flush_retries.inc();
+                let pause = flush::pause(flush.attempts);
+                self.flush = Some(flush);
+                ctx.run_later(pause, |actor, ctx| actor.try_flush(ctx));
+            }
+        }
+    }
+
+    /// The flush is over: confirms what is durable, has the fenced partitions assigned anew, and goes on with what was
+    /// folded in the meantime.
+    fn finish(&mut self, flush: Flush, flushed: &Flushed, ctx: &mut Context<Self>) {
+        for part in flush.parts {
+            self.metrics.events_dead_lettered.inc_by(part.letters);
+            if flushed.fenced.contains(&part.partition) {
+                self.fenced(part);
+                continue;
+            }
+            self.metrics.events_aggregated.inc_by(part.records);
+            if let Some(open) = self.open_mut(part.partition, part.epoch) {
+                let position = open.fold.flushed();
+                self.replies.confirm(Confirm { partition: part.partition, epoch: part.epoch, position });
+            }
+        }
+        if self.drains.is_empty() && self.fullness() < 1.0 {
+            self.update_hold();
+        } else {
+            self.begin_flush(ctx);
+            self.update_hold();
+        }
+    }
+
+    fn fenced(&mut self, Part { partition, epoch, .. }: Part) {
+        if self.open_mut(partition, epoch).is_some() {
+            tracing::info!(topic = self.reader.topic, %partition,
+                "another writer, or a lost answer, was ahead of a flush: reading the fences again");
+            self.partitions.remove(&partition);
+            self.replies.reassign(Reassign { partition, epoch });
+        }
+    }
+
+    fn answer_drains(&mut self) {
+        for drain in self.drains.drain(..) {
+            // The one who asked may have reached its deadline.
+            let _ = drain.send(());
+        }
+    }
+
+    /// Flushes at `aggregator.flush_interval`, as it is at the time.
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        self.begin_flush(ctx);
+        let interval = self.config.load().aggregator.flush_interval.max(Duration::from_millis(1));
+        ctx.run_later(interval, Self::tick);
+    }
+
+    fn works(&self) {
+        self.health.dependency(self.dependency, Ok(()));
+        self.health.actor(ActorName::Aggregator, ActorState::Running, None);
+    }
+
+    fn store_failed(&self, error: &StoreError) {
+        self.health.dependency(self.dependency, Err(error.to_string()));
+        self.fails(error.to_string());
+    }
+
+    fn fails(&self, reason: String) {
+        tracing::debug!(reason, "the aggregator cannot make counts durable, trying again");
+        self.health.actor(ActorName::Aggregator, ActorState::Failing, reason);
+    }
+}
+
+/// Where counting begins: what the log no longer has cannot be counted.
+fn start_of(assignment: &Assignment) -> Offset {
+    assignment.committed.map_or(assignment.log_start, |committed| committed.max(assignment.log_start))
+}
+
+/// Why a partition may not be counted here, and what to do about it.
+fn refuse(config: &Config, assignment: &Assignment) -> Option<(String, &'static str)> {
+    let group = format!("{}-aggregate", config.queue.kafka.group);
+    if config.queue.kind == QueueKind::Kafka && config.store.kind == StoreKind::Embedded && !assignment.holds_all {
+        return Some((
+            format!("another worker is in group {group:?}, and an embedded store cannot be shared: use a shared store"),
+            "set store.kind = \"mongodb\" on all workers, or run one worker",
+        ));
+    }
+    if let Some(committed) = assignment.committed.filter(|committed| *committed > assignment.log_end) {
+        return Some((
+            format!(
+                "the group's position {committed} is beyond the log's end {}: records are gone, or the topic was created anew",
+                assignment.log_end
+            ),
+            "give queue.generation a number that was not used before and restart, or reset the group's position",
+        ));
+    }
+    None
+}
+
+impl Actor for Aggregator {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(Self::MAILBOX);
+        self.prepare(0, ctx);
+        self.tick(ctx);
+        self.replies.started();
+        // An earlier incarnation may have asked for it.
+        self.replies.hold(SetHold { hold: Hold::SinkUnavailable, on: false });
+    }
+}
+
+impl Sink for Aggregator {}
+
+impl Handler<Assign> for Aggregator {
+    type Result = ();
+
+    fn handle(&mut self, Assign { epoch, assignment }: Assign, ctx: &mut Self::Context) {
+        let partition = assignment.partition;
+        if self.partitions.get(&partition).is_some_and(|assigned| assigned.epoch >= epoch) {
+            return;
+        }
+        let refused = refuse(&self.config.load(), &assignment);
+        self.partitions.insert(partition, Assigned { epoch, state: State::Loading(assignment) });
+        match refused {
+            Some((reason, action)) => self.halt(partition, epoch, reason, action),
+            None if self.prepared => self.load(partition, epoch, 0, ctx),
+            None => {}
+        }
+    }
+}
+
+impl Handler<Unassign> for Aggregator {
+    type Result = ();
+
+    fn handle(&mut self, Unassign { partition, epoch }: Unassign, _: &mut Self::Context) {
+        if self.partitions.get(&partition).is_some_and(|assigned| assigned.epoch <= epoch) {
+            self.partitions.remove(&partition);
+            self.update_hold();
+            if self.partitions.is_empty() && self.prepared {
+                // Nothing is left that could fail.
+                self.health.actor(ActorName::Aggregator, ActorState::Running, None);
+            }
+        }
+    }
+}
+
+impl Handler<Batch> for Aggregator {
+    type Result = ();
+
+    fn handle(&mut self, batch: Batch, ctx: &mut Self::Context) {
+        let Some(Assigned { epoch, state: State::Open(open) }) = self.partitions.get_mut(&batch.partition) else {
+            return;
+        };
+        if *epoch != batch.epoch {
+            return;
+        }
+        match open.fold.coverage(batch.from, batch.to) {
+            Coverage::Stale => {}
+            Coverage::Beyond { cursor } => {
+                if !std::mem::replace(&mut open.seeking, true) {
+                    self.replies.begin(Begin { partition: batch.partition, epoch: batch.epoch, at: cursor });
+                }
+            }
+            Coverage::Continues => {
+                open.take(&batch, &mut self.reader);
+                // What is kept was copied: the source may read on.
+                drop(batch);
+                if self.fullness() >= 1.0 {
+                    self.begin_flush(ctx);
+                }
+                self.update_hold();
+            }
+        }
+    }
+}
+
+impl Handler<Drain> for Aggregator {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Drain: Drain, ctx: &mut Self::Context) -> Self::Result {
+        let (drained, answer) = oneshot::channel();
+        self.drains.push(drained);
+        self.begin_flush(ctx);
+        Box::pin(async move {
+            // An error says that the aggregator has ended; its mailbox says so as well.
+            let _ = answer.await;
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

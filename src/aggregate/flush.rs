@@ -1,0 +1,114 @@
+//! A flush: the statements of all partitions that had something to make durable, tried again until they are.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    dlq::{DeadLetter, DeadLetterWriter},
+    position::Partition,
+    queue::Epoch,
+    store::{BucketDelta, Flushed, ProcessedEvent, Store, StoreError},
+};
+
+/// What has to be durable before positions move. An attempt that is repeated sends the identical ones.
+#[derive(Debug, Default, Clone)]
+pub struct Statements {
+    pub letters: Vec<DeadLetter>,
+    pub deltas: Vec<BucketDelta>,
+    pub events: Vec<ProcessedEvent>,
+}
+
+impl Statements {
+    pub fn is_empty(&self) -> bool {
+        self.letters.is_empty() && self.deltas.is_empty() && self.events.is_empty()
+    }
+}
+
+/// One partition's part of a flush.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    pub partition: Partition,
+    pub epoch: Epoch,
+    /// Records that it counts.
+    pub records: u64,
+    pub letters: u64,
+}
+
+/// The flush in flight; an aggregator has at most one.
+#[derive(Debug)]
+pub struct Flush {
+    pub parts: Vec<Part>,
+    pub statements: Arc<Statements>,
+    /// Dead letters that are durable need not be written again.
+    pub letters_written: bool,
+    pub attempts: u32,
+    pub began: Instant,
+}
+
+impl Flush {
+    /// Leaves out the partitions that were taken away: their next owner counts what is not durable. (Were they sent, the
+    /// fence would see to it that nothing is counted twice.)
+    pub fn keep_only(&mut self, held: impl Fn(&Part) -> bool) {
+        if self.parts.iter().all(&held) {
+            return;
+        }
+        self.parts.retain(held);
+        let kept = |partition: Partition| self.parts.iter().any(|part| part.partition == partition);
+        let mut statements = (*self.statements).clone();
+        statements.letters.retain(|letter| kept(letter.partition));
+        statements.deltas.retain(|delta| kept(delta.partition));
+        statements.events.retain(|event| kept(event.partition));
+        self.statements = Arc::new(statements);
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug)]
+pub enum Failure {
+    DeadLetters(String),
+    Store(StoreError),
+}
+
+/// What came of one attempt.
+pub struct Attempt {
+    pub letters_written: bool,
+    pub outcome: Result<Flushed, Failure>,
+}
+
+/// Makes dead letters durable, then the rest.
+pub async fn attempt(
+    store: Arc<dyn Store>,
+    writer: Arc<dyn DeadLetterWriter>,
+    statements: Arc<Statements>,
+    letters_written: bool,
+    timeout: Duration,
+) -> Attempt {
+    if !letters_written && !statements.letters.is_empty() {
+        let write = tokio::time::timeout(timeout, writer.write(statements.letters.clone()));
+        let failed = match write.await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("dead letters cannot be written: {error:#}")),
+            Err(_) => Some(format!("dead letters cannot be written: no answer within {timeout:?}")),
+        };
+        if let Some(why) = failed {
+            return Attempt { letters_written: false, outcome: Err(Failure::DeadLetters(why)) };
+        }
+    }
+    let outcome = if statements.deltas.is_empty() && statements.events.is_empty() {
+        Ok(Flushed::default())
+    } else {
+        store.flush(&statements.deltas, &statements.events).await.map_err(Failure::Store)
+    };
+    Attempt { letters_written: true, outcome }
+}
+
+/// The pause after a number of failed attempts: doubled each time, with ±20 % jitter, so that workers whose store was
+/// away do not return together.
+pub fn pause(attempts: u32) -> Duration {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(10);
+    let pause = FIRST.saturating_mul(2u32.saturating_pow(attempts.saturating_sub(1).min(16))).min(LONGEST);
+    pause.mul_f64(0.8 + 0.4 * fastrand::f64())
+}

@@ -1,0 +1,132 @@
+//! From an event to its buckets: the window of its time, and the text of its group.
+
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    config::AggregateConfig,
+    event::{self, Invalid},
+    position::Timestamp,
+};
+
+/// How the configured aggregates group events.
+#[derive(Debug)]
+pub struct Grouping {
+    /// The fields of all aggregates, each once, so that an event is searched once.
+    fields: Vec<String>,
+    aggregates: Vec<Aggregate>,
+}
+
+#[derive(Debug)]
+struct Aggregate {
+    window: Duration,
+    /// Indexes into `fields`, in the order of `group_by`.
+    group_by: Vec<usize>,
+}
+
+impl Grouping {
+    pub fn new(aggregates: &[AggregateConfig]) -> Self {
+        let mut fields: Vec<String> = Vec::new();
+        let aggregates = aggregates
+            .iter()
+            .map(|aggregate| {
+                let index_of = |field: &String| {
+                    fields.iter().position(|known| known == field).unwrap_or_else(|| {
+                        fields.push(field.clone());
+                        fields.len() - 1
+                    })
+                };
+                Aggregate { window: aggregate.window, group_by: aggregate.group_by.iter().map(index_of).collect() }
+            })
+            .collect();
+        Self { fields, aggregates }
+    }
+
+    /// The number of aggregates.
+    pub fn aggregates(&self) -> usize {
+        self.aggregates.len()
+    }
+
+    /// Calls `bucket` with each aggregate's index, window and group text. `text` is scratch space.
+    ///
+    /// # Errors
+    /// When the value is not a JSON object.
+    pub fn buckets(
+        &self,
+        value: &[u8],
+        time: Timestamp,
+        text: &mut String,
+        mut bucket: impl FnMut(usize, Timestamp, &str),
+    ) -> Result<(), Invalid> {
+        let values = event::select(value, &self.fields)?;
+        for (index, aggregate) in self.aggregates.iter().enumerate() {
+            text.clear();
+            write_group(text, aggregate.group_by.iter().map(|field| values[*field]));
+            bucket(index, window_start(time, aggregate.window), text);
+        }
+        Ok(())
+    }
+}
+
+/// A longer value, in bytes, is replaced by the string `sha256:<hex>` of its text: groups are kept in memory, and a
+/// store may refuse what an event may hold.
+const LONGEST_VALUE: usize = 64 << 10;
+
+/// The group's values as a JSON array. The same string is the same text however it was escaped; a missing field is
+/// null.
+fn write_group<'a>(text: &mut String, values: impl Iterator<Item = Option<&'a RawValue>>) {
+    text.push('[');
+    for (index, value) in values.enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        let raw = value.map_or("null", RawValue::get);
+        let unescaped = (raw.starts_with('"') && raw.contains('\\'))
+            .then(|| serde_json::from_str::<String>(raw).ok())
+            .flatten()
+            .and_then(|string| serde_json::to_string(&string).ok());
+        let value = unescaped.as_deref().unwrap_or(raw);
+        if value.len() <= LONGEST_VALUE {
+            text.push_str(value);
+        } else {
+            text.push_str(&format!("\"sha256:{:x}\"", Sha256::digest(value)));
+        }
+    }
+    text.push(']');
+}
+
+/// Windows are aligned to 1970-01-01T00:00:00Z.
+fn window_start(time: Timestamp, window: Duration) -> Timestamp {
+    let window = i64::try_from(window.as_millis()).unwrap_or(i64::MAX).max(1);
+    Timestamp(time.0.saturating_sub(time.0.rem_euclid(window)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_falls_into_one_bucket_of_each_aggregate() {
+        let aggregate = |name: &str, window, group_by: &[&str]| AggregateConfig {
+            name: name.to_owned(),
+            window: Duration::from_secs(window),
+            group_by: group_by.iter().map(|field| (*field).to_owned()).collect(),
+        };
+        let grouping = Grouping::new(&[aggregate("a", 60, &["b", "a"]), aggregate("b", 1, &["missing", "a"])]);
+        let mut buckets = Vec::new();
+        let value = br#"{"a":"\u0061\"","b":{"x": 1},"type":"t"}"#;
+        grouping
+            .buckets(value, Timestamp(61_500), &mut String::new(), |index, window, group| {
+                buckets.push((index, window.0, group.to_owned()));
+            })
+            .unwrap();
+        assert_eq!(buckets, [(0, 60_000, r#"[{"x": 1},"a\""]"#.to_owned()), (1, 61_000, r#"[null,"a\""]"#.to_owned())]);
+    }
+
+    #[test]
+    fn windows_before_1970_are_aligned_too() {
+        assert_eq!(window_start(Timestamp(-1), Duration::from_secs(60)), Timestamp(-60_000));
+    }
+}

@@ -1,0 +1,125 @@
+//! A partition that is being counted: its fold, and what else is to be made durable before its position moves.
+
+use super::{
+    flush::{Part, Statements},
+    fold::PartitionFold,
+    grouping::Grouping,
+};
+use crate::{
+    dlq::DeadLetter,
+    event::{self, Event, EventFields, Invalid},
+    position::{Partition, Timestamp},
+    queue::{Batch, Epoch, record::Record},
+    store::ProcessedEvent,
+};
+
+/// How records are read; the same for all partitions.
+pub struct Reader {
+    pub topic: String,
+    pub generation: u32,
+    pub fields: EventFields,
+    pub grouping: Grouping,
+    /// Keep the events themselves, too.
+    pub keep_events: bool,
+    /// Scratch space for the text of a group.
+    pub text: String,
+}
+
+pub struct OpenPartition {
+    pub epoch: Epoch,
+    pub fold: PartitionFold,
+    /// A seek was asked for and no batch has come from there yet: batches in flight before it are not answered each.
+    pub seeking: bool,
+    letters: Vec<DeadLetter>,
+    events: Vec<ProcessedEvent>,
+    /// About what `letters` and `events` take.
+    bytes: usize,
+    records: u64,
+}
+
+impl OpenPartition {
+    /// What a letter or an event costs beside its bytes.
+    const RECORD_BYTES: usize = 256;
+
+    pub fn new(epoch: Epoch, fold: PartitionFold) -> Self {
+        Self { epoch, fold, seeking: false, letters: Vec::new(), events: Vec::new(), bytes: 0, records: 0 }
+    }
+
+    /// About the memory that is held until the next flush begins.
+    pub fn bytes(&self) -> usize {
+        self.bytes + self.fold.bytes()
+    }
+
+    /// Takes the records of a batch that continues at the cursor.
+    pub fn take(&mut self, batch: &Batch, reader: &mut Reader) {
+        let cursor = self.fold.cursor();
+        for record in batch.records.iter().filter(|record| record.offset >= cursor) {
+            if let Err(invalid) = self.take_record(batch.partition, record, reader) {
+                self.bury(batch.partition, record, invalid, reader);
+            }
+        }
+        self.fold.advance(batch.to);
+        self.seeking = false;
+    }
+
+    fn take_record(&mut self, partition: Partition, record: Record<'_>, reader: &mut Reader) -> Result<(), Invalid> {
+        let value = record.value.unwrap_or_default();
+        let event = event::parse(value, &reader.fields)?;
+        let time = event.time.unwrap_or(record.received);
+        let fold = &mut self.fold;
+        let mut counted = false;
+        reader.grouping.buckets(value, time, &mut reader.text, |aggregate, window_start, group| {
+            counted |= fold.count(aggregate, record.offset, window_start, group);
+        })?;
+        self.records += u64::from(counted);
+        if reader.keep_events {
+            self.keep(partition, record, &event, time);
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, partition: Partition, record: Record<'_>, event: &Event<'_>, time: Timestamp) {
+        let json = record.value.unwrap_or_default().to_vec();
+        let id = event.id.as_deref().or_else(|| record.headers.id()).map(str::to_owned);
+        self.bytes += Self::RECORD_BYTES + json.len();
+        self.events.push(ProcessedEvent {
+            partition,
+            offset: record.offset,
+            time: time.to_datetime(),
+            received: record.received,
+            event_type: event.event_type.to_string(),
+            client: event.client.as_deref().map(str::to_owned),
+            id,
+            json,
+        });
+    }
+
+    fn bury(&mut self, partition: Partition, record: Record<'_>, invalid: Invalid, reader: &Reader) {
+        let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
+        let headers: Vec<_> = record.headers.iter().map(|(name, value)| (name.to_owned(), owned(value))).collect();
+        self.bytes += Self::RECORD_BYTES + record.value.map_or(0, <[u8]>::len);
+        self.letters.push(DeadLetter {
+            topic: reader.topic.clone(),
+            generation: reader.generation,
+            partition,
+            offset: record.offset,
+            received: record.received,
+            reason: invalid.code.as_str().to_owned(),
+            message: invalid.message,
+            time: Timestamp::now(),
+            key: owned(record.key),
+            value: owned(record.value),
+            headers,
+        });
+    }
+
+    /// Moves what is to be made durable into `statements`.
+    pub fn begin_flush(&mut self, partition: Partition, statements: &mut Statements) -> Part {
+        let letters = self.letters.len() as u64;
+        statements.letters.append(&mut self.letters);
+        statements.events.append(&mut self.events);
+        statements.deltas.append(&mut self.fold.begin_flush());
+        self.bytes = 0;
+        Part { partition, epoch: self.epoch, records: std::mem::take(&mut self.records), letters }
+    }
+}

@@ -1,0 +1,278 @@
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use actix::Addr;
+use arc_swap::ArcSwap;
+use futures::{FutureExt, future::BoxFuture};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::{
+    dlq::DeadLetter,
+    position::{Timestamp, TopicIdentity},
+    queue::{ByteBudget, record::RecordBuffer},
+    store::{BucketDelta, BucketKey, ProcessedEvent, Query, Rows},
+};
+
+/// Buckets in memory with the fence of the real stores.
+#[derive(Default)]
+struct MemoryStore {
+    buckets: Mutex<HashMap<(Partition, BucketKey), (u64, Offset)>>,
+    away: AtomicBool,
+    /// The next flush takes effect, and its answer is lost.
+    lose_answer: AtomicBool,
+}
+
+impl MemoryStore {
+    fn counts(&self) -> Vec<(String, u64)> {
+        let buckets = self.buckets.lock().unwrap();
+        let mut counts: Vec<_> = buckets.iter().map(|((_, key), (count, _))| (key.group.to_string(), *count)).collect();
+        counts.sort();
+        counts
+    }
+}
+
+impl Store for MemoryStore {
+    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn fences<'a>(
+        &'a self,
+        partition: Partition,
+        committed: Offset,
+        _: &'a TopicIdentity,
+    ) -> BoxFuture<'a, Result<Vec<Fence>, StoreError>> {
+        let buckets = self.buckets.lock().unwrap();
+        let fences = buckets.iter().filter(|((of, _), (_, last))| *of == partition && *last >= committed);
+        let fences = fences.map(|((_, key), (_, last))| Fence { aggregate: 0, key: key.clone(), last_offset: *last });
+        let fences = fences.collect();
+        async { Ok(fences) }.boxed()
+    }
+
+    fn flush<'a>(
+        &'a self,
+        deltas: &'a [BucketDelta],
+        _: &'a [ProcessedEvent],
+    ) -> BoxFuture<'a, Result<Flushed, StoreError>> {
+        let mut fenced = Vec::new();
+        if !self.away.load(Ordering::Acquire) {
+            let mut buckets = self.buckets.lock().unwrap();
+            for delta in deltas {
+                let bucket = buckets.entry((delta.partition, delta.key.clone()));
+                match bucket {
+                    std::collections::hash_map::Entry::Occupied(bucket) if bucket.get().1 >= delta.first => {
+                        fenced.push(delta.partition);
+                    }
+                    bucket => {
+                        let bucket = bucket.or_default();
+                        *bucket = (bucket.0 + delta.count, delta.last);
+                    }
+                }
+            }
+        }
+        let lost = self.away.load(Ordering::Acquire) || self.lose_answer.swap(false, Ordering::AcqRel);
+        let outcome = if lost { Err(StoreError::Unavailable("away".to_owned())) } else { Ok(Flushed { fenced }) };
+        async { outcome }.boxed()
+    }
+
+    fn query(&self, _: Query) -> BoxFuture<'_, Result<Rows, StoreError>> {
+        async { Err(StoreError::Unavailable("not asked here".to_owned())) }.boxed()
+    }
+}
+
+#[derive(Default)]
+struct MemoryLetters(Mutex<Vec<DeadLetter>>);
+
+impl DeadLetterWriter for MemoryLetters {
+    fn write(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<()>> {
+        self.0.lock().unwrap().extend(letters);
+        async { Ok(()) }.boxed()
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Reply {
+    Begin(Offset),
+    Confirm(Offset),
+    Halt(String),
+    Reassign,
+    Hold(bool),
+    Started,
+}
+
+struct Listener(mpsc::UnboundedSender<Reply>);
+
+impl crate::consume::SinkReplies for Listener {
+    fn begin(&self, m: Begin) {
+        let _ = self.0.send(Reply::Begin(m.at));
+    }
+    fn confirm(&self, m: Confirm) {
+        let _ = self.0.send(Reply::Confirm(m.position));
+    }
+    fn halt(&self, m: Halt) {
+        let _ = self.0.send(Reply::Halt(m.reason));
+    }
+    fn reassign(&self, _: Reassign) {
+        let _ = self.0.send(Reply::Reassign);
+    }
+    fn hold(&self, m: SetHold) {
+        let _ = self.0.send(Reply::Hold(m.on));
+    }
+    fn started(&self) {
+        let _ = self.0.send(Reply::Started);
+    }
+}
+
+struct Fixture {
+    addr: Addr<Aggregator>,
+    store: Arc<MemoryStore>,
+    letters: Arc<MemoryLetters>,
+    replies: mpsc::UnboundedReceiver<Reply>,
+    budget: ByteBudget,
+}
+
+impl Fixture {
+    async fn start(configure: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        config.aggregate[0].group_by = vec!["type".to_owned()];
+        // Flushes are asked for by draining, or by size.
+        config.aggregator.flush_interval = Duration::from_secs(3600);
+        configure(&mut config);
+        let (store, letters) = (Arc::new(MemoryStore::default()), Arc::new(MemoryLetters::default()));
+        let (sender, replies) = mpsc::unbounded_channel();
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let (replies_to, health, metrics) = (Arc::new(Listener(sender)), Health::default(), Arc::default());
+        let addr = Aggregator::new(store.clone(), letters.clone(), replies_to, config, health, metrics).start();
+        let mut fixture = Self { addr, store, letters, replies, budget: ByteBudget::new(1 << 30) };
+        fixture.expect([Reply::Started, Reply::Hold(false)]).await;
+        fixture
+    }
+
+    async fn expect<const N: usize>(&mut self, expected: [Reply; N]) {
+        for expected in expected {
+            let reply = tokio::time::timeout(Duration::from_secs(20), self.replies.recv()).await;
+            assert_eq!(reply, Ok(Some(expected)));
+        }
+    }
+
+    fn assign(&self, committed: Option<u64>, log_start: u64, holds_all: bool) -> Epoch {
+        let epoch = Epoch::fresh();
+        let assignment = Assignment {
+            partition: Partition(0),
+            committed: committed.map(Offset),
+            log_start: Offset(log_start),
+            log_end: Offset(1000),
+            identity: TopicIdentity("x".into()),
+            holds_all,
+        };
+        self.addr.do_send(Assign { epoch, assignment });
+        epoch
+    }
+
+    fn send(&self, epoch: Epoch, from: u64, values: &[&str]) {
+        let mut records = RecordBuffer::default();
+        for (offset, value) in (from..).zip(values) {
+            records.push(Offset(offset), Timestamp(0), None, Some(value.as_bytes()), []);
+        }
+        let permit = self.budget.try_take(records.size()).unwrap();
+        let to = Offset(from + values.len() as u64);
+        self.addr.do_send(Batch { partition: Partition(0), epoch, from: Offset(from), to, records, permit });
+    }
+}
+
+const A: &str = r#"{"type":"a"}"#;
+const B: &str = r#"{"type":"b"}"#;
+
+fn counts(expected: &[(&str, u64)]) -> Vec<(String, u64)> {
+    expected.iter().map(|(group, count)| (format!("[\"{group}\"]"), *count)).collect()
+}
+
+#[actix_rt::test]
+async fn a_position_is_confirmed_when_counts_and_dead_letters_are_durable() {
+    let mut f = Fixture::start(|_| {}).await;
+    let epoch = f.assign(Some(5), 0, true);
+    f.expect([Reply::Begin(Offset(5))]).await;
+    f.send(epoch, 4, &[A, A, "no event", B]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Confirm(Offset(8))]).await;
+    assert_eq!(f.store.counts(), counts(&[("a", 1), ("b", 1)]));
+    let letters = f.letters.0.lock().unwrap();
+    assert_eq!((letters.len(), letters[0].offset, &*letters[0].reason), (1, Offset(6), "invalid_json"));
+    assert_eq!(letters[0].value.as_deref(), Some(b"no event".as_slice()));
+}
+
+#[actix_rt::test]
+async fn a_lost_answer_counts_nothing_twice() {
+    let mut f = Fixture::start(|_| {}).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.store.lose_answer.store(true, Ordering::Release);
+    f.send(epoch, 0, &[A, A]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Reassign]).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.send(epoch, 0, &[A, A, A]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Confirm(Offset(3))]).await;
+    assert_eq!(f.store.counts(), counts(&[("a", 3)]));
+}
+
+#[actix_rt::test]
+async fn a_batch_beyond_the_cursor_is_answered_with_one_seek() {
+    let mut f = Fixture::start(|_| {}).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.send(epoch, 1, &[A]);
+    f.send(epoch, 2, &[A]);
+    f.send(epoch, 0, &[A]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Begin(Offset(0)), Reply::Confirm(Offset(1))]).await;
+}
+
+#[actix_rt::test]
+async fn reading_is_held_while_the_store_is_away_and_goes_on_after() {
+    let mut f = Fixture::start(|config| config.aggregator.flush_buckets = 1).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.store.away.store(true, Ordering::Release);
+    f.send(epoch, 0, &[A]);
+    f.send(epoch, 1, &[A, B]);
+    f.expect([Reply::Hold(true)]).await;
+    f.store.away.store(false, Ordering::Release);
+    f.expect([Reply::Confirm(Offset(1)), Reply::Hold(false), Reply::Confirm(Offset(3))]).await;
+    assert_eq!(f.store.counts(), counts(&[("a", 2), ("b", 1)]));
+}
+
+#[actix_rt::test]
+async fn what_is_not_durable_when_a_partition_is_taken_away_is_left_to_its_next_owner() {
+    let mut f = Fixture::start(|_| {}).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.send(epoch, 0, &[A]);
+    f.addr.do_send(Unassign { partition: Partition(0), epoch });
+    f.addr.send(Drain).await.unwrap();
+    assert_eq!(f.store.counts(), []);
+    assert!(f.replies.try_recv().is_err());
+}
+
+#[actix_rt::test]
+async fn records_that_retention_removed_are_counted_as_lost_and_the_rest_goes_on() {
+    let mut f = Fixture::start(|_| {}).await;
+    f.assign(Some(5), 9, true);
+    f.expect([Reply::Confirm(Offset(9)), Reply::Begin(Offset(9))]).await;
+}
+
+#[actix_rt::test]
+async fn an_embedded_store_halts_where_another_worker_shares_the_topic() {
+    let mut f = Fixture::start(|config| config.queue.kind = QueueKind::Kafka).await;
+    f.assign(None, 0, false);
+    let Some(Reply::Halt(reason)) = f.replies.recv().await else { panic!("not halted") };
+    assert!(reason.contains("another worker is in group \"ingestd-aggregate\""), "{reason}");
+}

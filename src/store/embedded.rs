@@ -1,0 +1,187 @@
+//! The embedded store: one SQLite database on a thread of its own. A flush is one transaction; queries read beside it
+//! (write-ahead log), on connections of their own.
+
+mod database;
+
+use std::{
+    fs::{DirBuilder, OpenOptions},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use futures::future::BoxFuture;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+};
+
+use crate::{
+    position::{Offset, Partition, Timestamp, TopicIdentity},
+    store::{BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},
+};
+
+use database::Database;
+
+type Request = Box<dyn FnOnce(&mut Database) + Send>;
+
+/// Aggregates in `data/store.db`.
+pub struct EmbeddedStore {
+    path: PathBuf,
+    options: Arc<StoreOptions>,
+    /// `None` only while it is dropped.
+    requests: Option<Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
+    io: Handle,
+    queries: Arc<Semaphore>,
+}
+
+impl EmbeddedStore {
+    /// The aggregator has one request under way, and one more for each partition that it is assigned (the embedded log
+    /// has one). A full channel means that the disk hangs: callers hear so and try again.
+    const REQUESTS: usize = 64;
+    /// Each query holds a blocking thread and its rows; more at once only take the disk from the flushes.
+    const QUERIES: usize = 2;
+    /// How often events past their time are looked for.
+    const EXPIRY: Duration = Duration::from_secs(10);
+
+    /// Opens the database, creating or upgrading it. Blocks.
+    ///
+    /// # Errors
+    /// The file cannot be used; the message says why.
+    pub fn open(path: &Path, options: StoreOptions, io: Handle) -> anyhow::Result<Self> {
+        if let Some(dir) = path.parent() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .with_context(|| format!("cannot create {dir:?}"))?;
+        }
+        // SQLite gives its other files the mode of this one.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .with_context(|| format!("cannot open the embedded store {path:?}"))?;
+        let options = Arc::new(options);
+        let database = Database::open(path, options.clone())?;
+        let (requests, receiver) = bounded(Self::REQUESTS);
+        let thread = thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || serve(database, &receiver))
+            .context("cannot start the store's thread")?;
+        Ok(Self {
+            path: path.to_owned(),
+            options,
+            requests: Some(requests),
+            thread: Some(thread),
+            io,
+            queries: Arc::new(Semaphore::new(Self::QUERIES)),
+        })
+    }
+
+    /// Runs `work` on the store's thread.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Database) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let request: Request = Box::new(move |database| {
+            // The caller may have given up waiting.
+            let _ = reply.send(work(database));
+        });
+        let sent = self.requests.as_ref().is_some_and(|requests| requests.try_send(request).is_ok());
+        if !sent {
+            return Err(self.unavailable("its disk does not keep up"));
+        }
+        match tokio::time::timeout(self.options.timeout, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self.unavailable("its thread has ended")),
+            Err(_) => Err(self.unavailable("its disk does not answer")),
+        }
+    }
+
+    fn unavailable(&self, why: &str) -> StoreError {
+        StoreError::Unavailable(format!("the embedded store {:?} cannot be used: {why}", self.path))
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of that thread was reported by the calls that it failed.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.run(Database::prepare))
+    }
+
+    fn fences<'a>(
+        &'a self,
+        partition: Partition,
+        committed: Offset,
+        identity: &'a TopicIdentity,
+    ) -> BoxFuture<'a, Result<Vec<Fence>, StoreError>> {
+        let identity = identity.clone();
+        Box::pin(self.run(move |database| database.fences(partition, committed, &identity)))
+    }
+
+    fn flush<'a>(
+        &'a self,
+        deltas: &'a [BucketDelta],
+        events: &'a [ProcessedEvent],
+    ) -> BoxFuture<'a, Result<Flushed, StoreError>> {
+        let (deltas, events) = (deltas.to_vec(), events.to_vec());
+        Box::pin(self.run(move |database| database.flush(&deltas, &events)))
+    }
+
+    fn query(&self, query: Query) -> BoxFuture<'_, Result<Rows, StoreError>> {
+        Box::pin(async move {
+            let Ok(permit) = tokio::time::timeout(self.options.timeout, self.queries.clone().acquire_owned()).await
+            else {
+                return Err(self.unavailable("other queries take too long"));
+            };
+            let (path, options) = (self.path.clone(), self.options.clone());
+            // SQLite blocks; a query has a connection of its own, so that it delays no flush.
+            let rows = self.io.spawn_blocking(move || {
+                let _permit = permit;
+                database::query(&path, &options, &query)
+            });
+            rows.await.unwrap_or_else(|_| Err(self.unavailable("a query failed")))
+        })
+    }
+}
+
+/// The store's thread: one request after the other, and the removal of expired events in between. Ends when the store is
+/// dropped.
+fn serve(mut database: Database, requests: &Receiver<Request>) {
+    let mut expire_at = Instant::now();
+    loop {
+        match requests.recv_deadline(expire_at) {
+            Ok(request) => request(&mut database),
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                let more = database.expire_events(Timestamp::now()).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "expired events cannot be removed, trying again");
+                    false
+                });
+                // A bounded number at a time, so that flushes get their turn.
+                let pause = if more { Duration::from_millis(50) } else { EmbeddedStore::EXPIRY };
+                expire_at = Instant::now() + pause;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

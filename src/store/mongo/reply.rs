@@ -1,0 +1,83 @@
+//! The reply to a write command. `ok: 1` says only that the command was run: whether its statements took effect stands
+//! in `writeErrors`, and whether that is durable in `writeConcernError`.
+
+use mongodb::bson::{Bson, Document};
+
+use super::Failure;
+
+/// Error codes of the server.
+pub mod code {
+    pub const UNAUTHORIZED: i32 = 13;
+    pub const INDEX_OPTIONS_CONFLICT: i32 = 85;
+    pub const DUPLICATE_KEY: i32 = 11000;
+}
+
+/// Why one statement took no effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatementError {
+    /// Of the statement in its command.
+    pub index: usize,
+    pub code: i32,
+    pub message: String,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct WriteReply {
+    pub errors: Vec<StatementError>,
+    /// Why what took effect is not known to be durable.
+    pub concern: Option<String>,
+}
+
+impl WriteReply {
+    pub fn read(reply: &Document) -> Self {
+        let number = |document: &Document, field| match document.get(field) {
+            Some(Bson::Int32(number)) => *number,
+            Some(Bson::Int64(number)) => i32::try_from(*number).unwrap_or(-1),
+            _ => -1,
+        };
+        let message = |document: &Document| document.get_str("errmsg").unwrap_or("no message").to_owned();
+        let errors = reply.get_array("writeErrors").map_or(&[][..], Vec::as_slice);
+        Self {
+            errors: errors
+                .iter()
+                .filter_map(Bson::as_document)
+                .map(|error| StatementError {
+                    index: usize::try_from(number(error, "index")).unwrap_or(usize::MAX),
+                    code: number(error, "code"),
+                    message: message(error),
+                })
+                .collect(),
+            concern: reply.get_document("writeConcernError").ok().map(message),
+        }
+    }
+
+    /// Everything took effect and is durable.
+    pub fn ok(self) -> Result<(), Failure> {
+        self.errors.first().map_or(Ok(()), |error| Err(Failure::unavailable(&error.message)))?;
+        self.concern_ok()
+    }
+
+    /// What took effect is durable.
+    pub fn concern_ok(self) -> Result<(), Failure> {
+        self.concern.map_or(Ok(()), |why| Err(Failure::unavailable(&format!("a write is not durable yet: {why}"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mongodb::bson::doc;
+
+    use super::*;
+
+    #[test]
+    fn a_reply_with_ok_may_hold_errors() {
+        let reply = WriteReply::read(&doc! {
+            "ok": 1.0, "n": 1,
+            "writeErrors": [{ "index": 1, "code": 11000, "errmsg": "E11000 duplicate key" }],
+            "writeConcernError": { "code": 64, "errmsg": "waiting for replication timed out" },
+        });
+        assert_eq!((reply.errors[0].index, reply.errors[0].code), (1, code::DUPLICATE_KEY));
+        assert!(reply.clone().concern_ok().is_err() && reply.ok().is_err());
+        assert!(WriteReply::read(&doc! { "ok": 1.0, "n": 1 }).ok().is_ok());
+    }
+}
