@@ -1,7 +1,7 @@
 //! What the daemon knows of its own state: written by the actors, read by readiness, metrics and the operator.
 //!
-//! A process with an ingestor is *ready* when it can accept events; a failing sink makes it *degraded*. The [`Gate`]
-//! holds the reasons for which requests are refused.
+//! A process with an ingestor is *ready* when it can accept events; a failing sink makes it *degraded*. [`Closed`]
+//! has the reasons for which requests are refused.
 
 use std::{
     collections::BTreeMap,

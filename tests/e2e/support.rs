@@ -1,0 +1,56 @@
+//! What the end-to-end tests share.
+
+use std::{
+    collections::BTreeSet,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+pub mod archive;
+pub mod daemon;
+pub mod events;
+pub mod http;
+pub mod oracle;
+pub mod process;
+pub mod services;
+
+/// For what happens within seconds on an idle machine: CI's has two cores and may do other things.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Asks again and again until there is an answer; at the deadline it fails with what was awaited.
+pub fn eventually<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {within:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Cargo's folder for the files of tests, below `target`.
+pub fn scratch() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+}
+
+/// Where the services are installed and keep their state.
+pub fn services_root() -> PathBuf {
+    scratch().parent().expect("the scratch folder lies in target").join("services")
+}
+
+/// A port that nothing listens on, and neither on port + 10000, which SeaweedFS takes for gRPC. Both are below the
+/// range from which the kernel takes the ports of outgoing connections.
+pub fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    loop {
+        let port = fastrand::u16(10_240..22_000);
+        if free(port) && free(port + 10_000) && GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+            return port;
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Reads all objects of an archive, and checks the rules that hold for each by itself and for each partition's chain.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as ObjectPath};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::runtime::{Builder, Runtime};
+
+/// What it read stays: objects never change.
+pub struct Archive {
+    io: Runtime,
+    store: Arc<dyn ObjectStore>,
+    objects: BTreeMap<ObjectPath, Object>,
+}
+
+pub struct Object {
+    partition: i32,
+    start: u64,
+    pub lines: Vec<Line>,
+}
+
+/// One record.
+#[derive(Debug)]
+pub struct Line {
+    pub offset: u64,
+    pub received: DateTime<Utc>,
+    /// Assigned by the server.
+    pub id: Option<String>,
+    /// The value's bytes; `None` for a null value.
+    pub value: Option<Vec<u8>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LineAsWritten {
+    offset: u64,
+    received: DateTime<Utc>,
+    id: Option<String>,
+    #[serde(rename = "key")]
+    _key: Option<String>,
+    #[serde(rename = "headers")]
+    _headers: Option<Box<RawValue>>,
+    event: Option<Box<RawValue>>,
+    raw: Option<String>,
+}
+
+impl Archive {
+    /// `folder` is the root of a `file:` archive; it may come into being later.
+    pub fn local(folder: &Path) -> Self {
+        std::fs::create_dir_all(folder).expect("the folder can be made");
+        Self::new(Arc::new(LocalFileSystem::new_with_prefix(folder).expect("the folder is there")))
+    }
+
+    pub fn new(store: Arc<dyn ObjectStore>) -> Self {
+        let io = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        Self { io, store, objects: BTreeMap::new() }
+    }
+
+    /// Reads the objects that are new. Panics where one breaks a rule.
+    pub fn refresh(&mut self) {
+        let paths: Vec<ObjectPath> = self
+            .io
+            .block_on(self.store.list(None).map_ok(|found| found.location).try_collect())
+            .expect("the archive can be listed");
+        let records = |path: &ObjectPath| path.as_ref().ends_with(".ndjson.zst") && !path.as_ref().contains("_chain/");
+        let paths: Vec<_> = paths.into_iter().filter(records).collect();
+        for known in self.objects.keys() {
+            assert!(paths.contains(known), "{known} was deleted");
+        }
+        for path in paths {
+            if !self.objects.contains_key(&path) {
+                let bytes = self.io.block_on(async { self.store.get(&path).await?.bytes().await });
+                let object = read(&path, &bytes.expect("a listed object can be read"));
+                self.objects.insert(path, object);
+            }
+        }
+        self.check_chains();
+    }
+
+    pub fn lines(&self) -> impl Iterator<Item = &Line> {
+        self.objects.values().flat_map(|object| &object.lines)
+    }
+
+    /// Each object starts where the one before it ends, and the first at 0.
+    fn check_chains(&self) {
+        let mut partitions: BTreeMap<i32, BTreeMap<u64, (&ObjectPath, &Object)>> = BTreeMap::new();
+        for (path, object) in &self.objects {
+            let twin = partitions.entry(object.partition).or_default().insert(object.start, (path, object));
+            assert!(twin.is_none(), "{path} starts where another object does");
+        }
+        for (partition, chain) in partitions {
+            let mut end = 0;
+            for (start, (path, object)) in chain {
+                assert_eq!(start, end, "{path} does not chain: partition {partition} ends at {end} before it");
+                for line in &object.lines {
+                    assert!(line.offset >= end, "{path}: offset {} comes after {end}", line.offset);
+                    end = line.offset + 1;
+                }
+            }
+        }
+    }
+}
+
+/// `…topic=<topic>/date=YYYY-MM-DD/hour=HH/<partition>-<20 digits>.ndjson.zst`
+fn read(path: &ObjectPath, bytes: &[u8]) -> Object {
+    let text = path.as_ref();
+    let name = path.filename().and_then(|name| name.strip_suffix(".ndjson.zst"));
+    let (partition, start) = name.and_then(|name| name.split_once('-')).unwrap_or_else(|| panic!("{text}: name"));
+    assert_eq!(start.len(), 20, "{text}: the chain position has 20 digits");
+    let content = zstd::decode_all(bytes).unwrap_or_else(|error| panic!("{text} is not zstd: {error}"));
+    assert_eq!(content.last(), Some(&b'\n'), "{text} ends with a line");
+    let lines: Vec<Line> = content[..content.len() - 1].split(|byte| *byte == b'\n').map(|it| line(text, it)).collect();
+    let first = lines[0].received;
+    let folder = first.format("/date=%Y-%m-%d/hour=%H/").to_string();
+    assert!(text.contains(&folder), "{text}: the first record came at {first}");
+    Object {
+        partition: partition.parse().unwrap_or_else(|_| panic!("{text}: partition")),
+        start: start.parse().unwrap_or_else(|_| panic!("{text}: chain position")),
+        lines,
+    }
+}
+
+fn line(path: &str, text: &[u8]) -> Line {
+    let line: LineAsWritten = serde_json::from_slice(text)
+        .unwrap_or_else(|error| panic!("{path}: {error} in {}", String::from_utf8_lossy(text)));
+    let value = match (line.event, line.raw) {
+        (Some(event), None) => Some(event.get().as_bytes().to_vec()),
+        (None, Some(raw)) => Some(BASE64_STANDARD.decode(raw).unwrap_or_else(|error| panic!("{path}: {error}"))),
+        (None, None) => None,
+        (Some(_), Some(_)) => panic!("{path}: both event and raw"),
+    };
+    Line { offset: line.offset, received: line.received, id: line.id, value }
+}

@@ -1,0 +1,269 @@
+//! The built binary in a folder and on ports of its own.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{
+    PATIENCE, eventually, free_port,
+    http::{Client, Reply},
+    process::{Exit, Frozen, Process},
+    scratch,
+};
+
+/// How to start a daemon. The default: everything embedded, and bounds small enough that a test sees many segments.
+#[derive(Clone)]
+pub struct Setup {
+    name: &'static str,
+    settings: BTreeMap<String, String>,
+    roles: Option<String>,
+    config: Option<String>,
+    data: Option<PathBuf>,
+    arguments: Vec<&'static str>,
+}
+
+impl Setup {
+    pub fn new(name: &'static str) -> Self {
+        let defaults = [
+            ("spool.max_age", "1s"),
+            ("spool.max_records", "3000"),
+            // The machine's disk may be as full as it likes; the test of the threshold sets its own.
+            ("disk.max_used_percent", "99.5"),
+            ("disk.resume_percent", "99"),
+        ];
+        let settings = defaults.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Self { name, settings, roles: None, config: None, data: None, arguments: Vec::new() }
+    }
+
+    pub fn set(mut self, key: &str, value: impl ToString) -> Self {
+        self.settings.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    pub fn without(mut self, key: &str) -> Self {
+        self.settings.remove(key);
+        self
+    }
+
+    pub fn roles(mut self, roles: &str) -> Self {
+        self.roles = Some(roles.to_owned());
+        self
+    }
+
+    /// The content of its `config.toml`; `--set` comes after it.
+    pub fn config(mut self, text: &str) -> Self {
+        self.config = Some(text.to_owned());
+        self
+    }
+
+    /// Another daemon's data directory.
+    pub fn data(mut self, dir: PathBuf) -> Self {
+        self.data = Some(dir);
+        self
+    }
+
+    /// More arguments, as they stand.
+    pub fn arguments(mut self, arguments: &[&'static str]) -> Self {
+        self.arguments.extend(arguments);
+        self
+    }
+
+    /// Starts it and waits until it accepts work.
+    pub fn start(self) -> Daemon {
+        let daemon = self.spawn();
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// Starts it and does not wait.
+    pub fn spawn(mut self) -> Daemon {
+        let folder =
+            tempfile::Builder::new().prefix(self.name).tempdir_in(scratch()).expect("target can be written to");
+        let mut port_of = |key: &str| {
+            let listen = self.settings.entry(key.to_owned()).or_insert_with(|| format!("127.0.0.1:{}", free_port()));
+            listen.clone()
+        };
+        let (http, admin) = (port_of("http.listen"), port_of("admin.listen"));
+        let data = self.data.clone().unwrap_or_else(|| folder.path().join("data"));
+        self.settings.insert("data.dir".to_owned(), data.display().to_string());
+        if let Some(config) = &self.config {
+            std::fs::write(folder.path().join("config.toml"), config).expect("the folder was just made");
+        }
+        let process = launch(&self, folder.path());
+        Daemon { setup: self, data, http, admin, process, client: Client::new(), folder }
+    }
+
+    /// Runs it to its end: for starts that must be refused.
+    pub fn run_to_end(self) -> (Exit, String) {
+        let daemon = self.spawn();
+        let exit = daemon.wait_exit(PATIENCE);
+        (exit, daemon.log())
+    }
+}
+
+fn launch(setup: &Setup, folder: &Path) -> Process {
+    let log = folder.join("log");
+    let mut arguments: Vec<OsString> = vec!["guard".into(), "--log".into(), log.clone().into()];
+    arguments.extend(["--remove".into(), folder.into(), "--".into(), env!("CARGO_BIN_EXE_ingestd").into()]);
+    arguments.extend(setup.arguments.iter().map(OsString::from));
+    if setup.config.is_some() {
+        arguments.extend(["--config".into(), folder.join("config.toml").into()]);
+    }
+    if let Some(roles) = &setup.roles {
+        arguments.extend(["--roles".into(), roles.into()]);
+    }
+    for (key, value) in &setup.settings {
+        arguments.extend(["--set".into(), format!("{key}={value}").into()]);
+    }
+    Process::start(arguments, folder, &log)
+}
+
+pub struct Daemon {
+    setup: Setup,
+    data: PathBuf,
+    http: String,
+    admin: String,
+    process: Process,
+    client: Client,
+    folder: TempDir,
+}
+
+impl Daemon {
+    /// Starts it again in the same place, after it has ended.
+    pub fn restart(&mut self) {
+        assert!(self.process.exit().is_some(), "it still runs");
+        self.process = launch(&self.setup, self.folder.path());
+        self.wait_ready();
+    }
+
+    pub fn wait_ready(&self) {
+        let ready = || {
+            if let Some(exit) = self.process.exit() {
+                panic!("{} ended with {exit} instead of becoming ready", self.setup.name);
+            }
+            (self.client.get(&self.admin_url("/health/ready")).ok()?.status == 200).then_some(())
+        };
+        eventually("ready", PATIENCE, ready);
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    pub fn http_address(&self) -> &str {
+        &self.http
+    }
+
+    /// `http://…/v1/events`
+    pub fn events_url(&self) -> String {
+        format!("http://{}/v1/events", self.http)
+    }
+
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
+    }
+
+    pub fn get(&self, path: &str) -> Reply {
+        self.client.get(&self.admin_url(path)).unwrap_or_else(|error| panic!("GET {path}: {error:?}"))
+    }
+
+    pub fn post(&self, content_type: Option<&str>, body: &[u8]) -> Reply {
+        self.client.post(&self.events_url(), content_type, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
+    }
+
+    pub fn reload(&self) -> Reply {
+        self.client.post(&self.admin_url("/reload"), None, b"").unwrap_or_else(|error| panic!("reload: {error:?}"))
+    }
+
+    pub fn write_config(&self, text: &str) {
+        // In one step, because the daemon watches it.
+        let (written, final_name) =
+            (self.folder.path().join("config.toml.new"), self.folder.path().join("config.toml"));
+        std::fs::write(&written, text).and_then(|()| std::fs::rename(written, final_name)).expect("it can be written");
+    }
+
+    pub fn readiness(&self) -> Value {
+        self.get("/health/ready").json()
+    }
+
+    /// `None` while nobody listens.
+    pub fn try_readiness(&self) -> Option<Value> {
+        Some(self.client.get(&self.admin_url("/health/ready")).ok()?.json())
+    }
+
+    /// The sum of a metric over its labels; `None` when there is no such sample.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let text = self.get("/metrics").body;
+        let samples = text.lines().filter_map(|line| {
+            let labels_and_value = line.strip_prefix(name)?;
+            let value = match labels_and_value.strip_prefix('{') {
+                Some(labels) => labels.rsplit_once("} ")?.1,
+                None => labels_and_value.strip_prefix(' ')?,
+            };
+            value.split(' ').next()?.parse::<f64>().ok()
+        });
+        samples.reduce(|sum, value| sum + value)
+    }
+
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    pub fn freeze(&self) -> Frozen<'_> {
+        self.process.freeze()
+    }
+
+    #[track_caller]
+    pub fn wait_exit(&self, within: Duration) -> Exit {
+        self.process.wait(within).unwrap_or_else(|| panic!("{} still runs after {within:?}", self.setup.name))
+    }
+
+    pub fn exit(&self) -> Option<Exit> {
+        self.process.exit()
+    }
+
+    /// SIGTERM; asserts that it ends with 0 and that nothing in it panicked.
+    #[track_caller]
+    pub fn terminate(&self) {
+        self.signal("TERM");
+        assert_eq!(self.wait_exit(PATIENCE), 0, "exit status after SIGTERM");
+        self.assert_no_panic();
+    }
+
+    #[track_caller]
+    pub fn assert_no_panic(&self) {
+        let log = self.log();
+        let panicked = log.lines().find(|line| line.contains("panicked at"));
+        assert_eq!(panicked, None, "{} panicked", self.setup.name);
+    }
+
+    /// Prints the peak of its memory, and asserts its bound where the build is one that users run.
+    #[track_caller]
+    pub fn check_memory(&self, bound: u64) {
+        let peak = self.process.peak_memory();
+        eprintln!("{}: peak memory {} MiB", self.setup.name, peak >> 20);
+        assert!(cfg!(debug_assertions) || peak < bound, "{peak} bytes of memory, more than {bound}");
+    }
+
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.process.print_log(self.setup.name);
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Kafka, an S3 store and MongoDB, real ones, started once for all tests that need them.
+
+use std::{
+    fs,
+    net::TcpStream,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard},
+    thread,
+    time::{Duration, Instant},
+};
+
+use futures::TryStreamExt;
+use mongodb::{
+    Client as MongoClient,
+    bson::{Document, doc},
+};
+use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers,
+    producer::{BaseProducer, BaseRecord, Producer},
+};
+use tokio::runtime::{Builder, Runtime};
+
+use super::{
+    PATIENCE,
+    daemon::Setup,
+    eventually, free_port,
+    http::Client,
+    process::{Process, services_script},
+    services_root,
+};
+
+/// How many ports each takes.
+const SERVICES: [(&str, usize); 3] = [("kafka", 2), ("s3", 4), ("mongodb", 1)];
+
+/// One running service.
+pub struct Service {
+    name: &'static str,
+    dir: PathBuf,
+    ports: Vec<u16>,
+    auth: bool,
+    process: RwLock<Process>,
+}
+
+impl Service {
+    /// `auth`: MongoDB asks for a password that nobody has.
+    pub fn start(name: &'static str, auth: bool) -> Self {
+        let (_, count) = SERVICES.into_iter().find(|(known, _)| *known == name).expect("a service that there is");
+        let ports: Vec<u16> = (0..count).map(|_| free_port()).collect();
+        let dir = services_root().join("run").join(format!("{name}-{}-{}", std::process::id(), ports[0]));
+        fs::create_dir_all(&dir).expect("target can be written to");
+        let process = RwLock::new(Self::launch(name, &dir, &ports, auth));
+        Self { name, dir, ports, auth, process }
+    }
+
+    fn launch(name: &str, dir: &Path, ports: &[u16], auth: bool) -> Process {
+        let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        let path = dir.to_str().expect("target's path is UTF-8");
+        let mut arguments = vec!["run", name, "--dir", path, "--remove", path, "--ports", &ports];
+        if auth {
+            arguments.push("--auth");
+        }
+        Process::start(arguments, dir, &dir.join("log"))
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.ports[0])
+    }
+
+    pub fn process(&self) -> RwLockReadGuard<'_, Process> {
+        self.process.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As `kill -9`; its data stays for [`Service::restart`].
+    pub fn kill(&self) {
+        self.process().kill();
+    }
+
+    pub fn restart(&self) {
+        let process = Self::launch(self.name, &self.dir, &self.ports, self.auth);
+        *self.process.write().unwrap_or_else(PoisonError::into_inner) = process;
+    }
+
+    /// Waits until `ready` says so.
+    fn wait(&self, mut ready: impl FnMut() -> Result<(), String>) {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = ready() {
+            if self.process().exit().is_some() || Instant::now() > deadline {
+                self.process().print_log(self.name);
+                panic!("{} does not come up: {error}", self.name);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+pub struct Services {
+    pub kafka: Service,
+    pub s3: Service,
+    pub mongodb: Service,
+    io: Runtime,
+    mongo: MongoClient,
+}
+
+/// The services, for one test at a time: tests freeze and kill them.
+pub struct Exclusive {
+    services: &'static Services,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl std::ops::Deref for Exclusive {
+    type Target = Services;
+
+    fn deref(&self) -> &Services {
+        self.services
+    }
+}
+
+/// Installs and starts them at the first call. `None`, and a loud line, where they cannot be had: the test is skipped,
+/// unless `INGESTD_REQUIRE_SERVICES=1`.
+pub fn services() -> Option<Exclusive> {
+    static SERVICES: OnceLock<Option<Services>> = OnceLock::new();
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let services = SERVICES.get_or_init(|| installed().then(Services::start));
+    services.as_ref().map(|services| Exclusive { services, _turn: turn })
+}
+
+/// A MongoDB that asks for a password and knows no user; `None` as with [`services`].
+pub fn mongodb_with_password() -> Option<Service> {
+    installed().then(|| {
+        let mongodb = Service::start("mongodb", true);
+        mongodb.wait(|| TcpStream::connect(mongodb.address()).map(drop).map_err(|error| error.to_string()));
+        mongodb
+    })
+}
+
+fn installed() -> bool {
+    let installed = services_script().arg("install").status().is_ok_and(|status| status.success());
+    if !installed {
+        let required = std::env::var_os("INGESTD_REQUIRE_SERVICES").is_some_and(|value| value == "1");
+        assert!(
+            !required,
+            "INGESTD_REQUIRE_SERVICES=1, and the services cannot be installed (the reason stands above)"
+        );
+        eprintln!("\n!!! SKIPPED: the tests on real services; they cannot be installed (the reason stands above)\n");
+    }
+    installed
+}
+
+impl Services {
+    fn start() -> Self {
+        let [kafka, s3, mongodb] = SERVICES.map(|(name, _)| Service::start(name, false));
+        let io = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let url = format!("mongodb://{}/?serverSelectionTimeoutMS=1000&directConnection=true", mongodb.address());
+        let mongo = io.block_on(MongoClient::with_uri_str(url)).expect("a valid URL");
+        let services = Self { kafka, s3, mongodb, io, mongo };
+        services.wait();
+        services
+    }
+
+    /// Waits until all three answer requests.
+    pub fn wait(&self) {
+        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
+        let second = Duration::from_secs(1);
+        self.kafka.wait(|| consumer.fetch_metadata(None, second).map(drop).map_err(|error| error.to_string()));
+        let ping = || self.io.block_on(self.mongo.database("admin").run_command(doc! { "ping": 1 }).into_future());
+        self.mongodb.wait(|| ping().map(drop).map_err(|error| error.to_string()));
+        // It answers before it has a volume to write to.
+        self.s3.wait(|| {
+            self.try_create_bucket("probe")?;
+            let (bucket, path) = (self.bucket("probe"), ObjectPath::from("probe"));
+            let put = bucket.put(&path, "probe".into());
+            self.io.block_on(put).map(drop).map_err(|error| error.to_string())
+        });
+    }
+
+    /// A daemon on all three, with a bucket and a database of its own. `name` says whose; lower case.
+    pub fn setup(&self, name: &'static str) -> Setup {
+        Setup::new(name)
+            .set("queue.kind", "kafka")
+            .set("queue.topic", name)
+            .set("queue.kafka.brokers", self.kafka.address())
+            .set("queue.kafka.group", name)
+            .set("archive.url", format!("s3://{name}/raw"))
+            .set("archive.options.endpoint", format!("http://{}", self.s3.address()))
+            .set("archive.options.access_key_id", "test")
+            .set("archive.options.secret_access_key", "test")
+            .set("archive.options.region", "us-east-1")
+            .set("store.kind", "mongodb")
+            .set("store.url", format!("mongodb://{}/?directConnection=true", self.mongodb.address()))
+            .set("store.database", name)
+    }
+
+    pub fn create_bucket(&self, name: &str) {
+        eventually("the bucket is there", PATIENCE, || self.try_create_bucket(name).ok());
+    }
+
+    fn try_create_bucket(&self, name: &str) -> Result<(), String> {
+        let reply = Client::new().put(&format!("http://{}/{name}", self.s3.address()));
+        let reply = reply.map_err(|error| format!("{error:?}"))?;
+        // 409: it is there already.
+        if matches!(reply.status, 200 | 409) { Ok(()) } else { Err(format!("{reply:?}")) }
+    }
+
+    pub fn bucket(&self, name: &str) -> Arc<dyn ObjectStore> {
+        let store = AmazonS3Builder::new()
+            .with_endpoint(format!("http://{}", self.s3.address()))
+            .with_allow_http(true)
+            .with_bucket_name(name)
+            .with_region("us-east-1")
+            .with_access_key_id("test")
+            .with_secret_access_key("test");
+        Arc::new(store.build().expect("valid options"))
+    }
+
+    pub fn documents(&self, database: &str, collection: &str) -> Vec<Document> {
+        let collection = self.mongo.database(database).collection::<Document>(collection);
+        let found = self.io.block_on(async { collection.find(doc! {}).await?.try_collect().await });
+        found.expect("the collection can be read")
+    }
+
+    fn kafka_config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.kafka.address()).set("group.id", "tests");
+        config
+    }
+
+    /// Appends a record as another program would.
+    pub fn produce(&self, topic: &str, value: &[u8]) {
+        let producer: BaseProducer = self.kafka_config().create().expect("a producer");
+        producer.send(BaseRecord::<(), [u8]>::to(topic).payload(value)).expect("the queue is empty");
+        producer.flush(PATIENCE).expect("Kafka takes it");
+    }
+
+    /// All records of a topic, from the first to the last that there is now.
+    pub fn read_topic(&self, topic: &str) -> Vec<TopicRecord> {
+        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
+        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("metadata");
+        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id());
+        let mut records = Vec::new();
+        for partition in partitions {
+            let (start, end) = consumer.fetch_watermarks(topic, partition, PATIENCE).expect("watermarks");
+            let mut assignment = TopicPartitionList::new();
+            assignment.add_partition_offset(topic, partition, Offset::Offset(start)).expect("a valid offset");
+            consumer.assign(&assignment).expect("a valid assignment");
+            let mut next = start;
+            while next < end {
+                let message = consumer.poll(PATIENCE).expect("a record before the end").expect("no error");
+                next = message.offset() + 1;
+                let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+                let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+                let headers = headers.map(|header| (header.key.to_owned(), text(header.value))).collect();
+                let value = message.payload().unwrap_or_default().to_vec();
+                records.push(TopicRecord { key: text(message.key()), value, headers });
+            }
+        }
+        records
+    }
+}
+
+#[derive(Debug)]
+pub struct TopicRecord {
+    pub key: String,
+    pub value: Vec<u8>,
+    pub headers: Vec<(String, String)>,
+}

