@@ -408,7 +408,6 @@ impl Actor for Aggregator {
     }
 }
 
-impl Sink for Aggregator {}
 
 impl Handler<Assign> for Aggregator {
     type Result = ();

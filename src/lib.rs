@@ -31,6 +31,9 @@
 //! - [`position`] names where a record stands. [`cli`] is the command line.
 
 pub mod admin;
+pub mod aggregate;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod consume;
 pub mod data_dir;
@@ -38,6 +41,7 @@ pub mod dlq;
 pub mod event;
 pub mod health;
 pub mod ingest;
+pub mod logging;
 pub mod metrics;
 pub mod position;
 pub mod produce;

@@ -25,9 +25,9 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub use self::archive::Archive;
+pub use self::archive::{Archive, ProbeError};
 use self::{
-    archive::{Head, HeadError, ProbeError},
+    archive::{Head, HeadError},
     chain::{Chain, Put, Step},
 };
 use crate::{
@@ -418,6 +418,14 @@ fn explain(error: &object_store::Error, config: &Config) -> String {
             format!("{url} refuses our credentials: check archive.options and the bucket's policy ({error})")
         }
         error => format!("{url} cannot be reached: {error}"),
+    }
+}
+
+/// One sentence for the operator on why a store cannot be used as an archive.
+pub fn explain_probe(error: &ProbeError, config: &Config) -> String {
+    match error {
+        ProbeError::Store(error) => explain(error, config),
+        error @ ProbeError::Overwrites => format!("{}: {error}", config.archive.url),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{
     config::{Config, QueueKind},
     queue::kafka,
     store,
-    upload::Archive,
+    upload::{Archive, explain_probe},
 };
 
 /// One thing that was checked.
@@ -40,7 +40,7 @@ pub fn check(config: &Config) -> Vec<CheckLine> {
 
 async fn check_archive(config: &Config) -> Result<String, String> {
     let archive = Archive::open(config).map_err(|error| format!("{error:#}"))?;
-    archive.probe().await.map_err(|error| error.explain(config))?;
+    archive.probe().await.map_err(|error| explain_probe(&error, config))?;
     Ok("writable, and create-only PUTs are honoured".to_owned())
 }
 
