@@ -76,7 +76,7 @@ pub struct Query {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     pub window_start: DateTime<Utc>,
-    /// Field to value, in the order of `group_by`; a field that the events did not have is null.
+    /// Field to value; a field that the events did not have is null.
     pub group: Map<String, Value>,
     /// Summed over partitions and generations.
     pub count: u64,

@@ -130,7 +130,10 @@ impl MongoStore {
                 self.database, command.message
             )),
             ErrorKind::ServerSelection { message, .. } => {
-                self.unavailable(&format!("cannot be reached; is it running, is store.url right? ({message})"))
+                // The message is the driver's view of all servers; the first error in it is what people look for.
+                let cause = message.split("Error: Kind: ").nth(1).and_then(|rest| rest.split(", labels").next());
+                let cause = cause.unwrap_or("no primary answered");
+                self.unavailable(&format!("cannot be reached; is it running, is store.url right? ({cause})"))
             }
             kind => self.unavailable(&kind.to_string()),
         }

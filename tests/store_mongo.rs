@@ -1,0 +1,195 @@
+//! The MongoDB store against a real server: `INGESTD_TEST_MONGODB_URL` names it. Each test has a database of its own.
+
+use std::{sync::Arc, time::Duration};
+
+use ingestd::{
+    config::AggregateConfig,
+    position::{Offset, Partition, Timestamp, TopicIdentity},
+    store::{
+        BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
+        mongo::MongoStore,
+    },
+};
+use mongodb::{
+    Client, Database,
+    bson::{Document, doc},
+};
+use serde_json::json;
+use tokio::runtime::Handle;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// `None`, said loudly, where there is no server to test against.
+fn url() -> Option<String> {
+    let url = std::env::var("INGESTD_TEST_MONGODB_URL").ok();
+    if url.is_none() {
+        eprintln!("SKIPPED: INGESTD_TEST_MONGODB_URL is not set, the MongoDB store was NOT tested");
+    }
+    url
+}
+
+fn options() -> StoreOptions {
+    StoreOptions {
+        topic: "events".to_owned(),
+        generation: 0,
+        aggregates: vec![AggregateConfig {
+            name: "by_type".to_owned(),
+            window: Duration::from_secs(60),
+            group_by: vec!["type".to_owned(), "$dollar.dot".to_owned()],
+        }],
+        events: None,
+        timeout: TIMEOUT,
+    }
+}
+
+/// An empty database, and the URL.
+async fn fresh(url: &str, name: &str) -> Database {
+    let database = Client::with_uri_str(url).await.unwrap().database(&format!("ingestd_test_{name}"));
+    database.drop().await.unwrap();
+    database
+}
+
+async fn open(url: &str, database: &Database, options: StoreOptions) -> Arc<dyn Store> {
+    let store = MongoStore::new(url, database.name(), options, Handle::current()).unwrap();
+    store.prepare().await.unwrap();
+    Arc::new(store)
+}
+
+fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> BucketDelta {
+    let key = BucketKey { window_start: Timestamp(60_000), group: group.into() };
+    let (partition, first, last) = (Partition(partition), Offset(first), Offset(last));
+    BucketDelta { key, partition, aggregate: 0, first, last, count }
+}
+
+fn identity(name: &str) -> TopicIdentity {
+    TopicIdentity(name.into())
+}
+
+async fn rows(store: &Arc<dyn Store>, limit: usize) -> Rows {
+    let (from, to) = (Timestamp(0).to_datetime(), Timestamp(60_001).to_datetime());
+    store.query(Query { aggregate: "by_type".to_owned(), from, to, limit }).await.unwrap()
+}
+
+/// The groups' values in the order of `group_by`, with their counts.
+async fn counts(store: &Arc<dyn Store>) -> Vec<(serde_json::Value, u64)> {
+    let rows = rows(store, 100).await.rows.into_iter();
+    rows.map(|row| (json!([row.group["type"], row.group["$dollar.dot"]]), row.count)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_that_is_repeated_is_fenced_and_changes_nothing() {
+    let Some(url) = url() else { return };
+    let database = fresh(&url, "repeated").await;
+    let store = open(&url, &database, options()).await;
+    let flush: Vec<_> = (0..2500).map(|n| delta(n % 2, &format!("[{n},null]"), 0, 9, 10)).collect();
+    assert_eq!(store.flush(&flush, &[]).await.unwrap(), Flushed::default());
+    assert_eq!(store.flush(&flush, &[]).await.unwrap().fenced, [Partition(0), Partition(1)]);
+    assert_eq!(store.flush(&[delta(0, "[0,null]", 10, 10, 1)], &[]).await.unwrap(), Flushed::default());
+    let rows = rows(&store, 10_000).await;
+    assert_eq!((rows.rows.len(), rows.rows.iter().map(|row| row.count).sum::<u64>()), (2500, 25_001));
+    assert!(!rows.truncated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_writers_at_once_one_is_fenced() {
+    let Some(url) = url() else { return };
+    let database = fresh(&url, "race").await;
+    let (one, other) = (open(&url, &database, options()).await, open(&url, &database, options()).await);
+    for round in 0..20 {
+        let flush = [delta(0, "[\"a\",null]", round, round, 1)];
+        let (one, other) = tokio::join!(one.flush(&flush, &[]), other.flush(&flush, &[]));
+        assert_eq!(one.unwrap().fenced.len() + other.unwrap().fenced.len(), 1, "round {round}");
+    }
+    assert_eq!(counts(&one).await, [(json!(["a", null]), 20)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fences_have_the_keys_that_were_written() {
+    let Some(url) = url() else { return };
+    let database = fresh(&url, "fences").await;
+    let store = open(&url, &database, StoreOptions { generation: 3, ..options() }).await;
+    let long = format!("[\"{}\",{{\"a\": 1}}]", "x".repeat(2000));
+    let groups = ["[\"a/\\\"b\\\"\",1.50]", "[123456789012345678901,true]", &long];
+    let flush = groups.map(|group| delta(0, group, 5, 5, 1));
+    store.flush(&flush, &[]).await.unwrap();
+    store.flush(&[delta(0, "[1,1]", 0, 4, 1), delta(1, "[1,1]", 9, 9, 1)], &[]).await.unwrap();
+    let mut fences = store.fences(Partition(0), Offset(5), &identity("x")).await.unwrap();
+    fences.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut expected = flush.map(|delta| Fence { aggregate: 0, key: delta.key, last_offset: Offset(5) });
+    expected.sort_by(|a, b| a.key.cmp(&b.key));
+    assert_eq!(fences, expected);
+    let refused = store.fences(Partition(0), Offset(5), &identity("y")).await;
+    assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_summed_over_partitions_sorted_and_cut_at_the_limit() {
+    let Some(url) = url() else { return };
+    let database = fresh(&url, "rows").await;
+    let store = open(&url, &database, options()).await;
+    let next = open(&url, &database, StoreOptions { generation: 1, ..options() }).await;
+    let groups = ["[\"a!\",1]", "[\"a\",{\"x\": 1}]", "[10,1]", "[9,1]", "[null,1]"];
+    store.flush(&groups.map(|group| delta(0, group, 0, 0, 1)), &[]).await.unwrap();
+    store.flush(&[delta(1, "[9,1]", 0, 4, 5)], &[]).await.unwrap();
+    next.flush(&[delta(1, "[9,1]", 0, 6, 7)], &[]).await.unwrap();
+    let expected = [
+        (json!([null, 1]), 1),
+        (json!([9, 1]), 13),
+        (json!([10, 1]), 1),
+        (json!(["a", "{\"x\": 1}"]), 1),
+        (json!(["a!", 1]), 1),
+    ];
+    assert_eq!(counts(&store).await, expected);
+    let rows = rows(&store, 4).await;
+    assert_eq!((rows.rows.len(), rows.truncated), (4, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_definition_is_refused() {
+    let Some(url) = url() else { return };
+    let database = fresh(&url, "definition").await;
+    open(&url, &database, options()).await;
+    let mut changed = options();
+    changed.aggregates[0].group_by.pop();
+    let refused = MongoStore::new(&url, database.name(), changed, Handle::current()).unwrap().prepare().await;
+    assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("new name")), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_kept_once_whatever_they_hold() {
+    let Some(url) = url() else { return };
+    let database = fresh(&url, "events").await;
+    let store = open(&url, &database, StoreOptions { events: Some(Duration::from_secs(3600)), ..options() }).await;
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(89), "]".repeat(89));
+    let wide = format!("{{\"a\":[{}1]}}", "1,".repeat(500_000));
+    let documents = ["{\"n\":1,\"f\":0.1}", "{\"a.b\":{\"$set\":1},\"\":2}", "{\"$x\":1}", &deep, &wide];
+    let strings = ["{\"a\":1,\"a\":2}", "{\"big\":123456789012345678901}"];
+    let events: Vec<_> = (0..)
+        .zip(documents.iter().chain(&strings))
+        .map(|(offset, json)| ProcessedEvent {
+            partition: Partition(0),
+            offset: Offset(offset),
+            time: Timestamp(0).to_datetime(),
+            received: Timestamp::now(),
+            event_type: "t".to_owned(),
+            client: Some("c".to_owned()),
+            id: Some("i".to_owned()),
+            json: json.as_bytes().to_vec(),
+        })
+        .collect();
+    for _ in 0..2 {
+        store.flush(&[], &events).await.unwrap();
+    }
+    let collection = database.collection::<Document>("events");
+    let of = |filter| collection.count_documents(filter);
+    assert_eq!(of(doc! {}).await.unwrap(), 7);
+    assert_eq!(of(doc! { "event": { "$exists": true }, "type": "t", "client_id": "c" }).await.unwrap(), 5);
+    assert_eq!(of(doc! { "raw": { "$in": strings.to_vec() } }).await.unwrap(), 2);
+    // A changed time to live changes the index.
+    open(&url, &database, StoreOptions { events: Some(Duration::from_secs(60)), ..options() }).await;
+    let indexes = database.run_command(doc! { "listIndexes": "events" }).await.unwrap();
+    let indexes = indexes.get_document("cursor").unwrap().get_array("firstBatch").unwrap();
+    let ttl =
+        indexes.iter().filter_map(|index| index.as_document()?.get("expireAfterSeconds")?.as_i32()).collect::<Vec<_>>();
+    assert_eq!(ttl, [60]);
+}
