@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     config::{Config, LiveConfig, QueueKind, StoreKind},
-    consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Sink, Unassign},
+    consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Unassign},
     dlq::DeadLetterWriter,
     event::EventFields,
     health::{ActorName, ActorState, Health, SinkName},

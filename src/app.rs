@@ -42,7 +42,7 @@ use crate::{
     queue::{
         Appender, ByteBudget, SourceEvents, SourceHandle,
         embedded::{self, EmbeddedLog},
-        kafka,
+        kafka::{self, KafkaAppender, KafkaDeadLetters, TopicError},
     },
     reload::{FileWatch, Reloaded, Reloader},
     spool::{DiskPressure, Spooler},
@@ -226,7 +226,7 @@ impl Daemon {
             }),
             check_file: watch.map(|watch| -> Arc<dyn Fn() + Send + Sync> { Arc::new(move || watch.check()) }),
         };
-        let probe = Arc::new(FileSystem::new(self.data_dir.path.clone()));
+        let probe = Arc::new(FileSystem { dir: self.data_dir.path.clone() });
         supervise(ActorName::Watchdog, Slot::default(), &self.supervision, move |_| {
             Ok(Watchdog::new(probe.clone(), config.clone(), health.clone(), metrics.clone(), hooks.clone())?)
         })
@@ -244,10 +244,10 @@ impl Daemon {
             for attempt in 0.. {
                 let config = config.clone();
                 // librdkafka's admin calls block, each with a deadline.
-                let prepared = tokio::task::spawn_blocking(move || kafka::topic::prepare(&config, dead_letters)).await;
+                let prepared = tokio::task::spawn_blocking(move || kafka::prepare(&config, dead_letters)).await;
                 match prepared {
                     Ok(Ok(_)) => break,
-                    Ok(Err(kafka::topic::TopicError::Unreachable(reason))) => health.dependency(kafka::DEPENDENCY, Err(reason)),
+                    Ok(Err(error @ TopicError::Unreachable { .. })) => health.dependency(kafka::DEPENDENCY, Err(error.to_string())),
                     Ok(Err(error)) => return Err(error.to_string()),
                     Err(error) => return Err(error.to_string()),
                 }
@@ -333,7 +333,7 @@ impl Daemon {
         let replies: Replies = Arc::new(consumer.clone());
         let dead_letters: Arc<dyn DeadLetterWriter> = match &running.log {
             Some(log) => Arc::new(log.clone()),
-            None => Arc::new(kafka::dead_letters::KafkaDeadLetters::new(config)),
+            None => Arc::new(KafkaDeadLetters::new(config)),
         };
         let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
         running.guarded.push(supervise(ActorName::Aggregator, aggregator.clone(), &self.supervision, move |_| {
@@ -381,7 +381,7 @@ impl Daemon {
         running.guarded.push(supervise(ActorName::Producer, producer.clone(), &self.supervision, move |_| {
             let appender: Box<dyn Appender> = match &log {
                 Some(log) => Box::new(log.appender()),
-                None => Box::new(kafka::appender::KafkaAppender::new(&live.load(), health.clone(), metrics.clone())?),
+                None => Box::new(KafkaAppender::new(&live.load(), health.clone(), metrics.clone())?),
             };
             Ok(Producer::new(appender, health.clone()))
         }));

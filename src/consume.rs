@@ -229,7 +229,6 @@ pub struct Consumer<S: Sink> {
 }
 
 /// What a consumer is built with, each time it is built.
-#[derive(Clone)]
 pub struct ConsumerParts<S: Sink> {
     pub name: SinkName,
     pub topic: String,
@@ -238,6 +237,21 @@ pub struct ConsumerParts<S: Sink> {
     pub health: Health,
     pub metrics: Arc<Metrics>,
     pub escalations: Escalations,
+}
+
+// Not derived: a sink need not be `Clone` for its slot to be.
+impl<S: Sink> Clone for ConsumerParts<S> {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name,
+            topic: self.topic.clone(),
+            queue: self.queue,
+            sink: self.sink.clone(),
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            escalations: self.escalations.clone(),
+        }
+    }
 }
 
 impl<S: Sink> Consumer<S> {

@@ -25,7 +25,7 @@ pub fn check(config: &Config) -> Vec<CheckLine> {
     let mut lines = Vec::new();
     if config.queue.kind == QueueKind::Kafka {
         let what = format!("Kafka {}", config.queue.kafka.brokers);
-        lines.push(CheckLine { what, outcome: kafka::topic::check(config) });
+        lines.push(CheckLine { what, outcome: kafka::check(config) });
     }
     if roles.archive() {
         let what = format!("archive {}", config.archive.url);
