@@ -20,7 +20,8 @@ use std::{
 use actix::System;
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use tokio::{runtime::Runtime, sync::mpsc};
+use rustix::fs::Mode;
+use tokio::{runtime::Handle, sync::mpsc};
 
 pub use self::check::{CheckLine, check};
 use self::{
@@ -78,6 +79,8 @@ pub fn run(config: Config, sources: Sources, log_level: LogLevel) -> ExitCode {
 }
 
 fn try_run(config: Config, sources: Sources, log_level: LogLevel) -> anyhow::Result<u8> {
+    // Files 0600, folders 0700, also those that libraries make.
+    rustix::process::umask(Mode::from_bits_truncate(0o077));
     let signals = Signals::listen().context("cannot listen to signals")?;
     let data_dir = DataDir::open(&config.data.dir)?;
     let roles = config.roles();
@@ -89,8 +92,11 @@ fn try_run(config: Config, sources: Sources, log_level: LogLevel) -> anyhow::Res
         .enable_all()
         .build()
         .context("cannot start the I/O runtime")?;
-    let daemon = Daemon::new(config, sources, log_level, roles, data_dir, io)?;
-    System::new().block_on(daemon.live(ingest_listener, admin_listener, signals))
+    let daemon = Daemon::new(config, sources, log_level, roles, data_dir, io.handle().clone());
+    let status = System::new().block_on(daemon.live(ingest_listener, admin_listener, signals))?;
+    // Nothing is left to run but what was cut off on purpose.
+    io.shutdown_timeout(Duration::from_secs(1));
+    Ok(status)
 }
 
 /// Everything that lives as long as the process.
@@ -100,7 +106,7 @@ struct Daemon {
     sources: Sources,
     roles: Roles,
     data_dir: DataDir,
-    io: Runtime,
+    io: Handle,
     health: Health,
     metrics: Arc<Metrics>,
     supervision: Supervision,
@@ -139,8 +145,8 @@ impl Daemon {
         log_level: LogLevel,
         roles: Roles,
         data_dir: DataDir,
-        io: Runtime,
-    ) -> anyhow::Result<Self> {
+        io: Handle,
+    ) -> Self {
         let policy = RestartPolicy {
             max_restarts: config.supervision.max_restarts,
             window: config.supervision.window,
@@ -151,7 +157,7 @@ impl Daemon {
         let (escalations, escalated) = mpsc::unbounded_channel();
         let supervision = Supervision { policy, health: health.clone(), metrics: metrics.clone(), escalations };
         let reloader = Arc::new(reloader(sources.clone(), config.clone(), log_level));
-        Ok(Self {
+        Self {
             config,
             reloader,
             sources,
@@ -164,7 +170,7 @@ impl Daemon {
             escalated,
             started: Instant::now(),
             heartbeat: Arc::default(),
-        })
+        }
     }
 
     /// From the first actor to the last.
@@ -175,7 +181,7 @@ impl Daemon {
         mut signals: Signals,
     ) -> anyhow::Result<u8> {
         let config = self.config.load_full();
-        let store = store::open(&config, self.io.handle().clone()).context("the store cannot be opened")?;
+        let store = store::open(&config, self.io.clone()).context("the store cannot be opened")?;
         let store = store.filter(|_| self.roles.aggregate() || config.store.kind == config::StoreKind::Mongodb);
         self.health.close(Closed::Starting, "the daemon is starting");
         let addresses = Addresses::of(&ingest_listener, &admin_listener);
@@ -310,7 +316,7 @@ impl Daemon {
         let replies: Replies = Arc::new(consumer.clone());
 
         let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
-        let (io, feeds) = (self.io.handle().clone(), spooler.clone());
+        let (io, feeds) = (self.io.clone(), spooler.clone());
         running.guarded.push(supervise(ActorName::Uploader, uploader.clone(), &self.supervision, move |_| {
             let archive = Archive::open(&live.load())?;
             Ok(Uploader::new(archive, io.clone(), feeds.clone(), live.clone(), health.clone(), metrics.clone()))
@@ -450,10 +456,7 @@ impl Daemon {
         let timeout = self.config.load().shutdown.timeout;
         let stopped = stop(running, admin, &self.health, timeout, signals).await;
         match stopped {
-            Stopped::InOrder => {
-                self.io.shutdown_timeout(Duration::from_secs(1));
-                status
-            }
+            Stopped::InOrder => status,
             // Threads may hang: nothing more is waited for.
             Stopped::Cut => std::process::exit(i32::from(exit::DEADLINE)),
         }
@@ -520,7 +523,7 @@ impl Addresses {
             let _ = writeln!(banner, "  {:<11}http://{ingest}/v1/events", "events");
             banner.push_str(&text);
             let event = r#"{"type":"login_success","client_id":"client-1"}"#;
-            let _ = writeln!(banner, "try:  curl -i http://{ingest}/v1/events -d '{event}'");
+            let _ = writeln!(banner, "try:  curl -i http://{ingest}/v1/events --json '{event}'");
         } else {
             banner.push_str(&text);
         }

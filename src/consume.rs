@@ -510,9 +510,6 @@ impl<S: Sink> Handler<Leave> for Consumer<S> {
         self.command(SourceCommand::Close(positions));
         let thread = self.source.take().map(|source| source.thread);
         let joined = tokio::task::spawn_blocking(move || thread.map(std::thread::JoinHandle::join));
-        Box::pin(joined.into_actor(self).map(move |_, _, ctx| {
-            ctx.stop();
-            unread
-        }))
+        Box::pin(joined.into_actor(self).map(move |_, _, _| unread))
     }
 }

@@ -14,9 +14,16 @@ impl LogLevel {
     /// # Errors
     /// When it cannot be parsed; the one in force stays.
     pub fn set(&self, level: &str) -> anyhow::Result<()> {
-        let filter = level.parse::<EnvFilter>().with_context(|| format!("logging.level {level:?}"))?;
+        let filter = filter(level)?;
         self.0.reload(filter).context("the log has ended")
     }
+}
+
+/// What libraries say of their own life is of no use to operators; a directive in `logging.level` brings it back.
+const QUIET: &str = "actix_server=warn,actix_http=warn,rdkafka=warn,librdkafka=warn";
+
+fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+    format!("{QUIET},{level}").parse().with_context(|| format!("logging.level {level:?}"))
 }
 
 /// Starts the log of this process. Call it once.
@@ -24,8 +31,7 @@ impl LogLevel {
 /// # Errors
 /// When `logging.level` cannot be parsed, or there is a log already.
 pub fn init(config: &LoggingConfig) -> anyhow::Result<LogLevel> {
-    let filter: EnvFilter = config.level.parse().with_context(|| format!("logging.level {:?}", config.level))?;
-    let (filter, handle) = reload::Layer::new(filter);
+    let (filter, handle) = reload::Layer::new(filter(&config.level)?);
     let lines = fmt::layer().with_writer(std::io::stderr).with_target(true);
     let registry = tracing_subscriber::registry().with(filter);
     match config.format {
