@@ -120,7 +120,7 @@ pub enum SourceCommand {
     Commit(Vec<(Partition, Offset)>),
     /// Ask for the assignments to be sent again (the sink lost its state). Each is held until its `Begin`.
     Reassign,
-    /// The same for one partition.
+    /// The same for one partition (a fence said that another writer was here).
     ReassignPartition(Partition),
     /// Commit these positions synchronously, leave, end the thread.
     Close(Vec<(Partition, Offset)>),

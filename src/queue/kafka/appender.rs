@@ -1,0 +1,345 @@
+//! The write side: events become records, each answered when all in-sync replicas have it (`acks=all`, idempotent).
+//!
+//! A `ThreadedProducer` calls `Deliveries::delivery` on its polling thread; each record carries its request's ticket
+//! and its index. When the brokers are away the door is closed for new events, so that they are refused at once
+//! instead of waiting for their timeout, and a probe on a thread of its own opens it again.
+
+use std::{
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use rdkafka::{
+    ClientConfig, ClientContext,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    error::KafkaError,
+    message::{DeliveryResult, Header, OwnedHeaders},
+    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    types::RDKafkaErrorCode as Code,
+};
+
+use crate::{
+    config::Config,
+    health::Health,
+    metrics::Metrics,
+    produce::{Publish, Ticket},
+    queue::{
+        Appender, Full,
+        kafka::{link::Link, logging, settings},
+        record::ID_HEADER,
+    },
+};
+
+/// A producer that failed for good (librdkafka calls it fatal) is replaced at most so often.
+const REPLACE_EVERY: Duration = Duration::from_secs(5);
+/// One question of the probe.
+const PROBE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Writes to one topic.
+pub struct KafkaAppender {
+    settings: ClientConfig,
+    topic: String,
+    link: Arc<Link>,
+    metrics: Arc<Metrics>,
+    /// `None` only while it is being replaced or dropped.
+    writer: Option<Writer>,
+    made: Instant,
+}
+
+impl KafkaAppender {
+    /// The door for events stays closed until the brokers have answered for the first time.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the settings.
+    pub fn new(config: &Config, health: Health, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+        let settings = settings::producer(config);
+        let topic = config.queue.topic.clone();
+        let link = Arc::new(Link::new(&config.queue.kafka.brokers, health));
+        let writer = Writer::start(&settings, &topic, &link, &metrics)?;
+        Ok(Self { settings, topic, link, metrics, writer: Some(writer), made: Instant::now() })
+    }
+
+    /// After a fatal error a producer refuses everything; a new one goes on. What the old one held is answered with
+    /// the error.
+    fn replace_failed(&mut self) {
+        if !self.link.has_failed() || self.made.elapsed() < REPLACE_EVERY {
+            return;
+        }
+        self.made = Instant::now();
+        match Writer::start(&self.settings, &self.topic, &self.link, &self.metrics) {
+            Ok(writer) => {
+                tracing::warn!("the Kafka producer failed for good and was replaced");
+                self.link.mended();
+                retire(self.writer.replace(writer));
+            }
+            Err(error) => tracing::error!(error = format!("{error:#}"), "the Kafka producer cannot be replaced"),
+        }
+    }
+}
+
+impl Appender for KafkaAppender {
+    fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full> {
+        self.replace_failed();
+        let Some(writer) = &self.writer else {
+            publish.ticket.unavailable(publish.events.len() - from, "the Kafka producer is stopping");
+            return Ok(());
+        };
+        for (index, event) in publish.events.iter().enumerate().skip(from) {
+            let in_flight = Box::new(InFlight { ticket: publish.ticket.clone(), index });
+            let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.topic, in_flight)
+                .payload(publish.value(event))
+                .timestamp(publish.received.0);
+            if let Some(key) = publish.key(event) {
+                record = record.key(key);
+            }
+            if let Some(id) = &event.assigned_id {
+                let mut text = uuid::Uuid::encode_buffer();
+                let value: &str = id.hyphenated().encode_lower(&mut text);
+                let headers = OwnedHeaders::new_with_capacity(1);
+                record = record.headers(headers.insert(Header { key: ID_HEADER, value: Some(value) }));
+            }
+            match writer.producer.send(record).map_err(|(error, _)| error) {
+                Ok(()) => {}
+                Err(KafkaError::MessageProduction(Code::QueueFull)) => return Err(Full { publish, next: index }),
+                Err(error) => refuse(&self.link, &publish.ticket, index, &error),
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, timeout: Duration) -> Result<(), usize> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        writer
+            .producer
+            .flush(timeout)
+            .map_err(|_| usize::try_from(writer.producer.in_flight_count()).unwrap_or(usize::MAX))
+    }
+}
+
+impl Drop for KafkaAppender {
+    fn drop(&mut self) {
+        retire(self.writer.take());
+    }
+}
+
+/// Drops a writer on a thread of its own: it joins threads for up to a few seconds, and its owner lives on an arbiter.
+/// Nobody waits for this one: what the writer still held gets its answer there.
+fn retire(writer: Option<Writer>) {
+    let Some(writer) = writer else { return };
+    if let Err(error) = std::thread::Builder::new().name("kafka-retire".to_owned()).spawn(move || drop(writer)) {
+        tracing::warn!(%error, "no thread to close the Kafka producer on, closing it here");
+    }
+}
+
+/// One record on its way.
+struct InFlight {
+    ticket: Arc<Ticket>,
+    index: usize,
+}
+
+/// An event is not written, for this reason.
+fn refuse(link: &Link, ticket: &Ticket, index: usize, error: &KafkaError) {
+    match error.rdkafka_error_code() {
+        Some(Code::MessageSizeTooLarge) => ticket.too_large(index),
+        code => {
+            if code == Some(Code::MessageTimedOut) {
+                link.timed_out();
+            }
+            ticket.unavailable(1, &link.explain(error));
+        }
+    }
+}
+
+/// Where librdkafka reports what became of each record, and of the brokers.
+struct Deliveries {
+    link: Arc<Link>,
+    metrics: Arc<Metrics>,
+    /// Asks for a probe now.
+    wake: Sender<()>,
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        logging::forward(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "rdkafka", %error, reason, "the producer reports an error");
+        match error.rdkafka_error_code() {
+            Some(Code::Fatal) => self.link.failed(reason),
+            Some(Code::AllBrokersDown) if self.link.down("all brokers are down") => {
+                // Full means that one is asked for already.
+                let _ = self.wake.try_send(());
+            }
+            Some(Code::AllBrokersDown) => {}
+            _ => self.link.note(reason),
+        }
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = Box<InFlight>;
+
+    fn delivery(&self, delivery: &DeliveryResult<'_>, in_flight: Box<InFlight>) {
+        match delivery {
+            Ok(_) => {
+                self.metrics.events_produced.inc();
+                self.link.acknowledged();
+                in_flight.ticket.durable(1);
+            }
+            Err((error, _)) => refuse(&self.link, &in_flight.ticket, in_flight.index, error),
+        }
+    }
+}
+
+/// A producer and its probe.
+struct Writer {
+    producer: ThreadedProducer<Deliveries>,
+    /// Dropped to stop the probe.
+    stop: Option<Sender<()>>,
+    probe: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start(settings: &ClientConfig, topic: &str, link: &Arc<Link>, metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
+        // One request for a probe waits at most: more would ask the same.
+        let (wake, woken) = bounded(1);
+        let (stop, stopped) = bounded(0);
+        let _ = wake.try_send(());
+        let context = Deliveries { link: link.clone(), metrics: metrics.clone(), wake };
+        let producer = ThreadedProducer::from_config_and_context(settings, context)
+            .context("queue.kafka: librdkafka refuses to make a producer; see queue.kafka.properties")?;
+        let probe = Probe { producer: producer.clone(), topic: topic.to_owned(), link: link.clone() };
+        let probe = std::thread::Builder::new()
+            .name("kafka-probe".to_owned())
+            .spawn(move || probe.run(&woken, &stopped))
+            .context("cannot start the thread that probes Kafka")?;
+        Ok(Self { producer, stop: Some(stop), probe: Some(probe) })
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(probe) = self.probe.take() {
+            // A panic of the probe was reported by its thread.
+            let _ = probe.join();
+        }
+    }
+}
+
+/// Asks the brokers for the topic while they are away or silent.
+struct Probe {
+    producer: ThreadedProducer<Deliveries>,
+    topic: String,
+    link: Arc<Link>,
+}
+
+impl Probe {
+    fn run(&self, woken: &Receiver<()>, stopped: &Receiver<()>) {
+        loop {
+            select! {
+                recv(stopped) -> _ => return,
+                recv(woken) -> _ => {}
+                default(self.link.next_probe()) => {}
+            }
+            if self.link.needs_probe() {
+                self.ask();
+            }
+        }
+    }
+
+    fn ask(&self) {
+        match self.producer.client().fetch_metadata(Some(&self.topic), PROBE_DEADLINE) {
+            Ok(metadata) => {
+                let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
+                let has_leader = |topic: &&rdkafka::metadata::MetadataTopic| {
+                    topic.partitions().iter().any(|partition| partition.leader() >= 0)
+                };
+                if topic.filter(has_leader).is_some() {
+                    self.link.answered();
+                } else {
+                    self.link.down(&format!("topic {} has no partition with a leader", self.topic));
+                }
+            }
+            Err(error) => {
+                self.link.down(&error.to_string());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use prometheus_client::metrics::counter::Counter;
+    use rdkafka::{
+        mocking::MockCluster,
+        types::{RDKafkaApiKey, RDKafkaRespErr},
+    };
+
+    use super::*;
+    use crate::{
+        position::Timestamp,
+        produce::{Delivery, NewRecord, Span},
+    };
+
+    fn publish(sizes: &[usize]) -> (Publish, tokio::sync::oneshot::Receiver<Delivery>) {
+        let (ticket, reply) = Ticket::new(sizes.len(), Counter::default());
+        let mut events = Vec::new();
+        let mut start = 0;
+        for size in sizes {
+            let value = Span { start, end: start + *size as u32 };
+            events.push(NewRecord { value, key: None, assigned_id: Some(uuid::Uuid::now_v7()) });
+            start = value.end;
+        }
+        let body = Bytes::from(vec![b'x'; start as usize]);
+        (Publish { body, unescaped: Bytes::new(), events, received: Timestamp::now(), ticket }, reply)
+    }
+
+    fn appender(cluster: &MockCluster<'static, rdkafka::producer::DefaultProducerContext>) -> KafkaAppender {
+        let mut config = Config::default();
+        config.queue.kafka.brokers = cluster.bootstrap_servers();
+        config.http.request_timeout = Duration::from_secs(4);
+        KafkaAppender::new(&config, Health::default(), Arc::new(Metrics::default())).unwrap()
+    }
+
+    fn deliver(appender: &mut KafkaAppender, sizes: &[usize]) -> Delivery {
+        let (publish, reply) = publish(sizes);
+        assert!(appender.append(publish, 0).is_ok());
+        reply.blocking_recv().unwrap()
+    }
+
+    #[test]
+    fn a_record_refused_for_its_size_here_or_by_the_broker_is_that_events_error() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("events", 1, 1).unwrap();
+        let mut appender = appender(&cluster);
+        let delivery = deliver(&mut appender, &[10, 2 << 20, 10]);
+        assert_eq!(delivery, Delivery { too_large: vec![1], unavailable: None, durable: 2 });
+        cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+        assert_eq!(deliver(&mut appender, &[10]).too_large, [0]);
+    }
+
+    #[test]
+    fn brokers_that_go_away_close_the_door_and_open_it_when_they_are_back() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("events", 1, 1).unwrap();
+        let mut appender = appender(&cluster);
+        assert_eq!(deliver(&mut appender, &[10]).durable, 1);
+        cluster.broker_down(1).unwrap();
+        let delivery = deliver(&mut appender, &[10]);
+        assert!(delivery.unavailable.is_some(), "{delivery:?}");
+        assert!(appender.link.is_down());
+        cluster.broker_up(1).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while appender.link.is_down() {
+            assert!(Instant::now() < deadline, "the door stayed closed");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(deliver(&mut appender, &[10]).durable, 1);
+    }
+}

@@ -1,0 +1,132 @@
+//! Which topic it is, beyond its name: Kafka's topic id (KIP-516). A topic that was deleted and created anew has
+//! another one, and offsets of the old one say nothing about it.
+//!
+//! The `rdkafka` crate does not wrap `DescribeTopics`, so this file talks to librdkafka's C interface. It is the only
+//! one with `unsafe` in it.
+
+use std::{
+    ffi::{CStr, CString, c_char},
+    ptr::{self, NonNull},
+    time::Duration,
+};
+
+use rdkafka::{ClientContext, client::Client, types::RDKafkaErrorCode};
+use rdkafka_sys as sys;
+
+use crate::position::TopicIdentity;
+
+/// The identity of a topic whose brokers know no topic ids (before Kafka 2.8). It says nothing: whoever compares
+/// identities skips the comparison when either is this one.
+pub const UNAVAILABLE: &str = "unavailable";
+
+/// Asks the brokers for the topic's id. Blocks, at most `timeout`.
+///
+/// # Errors
+/// librdkafka's code when there was no answer, or the broker's when there is no such topic.
+pub fn topic_identity<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<TopicIdentity, RDKafkaErrorCode> {
+    let name = CString::new(topic).map_err(|_| RDKafkaErrorCode::InvalidTopic)?;
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let rk = client.native_ptr();
+    let mut names = [name.as_ptr()];
+
+    // SAFETY: `names` holds one valid C string, which is copied.
+    let topics = unsafe { sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()) };
+    let topics = Owned::new(topics, sys::rd_kafka_TopicCollection_destroy)?;
+    // SAFETY: `rk` is a live client for as long as `client` is borrowed.
+    let options =
+        unsafe { sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS) };
+    let options = Owned::new(options, sys::rd_kafka_AdminOptions_destroy)?;
+    // SAFETY: `options` is live; no error text is asked for, which a null pointer of size 0 says.
+    let set = unsafe { sys::rd_kafka_AdminOptions_set_request_timeout(options.ptr(), timeout_ms, ptr::null_mut(), 0) };
+    no_error(set)?;
+    // SAFETY: `rk` is live, and outlives the queue, which is destroyed at the end of this function.
+    let queue = Owned::new(unsafe { sys::rd_kafka_queue_new(rk) }, sys::rd_kafka_queue_destroy)?;
+
+    // SAFETY: all four are live; librdkafka copies the collection and the options, and keeps the queue by its own count.
+    unsafe { sys::rd_kafka_DescribeTopics(rk, topics.ptr(), options.ptr(), queue.ptr()) };
+    // SAFETY: the queue is live. The request ends by its own timeout, a little before this one.
+    let event = unsafe { sys::rd_kafka_queue_poll(queue.ptr(), timeout_ms.saturating_add(500)) };
+    let event = Owned::new(event, sys::rd_kafka_event_destroy).map_err(|_| RDKafkaErrorCode::OperationTimedOut)?;
+    // SAFETY: the event is live.
+    no_error(unsafe { sys::rd_kafka_event_error(event.ptr()) })?;
+    // SAFETY: the event is live; the result is null for an event of another kind, and belongs to the event.
+    let result = unsafe { sys::rd_kafka_event_DescribeTopics_result(event.ptr()) };
+    if result.is_null() {
+        return Err(RDKafkaErrorCode::Fail);
+    }
+    let mut count = 0;
+    // SAFETY: the result lives as long as the event; it holds `count` descriptions.
+    let descriptions = unsafe { sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count) };
+    if descriptions.is_null() || count == 0 {
+        return Err(RDKafkaErrorCode::UnknownTopicOrPartition);
+    }
+    // SAFETY: there is a first description, and it lives as long as the event.
+    let description = unsafe { *descriptions };
+    // SAFETY: the description is live; its error is null or lives as long.
+    let error = unsafe { sys::rd_kafka_TopicDescription_error(description) };
+    if !error.is_null() {
+        // SAFETY: it is not null, and live.
+        no_error(unsafe { sys::rd_kafka_error_code(error) })?;
+    }
+    // SAFETY: the description is live; the id belongs to it.
+    Ok(TopicIdentity(unsafe { id_of(description) }.unwrap_or_else(|| UNAVAILABLE.to_owned()).into()))
+}
+
+/// The id in base64, as Kafka's tools print it; `None` where the brokers gave none.
+///
+/// # Safety
+/// `description` must be live.
+unsafe fn id_of(description: *const sys::rd_kafka_TopicDescription_t) -> Option<String> {
+    // SAFETY: the caller's promise; the id belongs to the description.
+    let id = NonNull::new(unsafe { sys::rd_kafka_TopicDescription_topic_id(description) }.cast_mut())?;
+    // SAFETY: the id is live.
+    let bits = unsafe {
+        (sys::rd_kafka_Uuid_most_significant_bits(id.as_ptr()), sys::rd_kafka_Uuid_least_significant_bits(id.as_ptr()))
+    };
+    if bits == (0, 0) {
+        return None;
+    }
+    // SAFETY: the id is live; the text belongs to it.
+    let text: *const c_char = unsafe { sys::rd_kafka_Uuid_base64str(id.as_ptr()) };
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: it is not null, and a C string.
+    Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+}
+
+fn no_error(code: sys::rd_kafka_resp_err_t) -> Result<(), RDKafkaErrorCode> {
+    match code {
+        sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+        code => Err(code.into()),
+    }
+}
+
+/// An object of librdkafka's that we have to destroy.
+struct Owned<T> {
+    object: NonNull<T>,
+    destroy: unsafe extern "C" fn(*mut T),
+}
+
+impl<T> Owned<T> {
+    /// `object` must be ours to destroy with `destroy`, or null.
+    fn new(object: *mut T, destroy: unsafe extern "C" fn(*mut T)) -> Result<Self, RDKafkaErrorCode> {
+        let object = NonNull::new(object).ok_or(RDKafkaErrorCode::Fail)?;
+        Ok(Self { object, destroy })
+    }
+
+    fn ptr(&self) -> *mut T {
+        self.object.as_ptr()
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: the object is ours, and nobody destroyed it before.
+        unsafe { (self.destroy)(self.object.as_ptr()) }
+    }
+}

@@ -1,0 +1,215 @@
+//! librdkafka's settings: ours by default, the operator's `queue.kafka.properties` over them, and over both those that
+//! this daemon's promises rest on.
+//!
+//! librdkafka's defaults buffer up to 1 GiB in a producer and 64 MiB in each consumer. The bounds here keep a process
+//! with a producer and both consumers below 40 MiB when it idles and below 200 MiB under load.
+
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
+
+use crate::{config::Config, health::SinkName};
+
+/// What a record may be larger than `http.max_event`: its key, its headers and the protocol's framing.
+const HEADROOM: u64 = 64 * 1024;
+
+/// The largest record that we write: `message.max.bytes` here, `max.message.bytes` of the topic.
+pub fn record_limit(config: &Config) -> u64 {
+    config.http.max_event.0 + HEADROOM
+}
+
+/// The largest dead letter: a record, and the headers that say why it is one.
+pub fn dead_letter_limit(config: &Config) -> u64 {
+    record_limit(config) + HEADROOM
+}
+
+/// The topic of the dead letters.
+pub fn dead_letter_topic(config: &Config) -> String {
+    format!("{}.dlq", config.queue.topic)
+}
+
+/// Each sink is a consumer group of its own.
+pub fn group(config: &Config, sink: SinkName) -> String {
+    format!("{}-{}", config.queue.kafka.group, sink.as_str())
+}
+
+/// Says what is wrong with `queue.kafka.properties`, before any client is made.
+///
+/// # Errors
+/// One sentence that names the property.
+pub fn validate(config: &Config) -> Result<(), String> {
+    let all = [producer(config), consumer(config, SinkName::Archive, "check")];
+    for settings in all {
+        settings.create_native_config().map_err(|error| match error {
+            KafkaError::ClientConfig(_, description, key, value) => {
+                format!(
+                    "queue.kafka.properties: librdkafka refuses {key} = {value:?} ({description}); \
+                     see its CONFIGURATION.md for the names and values"
+                )
+            }
+            error => format!("queue.kafka.properties: {error}"),
+        })?;
+    }
+    Ok(())
+}
+
+/// For metadata and administration: connections, no queues.
+pub fn client(config: &Config) -> ClientConfig {
+    let mut settings = base();
+    finish(&mut settings, config, &[]);
+    settings
+}
+
+/// For the events.
+pub fn producer(config: &Config) -> ClientConfig {
+    let mut settings = base();
+    // Requests wait for their acknowledgement, so the answer must come before the client gives up: a "503, yet
+    // produced later" stays rare.
+    let timeout = config.http.request_timeout.as_millis() * 8 / 10;
+    settings
+        // Bounds memory. At 32 MiB in flight and 10 ms a round trip that is 3 GiB/s; beyond it the client hears 429.
+        .set("queue.buffering.max.kbytes", (32 * 1024).to_string())
+        // The overhead of a message (some 400 bytes with its header) is not counted in kbytes.
+        .set("queue.buffering.max.messages", "65536")
+        // Long enough that a burst becomes one batch (compression, one request), short beside a round trip to the disk.
+        .set("linger.ms", "2")
+        // The broker checks a whole batch against max.message.bytes, so that no batch may be larger than a record.
+        .set("batch.size", config.http.max_event.0.clamp(1024, 1_000_000).to_string())
+        .set("compression.codec", "zstd")
+        // As Java's producers place keys.
+        .set("partitioner", "murmur2_random")
+        // Without keys: spread over the partitions at the pace of the batches, not record by record.
+        .set("sticky.partitioning.linger.ms", "10")
+        .set("message.max.bytes", record_limit(config).to_string())
+        .set("message.timeout.ms", timeout.max(100).to_string());
+    finish(&mut settings, config, &[("acks", "all"), ("enable.idempotence", "true")]);
+    settings
+}
+
+/// For the dead letters: rare, so its queue is small.
+pub fn dead_letter_producer(config: &Config) -> ClientConfig {
+    let mut settings = base();
+    let limit = dead_letter_limit(config);
+    settings
+        .set("queue.buffering.max.kbytes", (limit.div_ceil(1024) + 4 * 1024).to_string())
+        .set("queue.buffering.max.messages", "4096")
+        .set("linger.ms", "5")
+        .set("batch.size", limit.clamp(1024, 256 * 1024).to_string())
+        .set("compression.codec", "zstd")
+        .set("partitioner", "murmur2_random")
+        .set("message.max.bytes", limit.to_string())
+        .set("message.timeout.ms", "10000");
+    finish(&mut settings, config, &[("acks", "all"), ("enable.idempotence", "true")]);
+    settings
+}
+
+/// For the consumer of one sink, a static member of its group (KIP-345).
+pub fn consumer(config: &Config, sink: SinkName, instance_id: &str) -> ClientConfig {
+    let mut settings = base();
+    settings
+        .set("session.timeout.ms", "10000")
+        .set("heartbeat.interval.ms", "3000")
+        // Bounds memory: prefetched records, over all partitions. Some tenths of a second at full speed.
+        .set("queued.max.messages.kbytes", (8 * 1024).to_string())
+        // Checked again so soon after the queue was full; the default of a second would starve a queue this small.
+        .set("fetch.queue.backoff.ms", "10")
+        // One response holds at most so much (a larger first batch passes all the same, KIP-74) …
+        .set("fetch.max.bytes", (4 * 1024 * 1024).max(record_limit(config)).to_string())
+        // … and of one partition so much, so that several share it.
+        .set("fetch.message.max.bytes", (1024 * 1024).to_string())
+        // The survey's questions queue behind a waiting fetch on the same connection.
+        .set("fetch.wait.max.ms", "200")
+        .set("message.max.bytes", record_limit(config).to_string());
+    let group = group(config, sink);
+    let promises = [
+        ("group.id", group.as_str()),
+        ("group.instance.id", instance_id),
+        ("group.protocol", "classic"),
+        // The rebalance callback is incremental.
+        ("partition.assignment.strategy", "cooperative-sticky"),
+        // Only what a sink confirmed is committed, and only by us.
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        // A position outside the log is an event to handle, never a silent jump.
+        ("auto.offset.reset", "error"),
+        ("isolation.level", "read_committed"),
+        ("enable.partition.eof", "false"),
+    ];
+    finish(&mut settings, config, &promises);
+    settings
+}
+
+fn base() -> ClientConfig {
+    let mut settings = ClientConfig::new();
+    settings
+        .set("client.id", "ingestd")
+        // A broker that hangs is noticed within these, not after a minute.
+        .set("socket.timeout.ms", "10000")
+        .set("socket.connection.setup.timeout.ms", "10000")
+        .set("socket.keepalive.enable", "true")
+        .set("reconnect.backoff.ms", "100")
+        .set("reconnect.backoff.max.ms", "5000")
+        // New partitions are found within it.
+        .set("topic.metadata.refresh.interval.ms", "30000")
+        // Brokers close idle connections; that is no news.
+        .set("log.connection.close", "false");
+    settings
+}
+
+/// Lays the operator's properties over our defaults, and the promises over both.
+fn finish(settings: &mut ClientConfig, config: &Config, promises: &[(&str, &str)]) {
+    for (key, value) in &config.queue.kafka.properties {
+        settings.set(canonical(key), value);
+    }
+    for (key, value) in promises {
+        settings.set(*key, *value);
+    }
+    settings.set("bootstrap.servers", &config.queue.kafka.brokers);
+    let debug = config.queue.kafka.properties.contains_key("debug");
+    settings.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Notice });
+}
+
+/// The name that we use where librdkafka has two: of two names of one setting, the one applied last would win, and
+/// their order is not defined.
+fn canonical(key: &str) -> &str {
+    match key {
+        "request.required.acks" => "acks",
+        "metadata.broker.list" => "bootstrap.servers",
+        "queue.buffering.max.ms" => "linger.ms",
+        "compression.type" => "compression.codec",
+        "delivery.timeout.ms" => "message.timeout.ms",
+        "max.partition.fetch.bytes" => "fetch.message.max.bytes",
+        key => key,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(properties: &[(&str, &str)]) -> Config {
+        let mut config = Config::default();
+        config.queue.kafka.brokers = "127.0.0.1:9092".to_owned();
+        config.queue.kafka.properties =
+            properties.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        config
+    }
+
+    #[test]
+    fn an_operators_property_wins_but_over_no_promise_not_even_by_its_other_name() {
+        let config = with(&[("compression.type", "lz4"), ("request.required.acks", "0"), ("linger.ms", "7")]);
+        let settings = producer(&config);
+        assert_eq!(settings.get("compression.codec"), Some("lz4"));
+        assert_eq!(settings.get("linger.ms"), Some("7"));
+        assert_eq!((settings.get("acks"), settings.get("request.required.acks")), (Some("all"), None));
+    }
+
+    #[test]
+    fn the_defaults_are_settings_that_librdkafka_knows() {
+        assert_eq!(validate(&with(&[])), Ok(()));
+    }
+
+    #[test]
+    fn an_unknown_property_is_named() {
+        let error = validate(&with(&[("compresion.codec", "zstd")])).unwrap_err();
+        assert!(error.contains("compresion.codec"), "{error}");
+    }
+}

@@ -1,0 +1,279 @@
+//! The survey: a thread beside the source's that asks the brokers where the group and the log stand. Its questions
+//! block, for seconds when a broker hangs; the source has to go on polling meanwhile, or it loses its membership.
+//!
+//! It uses the source's own client, which is thread-safe, so it costs no further connection.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rdkafka::{
+    Offset as KafkaOffset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, KafkaResult},
+    types::RDKafkaErrorCode as Code,
+};
+
+use crate::{
+    position::{Offset, Partition, TopicIdentity},
+    queue::kafka::{group::Group, identity::topic_identity},
+};
+
+/// One question to the brokers.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// The log's ends are looked at so often, for the lag; it also shows whether the brokers still answer.
+const TICK: Duration = Duration::from_secs(3);
+/// After a failed question; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// The first offset that the log holds, and the one that the next record gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LogRange {
+    pub start: Offset,
+    pub end: Offset,
+}
+
+/// What is known of a partition that was asked for.
+#[derive(Debug)]
+pub(super) struct Surveyed {
+    pub partition: Partition,
+    /// The number under which it was asked for.
+    pub round: u64,
+    pub committed: Option<Offset>,
+    pub log: LogRange,
+}
+
+#[derive(Debug)]
+pub(super) enum Finding {
+    Surveyed {
+        partitions: Vec<Surveyed>,
+        identity: TopicIdentity,
+        partition_count: usize,
+    },
+    /// The log of each watched partition, at every tick.
+    Log {
+        ranges: Vec<(Partition, LogRange)>,
+        partition_count: usize,
+    },
+    /// The brokers did not answer; they are asked again.
+    Unreachable(String),
+}
+
+/// The source's end of the survey.
+pub(super) struct Survey {
+    wanted: Arc<Wanted>,
+    /// Bounded: the source empties it several times a second, and the survey can wait.
+    pub findings: Receiver<Finding>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Wanted {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Partitions to be surveyed, each with its round.
+    asked: BTreeMap<Partition, u64>,
+    /// Partitions whose log is looked at with every tick.
+    watched: BTreeSet<Partition>,
+    /// Look at the logs now.
+    now: bool,
+    stop: bool,
+}
+
+impl Wanted {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Survey {
+    pub(super) fn start(consumer: Arc<BaseConsumer<Group>>, topic: &str) -> anyhow::Result<Self> {
+        let wanted = Arc::new(Wanted::default());
+        let (sender, findings) = bounded(16);
+        let surveyor = Surveyor { consumer, topic: topic.to_owned(), wanted: wanted.clone(), findings: sender };
+        let thread = std::thread::Builder::new()
+            .name("kafka-survey".to_owned())
+            .spawn(move || surveyor.run())
+            .context("cannot start the thread that asks Kafka for positions")?;
+        Ok(Self { wanted, findings, thread })
+    }
+
+    /// Asks for these partitions. The answer comes as [`Finding::Surveyed`] when the brokers give it.
+    pub(super) fn ask(&self, partitions: impl IntoIterator<Item = Partition>, round: u64) {
+        let mut state = self.wanted.state();
+        state.asked.extend(partitions.into_iter().map(|partition| (partition, round)));
+        self.wanted.changed.notify_one();
+    }
+
+    /// Asks for the logs' ranges now.
+    pub(super) fn look(&self) {
+        self.wanted.state().now = true;
+        self.wanted.changed.notify_one();
+    }
+
+    /// Sets the partitions whose logs are looked at; others are not asked for any more.
+    pub(super) fn watch(&self, partitions: BTreeSet<Partition>) {
+        let mut state = self.wanted.state();
+        state.asked.retain(|partition, _| partitions.contains(partition));
+        state.watched = partitions;
+    }
+
+    /// Ends the thread; its last question may take until its deadline, so whoever cannot wait joins elsewhere.
+    pub(super) fn stop(self) -> JoinHandle<()> {
+        self.wanted.state().stop = true;
+        self.wanted.changed.notify_one();
+        self.thread
+    }
+}
+
+struct Surveyor {
+    consumer: Arc<BaseConsumer<Group>>,
+    topic: String,
+    wanted: Arc<Wanted>,
+    findings: Sender<Finding>,
+}
+
+impl Surveyor {
+    fn run(&self) {
+        let mut pause = TICK;
+        let mut failed = FIRST_PAUSE;
+        while let Some((asked, watched)) = self.next(pause) {
+            match self.survey(&asked, &watched) {
+                Ok(findings) => {
+                    pause = TICK;
+                    failed = FIRST_PAUSE;
+                    self.answered(&asked);
+                    // An error says that the source has gone.
+                    if findings.into_iter().any(|finding| self.findings.send(finding).is_err()) {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    pause = failed.mul_f64(0.8 + 0.4 * fastrand::f64());
+                    failed = (failed * 2).min(TICK);
+                    let reason = match self.consumer.context().last_error() {
+                        Some(said) => format!("{error}; librdkafka says: {said}"),
+                        None => error.to_string(),
+                    };
+                    if self.findings.send(Finding::Unreachable(reason)).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for something to ask, at most `pause`. After a failure the pause holds for what is asked, too.
+    fn next(&self, pause: Duration) -> Option<(BTreeMap<Partition, u64>, BTreeSet<Partition>)> {
+        let until = Instant::now() + pause;
+        let mut state = self.wanted.state();
+        loop {
+            if state.stop {
+                return None;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let urgent = pause == TICK && (state.now || !state.asked.is_empty());
+            if left.is_zero() || urgent {
+                state.now = false;
+                return Some((state.asked.clone(), state.watched.clone()));
+            }
+            let waited = self.wanted.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Forgets what was asked, unless it was asked again meanwhile.
+    fn answered(&self, asked: &BTreeMap<Partition, u64>) {
+        self.wanted.state().asked.retain(|partition, round| asked.get(partition) != Some(round));
+    }
+
+    fn survey(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Vec<Finding>> {
+        let partition_count = self.partition_count()?;
+        let all: BTreeSet<Partition> = asked.keys().chain(watched).copied().collect();
+        if all.is_empty() {
+            return Ok(vec![Finding::Log { ranges: Vec::new(), partition_count }]);
+        }
+        let starts = self.ask_log(&all, KafkaOffset::Beginning)?;
+        let ends = self.ask_log(&all, KafkaOffset::End)?;
+        let range =
+            |partition: &Partition| Some(LogRange { start: *starts.get(partition)?, end: *ends.get(partition)? });
+        let ranges = all.iter().filter_map(|partition| Some((*partition, range(partition)?))).collect();
+        let mut findings = vec![Finding::Log { ranges, partition_count }];
+        if !asked.is_empty() {
+            let identity =
+                topic_identity(self.consumer.client(), &self.topic, DEADLINE).map_err(KafkaError::MetadataFetch)?;
+            let committed = self.ask_committed(asked.keys())?;
+            let surveyed = |(partition, round): (&Partition, &u64)| {
+                Some(Surveyed {
+                    partition: *partition,
+                    round: *round,
+                    committed: committed.get(partition).copied(),
+                    log: range(partition)?,
+                })
+            };
+            let partitions = asked.iter().filter_map(surveyed).collect();
+            findings.push(Finding::Surveyed { partitions, identity, partition_count });
+        }
+        Ok(findings)
+    }
+
+    fn partition_count(&self) -> KafkaResult<usize> {
+        let metadata = self.consumer.fetch_metadata(Some(&self.topic), DEADLINE)?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
+        match topic {
+            Some(topic) if !topic.partitions().is_empty() => Ok(topic.partitions().len()),
+            Some(topic) if let Some(error) = topic.error() => Err(KafkaError::MetadataFetch(error.into())),
+            _ => Err(KafkaError::MetadataFetch(Code::UnknownTopicOrPartition)),
+        }
+    }
+
+    /// One end of the log of each partition, in one request a broker: `ListOffsets` takes the logical offsets as
+    /// timestamps (-1 latest, -2 earliest).
+    fn ask_log(&self, partitions: &BTreeSet<Partition>, end: KafkaOffset) -> KafkaResult<BTreeMap<Partition, Offset>> {
+        let answer = self.consumer.offsets_for_times(self.list(partitions, end)?, DEADLINE)?;
+        offsets(&answer)
+    }
+
+    fn ask_committed<'p>(
+        &self,
+        partitions: impl IntoIterator<Item = &'p Partition>,
+    ) -> KafkaResult<BTreeMap<Partition, Offset>> {
+        let answer = self.consumer.committed_offsets(self.list(partitions, KafkaOffset::Invalid)?, DEADLINE)?;
+        offsets(&answer)
+    }
+
+    fn list<'p>(
+        &self,
+        partitions: impl IntoIterator<Item = &'p Partition>,
+        offset: KafkaOffset,
+    ) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            list.add_partition_offset(&self.topic, partition.0, offset)?;
+        }
+        Ok(list)
+    }
+}
+
+/// The offsets in an answer; partitions without one are left out.
+fn offsets(answer: &TopicPartitionList) -> KafkaResult<BTreeMap<Partition, Offset>> {
+    let mut offsets = BTreeMap::new();
+    for element in answer.elements() {
+        element.error()?;
+        if let KafkaOffset::Offset(offset) = element.offset()
+            && let Some(offset) = Offset::from_kafka(offset)
+        {
+            offsets.insert(Partition(element.partition()), offset);
+        }
+    }
+    Ok(offsets)
+}

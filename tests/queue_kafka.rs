@@ -1,0 +1,401 @@
+//! The Kafka queue against a real broker, named by `INGESTD_TEST_KAFKA_BROKERS` (`host:port`). Each test makes a topic
+//! and groups of its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, unbounded};
+use ingestd::{
+    config::Config,
+    dlq::{DeadLetter, DeadLetterWriter},
+    health::{Health, SinkName},
+    metrics::Metrics,
+    position::{Offset, Partition, Timestamp},
+    produce::{Delivery, Key, NewRecord, Publish, Span, Ticket},
+    queue::{
+        Appender, Assignment, Batch, ByteBudget, Epoch, SourceCommand, SourceEvent, SourceHandle,
+        kafka::{self, KafkaAppender, KafkaDeadLetters, TopicError},
+    },
+};
+use prometheus_client::metrics::counter::Counter;
+use rdkafka::{
+    ClientConfig, Message, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A configuration with a topic of its own; `None`, loudly, where there is no broker to test with.
+fn config(name: &str) -> Option<Config> {
+    let Ok(brokers) = std::env::var("INGESTD_TEST_KAFKA_BROKERS") else {
+        eprintln!("SKIPPED {name}: INGESTD_TEST_KAFKA_BROKERS is not set");
+        return None;
+    };
+    let mut config = Config::default();
+    config.queue.kafka.brokers = brokers;
+    config.queue.topic = format!("{name}-{}", uuid::Uuid::now_v7());
+    config.queue.kafka.group = config.queue.topic.clone();
+    config.batch.max_records = 50;
+    config.batch.max_wait = Duration::from_millis(50);
+    Some(config)
+}
+
+fn append(appender: &mut KafkaAppender, range: std::ops::Range<usize>) -> Delivery {
+    let (ticket, reply) = Ticket::new(range.len(), Counter::default());
+    let mut body = Vec::new();
+    let mut events = Vec::new();
+    for number in range {
+        let start = body.len() as u32;
+        body.extend_from_slice(format!("{{\"type\":\"t\",\"n\":{number}}}").as_bytes());
+        let value = Span { start, end: body.len() as u32 };
+        let key = Key::InBody(Span { start: value.end - 2, end: value.end - 1 });
+        events.push(NewRecord { value, key: Some(key), assigned_id: Some(uuid::Uuid::now_v7()) });
+    }
+    let publish = Publish { body: body.into(), unescaped: Bytes::new(), events, received: Timestamp::now(), ticket };
+    let (mut publish, mut from) = (Some(publish), 0);
+    while let Err(full) = appender.append(publish.take().unwrap(), from) {
+        (publish, from) = (Some(full.publish), full.next);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    reply.blocking_recv().unwrap()
+}
+
+fn appender(config: &Config) -> KafkaAppender {
+    KafkaAppender::new(config, Health::default(), Arc::new(Metrics::default())).unwrap()
+}
+
+/// A sink that begins where the group stands and takes what comes, checking the queue's invariant.
+struct Reader {
+    source: SourceHandle,
+    events: Receiver<SourceEvent>,
+    expected: BTreeMap<Partition, (Epoch, Offset)>,
+    assignments: Vec<Assignment>,
+    seen: Vec<(Partition, Offset, String)>,
+}
+
+impl Reader {
+    fn start(config: &Config, instance: &str, budget: &ByteBudget) -> Self {
+        let (sender, events) = unbounded();
+        let live = Arc::new(ArcSwap::from_pointee(config.clone()));
+        let tell = Box::new(move |event| drop(sender.send(event)));
+        let source = kafka::source::spawn(live, SinkName::Archive, instance, budget.clone(), tell).unwrap();
+        Self { source, events, expected: BTreeMap::new(), assignments: Vec::new(), seen: Vec::new() }
+    }
+
+    fn command(&self, command: SourceCommand) {
+        self.source.commands.send(command).unwrap();
+    }
+
+    fn begin(&mut self, partition: Partition, at: Offset) {
+        let epoch = Epoch::fresh();
+        self.expected.insert(partition, (epoch, at));
+        self.command(SourceCommand::Begin { partition, epoch, at });
+    }
+
+    /// Handles one event; returns the batch, when it was one of the current epoch.
+    fn step(&mut self, wait: Duration) -> Option<Batch> {
+        match self.events.recv_timeout(wait).ok()? {
+            SourceEvent::Assigned(assignments) => {
+                for assignment in assignments {
+                    self.begin(assignment.partition, assignment.committed.unwrap_or(assignment.log_start));
+                    self.assignments.push(assignment);
+                }
+            }
+            SourceEvent::Revoked(partitions) => {
+                for partition in partitions {
+                    self.expected.remove(&partition);
+                }
+            }
+            SourceEvent::Batch(batch) => {
+                let (epoch, from) = self.expected.get_mut(&batch.partition)?;
+                if *epoch != batch.epoch {
+                    return None;
+                }
+                assert_eq!(*from, batch.from, "batches of {} are contiguous", batch.partition);
+                *from = batch.to;
+                for record in batch.records.iter() {
+                    assert!(batch.from <= record.offset && record.offset < batch.to);
+                    assert!(record.headers.id().is_some());
+                    let value = String::from_utf8(record.value.unwrap().to_vec()).unwrap();
+                    self.seen.push((batch.partition, record.offset, value));
+                }
+                return Some(batch);
+            }
+            SourceEvent::LogEnd(..) | SourceEvent::Available => {}
+            SourceEvent::Unavailable(reason) => eprintln!("unavailable: {reason}"),
+            SourceEvent::Fenced(reason) | SourceEvent::Failed(reason) => panic!("{reason}"),
+        }
+        None
+    }
+
+    /// Steps until so many records were seen.
+    fn read(&mut self, records: usize) {
+        self.until(|reader| reader.seen.len() >= records);
+    }
+
+    fn until(&mut self, done: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !done(self) {
+            assert!(Instant::now() < deadline, "{} records, expected {:?}", self.seen.len(), self.expected);
+            drop(self.step(Duration::from_millis(100)));
+        }
+    }
+
+    fn positions(&self) -> Vec<(Partition, Offset)> {
+        self.expected.iter().map(|(partition, (_, position))| (*partition, *position)).collect()
+    }
+
+    fn close(self, positions: Vec<(Partition, Offset)>) -> Vec<(Partition, Offset, String)> {
+        self.command(SourceCommand::Close(positions));
+        self.source.thread.join().unwrap();
+        self.seen
+    }
+}
+
+fn distinct(seen: &[(Partition, Offset, String)]) -> usize {
+    seen.iter().map(|(_, _, value)| value).collect::<BTreeSet<_>>().len()
+}
+
+#[test]
+fn a_restarted_source_goes_on_at_the_committed_positions() {
+    let Some(config) = config("restart") else { return };
+    let ready = kafka::prepare(&config, true).unwrap();
+    assert!(ready.created && ready.partitions == 4, "{ready:?}");
+    assert_ne!(&*ready.identity.0, kafka::identity::UNAVAILABLE);
+    assert!(!kafka::prepare(&config, true).unwrap().created);
+    let mut appender = appender(&config);
+    let budget = ByteBudget::new(32 << 20);
+
+    assert_eq!(append(&mut appender, 0..500).durable, 500);
+    let mut first = Reader::start(&config, "one", &budget);
+    first.read(500);
+    assert_eq!(first.seen.len(), 500);
+    assert!(first.assignments.iter().all(|assignment| assignment.committed.is_none() && assignment.holds_all));
+    assert!(first.assignments.iter().all(|assignment| assignment.identity == ready.identity));
+    let positions = first.positions();
+    first.close(positions);
+
+    assert_eq!(append(&mut appender, 500..700).durable, 200);
+    let mut second = Reader::start(&config, "one", &budget);
+    let restarted = Instant::now();
+    second.read(200);
+    assert!(restarted.elapsed() < Duration::from_secs(8), "a static member has its partitions back at once");
+    let seen = second.close(Vec::new());
+    assert_eq!((seen.len(), distinct(&seen)), (200, 200));
+    assert!(appender.flush(Duration::from_secs(5)).is_ok());
+}
+
+#[test]
+fn neither_pauses_nor_seeks_nor_a_spent_budget_lose_or_repeat_a_record() {
+    let Some(config) = config("pauses") else { return };
+    kafka::prepare(&config, false).unwrap();
+    let mut appender = appender(&config);
+    assert_eq!(append(&mut appender, 0..6000).durable, 6000);
+    // One batch at a time.
+    let budget = ByteBudget::new(1);
+    let mut reader = Reader::start(&config, "one", &budget);
+    let deadline = Instant::now() + PATIENCE;
+    let (mut batches, mut sought) = (0, 0);
+    while reader.seen.len() < 6000 + sought {
+        assert!(Instant::now() < deadline, "{} records", reader.seen.len());
+        let Some(batch) = reader.step(Duration::from_millis(100)) else { continue };
+        batches += 1;
+        match batches % 40 {
+            10 => {
+                reader.command(SourceCommand::Pause);
+                std::thread::sleep(Duration::from_millis(100));
+                reader.command(SourceCommand::Resume);
+            }
+            // Long enough for the source to park.
+            20 => std::thread::sleep(Duration::from_millis(1200)),
+            30 => {
+                sought += batch.records.len();
+                let (partition, at) = (batch.partition, batch.from);
+                reader.begin(partition, at);
+            }
+            _ => {}
+        }
+    }
+    let seen = reader.close(Vec::new());
+    assert!(sought > 0);
+    assert_eq!((seen.len(), distinct(&seen)), (6000 + sought, 6000));
+}
+
+#[test]
+fn two_members_share_the_partitions_and_each_record_is_seen_once_beyond_the_committed_positions() {
+    let Some(config) = config("share") else { return };
+    kafka::prepare(&config, false).unwrap();
+    let mut appender = appender(&config);
+    append(&mut appender, 0..400);
+    let budget = ByteBudget::new(32 << 20);
+    let mut first = Reader::start(&config, "one", &budget);
+    first.read(400);
+    first.command(SourceCommand::Commit(first.positions()));
+
+    let mut second = Reader::start(&config, "two", &budget);
+    let deadline = Instant::now() + PATIENCE;
+    while first.expected.len() != 2 || second.expected.len() != 2 {
+        assert!(Instant::now() < deadline, "{:?} {:?}", first.expected, second.expected);
+        drop(first.step(Duration::from_millis(10)));
+        drop(second.step(Duration::from_millis(10)));
+    }
+    // The one that stays hears that it holds only a part.
+    first.until(|first| first.assignments.last().is_some_and(|assignment| !assignment.holds_all));
+    append(&mut appender, 400..1000);
+    while first.seen.len() + second.seen.len() < 1000 {
+        assert!(Instant::now() < deadline, "{} {}", first.seen.len(), second.seen.len());
+        drop(first.step(Duration::from_millis(10)));
+        drop(second.step(Duration::from_millis(10)));
+    }
+    let (positions_1, positions_2) = (first.positions(), second.positions());
+    let mut seen = first.close(positions_1);
+    let of_second = second.close(positions_2);
+    assert!(!of_second.is_empty());
+    seen.extend(of_second);
+    assert_eq!((seen.len(), distinct(&seen)), (1000, 1000));
+}
+
+#[test]
+fn a_position_outside_the_log_is_announced_and_never_jumped() {
+    let Some(mut config) = config("range") else { return };
+    config.queue.kafka.partitions = 2;
+    kafka::prepare(&config, false).unwrap();
+    let mut appender = appender(&config);
+    append(&mut appender, 0..400);
+    let mut reader = Reader::start(&config, "one", &ByteBudget::new(32 << 20));
+    reader.read(400);
+    delete_records(&config, &reader.positions());
+    let ends: BTreeMap<_, _> = reader.positions().into_iter().collect();
+    reader.assignments.clear();
+    reader.begin(Partition(0), Offset(3));
+    reader.until(|reader| !reader.assignments.is_empty());
+    let announced = &reader.assignments[0];
+    assert_eq!((announced.partition, announced.log_start), (Partition(0), ends[&Partition(0)]));
+    // And goes on from where the sink begins after that.
+    append(&mut appender, 400..500);
+    reader.read(500);
+    reader.close(Vec::new());
+}
+
+#[test]
+fn a_second_process_with_the_same_instance_fences_the_first() {
+    let Some(config) = config("fence") else { return };
+    kafka::prepare(&config, false).unwrap();
+    let budget = ByteBudget::new(1 << 20);
+    let mut first = Reader::start(&config, "one", &budget);
+    first.until(|first| first.expected.len() == 4);
+    let mut second = Reader::start(&config, "one", &budget);
+    second.until(|second| second.expected.len() == 4);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < deadline, "the first was not fenced");
+        match first.events.recv_timeout(PATIENCE) {
+            Ok(SourceEvent::Fenced(_)) => break,
+            event => drop(event.unwrap()),
+        }
+    }
+    first.close(Vec::new());
+    second.close(Vec::new());
+}
+
+#[test]
+fn a_dead_letter_keeps_the_record_and_says_why() {
+    let Some(config) = config("dead") else { return };
+    kafka::prepare(&config, true).unwrap();
+    let letter = DeadLetter {
+        topic: config.queue.topic.clone(),
+        generation: 0,
+        partition: Partition(1),
+        offset: Offset(7),
+        received: Timestamp(1000),
+        reason: "invalid_json".to_owned(),
+        message: "expected value at line 1".to_owned(),
+        time: Timestamp::now(),
+        key: Some(b"key".to_vec()),
+        value: Some(b"not json".to_vec()),
+        headers: vec![("id".to_owned(), Some(b"abc".to_vec()))],
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let writer = KafkaDeadLetters::new(&config);
+    runtime.block_on(async { writer.write(vec![letter.clone(), letter.clone()]).await }).unwrap();
+
+    let topic = kafka::settings::dead_letter_topic(&config);
+    let consumer: BaseConsumer = client(&config).create().unwrap();
+    let mut partitions = TopicPartitionList::new();
+    partitions.add_partition_range(&topic, 0, 3);
+    partitions.set_all_offsets(rdkafka::Offset::Beginning).unwrap();
+    consumer.assign(&partitions).unwrap();
+    let message = consumer.poll(PATIENCE).unwrap().unwrap();
+    assert_eq!(message.key(), Some(letter.id().as_bytes()));
+    assert_eq!(message.payload(), letter.value.as_deref());
+    let headers: BTreeMap<_, _> =
+        message.headers().unwrap().iter().map(|header| (header.key, header.value.unwrap())).collect();
+    assert_eq!(headers["id"], b"abc");
+    assert_eq!(headers["ingestd-reason"], b"invalid_json");
+    assert_eq!(headers["ingestd-offset"], b"7");
+    assert_eq!(headers["ingestd-key"], b"key");
+}
+
+#[test]
+fn a_topic_that_cannot_keep_the_promises_is_refused() {
+    let Some(mut config) = config("refuse") else { return };
+    let refusal = |config: &Config| match kafka::prepare(config, false) {
+        Err(TopicError::Refused(reason)) => reason,
+        other => panic!("{other:?}"),
+    };
+    config.queue.kafka.create_topic = false;
+    assert!(refusal(&config).contains("create_topic"));
+    assert!(kafka::check(&config).is_err());
+
+    let name = config.queue.topic.clone();
+    for (suffix, key, value) in [("small", "max.message.bytes", "100000"), ("compact", "cleanup.policy", "compact")] {
+        config.queue.topic = format!("{name}-{suffix}");
+        let topic = config.queue.topic.clone();
+        create(
+            &config,
+            &NewTopic::new(&topic, 1, TopicReplication::Fixed(1)).set(key, value).set("segment.ms", "60000"),
+        );
+        // A topic is known to the brokers a moment after its creation.
+        let deadline = Instant::now() + PATIENCE;
+        while !refusal(&config).contains(key) {
+            assert!(Instant::now() < deadline, "{}", refusal(&config));
+        }
+    }
+
+    config.queue.kafka.brokers = "127.0.0.1:1".to_owned();
+    assert!(matches!(kafka::prepare(&config, false), Err(TopicError::Unreachable { .. })));
+}
+
+fn client(config: &Config) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &config.queue.kafka.brokers).set("group.id", "test");
+    client
+}
+
+fn admin(config: &Config) -> (AdminClient<DefaultClientContext>, tokio::runtime::Runtime) {
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", &config.queue.kafka.brokers);
+    (settings.create().unwrap(), tokio::runtime::Builder::new_current_thread().build().unwrap())
+}
+
+fn create(config: &Config, topic: &NewTopic<'_>) {
+    let (admin, runtime) = admin(config);
+    runtime.block_on(admin.create_topics([topic], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
+}
+
+fn delete_records(config: &Config, before: &[(Partition, Offset)]) {
+    let (admin, runtime) = admin(config);
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in before {
+        list.add_partition_offset(&config.queue.topic, partition.0, rdkafka::Offset::Offset(offset.as_i64())).unwrap();
+    }
+    runtime.block_on(admin.delete_records(&list, &AdminOptions::new())).unwrap();
+}
