@@ -9,6 +9,9 @@
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
 
+/// The name of this dependency in readiness.
+pub const DEPENDENCY: &str = "kafka";
+
 pub mod appender;
 pub mod dead_letters;
 mod delivery;

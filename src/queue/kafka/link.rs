@@ -92,7 +92,7 @@ impl Link {
         state.down = false;
         state.last_error = None;
         self.is_down.store(false, Ordering::Release);
-        self.health.dependency("kafka", Ok(()));
+        self.health.dependency(super::DEPENDENCY, Ok(()));
         self.health.open(Closed::QueueUnavailable);
     }
 
@@ -107,7 +107,7 @@ impl Link {
         self.is_down.store(true, Ordering::Release);
         let reason = self.words(&state, reason);
         self.health.close(Closed::QueueUnavailable, reason.clone());
-        self.health.dependency("kafka", Err(reason));
+        self.health.dependency(super::DEPENDENCY, Err(reason));
         news
     }
 
