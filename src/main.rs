@@ -1,1 +1,7 @@
-fn main() {}
+//! The binary; everything it does is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ingestd::cli::main()
+}

@@ -1,0 +1,168 @@
+//! The command line: which command, and where the configuration comes from.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::LazyLock,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigErrors, Setting, Sources};
+
+mod check;
+mod run;
+mod show;
+
+/// A dependency does not work, or the daemon failed.
+const FAILURE: u8 = 1;
+/// `EX_CONFIG` of sysexits.h: starting again changes nothing. Usage errors are clap's 2.
+const CONFIGURATION: u8 = 78;
+
+/// Takes events over HTTP and carries each exactly once into an archive and into aggregates.
+#[derive(Debug, Parser)]
+#[command(name = "ingestd", version = version(), subcommand_help_heading = "Commands")]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon (this is what happens without a command)
+    Run {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Check the configuration, and with --connect whether everything that it names answers
+    Check {
+        #[command(flatten)]
+        options: Options,
+        /// Ask the queue, the archive and the store, too
+        #[arg(long)]
+        connect: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the effective configuration as TOML, secrets hidden
+    Config {
+        #[command(flatten)]
+        options: Options,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Each command takes them behind its name; before it they mean the same.
+#[derive(Debug, Default, Args)]
+struct Options {
+    /// Configuration file; without it ./config.toml, if there is one
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What this process runs, such as "ingest" or "archive,aggregate"
+    #[arg(long, value_name = "LIST")]
+    roles: Option<String>,
+    /// Set a key, such as http.listen=0.0.0.0:8080; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Setting>,
+}
+
+impl Options {
+    /// Those behind the command's name come later, so they win.
+    fn and_then(mut self, later: Self) -> Self {
+        self.settings.extend(later.settings);
+        Self { config: later.config.or(self.config), roles: later.roles.or(self.roles), settings: self.settings }
+    }
+
+    fn sources(self) -> Sources {
+        let mut settings = self.settings;
+        if let Some(value) = self.roles {
+            settings.push(Setting { flag: "--roles", key: "roles".to_owned(), value });
+        }
+        Sources::new(self.config, settings)
+    }
+}
+
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    let Cli { options, command } = Cli::parse();
+    match command.unwrap_or(Command::Run { options: Options::default() }) {
+        Command::Run { options: later } => run::run(options.and_then(later).sources()),
+        Command::Check { options: later, connect, json } => {
+            check::check(&options.and_then(later).sources(), connect, json)
+        }
+        Command::Config { options: later, json } => show::show(&options.and_then(later).sources(), json),
+    }
+}
+
+/// `0.1.0 (commit 0123456789ab, librdkafka 2.12.1)`
+pub fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let (_, librdkafka) = rdkafka::util::get_rdkafka_version();
+        let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("INGESTD_COMMIT"));
+        format!("{version} (commit {commit}, librdkafka {librdkafka})")
+    });
+    &VERSION
+}
+
+/// Loads it, or says on stderr what is wrong, a line each.
+fn load(sources: &Sources) -> Result<Config, (ConfigErrors, ExitCode)> {
+    sources.load().map_err(|errors| {
+        eprintln!("{errors}");
+        (errors, ExitCode::from(CONFIGURATION))
+    })
+}
+
+/// Prints a result. A reader that has gone (`| head`) is no failure.
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("stdout cannot be written: {error}");
+            ExitCode::from(FAILURE)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(arguments: &[&str]) -> Options {
+        let cli = Cli::try_parse_from(["ingestd"].iter().chain(arguments)).unwrap();
+        match cli.command {
+            None => cli.options,
+            Some(Command::Run { options } | Command::Check { options, .. } | Command::Config { options, .. }) => {
+                cli.options.and_then(options)
+            }
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_stand_before_and_behind_the_command() {
+        let both = options(&["--set", "a=1", "--config", "x", "check", "--set", "b=2=3", "--roles", "ingest"]);
+        let settings: Vec<_> = both.settings.iter().map(|setting| (&*setting.key, &*setting.value)).collect();
+        assert_eq!(settings, [("a", "1"), ("b", "2=3")]);
+        assert_eq!((both.config, both.roles), (Some(PathBuf::from("x")), Some("ingest".to_owned())));
+    }
+
+    #[test]
+    fn what_is_not_built_is_not_understood() {
+        for arguments in [["send", "url"], ["dlq", "list"], ["run", "--buffer"], ["--set", "no-value"]] {
+            let error = Cli::try_parse_from(["ingestd"].iter().chain(&arguments)).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{arguments:?}");
+        }
+    }
+}
