@@ -31,13 +31,13 @@ use self::{
 use crate::{
     admin::{self, AdminServer, AdminState},
     aggregate::Aggregator,
-    config::{self, Config, LiveConfig, QueueKind, Roles, Sources},
+    config::{self, Config, LiveConfig, QueueKind, Role, Roles, Sources},
     consume::{Consumer, ConsumerParts, QueueName, Replies},
     data_dir::DataDir,
     dlq::DeadLetterWriter,
     health::{ActorName, Closed, Health, SinkName},
     ingest::{self, Ingestor},
-    logging::LogLevel,
+    logging::{self, LogLevel},
     metrics::Metrics,
     produce::Producer,
     queue::{
@@ -68,8 +68,8 @@ const HEARTBEAT_LIMIT: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until a signal or a failure ends it.
-pub fn run(config: Config, sources: Sources, log_level: LogLevel) -> ExitCode {
-    match try_run(config, sources, log_level) {
+pub fn run(config: Config, sources: Sources) -> ExitCode {
+    match try_run(config, sources) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("ingestd: {error:#}");
@@ -78,7 +78,8 @@ pub fn run(config: Config, sources: Sources, log_level: LogLevel) -> ExitCode {
     }
 }
 
-fn try_run(config: Config, sources: Sources, log_level: LogLevel) -> anyhow::Result<u8> {
+fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
+    let log_level = logging::init(&config.logging)?;
     // Files 0600, folders 0700, also those that libraries make.
     rustix::process::umask(Mode::from_bits_truncate(0o077));
     let signals = Signals::listen().context("cannot listen to signals")?;
@@ -211,7 +212,7 @@ impl Daemon {
             metrics: self.metrics.clone(),
             store,
             reloader: self.reloader.clone(),
-            roles: self.roles.names(),
+            roles: self.roles.iter().map(Role::as_str).collect(),
             version: env!("CARGO_PKG_VERSION"),
             commit: env!("INGESTD_COMMIT"),
             started: self.started,
@@ -410,7 +411,7 @@ impl Daemon {
         print!("{}", addresses.banner(&config, &self.data_dir, &self.roles));
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = self.roles.names().join(","), "ready");
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = %self.roles, "ready");
     }
 
     /// Beats, reloads on SIGHUP, and returns when something ends the daemon.
@@ -466,7 +467,7 @@ impl Daemon {
 fn reloader(sources: Sources, config: LiveConfig, log_level: LogLevel) -> Reloader {
     let load = Box::new(move || sources.load().map_err(|errors| errors.to_string()));
     let apply = Box::new(|old: &Config, new: Config| {
-        let (config, diff) = config::reload::apply(old, new).map_err(|errors| errors.to_string())?;
+        let (config, diff) = config::apply(old, &new).map_err(|errors| errors.to_string())?;
         Ok((config, Reloaded { applied: diff.live, needs_restart: diff.needs_restart }))
     });
     let log_level = Mutex::new(log_level);

@@ -1,107 +1,168 @@
-//! The command line.
-//!
-//! Exit statuses: 0 done; 1 failure; 2 usage; 3 fenced; 4 deadline or second signal; 78 configuration.
+//! The command line: which command, and where the configuration comes from.
 
-mod check;
-mod show;
-
-use std::{path::PathBuf, process::ExitCode};
-
-use clap::{Args, Parser, Subcommand};
-use rdkafka::util::get_rdkafka_version;
-
-use crate::{
-    app,
-    config::{Config, ConfigErrors, Sources},
-    logging,
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::LazyLock,
 };
 
-/// Takes events over HTTP, answers when they are durable, and carries each exactly once into an archive of raw files
-/// and into aggregates.
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigErrors, Setting, Sources};
+
+mod check;
+mod run;
+mod show;
+
+/// A dependency does not work, or the daemon failed.
+const FAILURE: u8 = 1;
+/// `EX_CONFIG` of sysexits.h: starting again changes nothing. Usage errors are clap's 2.
+const CONFIGURATION: u8 = 78;
+
+/// Takes events over HTTP and carries each exactly once into an archive and into aggregates.
 #[derive(Debug, Parser)]
-#[command(name = "ingestd", version = version(), max_term_width = 100)]
+#[command(name = "ingestd", version = version(), subcommand_help_heading = "Commands")]
 struct Cli {
     #[command(flatten)]
-    configuration: Configuration,
+    options: Options,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-#[derive(Debug, Args)]
-struct Configuration {
-    /// The configuration file [default: ./config.toml where there is one]
-    #[arg(long, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The actors of this process: all, ingest, archive, aggregate, worker, or names of actors, separated by commas
-    #[arg(long, global = true, value_name = "LIST")]
-    roles: Option<String>,
-    /// Sets a key, past the file and the environment: --set queue.kafka.brokers=127.0.0.1:9092
-    #[arg(long, global = true, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-}
-
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the daemon (also without a subcommand)
-    Run,
-    /// Checks the configuration and, with --connect, each dependency that it names
-    Check(check::Arguments),
-    /// Prints the configuration in force, with secrets hidden
-    Config(show::Arguments),
+    /// Run the daemon (this is what happens without a command)
+    Run {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Check the configuration, and with --connect whether everything that it names answers
+    Check {
+        #[command(flatten)]
+        options: Options,
+        /// Ask the queue, the archive and the store, too
+        #[arg(long)]
+        connect: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the effective configuration as TOML, secrets hidden
+    Config {
+        #[command(flatten)]
+        options: Options,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
-fn version() -> &'static str {
-    let (_, librdkafka) = get_rdkafka_version();
-    let text = format!("{} (commit {}, librdkafka {librdkafka})", env!("CARGO_PKG_VERSION"), env!("INGESTD_COMMIT"));
-    // Once in the life of the process.
-    text.leak()
+/// Each command takes them behind its name; before it they mean the same.
+#[derive(Debug, Default, Args)]
+struct Options {
+    /// Configuration file; without it ./config.toml, if there is one
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What this process runs, such as "ingest" or "archive,aggregate"
+    #[arg(long, value_name = "LIST")]
+    roles: Option<String>,
+    /// Set a key, such as http.listen=0.0.0.0:8080; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<Setting>,
 }
 
-/// Parses the arguments and does what they say. Usage errors end the process with status 2.
-pub fn main() -> ExitCode {
-    let Cli { configuration, command } = Cli::parse();
-    let (config, sources) = match load(configuration) {
-        Ok(loaded) => loaded,
-        Err(errors) => {
-            for line in errors.to_string().lines() {
-                eprintln!("ingestd: {line}");
-            }
-            return ExitCode::from(app::exit::CONFIGURATION);
+impl Options {
+    /// Those behind the command's name come later, so they win.
+    fn and_then(mut self, later: Self) -> Self {
+        self.settings.extend(later.settings);
+        Self { config: later.config.or(self.config), roles: later.roles.or(self.roles), settings: self.settings }
+    }
+
+    fn sources(self) -> Sources {
+        let mut settings = self.settings;
+        if let Some(value) = self.roles {
+            settings.push(Setting { flag: "--roles", key: "roles".to_owned(), value });
         }
-    };
-    match command {
-        None | Some(Command::Run) => match logging::init(&config.logging) {
-            Ok(log_level) => app::run(config, sources, log_level),
-            Err(error) => {
-                eprintln!("ingestd: {error:#}");
-                ExitCode::from(app::exit::CONFIGURATION)
-            }
-        },
-        Some(Command::Check(arguments)) => check::run(&arguments, &config, &sources),
-        Some(Command::Config(arguments)) => show::run(&arguments, &config),
+        Sources::new(self.config, settings)
     }
 }
 
-fn load(Configuration { config, roles, set }: Configuration) -> Result<(Config, Sources), ConfigErrors> {
-    let sources = Sources::new(config, roles, set)?;
-    Ok((sources.load()?, sources))
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    let Cli { options, command } = Cli::parse();
+    match command.unwrap_or(Command::Run { options: Options::default() }) {
+        Command::Run { options: later } => run::run(options.and_then(later).sources()),
+        Command::Check { options: later, connect, json } => {
+            check::check(&options.and_then(later).sources(), connect, json)
+        }
+        Command::Config { options: later, json } => show::show(&options.and_then(later).sources(), json),
+    }
+}
+
+/// `0.1.0 (commit 0123456789ab, librdkafka 2.12.1)`
+pub fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let (_, librdkafka) = rdkafka::util::get_rdkafka_version();
+        let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("INGESTD_COMMIT"));
+        format!("{version} (commit {commit}, librdkafka {librdkafka})")
+    });
+    &VERSION
+}
+
+/// Loads it, or says on stderr what is wrong, a line each.
+fn load(sources: &Sources) -> Result<Config, (ConfigErrors, ExitCode)> {
+    sources.load().map_err(|errors| {
+        eprintln!("{errors}");
+        (errors, ExitCode::from(CONFIGURATION))
+    })
+}
+
+/// Prints a result. A reader that has gone (`| head`) is no failure.
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("stdout cannot be written: {error}");
+            ExitCode::from(FAILURE)
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
+
+    fn options(arguments: &[&str]) -> Options {
+        let cli = Cli::try_parse_from(["ingestd"].iter().chain(arguments)).unwrap();
+        match cli.command {
+            None => cli.options,
+            Some(Command::Run { options } | Command::Check { options, .. } | Command::Config { options, .. }) => {
+                cli.options.and_then(options)
+            }
+        }
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn options_stand_before_and_after_the_subcommand() {
-        let cli = Cli::parse_from(["ingestd", "--set", "a=1", "check", "--set", "b=2", "--roles", "worker"]);
-        assert_eq!(cli.configuration.roles.as_deref(), Some("worker"));
-        assert!(matches!(cli.command, Some(Command::Check(_))));
+    fn options_stand_before_and_behind_the_command() {
+        let both = options(&["--set", "a=1", "--config", "x", "check", "--set", "b=2=3", "--roles", "ingest"]);
+        let settings: Vec<_> = both.settings.iter().map(|setting| (&*setting.key, &*setting.value)).collect();
+        assert_eq!(settings, [("a", "1"), ("b", "2=3")]);
+        assert_eq!((both.config, both.roles), (Some(PathBuf::from("x")), Some("ingest".to_owned())));
+    }
+
+    #[test]
+    fn what_is_not_built_is_not_understood() {
+        for arguments in [["send", "url"], ["dlq", "list"], ["run", "--buffer"], ["--set", "no-value"]] {
+            let error = Cli::try_parse_from(["ingestd"].iter().chain(&arguments)).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{arguments:?}");
+        }
     }
 }

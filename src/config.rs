@@ -8,9 +8,23 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
+mod error;
+mod keys;
+mod load;
+mod read;
+mod reload;
+mod roles;
+mod secrets;
 mod size;
+mod sources;
+mod validate;
 
+pub use error::{ConfigError, ConfigErrors};
+pub use load::load;
+pub use reload::{Diff, apply, diff};
+pub use roles::{Role, Roles};
 pub use size::ByteSize;
+pub use sources::{Setting, Sources};
 
 /// The configuration in force. Reload swaps it; only live keys ever differ from the start's.
 pub type LiveConfig = Arc<ArcSwap<Config>>;
@@ -52,17 +66,22 @@ impl Default for Config {
             archive: ArchiveConfig::default(),
             store: StoreConfig::default(),
             aggregator: AggregatorConfig::default(),
-            aggregate: vec![AggregateConfig {
-                name: "events_by_type".to_owned(),
-                window: Duration::from_secs(60),
-                group_by: vec!["client_id".to_owned(), "type".to_owned()],
-            }],
+            aggregate: default_aggregates(&EventConfig::default()),
             disk: DiskConfig::default(),
             supervision: SupervisionConfig::default(),
             shutdown: ShutdownConfig::default(),
             logging: LoggingConfig::default(),
         }
     }
+}
+
+/// Without `[[aggregate]]`: events per minute by client and type, whatever these fields are called.
+fn default_aggregates(event: &EventConfig) -> Vec<AggregateConfig> {
+    vec![AggregateConfig {
+        name: "events_by_type".to_owned(),
+        window: Duration::from_secs(60),
+        group_by: vec![event.client_field.clone(), event.type_field.clone()],
+    }]
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,43 +1,117 @@
-//! The daemon's log: lines on standard error, as text for people or as JSON for collectors.
+//! Logs go to stderr as events with fields, as text or JSON; the level can change while the daemon runs.
+
+use std::{
+    io::{self, IsTerminal},
+    sync::OnceLock,
+};
 
 use anyhow::Context;
-use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Registry,
+    filter::LevelFilter,
+    layer::{Layer, SubscriberExt},
+    reload,
+    util::SubscriberInitExt,
+};
 
 use crate::config::{LogFormat, LoggingConfig};
 
-/// Changes the filter of the running log.
+/// Libraries that say too much below this; a filter that names one of them decides itself.
+const QUIET: &str = "rdkafka=warn,librdkafka=warn,object_store=warn,mongodb=warn,hyper=warn,hyper_util=warn,h2=warn,\
+                     reqwest=warn,rustls=warn,actix_server=warn,actix_http=warn,mio=warn";
+
+/// Changes what is logged.
+#[derive(Clone, Debug)]
 pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
 
 impl LogLevel {
-    /// Puts another filter (`logging.level`) in force.
+    /// Takes a `logging.level`.
     ///
     /// # Errors
-    /// When it cannot be parsed; the one in force stays.
+    /// When it is no filter; what was logged before goes on.
     pub fn set(&self, level: &str) -> anyhow::Result<()> {
-        let filter = filter(level)?;
-        self.0.reload(filter).context("the log has ended")
+        let filter = filter(level).with_context(|| format!("logging.level = {level:?}"))?;
+        self.0.reload(filter).context("the log's filter cannot be changed")
     }
 }
 
-/// What libraries say of their own life is of no use to operators; a directive in `logging.level` brings it back.
-const QUIET: &str = "actix_server=warn,actix_http=warn,rdkafka=warn,librdkafka=warn";
+static INSTALLED: OnceLock<LogLevel> = OnceLock::new();
 
-fn filter(level: &str) -> anyhow::Result<EnvFilter> {
-    format!("{QUIET},{level}").parse().with_context(|| format!("logging.level {level:?}"))
-}
-
-/// Starts the log of this process. Call it once.
+/// Starts logging. A process has one log: a later call only sets the level.
 ///
 /// # Errors
-/// When `logging.level` cannot be parsed, or there is a log already.
+/// When the level is no filter, or something else has taken the place of the global subscriber.
 pub fn init(config: &LoggingConfig) -> anyhow::Result<LogLevel> {
-    let (filter, handle) = reload::Layer::new(filter(&config.level)?);
-    let lines = fmt::layer().with_writer(std::io::stderr).with_target(true);
-    let registry = tracing_subscriber::registry().with(filter);
-    match config.format {
-        LogFormat::Text => registry.with(lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).try_init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+    if let Some(level) = INSTALLED.get() {
+        level.set(&config.level)?;
+        return Ok(level.clone());
     }
-    .context("the log was started before")?;
-    Ok(LogLevel(handle))
+    // Libraries that log through `log` are bounded once and for all by the level at this point, so it is the highest;
+    // the filter that decides is set below.
+    let (changeable, handle) = reload::Layer::new(EnvFilter::new("trace"));
+    let output = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let output = match config.format {
+        LogFormat::Text => output.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => output.json().flatten_event(true).with_span_list(false).boxed(),
+    };
+    tracing_subscriber::registry().with(changeable).with(output).try_init().context("logging cannot be started")?;
+    let level = LogLevel(handle);
+    level.set(&config.level)?;
+    Ok(INSTALLED.get_or_init(|| level).clone())
+}
+
+fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+    let general = level.split(',').filter_map(|part| part.trim().parse::<LevelFilter>().ok()).next_back();
+    // At warn and below they are as quiet as the rest, and must not be louder. A later directive replaces one for the
+    // same target, so the operator's come last.
+    match general {
+        Some(general) if general > LevelFilter::WARN => Ok(EnvFilter::try_new(format!("{QUIET},{level}"))?),
+        _ => Ok(EnvFilter::try_new(level)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What a log at that level holds of one event each of ours and of a library.
+    fn logged(level: &str) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry().with(filter(level).unwrap()).with(output);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: "ingestd::upload", "ours");
+            tracing::info!(target: "rdkafka::client", "chatter");
+            tracing::warn!(target: "rdkafka::client", "warning");
+        });
+        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn libraries_are_quiet_until_they_are_asked_for() {
+        let heard = |level: &str| {
+            let log = logged(level);
+            (log.contains("ours"), log.contains("chatter"), log.contains("warning"))
+        };
+        assert_eq!(heard("info"), (true, false, true));
+        assert_eq!(heard("info,rdkafka=info"), (true, true, true));
+        assert_eq!(heard("error"), (false, false, false));
+        assert_eq!(heard("ingestd=info"), (true, false, false));
+    }
 }

@@ -1,5 +1,7 @@
-//! The `ingestd` program. See the library's documentation for how it works.
+//! The binary; everything it does is in the library.
 
-fn main() -> std::process::ExitCode {
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
     ingestd::cli::main()
 }

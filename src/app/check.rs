@@ -16,7 +16,8 @@ pub struct CheckLine {
 }
 
 /// Asks each dependency. Blocks until all have answered or their deadlines are over.
-pub fn check(config: &Config) -> Vec<CheckLine> {
+pub fn check(config: Config) -> Vec<CheckLine> {
+    let config = &config;
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return vec![CheckLine { what: "runtime".to_owned(), outcome: Err(error.to_string()) }],

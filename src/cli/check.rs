@@ -1,48 +1,47 @@
-//! `ingestd check [--connect]`: whether the daemon would start with this configuration.
+//! `ingestd check`: is the configuration right, and does everything that it names answer?
 
 use std::process::ExitCode;
 
-use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     app::{self, CheckLine},
-    config::{Config, Sources},
+    config::Sources,
 };
 
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    /// Ask each dependency whether it can be used as configured; creates missing topics and indexes as a start would
-    #[arg(long)]
-    connect: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// The configuration has been checked already: that it exists says that it is good.
-pub(super) fn run(arguments: &Arguments, config: &Config, sources: &Sources) -> ExitCode {
-    let file = sources.files().first().map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
-    let lines = if arguments.connect { app::check(config) } else { Vec::new() };
-    let ok = lines.iter().all(|line| line.outcome.is_ok());
-    if arguments.json {
-        let checks: Vec<_> = lines.iter().map(as_json).collect();
-        println!("{}", json!({ "ok": ok, "configuration": file, "checks": checks }));
-    } else {
-        println!("configuration ok: {file}");
-        for CheckLine { what, outcome } in &lines {
-            match outcome {
-                Ok(found) => println!("{what} ok: {found}"),
-                Err(wrong) => println!("{what} FAILED: {wrong}"),
+pub(super) fn check(sources: &Sources, connect: bool, json: bool) -> ExitCode {
+    let config = match super::load(sources) {
+        Ok(config) => config,
+        Err((errors, exit)) => {
+            if json {
+                super::print(&json!({ "ok": false, "errors": errors.0 }).to_string());
             }
+            return exit;
         }
-    }
-    if ok { ExitCode::SUCCESS } else { ExitCode::from(app::exit::FAILURE) }
+    };
+    let dependencies = if connect { app::check(config) } else { Vec::new() };
+    let ok = dependencies.iter().all(|line| line.outcome.is_ok());
+    let report = if json { as_json(ok, sources, &dependencies) } else { as_text(sources, &dependencies) };
+    let printed = super::print(&report);
+    if ok { printed } else { ExitCode::from(super::FAILURE) }
 }
 
-fn as_json(line: &CheckLine) -> serde_json::Value {
-    match &line.outcome {
-        Ok(found) => json!({ "what": line.what, "ok": true, "found": found }),
-        Err(wrong) => json!({ "what": line.what, "ok": false, "error": wrong }),
-    }
+fn as_text(sources: &Sources, dependencies: &[CheckLine]) -> String {
+    let mut lines = vec![format!("configuration ok: {sources}")];
+    lines.extend(dependencies.iter().map(|CheckLine { what, outcome }| match outcome {
+        Ok(found) => format!("{what} ok: {found}"),
+        Err(reason) => format!("{what} failed: {reason}"),
+    }));
+    lines.join("\n")
+}
+
+fn as_json(ok: bool, sources: &Sources, dependencies: &[CheckLine]) -> String {
+    let dependencies: Vec<Value> = dependencies
+        .iter()
+        .map(|CheckLine { what, outcome }| {
+            let message = outcome.as_ref().unwrap_or_else(|reason| reason);
+            json!({ "what": what, "ok": outcome.is_ok(), "message": message })
+        })
+        .collect();
+    json!({ "ok": ok, "configuration": sources.to_string(), "dependencies": dependencies }).to_string()
 }

@@ -1,36 +1,24 @@
-//! `ingestd config`: the configuration in force, with secrets hidden.
+//! `ingestd config`: the effective configuration.
 
 use std::process::ExitCode;
 
-use clap::Args;
+use crate::config::Sources;
 
-use crate::{
-    app,
-    config::{Config, secrets},
-};
-
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    /// Print JSON instead of TOML
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) fn run(arguments: &Arguments, config: &Config) -> ExitCode {
-    let shown = secrets::redacted(config);
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&shown).map_err(anyhow::Error::from)
+pub(super) fn show(sources: &Sources, json: bool) -> ExitCode {
+    let config = match super::load(sources) {
+        Ok(config) => config.without_secrets(),
+        Err((_, exit)) => return exit,
+    };
+    let text = if json {
+        serde_json::to_string_pretty(&config).map_err(|error| error.to_string())
     } else {
-        toml::to_string_pretty(&shown).map_err(anyhow::Error::from)
+        toml::to_string(&config).map_err(|error| error.to_string())
     };
     match text {
-        Ok(text) => {
-            println!("{}", text.trim_end());
-            ExitCode::SUCCESS
-        }
+        Ok(text) => super::print(&text),
         Err(error) => {
-            eprintln!("ingestd: the configuration cannot be printed: {error}");
-            ExitCode::from(app::exit::FAILURE)
+            eprintln!("the configuration cannot be written: {error}");
+            ExitCode::from(super::FAILURE)
         }
     }
 }

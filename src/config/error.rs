@@ -1,0 +1,48 @@
+//! What is wrong with a configuration, in words for the one who wrote it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// One broken rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConfigError {
+    /// Where the value was given: the file's path, the environment variable, the flag.
+    #[serde(rename = "source")]
+    pub origin: String,
+    /// The dotted key; empty where the error is about the source as a whole.
+    pub key: String,
+    /// As it was given, with secrets hidden.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    pub rule: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.origin)?;
+        match &self.value {
+            _ if self.key.is_empty() => write!(f, "{}", self.rule),
+            Some(value) => write!(f, "{} = {value}: {}", self.key, self.rule),
+            None => write!(f, "{}: {}", self.key, self.rule),
+        }
+    }
+}
+
+/// All that is wrong with a configuration, never empty; a line each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, error) in self.0.iter().enumerate() {
+            if position > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}

@@ -1,0 +1,271 @@
+//! Which actors a process runs, and which combinations cannot work.
+
+use std::fmt;
+
+use super::{Config, QueueKind, StoreKind, keys::nearest};
+
+/// A kind of actor that `roles` can name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Ingestor,
+    Producer,
+    Consumer,
+    Spooler,
+    Uploader,
+    Aggregator,
+    Watchdog,
+}
+
+impl Role {
+    pub const ALL: [Self; 7] = [
+        Self::Ingestor,
+        Self::Producer,
+        Self::Consumer,
+        Self::Spooler,
+        Self::Uploader,
+        Self::Aggregator,
+        Self::Watchdog,
+    ];
+
+    /// As `roles` writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingestor => "ingestor",
+            Self::Producer => "producer",
+            Self::Consumer => "consumer",
+            Self::Spooler => "spooler",
+            Self::Uploader => "uploader",
+            Self::Aggregator => "aggregator",
+            Self::Watchdog => "watchdog",
+        }
+    }
+}
+
+const INGEST: [Role; 3] = [Role::Ingestor, Role::Producer, Role::Watchdog];
+const ARCHIVE: [Role; 4] = [Role::Consumer, Role::Spooler, Role::Uploader, Role::Watchdog];
+const AGGREGATE: [Role; 3] = [Role::Consumer, Role::Aggregator, Role::Watchdog];
+const GROUPS: [&str; 5] = ["all", "ingest", "archive", "aggregate", "worker"];
+
+/// The roles in force: groups resolved, sinks that are off left out.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Roles(u8);
+
+impl Roles {
+    pub fn has(self, role: Role) -> bool {
+        self.0 & bit(role) != 0
+    }
+
+    /// Accepts events.
+    pub fn ingest(self) -> bool {
+        self.has(Role::Ingestor)
+    }
+
+    /// Carries records into the archive; its consumer is one of the group `…-archive`.
+    pub fn archive(self) -> bool {
+        self.has(Role::Consumer) && self.has(Role::Spooler)
+    }
+
+    /// Carries records into the aggregates; its consumer is one of the group `…-aggregate`.
+    pub fn aggregate(self) -> bool {
+        self.has(Role::Consumer) && self.has(Role::Aggregator)
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = Role> {
+        Role::ALL.into_iter().filter(move |role| self.has(*role))
+    }
+
+    fn add(&mut self, roles: &[Role]) {
+        roles.iter().for_each(|role| self.0 |= bit(*role));
+    }
+
+    /// `all` and `worker` mean the sinks that are on; a role by its own name, or its sink's, insists on it.
+    fn resolve(config: &Config) -> Result<Self, String> {
+        let (archive_on, aggregate_on) = sinks(config);
+        let mut roles = Self::default();
+        for name in &config.roles {
+            match name.as_str() {
+                "ingest" => roles.add(&INGEST),
+                "archive" => roles.add(&ARCHIVE),
+                "aggregate" => roles.add(&AGGREGATE),
+                "all" | "worker" => {
+                    if name == "all" {
+                        roles.add(&INGEST);
+                    } else if !archive_on && !aggregate_on {
+                        return Err("worker has nothing to do: archive.url and store.kind are both none".to_owned());
+                    }
+                    if archive_on {
+                        roles.add(&ARCHIVE);
+                    }
+                    if aggregate_on {
+                        roles.add(&AGGREGATE);
+                    }
+                }
+                name => match Role::ALL.into_iter().find(|role| role.as_str() == name) {
+                    Some(role) => roles.add(&[role]),
+                    None => return Err(unknown(name)),
+                },
+            }
+        }
+        Ok(roles)
+    }
+}
+
+impl fmt::Display for Roles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.iter().map(Role::as_str).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
+impl fmt::Debug for Roles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Roles({self})")
+    }
+}
+
+fn bit(role: Role) -> u8 {
+    1 << role as u8
+}
+
+/// Whether the archive and the aggregates are on, in whatever process.
+fn sinks(config: &Config) -> (bool, bool) {
+    (config.archive.is_on(), config.store.kind != StoreKind::None)
+}
+
+fn unknown(name: &str) -> String {
+    let names: Vec<&str> = Role::ALL.into_iter().map(Role::as_str).collect();
+    let hint = match nearest(name, names.iter().copied().chain(GROUPS)) {
+        Some(near) => format!("did you mean {near}? "),
+        None => String::new(),
+    };
+    format!("{name:?} is no role; {hint}Roles: {}; groups: {}", names.join(", "), GROUPS.join(", "))
+}
+
+impl Config {
+    /// The roles in force. A configuration that was loaded has some that can work together.
+    pub fn roles(&self) -> Roles {
+        Roles::resolve(self).unwrap_or_default()
+    }
+}
+
+/// The rules that the configured roles break.
+pub(super) fn broken_rules(config: &Config) -> Vec<String> {
+    use Role::{Aggregator, Consumer, Ingestor, Producer, Spooler, Uploader};
+    let roles = match Roles::resolve(config) {
+        Ok(roles) => roles,
+        Err(rule) => return vec![rule],
+    };
+    let (archive_on, aggregate_on) = sinks(config);
+    let archives = roles.has(Spooler) || roles.has(Uploader);
+    let rules = [
+        (roles == Roles::default(), "at least one role is needed; all is the default"),
+        (
+            roles != Roles::default() && roles.iter().all(|role| role == Role::Watchdog),
+            "a watchdog alone has nothing to watch",
+        ),
+        (
+            roles.has(Ingestor) && !roles.has(Producer),
+            "an ingestor needs a producer, which writes its events to the queue",
+        ),
+        (roles.has(Producer) && !roles.has(Ingestor), "a producer needs an ingestor, which gives it events"),
+        (roles.has(Spooler) && !roles.has(Consumer), "a spooler needs a consumer, which gives it records"),
+        (
+            roles.has(Spooler) && !roles.has(Uploader),
+            "a spooler needs its uploader: nothing else sends the segments that it seals",
+        ),
+        (
+            roles.has(Uploader) && !roles.has(Spooler),
+            "an uploader needs its spooler, which seals the segments that it sends",
+        ),
+        (roles.has(Aggregator) && !roles.has(Consumer), "an aggregator needs a consumer, which gives it records"),
+        (
+            roles.has(Consumer) && !roles.has(Spooler) && !roles.has(Aggregator),
+            "a consumer needs a spooler or an aggregator to read for",
+        ),
+        (archives && !archive_on, "a spooler and an uploader need an archive, and archive.url is none"),
+        (roles.has(Aggregator) && !aggregate_on, "an aggregator needs a store, and store.kind is none"),
+    ];
+    let mut broken: Vec<String> =
+        rules.into_iter().filter(|(is_broken, _)| *is_broken).map(|(_, rule)| rule.to_owned()).collect();
+    if broken.is_empty() && config.queue.kind == QueueKind::Embedded {
+        let mut missing = Vec::new();
+        if !roles.ingest() {
+            missing.push("ingestor and producer");
+        }
+        if archive_on && !roles.archive() {
+            missing.push("consumer, spooler and uploader (or archive.url = \"none\")");
+        }
+        if aggregate_on && !roles.aggregate() {
+            missing.push("consumer and aggregator (or store.kind = \"none\")");
+        }
+        if !missing.is_empty() {
+            broken.push(format!(
+                "the embedded queue cannot be split over processes: add {}, or use queue.kind = \"kafka\"",
+                missing.join("; ")
+            ));
+        }
+    }
+    broken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(kind: QueueKind, roles: &str) -> Config {
+        let mut config = Config { roles: roles.split(',').map(str::to_owned).collect(), ..Config::default() };
+        config.queue.kind = kind;
+        config
+    }
+
+    #[test]
+    fn all_means_the_sinks_that_are_on() {
+        let mut config = Config::default();
+        assert_eq!(config.roles().iter().count(), Role::ALL.len());
+        config.archive.url = "none".to_owned();
+        assert_eq!(config.roles().to_string(), "ingestor,producer,consumer,aggregator,watchdog");
+        config.store.kind = StoreKind::None;
+        assert_eq!(config.roles().to_string(), "ingestor,producer,watchdog");
+        assert!(broken_rules(&config).is_empty());
+    }
+
+    #[test]
+    fn groups_work_alone_on_kafka() {
+        for group in GROUPS {
+            assert_eq!(broken_rules(&config(QueueKind::Kafka, group)), [""; 0], "{group}");
+        }
+        let archive = config(QueueKind::Kafka, "archive").roles();
+        assert!(archive.archive() && !archive.aggregate() && !archive.ingest());
+    }
+
+    #[test]
+    fn combinations_that_cannot_work_name_the_rule_that_they_break() {
+        for (roles, rule) in [
+            ("ingestor", "an ingestor needs a producer"),
+            ("producer", "a producer needs an ingestor"),
+            ("ingest,spooler,uploader", "a spooler needs a consumer"),
+            ("ingest,aggregator", "an aggregator needs a consumer"),
+            ("consumer", "a consumer needs a spooler or an aggregator"),
+            ("consumer,spooler", "a spooler needs its uploader"),
+            ("consumer,uploader", "an uploader needs its spooler"),
+            ("watchdog", "a watchdog alone"),
+            ("ingester", "did you mean ingestor?"),
+        ] {
+            let broken = broken_rules(&config(QueueKind::Kafka, roles));
+            assert!(broken.iter().any(|text| text.contains(rule)), "{roles}: {broken:?}");
+        }
+        let mut off = config(QueueKind::Kafka, "archive");
+        off.archive.url = "none".to_owned();
+        assert!(broken_rules(&off)[0].contains("archive.url is none"));
+    }
+
+    #[test]
+    fn the_embedded_queue_stays_in_one_process() {
+        for roles in ["ingest", "worker", "ingest,archive"] {
+            assert!(broken_rules(&config(QueueKind::Embedded, roles))[0].contains("cannot be split"), "{roles}");
+        }
+        let mut without_aggregates = config(QueueKind::Embedded, "ingest,archive");
+        without_aggregates.store.kind = StoreKind::None;
+        assert!(broken_rules(&without_aggregates).is_empty());
+    }
+}

@@ -1,0 +1,102 @@
+//! Which values are secrets, and what stands in their place where people read.
+
+use super::{
+    Config,
+    keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, below},
+};
+
+const HIDDEN: &str = "***";
+
+/// The value as it may be shown: a secret becomes `***`, also inside a URL.
+pub(super) fn shown(key: &str, value: &str) -> String {
+    if value.is_empty() {
+        return String::new();
+    }
+    let name = below(key, ARCHIVE_OPTIONS).or_else(|| below(key, KAFKA_PROPERTIES));
+    match name {
+        Some(name) if is_secret(name) => HIDDEN.to_owned(),
+        _ if value.contains("://") => shown_url(value),
+        _ => value.to_owned(),
+    }
+}
+
+/// Whether the option of that name holds a secret. Ids, paths and addresses are none.
+fn is_secret(name: &str) -> bool {
+    const SECRET: [&str; 6] = ["password", "passphrase", "secret", "token", "key", "oauthbearer.config"];
+    const HARMLESS: [&str; 7] = ["key_id", "key_enabled", ".location", "_file", ".file", "url", "uri"];
+    let name = name.to_ascii_lowercase();
+    SECRET.iter().any(|word| name.contains(word)) && !HARMLESS.iter().any(|end| name.ends_with(end))
+}
+
+/// Hides the password, and parameters that are secrets. The password ends at the last `@`, because one that was not
+/// percent-encoded must be hidden as well.
+fn shown_url(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let rest = match rest.rsplit_once('@') {
+        Some((user_info, rest)) => match user_info.split_once(':') {
+            Some((user, _)) => format!("{user}:{HIDDEN}@{rest}"),
+            None => format!("{user_info}@{rest}"),
+        },
+        None => rest.to_owned(),
+    };
+    let Some((address, query)) = rest.split_once('?') else { return format!("{scheme}://{rest}") };
+    let parameters: Vec<String> = query
+        .split('&')
+        .map(|parameter| match parameter.split_once('=') {
+            Some((name, _)) if is_secret(name) || name.eq_ignore_ascii_case("authMechanismProperties") => {
+                format!("{name}={HIDDEN}")
+            }
+            _ => parameter.to_owned(),
+        })
+        .collect();
+    format!("{scheme}://{address}?{}", parameters.join("&"))
+}
+
+impl Config {
+    /// The same with its secrets hidden: what `ingestd config` prints.
+    pub fn without_secrets(&self) -> Self {
+        let mut config = self.clone();
+        config.store.url = shown("store.url", &config.store.url);
+        config.archive.url = shown("archive.url", &config.archive.url);
+        for (table, options) in
+            [(ARCHIVE_OPTIONS, &mut config.archive.options), (KAFKA_PROPERTIES, &mut config.queue.kafka.properties)]
+        {
+            for (name, value) in options {
+                *value = shown(&format!("{table}.{name}"), value);
+            }
+        }
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_hidden_and_what_names_them_is_not() {
+        let hidden = |key: &str| shown(key, "x1") == HIDDEN;
+        for name in ["sasl.password", "ssl.key.password", "ssl.key.pem", "sasl.oauthbearer.client.secret"] {
+            assert!(hidden(&format!("queue.kafka.properties.{name}")), "{name}");
+        }
+        for name in ["secret_access_key", "aws_session_token", "account_key", "sas_key", "service_account_key"] {
+            assert!(hidden(&format!("archive.options.{name}")), "{name}");
+        }
+        assert!(!hidden("archive.options.access_key_id"));
+        assert!(!hidden("queue.kafka.properties.ssl.key.location"));
+        assert!(!hidden("event.key_field"), "only the two tables have secrets");
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_hidden_whatever_it_contains() {
+        let url = "mongodb://app:p@ss:w/o?rd@a:1,b:2/db?replicaSet=rs&tlsCertificateKeyFilePassword=pw";
+        let expected = "mongodb://app:***@a:1,b:2/db?replicaSet=rs&tlsCertificateKeyFilePassword=***";
+        assert_eq!(shown("store.url", url), expected);
+        assert_eq!(shown("store.url", "mongodb://127.0.0.1:27017/?w=1"), "mongodb://127.0.0.1:27017/?w=1");
+        assert_eq!(
+            shown("archive.options.proxy_url", "http://u:secret@proxy:3128"),
+            "http://u:***@proxy:3128",
+            "proxies have passwords, too"
+        );
+    }
+}

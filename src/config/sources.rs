@@ -1,0 +1,288 @@
+//! Where a configuration comes from: file, environment, `--set`. Each source is read into entries, key by key.
+
+use std::{
+    env,
+    ffi::OsString,
+    fmt, fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use figment::value::Value;
+use object_store::{aws::AmazonS3ConfigKey, azure::AzureConfigKey, gcp::GoogleConfigKey};
+use rdkafka::{config::ClientConfig, error::KafkaError, types::RDKafkaConfRes};
+
+use super::{
+    Config, ConfigError, ConfigErrors,
+    keys::{self, ARCHIVE_OPTIONS, KAFKA_PROPERTIES, Meaning, below},
+    load::load,
+    read, secrets,
+};
+
+/// A key and its value from the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// The flag, as errors name it.
+    pub flag: &'static str,
+    pub key: String,
+    pub value: String,
+}
+
+impl FromStr for Setting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE, such as http.listen=127.0.0.1:8080")?;
+        Ok(Self { flag: "--set", key: key.to_owned(), value: value.to_owned() })
+    }
+}
+
+/// Where the configuration comes from, kept for reloads: the environment is that of the start.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    file: Option<PathBuf>,
+    environment: Vec<(String, OsString)>,
+    settings: Vec<Setting>,
+}
+
+impl Sources {
+    const DEFAULT_FILE: &str = "config.toml";
+    const PREFIX: &str = "INGESTD__";
+
+    /// The given file, which must exist; else `./config.toml` if it is there now. From then on it must stay: a reload
+    /// that meets the moment in which an editor replaces it must not fall back to the defaults.
+    pub fn new(file: Option<PathBuf>, settings: Vec<Setting>) -> Self {
+        let default = PathBuf::from(Self::DEFAULT_FILE);
+        let file = file.or_else(|| default.exists().then_some(default));
+        let mut environment: Vec<(String, OsString)> = env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+            .filter(|(name, _)| name.starts_with(Self::PREFIX))
+            .collect();
+        environment.sort();
+        Self { file, environment, settings }
+    }
+
+    /// Reads and checks them.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn load(&self) -> Result<Config, ConfigErrors> {
+        load(self)
+    }
+
+    /// What to watch for changes: the configuration file and the files of secrets.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let secrets = self.layers().into_iter().flat_map(|layer| layer.files);
+        self.file.iter().cloned().chain(secrets).collect()
+    }
+
+    /// Lowest precedence first.
+    pub(super) fn layers(&self) -> Vec<Layer> {
+        let mut layers = Vec::new();
+        if let Some(path) = &self.file {
+            let mut layer = Layer::default();
+            layer.read_file(path);
+            layers.push(layer);
+        }
+        let mut environment = Layer::default();
+        for (name, value) in &self.environment {
+            environment.read_variable(name, value);
+        }
+        layers.push(environment);
+        for Setting { flag, key, value } in &self.settings {
+            let mut layer = Layer::default();
+            layer.put_text(flag, key, value);
+            layers.push(layer);
+        }
+        layers
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(file: Option<&Path>, environment: &[(&str, &str)], settings: &[&str]) -> Self {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect();
+        let settings = settings.iter().map(|setting| setting.parse().expect("KEY=VALUE")).collect();
+        Self { file: file.map(Path::to_owned), environment, settings }
+    }
+}
+
+impl fmt::Display for Sources {
+    /// `config.toml, the environment, --set`: those that say something.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        parts.push(match &self.file {
+            Some(path) => path.display().to_string(),
+            None => format!("defaults, as there is no ./{}", Self::DEFAULT_FILE),
+        });
+        if !self.environment.is_empty() {
+            parts.push("the environment".to_owned());
+        }
+        if !self.settings.is_empty() {
+            parts.push("the command line".to_owned());
+        }
+        f.write_str(&parts.join(", "))
+    }
+}
+
+/// A key with a value that its kind allows.
+pub(super) struct Entry {
+    pub origin: String,
+    /// The section or table, and the name in it, which may contain dots.
+    pub section: String,
+    pub name: String,
+    pub value: Value,
+}
+
+impl Entry {
+    pub fn key(&self) -> String {
+        if self.section.is_empty() { self.name.clone() } else { format!("{}.{}", self.section, self.name) }
+    }
+}
+
+/// What one source says, and what is wrong with it.
+#[derive(Default)]
+pub(super) struct Layer {
+    pub entries: Vec<Entry>,
+    pub errors: Vec<ConfigError>,
+    /// Files of secrets that it names.
+    pub files: Vec<PathBuf>,
+}
+
+impl Layer {
+    fn read_file(&mut self, path: &Path) {
+        let origin = path.display().to_string();
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                return self.error(&origin, "", None, format!("the configuration file cannot be read: {error}"));
+            }
+        };
+        match text.parse::<toml::Table>() {
+            Ok(table) => self.walk(&origin, "", &table),
+            Err(error) => {
+                // Not its Display: that prints the line, which may hold a secret.
+                let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+                let line = before.matches('\n').count() + 1;
+                self.error(&origin, "", None, format!("line {line}: is not TOML: {}", error.message()));
+            }
+        }
+    }
+
+    fn walk(&mut self, origin: &str, section: &str, table: &toml::Table) {
+        for (name, value) in table {
+            let path = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };
+            match (keys::meaning(&path), value) {
+                (Meaning::Section, toml::Value::Table(table))
+                | (Meaning::Key(keys::Kind::Options), toml::Value::Table(table)) => self.walk(origin, &path, table),
+                (Meaning::Section, _) => self.error(origin, &path, None, "is a section: write it as a table"),
+                // Dotted keys, which TOML reads as tables.
+                (Meaning::Option { .. }, toml::Value::Table(table)) => self.walk(origin, &path, table),
+                (Meaning::Option { .. }, value) => match read::option(value) {
+                    Ok(text) => self.put_text(origin, &path, &text),
+                    Err(rule) => self.error(origin, &path, None, rule),
+                },
+                (Meaning::Key(kind), value) => {
+                    let given = value.as_str().map_or_else(|| value.to_string(), |text| format!("{text:?}"));
+                    self.put(origin, &path, &given, read::from_toml(kind, value));
+                }
+                (Meaning::Unknown, value) => match (secret_file(&path), value.as_str()) {
+                    (Some(_), Some(text)) => self.put_text(origin, &path, text),
+                    (Some(_), None) => self.error(origin, &path, None, "must be the path of a file"),
+                    (None, _) => self.error(origin, &path, None, keys::unknown(&path)),
+                },
+            }
+        }
+    }
+
+    fn read_variable(&mut self, variable: &str, value: &OsString) {
+        let origin = format!("environment variable {variable}");
+        let key = key_of_variable(variable.strip_prefix(Sources::PREFIX).unwrap_or(variable));
+        match value.to_str() {
+            Some(text) => self.put_text(&origin, &key, text),
+            None => self.error(&origin, &key, None, "must be UTF-8"),
+        }
+    }
+
+    fn put_text(&mut self, origin: &str, path: &str, text: &str) {
+        if let Some(key) = secret_file(path) {
+            return self.put_secret(origin, path, key, text);
+        }
+        match keys::meaning(path) {
+            Meaning::Key(kind) => self.put(origin, path, &format!("{text:?}"), read::from_text(kind, text)),
+            Meaning::Option { .. } => self.put(origin, path, "", read::from_text(keys::Kind::Text, text)),
+            Meaning::Section => self.error(origin, path, None, "is a section: set a key in it"),
+            Meaning::Unknown => self.error(origin, path, None, keys::unknown(path)),
+        }
+    }
+
+    fn put_secret(&mut self, origin: &str, path: &str, key: &str, file: &str) {
+        self.files.push(PathBuf::from(file));
+        match fs::read_to_string(file) {
+            Ok(secret) => self.put(origin, key, "", Ok(Value::from(secret.trim()))),
+            Err(error) => self.error(origin, path, Some(format!("{file:?}")), format!("cannot be read: {error}")),
+        }
+    }
+
+    fn put(&mut self, origin: &str, path: &str, given: &str, value: Result<Value, String>) {
+        if self.entries.iter().any(|entry| entry.key() == path) {
+            return self.error(origin, path, None, "is given twice here (a secret by value or by file, not both)");
+        }
+        let (section, name) = match keys::meaning(path) {
+            Meaning::Option { table, name } => (table, name),
+            _ => path.rsplit_once('.').unwrap_or(("", path)),
+        };
+        match value {
+            Ok(value) => {
+                let (section, name) = (section.to_owned(), name.to_owned());
+                self.entries.push(Entry { origin: origin.to_owned(), section, name, value });
+            }
+            Err(rule) => self.error(origin, path, Some(secrets::shown(path, given)), rule),
+        }
+    }
+
+    fn error(&mut self, origin: &str, key: &str, value: Option<String>, rule: impl Into<String>) {
+        let (origin, key) = (origin.to_owned(), key.to_owned());
+        self.errors.push(ConfigError { origin, key, value, rule: rule.into() });
+    }
+}
+
+/// The key whose value stands in a file, when the path is `<key>_file` and no setting has that name itself.
+fn secret_file(path: &str) -> Option<&str> {
+    let key = path.strip_suffix("_file")?;
+    match keys::meaning(key) {
+        Meaning::Key(_) => (key == "store.url").then_some(key),
+        Meaning::Option { table: ARCHIVE_OPTIONS, .. } => {
+            let name = below(path, ARCHIVE_OPTIONS)?;
+            (!is_archive_option(name)).then_some(key)
+        }
+        // librdkafka's own names end in `.file` and `.location`.
+        Meaning::Option { .. } => Some(key),
+        Meaning::Section | Meaning::Unknown => None,
+    }
+}
+
+/// Whether one of the stores has an option of that name.
+pub(super) fn is_archive_option(name: &str) -> bool {
+    AmazonS3ConfigKey::from_str(name).is_ok()
+        || GoogleConfigKey::from_str(name).is_ok()
+        || AzureConfigKey::from_str(name).is_ok()
+}
+
+/// `QUEUE__KAFKA__PROPERTIES__SASL_PASSWORD` is `queue.kafka.properties.sasl.password`: environment variables cannot
+/// have dots, and librdkafka's names have no underscores.
+fn key_of_variable(name: &str) -> String {
+    let key = name.to_ascii_lowercase().replace("__", ".");
+    let Some(property) = below(&key, KAFKA_PROPERTIES) else { return key };
+    let dotted = property.replace('_', ".");
+    match property.strip_suffix("_file") {
+        Some(secret) if !is_kafka_property(&dotted) => format!("{KAFKA_PROPERTIES}.{}_file", secret.replace('_', ".")),
+        _ => format!("{KAFKA_PROPERTIES}.{dotted}"),
+    }
+}
+
+/// Also those that this build of librdkafka lacks, which are refused by that name.
+fn is_kafka_property(name: &str) -> bool {
+    match ClientConfig::new().set(name, "x").create_native_config() {
+        Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => false,
+        Ok(_) | Err(_) => true,
+    }
+}

@@ -1,0 +1,298 @@
+//! The rules between keys, and those that a value's kind does not say. Everything that is broken is reported.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    net::SocketAddr,
+};
+
+use serde_json::Value;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+use super::{Config, ConfigError, QueueKind, StoreKind, reload::flatten, roles, secrets};
+
+mod archive;
+mod queue;
+mod store;
+
+/// Where each key that is not at its default was given.
+pub(super) struct Origins {
+    given: BTreeMap<String, String>,
+    otherwise: String,
+}
+
+impl Origins {
+    pub fn new(given: BTreeMap<String, String>) -> Self {
+        Self { given, otherwise: "default".to_owned() }
+    }
+
+    /// Where it is not known key by key.
+    pub fn named(origin: &str) -> Self {
+        Self { given: BTreeMap::new(), otherwise: origin.to_owned() }
+    }
+}
+
+/// Everything that is wrong.
+pub(super) fn validate(config: &Config, origins: &Origins) -> Vec<ConfigError> {
+    let mut check = Check { config, origins, flat: flatten(config), errors: Vec::new() };
+    for rule in roles::broken_rules(config) {
+        check.fault("roles", rule);
+    }
+    check.data();
+    check.http();
+    check.event();
+    check.sizes();
+    check.disk();
+    check.logging();
+    check.queue();
+    check.archive();
+    check.store();
+    check.aggregates();
+    check.errors
+}
+
+struct Check<'a> {
+    config: &'a Config,
+    origins: &'a Origins,
+    flat: BTreeMap<String, Value>,
+    errors: Vec<ConfigError>,
+}
+
+impl Check<'_> {
+    fn fault(&mut self, key: &str, rule: impl Into<String>) {
+        let value = self.flat.get(key).map(|value| match value {
+            Value::String(text) => format!("{:?}", secrets::shown(key, text)),
+            value => value.to_string(),
+        });
+        let origin = self.origins.given.get(key).unwrap_or(&self.origins.otherwise).clone();
+        self.errors.push(ConfigError { origin, key: key.to_owned(), value, rule: rule.into() });
+    }
+
+    /// The first must not be above the second; whichever of the two was given is at fault.
+    fn at_most<T: PartialOrd + Display>(&mut self, small: (&str, T), large: (&str, T), why: &str) {
+        if small.1 <= large.1 {
+            return;
+        }
+        if self.origins.given.contains_key(large.0) && !self.origins.given.contains_key(small.0) {
+            self.fault(large.0, format!("must be at least {} ({}): {why}", small.0, small.1));
+        } else {
+            self.fault(small.0, format!("must be at most {} ({}): {why}", large.0, large.1));
+        }
+    }
+
+    fn data(&mut self) {
+        if self.config.data.dir.as_os_str().is_empty() {
+            self.fault("data.dir", "must not be empty");
+        }
+    }
+
+    fn http(&mut self) {
+        let (http, admin) = (&self.config.http.listen, &self.config.admin.listen);
+        for (key, listen) in [("http.listen", http), ("admin.listen", admin)] {
+            if !is_address(listen) {
+                self.fault(key, "must be HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or, for all, 0.0.0.0:8080");
+            }
+        }
+        if http == admin && !http.ends_with(":0") {
+            self.fault("admin.listen", "must differ from http.listen: the public side and the operators' are apart");
+        }
+    }
+
+    fn sizes(&mut self) {
+        let Config { http, spool, upload, .. } = self.config;
+        self.at_most(
+            ("http.max_event", http.max_event),
+            ("http.max_body", http.max_body),
+            "a request has to hold an event",
+        );
+        self.at_most(
+            ("http.max_body", http.max_body),
+            ("http.max_in_flight", http.max_in_flight),
+            "a larger request could never be taken",
+        );
+        self.at_most(("spool.max_bytes", spool.max_bytes), ("spool.quota", spool.quota), "a segment has to fit");
+        self.at_most(
+            ("spool.max_bytes", spool.max_bytes),
+            ("upload.max_in_flight", upload.max_in_flight),
+            "an upload holds its segment in memory",
+        );
+        let (backoff, longest) =
+            (humantime::format_duration(upload.backoff), humantime::format_duration(upload.max_backoff));
+        if upload.backoff > upload.max_backoff {
+            self.fault("upload.max_backoff", format!("{longest} is below upload.backoff ({backoff})"));
+        }
+    }
+
+    fn disk(&mut self) {
+        let disk = &self.config.disk;
+        if disk.resume_percent >= disk.max_used_percent {
+            let rule = format!("must be below disk.max_used_percent ({})", disk.max_used_percent);
+            self.fault("disk.resume_percent", rule);
+        }
+    }
+
+    fn event(&mut self) {
+        let event = &self.config.event;
+        let mut seen = BTreeMap::new();
+        for (key, name) in [
+            ("event.type_field", &event.type_field),
+            ("event.id_field", &event.id_field),
+            ("event.time_field", &event.time_field),
+            ("event.client_field", &event.client_field),
+        ] {
+            if let Err(rule) = field_name(name) {
+                self.fault(key, rule);
+            } else if let Some(other) = seen.insert(name, key) {
+                self.fault(key, format!("is the same field as {other}"));
+            }
+        }
+        if let Err(rule) = field_name(event.key_field()) {
+            self.fault("event.key_field", rule);
+        }
+    }
+
+    fn logging(&mut self) {
+        if let Err(rule) = log_filter(&self.config.logging.level) {
+            self.fault("logging.level", rule);
+        }
+    }
+
+    fn aggregates(&mut self) {
+        let mut names = BTreeSet::new();
+        for aggregate in &self.config.aggregate {
+            let name = &aggregate.name;
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            let mut rules = Vec::new();
+            if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+                rules.push("a name must be 1 to 64 of a-z, 0-9 and _ (it names a collection and a path)".to_owned());
+            }
+            if !names.insert(name) {
+                rules.push("the name is used twice".to_owned());
+            }
+            if aggregate.window.subsec_nanos() != 0 || aggregate.window.is_zero() {
+                rules.push("window must be whole seconds, at least one".to_owned());
+            }
+            let mut fields = BTreeSet::new();
+            for field in &aggregate.group_by {
+                if let Err(rule) = field_name(field) {
+                    rules.push(format!("group_by field {field:?}: {rule}"));
+                }
+                if !fields.insert(field) {
+                    rules.push(format!("group_by names {field:?} twice"));
+                }
+            }
+            for rule in rules {
+                self.fault("aggregate", format!("{name:?}: {rule}"));
+            }
+        }
+        // The value is a whole list, which says no more than the name in the rule.
+        for error in self.errors.iter_mut().filter(|error| error.key == "aggregate") {
+            error.value = None;
+        }
+    }
+
+    fn is_kafka(&self) -> bool {
+        self.config.queue.kind == QueueKind::Kafka
+    }
+
+    fn is_mongodb(&self) -> bool {
+        self.config.store.kind == StoreKind::Mongodb
+    }
+}
+
+/// `HOST:PORT`; port 0 lets the system choose.
+fn is_address(text: &str) -> bool {
+    if text.parse::<SocketAddr>().is_ok() {
+        return true;
+    }
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let named = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.' || c == '_';
+    // What looks like an IPv4 address is one, and was not parsed.
+    let is_name = host.chars().all(named) && host.chars().any(|c| c.is_ascii_alphabetic());
+    is_name && port.parse::<u16>().is_ok()
+}
+
+/// A field at the top of an event, which is a field of the store's documents as well.
+fn field_name(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("must not be empty".to_owned());
+    }
+    if name.len() > 128 || name.chars().any(char::is_control) {
+        return Err("must be at most 128 bytes without control characters".to_owned());
+    }
+    if name.contains('.') || name.starts_with('$') {
+        return Err("must name a field at the top of an event, without dots and no $ in front".to_owned());
+    }
+    Ok(())
+}
+
+/// `EnvFilter` takes a mistyped level for a target.
+fn log_filter(text: &str) -> Result<(), String> {
+    const RULE: &str =
+        "must be a level (off, error, warn, info, debug, trace), also by target: info,ingestd::upload=debug";
+    let parts = || text.split(',').map(str::trim);
+    let is_level = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    if parts().all(|part| !part.is_empty() && is_level(part)) && EnvFilter::try_new(text).is_ok() {
+        return Ok(());
+    }
+    Err(RULE.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The errors of a configuration that is the default but for what `change` does.
+    pub(super) fn errors(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        let mut config = Config::default();
+        change(&mut config);
+        validate(&config, &Origins::named("test")).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(errors(|_| ()), [""; 0]);
+    }
+
+    #[test]
+    fn addresses_are_host_and_port() {
+        for good in ["127.0.0.1:8080", "[::]:80", "localhost:0", "ingest-1.example.com:443"] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in ["", ":8080", "127.0.0.1", "127.0.0.1:99999", "::1:80", "256.0.0.1:80", "http://a:80", "a b:1"] {
+            assert!(!is_address(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_level_is_no_target() {
+        for good in ["info", "INFO,ingestd::upload=debug", "off", "warn,ingestd[{topic=events}]=trace"] {
+            assert_eq!(log_filter(good), Ok(()), "{good}");
+        }
+        for bad in ["", "inof", "info,", "info,ingestd=debgu"] {
+            assert!(log_filter(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn disk_thresholds_leave_a_gap() {
+        let errors = errors(|config| config.disk.resume_percent = 70.0);
+        assert!(
+            errors[0].contains("disk.resume_percent = 70.0: must be below disk.max_used_percent (70)"),
+            "{errors:?}"
+        );
+    }
+
+    #[test]
+    fn aggregates_have_names_of_their_own_and_fields_that_a_store_can_hold() {
+        let errors = errors(|config| {
+            let first = config.aggregate[0].clone();
+            config.aggregate.push(first);
+            config.aggregate[1].group_by = vec!["a".into(), "a".into(), "b.c".into(), String::new()];
+            config.aggregate[1].window = std::time::Duration::from_millis(1500);
+        });
+        let found = |rule: &str| errors.iter().filter(|error| error.contains(rule)).count();
+        assert_eq!((found("used twice"), found("\"a\" twice"), found("whole seconds")), (1, 1, 1), "{errors:?}");
+        assert_eq!((found("without dots"), found("must not be empty")), (1, 1), "{errors:?}");
+    }
+}

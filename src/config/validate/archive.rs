@@ -1,0 +1,165 @@
+//! The archive: where it is, and options that its store knows.
+
+use std::{collections::BTreeMap, str::FromStr};
+
+use object_store::{aws::AmazonS3ConfigKey, azure::AzureConfigKey, gcp::GoogleConfigKey};
+use url::Url;
+
+use super::Check;
+use crate::config::{
+    keys::{ARCHIVE_OPTIONS, nearest},
+    sources::is_archive_option,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Provider {
+    S3,
+    Gcs,
+    Azure,
+}
+
+impl Provider {
+    /// The name by which the store knows the option; several names can mean the same.
+    fn canonical(self, name: &str) -> Option<String> {
+        match self {
+            Self::S3 => AmazonS3ConfigKey::from_str(name).ok().map(|key| key.as_ref().to_owned()),
+            Self::Gcs => GoogleConfigKey::from_str(name).ok().map(|key| key.as_ref().to_owned()),
+            Self::Azure => AzureConfigKey::from_str(name).ok().map(|key| key.as_ref().to_owned()),
+        }
+    }
+}
+
+/// For "did you mean" only: what people set.
+const COMMON: &[&str] = &[
+    "access_key_id",
+    "account_key",
+    "account_name",
+    "allow_http",
+    "allow_invalid_certificates",
+    "application_credentials",
+    "bearer_token",
+    "client_id",
+    "client_secret",
+    "conditional_put",
+    "connect_timeout",
+    "endpoint",
+    "proxy_url",
+    "region",
+    "sas_token",
+    "secret_access_key",
+    "service_account",
+    "service_account_key",
+    "session_token",
+    "skip_signature",
+    "tenant_id",
+    "timeout",
+    "virtual_hosted_style_request",
+];
+
+impl Check<'_> {
+    pub(super) fn archive(&mut self) {
+        let provider = match place(&self.config.archive.url) {
+            Ok(provider) => provider,
+            Err(rule) => return self.fault("archive.url", rule),
+        };
+        let mut given: BTreeMap<String, &str> = BTreeMap::new();
+        for (name, value) in &self.config.archive.options {
+            let key = format!("{ARCHIVE_OPTIONS}.{name}");
+            // Without a remote store they say nothing, but a process may turn off the archive of a shared file.
+            let canonical = match provider {
+                Some(provider) => provider.canonical(name),
+                None => is_archive_option(name).then(|| name.clone()),
+            };
+            let Some(canonical) = canonical else {
+                let hint = match nearest(name, COMMON.iter().copied()) {
+                    Some(near) => format!("; did you mean {near}?"),
+                    None => String::new(),
+                };
+                self.fault(&key, format!("unknown option of this kind of store{hint}"));
+                continue;
+            };
+            if let Some(other) = given.insert(canonical.clone(), name) {
+                self.fault(&key, format!("is the same option as {ARCHIVE_OPTIONS}.{other}: keep one"));
+            }
+            if let Err(rule) = option(&canonical, value) {
+                self.fault(&key, rule);
+            }
+        }
+    }
+}
+
+/// The store's kind; none for a folder, and where the archive is off.
+fn place(text: &str) -> Result<Option<Provider>, String> {
+    const RULE: &str = "must be file: (below data.dir), file:///absolute/path, s3://bucket/prefix, gs://bucket/prefix, \
+                        az://container/prefix, or none";
+    if text == "none" || text == "file:" {
+        return Ok(None);
+    }
+    let url = Url::parse(text).map_err(|_| RULE.to_owned())?;
+    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
+        return Err("must be without user, query and fragment: those are archive.options".to_owned());
+    }
+    let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+    match url.scheme() {
+        "file" if text.starts_with("file:///") && url.path() != "/" => Ok(None),
+        "s3" if has_host => Ok(Some(Provider::S3)),
+        "gs" if has_host => Ok(Some(Provider::Gcs)),
+        "az" if has_host => Ok(Some(Provider::Azure)),
+        _ => Err(RULE.to_owned()),
+    }
+}
+
+fn option(canonical: &str, value: &str) -> Result<(), String> {
+    let name =
+        ["aws_", "google_", "azure_"].iter().find_map(|cloud| canonical.strip_prefix(cloud)).unwrap_or(canonical);
+    match name {
+        "conditional_put" if value.trim() != "etag" => {
+            Err("must be etag: objects are written once, which only conditional PUTs guarantee".to_owned())
+        }
+        "bucket" | "bucket_name" | "container_name" => Err("must not be set: archive.url names it".to_owned()),
+        "disable_bulk_delete" | "copy_if_not_exists" => Err("has no effect: nothing is deleted or copied".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::errors;
+
+    fn with(url: &str, options: &[(&str, &str)]) -> Vec<String> {
+        errors(|config| {
+            config.archive.url = url.to_owned();
+            config.archive.options =
+                options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        })
+    }
+
+    #[test]
+    fn the_place_is_a_folder_or_a_bucket() {
+        for good in ["none", "file:", "file:///srv/archive", "s3://bucket", "s3://b/raw/v1", "gs://b/x", "az://c/x"] {
+            assert_eq!(with(good, &[]), [""; 0], "{good}");
+        }
+        for bad in ["", "File", "file:archive", "file://archive", "file:///", "s3:", "s3://", "ftp://x", "https://s3/b"]
+        {
+            assert_eq!(with(bad, &[]).len(), 1, "{bad}");
+        }
+        assert!(with("s3://key:hunter2@bucket", &[])[0].contains("archive.options"));
+        assert!(!with("s3://key:hunter2@bucket", &[])[0].contains("hunter2"));
+    }
+
+    #[test]
+    fn options_are_those_of_the_store_that_the_url_names() {
+        assert_eq!(with("s3://b", &[("endpoint", "https://x"), ("timeout", "5s"), ("aws_region", "x")]), [""; 0]);
+        assert!(with("s3://b", &[("acess_key_id", "x")])[0].contains("did you mean access_key_id?"));
+        assert!(with("gs://b", &[("access_key_id", "x")])[0].contains("unknown option"));
+        assert!(with("file:", &[("no_such_option", "x")])[0].contains("unknown option"));
+        assert!(with("s3://b", &[("region", "x"), ("aws_region", "y")])[0].contains("same option"));
+    }
+
+    #[test]
+    fn a_store_that_overwrites_is_refused() {
+        assert!(with("s3://b", &[("conditional_put", "disabled")])[0].contains("must be etag"));
+        assert!(with("s3://b", &[("aws_conditional_put", "disabled")])[0].contains("must be etag"));
+        assert_eq!(with("s3://b", &[("conditional_put", "etag")]), [""; 0]);
+    }
+}

@@ -1,0 +1,160 @@
+//! The queue: names by Kafka's rule, and librdkafka settings that would break a promise.
+
+use rdkafka::{config::ClientConfig, error::KafkaError};
+
+use super::{Check, is_address};
+use crate::config::{keys::KAFKA_PROPERTIES, secrets};
+
+/// Kafka's limit of topic names; groups have none of their own.
+const LONGEST_NAME: usize = 249;
+
+/// Settings that are not the operator's, and why.
+const REFUSED: &[(&str, &str)] = &[
+    ("enable.auto.commit", COMMITS),
+    ("auto.commit.enable", COMMITS),
+    ("enable.auto.offset.store", COMMITS),
+    ("auto.offset.reset", "a position outside the log would become a silent jump"),
+    ("isolation.level", "records of aborted transactions would be counted"),
+    ("group.id", "the groups are <queue.kafka.group>-archive and -aggregate"),
+    ("group.instance.id", "it is kept in data.dir, so that a restart finds its partitions"),
+    ("group.protocol", "static membership and the rebalance callback need the classic protocol"),
+    ("group.remote.assignor", "static membership and the rebalance callback need the classic protocol"),
+    ("partition.assignment.strategy", "the rebalance callback assigns incrementally (cooperative-sticky)"),
+    ("enable.partition.eof", "the consumer reads the log's end from its positions"),
+    ("acks", "a 2xx means that all in-sync replicas have the event"),
+    ("request.required.acks", "a 2xx means that all in-sync replicas have the event"),
+    ("enable.idempotence", "a resend would store an event twice or out of order"),
+    ("transactional.id", "the producer writes without transactions"),
+    ("partitioner", "keys go to partitions as Java's producers send them (murmur2_random)"),
+    ("message.max.bytes", "it follows from http.max_event"),
+    ("bootstrap.servers", "it is queue.kafka.brokers"),
+    ("metadata.broker.list", "it is queue.kafka.brokers"),
+];
+
+const COMMITS: &str = "only what a sink has confirmed as durable may be committed";
+
+impl Check<'_> {
+    pub(super) fn queue(&mut self) {
+        let queue = &self.config.queue;
+        // Its dead letters have a topic of their own.
+        if let Err(rule) = name(&queue.topic, ".dlq") {
+            self.fault("queue.topic", rule);
+        }
+        if let Err(rule) = name(&queue.kafka.group, "-aggregate") {
+            self.fault("queue.kafka.group", rule);
+        }
+        let brokers: Vec<&str> = queue.kafka.brokers.split(',').map(str::trim).collect();
+        if queue.kafka.brokers.is_empty() {
+            if self.is_kafka() {
+                self.fault("queue.kafka.brokers", "is needed for queue.kind = \"kafka\": HOST:PORT, several by commas");
+            }
+        } else if !brokers.iter().all(|broker| is_broker(broker)) {
+            self.fault("queue.kafka.brokers", "must be HOST:PORT, several separated by commas");
+        }
+        for (property, value) in &queue.kafka.properties {
+            let key = format!("{KAFKA_PROPERTIES}.{property}");
+            if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused == property) {
+                self.fault(&key, format!("must not be set: {why}"));
+            } else if let Err(description) = try_property(property, value) {
+                // librdkafka quotes values.
+                let hidden = secrets::shown(&key, value) != *value;
+                let description = if hidden { "the value is not one that it takes" } else { description.as_str() };
+                self.fault(&key, format!("librdkafka refuses it: {description} (see its CONFIGURATION.md)"));
+            } else {
+                self.delivery_timeout(&key, property, value);
+            }
+        }
+    }
+
+    /// The client must not be told 503 while librdkafka goes on trying.
+    fn delivery_timeout(&mut self, key: &str, property: &str, value: &str) {
+        if !["message.timeout.ms", "delivery.timeout.ms"].contains(&property) {
+            return;
+        }
+        let limit = self.config.http.request_timeout.as_millis();
+        if !value.parse::<u128>().is_ok_and(|timeout| timeout > 0 && timeout < limit) {
+            self.fault(key, format!("must be above 0 and below http.request_timeout ({limit} ms)"));
+        }
+    }
+}
+
+/// A name by Kafka's rule for topics, which also keeps it safe in paths; `suffix` is what we append to it.
+fn name(name: &str, suffix: &str) -> Result<(), String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let longest = LONGEST_NAME - suffix.len();
+    if name.is_empty() || name.len() > longest || !name.chars().all(plain) {
+        return Err(format!(
+            "must be 1 to {longest} of a-z, A-Z, 0-9, '.', '_' and '-' (Kafka's rule, and room for {suffix})"
+        ));
+    }
+    if [".", ".."].contains(&name) {
+        return Err("must not be . or .. (Kafka's rule)".to_owned());
+    }
+    Ok(())
+}
+
+/// librdkafka's default port is 9092, and it takes the security protocol in front.
+fn is_broker(broker: &str) -> bool {
+    let address = broker.split_once("://").map_or(broker, |(_, address)| address);
+    is_address(address) || is_address(&format!("{address}:9092"))
+}
+
+fn try_property(property: &str, value: &str) -> Result<(), String> {
+    match ClientConfig::new().set(property, value).create_native_config() {
+        Ok(_) => Ok(()),
+        Err(KafkaError::ClientConfig(_, description, ..)) => Err(description),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::errors, *};
+    use crate::config::QueueKind;
+
+    fn property_errors(property: &str, value: &str) -> Vec<String> {
+        errors(|config| {
+            config.queue.kafka.properties.insert(property.to_owned(), value.to_owned());
+        })
+    }
+
+    #[test]
+    fn properties_that_would_break_a_promise_are_refused_by_name() {
+        for (property, _) in REFUSED {
+            let errors = property_errors(property, "1");
+            assert!(
+                errors.len() == 1 && errors[0].contains(&format!("{property} = \"1\": must not be set")),
+                "{errors:?}"
+            );
+        }
+        assert_eq!(property_errors("session.timeout.ms", "20000"), [""; 0]);
+        assert_eq!(property_errors("message.timeout.ms", "3000"), [""; 0]);
+        assert!(property_errors("delivery.timeout.ms", "300000")[0].contains("below http.request_timeout"));
+    }
+
+    #[test]
+    fn properties_are_those_of_librdkafka_and_secrets_are_not_quoted() {
+        assert!(property_errors("no.such.setting", "1")[0].contains("No such configuration property"));
+        assert!(property_errors("sasl.mechanismz", "PLAIN")[0].contains("sasl.mechanismz"));
+        let errors = property_errors("no.such.password", "hunter2");
+        assert!(!errors[0].contains("hunter2"), "{errors:?}");
+    }
+
+    #[test]
+    fn names_follow_the_rule_of_kafka_and_leave_room_for_what_is_appended() {
+        assert_eq!(name("Events.v2_a-b", ".dlq"), Ok(()));
+        assert_eq!(name(&"x".repeat(245), ".dlq"), Ok(()));
+        for bad in ["", ".", "..", "a/b", "a b", "ä", &"x".repeat(246)] {
+            assert!(name(bad, ".dlq").is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn kafka_needs_brokers() {
+        assert!(errors(|config| config.queue.kind = QueueKind::Kafka)[0].contains("queue.kafka.brokers"));
+        for good in ["a:9092,b:9092", "127.0.0.1:1, [::1]:2", "kafka", "SASL_SSL://a.example.com:9093"] {
+            assert_eq!(errors(|config| config.queue.kafka.brokers = good.to_owned()), [""; 0], "{good}");
+        }
+        assert_eq!(errors(|config| config.queue.kafka.brokers = "a:1,,b:2".to_owned()).len(), 1);
+    }
+}

@@ -1,0 +1,115 @@
+//! The store: where MongoDB is, and that nothing in its URL weakens what the fence rests on.
+
+use mongodb::options::ConnectionString;
+
+use super::Check;
+
+impl Check<'_> {
+    pub(super) fn store(&mut self) {
+        let store = &self.config.store;
+        if store.events && store.kind == crate::config::StoreKind::None {
+            self.fault("store.events", "needs a store, and store.kind is none");
+        }
+        if !self.is_mongodb() {
+            return;
+        }
+        if store.url.is_empty() {
+            return self.fault("store.url", "is needed for store.kind = \"mongodb\": mongodb://HOST:PORT");
+        }
+        if let Err(rules) = connection(&store.url) {
+            for rule in rules {
+                self.fault("store.url", rule);
+            }
+        }
+        if let Err(rule) = database(&store.database) {
+            self.fault("store.database", rule);
+        }
+    }
+}
+
+fn connection(url: &str) -> Result<(), Vec<String>> {
+    if let Err(error) = ConnectionString::parse(url) {
+        // The driver quotes parts of the URL, and what follows an unescaped character may be a piece of the password.
+        return Err(vec![match url.contains('@') {
+            true => "is not a MongoDB connection string; are user and password percent-encoded?".to_owned(),
+            false => format!("is not a MongoDB connection string: {}", error.kind),
+        }]);
+    }
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let options = query.split('&').filter_map(|option| option.split_once('='));
+    let rules: Vec<String> = options.filter_map(|(name, value)| weakens(name, value)).collect();
+    if rules.is_empty() { Ok(()) } else { Err(rules) }
+}
+
+/// The driver takes names in any case.
+fn weakens(name: &str, value: &str) -> Option<String> {
+    const WRITES: &str = "buckets are written with w=majority and journal=true, or an acknowledged count could be lost";
+    let given = |why: &str| Some(format!("its option {name}={value} is refused: {why}"));
+    match (name.to_ascii_lowercase().as_str(), value.to_ascii_lowercase().as_str()) {
+        ("w", "majority") | ("journal" | "j", "true") | ("readpreference", "primary") => None,
+        ("w" | "journal" | "j", _) => given(WRITES),
+        ("wtimeoutms" | "wtimeout", _) => given("aggregator.timeout bounds a write"),
+        ("readpreference" | "readpreferencetags" | "maxstalenessseconds", _) => {
+            given("fences are read on the primary, or a bucket could be counted twice")
+        }
+        ("readconcernlevel", "local" | "majority" | "linearizable") => None,
+        ("readconcernlevel", _) => given("fences are read with local, majority or linearizable"),
+        _ => None,
+    }
+}
+
+/// <https://www.mongodb.com/docs/manual/reference/limits/#naming-restrictions>
+fn database(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > 63 || name.contains(|c: char| c.is_control() || "/\\. \"$*<>:|?".contains(c)) {
+        return Err("must be 1 to 63 bytes without spaces, dots and / \\ \" $ * < > : | ? (MongoDB's rule)".to_owned());
+    }
+    if ["admin", "local", "config"].contains(&name) {
+        return Err("is MongoDB's own database".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::errors, *};
+    use crate::config::StoreKind;
+
+    fn with(url: &str) -> Vec<String> {
+        errors(|config| {
+            config.store.kind = StoreKind::Mongodb;
+            config.store.url = url.to_owned();
+        })
+    }
+
+    #[test]
+    fn options_that_weaken_writes_or_reads_are_refused_by_name() {
+        for bad in ["w=1", "w=0", "journal=false", "readPreference=secondary", "READPREFERENCE=nearest", "wtimeoutMS=5"]
+        {
+            let errors = with(&format!("mongodb://127.0.0.1:27017/?{bad}"));
+            let name = bad.split('=').next().unwrap();
+            assert!(errors.len() == 1 && errors[0].contains(&format!("option {name}=")), "{bad}: {errors:?}");
+        }
+        for good in ["w=majority&journal=true", "readPreference=primary", "replicaSet=rs0&retryWrites=false"] {
+            assert_eq!(with(&format!("mongodb://127.0.0.1:27017,b:2/?{good}")), [""; 0], "{good}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_is_none_is_refused_without_its_password() {
+        assert!(with("")[0].contains("is needed"));
+        for bad in ["127.0.0.1:27017", "http://x", "mongodb://app:hun:ter2@x", "mongodb://app:p/hunter2@x"] {
+            let errors = with(bad);
+            assert_eq!(errors.len(), 1, "{bad}");
+            assert!(!errors[0].contains("ter2"), "{errors:?}");
+        }
+        assert_eq!(with("mongodb://app:secret@db.example.com/?authSource=admin"), [""; 0]);
+    }
+
+    #[test]
+    fn the_database_has_a_name_that_mongodb_takes() {
+        assert_eq!(database("ingestd"), Ok(()));
+        for bad in ["", "a.b", "a b", "$a", "admin", &"x".repeat(64)] {
+            assert!(database(bad).is_err(), "{bad}");
+        }
+    }
+}
