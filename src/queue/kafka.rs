@@ -3,8 +3,8 @@
 //! - [`settings`] turns our configuration into librdkafka's; the promises of this daemon are in it.
 //! - [`topic`] makes sure before the start that the topic can hold what we accept; [`identity`] says which topic it is.
 //! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not.
-//! - [`source`] reads: `group` answers rebalances and keeps the positions to commit, `survey` asks the brokers where
-//!   the group and the log stand, `partitions` holds what is delivered, `delivery` cuts it into batches.
+//! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, `survey` asks the brokers
+//!   where the group and the log stand, `partitions` holds what is delivered, `delivery` cuts it into batches.
 //! - [`dead_letters`] keeps what cannot be parsed.
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
@@ -13,6 +13,7 @@
 pub const DEPENDENCY: &str = "kafka";
 
 pub mod appender;
+mod commits;
 pub mod dead_letters;
 mod delivery;
 mod group;

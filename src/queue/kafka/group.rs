@@ -1,11 +1,11 @@
-//! A consumer's place in its group: rebalances as they happen, and the positions to commit.
+//! A consumer's place in its group: rebalances as they happen, and what has to be committed before partitions go.
 //!
 //! librdkafka calls back within `poll`, on the source's own thread. The callback only does what has to be done before
 //! the partitions change hands (commit, pause) and leaves a note of it; the source acts on the note when `poll`
 //! returns.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,13 +13,13 @@ use rdkafka::{
     ClientContext, Offset as KafkaOffset, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
-    error::{KafkaError, KafkaResult},
+    error::KafkaError,
     types::{RDKafkaErrorCode as Code, RDKafkaRespErr},
 };
 
 use crate::{
     position::{Offset, Partition},
-    queue::kafka::logging,
+    queue::kafka::{commits::Commits, logging},
 };
 
 /// What became of our share of the partitions.
@@ -79,24 +79,14 @@ impl Group {
         }
     }
 
-    /// Sends what is due, without waiting for the answer.
-    pub(super) fn commit_due(&self, consumer: &BaseConsumer<Self>) {
-        let Some(positions) = self.due() else { return };
-        self.state().commits.unanswered += 1;
-        if let Err(error) = consumer.commit(&positions, CommitMode::Async) {
-            tracing::debug!(%error, "positions cannot be committed now, trying again");
-            self.state().commits.answered(&positions, false);
-        }
+    /// The positions to commit now.
+    pub(super) fn take_due(&self) -> Vec<(Partition, Offset)> {
+        self.state().commits.take_due(|_| true)
     }
 
-    fn due(&self) -> Option<TopicPartitionList> {
-        let due = self.state().commits.take_due(|_| true);
-        (!due.is_empty()).then(|| self.list(due))
-    }
-
-    /// Whether a commit was sent and not answered yet.
-    pub(super) fn is_committing(&self) -> bool {
-        self.state().commits.unanswered > 0
+    /// Those positions were not committed.
+    pub(super) fn not_committed(&self, positions: &[(Partition, Offset)]) {
+        self.state().commits.failed(positions);
     }
 
     /// From now on a revocation is our own leaving.
@@ -105,9 +95,9 @@ impl Group {
     }
 
     /// A list for librdkafka, each partition at its offset.
-    fn list(&self, positions: Vec<(Partition, Offset)>) -> TopicPartitionList {
+    pub(super) fn list(&self, positions: &[(Partition, Offset)]) -> TopicPartitionList {
         positions
-            .into_iter()
+            .iter()
             .map(|(partition, offset)| (self.topic.clone(), partition.0, KafkaOffset::Offset(offset.as_i64())))
             .collect()
     }
@@ -145,8 +135,7 @@ impl Group {
         };
         if !due.is_empty() {
             // Bounded by session.timeout.ms while there is no coordinator, and by socket.timeout.ms.
-            let positions = self.list(due);
-            if let Err(error) = consumer.commit(&positions, CommitMode::Sync) {
+            if let Err(error) = consumer.commit(&self.list(&due), CommitMode::Sync) {
                 tracing::warn!(%error, "positions of revoked partitions are not committed: their next reader repeats");
             }
         }
@@ -196,95 +185,5 @@ impl ConsumerContext for Group {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, partitions),
             _ => self.revoke(consumer, partitions),
         }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, positions: &TopicPartitionList) {
-        if let Err(error) = &result {
-            tracing::debug!(%error, "positions are not committed, trying again");
-        }
-        self.state().commits.answered(positions, result.is_ok());
-    }
-}
-
-/// The positions of the partitions that we hold: what the sink confirmed, and what was sent to be committed.
-#[derive(Default)]
-struct Commits {
-    positions: BTreeMap<Partition, Position>,
-    /// Commits on their way.
-    unanswered: usize,
-}
-
-#[derive(Default)]
-struct Position {
-    confirmed: Option<Offset>,
-    sent: Option<Offset>,
-}
-
-impl Commits {
-    /// A new assignment: nothing is known of it.
-    fn hold(&mut self, partition: Partition) {
-        self.positions.insert(partition, Position::default());
-    }
-
-    fn release(&mut self, partition: Partition) {
-        self.positions.remove(&partition);
-    }
-
-    /// Never backwards within an assignment, and never for partitions that are not held.
-    fn confirm(&mut self, partition: Partition, position: Offset) {
-        if let Some(held) = self.positions.get_mut(&partition) {
-            held.confirmed = held.confirmed.max(Some(position));
-        }
-    }
-
-    /// The positions that were confirmed and not sent, which count as sent now.
-    fn take_due(&mut self, wanted: impl Fn(Partition) -> bool) -> Vec<(Partition, Offset)> {
-        let mut due = Vec::new();
-        for (partition, position) in self.positions.iter_mut().filter(|(partition, _)| wanted(**partition)) {
-            if let Some(confirmed) = position.confirmed.filter(|_| position.confirmed != position.sent) {
-                position.sent = position.confirmed;
-                due.push((*partition, confirmed));
-            }
-        }
-        due
-    }
-
-    /// What was not committed is due again.
-    fn answered(&mut self, positions: &TopicPartitionList, committed: bool) {
-        self.unanswered = self.unanswered.saturating_sub(1);
-        for element in positions.elements() {
-            if (!committed || element.error().is_err())
-                && let Some(position) = self.positions.get_mut(&Partition(element.partition()))
-            {
-                position.sent = None;
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn positions_never_go_backwards_and_only_held_partitions_have_one() {
-        let mut commits = Commits::default();
-        commits.hold(Partition(0));
-        for (partition, position) in [(0, 5), (0, 3), (1, 7)] {
-            commits.confirm(Partition(partition), Offset(position));
-        }
-        assert_eq!(commits.take_due(|_| true), [(Partition(0), Offset(5))]);
-        assert_eq!(commits.take_due(|_| true), []);
-    }
-
-    #[test]
-    fn a_commit_that_failed_is_due_again() {
-        let group = Group::new("events");
-        group.state().commits.hold(Partition(0));
-        group.confirm(&[(Partition(0), Offset(5))]);
-        let sent = group.due().unwrap();
-        assert!(group.due().is_none());
-        group.commit_callback(Err(KafkaError::ConsumerCommit(Code::IllegalGeneration)), &sent);
-        assert_eq!(group.due(), Some(sent));
     }
 }

@@ -146,7 +146,7 @@ fn base() -> ClientConfig {
         .set("socket.connection.setup.timeout.ms", "10000")
         .set("socket.keepalive.enable", "true")
         .set("reconnect.backoff.ms", "100")
-        .set("reconnect.backoff.max.ms", "5000")
+        .set("reconnect.backoff.max.ms", "2000")
         // New partitions are found within it.
         .set("topic.metadata.refresh.interval.ms", "30000")
         // Brokers close idle connections; that is no news.

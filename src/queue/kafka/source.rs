@@ -35,6 +35,7 @@ use crate::{
     queue::{
         Assignment, ByteBudget, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
         kafka::{
+            commits::Committer,
             group::{Change, Group},
             partitions::{Partitions, Starved},
             settings,
@@ -49,7 +50,6 @@ const POLL: Duration = Duration::from_millis(50);
 const HELD_BACK: Duration = Duration::from_millis(20);
 /// Records taken in one round, before commands are looked at again.
 const ROUND: usize = 2000;
-const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// Without budget for so long the partitions are paused.
 const PARK_AFTER: Duration = Duration::from_secs(1);
 /// How long the last commit, and then the leaving, may take.
@@ -80,6 +80,7 @@ pub fn spawn(
     consumer.subscribe(&[&topic]).with_context(|| format!("cannot subscribe to topic {topic}"))?;
     let consumer = Arc::new(consumer);
     let survey = Survey::start(consumer.clone(), &topic)?;
+    let committer = Committer::start(consumer.clone())?;
     let (commands, receiver) = unbounded();
     let source = Source {
         sink,
@@ -88,6 +89,7 @@ pub fn spawn(
         config: config.clone(),
         consumer,
         survey,
+        committer,
         commands: receiver,
         budget,
         events,
@@ -99,7 +101,6 @@ pub fn spawn(
         parked: false,
         silent_surveys: 0,
         available: None,
-        committed: Instant::now(),
         compare: None,
     };
     let thread = std::thread::Builder::new()
@@ -115,6 +116,7 @@ struct Source {
     topic: String,
     consumer: Arc<BaseConsumer<Group>>,
     survey: Survey,
+    committer: Committer,
     commands: Receiver<SourceCommand>,
     budget: ByteBudget,
     events: SourceEvents,
@@ -134,8 +136,6 @@ struct Source {
     silent_surveys: u32,
     /// What was said last; nothing at first.
     available: Option<bool>,
-    /// When positions were committed last.
-    committed: Instant,
     compare: Option<Compare>,
 }
 
@@ -194,10 +194,6 @@ impl Source {
                 self.partitions.start_all();
             }
             self.ask_for_comparison();
-            if self.committed.elapsed() >= COMMIT_EVERY {
-                self.committed = Instant::now();
-                self.consumer.context().commit_due(&self.consumer);
-            }
             if let Some(since) = self.starved
                 && !self.parked
             {
@@ -430,17 +426,18 @@ impl Source {
     /// Commits, leaves and ends, each within a bound. A static member leaves without a word: started again within
     /// `session.timeout.ms` it has its partitions back at once.
     fn close(self, positions: &[(Partition, Offset)]) {
-        let Self { consumer, survey, sink, partitions, .. } = self;
+        let Self { consumer, survey, committer, sink, partitions, .. } = self;
         drop(partitions);
         let group = consumer.context();
         group.confirm(positions);
-        group.commit_due(&consumer);
         let deadline = Instant::now() + CLOSING;
-        while group.is_committing() && Instant::now() < deadline {
-            // Serves the commit's answer; records that come with it are read again by the next reader.
-            let _ = consumer.poll(Duration::from_millis(20));
+        let committer = committer.finish(deadline);
+        while !committer.is_finished() && Instant::now() < deadline {
+            // A rebalance under way has to end before the group takes positions. Records that come with it are read
+            // again by the next reader.
+            let _ = consumer.poll(Duration::from_millis(10));
         }
-        if group.is_committing() {
+        if !committer.is_finished() {
             tracing::warn!(
                 sink = sink.as_str(),
                 "Kafka did not acknowledge the last positions: the next start reads a little again, and knows it"
@@ -451,6 +448,7 @@ impl Source {
         // Leaving has no deadline of its own in librdkafka, and a broker that hangs must not hold the stop up.
         let leave = move || {
             // A panic was reported by the thread that it ended.
+            let _ = committer.join();
             let _ = survey.stop().join();
             drop(consumer);
             drop(done);

@@ -1,0 +1,159 @@
+//! What a sink has confirmed, and the thread that commits it to the group.
+//!
+//! The thread commits synchronously: with `rdkafka`'s event interface nobody hears what became of an asynchronous
+//! commit, and one that failed would be forgotten.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+
+use crate::{
+    position::{Offset, Partition},
+    queue::kafka::group::Group,
+};
+
+const EVERY: Duration = Duration::from_secs(1);
+/// While the last positions cannot be committed, they are tried again so often.
+const LAST_TRY_EVERY: Duration = Duration::from_millis(100);
+
+/// The positions of the partitions that are held: what was confirmed, and what of it was sent to the group.
+#[derive(Default)]
+pub(super) struct Commits(BTreeMap<Partition, Position>);
+
+#[derive(Default)]
+struct Position {
+    confirmed: Option<Offset>,
+    sent: Option<Offset>,
+}
+
+impl Commits {
+    /// A new assignment: nothing is known of it.
+    pub fn hold(&mut self, partition: Partition) {
+        self.0.insert(partition, Position::default());
+    }
+
+    pub fn release(&mut self, partition: Partition) {
+        self.0.remove(&partition);
+    }
+
+    /// Never backwards within an assignment, and never for partitions that are not held.
+    pub fn confirm(&mut self, partition: Partition, position: Offset) {
+        if let Some(held) = self.0.get_mut(&partition) {
+            held.confirmed = held.confirmed.max(Some(position));
+        }
+    }
+
+    /// The positions that were confirmed and not sent. They count as sent now.
+    pub fn take_due(&mut self, wanted: impl Fn(Partition) -> bool) -> Vec<(Partition, Offset)> {
+        let mut due = Vec::new();
+        for (partition, position) in self.0.iter_mut().filter(|(partition, _)| wanted(**partition)) {
+            if let Some(confirmed) = position.confirmed.filter(|_| position.confirmed != position.sent) {
+                position.sent = position.confirmed;
+                due.push((*partition, confirmed));
+            }
+        }
+        due
+    }
+
+    /// They were not committed after all, and are due again.
+    pub fn failed(&mut self, positions: &[(Partition, Offset)]) {
+        for (partition, _) in positions {
+            if let Some(position) = self.0.get_mut(partition) {
+                position.sent = None;
+            }
+        }
+    }
+}
+
+/// Commits once a second what is due.
+pub(super) struct Committer {
+    /// Sends the deadline of the last commit.
+    last: Sender<Instant>,
+    thread: JoinHandle<()>,
+}
+
+impl Committer {
+    pub fn start(consumer: Arc<BaseConsumer<Group>>) -> anyhow::Result<Self> {
+        // One message, the last.
+        let (last, asked) = bounded(1);
+        let thread = std::thread::Builder::new()
+            .name("kafka-commit".to_owned())
+            .spawn(move || run(&consumer, &asked))
+            .context("cannot start the thread that commits to Kafka")?;
+        Ok(Self { last, thread })
+    }
+
+    /// Commits what is due, then ends; until `deadline` a failure is tried again.
+    pub fn finish(self, deadline: Instant) -> JoinHandle<()> {
+        // An error says that the thread has ended.
+        let _ = self.last.send(deadline);
+        self.thread
+    }
+}
+
+fn run(consumer: &BaseConsumer<Group>, asked: &Receiver<Instant>) {
+    let deadline = loop {
+        match asked.recv_timeout(EVERY) {
+            Err(RecvTimeoutError::Timeout) => {
+                commit(consumer);
+            }
+            Ok(deadline) => break deadline,
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    };
+    while !commit(consumer) && Instant::now() < deadline {
+        std::thread::sleep(LAST_TRY_EVERY);
+    }
+}
+
+/// Whether nothing is due any more. Blocks: without a coordinator for `session.timeout.ms`, else until it answers or
+/// `socket.timeout.ms` is over.
+fn commit(consumer: &BaseConsumer<Group>) -> bool {
+    let group = consumer.context();
+    let due = group.take_due();
+    if due.is_empty() {
+        return true;
+    }
+    match consumer.commit(&group.list(&due), CommitMode::Sync) {
+        Ok(()) => true,
+        Err(error) => {
+            // As a rule a rebalance under way.
+            tracing::debug!(%error, "positions are not committed, trying again");
+            group.not_committed(&due);
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_never_go_backwards_and_only_held_partitions_have_one() {
+        let mut commits = Commits::default();
+        commits.hold(Partition(0));
+        for (partition, position) in [(0, 5), (0, 3), (1, 7)] {
+            commits.confirm(Partition(partition), Offset(position));
+        }
+        assert_eq!(commits.take_due(|_| true), [(Partition(0), Offset(5))]);
+        assert_eq!(commits.take_due(|_| true), []);
+    }
+
+    #[test]
+    fn a_commit_that_failed_is_due_again() {
+        let mut commits = Commits::default();
+        commits.hold(Partition(0));
+        commits.confirm(Partition(0), Offset(5));
+        let sent = commits.take_due(|_| true);
+        commits.failed(&sent);
+        assert_eq!(commits.take_due(|_| true), sent);
+    }
+}
