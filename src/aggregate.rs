@@ -408,7 +408,6 @@ impl Actor for Aggregator {
     }
 }
 
-
 impl Handler<Assign> for Aggregator {
     type Result = ();
 

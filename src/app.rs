@@ -140,14 +140,7 @@ enum End {
 }
 
 impl Daemon {
-    fn new(
-        config: Config,
-        sources: Sources,
-        log_level: LogLevel,
-        roles: Roles,
-        data_dir: DataDir,
-        io: Handle,
-    ) -> Self {
+    fn new(config: Config, sources: Sources, log_level: LogLevel, roles: Roles, data_dir: DataDir, io: Handle) -> Self {
         let policy = RestartPolicy {
             max_restarts: config.supervision.max_restarts,
             window: config.supervision.window,
@@ -191,9 +184,16 @@ impl Daemon {
         let spooler = Slot::default();
         running.guarded.push(self.watch(spooler.clone()));
 
+        if config.queue.kind == QueueKind::Embedded {
+            running.log = Some(self.open_log()?);
+        }
+        if let Some(listener) = ingest_listener {
+            // Answers 503 with the reason until the queue is there.
+            self.start_ingest(&mut running, listener);
+        }
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
-                self.start(&mut running, ingest_listener, store, spooler)?;
+                self.start_sinks(&mut running, store, spooler)?;
                 self.health.open(Closed::Starting);
                 self.announce(&addresses);
                 self.wait(&mut signals).await
@@ -254,7 +254,9 @@ impl Daemon {
                 let prepared = tokio::task::spawn_blocking(move || kafka::prepare(&config, dead_letters)).await;
                 match prepared {
                     Ok(Ok(_)) => break,
-                    Ok(Err(error @ TopicError::Unreachable { .. })) => health.dependency(kafka::DEPENDENCY, Err(error.to_string())),
+                    Ok(Err(error @ TopicError::Unreachable { .. })) => {
+                        health.dependency(kafka::DEPENDENCY, Err(error.to_string()))
+                    }
                     Ok(Err(error)) => return Err(error.to_string()),
                     Err(error) => return Err(error.to_string()),
                 }
@@ -278,27 +280,19 @@ impl Daemon {
         }
     }
 
-    /// Builds the actors, downstream first, so that each finds what it feeds.
-    fn start(
+    /// Builds the sinks, downstream first, so that each actor finds what it feeds.
+    fn start_sinks(
         &self,
         running: &mut Running,
-        ingest_listener: Option<TcpListener>,
         store: Option<Arc<dyn Store>>,
         spooler: Slot<Spooler>,
     ) -> anyhow::Result<()> {
         let config = self.config.load_full();
-        running.log = match config.queue.kind {
-            QueueKind::Embedded => Some(self.open_log()?),
-            QueueKind::Kafka => None,
-        };
         if self.roles.archive() {
             self.start_archive(running, &config, spooler)?;
         }
         if let Some(store) = store.filter(|_| self.roles.aggregate()) {
             self.start_aggregate(running, &config, store);
-        }
-        if let Some(listener) = ingest_listener {
-            self.start_ingest(running, &config, listener)?;
         }
         Ok(())
     }
@@ -347,7 +341,13 @@ impl Daemon {
             let (store, dead_letters) = (store.clone(), dead_letters.clone());
             Ok(Aggregator::new(store, dead_letters, replies.clone(), live.clone(), health.clone(), metrics.clone()))
         }));
-        running.guarded.push(self.consume(SinkName::Aggregate, config, aggregator, consumer.clone(), running.log.clone()));
+        running.guarded.push(self.consume(
+            SinkName::Aggregate,
+            config,
+            aggregator,
+            consumer.clone(),
+            running.log.clone(),
+        ));
         running.aggregate = Some(consumer);
     }
 
@@ -381,7 +381,7 @@ impl Daemon {
         supervise(name.consumer(), slot, &self.supervision, move |ctx| Consumer::new(parts.clone(), ctx, &start_source))
     }
 
-    fn start_ingest(&self, running: &mut Running, config: &Config, listener: TcpListener) -> anyhow::Result<()> {
+    fn start_ingest(&self, running: &mut Running, listener: TcpListener) {
         let producer: Slot<Producer> = Slot::default();
         let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
         let log = running.log.clone();
@@ -401,8 +401,6 @@ impl Daemon {
             Ok(Ingestor::new(listener, producer.clone(), live.clone(), health.clone(), metrics.clone()))
         }));
         running.ingestor = Some(ingestor);
-        let _ = config;
-        Ok(())
     }
 
     /// Says where everything is and what to try next, and tells systemd.
@@ -440,7 +438,10 @@ impl Daemon {
         let status = match &end {
             End::Signal => 0,
             End::Escalation(Escalation::Fenced { reason }) => {
-                tracing::error!(reason, "another process has our membership of a consumer group: stopping, not to be restarted");
+                tracing::error!(
+                    reason,
+                    "another process has our membership of a consumer group: stopping, not to be restarted"
+                );
                 exit::FENCED
             }
             End::Escalation(Escalation::Failed { actor, reason }) => {
@@ -488,7 +489,8 @@ struct Addresses {
 
 impl Addresses {
     fn of(ingest: &Option<TcpListener>, admin: &TcpListener) -> Self {
-        let name = |listener: &TcpListener| listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string());
+        let name =
+            |listener: &TcpListener| listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string());
         Self { ingest: ingest.as_ref().map(name), admin: name(admin) }
     }
 

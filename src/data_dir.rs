@@ -88,7 +88,8 @@ fn instance(path: &Path) -> anyhow::Result<String> {
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
     let made = Instance { version: Instance::VERSION, id: format!("ingestd-{}", Uuid::now_v7()), machine };
-    write_private(path, &serde_json::to_vec_pretty(&made)?).with_context(|| format!("cannot write {}", path.display()))?;
+    write_private(path, &serde_json::to_vec_pretty(&made)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(made.id)
 }
 

@@ -77,6 +77,16 @@ impl Timestamp {
 #[serde(transparent)]
 pub struct TopicIdentity(pub Arc<str>);
 
+impl TopicIdentity {
+    /// What stands for the identity where the brokers give topics no ids.
+    pub const UNAVAILABLE: &str = "unavailable";
+
+    /// Whether the other one is known to be another topic's.
+    pub fn contradicts(&self, other: &str) -> bool {
+        *self.0 != *other && *self.0 != *Self::UNAVAILABLE && other != Self::UNAVAILABLE
+    }
+}
+
 impl fmt::Display for TopicIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -9,7 +9,7 @@ pub mod recover;
 pub mod segment;
 mod writer;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
@@ -148,7 +148,7 @@ impl Spooler {
     /// # Errors
     /// When the thread cannot be started.
     pub fn new(
-        data_dir: &PathBuf,
+        data_dir: &Path,
         uploader: Slot<Uploader>,
         replies: Replies,
         config: LiveConfig,

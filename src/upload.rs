@@ -175,7 +175,7 @@ impl Uploader {
     /// Starts the next PUT of a partition when one is due.
     fn proceed(&mut self, partition: Partition, ctx: &Context<Self>) {
         let Some(partitioned) = self.partitions.get_mut(&partition) else { return };
-        if let Some(segment) = partitioned.chain.next() {
+        if let Some(segment) = partitioned.chain.due() {
             let (requests, addr, epoch) = (self.requests.clone(), ctx.address(), partitioned.chain.epoch);
             partitioned.request = Some(self.io.spawn(async move {
                 let answer = requests.upload(&segment).await;
@@ -317,7 +317,7 @@ impl Requests {
             Err(HeadError::Store(error)) => return Err(error),
             Err(HeadError::Unreadable(what)) => return Ok(Err(unreadable(what))),
         };
-        if head.identity != assignment.identity {
+        if head.identity.contradicts(&assignment.identity.0) {
             return Ok(Err(Unusable {
                 reason: format!(
                     "the archive was made from another topic of this name (identity {}, now {})",

@@ -16,7 +16,7 @@ use ingestd::{
     dlq::{DeadLetter, DeadLetterWriter},
     health::{Health, SinkName},
     metrics::Metrics,
-    position::{Offset, Partition, Timestamp},
+    position::{Offset, Partition, Timestamp, TopicIdentity},
     produce::{Delivery, Key, NewRecord, Publish, Span, Ticket},
     queue::{
         Appender, Assignment, Batch, ByteBudget, Epoch, SourceCommand, SourceEvent, SourceHandle,
@@ -171,7 +171,7 @@ fn a_restarted_source_goes_on_at_the_committed_positions() {
     let Some(config) = config("restart") else { return };
     let ready = kafka::prepare(&config, true).unwrap();
     assert!(ready.created && ready.partitions == 4, "{ready:?}");
-    assert_ne!(&*ready.identity.0, kafka::identity::UNAVAILABLE);
+    assert_ne!(&*ready.identity.0, TopicIdentity::UNAVAILABLE);
     assert!(!kafka::prepare(&config, true).unwrap().created);
     let mut appender = appender(&config);
     let budget = ByteBudget::new(32 << 20);

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     config::Config,
     health::{ActorName, ActorState, SinkName},
-    position::{Offset, Partition},
+    position::{Offset, Partition, TopicIdentity},
     reload::Reloaded,
     store::{BucketDelta, Fence, Flushed, ProcessedEvent, Query, Row, Rows, StoreError},
 };
@@ -27,7 +27,12 @@ impl Store for FakeStore {
         unreachable!("the endpoint only asks")
     }
 
-    fn fences(&self, _: Partition, _: Offset) -> BoxFuture<'_, Result<Vec<Fence>, StoreError>> {
+    fn fences<'a>(
+        &'a self,
+        _: Partition,
+        _: Offset,
+        _: &'a TopicIdentity,
+    ) -> BoxFuture<'a, Result<Vec<Fence>, StoreError>> {
         unreachable!("the endpoint only asks")
     }
 

@@ -13,7 +13,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{ArchiveSink, Running, signals::{Signal, Signals}};
+use super::{
+    ArchiveSink, Running,
+    signals::{Signal, Signals},
+};
 use crate::{
     admin::AdminServer,
     consume::{Consumer, Drain, Leave, Sink, StopFetching},

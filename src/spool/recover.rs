@@ -47,7 +47,7 @@ pub fn plan(segments: Vec<SealedSegment>, situation: &Situation<'_>) -> Plan {
     let mut plan = Plan { x: situation.chain_end, ..Plan::default() };
     for segment in segments {
         let header = &segment.header;
-        if header.identity != *situation.identity {
+        if header.identity.contradicts(&situation.identity.0) {
             let why = format!("it is of another topic of the same name (identity {})", header.identity);
             plan.orphan.push((segment, why));
         } else if header.archive != situation.archive {

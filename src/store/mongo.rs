@@ -251,7 +251,7 @@ impl MongoStore {
         let reply = self.command(database, claim).await?;
         WriteReply::read(&reply).ok()?;
         let known = reply.get_document("value").ok().and_then(|source| source.get_str("identity").ok());
-        if known == Some(&*identity.0) {
+        if known.is_some_and(|known| !identity.contradicts(known)) {
             Ok(())
         } else {
             Err(Failure::Store(topic_recreated(&self.options, partition)))

@@ -74,7 +74,7 @@ impl Chain {
     }
 
     /// The segment to put now, if one is waiting and none is on its way.
-    pub fn next(&mut self) -> Option<SealedSegment> {
+    pub fn due(&mut self) -> Option<SealedSegment> {
         if self.in_flight || self.halted {
             return None;
         }
@@ -83,7 +83,7 @@ impl Chain {
         Some(first)
     }
 
-    /// The answer to the PUT of the segment that [`Self::next`] gave.
+    /// The answer to the PUT of the segment that [`Self::due`] gave.
     pub fn answered(&mut self, put: Put) -> Option<Step> {
         if !std::mem::take(&mut self.in_flight) {
             return None;
@@ -167,7 +167,7 @@ mod tests {
     fn nothing_goes_before_the_head_is_known() {
         let mut chain = Chain::new(Epoch::fresh());
         assert!(!chain.enqueue(segment(0, 10)));
-        assert_eq!(chain.next(), None);
+        assert_eq!(chain.due(), None);
     }
 
     #[test]
@@ -176,17 +176,17 @@ mod tests {
         assert!(chain.enqueue(segment(0, 10)));
         assert!(!chain.enqueue(segment(15, 20)));
         assert!(chain.enqueue(segment(10, 20)));
-        assert_eq!(chain.next(), Some(segment(0, 10)));
-        assert_eq!(chain.next(), None);
+        assert_eq!(chain.due(), Some(segment(0, 10)));
+        assert_eq!(chain.due(), None);
         assert_eq!(chain.answered(Put::Created), Some(Step::Archived(segment(0, 10))));
-        assert_eq!(chain.next(), Some(segment(10, 20)));
+        assert_eq!(chain.due(), Some(segment(10, 20)));
     }
 
     #[test]
     fn a_lost_reply_is_recognised_by_the_objects_end() {
         let mut chain = chain_at(0);
         chain.enqueue(segment(0, 10));
-        chain.next();
+        chain.due();
         assert_eq!(chain.answered(Put::Exists { end: Offset(10) }), Some(Step::Archived(segment(0, 10))));
         assert_eq!(chain.end(), Some(Offset(10)));
     }
@@ -196,9 +196,9 @@ mod tests {
         let mut chain = chain_at(0);
         chain.enqueue(segment(0, 10));
         chain.enqueue(segment(10, 20));
-        chain.next();
+        chain.due();
         assert_eq!(chain.answered(Put::Exists { end: Offset(7) }), Some(Step::Follow { end: Offset(7) }));
-        assert_eq!(chain.next(), None);
+        assert_eq!(chain.due(), None);
         assert!(!chain.enqueue(segment(20, 30)));
         assert!(chain.enqueue(segment(7, 30)));
     }
@@ -207,7 +207,7 @@ mod tests {
     fn a_conflict_halts_the_chain() {
         let mut chain = chain_at(0);
         chain.enqueue(segment(0, 10));
-        chain.next();
+        chain.due();
         assert!(matches!(chain.answered(Put::Conflict { reason: "differ".into() }), Some(Step::Halt { .. })));
         assert!(!chain.enqueue(segment(0, 10)));
     }

@@ -15,10 +15,6 @@ use rdkafka_sys as sys;
 
 use crate::position::TopicIdentity;
 
-/// The identity of a topic whose brokers know no topic ids (before Kafka 2.8). It says nothing: whoever compares
-/// identities skips the comparison when either is this one.
-pub const UNAVAILABLE: &str = "unavailable";
-
 /// Asks the brokers for the topic's id. Blocks, at most `timeout`.
 ///
 /// # Errors
@@ -73,7 +69,7 @@ pub fn topic_identity<C: ClientContext>(
         no_error(unsafe { sys::rd_kafka_error_code(error) })?;
     }
     // SAFETY: the description is live; the id belongs to it.
-    Ok(TopicIdentity(unsafe { id_of(description) }.unwrap_or_else(|| UNAVAILABLE.to_owned()).into()))
+    Ok(TopicIdentity(unsafe { id_of(description) }.unwrap_or_else(|| TopicIdentity::UNAVAILABLE.to_owned()).into()))
 }
 
 /// The id in base64, as Kafka's tools print it; `None` where the brokers gave none.

@@ -156,7 +156,7 @@ impl Database {
             source,
             |row| row.get(0),
         )?;
-        if known != *identity.0 {
+        if identity.contradicts(&known) {
             return Err(topic_recreated(&options, partition));
         }
         transaction.commit()?;
