@@ -369,6 +369,7 @@ impl Daemon {
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             escalations: self.supervision.escalations.clone(),
+            fences: Arc::default(),
         };
         let (live, instance) = (self.config.clone(), self.data_dir.instance.clone());
         let start_source = move |events: SourceEvents| -> anyhow::Result<SourceHandle> {

@@ -13,6 +13,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Instant,
 };
 
 use actix::{
@@ -25,7 +26,7 @@ use crate::{
     metrics::{Metrics, SinkLabel},
     position::{Offset, Partition},
     queue::{Assignment, Batch, Epoch, SourceCommand, SourceEvent, SourceEvents, SourceHandle},
-    supervise::{Escalation, Escalations, Slot},
+    supervise::{Escalation, Escalations, Fences, Slot},
 };
 
 /// To the sink: this partition is yours. Answer with [`Begin`] (or [`Halt`]).
@@ -226,6 +227,7 @@ pub struct Consumer<S: Sink> {
     health: Health,
     metrics: Arc<Metrics>,
     escalations: Escalations,
+    fences: Arc<Fences>,
 }
 
 /// What a consumer is built with, each time it is built.
@@ -237,6 +239,8 @@ pub struct ConsumerParts<S: Sink> {
     pub health: Health,
     pub metrics: Arc<Metrics>,
     pub escalations: Escalations,
+    /// Outlives the incarnations.
+    pub fences: Arc<Fences>,
 }
 
 // Not derived: a sink need not be `Clone` for its slot to be.
@@ -250,6 +254,7 @@ impl<S: Sink> Clone for ConsumerParts<S> {
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             escalations: self.escalations.clone(),
+            fences: self.fences.clone(),
         }
     }
 }
@@ -279,6 +284,7 @@ impl<S: Sink> Consumer<S> {
             health: parts.health,
             metrics: parts.metrics,
             escalations: parts.escalations,
+            fences: parts.fences,
         })
     }
 
@@ -392,9 +398,13 @@ impl<S: Sink> Handler<FromSource> for Consumer<S> {
                 self.health.dependency(self.queue.0, Ok(()));
                 self.show_state();
             }
-            SourceEvent::Fenced(reason) => {
+            SourceEvent::Fenced(reason) if self.fences.is_second(Instant::now()) => {
                 // The receiver is gone only when the process ends already.
                 let _ = self.escalations.send(Escalation::Fenced { reason });
+            }
+            SourceEvent::Fenced(reason) => {
+                tracing::warn!(sink = self.name.as_str(), reason, "membership lost; joining once more");
+                ctx.stop();
             }
             SourceEvent::Failed(reason) => {
                 tracing::error!(sink = self.name.as_str(), reason, "the source failed");

@@ -7,7 +7,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -90,6 +90,23 @@ pub enum Escalation {
     Fenced { reason: String },
     /// A dependency contradicts the configuration in a way that no retry mends.
     Refused { reason: String },
+}
+
+/// Tells a membership that another process took from one that this process took from itself: after an outage of the
+/// brokers, a commit of the membership before it can be answered "fenced", because we have joined anew meanwhile. The
+/// first time the member is rebuilt; a second time within the window it is another process.
+#[derive(Debug, Default)]
+pub struct Fences(Mutex<Option<Instant>>);
+
+impl Fences {
+    /// Longer than a rebuilt member takes to be fenced again by one that is alive.
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    /// Notes a fence at `now`; whether it is the second within the window.
+    pub fn is_second(&self, now: Instant) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.replace(now).is_some_and(|last| now.saturating_duration_since(last) < Self::WINDOW)
+    }
 }
 
 /// Where guardians and actors report what ends the process.
@@ -314,6 +331,14 @@ mod tests {
             assert_eq!((actor, reason.as_str()), (ActorName::Producer, "panicked: as the test asks"));
             guarded.stop().await;
         });
+    }
+
+    #[test]
+    fn a_membership_that_is_lost_twice_in_a_minute_is_another_process() {
+        let (fences, now) = (Fences::default(), Instant::now());
+        assert!(!fences.is_second(now));
+        assert!(!fences.is_second(now + Duration::from_secs(60)));
+        assert!(fences.is_second(now + Duration::from_secs(119)));
     }
 
     #[test]

@@ -415,10 +415,24 @@ fn explain(error: &object_store::Error, config: &Config) -> String {
             format!("the bucket or folder of {url} does not exist: create it, or correct archive.url")
         }
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
-            format!("{url} refuses our credentials: check archive.options and the bucket's policy ({error})")
+            format!(
+                "{url} refuses our credentials: check archive.options and the bucket's policy ({})",
+                one_line(&error.to_string())
+            )
         }
-        error => format!("{url} cannot be reached: {error}"),
+        error => format!("{url} cannot be reached: {}", one_line(&error.to_string())),
     }
+}
+
+/// Stores answer with pages; their first words say enough.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = line.char_indices().nth(LONGEST) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
 }
 
 /// One sentence for the operator on why a store cannot be used as an archive.

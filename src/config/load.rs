@@ -155,10 +155,10 @@ mod tests {
 
     #[test]
     fn a_rule_between_keys_blames_the_one_that_was_given() {
-        let error = loaded("", &[], &["http.max_body=64KiB"]).unwrap_err();
+        let error = loaded("", &[], &["upload.max_in_flight=1MiB"]).unwrap_err();
         assert_eq!(
             error,
-            "--set: http.max_body = \"64KiB\": must be at least http.max_event (1MiB): a request has to hold an event"
+            "--set: upload.max_in_flight = \"1MiB\": must be at least spool.max_bytes (16MiB): an upload holds its segment in memory"
         );
     }
 

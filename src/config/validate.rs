@@ -99,18 +99,7 @@ impl Check<'_> {
     }
 
     fn sizes(&mut self) {
-        let Config { http, spool, upload, .. } = self.config;
-        self.at_most(
-            ("http.max_event", http.max_event),
-            ("http.max_body", http.max_body),
-            "a request has to hold an event",
-        );
-        self.at_most(
-            ("http.max_body", http.max_body),
-            ("http.max_in_flight", http.max_in_flight),
-            "a larger request could never be taken",
-        );
-        self.at_most(("spool.max_bytes", spool.max_bytes), ("spool.quota", spool.quota), "a segment has to fit");
+        let Config { spool, upload, .. } = self.config;
         self.at_most(
             ("spool.max_bytes", spool.max_bytes),
             ("upload.max_in_flight", upload.max_in_flight),

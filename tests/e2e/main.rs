@@ -8,6 +8,8 @@ mod alone;
 mod bad_dependencies;
 mod on_services;
 mod packaging;
+mod queue_kafka;
 mod refusals;
+mod store_mongo;
 mod support;
 mod surface;

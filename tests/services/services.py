@@ -150,8 +150,8 @@ def s3_command(root, folder, ports, _auth):
     return [
         f"{root}/{S3}/weed", "server", "-s3", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
-        # Its 8 volume slots are used up after a few buckets.
-        "-volume.max=64", "-master.volumeSizeLimitMB=256",
+        # Each bucket takes several volume slots; the default's 8 are used up after one.
+        "-volume.max=2000", "-master.volumeSizeLimitMB=256",
         # What else would listen on a fixed port, or call a server elsewhere.
         "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
     ]  # fmt: skip

@@ -1,9 +1,7 @@
-//! The Kafka queue against a real broker, named by `INGESTD_TEST_KAFKA_BROKERS` (`host:port`). Each test makes a topic
-//! and groups of its own.
+//! The Kafka queue against a real broker, behind its seam. Each test makes a topic and groups of its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Write as _,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,22 +30,20 @@ use rdkafka::{
     message::Headers,
 };
 
+use crate::support::services::{Exclusive, services};
+
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A configuration with a topic of its own; `None`, loudly, where there is no broker to test with.
-fn config(name: &str) -> Option<Config> {
-    let Ok(brokers) = std::env::var("INGESTD_TEST_KAFKA_BROKERS") else {
-        // Past the test harness, which would keep it to itself.
-        let _ = writeln!(std::io::stderr(), "SKIPPED {name}: INGESTD_TEST_KAFKA_BROKERS is not set");
-        return None;
-    };
+/// A configuration with a topic of its own, and the turn on the broker.
+fn config(name: &str) -> Option<(Exclusive, Config)> {
+    let services = services()?;
     let mut config = Config::default();
-    config.queue.kafka.brokers = brokers;
+    config.queue.kafka.brokers = services.kafka.address();
     config.queue.topic = format!("{name}-{}", uuid::Uuid::now_v7());
     config.queue.kafka.group = config.queue.topic.clone();
     config.batch.max_records = 50;
     config.batch.max_wait = Duration::from_millis(50);
-    Some(config)
+    Some((services, config))
 }
 
 fn append(appender: &mut KafkaAppender, range: std::ops::Range<usize>) -> Delivery {
@@ -168,7 +164,7 @@ fn distinct(seen: &[(Partition, Offset, String)]) -> usize {
 
 #[test]
 fn a_restarted_source_goes_on_at_the_committed_positions() {
-    let Some(config) = config("restart") else { return };
+    let Some((_turn, config)) = config("restart") else { return };
     let ready = kafka::prepare(&config, true).unwrap();
     assert!(ready.created && ready.partitions == 4, "{ready:?}");
     assert_ne!(&*ready.identity.0, TopicIdentity::UNAVAILABLE);
@@ -197,7 +193,7 @@ fn a_restarted_source_goes_on_at_the_committed_positions() {
 
 #[test]
 fn neither_pauses_nor_seeks_nor_a_spent_budget_lose_or_repeat_a_record() {
-    let Some(config) = config("pauses") else { return };
+    let Some((_turn, config)) = config("pauses") else { return };
     kafka::prepare(&config, false).unwrap();
     let mut appender = appender(&config);
     assert_eq!(append(&mut appender, 0..6000).durable, 6000);
@@ -233,7 +229,7 @@ fn neither_pauses_nor_seeks_nor_a_spent_budget_lose_or_repeat_a_record() {
 
 #[test]
 fn two_members_share_the_partitions_and_each_record_is_seen_once_beyond_the_committed_positions() {
-    let Some(config) = config("share") else { return };
+    let Some((_turn, config)) = config("share") else { return };
     kafka::prepare(&config, false).unwrap();
     let mut appender = appender(&config);
     append(&mut appender, 0..400);
@@ -267,7 +263,7 @@ fn two_members_share_the_partitions_and_each_record_is_seen_once_beyond_the_comm
 
 #[test]
 fn a_position_outside_the_log_is_announced_and_never_jumped() {
-    let Some(mut config) = config("range") else { return };
+    let Some((_turn, mut config)) = config("range") else { return };
     config.queue.kafka.partitions = 2;
     kafka::prepare(&config, false).unwrap();
     let mut appender = appender(&config);
@@ -289,7 +285,7 @@ fn a_position_outside_the_log_is_announced_and_never_jumped() {
 
 #[test]
 fn a_second_process_with_the_same_instance_fences_the_first() {
-    let Some(config) = config("fence") else { return };
+    let Some((_turn, config)) = config("fence") else { return };
     kafka::prepare(&config, false).unwrap();
     let budget = ByteBudget::new(1 << 20);
     let mut first = Reader::start(&config, "one", &budget);
@@ -310,7 +306,7 @@ fn a_second_process_with_the_same_instance_fences_the_first() {
 
 #[test]
 fn a_dead_letter_keeps_the_record_and_says_why() {
-    let Some(config) = config("dead") else { return };
+    let Some((_turn, config)) = config("dead") else { return };
     kafka::prepare(&config, true).unwrap();
     let letter = DeadLetter {
         topic: config.queue.topic.clone(),
@@ -348,7 +344,7 @@ fn a_dead_letter_keeps_the_record_and_says_why() {
 
 #[test]
 fn a_topic_that_cannot_keep_the_promises_is_refused() {
-    let Some(mut config) = config("refuse") else { return };
+    let Some((_turn, mut config)) = config("refuse") else { return };
     let refusal = |config: &Config| match kafka::prepare(config, false) {
         Err(TopicError::Refused(reason)) => reason,
         other => panic!("{other:?}"),

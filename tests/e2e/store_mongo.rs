@@ -1,6 +1,6 @@
-//! The MongoDB store against a real server: `INGESTD_TEST_MONGODB_URL` names it. Each test has a database of its own.
+//! The MongoDB store against a real server, behind its seam. Each test has a database of its own.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use ingestd::{
     config::AggregateConfig,
@@ -17,15 +17,17 @@ use mongodb::{
 use serde_json::json;
 use tokio::runtime::Handle;
 
+use crate::support::services::{Exclusive, services};
+
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// `None`, said loudly, where there is no server to test against.
-fn url() -> Option<String> {
-    let url = std::env::var("INGESTD_TEST_MONGODB_URL").ok();
-    if url.is_none() {
-        eprintln!("SKIPPED: INGESTD_TEST_MONGODB_URL is not set, the MongoDB store was NOT tested");
-    }
-    url
+/// The turn on the server, and its URL.
+fn server() -> Option<(Exclusive, String)> {
+    // Their first call starts the services and waits on a runtime of its own, which this test's thread cannot.
+    thread::scope(|scope| scope.spawn(|| drop(services())).join()).expect("the services start");
+    let services = services()?;
+    let url = format!("mongodb://{}/?directConnection=true", services.mongodb.address());
+    Some((services, url))
 }
 
 fn options() -> StoreOptions {
@@ -78,7 +80,7 @@ async fn counts(store: &Arc<dyn Store>) -> Vec<(serde_json::Value, u64)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flush_that_is_repeated_is_fenced_and_changes_nothing() {
-    let Some(url) = url() else { return };
+    let Some((_turn, url)) = server() else { return };
     let database = fresh(&url, "repeated").await;
     let store = open(&url, &database, options()).await;
     let flush: Vec<_> = (0..2500).map(|n| delta(n % 2, &format!("[{n},null]"), 0, 9, 10)).collect();
@@ -92,7 +94,7 @@ async fn a_flush_that_is_repeated_is_fenced_and_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_writers_at_once_one_is_fenced() {
-    let Some(url) = url() else { return };
+    let Some((_turn, url)) = server() else { return };
     let database = fresh(&url, "race").await;
     let (one, other) = (open(&url, &database, options()).await, open(&url, &database, options()).await);
     for round in 0..20 {
@@ -105,7 +107,7 @@ async fn of_two_writers_at_once_one_is_fenced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fences_have_the_keys_that_were_written() {
-    let Some(url) = url() else { return };
+    let Some((_turn, url)) = server() else { return };
     let database = fresh(&url, "fences").await;
     let store = open(&url, &database, StoreOptions { generation: 3, ..options() }).await;
     let long = format!("[\"{}\",{{\"a\": 1}}]", "x".repeat(2000));
@@ -124,7 +126,7 @@ async fn fences_have_the_keys_that_were_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_are_summed_over_partitions_sorted_and_cut_at_the_limit() {
-    let Some(url) = url() else { return };
+    let Some((_turn, url)) = server() else { return };
     let database = fresh(&url, "rows").await;
     let store = open(&url, &database, options()).await;
     let next = open(&url, &database, StoreOptions { generation: 1, ..options() }).await;
@@ -146,7 +148,7 @@ async fn rows_are_summed_over_partitions_sorted_and_cut_at_the_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_definition_is_refused() {
-    let Some(url) = url() else { return };
+    let Some((_turn, url)) = server() else { return };
     let database = fresh(&url, "definition").await;
     open(&url, &database, options()).await;
     let mut changed = options();
@@ -157,7 +159,7 @@ async fn a_changed_definition_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_are_kept_once_whatever_they_hold() {
-    let Some(url) = url() else { return };
+    let Some((_turn, url)) = server() else { return };
     let database = fresh(&url, "events").await;
     let store = open(&url, &database, StoreOptions { events: Some(Duration::from_secs(3600)), ..options() }).await;
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(89), "]".repeat(89));
