@@ -7,11 +7,10 @@ use crate::support::{
     archive::Archive,
     daemon::{Daemon, Setup},
     events::Ledger,
-    eventually,
+    events_to_send, eventually,
     oracle::Oracle,
 };
 
-const EVENTS: u64 = 20_000;
 const MEMORY: u64 = 200 << 20;
 
 fn archive_of(daemon: &Daemon) -> Archive {
@@ -23,12 +22,12 @@ fn every_event_of_a_mixture_arrives_once_also_over_a_stop_and_a_start() {
     let mut daemon = Setup::new("alone").start();
     let ledger = Ledger::new();
     let mut oracle = Oracle::new(&ledger, archive_of(&daemon));
-    ledger.post(&daemon.events_url(), EVENTS, 4, PATIENCE);
+    ledger.post(&daemon.events_url(), events_to_send(), 4, PATIENCE);
     oracle.settle(&[&daemon], PATIENCE);
     daemon.check_memory(MEMORY);
     for counter in ["accepted", "produced", "archived", "aggregated"] {
         let value = daemon.metric(&format!("ingestd_events_{counter}_total"));
-        assert_eq!(value, Some(EVENTS as f64), "ingestd_events_{counter}_total");
+        assert_eq!(value, Some(events_to_send() as f64), "ingestd_events_{counter}_total");
     }
     // A segment that is open at the stop is sealed and archived, or read again afterwards.
     ledger.post(&daemon.events_url(), 500, 2, PATIENCE);
@@ -48,8 +47,8 @@ fn kill_9_while_events_come_in_loses_and_doubles_nothing() {
     let mut oracle = Oracle::new(&ledger, archive_of(&daemon));
     let url = daemon.events_url();
     thread::scope(|scope| {
-        let posting = scope.spawn(|| ledger.post(&url, EVENTS, 4, PATIENCE * 2));
-        for part in [EVENTS / 4, EVENTS / 2] {
+        let posting = scope.spawn(|| ledger.post(&url, events_to_send(), 4, PATIENCE * 2));
+        for part in [events_to_send() / 4, events_to_send() / 2] {
             eventually("events come in", PATIENCE, || {
                 (ledger.acknowledged() >= part || posting.is_finished()).then_some(())
             });

@@ -6,12 +6,11 @@ use crate::support::{
     PATIENCE,
     archive::Archive,
     events::Ledger,
-    eventually,
+    events_to_send, eventually,
     oracle::Oracle,
     services::{Exclusive, services},
 };
 
-const EVENTS: u64 = 20_000;
 const MEMORY: u64 = 200 << 20;
 
 /// A bucket, and the oracle that reads it.
@@ -26,7 +25,7 @@ fn one_process_carries_every_event_once_into_the_bucket_and_the_database() {
     let ledger = Ledger::new();
     let mut oracle = oracle_of(&services, "whole", &ledger);
     let mut daemon = services.setup("whole").set("store.events", "true").start();
-    ledger.post(&daemon.events_url(), EVENTS, 4, PATIENCE);
+    ledger.post(&daemon.events_url(), events_to_send(), 4, PATIENCE);
     oracle.settle(&[&daemon], PATIENCE);
     daemon.check_memory(MEMORY);
     oracle.check_documents(&services.documents("whole", "aggregate_events_by_type"));
@@ -52,7 +51,7 @@ fn workers_share_the_partitions_and_kill_9_of_one_doubles_nothing() {
     let second = services.setup("shared").roles("worker").start();
     let url = ingest.events_url();
     thread::scope(|scope| {
-        let posting = scope.spawn(|| ledger.post(&url, EVENTS, 4, PATIENCE));
+        let posting = scope.spawn(|| ledger.post(&url, events_to_send(), 4, PATIENCE));
         eventually("the first worker archives", PATIENCE, || {
             let archives = first.metric("ingestd_events_archived_total")? > 0.0;
             (archives || posting.is_finished()).then_some(())

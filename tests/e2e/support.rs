@@ -20,6 +20,17 @@ pub mod services;
 /// For what happens within seconds on an idle machine: CI's has two cores and may do other things.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How many events the large tests send: 20,000, or `INGESTD_TEST_EVENTS`.
+pub fn events_to_send() -> u64 {
+    std::env::var("INGESTD_TEST_EVENTS")
+        .map_or(20_000, |events| events.parse().expect("INGESTD_TEST_EVENTS is a number"))
+}
+
+/// The program under test: the one of this build, or `INGESTD_TEST_BINARY` (such as a release build).
+pub fn program() -> String {
+    std::env::var("INGESTD_TEST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_ingestd").to_owned())
+}
+
 /// Asks again and again until there is an answer; at the deadline it fails with what was awaited.
 pub fn eventually<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + within;

@@ -14,7 +14,7 @@ use super::{
     PATIENCE, eventually, free_port,
     http::{Client, Reply},
     process::{Exit, Frozen, Process},
-    scratch,
+    program, scratch,
 };
 
 /// How to start a daemon. The default: everything embedded, and bounds small enough that a test sees many segments.
@@ -110,7 +110,7 @@ impl Setup {
 fn launch(setup: &Setup, folder: &Path) -> Process {
     let log = folder.join("log");
     let mut arguments: Vec<OsString> = vec!["guard".into(), "--log".into(), log.clone().into()];
-    arguments.extend(["--remove".into(), folder.into(), "--".into(), env!("CARGO_BIN_EXE_ingestd").into()]);
+    arguments.extend(["--remove".into(), folder.into(), "--".into(), program().into()]);
     arguments.extend(setup.arguments.iter().map(OsString::from));
     if setup.config.is_some() {
         arguments.extend(["--config".into(), folder.join("config.toml").into()]);
