@@ -371,9 +371,10 @@ impl Daemon {
             escalations: self.supervision.escalations.clone(),
             fences: Arc::default(),
         };
-        let (live, instance) = (self.config.clone(), self.data_dir.instance.clone());
+        let (live, instance, metrics) = (self.config.clone(), self.data_dir.instance.clone(), self.metrics.clone());
         let start_source = move |events: SourceEvents| -> anyhow::Result<SourceHandle> {
-            let budget = ByteBudget::new(live.load().batch.max_bytes.0.saturating_mul(BATCHES_IN_FLIGHT));
+            let bytes = live.load().batch.max_bytes.0.saturating_mul(BATCHES_IN_FLIGHT);
+            let budget = ByteBudget::new(bytes, metrics.depth(name.sink()));
             match &log {
                 Some(log) => log.source(name, live.clone(), budget, events),
                 None => kafka::source::spawn(live.clone(), name, &instance, budget, events),

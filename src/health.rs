@@ -85,6 +85,14 @@ impl SinkName {
         }
     }
 
+    /// The actor that takes the batches.
+    pub fn sink(self) -> ActorName {
+        match self {
+            Self::Archive => ActorName::Spooler,
+            Self::Aggregate => ActorName::Aggregator,
+        }
+    }
+
     pub fn consumer(self) -> ActorName {
         match self {
             Self::Archive => ActorName::ConsumerArchive,

@@ -161,7 +161,11 @@ impl Metrics {
             "Records between the sink's durable position and the log's end",
             self.lag_records.clone(),
         );
-        r.register("queue_depth", "Messages waiting for an actor", self.queue_depth.clone());
+        r.register(
+            "queue_depth",
+            "Requests, batches or segments that were handed to an actor and are not done yet",
+            self.queue_depth.clone(),
+        );
         r.register("actor_restarts", "Restarts by the guardian", self.actor_restarts.clone());
         r.register(
             "disk_used_ratio",
@@ -180,6 +184,11 @@ impl Metrics {
         );
         r.register("flush_duration_seconds", "Time of an aggregate flush", self.flush_duration.clone());
         r.register("upload_duration_seconds", "Time of one object's upload", self.upload_duration.clone());
+    }
+
+    /// The gauge of one actor's queue.
+    pub fn depth(&self, actor: ActorName) -> Gauge {
+        self.queue_depth.get_or_create_owned(&ActorLabel { actor: actor.as_str() })
     }
 
     pub fn actor_restarted(&self, actor: ActorName) {

@@ -24,6 +24,7 @@ use std::{
 };
 
 use crossbeam_channel::Sender;
+use prometheus_client::metrics::gauge::Gauge;
 
 use crate::{
     position::{Offset, Partition, TopicIdentity},
@@ -153,11 +154,17 @@ pub struct Batch {
 
 /// A budget of bytes in flight between a source and its sink, taken without blocking.
 #[derive(Debug, Clone)]
-pub struct ByteBudget(Arc<AtomicI64>);
+pub struct ByteBudget {
+    left: Arc<AtomicI64>,
+    /// Permits that are out: batches that the sink is not done with.
+    depth: Gauge,
+}
 
 impl ByteBudget {
-    pub fn new(bytes: u64) -> Self {
-        Self(Arc::new(AtomicI64::new(i64::try_from(bytes).unwrap_or(i64::MAX))))
+    /// `depth` shows how many permits are out.
+    pub fn new(bytes: u64, depth: Gauge) -> Self {
+        depth.set(0);
+        Self { left: Arc::new(AtomicI64::new(i64::try_from(bytes).unwrap_or(i64::MAX))), depth }
     }
 
     /// Takes `bytes` (at least [`Permit::LEAST`]) when any of the budget is left.
@@ -169,20 +176,21 @@ impl ByteBudget {
     /// owns the budget asks [`Self::has_room`] before: the bound is the budget and one batch.
     pub fn take(&self, bytes: usize) -> Permit {
         let bytes = i64::try_from(bytes.max(Permit::LEAST)).unwrap_or(i64::MAX);
-        self.0.fetch_sub(bytes, Ordering::AcqRel);
-        Permit { budget: self.0.clone(), bytes }
+        self.left.fetch_sub(bytes, Ordering::AcqRel);
+        self.depth.inc();
+        Permit { budget: self.clone(), bytes }
     }
 
     /// Whether [`Self::try_take`] would succeed now.
     pub fn has_room(&self) -> bool {
-        self.0.load(Ordering::Acquire) > 0
+        self.left.load(Ordering::Acquire) > 0
     }
 }
 
 /// Bytes taken from a [`ByteBudget`], given back on drop.
 #[derive(Debug)]
 pub struct Permit {
-    budget: Arc<AtomicI64>,
+    budget: ByteBudget,
     bytes: i64,
 }
 
@@ -193,6 +201,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.fetch_add(self.bytes, Ordering::AcqRel);
+        self.budget.left.fetch_add(self.bytes, Ordering::AcqRel);
+        self.budget.depth.dec();
     }
 }

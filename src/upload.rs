@@ -182,12 +182,19 @@ impl Uploader {
                 addr.do_send(Answered { partition, epoch, answer });
             }));
         }
+        self.show_depth();
         if self.is_idle() {
             self.write_stale_heads();
             self.drained.drain(..).for_each(|drained| {
                 let _ = drained.send(());
             });
         }
+    }
+
+    /// Shows how many segments wait or are on their way.
+    fn show_depth(&self) {
+        let waiting: usize = self.partitions.values().map(|partitioned| partitioned.chain.waiting()).sum();
+        self.requests.metrics.depth(ActorName::Uploader).set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 
     fn is_idle(&self) -> bool {

@@ -9,6 +9,7 @@ use std::{
 use actix::Addr;
 use arc_swap::ArcSwap;
 use futures::{FutureExt, future::BoxFuture};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::mpsc;
 
 use super::*;
@@ -149,7 +150,7 @@ impl Fixture {
         let config = Arc::new(ArcSwap::from_pointee(config));
         let (replies_to, health, metrics) = (Arc::new(Listener(sender)), Health::default(), Arc::default());
         let addr = Aggregator::new(store.clone(), letters.clone(), replies_to, config, health, metrics).start();
-        let mut fixture = Self { addr, store, letters, replies, budget: ByteBudget::new(1 << 30) };
+        let mut fixture = Self { addr, store, letters, replies, budget: ByteBudget::new(1 << 30, Gauge::default()) };
         fixture.expect([Reply::Started, Reply::Hold(false)]).await;
         fixture
     }

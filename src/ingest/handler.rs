@@ -9,7 +9,7 @@ use actix_web::{
     web::{self, ServiceConfig},
 };
 use bytes::Bytes;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     config::{Config, LiveConfig},
     event::{Code, EventFields},
-    health::Health,
+    health::{ActorName, Health},
     metrics::{Metrics, ReasonLabel, StatusLabel},
     position::Timestamp,
     produce::{Producer, Publish, Ticket},
@@ -40,6 +40,24 @@ pub struct Intake {
     answered_ok: Counter,
     /// Requests being handled, so that a stop can wait for them.
     under_way: TaskTracker,
+    /// Requests that wait for the producer's answer.
+    waiting: Gauge,
+}
+
+/// Counts a request as waiting, until it is dropped.
+struct Waiting(Gauge);
+
+impl Waiting {
+    fn enter(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
@@ -50,7 +68,10 @@ impl Intake {
     pub fn new(producer: Slot<Producer>, config: LiveConfig, health: Health, metrics: Arc<Metrics>) -> Self {
         let fields = EventFields::from(&config.load().event);
         let answered_ok = metrics.requests.get_or_create_owned(&StatusLabel { status: 200 });
-        Self { producer, config, fields, health, metrics, answered_ok, under_way: TaskTracker::new() }
+        let waiting = metrics.depth(ActorName::Producer);
+        waiting.set(0);
+        let under_way = TaskTracker::new();
+        Self { producer, config, fields, health, metrics, answered_ok, under_way, waiting }
     }
 
     /// Resolves when no request is being handled.
@@ -115,6 +136,7 @@ impl Intake {
             received,
             ticket,
         };
+        let _waiting = Waiting::enter(&self.waiting);
         send(&producer, publish)?;
         // The whole timeout again, after that for the body: the queue's own delivery timeout is just below it, so that
         // an answer "unknown" stays rare.

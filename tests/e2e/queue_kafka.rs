@@ -21,7 +21,7 @@ use ingestd::{
         kafka::{self, KafkaAppender, KafkaDeadLetters, TopicError},
     },
 };
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rdkafka::{
     ClientConfig, Message, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -170,7 +170,7 @@ fn a_restarted_source_goes_on_at_the_committed_positions() {
     assert_ne!(&*ready.identity.0, TopicIdentity::UNAVAILABLE);
     assert!(!kafka::prepare(&config, true).unwrap().created);
     let mut appender = appender(&config);
-    let budget = ByteBudget::new(32 << 20);
+    let budget = ByteBudget::new(32 << 20, Gauge::default());
 
     assert_eq!(append(&mut appender, 0..500).durable, 500);
     let mut first = Reader::start(&config, "one", &budget);
@@ -198,7 +198,7 @@ fn neither_pauses_nor_seeks_nor_a_spent_budget_lose_or_repeat_a_record() {
     let mut appender = appender(&config);
     assert_eq!(append(&mut appender, 0..6000).durable, 6000);
     // One batch at a time.
-    let budget = ByteBudget::new(1);
+    let budget = ByteBudget::new(1, Gauge::default());
     let mut reader = Reader::start(&config, "one", &budget);
     let deadline = Instant::now() + PATIENCE;
     let (mut batches, mut sought) = (0, 0);
@@ -233,7 +233,7 @@ fn two_members_share_the_partitions_and_each_record_is_seen_once_beyond_the_comm
     kafka::prepare(&config, false).unwrap();
     let mut appender = appender(&config);
     append(&mut appender, 0..400);
-    let budget = ByteBudget::new(32 << 20);
+    let budget = ByteBudget::new(32 << 20, Gauge::default());
     let mut first = Reader::start(&config, "one", &budget);
     first.read(400);
     first.command(SourceCommand::Commit(first.positions()));
@@ -268,7 +268,7 @@ fn a_position_outside_the_log_is_announced_and_never_jumped() {
     kafka::prepare(&config, false).unwrap();
     let mut appender = appender(&config);
     append(&mut appender, 0..400);
-    let mut reader = Reader::start(&config, "one", &ByteBudget::new(32 << 20));
+    let mut reader = Reader::start(&config, "one", &ByteBudget::new(32 << 20, Gauge::default()));
     reader.read(400);
     delete_records(&config, &reader.positions());
     let ends: BTreeMap<_, _> = reader.positions().into_iter().collect();
@@ -287,7 +287,7 @@ fn a_position_outside_the_log_is_announced_and_never_jumped() {
 fn a_second_process_with_the_same_instance_fences_the_first() {
     let Some((_turn, config)) = config("fence") else { return };
     kafka::prepare(&config, false).unwrap();
-    let budget = ByteBudget::new(1 << 20);
+    let budget = ByteBudget::new(1 << 20, Gauge::default());
     let mut first = Reader::start(&config, "one", &budget);
     first.until(|first| first.expected.len() == 4);
     let mut second = Reader::start(&config, "one", &budget);

@@ -91,6 +91,8 @@ impl Delivery {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::metrics::gauge::Gauge;
+
     use super::*;
     use crate::queue::ByteBudget;
 
@@ -99,7 +101,7 @@ mod tests {
     }
 
     fn cut(delivery: &mut Delivery) -> (u64, u64, Vec<u64>) {
-        let batch = delivery.cut(Partition(0), ByteBudget::new(1).try_take(1).unwrap());
+        let batch = delivery.cut(Partition(0), ByteBudget::new(1, Gauge::default()).try_take(1).unwrap());
         (batch.from.0, batch.to.0, batch.records.iter().map(|record| record.offset.0).collect())
     }
 
