@@ -3,6 +3,7 @@
 //! Threads: each actor has an arbiter of its own; blocking work has named threads; clients of the object store and of
 //! MongoDB live on one multi-thread I/O runtime that outlives the actors.
 
+mod banner;
 mod check;
 mod signals;
 mod stop;
@@ -25,6 +26,7 @@ use tokio::{runtime::Handle, sync::mpsc};
 
 pub use self::check::{CheckLine, check};
 use self::{
+    banner::Addresses,
     signals::{Signal, Signals},
     stop::{Stopped, stop},
 };
@@ -481,62 +483,4 @@ fn reloader(sources: Sources, config: LiveConfig, log_level: LogLevel) -> Reload
         }
     });
     Reloader::new(load, apply, config, vec![on_change])
-}
-
-/// Where the process listens.
-struct Addresses {
-    ingest: Option<String>,
-    admin: String,
-}
-
-impl Addresses {
-    fn of(ingest: &Option<TcpListener>, admin: &TcpListener) -> Self {
-        let name =
-            |listener: &TcpListener| listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string());
-        Self { ingest: ingest.as_ref().map(name), admin: name(admin) }
-    }
-
-    fn banner(&self, config: &Config, data_dir: &DataDir, roles: &Roles) -> String {
-        use std::fmt::Write;
-        let mut text = String::new();
-        let mut line = |name: &str, value: String| {
-            // Writing to a String does not fail.
-            let _ = writeln!(text, "  {name:<11}{value}");
-        };
-        let queue = match config.queue.kind {
-            QueueKind::Embedded => format!("embedded log {}", data_dir.path.join("log.db").display()),
-            QueueKind::Kafka => format!("Kafka {}, topic {}", config.queue.kafka.brokers, config.queue.topic),
-        };
-        line("queue", queue);
-        if roles.archive() {
-            let archive = match config.archive.url.as_str() {
-                "file:" => data_dir.path.join("archive").display().to_string(),
-                url => url.to_owned(),
-            };
-            line("archive", archive);
-        }
-        if roles.aggregate() {
-            let store = match config.store.kind {
-                config::StoreKind::Mongodb => format!("MongoDB, database {}", config.store.database),
-                _ => data_dir.path.join("store.db").display().to_string(),
-            };
-            line("aggregates", store);
-        }
-        line("admin", format!("http://{}/health/ready  /metrics  /status", self.admin));
-        let mut banner = format!("ingestd {} is ready\n", env!("CARGO_PKG_VERSION"));
-        if let Some(ingest) = &self.ingest {
-            let _ = writeln!(banner, "  {:<11}http://{ingest}/v1/events", "events");
-            banner.push_str(&text);
-            let event = r#"{"type":"login_success","client_id":"client-1"}"#;
-            let _ = writeln!(banner, "try:  curl -i http://{ingest}/v1/events --json '{event}'");
-        } else {
-            banner.push_str(&text);
-        }
-        if roles.aggregate()
-            && let Some(aggregate) = config.aggregate.first()
-        {
-            let _ = writeln!(banner, "then: curl http://{}/v1/aggregates/{}", self.admin, aggregate.name);
-        }
-        banner
-    }
 }

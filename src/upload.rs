@@ -8,30 +8,28 @@
 mod archive;
 pub mod chain;
 mod compare;
+mod requests;
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture};
-use tokio::{
-    runtime::Handle,
-    sync::{OnceCell, Semaphore, oneshot},
-    task::JoinHandle,
-};
+use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
 
-pub use self::archive::{Archive, ProbeError};
 use self::{
-    archive::{Head, HeadError},
-    chain::{Chain, Put, Step},
+    archive::Head,
+    chain::{Chain, Step},
+    requests::{Answer, Requests, Unusable},
+};
+pub use self::{
+    archive::{Archive, ProbeError},
+    requests::explain_probe,
 };
 use crate::{
-    config::{Config, LiveConfig},
+    config::LiveConfig,
     consume::Drain,
     health::{ActorName, ActorState, Health},
     metrics::Metrics,
@@ -78,20 +76,6 @@ struct Answered {
     answer: Answer,
 }
 
-#[derive(Debug)]
-enum Answer {
-    Put(Put),
-    /// The segment's file does not match its header.
-    Damaged(String),
-}
-
-/// Why a chain cannot be opened until the operator does something.
-#[derive(Debug)]
-struct Unusable {
-    reason: String,
-    action: String,
-}
-
 /// A partition's chain, and its request that is under way.
 struct Partitioned {
     chain: Chain,
@@ -100,23 +84,6 @@ struct Partitioned {
     head_written: Instant,
     /// The key of the last object, while the head does not name it yet.
     unwritten_key: Option<String>,
-}
-
-/// What the requests share.
-struct Requests {
-    archive: Archive,
-    config: LiveConfig,
-    health: Health,
-    metrics: Arc<Metrics>,
-    /// The store was seen to refuse a second create-only PUT.
-    probed: OnceCell<()>,
-    /// Each upload in flight, bounded by `upload.max_parallel`.
-    uploads: Semaphore,
-    /// KiB of segments in memory, bounded by `upload.max_in_flight`.
-    memory: Semaphore,
-    memory_kib: u32,
-    /// Failing now, so that the first success says that it is over.
-    failing: AtomicBool,
 }
 
 /// The uploader actor.
@@ -135,8 +102,6 @@ impl Uploader {
     /// Heads are rewritten at most this often; an older one costs the next start one refetched segment.
     const HEAD_INTERVAL: Duration = Duration::from_secs(5);
 
-    /// # Errors
-    /// When `archive.url` and its options make no store.
     pub fn new(
         archive: Archive,
         io: Handle,
@@ -145,21 +110,8 @@ impl Uploader {
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let upload = config.load().upload.clone();
-        let memory_kib = u32::try_from(upload.max_in_flight.0 / 1024).unwrap_or(u32::MAX / 2).max(1);
-        let requests = Requests {
-            archive,
-            config,
-            health,
-            metrics,
-            probed: OnceCell::new(),
-            uploads: Semaphore::new(upload.max_parallel),
-            memory: Semaphore::new(memory_kib as usize),
-            memory_kib,
-            failing: AtomicBool::new(false),
-        };
         Self {
-            requests: Arc::new(requests),
+            requests: Arc::new(Requests::new(archive, config, health, metrics)),
             io,
             spooler,
             partitions: BTreeMap::new(),
@@ -236,217 +188,6 @@ impl Uploader {
             partitioned.unwritten_key = key;
         }
         self.write_head(partition, Self::HEAD_INTERVAL);
-    }
-}
-
-impl Requests {
-    fn failing(&self, reason: String) {
-        self.failing.store(true, Ordering::Release);
-        self.health.dependency(DEPENDENCY, Err(reason.clone()));
-        self.health.actor(ActorName::Uploader, ActorState::Failing, reason);
-    }
-
-    fn working(&self) {
-        self.health.dependency(DEPENDENCY, Ok(()));
-        if self.failing.swap(false, Ordering::AcqRel) {
-            self.health.actor(ActorName::Uploader, ActorState::Running, None);
-        }
-    }
-
-    /// Shows what failed and waits: longer each time, and at once the longest for what a retry alone will not mend.
-    async fn pause(&self, attempt: u32, error: &object_store::Error) {
-        let (max, config) = (is_lasting(error), self.config.load_full());
-        self.failing(explain(error, &config));
-        self.metrics.upload_retries.inc();
-        let upload = &config.upload;
-        let pause = if max {
-            upload.max_backoff
-        } else {
-            upload.backoff.saturating_mul(1 << attempt.min(16)).min(upload.max_backoff)
-        };
-        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-    }
-
-    /// Finds the end of a partition's chain; returns only when it is known, or cannot be used at all.
-    async fn open(&self, assignment: &Assignment, known_end: Option<Offset>) -> Result<Offset, Unusable> {
-        let mut attempt = 0;
-        loop {
-            match self.try_open(assignment, known_end).await {
-                Ok(outcome) => {
-                    self.working();
-                    return outcome;
-                }
-                Err(error) => self.pause(attempt, &error).await,
-            }
-            attempt += 1;
-        }
-    }
-
-    async fn try_open(
-        &self,
-        assignment: &Assignment,
-        known_end: Option<Offset>,
-    ) -> object_store::Result<Result<Offset, Unusable>> {
-        let probe = self.probed.get_or_try_init(|| self.archive.probe()).await;
-        match probe {
-            Ok(()) => {}
-            Err(ProbeError::Store(error)) => return Err(error),
-            Err(error @ ProbeError::Overwrites) => {
-                return Ok(Err(Unusable {
-                    reason: error.to_string(),
-                    action: "set archive.url to a store that honours create-only PUTs, and restart".to_owned(),
-                }));
-            }
-        }
-        let partition = assignment.partition;
-        let unreadable = |what: String| Unusable {
-            reason: format!("the archive's chain cannot be read: {what}"),
-            action: "restore that object (the daemon overwrites and deletes nothing), and restart".to_owned(),
-        };
-        let mut head = match self.archive.head(partition).await {
-            Ok(Some(head)) => head,
-            Ok(None) => match self.archive.find_end(partition, None).await {
-                Ok(found) => {
-                    let (end, key) = match found {
-                        Some((end, key)) => (end, Some(key)),
-                        None => (assignment.committed.unwrap_or(assignment.log_start), None),
-                    };
-                    let head = Head { version: Head::VERSION, end, key, identity: assignment.identity.clone() };
-                    if !self.archive.pin(partition, &head).await? {
-                        // Another writer pinned it in between: theirs counts, read in the next attempt.
-                        return Box::pin(self.try_open(assignment, known_end)).await;
-                    }
-                    head
-                }
-                Err(HeadError::Store(error)) => return Err(error),
-                Err(HeadError::Unreadable(what)) => return Ok(Err(unreadable(what))),
-            },
-            Err(HeadError::Store(error)) => return Err(error),
-            Err(HeadError::Unreadable(what)) => return Ok(Err(unreadable(what))),
-        };
-        if head.identity.contradicts(&assignment.identity.0) {
-            return Ok(Err(Unusable {
-                reason: format!(
-                    "the archive was made from another topic of this name (identity {}, now {})",
-                    head.identity, assignment.identity
-                ),
-                action: "raise queue.generation to archive the new topic beside the old one, and restart".to_owned(),
-            }));
-        }
-        head.end = head.end.max(known_end.unwrap_or_default());
-        if assignment.log_start > head.end {
-            match self.archive.find_end(partition, Some(&head)).await {
-                Ok(Some((end, _))) => head.end = head.end.max(end),
-                Ok(None) => {}
-                Err(HeadError::Store(error)) => return Err(error),
-                Err(HeadError::Unreadable(what)) => return Ok(Err(unreadable(what))),
-            }
-        }
-        Ok(Ok(head.end))
-    }
-
-    /// Puts a segment; returns only when an answer is known.
-    async fn upload(&self, segment: &SealedSegment) -> Answer {
-        // The semaphores are never closed.
-        let _turn = self.uploads.acquire().await;
-        let kib = u32::try_from(segment.header.bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
-        let _memory = self.memory.acquire_many(kib).await;
-        let key = self.archive.key(&segment.header);
-        let mut attempt = 0;
-        loop {
-            let started = Instant::now();
-            let file = segment.clone();
-            // A file of up to spool.max_bytes, read and checksummed.
-            let data = match tokio::task::spawn_blocking(move || file.read()).await {
-                Ok(Ok(data)) => bytes::Bytes::from(data),
-                Ok(Err(error)) => return Answer::Damaged(error.to_string()),
-                Err(error) => return Answer::Damaged(error.to_string()),
-            };
-            let error = match self.archive.create(&key, data.clone()).await {
-                Ok(()) => {
-                    self.working();
-                    self.metrics.upload_duration.observe(started.elapsed().as_secs_f64());
-                    return Answer::Put(Put::Created);
-                }
-                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                    match self.archive.get(&key).await {
-                        Ok(object) => {
-                            self.working();
-                            return Answer::Put(compare_blocking(key.to_string(), object, data).await);
-                        }
-                        // A conflict with a request that failed: nothing stands there, PUT again.
-                        Err(object_store::Error::NotFound { source, .. }) => {
-                            object_store::Error::Generic { store: "archive", source }
-                        }
-                        Err(error) => error,
-                    }
-                }
-                Err(error) => error,
-            };
-            self.pause(attempt, &error).await;
-            attempt += 1;
-        }
-    }
-}
-
-async fn compare_blocking(key: String, object: bytes::Bytes, ours: bytes::Bytes) -> Put {
-    let compared = tokio::task::spawn_blocking(move || compare::compare(&object, &ours)).await;
-    match compared {
-        Ok(Ok(end)) => Put::Exists { end },
-        Ok(Err(error)) => {
-            Put::Conflict { reason: format!("the object {key} stands where the next one would go: {error:#}") }
-        }
-        Err(error) => Put::Conflict { reason: format!("the object {key} cannot be compared: {error}") },
-    }
-}
-
-/// What waiting alone does not mend.
-fn is_lasting(error: &object_store::Error) -> bool {
-    use object_store::Error as E;
-    matches!(
-        error,
-        E::PermissionDenied { .. }
-            | E::Unauthenticated { .. }
-            | E::NotFound { .. }
-            | E::NotSupported { .. }
-            | E::NotImplemented { .. }
-    )
-}
-
-/// One sentence for the operator.
-fn explain(error: &object_store::Error, config: &Config) -> String {
-    use object_store::Error as E;
-    let url = &config.archive.url;
-    match error {
-        E::NotFound { .. } => {
-            format!("the bucket or folder of {url} does not exist: create it, or correct archive.url")
-        }
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
-            format!(
-                "{url} refuses our credentials: check archive.options and the bucket's policy ({})",
-                one_line(&error.to_string())
-            )
-        }
-        error => format!("{url} cannot be reached: {}", one_line(&error.to_string())),
-    }
-}
-
-/// Stores answer with pages; their first words say enough.
-fn one_line(text: &str) -> String {
-    const LONGEST: usize = 300;
-    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = line.char_indices().nth(LONGEST) {
-        line.truncate(end);
-        line.push('…');
-    }
-    line
-}
-
-/// One sentence for the operator on why a store cannot be used as an archive.
-pub fn explain_probe(error: &ProbeError, config: &Config) -> String {
-    match error {
-        ProbeError::Store(error) => explain(error, config),
-        error @ ProbeError::Overwrites => format!("{}: {error}", config.archive.url),
     }
 }
 

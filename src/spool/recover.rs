@@ -79,29 +79,7 @@ pub fn plan(segments: Vec<SealedSegment>, situation: &Situation<'_>) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        position::{Partition, Timestamp},
-        spool::segment::{SegmentHeader, VERSION},
-    };
-
-    fn segment(x: u64, end: u64) -> SealedSegment {
-        let header = SegmentHeader {
-            version: VERSION,
-            topic: "t".into(),
-            generation: 0,
-            identity: TopicIdentity("id".into()),
-            archive: "file:".into(),
-            partition: Partition(0),
-            x: Offset(x),
-            end: Offset(end),
-            first_offset: Offset(x),
-            first_received: Timestamp(0),
-            records: end - x,
-            bytes: 1,
-            crc32c: 0,
-        };
-        SealedSegment { header, path: format!("{x:020}.zst").into() }
-    }
+    use crate::spool::segment::sealed_for_tests as segment;
 
     fn plan_for(segments: Vec<SealedSegment>, chain_end: u64, log_start: u64) -> Plan {
         let identity = TopicIdentity("id".into());

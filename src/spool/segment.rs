@@ -191,3 +191,24 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
 fn sync_dir(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
+
+/// A sealed segment that covers `[x, end)`, without files.
+#[cfg(test)]
+pub fn sealed_for_tests(x: u64, end: u64) -> SealedSegment {
+    let header = SegmentHeader {
+        version: VERSION,
+        topic: "t".into(),
+        generation: 0,
+        identity: TopicIdentity("id".into()),
+        archive: "file:".into(),
+        partition: Partition(0),
+        x: Offset(x),
+        end: Offset(end),
+        first_offset: Offset(x),
+        first_received: Timestamp(0),
+        records: end - x,
+        bytes: 1,
+        crc32c: 0,
+    };
+    SealedSegment { header, path: format!("{x:020}.zst").into() }
+}

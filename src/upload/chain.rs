@@ -133,29 +133,7 @@ impl Chain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        position::{Partition, Timestamp, TopicIdentity},
-        spool::segment::{SegmentHeader, VERSION},
-    };
-
-    fn segment(x: u64, end: u64) -> SealedSegment {
-        let header = SegmentHeader {
-            version: VERSION,
-            topic: "t".into(),
-            generation: 0,
-            identity: TopicIdentity("id".into()),
-            archive: "file:".into(),
-            partition: Partition(0),
-            x: Offset(x),
-            end: Offset(end),
-            first_offset: Offset(x),
-            first_received: Timestamp(0),
-            records: end - x,
-            bytes: 1,
-            crc32c: 0,
-        };
-        SealedSegment { header, path: format!("{x:020}.zst").into() }
-    }
+    use crate::spool::segment::sealed_for_tests as segment;
 
     fn chain_at(end: u64) -> Chain {
         let mut chain = Chain::new(Epoch::fresh());

@@ -1,0 +1,66 @@
+//! What the daemon says when it is ready: where it listens, where things go, and what to try next.
+
+use std::net::TcpListener;
+
+use crate::{
+    config::{Config, QueueKind, Roles, StoreKind},
+    data_dir::DataDir,
+};
+
+/// Where the process listens.
+pub(super) struct Addresses {
+    ingest: Option<String>,
+    admin: String,
+}
+
+impl Addresses {
+    pub(super) fn of(ingest: &Option<TcpListener>, admin: &TcpListener) -> Self {
+        let name =
+            |listener: &TcpListener| listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string());
+        Self { ingest: ingest.as_ref().map(name), admin: name(admin) }
+    }
+
+    pub(super) fn banner(&self, config: &Config, data_dir: &DataDir, roles: &Roles) -> String {
+        use std::fmt::Write;
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "  {name:<11}{value}");
+        };
+        let queue = match config.queue.kind {
+            QueueKind::Embedded => format!("embedded log {}", data_dir.path.join("log.db").display()),
+            QueueKind::Kafka => format!("Kafka {}, topic {}", config.queue.kafka.brokers, config.queue.topic),
+        };
+        line("queue", queue);
+        if roles.archive() {
+            let archive = match config.archive.url.as_str() {
+                "file:" => data_dir.path.join("archive").display().to_string(),
+                url => url.to_owned(),
+            };
+            line("archive", archive);
+        }
+        if roles.aggregate() {
+            let store = match config.store.kind {
+                StoreKind::Mongodb => format!("MongoDB, database {}", config.store.database),
+                _ => data_dir.path.join("store.db").display().to_string(),
+            };
+            line("aggregates", store);
+        }
+        line("admin", format!("http://{}/health/ready  /metrics  /status", self.admin));
+        let mut banner = format!("ingestd {} is ready\n", env!("CARGO_PKG_VERSION"));
+        if let Some(ingest) = &self.ingest {
+            let _ = writeln!(banner, "  {:<11}http://{ingest}/v1/events", "events");
+            banner.push_str(&text);
+            let event = r#"{"type":"login_success","client_id":"client-1"}"#;
+            let _ = writeln!(banner, "try:  curl -i http://{ingest}/v1/events --json '{event}'");
+        } else {
+            banner.push_str(&text);
+        }
+        if roles.aggregate()
+            && let Some(aggregate) = config.aggregate.first()
+        {
+            let _ = writeln!(banner, "then: curl http://{}/v1/aggregates/{}", self.admin, aggregate.name);
+        }
+        banner
+    }
+}
