@@ -51,7 +51,7 @@ use crate::{
     spool::{DiskPressure, Spooler},
     store::{self, Store},
     supervise::{Escalation, Guarded, RestartPolicy, Slot, Supervision, supervise},
-    upload::{Archive, Uploader},
+    upload::{self, Archive, Uploader},
     watchdog::{FileSystem, Watchdog, WatchdogHooks},
 };
 
@@ -193,11 +193,12 @@ impl Daemon {
             // Answers 503 with the reason until the queue is there.
             self.start_ingest(&mut running, listener);
         }
+        self.announce(&addresses);
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
                 self.start_sinks(&mut running, store, spooler)?;
                 self.health.open(Closed::Starting);
-                self.announce(&addresses);
+                tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = %self.roles, "started");
                 self.wait(&mut signals).await
             }
             Err(end) => end,
@@ -308,6 +309,7 @@ impl Daemon {
     fn start_archive(&self, running: &mut Running, config: &Config, spooler: Slot<Spooler>) -> anyhow::Result<()> {
         // Checked before anything starts; each incarnation opens it anew.
         Archive::open(config)?;
+        upload::sweep(config)?;
         let uploader: Slot<Uploader> = Slot::default();
         let consumer: Slot<Consumer<Spooler>> = Slot::default();
         let replies: Replies = Arc::new(consumer.clone());
@@ -407,13 +409,13 @@ impl Daemon {
         running.ingestor = Some(ingestor);
     }
 
-    /// Says where everything is and what to try next, and tells systemd.
+    /// Says where everything is and what to try next, and tells systemd: from here on requests are answered, with 503
+    /// while a dependency is away. Its outage is no failed start.
     fn announce(&self, addresses: &Addresses) {
         let config = self.config.load();
         print!("{}", addresses.banner(&config, &self.data_dir, &self.roles));
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = %self.roles, "ready");
     }
 
     /// Beats, reloads on SIGHUP, and returns when something ends the daemon.

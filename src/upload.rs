@@ -25,7 +25,7 @@ use self::{
     requests::{Answer, Requests, Unusable},
 };
 pub use self::{
-    archive::{Archive, ProbeError},
+    archive::{Archive, ProbeError, sweep},
     requests::explain_probe,
 };
 use crate::{
@@ -196,6 +196,7 @@ impl Actor for Uploader {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.requests.health.actor(ActorName::Uploader, ActorState::Running, None);
+        self.show_depth();
         self.spooler.tell(UploaderStarted);
         ctx.run_interval(Self::HEAD_INTERVAL, |uploader, _| uploader.write_stale_heads());
     }

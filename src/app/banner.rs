@@ -47,7 +47,7 @@ impl Addresses {
             line("aggregates", store);
         }
         line("admin", format!("http://{}/health/ready  /metrics  /status", self.admin));
-        let mut banner = format!("ingestd {} is ready\n", env!("CARGO_PKG_VERSION"));
+        let mut banner = format!("ingestd {}\n", env!("CARGO_PKG_VERSION"));
         if let Some(ingest) = &self.ingest {
             let _ = writeln!(banner, "  {:<11}http://{ingest}/v1/events", "events");
             banner.push_str(&text);

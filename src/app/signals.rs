@@ -33,13 +33,12 @@ impl Signals {
         let (sender, received) = mpsc::channel(WAITING);
         let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             for signal in signals.forever() {
-                let signal = match signal {
-                    SIGTERM => Signal::Stop("SIGTERM"),
-                    SIGINT => Signal::Stop("SIGINT"),
-                    _ => Signal::Reload,
+                // Errors say that nobody listens any more, or that reloads enough are waiting.
+                let _ = match signal {
+                    SIGTERM => sender.blocking_send(Signal::Stop("SIGTERM")).is_ok(),
+                    SIGINT => sender.blocking_send(Signal::Stop("SIGINT")).is_ok(),
+                    _ => sender.try_send(Signal::Reload).is_ok(),
                 };
-                // Full: as many of its kind are waiting already.
-                let _ = sender.try_send(signal);
             }
         })?;
         Ok(Self { received, handle, thread: Some(thread) })
@@ -56,6 +55,8 @@ impl Signals {
 
 impl Drop for Signals {
     fn drop(&mut self) {
+        // First, so that the thread does not wait for room while it is joined.
+        self.received.close();
         self.handle.close();
         if let Some(thread) = self.thread.take() {
             // It panics in no line of its own.

@@ -1,7 +1,7 @@
 //! Every key there is, what kind of value it takes, and the range of it that makes sense by itself. Rules between keys
 //! are in `validate`.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 /// What a key's value is; it decides how text (`--set`, the environment) is read.
 #[derive(Debug, Clone, Copy)]
@@ -163,7 +163,8 @@ pub(super) fn unknown(path: &str) -> String {
         section = parent;
     }
     let mut sections: Vec<&str> = keys.filter_map(|key| key.split('.').next()).collect();
-    sections.dedup();
+    let mut seen = BTreeSet::new();
+    sections.retain(|section| seen.insert(*section));
     format!("unknown key; the sections are {}", sections.join(", "))
 }
 

@@ -114,9 +114,13 @@ impl Check<'_> {
 
     fn disk(&mut self) {
         let disk = &self.config.disk;
+        let (max, resume) = ("disk.max_used_percent", "disk.resume_percent");
         if disk.resume_percent >= disk.max_used_percent {
-            let rule = format!("must be below disk.max_used_percent ({})", disk.max_used_percent);
-            self.fault("disk.resume_percent", rule);
+            if self.origins.given.contains_key(max) && !self.origins.given.contains_key(resume) {
+                self.fault(max, format!("must be above {resume} ({}): set that lower, too", disk.resume_percent));
+            } else {
+                self.fault(resume, format!("must be below {max} ({})", disk.max_used_percent));
+            }
         }
     }
 

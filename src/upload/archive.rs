@@ -6,7 +6,7 @@
 //! <prefix>/_chain/probe.json                      shows that the store refuses a second create-only PUT
 //! ```
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -262,16 +262,32 @@ fn open_store(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>> {
 }
 
 fn open_local(config: &Config, text: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
-    let folder = match text.strip_prefix("file:").map(|rest| rest.trim_start_matches("//")) {
-        Some("") | None => config.data.dir.join("archive"),
-        Some(path) => path.into(),
-    };
+    let folder = local_folder(config, text);
     segment::create_private_dir(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    sweep_staging(&folder).with_context(|| format!("cannot look through {}", folder.display()))?;
     let store = LocalFileSystem::new_with_prefix(&folder)
         .with_context(|| format!("cannot use the folder {}", folder.display()))?
         .with_fsync(true);
     Ok(Arc::new(store))
+}
+
+fn local_folder(config: &Config, url: &str) -> PathBuf {
+    match url.strip_prefix("file:").map(|rest| rest.trim_start_matches("//")) {
+        Some("") | None => config.data.dir.join("archive"),
+        Some(path) => path.into(),
+    }
+}
+
+/// Removes what writes that were interrupted left in a local archive. Only while no other process writes there: once at
+/// the start, under the data directory's lock.
+///
+/// # Errors
+/// When the folder cannot be looked through.
+pub fn sweep(config: &Config) -> anyhow::Result<()> {
+    if !config.archive.is_local() {
+        return Ok(());
+    }
+    let folder = local_folder(config, &config.archive.url);
+    sweep_staging(&folder).with_context(|| format!("cannot look through {}", folder.display()))
 }
 
 /// Removes the `…#n` files that a write which was interrupted left behind.

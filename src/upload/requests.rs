@@ -261,8 +261,18 @@ fn explain(error: &object_store::Error, config: &Config) -> String {
                 one_line(&error.to_string())
             )
         }
-        error => format!("{url} cannot be reached: {}", one_line(&error.to_string())),
+        error => format!("{url} cannot be reached: {}{}", one_line(&error.to_string()), root_cause(error)),
     }
+}
+
+/// What the operating system or the server said in the first place, where the error's own text leaves it out.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    let (cause, whole) = (one_line(&cause.to_string()), error.to_string());
+    if whole.contains(&cause) { String::new() } else { format!(": {cause}") }
 }
 
 /// Stores answer with pages; their first words say enough.

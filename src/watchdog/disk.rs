@@ -75,9 +75,9 @@ impl DiskState {
 pub fn full_message(usage: DiskUsage, config: &DiskConfig, dir: &str, local_archive: bool) -> String {
     let (used, total) = (ByteSize(usage.used), ByteSize(usage.used.saturating_add(usage.available)));
     let who = if local_archive {
-        "the archive is local and the daemon deletes none of it, so only you can free space"
+        "the archive is local and the daemon deletes none of it, so only you can help"
     } else {
-        "uploads and aggregates go on and free what they can"
+        "uploads and aggregates go on and free what they can; if that is not enough"
     };
     format!(
         "{:.1} % of the file system of {dir} is used ({used} of {total}), the limit is {} %; {who}: free space \

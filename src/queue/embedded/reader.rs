@@ -1,6 +1,6 @@
 //! The reading side of the embedded log for one sink: a thread that waits for the log's end to move.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use rusqlite::Connection;
@@ -22,6 +22,8 @@ const PARTITION: Partition = Partition(0);
 const IDLE: Duration = Duration::from_millis(50);
 /// How soon to look again for room in the byte budget: a few batches' worth of a sink's work.
 const NO_ROOM: Duration = Duration::from_millis(2);
+/// How often the consumer hears of the log's end.
+const TELL_END: Duration = Duration::from_millis(200);
 /// The pause after a failed read.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -37,6 +39,9 @@ struct Reader {
     delivering: Option<(Epoch, Offset)>,
     paused: bool,
     failing: bool,
+    /// The log's end as the consumer knows it.
+    told_end: Offset,
+    told_at: Instant,
 }
 
 pub(super) fn spawn(
@@ -59,6 +64,8 @@ pub(super) fn spawn(
         delivering: None,
         paused: false,
         failing: false,
+        told_end: Offset(0),
+        told_at: Instant::now(),
     };
     let thread = std::thread::Builder::new().name(format!("log-{}", sink.as_str())).spawn(move || reader.run())?;
     Ok(SourceHandle { commands, thread })
@@ -75,7 +82,17 @@ impl Reader {
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            self.tell_end();
             pause = if self.commands.is_empty() { self.read() } else { Duration::ZERO };
+        }
+    }
+
+    /// Keeps the lag true, also while nothing is delivered.
+    fn tell_end(&mut self) {
+        let end = self.log.end.get();
+        if end != self.told_end && self.told_at.elapsed() >= TELL_END {
+            (self.told_end, self.told_at) = (end, Instant::now());
+            (self.events)(SourceEvent::LogEnd(PARTITION, end));
         }
     }
 
@@ -117,6 +134,7 @@ impl Reader {
         }
     }
 
+    /// The consumer has counted what is left before this.
     fn leave(&self, positions: &[(Partition, Offset)]) {
         let (done, written) = bounded(1);
         let position = positions.last().map(|(_, position)| *position);
