@@ -59,6 +59,27 @@ fn a_broker_that_is_away_is_named_and_events_are_refused_with_503() {
 }
 
 #[test]
+fn while_neither_sink_works_the_lag_tells_what_waits_and_so_does_the_stop() {
+    let away = format!("127.0.0.1:{}", free_port());
+    let daemon = Setup::new("no-sink")
+        .set("archive.url", "s3://away")
+        .set("archive.options.endpoint", format!("http://{away}"))
+        .set("store.kind", "mongodb")
+        .set("store.url", format!("mongodb://{away}/?serverSelectionTimeoutMS=1000"))
+        .set("shutdown.timeout", "5s")
+        .start();
+    let ledger = Ledger::new();
+    ledger.post(&daemon.events_url(), 500, 1, PATIENCE);
+    for sink in ["archive", "aggregate"] {
+        let name = format!("ingestd_lag_records{{sink=\"{sink}\",topic=\"events\",partition=\"0\"}}");
+        eventually("the lag is what was sent", PATIENCE, || (daemon.metric(&name) == Some(500.0)).then_some(()));
+    }
+    assert_stops(&daemon);
+    let log = daemon.log();
+    assert_eq!(log.matches("records wait in the log for the next start").count(), 2, "{log}");
+}
+
+#[test]
 fn without_mongodb_events_are_accepted_and_archived() {
     let address = format!("127.0.0.1:{}", free_port());
     let url = format!("mongodb://{address}/?serverSelectionTimeoutMS=1000");
