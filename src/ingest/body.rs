@@ -154,9 +154,7 @@ impl Share {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         let limit = i64::try_from(limit.0).unwrap_or(i64::MAX);
         self.bytes += bytes;
-        let all = self.in_flight.inc_by(bytes) + bytes;
-        // A request that is larger than the whole budget passes when it is alone.
-        all <= limit || all == self.bytes
+        self.in_flight.inc_by(bytes) + bytes <= limit
     }
 }
 
@@ -207,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_never_exceed_the_budget_but_for_one_that_is_alone_and_come_back() {
+    fn shares_never_exceed_the_budget_and_come_back() {
         let in_flight = Gauge::default();
         let share = || Share { bytes: 0, in_flight: in_flight.clone() };
         let (mut first, mut second) = (share(), share());
@@ -215,8 +213,6 @@ mod tests {
         assert!(!second.grow(5, ByteSize(10)));
         drop(second);
         assert!(first.grow(4, ByteSize(10)));
-        assert!(first.grow(1, ByteSize(10)));
-        assert!(!share().grow(1, ByteSize(10)));
         drop(first);
         assert_eq!(in_flight.get(), 0);
     }
