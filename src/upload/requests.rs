@@ -257,7 +257,7 @@ fn explain(error: &object_store::Error, config: &Config) -> String {
         }
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
             format!(
-                "{url} refuses our credentials: check archive.options and the bucket's policy ({})",
+                "{url} is refused to us: check that the bucket exists, the keys in archive.options, and the bucket's policy ({})",
                 one_line(&error.to_string())
             )
         }
