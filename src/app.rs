@@ -121,6 +121,7 @@ struct Daemon {
 /// The actors of the archive's sink.
 struct ArchiveSink {
     consumer: Slot<Consumer<Spooler>>,
+    spooler: Slot<Spooler>,
     uploader: Slot<Uploader>,
 }
 
@@ -303,7 +304,8 @@ impl Daemon {
     fn open_log(&self) -> anyhow::Result<EmbeddedLog> {
         let sinks = [(SinkName::Archive, self.roles.archive()), (SinkName::Aggregate, self.roles.aggregate())];
         let sinks = sinks.into_iter().filter(|(_, on)| *on).map(|(sink, _)| sink).collect();
-        EmbeddedLog::open(&self.data_dir.path, sinks, self.config.clone(), self.health.clone(), self.metrics.clone())
+        let (config, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
+        EmbeddedLog::open(&self.data_dir.path, sinks, config, health, metrics, self.supervision.escalations.clone())
     }
 
     fn start_archive(&self, running: &mut Running, config: &Config, spooler: Slot<Spooler>) -> anyhow::Result<()> {
@@ -327,8 +329,9 @@ impl Daemon {
             Spooler::new(&data_dir, feeds.clone(), replies.clone(), live.clone(), health.clone(), metrics.clone(), ctx)
         }));
 
-        running.guarded.push(self.consume(SinkName::Archive, config, spooler, consumer.clone(), running.log.clone()));
-        running.archive = Some(ArchiveSink { consumer, uploader });
+        let log = running.log.clone();
+        running.guarded.push(self.consume(SinkName::Archive, config, spooler.clone(), consumer.clone(), log));
+        running.archive = Some(ArchiveSink { consumer, spooler, uploader });
         Ok(())
     }
 

@@ -326,17 +326,23 @@ impl<S: Sink> Consumer<S> {
     }
 
     fn batch(&mut self, batch: Batch) {
-        let (partition, epoch) = (batch.partition, batch.epoch);
+        let (partition, epoch, sink) = (batch.partition, batch.epoch, self.sink.get());
         let Some(held) = self.current(partition, epoch) else { return };
         if held.phase != Phase::Delivering {
             return;
         }
+        let Some(sink) = sink else {
+            // It is being restarted, and will be assigned everything anew: reading on would be for nothing.
+            held.phase = Phase::Opening;
+            return self.command(SourceCommand::Hold(partition));
+        };
         held.log_end = held.log_end.max(batch.to);
         self.metrics
             .events_consumed
             .get_or_create(&SinkLabel { sink: self.name.as_str() })
             .inc_by(batch.records.len() as u64);
-        self.sink.tell(batch);
+        // Past the mailbox's capacity: the source's byte budget bounds them.
+        sink.do_send(batch);
         self.show_lag(partition);
     }
 
@@ -468,11 +474,12 @@ impl<S: Sink> Handler<SinkStarted> for Consumer<S> {
     type Result = ();
 
     fn handle(&mut self, _: SinkStarted, _: &mut Self::Context) {
-        // Whatever held the last incarnation back is its own.
-        self.holds.retain(|hold| *hold == Hold::DiskFull);
-        if self.holds.is_empty() {
+        // Whatever held the last incarnation back is its own; the new one says what holds it.
+        self.holds.clear();
+        if !self.stopping {
             self.command(SourceCommand::Resume);
         }
+        self.show_state();
         self.command(SourceCommand::Reassign);
     }
 }

@@ -48,6 +48,7 @@ pub mod produce;
 pub mod queue;
 pub mod reload;
 pub mod spool;
+pub mod sqlite;
 pub mod store;
 pub mod supervise;
 pub mod upload;

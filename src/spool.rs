@@ -9,9 +9,14 @@ pub mod recover;
 pub mod segment;
 mod writer;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
-use actix::{Actor, AsyncContext, Context, Handler, Message, ResponseFuture};
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
 use self::{
@@ -130,6 +135,8 @@ pub struct Spooler {
     /// The archive is a folder of this machine, and the queue is shared.
     needs_all_partitions: bool,
     group: String,
+    /// Partitions whose chain was seen beyond the log's end, until that is over.
+    rechecked: BTreeSet<Partition>,
     disk_full: bool,
     held: BTreeMap<Hold, bool>,
     draining: bool,
@@ -178,6 +185,7 @@ impl Spooler {
             needs_all_partitions: now.archive.is_local() && now.queue.kind == QueueKind::Kafka,
             group: format!("{}-archive", now.queue.kafka.group),
             config,
+            rechecked: BTreeSet::new(),
             disk_full: false,
             held: BTreeMap::new(),
             draining: false,
@@ -188,7 +196,7 @@ impl Spooler {
 
     fn command(&self, command: SpoolCommand) {
         if let Some(writer) = &self.writer {
-            // An error says that the thread has died; its panic ends this actor at the next barrier or restart.
+            // An error says that the thread has died, which it has said itself.
             let _ = writer.commands.send(command);
         }
     }
@@ -228,6 +236,10 @@ impl Spooler {
         match fetch {
             Fetch::FromChain => self.begin(partition, x, x),
             Fetch::Gap { log_start } => self.gap(partition, x, log_start),
+            // The log's end may have been asked long ago, before the store could be reached: asked once more.
+            Fetch::BeyondLog if self.rechecked.insert(partition) => {
+                self.replies.reassign(Reassign { partition, epoch });
+            }
             Fetch::BeyondLog => self.halt(
                 partition,
                 format!("the archive reaches offset {x}, but the log ends at {log_end}: this is not the log that was archived"),
@@ -242,6 +254,7 @@ impl Spooler {
         let Some(spooled) = self.partitions.get_mut(&partition) else { return };
         spooled.phase = Phase::Spooling;
         spooled.cursor = at;
+        self.rechecked.remove(&partition);
         let (epoch, identity) = (spooled.epoch, spooled.assignment.identity.clone());
         self.command(SpoolCommand::Begin { partition, epoch, x, identity });
         self.replies.begin(Begin { partition, epoch, at });
@@ -276,9 +289,20 @@ impl Spooler {
         self.replies.halt(Halt { partition, epoch, reason, action });
     }
 
+    /// Uploads no more of a revoked partition. Its files stay for the next assignment to this machine, and count no more.
+    fn stop_leaving(&mut self, partition: Partition) -> Vec<SealedSegment> {
+        let (stopped, rest) =
+            std::mem::take(&mut self.leaving).into_iter().partition(|((each, _), _)| *each == partition);
+        self.leaving = rest;
+        let stopped: BTreeMap<_, _> = stopped;
+        stopped.into_values().collect()
+    }
+
     /// Fetching is held while sealed segments fill the quota or a full disk.
     fn show_spool(&mut self) {
-        let sealed = self.partitions.values().flat_map(|spooled| spooled.sealed.values()).chain(self.leaving.values());
+        // What a halted partition keeps must not hold the others up.
+        let going = self.partitions.values().filter(|spooled| !matches!(spooled.phase, Phase::Halted));
+        let sealed = going.flat_map(|spooled| spooled.sealed.values()).chain(self.leaving.values());
         let bytes: u64 = sealed.map(|segment| segment.header.bytes).sum();
         self.metrics.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         self.hold(Hold::SpoolQuota, bytes >= self.config.load().spool.quota.0);
@@ -399,6 +423,10 @@ impl Handler<FromWriter> for Spooler {
 
     fn handle(&mut self, FromWriter(event): FromWriter, ctx: &mut Self::Context) {
         match event {
+            SpoolEvent::Died(reason) => {
+                tracing::error!(reason, "the spool failed");
+                ctx.stop();
+            }
             SpoolEvent::Scanned { partition, epoch, segments: Ok(segments) } => {
                 let Some(spooled) = self.current(partition, epoch) else { return };
                 if let Phase::Opening { found, .. } = &mut spooled.phase {
@@ -463,13 +491,9 @@ impl Handler<Followed> for Spooler {
 
     fn handle(&mut self, Followed { partition, epoch, end }: Followed, _: &mut Self::Context) {
         let Some(spooled) = self.current(partition, epoch) else {
-            // Revoked: what another worker has archived past our segments is its business now.
-            let gone: Vec<_> =
-                self.leaving.range((partition, Offset(0))..(partition, end)).map(|(key, _)| *key).collect();
-            for key in gone {
-                if let Some(segment) = self.leaving.remove(&key) {
-                    self.command(SpoolCommand::Remove(segment));
-                }
+            // Revoked: the partition's next owner goes on from there.
+            for segment in self.stop_leaving(partition).into_iter().filter(|segment| segment.end() <= end) {
+                self.command(SpoolCommand::Remove(segment));
             }
             return self.show_spool();
         };
@@ -499,7 +523,7 @@ impl Handler<Damaged> for Spooler {
 
     fn handle(&mut self, Damaged { epoch, segment, why }: Damaged, _: &mut Self::Context) {
         let partition = segment.header.partition;
-        self.leaving.remove(&(partition, segment.x()));
+        self.stop_leaving(partition);
         self.command(SpoolCommand::Orphan { segment, why });
         // Assigned anew, the partition begins at the archive's end; the log still has the records, or says that not.
         self.replies.reassign(Reassign { partition, epoch });
@@ -510,9 +534,11 @@ impl Handler<ChainHalted> for Spooler {
     type Result = ();
 
     fn handle(&mut self, ChainHalted { partition, epoch, reason, action }: ChainHalted, _: &mut Self::Context) {
+        self.stop_leaving(partition);
         if self.current(partition, epoch).is_some() {
             self.halt(partition, reason, action);
         }
+        self.show_spool();
     }
 }
 
@@ -559,10 +585,10 @@ impl Handler<Drain> for Spooler {
     }
 }
 
-/// Comes back when everything that the writer said before was handled.
+/// Comes back when everything that the writer and the uploader said before was handled.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
-struct Settled;
+pub struct Settled;
 
 impl Handler<Settled> for Spooler {
     type Result = ();

@@ -7,6 +7,7 @@
 
 use std::{
     collections::VecDeque,
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -229,6 +230,15 @@ where
         Ok(payload) => format!("panicked: {}", panic_message(payload.as_ref())),
         Err(error) => error.to_string(),
     })
+}
+
+/// Runs the body of a thread; when it panics, `died` hears why, so that nobody waits for a thread that is gone.
+pub fn watched<T>(mut state: T, body: impl FnOnce(&mut T), died: impl FnOnce(&T, String)) {
+    // What the panic left half-done is only handed to `died`, and dropped.
+    let end = panic::catch_unwind(AssertUnwindSafe(|| body(&mut state)));
+    if let Err(payload) = end {
+        died(&state, format!("its thread panicked: {}", panic_message(payload.as_ref())));
+    }
 }
 
 fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture};
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture};
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
 
 use self::{
@@ -96,6 +96,8 @@ pub struct Uploader {
     known_ends: BTreeMap<Partition, Offset>,
     /// Whoever waits for all queues to be empty.
     drained: Vec<oneshot::Sender<()>>,
+    /// Heads on their way, at most a few a partition.
+    head_writes: Vec<JoinHandle<()>>,
 }
 
 impl Uploader {
@@ -117,6 +119,7 @@ impl Uploader {
             partitions: BTreeMap::new(),
             known_ends: BTreeMap::new(),
             drained: Vec::new(),
+            head_writes: Vec::new(),
         }
     }
 
@@ -164,11 +167,12 @@ impl Uploader {
         let key = partitioned.unwritten_key.take();
         let head = Head { version: Head::VERSION, end, key, identity: partitioned.identity.clone() };
         let requests = self.requests.clone();
-        self.io.spawn(async move {
+        self.head_writes.retain(|write| !write.is_finished());
+        self.head_writes.push(self.io.spawn(async move {
             if let Err(error) = requests.archive.write_head(partition, &head).await {
                 tracing::debug!(%partition, %error, "head not rewritten; the older one stands");
             }
-        });
+        }));
     }
 
     /// While nothing waits, heads are brought up to date, so that a quiet end of the day is found at once.
@@ -302,9 +306,9 @@ impl Handler<Answered> for Uploader {
 }
 
 impl Handler<Drain> for Uploader {
-    type Result = ResponseFuture<()>;
+    type Result = ResponseActFuture<Self, ()>;
 
-    /// Replies when every queue is empty; the caller has the deadline. What is left stays sealed on disk.
+    /// Replies when every queue is empty and the heads are written; the caller has the deadline. What is left stays sealed on disk.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
         let (done, drained) = oneshot::channel();
         self.drained.push(done);
@@ -314,9 +318,12 @@ impl Handler<Drain> for Uploader {
                 let _ = drained.send(());
             });
         }
-        Box::pin(async move {
-            // An error says that the actor has died.
-            let _ = drained.await;
-        })
+        // An error says that the actor has died.
+        let drained = async move { drop(drained.await) };
+        Box::pin(drained.into_actor(self).then(|(), uploader, _| {
+            let writes = std::mem::take(&mut uploader.head_writes);
+            // What was cut off leaves an older head, which is allowed.
+            async move { drop(futures::future::join_all(writes).await) }.into_actor(uploader)
+        }))
     }
 }

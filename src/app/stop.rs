@@ -23,6 +23,7 @@ use crate::{
     health::{Closed, Health},
     ingest::StopAccepting,
     produce::Flush,
+    spool::Settled,
     supervise::Slot,
 };
 
@@ -128,6 +129,10 @@ async fn stop_archive(archive: ArchiveSink, deadline: Instant, steps: &Steps) {
         if steps.run("uploader", drained).await.is_err() {
             tracing::warn!("sealed segments wait on disk; they are uploaded after the next start");
         }
+    }
+    if let Some(spooler) = archive.spooler.get() {
+        // What the uploader said last has to reach the consumer before it leaves.
+        let _ = steps.run("spooler (confirm)", spooler.send(Settled)).await;
     }
     steps.run("consumer-archive (commit)", leave(&archive.consumer, "archive")).await;
 }

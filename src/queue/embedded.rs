@@ -37,11 +37,12 @@ use tokio::sync::oneshot;
 use crate::{
     config::LiveConfig,
     dlq::{DeadLetter, DeadLetterWriter},
-    health::{Health, SinkName},
+    health::{ActorName, Health, SinkName},
     metrics::Metrics,
     position::{Offset, TopicIdentity},
     produce::Publish,
     queue::{Appender, ByteBudget, Full, SourceEvents, SourceHandle},
+    supervise::{self, Escalation, Escalations},
 };
 
 /// Requests that wait for the writer. A group commit takes them all; the producer's mailbox waits behind this.
@@ -100,7 +101,8 @@ impl LogEnd {
 }
 
 impl EmbeddedLog {
-    /// Opens or creates `log.db` in `data_dir` and starts its writer. `sinks` are those whose cursors hold records back.
+    /// Opens or creates `log.db` in `data_dir` and starts its writer, whose panic ends the process: requests would hear
+    /// 503 for ever. `sinks` are those whose cursors hold records back.
     ///
     /// # Errors
     /// When the file cannot be opened or was written by a newer release.
@@ -110,6 +112,7 @@ impl EmbeddedLog {
         config: LiveConfig,
         health: Health,
         metrics: Arc<Metrics>,
+        escalations: Escalations,
     ) -> anyhow::Result<Self> {
         let path = data_dir.join("log.db");
         let database =
@@ -121,7 +124,13 @@ impl EmbeddedLog {
         let writer = writer::Writer::new(database, next, end.clone(), sinks, config, health, metrics)?;
         let thread = std::thread::Builder::new()
             .name("log-writer".to_owned())
-            .spawn(move || writer.run(&receiver))
+            .spawn(move || {
+                let died = |_: &writer::Writer, reason| {
+                    // The receiver is gone only when the process ends already.
+                    let _ = escalations.send(Escalation::Failed { actor: ActorName::Producer, reason });
+                };
+                supervise::watched(writer, |writer| writer.run(&receiver), died);
+            })
             .context("cannot start the embedded log's thread")?;
         let thread = Arc::new(Mutex::new(Some(thread)));
         Ok(Self { path: Arc::new(path), writer: sender, end, identity, thread })

@@ -18,6 +18,7 @@ use crate::{
     config::LiveConfig,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     queue::{Batch, Epoch},
+    supervise,
 };
 
 /// zstd's fastest regular level: the archive's lines compress about tenfold with any, and this thread must keep up with
@@ -73,6 +74,8 @@ pub(super) enum SpoolEvent {
         epoch: Epoch,
         segment: SealedSegment,
     },
+    /// The thread panicked.
+    Died(String),
     /// The open segment is lost (the log has its records); the partition has to begin again.
     Failed {
         partition: Partition,
@@ -142,11 +145,14 @@ impl SpoolWriter {
             partitions: BTreeMap::new(),
             events,
         };
-        let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(move || writer.run(&receiver))?;
+        let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(move || {
+            let died = |writer: &Self, reason| (writer.events)(SpoolEvent::Died(reason));
+            supervise::watched(writer, |writer| writer.run(&receiver), died);
+        })?;
         Ok(SpoolThread { commands, thread })
     }
 
-    fn run(mut self, commands: &Receiver<SpoolCommand>) {
+    fn run(&mut self, commands: &Receiver<SpoolCommand>) {
         let mut ages_checked = Instant::now();
         loop {
             let command = match self.next_age_deadline() {
@@ -169,6 +175,8 @@ impl SpoolWriter {
     fn obey(&mut self, command: SpoolCommand) {
         match command {
             SpoolCommand::Scan { partition, epoch } => {
+                // Not dropped: the log may not have its records any more.
+                self.seal(partition);
                 self.end(partition);
                 let segments = segment::scan(&self.partition_folder(partition));
                 (self.events)(SpoolEvent::Scanned { partition, epoch, segments });

@@ -92,8 +92,10 @@ impl EmbeddedStore {
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         let request: Request = Box::new(move |database| {
-            // The caller may have given up waiting.
-            let _ = reply.send(work(database));
+            // A caller that has given up sends the same again: what it left behind is skipped.
+            if !reply.is_closed() {
+                let _ = reply.send(work(database));
+            }
         });
         let sent = self.requests.as_ref().is_some_and(|requests| requests.try_send(request).is_ok());
         if !sent {

@@ -144,20 +144,11 @@ impl Archive {
         self.put(&self.head_path(partition), encode(head), PutMode::Overwrite).await
     }
 
-    /// The last object of a partition's chain, by LIST: its key and its chain position. `from_key` leaves out what is
-    /// dated before it.
-    async fn last_object(
-        &self,
-        partition: Partition,
-        from_key: Option<&str>,
-    ) -> object_store::Result<Option<(Path, Offset)>> {
+    /// The last object of a partition's chain, by LIST over all of the topic's: the dates in their keys are those of the
+    /// records, which need not ascend.
+    async fn last_object(&self, partition: Partition) -> object_store::Result<Option<Path>> {
         let folder = Path::from(format!("topic={}", self.topic));
-        // `topic=…/date=…`: objects of that day and later sort after it.
-        let from = from_key.and_then(|key| key.rsplitn(3, '/').nth(2)).map(Path::from);
-        let mut objects = match &from {
-            Some(from) => self.store.list_with_offset(Some(&folder), from),
-            None => self.store.list(Some(&folder)),
-        };
+        let mut objects = self.store.list(Some(&folder));
         let mut last: Option<(Path, Offset)> = None;
         while let Some(object) = self.within(objects.try_next()).await? {
             let Some((found, x)) = object.location.filename().and_then(parse_name) else { continue };
@@ -165,19 +156,12 @@ impl Archive {
                 last = Some((object.location, x));
             }
         }
-        Ok(last)
+        Ok(last.map(|(key, _)| key))
     }
 
     /// The true end of a partition's chain, by LIST, and the key of the object that ends there.
-    pub async fn find_end(
-        &self,
-        partition: Partition,
-        head: Option<&Head>,
-    ) -> Result<Option<(Offset, String)>, HeadError> {
-        let from_key = head.and_then(|head| head.key.as_deref());
-        let Some((key, _)) = self.last_object(partition, from_key).await.map_err(HeadError::Store)? else {
-            return Ok(None);
-        };
+    pub async fn find_end(&self, partition: Partition) -> Result<Option<(Offset, String)>, HeadError> {
+        let Some(key) = self.last_object(partition).await.map_err(HeadError::Store)? else { return Ok(None) };
         let object = self.get(&key).await.map_err(HeadError::Store)?;
         // Decompressing a large object would hold up the other uploads.
         let end = tokio::task::spawn_blocking(move || compare::object_end(&object)).await;

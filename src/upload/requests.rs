@@ -2,6 +2,7 @@
 //! what may pass is tried again without end, with back-off and jitter.
 
 use std::{
+    io::ErrorKind,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -139,7 +140,7 @@ impl Requests {
         };
         let mut head = match self.archive.head(partition).await {
             Ok(Some(head)) => head,
-            Ok(None) => match self.archive.find_end(partition, None).await {
+            Ok(None) => match self.archive.find_end(partition).await {
                 Ok(found) => {
                     let (end, key) = match found {
                         Some((end, key)) => (end, Some(key)),
@@ -169,7 +170,7 @@ impl Requests {
         }
         head.end = head.end.max(known_end.unwrap_or_default());
         if assignment.log_start > head.end {
-            match self.archive.find_end(partition, Some(&head)).await {
+            match self.archive.find_end(partition).await {
                 Ok(Some((end, _))) => head.end = head.end.max(end),
                 Ok(None) => {}
                 Err(HeadError::Store(error)) => return Err(error),
@@ -191,10 +192,19 @@ impl Requests {
             let started = Instant::now();
             let file = segment.clone();
             // A file of up to spool.max_bytes, read and checksummed.
-            let data = match tokio::task::spawn_blocking(move || file.read()).await {
-                Ok(Ok(data)) => bytes::Bytes::from(data),
-                Ok(Err(error)) => return Answer::Damaged(error.to_string()),
-                Err(error) => return Answer::Damaged(error.to_string()),
+            let read = tokio::task::spawn_blocking(move || file.read()).await.unwrap_or_else(|error| Err(error.into()));
+            let data = match read {
+                Ok(data) => bytes::Bytes::from(data),
+                Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) => {
+                    return Answer::Damaged(error.to_string());
+                }
+                // Passing: too many open files, a disk that is away.
+                Err(error) => {
+                    let what = format!("the segment {} cannot be read: {error}", segment.path.display());
+                    self.pause(attempt, &object_store::Error::Generic { store: "spool", source: what.into() }).await;
+                    attempt += 1;
+                    continue;
+                }
             };
             let error = match self.archive.create(&key, data.clone()).await {
                 Ok(()) => {

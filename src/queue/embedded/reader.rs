@@ -14,6 +14,7 @@ use crate::{
         Assignment, Batch, ByteBudget, Epoch, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
         record::RecordBuffer,
     },
+    supervise,
 };
 
 /// The embedded log's only partition.
@@ -67,12 +68,15 @@ pub(super) fn spawn(
         told_end: Offset(0),
         told_at: Instant::now(),
     };
-    let thread = std::thread::Builder::new().name(format!("log-{}", sink.as_str())).spawn(move || reader.run())?;
+    let thread = std::thread::Builder::new().name(format!("log-{}", sink.as_str())).spawn(move || {
+        let died = |reader: &Reader, reason| (reader.events)(SourceEvent::Failed(reason));
+        supervise::watched(reader, Reader::run, died);
+    })?;
     Ok(SourceHandle { commands, thread })
 }
 
 impl Reader {
-    fn run(mut self) {
+    fn run(&mut self) {
         self.assign();
         let mut pause = Duration::ZERO;
         loop {

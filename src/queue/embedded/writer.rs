@@ -19,6 +19,7 @@ use crate::{
     position::{Offset, Timestamp},
     produce::Publish,
     queue::record::{ID_HEADER, RecordBuffer},
+    sqlite,
 };
 
 /// A row of `chunks` is what a reader takes at once: never more than a default batch.
@@ -30,7 +31,7 @@ const COMMIT_BYTES: usize = 8 * 1024 * 1024;
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Rows deleted and pages given back to the disk in one housekeeping, so that appends wait for milliseconds only.
 const TRIM_ROWS: usize = 2000;
-const TRIM_PAGES: usize = 4096;
+const TRIM_PAGES: u32 = 4096;
 
 pub(super) struct Writer {
     database: Connection,
@@ -93,10 +94,8 @@ impl Writer {
         })
     }
 
-    pub(super) fn run(mut self, writes: &Receiver<Write>) {
+    pub(super) fn run(&mut self, writes: &Receiver<Write>) {
         loop {
-            // Without changed cursors nothing becomes trimmable but by age, which can wait.
-            let pause = if self.cursors_changed { HOUSEKEEPING } else { 10 * HOUSEKEEPING };
             let first = match writes.recv_deadline(self.housekeeping_at.max(Instant::now())) {
                 Ok(write) => Some(write),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -113,7 +112,8 @@ impl Writer {
             }
             self.commit(&mut group);
             if self.housekeeping_at <= Instant::now() || group.stop || !group.written.is_empty() {
-                self.keep_house();
+                // Without changed cursors nothing becomes trimmable but by age, which can wait.
+                let pause = if self.keep_house() { HOUSEKEEPING } else { 10 * HOUSEKEEPING };
                 self.housekeeping_at = Instant::now() + pause;
             }
             for written in group.written {
@@ -233,13 +233,15 @@ impl Writer {
     }
 
     /// Writes the cursors, trims behind the slowest, gives free pages back to the disk.
-    fn keep_house(&mut self) {
-        if let Err(error) = self.try_keep_house() {
+    /// Whether there is more to do soon.
+    fn keep_house(&mut self) -> bool {
+        self.try_keep_house().unwrap_or_else(|error| {
             tracing::warn!(%error, "the embedded log could not be trimmed; tried again in a moment");
-        }
+            true
+        })
     }
 
-    fn try_keep_house(&mut self) -> rusqlite::Result<()> {
+    fn try_keep_house(&mut self) -> rusqlite::Result<bool> {
         let retention = self.config.load().queue.embedded.retention;
         let oldest_kept = Timestamp::now().0.saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
         let transaction = self.database.transaction()?;
@@ -251,7 +253,7 @@ impl Writer {
             }
         }
         let slowest = self.sinks.iter().map(|sink| self.cursors.get(sink).copied().unwrap_or_default()).min();
-        let mut freed = 0;
+        let (mut freed, mut trimmed) = (0, 0);
         if let Some(slowest) = slowest {
             let behind = "SELECT base, base + count, length(records) FROM chunks WHERE base + count <= ?1 AND received <= ?2 ORDER BY base LIMIT ?3";
             let rows: Vec<(i64, i64, i64)> = transaction
@@ -260,6 +262,7 @@ impl Writer {
                     Ok((row.get(0)?, row.get(1)?, row.get(2)?))
                 })?
                 .collect::<rusqlite::Result<_>>()?;
+            trimmed = rows.len();
             if let Some((_, end, _)) = rows.last() {
                 transaction.execute("DELETE FROM chunks WHERE base < ?1", [end])?;
                 transaction.execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'trimmed'", [end])?;
@@ -269,13 +272,9 @@ impl Writer {
         transaction.commit()?;
         self.cursors_changed = false;
         self.stored = self.stored.saturating_sub(freed);
-        if freed > 0 {
-            // One step a page: the statement has to be run to its end.
-            let mut vacuum = self.database.prepare_cached(&format!("PRAGMA incremental_vacuum({TRIM_PAGES})"))?;
-            let mut rows = vacuum.query([])?;
-            while rows.next()?.is_some() {}
-        }
-        Ok(())
+        // Also when nothing was trimmed now: what an earlier trim left over goes back step by step.
+        let more_pages = sqlite::give_back_pages(&self.database, TRIM_PAGES)?;
+        Ok(more_pages || trimmed == TRIM_ROWS)
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::{
     position::{Offset, Partition, Timestamp, TopicIdentity},
+    sqlite,
     store::{
         BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Row, Rows, StoreError, StoreOptions,
         ceil_millis, definition_changed, group, topic_recreated,
@@ -231,7 +232,7 @@ impl Database {
             params![before, EXPIRE_AT_ONCE],
         )?;
         if removed > 0 {
-            self.connection.execute_batch("PRAGMA incremental_vacuum(1000)")?;
+            sqlite::give_back_pages(&self.connection, 1000)?;
         }
         Ok(i64::try_from(removed).is_ok_and(|removed| removed >= EXPIRE_AT_ONCE))
     }

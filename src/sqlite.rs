@@ -1,0 +1,19 @@
+//! What the embedded log and the embedded store share of SQLite.
+
+use rusqlite::Connection;
+
+/// Gives up to `pages` free pages back to the file system; whether there are more. For databases with
+/// `auto_vacuum = INCREMENTAL`.
+pub fn give_back_pages(database: &Connection, pages: u32) -> rusqlite::Result<bool> {
+    let free = |database: &Connection| database.query_row("PRAGMA freelist_count", [], |row| row.get::<_, i64>(0));
+    if free(database)? == 0 {
+        return Ok(false);
+    }
+    // The statement frees a page a step, so it has to be run to its end.
+    let mut vacuum = database.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+    let mut steps = vacuum.query([])?;
+    while steps.next()?.is_some() {}
+    // The file shrinks with the checkpoint, which may be far off when nothing else is written.
+    database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+    Ok(free(database)? > 0)
+}
