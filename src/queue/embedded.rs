@@ -204,3 +204,6 @@ impl Appender for EmbeddedAppender {
         flushed.recv_deadline(deadline).map_err(|_| waiting.max(1))
     }
 }
+
+#[cfg(test)]
+mod tests;

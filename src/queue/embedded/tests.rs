@@ -1,0 +1,157 @@
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, unbounded};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::{
+    config::Config,
+    position::{Partition, Timestamp},
+    produce::{NewRecord, Span, Ticket},
+    queue::{Batch, Epoch, SourceCommand, SourceEvent},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn open(folder: &Path) -> EmbeddedLog {
+    let config: LiveConfig = Arc::new(ArcSwap::from_pointee(Config::default()));
+    let (escalations, _) = mpsc::unbounded_channel();
+    let sinks = vec![SinkName::Archive];
+    EmbeddedLog::open(folder, sinks, config, Health::default(), Arc::default(), escalations).unwrap()
+}
+
+/// Appends one request of `events` events of `size` bytes and waits until it is durable.
+fn append(log: &EmbeddedLog, events: usize, size: usize) {
+    let (ticket, reply) = Ticket::new(events, Counter::default());
+    let body = Bytes::from(vec![b'x'; size]);
+    let value = Span { start: 0, end: size as u32 };
+    let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, assigned_id: None }).collect();
+    let (durable, received) = (events.len(), Timestamp::now());
+    let publish = Publish { body, unescaped: Bytes::new(), events, received, ticket };
+    assert!(log.appender().append(publish, 0).is_ok());
+    assert_eq!(reply.blocking_recv().unwrap().durable, durable);
+}
+
+struct Reader {
+    source: SourceHandle,
+    events: Receiver<SourceEvent>,
+}
+
+impl Reader {
+    fn start(log: &EmbeddedLog) -> Self {
+        let (sender, events) = unbounded();
+        let tell = Box::new(move |event| drop(sender.send(event)));
+        let config: LiveConfig = Arc::new(ArcSwap::from_pointee(Config::default()));
+        let budget = ByteBudget::new(64 << 20, Gauge::default());
+        Self { source: log.source(SinkName::Archive, config, budget, tell).unwrap(), events }
+    }
+
+    fn until<T>(&self, mut wanted: impl FnMut(SourceEvent) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let event = self.events.recv_deadline(deadline).expect("an event in time");
+            if let Some(found) = wanted(event) {
+                return found;
+            }
+        }
+    }
+
+    fn begin(&self, at: u64) {
+        let (partition, epoch, at) = (Partition(0), Epoch::fresh(), Offset(at));
+        self.source.commands.send(SourceCommand::Begin { partition, epoch, at }).unwrap();
+    }
+
+    fn batch(&self) -> Batch {
+        self.until(|event| match event {
+            SourceEvent::Batch(batch) => Some(batch),
+            _ => None,
+        })
+    }
+
+    fn close(self, position: u64) {
+        self.source.commands.send(SourceCommand::Close(vec![(Partition(0), Offset(position))])).unwrap();
+        self.source.thread.join().unwrap();
+    }
+}
+
+#[test]
+fn batches_are_contiguous_and_begin_where_they_were_asked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, 2500, 10);
+    let reader = Reader::start(&log);
+    reader.begin(1500);
+    let (mut next, mut offsets) = (Offset(1500), Vec::new());
+    while next < Offset(2500) {
+        let batch = reader.batch();
+        assert_eq!(batch.from, next);
+        offsets.extend(batch.records.iter().map(|record| record.offset.0).filter(|offset| *offset >= 1500));
+        next = batch.to;
+    }
+    assert!(offsets.iter().copied().eq(1500..2500));
+    reader.close(2500);
+    log.close();
+}
+
+#[test]
+fn offsets_do_not_repeat_after_everything_was_trimmed() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, 10, 10);
+    Reader::start(&log).close(10);
+    log.close();
+    let log = open(folder.path());
+    append(&log, 1, 10);
+    let reader = Reader::start(&log);
+    let assignment = reader.until(|event| match event {
+        SourceEvent::Assigned(mut assignments) => assignments.pop(),
+        _ => None,
+    });
+    assert_eq!((assignment.committed, assignment.log_start), (Some(Offset(10)), Offset(10)));
+    assert_eq!(assignment.log_end, Offset(11));
+    reader.close(11);
+    log.close();
+}
+
+#[test]
+fn what_is_trimmed_goes_back_to_the_file_system_also_when_nothing_is_appended_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    for _ in 0..150 {
+        append(&log, 1, 1_000_000);
+    }
+    let size = || std::fs::metadata(folder.path().join("log.db")).unwrap().len();
+    Reader::start(&log).close(150);
+    // More than one housekeeping gives back.
+    let deadline = Instant::now() + PATIENCE;
+    while size() > 1 << 20 {
+        assert!(Instant::now() < deadline, "{} bytes are left", size());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    log.close();
+}
+
+#[test]
+fn a_damaged_record_is_reported_and_not_delivered() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, 3, 10);
+    let database = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    let mut records: Vec<u8> = database.query_row("SELECT records FROM chunks", [], |row| row.get(0)).unwrap();
+    let last = records.len() - 1;
+    records[last] ^= 1;
+    database.execute("UPDATE chunks SET records = ?1", [records]).unwrap();
+    let reader = Reader::start(&log);
+    reader.begin(0);
+    let reason = reader.until(|event| match event {
+        SourceEvent::Unavailable(reason) => Some(reason),
+        SourceEvent::Batch(batch) => panic!("{batch:?}"),
+        _ => None,
+    });
+    assert!(reason.contains("log.db is damaged between offsets 0 and 3"), "{reason}");
+    reader.close(0);
+    log.close();
+}
