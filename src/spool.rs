@@ -140,11 +140,14 @@ pub struct Spooler {
     disk_full: bool,
     held: BTreeMap<Hold, bool>,
     draining: bool,
+    ticks: u32,
     health: Health,
     metrics: Arc<Metrics>,
 }
 
 impl Spooler {
+    /// By then the group has given each partition to somebody.
+    const SETTLED_TICKS: u32 = 30;
     /// How soon a partition begins again after its segment could not be written.
     const RETRY: Duration = Duration::from_secs(1);
     /// How often a reloaded `archive.on_gap` and `spool.quota` are looked at.
@@ -189,6 +192,7 @@ impl Spooler {
             disk_full: false,
             held: BTreeMap::new(),
             draining: false,
+            ticks: 0,
             health,
             metrics,
         })
@@ -317,6 +321,10 @@ impl Spooler {
     }
 
     fn tick(&mut self) {
+        self.ticks += 1;
+        if self.ticks == Self::SETTLED_TICKS {
+            self.command(SpoolCommand::NameOthers(self.partitions.keys().copied().collect()));
+        }
         self.show_spool();
         // Said again, in case the consumer was rebuilt and does not know.
         for (hold, _) in self.held.iter().filter(|(_, on)| **on) {

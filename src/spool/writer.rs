@@ -37,6 +37,8 @@ pub(super) enum SpoolCommand {
         partition: Partition,
         epoch: Epoch,
     },
+    /// Say in the log which partitions, beside these, have sealed segments on disk.
+    NameOthers(Vec<Partition>),
     /// Begin a partition at chain position `x`; an open segment is dropped.
     Begin {
         partition: Partition,
@@ -181,6 +183,7 @@ impl SpoolWriter {
                 let segments = segment::scan(&self.partition_folder(partition));
                 (self.events)(SpoolEvent::Scanned { partition, epoch, segments });
             }
+            SpoolCommand::NameOthers(assigned) => self.name_others(&assigned),
             SpoolCommand::Begin { partition, epoch, x, identity } => {
                 self.end(partition);
                 self.partitions.insert(partition, Spooling { epoch, identity, x, open: None });
@@ -216,6 +219,25 @@ impl SpoolWriter {
 
     fn partition_folder(&self, partition: Partition) -> PathBuf {
         self.folder.join(partition.to_string())
+    }
+
+    /// Segments of partitions that went elsewhere wait for their return: only an assignment tells where they belong.
+    fn name_others(&self, assigned: &[Partition]) {
+        let folders = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        for folder in folders {
+            let Some(partition) = folder.file_name().to_str().and_then(|name| name.parse().ok()).map(Partition) else {
+                continue;
+            };
+            if assigned.contains(&partition) {
+                continue;
+            }
+            let segments = segment::scan(&folder.path()).unwrap_or_default();
+            let bytes: u64 = segments.iter().map(|segment| segment.header.bytes).sum();
+            if !segments.is_empty() {
+                tracing::warn!(%partition, segments = segments.len(), bytes, folder = %folder.path().display(),
+                    "sealed segments of a partition that is not assigned here wait on disk for its return");
+            }
+        }
     }
 
     /// Drops the open segment: its file is removed here or by the next scan.
