@@ -228,7 +228,7 @@ impl SpoolWriter {
             let Some(partition) = folder.file_name().to_str().and_then(|name| name.parse().ok()).map(Partition) else {
                 continue;
             };
-            if assigned.contains(&partition) {
+            if assigned.contains(&partition) || self.partitions.contains_key(&partition) {
                 continue;
             }
             let segments = segment::scan(&folder.path()).unwrap_or_default();
