@@ -241,7 +241,8 @@ pub fn watched<T>(mut state: T, body: impl FnOnce(&mut T), died: impl FnOnce(&T,
     }
 }
 
-fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
+/// What a panic said.
+pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
         .copied()

@@ -17,6 +17,7 @@ mod commits;
 pub mod dead_letters;
 mod delivery;
 mod group;
+mod headers;
 pub mod identity;
 mod link;
 mod logging;

@@ -323,7 +323,9 @@ fn a_dead_letter_keeps_the_record_and_says_why() {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let writer = KafkaDeadLetters::new(&config);
-    runtime.block_on(async { writer.write(vec![letter.clone(), letter.clone()]).await }).unwrap();
+    // One that no broker takes must not stop the line: it is kept without its value.
+    let huge = DeadLetter { offset: Offset(8), value: Some(vec![b'x'; 16 << 20]), ..letter.clone() };
+    runtime.block_on(async { writer.write(vec![letter.clone(), letter.clone(), huge.clone()]).await }).unwrap();
 
     let topic = kafka::settings::dead_letter_topic(&config);
     let consumer: BaseConsumer = client(&config).create().unwrap();
@@ -340,6 +342,12 @@ fn a_dead_letter_keeps_the_record_and_says_why() {
     assert_eq!(headers["ingestd-reason"], b"invalid_json");
     assert_eq!(headers["ingestd-offset"], b"7");
     assert_eq!(headers["ingestd-key"], b"key");
+    let omitted = std::iter::from_fn(|| consumer.poll(PATIENCE).map(Result::unwrap))
+        .find(|message| message.key() == Some(huge.id().as_bytes()))
+        .unwrap();
+    assert_eq!(omitted.payload(), None);
+    let size = omitted.headers().unwrap().iter().find(|header| header.key == "ingestd-value-omitted").unwrap();
+    assert_eq!(size.value, Some(b"16777216".as_slice()));
 }
 
 #[test]

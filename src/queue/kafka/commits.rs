@@ -90,6 +90,11 @@ impl Committer {
         Ok(Self { last, thread })
     }
 
+    /// Whether the thread has ended, which it does unasked by a panic only.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Commits what is due, then ends; until `deadline` a failure is tried again.
     pub fn finish(self, deadline: Instant) -> JoinHandle<()> {
         // An error says that the thread has ended.

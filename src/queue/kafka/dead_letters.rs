@@ -4,6 +4,9 @@
 //! Value and headers are the record's own; what is known of the failure stands in further headers:
 //! `ingestd-reason`, `ingestd-message`, `ingestd-topic`, `ingestd-partition`, `ingestd-offset`, `ingestd-generation`,
 //! `ingestd-received`, `ingestd-time` (both milliseconds since 1970), and `ingestd-key` where the record had a key.
+//!
+//! A record that is larger than the topic of the dead letters takes is kept without its value, headers and key: the
+//! header `ingestd-value-omitted` tells the value's size in bytes. The archive has the record whole.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -18,7 +21,7 @@ use futures::{
 use rdkafka::{
     ClientConfig, ClientContext,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode as Code},
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord, Producer},
 };
@@ -90,15 +93,35 @@ impl DeadLetterWriter for KafkaDeadLetters {
 }
 
 async fn send(producer: &Letters, topic: &str, letter: &DeadLetter) -> anyhow::Result<()> {
+    let sent = match send_as_it_is(producer, topic, letter, headers(letter)).await {
+        Err(KafkaError::MessageProduction(Code::MessageSizeTooLarge)) => {
+            let (size, facts) = without_value(letter);
+            let headers = headers(&facts).insert(Header { key: "ingestd-value-omitted", value: Some(&size) });
+            send_as_it_is(producer, topic, &facts, headers).await
+        }
+        sent => sent,
+    };
+    sent.with_context(|| format!("dead letter {}", letter.id()))
+}
+
+async fn send_as_it_is(
+    producer: &Letters,
+    topic: &str,
+    letter: &DeadLetter,
+    headers: OwnedHeaders,
+) -> Result<(), KafkaError> {
     let id = letter.id();
-    let mut record = FutureRecord::to(topic).key(&id).headers(headers(letter)).timestamp(letter.time.0);
+    let mut record = FutureRecord::to(topic).key(&id).headers(headers).timestamp(letter.time.0);
     if let Some(value) = &letter.value {
         record = record.payload(value);
     }
-    match producer.send(record, DEADLINE).await {
-        Ok(_) => Ok(()),
-        Err((error, _)) => Err(anyhow::Error::new(error).context(format!("dead letter {id}"))),
-    }
+    producer.send(record, DEADLINE).await.map(drop).map_err(|(error, _)| error)
+}
+
+/// The letter without what makes it large, and the size of its value.
+fn without_value(letter: &DeadLetter) -> (String, DeadLetter) {
+    let size = letter.value.as_ref().map_or(0, Vec::len).to_string();
+    (size, DeadLetter { key: None, value: None, headers: Vec::new(), ..letter.clone() })
 }
 
 fn headers(letter: &DeadLetter) -> OwnedHeaders {

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::{BorrowedMessage, Message as _};
 
 use crate::{
     config::BatchConfig,
     position::{Offset, Partition, Timestamp},
-    queue::{Batch, Epoch, Permit, record::RecordBuffer},
+    queue::{Batch, Epoch, Permit, kafka::headers::headers, record::RecordBuffer},
 };
 
 /// What is delivered of one partition since the latest `Begin`.
@@ -47,8 +47,8 @@ impl Delivery {
     pub fn take(&mut self, message: &BorrowedMessage<'_>, now: Instant) {
         let Some(offset) = Offset::from_kafka(message.offset()) else { return };
         let received = Timestamp(message.timestamp().to_millis().unwrap_or_default());
-        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-        let headers = headers.map(|header| (header.key, header.value));
+        let headers = headers(message);
+        let headers = headers.iter().map(|(name, value)| (name.as_ref(), *value));
         self.push(offset, received, message.key(), message.payload(), headers, now);
     }
 

@@ -14,6 +14,7 @@
 
 use std::{
     collections::BTreeSet,
+    panic::{self, AssertUnwindSafe},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,6 +43,7 @@ use crate::{
             survey::{Finding, LogRange, Survey, Surveyed},
         },
     },
+    supervise::panic_message,
 };
 
 /// The longest wait for a record; commands and findings wait as long.
@@ -153,7 +155,12 @@ enum End {
 
 impl Source {
     fn run(mut self) {
-        let positions = match self.serve() {
+        // A panic must be heard of, too: the consumer would wait for records for ever.
+        let served = panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let end = served.unwrap_or_else(|payload| {
+            End::Fatal(Code::Fail, format!("its thread panicked: {}", panic_message(payload.as_ref())))
+        });
+        let positions = match end {
             End::Close(positions) => positions,
             End::Fatal(code, reason) => {
                 (self.events)(match code {
@@ -188,6 +195,9 @@ impl Source {
             }
             while let Ok(finding) = self.survey.findings.try_recv() {
                 self.learn(finding);
+            }
+            if self.survey.is_finished() || self.committer.is_finished() {
+                return End::Fatal(Code::Fail, "a thread of it panicked".to_owned());
             }
             self.hand_on();
             if !self.paused && !self.parked {

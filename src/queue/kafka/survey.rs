@@ -26,6 +26,8 @@ use crate::{
 
 /// One question to the brokers.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// For one partition, when asking for all failed.
+const ONE_DEADLINE: Duration = Duration::from_secs(2);
 /// The log's ends are looked at so often, for the lag; it also shows whether the brokers still answer.
 const TICK: Duration = Duration::from_secs(3);
 /// After a failed question; doubled each time.
@@ -127,6 +129,11 @@ impl Survey {
         state.watched = partitions;
     }
 
+    /// Whether the thread has ended, which it does unasked by a panic only.
+    pub(super) fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Ends the thread; its last question may take until its deadline, so whoever cannot wait joins elsewhere.
     pub(super) fn stop(self) -> JoinHandle<()> {
         self.wanted.state().stop = true;
@@ -149,9 +156,13 @@ impl Surveyor {
         while let Some((asked, watched)) = self.next(pause) {
             match self.survey(&asked, &watched) {
                 Ok(findings) => {
-                    pause = TICK;
-                    failed = FIRST_PAUSE;
-                    self.answered(&asked);
+                    if self.answered(&asked, &findings) {
+                        pause = TICK;
+                        failed = FIRST_PAUSE;
+                    } else {
+                        pause = failed.mul_f64(0.8 + 0.4 * fastrand::f64());
+                        failed = (failed * 2).min(TICK);
+                    }
                     // An error says that the source has gone.
                     if findings.into_iter().any(|finding| self.findings.send(finding).is_err()) {
                         return;
@@ -191,9 +202,22 @@ impl Surveyor {
         }
     }
 
-    /// Forgets what was asked, unless it was asked again meanwhile.
-    fn answered(&self, asked: &BTreeMap<Partition, u64>) {
-        self.wanted.state().asked.retain(|partition, round| asked.get(partition) != Some(round));
+    /// Forgets what was answered, unless it was asked again meanwhile; whether that was all of `asked`. A partition
+    /// without a leader is asked for again.
+    fn answered(&self, asked: &BTreeMap<Partition, u64>, findings: &[Finding]) -> bool {
+        let surveyed = findings.iter().flat_map(|finding| match finding {
+            Finding::Surveyed { partitions, .. } => partitions.as_slice(),
+            _ => &[],
+        });
+        let mut state = self.wanted.state();
+        let mut answers = 0;
+        for Surveyed { partition, round, .. } in surveyed {
+            answers += 1;
+            if state.asked.get(partition) == Some(round) {
+                state.asked.remove(partition);
+            }
+        }
+        answers == asked.len()
     }
 
     fn survey(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Vec<Finding>> {
@@ -211,7 +235,7 @@ impl Surveyor {
         if !asked.is_empty() {
             let identity =
                 topic_identity(self.consumer.client(), &self.topic, DEADLINE).map_err(KafkaError::MetadataFetch)?;
-            let committed = self.ask_committed(asked.keys())?;
+            let committed = self.ask_committed(asked.keys().filter(|partition| range(partition).is_some()))?;
             let surveyed = |(partition, round): (&Partition, &u64)| {
                 Some(Surveyed {
                     partition: *partition,
@@ -220,8 +244,10 @@ impl Surveyor {
                     log: range(partition)?,
                 })
             };
-            let partitions = asked.iter().filter_map(surveyed).collect();
-            findings.push(Finding::Surveyed { partitions, identity, partition_count });
+            let partitions: Vec<Surveyed> = asked.iter().filter_map(surveyed).collect();
+            if !partitions.is_empty() {
+                findings.push(Finding::Surveyed { partitions, identity, partition_count });
+            }
         }
         Ok(findings)
     }
@@ -239,8 +265,19 @@ impl Surveyor {
     /// One end of the log of each partition, in one request a broker: `ListOffsets` takes the logical offsets as
     /// timestamps (-1 latest, -2 earliest).
     fn ask_log(&self, partitions: &BTreeSet<Partition>, end: KafkaOffset) -> KafkaResult<BTreeMap<Partition, Offset>> {
-        let answer = self.consumer.offsets_for_times(self.list(partitions, end)?, DEADLINE)?;
-        offsets(&answer)
+        let ask = |partitions: &BTreeSet<Partition>, deadline| {
+            let answer = self.consumer.offsets_for_times(self.list(partitions, end)?, deadline)?;
+            Ok(offsets(&answer).0)
+        };
+        match ask(partitions, DEADLINE) {
+            Err(error) if partitions.len() > 1 => {
+                // One broker that is away fails the question for all: the others' partitions can be asked for alone.
+                let each = partitions.iter().filter_map(|one| ask(&BTreeSet::from([*one]), ONE_DEADLINE).ok());
+                let known: BTreeMap<_, _> = each.flatten().collect();
+                if known.is_empty() { Err(error) } else { Ok(known) }
+            }
+            answer => answer,
+        }
     }
 
     fn ask_committed<'p>(
@@ -248,7 +285,9 @@ impl Surveyor {
         partitions: impl IntoIterator<Item = &'p Partition>,
     ) -> KafkaResult<BTreeMap<Partition, Offset>> {
         let answer = self.consumer.committed_offsets(self.list(partitions, KafkaOffset::Invalid)?, DEADLINE)?;
-        offsets(&answer)
+        // A position that cannot be told is not one that does not exist.
+        let (offsets, failed) = offsets(&answer);
+        failed.map_or(Ok(offsets), Err)
     }
 
     fn list<'p>(
@@ -264,16 +303,19 @@ impl Surveyor {
     }
 }
 
-/// The offsets in an answer; partitions without one are left out.
-fn offsets(answer: &TopicPartitionList) -> KafkaResult<BTreeMap<Partition, Offset>> {
-    let mut offsets = BTreeMap::new();
+/// The offsets in an answer, and the first error; partitions with an error or without an offset are left out.
+fn offsets(answer: &TopicPartitionList) -> (BTreeMap<Partition, Offset>, Option<KafkaError>) {
+    let (mut offsets, mut failed) = (BTreeMap::new(), None);
     for element in answer.elements() {
-        element.error()?;
+        if let Err(error) = element.error() {
+            failed.get_or_insert(error);
+            continue;
+        }
         if let KafkaOffset::Offset(offset) = element.offset()
             && let Some(offset) = Offset::from_kafka(offset)
         {
             offsets.insert(Partition(element.partition()), offset);
         }
     }
-    Ok(offsets)
+    (offsets, failed)
 }
