@@ -1,36 +1,33 @@
 //! The spooler: the archive's sink. Appends batches to the partitions' open segments, seals them, hands sealed ones to
 //! the uploader in order, and confirms to the consumer only what the uploader knows to be archived.
 //!
-//! An open segment is disposable, because the log has its records; a sealed one is not. Files and compression are the
-//! business of a thread of its own (`writer`); this actor holds the cursors and the order of things.
+//! An open segment is disposable, because the log has its records; a sealed one is not. What follows from each message
+//! is decided by the [`protocol`], without I/O; files and compression are the business of a thread of its own
+//! (`writer`); this actor does what the one says with the other.
 
 pub mod line;
+pub mod protocol;
 pub mod recover;
 pub mod segment;
 mod writer;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
 use self::{
-    recover::{Fetch, Plan, Situation},
+    protocol::{Effect, Protocol, Rules, Taken},
     segment::SealedSegment,
     writer::{SegmentOrigin, SpoolCommand, SpoolEvent, SpoolThread, SpoolWriter},
 };
 use crate::{
     config::{LiveConfig, OnGap, QueueKind},
-    consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Unassign},
+    consume::{Assign, Drain, Hold, Reassign, Replies, SetHold, Unassign},
     health::{ActorName, ActorState, Health, SinkName},
     metrics::Metrics,
     position::{Offset, Partition},
-    queue::{Assignment, Batch, Epoch},
+    queue::{Batch, Epoch},
     supervise::Slot,
     upload::{OpenChain, Upload, Uploader},
 };
@@ -94,49 +91,15 @@ pub struct DiskPressure(pub bool);
 #[rtype(result = "()")]
 struct FromWriter(SpoolEvent);
 
-/// A partition that is assigned to us.
-struct Spooled {
-    epoch: Epoch,
-    assignment: Assignment,
-    phase: Phase,
-    /// The next offset to spool: the one cursor of the rule.
-    cursor: Offset,
-    /// Sealed and not known to be archived, by chain position.
-    sealed: BTreeMap<Offset, SealedSegment>,
-}
-
-enum Phase {
-    /// Waiting for the archive's chain and the disk's segments.
-    Opening {
-        chain_end: Option<Offset>,
-        found: Option<Vec<SealedSegment>>,
-    },
-    Spooling,
-    /// Halted at a gap that the operator may allow to be skipped.
-    Gap {
-        log_start: Offset,
-    },
-    Halted,
-}
-
 /// The spooler actor.
 pub struct Spooler {
     writer: Option<SpoolThread>,
     uploader: Slot<Uploader>,
     replies: Replies,
-    partitions: BTreeMap<Partition, Spooled>,
-    /// Sealed segments of partitions that were revoked: they go on uploading.
-    leaving: BTreeMap<(Partition, Offset), SealedSegment>,
+    protocol: Protocol,
     config: LiveConfig,
     topic: String,
     queue_kind: QueueKind,
-    /// `archive.url`, as segment headers name it.
-    archive: String,
-    /// The archive is a folder of this machine, and the queue is shared.
-    needs_all_partitions: bool,
-    group: String,
-    /// Partitions whose chain was seen beyond the log's end, until that is over.
-    rechecked: BTreeSet<Partition>,
     disk_full: bool,
     held: BTreeMap<Hold, bool>,
     draining: bool,
@@ -172,6 +135,12 @@ impl Spooler {
             generation: now.queue.generation,
             archive: now.archive.url.clone(),
         };
+        let shared_queue = now.queue.kind == QueueKind::Kafka;
+        let rules = Rules {
+            archive: now.archive.url.clone(),
+            sole_member_of: (now.archive.is_local() && shared_queue)
+                .then(|| format!("{}-archive", now.queue.kafka.group)),
+        };
         let addr = ctx.address();
         // A handful of events a segment: the mailbox's capacity must not drop them.
         let events = Box::new(move |event| addr.do_send(FromWriter(event)));
@@ -180,15 +149,10 @@ impl Spooler {
             writer: Some(writer),
             uploader,
             replies,
-            partitions: BTreeMap::new(),
-            leaving: BTreeMap::new(),
+            protocol: Protocol::new(rules),
             topic: now.queue.topic.clone(),
             queue_kind: now.queue.kind,
-            archive: now.archive.url.clone(),
-            needs_all_partitions: now.archive.is_local() && now.queue.kind == QueueKind::Kafka,
-            group: format!("{}-archive", now.queue.kafka.group),
             config,
-            rechecked: BTreeSet::new(),
             disk_full: false,
             held: BTreeMap::new(),
             draining: false,
@@ -205,109 +169,40 @@ impl Spooler {
         }
     }
 
-    fn current(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut Spooled> {
-        self.partitions.get_mut(&partition).filter(|spooled| spooled.epoch == epoch)
+    fn on_gap(&self) -> OnGap {
+        self.config.load().archive.on_gap
     }
 
-    /// Goes on when both the archive's chain and the disk's segments are known.
-    fn open_when_known(&mut self, partition: Partition) {
-        let Some(spooled) = self.partitions.get_mut(&partition) else { return };
-        let Phase::Opening { chain_end: Some(chain_end), found } = &mut spooled.phase else { return };
-        let Some(segments) = found.take() else { return };
-        let situation = Situation {
-            chain_end: *chain_end,
-            log_start: spooled.assignment.log_start,
-            log_end: spooled.assignment.log_end,
-            identity: &spooled.assignment.identity,
-            archive: &self.archive,
-        };
-        let Plan { keep, remove, orphan, x, fetch } = recover::plan(segments, &situation);
-        let (epoch, confirmed, log_end) = (spooled.epoch, *chain_end, spooled.assignment.log_end);
-        spooled.sealed = keep.iter().map(|segment| (segment.x(), segment.clone())).collect();
-        for segment in remove {
-            self.command(SpoolCommand::Remove(segment));
-        }
-        for (segment, why) in orphan {
-            self.command(SpoolCommand::Orphan { segment, why });
-        }
-        if !keep.is_empty() {
-            tracing::info!(%partition, segments = keep.len(), "uploading the sealed segments found on disk");
-        }
-        for segment in keep {
-            self.uploader.tell(Upload { epoch, segment });
-        }
-        self.replies.confirm(Confirm { partition, epoch, position: confirmed });
-        match fetch {
-            Fetch::FromChain => self.begin(partition, x, x),
-            Fetch::Gap { log_start } => self.gap(partition, x, log_start),
-            // The log's end may have been asked long ago, before the store could be reached: asked once more.
-            Fetch::BeyondLog if self.rechecked.insert(partition) => {
-                self.replies.reassign(Reassign { partition, epoch });
+    /// Does what the protocol says, in its order.
+    fn perform(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Scan { partition, epoch } => self.command(SpoolCommand::Scan { partition, epoch }),
+                Effect::BeginSegments { partition, epoch, x, identity } => {
+                    self.command(SpoolCommand::Begin { partition, epoch, x, identity });
+                }
+                Effect::EndSegments(partition) => self.command(SpoolCommand::End(partition)),
+                Effect::Remove(segment) => self.command(SpoolCommand::Remove(segment)),
+                Effect::Orphan { segment, why } => self.command(SpoolCommand::Orphan { segment, why }),
+                Effect::OpenChain { epoch, assignment } => self.uploader.tell(OpenChain { epoch, assignment }),
+                Effect::Upload { epoch, segment } => self.uploader.tell(Upload { epoch, segment }),
+                Effect::Begin(begin) => self.replies.begin(begin),
+                Effect::Confirm(confirm) => self.replies.confirm(confirm),
+                Effect::Reassign(reassign) => self.replies.reassign(reassign),
+                Effect::Halt(halt) => self.replies.halt(halt),
+                Effect::Lost { partition, from, to } => {
+                    let lost = to.since(from);
+                    self.metrics.lost(SinkName::Archive, &self.topic, partition, lost);
+                    tracing::error!(%partition, %from, %to, lost, "records were removed from the log before they were archived");
+                }
             }
-            Fetch::BeyondLog => self.halt(
-                partition,
-                format!("the archive reaches offset {x}, but the log ends at {log_end}: this is not the log that was archived"),
-                "if the topic was created anew, raise queue.generation and restart".to_owned(),
-            ),
         }
         self.show_spool();
     }
 
-    /// Spools records from `at` on into a segment at chain position `x`.
-    fn begin(&mut self, partition: Partition, x: Offset, at: Offset) {
-        let Some(spooled) = self.partitions.get_mut(&partition) else { return };
-        spooled.phase = Phase::Spooling;
-        spooled.cursor = at;
-        self.rechecked.remove(&partition);
-        let (epoch, identity) = (spooled.epoch, spooled.assignment.identity.clone());
-        self.command(SpoolCommand::Begin { partition, epoch, x, identity });
-        self.replies.begin(Begin { partition, epoch, at });
-    }
-
-    /// Records between the chain's end and the log's start are gone.
-    fn gap(&mut self, partition: Partition, x: Offset, log_start: Offset) {
-        let lost = log_start.since(x);
-        self.metrics.lost(SinkName::Archive, &self.topic, partition, lost);
-        tracing::error!(%partition, from = %x, to = %log_start, lost, "records were removed from the log before they were archived");
-        match self.config.load().archive.on_gap {
-            OnGap::Skip => self.begin(partition, x, log_start),
-            OnGap::Halt => {
-                self.halt(
-                    partition,
-                    format!("offsets {x} to {log_start} were removed from the log before they were archived"),
-                    "set archive.on_gap = \"skip\" (a reload suffices) to go on without them".to_owned(),
-                );
-                if let Some(spooled) = self.partitions.get_mut(&partition) {
-                    spooled.phase = Phase::Gap { log_start };
-                    spooled.cursor = x;
-                }
-            }
-        }
-    }
-
-    fn halt(&mut self, partition: Partition, reason: String, action: String) {
-        let Some(spooled) = self.partitions.get_mut(&partition) else { return };
-        spooled.phase = Phase::Halted;
-        let epoch = spooled.epoch;
-        self.command(SpoolCommand::End(partition));
-        self.replies.halt(Halt { partition, epoch, reason, action });
-    }
-
-    /// Uploads no more of a revoked partition. Its files stay for the next assignment to this machine, and count no more.
-    fn stop_leaving(&mut self, partition: Partition) -> Vec<SealedSegment> {
-        let (stopped, rest) =
-            std::mem::take(&mut self.leaving).into_iter().partition(|((each, _), _)| *each == partition);
-        self.leaving = rest;
-        let stopped: BTreeMap<_, _> = stopped;
-        stopped.into_values().collect()
-    }
-
     /// Fetching is held while sealed segments fill the quota or a full disk.
     fn show_spool(&mut self) {
-        // What a halted partition keeps must not hold the others up.
-        let going = self.partitions.values().filter(|spooled| !matches!(spooled.phase, Phase::Halted));
-        let sealed = going.flat_map(|spooled| spooled.sealed.values()).chain(self.leaving.values());
-        let bytes: u64 = sealed.map(|segment| segment.header.bytes).sum();
+        let bytes = self.protocol.sealed_bytes();
         self.metrics.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         self.hold(Hold::SpoolQuota, bytes >= self.config.load().spool.quota.0);
         // The embedded log is freed only by archiving it: one segment at a time goes on, and frees more than it takes.
@@ -323,25 +218,17 @@ impl Spooler {
     fn tick(&mut self) {
         self.ticks += 1;
         if self.ticks == Self::SETTLED_TICKS {
-            self.command(SpoolCommand::NameOthers(self.partitions.keys().copied().collect()));
+            self.command(SpoolCommand::NameOthers(self.protocol.partitions()));
         }
         self.show_spool();
         // Said again, in case the consumer was rebuilt and does not know.
         for (hold, _) in self.held.iter().filter(|(_, on)| **on) {
             self.replies.hold(SetHold { hold: *hold, on: true });
         }
-        if self.config.load().archive.on_gap == OnGap::Skip {
-            let gaps: Vec<_> = self
-                .partitions
-                .iter()
-                .filter_map(|(partition, spooled)| match spooled.phase {
-                    Phase::Gap { log_start } => Some((*partition, spooled.cursor, log_start)),
-                    _ => None,
-                })
-                .collect();
-            for (partition, x, log_start) in gaps {
+        if self.on_gap() == OnGap::Skip {
+            for (partition, effects) in self.protocol.skip_gaps() {
                 self.health.release(SinkName::Archive, partition);
-                self.begin(partition, x, log_start);
+                self.perform(effects);
             }
         }
     }
@@ -371,24 +258,8 @@ impl Handler<Assign> for Spooler {
     type Result = ();
 
     fn handle(&mut self, Assign { epoch, assignment }: Assign, _: &mut Self::Context) {
-        let partition = assignment.partition;
-        self.leaving.retain(|(leaving, _), _| *leaving != partition);
-        let spooled = Spooled {
-            epoch,
-            assignment: assignment.clone(),
-            phase: Phase::Opening { chain_end: None, found: None },
-            cursor: Offset(0),
-            sealed: BTreeMap::new(),
-        };
-        let holds_all = assignment.holds_all;
-        self.partitions.insert(partition, spooled);
-        if self.needs_all_partitions && !holds_all {
-            let reason = format!("another worker is in group {}: use a shared store", self.group);
-            let action = "set archive.url to a shared store (s3://, gs://, az://), or run one worker".to_owned();
-            return self.halt(partition, reason, action);
-        }
-        self.command(SpoolCommand::Scan { partition, epoch });
-        self.uploader.tell(OpenChain { epoch, assignment });
+        let effects = self.protocol.assigned(epoch, assignment);
+        self.perform(effects);
     }
 }
 
@@ -396,14 +267,8 @@ impl Handler<Unassign> for Spooler {
     type Result = ();
 
     fn handle(&mut self, Unassign { partition, epoch }: Unassign, _: &mut Self::Context) {
-        if self.current(partition, epoch).is_none() {
-            return;
-        }
-        self.command(SpoolCommand::End(partition));
-        if let Some(spooled) = self.partitions.remove(&partition) {
-            self.leaving.extend(spooled.sealed.into_iter().map(|(x, segment)| ((partition, x), segment)));
-        }
-        self.show_spool();
+        let effects = self.protocol.unassigned(partition, epoch);
+        self.perform(effects);
     }
 }
 
@@ -411,18 +276,14 @@ impl Handler<Batch> for Spooler {
     type Result = ();
 
     fn handle(&mut self, batch: Batch, _: &mut Self::Context) {
-        let (partition, epoch, draining) = (batch.partition, batch.epoch, self.draining);
-        let Some(spooled) = self.current(partition, epoch) else { return };
-        if !matches!(spooled.phase, Phase::Spooling) || draining || batch.to <= spooled.cursor {
+        if self.draining {
             return;
         }
-        if batch.from > spooled.cursor {
-            let at = spooled.cursor;
-            return self.replies.begin(Begin { partition, epoch, at });
+        match self.protocol.batch(batch.partition, batch.epoch, batch.from, batch.to) {
+            Taken::From(from) => self.command(SpoolCommand::Append { batch, from }),
+            Taken::Refused(begin) => self.replies.begin(begin),
+            Taken::Ignored => {}
         }
-        let from = spooled.cursor;
-        spooled.cursor = batch.to;
-        self.command(SpoolCommand::Append { batch, from });
     }
 }
 
@@ -436,22 +297,19 @@ impl Handler<FromWriter> for Spooler {
                 ctx.stop();
             }
             SpoolEvent::Scanned { partition, epoch, segments: Ok(segments) } => {
-                let Some(spooled) = self.current(partition, epoch) else { return };
-                if let Phase::Opening { found, .. } = &mut spooled.phase {
-                    *found = Some(segments);
-                    self.open_when_known(partition);
-                }
+                let effects = self.protocol.scanned(partition, epoch, segments, self.on_gap());
+                self.perform(effects);
             }
             SpoolEvent::Sealed { epoch, segment } => {
-                let Some(spooled) = self.current(segment.header.partition, epoch) else { return };
-                spooled.sealed.insert(segment.x(), segment.clone());
-                self.uploader.tell(Upload { epoch, segment });
-                self.show_spool();
-                self.health.actor(ActorName::Spooler, ActorState::Running, None);
+                let effects = self.protocol.sealed(epoch, segment);
+                if !effects.is_empty() {
+                    self.health.actor(ActorName::Spooler, ActorState::Running, None);
+                }
+                self.perform(effects);
             }
             SpoolEvent::Scanned { partition, epoch, segments: Err(error) }
             | SpoolEvent::Failed { partition, epoch, error } => {
-                if self.current(partition, epoch).is_none() {
+                if !self.protocol.is_current(partition, epoch) {
                     return;
                 }
                 let reason = format!("partition {partition} cannot be spooled: {error}");
@@ -469,11 +327,8 @@ impl Handler<ChainOpened> for Spooler {
     type Result = ();
 
     fn handle(&mut self, ChainOpened { partition, epoch, end }: ChainOpened, _: &mut Self::Context) {
-        let Some(spooled) = self.current(partition, epoch) else { return };
-        if let Phase::Opening { chain_end, .. } = &mut spooled.phase {
-            *chain_end = Some(end);
-            self.open_when_known(partition);
-        }
+        let effects = self.protocol.chain_opened(partition, epoch, end, self.on_gap());
+        self.perform(effects);
     }
 }
 
@@ -481,16 +336,9 @@ impl Handler<Archived> for Spooler {
     type Result = ();
 
     fn handle(&mut self, Archived { epoch, segment }: Archived, _: &mut Self::Context) {
-        let (partition, x, end) = (segment.header.partition, segment.x(), segment.end());
         self.metrics.events_archived.inc_by(segment.header.records);
-        self.leaving.remove(&(partition, x));
-        if let Some(spooled) = self.current(partition, epoch) {
-            spooled.sealed.remove(&x);
-            self.replies.confirm(Confirm { partition, epoch, position: end });
-        }
-        // Confirmed before it is removed; a crash in between finds it again and drops it then.
-        self.command(SpoolCommand::Remove(segment));
-        self.show_spool();
+        let effects = self.protocol.archived(epoch, segment);
+        self.perform(effects);
     }
 }
 
@@ -498,31 +346,8 @@ impl Handler<Followed> for Spooler {
     type Result = ();
 
     fn handle(&mut self, Followed { partition, epoch, end }: Followed, _: &mut Self::Context) {
-        let Some(spooled) = self.current(partition, epoch) else {
-            // Revoked: the partition's next owner goes on from there.
-            for segment in self.stop_leaving(partition).into_iter().filter(|segment| segment.end() <= end) {
-                self.command(SpoolCommand::Remove(segment));
-            }
-            return self.show_spool();
-        };
-        let rest = spooled.sealed.split_off(&end);
-        let before = std::mem::replace(&mut spooled.sealed, rest);
-        let chaining = matches!(spooled.phase, Phase::Spooling) && spooled.sealed.contains_key(&end);
-        let resent: Vec<SealedSegment> = spooled.sealed.values().filter(|_| chaining).cloned().collect();
-        for segment in before.into_values().filter(|segment| segment.end() <= end) {
-            self.command(SpoolCommand::Remove(segment));
-        }
-        self.replies.confirm(Confirm { partition, epoch, position: end });
-        if chaining {
-            // What was sealed while the uploader looked at the other object goes on from its end.
-            for segment in resent {
-                self.uploader.tell(Upload { epoch, segment });
-            }
-        } else {
-            // The log may have been trimmed meanwhile: what is on disk is judged by where the log stands now.
-            self.replies.reassign(Reassign { partition, epoch });
-        }
-        self.show_spool();
+        let effects = self.protocol.followed(partition, epoch, end);
+        self.perform(effects);
     }
 }
 
@@ -530,11 +355,8 @@ impl Handler<Damaged> for Spooler {
     type Result = ();
 
     fn handle(&mut self, Damaged { epoch, segment, why }: Damaged, _: &mut Self::Context) {
-        let partition = segment.header.partition;
-        self.stop_leaving(partition);
-        self.command(SpoolCommand::Orphan { segment, why });
-        // Assigned anew, the partition begins at the archive's end; the log still has the records, or says that not.
-        self.replies.reassign(Reassign { partition, epoch });
+        let effects = self.protocol.damaged(epoch, segment, why);
+        self.perform(effects);
     }
 }
 
@@ -542,21 +364,17 @@ impl Handler<ChainHalted> for Spooler {
     type Result = ();
 
     fn handle(&mut self, ChainHalted { partition, epoch, reason, action }: ChainHalted, _: &mut Self::Context) {
-        self.stop_leaving(partition);
-        if self.current(partition, epoch).is_some() {
-            self.halt(partition, reason, action);
-        }
-        self.show_spool();
+        let effects = self.protocol.chain_halted(partition, epoch, reason, action);
+        self.perform(effects);
     }
 }
 
 impl Handler<UploaderStarted> for Spooler {
     type Result = ();
 
-    /// The uploader lost its queues: every partition begins anew. What belonged to revoked ones stays on disk, for
-    /// their next assignment to this machine.
+    /// The uploader lost its queues: every partition begins anew.
     fn handle(&mut self, _: UploaderStarted, _: &mut Self::Context) {
-        self.leaving.clear();
+        self.protocol.uploads_lost();
         self.replies.started();
     }
 }

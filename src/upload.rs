@@ -8,6 +8,7 @@
 mod archive;
 pub mod chain;
 mod compare;
+pub mod opening;
 mod requests;
 
 use std::{
@@ -19,14 +20,14 @@ use std::{
 use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture};
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
 
-use self::{
-    archive::Head,
-    chain::{Chain, Step},
-    requests::{Answer, Requests, Unusable},
-};
 pub use self::{
     archive::{Archive, ProbeError, sweep},
     requests::explain_probe,
+};
+use self::{
+    chain::{Chain, Step},
+    opening::{Head, Unusable},
+    requests::{Answer, Requests},
 };
 use crate::{
     config::LiveConfig,

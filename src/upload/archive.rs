@@ -16,32 +16,20 @@ use object_store::{
     azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, local::LocalFileSystem, path::Path,
     prefix::PrefixStore,
 };
-use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::compare;
+use super::{
+    compare,
+    opening::{Head, HeadError, Heads},
+};
 use crate::{
     config::Config,
-    position::{Offset, Partition, TopicIdentity},
+    position::{Offset, Partition},
     spool::segment::{self, SegmentHeader},
 };
 
 /// How long a connection to the store may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How far a partition's chain is known to reach. It may be old, but is never beyond a real end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
-    pub version: u32,
-    pub end: Offset,
-    /// The key of the object that ends there; none when the head was pinned before the first object.
-    pub key: Option<String>,
-    pub identity: TopicIdentity,
-}
-
-impl Head {
-    pub const VERSION: u32 = 1;
-}
 
 pub struct Archive {
     store: Arc<dyn ObjectStore>,
@@ -113,33 +101,6 @@ impl Archive {
         Err(ProbeError::Overwrites)
     }
 
-    pub async fn head(&self, partition: Partition) -> Result<Option<Head>, HeadError> {
-        match self.get(&self.head_path(partition)).await {
-            Ok(bytes) => {
-                let head: Head = serde_json::from_slice(&bytes)
-                    .map_err(|error| HeadError::Unreadable(format!("{}: {error}", self.head_path(partition))))?;
-                if head.version > Head::VERSION {
-                    return Err(HeadError::Unreadable(format!(
-                        "{} was written by a newer release",
-                        self.head_path(partition)
-                    )));
-                }
-                Ok(Some(head))
-            }
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(HeadError::Store(error)),
-        }
-    }
-
-    /// Pins the chain's first position; `false` when another writer has.
-    pub async fn pin(&self, partition: Partition, head: &Head) -> object_store::Result<bool> {
-        match self.create(&self.head_path(partition), encode(head)).await {
-            Ok(()) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
     pub async fn write_head(&self, partition: Partition, head: &Head) -> object_store::Result<()> {
         self.put(&self.head_path(partition), encode(head), PutMode::Overwrite).await
     }
@@ -158,9 +119,36 @@ impl Archive {
         }
         Ok(last.map(|(key, _)| key))
     }
+}
 
-    /// The true end of a partition's chain, by LIST, and the key of the object that ends there.
-    pub async fn find_end(&self, partition: Partition) -> Result<Option<(Offset, String)>, HeadError> {
+impl Heads for Archive {
+    async fn head(&self, partition: Partition) -> Result<Option<Head>, HeadError> {
+        match self.get(&self.head_path(partition)).await {
+            Ok(bytes) => {
+                let head: Head = serde_json::from_slice(&bytes)
+                    .map_err(|error| HeadError::Unreadable(format!("{}: {error}", self.head_path(partition))))?;
+                if head.version > Head::VERSION {
+                    return Err(HeadError::Unreadable(format!(
+                        "{} was written by a newer release",
+                        self.head_path(partition)
+                    )));
+                }
+                Ok(Some(head))
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(HeadError::Store(error)),
+        }
+    }
+
+    async fn pin(&self, partition: Partition, head: &Head) -> object_store::Result<bool> {
+        match self.create(&self.head_path(partition), encode(head)).await {
+            Ok(()) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn find_end(&self, partition: Partition) -> Result<Option<(Offset, String)>, HeadError> {
         let Some(key) = self.last_object(partition).await.map_err(HeadError::Store)? else { return Ok(None) };
         let object = self.get(&key).await.map_err(HeadError::Store)?;
         // Decompressing a large object would hold up the other uploads.
@@ -178,15 +166,6 @@ impl Archive {
 pub enum ProbeError {
     #[error("the store overwrites objects in spite of If-None-Match: use a store with conditional writes")]
     Overwrites,
-    #[error(transparent)]
-    Store(object_store::Error),
-}
-
-/// Why a chain's end cannot be told.
-#[derive(Debug, thiserror::Error)]
-pub enum HeadError {
-    #[error("{0}")]
-    Unreadable(String),
     #[error(transparent)]
     Store(object_store::Error),
 }

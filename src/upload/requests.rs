@@ -14,9 +14,10 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::{
     DEPENDENCY,
-    archive::{Archive, Head, HeadError, ProbeError},
+    archive::{Archive, ProbeError},
     chain::Put,
     compare,
+    opening::{self, Unusable},
 };
 use crate::{
     config::{Config, LiveConfig},
@@ -32,13 +33,6 @@ pub(super) enum Answer {
     Put(Put),
     /// The segment's file does not match its header.
     Damaged(String),
-}
-
-/// Why a chain cannot be opened until the operator does something.
-#[derive(Debug)]
-pub(super) struct Unusable {
-    pub(super) reason: String,
-    pub(super) action: String,
 }
 
 /// What the requests share.
@@ -133,51 +127,7 @@ impl Requests {
                 }));
             }
         }
-        let partition = assignment.partition;
-        let unreadable = |what: String| Unusable {
-            reason: format!("the archive's chain cannot be read: {what}"),
-            action: "restore that object (the daemon overwrites and deletes nothing), and restart".to_owned(),
-        };
-        let mut head = match self.archive.head(partition).await {
-            Ok(Some(head)) => head,
-            Ok(None) => match self.archive.find_end(partition).await {
-                Ok(found) => {
-                    let (end, key) = match found {
-                        Some((end, key)) => (end, Some(key)),
-                        None => (assignment.committed.unwrap_or(assignment.log_start), None),
-                    };
-                    let head = Head { version: Head::VERSION, end, key, identity: assignment.identity.clone() };
-                    if !self.archive.pin(partition, &head).await? {
-                        // Another writer pinned it in between: theirs counts, read in the next attempt.
-                        return Box::pin(self.try_open(assignment, known_end)).await;
-                    }
-                    head
-                }
-                Err(HeadError::Store(error)) => return Err(error),
-                Err(HeadError::Unreadable(what)) => return Ok(Err(unreadable(what))),
-            },
-            Err(HeadError::Store(error)) => return Err(error),
-            Err(HeadError::Unreadable(what)) => return Ok(Err(unreadable(what))),
-        };
-        if head.identity.contradicts(&assignment.identity.0) {
-            return Ok(Err(Unusable {
-                reason: format!(
-                    "the archive was made from another topic of this name (identity {}, now {})",
-                    head.identity, assignment.identity
-                ),
-                action: "raise queue.generation to archive the new topic beside the old one, and restart".to_owned(),
-            }));
-        }
-        head.end = head.end.max(known_end.unwrap_or_default());
-        if assignment.log_start > head.end {
-            match self.archive.find_end(partition).await {
-                Ok(Some((end, _))) => head.end = head.end.max(end),
-                Ok(None) => {}
-                Err(HeadError::Store(error)) => return Err(error),
-                Err(HeadError::Unreadable(what)) => return Ok(Err(unreadable(what))),
-            }
-        }
-        Ok(Ok(head.end))
+        opening::end_of_chain(&self.archive, assignment, known_end).await
     }
 
     /// Puts a segment; returns only when an answer is known.
