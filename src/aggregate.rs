@@ -150,7 +150,7 @@ impl Aggregator {
             return;
         }
         let store = self.store.clone();
-        let at = start_of(assignment);
+        let at = assignment.first_undone();
         let identity = assignment.identity.clone();
         let load = async move { store.fences(partition, at, &identity).await }.into_actor(self);
         ctx.spawn(load.map(move |fences, actor, ctx| match fences {
@@ -178,7 +178,7 @@ impl Aggregator {
         if *present != epoch {
             return;
         }
-        let at = start_of(assignment);
+        let at = assignment.first_undone();
         let lost = assignment.committed.map_or(0, |committed| at.since(committed));
         let committed = assignment.committed;
         let fold = PartitionFold::assign(partition, at, self.reader.grouping.aggregates(), fences);
@@ -367,11 +367,6 @@ impl Aggregator {
         tracing::debug!(reason, "the aggregator cannot make counts durable, trying again");
         self.health.actor(ActorName::Aggregator, ActorState::Failing, reason);
     }
-}
-
-/// Where counting begins: what the log no longer has cannot be counted.
-fn start_of(assignment: &Assignment) -> Offset {
-    assignment.committed.map_or(assignment.log_start, |committed| committed.max(assignment.log_start))
 }
 
 /// Why a partition may not be counted here, and what to do about it.

@@ -10,17 +10,16 @@
 //! on both sides. When a sink lost its state (it was restarted), it says so ([`SinkStarted`]) and every partition is
 //! assigned to it anew.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Instant,
-};
+pub mod assignments;
+
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseActFuture, ResponseFuture,
     WrapFuture,
 };
 
+use self::assignments::Assignments;
 use crate::{
     health::{ActorState, Halted, Health, SinkName},
     metrics::{Metrics, SinkLabel},
@@ -192,24 +191,6 @@ pub struct StopFetching;
 #[rtype(result = "u64")]
 pub struct Leave;
 
-/// A partition that is ours.
-struct Held {
-    epoch: Epoch,
-    phase: Phase,
-    log_end: Offset,
-    /// The sink's durable position; at first the group's.
-    position: Option<Offset>,
-    log_start: Offset,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// The sink finds out where it stands.
-    Opening,
-    Delivering,
-    Halted,
-}
-
 /// Which queue a consumer reads, as readiness names it.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueName(pub &'static str);
@@ -221,7 +202,7 @@ pub struct Consumer<S: Sink> {
     queue: QueueName,
     sink: Slot<S>,
     source: Option<SourceHandle>,
-    held: BTreeMap<Partition, Held>,
+    assignments: Assignments,
     holds: BTreeSet<Hold>,
     stopping: bool,
     health: Health,
@@ -278,7 +259,7 @@ impl<S: Sink> Consumer<S> {
             queue: parts.queue,
             sink: parts.sink,
             source: Some(source),
-            held: BTreeMap::new(),
+            assignments: Assignments::default(),
             holds: BTreeSet::new(),
             stopping: false,
             health: parts.health,
@@ -295,22 +276,9 @@ impl<S: Sink> Consumer<S> {
         }
     }
 
-    /// The partition, when the message is about its present assignment.
-    fn current(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut Held> {
-        self.held.get_mut(&partition).filter(|held| held.epoch == epoch)
-    }
-
     fn assigned(&mut self, assignment: Assignment) {
-        let (partition, epoch) = (assignment.partition, Epoch::fresh());
+        let (partition, epoch) = (assignment.partition, self.assignments.assigned(&assignment));
         self.health.release(self.name, partition);
-        let held = Held {
-            epoch,
-            phase: Phase::Opening,
-            log_end: assignment.log_end,
-            position: assignment.committed,
-            log_start: assignment.log_start,
-        };
-        self.held.insert(partition, held);
         self.show_lag(partition);
         tracing::info!(sink = self.name.as_str(), %partition, committed = ?assignment.committed.map(|o| o.0),
             log_start = %assignment.log_start, log_end = %assignment.log_end, "partition assigned");
@@ -318,25 +286,23 @@ impl<S: Sink> Consumer<S> {
     }
 
     fn revoked(&mut self, partition: Partition) {
-        let Some(held) = self.held.remove(&partition) else { return };
+        let Some(epoch) = self.assignments.revoked(partition) else { return };
         tracing::info!(sink = self.name.as_str(), %partition, "partition revoked");
         self.health.release(self.name, partition);
         self.metrics.forget_lag(self.name, &self.topic, partition);
-        self.sink.tell(Unassign { partition, epoch: held.epoch });
+        self.sink.tell(Unassign { partition, epoch });
     }
 
     fn batch(&mut self, batch: Batch) {
-        let (partition, epoch, sink) = (batch.partition, batch.epoch, self.sink.get());
-        let Some(held) = self.current(partition, epoch) else { return };
-        if held.phase != Phase::Delivering {
+        let (partition, epoch) = (batch.partition, batch.epoch);
+        if !self.assignments.delivers(partition, epoch, batch.to) {
             return;
         }
-        let Some(sink) = sink else {
+        let Some(sink) = self.sink.get() else {
             // It is being restarted, and will be assigned everything anew: reading on would be for nothing.
-            held.phase = Phase::Opening;
+            self.assignments.reassign(partition, epoch);
             return self.command(SourceCommand::Hold(partition));
         };
-        held.log_end = held.log_end.max(batch.to);
         self.metrics
             .events_consumed
             .get_or_create(&SinkLabel { sink: self.name.as_str() })
@@ -347,8 +313,8 @@ impl<S: Sink> Consumer<S> {
     }
 
     fn show_lag(&self, partition: Partition) {
-        if let Some(held) = self.held.get(&partition) {
-            self.metrics.set_lag(self.name, &self.topic, partition, held.lag());
+        if let Some(lag) = self.assignments.lag(partition) {
+            self.metrics.set_lag(self.name, &self.topic, partition, lag);
         }
     }
 
@@ -358,12 +324,6 @@ impl<S: Sink> Consumer<S> {
             None => (ActorState::Running, None),
         };
         self.health.actor(self.name.consumer(), state, reason);
-    }
-}
-
-impl Held {
-    fn lag(&self) -> u64 {
-        self.log_end.since(self.position.unwrap_or(self.log_start).max(self.log_start))
     }
 }
 
@@ -391,10 +351,8 @@ impl<S: Sink> Handler<FromSource> for Consumer<S> {
             SourceEvent::Revoked(partitions) => partitions.into_iter().for_each(|each| self.revoked(each)),
             SourceEvent::Batch(batch) => self.batch(batch),
             SourceEvent::LogEnd(partition, end) => {
-                if let Some(held) = self.held.get_mut(&partition) {
-                    held.log_end = held.log_end.max(end);
-                    self.show_lag(partition);
-                }
+                self.assignments.log_end(partition, end);
+                self.show_lag(partition);
             }
             SourceEvent::Unavailable(reason) => {
                 self.health.dependency(self.queue.0, Err(reason.clone()));
@@ -424,9 +382,7 @@ impl<S: Sink> Handler<Begin> for Consumer<S> {
     type Result = ();
 
     fn handle(&mut self, Begin { partition, epoch, at }: Begin, _: &mut Self::Context) {
-        let Some(held) = self.current(partition, epoch) else { return };
-        held.phase = Phase::Delivering;
-        if !self.stopping {
+        if self.assignments.begin(partition, epoch) && !self.stopping {
             self.command(SourceCommand::Begin { partition, epoch, at });
         }
     }
@@ -436,10 +392,10 @@ impl<S: Sink> Handler<Confirm> for Consumer<S> {
     type Result = ();
 
     fn handle(&mut self, Confirm { partition, epoch, position }: Confirm, _: &mut Self::Context) {
-        let Some(held) = self.current(partition, epoch) else { return };
-        held.position = Some(position);
-        self.command(SourceCommand::Commit(vec![(partition, position)]));
-        self.show_lag(partition);
+        if self.assignments.confirm(partition, epoch, position) {
+            self.command(SourceCommand::Commit(vec![(partition, position)]));
+            self.show_lag(partition);
+        }
     }
 }
 
@@ -447,8 +403,9 @@ impl<S: Sink> Handler<Halt> for Consumer<S> {
     type Result = ();
 
     fn handle(&mut self, halt: Halt, _: &mut Self::Context) {
-        let Some(held) = self.current(halt.partition, halt.epoch) else { return };
-        held.phase = Phase::Halted;
+        if !self.assignments.halt(halt.partition, halt.epoch) {
+            return;
+        }
         self.command(SourceCommand::Hold(halt.partition));
         self.health.halt(Halted {
             sink: self.name,
@@ -464,9 +421,9 @@ impl<S: Sink> Handler<Reassign> for Consumer<S> {
     type Result = ();
 
     fn handle(&mut self, Reassign { partition, epoch }: Reassign, _: &mut Self::Context) {
-        let Some(held) = self.current(partition, epoch) else { return };
-        held.phase = Phase::Opening;
-        self.command(SourceCommand::ReassignPartition(partition));
+        if self.assignments.reassign(partition, epoch) {
+            self.command(SourceCommand::ReassignPartition(partition));
+        }
     }
 }
 
@@ -522,9 +479,8 @@ impl<S: Sink> Handler<Leave> for Consumer<S> {
     type Result = ResponseActFuture<Self, u64>;
 
     fn handle(&mut self, _: Leave, _: &mut Self::Context) -> Self::Result {
-        let positions = self.held.iter().filter_map(|(partition, held)| Some((*partition, held.position?))).collect();
-        let unread = self.held.values().map(Held::lag).sum();
-        self.command(SourceCommand::Close(positions));
+        let unread = self.assignments.total_lag();
+        self.command(SourceCommand::Close(self.assignments.positions()));
         let thread = self.source.take().map(|source| source.thread);
         let joined = tokio::task::spawn_blocking(move || thread.map(std::thread::JoinHandle::join));
         Box::pin(joined.into_actor(self).map(move |_, _, _| unread))

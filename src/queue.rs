@@ -82,6 +82,13 @@ pub struct Assignment {
     pub holds_all: bool,
 }
 
+impl Assignment {
+    /// The first record that the group has not done and the log still has.
+    pub fn first_undone(&self) -> Offset {
+        self.committed.map_or(self.log_start, |committed| committed.max(self.log_start))
+    }
+}
+
 /// From a source to its consumer.
 #[derive(Debug)]
 pub enum SourceEvent {
