@@ -26,7 +26,7 @@ use crate::{
     event::EventFields,
     health::{ActorName, ActorState, Health, SinkName},
     metrics::Metrics,
-    position::{Offset, Partition},
+    position::Partition,
     queue::{Assignment, Batch, Epoch},
     store::{Fence, Flushed, Store, StoreError},
 };
