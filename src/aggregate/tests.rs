@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     dlq::DeadLetter,
-    position::{Timestamp, TopicIdentity},
+    position::{Offset, Timestamp, TopicIdentity},
     queue::{ByteBudget, record::RecordBuffer},
     store::{BucketDelta, BucketKey, ProcessedEvent, Query, Rows},
 };

@@ -70,18 +70,24 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
+/// The schedule that breaks a rule.
+pub struct Broken<Op> {
+    case: u64,
+    schedule: Vec<Step<Op>>,
+}
+
 /// Runs schedules until one breaks a rule, at most `cases`; the first that does, and what was seen.
 pub fn search<Op: Copy>(
     cases: u64,
     draw: &Draw<'_, Op>,
     run: impl Fn(&[Step<Op>], &mut Trace) -> Result<(), Violation>,
-) -> (Option<(u64, Vec<Step<Op>>)>, Seen) {
+) -> (Option<Broken<Op>>, Seen) {
     let first = number("INGESTD_MODEL_SEED", 1) << 32;
     let mut trace = Trace::default();
     for case in 0..cases {
         let schedule = generate(&mut fastrand::Rng::with_seed(first + case), draw);
         if run(&schedule, &mut trace).is_err() {
-            return (Some((case, schedule)), trace.seen);
+            return (Some(Broken { case, schedule }), trace.seen);
         }
     }
     (None, trace.seen)
@@ -97,7 +103,7 @@ pub fn holds<Op: Copy>(
     let cases = number("INGESTD_MODEL_CASES", cases);
     let (broken, seen) = search(cases, draw, &run);
     eprintln!("{cases} schedules, seen: {seen:?}");
-    if let Some((case, schedule)) = broken {
+    if let Some(Broken { case, schedule }) = broken {
         let schedule = shrink(schedule, &run);
         let mut trace = Trace { story: Some(Vec::new()), ..Trace::default() };
         let violation = run(&schedule, &mut trace).expect_err("shrinking keeps the violation");
