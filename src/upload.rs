@@ -13,11 +13,15 @@ mod requests;
 
 use std::{
     collections::BTreeMap,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture};
+use actix::{
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture,
+};
+use futures::FutureExt as _;
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
 
 pub use self::{
@@ -37,7 +41,7 @@ use crate::{
     position::{Offset, Partition, TopicIdentity},
     queue::{Assignment, Epoch},
     spool::{Archived, ChainHalted, ChainOpened, Damaged, Followed, Spooler, UploaderStarted, segment::SealedSegment},
-    supervise::Slot,
+    supervise::{Slot, panic_message},
 };
 
 /// The name of this dependency in readiness.
@@ -76,6 +80,11 @@ struct Answered {
     epoch: Epoch,
     answer: Answer,
 }
+
+/// From the I/O runtime: a request ended without an answer. The guardian builds the actor anew.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct RequestPanicked(String);
 
 /// A partition's chain, and its request that is under way.
 struct Partitioned {
@@ -134,8 +143,10 @@ impl Uploader {
         if let Some(segment) = partitioned.chain.due() {
             let (requests, addr, epoch) = (self.requests.clone(), ctx.address(), partitioned.chain.epoch);
             partitioned.request = Some(self.io.spawn(async move {
-                let answer = requests.upload(&segment).await;
-                addr.do_send(Answered { partition, epoch, answer });
+                match AssertUnwindSafe(requests.upload(&segment)).catch_unwind().await {
+                    Ok(answer) => addr.do_send(Answered { partition, epoch, answer }),
+                    Err(panic) => addr.do_send(RequestPanicked(panic_message(panic.as_ref()).to_owned())),
+                }
             }));
         }
         self.show_depth();
@@ -171,7 +182,7 @@ impl Uploader {
         self.head_writes.retain(|write| !write.is_finished());
         self.head_writes.push(self.io.spawn(async move {
             if let Err(error) = requests.archive.write_head(partition, &head).await {
-                tracing::debug!(%partition, %error, "head not rewritten; the older one stands");
+                tracing::warn!(%partition, %error, "the chain's head cannot be rewritten; the older one stands, and the next start looks for the end by LIST");
             }
         }));
     }
@@ -223,8 +234,10 @@ impl Handler<OpenChain> for Uploader {
         let (requests, addr): (_, Addr<Self>) = (self.requests.clone(), ctx.address());
         let identity = assignment.identity.clone();
         let request = self.io.spawn(async move {
-            let outcome = requests.open(&assignment, known_end).await;
-            addr.do_send(Opened { partition, epoch, outcome });
+            match AssertUnwindSafe(requests.open(&assignment, known_end)).catch_unwind().await {
+                Ok(outcome) => addr.do_send(Opened { partition, epoch, outcome }),
+                Err(panic) => addr.do_send(RequestPanicked(panic_message(panic.as_ref()).to_owned())),
+            }
         });
         let partitioned = Partitioned {
             chain: Chain::new(epoch),
@@ -303,6 +316,15 @@ impl Handler<Answered> for Uploader {
             None => {}
         }
         self.proceed(partition, ctx);
+    }
+}
+
+impl Handler<RequestPanicked> for Uploader {
+    type Result = ();
+
+    fn handle(&mut self, RequestPanicked(reason): RequestPanicked, ctx: &mut Self::Context) {
+        tracing::error!(reason, "a request to the object store panicked");
+        ctx.stop();
     }
 }
 

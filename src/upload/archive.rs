@@ -91,8 +91,9 @@ impl Archive {
         let path = Path::from("_chain/probe.json");
         for _ in 0..2 {
             match self.create(&path, Bytes::from_static(b"{}")).await {
+                // A refusal proves something only where the object stands: some stores answer 409 to what fails otherwise.
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                    return Ok(());
+                    return self.get(&path).await.map(drop).map_err(ProbeError::Store);
                 }
                 Err(error) => return Err(ProbeError::Store(error)),
                 Ok(()) => {}

@@ -1,8 +1,8 @@
 //! Where a partition's chain ends, when the partition is assigned: a decision over three questions to the store.
 //!
 //! The archive starts at the head's end, which may be old but is never beyond a real end; the uploads walk forward from
-//! there. The group's committed offset only says where to pin the first head. Without a head, or where the log starts
-//! beyond it, the objects are listed for the true end.
+//! there. The group's committed offset only says where to pin the first head. Without a head, or where the log's start or
+//! the committed offset lies beyond it, the objects are listed for the true end.
 
 use std::future::Future;
 
@@ -67,22 +67,27 @@ pub async fn end_of_chain(
     known_end: Option<Offset>,
 ) -> object_store::Result<Result<Offset, Unusable>> {
     let partition = assignment.partition;
-    let head = loop {
-        match heads.head(partition).await {
-            Ok(Some(head)) => break head,
-            Ok(None) => {}
-            Err(error) => return unreadable(error),
+    let head = match heads.head(partition).await {
+        Ok(Some(head)) => head,
+        Ok(None) => {
+            let (end, key) = match heads.find_end(partition).await {
+                Ok(Some((end, key))) => (end, Some(key)),
+                Ok(None) => (assignment.committed.unwrap_or(assignment.log_start), None),
+                Err(error) => return unreadable(error),
+            };
+            let head = Head { version: Head::VERSION, end, key, identity: assignment.identity.clone() };
+            if heads.pin(partition, &head).await? {
+                head
+            } else {
+                // Another writer pinned it in between: theirs counts.
+                match heads.head(partition).await {
+                    Ok(Some(theirs)) => theirs,
+                    Ok(None) => return Err(conflict()),
+                    Err(error) => return unreadable(error),
+                }
+            }
         }
-        let (end, key) = match heads.find_end(partition).await {
-            Ok(Some((end, key))) => (end, Some(key)),
-            Ok(None) => (assignment.committed.unwrap_or(assignment.log_start), None),
-            Err(error) => return unreadable(error),
-        };
-        let head = Head { version: Head::VERSION, end, key, identity: assignment.identity.clone() };
-        if heads.pin(partition, &head).await? {
-            break head;
-        }
-        // Another writer pinned it in between: theirs counts.
+        Err(error) => return unreadable(error),
     };
     if head.identity.contradicts(&assignment.identity.0) {
         return Ok(Err(Unusable {
@@ -94,13 +99,21 @@ pub async fn end_of_chain(
         }));
     }
     let mut end = head.end.max(known_end.unwrap_or_default());
-    if assignment.log_start > end {
+    // An old head: without a look, each object after it would have to be met by a PUT of our own.
+    let is_old = assignment.committed.is_some_and(|committed| committed > end);
+    if is_old || assignment.log_start > end {
         match heads.find_end(partition).await {
             Ok(found) => end = end.max(found.map_or(end, |(found, _)| found)),
             Err(error) => return unreadable(error),
         }
     }
     Ok(Ok(end))
+}
+
+/// Some stores answer 409 to requests that fail otherwise.
+fn conflict() -> object_store::Error {
+    let source = "the store refuses to create the chain's head, although none stands there".into();
+    object_store::Error::Generic { store: "archive", source }
 }
 
 fn unreadable(error: HeadError) -> object_store::Result<Result<Offset, Unusable>> {
@@ -110,5 +123,95 @@ fn unreadable(error: HeadError) -> object_store::Result<Result<Offset, Unusable>
             reason: format!("the archive's chain cannot be read: {what}"),
             action: "restore that object (the daemon overwrites and deletes nothing), and restart".to_owned(),
         })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    /// A store that answers what the test says.
+    #[derive(Default)]
+    struct Fake {
+        head: Mutex<Option<Head>>,
+        found: Option<Offset>,
+        refuses: bool,
+        listed: Mutex<u32>,
+    }
+
+    impl Heads for Fake {
+        async fn head(&self, _: Partition) -> Result<Option<Head>, HeadError> {
+            Ok(self.head.lock().unwrap().clone())
+        }
+
+        async fn pin(&self, _: Partition, head: &Head) -> object_store::Result<bool> {
+            if !self.refuses {
+                *self.head.lock().unwrap() = Some(head.clone());
+            }
+            Ok(!self.refuses)
+        }
+
+        async fn find_end(&self, _: Partition) -> Result<Option<(Offset, String)>, HeadError> {
+            *self.listed.lock().unwrap() += 1;
+            Ok(self.found.map(|end| (end, "key".to_owned())))
+        }
+    }
+
+    fn head(end: u64, identity: &str) -> Mutex<Option<Head>> {
+        let identity = TopicIdentity(identity.into());
+        Mutex::new(Some(Head { version: Head::VERSION, end: Offset(end), key: None, identity }))
+    }
+
+    fn open(fake: &Fake, committed: Option<u64>, log_start: u64) -> object_store::Result<Result<Offset, Unusable>> {
+        let assignment = Assignment {
+            partition: Partition(0),
+            committed: committed.map(Offset),
+            log_start: Offset(log_start),
+            log_end: Offset(100),
+            identity: TopicIdentity("id".into()),
+            holds_all: true,
+        };
+        // The fake answers at once.
+        end_of_chain(fake, &assignment, None).now_or_never().unwrap()
+    }
+
+    #[test]
+    fn the_chain_begins_at_the_head_and_the_committed_offset_only_pins_the_first() {
+        let fake = Fake { head: head(7, "id"), ..Fake::default() };
+        assert_eq!(open(&fake, Some(3), 0).unwrap().unwrap(), Offset(7));
+        assert_eq!(*fake.listed.lock().unwrap(), 0);
+        let fake = Fake::default();
+        assert_eq!(open(&fake, Some(3), 0).unwrap().unwrap(), Offset(3));
+        assert_eq!(fake.head.lock().unwrap().as_ref().unwrap().end, Offset(3));
+    }
+
+    #[test]
+    fn behind_an_old_head_the_objects_are_listed() {
+        for (committed, log_start) in [(Some(20), 0), (Some(3), 9)] {
+            let fake = Fake { head: head(7, "id"), found: Some(Offset(20)), ..Fake::default() };
+            assert_eq!(open(&fake, committed, log_start).unwrap().unwrap(), Offset(20));
+        }
+    }
+
+    #[test]
+    fn a_committed_offset_beyond_all_objects_moves_no_chain() {
+        let fake = Fake { head: head(7, "id"), found: Some(Offset(7)), ..Fake::default() };
+        assert_eq!(open(&fake, Some(20), 0).unwrap().unwrap(), Offset(7));
+    }
+
+    #[test]
+    fn a_store_that_refuses_the_head_and_has_none_fails_instead_of_being_asked_for_ever() {
+        let fake = Fake { refuses: true, ..Fake::default() };
+        assert!(open(&fake, None, 0).is_err());
+    }
+
+    #[test]
+    fn an_archive_of_another_topic_of_this_name_is_not_continued() {
+        let fake = Fake { head: head(7, "other"), ..Fake::default() };
+        assert!(open(&fake, None, 0).unwrap().unwrap_err().action.contains("queue.generation"));
     }
 }

@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use rustix::io::Errno;
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::{
@@ -27,6 +28,9 @@ use crate::{
     queue::Assignment,
     spool::segment::SealedSegment,
 };
+
+/// Attempts after which a sector that the disk cannot read is given up.
+const UNREADABLE_AFTER: u32 = 5;
 
 #[derive(Debug)]
 pub(super) enum Answer {
@@ -132,53 +136,63 @@ impl Requests {
 
     /// Puts a segment; returns only when an answer is known.
     pub(super) async fn upload(&self, segment: &SealedSegment) -> Answer {
-        // The semaphores are never closed.
-        let _turn = self.uploads.acquire().await;
         let kib = u32::try_from(segment.header.bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
-        let _memory = self.memory.acquire_many(kib).await;
-        let key = self.archive.key(&segment.header);
         let mut attempt = 0;
         loop {
-            let started = Instant::now();
-            let file = segment.clone();
-            // A file of up to spool.max_bytes, read and checksummed.
-            let read = tokio::task::spawn_blocking(move || file.read()).await.unwrap_or_else(|error| Err(error.into()));
-            let data = match read {
-                Ok(data) => bytes::Bytes::from(data),
-                Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) => {
-                    return Answer::Damaged(error.to_string());
-                }
-                // Passing: too many open files, a disk that is away.
-                Err(error) => {
-                    let what = format!("the segment {} cannot be read: {error}", segment.path.display());
-                    self.pause(attempt, &object_store::Error::Generic { store: "spool", source: what.into() }).await;
-                    attempt += 1;
-                    continue;
-                }
-            };
-            let error = match self.archive.create(&key, data.clone()).await {
-                Ok(()) => {
-                    self.working();
-                    self.metrics.upload_duration.observe(started.elapsed().as_secs_f64());
-                    return Answer::Put(Put::Created);
-                }
-                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                    match self.archive.get(&key).await {
-                        Ok(object) => {
-                            self.working();
-                            return Answer::Put(compare_blocking(key.to_string(), object, data).await);
-                        }
-                        // A conflict with a request that failed: nothing stands there, PUT again.
-                        Err(object_store::Error::NotFound { source, .. }) => {
-                            object_store::Error::Generic { store: "archive", source }
-                        }
-                        Err(error) => error,
-                    }
-                }
+            // The semaphores are never closed. They are given back for the pause, so that what fails holds up nobody.
+            let turn = self.uploads.acquire().await;
+            let memory = self.memory.acquire_many(kib).await;
+            let error = match self.try_upload(segment, attempt).await {
+                Ok(answer) => return answer,
                 Err(error) => error,
             };
+            drop((turn, memory));
             self.pause(attempt, &error).await;
             attempt += 1;
+        }
+    }
+
+    /// One attempt; an error is passing.
+    async fn try_upload(&self, segment: &SealedSegment, attempt: u32) -> object_store::Result<Answer> {
+        let key = self.archive.key(&segment.header);
+        let started = Instant::now();
+        let file = segment.clone();
+        // A file of up to spool.max_bytes, read and checksummed.
+        let read = tokio::task::spawn_blocking(move || file.read()).await.unwrap_or_else(|error| Err(error.into()));
+        let data = match read {
+            Ok(data) => bytes::Bytes::from(data),
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) => {
+                return Ok(Answer::Damaged(error.to_string()));
+            }
+            Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) && attempt >= UNREADABLE_AFTER => {
+                return Ok(Answer::Damaged(format!("the disk cannot read it: {error}")));
+            }
+            // Passing: too many open files, a disk that is away.
+            Err(error) => {
+                let what = format!("the segment {} cannot be read: {error}", segment.path.display());
+                return Err(object_store::Error::Generic { store: "spool", source: what.into() });
+            }
+        };
+        match self.archive.create(&key, data.clone()).await {
+            Ok(()) => {
+                self.working();
+                self.metrics.upload_duration.observe(started.elapsed().as_secs_f64());
+                Ok(Answer::Put(Put::Created))
+            }
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                match self.archive.get(&key).await {
+                    Ok(object) => {
+                        self.working();
+                        Ok(Answer::Put(compare_blocking(key.to_string(), object, data).await))
+                    }
+                    // A conflict with a request that failed: nothing stands there, PUT again.
+                    Err(object_store::Error::NotFound { source, .. }) => {
+                        Err(object_store::Error::Generic { store: "archive", source })
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
         }
     }
 }
