@@ -9,6 +9,7 @@ mod signals;
 mod stop;
 
 use std::{
+    io::{self, Write},
     net::TcpListener,
     process::ExitCode,
     sync::{
@@ -416,7 +417,8 @@ impl Daemon {
     /// while a dependency is away. Its outage is no failed start.
     fn announce(&self, addresses: &Addresses) {
         let config = self.config.load();
-        print!("{}", addresses.banner(&config, &self.data_dir, &self.roles));
+        // Whoever started it need not read it.
+        let _ = io::stdout().write_all(addresses.banner(&config, &self.data_dir, &self.roles).as_bytes());
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     }
@@ -426,7 +428,7 @@ impl Daemon {
         let mut beat = tokio::time::interval(HEARTBEAT);
         loop {
             tokio::select! {
-                _ = beat.tick() => self.heartbeat.store(self.started.elapsed().as_millis() as u64, Ordering::Release),
+                _ = beat.tick() => self.beat(),
                 signal = signals.next() => match signal {
                     Signal::Reload => {
                         let reloader = self.reloader.clone();
@@ -441,6 +443,10 @@ impl Daemon {
                 Some(escalation) = self.escalated.recv() => return End::Escalation(escalation),
             }
         }
+    }
+
+    fn beat(&self) {
+        self.heartbeat.store(self.started.elapsed().as_millis() as u64, Ordering::Release);
     }
 
     async fn end(self, end: End, running: Running, admin: AdminServer, signals: Signals) -> u8 {
@@ -465,11 +471,21 @@ impl Daemon {
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         let timeout = self.config.load().shutdown.timeout;
-        let stopped = stop(running, admin, &self.health, timeout, signals).await;
+        let beating = async {
+            loop {
+                self.beat();
+                tokio::time::sleep(HEARTBEAT).await;
+            }
+        };
+        let stopped = tokio::select! {
+            stopped = stop(running, admin, &self.health, timeout, signals) => stopped,
+            () = beating => Stopped::Cut,
+        };
         match stopped {
             Stopped::InOrder => status,
-            // Threads may hang: nothing more is waited for.
-            Stopped::Cut => std::process::exit(i32::from(exit::DEADLINE)),
+            // Threads may hang: nothing more is waited for. Why it ended says more than that it was late: a process that
+            // was fenced must not be started again.
+            Stopped::Cut => std::process::exit(i32::from(if status == 0 { exit::DEADLINE } else { status })),
         }
     }
 }

@@ -216,7 +216,10 @@ where
     F: FnMut(&mut Context<A>) -> anyhow::Result<A>,
 {
     let mut context = Context::new();
-    let actor = build(&mut context).map_err(|error| format!("{error:#}"))?;
+    // What a panic left half-built is dropped.
+    let built = panic::catch_unwind(AssertUnwindSafe(|| build(&mut context)));
+    let built = built.map_err(|payload| format!("panicked while it was built: {}", panic_message(payload.as_ref())))?;
+    let actor = built.map_err(|error| format!("{error:#}"))?;
     slot.set(Some(context.address()));
     let mut life = actix_rt::spawn(context.into_future(actor));
     let end = if let Some(end) = stop.run_until_cancelled(&mut life).await {
@@ -325,6 +328,22 @@ mod tests {
             assert_eq!(incarnation(&slot).await, 2);
             guarded.stop().await;
             assert!(slot.get().is_none());
+        });
+    }
+
+    #[test]
+    fn an_actor_whose_construction_panics_is_built_again() {
+        System::new().block_on(async {
+            let (supervision, _escalated) = supervision(3);
+            let slot = Slot::default();
+            let mut built = 0;
+            let guarded = supervise(ActorName::Producer, slot.clone(), &supervision, move |_| {
+                built += 1;
+                assert!(built > 1, "as the test asks");
+                Ok(Fragile(built))
+            });
+            assert_eq!(incarnation(&slot).await, 2);
+            guarded.stop().await;
         });
     }
 
