@@ -311,11 +311,12 @@ impl Life {
             Some(Request::Opening(epoch, assignment, mut opening)) => {
                 match opening.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
                     std::task::Poll::Pending => self.request = Some(Request::Opening(epoch, assignment, opening)),
-                    std::task::Poll::Ready(outcome) => {
-                        let outcome = outcome.expect("the model's store always answers");
+                    std::task::Poll::Ready(Ok(outcome)) => {
                         let outcome = outcome.map(|end| beyond.map_or(end, |beyond| end.max(beyond)));
                         self.to_uploader.push_back(ToUploader::Opened(epoch, outcome));
                     }
+                    // Passing: asked again.
+                    std::task::Poll::Ready(Err(_)) => self.request = Some(Request::ToOpen(epoch, assignment)),
                 }
                 true
             }
