@@ -89,6 +89,11 @@ impl Group {
         self.state().commits.failed(positions);
     }
 
+    /// Nothing more is committed of what was confirmed: it was said of a topic that is gone.
+    pub(super) fn forget(&self) {
+        self.state().commits = Commits::default();
+    }
+
     /// From now on a revocation is our own leaving.
     pub(super) fn close(&self) {
         self.state().closing = true;

@@ -221,6 +221,8 @@ impl Surveyor {
     }
 
     fn survey(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Vec<Finding>> {
+        // Asked before and after: what is found between is of one topic.
+        let identity = if asked.is_empty() { None } else { Some(self.identity()?) };
         let partition_count = self.partition_count()?;
         let all: BTreeSet<Partition> = asked.keys().chain(watched).copied().collect();
         if all.is_empty() {
@@ -232,9 +234,7 @@ impl Surveyor {
             |partition: &Partition| Some(LogRange { start: *starts.get(partition)?, end: *ends.get(partition)? });
         let ranges = all.iter().filter_map(|partition| Some((*partition, range(partition)?))).collect();
         let mut findings = vec![Finding::Log { ranges, partition_count }];
-        if !asked.is_empty() {
-            let identity =
-                topic_identity(self.consumer.client(), &self.topic, DEADLINE).map_err(KafkaError::MetadataFetch)?;
+        if let Some(identity) = identity {
             let committed = self.ask_committed(asked.keys().filter(|partition| range(partition).is_some()))?;
             let surveyed = |(partition, round): (&Partition, &u64)| {
                 Some(Surveyed {
@@ -245,11 +245,18 @@ impl Surveyor {
                 })
             };
             let partitions: Vec<Surveyed> = asked.iter().filter_map(surveyed).collect();
+            if identity != self.identity()? {
+                return Err(KafkaError::MetadataFetch(Code::UnknownTopicId));
+            }
             if !partitions.is_empty() {
                 findings.push(Finding::Surveyed { partitions, identity, partition_count });
             }
         }
         Ok(findings)
+    }
+
+    fn identity(&self) -> KafkaResult<TopicIdentity> {
+        topic_identity(self.consumer.client(), &self.topic, DEADLINE).map_err(KafkaError::MetadataFetch)
     }
 
     fn partition_count(&self) -> KafkaResult<usize> {

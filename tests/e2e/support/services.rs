@@ -17,6 +17,8 @@ use mongodb::{
 use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     message::Headers,
     producer::{BaseProducer, BaseRecord, Producer},
@@ -233,6 +235,21 @@ impl Services {
         let producer: BaseProducer = self.kafka_config().create().expect("a producer");
         producer.send(BaseRecord::<(), [u8]>::to(topic).payload(value)).expect("the queue is empty");
         producer.flush(PATIENCE).expect("Kafka takes it");
+    }
+
+    pub fn kafka_admin(&self) -> AdminClient<DefaultClientContext> {
+        self.kafka_config().create().expect("an admin client")
+    }
+
+    /// Deletes the topic and makes an empty one of the same name, as fast as the broker does.
+    pub fn recreate_topic(&self, topic: &str, partitions: i32) {
+        let (admin, options) = (self.kafka_admin(), AdminOptions::new());
+        let deleted = self.io.block_on(admin.delete_topics(&[topic], &options)).expect("the broker answers");
+        deleted[0].as_ref().expect("the topic can be deleted");
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set("max.message.bytes", "2000000");
+        eventually("the topic is created anew", PATIENCE, || {
+            self.io.block_on(admin.create_topics([&new], &options)).ok()?.pop()?.ok()
+        });
     }
 
     /// All records of a topic, from the first to the last that there is now.
