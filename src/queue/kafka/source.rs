@@ -42,6 +42,7 @@ use crate::{
         kafka::{
             commits::Committer,
             group::{Change, Group},
+            origin::Origin,
             partitions::{Partitions, Starved},
             settings,
             survey::{Finding, LogRange, Survey, Surveyed},
@@ -88,7 +89,7 @@ pub fn spawn(
         .with_context(|| format!("queue.kafka: no consumer can be made for the {} group", sink.as_str()))?;
     consumer.subscribe(&[&topic]).with_context(|| format!("cannot subscribe to topic {topic}"))?;
     let consumer = Arc::new(consumer);
-    let survey = Survey::start(consumer.clone(), &topic)?;
+    let survey = Survey::start(consumer.clone(), &topic, now.queue.generation)?;
     let vigil = Vigil::start(&now)?;
     let committer = Committer::start(consumer.clone())?;
     let (commands, receiver) = unbounded();
@@ -365,12 +366,12 @@ impl Source {
 
     fn learn(&mut self, finding: Finding) -> Option<End> {
         match finding {
-            Finding::Surveyed { partitions, identity, partition_count } => {
-                if let Some(end) = self.compare_identity(&identity) {
+            Finding::Surveyed { partitions, origin, partition_count } => {
+                if let Some(end) = self.compare_identity(&origin.identity) {
                     return Some(end);
                 }
                 self.partition_count = Some(partition_count);
-                self.announce(partitions, &identity);
+                self.announce(partitions, &origin);
             }
             Finding::Log { ranges, partition_count } => {
                 self.silent_surveys = 0;
@@ -407,18 +408,21 @@ impl Source {
         Some(End::Replaced(announced.clone(), identity.clone()))
     }
 
-    fn announce(&mut self, surveyed: Vec<Surveyed>, identity: &TopicIdentity) {
+    fn announce(&mut self, surveyed: Vec<Surveyed>, origin: &Origin) {
         let holds_all = self.holds_all();
         let mut assignments = Vec::new();
         for Surveyed { partition, round, committed, log } in surveyed {
             if self.partitions.surveyed(partition, round) {
-                let (log_start, log_end, identity) = (log.start, log.end, identity.clone());
+                let (log_start, log_end, identity) = (log.start, log.end, origin.identity.clone());
                 assignments.push(Assignment { partition, committed, log_start, log_end, identity, holds_all });
             }
         }
         if !assignments.is_empty() {
             self.told_holds_all = Some(holds_all);
-            self.identity.get_or_insert_with(|| identity.clone());
+            if self.identity.is_none() {
+                self.identity = Some(origin.identity.clone());
+                self.consumer.context().belongs_to(origin.clone());
+            }
             (self.events)(SourceEvent::Assigned(assignments));
         }
     }

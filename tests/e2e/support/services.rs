@@ -19,7 +19,7 @@ use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer},
+    consumer::{BaseConsumer, CommitMode, Consumer},
     message::Headers,
     producer::{BaseProducer, BaseRecord, Producer},
 };
@@ -239,6 +239,26 @@ impl Services {
 
     pub fn kafka_admin(&self) -> AdminClient<DefaultClientContext> {
         self.kafka_config().create().expect("an admin client")
+    }
+
+    /// A group's position, with its metadata.
+    pub fn committed(&self, group: &str, topic: &str, partition: i32) -> Option<(i64, String)> {
+        let consumer: BaseConsumer = self.kafka_config().set("group.id", group).create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, partition);
+        let answer = consumer.committed_offsets(list, PATIENCE).ok()?;
+        let found = answer.find_partition(topic, partition)?;
+        let offset = found.offset().to_raw().filter(|offset| *offset >= 0)?;
+        Some((offset, found.metadata().to_owned()))
+    }
+
+    /// Commits a position as a member would. Waits until the group's own members have gone.
+    pub fn commit(&self, group: &str, topic: &str, partition: i32, (offset, metadata): (i64, &str)) {
+        let consumer: BaseConsumer = self.kafka_config().set("group.id", group).create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("a valid offset");
+        list.elements().iter_mut().for_each(|element| element.set_metadata(metadata));
+        eventually("committed", PATIENCE, || consumer.commit(&list, CommitMode::Sync).ok());
     }
 
     /// Deletes the topic and makes an empty one of the same name, as fast as the broker does.
