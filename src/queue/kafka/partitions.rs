@@ -200,15 +200,17 @@ impl Partitions {
     }
 
     /// After an out-of-range error, which does not say for which partition: the delivered ones whose position is
-    /// outside the log. All others are started anew where they were, because one that stopped looks like one that has
-    /// nothing to fetch.
+    /// outside the log. **Every** partition is assigned anew before it is fetched again, whatever it waits for and
+    /// whether its range is known: one that librdkafka stopped looks like one that has nothing to fetch, and takes no
+    /// seek. Where nothing was wrong it goes on where it was.
     pub fn outside(&mut self, ranges: &[(Partition, LogRange)]) -> BTreeSet<Partition> {
-        let mut outside = BTreeSet::new();
         self.stop_all();
-        for (partition, log) in ranges {
-            let Some(held) = self.held.get_mut(partition) else { continue };
-            let Phase::Delivered(delivery) = &held.phase else { continue };
+        for held in self.held.values_mut().filter(|held| held.fetcher != Fetcher::Removed) {
             held.fetcher = Fetcher::Ended;
+        }
+        let mut outside = BTreeSet::new();
+        for (partition, log) in ranges {
+            let Some(Held { phase: Phase::Delivered(delivery), .. }) = self.held.get(partition) else { continue };
             if delivery.next() < log.start || delivery.next() > log.end {
                 tracing::warn!(
                     topic = self.topic, %partition, position = %delivery.next(), log_start = %log.start,
