@@ -28,6 +28,8 @@ use rdkafka::{
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     message::Headers,
+    mocking::MockCluster,
+    types::{RDKafkaApiKey, RDKafkaRespErr},
 };
 
 use crate::support::services::{Exclusive, services};
@@ -305,6 +307,32 @@ fn a_partition_that_was_held_while_its_position_was_outside_the_log_goes_on_afte
     reader.begin(Partition(0), end);
     append(&mut appender, 100..200);
     reader.read(200);
+    reader.close(Vec::new());
+}
+
+#[test]
+fn a_missing_right_on_the_group_stays_reported_while_the_brokers_answer() {
+    let cluster = MockCluster::new(1).unwrap();
+    let mut config = Config::default();
+    config.queue.kafka.brokers = cluster.bootstrap_servers();
+    cluster.create_topic(&config.queue.topic, 1, 1).unwrap();
+    let denied = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED; 1000];
+    cluster.request_errors(RDKafkaApiKey::JoinGroup, &denied);
+    let reader = Reader::start(&config, "one", &ByteBudget::new(1 << 20, Gauge::default()));
+    // What was said last, after two rounds of the survey, which the brokers answer all the while.
+    let mut last = None;
+    let deadline = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < deadline {
+        if let Ok(event @ (SourceEvent::Unavailable(_) | SourceEvent::Available)) =
+            reader.events.recv_timeout(Duration::from_millis(100))
+        {
+            last = Some(event);
+        }
+    }
+    assert!(
+        matches!(&last, Some(SourceEvent::Unavailable(reason)) if reason.contains("right Read on the group")),
+        "{last:?}"
+    );
     reader.close(Vec::new());
 }
 

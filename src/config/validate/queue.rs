@@ -20,6 +20,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("group.protocol", "static membership and the rebalance callback need the classic protocol"),
     ("group.remote.assignor", "static membership and the rebalance callback need the classic protocol"),
     ("partition.assignment.strategy", "the rebalance callback assigns incrementally (cooperative-sticky)"),
+    ("check.crcs", "a batch with a wrong checksum would be skipped, as if there were no records"),
     ("enable.partition.eof", "the consumer reads the log's end from its positions"),
     ("acks", "a 2xx means that all in-sync replicas have the event"),
     ("request.required.acks", "a 2xx means that all in-sync replicas have the event"),

@@ -45,6 +45,7 @@ use crate::{
             origin::Origin,
             partitions::{Partitions, Starved},
             settings,
+            standing::Standing,
             survey::{Finding, LogRange, Survey, Surveyed},
             vigil::{Sighting, Vigil},
         },
@@ -66,8 +67,6 @@ const PARK_AFTER: Duration = Duration::from_secs(1);
 const CLOSING: Duration = Duration::from_secs(4);
 /// After an out-of-range error the positions are compared with the log; not more often than this.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
-/// The brokers count as away after so many unanswered surveys: one alone may be a leader's election.
-const SILENT_SURVEYS: u32 = 2;
 
 /// Starts the source of one sink.
 ///
@@ -113,8 +112,7 @@ pub fn spawn(
         paused: false,
         starved: None,
         parked: false,
-        silent_surveys: 0,
-        available: None,
+        standing: Standing::default(),
         compare: None,
     };
     let thread = std::thread::Builder::new()
@@ -152,9 +150,7 @@ struct Source {
     starved: Option<Instant>,
     /// By ourselves, because that lasts.
     parked: bool,
-    silent_surveys: u32,
-    /// What was said last; nothing at first.
-    available: Option<bool>,
+    standing: Standing,
     compare: Option<Compare>,
 }
 
@@ -231,6 +227,7 @@ impl Source {
             if self.survey.is_finished() || self.committer.is_finished() || self.vigil.is_finished() {
                 return End::Fatal(Code::Fail, "a thread of it panicked".to_owned());
             }
+            self.tell_standing();
             self.hand_on();
             if !self.paused && !self.parked {
                 self.partitions.start_all();
@@ -269,7 +266,10 @@ impl Source {
             let polled = consumer.poll(wait);
             let nothing = polled.is_none();
             let full = match polled {
-                Some(Ok(message)) => self.partitions.take(Partition(message.partition()), &message, &config.batch),
+                Some(Ok(message)) => {
+                    self.standing.progressed();
+                    self.partitions.take(Partition(message.partition()), &message, &config.batch)
+                }
                 Some(Err(error)) => {
                     if let Some(fatal) = consumer.client().fatal_error() {
                         return Some(fatal);
@@ -286,7 +286,7 @@ impl Source {
             wait = Duration::ZERO;
         }
         if let Some(reason) = consumer.context().take_unreachable() {
-            self.set_available(Err(format!("all brokers are down: {reason}")));
+            self.standing.disconnected(format!("all brokers are down: {reason}"));
         }
         None
     }
@@ -296,16 +296,7 @@ impl Source {
             Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => {
                 self.compare.get_or_insert(Compare { since: Instant::now(), asked: false });
             }
-            // Said by the context already, or passing: librdkafka tries again.
-            Some(Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve | Code::OperationTimedOut) => {}
-            Some(
-                Code::UnknownTopicOrPartition
-                | Code::UnknownTopic
-                | Code::TopicAuthorizationFailed
-                | Code::GroupAuthorizationFailed
-                | Code::Authentication
-                | Code::SaslAuthenticationFailed,
-            ) => self.set_available(Err(format!("topic {}: {error}", self.topic))),
+            Some(code) if self.standing.heed(code, &self.topic, Instant::now()) => {}
             _ => tracing::warn!(sink = self.sink.as_str(), %error, "the Kafka consumer reports an error"),
         }
     }
@@ -374,8 +365,8 @@ impl Source {
                 self.announce(partitions, &origin);
             }
             Finding::Log { ranges, partition_count } => {
-                self.silent_surveys = 0;
-                self.set_available(Ok(()));
+                let answered = ranges.iter().map(|(partition, _)| *partition).collect();
+                self.standing.answered(self.partitions.all(), &answered, Instant::now());
                 self.partition_count = Some(partition_count);
                 self.compare_share();
                 for (partition, log) in ranges.iter().filter(|(partition, _)| self.partitions.holds(*partition)) {
@@ -383,12 +374,7 @@ impl Source {
                 }
                 self.compare_positions(&ranges);
             }
-            Finding::Unreachable(reason) => {
-                self.silent_surveys += 1;
-                if self.silent_surveys >= SILENT_SURVEYS {
-                    self.set_available(Err(reason));
-                }
-            }
+            Finding::Unreachable(reason) => self.standing.unanswered(reason),
         }
         None
     }
@@ -418,6 +404,7 @@ impl Source {
             }
         }
         if !assignments.is_empty() {
+            self.standing.progressed();
             self.told_holds_all = Some(holds_all);
             if self.identity.is_none() {
                 self.identity = Some(origin.identity.clone());
@@ -445,12 +432,9 @@ impl Source {
         }
     }
 
-    fn set_available(&mut self, available: Result<(), String>) {
-        if self.available.replace(available.is_ok()) != Some(available.is_ok()) {
-            (self.events)(match available {
-                Ok(()) => SourceEvent::Available,
-                Err(reason) => SourceEvent::Unavailable(reason),
-            });
+    fn tell_standing(&mut self) {
+        if let Some(outcome) = self.standing.news(Instant::now()) {
+            (self.events)(outcome.map_or_else(SourceEvent::Unavailable, |()| SourceEvent::Available));
         }
     }
 
