@@ -5,7 +5,8 @@
 //! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not.
 //! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, with its `origin`, `survey`
 //!   asks the brokers where the group and the log stand, `vigil` whether the topic is still the same, `partitions` holds
-//!   what is delivered, `delivery` cuts it into batches, `standing` says what is wrong.
+//!   what is delivered, `delivery` cuts it into batches, `share` knows
+//!   whether that is the whole topic, `standing` what is wrong.
 //! - [`dead_letters`] keeps what cannot be parsed.
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
@@ -25,6 +26,7 @@ mod logging;
 mod origin;
 mod partitions;
 pub mod settings;
+mod share;
 pub mod source;
 mod standing;
 mod survey;

@@ -2,7 +2,9 @@
 
 use mongodb::bson::Bson;
 
-use crate::support::{PATIENCE, archive::Archive, events::Ledger, eventually, oracle::Oracle, services::services};
+use crate::support::{
+    PATIENCE, archive::Archive, daemon::Setup, events::Ledger, eventually, oracle::Oracle, services::services,
+};
 
 #[test]
 fn a_topic_that_is_created_anew_while_it_is_read_is_never_taken_for_the_old_one() {
@@ -57,4 +59,31 @@ fn a_topic_that_is_created_anew_while_it_is_read_is_never_taken_for_the_old_one(
     new.check_documents(&eventually("the new topic is counted", PATIENCE, counted));
     assert_eq!(raised.readiness()["halted"], serde_json::json!([]));
     raised.terminate();
+}
+
+#[test]
+fn partitions_that_are_added_while_running_halt_nothing_where_the_archive_and_the_store_are_local() {
+    let Some(services) = services() else { return };
+    let ledger = Ledger::new();
+    let daemon = Setup::new("grown")
+        .set("queue.kind", "kafka")
+        .set("queue.topic", "grown")
+        .set("queue.kafka.brokers", services.kafka.address())
+        .set("queue.kafka.group", "grown")
+        .set("queue.kafka.partitions", "2")
+        .start();
+    let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
+    ledger.post(&daemon.events_url(), 100, 1, PATIENCE);
+    oracle.settle(&[&daemon], PATIENCE);
+
+    services.grow_topic("grown", 4);
+    eventually("the new partitions are read", PATIENCE, || {
+        let readiness = daemon.readiness();
+        assert_eq!(readiness["halted"], serde_json::json!([]), "no other worker is in the group");
+        let lag = daemon.get("/status").json()["lag"].as_array()?.len();
+        (lag == 2 * 4).then_some(())
+    });
+    ledger.post(&daemon.events_url(), 1_000, 2, PATIENCE);
+    oracle.settle(&[&daemon], PATIENCE);
+    daemon.terminate();
 }

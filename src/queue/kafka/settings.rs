@@ -4,6 +4,8 @@
 //! librdkafka's defaults buffer up to 1 GiB in a producer and 64 MiB in each consumer. The bounds here keep a process
 //! with a producer and both consumers below 40 MiB when it idles and below 200 MiB under load.
 
+use std::time::Duration;
+
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 
 use crate::{config::Config, health::SinkName};
@@ -19,6 +21,15 @@ pub fn record_limit(config: &Config) -> u64 {
 /// The largest dead letter: a record, and the headers that say why it is one.
 pub fn dead_letter_limit(config: &Config) -> u64 {
     record_limit(config) + HEADROOM
+}
+
+const REFRESH: &str = "topic.metadata.refresh.interval.ms";
+
+/// How long it takes until the group hands new partitions out: the refresh of a member's metadata, and a rebalance.
+pub fn new_partitions_within(consumer: &ClientConfig) -> Duration {
+    let refresh = consumer.get(REFRESH).and_then(|value| value.parse().ok());
+    // -1 turns it off: then they are found when the connection is made anew, and nothing can be promised.
+    Duration::from_millis(refresh.unwrap_or(10_000)) + Duration::from_secs(10)
 }
 
 /// The topic of the dead letters.
@@ -147,8 +158,8 @@ fn base() -> ClientConfig {
         .set("socket.keepalive.enable", "true")
         .set("reconnect.backoff.ms", "100")
         .set("reconnect.backoff.max.ms", "2000")
-        // New partitions are found within it.
-        .set("topic.metadata.refresh.interval.ms", "30000")
+        // New partitions are found within it; a question that costs little.
+        .set(REFRESH, "10000")
         // Brokers close idle connections; that is no news.
         .set("log.connection.close", "false");
     settings

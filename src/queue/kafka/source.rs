@@ -45,6 +45,7 @@ use crate::{
             origin::Origin,
             partitions::{Partitions, Starved},
             settings,
+            share::Share,
             standing::Standing,
             survey::{Finding, LogRange, Survey, Surveyed},
             vigil::{Sighting, Vigil},
@@ -107,8 +108,7 @@ pub fn spawn(
         budget,
         events,
         round: 0,
-        partition_count: None,
-        told_holds_all: None,
+        share: Share::new(settings::new_partitions_within(&settings)),
         paused: false,
         starved: None,
         parked: false,
@@ -140,10 +140,7 @@ struct Source {
     partitions: Partitions,
     /// Numbers the surveys, so that the answer to an older one can be told apart.
     round: u64,
-    /// Of the topic, as last heard.
-    partition_count: Option<usize>,
-    /// What the last announcement said about holding every partition.
-    told_holds_all: Option<bool>,
+    share: Share,
     /// By the sink.
     paused: bool,
     /// Since when a batch has waited for budget.
@@ -328,7 +325,7 @@ impl Source {
         self.survey.watch(self.partitions.all());
         self.survey(new);
         if self.partitions.len() == 0 {
-            self.told_holds_all = None;
+            self.share.lost();
         }
         self.compare_share();
     }
@@ -336,14 +333,9 @@ impl Source {
     /// Surveys everything again when our share became the whole topic, or ceased to be: stores that are not shared
     /// depend on it.
     fn compare_share(&mut self) {
-        if self.told_holds_all.is_some_and(|told| told != self.holds_all()) {
-            self.told_holds_all = None;
+        if self.share.take_changed(self.partitions.len(), Instant::now()) {
             self.survey(self.partitions.all());
         }
-    }
-
-    fn holds_all(&self) -> bool {
-        self.partition_count == Some(self.partitions.len())
     }
 
     /// Stops these partitions and asks where they stand; the answer is announced.
@@ -361,13 +353,13 @@ impl Source {
                 if let Some(end) = self.compare_identity(&origin.identity) {
                     return Some(end);
                 }
-                self.partition_count = Some(partition_count);
+                self.share.counted(partition_count, self.partitions.len(), Instant::now());
                 self.announce(partitions, &origin);
             }
             Finding::Log { ranges, partition_count } => {
                 let answered = ranges.iter().map(|(partition, _)| *partition).collect();
                 self.standing.answered(self.partitions.all(), &answered, Instant::now());
-                self.partition_count = Some(partition_count);
+                self.share.counted(partition_count, self.partitions.len(), Instant::now());
                 self.compare_share();
                 for (partition, log) in ranges.iter().filter(|(partition, _)| self.partitions.holds(*partition)) {
                     (self.events)(SourceEvent::LogEnd(*partition, log.end));
@@ -395,7 +387,8 @@ impl Source {
     }
 
     fn announce(&mut self, surveyed: Vec<Surveyed>, origin: &Origin) {
-        let holds_all = self.holds_all();
+        let (held, now) = (self.partitions.len(), Instant::now());
+        let holds_all = self.share.holds_all(held, now);
         let mut assignments = Vec::new();
         for Surveyed { partition, round, committed, log } in surveyed {
             if self.partitions.surveyed(partition, round) {
@@ -405,7 +398,7 @@ impl Source {
         }
         if !assignments.is_empty() {
             self.standing.progressed();
-            self.told_holds_all = Some(holds_all);
+            self.share.tell(held, now);
             if self.identity.is_none() {
                 self.identity = Some(origin.identity.clone());
                 self.consumer.context().belongs_to(origin.clone());

@@ -17,7 +17,7 @@ use mongodb::{
 use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, CommitMode, Consumer},
     message::Headers,
@@ -239,6 +239,13 @@ impl Services {
 
     pub fn kafka_admin(&self) -> AdminClient<DefaultClientContext> {
         self.kafka_config().create().expect("an admin client")
+    }
+
+    /// Adds partitions until there are so many.
+    pub fn grow_topic(&self, topic: &str, partitions: usize) {
+        let (admin, options) = (self.kafka_admin(), AdminOptions::new());
+        let grown = self.io.block_on(admin.create_partitions(&[NewPartitions::new(topic, partitions)], &options));
+        grown.expect("the broker answers")[0].as_ref().expect("partitions can be added");
     }
 
     /// A group's position, with its metadata.
