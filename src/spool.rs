@@ -4,6 +4,7 @@
 //! An open segment is disposable, because the log has its records; a sealed one is not. Files and compression are the
 //! business of a thread of its own (`writer`); this actor holds the cursors and the order of things.
 
+mod gap;
 pub mod line;
 pub mod recover;
 pub mod segment;
@@ -19,15 +20,17 @@ use std::{
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
+pub use self::gap::{SkipSaid, Word};
 use self::{
+    gap::Gaps,
     recover::{Fetch, Plan, Situation},
     segment::SealedSegment,
     writer::{SegmentOrigin, SpoolCommand, SpoolEvent, SpoolThread, SpoolWriter},
 };
 use crate::{
-    config::{LiveConfig, OnGap, QueueKind},
+    config::{LiveConfig, QueueKind},
     consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Unassign},
-    health::{ActorName, ActorState, Health, SinkName},
+    health::{ActorName, ActorState, Health},
     metrics::Metrics,
     position::{Offset, Partition},
     queue::{Assignment, Batch, Epoch},
@@ -115,6 +118,8 @@ enum Phase {
     /// Halted at a gap that the operator may allow to be skipped.
     Gap {
         log_start: Offset,
+        /// What the operator has said, as last heard.
+        word: Word,
     },
     Halted,
 }
@@ -137,6 +142,7 @@ pub struct Spooler {
     group: String,
     /// Partitions whose chain was seen beyond the log's end, until that is over.
     rechecked: BTreeSet<Partition>,
+    gaps: Gaps,
     disk_full: bool,
     held: BTreeMap<Hold, bool>,
     draining: bool,
@@ -150,7 +156,7 @@ impl Spooler {
     const SETTLED_TICKS: u32 = 30;
     /// How soon a partition begins again after its segment could not be written.
     const RETRY: Duration = Duration::from_secs(1);
-    /// How often a reloaded `archive.on_gap` and `spool.quota` are looked at.
+    /// How often holes, and reloaded `archive.on_gap` and `spool.quota`, are looked at.
     const TICK: Duration = Duration::from_secs(1);
 
     /// Starts the spool's thread.
@@ -189,6 +195,7 @@ impl Spooler {
             group: format!("{}-archive", now.queue.kafka.group),
             config,
             rechecked: BTreeSet::new(),
+            gaps: Gaps::default(),
             disk_full: false,
             held: BTreeMap::new(),
             draining: false,
@@ -264,27 +271,6 @@ impl Spooler {
         self.replies.begin(Begin { partition, epoch, at });
     }
 
-    /// Records between the chain's end and the log's start are gone.
-    fn gap(&mut self, partition: Partition, x: Offset, log_start: Offset) {
-        let lost = log_start.since(x);
-        self.metrics.lost(SinkName::Archive, &self.topic, partition, lost);
-        tracing::error!(%partition, from = %x, to = %log_start, lost, "records were removed from the log before they were archived");
-        match self.config.load().archive.on_gap {
-            OnGap::Skip => self.begin(partition, x, log_start),
-            OnGap::Halt => {
-                self.halt(
-                    partition,
-                    format!("offsets {x} to {log_start} were removed from the log before they were archived"),
-                    "set archive.on_gap = \"skip\" (a reload suffices) to go on without them".to_owned(),
-                );
-                if let Some(spooled) = self.partitions.get_mut(&partition) {
-                    spooled.phase = Phase::Gap { log_start };
-                    spooled.cursor = x;
-                }
-            }
-        }
-    }
-
     fn halt(&mut self, partition: Partition, reason: String, action: String) {
         let Some(spooled) = self.partitions.get_mut(&partition) else { return };
         spooled.phase = Phase::Halted;
@@ -330,20 +316,7 @@ impl Spooler {
         for (hold, _) in self.held.iter().filter(|(_, on)| **on) {
             self.replies.hold(SetHold { hold: *hold, on: true });
         }
-        if self.config.load().archive.on_gap == OnGap::Skip {
-            let gaps: Vec<_> = self
-                .partitions
-                .iter()
-                .filter_map(|(partition, spooled)| match spooled.phase {
-                    Phase::Gap { log_start } => Some((*partition, spooled.cursor, log_start)),
-                    _ => None,
-                })
-                .collect();
-            for (partition, x, log_start) in gaps {
-                self.health.release(SinkName::Archive, partition);
-                self.begin(partition, x, log_start);
-            }
-        }
+        self.look_at_gaps();
     }
 }
 
