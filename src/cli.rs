@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors, Setting, Sources};
 
+mod archive;
 mod check;
 mod run;
 mod show;
@@ -56,6 +57,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look into the archive, check it, mend what only an operator can
+    #[command(subcommand)]
+    Archive(archive::Command),
 }
 
 /// Each command takes them behind its name; before it they mean the same.
@@ -97,6 +101,7 @@ pub fn main() -> ExitCode {
             check::check(&options.and_then(later).sources(), connect, json)
         }
         Command::Config { options: later, json } => show::show(&options.and_then(later).sources(), json),
+        Command::Archive(command) => archive::archive(command, options),
     }
 }
 
@@ -141,6 +146,7 @@ mod tests {
             Some(Command::Run { options } | Command::Check { options, .. } | Command::Config { options, .. }) => {
                 cli.options.and_then(options)
             }
+            Some(Command::Archive(command)) => cli.options.and_then(command.into_options()),
         }
     }
 

@@ -33,6 +33,7 @@
 pub mod admin;
 pub mod aggregate;
 pub mod app;
+pub mod archive;
 pub mod cli;
 pub mod config;
 pub mod consume;

@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
+pub use self::protocol::Word;
 use self::{
     protocol::{Effect, Protocol, Rules, Taken},
     segment::SealedSegment,
@@ -29,7 +30,7 @@ use crate::{
     position::{Offset, Partition},
     queue::{Batch, Epoch},
     supervise::Slot,
-    upload::{OpenChain, Upload, Uploader},
+    upload::{AskSkip, OpenChain, Upload, Uploader},
 };
 
 /// From the uploader: the archive's chain of this partition is known to reach `end`.
@@ -77,6 +78,15 @@ pub struct ChainHalted {
     pub action: String,
 }
 
+/// From the uploader: what the operator has said about this partition's hole.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "()")]
+pub struct SkipSaid {
+    pub partition: Partition,
+    pub epoch: Epoch,
+    pub word: Word,
+}
+
 /// From the uploader: it was started and knows of no chain.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
@@ -113,7 +123,9 @@ impl Spooler {
     const SETTLED_TICKS: u32 = 30;
     /// How soon a partition begins again after its segment could not be written.
     const RETRY: Duration = Duration::from_secs(1);
-    /// How often a reloaded `archive.on_gap` and `spool.quota` are looked at.
+    /// How often the archive is asked for the operator's word about a hole, in ticks.
+    const ASK_SKIP_TICKS: u32 = 3;
+    /// How often holes, and reloaded `archive.on_gap` and `spool.quota`, are looked at.
     const TICK: Duration = Duration::from_secs(1);
 
     /// Starts the spool's thread.
@@ -137,6 +149,7 @@ impl Spooler {
         };
         let shared_queue = now.queue.kind == QueueKind::Kafka;
         let rules = Rules {
+            topic_folder: segment::topic_folder(&now.queue.topic, now.queue.generation),
             archive: now.archive.url.clone(),
             sole_member_of: (now.archive.is_local() && shared_queue)
                 .then(|| format!("{}-archive", now.queue.kafka.group)),
@@ -195,6 +208,11 @@ impl Spooler {
                     self.metrics.lost(SinkName::Archive, &self.topic, partition, lost);
                     tracing::error!(%partition, %from, %to, lost, "records were removed from the log before they were archived");
                 }
+                Effect::Skipped { partition, from, to } => {
+                    self.health.release(SinkName::Archive, partition);
+                    tracing::warn!(%partition, %from, %to, "going on without them, as the operator said");
+                }
+                Effect::AskSkip { partition, epoch } => self.uploader.tell(AskSkip { partition, epoch }),
             }
         }
         self.show_spool();
@@ -225,12 +243,12 @@ impl Spooler {
         for (hold, _) in self.held.iter().filter(|(_, on)| **on) {
             self.replies.hold(SetHold { hold: *hold, on: true });
         }
-        if self.on_gap() == OnGap::Skip {
-            for (partition, effects) in self.protocol.skip_gaps() {
-                self.health.release(SinkName::Archive, partition);
-                self.perform(effects);
-            }
-        }
+        let effects = match self.on_gap() {
+            OnGap::Skip => self.protocol.skip_gaps(),
+            OnGap::Halt if self.ticks.is_multiple_of(Self::ASK_SKIP_TICKS) => self.protocol.ask_skips(),
+            OnGap::Halt => Vec::new(),
+        };
+        self.perform(effects);
     }
 }
 
@@ -365,6 +383,15 @@ impl Handler<ChainHalted> for Spooler {
 
     fn handle(&mut self, ChainHalted { partition, epoch, reason, action }: ChainHalted, _: &mut Self::Context) {
         let effects = self.protocol.chain_halted(partition, epoch, reason, action);
+        self.perform(effects);
+    }
+}
+
+impl Handler<SkipSaid> for Spooler {
+    type Result = ();
+
+    fn handle(&mut self, SkipSaid { partition, epoch, word }: SkipSaid, _: &mut Self::Context) {
+        let effects = self.protocol.skip_said(partition, epoch, word);
         self.perform(effects);
     }
 }

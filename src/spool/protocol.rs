@@ -9,8 +9,12 @@
 //! - What is said about an earlier epoch changes nothing, except that sealed segments of revoked partitions go on
 //!   uploading until their partition is assigned again or their chain stops.
 
+mod gap;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::gap::Gaps;
+pub use self::gap::Word;
 use super::{
     recover::{self, Fetch, Plan, Situation},
     segment::SealedSegment,
@@ -47,8 +51,12 @@ pub enum Effect {
     Reassign(Reassign),
     /// Consumer.
     Halt(Halt),
+    /// Uploader: has the operator said that this partition's hole may be left?
+    AskSkip { partition: Partition, epoch: Epoch },
     /// Operator: the log removed records before they were archived.
     Lost { partition: Partition, from: Offset, to: Offset },
+    /// Operator: going on without the records that are gone, as allowed.
+    Skipped { partition: Partition, from: Offset, to: Offset },
 }
 
 /// What becomes of a batch.
@@ -65,6 +73,8 @@ pub enum Taken {
 /// Which partitions may be spooled here, and into which archive.
 #[derive(Debug, Clone)]
 pub struct Rules {
+    /// The topic with its generation, as the archive's paths name it.
+    pub topic_folder: String,
     /// `archive.url`, as segment headers name it.
     pub archive: String,
     /// The archive is a folder of this machine: only the process that holds every partition of this group may use it.
@@ -89,9 +99,11 @@ enum Phase {
         found: Option<Vec<SealedSegment>>,
     },
     Spooling,
-    /// Halted at a gap that the operator may allow to be skipped.
+    /// Halted at a hole that the operator may allow to be left.
     Gap {
         log_start: Offset,
+        /// What the operator has said, as last heard.
+        word: Word,
     },
     Halted,
 }
@@ -104,11 +116,18 @@ pub struct Protocol {
     leaving: BTreeMap<(Partition, Offset), SealedSegment>,
     /// Partitions whose chain was seen beyond the log's end, until that is over.
     rechecked: BTreeSet<Partition>,
+    gaps: Gaps,
 }
 
 impl Protocol {
     pub fn new(rules: Rules) -> Self {
-        Self { rules, partitions: BTreeMap::new(), leaving: BTreeMap::new(), rechecked: BTreeSet::new() }
+        Self {
+            rules,
+            partitions: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            rechecked: BTreeSet::new(),
+            gaps: Gaps::default(),
+        }
     }
 
     /// The partitions that are assigned.
@@ -233,40 +252,6 @@ impl Protocol {
         self.rechecked.remove(&partition);
         let (epoch, identity) = (spooled.epoch, spooled.assignment.identity.clone());
         vec![Effect::BeginSegments { partition, epoch, x, identity }, Effect::Begin(Begin { partition, epoch, at })]
-    }
-
-    /// Records between the chain's end and the log's start are gone.
-    fn gap(&mut self, partition: Partition, x: Offset, log_start: Offset, on_gap: OnGap) -> Vec<Effect> {
-        let mut effects = vec![Effect::Lost { partition, from: x, to: log_start }];
-        effects.extend(match on_gap {
-            OnGap::Skip => self.begin(partition, x, log_start),
-            OnGap::Halt => {
-                let halted = self.halt(
-                    partition,
-                    format!("offsets {x} to {log_start} were removed from the log before they were archived"),
-                    "set archive.on_gap = \"skip\" (a reload suffices) to go on without them".to_owned(),
-                );
-                if let Some(spooled) = self.partitions.get_mut(&partition) {
-                    spooled.phase = Phase::Gap { log_start };
-                    spooled.cursor = x;
-                }
-                halted
-            }
-        });
-        effects
-    }
-
-    /// The operator allows gaps to be skipped: the partitions that begin again with it, and what follows.
-    pub fn skip_gaps(&mut self) -> Vec<(Partition, Vec<Effect>)> {
-        let gaps: Vec<_> = self
-            .partitions
-            .iter()
-            .filter_map(|(partition, spooled)| match spooled.phase {
-                Phase::Gap { log_start } => Some((*partition, spooled.cursor, log_start)),
-                _ => None,
-            })
-            .collect();
-        gaps.into_iter().map(|(partition, x, log_start)| (partition, self.begin(partition, x, log_start))).collect()
     }
 
     fn halt(&mut self, partition: Partition, reason: String, action: String) -> Vec<Effect> {

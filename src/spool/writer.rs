@@ -347,7 +347,9 @@ impl OpenSegment {
         segment::create_private_dir(folder)?;
         let file = segment::create_private(&segment::open_path(folder, x))?;
         let sink = Checksummed { file: BufWriter::new(file), crc32c: 0, bytes: 0 };
-        let data = zstd::Encoder::new(sink, COMPRESSION_LEVEL)?;
+        let mut data = zstd::Encoder::new(sink, COMPRESSION_LEVEL)?;
+        // Four bytes in the frame by which every reader of the object notices a damage that still decompresses.
+        data.include_checksum(true)?;
         Ok(Self { data, first_offset, first_received, last: first_offset, records: 0, opened: Instant::now() })
     }
 }

@@ -18,15 +18,15 @@ use super::{
     archive::{Archive, ProbeError},
     chain::Put,
     compare,
-    opening::{self, Unusable},
+    opening::{self, HeadError, Unusable},
 };
 use crate::{
     config::{Config, LiveConfig},
     health::{ActorName, ActorState, Health},
     metrics::Metrics,
-    position::Offset,
+    position::{Offset, Partition},
     queue::Assignment,
-    spool::segment::SealedSegment,
+    spool::{Word, segment::SealedSegment},
 };
 
 /// Attempts after which a sector that the disk cannot read is given up.
@@ -134,6 +134,20 @@ impl Requests {
         opening::end_of_chain(&self.archive, assignment, known_end).await
     }
 
+    /// The operator's word on a partition's hole, asked once; `None` when the store does not answer, which is shown.
+    pub(super) async fn skip(&self, partition: Partition) -> Option<Word> {
+        let word = match self.archive.skip(partition).await {
+            Ok(skip) => Ok(skip.map(|skip| skip.to)),
+            Err(HeadError::Unreadable(what)) => Err(what),
+            Err(HeadError::Store(error)) => {
+                self.failing(explain(&error, &self.config.load()));
+                return None;
+            }
+        };
+        self.working();
+        Some(word)
+    }
+
     /// Puts a segment; returns only when an answer is known.
     pub(super) async fn upload(&self, segment: &SealedSegment) -> Answer {
         let kib = u32::try_from(segment.header.bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
@@ -209,7 +223,7 @@ async fn compare_blocking(key: String, object: bytes::Bytes, ours: bytes::Bytes)
 }
 
 /// What waiting alone does not mend.
-fn is_lasting(error: &object_store::Error) -> bool {
+pub fn is_lasting(error: &object_store::Error) -> bool {
     use object_store::Error as E;
     matches!(
         error,
@@ -222,7 +236,7 @@ fn is_lasting(error: &object_store::Error) -> bool {
 }
 
 /// One sentence for the operator.
-fn explain(error: &object_store::Error, config: &Config) -> String {
+pub fn explain(error: &object_store::Error, config: &Config) -> String {
     use object_store::Error as E;
     let url = &config.archive.url;
     match error {

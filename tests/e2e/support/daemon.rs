@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
+    process::{Command, Output},
     time::Duration,
 };
 
@@ -179,6 +180,19 @@ impl Daemon {
 
     pub fn reload(&self) -> Reply {
         self.client.post(&self.admin_url("/reload"), None, b"").unwrap_or_else(|error| panic!("reload: {error:?}"))
+    }
+
+    /// Runs the program with other arguments and this daemon's settings, to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        // Bounded: a command that hangs ends with 124.
+        let mut command = Command::new("timeout");
+        command.arg(PATIENCE.as_secs().to_string()).arg(program()).args(arguments).args(self.settings());
+        command.current_dir(self.folder.path()).output().expect("coreutils are installed")
+    }
+
+    /// `--set` and each setting that it was started with.
+    pub fn settings(&self) -> impl Iterator<Item = String> {
+        self.setup.settings.iter().flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")])
     }
 
     pub fn write_config(&self, text: &str) {

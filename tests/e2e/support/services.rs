@@ -17,6 +17,8 @@ use mongodb::{
 use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     message::Headers,
     producer::{BaseProducer, BaseRecord, Producer},
@@ -233,6 +235,14 @@ impl Services {
         let producer: BaseProducer = self.kafka_config().create().expect("a producer");
         producer.send(BaseRecord::<(), [u8]>::to(topic).payload(value)).expect("the queue is empty");
         producer.flush(PATIENCE).expect("Kafka takes it");
+    }
+
+    /// As retention does: the partition begins at `before` from now on.
+    pub fn delete_records(&self, topic: &str, partition: i32, before: i64) {
+        let admin: AdminClient<DefaultClientContext> = self.kafka_config().create().expect("an admin client");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(before)).expect("a valid offset");
+        self.io.block_on(admin.delete_records(&list, &AdminOptions::new())).expect("Kafka deletes them");
     }
 
     /// All records of a topic, from the first to the last that there is now.

@@ -96,6 +96,7 @@ pub struct Life {
     pub surveying: bool,
     pub to_commit: Option<Offset>,
     pub halted: Option<String>,
+    on_gap: OnGap,
     spooler: Protocol,
     spooling: Option<Spooling>,
     chain: Option<Chain>,
@@ -118,6 +119,7 @@ impl Life {
             surveying: true,
             to_commit: None,
             halted: None,
+            on_gap: OnGap::Halt,
             spooler: protocol(),
             spooling: None,
             chain: None,
@@ -205,9 +207,9 @@ impl Life {
                 let records = records.into_iter().filter(|offset| *offset >= from).collect();
                 return self.to_thread.push_back(ToThread::Append { epoch, records });
             }
-            ToSpooler::Scanned(epoch, segments) => self.spooler.scanned(PARTITION, epoch, segments, OnGap::Halt),
+            ToSpooler::Scanned(epoch, segments) => self.spooler.scanned(PARTITION, epoch, segments, self.on_gap),
             ToSpooler::Sealed(epoch, segment) => self.spooler.sealed(epoch, segment),
-            ToSpooler::ChainOpened(epoch, end) => self.spooler.chain_opened(PARTITION, epoch, end, OnGap::Halt),
+            ToSpooler::ChainOpened(epoch, end) => self.spooler.chain_opened(PARTITION, epoch, end, self.on_gap),
             ToSpooler::Archived(epoch, segment) => self.spooler.archived(epoch, segment),
             ToSpooler::Followed(epoch, end) => self.spooler.followed(PARTITION, epoch, end),
             ToSpooler::Damaged(epoch, segment) => self.spooler.damaged(epoch, segment, "gone".to_owned()),
@@ -236,18 +238,21 @@ impl Life {
                 Effect::Reassign(reassign) => self.to_consumer.push_back(ToConsumer::Reassign(reassign)),
                 Effect::Halt(halt) => self.to_consumer.push_back(ToConsumer::Halt(halt)),
                 Effect::Lost { .. } => trace.saw("gap"),
+                Effect::Skipped { .. } => {
+                    trace.saw("gap skipped");
+                    self.halted = None;
+                }
+                // The model's operator speaks by the configuration.
+                Effect::AskSkip { .. } => {}
             }
         }
     }
 
-    pub fn skip_gaps(&mut self) -> bool {
-        let skipped = self.spooler.skip_gaps();
-        let any = !skipped.is_empty();
-        for (_, effects) in skipped {
-            self.halted = None;
-            self.perform(effects, &mut Trace::default());
-        }
-        any
+    /// From here on the operator allows what retention tore.
+    pub fn skip_gaps(&mut self, trace: &mut Trace) {
+        self.on_gap = OnGap::Skip;
+        let effects = self.spooler.skip_gaps();
+        self.perform(effects, trace);
     }
 
     // ---- the spool's thread
@@ -399,7 +404,7 @@ impl Life {
 }
 
 fn protocol() -> Protocol {
-    Protocol::new(Rules { archive: ARCHIVE.to_owned(), sole_member_of: None })
+    Protocol::new(Rules { topic_folder: "events".to_owned(), archive: ARCHIVE.to_owned(), sole_member_of: None })
 }
 
 fn segment(x: Offset, end: Offset, records: &[Offset]) -> SealedSegment {
