@@ -20,7 +20,7 @@ use std::{
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
-pub use self::gap::{SkipSaid, Word};
+pub use self::gap::{GapNews, News, Word};
 use self::{
     gap::Gaps,
     recover::{Fetch, Plan, Situation},

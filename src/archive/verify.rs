@@ -16,13 +16,10 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use self::{chain::Walk, object::Checked};
-use super::ArchiveReader;
+use super::{ArchiveReader, readable};
 use crate::{
     position::{Offset, Partition},
-    upload::{
-        HeadError,
-        objects::{ListedObject, Listing, ObjectName},
-    },
+    upload::objects::{ListedObject, Listing, ObjectName},
 };
 
 /// How often a gap is looked at again.
@@ -268,15 +265,6 @@ impl Verification {
             .collect();
         let ok = faults.is_empty() && partitions.iter().all(|partition| partition.faults_in_all == 0);
         Report { topic: topic.to_owned(), ok, partitions, faults }
-    }
-}
-
-/// Separates what the store failed at, which may pass, from what it gave and cannot be read.
-async fn readable<T>(request: impl Future<Output = Result<T, HeadError>>) -> object_store::Result<Result<T, String>> {
-    match request.await {
-        Ok(found) => Ok(Ok(found)),
-        Err(HeadError::Unreadable(what)) => Ok(Err(what)),
-        Err(HeadError::Store(error)) => Err(error),
     }
 }
 

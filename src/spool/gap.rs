@@ -1,8 +1,10 @@
 //! A hole that retention tore (4.4): the partition halts until the operator says that it may be left, by
 //! `archive.on_gap = "skip"` or by a word in the archive itself (`ingestd archive skip`), which any worker finds.
 //!
-//! Whoever goes on has its partition assigned anew first: meanwhile the chain may have grown (a retired machine's
-//! segments were sent), and going on from the end that was known when it halted would begin a second chain there.
+//! Or the hole is filled, from the segments that a retired machine kept (`ingestd archive drain`).
+//!
+//! Whoever goes on has its partition assigned anew first: the chain may have grown meanwhile, and going on from the end
+//! that was known when it halted would begin a second chain there.
 
 use std::collections::BTreeMap;
 
@@ -15,16 +17,24 @@ use crate::{
     health::SinkName,
     position::{Offset, Partition},
     queue::Epoch,
-    upload::AskSkip,
+    upload::AskAboutGap,
 };
 
-/// From the uploader: what the operator has said about this partition's hole.
+/// From the uploader: how things stand with this partition's hole.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
-pub struct SkipSaid {
+pub struct GapNews {
     pub partition: Partition,
     pub epoch: Epoch,
-    pub word: Word,
+    pub news: News,
+}
+
+#[derive(Debug, Clone)]
+pub enum News {
+    /// The chain reaches further than when it was opened: the hole is smaller, or none any more.
+    Grown,
+    /// What the operator has said.
+    Said(Word),
 }
 
 /// Records below the offset may be missing; or why the word cannot be read.
@@ -39,8 +49,8 @@ pub(super) struct Gaps {
 }
 
 impl Spooler {
-    /// How often the archive is asked for a word, in ticks.
-    const ASK_SKIP_TICKS: u32 = 3;
+    /// How often the archive is asked about a hole, in ticks.
+    const ASK_TICKS: u32 = 3;
 
     /// Records between the chain's end `x` and the log's start are gone.
     pub(super) fn gap(&mut self, partition: Partition, x: Offset, log_start: Offset) {
@@ -57,7 +67,7 @@ impl Spooler {
             return self.begin(partition, x, log_start);
         }
         self.halt_at_gap(partition, x, log_start, Ok(None));
-        self.ask_skip(partition);
+        self.ask(partition);
     }
 
     fn halt_at_gap(&mut self, partition: Partition, x: Offset, log_start: Offset, word: Word) {
@@ -81,16 +91,16 @@ impl Spooler {
         self.replies.halt(Halt { partition, epoch, reason, action });
     }
 
-    fn ask_skip(&self, partition: Partition) {
+    fn ask(&self, partition: Partition) {
         if let Some(spooled) = self.partitions.get(&partition) {
-            self.uploader.tell(AskSkip { partition, epoch: spooled.epoch });
+            self.uploader.tell(AskAboutGap { partition, epoch: spooled.epoch });
         }
     }
 
     /// Looks whether the operator has said something, in the configuration or in the archive.
     pub(super) fn look_at_gaps(&mut self) {
         let skip = self.config.load().archive.on_gap == OnGap::Skip;
-        let ask = self.ticks.is_multiple_of(Self::ASK_SKIP_TICKS);
+        let ask = self.ticks.is_multiple_of(Self::ASK_TICKS);
         if !skip && !ask {
             return;
         }
@@ -105,7 +115,7 @@ impl Spooler {
             if skip {
                 self.reopen(partition);
             } else {
-                self.ask_skip(partition);
+                self.ask(partition);
             }
         }
     }
@@ -118,22 +128,23 @@ impl Spooler {
     }
 }
 
-impl Handler<SkipSaid> for Spooler {
+impl Handler<GapNews> for Spooler {
     type Result = ();
 
-    fn handle(&mut self, SkipSaid { partition, epoch, word }: SkipSaid, _: &mut Context<Self>) {
+    fn handle(&mut self, GapNews { partition, epoch, news }: GapNews, _: &mut Context<Self>) {
         let Some(spooled) = self.current(partition, epoch) else { return };
         let (x, Phase::Gap { log_start, word: known }) = (spooled.cursor, &spooled.phase) else { return };
-        match word {
-            Ok(Some(to)) if *log_start <= to => {
+        match news {
+            News::Grown => self.reopen(partition),
+            News::Said(Ok(Some(to))) if *log_start <= to => {
                 self.gaps.allowed.insert(partition, to);
                 self.reopen(partition);
             }
-            word if word != *known => {
+            News::Said(word) if word != *known => {
                 let log_start = *log_start;
                 self.halt_at_gap(partition, x, log_start, word);
             }
-            _ => {}
+            News::Said(_) => {}
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     metrics::Metrics,
     position::{Offset, Partition},
     queue::Assignment,
-    spool::{Word, segment::SealedSegment},
+    spool::{News, segment::SealedSegment},
 };
 
 #[derive(Debug)]
@@ -180,18 +180,30 @@ impl Requests {
         Ok(Ok(head.end))
     }
 
-    /// The operator's word on a partition's hole, asked once; `None` when the store does not answer, which is shown.
-    pub(super) async fn skip(&self, partition: Partition) -> Option<Word> {
-        let word = match self.archive.skip(partition).await {
-            Ok(skip) => Ok(skip.map(|skip| skip.to)),
-            Err(HeadError::Unreadable(what)) => Err(what),
-            Err(HeadError::Store(error)) => {
-                self.failing(explain(&error, &self.config.load()));
-                return None;
+    /// How things stand with a hole behind the chain's `end`, asked once; `None` when the store does not answer, which is
+    /// shown.
+    pub(super) async fn about_gap(&self, partition: Partition, end: Offset) -> Option<News> {
+        let news = async {
+            // A head that cannot be read is found when the chain is opened.
+            if matches!(self.archive.head(partition).await, Ok(Some(head)) if head.end > end) {
+                return Ok(News::Grown);
+            }
+            match self.archive.skip(partition).await {
+                Ok(skip) => Ok(News::Said(Ok(skip.map(|skip| skip.to)))),
+                Err(HeadError::Unreadable(what)) => Ok(News::Said(Err(what))),
+                Err(HeadError::Store(error)) => Err(error),
             }
         };
-        self.working();
-        Some(word)
+        match news.await {
+            Ok(news) => {
+                self.working();
+                Some(news)
+            }
+            Err(error) => {
+                self.failing(explain(&error, &self.config.load()));
+                None
+            }
+        }
     }
 
     /// Puts a segment; returns only when an answer is known.
