@@ -138,7 +138,9 @@ impl Report {
 /// # Errors
 /// When the store does not answer.
 pub fn verify(reader: &ArchiveReader, partitions: &[Partition], progress: &ProgressBar) -> anyhow::Result<Report> {
-    reader.block_on(Verification::run(reader, partitions, progress)).map_err(|error| reader.sentence(&error))
+    reader
+        .block_on(Verification::run(reader, partitions, progress, async || reader.list().await))
+        .map_err(|error| reader.sentence(&error))
 }
 
 struct Verification {
@@ -159,12 +161,13 @@ impl Verification {
         reader: &ArchiveReader,
         partitions: &[Partition],
         progress: &ProgressBar,
+        mut list: impl AsyncFnMut() -> object_store::Result<Listing>,
     ) -> object_store::Result<Report> {
         let wanted = |partition| partitions.is_empty() || partitions.contains(&partition);
         let mut verification = Self { heads: BTreeMap::new(), objects: BTreeMap::new(), strays: BTreeSet::new() };
         verification.read_heads(reader, &wanted).await?;
         for round in 0..ROUNDS {
-            let Listing { mut objects, strays, .. } = reader.list().await?;
+            let Listing { mut objects, strays, .. } = list().await?;
             if partitions.is_empty() {
                 verification.strays.extend(strays);
             }
