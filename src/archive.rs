@@ -5,6 +5,7 @@
 //! written goes through the same create-only PUTs under the same rules (section 4 of the design).
 
 pub mod cat;
+pub mod drain;
 pub mod line;
 pub mod reader;
 pub mod skip;
@@ -21,7 +22,7 @@ use crate::{
     config::Config,
     position::{Offset, Partition},
     upload::{
-        Archive, explain,
+        Archive, HeadError, explain,
         objects::{ListedObject, ObjectName},
     },
 };
@@ -113,6 +114,15 @@ impl ArchiveReader {
     /// A failure of the store, as one sentence for the operator.
     pub fn sentence(&self, error: &object_store::Error) -> anyhow::Error {
         anyhow::anyhow!(explain(error, self.config()))
+    }
+}
+
+/// Separates what the store failed at, which may pass, from what it gave and cannot be read.
+async fn readable<T>(request: impl Future<Output = Result<T, HeadError>>) -> object_store::Result<Result<T, String>> {
+    match request.await {
+        Ok(found) => Ok(Ok(found)),
+        Err(HeadError::Unreadable(what)) => Ok(Err(what)),
+        Err(HeadError::Store(error)) => Err(error),
     }
 }
 

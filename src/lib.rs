@@ -28,6 +28,7 @@
 //! - [`supervise`] keeps each actor alive; [`health`] is what they say of themselves; [`metrics`] what they count.
 //! - [`watchdog`] closes the door before the disk is full; [`admin`] is the operators' endpoint; [`reload`] changes the
 //!   configuration of a running daemon.
+//! - [`archive`] is for the archive's operators, apart from the daemon: list, cat, verify, skip, drain.
 //! - [`position`] names where a record stands. [`cli`] is the command line.
 
 pub mod admin;

@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
-pub use self::protocol::Word;
+pub use self::protocol::{News, Word};
 use self::{
     protocol::{Effect, Protocol, Rules, Taken},
     segment::SealedSegment,
@@ -30,7 +30,7 @@ use crate::{
     position::{Offset, Partition},
     queue::{Batch, Epoch},
     supervise::Slot,
-    upload::{AskSkip, OpenChain, Upload, Uploader},
+    upload::{AskAboutGap, OpenChain, Upload, Uploader},
 };
 
 /// From the uploader: the archive's chain of this partition is known to reach `end`.
@@ -78,13 +78,13 @@ pub struct ChainHalted {
     pub action: String,
 }
 
-/// From the uploader: what the operator has said about this partition's hole.
+/// From the uploader: how things stand with this partition's hole.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
-pub struct SkipSaid {
+pub struct GapNews {
     pub partition: Partition,
     pub epoch: Epoch,
-    pub word: Word,
+    pub news: News,
 }
 
 /// From the uploader: it was started and knows of no chain.
@@ -123,8 +123,8 @@ impl Spooler {
     const SETTLED_TICKS: u32 = 30;
     /// How soon a partition begins again after its segment could not be written.
     const RETRY: Duration = Duration::from_secs(1);
-    /// How often the archive is asked for the operator's word about a hole, in ticks.
-    const ASK_SKIP_TICKS: u32 = 3;
+    /// How often the archive is asked about a hole, in ticks.
+    const ASK_TICKS: u32 = 3;
     /// How often holes, and reloaded `archive.on_gap` and `spool.quota`, are looked at.
     const TICK: Duration = Duration::from_secs(1);
 
@@ -212,7 +212,7 @@ impl Spooler {
                     self.health.release(SinkName::Archive, partition);
                     tracing::warn!(%partition, %from, %to, "going on without them, as the operator said");
                 }
-                Effect::AskSkip { partition, epoch } => self.uploader.tell(AskSkip { partition, epoch }),
+                Effect::AskAboutGap { partition, epoch } => self.uploader.tell(AskAboutGap { partition, epoch }),
             }
         }
         self.show_spool();
@@ -245,7 +245,7 @@ impl Spooler {
         }
         let effects = match self.on_gap() {
             OnGap::Skip => self.protocol.skip_gaps(),
-            OnGap::Halt if self.ticks.is_multiple_of(Self::ASK_SKIP_TICKS) => self.protocol.ask_skips(),
+            OnGap::Halt if self.ticks.is_multiple_of(Self::ASK_TICKS) => self.protocol.ask_about_gaps(),
             OnGap::Halt => Vec::new(),
         };
         self.perform(effects);
@@ -387,11 +387,11 @@ impl Handler<ChainHalted> for Spooler {
     }
 }
 
-impl Handler<SkipSaid> for Spooler {
+impl Handler<GapNews> for Spooler {
     type Result = ();
 
-    fn handle(&mut self, SkipSaid { partition, epoch, word }: SkipSaid, _: &mut Self::Context) {
-        let effects = self.protocol.skip_said(partition, epoch, word);
+    fn handle(&mut self, GapNews { partition, epoch, news }: GapNews, _: &mut Self::Context) {
+        let effects = self.protocol.gap_news(partition, epoch, news);
         self.perform(effects);
     }
 }

@@ -28,7 +28,7 @@ use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
 
 pub use self::{
     archive::{Archive, ProbeError, place, sweep},
-    compare::{compare, object_end},
+    compare::{RecordLine, segment_lines},
     opening::{Head, HeadError},
     requests::{explain, explain_probe, is_lasting},
     skip::Skip,
@@ -46,7 +46,7 @@ use crate::{
     position::{Offset, Partition, TopicIdentity},
     queue::{Assignment, Epoch},
     spool::{
-        Archived, ChainHalted, ChainOpened, Damaged, Followed, SkipSaid, Spooler, UploaderStarted,
+        Archived, ChainHalted, ChainOpened, Damaged, Followed, GapNews, Spooler, UploaderStarted,
         segment::SealedSegment,
     },
     supervise::{Slot, panic_message},
@@ -71,10 +71,10 @@ pub struct Upload {
     pub segment: SealedSegment,
 }
 
-/// From the spooler: see whether the operator has said that this partition's hole may be left, and answer `SkipSaid`.
+/// From the spooler: see how things stand with this partition's hole, and answer `GapNews`.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
-pub struct AskSkip {
+pub struct AskAboutGap {
     pub partition: Partition,
     pub epoch: Epoch,
 }
@@ -107,7 +107,7 @@ struct Partitioned {
     chain: Chain,
     identity: TopicIdentity,
     request: Option<JoinHandle<()>>,
-    /// The question for the operator's word, while it is under way: one at a time, however often it is asked.
+    /// The question about its hole, while it is under way: one at a time, however often it is asked.
     asked: Option<JoinHandle<()>>,
     head_written: Instant,
     /// The key of the last object, while the head does not name it yet.
@@ -289,17 +289,19 @@ impl Handler<Opened> for Uploader {
     }
 }
 
-impl Handler<AskSkip> for Uploader {
+impl Handler<AskAboutGap> for Uploader {
     type Result = ();
 
-    fn handle(&mut self, AskSkip { partition, epoch }: AskSkip, _: &mut Self::Context) {
+    fn handle(&mut self, AskAboutGap { partition, epoch }: AskAboutGap, _: &mut Self::Context) {
         let (requests, spooler, io) = (self.requests.clone(), self.spooler.clone(), self.io.clone());
         let Some(partitioned) = self.current(partition, epoch) else { return };
+        // While segments of ours are on their way, the chain grows by them.
+        let Some(end) = partitioned.chain.end().filter(|_| partitioned.chain.is_idle()) else { return };
         if partitioned.asked.as_ref().is_none_or(JoinHandle::is_finished) {
             partitioned.asked = Some(io.spawn(async move {
                 // Without an answer it is asked again in a few seconds.
-                if let Some(word) = requests.skip(partition).await {
-                    spooler.tell(SkipSaid { partition, epoch, word });
+                if let Some(news) = requests.about_gap(partition, end).await {
+                    spooler.tell(GapNews { partition, epoch, news });
                 }
             }));
         }

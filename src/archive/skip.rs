@@ -2,10 +2,10 @@
 
 use anyhow::bail;
 
-use super::ArchiveReader;
+use super::{ArchiveReader, readable};
 use crate::{
     position::{Offset, Partition, Timestamp},
-    upload::{HeadError, Skip, opening::Heads as _, place},
+    upload::{Skip, opening::Heads as _, place},
 };
 
 /// What was said, and where.
@@ -23,14 +23,11 @@ pub struct Said {
 pub fn skip(reader: &ArchiveReader, partition: Partition, to: Offset) -> anyhow::Result<Said> {
     reader.block_on(async {
         let archive = reader.archive();
-        let failed = |error| match error {
-            HeadError::Store(error) => reader.sentence(&error),
-            HeadError::Unreadable(what) => {
-                anyhow::anyhow!("the archive's chain cannot be read: {what}: restore it first")
-            }
-        };
-        let head = archive.head(partition).await.map_err(failed)?;
-        let last = archive.find_end(partition).await.map_err(failed)?;
+        let unreadable = |what: String| anyhow::anyhow!("the archive's chain cannot be read: {what}: restore it first");
+        let head = reader.retry(|| readable(archive.head(partition))).await;
+        let head = head.map_err(|error| reader.sentence(&error))?.map_err(unreadable)?;
+        let last = reader.retry(|| readable(archive.find_end(partition))).await;
+        let last = last.map_err(|error| reader.sentence(&error))?.map_err(unreadable)?;
         let end = head.map(|head| head.end).max(last.map(|(end, _)| end));
         let Some(end) = end else {
             bail!(

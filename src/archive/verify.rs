@@ -16,11 +16,10 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use self::{chain::Walk, object::Checked};
-use super::ArchiveReader;
+use super::{ArchiveReader, readable};
 use crate::{
     position::{Offset, Partition},
     upload::{
-        HeadError,
         objects::{ListedObject, Listing, ObjectName},
         opening::Heads as _,
     },
@@ -142,7 +141,9 @@ impl Report {
 /// # Errors
 /// When the store does not answer.
 pub fn verify(reader: &ArchiveReader, partitions: &[Partition], progress: &ProgressBar) -> anyhow::Result<Report> {
-    reader.block_on(Verification::run(reader, partitions, progress)).map_err(|error| reader.sentence(&error))
+    reader
+        .block_on(Verification::run(reader, partitions, progress, async || reader.list().await))
+        .map_err(|error| reader.sentence(&error))
 }
 
 struct Verification {
@@ -163,12 +164,13 @@ impl Verification {
         reader: &ArchiveReader,
         partitions: &[Partition],
         progress: &ProgressBar,
+        mut list: impl AsyncFnMut() -> object_store::Result<Listing>,
     ) -> object_store::Result<Report> {
         let wanted = |partition| partitions.is_empty() || partitions.contains(&partition);
         let mut verification = Self { heads: BTreeMap::new(), objects: BTreeMap::new(), strays: BTreeSet::new() };
         verification.read_heads(reader, &wanted).await?;
         for round in 0..ROUNDS {
-            let Listing { mut objects, strays, .. } = reader.list().await?;
+            let Listing { mut objects, strays, .. } = list().await?;
             if partitions.is_empty() {
                 verification.strays.extend(strays);
             }
@@ -269,15 +271,6 @@ impl Verification {
             .collect();
         let ok = faults.is_empty() && partitions.iter().all(|partition| partition.faults_in_all == 0);
         Report { topic: topic.to_owned(), ok, partitions, faults }
-    }
-}
-
-/// Separates what the store failed at, which may pass, from what it gave and cannot be read.
-async fn readable<T>(request: impl Future<Output = Result<T, HeadError>>) -> object_store::Result<Result<T, String>> {
-    match request.await {
-        Ok(found) => Ok(Ok(found)),
-        Err(HeadError::Unreadable(what)) => Ok(Err(what)),
-        Err(HeadError::Store(error)) => Err(error),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
 };
@@ -10,7 +11,7 @@ use bytesize::ByteSize;
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::{FAILURE, Options};
@@ -18,6 +19,7 @@ use crate::{
     archive::{
         self, ArchiveReader, Offsets, Selection,
         cat::CatError,
+        drain::{self, Fate, Outcome},
         skip,
         verify::{self, PartitionReport, Report},
     },
@@ -74,6 +76,16 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Send the sealed segments that a retired machine left in its data directory: exit 1 when something stays there
+    Drain {
+        #[command(flatten)]
+        options: Options,
+        /// The data directory; no daemon may run in it
+        dir: PathBuf,
+        /// Print JSON, an object a line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Which chains.
@@ -106,7 +118,8 @@ impl Command {
             Self::List { options, .. }
             | Self::Cat { options, .. }
             | Self::Verify { options, .. }
-            | Self::Skip { options, .. } => options,
+            | Self::Skip { options, .. }
+            | Self::Drain { options, .. } => options,
         }
     }
 }
@@ -126,6 +139,9 @@ pub(super) fn archive(command: Command, before: Options) -> ExitCode {
         }
         Command::Skip { options, topic, partition, to, json } => {
             on_archive(before.and_then(options), Some(topic), |reader| skip(reader, partition, to, json))
+        }
+        Command::Drain { options, dir, json } => {
+            on_archive(before.and_then(options), None, |reader| drain(reader, &dir, json))
         }
     }
 }
@@ -219,6 +235,45 @@ fn skip(reader: &ArchiveReader, partition: Partition, to: Offset, json: bool) ->
              the worker that holds it reads {key} within seconds"
         ),
     }))
+}
+
+fn drain(reader: &ArchiveReader, dir: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let (mut sent, mut archived, mut left) = (0, 0, 0);
+    drain::drain(reader, dir, |outcome| {
+        let Outcome { file, topic, range, fate } = outcome;
+        let (word, why) = match fate {
+            Fate::Sent => ("sent", None),
+            Fate::Archived => ("archived", None),
+            Fate::Left(why) => ("left", Some(why)),
+        };
+        *match fate {
+            Fate::Sent => &mut sent,
+            Fate::Archived => &mut archived,
+            Fate::Left(_) => &mut left,
+        } += 1;
+        let file = file.display();
+        // A reader that has gone does not stop it: what was begun is better finished.
+        super::print(&match (json, range) {
+            (true, range) => {
+                let [partition, x, end] = match range {
+                    Some((partition, x, end)) => [json!(partition), json!(x), json!(end)],
+                    None => [Value::Null, Value::Null, Value::Null],
+                };
+                json!({"topic": topic, "partition": partition, "x": x, "end": end, "outcome": word, "reason": why,
+                    "file": file.to_string()})
+                .to_string()
+            }
+            (false, range) => {
+                let range = range.map(|(partition, x, end)| format!(" partition {partition}, offsets {x} to {end}"));
+                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+                format!("{word}: {topic}{} ({file}){why}", range.unwrap_or_default())
+            }
+        });
+    })?;
+    if !json {
+        super::print(&format!("{sent} segments sent, {archived} were archived already, {left} left"));
+    }
+    Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) })
 }
 
 /// On a terminal only; what is piped stays clean.

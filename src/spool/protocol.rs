@@ -14,7 +14,7 @@ mod gap;
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::gap::Gaps;
-pub use self::gap::Word;
+pub use self::gap::{News, Word};
 use super::{
     recover::{self, Fetch, Plan, Situation},
     segment::SealedSegment,
@@ -51,8 +51,8 @@ pub enum Effect {
     Reassign(Reassign),
     /// Consumer.
     Halt(Halt),
-    /// Uploader: has the operator said that this partition's hole may be left?
-    AskSkip { partition: Partition, epoch: Epoch },
+    /// Uploader: how do things stand with this partition's hole?
+    AskAboutGap { partition: Partition, epoch: Epoch },
     /// Operator: the log removed records before they were archived.
     Lost { partition: Partition, from: Offset, to: Offset },
     /// Operator: going on without the records that are gone, as allowed.

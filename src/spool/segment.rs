@@ -156,6 +156,32 @@ pub fn scan(folder: &Path) -> io::Result<Vec<SealedSegment>> {
     Ok(segments)
 }
 
+/// What stands in a file whose header cannot be read is not known.
+#[derive(Debug)]
+pub struct UnreadableHeader {
+    /// The data.
+    pub path: PathBuf,
+    pub why: String,
+}
+
+/// The sealed segments of a partition's folder in the order of their positions, and those whose header cannot be read.
+/// Unlike [`scan`] it changes nothing. Blocks.
+pub fn sealed_in(folder: &Path) -> io::Result<(Vec<SealedSegment>, Vec<UnreadableHeader>)> {
+    let (mut segments, mut unreadable) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(folder)? {
+        let header = entry?.path();
+        if header.extension().is_some_and(|extension| extension == "json") {
+            let path = header.with_extension("zst");
+            match read_header(&header) {
+                Ok(header) => segments.push(SealedSegment { header, path }),
+                Err(error) => unreadable.push(UnreadableHeader { path, why: error.to_string() }),
+            }
+        }
+    }
+    segments.sort_by_key(SealedSegment::x);
+    Ok((segments, unreadable))
+}
+
 /// Takes an unreadable header, and its data, out of the scan's sight without deleting anything.
 fn set_aside(header: &Path) -> io::Result<()> {
     let data = header.with_extension("zst");

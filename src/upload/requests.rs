@@ -18,7 +18,7 @@ use super::{
     archive::{Archive, ProbeError},
     chain::Put,
     compare,
-    opening::{self, HeadError, Unusable},
+    opening::{self, HeadError, Heads as _, Unusable},
 };
 use crate::{
     config::{Config, LiveConfig},
@@ -26,7 +26,7 @@ use crate::{
     metrics::Metrics,
     position::{Offset, Partition},
     queue::Assignment,
-    spool::{Word, segment::SealedSegment},
+    spool::{News, segment::SealedSegment},
 };
 
 /// Attempts after which a sector that the disk cannot read is given up.
@@ -134,18 +134,30 @@ impl Requests {
         opening::end_of_chain(&self.archive, assignment, known_end).await
     }
 
-    /// The operator's word on a partition's hole, asked once; `None` when the store does not answer, which is shown.
-    pub(super) async fn skip(&self, partition: Partition) -> Option<Word> {
-        let word = match self.archive.skip(partition).await {
-            Ok(skip) => Ok(skip.map(|skip| skip.to)),
-            Err(HeadError::Unreadable(what)) => Err(what),
-            Err(HeadError::Store(error)) => {
-                self.failing(explain(&error, &self.config.load()));
-                return None;
+    /// How things stand with a hole behind the chain's `end`, asked once; `None` when the store does not answer, which is
+    /// shown.
+    pub(super) async fn about_gap(&self, partition: Partition, end: Offset) -> Option<News> {
+        let news = async {
+            // A head that cannot be read is found when the chain is opened.
+            if matches!(self.archive.head(partition).await, Ok(Some(head)) if head.end > end) {
+                return Ok(News::Grown);
+            }
+            match self.archive.skip(partition).await {
+                Ok(skip) => Ok(News::Said(Ok(skip.map(|skip| skip.to)))),
+                Err(HeadError::Unreadable(what)) => Ok(News::Said(Err(what))),
+                Err(HeadError::Store(error)) => Err(error),
             }
         };
-        self.working();
-        Some(word)
+        match news.await {
+            Ok(news) => {
+                self.working();
+                Some(news)
+            }
+            Err(error) => {
+                self.failing(explain(&error, &self.config.load()));
+                None
+            }
+        }
     }
 
     /// Puts a segment; returns only when an answer is known.

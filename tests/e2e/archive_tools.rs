@@ -16,7 +16,7 @@ use crate::support::{
     eventually, free_port,
     oracle::Oracle,
     program,
-    services::services,
+    services::{Exclusive, services},
 };
 
 fn text(bytes: &[u8]) -> String {
@@ -222,6 +222,82 @@ fn a_partition_halted_at_a_hole_goes_on_when_the_operators_word_reaches_over_it(
     worker.write_config("[archive]\non_gap = \"skip\"\n");
     assert_eq!(worker.reload().status, 200);
     eventually("it goes on", PATIENCE, || (records(&verified(&worker, 0)) == 550).then_some(()));
+    worker.terminate();
+    ingest.terminate();
+}
+
+/// A worker that was stopped while the store hung, with sealed segments in its data directory.
+fn retired(services: &Exclusive, name: &'static str, ingest: &Daemon, ledger: &Ledger) -> Daemon {
+    let setup = services.setup(name).set("store.kind", "none").roles("worker");
+    let worker = setup.set("upload.timeout", "2s").set("shutdown.timeout", "4s").set("spool.max_records", 200).start();
+    let mut oracle = Oracle::new(ledger, Archive::new(services.bucket(name)));
+    ledger.post(&ingest.events_url(), 1_000, 1, PATIENCE);
+    oracle.settle_archive(PATIENCE);
+    let s3 = services.s3.process();
+    let frozen = s3.freeze();
+    ledger.post(&ingest.events_url(), 2_000, 1, PATIENCE);
+    eventually("all are spooled", PATIENCE, || {
+        (worker.metric("ingestd_events_consumed_total")? >= ledger.acknowledged() as f64).then_some(())
+    });
+    worker.signal("TERM");
+    worker.wait_exit(PATIENCE);
+    drop(frozen);
+    assert!(objects(&worker.data().join("spool")).len() > 4);
+    worker
+}
+
+fn drain(by: &Daemon, of: &Daemon) -> (Option<i32>, String) {
+    let Output { status, stdout, stderr } = by.run(&["archive", "drain", &of.data().display().to_string()]);
+    (status.code(), text(&stdout) + &text(&stderr))
+}
+
+#[test]
+fn segments_of_a_retired_machine_are_drained_when_the_log_has_lost_their_records() {
+    let Some(services) = services() else { return };
+    let ledger = Ledger::new();
+    services.create_bucket("drained");
+    let ingest = services.setup("drained").set("store.kind", "none").roles("ingest").start();
+    let retired = retired(&services, "drained", &ingest, &ledger);
+    (0..4).for_each(|partition| services.delete_records("drained", partition, -1));
+    let worker = services.setup("drained").set("store.kind", "none").roles("worker").start();
+    halted(&worker, &["were removed from the log"]);
+
+    let (status, said) = drain(&ingest, &retired);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("sent: drained partition ") && said.contains(" 0 left"), "{said}");
+    assert!(objects(&retired.data().join("spool")).is_empty());
+    assert_eq!(records(&verified(&ingest, 0)), 3_000);
+
+    // The holes are filled, so whoever has the partitions now goes on by itself.
+    eventually("none is halted", PATIENCE, || (worker.readiness()["halted"] == serde_json::json!([])).then_some(()));
+    let mut oracle = Oracle::new(&ledger, Archive::new(services.bucket("drained")));
+    ledger.post(&ingest.events_url(), 1_000, 1, PATIENCE);
+    oracle.settle_archive(PATIENCE);
+    assert_eq!(records(&verified(&ingest, 0)), 4_000);
+    let (refused, said) = drain(&ingest, &worker);
+    assert!(refused == Some(1) && said.contains("in use by another ingestd"), "{said}");
+    worker.terminate();
+    ingest.terminate();
+}
+
+#[test]
+fn a_drain_beside_live_workers_of_the_same_partitions_doubles_nothing() {
+    let Some(services) = services() else { return };
+    let ledger = Ledger::new();
+    services.create_bucket("beside");
+    let ingest = services.setup("beside").set("store.kind", "none").roles("ingest").start();
+    let retired = retired(&services, "beside", &ingest, &ledger);
+    let mut oracle = Oracle::new(&ledger, Archive::new(services.bucket("beside")));
+    // Other bounds, so that its objects are others, too.
+    let setup = services.setup("beside").set("store.kind", "none").set("spool.max_records", 130);
+    let worker = setup.roles("worker").start();
+    std::thread::scope(|scope| {
+        scope.spawn(|| ledger.post(&ingest.events_url(), 3_000, 1, PATIENCE));
+        eventually("nothing is left", PATIENCE, || (drain(&ingest, &retired).0 == Some(0)).then_some(()));
+    });
+    oracle.settle_archive(PATIENCE);
+    assert!(objects(&retired.data().join("spool")).is_empty());
+    assert_eq!(records(&verified(&ingest, 0)), 6_000);
     worker.terminate();
     ingest.terminate();
 }

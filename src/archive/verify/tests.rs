@@ -4,7 +4,7 @@ use std::fs;
 
 use indicatif::ProgressBar;
 
-use super::{Fault, FaultKind, Report, verify};
+use super::{Fault, FaultKind, Report, Verification, verify};
 use crate::{archive::by_hand::ByHand, position::Offset};
 
 const HOUR: &str = "2026-11-23T08:00:00Z";
@@ -61,6 +61,28 @@ fn an_object_that_is_missing_within_a_chain_is_a_gap() {
     archive.object(0, 4, &[(4, HOUR)]);
     fs::remove_file(archive.path(&second())).unwrap();
     only(&archive, FaultKind::Gap, "offsets 2 to 4");
+}
+
+#[test]
+fn a_gap_is_believed_only_when_another_list_has_nothing_to_fill_it() {
+    let archive = whole();
+    archive.object(0, 4, &[(4, HOUR)]);
+    let reader = archive.reader();
+    // The second object came to stand in a folder that the first LIST had passed; one more came to stand at the end.
+    let mut lists = 0;
+    let list = async || {
+        let mut listing = reader.list().await?;
+        lists += 1;
+        match lists {
+            1 => drop(listing.objects.remove(1)),
+            _ => drop(archive.object(0, 5, &[(5, HOUR)])),
+        }
+        Ok(listing)
+    };
+    let progress = ProgressBar::hidden();
+    let report = reader.block_on(Verification::run(&reader, &[], &progress, list)).unwrap();
+    assert!(report.ok && report.records() == 5, "{report:?}");
+    assert_eq!(lists, 2);
 }
 
 #[test]

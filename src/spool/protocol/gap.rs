@@ -1,8 +1,10 @@
 //! A hole that retention tore (4.4): the partition halts until the operator says that it may be left, by
 //! `archive.on_gap = "skip"` or by a word in the archive itself (`ingestd archive skip`), which any worker finds.
 //!
-//! Whoever goes on has its partition assigned anew first: meanwhile the chain may have grown (a retired machine's
-//! segments were sent), and going on from the end that was known when it halted would begin a second chain there.
+//! Or the hole is filled, from the segments that a retired machine kept (`ingestd archive drain`).
+//!
+//! Whoever goes on has its partition assigned anew first: the chain may have grown meanwhile, and going on from the end
+//! that was known when it halted would begin a second chain there.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +18,15 @@ use crate::{
 
 /// What the operator has said of a hole: records below the offset may be missing; or why the word cannot be read.
 pub type Word = Result<Option<Offset>, String>;
+
+/// What the archive was found to say about a hole.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// The chain reaches further than when it was opened: the hole is smaller, or none any more.
+    Grown,
+    /// What the operator has said.
+    Said(Word),
+}
 
 #[derive(Default)]
 pub(super) struct Gaps {
@@ -41,7 +52,7 @@ impl Protocol {
             effects.extend(self.begin(partition, x, log_start));
         } else {
             effects.extend(self.halt_at_gap(partition, x, log_start, Ok(None)));
-            effects.extend(self.ask_skip(partition));
+            effects.extend(self.ask_about_gap(partition));
         }
         effects
     }
@@ -66,8 +77,8 @@ impl Protocol {
         vec![Effect::Halt(Halt { partition, epoch: spooled.epoch, reason, action })]
     }
 
-    fn ask_skip(&self, partition: Partition) -> Option<Effect> {
-        self.partitions.get(&partition).map(|spooled| Effect::AskSkip { partition, epoch: spooled.epoch })
+    fn ask_about_gap(&self, partition: Partition) -> Option<Effect> {
+        self.partitions.get(&partition).map(|spooled| Effect::AskAboutGap { partition, epoch: spooled.epoch })
     }
 
     fn at_gaps(&self) -> Vec<Partition> {
@@ -75,9 +86,9 @@ impl Protocol {
         at_gap.map(|(partition, _)| *partition).collect()
     }
 
-    /// Asks the archive for the operator's words.
-    pub fn ask_skips(&self) -> Vec<Effect> {
-        self.at_gaps().into_iter().filter_map(|partition| self.ask_skip(partition)).collect()
+    /// Asks the archive how things stand.
+    pub fn ask_about_gaps(&self) -> Vec<Effect> {
+        self.at_gaps().into_iter().filter_map(|partition| self.ask_about_gap(partition)).collect()
     }
 
     /// The configuration allows holes to be left.
@@ -91,18 +102,19 @@ impl Protocol {
         Some(Effect::Reassign(Reassign { partition, epoch: spooled.epoch }))
     }
 
-    /// What the operator has said about this partition's hole.
-    pub fn skip_said(&mut self, partition: Partition, epoch: Epoch, word: Word) -> Vec<Effect> {
+    /// How things stand with this partition's hole.
+    pub fn gap_news(&mut self, partition: Partition, epoch: Epoch, news: News) -> Vec<Effect> {
         let Some(spooled) = self.current(partition, epoch) else { return Vec::new() };
         let (x, Phase::Gap { log_start, word: known }) = (spooled.cursor, &spooled.phase) else { return Vec::new() };
         let log_start = *log_start;
-        match word {
-            Ok(Some(to)) if log_start <= to => {
+        match news {
+            News::Grown => self.reopen(partition).into_iter().collect(),
+            News::Said(Ok(Some(to))) if log_start <= to => {
                 self.gaps.allowed.insert(partition, to);
                 self.reopen(partition).into_iter().collect()
             }
-            word if word != *known => self.halt_at_gap(partition, x, log_start, word),
-            _ => Vec::new(),
+            News::Said(word) if word != *known => self.halt_at_gap(partition, x, log_start, word),
+            News::Said(_) => Vec::new(),
         }
     }
 }

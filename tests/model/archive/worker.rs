@@ -243,7 +243,7 @@ impl Life {
                     self.halted = None;
                 }
                 // The model's operator speaks by the configuration.
-                Effect::AskSkip { .. } => {}
+                Effect::AskAboutGap { .. } => {}
             }
         }
     }
