@@ -11,7 +11,12 @@ pub mod recover;
 pub mod segment;
 mod writer;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
@@ -112,6 +117,10 @@ pub struct Spooler {
     queue_kind: QueueKind,
     disk_full: bool,
     held: BTreeMap<Hold, bool>,
+    /// Partitions whose last segment could not be written.
+    failing: BTreeSet<Partition>,
+    /// So many segments wait that none is sealed for its age.
+    behind: bool,
     draining: bool,
     ticks: u32,
     health: Health,
@@ -119,6 +128,9 @@ pub struct Spooler {
 }
 
 impl Spooler {
+    /// Segments that wait for the archive, above which none is sealed for its age: an outage of a week would leave
+    /// hundreds of thousands of small ones.
+    const BEHIND: usize = 256;
     /// By then the group has given each partition to somebody.
     const SETTLED_TICKS: u32 = 30;
     /// How soon a partition begins again after its segment could not be written.
@@ -168,6 +180,8 @@ impl Spooler {
             config,
             disk_full: false,
             held: BTreeMap::new(),
+            failing: BTreeSet::new(),
+            behind: false,
             draining: false,
             ticks: 0,
             health,
@@ -195,6 +209,7 @@ impl Spooler {
                     self.command(SpoolCommand::Begin { partition, epoch, x, identity });
                 }
                 Effect::EndSegments(partition) => self.command(SpoolCommand::End(partition)),
+                Effect::CloseSegments(partition) => self.command(SpoolCommand::Close(partition)),
                 Effect::Remove(segment) => self.command(SpoolCommand::Remove(segment)),
                 Effect::Orphan { segment, why } => self.command(SpoolCommand::Orphan { segment, why }),
                 Effect::OpenChain { epoch, assignment } => self.uploader.tell(OpenChain { epoch, assignment }),
@@ -218,9 +233,20 @@ impl Spooler {
         self.show_spool();
     }
 
+    /// The partition is written again, or no longer ours.
+    fn works(&mut self, partition: Partition) {
+        if self.failing.remove(&partition) && self.failing.is_empty() {
+            self.health.actor(ActorName::Spooler, ActorState::Running, None);
+        }
+    }
+
     /// Fetching is held while sealed segments fill the quota or a full disk.
     fn show_spool(&mut self) {
         let bytes = self.protocol.sealed_bytes();
+        let behind = self.protocol.sealed_segments() >= Self::BEHIND;
+        if std::mem::replace(&mut self.behind, behind) != behind {
+            self.command(SpoolCommand::SealByAge(!behind));
+        }
         self.metrics.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         self.hold(Hold::SpoolQuota, bytes >= self.config.load().spool.quota.0);
         // The embedded log is freed only by archiving it: one segment at a time goes on, and frees more than it takes.
@@ -286,6 +312,9 @@ impl Handler<Unassign> for Spooler {
 
     fn handle(&mut self, Unassign { partition, epoch }: Unassign, _: &mut Self::Context) {
         let effects = self.protocol.unassigned(partition, epoch);
+        if !effects.is_empty() {
+            self.works(partition);
+        }
         self.perform(effects);
     }
 }
@@ -319,9 +348,10 @@ impl Handler<FromWriter> for Spooler {
                 self.perform(effects);
             }
             SpoolEvent::Sealed { epoch, segment } => {
+                let partition = segment.header.partition;
                 let effects = self.protocol.sealed(epoch, segment);
                 if !effects.is_empty() {
-                    self.health.actor(ActorName::Spooler, ActorState::Running, None);
+                    self.works(partition);
                 }
                 self.perform(effects);
             }
@@ -332,6 +362,7 @@ impl Handler<FromWriter> for Spooler {
                 }
                 let reason = format!("partition {partition} cannot be spooled: {error}");
                 tracing::warn!(reason, "spool failed, beginning again");
+                self.failing.insert(partition);
                 self.health.actor(ActorName::Spooler, ActorState::Failing, reason);
                 ctx.run_later(Self::RETRY, move |spooler, _| {
                     spooler.replies.reassign(Reassign { partition, epoch });
@@ -372,9 +403,12 @@ impl Handler<Followed> for Spooler {
 impl Handler<Damaged> for Spooler {
     type Result = ();
 
-    fn handle(&mut self, Damaged { epoch, segment, why }: Damaged, _: &mut Self::Context) {
-        let effects = self.protocol.damaged(epoch, segment, why);
+    fn handle(&mut self, Damaged { epoch, segment, why }: Damaged, ctx: &mut Self::Context) {
+        let partition = segment.header.partition;
+        let effects = self.protocol.damaged(segment, why);
         self.perform(effects);
+        // A disk that cannot even move it would be asked in a loop.
+        ctx.run_later(Self::RETRY, move |spooler, _| spooler.replies.reassign(Reassign { partition, epoch }));
     }
 }
 

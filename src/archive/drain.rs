@@ -67,7 +67,7 @@ pub fn drain(reader: &ArchiveReader, dir: &Path, mut tell: impl FnMut(&Outcome))
         for partition in folders(&topic.path)? {
             let (segments, unreadable) = segment::sealed_in(&partition.path)
                 .with_context(|| format!("cannot look through {}", partition.path.display()))?;
-            for UnreadableHeader { path: file, why } in unreadable {
+            for UnreadableHeader { path: file, why, .. } in unreadable {
                 let why = format!("its header cannot be read ({why}): what it holds is shown by zstdcat");
                 tell(&Outcome { file, topic: topic.name.clone(), range: None, fate: Fate::Left(why) });
             }
@@ -163,12 +163,6 @@ impl Draining<'_> {
             let (name, generation) = (&header.topic, header.generation);
             return Some(format!(
                 "it is of topic {topic}: drain again with --set queue.topic={name} --set queue.generation={generation}"
-            ));
-        }
-        if topic != self.topic || header.partition.to_string() != self.folder {
-            return Some(format!(
-                "its header says that it is of {topic}, partition {}: it was moved",
-                header.partition
             ));
         }
         let url = &config.archive.url;

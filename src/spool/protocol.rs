@@ -35,6 +35,8 @@ pub enum Effect {
     BeginSegments { partition: Partition, epoch: Epoch, x: Offset, identity: TopicIdentity },
     /// Spool's thread: drop the open segment.
     EndSegments(Partition),
+    /// Spool's thread: seal the open segment, and begin none. Who knows how long the log keeps its records.
+    CloseSegments(Partition),
     /// Spool's thread: the archive or the log has its records.
     Remove(SealedSegment),
     /// Spool's thread: it fits nowhere.
@@ -114,7 +116,7 @@ pub struct Protocol {
     partitions: BTreeMap<Partition, Spooled>,
     /// Sealed segments of partitions that were revoked: they go on uploading.
     leaving: BTreeMap<(Partition, Offset), SealedSegment>,
-    /// Partitions whose chain was seen beyond the log's end, until that is over.
+    /// Partitions whose log was asked once more, because much hangs on its answer; until they begin.
     rechecked: BTreeSet<Partition>,
     gaps: Gaps,
 }
@@ -138,9 +140,17 @@ impl Protocol {
     /// Bytes of sealed segments that wait for the archive. What a halted partition keeps must not hold the others up,
     /// and is not counted.
     pub fn sealed_bytes(&self) -> u64 {
+        self.waiting().map(|segment| segment.header.bytes).sum()
+    }
+
+    /// How many these are.
+    pub fn sealed_segments(&self) -> usize {
+        self.waiting().count()
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = &SealedSegment> {
         let going = self.partitions.values().filter(|spooled| !matches!(spooled.phase, Phase::Halted));
-        let sealed = going.flat_map(|spooled| spooled.sealed.values()).chain(self.leaving.values());
-        sealed.map(|segment| segment.header.bytes).sum()
+        going.flat_map(|spooled| spooled.sealed.values()).chain(self.leaving.values())
     }
 
     /// Whether this is the partition's present assignment.
@@ -221,7 +231,13 @@ impl Protocol {
             identity: &spooled.assignment.identity,
             archive: &self.rules.archive,
         };
-        let Plan { keep, remove, orphan, x, fetch } = recover::plan(segments, &situation);
+        let Plan { keep, remove, trusts_log, orphan, x, fetch } = recover::plan(segments, &situation);
+        // The log may have been asked long ago, before the store could be reached: asked once more.
+        let unsure = trusts_log || fetch == Fetch::BeyondLog;
+        if unsure && self.rechecked.insert(partition) {
+            let epoch = spooled.epoch;
+            return vec![Effect::Reassign(Reassign { partition, epoch })];
+        }
         let (epoch, position, log_end) = (spooled.epoch, *chain_end, spooled.assignment.log_end);
         spooled.sealed = keep.iter().map(|segment| (segment.x(), segment.clone())).collect();
         let mut effects: Vec<Effect> = remove.into_iter().map(Effect::Remove).collect();
@@ -231,10 +247,6 @@ impl Protocol {
         effects.extend(match fetch {
             Fetch::FromChain => self.begin(partition, x, x),
             Fetch::Gap { log_start } => self.gap(partition, x, log_start, on_gap),
-            // The log's end may have been asked long ago, before the store could be reached: asked once more.
-            Fetch::BeyondLog if self.rechecked.insert(partition) => {
-                vec![Effect::Reassign(Reassign { partition, epoch })]
-            }
             Fetch::BeyondLog => self.halt(
                 partition,
                 format!("the archive reaches offset {x}, but the log ends at {log_end}: this is not the log that was archived"),
@@ -258,7 +270,7 @@ impl Protocol {
         let Some(spooled) = self.partitions.get_mut(&partition) else { return Vec::new() };
         spooled.phase = Phase::Halted;
         let epoch = spooled.epoch;
-        vec![Effect::EndSegments(partition), Effect::Halt(Halt { partition, epoch, reason, action })]
+        vec![Effect::CloseSegments(partition), Effect::Halt(Halt { partition, epoch, reason, action })]
     }
 
     /// A batch that covers `[from, to)`.
@@ -320,12 +332,11 @@ impl Protocol {
         effects
     }
 
-    /// A segment's file cannot be read as it was sealed. Assigned anew, the partition begins at the archive's end; the
-    /// log still has the records, or says that not.
-    pub fn damaged(&mut self, epoch: Epoch, segment: SealedSegment, why: String) -> Vec<Effect> {
-        let partition = segment.header.partition;
-        self.stop_leaving(partition);
-        vec![Effect::Orphan { segment, why }, Effect::Reassign(Reassign { partition, epoch })]
+    /// A segment's file cannot be read as it was sealed. The partition is then to be assigned anew: it begins at the
+    /// archive's end, and the log still has the records, or says that not.
+    pub fn damaged(&mut self, segment: SealedSegment, why: String) -> Vec<Effect> {
+        self.stop_leaving(segment.header.partition);
+        vec![Effect::Orphan { segment, why }]
     }
 
     /// The chain cannot go on until the operator does something.

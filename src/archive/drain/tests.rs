@@ -54,7 +54,7 @@ impl Retired {
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join(format!("{x:020}.zst"));
         fs::write(&path, data).unwrap();
-        fs::write(path.with_extension("json"), serde_json::to_vec(&header).unwrap()).unwrap();
+        fs::write(path.with_extension("json"), segment::encode_header(&header).unwrap()).unwrap();
         path
     }
 
@@ -163,7 +163,8 @@ fn what_is_of_another_archive_or_topic_is_reported_and_not_sent() {
     with(|header| header.identity = TopicIdentity("other".into())).stays("another topic of the same name");
     with(|header| header.topic = "other".to_owned()).stays("--set queue.topic=other");
     with(|header| header.generation = 2).stays("--set queue.generation=2");
-    with(|header| header.partition = Partition(1)).stays("partition 1: it was moved");
+    with(|header| header.partition = Partition(1))
+        .stays("of events/1/00000000000000000000, which is not where it stands");
 }
 
 #[test]

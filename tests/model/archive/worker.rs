@@ -47,6 +47,7 @@ pub enum ToThread {
     Begin { epoch: Epoch, x: Offset },
     Append { epoch: Epoch, records: Vec<Offset> },
     End,
+    Close,
     Remove(SealedSegment),
 }
 
@@ -212,7 +213,10 @@ impl Life {
             ToSpooler::ChainOpened(epoch, end) => self.spooler.chain_opened(PARTITION, epoch, end, self.on_gap),
             ToSpooler::Archived(epoch, segment) => self.spooler.archived(epoch, segment),
             ToSpooler::Followed(epoch, end) => self.spooler.followed(PARTITION, epoch, end),
-            ToSpooler::Damaged(epoch, segment) => self.spooler.damaged(epoch, segment, "gone".to_owned()),
+            ToSpooler::Damaged(epoch, segment) => {
+                self.to_consumer.push_back(ToConsumer::Reassign(Reassign { partition: PARTITION, epoch }));
+                self.spooler.damaged(segment, "gone".to_owned())
+            }
             ToSpooler::ChainHalted(epoch, reason) => self.spooler.chain_halted(PARTITION, epoch, reason, String::new()),
         };
         self.perform(effects, trace);
@@ -224,6 +228,7 @@ impl Life {
                 Effect::Scan { epoch, .. } => self.to_thread.push_back(ToThread::Scan(epoch)),
                 Effect::BeginSegments { epoch, x, .. } => self.to_thread.push_back(ToThread::Begin { epoch, x }),
                 Effect::EndSegments(_) => self.to_thread.push_back(ToThread::End),
+                Effect::CloseSegments(_) => self.to_thread.push_back(ToThread::Close),
                 Effect::Remove(segment) => self.to_thread.push_back(ToThread::Remove(segment)),
                 Effect::Orphan { segment, .. } => {
                     trace.saw("orphaned");
@@ -274,6 +279,10 @@ impl Life {
                 }
             }
             ToThread::End => self.spooling = None,
+            ToThread::Close => {
+                self.seal(disk);
+                self.spooling = None;
+            }
             // By its name, which is the position.
             ToThread::Remove(segment) => disk.retain(|file| file.segment.x() != segment.x()),
         }
