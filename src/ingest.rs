@@ -10,6 +10,8 @@ mod body;
 mod check;
 mod handler;
 mod ids;
+#[cfg(test)]
+mod properties;
 mod replies;
 mod split;
 

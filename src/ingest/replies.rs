@@ -34,7 +34,7 @@ pub fn summary(body: &[u8], checked: &Checked) -> HttpResponse {
 
 /// `{"accepted":1,"rejected":1,"ids":["…"],"errors":[{"index":1,"code":"missing_type","message":"…"}]}`, `errors` only
 /// where there are some. Written as it goes: a tree of it would cost several allocations an event.
-fn summary_json(body: &[u8], checked: &Checked) -> Vec<u8> {
+pub(super) fn summary_json(body: &[u8], checked: &Checked) -> Vec<u8> {
     const ID: usize = 40;
     const ERROR: usize = 160;
     let mut json = Vec::with_capacity(64 + checked.accepted.len() * ID + checked.errors.len() * ERROR);
