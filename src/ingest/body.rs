@@ -1,9 +1,12 @@
 //! Takes a request's body in: its media type, its size, its deadline, and its share of the bytes in flight.
 
+use std::rc::Rc;
+
 use actix_web::{
+    HttpRequest,
     http::{
         StatusCode,
-        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName},
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, UPGRADE},
     },
     web,
 };
@@ -12,15 +15,21 @@ use futures::StreamExt;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::{replies::Problem, split::Format};
-use crate::config::{ByteSize, HttpConfig};
+use crate::{
+    config::{ByteSize, HttpConfig},
+    http::Connection,
+};
 
 /// What the headers say that the body is.
 pub fn format(headers: &HeaderMap) -> Result<Format, Problem> {
-    if let Some(coding) = text(headers, CONTENT_ENCODING)?
-        && !coding.trim().eq_ignore_ascii_case("identity")
-    {
+    // Each of them: what one says another may take back.
+    let is_identity = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(CONTENT_ENCODING).all(is_identity) {
         let detail = "bodies with a Content-Encoding are not accepted: send the body as it is";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    if headers.get_all(CONTENT_TYPE).count() > 1 {
+        return Err(unsupported());
     }
     let Some(content_type) = text(headers, CONTENT_TYPE)? else {
         return Ok(Format::Json);
@@ -56,7 +65,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, Problem> 
 /// # Errors
 /// 413 above `http.max_body`, 429 when `http.max_in_flight` is spent, 408 after `http.request_timeout`.
 pub async fn read(
-    headers: &HeaderMap,
+    request: &HttpRequest,
     payload: web::Payload,
     http: &HttpConfig,
     in_flight: &Gauge,
@@ -69,7 +78,12 @@ pub async fn read(
         length: 0,
         share: Share { bytes: 0, in_flight: in_flight.clone() },
     };
-    let declared = text(headers, CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
+    // Such a body would be all that comes on the connection, whatever the head says of its length.
+    if request.headers().get_all(UPGRADE).any(|to| to.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket")) {
+        let detail = "this is no WebSocket: send the request without Upgrade";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, detail).closing());
+    }
+    let declared = text(request.headers(), CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
     if declared.is_some_and(|length| length > incoming.max_body) {
         return Err(incoming.too_large());
     }
@@ -81,6 +95,9 @@ pub async fn read(
             return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail).closing());
         }
     };
+    if let Some(connection) = request.conn_data::<Rc<Connection>>() {
+        connection.body_complete();
+    }
     Ok(Bytes::from_owner(Held { bytes, _share: incoming.share }))
 }
 
@@ -120,8 +137,9 @@ impl Incoming {
         let Some(chunk) = self.payload.next().await else {
             return Ok(None);
         };
-        let chunk = chunk.map_err(|error| {
-            Problem::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {error}")).closing()
+        let chunk = chunk.map_err(|_| {
+            let detail = "the body ended before all that its head announced, or its chunks are not valid";
+            Problem::new(StatusCode::BAD_REQUEST, detail).closing()
         })?;
         self.length += chunk.len();
         if self.length > self.max_body {
@@ -178,15 +196,16 @@ impl AsRef<[u8]> for Held {
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::HeaderValue;
-
     use super::*;
 
     #[test]
     fn the_body_is_json_or_ndjson_in_utf_8_as_it_is() {
         let format = |headers: &[(HeaderName, &'static str)]| {
-            let headers: HeaderMap =
-                headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(name.clone(), HeaderValue::from_static(value));
+            }
+            let headers = map;
             super::format(&headers).map_err(|problem| problem.status().as_u16())
         };
         for (content_type, expected) in [
@@ -201,7 +220,12 @@ mod tests {
         }
         assert_eq!(format(&[]), Ok(Format::Json));
         assert_eq!(format(&[(CONTENT_ENCODING, "identity")]), Ok(Format::Json));
-        assert_eq!(format(&[(CONTENT_ENCODING, "gzip")]), Err(415));
+        for codings in [&["gzip"][..], &["identity", "gzip"], &["gzip, gzip"], &[""]] {
+            let headers: Vec<_> = codings.iter().map(|coding| (CONTENT_ENCODING, *coding)).collect();
+            assert_eq!(format(&headers), Err(415), "{codings:?}");
+        }
+        let twice = [(CONTENT_TYPE, "application/json"), (CONTENT_TYPE, "application/x-ndjson")];
+        assert_eq!(format(&twice), Err(415));
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Intake {
         }
         let config = self.config.load_full();
         let format = body::format(request.headers())?;
-        let body = body::read(request.headers(), payload, &config.http, &self.metrics.in_flight_bytes).await?;
+        let body = body::read(request, payload, &config.http, &self.metrics.in_flight_bytes).await?;
         let received = Timestamp::now();
         let mut checked = if body.len() < LONG_PARSE {
             check(&body, format, &config.http, &self.fields, received)?
@@ -151,7 +151,8 @@ impl Intake {
         Ok(delivery.too_large)
     }
 
-    fn answered(&self, status: StatusCode) {
+    /// Counts an answer.
+    pub fn answered(&self, status: StatusCode) {
         if status == StatusCode::OK {
             self.answered_ok.inc();
         } else {
