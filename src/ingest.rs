@@ -10,6 +10,7 @@ mod body;
 mod check;
 mod handler;
 mod ids;
+mod in_flight;
 #[cfg(test)]
 mod properties;
 mod replies;

@@ -14,11 +14,8 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{replies::Problem, split::Format};
-use crate::{
-    config::{ByteSize, HttpConfig},
-    http::Connection,
-};
+use super::{in_flight::Share, replies::Problem, split::Format};
+use crate::{config::HttpConfig, http::Connection};
 
 /// What the headers say that the body is.
 pub fn format(headers: &HeaderMap) -> Result<Format, Problem> {
@@ -74,9 +71,8 @@ pub async fn read(
         payload,
         // Parts of the body are named by 32-bit positions.
         max_body: http.max_body.as_usize().min(u32::MAX as usize),
-        max_in_flight: http.max_in_flight,
         length: 0,
-        share: Share { bytes: 0, in_flight: in_flight.clone() },
+        share: Share::new(in_flight, http.max_in_flight),
     };
     // Such a body would be all that comes on the connection, whatever the head says of its length.
     if request.headers().get_all(UPGRADE).any(|to| to.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket")) {
@@ -98,7 +94,7 @@ pub async fn read(
     if let Some(connection) = request.conn_data::<Rc<Connection>>() {
         connection.body_complete();
     }
-    Ok(Bytes::from_owner(Held { bytes, _share: incoming.share }))
+    Ok(incoming.share.hold(bytes))
 }
 
 /// A piece is a part of its connection's read buffer, and keeps all of that alive. For a small one a copy is cheaper: the
@@ -109,7 +105,6 @@ const COPIED: usize = 16 * 1024;
 struct Incoming {
     payload: web::Payload,
     max_body: usize,
-    max_in_flight: ByteSize,
     length: usize,
     share: Share,
 }
@@ -145,10 +140,7 @@ impl Incoming {
         if self.length > self.max_body {
             return Err(self.too_large());
         }
-        if !self.share.grow(chunk.len(), self.max_in_flight) {
-            let detail = "too many bytes of requests are being handled (http.max_in_flight): try again";
-            return Err(Problem::too_busy(detail));
-        }
+        self.share.grow(chunk.len())?;
         Ok(Some(chunk))
     }
 
@@ -156,41 +148,6 @@ impl Incoming {
         let detail =
             format!("the body is larger than {} bytes (http.max_body): send it in smaller requests", self.max_body);
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
-    }
-}
-
-/// What one request takes of `http.max_in_flight`. The gauge itself is the count, so that what is shown is what is
-/// enforced.
-struct Share {
-    bytes: i64,
-    in_flight: Gauge,
-}
-
-impl Share {
-    /// Takes more, without waiting. `false`: there is not so much left.
-    fn grow(&mut self, bytes: usize, limit: ByteSize) -> bool {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let limit = i64::try_from(limit.0).unwrap_or(i64::MAX);
-        self.bytes += bytes;
-        self.in_flight.inc_by(bytes) + bytes <= limit
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.in_flight.dec_by(self.bytes);
-    }
-}
-
-/// A body and its share, which live equally long.
-struct Held {
-    bytes: Bytes,
-    _share: Share,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
     }
 }
 
@@ -226,18 +183,5 @@ mod tests {
         }
         let twice = [(CONTENT_TYPE, "application/json"), (CONTENT_TYPE, "application/x-ndjson")];
         assert_eq!(format(&twice), Err(415));
-    }
-
-    #[test]
-    fn shares_never_exceed_the_budget_and_come_back() {
-        let in_flight = Gauge::default();
-        let share = || Share { bytes: 0, in_flight: in_flight.clone() };
-        let (mut first, mut second) = (share(), share());
-        assert!(first.grow(6, ByteSize(10)));
-        assert!(!second.grow(5, ByteSize(10)));
-        drop(second);
-        assert!(first.grow(4, ByteSize(10)));
-        drop(first);
-        assert_eq!(in_flight.get(), 0);
     }
 }

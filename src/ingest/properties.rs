@@ -3,12 +3,14 @@
 //!
 //! The second reading is a grammar of its own (RFC 8259, below), and serde_json's trees where it makes them.
 
+use prometheus_client::metrics::gauge::Gauge;
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::Value;
 
 use super::{
     check::{Checked, EventId, check},
-    replies::{Problem, summary_json},
+    in_flight::Share,
+    replies::{Problem, longest_answer, summary_json},
     split::Format,
 };
 use crate::{
@@ -73,7 +75,8 @@ fn verdict(event: &[u8]) -> Option<Result<(), Code>> {
 
 fn checked(body: &[u8], format: Format) -> Result<Checked, Problem> {
     let http = HttpConfig { max_events: usize::MAX, max_event: ByteSize(u64::MAX), ..HttpConfig::default() };
-    check(body, format, &http, &EventFields::from(&EventConfig::default()), Timestamp(0))
+    let mut share = Share::new(&Gauge::default(), ByteSize(u64::MAX));
+    check(body, format, &http, &EventFields::from(&EventConfig::default()), Timestamp(0), &mut share)
 }
 
 /// All that must hold for one body.
@@ -123,7 +126,14 @@ fn holds(body: &[u8], format: Format) {
         }
         ids.push(id);
     }
-    let reply: Value = serde_json::from_slice(&summary_json(body, &checked)).expect("the answer is JSON");
+    let reply = summary_json(body, &checked);
+    assert!(
+        reply.len() <= longest_answer(&checked),
+        "{} bytes, {} were reserved",
+        reply.len(),
+        longest_answer(&checked)
+    );
+    let reply: Value = serde_json::from_slice(&reply).expect("the answer is JSON");
     assert_eq!(reply["ids"], Value::from(ids));
     assert_eq!(reply["rejected"], checked.errors.len());
 }
