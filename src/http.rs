@@ -160,3 +160,6 @@ impl MessageBody for Answer {
         std::pin::Pin::new(&mut self.body).poll_next(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

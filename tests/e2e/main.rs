@@ -6,6 +6,7 @@
 
 mod alone;
 mod bad_dependencies;
+mod hostile;
 mod on_services;
 mod packaging;
 mod queue_kafka;
