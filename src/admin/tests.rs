@@ -1,6 +1,9 @@
 //! The endpoint through its handlers, with a store and a configuration that the tests set.
 
-use actix_web::test::{TestRequest, call_service, init_service, read_body_json};
+use actix_web::{
+    App,
+    test::{TestRequest, call_service, init_service, read_body_json},
+};
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;

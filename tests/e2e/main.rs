@@ -7,6 +7,7 @@
 mod alone;
 mod archive_tools;
 mod bad_dependencies;
+mod hostile;
 mod on_services;
 mod packaging;
 mod queue_kafka;

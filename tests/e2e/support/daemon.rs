@@ -269,6 +269,18 @@ impl Daemon {
         assert!(cfg!(debug_assertions) || peak < bound, "{peak} bytes of memory, more than {bound}");
     }
 
+    pub fn peak_memory(&self) -> u64 {
+        self.process.peak_memory()
+    }
+
+    pub fn open_files(&self) -> usize {
+        self.process.open_files()
+    }
+
+    pub fn admin_address(&self) -> &str {
+        &self.admin
+    }
+
     pub fn log(&self) -> String {
         self.process.log()
     }
