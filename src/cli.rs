@@ -161,6 +161,8 @@ mod tests {
         let both = options(&["--set", "a=1", "--config", "x", "check", "--set", "b=2=3", "--roles", "ingest"]);
         let settings: Vec<_> = both.settings.iter().map(|setting| (&*setting.key, &*setting.value)).collect();
         assert_eq!(settings, [("a", "1"), ("b", "2=3")]);
+        let archive = options(&["--set", "a=1", "archive", "verify", "--set", "b=2"]).settings;
+        assert_eq!(archive.iter().map(|setting| &*setting.value).collect::<Vec<_>>(), ["1", "2"]);
         assert_eq!((both.config, both.roles), (Some(PathBuf::from("x")), Some("ingest".to_owned())));
     }
 

@@ -119,6 +119,18 @@ fn what_others_have_archived_is_removed_when_each_record_is_there() {
 }
 
 #[test]
+fn what_was_just_sent_counts_for_the_segments_behind_it() {
+    let retired = Retired::new();
+    retired.archive.head(0, 0);
+    retired.sealed(0, 2);
+    // From an earlier life of the machine, with other bounds.
+    retired.sealed(1, 2);
+    retired.sealed(2, 3);
+    assert_eq!(retired.drain(), [Fate::Sent, Fate::Archived, Fate::Sent]);
+    retired.archived(3);
+}
+
+#[test]
 fn a_segment_with_a_record_that_the_archive_has_not_stays() {
     let retired = Retired::new();
     retired.archive.head(0, 3);
