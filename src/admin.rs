@@ -18,7 +18,7 @@ use actix_web::{
     web,
 };
 use anyhow::Context as _;
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
     config::{AdminConfig, LiveConfig},
@@ -59,6 +59,13 @@ pub struct AdminState {
     pub version: &'static str,
     pub commit: &'static str,
     pub started: Instant,
+    /// Room for the rows of queries that are being answered.
+    pub query_rows: Arc<Semaphore>,
+}
+
+/// For [`AdminState::query_rows`].
+pub fn query_rows() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(aggregates::ROWS_AT_ONCE))
 }
 
 /// Takes the address, so that one that is taken is heard of before anything else starts.

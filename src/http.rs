@@ -1,7 +1,7 @@
 //! The HTTP/1.1 server under both listeners: actix's, on connections that cannot be held for ever.
 //!
 //! actix has a deadline for a connection's first head and for idle connections. What it leaves open to a hostile client
-//! is closed here, on the transport: see [`connection`]. Refusals that are not any handler's are problems (RFC 9457), too.
+//! is closed here, on the transport, which [`Connection`] tells about. Refusals that are not any handler's are problems (RFC 9457), too.
 
 mod connection;
 pub mod refusal;

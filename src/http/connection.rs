@@ -3,7 +3,8 @@
 //! The transport stands between the socket and actix's dispatcher, and knows from the handlers where in an exchange they
 //! are ([`Phase`]):
 //!
-//! - a **head** must arrive within [`HEAD_TIMEOUT`] of its first byte, for each request, and within [`HEAD_LIMIT`] bytes;
+//! - a **head** must arrive within [`HEAD_TIMEOUT`] of its first byte, for each request, and within [`HEAD_LIMIT`] bytes
+//!   (one that began in the same packets as the request before it counts as idle until its next byte);
 //! - a **body** has its handler's deadline (`http.request_timeout`);
 //! - while an **answer** is made and written nothing more is read, so pipelined requests wait in the kernel; a client
 //!   that does not read its answer is cut off after [`ANSWER_TIMEOUT`];

@@ -101,8 +101,13 @@ async fn a_body_that_nobody_reads_is_not_asked_for_and_ends_its_connection() {
         assert!(ask(&mut stream, chunks, "hello").contains("connection: close"));
         let mut ended = Ok(1);
         while ended.as_ref().is_ok_and(|read| *read > 0) {
+            std::thread::sleep(Duration::from_millis(50));
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             ended = stream.write_all(b"1\r\nx\r\n").and_then(|()| stream.read(&mut [0; 1]));
         }
+        let gone =
+            ended.as_ref().map_or_else(|error| error.kind() != std::io::ErrorKind::WouldBlock, |read| *read == 0);
+        assert!(gone, "still open: {ended:?}");
     })
     .await;
     assert_eq!(*refused.lock().unwrap(), [413]);
