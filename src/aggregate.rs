@@ -384,7 +384,7 @@ fn refuse(config: &Config, assignment: &Assignment) -> Option<(String, &'static 
                 "the group's position {committed} is beyond the log's end {}: records are gone, or the topic was created anew",
                 assignment.log_end
             ),
-            "give queue.generation a number that was not used before and restart, or reset the group's position",
+            "give queue.generation a number that was not used before and restart: counting then starts at the log's start",
         ));
     }
     None

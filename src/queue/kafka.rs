@@ -3,8 +3,9 @@
 //! - [`settings`] turns our configuration into librdkafka's; the promises of this daemon are in it.
 //! - [`topic`] makes sure before the start that the topic can hold what we accept; [`identity`] says which topic it is.
 //! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not.
-//! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, `survey` asks the brokers
-//!   where the group and the log stand, `partitions` holds what is delivered, `delivery` cuts it into batches.
+//! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, with its `origin`, `survey`
+//!   asks the brokers where the group and the log stand, `vigil` whether the topic is still the same, `partitions` holds
+//!   what is delivered, `delivery` cuts it into batches.
 //! - [`dead_letters`] keeps what cannot be parsed.
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
@@ -21,11 +22,13 @@ mod headers;
 pub mod identity;
 mod link;
 mod logging;
+mod origin;
 mod partitions;
 pub mod settings;
 pub mod source;
 mod survey;
 pub mod topic;
+mod vigil;
 
 pub use appender::KafkaAppender;
 pub use dead_letters::KafkaDeadLetters;

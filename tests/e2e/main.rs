@@ -8,6 +8,7 @@ mod alone;
 mod archive_tools;
 mod bad_dependencies;
 mod hostile;
+mod kafka_topic;
 mod on_services;
 mod packaging;
 mod queue_kafka;

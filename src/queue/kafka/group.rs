@@ -19,7 +19,7 @@ use rdkafka::{
 
 use crate::{
     position::{Offset, Partition},
-    queue::kafka::{commits::Commits, logging},
+    queue::kafka::{commits::Commits, logging, origin::Origin},
 };
 
 /// What became of our share of the partitions.
@@ -41,6 +41,8 @@ pub(super) struct Group {
 struct State {
     changes: Vec<Change>,
     commits: Commits,
+    /// Goes with each position as its metadata; known before there is any.
+    origin: Option<Origin>,
     /// The positions are committed already and the partitions stay with this member.
     closing: bool,
     unreachable: Option<String>,
@@ -89,17 +91,32 @@ impl Group {
         self.state().commits.failed(positions);
     }
 
+    /// Nothing more is committed of what was confirmed: it was said of a topic that is gone.
+    pub(super) fn forget(&self) {
+        self.state().commits = Commits::default();
+    }
+
     /// From now on a revocation is our own leaving.
     pub(super) fn close(&self) {
         self.state().closing = true;
     }
 
-    /// A list for librdkafka, each partition at its offset.
+    /// What the positions belong to that are confirmed from now on.
+    pub(super) fn belongs_to(&self, origin: Origin) {
+        self.state().origin = Some(origin);
+    }
+
+    /// A list for librdkafka, each partition at its offset, with what it belongs to.
     pub(super) fn list(&self, positions: &[(Partition, Offset)]) -> TopicPartitionList {
-        positions
+        let list: TopicPartitionList = positions
             .iter()
             .map(|(partition, offset)| (self.topic.clone(), partition.0, KafkaOffset::Offset(offset.as_i64())))
-            .collect()
+            .collect();
+        let metadata = self.state().origin.as_ref().map(Origin::to_metadata);
+        if let Some(metadata) = metadata {
+            list.elements().iter_mut().for_each(|element| element.set_metadata(&metadata));
+        }
+        list
     }
 
     fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {

@@ -1,19 +1,21 @@
 //! Which topic it is, beyond its name: Kafka's topic id (KIP-516). A topic that was deleted and created anew has
 //! another one, and offsets of the old one say nothing about it.
 //!
-//! The `rdkafka` crate does not wrap `DescribeTopics`, so this file talks to librdkafka's C interface. It is the only
-//! one with `unsafe` in it.
+//! The `rdkafka` crate does not wrap `DescribeTopics`, and panics on a committed offset's metadata that is not UTF-8, so
+//! this file talks to librdkafka's C interface. Beside `headers`, the only one with `unsafe`.
 
 use std::{
+    collections::BTreeMap,
     ffi::{CStr, CString, c_char},
     ptr::{self, NonNull},
+    slice,
     time::Duration,
 };
 
-use rdkafka::{ClientContext, client::Client, types::RDKafkaErrorCode};
+use rdkafka::{ClientContext, TopicPartitionList, client::Client, types::RDKafkaErrorCode};
 use rdkafka_sys as sys;
 
-use crate::position::TopicIdentity;
+use crate::position::{Partition, TopicIdentity};
 
 /// Asks the brokers for the topic's id. Blocks, at most `timeout`.
 ///
@@ -70,6 +72,25 @@ pub fn topic_identity<C: ClientContext>(
     }
     // SAFETY: the description is live; the id belongs to it.
     Ok(TopicIdentity(unsafe { id_of(description) }.unwrap_or_else(|| TopicIdentity::UNAVAILABLE.to_owned()).into()))
+}
+
+/// The metadata of each committed offset in an answer about one topic; what is not UTF-8 with U+FFFD in its place.
+pub(super) fn commit_metadata(list: &TopicPartitionList) -> BTreeMap<Partition, String> {
+    // SAFETY: the list is live for as long as it is borrowed, and holds `cnt` elements.
+    let elements = unsafe {
+        let list = &*list.ptr();
+        let count = usize::try_from(list.cnt).unwrap_or(0);
+        if list.elems.is_null() { &[] } else { slice::from_raw_parts(list.elems, count) }
+    };
+    let text = |element: &sys::rd_kafka_topic_partition_t| {
+        if element.metadata.is_null() {
+            return String::new();
+        }
+        // SAFETY: it is not null, and holds `metadata_size` bytes that belong to the element.
+        let bytes = unsafe { slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size) };
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    elements.iter().map(|element| (Partition(element.partition), text(element))).collect()
 }
 
 /// The id in base64, as Kafka's tools print it; `None` where the brokers gave none.

@@ -1,7 +1,7 @@
 //! The partitions that the group gave to a source: what each waits for, and whether librdkafka fetches it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,6 +32,9 @@ pub(super) struct Partitions {
     topic: String,
     consumer: Arc<BaseConsumer<Group>>,
     held: BTreeMap<Partition, Held>,
+    /// Cut, each at its moment, and not yet known to be of the topic that was announced. Bounded by the budget, whose
+    /// permits they hold.
+    unproven: VecDeque<(Instant, Batch)>,
 }
 
 struct Held {
@@ -62,7 +65,7 @@ enum Fetcher {
 
 impl Partitions {
     pub fn new(topic: &str, consumer: Arc<BaseConsumer<Group>>) -> Self {
-        Self { topic: topic.to_owned(), consumer, held: BTreeMap::new() }
+        Self { topic: topic.to_owned(), consumer, held: BTreeMap::new(), unproven: VecDeque::new() }
     }
 
     pub fn len(&self) -> usize {
@@ -84,6 +87,7 @@ impl Partitions {
 
     /// It is not ours any more; what is buffered of it is dropped.
     pub fn revoked(&mut self, partition: Partition) {
+        self.drop_unproven(partition);
         self.held.remove(&partition);
     }
 
@@ -127,9 +131,14 @@ impl Partitions {
 
     fn set(&mut self, partition: Partition, phase: Phase) {
         self.stop(&[partition]);
+        self.drop_unproven(partition);
         if let Some(held) = self.held.get_mut(&partition) {
             held.phase = phase;
         }
+    }
+
+    fn drop_unproven(&mut self, partition: Partition) {
+        self.unproven.retain(|(_, batch)| batch.partition != partition);
     }
 
     /// Takes a record over; says whether its partition has a full batch now. Records of partitions that are not
@@ -157,13 +166,9 @@ impl Partitions {
         self.deliveries().filter_map(|(_, delivery)| delivery.due_in(limits, now)).min()
     }
 
-    /// Cuts the batches that are due, the longest waiting first, as far as the budget goes.
-    pub fn cut_due(
-        &mut self,
-        limits: &BatchConfig,
-        budget: &ByteBudget,
-        mut hand_on: impl FnMut(Batch),
-    ) -> Result<(), Starved> {
+    /// Cuts the batches that are due, the longest waiting first, as far as the budget goes. They wait for
+    /// [`Self::take_proven`].
+    pub fn cut_due(&mut self, limits: &BatchConfig, budget: &ByteBudget) -> Result<(), Starved> {
         let now = Instant::now();
         let buffered: usize = self.deliveries().map(|(_, delivery)| delivery.size()).sum();
         // Many partitions with a little each go early, so that what waits here is bounded by two batches.
@@ -177,22 +182,35 @@ impl Partitions {
         for (_, partition) in due {
             if let Some(Held { phase: Phase::Delivered(delivery), .. }) = self.held.get_mut(&partition) {
                 let permit = budget.try_take(delivery.size()).ok_or(Starved)?;
-                hand_on(delivery.cut(partition, permit));
+                self.unproven.push_back((now, delivery.cut(partition, permit)));
             }
         }
         Ok(())
     }
 
+    /// Whether batches wait for an answer of the vigil.
+    pub fn has_unproven(&self) -> bool {
+        !self.unproven.is_empty()
+    }
+
+    /// The next batch that was cut before `asked`, when the topic was still the one that was announced.
+    pub fn take_proven(&mut self, asked: Instant) -> Option<Batch> {
+        let (cut, _) = self.unproven.front()?;
+        if *cut < asked { self.unproven.pop_front().map(|(_, batch)| batch) } else { None }
+    }
+
     /// After an out-of-range error, which does not say for which partition: the delivered ones whose position is
-    /// outside the log. All others are started anew where they were, because one that stopped looks like one that has
-    /// nothing to fetch.
+    /// outside the log. **Every** partition is assigned anew before it is fetched again, whatever it waits for and
+    /// whether its range is known: one that librdkafka stopped looks like one that has nothing to fetch, and takes no
+    /// seek. Where nothing was wrong it goes on where it was.
     pub fn outside(&mut self, ranges: &[(Partition, LogRange)]) -> BTreeSet<Partition> {
-        let mut outside = BTreeSet::new();
         self.stop_all();
-        for (partition, log) in ranges {
-            let Some(held) = self.held.get_mut(partition) else { continue };
-            let Phase::Delivered(delivery) = &held.phase else { continue };
+        for held in self.held.values_mut().filter(|held| held.fetcher != Fetcher::Removed) {
             held.fetcher = Fetcher::Ended;
+        }
+        let mut outside = BTreeSet::new();
+        for (partition, log) in ranges {
+            let Some(Held { phase: Phase::Delivered(delivery), .. }) = self.held.get(partition) else { continue };
             if delivery.next() < log.start || delivery.next() > log.end {
                 tracing::warn!(
                     topic = self.topic, %partition, position = %delivery.next(), log_start = %log.start,

@@ -9,6 +9,10 @@
 //! to the end of what was taken, then a resume. A seek of one that is not paused could let records of the old position
 //! through, and the offsets between would look like offsets without records.
 //!
+//! **One topic.** A source reads the topic that it announced first, told by its identity. Batches are handed on only
+//! when [`vigil`](super::vigil) has shown that they are of that topic; when another one stands under its name, the
+//! source ends with [`SourceEvent::Failed`]: its successor announces the new topic, and the sinks judge it.
+//!
 //! **Without budget** nothing is polled for a moment, which keeps what librdkafka has prefetched; when it lasts, the
 //! partitions are paused and polling goes on, because a member that does not poll is thrown out of its group.
 
@@ -38,9 +42,11 @@ use crate::{
         kafka::{
             commits::Committer,
             group::{Change, Group},
+            origin::Origin,
             partitions::{Partitions, Starved},
             settings,
             survey::{Finding, LogRange, Survey, Surveyed},
+            vigil::{Sighting, Vigil},
         },
     },
     supervise::panic_message,
@@ -50,6 +56,8 @@ use crate::{
 const POLL: Duration = Duration::from_millis(50);
 /// The wait while a batch is due and must not be handed on.
 const HELD_BACK: Duration = Duration::from_millis(20);
+/// The wait while a batch was cut and the vigil has yet to answer.
+const UNPROVEN: Duration = Duration::from_millis(5);
 /// Records taken in one round, before commands are looked at again.
 const ROUND: usize = 2000;
 /// Without budget for so long the partitions are paused.
@@ -81,7 +89,8 @@ pub fn spawn(
         .with_context(|| format!("queue.kafka: no consumer can be made for the {} group", sink.as_str()))?;
     consumer.subscribe(&[&topic]).with_context(|| format!("cannot subscribe to topic {topic}"))?;
     let consumer = Arc::new(consumer);
-    let survey = Survey::start(consumer.clone(), &topic)?;
+    let survey = Survey::start(consumer.clone(), &topic, now.queue.generation)?;
+    let vigil = Vigil::start(&now)?;
     let committer = Committer::start(consumer.clone())?;
     let (commands, receiver) = unbounded();
     let source = Source {
@@ -91,6 +100,9 @@ pub fn spawn(
         config: config.clone(),
         consumer,
         survey,
+        vigil,
+        identity: None,
+        proven: None,
         committer,
         commands: receiver,
         budget,
@@ -118,6 +130,11 @@ struct Source {
     topic: String,
     consumer: Arc<BaseConsumer<Group>>,
     survey: Survey,
+    vigil: Vigil,
+    /// Of the topic that was announced; a source has one.
+    identity: Option<TopicIdentity>,
+    /// When it was asked for, and stood, last.
+    proven: Option<Instant>,
     committer: Committer,
     commands: Receiver<SourceCommand>,
     budget: ByteBudget,
@@ -151,6 +168,8 @@ struct Compare {
 enum End {
     Close(Vec<(Partition, Offset)>),
     Fatal(Code, String),
+    /// Another topic stands under the name.
+    Replaced(TopicIdentity, TopicIdentity),
 }
 
 impl Source {
@@ -160,24 +179,30 @@ impl Source {
         let end = served.unwrap_or_else(|payload| {
             End::Fatal(Code::Fail, format!("its thread panicked: {}", panic_message(payload.as_ref())))
         });
-        let positions = match end {
-            End::Close(positions) => positions,
-            End::Fatal(code, reason) => {
-                (self.events)(match code {
-                    Code::FencedInstanceId => SourceEvent::Fenced(format!(
-                        "another process has this one's membership of group {}: {reason}",
-                        settings::group(&self.config.load(), self.sink)
-                    )),
-                    _ => SourceEvent::Failed(format!("the Kafka consumer failed for good: {reason}")),
-                });
-                // The consumer is of no use any more, and its owner has yet to close it.
-                loop {
-                    match self.commands.recv() {
-                        Ok(SourceCommand::Close(positions)) => break positions,
-                        Ok(_) => {}
-                        Err(_) => break Vec::new(),
-                    }
-                }
+        let event = match end {
+            End::Close(positions) => return self.close(&positions),
+            End::Fatal(Code::FencedInstanceId, reason) => SourceEvent::Fenced(format!(
+                "another process has this one's membership of group {}: {reason}",
+                settings::group(&self.config.load(), self.sink)
+            )),
+            End::Fatal(_, reason) => SourceEvent::Failed(format!("the Kafka consumer failed for good: {reason}")),
+            End::Replaced(was, is) => {
+                // Positions in the old topic say nothing about the new one.
+                self.consumer.context().forget();
+                SourceEvent::Failed(format!(
+                    "topic {} was deleted and created anew while it was read (identity {was}, now {is}); nothing of \
+                     the new one was taken as the old one's",
+                    self.topic
+                ))
+            }
+        };
+        (self.events)(event);
+        // The consumer is of no use any more, and its owner has yet to close it.
+        let positions = loop {
+            match self.commands.recv() {
+                Ok(SourceCommand::Close(positions)) => break positions,
+                Ok(_) => {}
+                Err(_) => break Vec::new(),
             }
         };
         self.close(&positions);
@@ -194,9 +219,16 @@ impl Source {
                 }
             }
             while let Ok(finding) = self.survey.findings.try_recv() {
-                self.learn(finding);
+                if let Some(end) = self.learn(finding) {
+                    return end;
+                }
             }
-            if self.survey.is_finished() || self.committer.is_finished() {
+            while let Ok(sighting) = self.vigil.sightings.try_recv() {
+                if let Some(end) = self.sighted(sighting) {
+                    return end;
+                }
+            }
+            if self.survey.is_finished() || self.committer.is_finished() || self.vigil.is_finished() {
                 return End::Fatal(Code::Fail, "a thread of it panicked".to_owned());
             }
             self.hand_on();
@@ -230,6 +262,9 @@ impl Source {
             Some(due) if self.paused || self.parked => due.clamp(HELD_BACK, POLL),
             Some(due) => due.clamp(Duration::from_millis(1), POLL),
         };
+        if self.partitions.has_unproven() && !self.paused {
+            wait = wait.min(UNPROVEN);
+        }
         for _ in 0..ROUND {
             let polled = consumer.poll(wait);
             let nothing = polled.is_none();
@@ -329,11 +364,14 @@ impl Source {
         }
     }
 
-    fn learn(&mut self, finding: Finding) {
+    fn learn(&mut self, finding: Finding) -> Option<End> {
         match finding {
-            Finding::Surveyed { partitions, identity, partition_count } => {
+            Finding::Surveyed { partitions, origin, partition_count } => {
+                if let Some(end) = self.compare_identity(&origin.identity) {
+                    return Some(end);
+                }
                 self.partition_count = Some(partition_count);
-                self.announce(partitions, &identity);
+                self.announce(partitions, &origin);
             }
             Finding::Log { ranges, partition_count } => {
                 self.silent_surveys = 0;
@@ -352,19 +390,39 @@ impl Source {
                 }
             }
         }
+        None
     }
 
-    fn announce(&mut self, surveyed: Vec<Surveyed>, identity: &TopicIdentity) {
+    /// The topic as the vigil saw it.
+    fn sighted(&mut self, Sighting { asked, identity }: Sighting) -> Option<End> {
+        let end = self.compare_identity(&identity);
+        if end.is_none() && self.identity.is_some() {
+            self.proven = Some(asked);
+        }
+        end
+    }
+
+    /// Ends the source when this is not the topic that it announced.
+    fn compare_identity(&self, identity: &TopicIdentity) -> Option<End> {
+        let announced = self.identity.as_ref().filter(|announced| announced.contradicts(&identity.0))?;
+        Some(End::Replaced(announced.clone(), identity.clone()))
+    }
+
+    fn announce(&mut self, surveyed: Vec<Surveyed>, origin: &Origin) {
         let holds_all = self.holds_all();
         let mut assignments = Vec::new();
         for Surveyed { partition, round, committed, log } in surveyed {
             if self.partitions.surveyed(partition, round) {
-                let (log_start, log_end, identity) = (log.start, log.end, identity.clone());
+                let (log_start, log_end, identity) = (log.start, log.end, origin.identity.clone());
                 assignments.push(Assignment { partition, committed, log_start, log_end, identity, holds_all });
             }
         }
         if !assignments.is_empty() {
             self.told_holds_all = Some(holds_all);
+            if self.identity.is_none() {
+                self.identity = Some(origin.identity.clone());
+                self.consumer.context().belongs_to(origin.clone());
+            }
             (self.events)(SourceEvent::Assigned(assignments));
         }
     }
@@ -413,16 +471,22 @@ impl Source {
         }
     }
 
-    /// Hands on the batches that are due, as far as the budget goes.
+    /// Cuts the batches that are due, as far as the budget goes, and hands on those that are known to be of this topic.
     fn hand_on(&mut self) {
         if self.paused {
             return;
         }
         let config = self.config.load();
-        let handed_on = self.partitions.cut_due(&config.batch, &self.budget, |batch| {
-            (self.events)(SourceEvent::Batch(batch));
-        });
-        match handed_on {
+        let cut = self.partitions.cut_due(&config.batch, &self.budget);
+        if let Some(proven) = self.proven {
+            while let Some(batch) = self.partitions.take_proven(proven) {
+                (self.events)(SourceEvent::Batch(batch));
+            }
+        }
+        if self.partitions.has_unproven() {
+            self.vigil.ask();
+        }
+        match cut {
             Ok(()) => {
                 self.starved = None;
                 self.parked = false;
@@ -436,7 +500,7 @@ impl Source {
     /// Commits, leaves and ends, each within a bound. A static member leaves without a word: started again within
     /// `session.timeout.ms` it has its partitions back at once.
     fn close(self, positions: &[(Partition, Offset)]) {
-        let Self { consumer, survey, committer, sink, partitions, .. } = self;
+        let Self { consumer, survey, vigil, committer, sink, partitions, .. } = self;
         drop(partitions);
         let group = consumer.context();
         group.confirm(positions);
@@ -460,6 +524,7 @@ impl Source {
             // A panic was reported by the thread that it ended.
             let _ = committer.join();
             let _ = survey.stop().join();
+            let _ = vigil.stop().join();
             drop(consumer);
             drop(done);
         };

@@ -21,7 +21,11 @@ use rdkafka::{
 
 use crate::{
     position::{Offset, Partition, TopicIdentity},
-    queue::kafka::{group::Group, identity::topic_identity},
+    queue::kafka::{
+        group::Group,
+        identity::{commit_metadata, topic_identity},
+        origin::Origin,
+    },
 };
 
 /// One question to the brokers.
@@ -54,7 +58,7 @@ pub(super) struct Surveyed {
 pub(super) enum Finding {
     Surveyed {
         partitions: Vec<Surveyed>,
-        identity: TopicIdentity,
+        origin: Origin,
         partition_count: usize,
     },
     /// The log of each watched partition, at every tick.
@@ -98,10 +102,11 @@ impl Wanted {
 }
 
 impl Survey {
-    pub(super) fn start(consumer: Arc<BaseConsumer<Group>>, topic: &str) -> anyhow::Result<Self> {
+    pub(super) fn start(consumer: Arc<BaseConsumer<Group>>, topic: &str, generation: u32) -> anyhow::Result<Self> {
         let wanted = Arc::new(Wanted::default());
         let (sender, findings) = bounded(16);
-        let surveyor = Surveyor { consumer, topic: topic.to_owned(), wanted: wanted.clone(), findings: sender };
+        let surveyor =
+            Surveyor { consumer, topic: topic.to_owned(), generation, wanted: wanted.clone(), findings: sender };
         let thread = std::thread::Builder::new()
             .name("kafka-survey".to_owned())
             .spawn(move || surveyor.run())
@@ -145,6 +150,7 @@ impl Survey {
 struct Surveyor {
     consumer: Arc<BaseConsumer<Group>>,
     topic: String,
+    generation: u32,
     wanted: Arc<Wanted>,
     findings: Sender<Finding>,
 }
@@ -221,6 +227,8 @@ impl Surveyor {
     }
 
     fn survey(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Vec<Finding>> {
+        // Asked before and after: what is found between is of one topic.
+        let identity = if asked.is_empty() { None } else { Some(self.identity()?) };
         let partition_count = self.partition_count()?;
         let all: BTreeSet<Partition> = asked.keys().chain(watched).copied().collect();
         if all.is_empty() {
@@ -232,24 +240,34 @@ impl Surveyor {
             |partition: &Partition| Some(LogRange { start: *starts.get(partition)?, end: *ends.get(partition)? });
         let ranges = all.iter().filter_map(|partition| Some((*partition, range(partition)?))).collect();
         let mut findings = vec![Finding::Log { ranges, partition_count }];
-        if !asked.is_empty() {
-            let identity =
-                topic_identity(self.consumer.client(), &self.topic, DEADLINE).map_err(KafkaError::MetadataFetch)?;
+        if let Some(identity) = identity {
             let committed = self.ask_committed(asked.keys().filter(|partition| range(partition).is_some()))?;
+            let origin = Origin { identity, generation: self.generation };
             let surveyed = |(partition, round): (&Partition, &u64)| {
-                Some(Surveyed {
-                    partition: *partition,
-                    round: *round,
-                    committed: committed.get(partition).copied(),
-                    log: range(partition)?,
-                })
+                let log = range(partition)?;
+                let committed = committed.get(partition).and_then(|(position, metadata)| {
+                    let accepted = origin.accepts(*position, metadata, log.end);
+                    if !accepted {
+                        tracing::warn!(topic = self.topic, %partition, %position, metadata, log_end = %log.end,
+                            "the group's position is of another topic of this name, and is not used");
+                    }
+                    accepted.then_some(*position)
+                });
+                Some(Surveyed { partition: *partition, round: *round, committed, log })
             };
             let partitions: Vec<Surveyed> = asked.iter().filter_map(surveyed).collect();
+            if origin.identity != self.identity()? {
+                return Err(KafkaError::MetadataFetch(Code::UnknownTopicId));
+            }
             if !partitions.is_empty() {
-                findings.push(Finding::Surveyed { partitions, identity, partition_count });
+                findings.push(Finding::Surveyed { partitions, origin, partition_count });
             }
         }
         Ok(findings)
+    }
+
+    fn identity(&self) -> KafkaResult<TopicIdentity> {
+        topic_identity(self.consumer.client(), &self.topic, DEADLINE).map_err(KafkaError::MetadataFetch)
     }
 
     fn partition_count(&self) -> KafkaResult<usize> {
@@ -283,11 +301,19 @@ impl Surveyor {
     fn ask_committed<'p>(
         &self,
         partitions: impl IntoIterator<Item = &'p Partition>,
-    ) -> KafkaResult<BTreeMap<Partition, Offset>> {
+    ) -> KafkaResult<BTreeMap<Partition, (Offset, String)>> {
         let answer = self.consumer.committed_offsets(self.list(partitions, KafkaOffset::Invalid)?, DEADLINE)?;
         // A position that cannot be told is not one that does not exist.
         let (offsets, failed) = offsets(&answer);
-        failed.map_or(Ok(offsets), Err)
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let mut metadata = commit_metadata(&answer);
+        let with_metadata = |(partition, offset)| {
+            let metadata = metadata.remove(&partition).unwrap_or_default();
+            (partition, (offset, metadata))
+        };
+        Ok(offsets.into_iter().map(with_metadata).collect())
     }
 
     fn list<'p>(

@@ -17,9 +17,9 @@ use mongodb::{
 use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions},
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer},
+    consumer::{BaseConsumer, CommitMode, Consumer},
     message::Headers,
     producer::{BaseProducer, BaseRecord, Producer},
 };
@@ -243,6 +243,41 @@ impl Services {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::from_raw(before)).expect("a valid offset");
         self.io.block_on(admin.delete_records(&list, &AdminOptions::new())).expect("Kafka deletes them");
+    }
+
+    pub fn kafka_admin(&self) -> AdminClient<DefaultClientContext> {
+        self.kafka_config().create().expect("an admin client")
+    }
+
+    /// A group's position, with its metadata.
+    pub fn committed(&self, group: &str, topic: &str, partition: i32) -> Option<(i64, String)> {
+        let consumer: BaseConsumer = self.kafka_config().set("group.id", group).create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, partition);
+        let answer = consumer.committed_offsets(list, PATIENCE).ok()?;
+        let found = answer.find_partition(topic, partition)?;
+        let offset = found.offset().to_raw().filter(|offset| *offset >= 0)?;
+        Some((offset, found.metadata().to_owned()))
+    }
+
+    /// Commits a position as a member would. Waits until the group's own members have gone.
+    pub fn commit(&self, group: &str, topic: &str, partition: i32, (offset, metadata): (i64, &str)) {
+        let consumer: BaseConsumer = self.kafka_config().set("group.id", group).create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("a valid offset");
+        list.elements().iter_mut().for_each(|element| element.set_metadata(metadata));
+        eventually("committed", PATIENCE, || consumer.commit(&list, CommitMode::Sync).ok());
+    }
+
+    /// Deletes the topic and makes an empty one of the same name, as fast as the broker does.
+    pub fn recreate_topic(&self, topic: &str, partitions: i32) {
+        let (admin, options) = (self.kafka_admin(), AdminOptions::new());
+        let deleted = self.io.block_on(admin.delete_topics(&[topic], &options)).expect("the broker answers");
+        deleted[0].as_ref().expect("the topic can be deleted");
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set("max.message.bytes", "2000000");
+        eventually("the topic is created anew", PATIENCE, || {
+            self.io.block_on(admin.create_topics([&new], &options)).ok()?.pop()?.ok()
+        });
     }
 
     /// All records of a topic, from the first to the last that there is now.

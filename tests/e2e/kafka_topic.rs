@@ -1,0 +1,60 @@
+//! What operators do to a Kafka topic while the daemon reads it.
+
+use mongodb::bson::Bson;
+
+use crate::support::{PATIENCE, archive::Archive, events::Ledger, eventually, oracle::Oracle, services::services};
+
+#[test]
+fn a_topic_that_is_created_anew_while_it_is_read_is_never_taken_for_the_old_one() {
+    let Some(services) = services() else { return };
+    let (of_old, of_new) = (Ledger::new(), Ledger::new());
+    services.create_bucket("replaced");
+    let mut old = Oracle::new(&of_old, Archive::new(services.bucket("replaced")));
+    let daemon = services.setup("replaced").set("queue.kafka.partitions", "1").start();
+    of_old.post(&daemon.events_url(), 5, 1, PATIENCE);
+    old.settle(&[&daemon], PATIENCE);
+    let groups = ["replaced-archive", "replaced-aggregate"];
+    let positions = groups.map(|group| {
+        let position = || services.committed(group, "replaced", 0).filter(|(position, _)| *position == 5);
+        eventually("committed", PATIENCE, position)
+    });
+
+    services.recreate_topic("replaced", 1);
+    of_new.post(&daemon.events_url(), 50, 1, PATIENCE);
+    let halted = eventually("both sinks halt", PATIENCE, || {
+        let readiness = daemon.readiness();
+        (readiness["halted"].as_array()?.len() == 2).then_some(readiness)
+    });
+    for halted in halted["halted"].as_array().expect("a list") {
+        assert!(halted["reason"].as_str().is_some_and(|reason| reason.contains("another topic")), "{halted}");
+    }
+    // An event of the new topic would be one that was never sent.
+    old.settle_archive(PATIENCE);
+    assert_eq!(old.archived(), 5);
+    old.check_documents(&services.documents("replaced", "aggregate_events_by_type"));
+    daemon.terminate();
+
+    // Kafka forgets a deleted topic's positions, but takes a late commit of one for the new topic's.
+    for (group, (position, metadata)) in groups.into_iter().zip(&positions) {
+        services.commit(group, "replaced", 0, (*position, metadata));
+    }
+    // The advice: a new generation reads the new topic from its start.
+    services.create_bucket("replacing");
+    let mut new = Oracle::new(&of_new, Archive::new(services.bucket("replacing")));
+    let raised = services
+        .setup("replaced")
+        .set("queue.generation", "1")
+        .set("archive.url", "s3://replacing/raw")
+        .data(daemon.data().to_owned())
+        .start();
+    new.settle_archive(PATIENCE);
+    let counted = || {
+        let documents = services.documents("replaced", "aggregate_events_by_type");
+        let of_new: Vec<_> = documents.into_iter().filter(|it| it.get("generation") != Some(&Bson::Int64(0))).collect();
+        let sum: i64 = of_new.iter().filter_map(|it| it.get_i64("count").ok()).sum();
+        (sum == 50).then_some(of_new)
+    };
+    new.check_documents(&eventually("the new topic is counted", PATIENCE, counted));
+    assert_eq!(raised.readiness()["halted"], serde_json::json!([]));
+    raised.terminate();
+}
