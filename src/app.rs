@@ -368,7 +368,7 @@ impl Daemon {
         slot: Slot<Consumer<S>>,
         log: Option<EmbeddedLog>,
     ) -> Guarded {
-        let queue = QueueName(if log.is_some() { embedded::DEPENDENCY } else { kafka::DEPENDENCY });
+        let queue = QueueName(if log.is_some() { embedded::READING } else { kafka::DEPENDENCY });
         let parts = ConsumerParts {
             name,
             topic: config.queue.topic.clone(),

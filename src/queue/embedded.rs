@@ -48,8 +48,10 @@ use crate::{
 /// Requests that wait for the writer. A group commit takes them all; the producer's mailbox waits behind this.
 const WRITER_QUEUE: usize = 4096;
 
-/// The name of this dependency in readiness.
+/// The name of this dependency in readiness: whether events can be written. A process that ingests is unready without.
 pub const DEPENDENCY: &str = "embedded_log";
+/// Whether the sinks can read it. Events are accepted even when they cannot.
+pub const READING: &str = "embedded_log_reading";
 
 /// To the writer's thread.
 enum Write {
@@ -189,7 +191,7 @@ impl Appender for EmbeddedAppender {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(Write::Append(publish))) => Err(Full { publish, next: from }),
             Err(TrySendError::Disconnected(Write::Append(publish))) => {
-                publish.ticket.unavailable(publish.events.len() - from, "the embedded log has ended");
+                publish.ticket.refused(publish.events.len() - from, "the embedded log has ended");
                 Ok(())
             }
             Err(_) => Ok(()),

@@ -10,29 +10,50 @@ use super::*;
 use crate::{
     config::Config,
     position::{Partition, Timestamp},
-    produce::{NewRecord, Span, Ticket},
+    produce::{Delivery, NewRecord, Span, Ticket},
     queue::{Batch, Epoch, SourceCommand, SourceEvent},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn open(folder: &Path) -> EmbeddedLog {
-    let config: LiveConfig = Arc::new(ArcSwap::from_pointee(Config::default()));
+    open_with(folder, Config::default(), Health::default())
+}
+
+fn open_with(folder: &Path, config: Config, health: Health) -> EmbeddedLog {
+    let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
     let (escalations, _) = mpsc::unbounded_channel();
-    let sinks = vec![SinkName::Archive];
-    EmbeddedLog::open(folder, sinks, config, Health::default(), Arc::default(), escalations).unwrap()
+    EmbeddedLog::open(folder, vec![SinkName::Archive], config, health, Arc::default(), escalations).unwrap()
+}
+
+/// What health says of the log.
+fn why_unavailable(health: &Health) -> Option<String> {
+    health.readiness().dependencies[DEPENDENCY].reason.clone()
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Appends one request of `events` events of `size` bytes and waits until it is durable.
 fn append(log: &EmbeddedLog, events: usize, size: usize) {
+    let delivery = try_append(log, events, size);
+    assert_eq!(delivery.durable, events, "{delivery:?}");
+}
+
+fn try_append(log: &EmbeddedLog, events: usize, size: usize) -> Delivery {
     let (ticket, reply) = Ticket::new(events, Counter::default());
     let body = Bytes::from(vec![b'x'; size]);
     let value = Span { start: 0, end: size as u32 };
     let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, assigned_id: None }).collect();
-    let (durable, received) = (events.len(), Timestamp::now());
+    let received = Timestamp::now();
     let publish = Publish { body, unescaped: Bytes::new(), events, received, ticket };
     assert!(log.appender().append(publish, 0).is_ok());
-    assert_eq!(reply.blocking_recv().unwrap().durable, durable);
+    reply.blocking_recv().unwrap()
 }
 
 struct Reader {
@@ -131,6 +152,41 @@ fn what_is_trimmed_goes_back_to_the_file_system_also_when_nothing_is_appended_an
         assert!(Instant::now() < deadline, "{} bytes are left", size());
         std::thread::sleep(Duration::from_millis(50));
     }
+    log.close();
+}
+
+#[test]
+fn a_log_at_its_quota_is_unavailable_and_writes_nothing_until_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut config, health) = (Config::default(), Health::default());
+    config.queue.embedded.quota = crate::config::ByteSize(100_000);
+    let log = open_with(folder.path(), config, health.clone());
+    append(&log, 1, 100_000);
+    eventually("full", || why_unavailable(&health).is_some_and(|why| why.contains("queue.embedded.quota")));
+    let delivery = try_append(&log, 2, 10);
+    assert!(delivery.durable == 0 && delivery.unavailable.is_none(), "{delivery:?}");
+    assert!(delivery.refused.is_some_and(|why| why.contains("queue.embedded.quota")));
+    Reader::start(&log).close(1);
+    eventually("room", || why_unavailable(&health).is_none());
+    append(&log, 1, 10);
+    assert_eq!(log.end.get(), Offset(2), "what was refused is not in the log");
+    log.close();
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_unavailable_until_it_can_also_when_nobody_tries() {
+    let folder = tempfile::tempdir().unwrap();
+    let health = Health::default();
+    let log = open_with(folder.path(), Config::default(), health.clone());
+    let other = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let delivery = try_append(&log, 1, 10);
+    assert!(delivery.durable == 0 && delivery.unavailable.is_none(), "{delivery:?}");
+    assert!(delivery.refused.is_some_and(|why| why.contains("cannot be written")));
+    eventually("unavailable", || why_unavailable(&health).is_some_and(|why| why.contains("cannot be written")));
+    other.execute_batch("ROLLBACK").unwrap();
+    eventually("available", || why_unavailable(&health).is_none());
+    append(&log, 1, 10);
     log.close();
 }
 

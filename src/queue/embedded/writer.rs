@@ -32,6 +32,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Rows deleted and pages given back to the disk in one housekeeping, so that appends wait for milliseconds only.
 const TRIM_ROWS: usize = 2000;
 const TRIM_PAGES: u32 = 4096;
+/// A log that reached its quota takes events again below this share of it. At the bound itself it would be ready and
+/// unready in turns, with every trim.
+const ROOM: f64 = 0.9;
 
 pub(super) struct Writer {
     database: Connection,
@@ -46,7 +49,12 @@ pub(super) struct Writer {
     cursors: BTreeMap<SinkName, Offset>,
     cursors_changed: bool,
     housekeeping_at: Instant,
-    failing: bool,
+    /// Why the last attempt to write failed; a write that succeeds takes it away.
+    failing: Option<String>,
+    /// `queue.embedded.quota` was reached, and [`ROOM`] is not free again.
+    full: bool,
+    /// What the dependency's state was last told.
+    told: Option<String>,
 }
 
 /// What a commit holds, to be answered after it.
@@ -90,7 +98,9 @@ impl Writer {
             cursors,
             cursors_changed: false,
             housekeeping_at: Instant::now() + HOUSEKEEPING,
-            failing: false,
+            failing: None,
+            full: false,
+            told: None,
         })
     }
 
@@ -116,6 +126,7 @@ impl Writer {
                 let pause = if self.keep_house() { HOUSEKEEPING } else { 10 * HOUSEKEEPING };
                 self.housekeeping_at = Instant::now() + pause;
             }
+            self.tell();
             for written in group.written {
                 // Whoever waited has given up; nothing is owed.
                 let _ = written.send(());
@@ -129,10 +140,8 @@ impl Writer {
     fn take(&mut self, write: Write, group: &mut Group) {
         match write {
             Write::Append(publish) => {
-                let quota = self.config.load().queue.embedded.quota.0;
-                if self.stored + (group.bytes as u64) >= quota {
-                    let why = "the embedded log has reached queue.embedded.quota; the sinks have to catch up";
-                    publish.ticket.unavailable(publish.events.len(), why);
+                if let Some(why) = self.no_room(group.bytes as u64) {
+                    publish.ticket.refused(publish.events.len(), &why);
                     return;
                 }
                 group.bytes += publish.body.len();
@@ -179,25 +188,49 @@ impl Writer {
                     // The aggregator that asked is gone; the letters stand.
                     let _ = reply.send(Ok(()));
                 }
-                self.note_outcome(Ok(()));
+                self.failing = None;
             }
-            Err(error) => {
-                let why = format!("the embedded log cannot be written: {error}");
+            Err(NotWritten { error, unknown }) => {
+                let why = cannot_be_written(&error);
                 for publish in publishes {
-                    publish.ticket.unavailable(publish.events.len(), &why);
+                    let events = publish.events.len();
+                    if unknown {
+                        publish.ticket.unavailable(events, &why)
+                    } else {
+                        publish.ticket.refused(events, &why)
+                    }
                 }
                 for (_, reply) in letters {
                     let _ = reply.send(Err(anyhow::anyhow!(why.clone())));
                 }
-                self.note_outcome(Err(why));
+                self.failing = Some(why);
+                self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
             }
         }
     }
 
-    fn note_outcome(&mut self, outcome: Result<(), String>) {
-        if outcome.is_err() || self.failing {
-            self.failing = outcome.is_err();
-            self.health.dependency(DEPENDENCY, outcome);
+    /// Why the log takes no events, with so many bytes about to be committed.
+    fn no_room(&mut self, group: u64) -> Option<String> {
+        let quota = self.config.load().queue.embedded.quota;
+        let stored = self.stored + group;
+        let bound = if self.full { (quota.0 as f64 * ROOM) as u64 } else { quota.0 };
+        self.full = stored >= bound;
+        self.full.then(|| {
+            let percent = ROOM * 100.0;
+            format!(
+                "the embedded log has reached queue.embedded.quota ({quota}); it takes events again below {percent} % of \
+                 that, when the sinks have caught up"
+            )
+        })
+    }
+
+    /// Lets readiness know whether events can be written.
+    fn tell(&mut self) {
+        let full = self.no_room(0);
+        let state = self.failing.clone().or(full);
+        if state != self.told {
+            self.health.dependency(DEPENDENCY, state.clone().map_or(Ok(()), Err));
+            self.told = state;
         }
     }
 
@@ -205,7 +238,7 @@ impl Writer {
         &mut self,
         publishes: &[Publish],
         letters: &[(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)],
-    ) -> rusqlite::Result<(Offset, u64)> {
+    ) -> Result<(Offset, u64), NotWritten> {
         let transaction = self.database.transaction()?;
         let mut chunks = Chunks {
             transaction: &transaction,
@@ -228,23 +261,34 @@ impl Writer {
         for letter in letters.iter().flat_map(|(letters, _)| letters) {
             insert_letter(&transaction, letter)?;
         }
-        transaction.commit()?;
+        // A commit that fails may stand in the file nevertheless; all before it is undone.
+        transaction.commit().map_err(|error| NotWritten { error, unknown: true })?;
         Ok((next, bytes))
     }
 
-    /// Writes the cursors, trims behind the slowest, gives free pages back to the disk.
-    /// Whether there is more to do soon.
+    /// Writes the cursors, trims behind the slowest, gives free pages back to the disk. Whether there is more to do
+    /// soon. While writing fails it tries whether it works again: an unready process may be sent no request that would.
     fn keep_house(&mut self) -> bool {
-        self.try_keep_house().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the embedded log could not be trimmed; tried again in a moment");
-            true
-        })
+        match self.try_keep_house() {
+            Ok(more) => {
+                self.failing = None;
+                more
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the embedded log could not be trimmed; tried again in a moment");
+                self.failing = Some(cannot_be_written(&error));
+                true
+            }
+        }
     }
 
     fn try_keep_house(&mut self) -> rusqlite::Result<bool> {
         let retention = self.config.load().queue.embedded.retention;
         let oldest_kept = Timestamp::now().0.saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
         let transaction = self.database.transaction()?;
+        if self.failing.is_some() {
+            transaction.execute("UPDATE meta SET value = value WHERE name = 'trimmed'", [])?;
+        }
         if self.cursors_changed {
             for (sink, position) in &self.cursors {
                 transaction
@@ -276,6 +320,23 @@ impl Writer {
         let more_pages = sqlite::give_back_pages(&self.database, TRIM_PAGES)?;
         Ok(more_pages || trimmed == TRIM_ROWS)
     }
+}
+
+/// Why a group was not committed.
+struct NotWritten {
+    error: rusqlite::Error,
+    /// It may have been, all the same.
+    unknown: bool,
+}
+
+impl From<rusqlite::Error> for NotWritten {
+    fn from(error: rusqlite::Error) -> Self {
+        Self { error, unknown: false }
+    }
+}
+
+fn cannot_be_written(error: &rusqlite::Error) -> String {
+    format!("the embedded log cannot be written: {error}; is the disk full, or read-only?")
 }
 
 /// The rows of one commit as they fill.
