@@ -190,6 +190,45 @@ fn a_log_that_cannot_be_written_is_unavailable_until_it_can_also_when_nobody_tri
     log.close();
 }
 
+/// What a reader finds as the log's start, once that has moved beyond `from`.
+fn start_beyond(folder: &Path, from: u64) -> Offset {
+    let database = schema::open_reader(&folder.join("log.db")).unwrap();
+    eventually("trimmed", || schema::log_start(&database).unwrap() > Offset(from));
+    schema::log_start(&database).unwrap()
+}
+
+#[test]
+fn retention_keeps_what_was_received_too_late_also_when_the_clock_was_set_back_since() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = Config::default();
+    config.queue.embedded.retention = Duration::from_secs(3600);
+    let log = open_with(folder.path(), config.clone(), Health::default());
+    (0..4).for_each(|_| append(&log, 1, 10));
+    log.close();
+    let long_ago = Timestamp::now().0 - 2 * 3600 * 1000;
+    let database = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    database.execute("UPDATE chunks SET received = ?1 WHERE base <> 2", [long_ago]).unwrap();
+    let log = open_with(folder.path(), config, Health::default());
+    Reader::start(&log).close(4);
+    assert_eq!(start_beyond(folder.path(), 0), Offset(2), "the records behind it are old enough, but not before it");
+    log.close();
+}
+
+#[test]
+fn without_retention_the_clock_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    (0..4).for_each(|_| append(&log, 1, 10));
+    log.close();
+    let tomorrow = Timestamp::now().0 + 24 * 3600 * 1000;
+    let database = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    database.execute("UPDATE chunks SET received = ?1", [tomorrow]).unwrap();
+    let log = open(folder.path());
+    Reader::start(&log).close(3);
+    assert_eq!(start_beyond(folder.path(), 0), Offset(3));
+    log.close();
+}
+
 #[test]
 fn a_damaged_record_is_reported_and_not_delivered() {
     let folder = tempfile::tempdir().unwrap();

@@ -284,7 +284,9 @@ impl Writer {
 
     fn try_keep_house(&mut self) -> rusqlite::Result<bool> {
         let retention = self.config.load().queue.embedded.retention;
-        let oldest_kept = Timestamp::now().0.saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
+        let age = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+        // Without retention no clock is asked: after a step back, records seem to come from the future.
+        let oldest_kept = (!retention.is_zero()).then(|| Timestamp::now().0.saturating_sub(age));
         let transaction = self.database.transaction()?;
         if self.failing.is_some() {
             transaction.execute("UPDATE meta SET value = value WHERE name = 'trimmed'", [])?;
@@ -299,18 +301,26 @@ impl Writer {
         let slowest = self.sinks.iter().map(|sink| self.cursors.get(sink).copied().unwrap_or_default()).min();
         let (mut freed, mut trimmed) = (0, 0);
         if let Some(slowest) = slowest {
-            let behind = "SELECT base, base + count, length(records) FROM chunks WHERE base + count <= ?1 AND received <= ?2 ORDER BY base LIMIT ?3";
-            let rows: Vec<(i64, i64, i64)> = transaction
-                .prepare_cached(behind)?
-                .query_map(params![slowest.as_i64(), oldest_kept, TRIM_ROWS as i64], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-                })?
-                .collect::<rusqlite::Result<_>>()?;
-            trimmed = rows.len();
-            if let Some((_, end, _)) = rows.last() {
+            // In the order of the key, from the first on, so that nothing is read but what goes and the first that stays.
+            let behind =
+                "SELECT base + count, received, length(records) FROM chunks WHERE base < ?1 ORDER BY base LIMIT ?2";
+            let mut chunks = transaction.prepare_cached(behind)?;
+            let mut rows = chunks.query(params![slowest.as_i64(), TRIM_ROWS as i64])?;
+            let mut end = None;
+            while let Some(row) = rows.next()? {
+                let (chunk_end, received, bytes): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                if chunk_end > slowest.as_i64() || oldest_kept.is_some_and(|oldest| received > oldest) {
+                    break;
+                }
+                end = Some(chunk_end);
+                freed += bytes.cast_unsigned();
+                trimmed += 1;
+            }
+            drop(rows);
+            drop(chunks);
+            if let Some(end) = end {
                 transaction.execute("DELETE FROM chunks WHERE base < ?1", [end])?;
                 transaction.execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'trimmed'", [end])?;
-                freed = rows.iter().map(|(_, _, bytes)| bytes.cast_unsigned()).sum();
             }
         }
         transaction.commit()?;
