@@ -483,6 +483,13 @@ impl Daemon {
         };
         match stopped {
             Stopped::InOrder => status,
+            Stopped::Uncommitted => {
+                if status == 0 {
+                    exit::FAILURE
+                } else {
+                    status
+                }
+            }
             // Threads may hang: nothing more is waited for. Why it ended says more than that it was late: a process that
             // was fenced must not be started again.
             Stopped::Cut => std::process::exit(i32::from(if status == 0 { exit::DEADLINE } else { status })),

@@ -174,6 +174,20 @@ fn a_reload_names_what_needs_a_restart_and_a_bad_file_changes_nothing() {
 }
 
 #[test]
+fn a_stop_whose_positions_cannot_be_committed_says_so_and_fails() {
+    let daemon = Setup::new("uncommitted").set("spool.max_age", "1h").start();
+    assert_eq!(daemon.post(None, br#"{"type":"a"}"#).status, 200);
+    // The archive's position moves with the upload at the stop, which the log cannot take while another writes.
+    let other = rusqlite::Connection::open(daemon.data().join("log.db")).expect("the log");
+    other.execute_batch("BEGIN IMMEDIATE").expect("a turn to write");
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait_exit(PATIENCE), 1);
+    let log = daemon.log();
+    assert!(log.contains("not committed") && log.contains("database is locked"), "{log}");
+    assert!(!log.contains("positions are committed"), "{log}");
+}
+
+#[test]
 fn a_second_signal_ends_a_drain_at_once_with_status_4() {
     let daemon = Setup::new("signals").set("http.request_timeout", "60s").set("shutdown.timeout", "60s").start();
     // A request that never ends keeps the drain waiting.

@@ -114,7 +114,7 @@ fn batches_are_contiguous_and_begin_where_they_were_asked_to() {
     }
     assert!(offsets.iter().copied().eq(1500..2500));
     reader.close(2500);
-    log.close();
+    log.close().unwrap();
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn offsets_do_not_repeat_after_everything_was_trimmed() {
     let log = open(folder.path());
     append(&log, 10, 10);
     Reader::start(&log).close(10);
-    log.close();
+    log.close().unwrap();
     let log = open(folder.path());
     append(&log, 1, 10);
     let reader = Reader::start(&log);
@@ -134,7 +134,7 @@ fn offsets_do_not_repeat_after_everything_was_trimmed() {
     assert_eq!((assignment.committed, assignment.log_start), (Some(Offset(10)), Offset(10)));
     assert_eq!(assignment.log_end, Offset(11));
     reader.close(11);
-    log.close();
+    log.close().unwrap();
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn what_is_trimmed_goes_back_to_the_file_system_also_when_nothing_is_appended_an
         assert!(Instant::now() < deadline, "{} bytes are left", size());
         std::thread::sleep(Duration::from_millis(50));
     }
-    log.close();
+    log.close().unwrap();
 }
 
 #[test]
@@ -170,7 +170,19 @@ fn a_log_at_its_quota_is_unavailable_and_writes_nothing_until_there_is_room() {
     eventually("room", || why_unavailable(&health).is_none());
     append(&log, 1, 10);
     assert_eq!(log.end.get(), Offset(2), "what was refused is not in the log");
-    log.close();
+    log.close().unwrap();
+}
+
+#[test]
+fn a_stop_says_when_the_last_positions_are_not_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, 3, 10);
+    let other = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    Reader::start(&log).close(3);
+    let failed = log.close().unwrap_err();
+    assert!(failed.contains("cannot be written"), "{failed}");
 }
 
 #[test]
@@ -187,7 +199,7 @@ fn a_log_that_cannot_be_written_is_unavailable_until_it_can_also_when_nobody_tri
     other.execute_batch("ROLLBACK").unwrap();
     eventually("available", || why_unavailable(&health).is_none());
     append(&log, 1, 10);
-    log.close();
+    log.close().unwrap();
 }
 
 /// What a reader finds as the log's start, once that has moved beyond `from`.
@@ -204,14 +216,14 @@ fn retention_keeps_what_was_received_too_late_also_when_the_clock_was_set_back_s
     config.queue.embedded.retention = Duration::from_secs(3600);
     let log = open_with(folder.path(), config.clone(), Health::default());
     (0..4).for_each(|_| append(&log, 1, 10));
-    log.close();
+    log.close().unwrap();
     let long_ago = Timestamp::now().0 - 2 * 3600 * 1000;
     let database = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
     database.execute("UPDATE chunks SET received = ?1 WHERE base <> 2", [long_ago]).unwrap();
     let log = open_with(folder.path(), config, Health::default());
     Reader::start(&log).close(4);
     assert_eq!(start_beyond(folder.path(), 0), Offset(2), "the records behind it are old enough, but not before it");
-    log.close();
+    log.close().unwrap();
 }
 
 #[test]
@@ -219,14 +231,14 @@ fn without_retention_the_clock_keeps_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let log = open(folder.path());
     (0..4).for_each(|_| append(&log, 1, 10));
-    log.close();
+    log.close().unwrap();
     let tomorrow = Timestamp::now().0 + 24 * 3600 * 1000;
     let database = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
     database.execute("UPDATE chunks SET received = ?1", [tomorrow]).unwrap();
     let log = open(folder.path());
     Reader::start(&log).close(3);
     assert_eq!(start_beyond(folder.path(), 0), Offset(3));
-    log.close();
+    log.close().unwrap();
 }
 
 #[test]
@@ -248,5 +260,5 @@ fn a_damaged_record_is_reported_and_not_delivered() {
     });
     assert!(reason.contains("log.db is damaged between offsets 0 and 3"), "{reason}");
     reader.close(0);
-    log.close();
+    log.close().unwrap();
 }

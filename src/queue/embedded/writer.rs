@@ -64,7 +64,7 @@ struct Group {
     letters: Vec<(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)>,
     written: Vec<Sender<()>>,
     bytes: usize,
-    stop: bool,
+    stop: Option<Sender<Result<(), String>>>,
 }
 
 impl Writer {
@@ -115,13 +115,13 @@ impl Writer {
             let mut next = first;
             while let Some(write) = next {
                 self.take(write, &mut group);
-                if group.bytes >= COMMIT_BYTES || group.stop {
+                if group.bytes >= COMMIT_BYTES || group.stop.is_some() {
                     break;
                 }
                 next = writes.try_recv().ok();
             }
             self.commit(&mut group);
-            if self.housekeeping_at <= Instant::now() || group.stop || !group.written.is_empty() {
+            if self.housekeeping_at <= Instant::now() || group.stop.is_some() || !group.written.is_empty() {
                 // Without changed cursors nothing becomes trimmable but by age, which can wait.
                 let pause = if self.keep_house() { HOUSEKEEPING } else { 10 * HOUSEKEEPING };
                 self.housekeeping_at = Instant::now() + pause;
@@ -131,7 +131,9 @@ impl Writer {
                 // Whoever waited has given up; nothing is owed.
                 let _ = written.send(());
             }
-            if group.stop {
+            if let Some(done) = group.stop {
+                let uncommitted = self.failing.take().filter(|_| self.cursors_changed);
+                let _ = done.send(uncommitted.map_or(Ok(()), Err));
                 return;
             }
         }
@@ -156,7 +158,7 @@ impl Writer {
             }
             Write::DeadLetters(letters, reply) => group.letters.push((letters, reply)),
             Write::Flush(done) => group.written.push(done),
-            Write::Stop => group.stop = true,
+            Write::Stop(done) => group.stop = Some(done),
         }
     }
 
