@@ -242,6 +242,25 @@ fn without_retention_the_clock_keeps_nothing() {
 }
 
 #[test]
+fn pages_go_back_to_the_file_system_in_steps_that_no_request_waits_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    for _ in 0..120 {
+        append(&log, 1, 1_000_000);
+    }
+    let size = |name| std::fs::metadata(folder.path().join(name)).unwrap().len();
+    // What stays lies behind what goes, and has to be moved: each page that is goes through the write-ahead log.
+    Reader::start(&log).close(60);
+    let mut wal = 0;
+    eventually("the file is half as large", || {
+        wal = wal.max(size("log.db-wal"));
+        size("log.db") < 70_000_000
+    });
+    assert!(wal < 24 << 20, "{wal} bytes at once");
+    log.close().unwrap();
+}
+
+#[test]
 fn a_damaged_record_is_reported_and_not_delivered() {
     let folder = tempfile::tempdir().unwrap();
     let log = open(folder.path());

@@ -29,9 +29,12 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 const COMMIT_BYTES: usize = 8 * 1024 * 1024;
 /// How often cursors are written and what is behind them is trimmed.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// Rows deleted and pages given back to the disk in one housekeeping, so that appends wait for milliseconds only.
+/// Rows deleted in one housekeeping, so that appends wait for milliseconds only.
 const TRIM_ROWS: usize = 2000;
-const TRIM_PAGES: u32 = 4096;
+/// Pages given back to the disk at once, a mebibyte: each is written to the WAL before, and a request may come meanwhile.
+const GIVEN_BACK: u32 = 64;
+/// How long the log has to be idle before pages are given back. While appends flow they take free pages anyway.
+const IDLE: Duration = Duration::from_millis(20);
 /// A log that reached its quota takes events again below this share of it. At the bound itself it would be ready and
 /// unready in turns, with every trim.
 const ROOM: f64 = 0.9;
@@ -53,6 +56,8 @@ pub(super) struct Writer {
     failing: Option<String>,
     /// `queue.embedded.quota` was reached, and [`ROOM`] is not free again.
     full: bool,
+    /// There are pages to give back to the disk, as far as is known.
+    free_pages: bool,
     /// What the dependency's state was last told.
     told: Option<String>,
 }
@@ -100,17 +105,23 @@ impl Writer {
             housekeeping_at: Instant::now() + HOUSEKEEPING,
             failing: None,
             full: false,
+            free_pages: true,
             told: None,
         })
     }
 
     pub(super) fn run(&mut self, writes: &Receiver<Write>) {
         loop {
-            let first = match writes.recv_deadline(self.housekeeping_at.max(Instant::now())) {
+            let idle_at = Instant::now() + IDLE;
+            let wake_at = if self.free_pages { idle_at.min(self.housekeeping_at) } else { self.housekeeping_at };
+            let first = match writes.recv_deadline(wake_at.max(Instant::now())) {
                 Ok(write) => Some(write),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            if first.is_none() && self.free_pages && idle_at <= Instant::now() {
+                self.give_back_pages();
+            }
             let mut group = Group::default();
             let mut next = first;
             while let Some(write) = next {
@@ -268,8 +279,14 @@ impl Writer {
         Ok((next, bytes))
     }
 
-    /// Writes the cursors, trims behind the slowest, gives free pages back to the disk. Whether there is more to do
-    /// soon. While writing fails it tries whether it works again: an unready process may be sent no request that would.
+    fn give_back_pages(&mut self) {
+        self.free_pages = sqlite::give_back_pages(&self.database, GIVEN_BACK).unwrap_or_else(|error| {
+            tracing::debug!(%error, "pages of the embedded log could not be given back; tried again after the next trim");
+            false
+        });
+    }
+
+    /// Writes the cursors and trims behind the slowest. Whether there is more to do soon. While writing fails it tries whether it works again: an unready process may be sent no request that would.
     fn keep_house(&mut self) -> bool {
         match self.try_keep_house() {
             Ok(more) => {
@@ -328,9 +345,8 @@ impl Writer {
         transaction.commit()?;
         self.cursors_changed = false;
         self.stored = self.stored.saturating_sub(freed);
-        // Also when nothing was trimmed now: what an earlier trim left over goes back step by step.
-        let more_pages = sqlite::give_back_pages(&self.database, TRIM_PAGES)?;
-        Ok(more_pages || trimmed == TRIM_ROWS)
+        self.free_pages |= trimmed > 0;
+        Ok(trimmed == TRIM_ROWS)
     }
 }
 
