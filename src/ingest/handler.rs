@@ -156,6 +156,10 @@ impl Intake {
             self.metrics.events_produced_unanswered.inc_by(delivery.durable as u64);
             return Err(unknown(&reason));
         }
+        if let Some(reason) = delivery.refused {
+            self.metrics.events_produced_unanswered.inc_by(delivery.durable as u64);
+            return Err(if delivery.durable == 0 { refused(&reason) } else { unknown(&reason) });
+        }
         Ok(delivery.too_large)
     }
 
@@ -188,6 +192,10 @@ fn send(producer: &Addr<Producer>, publish: Publish) -> Result<(), Problem> {
 /// A panicked producer is back after a back-off that begins at a fraction of a second.
 fn restarting() -> Problem {
     Problem::unavailable(1, "the producer is being restarted; nothing of this request was stored")
+}
+
+fn refused(reason: &str) -> Problem {
+    Problem::unavailable(5, format!("{reason}; nothing of this request was stored: send it again later"))
 }
 
 fn unknown(reason: &str) -> Problem {
