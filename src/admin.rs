@@ -3,21 +3,27 @@
 //! It has no authentication and stands on the loopback by default. It is the last to go at a stop, so that the drain
 //! can be watched.
 
-use std::{net::TcpListener, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    net::TcpListener,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer,
+    HttpRequest, HttpResponse,
     dev::ServerHandle,
     guard,
     http::{StatusCode, header},
     web,
 };
 use anyhow::Context as _;
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
     config::{AdminConfig, LiveConfig},
     health::Health,
+    http,
     metrics::Metrics,
     reload::Reloader,
     store::Store,
@@ -32,11 +38,11 @@ use problem::Problem;
 /// What Prometheus asks for (OpenMetrics 1.0).
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How long the stop waits for answers that are being written, in seconds. Idle connections hold it up, too.
-const STOP_SECONDS: u64 = 1;
-
-/// Operators, scrapers and health checks; whatever opens more is broken.
+/// Operators, scrapers and health checks; whatever opens more is broken. One that holds them all idle has them for seconds.
 const MAX_CONNECTIONS: usize = 256;
+
+/// Above the usual intervals of scrapers.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// What the endpoint shows and calls.
 #[derive(Clone)]
@@ -53,6 +59,13 @@ pub struct AdminState {
     pub version: &'static str,
     pub commit: &'static str,
     pub started: Instant,
+    /// Room for the rows of queries that are being answered.
+    pub query_rows: Arc<Semaphore>,
+}
+
+/// For [`AdminState::query_rows`].
+pub fn query_rows() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(aggregates::ROWS_AT_ONCE))
 }
 
 /// Takes the address, so that one that is taken is heard of before anything else starts.
@@ -97,14 +110,17 @@ impl AdminServer {
 /// The listener cannot be used.
 pub fn serve(listener: TcpListener, state: AdminState) -> anyhow::Result<AdminServer> {
     let state = web::Data::new(state);
-    let server = HttpServer::new(move || App::new().configure(|app| routes(app, state.clone())))
-        .workers(1)
-        .max_connections(MAX_CONNECTIONS)
-        .disable_signals()
-        .shutdown_timeout(STOP_SECONDS)
-        .listen(listener)
-        .context("admin.listen: the listener cannot be used")?
-        .run();
+    let door = http::Listener {
+        name: "admin",
+        workers: 1,
+        max_connections: MAX_CONNECTIONS,
+        keep_alive: KEEP_ALIVE,
+        // Bodies are not read here.
+        max_body: Arc::new(|| u64::MAX),
+        on_refusal: Arc::new(|status| tracing::debug!(%status, "refused a request to the admin endpoint")),
+    };
+    let server = http::serve(listener, door, move |app| routes(app, state.clone()))
+        .context("admin.listen: the listener cannot be used")?;
     Ok(AdminServer { handle: server.handle(), running: actix_rt::spawn(server) })
 }
 

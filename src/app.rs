@@ -221,6 +221,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION"),
             commit: env!("INGESTD_COMMIT"),
             started: self.started,
+            query_rows: admin::query_rows(),
         }
     }
 
@@ -368,7 +369,7 @@ impl Daemon {
         slot: Slot<Consumer<S>>,
         log: Option<EmbeddedLog>,
     ) -> Guarded {
-        let queue = QueueName(if log.is_some() { embedded::DEPENDENCY } else { kafka::DEPENDENCY });
+        let queue = QueueName(if log.is_some() { embedded::READING } else { kafka::DEPENDENCY });
         let parts = ConsumerParts {
             name,
             topic: config.queue.topic.clone(),
@@ -483,6 +484,13 @@ impl Daemon {
         };
         match stopped {
             Stopped::InOrder => status,
+            Stopped::Uncommitted => {
+                if status == 0 {
+                    exit::FAILURE
+                } else {
+                    status
+                }
+            }
             // Threads may hang: nothing more is waited for. Why it ended says more than that it was late: a process that
             // was fenced must not be started again.
             Stopped::Cut => std::process::exit(i32::from(if status == 0 { exit::DEADLINE } else { status })),

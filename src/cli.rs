@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors, Setting, Sources};
 
+mod archive;
 mod check;
 mod run;
 mod show;
@@ -56,6 +57,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look into the archive, check it, mend what only an operator can
+    #[command(subcommand)]
+    Archive(archive::Command),
 }
 
 /// Each command takes them behind its name; before it they mean the same.
@@ -97,6 +101,7 @@ pub fn main() -> ExitCode {
             check::check(&options.and_then(later).sources(), connect, json)
         }
         Command::Config { options: later, json } => show::show(&options.and_then(later).sources(), json),
+        Command::Archive(command) => archive::archive(command, options),
     }
 }
 
@@ -141,6 +146,7 @@ mod tests {
             Some(Command::Run { options } | Command::Check { options, .. } | Command::Config { options, .. }) => {
                 cli.options.and_then(options)
             }
+            Some(Command::Archive(command)) => cli.options.and_then(command.into_options()),
         }
     }
 
@@ -155,6 +161,8 @@ mod tests {
         let both = options(&["--set", "a=1", "--config", "x", "check", "--set", "b=2=3", "--roles", "ingest"]);
         let settings: Vec<_> = both.settings.iter().map(|setting| (&*setting.key, &*setting.value)).collect();
         assert_eq!(settings, [("a", "1"), ("b", "2=3")]);
+        let archive = options(&["--set", "a=1", "archive", "verify", "--set", "b=2"]).settings;
+        assert_eq!(archive.iter().map(|setting| &*setting.value).collect::<Vec<_>>(), ["1", "2"]);
         assert_eq!((both.config, both.roles), (Some(PathBuf::from("x")), Some("ingest".to_owned())));
     }
 

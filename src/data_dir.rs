@@ -44,26 +44,34 @@ impl DataDir {
     /// When the folder cannot be used, or another process uses it.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         create_private_dir(path).with_context(|| format!("data.dir: cannot make the folder {}", path.display()))?;
-        let lock_path = path.join("lock");
-        let lock = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&lock_path)
-            .with_context(|| format!("data.dir: cannot open {}", lock_path.display()))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!(
-                "data.dir: {} is in use by another ingestd: stop it, or give this one a folder of its own",
-                path.display()
-            ),
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("data.dir: cannot lock {}", lock_path.display()));
-            }
-        }
+        let lock = lock(path)?;
         let instance = instance(&path.join("instance"))?;
         Ok(Self { path: path.to_owned(), instance, _lock: lock })
+    }
+}
+
+/// Locks the folder, for as long as the file is open.
+///
+/// # Errors
+/// When another process uses it.
+pub fn lock(path: &Path) -> anyhow::Result<File> {
+    let lock_path = path.join("lock");
+    let lock = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&lock_path)
+        .with_context(|| format!("data.dir: cannot open {}", lock_path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => bail!(
+            "data.dir: {} is in use by another ingestd: stop it, or give this one a folder of its own",
+            path.display()
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("data.dir: cannot lock {}", lock_path.display()))
+        }
     }
 }
 

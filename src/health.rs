@@ -10,7 +10,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::position::Partition;
+use crate::{position::Partition, queue::embedded};
 
 /// The seven actors; consumers once for each sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -62,7 +62,7 @@ pub struct ActorStatus {
     pub reason: Option<String>,
 }
 
-/// A dependency outside the process: `kafka`, `mongodb`, `object_store`, `disk`, `embedded_log`, `embedded_store`.
+/// A dependency outside the process: `kafka`, `mongodb`, `object_store`, `disk`, `embedded_log`, `embedded_store` …
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DependencyStatus {
     pub available: bool,
@@ -217,8 +217,10 @@ impl Health {
         .map(|(_, actors)| actors.iter().all(|actor| works(*actor)))
         .collect();
         let open = state.closed.is_empty();
+        let refuses = |dependency| state.dependencies.get(dependency).is_some_and(|status| !status.available);
         let ready = if runs(ActorName::Ingestor) {
-            open && works(ActorName::Ingestor) && works(ActorName::Producer)
+            // The door stays open: the log takes events again before anybody could tell from outside.
+            open && !refuses(embedded::DEPENDENCY) && works(ActorName::Ingestor) && works(ActorName::Producer)
         } else {
             open && (sinks.is_empty() || sinks.iter().any(|works| *works))
         };
@@ -252,6 +254,18 @@ mod tests {
     fn a_failing_sink_degrades_an_ingesting_process_and_leaves_it_ready() {
         let health = running(&[ActorName::Ingestor, ActorName::Producer, ActorName::ConsumerAggregate]);
         health.actor(ActorName::Aggregator, ActorState::Failing, "mongodb is away".to_owned());
+        let readiness = health.readiness();
+        assert!(readiness.ready && readiness.degraded);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_makes_an_ingesting_process_unready_and_leaves_the_door_open() {
+        let health = running(&[ActorName::Ingestor, ActorName::Producer]);
+        health.dependency(embedded::DEPENDENCY, Err("it has reached its quota".to_owned()));
+        assert!(!health.readiness().ready && health.closed().is_none());
+        health.dependency(embedded::DEPENDENCY, Ok(()));
+        assert!(health.readiness().ready);
+        health.dependency(embedded::READING, Err("a damaged record".to_owned()));
         let readiness = health.readiness();
         assert!(readiness.ready && readiness.degraded);
     }

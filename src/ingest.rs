@@ -10,6 +10,9 @@ mod body;
 mod check;
 mod handler;
 mod ids;
+mod in_flight;
+#[cfg(test)]
+mod properties;
 mod replies;
 mod split;
 
@@ -19,7 +22,6 @@ use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture,
 };
 use actix_web::{
-    App, HttpServer,
     dev::{Server, ServerHandle},
     web,
 };
@@ -29,6 +31,7 @@ use self::handler::{Intake, routes};
 use crate::{
     config::{HttpConfig, LiveConfig},
     health::{ActorName, ActorState, Health},
+    http,
     metrics::Metrics,
     produce::Producer,
     supervise::Slot,
@@ -76,14 +79,10 @@ pub struct Ingestor {
 impl Ingestor {
     /// A request costs a core for its parsing and little else; past four workers the queue behind them is the limit.
     const MAX_WORKERS: usize = 4;
-    /// For each worker. An idle connection holds some 10 KiB; further ones wait in the kernel's backlog.
-    const MAX_CONNECTIONS: usize = 4096;
+    /// An idle connection holds some 20 KiB; further ones wait in the kernel's backlog.
+    const MAX_CONNECTIONS: usize = 8192;
     /// Above the idle timeout of common load balancers (60 s), so that they close a connection before we do.
     const KEEP_ALIVE: Duration = Duration::from_secs(75);
-    /// How long idle connections hold up the server's end, after all requests were answered.
-    const IDLE_SECONDS: u64 = 1;
-    /// For a request's head, which is at most a few packets.
-    const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
     /// `listener` is a clone of what [`bind`] returned.
     pub fn new(
@@ -100,18 +99,18 @@ impl Ingestor {
     fn serve(&mut self) -> anyhow::Result<Server> {
         let listener = self.listener.take().context("the listening socket is gone")?;
         let workers = thread::available_parallelism().map_or(1, usize::from).min(Self::MAX_WORKERS);
-        let intake = self.intake.clone();
-        let server = HttpServer::new(move || App::new().configure(routes(intake.clone())))
-            .workers(workers)
-            .max_connections(Self::MAX_CONNECTIONS)
-            .keep_alive(Self::KEEP_ALIVE)
-            .client_request_timeout(Self::HEAD_TIMEOUT)
-            .tcp_nodelay(true)
-            .shutdown_timeout(Self::IDLE_SECONDS)
-            .disable_signals()
-            .listen(listener)
-            .context("the HTTP server cannot use its listening socket")?
-            .run();
+        let (intake, config) = (self.intake.clone(), self.config.clone());
+        let counting = intake.clone();
+        let door = http::Listener {
+            name: "ingest",
+            workers,
+            max_connections: Self::MAX_CONNECTIONS.min(http::affordable_connections()),
+            keep_alive: Self::KEEP_ALIVE,
+            max_body: Arc::new(move || config.load().http.max_body.0),
+            on_refusal: Arc::new(move |status| counting.answered(status)),
+        };
+        let server = http::serve(listener, door, move |service| routes(intake.clone())(service))
+            .context("the HTTP server cannot use its listening socket")?;
         Ok(server)
     }
 

@@ -28,11 +28,14 @@
 //! - [`supervise`] keeps each actor alive; [`health`] is what they say of themselves; [`metrics`] what they count.
 //! - [`watchdog`] closes the door before the disk is full; [`admin`] is the operators' endpoint; [`reload`] changes the
 //!   configuration of a running daemon.
+//! - [`archive`] is for the archive's operators, apart from the daemon: list, cat, verify, skip, drain.
+//! - [`http`] is the server under both listeners: connections with deadlines for all that they do.
 //! - [`position`] names where a record stands. [`cli`] is the command line.
 
 pub mod admin;
 pub mod aggregate;
 pub mod app;
+pub mod archive;
 pub mod cli;
 pub mod config;
 pub mod consume;
@@ -40,6 +43,7 @@ pub mod data_dir;
 pub mod dlq;
 pub mod event;
 pub mod health;
+pub mod http;
 pub mod ingest;
 pub mod logging;
 pub mod metrics;

@@ -18,7 +18,10 @@ use crate::config::{LogFormat, LoggingConfig};
 
 /// Libraries that say too much below this; a filter that names one of them decides itself.
 const QUIET: &str = "rdkafka=warn,librdkafka=warn,object_store=warn,mongodb=warn,hyper=warn,hyper_util=warn,h2=warn,\
-                     reqwest=warn,rustls=warn,actix_server=warn,actix_http=warn,mio=warn";
+                     reqwest=warn,rustls=warn,actix_server=warn,mio=warn";
+
+/// It calls each broken request an error, so that clients would write the log. They are counted by status.
+const SILENT: &str = "actix_http=off";
 
 /// Changes what is logged.
 #[derive(Clone, Debug)]
@@ -65,8 +68,8 @@ fn filter(level: &str) -> anyhow::Result<EnvFilter> {
     // At warn and below they are as quiet as the rest, and must not be louder. A later directive replaces one for the
     // same target, so the operator's come last.
     match general {
-        Some(general) if general > LevelFilter::WARN => Ok(EnvFilter::try_new(format!("{QUIET},{level}"))?),
-        _ => Ok(EnvFilter::try_new(level)?),
+        Some(general) if general > LevelFilter::WARN => Ok(EnvFilter::try_new(format!("{SILENT},{QUIET},{level}"))?),
+        _ => Ok(EnvFilter::try_new(format!("{SILENT},{level}"))?),
     }
 }
 
@@ -99,6 +102,7 @@ mod tests {
             tracing::info!(target: "ingestd::upload", "ours");
             tracing::info!(target: "rdkafka::client", "chatter");
             tracing::warn!(target: "rdkafka::client", "warning");
+            tracing::error!(target: "actix_http::h1::dispatcher", "a client's fault");
         });
         String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
     }
@@ -107,6 +111,7 @@ mod tests {
     fn libraries_are_quiet_until_they_are_asked_for() {
         let heard = |level: &str| {
             let log = logged(level);
+            assert!(!log.contains("fault"), "clients do not write the log: {log}");
             (log.contains("ours"), log.contains("chatter"), log.contains("warning"))
         };
         assert_eq!(heard("info"), (true, false, true));

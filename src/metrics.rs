@@ -173,7 +173,11 @@ impl Metrics {
             self.disk_used_ratio.clone(),
         );
         r.register("spool_bytes", "Bytes in sealed segments on disk", self.spool_bytes.clone());
-        r.register("in_flight_bytes", "Bytes of request bodies being handled", self.in_flight_bytes.clone());
+        r.register(
+            "in_flight_bytes",
+            "Bytes of requests being handled, with what their events and answers cost",
+            self.in_flight_bytes.clone(),
+        );
         r.register("resident_memory_bytes", "Resident memory of the process", self.resident_memory_bytes.clone());
         r.register("upload_retries", "Uploads tried again", self.upload_retries.clone());
         r.register("flush_retries", "Aggregate flushes tried again", self.flush_retries.clone());

@@ -83,8 +83,10 @@ impl Publish {
 pub struct Delivery {
     /// Indexes into `Publish::events` of those that the queue refuses for their size: the client's error `too_large`.
     pub too_large: Vec<usize>,
-    /// The first passing reason for which an event is not durable: the whole request is answered 503.
+    /// The first passing reason for which an event is not known to be durable: the whole request is answered 503.
     pub unavailable: Option<String>,
+    /// The first passing reason for which an event was refused before anything of it was written: 503 as well.
+    pub refused: Option<String>,
     /// Events that are durable.
     pub durable: usize,
 }
@@ -135,6 +137,12 @@ impl Ticket {
         self.count_down(events);
     }
 
+    /// Nothing of `events` events was written, for a passing reason.
+    pub fn refused(&self, events: usize, reason: &str) {
+        self.outcome().delivery.refused.get_or_insert_with(|| reason.to_owned());
+        self.count_down(events);
+    }
+
     fn outcome(&self) -> std::sync::MutexGuard<'_, Outcome> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -182,7 +190,7 @@ impl Producer {
     /// Appends, and holds the mailbox while the queue is full: order is kept and the backpressure is heard.
     fn append(&mut self, publish: Publish, from: usize, ctx: &mut Context<Self>) {
         let Some(appender) = self.appender.as_mut() else {
-            publish.ticket.unavailable(publish.events.len() - from, "the producer is stopping");
+            publish.ticket.refused(publish.events.len() - from, "the producer is stopping");
             return;
         };
         if let Err(Full { publish, next }) = appender.append(publish, from) {
@@ -243,7 +251,7 @@ mod tests {
         ticket.too_large(2);
         assert!(reply.try_recv().is_err());
         ticket.durable(1);
-        assert_eq!(reply.try_recv().unwrap(), Delivery { too_large: vec![2], unavailable: None, durable: 2 });
+        assert_eq!(reply.try_recv().unwrap(), Delivery { too_large: vec![2], durable: 2, ..Delivery::default() });
     }
 
     #[test]

@@ -11,11 +11,17 @@ pub mod recover;
 pub mod segment;
 mod writer;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
+pub use self::protocol::{News, Word};
 use self::{
     protocol::{Effect, Protocol, Rules, Taken},
     segment::SealedSegment,
@@ -29,7 +35,7 @@ use crate::{
     position::{Offset, Partition},
     queue::{Batch, Epoch},
     supervise::Slot,
-    upload::{OpenChain, Upload, Uploader},
+    upload::{AskAboutGap, OpenChain, Upload, Uploader},
 };
 
 /// From the uploader: the archive's chain of this partition is known to reach `end`.
@@ -77,6 +83,15 @@ pub struct ChainHalted {
     pub action: String,
 }
 
+/// From the uploader: how things stand with this partition's hole.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "()")]
+pub struct GapNews {
+    pub partition: Partition,
+    pub epoch: Epoch,
+    pub news: News,
+}
+
 /// From the uploader: it was started and knows of no chain.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
@@ -102,6 +117,10 @@ pub struct Spooler {
     queue_kind: QueueKind,
     disk_full: bool,
     held: BTreeMap<Hold, bool>,
+    /// Partitions whose last segment could not be written.
+    failing: BTreeSet<Partition>,
+    /// So many segments wait that none is sealed for its age.
+    behind: bool,
     draining: bool,
     ticks: u32,
     health: Health,
@@ -109,11 +128,16 @@ pub struct Spooler {
 }
 
 impl Spooler {
+    /// Segments that wait for the archive, above which none is sealed for its age: an outage of a week would leave
+    /// hundreds of thousands of small ones.
+    const BEHIND: usize = 256;
     /// By then the group has given each partition to somebody.
     const SETTLED_TICKS: u32 = 30;
     /// How soon a partition begins again after its segment could not be written.
     const RETRY: Duration = Duration::from_secs(1);
-    /// How often a reloaded `archive.on_gap` and `spool.quota` are looked at.
+    /// How often the archive is asked about a hole, in ticks.
+    const ASK_TICKS: u32 = 3;
+    /// How often holes, and reloaded `archive.on_gap` and `spool.quota`, are looked at.
     const TICK: Duration = Duration::from_secs(1);
 
     /// Starts the spool's thread.
@@ -137,6 +161,7 @@ impl Spooler {
         };
         let shared_queue = now.queue.kind == QueueKind::Kafka;
         let rules = Rules {
+            topic_folder: segment::topic_folder(&now.queue.topic, now.queue.generation),
             archive: now.archive.url.clone(),
             sole_member_of: (now.archive.is_local() && shared_queue)
                 .then(|| format!("{}-archive", now.queue.kafka.group)),
@@ -155,6 +180,8 @@ impl Spooler {
             config,
             disk_full: false,
             held: BTreeMap::new(),
+            failing: BTreeSet::new(),
+            behind: false,
             draining: false,
             ticks: 0,
             health,
@@ -182,6 +209,7 @@ impl Spooler {
                     self.command(SpoolCommand::Begin { partition, epoch, x, identity });
                 }
                 Effect::EndSegments(partition) => self.command(SpoolCommand::End(partition)),
+                Effect::CloseSegments(partition) => self.command(SpoolCommand::Close(partition)),
                 Effect::Remove(segment) => self.command(SpoolCommand::Remove(segment)),
                 Effect::Orphan { segment, why } => self.command(SpoolCommand::Orphan { segment, why }),
                 Effect::OpenChain { epoch, assignment } => self.uploader.tell(OpenChain { epoch, assignment }),
@@ -195,14 +223,30 @@ impl Spooler {
                     self.metrics.lost(SinkName::Archive, &self.topic, partition, lost);
                     tracing::error!(%partition, %from, %to, lost, "records were removed from the log before they were archived");
                 }
+                Effect::Skipped { partition, from, to } => {
+                    self.health.release(SinkName::Archive, partition);
+                    tracing::warn!(%partition, %from, %to, "going on without them, as the operator said");
+                }
+                Effect::AskAboutGap { partition, epoch } => self.uploader.tell(AskAboutGap { partition, epoch }),
             }
         }
         self.show_spool();
     }
 
+    /// The partition is written again, or no longer ours.
+    fn works(&mut self, partition: Partition) {
+        if self.failing.remove(&partition) && self.failing.is_empty() {
+            self.health.actor(ActorName::Spooler, ActorState::Running, None);
+        }
+    }
+
     /// Fetching is held while sealed segments fill the quota or a full disk.
     fn show_spool(&mut self) {
         let bytes = self.protocol.sealed_bytes();
+        let behind = self.protocol.sealed_segments() >= Self::BEHIND;
+        if std::mem::replace(&mut self.behind, behind) != behind {
+            self.command(SpoolCommand::SealByAge(!behind));
+        }
         self.metrics.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         self.hold(Hold::SpoolQuota, bytes >= self.config.load().spool.quota.0);
         // The embedded log is freed only by archiving it: one segment at a time goes on, and frees more than it takes.
@@ -225,12 +269,12 @@ impl Spooler {
         for (hold, _) in self.held.iter().filter(|(_, on)| **on) {
             self.replies.hold(SetHold { hold: *hold, on: true });
         }
-        if self.on_gap() == OnGap::Skip {
-            for (partition, effects) in self.protocol.skip_gaps() {
-                self.health.release(SinkName::Archive, partition);
-                self.perform(effects);
-            }
-        }
+        let effects = match self.on_gap() {
+            OnGap::Skip => self.protocol.skip_gaps(),
+            OnGap::Halt if self.ticks.is_multiple_of(Self::ASK_TICKS) => self.protocol.ask_about_gaps(),
+            OnGap::Halt => Vec::new(),
+        };
+        self.perform(effects);
     }
 }
 
@@ -268,6 +312,9 @@ impl Handler<Unassign> for Spooler {
 
     fn handle(&mut self, Unassign { partition, epoch }: Unassign, _: &mut Self::Context) {
         let effects = self.protocol.unassigned(partition, epoch);
+        if !effects.is_empty() {
+            self.works(partition);
+        }
         self.perform(effects);
     }
 }
@@ -301,9 +348,10 @@ impl Handler<FromWriter> for Spooler {
                 self.perform(effects);
             }
             SpoolEvent::Sealed { epoch, segment } => {
+                let partition = segment.header.partition;
                 let effects = self.protocol.sealed(epoch, segment);
                 if !effects.is_empty() {
-                    self.health.actor(ActorName::Spooler, ActorState::Running, None);
+                    self.works(partition);
                 }
                 self.perform(effects);
             }
@@ -314,6 +362,7 @@ impl Handler<FromWriter> for Spooler {
                 }
                 let reason = format!("partition {partition} cannot be spooled: {error}");
                 tracing::warn!(reason, "spool failed, beginning again");
+                self.failing.insert(partition);
                 self.health.actor(ActorName::Spooler, ActorState::Failing, reason);
                 ctx.run_later(Self::RETRY, move |spooler, _| {
                     spooler.replies.reassign(Reassign { partition, epoch });
@@ -354,9 +403,12 @@ impl Handler<Followed> for Spooler {
 impl Handler<Damaged> for Spooler {
     type Result = ();
 
-    fn handle(&mut self, Damaged { epoch, segment, why }: Damaged, _: &mut Self::Context) {
-        let effects = self.protocol.damaged(epoch, segment, why);
+    fn handle(&mut self, Damaged { epoch, segment, why }: Damaged, ctx: &mut Self::Context) {
+        let partition = segment.header.partition;
+        let effects = self.protocol.damaged(segment, why);
         self.perform(effects);
+        // A disk that cannot even move it would be asked in a loop.
+        ctx.run_later(Self::RETRY, move |spooler, _| spooler.replies.reassign(Reassign { partition, epoch }));
     }
 }
 
@@ -365,6 +417,15 @@ impl Handler<ChainHalted> for Spooler {
 
     fn handle(&mut self, ChainHalted { partition, epoch, reason, action }: ChainHalted, _: &mut Self::Context) {
         let effects = self.protocol.chain_halted(partition, epoch, reason, action);
+        self.perform(effects);
+    }
+}
+
+impl Handler<GapNews> for Spooler {
+    type Result = ();
+
+    fn handle(&mut self, GapNews { partition, epoch, news }: GapNews, _: &mut Self::Context) {
+        let effects = self.protocol.gap_news(partition, epoch, news);
         self.perform(effects);
     }
 }

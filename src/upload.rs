@@ -8,8 +8,10 @@
 mod archive;
 pub mod chain;
 mod compare;
+pub mod objects;
 pub mod opening;
 mod requests;
+mod skip;
 
 use std::{
     collections::BTreeMap,
@@ -25,12 +27,15 @@ use futures::FutureExt as _;
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
 
 pub use self::{
-    archive::{Archive, ProbeError, sweep},
-    requests::explain_probe,
+    archive::{Archive, ProbeError, place, sweep},
+    compare::{RecordLine, segment_lines},
+    opening::{Head, HeadError},
+    requests::{explain, explain_probe, is_lasting},
+    skip::Skip,
 };
 use self::{
     chain::{Chain, Step},
-    opening::{Head, Unusable},
+    opening::Unusable,
     requests::{Answer, Requests},
 };
 use crate::{
@@ -40,7 +45,10 @@ use crate::{
     metrics::Metrics,
     position::{Offset, Partition, TopicIdentity},
     queue::{Assignment, Epoch},
-    spool::{Archived, ChainHalted, ChainOpened, Damaged, Followed, Spooler, UploaderStarted, segment::SealedSegment},
+    spool::{
+        Archived, ChainHalted, ChainOpened, Damaged, Followed, GapNews, Spooler, UploaderStarted,
+        segment::SealedSegment,
+    },
     supervise::{Slot, panic_message},
 };
 
@@ -61,6 +69,14 @@ pub struct OpenChain {
 pub struct Upload {
     pub epoch: Epoch,
     pub segment: SealedSegment,
+}
+
+/// From the spooler: see how things stand with this partition's hole, and answer `GapNews`.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct AskAboutGap {
+    pub partition: Partition,
+    pub epoch: Epoch,
 }
 
 /// From the I/O runtime: the chain's end was found.
@@ -91,6 +107,8 @@ struct Partitioned {
     chain: Chain,
     identity: TopicIdentity,
     request: Option<JoinHandle<()>>,
+    /// The question about its hole, while it is under way: one at a time, however often it is asked.
+    asked: Option<JoinHandle<()>>,
     head_written: Instant,
     /// The key of the last object, while the head does not name it yet.
     unwritten_key: Option<String>,
@@ -221,7 +239,8 @@ impl Actor for Uploader {
 impl Drop for Uploader {
     fn drop(&mut self) {
         // A PUT that is cut off may have taken effect: that is the case of a lost reply.
-        self.partitions.values().filter_map(|partitioned| partitioned.request.as_ref()).for_each(JoinHandle::abort);
+        let requests = self.partitions.values().flat_map(|partitioned| [&partitioned.request, &partitioned.asked]);
+        requests.flatten().for_each(JoinHandle::abort);
     }
 }
 
@@ -243,11 +262,12 @@ impl Handler<OpenChain> for Uploader {
             chain: Chain::new(epoch),
             identity,
             request: Some(request),
+            asked: None,
             head_written: Instant::now(),
             unwritten_key: None,
         };
-        if let Some(Partitioned { request: Some(request), .. }) = self.partitions.insert(partition, partitioned) {
-            request.abort();
+        if let Some(Partitioned { request, asked, .. }) = self.partitions.insert(partition, partitioned) {
+            [request, asked].iter().flatten().for_each(JoinHandle::abort);
         }
     }
 }
@@ -265,6 +285,25 @@ impl Handler<Opened> for Uploader {
             Err(Unusable { reason, action }) => {
                 self.spooler.tell(ChainHalted { partition, epoch, reason, action });
             }
+        }
+    }
+}
+
+impl Handler<AskAboutGap> for Uploader {
+    type Result = ();
+
+    fn handle(&mut self, AskAboutGap { partition, epoch }: AskAboutGap, _: &mut Self::Context) {
+        let (requests, spooler, io) = (self.requests.clone(), self.spooler.clone(), self.io.clone());
+        let Some(partitioned) = self.current(partition, epoch) else { return };
+        // While segments of ours are on their way, the chain grows by them.
+        let Some(end) = partitioned.chain.end().filter(|_| partitioned.chain.is_idle()) else { return };
+        if partitioned.asked.as_ref().is_none_or(JoinHandle::is_finished) {
+            partitioned.asked = Some(io.spawn(async move {
+                // Without an answer it is asked again in a few seconds.
+                if let Some(news) = requests.about_gap(partition, end).await {
+                    spooler.tell(GapNews { partition, epoch, news });
+                }
+            }));
         }
     }
 }

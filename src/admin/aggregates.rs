@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, http::header::ContentType, web};
+use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 
 use super::{AdminState, problem::Problem};
 use crate::{
@@ -15,6 +17,10 @@ use crate::{
 
 const DEFAULT_LIMIT: usize = 10_000;
 const MAX_LIMIT: usize = 1_000_000;
+
+/// Rows that all queries together may ask for at a time, by their limits: one of the largest, and many usual ones. A row
+/// costs up to a KiB while its answer is written.
+pub const ROWS_AT_ONCE: usize = MAX_LIMIT + 50 * DEFAULT_LIMIT;
 
 /// Somebody waits for the answer: less patience than a flush has.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -61,19 +67,39 @@ pub async fn query(
         .clone();
     let query = parse(&aggregate, request.query_string(), Utc::now()).map_err(Problem::bad_request)?;
     let deadline = config.aggregator.timeout.min(DEADLINE);
-    let rows = tokio::time::timeout(deadline, store.query(query))
-        .await
-        .map_err(|_| Problem::unavailable(format!("the store has not answered within {deadline:?}: ask again later")))?
-        .map_err(|error| match error {
-            StoreError::Unavailable(why) => Problem::unavailable(format!("the store is out of reach: {why}")),
-            StoreError::Refused(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
-        })?;
+    let permits = u32::try_from(query.limit).unwrap_or(u32::MAX);
+    let asked = async {
+        let room = state.query_rows.clone().acquire_many_owned(permits).await;
+        (room, store.query(query).await)
+    };
+    let (room, rows) = tokio::time::timeout(deadline, asked).await.map_err(|_| {
+        let why = "the store has not answered, or queries of too many rows are being answered already";
+        Problem::unavailable(format!("not within {deadline:?}: {why}: ask again later, or for fewer rows (limit)"))
+    })?;
+    let rows = rows.map_err(|error| match error {
+        StoreError::Unavailable(why) => Problem::unavailable(format!("the store is out of reach: {why}")),
+        StoreError::Refused(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
+    })?;
     // Writing a million rows takes a second of this worker, which answers the health checks, too.
     let body = web::block(move || write(&aggregate, rows))
         .await
         .map_err(|error| Problem::unavailable(format!("the daemon is stopping: {error}")))?
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("rows as JSON: {error}")))?;
+    // It takes room until the client has it.
+    let body = Bytes::from_owner(Answered { body, _room: room });
     Ok(HttpResponse::Ok().insert_header(ContentType::json()).body(body))
+}
+
+/// An answer on its way, and the room for its rows.
+struct Answered {
+    body: Vec<u8>,
+    _room: Result<OwnedSemaphorePermit, AcquireError>,
+}
+
+impl AsRef<[u8]> for Answered {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 fn write(aggregate: &AggregateConfig, rows: Rows) -> serde_json::Result<Vec<u8>> {

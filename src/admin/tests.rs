@@ -1,6 +1,9 @@
 //! The endpoint through its handlers, with a store and a configuration that the tests set.
 
-use actix_web::test::{TestRequest, call_service, init_service, read_body_json};
+use actix_web::{
+    App,
+    test::{TestRequest, call_service, init_service, read_body_json},
+};
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
@@ -77,6 +80,7 @@ fn state() -> AdminState {
         version: "0.1.0",
         commit: "abc",
         started: Instant::now(),
+        query_rows: query_rows(),
     }
 }
 
@@ -134,6 +138,25 @@ async fn a_store_that_is_away_or_silent_is_503_and_none_is_404() {
     let (status, body) = get(without, "/v1/aggregates/events_by_type").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     assert!(body["detail"].as_str().unwrap().contains("ask one with the role aggregator"), "{body}");
+}
+
+#[actix_rt::test]
+async fn queries_share_the_room_for_their_rows_until_they_are_answered() {
+    let mut state = state();
+    state.query_rows = Arc::new(Semaphore::new(100));
+    let app = init_service(App::new().configure(|app| routes(app, web::Data::new(state.clone())))).await;
+    let ask = |limit: u32| {
+        let uri = format!("/v1/aggregates/events_by_type?limit={limit}");
+        call_service(&app, TestRequest::get().uri(&uri).to_request())
+    };
+    let unread = ask(60).await;
+    assert_eq!((unread.status(), state.query_rows.available_permits()), (StatusCode::OK, 40));
+    let refused = ask(60).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ask(40).await.status(), StatusCode::OK);
+    drop(unread);
+    assert_eq!(ask(100).await.status(), StatusCode::OK);
+    assert_eq!(state.query_rows.available_permits(), 100);
 }
 
 #[actix_rt::test]

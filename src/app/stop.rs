@@ -30,6 +30,8 @@ use crate::{
 /// How it ended.
 pub(super) enum Stopped {
     InOrder,
+    /// In order, but for positions that could not be committed.
+    Uncommitted,
     /// By the deadline or a second signal; threads may still hang.
     Cut,
 }
@@ -74,9 +76,19 @@ pub(super) async fn stop(
         }
     };
     let why = tokio::select! {
-        () = in_order(running, admin, deadline, &steps) => {
-            tracing::info!(seconds = started.elapsed().as_secs_f64(), "stopped: everything accepted is durable, positions are committed");
-            return Stopped::InOrder;
+        committed = in_order(running, admin, deadline, &steps) => {
+            let seconds = started.elapsed().as_secs_f64();
+            return match committed {
+                Ok(()) => {
+                    tracing::info!(seconds, "stopped: everything accepted is durable, positions are committed");
+                    Stopped::InOrder
+                }
+                Err(reason) => {
+                    tracing::error!(seconds, reason, "stopped: everything accepted is durable, but the sinks' last \
+                        positions are not committed; the next start reads again from the ones before");
+                    Stopped::Uncommitted
+                }
+            };
         }
         () = tokio::time::sleep_until(deadline) => format!("shutdown.timeout ({}) is over", humantime::format_duration(timeout)),
         name = second_signal => format!("a second signal ({name})"),
@@ -85,7 +97,8 @@ pub(super) async fn stop(
     Stopped::Cut
 }
 
-async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps: &Steps) {
+/// The error says why positions are not committed.
+async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps: &Steps) -> Result<(), String> {
     let Running { ingestor, producer, archive, aggregate, guarded, log } = running;
     if let Some(ingestor) = ingestor.and_then(|slot| slot.get()) {
         // An error says that the actor is gone, and its server with it. The same holds below.
@@ -113,12 +126,14 @@ async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps
     for actor in guarded {
         steps.run(actor.name.as_str(), actor.stop()).await;
     }
+    let mut committed = Ok(());
     if let Some(log) = log {
         // Joins a thread that fsyncs.
         let closed = tokio::task::spawn_blocking(move || log.close());
-        let _ = steps.run("embedded log", closed).await;
+        committed = steps.run("embedded log", closed).await.unwrap_or_else(|error| Err(error.to_string()));
     }
     steps.run("admin endpoint", admin.stop()).await;
+    committed
 }
 
 async fn stop_archive(archive: ArchiveSink, deadline: Instant, steps: &Steps) {

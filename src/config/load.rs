@@ -188,6 +188,12 @@ mod tests {
         assert!(!toml::to_string(&config.without_secrets()).unwrap().contains("hunter2"));
         let error = Sources::of(None, &[], &[&url, "store.kind=mongodb"]).load().unwrap_err().to_string();
         assert!(error.contains("w=1") && !error.contains("hunter2"), "{error}");
+        fs::write(folder.path().join("secret"), "hunter2\n").unwrap();
+        let error = Sources::of(None, &[], &[&url, "store.kind=mongodb"]).load().unwrap_err().to_string();
+        assert!(error.contains("store.url = \"***\"") && !error.contains("hunter2"), "{error}");
+        let misplaced = "store.url_file=mongodb://app:hunter2@db";
+        let error = Sources::of(None, &[], &[misplaced]).load().unwrap_err().to_string();
+        assert!(error.contains("store.url_file") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

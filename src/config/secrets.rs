@@ -1,5 +1,8 @@
 //! Which values are secrets, and what stands in their place where people read.
 
+use mongodb::options::ConnectionString;
+use url::Url;
+
 use super::{
     Config,
     keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, below},
@@ -15,9 +18,18 @@ pub(super) fn shown(key: &str, value: &str) -> String {
     let name = below(key, ARCHIVE_OPTIONS).or_else(|| below(key, KAFKA_PROPERTIES));
     match name {
         Some(name) if is_secret(name) => HIDDEN.to_owned(),
+        // What is no URL may be a password alone, or one with a slip in front of it.
+        None if key == "store.url" && ConnectionString::parse(value).is_err() => HIDDEN.to_owned(),
+        None if key == "archive.url" && value.contains(['@', '?']) && Url::parse(value).is_err() => HIDDEN.to_owned(),
         _ if value.contains("://") => shown_url(value),
+        _ if value.contains('@') && (key == "archive.url" || name.is_some_and(is_address)) => HIDDEN.to_owned(),
         _ => value.to_owned(),
     }
+}
+
+/// Where user and password may stand in front of a host.
+fn is_address(name: &str) -> bool {
+    ["url", "uri", "endpoint", "proxy", "servers"].iter().any(|end| name.to_ascii_lowercase().ends_with(end))
 }
 
 /// Whether the option of that name holds a secret. Ids, paths and addresses are none.
@@ -88,10 +100,23 @@ mod tests {
     }
 
     #[test]
+    fn a_store_url_that_is_none_is_not_shown_at_all() {
+        for url in ["hunter2", "mongodb:/app:hunter2@db", "mongodb://app:hunter2", "mongodb://app:hun/ter2@db", "//x@y"]
+        {
+            assert_eq!(shown("store.url", url), HIDDEN, "{url}");
+        }
+    }
+
+    #[test]
     fn a_password_in_a_url_is_hidden_whatever_it_contains() {
-        let url = "mongodb://app:p@ss:w/o?rd@a:1,b:2/db?replicaSet=rs&tlsCertificateKeyFilePassword=pw";
-        let expected = "mongodb://app:***@a:1,b:2/db?replicaSet=rs&tlsCertificateKeyFilePassword=***";
-        assert_eq!(shown("store.url", url), expected);
+        let url = "mongodb://app:p%40ss@a:1,b:2/db?replicaSet=rs";
+        assert_eq!(shown("store.url", url), "mongodb://app:***@a:1,b:2/db?replicaSet=rs");
+        let with_options = "mongodb://a:1/db?replicaSet=rs&tlsCertificateKeyFilePassword=pw";
+        assert_eq!(shown_url(with_options), "mongodb://a:1/db?replicaSet=rs&tlsCertificateKeyFilePassword=***");
+        let proxy = "http://app:p@ss:w/o?rd@proxy:1";
+        assert_eq!(shown("archive.options.proxy_url", proxy), "http://app:***@proxy:1");
+        assert_eq!(shown("archive.options.proxy_url", "app:hunter2@proxy:1"), HIDDEN);
+        assert_eq!(shown("archive.url", "s3:/key:hunter2@bucket"), HIDDEN);
         assert_eq!(shown("store.url", "mongodb://127.0.0.1:27017/?w=1"), "mongodb://127.0.0.1:27017/?w=1");
         assert_eq!(
             shown("archive.options.proxy_url", "http://u:secret@proxy:3128"),

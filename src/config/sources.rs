@@ -218,6 +218,11 @@ impl Layer {
         self.files.push(PathBuf::from(file));
         match fs::read_to_string(file) {
             Ok(secret) => self.put(origin, key, "", Ok(Value::from(secret.trim()))),
+            // The secret itself where its file's path belongs is a slip that is soon made.
+            Err(error) if file.contains(['@', ':']) || !file.contains(['/', '.']) => {
+                let rule = format!("cannot be read: {error}; it must be the path of a file, not the secret itself");
+                self.error(origin, path, None, rule);
+            }
             Err(error) => self.error(origin, path, Some(format!("{file:?}")), format!("cannot be read: {error}")),
         }
     }
@@ -280,7 +285,7 @@ fn key_of_variable(name: &str) -> String {
 }
 
 /// Also those that this build of librdkafka lacks, which are refused by that name.
-fn is_kafka_property(name: &str) -> bool {
+pub(super) fn is_kafka_property(name: &str) -> bool {
     match ClientConfig::new().set(name, "x").create_native_config() {
         Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => false,
         Ok(_) | Err(_) => true,

@@ -68,6 +68,14 @@ impl Check<'_> {
         self.errors.push(ConfigError { origin, key: key.to_owned(), value, rule: rule.into() });
     }
 
+    /// A name that nobody knows may be that of a secret with a slip in it: its value is not shown.
+    fn unknown(&mut self, key: &str, rule: impl Into<String>) {
+        self.fault(key, rule);
+        if let Some(error) = self.errors.last_mut() {
+            error.value = None;
+        }
+    }
+
     /// The first must not be above the second; whichever of the two was given is at fault.
     fn at_most<T: PartialOrd + Display>(&mut self, small: (&str, T), large: (&str, T), why: &str) {
         if small.1 <= large.1 {

@@ -7,9 +7,9 @@ use serde_json::value::RawValue;
 
 use super::{Code, Invalid};
 
-/// Levels of objects and arrays, the event itself included: what `serde_json` reads into a tree by default, so that an
-/// accepted event is one that readers can parse.
-pub const MAX_DEPTH: usize = 127;
+/// Levels of objects and arrays, the event itself included. In the archive a line is one level around it, and together
+/// they are what `serde_json` reads into a tree by default (127), so that readers can parse what was accepted.
+pub const MAX_DEPTH: usize = 126;
 
 /// Finds the fields called `names` in the object `value`; `found` has one place a name.
 pub fn scan<'a, S: AsRef<str>>(

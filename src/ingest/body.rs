@@ -1,9 +1,12 @@
 //! Takes a request's body in: its media type, its size, its deadline, and its share of the bytes in flight.
 
+use std::rc::Rc;
+
 use actix_web::{
+    HttpRequest,
     http::{
         StatusCode,
-        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName},
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, UPGRADE},
     },
     web,
 };
@@ -11,16 +14,19 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{replies::Problem, split::Format};
-use crate::config::{ByteSize, HttpConfig};
+use super::{in_flight::Share, replies::Problem, split::Format};
+use crate::{config::HttpConfig, http::Connection};
 
 /// What the headers say that the body is.
 pub fn format(headers: &HeaderMap) -> Result<Format, Problem> {
-    if let Some(coding) = text(headers, CONTENT_ENCODING)?
-        && !coding.trim().eq_ignore_ascii_case("identity")
-    {
+    // Each of them: what one says another may take back.
+    let is_identity = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(CONTENT_ENCODING).all(is_identity) {
         let detail = "bodies with a Content-Encoding are not accepted: send the body as it is";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    if headers.get_all(CONTENT_TYPE).count() > 1 {
+        return Err(unsupported());
     }
     let Some(content_type) = text(headers, CONTENT_TYPE)? else {
         return Ok(Format::Json);
@@ -56,7 +62,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, Problem> 
 /// # Errors
 /// 413 above `http.max_body`, 429 when `http.max_in_flight` is spent, 408 after `http.request_timeout`.
 pub async fn read(
-    headers: &HeaderMap,
+    request: &HttpRequest,
     payload: web::Payload,
     http: &HttpConfig,
     in_flight: &Gauge,
@@ -65,11 +71,15 @@ pub async fn read(
         payload,
         // Parts of the body are named by 32-bit positions.
         max_body: http.max_body.as_usize().min(u32::MAX as usize),
-        max_in_flight: http.max_in_flight,
         length: 0,
-        share: Share { bytes: 0, in_flight: in_flight.clone() },
+        share: Share::new(in_flight, http.max_in_flight),
     };
-    let declared = text(headers, CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
+    // Such a body would be all that comes on the connection, whatever the head says of its length.
+    if request.headers().get_all(UPGRADE).any(|to| to.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket")) {
+        let detail = "this is no WebSocket: send the request without Upgrade";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, detail).closing());
+    }
+    let declared = text(request.headers(), CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
     if declared.is_some_and(|length| length > incoming.max_body) {
         return Err(incoming.too_large());
     }
@@ -81,7 +91,10 @@ pub async fn read(
             return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail).closing());
         }
     };
-    Ok(Bytes::from_owner(Held { bytes, _share: incoming.share }))
+    if let Some(connection) = request.conn_data::<Rc<Connection>>() {
+        connection.body_complete();
+    }
+    Ok(incoming.share.hold(bytes))
 }
 
 /// A piece is a part of its connection's read buffer, and keeps all of that alive. For a small one a copy is cheaper: the
@@ -92,7 +105,6 @@ const COPIED: usize = 16 * 1024;
 struct Incoming {
     payload: web::Payload,
     max_body: usize,
-    max_in_flight: ByteSize,
     length: usize,
     share: Share,
 }
@@ -120,17 +132,15 @@ impl Incoming {
         let Some(chunk) = self.payload.next().await else {
             return Ok(None);
         };
-        let chunk = chunk.map_err(|error| {
-            Problem::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {error}")).closing()
+        let chunk = chunk.map_err(|_| {
+            let detail = "the body ended before all that its head announced, or its chunks are not valid";
+            Problem::new(StatusCode::BAD_REQUEST, detail).closing()
         })?;
         self.length += chunk.len();
         if self.length > self.max_body {
             return Err(self.too_large());
         }
-        if !self.share.grow(chunk.len(), self.max_in_flight) {
-            let detail = "too many bytes of requests are being handled (http.max_in_flight): try again";
-            return Err(Problem::too_busy(detail));
-        }
+        self.share.grow(chunk.len())?;
         Ok(Some(chunk))
     }
 
@@ -141,52 +151,18 @@ impl Incoming {
     }
 }
 
-/// What one request takes of `http.max_in_flight`. The gauge itself is the count, so that what is shown is what is
-/// enforced.
-struct Share {
-    bytes: i64,
-    in_flight: Gauge,
-}
-
-impl Share {
-    /// Takes more, without waiting. `false`: there is not so much left.
-    fn grow(&mut self, bytes: usize, limit: ByteSize) -> bool {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let limit = i64::try_from(limit.0).unwrap_or(i64::MAX);
-        self.bytes += bytes;
-        self.in_flight.inc_by(bytes) + bytes <= limit
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.in_flight.dec_by(self.bytes);
-    }
-}
-
-/// A body and its share, which live equally long.
-struct Held {
-    bytes: Bytes,
-    _share: Share,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::HeaderValue;
-
     use super::*;
 
     #[test]
     fn the_body_is_json_or_ndjson_in_utf_8_as_it_is() {
         let format = |headers: &[(HeaderName, &'static str)]| {
-            let headers: HeaderMap =
-                headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(name.clone(), HeaderValue::from_static(value));
+            }
+            let headers = map;
             super::format(&headers).map_err(|problem| problem.status().as_u16())
         };
         for (content_type, expected) in [
@@ -201,19 +177,11 @@ mod tests {
         }
         assert_eq!(format(&[]), Ok(Format::Json));
         assert_eq!(format(&[(CONTENT_ENCODING, "identity")]), Ok(Format::Json));
-        assert_eq!(format(&[(CONTENT_ENCODING, "gzip")]), Err(415));
-    }
-
-    #[test]
-    fn shares_never_exceed_the_budget_and_come_back() {
-        let in_flight = Gauge::default();
-        let share = || Share { bytes: 0, in_flight: in_flight.clone() };
-        let (mut first, mut second) = (share(), share());
-        assert!(first.grow(6, ByteSize(10)));
-        assert!(!second.grow(5, ByteSize(10)));
-        drop(second);
-        assert!(first.grow(4, ByteSize(10)));
-        drop(first);
-        assert_eq!(in_flight.get(), 0);
+        for codings in [&["gzip"][..], &["identity", "gzip"], &["gzip, gzip"], &[""]] {
+            let headers: Vec<_> = codings.iter().map(|coding| (CONTENT_ENCODING, *coding)).collect();
+            assert_eq!(format(&headers), Err(415), "{codings:?}");
+        }
+        let twice = [(CONTENT_TYPE, "application/json"), (CONTENT_TYPE, "application/x-ndjson")];
+        assert_eq!(format(&twice), Err(415));
     }
 }

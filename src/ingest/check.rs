@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::{
     ids::Ids,
-    replies::Problem,
+    in_flight::Share,
+    replies::{Problem, longest_answer},
     split::{Events, Format, split},
 };
 use crate::{
@@ -51,7 +52,11 @@ pub struct EventError {
     pub invalid: Invalid,
 }
 
-/// Checks all events of a body.
+/// What an event costs besides its bytes, however small it is: its places in lists, which grow by doubling.
+const EVENT: usize = 2 * (size_of::<&[u8]>() + size_of::<NewRecord>() + size_of::<Accepted>());
+
+/// Checks all events of a body. What they cost besides the body, and what the answer will, is taken from `share` before
+/// anything is accepted.
 ///
 /// # Errors
 /// What refuses the body as a whole: then nothing of it is accepted.
@@ -61,6 +66,7 @@ pub fn check(
     http: &HttpConfig,
     fields: &EventFields,
     received: Timestamp,
+    share: &mut Share,
 ) -> Result<Checked, Problem> {
     let mut ids = Ids::new(received);
     let mut checked = Checked::default();
@@ -89,7 +95,9 @@ pub fn check(
         Ok(())
     };
     let mut errors = Vec::new();
-    match split(body, format, http.max_events)? {
+    let events = split(body, format, http.max_events)?;
+    share.grow(EVENT * events.len())?;
+    match events {
         Events::One(event) => match accept(0, event) {
             Err(invalid) if invalid.code == Code::InvalidJson => return Err(Problem::invalid_body(&invalid)),
             Err(invalid) => errors.push(EventError { index: 0, invalid }),
@@ -104,10 +112,15 @@ pub fn check(
         }
     }
     checked.errors = errors;
+    share.grow(checked.unescaped.len() + checked.errors_size() + longest_answer(&checked))?;
     Ok(checked)
 }
 
 impl Checked {
+    fn errors_size(&self) -> usize {
+        self.errors.iter().map(|error| size_of::<EventError>() + error.invalid.message.len()).sum()
+    }
+
     /// Takes the records that the queue refused for their size out of the accepted ones.
     pub fn refuse_too_large(&mut self, mut records: Vec<usize>) {
         if records.is_empty() {
@@ -145,13 +158,16 @@ fn append(unescaped: &mut Vec<u8>, key: &[u8]) -> Span {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::metrics::gauge::Gauge;
+
     use super::*;
     use crate::config::{ByteSize, EventConfig};
 
     fn checked(body: &str) -> Checked {
         let fields = EventFields::from(&EventConfig::default());
         let http = HttpConfig { max_event: ByteSize(64), ..HttpConfig::default() };
-        check(body.as_bytes(), Format::Json, &http, &fields, Timestamp(0)).unwrap()
+        let mut share = Share::new(&Gauge::default(), http.max_in_flight);
+        check(body.as_bytes(), Format::Json, &http, &fields, Timestamp(0), &mut share).unwrap()
     }
 
     #[test]
@@ -181,5 +197,22 @@ mod tests {
         assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [1]);
         let errors: Vec<_> = checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect();
         assert_eq!(errors, [(0, Code::TooLarge), (2, Code::MissingType), (3, Code::TooLarge), (4, Code::NotAnObject)]);
+    }
+
+    #[test]
+    fn small_events_are_counted_with_what_they_cost_and_with_their_answer() {
+        let in_flight = Gauge::default();
+        let body = format!("[{}]", vec!["1"; 10_000].join(","));
+        let refused = |limit: u64| {
+            let http = HttpConfig { max_in_flight: ByteSize(limit), ..HttpConfig::default() };
+            let mut share = Share::new(&in_flight, http.max_in_flight);
+            let fields = EventFields::from(&EventConfig::default());
+            let checked = check(body.as_bytes(), Format::Json, &http, &fields, Timestamp(0), &mut share);
+            assert!(in_flight.get() > 2_000_000, "10,000 errors with a sentence each: {}", in_flight.get());
+            checked.err().map(|problem| problem.status().as_u16())
+        };
+        assert_eq!(refused(2_000_000), Some(429));
+        assert_eq!(refused(64 << 20), None);
+        assert_eq!(in_flight.get(), 0);
     }
 }

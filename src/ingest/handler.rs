@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     body,
     check::{Checked, check},
+    in_flight::Share,
     replies::{Problem, summary},
     split::Format,
 };
@@ -86,12 +87,15 @@ impl Intake {
         }
         let config = self.config.load_full();
         let format = body::format(request.headers())?;
-        let body = body::read(request.headers(), payload, &config.http, &self.metrics.in_flight_bytes).await?;
+        let body = body::read(request, payload, &config.http, &self.metrics.in_flight_bytes).await?;
         let received = Timestamp::now();
+        let mut share = Share::new(&self.metrics.in_flight_bytes, config.http.max_in_flight);
         let mut checked = if body.len() < LONG_PARSE {
-            check(&body, format, &config.http, &self.fields, received)?
+            check(&body, format, &config.http, &self.fields, received, &mut share)?
         } else {
-            self.check_aside(&body, format, &config, received).await?
+            let checked;
+            (checked, share) = self.check_aside(&body, format, &config, received, share).await?;
+            checked
         };
         if !checked.records.is_empty() {
             let too_large = self.publish(&mut checked, &body, received, &config).await?;
@@ -101,7 +105,7 @@ impl Intake {
         for error in &checked.errors {
             self.rejected(error.invalid.code);
         }
-        Ok(summary(&body, &checked))
+        Ok(summary(&body, &checked, share))
     }
 
     async fn check_aside(
@@ -110,9 +114,13 @@ impl Intake {
         format: Format,
         config: &Arc<Config>,
         received: Timestamp,
-    ) -> Result<Checked, Problem> {
+        mut share: Share,
+    ) -> Result<(Checked, Share), Problem> {
         let (intake, body, config) = (self.clone(), body.clone(), config.clone());
-        let checking = move || check(&body, format, &config.http, &intake.fields, received);
+        let checking = move || {
+            let checked = check(&body, format, &config.http, &intake.fields, received, &mut share)?;
+            Ok((checked, share))
+        };
         tokio::task::spawn_blocking(checking).await.unwrap_or_else(|error| {
             tracing::error!(%error, "checking a body failed");
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be checked"))
@@ -148,10 +156,15 @@ impl Intake {
             self.metrics.events_produced_unanswered.inc_by(delivery.durable as u64);
             return Err(unknown(&reason));
         }
+        if let Some(reason) = delivery.refused {
+            self.metrics.events_produced_unanswered.inc_by(delivery.durable as u64);
+            return Err(if delivery.durable == 0 { refused(&reason) } else { unknown(&reason) });
+        }
         Ok(delivery.too_large)
     }
 
-    fn answered(&self, status: StatusCode) {
+    /// Counts an answer.
+    pub fn answered(&self, status: StatusCode) {
         if status == StatusCode::OK {
             self.answered_ok.inc();
         } else {
@@ -179,6 +192,10 @@ fn send(producer: &Addr<Producer>, publish: Publish) -> Result<(), Problem> {
 /// A panicked producer is back after a back-off that begins at a fraction of a second.
 fn restarting() -> Problem {
     Problem::unavailable(1, "the producer is being restarted; nothing of this request was stored")
+}
+
+fn refused(reason: &str) -> Problem {
+    Problem::unavailable(5, format!("{reason}; nothing of this request was stored: send it again later"))
 }
 
 fn unknown(reason: &str) -> Problem {

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::{
     check::{Checked, EventId},
+    in_flight::Share,
     split::Unsplittable,
 };
 use crate::{
@@ -21,7 +22,9 @@ use crate::{
 };
 
 /// 200 where all events are accepted (also none of none), 207 where some are, 400 where none is.
-pub fn summary(body: &[u8], checked: &Checked) -> HttpResponse {
+///
+/// The answer counts as the request's `share` until the client has it: a client may take its time with that.
+pub fn summary(body: &[u8], checked: &Checked, share: Share) -> HttpResponse {
     let status = match (checked.accepted.is_empty(), checked.errors.is_empty()) {
         (_, true) => StatusCode::OK,
         (false, false) => StatusCode::MULTI_STATUS,
@@ -29,15 +32,31 @@ pub fn summary(body: &[u8], checked: &Checked) -> HttpResponse {
     };
     let mut builder = HttpResponse::build(status);
     builder.insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")));
-    builder.body(summary_json(body, checked))
+    builder.body(share.hold(summary_json(body, checked)))
+}
+
+/// Frames of the entries of an answer, with their separators, numbers and codes.
+const ID: usize = 40;
+const ERROR: usize = 80;
+
+/// The most bytes that an answer to these events has. (An event that the queue finds too large gets a sentence instead of
+/// its id, but then its own bytes are counted, which are far more.)
+pub fn longest_answer(checked: &Checked) -> usize {
+    let id = |id: &EventId| match id {
+        EventId::Assigned(_) => ID,
+        EventId::InBody(id) => ID + (id.end - id.start) as usize,
+        // A character may be escaped with six.
+        EventId::Unescaped(id) => ID + 6 * id.len(),
+    };
+    let ids: usize = checked.accepted.iter().map(|accepted| id(&accepted.id)).sum();
+    let errors: usize = checked.errors.iter().map(|error| ERROR + 2 * error.invalid.message.len()).sum();
+    64 + ids + errors
 }
 
 /// `{"accepted":1,"rejected":1,"ids":["…"],"errors":[{"index":1,"code":"missing_type","message":"…"}]}`, `errors` only
 /// where there are some. Written as it goes: a tree of it would cost several allocations an event.
-fn summary_json(body: &[u8], checked: &Checked) -> Vec<u8> {
-    const ID: usize = 40;
-    const ERROR: usize = 160;
-    let mut json = Vec::with_capacity(64 + checked.accepted.len() * ID + checked.errors.len() * ERROR);
+pub(super) fn summary_json(body: &[u8], checked: &Checked) -> Vec<u8> {
+    let mut json = Vec::with_capacity(longest_answer(checked));
     // Writing to a Vec does not fail, here and below.
     let _ = write!(json, r#"{{"accepted":{},"rejected":{},"ids":["#, checked.accepted.len(), checked.errors.len());
     for (at, accepted) in checked.accepted.iter().enumerate() {

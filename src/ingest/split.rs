@@ -22,6 +22,15 @@ pub enum Events<'a> {
     Many(Vec<&'a [u8]>),
 }
 
+impl Events<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(events) => events.len(),
+        }
+    }
+}
+
 /// Why nothing of a body can be accepted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unsplittable {

@@ -48,20 +48,24 @@ use crate::{
 /// Requests that wait for the writer. A group commit takes them all; the producer's mailbox waits behind this.
 const WRITER_QUEUE: usize = 4096;
 
-/// The name of this dependency in readiness.
+/// The name of this dependency in readiness: whether events can be written. A process that ingests is unready without.
 pub const DEPENDENCY: &str = "embedded_log";
+/// Whether the sinks can read it. Events are accepted even when they cannot.
+pub const READING: &str = "embedded_log_reading";
 
 /// To the writer's thread.
 enum Write {
     Append(Publish),
     /// A sink's position. Not answered: losing the latest ones in a crash repeats work, which the sinks recognise.
     Cursor(SinkName, Offset),
-    /// A sink's last position at the stop; answered when durable.
+    /// A sink's last position at the stop; answered when it was tried to make it durable, which [`Write::Stop`] does
+    /// once more.
     LastCursor(SinkName, Option<Offset>, Sender<()>),
     DeadLetters(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>),
     /// Answered when everything sent before it is durable or refused.
     Flush(Sender<()>),
-    Stop,
+    /// The last one; answered with whether the sinks' last positions are durable.
+    Stop(Sender<Result<(), String>>),
 }
 
 /// An open embedded log. Dropping it does not stop its thread: [`EmbeddedLog::close`] does.
@@ -155,15 +159,21 @@ impl EmbeddedLog {
     }
 
     /// Ends the writer after what was sent to it, and joins its thread. Blocks.
-    pub fn close(&self) {
-        // An error says that the thread has ended already.
-        let _ = self.writer.send(Write::Stop);
+    ///
+    /// # Errors
+    /// Why the sinks' last positions are not durable: what is behind the ones before is read again.
+    pub fn close(&self) -> Result<(), String> {
+        let (done, outcome) = bounded(1);
+        // An error says that the thread has ended already, here and below.
+        let _ = self.writer.send(Write::Stop(done));
+        let outcome = outcome.recv().unwrap_or_else(|_| Err("the embedded log's thread had ended before".to_owned()));
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {
             tracing::error!("the embedded log's thread had panicked");
         }
+        outcome
     }
 }
 
@@ -189,7 +199,7 @@ impl Appender for EmbeddedAppender {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(Write::Append(publish))) => Err(Full { publish, next: from }),
             Err(TrySendError::Disconnected(Write::Append(publish))) => {
-                publish.ticket.unavailable(publish.events.len() - from, "the embedded log has ended");
+                publish.ticket.refused(publish.events.len() - from, "the embedded log has ended");
                 Ok(())
             }
             Err(_) => Ok(()),

@@ -276,4 +276,98 @@ mod tests {
         );
         assert_eq!(line_of(None, Some(b"5"), &headers), expected);
     }
+
+    mod properties {
+        use proptest::{collection::vec, prelude::*, sample::select};
+        use serde::Deserialize;
+        use serde_json::Value;
+
+        use super::*;
+        use crate::{
+            config::EventConfig,
+            event::{self, EventFields, MAX_DEPTH},
+        };
+
+        /// A line as its readers see it.
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Read<'a> {
+            offset: u64,
+            #[serde(rename = "received")]
+            _received: &'a str,
+            id: Option<String>,
+            key: Option<Value>,
+            headers: Option<Vec<Value>>,
+            #[serde(borrow)]
+            event: Option<&'a RawValue>,
+            raw: Option<String>,
+        }
+
+        fn holds(key: Option<&[u8]>, value: &[u8], headers: &[(&str, Option<&[u8]>)]) -> Result<(), TestCaseError> {
+            let line = line_of(key, Some(value), headers);
+            prop_assert_eq!(line.find(['\n', '\r']), Some(line.len() - 1), "one line: {}", line);
+            let read: Read<'_> = serde_json::from_str(&line).unwrap();
+            prop_assert_eq!((read.offset, read.event.is_some()), (42, read.raw.is_none()));
+            let others = headers.iter().filter(|(name, _)| *name != ID_HEADER).count();
+            prop_assert_eq!(
+                (read.headers.map_or(0, |headers| headers.len()), read.id.is_some()),
+                (others, others < headers.len())
+            );
+            let tree = serde_json::from_slice::<Value>(value);
+            if let Some(raw) = read.raw {
+                prop_assert!(tree.is_err());
+                prop_assert_eq!(decode_raw(&raw), Some(value.to_vec()));
+            }
+            if let Some(event) = read.event {
+                let one_line = String::from_utf8(value.to_vec()).unwrap().replace(['\r', '\n'], " ");
+                prop_assert_eq!(event.get(), one_line.trim_matches([' ', '\t']));
+                if let Ok(tree) = &tree {
+                    prop_assert_eq!(&serde_json::from_str::<Value>(event.get()).unwrap(), tree);
+                }
+                let written = match &read.key {
+                    Some(Value::String(key)) => Some(key.clone().into_bytes()),
+                    Some(key) => decode_raw(key["base64"].as_str().unwrap()),
+                    None => None,
+                };
+                if let Some(written) = written {
+                    prop_assert_eq!(Some(written.as_slice()), key);
+                }
+            }
+            // What the door accepts can be read as a tree with its line around it, wherever it can be read alone.
+            let fields = EventFields::from(&EventConfig::default());
+            if event::parse(value, &fields).is_ok()
+                && let Ok(tree) = tree
+            {
+                let whole: Value = serde_json::from_str(&line).unwrap();
+                prop_assert_eq!(&whole["event"], &tree);
+            }
+            Ok(())
+        }
+
+        proptest! {
+            #[test]
+            fn a_line_gives_back_any_value_with_its_key_and_headers(
+                value in prop_oneof![
+                    vec(any::<u8>(), 0..24),
+                    vec(select(b"[]{},:\"\\ \n\r1e-".to_vec()), 0..24),
+                    (any::<String>(), select(vec!["1e999", "\"\\ud800\"", "{\"a\":[],\r\n\"a\":1}", "1.0"])).prop_map(|(text, odd)| {
+                        format!("\r\n{{\"type\":\"a\",\"client_id\":\r{},\n\"x\":{odd}}} \n", Value::from(text)).into_bytes()
+                    }),
+                ],
+                key in proptest::option::of(vec(any::<u8>(), 0..8)),
+                headers in vec((select(vec!["id", "a", "\"\n"]), "\\PC{0,4}"), 0..3),
+            ) {
+                let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, Some(value.as_bytes()))).collect();
+                holds(key.as_deref(), &value, &headers)?;
+            }
+        }
+
+        #[test]
+        fn the_deepest_event_that_is_accepted_can_be_read_with_its_line_around_it() {
+            let nested = MAX_DEPTH - 1;
+            let event = format!("{{\"type\":\"a\",\"x\":{}{}}}", "[".repeat(nested), "]".repeat(nested));
+            assert!(event::parse(event.as_bytes(), &EventFields::from(&EventConfig::default())).is_ok());
+            holds(None, event.as_bytes(), &[]).unwrap();
+        }
+    }
 }

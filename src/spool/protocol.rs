@@ -9,8 +9,12 @@
 //! - What is said about an earlier epoch changes nothing, except that sealed segments of revoked partitions go on
 //!   uploading until their partition is assigned again or their chain stops.
 
+mod gap;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::gap::Gaps;
+pub use self::gap::{News, Word};
 use super::{
     recover::{self, Fetch, Plan, Situation},
     segment::SealedSegment,
@@ -31,6 +35,8 @@ pub enum Effect {
     BeginSegments { partition: Partition, epoch: Epoch, x: Offset, identity: TopicIdentity },
     /// Spool's thread: drop the open segment.
     EndSegments(Partition),
+    /// Spool's thread: seal the open segment, and begin none. Who knows how long the log keeps its records.
+    CloseSegments(Partition),
     /// Spool's thread: the archive or the log has its records.
     Remove(SealedSegment),
     /// Spool's thread: it fits nowhere.
@@ -47,8 +53,12 @@ pub enum Effect {
     Reassign(Reassign),
     /// Consumer.
     Halt(Halt),
+    /// Uploader: how do things stand with this partition's hole?
+    AskAboutGap { partition: Partition, epoch: Epoch },
     /// Operator: the log removed records before they were archived.
     Lost { partition: Partition, from: Offset, to: Offset },
+    /// Operator: going on without the records that are gone, as allowed.
+    Skipped { partition: Partition, from: Offset, to: Offset },
 }
 
 /// What becomes of a batch.
@@ -65,6 +75,8 @@ pub enum Taken {
 /// Which partitions may be spooled here, and into which archive.
 #[derive(Debug, Clone)]
 pub struct Rules {
+    /// The topic with its generation, as the archive's paths name it.
+    pub topic_folder: String,
     /// `archive.url`, as segment headers name it.
     pub archive: String,
     /// The archive is a folder of this machine: only the process that holds every partition of this group may use it.
@@ -89,9 +101,11 @@ enum Phase {
         found: Option<Vec<SealedSegment>>,
     },
     Spooling,
-    /// Halted at a gap that the operator may allow to be skipped.
+    /// Halted at a hole that the operator may allow to be left.
     Gap {
         log_start: Offset,
+        /// What the operator has said, as last heard.
+        word: Word,
     },
     Halted,
 }
@@ -102,13 +116,20 @@ pub struct Protocol {
     partitions: BTreeMap<Partition, Spooled>,
     /// Sealed segments of partitions that were revoked: they go on uploading.
     leaving: BTreeMap<(Partition, Offset), SealedSegment>,
-    /// Partitions whose chain was seen beyond the log's end, until that is over.
+    /// Partitions whose log was asked once more, because much hangs on its answer; until they begin.
     rechecked: BTreeSet<Partition>,
+    gaps: Gaps,
 }
 
 impl Protocol {
     pub fn new(rules: Rules) -> Self {
-        Self { rules, partitions: BTreeMap::new(), leaving: BTreeMap::new(), rechecked: BTreeSet::new() }
+        Self {
+            rules,
+            partitions: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            rechecked: BTreeSet::new(),
+            gaps: Gaps::default(),
+        }
     }
 
     /// The partitions that are assigned.
@@ -119,9 +140,17 @@ impl Protocol {
     /// Bytes of sealed segments that wait for the archive. What a halted partition keeps must not hold the others up,
     /// and is not counted.
     pub fn sealed_bytes(&self) -> u64 {
+        self.waiting().map(|segment| segment.header.bytes).sum()
+    }
+
+    /// How many these are.
+    pub fn sealed_segments(&self) -> usize {
+        self.waiting().count()
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = &SealedSegment> {
         let going = self.partitions.values().filter(|spooled| !matches!(spooled.phase, Phase::Halted));
-        let sealed = going.flat_map(|spooled| spooled.sealed.values()).chain(self.leaving.values());
-        sealed.map(|segment| segment.header.bytes).sum()
+        going.flat_map(|spooled| spooled.sealed.values()).chain(self.leaving.values())
     }
 
     /// Whether this is the partition's present assignment.
@@ -202,7 +231,13 @@ impl Protocol {
             identity: &spooled.assignment.identity,
             archive: &self.rules.archive,
         };
-        let Plan { keep, remove, orphan, x, fetch } = recover::plan(segments, &situation);
+        let Plan { keep, remove, trusts_log, orphan, x, fetch } = recover::plan(segments, &situation);
+        // The log may have been asked long ago, before the store could be reached: asked once more.
+        let unsure = trusts_log || fetch == Fetch::BeyondLog;
+        if unsure && self.rechecked.insert(partition) {
+            let epoch = spooled.epoch;
+            return vec![Effect::Reassign(Reassign { partition, epoch })];
+        }
         let (epoch, position, log_end) = (spooled.epoch, *chain_end, spooled.assignment.log_end);
         spooled.sealed = keep.iter().map(|segment| (segment.x(), segment.clone())).collect();
         let mut effects: Vec<Effect> = remove.into_iter().map(Effect::Remove).collect();
@@ -212,10 +247,6 @@ impl Protocol {
         effects.extend(match fetch {
             Fetch::FromChain => self.begin(partition, x, x),
             Fetch::Gap { log_start } => self.gap(partition, x, log_start, on_gap),
-            // The log's end may have been asked long ago, before the store could be reached: asked once more.
-            Fetch::BeyondLog if self.rechecked.insert(partition) => {
-                vec![Effect::Reassign(Reassign { partition, epoch })]
-            }
             Fetch::BeyondLog => self.halt(
                 partition,
                 format!("the archive reaches offset {x}, but the log ends at {log_end}: this is not the log that was archived"),
@@ -235,45 +266,11 @@ impl Protocol {
         vec![Effect::BeginSegments { partition, epoch, x, identity }, Effect::Begin(Begin { partition, epoch, at })]
     }
 
-    /// Records between the chain's end and the log's start are gone.
-    fn gap(&mut self, partition: Partition, x: Offset, log_start: Offset, on_gap: OnGap) -> Vec<Effect> {
-        let mut effects = vec![Effect::Lost { partition, from: x, to: log_start }];
-        effects.extend(match on_gap {
-            OnGap::Skip => self.begin(partition, x, log_start),
-            OnGap::Halt => {
-                let halted = self.halt(
-                    partition,
-                    format!("offsets {x} to {log_start} were removed from the log before they were archived"),
-                    "set archive.on_gap = \"skip\" (a reload suffices) to go on without them".to_owned(),
-                );
-                if let Some(spooled) = self.partitions.get_mut(&partition) {
-                    spooled.phase = Phase::Gap { log_start };
-                    spooled.cursor = x;
-                }
-                halted
-            }
-        });
-        effects
-    }
-
-    /// The operator allows gaps to be skipped: the partitions that begin again with it, and what follows.
-    pub fn skip_gaps(&mut self) -> Vec<(Partition, Vec<Effect>)> {
-        let gaps: Vec<_> = self
-            .partitions
-            .iter()
-            .filter_map(|(partition, spooled)| match spooled.phase {
-                Phase::Gap { log_start } => Some((*partition, spooled.cursor, log_start)),
-                _ => None,
-            })
-            .collect();
-        gaps.into_iter().map(|(partition, x, log_start)| (partition, self.begin(partition, x, log_start))).collect()
-    }
-
     fn halt(&mut self, partition: Partition, reason: String, action: String) -> Vec<Effect> {
         let Some(spooled) = self.partitions.get_mut(&partition) else { return Vec::new() };
         spooled.phase = Phase::Halted;
         let epoch = spooled.epoch;
-        vec![Effect::EndSegments(partition), Effect::Halt(Halt { partition, epoch, reason, action })]
+        vec![Effect::CloseSegments(partition), Effect::Halt(Halt { partition, epoch, reason, action })]
     }
 
     /// A batch that covers `[from, to)`.
@@ -335,12 +332,11 @@ impl Protocol {
         effects
     }
 
-    /// A segment's file cannot be read as it was sealed. Assigned anew, the partition begins at the archive's end; the
-    /// log still has the records, or says that not.
-    pub fn damaged(&mut self, epoch: Epoch, segment: SealedSegment, why: String) -> Vec<Effect> {
-        let partition = segment.header.partition;
-        self.stop_leaving(partition);
-        vec![Effect::Orphan { segment, why }, Effect::Reassign(Reassign { partition, epoch })]
+    /// A segment's file cannot be read as it was sealed. The partition is then to be assigned anew: it begins at the
+    /// archive's end, and the log still has the records, or says that not.
+    pub fn damaged(&mut self, segment: SealedSegment, why: String) -> Vec<Effect> {
+        self.stop_leaving(segment.header.partition);
+        vec![Effect::Orphan { segment, why }]
     }
 
     /// The chain cannot go on until the operator does something.

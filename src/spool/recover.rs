@@ -24,6 +24,8 @@ pub struct Plan {
     pub keep: Vec<SealedSegment>,
     /// The archive or the log has their records.
     pub remove: Vec<SealedSegment>,
+    /// Some of these only the log has: it must have been asked just now.
+    pub trusts_log: bool,
     pub orphan: Vec<(SealedSegment, String)>,
     /// The chain position of the next segment: the end of the archive and of what is kept.
     pub x: Offset,
@@ -56,7 +58,10 @@ pub fn plan(segments: Vec<SealedSegment>, situation: &Situation<'_>) -> Plan {
         } else if header.x == plan.x {
             plan.x = header.end;
             plan.keep.push(segment);
-        } else if header.end <= situation.chain_end || header.x >= situation.log_start {
+        } else if header.end <= situation.chain_end {
+            plan.remove.push(segment);
+        } else if header.x >= situation.log_start && header.end <= situation.log_end {
+            plan.trusts_log = true;
             plan.remove.push(segment);
         } else {
             let why = format!(
@@ -103,10 +108,17 @@ mod tests {
 
     #[test]
     fn a_segment_behind_a_break_is_removed_while_the_log_has_its_records_and_set_aside_otherwise() {
-        assert_eq!(plan_for(vec![segment(20, 30)], 10, 0).remove, [segment(20, 30)]);
+        let plan = plan_for(vec![segment(20, 30)], 10, 0);
+        assert_eq!((plan.remove, plan.trusts_log), (vec![segment(20, 30)], true));
+        assert!(!plan_for(vec![segment(0, 10)], 10, 0).trusts_log);
         let plan = plan_for(vec![segment(20, 30)], 10, 25);
         assert_eq!(plan.orphan[0].0, segment(20, 30));
         assert_eq!(plan.fetch, Fetch::Gap { log_start: Offset(25) });
+    }
+
+    #[test]
+    fn a_segment_that_reaches_beyond_the_logs_end_is_not_in_the_log() {
+        assert_eq!(plan_for(vec![segment(95, 110)], 10, 0).orphan[0].0, segment(95, 110));
     }
 
     #[test]

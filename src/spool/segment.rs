@@ -15,6 +15,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::position::{Offset, Partition, Timestamp, TopicIdentity};
 
@@ -81,17 +82,27 @@ impl SealedSegment {
         ignore_missing(fs::remove_file(&self.path))
     }
 
-    /// Moves both files to `folder`, keeping their place in it recognisable. Blocks.
+    /// Moves both files below `folder`, keeping their place in it recognisable. Blocks.
     pub fn move_to(&self, folder: &Path) -> io::Result<PathBuf> {
         let header = &self.header;
         let folder = folder.join(topic_folder(&header.topic, header.generation)).join(header.partition.to_string());
-        create_private_dir(&folder)?;
-        let target = folder.join(self.path.file_name().unwrap_or_default());
-        ignore_missing(fs::rename(&self.path, &target))?;
-        ignore_missing(fs::rename(header_path(&self.path), header_path(&target)))?;
-        sync_dir(&folder)?;
-        Ok(target)
+        set_aside(&self.path, &folder)
     }
+}
+
+/// Moves a segment's data and header into `folder`, under a name that is free there. Blocks.
+pub fn set_aside(data: &Path, folder: &Path) -> io::Result<PathBuf> {
+    create_private_dir(folder)?;
+    let stem = data.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let names = std::iter::once(stem.clone()).chain((1u32..).map(|n| format!("{stem}-{n}")));
+    let target = names
+        .map(|name| folder.join(format!("{name}.zst")))
+        .find(|target| !target.exists() && !header_path(target).exists())
+        .ok_or(io::ErrorKind::AlreadyExists)?;
+    ignore_missing(fs::rename(data, &target))?;
+    ignore_missing(fs::rename(header_path(data), header_path(&target)))?;
+    sync_dir(folder)?;
+    Ok(target)
 }
 
 /// The folder of a topic in the spool: the topic with its generation, as in the archive.
@@ -121,51 +132,125 @@ pub(super) fn seal(folder: &Path, header: SegmentHeader, data: &File) -> io::Res
     fs::rename(open_path(folder, header.x), &path)?;
     let staged = path.with_extension("tmp");
     let mut file = create_private(&staged)?;
-    file.write_all(&serde_json::to_vec_pretty(&header)?)?;
+    file.write_all(&encode_header(&header)?)?;
     file.sync_all()?;
     fs::rename(&staged, header_path(&path))?;
     sync_dir(folder)?;
     Ok(SealedSegment { header, path })
 }
 
-/// What a partition's folder holds: the sealed segments in the order of their positions. Leftovers of an interrupted
-/// write or seal are removed, since the log has their records. Blocks.
-pub fn scan(folder: &Path) -> io::Result<Vec<SealedSegment>> {
-    let mut segments = Vec::new();
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(segments),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
+/// What a partition's folder holds.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// In the order of their positions.
+    pub segments: Vec<SealedSegment>,
+    /// To be set aside.
+    pub unreadable: Vec<UnreadableHeader>,
+}
+
+/// Looks through a partition's folder. Leftovers of an interrupted write or seal are removed, since the log has their
+/// records. Blocks.
+///
+/// # Errors
+/// The file system's, and for a header of a newer release, whose segment must wait for that.
+pub fn scan(folder: &Path) -> io::Result<Scan> {
+    if !folder.try_exists()? {
+        return Ok(Scan::default());
+    }
+    for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         match path.extension().and_then(|extension| extension.to_str()) {
-            Some("json") => match read_header(&path) {
-                Ok(header) => segments.push(SealedSegment { header, path: path.with_extension("zst") }),
-                Err(error) => {
-                    tracing::error!(path = %path.display(), %error, "segment header unreadable, setting the segment aside");
-                    set_aside(&path)?;
-                }
-            },
             Some("zst") if header_path(&path).exists() => {}
             Some("zst" | "open" | "tmp") => fs::remove_file(&path)?,
             _ => {}
         }
     }
+    let (segments, unreadable) = sealed_in(folder)?;
+    if let Some(newer) = unreadable.iter().find(|unreadable| unreadable.newer) {
+        return Err(io::Error::other(format!("{}: {}", newer.path.display(), newer.why)));
+    }
+    Ok(Scan { segments, unreadable })
+}
+
+/// What stands in a file whose header cannot be read is not known.
+#[derive(Debug)]
+pub struct UnreadableHeader {
+    /// The data.
+    pub path: PathBuf,
+    pub why: String,
+    /// It is not damaged, but of a newer release.
+    pub newer: bool,
+}
+
+/// The sealed segments of a partition's folder in the order of their positions, and those whose header cannot be read.
+/// Unlike [`scan`] it changes nothing. Blocks.
+pub fn sealed_in(folder: &Path) -> io::Result<(Vec<SealedSegment>, Vec<UnreadableHeader>)> {
+    let (mut segments, mut unreadable) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(folder)? {
+        let header = entry?.path();
+        if header.extension().is_some_and(|extension| extension == "json") {
+            let path = header.with_extension("zst");
+            match read_header(&header) {
+                Ok(header) => segments.push(SealedSegment { header, path }),
+                Err(error) => {
+                    let newer = matches!(error, HeaderError::Newer(_));
+                    unreadable.push(UnreadableHeader { path, why: error.to_string(), newer });
+                }
+            }
+        }
+    }
     segments.sort_by_key(SealedSegment::x);
-    Ok(segments)
+    Ok((segments, unreadable))
 }
 
-/// Takes an unreadable header, and its data, out of the scan's sight without deleting anything.
-fn set_aside(header: &Path) -> io::Result<()> {
-    let data = header.with_extension("zst");
-    ignore_missing(fs::rename(&data, data.with_extension("zst-damaged")))?;
-    fs::rename(header, header.with_extension("json-damaged"))
+/// Why a header cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum HeaderError {
+    #[error("its header has format {0}, and this release reads up to {VERSION}: use the release that wrote it")]
+    Newer(u32),
+    #[error("its header does not match its checksum")]
+    Checksum,
+    #[error("its header is of {0}, which is not where it stands")]
+    Misplaced(String),
+    #[error("its header cannot be read: {0}")]
+    Unreadable(#[from] serde_json::Error),
+    #[error("its header cannot be read: {0}")]
+    Io(#[from] io::Error),
 }
 
-fn read_header(path: &Path) -> anyhow::Result<SegmentHeader> {
-    let header: SegmentHeader = serde_json::from_slice(&fs::read(path)?)?;
-    anyhow::ensure!(header.version <= VERSION, "it has format {}, this release reads up to {VERSION}", header.version);
+/// `{"crc32c":…,"header":{…}}`, the checksum being that of the header's bytes as they stand.
+#[derive(Serialize, Deserialize)]
+struct HeaderFile {
+    crc32c: u32,
+    header: Box<RawValue>,
+}
+
+pub(crate) fn encode_header(header: &SegmentHeader) -> serde_json::Result<Vec<u8>> {
+    let header = serde_json::value::to_raw_value(header)?;
+    serde_json::to_vec(&HeaderFile { crc32c: crc32c::crc32c(header.get().as_bytes()), header })
+}
+
+fn read_header(path: &Path) -> Result<SegmentHeader, HeaderError> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let HeaderFile { crc32c, header } = serde_json::from_slice(&fs::read(path)?)?;
+    if crc32c::crc32c(header.get().as_bytes()) != crc32c {
+        return Err(HeaderError::Checksum);
+    }
+    let Version { version } = serde_json::from_str(header.get())?;
+    if version > VERSION {
+        return Err(HeaderError::Newer(version));
+    }
+    let header: SegmentHeader = serde_json::from_str(header.get())?;
+    // A file that was moved by hand would go into another partition's chain.
+    let folder = format!("{}/{}", topic_folder(&header.topic, header.generation), header.partition);
+    let stands_there = path.parent().is_some_and(|parent| parent.ends_with(&folder))
+        && path.file_stem().is_some_and(|stem| *stem == *format!("{:020}", header.x.0));
+    if !stands_there {
+        return Err(HeaderError::Misplaced(format!("{folder}/{:020}", header.x.0)));
+    }
     Ok(header)
 }
 
@@ -211,4 +296,84 @@ pub fn sealed_for_tests(x: u64, end: u64) -> SealedSegment {
         crc32c: 0,
     };
     SealedSegment { header, path: format!("{x:020}.zst").into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `<dir>/t/0`, with a sealed segment `[x, x + 2)` whose header is changed on its way.
+    fn folder_with(dir: &Path, x: u64, change: impl Fn(Vec<u8>) -> Vec<u8>) -> PathBuf {
+        let folder = dir.join("t/0");
+        create_private_dir(&folder).unwrap();
+        let mut header = sealed_for_tests(x, x + 2).header;
+        (header.bytes, header.crc32c) = (4, crc32c::crc32c(b"data"));
+        let path = sealed_path(&folder, header.x);
+        fs::write(&path, b"data").unwrap();
+        fs::write(header_path(&path), change(encode_header(&header).unwrap())).unwrap();
+        folder
+    }
+
+    fn replace(header: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
+        let text = String::from_utf8(header).unwrap();
+        assert!(text.contains(from), "{text}");
+        text.replace(from, to).into_bytes()
+    }
+
+    #[test]
+    fn a_sealed_segment_is_found_as_it_was_written_and_leftovers_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder_with(dir.path(), 10, |header| header);
+        for leftover in ["00000000000000000012.open", "00000000000000000012.zst", "00000000000000000012.tmp"] {
+            fs::write(folder.join(leftover), b"half").unwrap();
+        }
+        let Scan { segments, unreadable } = scan(&folder).unwrap();
+        assert_eq!((segments.len(), unreadable.len()), (1, 0));
+        assert_eq!((segments[0].x(), segments[0].read().unwrap()), (Offset(10), b"data".to_vec()));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_digit_that_changed_in_a_header_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder_with(dir.path(), 10, |header| replace(header, "\"end\":12", "\"end\":13"));
+        let found = scan(&folder).unwrap();
+        assert!(found.segments.is_empty());
+        assert!(found.unreadable[0].why.contains("checksum"), "{found:?}");
+    }
+
+    #[test]
+    fn a_segment_that_was_moved_to_another_partition_is_not_taken_for_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder_with(dir.path(), 10, |header| header);
+        let other = dir.path().join("t/1");
+        fs::rename(folder, &other).unwrap();
+        assert!(scan(&other).unwrap().unreadable[0].why.contains("of t/0/"));
+    }
+
+    #[test]
+    fn a_header_of_a_newer_release_waits_for_that_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder_with(dir.path(), 10, |_| {
+            let header = RawValue::from_string("{\"version\":2,\"unknown\":true}".to_owned()).unwrap();
+            serde_json::to_vec(&HeaderFile { crc32c: crc32c::crc32c(header.get().as_bytes()), header }).unwrap()
+        });
+        assert!(scan(&folder).unwrap_err().to_string().contains("format 2"));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_is_set_aside_replaces_nothing_that_was_set_aside_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let orphaned = dir.path().join("orphaned");
+        for _ in 0..2 {
+            let folder = folder_with(dir.path(), 10, |header| header);
+            set_aside(&sealed_path(&folder, Offset(10)), &orphaned).unwrap();
+        }
+        let mut names: Vec<_> =
+            fs::read_dir(&orphaned).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        let x = "00000000000000000010";
+        assert_eq!(names, [format!("{x}-1.json"), format!("{x}-1.zst"), format!("{x}.json"), format!("{x}.zst")]);
+    }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, BufWriter, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::{
     line::LineEncoder,
-    segment::{self, SealedSegment, SegmentHeader},
+    segment::{self, Scan, SealedSegment, SegmentHeader, UnreadableHeader},
 };
 use crate::{
     config::LiveConfig,
@@ -53,6 +53,10 @@ pub(super) enum SpoolCommand {
     },
     /// Drop the partition's open segment.
     End(Partition),
+    /// Seal the partition's open segment, and begin none.
+    Close(Partition),
+    /// Whether segments are sealed when they reach `spool.max_age`.
+    SealByAge(bool),
     SealAll,
     Remove(SealedSegment),
     Orphan {
@@ -103,6 +107,7 @@ pub(super) struct SpoolWriter {
     lines: LineEncoder,
     piece: Vec<u8>,
     partitions: BTreeMap<Partition, Spooling>,
+    seals_by_age: bool,
     events: Box<dyn Fn(SpoolEvent) + Send>,
 }
 
@@ -130,7 +135,7 @@ pub(super) struct SpoolThread {
 
 impl SpoolWriter {
     pub(super) fn spawn(
-        data_dir: &std::path::Path,
+        data_dir: &Path,
         origin: SegmentOrigin,
         config: LiveConfig,
         events: Box<dyn Fn(SpoolEvent) + Send>,
@@ -145,6 +150,7 @@ impl SpoolWriter {
             lines,
             piece: Vec::with_capacity(PIECE + PIECE / 4),
             partitions: BTreeMap::new(),
+            seals_by_age: true,
             events,
         };
         let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(move || {
@@ -180,7 +186,7 @@ impl SpoolWriter {
                 // Not dropped: the log may not have its records any more.
                 self.seal(partition);
                 self.end(partition);
-                let segments = segment::scan(&self.partition_folder(partition));
+                let segments = self.scan(partition);
                 (self.events)(SpoolEvent::Scanned { partition, epoch, segments });
             }
             SpoolCommand::NameOthers(assigned) => self.name_others(&assigned),
@@ -194,6 +200,11 @@ impl SpoolWriter {
                 self.note(partition, outcome);
             }
             SpoolCommand::End(partition) => self.end(partition),
+            SpoolCommand::Close(partition) => {
+                self.seal(partition);
+                self.end(partition);
+            }
+            SpoolCommand::SealByAge(on) => self.seals_by_age = on,
             SpoolCommand::SealAll => {
                 let partitions: Vec<Partition> = self.partitions.keys().copied().collect();
                 partitions.into_iter().for_each(|partition| self.seal(partition));
@@ -221,21 +232,37 @@ impl SpoolWriter {
         self.folder.join(partition.to_string())
     }
 
+    /// The partition's sealed segments; what cannot be read is set aside.
+    fn scan(&self, partition: Partition) -> io::Result<Vec<SealedSegment>> {
+        let Scan { segments, unreadable } = segment::scan(&self.partition_folder(partition))?;
+        for UnreadableHeader { path, why, .. } in unreadable {
+            let orphaned = self.orphaned.join(self.topic_folder()).join(partition.to_string());
+            let path = segment::set_aside(&path, &orphaned)?;
+            tracing::error!(path = %path.display(), why, "segment set aside");
+        }
+        Ok(segments)
+    }
+
+    fn topic_folder(&self) -> String {
+        segment::topic_folder(&self.origin.topic, self.origin.generation)
+    }
+
     /// Segments of partitions that went elsewhere wait for their return: only an assignment tells where they belong.
+    /// Those of other topics and generations wait for the operator.
     fn name_others(&self, assigned: &[Partition]) {
-        let folders = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        for folder in folders {
-            let Some(partition) = folder.file_name().to_str().and_then(|name| name.parse().ok()).map(Partition) else {
-                continue;
-            };
-            if assigned.contains(&partition) || self.partitions.contains_key(&partition) {
-                continue;
+        for (partition, folder) in numbered(&self.folder) {
+            if !assigned.contains(&partition) && !self.partitions.contains_key(&partition) {
+                name(&folder, "sealed segments of a partition that is not assigned here wait on disk for its return");
             }
-            let segments = segment::scan(&folder.path()).unwrap_or_default();
-            let bytes: u64 = segments.iter().map(|segment| segment.header.bytes).sum();
-            if !segments.is_empty() {
-                tracing::warn!(%partition, segments = segments.len(), bytes, folder = %folder.path().display(),
-                    "sealed segments of a partition that is not assigned here wait on disk for its return");
+        }
+        let topics = self.folder.parent().map(std::fs::read_dir).into_iter().flatten().flatten().flatten();
+        for topic in topics.filter(|topic| topic.path() != self.folder) {
+            for (_, folder) in numbered(&topic.path()) {
+                name(
+                    &folder,
+                    "sealed segments of another topic or generation wait on disk: stop this process and run \
+                     `ingestd archive drain` with that topic and generation",
+                );
             }
         }
     }
@@ -320,6 +347,9 @@ impl SpoolWriter {
     }
 
     fn next_age_deadline(&self) -> Option<Instant> {
+        if !self.seals_by_age {
+            return None;
+        }
         let max_age = self.config.load().spool.max_age;
         let opened =
             self.partitions.values().filter_map(|spooling| spooling.open.as_ref()).map(|open| open.opened).min()?;
@@ -329,6 +359,9 @@ impl SpoolWriter {
     }
 
     fn seal_old(&mut self) {
+        if !self.seals_by_age {
+            return;
+        }
         let max_age = self.config.load().spool.max_age;
         let is_old = |spooling: &Spooling| spooling.open.as_ref().is_some_and(|open| open.opened.elapsed() >= max_age);
         let old: Vec<Partition> =
@@ -337,17 +370,30 @@ impl SpoolWriter {
     }
 }
 
+/// The partitions' folders in a topic's.
+fn numbered(topic: &Path) -> impl Iterator<Item = (Partition, PathBuf)> {
+    let folders = std::fs::read_dir(topic).into_iter().flatten().flatten();
+    folders.filter_map(|folder| Some((Partition(folder.file_name().to_str()?.parse().ok()?), folder.path())))
+}
+
+/// Says in the log what sealed segments a partition's folder holds, if any.
+fn name(folder: &Path, what: &str) {
+    let (segments, unreadable) = segment::sealed_in(folder).unwrap_or_default();
+    let bytes: u64 = segments.iter().map(|segment| segment.header.bytes).sum();
+    if !segments.is_empty() || !unreadable.is_empty() {
+        let unreadable = unreadable.len();
+        tracing::warn!(folder = %folder.display(), segments = segments.len(), bytes, unreadable, "{what}");
+    }
+}
+
 impl OpenSegment {
-    fn create(
-        folder: &std::path::Path,
-        x: Offset,
-        first_offset: Offset,
-        first_received: Timestamp,
-    ) -> io::Result<Self> {
+    fn create(folder: &Path, x: Offset, first_offset: Offset, first_received: Timestamp) -> io::Result<Self> {
         segment::create_private_dir(folder)?;
         let file = segment::create_private(&segment::open_path(folder, x))?;
         let sink = Checksummed { file: BufWriter::new(file), crc32c: 0, bytes: 0 };
-        let data = zstd::Encoder::new(sink, COMPRESSION_LEVEL)?;
+        let mut data = zstd::Encoder::new(sink, COMPRESSION_LEVEL)?;
+        // Four bytes in the frame by which every reader of the object notices a damage that still decompresses.
+        data.include_checksum(true)?;
         Ok(Self { data, first_offset, first_received, last: first_offset, records: 0, opened: Instant::now() })
     }
 }

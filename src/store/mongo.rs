@@ -17,7 +17,7 @@ mod reply;
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use chrono::DateTime;
 use futures::{TryStreamExt, future::BoxFuture};
 use mongodb::{
@@ -69,9 +69,10 @@ impl MongoStore {
     /// # Errors
     /// The URL is no MongoDB URL, or asks for less safety than the fence needs.
     pub fn new(url: &str, database: &str, options: StoreOptions, io: Handle) -> anyhow::Result<Self> {
-        let url = ConnectionString::parse(url)
-            .map_err(|error| anyhow::anyhow!("{}", error.kind))
-            .context("store.url is no MongoDB URL such as \"mongodb://127.0.0.1:27017\"")?;
+        // Without the driver's reason, which quotes what may be a piece of the password.
+        let Ok(url) = ConnectionString::parse(url) else {
+            bail!("store.url is no MongoDB URL such as \"mongodb://127.0.0.1:27017\"");
+        };
         refuse_weaker(&url)?;
         let hosts = match &url.host_info {
             HostInfo::HostIdentifiers(hosts) => hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
@@ -135,6 +136,8 @@ impl MongoStore {
                 let cause = cause.unwrap_or("no primary answered");
                 self.unavailable(&format!("cannot be reached; is it running, is store.url right? ({cause})"))
             }
+            // Of the URL, or of what the DNS adds to it: the message may quote a piece of the password.
+            ErrorKind::InvalidArgument { .. } => self.unavailable("the driver refuses store.url or an option in it"),
             kind => self.unavailable(&kind.to_string()),
         }
     }

@@ -3,10 +3,11 @@
 //! ```text
 //! <prefix>/topic=<topic>/date=YYYY-MM-DD/hour=HH/<partition>-<x, 20 digits>.ndjson.zst
 //! <prefix>/_chain/<topic>/<partition>.json        the head: how far the chain is known to reach
+//! <prefix>/_chain/<topic>/<partition>.skip.json   the operator's word that a hole may be left (`skip`)
 //! <prefix>/_chain/probe.json                      shows that the store refuses a second create-only PUT
 //! ```
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use url::Url;
 
 use super::{
     compare,
+    objects::ObjectName,
     opening::{Head, HeadError, Heads},
 };
 use crate::{
@@ -32,9 +34,9 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Archive {
-    store: Arc<dyn ObjectStore>,
+    pub(super) store: Arc<dyn ObjectStore>,
     /// The topic with its generation.
-    topic: String,
+    pub(super) topic: String,
     /// For one request; object stores that do not answer by then are tried again.
     timeout: Duration,
 }
@@ -51,10 +53,35 @@ impl Archive {
         Ok(Self { store, topic, timeout: config.upload.timeout })
     }
 
+    /// Opens an archive that is there, for a topic as its paths name it: `topic`, or `topic@generation`.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when it is a folder that does not exist.
+    pub fn open_existing(config: &Config, topic: String) -> anyhow::Result<Self> {
+        let url = &config.archive.url;
+        if !config.archive.is_on() {
+            bail!("there is no archive: archive.url is \"none\"");
+        }
+        if config.archive.is_local() {
+            let folder = local_folder(config, url);
+            if !folder.is_dir() {
+                bail!(
+                    "there is no archive in {}: name the right one by --config, --set data.dir=DIR or archive.url",
+                    folder.display()
+                );
+            }
+        }
+        Ok(Self { topic, ..Self::open(config)? })
+    }
+
+    /// The topic with its generation.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
     /// The key of a segment's object.
     pub fn key(&self, header: &SegmentHeader) -> Path {
-        let hour = header.first_received.to_datetime().format("date=%Y-%m-%d/hour=%H");
-        Path::from(format!("topic={}/{hour}/{}-{:020}.ndjson.zst", self.topic, header.partition, header.x.0))
+        ObjectName::of(header).key(&self.topic)
     }
 
     fn head_path(&self, partition: Partition) -> Path {
@@ -66,7 +93,7 @@ impl Archive {
         self.put(key, data, PutMode::Create).await
     }
 
-    async fn put(&self, key: &Path, data: Bytes, mode: PutMode) -> object_store::Result<()> {
+    pub(super) async fn put(&self, key: &Path, data: Bytes, mode: PutMode) -> object_store::Result<()> {
         let put = self.store.put_opts(key, PutPayload::from_bytes(data), mode.into());
         self.within(put).await.map(|_| ())
     }
@@ -75,8 +102,16 @@ impl Archive {
         self.within(async { self.store.get(key).await?.bytes().await }).await
     }
 
+    /// A part of an object.
+    pub async fn get_range(&self, key: &Path, range: Range<u64>) -> object_store::Result<Bytes> {
+        self.within(self.store.get_range(key, range)).await
+    }
+
     /// A store that hangs is worse than one that fails.
-    async fn within<T>(&self, request: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+    pub(super) async fn within<T>(
+        &self,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
         tokio::time::timeout(self.timeout, request).await.unwrap_or_else(|_| {
             let what = format!("no answer within {}", humantime::format_duration(self.timeout));
             Err(object_store::Error::Generic { store: "archive", source: what.into() })
@@ -177,7 +212,7 @@ fn encode(head: &Head) -> Bytes {
 }
 
 /// `<partition>-<x>.ndjson.zst`
-fn parse_name(name: &str) -> Option<(Partition, Offset)> {
+pub(super) fn parse_name(name: &str) -> Option<(Partition, Offset)> {
     let (partition, x) = name.strip_suffix(".ndjson.zst")?.split_once('-')?;
     Some((Partition(partition.parse().ok()?), Offset(x.parse().ok()?)))
 }
@@ -238,6 +273,14 @@ fn local_folder(config: &Config, url: &str) -> PathBuf {
     match url.strip_prefix("file:").map(|rest| rest.trim_start_matches("//")) {
         Some("") | None => config.data.dir.join("archive"),
         Some(path) => path.into(),
+    }
+}
+
+/// Where the archive is, in words for people: `file:` says little.
+pub fn place(config: &Config) -> String {
+    match config.archive.is_local() {
+        true => local_folder(config, &config.archive.url).display().to_string(),
+        false => config.archive.url.clone(),
     }
 }
 

@@ -6,24 +6,37 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::position::Offset;
 
 /// The parts of a line that a record decides.
 #[derive(Deserialize)]
-struct Line<'a> {
-    offset: u64,
-    #[serde(borrow, default)]
+pub struct RecordLine<'a> {
+    pub offset: u64,
+    #[serde(borrow, default, deserialize_with = "present")]
     event: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     raw: Option<&'a RawValue>,
 }
 
-impl Line<'_> {
-    fn same_record(&self, other: &Self) -> bool {
-        let text = |value: Option<&RawValue>| value.map(|value| value.get().to_owned());
+/// A field that is there, also with the value `null`: the event `null` is another record than none at all.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl<'a> RecordLine<'a> {
+    /// # Errors
+    /// When it is no line of an object.
+    pub fn parse(line: &'a str) -> Result<Self> {
+        serde_json::from_str(line).with_context(|| format!("a line of it is not readable: {line:.80}"))
+    }
+
+    pub fn same_record(&self, other: &RecordLine<'_>) -> bool {
+        fn text(value: Option<&RawValue>) -> Option<&str> {
+            value.map(RawValue::get)
+        }
         text(self.event) == text(other.event) && text(self.raw) == text(other.raw)
     }
 }
@@ -35,7 +48,7 @@ impl Line<'_> {
 pub fn object_end(object: &[u8]) -> Result<Offset> {
     let mut end = None;
     for line in lines(object)? {
-        end = Some(parse(&line?)?.offset + 1);
+        end = Some(RecordLine::parse(&line?)?.offset + 1);
     }
     end.map(Offset).context("it holds no record")
 }
@@ -50,9 +63,9 @@ pub fn compare(object: &[u8], segment: &[u8]) -> Result<Offset> {
     let mut end = None;
     for line in lines(object)? {
         let line = line?;
-        let theirs = parse(&line)?;
+        let theirs = RecordLine::parse(&line)?;
         while let Some(text) = &our_line {
-            let ours_parsed = parse(text)?;
+            let ours_parsed = RecordLine::parse(text)?;
             match ours_parsed.offset.cmp(&theirs.offset) {
                 Ordering::Less => our_line = next(&mut ours)?,
                 Ordering::Equal if ours_parsed.same_record(&theirs) => break,
@@ -65,6 +78,14 @@ pub fn compare(object: &[u8], segment: &[u8]) -> Result<Offset> {
     end.map(Offset).context("it holds no record")
 }
 
+/// The lines of an object or segment that is in memory.
+///
+/// # Errors
+/// When the decoder cannot be made; each line may fail for itself.
+pub fn segment_lines(object: &[u8]) -> Result<impl Iterator<Item = std::io::Result<String>> + use<'_>> {
+    lines(object)
+}
+
 type ObjectLines<'a> = Lines<BufReader<zstd::Decoder<'static, BufReader<&'a [u8]>>>>;
 
 fn lines(object: &[u8]) -> Result<ObjectLines<'_>> {
@@ -74,10 +95,6 @@ fn lines(object: &[u8]) -> Result<ObjectLines<'_>> {
 
 fn next(lines: &mut ObjectLines<'_>) -> Result<Option<String>> {
     Ok(lines.next().transpose()?)
-}
-
-fn parse(line: &str) -> Result<Line<'_>> {
-    serde_json::from_str(line).with_context(|| format!("a line of it is not readable: {:.80}", line))
 }
 
 #[cfg(test)]
@@ -105,6 +122,14 @@ mod tests {
         assert!(compare(&object(&[A, other]), &object(&[A, B])).is_err());
         let raw = r#"{"offset":2,"received":"r","raw":"AA=="}"#;
         assert!(compare(&object(&[A, raw]), &object(&[A, B])).is_err());
+    }
+
+    #[test]
+    fn the_event_null_is_another_record_than_none() {
+        let (event, none) =
+            (r#"{"offset":1,"received":"r","event":null}"#, r#"{"offset":1,"received":"r","raw":null}"#);
+        assert!(compare(&object(&[event]), &object(&[none])).is_err());
+        assert_eq!(compare(&object(&[none]), &object(&[none])).unwrap(), Offset(2));
     }
 
     #[test]

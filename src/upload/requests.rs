@@ -18,15 +18,15 @@ use super::{
     archive::{Archive, ProbeError},
     chain::Put,
     compare,
-    opening::{self, Unusable},
+    opening::{self, HeadError, Heads as _, Unusable},
 };
 use crate::{
     config::{Config, LiveConfig},
     health::{ActorName, ActorState, Health},
     metrics::Metrics,
-    position::Offset,
+    position::{Offset, Partition},
     queue::Assignment,
-    spool::segment::SealedSegment,
+    spool::{News, segment::SealedSegment},
 };
 
 /// Attempts after which a sector that the disk cannot read is given up.
@@ -134,6 +134,32 @@ impl Requests {
         opening::end_of_chain(&self.archive, assignment, known_end).await
     }
 
+    /// How things stand with a hole behind the chain's `end`, asked once; `None` when the store does not answer, which is
+    /// shown.
+    pub(super) async fn about_gap(&self, partition: Partition, end: Offset) -> Option<News> {
+        let news = async {
+            // A head that cannot be read is found when the chain is opened.
+            if matches!(self.archive.head(partition).await, Ok(Some(head)) if head.end > end) {
+                return Ok(News::Grown);
+            }
+            match self.archive.skip(partition).await {
+                Ok(skip) => Ok(News::Said(Ok(skip.map(|skip| skip.to)))),
+                Err(HeadError::Unreadable(what)) => Ok(News::Said(Err(what))),
+                Err(HeadError::Store(error)) => Err(error),
+            }
+        };
+        match news.await {
+            Ok(news) => {
+                self.working();
+                Some(news)
+            }
+            Err(error) => {
+                self.failing(explain(&error, &self.config.load()));
+                None
+            }
+        }
+    }
+
     /// Puts a segment; returns only when an answer is known.
     pub(super) async fn upload(&self, segment: &SealedSegment) -> Answer {
         let kib = u32::try_from(segment.header.bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
@@ -209,7 +235,7 @@ async fn compare_blocking(key: String, object: bytes::Bytes, ours: bytes::Bytes)
 }
 
 /// What waiting alone does not mend.
-fn is_lasting(error: &object_store::Error) -> bool {
+pub fn is_lasting(error: &object_store::Error) -> bool {
     use object_store::Error as E;
     matches!(
         error,
@@ -222,7 +248,7 @@ fn is_lasting(error: &object_store::Error) -> bool {
 }
 
 /// One sentence for the operator.
-fn explain(error: &object_store::Error, config: &Config) -> String {
+pub fn explain(error: &object_store::Error, config: &Config) -> String {
     use object_store::Error as E;
     let url = &config.archive.url;
     match error {

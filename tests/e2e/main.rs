@@ -5,7 +5,9 @@
 //! once and the large dependencies are linked once.
 
 mod alone;
+mod archive_tools;
 mod bad_dependencies;
+mod hostile;
 mod kafka_topic;
 mod on_services;
 mod packaging;

@@ -15,6 +15,7 @@ pub mod events;
 pub mod http;
 pub mod oracle;
 pub mod process;
+pub mod raw;
 pub mod services;
 
 /// For what happens within seconds on an idle machine: CI's has two cores and may do other things.

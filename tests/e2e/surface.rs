@@ -116,6 +116,36 @@ fn a_full_disk_is_answered_with_503_until_a_reload_raises_the_threshold() {
 }
 
 #[test]
+fn a_log_at_its_quota_makes_the_process_unready_until_the_sinks_have_caught_up() {
+    let daemon = Setup::new("quota")
+        .set("queue.embedded.quota", "100KiB")
+        .without("spool.max_age")
+        .config("[spool]\nmax_age = \"1h\"\n")
+        .start();
+    let event = format!(r#"{{"type":"a","padding":"{}"}}"#, "x".repeat(30_000));
+    let refused = eventually("a refusal for the quota", PATIENCE, || {
+        let reply = daemon.post(None, event.as_bytes());
+        (reply.status != 200).then_some(reply)
+    });
+    refused.assert_problem(503);
+    assert!(refused.body.contains("queue.embedded.quota"), "{refused:?}");
+    assert!(refused.body.contains("nothing of this request was stored"), "{refused:?}");
+    let health = format!("http://{}/health", daemon.http_address());
+    eventually("unready", PATIENCE, || (Client::new().get(&health).ok()?.status == 503).then_some(()));
+    let readiness = daemon.readiness();
+    let log = &readiness["dependencies"]["embedded_log"];
+    assert_eq!((&readiness["degraded"], &log["available"]), (&json!(true), &json!(false)), "{readiness}");
+    assert!(log["reason"].as_str().is_some_and(|why| why.contains("queue.embedded.quota")), "{readiness}");
+    assert!(daemon.log().contains("queue.embedded.quota"), "the log says so, too");
+
+    daemon.write_config("[spool]\nmax_age = \"100ms\"\n");
+    assert_eq!(daemon.reload().status, 200);
+    daemon.wait_ready();
+    assert_eq!(daemon.post(None, event.as_bytes()).status, 200);
+    daemon.terminate();
+}
+
+#[test]
 fn a_reload_names_what_needs_a_restart_and_a_bad_file_changes_nothing() {
     let daemon = Setup::new("reload").config("[queue]\ntopic = \"first\"\n").start();
     let bad = [
@@ -141,6 +171,20 @@ fn a_reload_names_what_needs_a_restart_and_a_bad_file_changes_nothing() {
     daemon.signal("HUP");
     eventually("SIGHUP reloads", PATIENCE, || (reloads() > before).then_some(()));
     daemon.terminate();
+}
+
+#[test]
+fn a_stop_whose_positions_cannot_be_committed_says_so_and_fails() {
+    let daemon = Setup::new("uncommitted").set("spool.max_age", "1h").start();
+    assert_eq!(daemon.post(None, br#"{"type":"a"}"#).status, 200);
+    // The archive's position moves with the upload at the stop, which the log cannot take while another writes.
+    let other = rusqlite::Connection::open(daemon.data().join("log.db")).expect("the log");
+    other.execute_batch("BEGIN IMMEDIATE").expect("a turn to write");
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait_exit(PATIENCE), 1);
+    let log = daemon.log();
+    assert!(log.contains("not committed") && log.contains("database is locked"), "{log}");
+    assert!(!log.contains("positions are committed"), "{log}");
 }
 
 #[test]

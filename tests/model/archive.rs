@@ -418,18 +418,11 @@ impl World<'_> {
             self.seal(0);
             self.request(0, 0)?;
             self.commit(0, 1);
-            self.skip_gap(0);
+            if let Some(life) = &mut self.workers[0].life {
+                life.skip_gaps(self.trace);
+            }
         }
         self.at_rest()
-    }
-
-    /// The operator allows what retention tore.
-    fn skip_gap(&mut self, worker: usize) {
-        if let Some(life) = &mut self.workers[worker].life
-            && life.skip_gaps()
-        {
-            self.trace.saw("gap skipped");
-        }
     }
 
     fn at_rest(&self) -> Result<(), Violation> {

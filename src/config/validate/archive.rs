@@ -75,7 +75,7 @@ impl Check<'_> {
                     Some(near) => format!("; did you mean {near}?"),
                     None => String::new(),
                 };
-                self.fault(&key, format!("unknown option of this kind of store{hint}"));
+                self.unknown(&key, format!("unknown option of this kind of store{hint}"));
                 continue;
             };
             if let Some(other) = given.insert(canonical.clone(), name) {
@@ -151,6 +151,7 @@ mod tests {
     fn options_are_those_of_the_store_that_the_url_names() {
         assert_eq!(with("s3://b", &[("endpoint", "https://x"), ("timeout", "5s"), ("aws_region", "x")]), [""; 0]);
         assert!(with("s3://b", &[("acess_key_id", "x")])[0].contains("did you mean access_key_id?"));
+        assert!(!with("s3://b", &[("passwrd", "hunter2")])[0].contains("hunter2"));
         assert!(with("gs://b", &[("access_key_id", "x")])[0].contains("unknown option"));
         assert!(with("file:", &[("no_such_option", "x")])[0].contains("unknown option"));
         assert!(with("s3://b", &[("region", "x"), ("aws_region", "y")])[0].contains("same option"));

@@ -3,7 +3,7 @@
 use rdkafka::{config::ClientConfig, error::KafkaError};
 
 use super::{Check, is_address};
-use crate::config::{keys::KAFKA_PROPERTIES, secrets};
+use crate::config::{keys::KAFKA_PROPERTIES, secrets, sources::is_kafka_property};
 
 /// Kafka's limit of topic names; groups have none of their own.
 const LONGEST_NAME: usize = 249;
@@ -57,6 +57,10 @@ impl Check<'_> {
             if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused == property) {
                 self.fault(&key, format!("must not be set: {why}"));
             } else if let Err(description) = try_property(property, value) {
+                if !is_kafka_property(property) {
+                    self.unknown(&key, format!("librdkafka refuses it: {description} (see its CONFIGURATION.md)"));
+                    continue;
+                }
                 // librdkafka quotes values.
                 let hidden = secrets::shown(&key, value) != *value;
                 let description = if hidden { "the value is not one that it takes" } else { description.as_str() };
@@ -137,8 +141,10 @@ mod tests {
     fn properties_are_those_of_librdkafka_and_secrets_are_not_quoted() {
         assert!(property_errors("no.such.setting", "1")[0].contains("No such configuration property"));
         assert!(property_errors("sasl.mechanismz", "PLAIN")[0].contains("sasl.mechanismz"));
-        let errors = property_errors("no.such.password", "hunter2");
-        assert!(!errors[0].contains("hunter2"), "{errors:?}");
+        for name in ["no.such.password", "sasl.passwrd"] {
+            let errors = property_errors(name, "hunter2");
+            assert!(!errors[0].contains("hunter2"), "{errors:?}");
+        }
     }
 
     #[test]

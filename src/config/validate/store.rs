@@ -28,12 +28,11 @@ impl Check<'_> {
 }
 
 fn connection(url: &str) -> Result<(), Vec<String>> {
-    if let Err(error) = ConnectionString::parse(url) {
-        // The driver quotes parts of the URL, and what follows an unescaped character may be a piece of the password.
-        return Err(vec![match url.contains('@') {
-            true => "is not a MongoDB connection string; are user and password percent-encoded?".to_owned(),
-            false => format!("is not a MongoDB connection string: {}", error.kind),
-        }]);
+    if ConnectionString::parse(url).is_err() {
+        // The driver's message quotes parts of the URL, any of which may be a piece of the password.
+        let rule = "is not a MongoDB connection string, and not shown as it may hold a password: it must be \
+                    mongodb://USER:PASSWORD@HOST:PORT/?OPTIONS with user and password percent-encoded";
+        return Err(vec![rule.to_owned()]);
     }
     let query = url.split_once('?').map_or("", |(_, query)| query);
     let options = query.split('&').filter_map(|option| option.split_once('='));
@@ -97,7 +96,17 @@ mod tests {
     #[test]
     fn a_url_that_is_none_is_refused_without_its_password() {
         assert!(with("")[0].contains("is needed"));
-        for bad in ["127.0.0.1:27017", "http://x", "mongodb://app:hun:ter2@x", "mongodb://app:p/hunter2@x"] {
+        for bad in [
+            "hunter2",
+            "127.0.0.1:hunter2",
+            "http://x",
+            "mongodb://app:hun:ter2@x",
+            "mongodb://app:p/hunter2@x",
+            "mongodb:/app:hunter2@x",
+            "mongodb://app:hunter2",
+            "mongodb://app:secret@x/?hunter2",
+            "mongodb://app:secret@x/?connectTimeoutMS=hunter2",
+        ] {
             let errors = with(bad);
             assert_eq!(errors.len(), 1, "{bad}");
             assert!(!errors[0].contains("ter2"), "{errors:?}");

@@ -10,29 +10,50 @@ use super::*;
 use crate::{
     config::Config,
     position::{Partition, Timestamp},
-    produce::{NewRecord, Span, Ticket},
+    produce::{Delivery, NewRecord, Span, Ticket},
     queue::{Batch, Epoch, SourceCommand, SourceEvent},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn open(folder: &Path) -> EmbeddedLog {
-    let config: LiveConfig = Arc::new(ArcSwap::from_pointee(Config::default()));
+    open_with(folder, Config::default(), Health::default())
+}
+
+fn open_with(folder: &Path, config: Config, health: Health) -> EmbeddedLog {
+    let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
     let (escalations, _) = mpsc::unbounded_channel();
-    let sinks = vec![SinkName::Archive];
-    EmbeddedLog::open(folder, sinks, config, Health::default(), Arc::default(), escalations).unwrap()
+    EmbeddedLog::open(folder, vec![SinkName::Archive], config, health, Arc::default(), escalations).unwrap()
+}
+
+/// What health says of the log.
+fn why_unavailable(health: &Health) -> Option<String> {
+    health.readiness().dependencies[DEPENDENCY].reason.clone()
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Appends one request of `events` events of `size` bytes and waits until it is durable.
 fn append(log: &EmbeddedLog, events: usize, size: usize) {
+    let delivery = try_append(log, events, size);
+    assert_eq!(delivery.durable, events, "{delivery:?}");
+}
+
+fn try_append(log: &EmbeddedLog, events: usize, size: usize) -> Delivery {
     let (ticket, reply) = Ticket::new(events, Counter::default());
     let body = Bytes::from(vec![b'x'; size]);
     let value = Span { start: 0, end: size as u32 };
     let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, assigned_id: None }).collect();
-    let (durable, received) = (events.len(), Timestamp::now());
+    let received = Timestamp::now();
     let publish = Publish { body, unescaped: Bytes::new(), events, received, ticket };
     assert!(log.appender().append(publish, 0).is_ok());
-    assert_eq!(reply.blocking_recv().unwrap().durable, durable);
+    reply.blocking_recv().unwrap()
 }
 
 struct Reader {
@@ -93,7 +114,7 @@ fn batches_are_contiguous_and_begin_where_they_were_asked_to() {
     }
     assert!(offsets.iter().copied().eq(1500..2500));
     reader.close(2500);
-    log.close();
+    log.close().unwrap();
 }
 
 #[test]
@@ -102,7 +123,7 @@ fn offsets_do_not_repeat_after_everything_was_trimmed() {
     let log = open(folder.path());
     append(&log, 10, 10);
     Reader::start(&log).close(10);
-    log.close();
+    log.close().unwrap();
     let log = open(folder.path());
     append(&log, 1, 10);
     let reader = Reader::start(&log);
@@ -113,7 +134,7 @@ fn offsets_do_not_repeat_after_everything_was_trimmed() {
     assert_eq!((assignment.committed, assignment.log_start), (Some(Offset(10)), Offset(10)));
     assert_eq!(assignment.log_end, Offset(11));
     reader.close(11);
-    log.close();
+    log.close().unwrap();
 }
 
 #[test]
@@ -131,7 +152,112 @@ fn what_is_trimmed_goes_back_to_the_file_system_also_when_nothing_is_appended_an
         assert!(Instant::now() < deadline, "{} bytes are left", size());
         std::thread::sleep(Duration::from_millis(50));
     }
-    log.close();
+    log.close().unwrap();
+}
+
+#[test]
+fn a_log_at_its_quota_is_unavailable_and_writes_nothing_until_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut config, health) = (Config::default(), Health::default());
+    config.queue.embedded.quota = crate::config::ByteSize(100_000);
+    let log = open_with(folder.path(), config, health.clone());
+    append(&log, 1, 100_000);
+    eventually("full", || why_unavailable(&health).is_some_and(|why| why.contains("queue.embedded.quota")));
+    let delivery = try_append(&log, 2, 10);
+    assert!(delivery.durable == 0 && delivery.unavailable.is_none(), "{delivery:?}");
+    assert!(delivery.refused.is_some_and(|why| why.contains("queue.embedded.quota")));
+    Reader::start(&log).close(1);
+    eventually("room", || why_unavailable(&health).is_none());
+    append(&log, 1, 10);
+    assert_eq!(log.end.get(), Offset(2), "what was refused is not in the log");
+    log.close().unwrap();
+}
+
+#[test]
+fn a_stop_says_when_the_last_positions_are_not_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, 3, 10);
+    let other = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    Reader::start(&log).close(3);
+    let failed = log.close().unwrap_err();
+    assert!(failed.contains("cannot be written"), "{failed}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_unavailable_until_it_can_also_when_nobody_tries() {
+    let folder = tempfile::tempdir().unwrap();
+    let health = Health::default();
+    let log = open_with(folder.path(), Config::default(), health.clone());
+    let other = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let delivery = try_append(&log, 1, 10);
+    assert!(delivery.durable == 0 && delivery.unavailable.is_none(), "{delivery:?}");
+    assert!(delivery.refused.is_some_and(|why| why.contains("cannot be written")));
+    eventually("unavailable", || why_unavailable(&health).is_some_and(|why| why.contains("cannot be written")));
+    other.execute_batch("ROLLBACK").unwrap();
+    eventually("available", || why_unavailable(&health).is_none());
+    append(&log, 1, 10);
+    log.close().unwrap();
+}
+
+/// What a reader finds as the log's start, once that has moved beyond `from`.
+fn start_beyond(folder: &Path, from: u64) -> Offset {
+    let database = schema::open_reader(&folder.join("log.db")).unwrap();
+    eventually("trimmed", || schema::log_start(&database).unwrap() > Offset(from));
+    schema::log_start(&database).unwrap()
+}
+
+#[test]
+fn retention_keeps_what_was_received_too_late_also_when_the_clock_was_set_back_since() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = Config::default();
+    config.queue.embedded.retention = Duration::from_secs(3600);
+    let log = open_with(folder.path(), config.clone(), Health::default());
+    (0..4).for_each(|_| append(&log, 1, 10));
+    log.close().unwrap();
+    let long_ago = Timestamp::now().0 - 2 * 3600 * 1000;
+    let database = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    database.execute("UPDATE chunks SET received = ?1 WHERE base <> 2", [long_ago]).unwrap();
+    let log = open_with(folder.path(), config, Health::default());
+    Reader::start(&log).close(4);
+    assert_eq!(start_beyond(folder.path(), 0), Offset(2), "the records behind it are old enough, but not before it");
+    log.close().unwrap();
+}
+
+#[test]
+fn without_retention_the_clock_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    (0..4).for_each(|_| append(&log, 1, 10));
+    log.close().unwrap();
+    let tomorrow = Timestamp::now().0 + 24 * 3600 * 1000;
+    let database = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    database.execute("UPDATE chunks SET received = ?1", [tomorrow]).unwrap();
+    let log = open(folder.path());
+    Reader::start(&log).close(3);
+    assert_eq!(start_beyond(folder.path(), 0), Offset(3));
+    log.close().unwrap();
+}
+
+#[test]
+fn pages_go_back_to_the_file_system_in_steps_that_no_request_waits_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    for _ in 0..120 {
+        append(&log, 1, 1_000_000);
+    }
+    let size = |name| std::fs::metadata(folder.path().join(name)).unwrap().len();
+    // What stays lies behind what goes, and has to be moved: each page that is goes through the write-ahead log.
+    Reader::start(&log).close(60);
+    let mut wal = 0;
+    eventually("the file is half as large", || {
+        wal = wal.max(size("log.db-wal"));
+        size("log.db") < 70_000_000
+    });
+    assert!(wal < 24 << 20, "{wal} bytes at once");
+    log.close().unwrap();
 }
 
 #[test]
@@ -153,5 +279,5 @@ fn a_damaged_record_is_reported_and_not_delivered() {
     });
     assert!(reason.contains("log.db is damaged between offsets 0 and 3"), "{reason}");
     reader.close(0);
-    log.close();
+    log.close().unwrap();
 }

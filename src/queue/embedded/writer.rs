@@ -29,9 +29,15 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 const COMMIT_BYTES: usize = 8 * 1024 * 1024;
 /// How often cursors are written and what is behind them is trimmed.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// Rows deleted and pages given back to the disk in one housekeeping, so that appends wait for milliseconds only.
+/// Rows deleted in one housekeeping, so that appends wait for milliseconds only.
 const TRIM_ROWS: usize = 2000;
-const TRIM_PAGES: u32 = 4096;
+/// Pages given back to the disk at once, a mebibyte: each is written to the WAL before, and a request may come meanwhile.
+const GIVEN_BACK: u32 = 64;
+/// How long the log has to be idle before pages are given back. While appends flow they take free pages anyway.
+const IDLE: Duration = Duration::from_millis(20);
+/// A log that reached its quota takes events again below this share of it. At the bound itself it would be ready and
+/// unready in turns, with every trim.
+const ROOM: f64 = 0.9;
 
 pub(super) struct Writer {
     database: Connection,
@@ -46,7 +52,14 @@ pub(super) struct Writer {
     cursors: BTreeMap<SinkName, Offset>,
     cursors_changed: bool,
     housekeeping_at: Instant,
-    failing: bool,
+    /// Why the last attempt to write failed; a write that succeeds takes it away.
+    failing: Option<String>,
+    /// `queue.embedded.quota` was reached, and [`ROOM`] is not free again.
+    full: bool,
+    /// There are pages to give back to the disk, as far as is known.
+    free_pages: bool,
+    /// What the dependency's state was last told.
+    told: Option<String>,
 }
 
 /// What a commit holds, to be answered after it.
@@ -56,7 +69,7 @@ struct Group {
     letters: Vec<(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)>,
     written: Vec<Sender<()>>,
     bytes: usize,
-    stop: bool,
+    stop: Option<Sender<Result<(), String>>>,
 }
 
 impl Writer {
@@ -90,37 +103,48 @@ impl Writer {
             cursors,
             cursors_changed: false,
             housekeeping_at: Instant::now() + HOUSEKEEPING,
-            failing: false,
+            failing: None,
+            full: false,
+            free_pages: true,
+            told: None,
         })
     }
 
     pub(super) fn run(&mut self, writes: &Receiver<Write>) {
         loop {
-            let first = match writes.recv_deadline(self.housekeeping_at.max(Instant::now())) {
+            let idle_at = Instant::now() + IDLE;
+            let wake_at = if self.free_pages { idle_at.min(self.housekeeping_at) } else { self.housekeeping_at };
+            let first = match writes.recv_deadline(wake_at.max(Instant::now())) {
                 Ok(write) => Some(write),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            if first.is_none() && self.free_pages && idle_at <= Instant::now() {
+                self.give_back_pages();
+            }
             let mut group = Group::default();
             let mut next = first;
             while let Some(write) = next {
                 self.take(write, &mut group);
-                if group.bytes >= COMMIT_BYTES || group.stop {
+                if group.bytes >= COMMIT_BYTES || group.stop.is_some() {
                     break;
                 }
                 next = writes.try_recv().ok();
             }
             self.commit(&mut group);
-            if self.housekeeping_at <= Instant::now() || group.stop || !group.written.is_empty() {
+            if self.housekeeping_at <= Instant::now() || group.stop.is_some() || !group.written.is_empty() {
                 // Without changed cursors nothing becomes trimmable but by age, which can wait.
                 let pause = if self.keep_house() { HOUSEKEEPING } else { 10 * HOUSEKEEPING };
                 self.housekeeping_at = Instant::now() + pause;
             }
+            self.tell();
             for written in group.written {
                 // Whoever waited has given up; nothing is owed.
                 let _ = written.send(());
             }
-            if group.stop {
+            if let Some(done) = group.stop {
+                let uncommitted = self.failing.take().filter(|_| self.cursors_changed);
+                let _ = done.send(uncommitted.map_or(Ok(()), Err));
                 return;
             }
         }
@@ -129,10 +153,8 @@ impl Writer {
     fn take(&mut self, write: Write, group: &mut Group) {
         match write {
             Write::Append(publish) => {
-                let quota = self.config.load().queue.embedded.quota.0;
-                if self.stored + (group.bytes as u64) >= quota {
-                    let why = "the embedded log has reached queue.embedded.quota; the sinks have to catch up";
-                    publish.ticket.unavailable(publish.events.len(), why);
+                if let Some(why) = self.no_room(group.bytes as u64) {
+                    publish.ticket.refused(publish.events.len(), &why);
                     return;
                 }
                 group.bytes += publish.body.len();
@@ -147,7 +169,7 @@ impl Writer {
             }
             Write::DeadLetters(letters, reply) => group.letters.push((letters, reply)),
             Write::Flush(done) => group.written.push(done),
-            Write::Stop => group.stop = true,
+            Write::Stop(done) => group.stop = Some(done),
         }
     }
 
@@ -179,25 +201,49 @@ impl Writer {
                     // The aggregator that asked is gone; the letters stand.
                     let _ = reply.send(Ok(()));
                 }
-                self.note_outcome(Ok(()));
+                self.failing = None;
             }
-            Err(error) => {
-                let why = format!("the embedded log cannot be written: {error}");
+            Err(NotWritten { error, unknown }) => {
+                let why = cannot_be_written(&error);
                 for publish in publishes {
-                    publish.ticket.unavailable(publish.events.len(), &why);
+                    let events = publish.events.len();
+                    if unknown {
+                        publish.ticket.unavailable(events, &why)
+                    } else {
+                        publish.ticket.refused(events, &why)
+                    }
                 }
                 for (_, reply) in letters {
                     let _ = reply.send(Err(anyhow::anyhow!(why.clone())));
                 }
-                self.note_outcome(Err(why));
+                self.failing = Some(why);
+                self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
             }
         }
     }
 
-    fn note_outcome(&mut self, outcome: Result<(), String>) {
-        if outcome.is_err() || self.failing {
-            self.failing = outcome.is_err();
-            self.health.dependency(DEPENDENCY, outcome);
+    /// Why the log takes no events, with so many bytes about to be committed.
+    fn no_room(&mut self, group: u64) -> Option<String> {
+        let quota = self.config.load().queue.embedded.quota;
+        let stored = self.stored + group;
+        let bound = if self.full { (quota.0 as f64 * ROOM) as u64 } else { quota.0 };
+        self.full = stored >= bound;
+        self.full.then(|| {
+            let percent = ROOM * 100.0;
+            format!(
+                "the embedded log has reached queue.embedded.quota ({quota}); it takes events again below {percent} % of \
+                 that, when the sinks have caught up"
+            )
+        })
+    }
+
+    /// Lets readiness know whether events can be written.
+    fn tell(&mut self) {
+        let full = self.no_room(0);
+        let state = self.failing.clone().or(full);
+        if state != self.told {
+            self.health.dependency(DEPENDENCY, state.clone().map_or(Ok(()), Err));
+            self.told = state;
         }
     }
 
@@ -205,7 +251,7 @@ impl Writer {
         &mut self,
         publishes: &[Publish],
         letters: &[(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)],
-    ) -> rusqlite::Result<(Offset, u64)> {
+    ) -> Result<(Offset, u64), NotWritten> {
         let transaction = self.database.transaction()?;
         let mut chunks = Chunks {
             transaction: &transaction,
@@ -228,23 +274,42 @@ impl Writer {
         for letter in letters.iter().flat_map(|(letters, _)| letters) {
             insert_letter(&transaction, letter)?;
         }
-        transaction.commit()?;
+        // A commit that fails may stand in the file nevertheless; all before it is undone.
+        transaction.commit().map_err(|error| NotWritten { error, unknown: true })?;
         Ok((next, bytes))
     }
 
-    /// Writes the cursors, trims behind the slowest, gives free pages back to the disk.
-    /// Whether there is more to do soon.
+    fn give_back_pages(&mut self) {
+        self.free_pages = sqlite::give_back_pages(&self.database, GIVEN_BACK).unwrap_or_else(|error| {
+            tracing::debug!(%error, "pages of the embedded log could not be given back; tried again after the next trim");
+            false
+        });
+    }
+
+    /// Writes the cursors and trims behind the slowest. Whether there is more to do soon. While writing fails it tries whether it works again: an unready process may be sent no request that would.
     fn keep_house(&mut self) -> bool {
-        self.try_keep_house().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the embedded log could not be trimmed; tried again in a moment");
-            true
-        })
+        match self.try_keep_house() {
+            Ok(more) => {
+                self.failing = None;
+                more
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the embedded log could not be trimmed; tried again in a moment");
+                self.failing = Some(cannot_be_written(&error));
+                true
+            }
+        }
     }
 
     fn try_keep_house(&mut self) -> rusqlite::Result<bool> {
         let retention = self.config.load().queue.embedded.retention;
-        let oldest_kept = Timestamp::now().0.saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
+        let age = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+        // Without retention no clock is asked: after a step back, records seem to come from the future.
+        let oldest_kept = (!retention.is_zero()).then(|| Timestamp::now().0.saturating_sub(age));
         let transaction = self.database.transaction()?;
+        if self.failing.is_some() {
+            transaction.execute("UPDATE meta SET value = value WHERE name = 'trimmed'", [])?;
+        }
         if self.cursors_changed {
             for (sink, position) in &self.cursors {
                 transaction
@@ -255,27 +320,51 @@ impl Writer {
         let slowest = self.sinks.iter().map(|sink| self.cursors.get(sink).copied().unwrap_or_default()).min();
         let (mut freed, mut trimmed) = (0, 0);
         if let Some(slowest) = slowest {
-            let behind = "SELECT base, base + count, length(records) FROM chunks WHERE base + count <= ?1 AND received <= ?2 ORDER BY base LIMIT ?3";
-            let rows: Vec<(i64, i64, i64)> = transaction
-                .prepare_cached(behind)?
-                .query_map(params![slowest.as_i64(), oldest_kept, TRIM_ROWS as i64], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-                })?
-                .collect::<rusqlite::Result<_>>()?;
-            trimmed = rows.len();
-            if let Some((_, end, _)) = rows.last() {
+            // In the order of the key, from the first on, so that nothing is read but what goes and the first that stays.
+            let behind =
+                "SELECT base + count, received, length(records) FROM chunks WHERE base < ?1 ORDER BY base LIMIT ?2";
+            let mut chunks = transaction.prepare_cached(behind)?;
+            let mut rows = chunks.query(params![slowest.as_i64(), TRIM_ROWS as i64])?;
+            let mut end = None;
+            while let Some(row) = rows.next()? {
+                let (chunk_end, received, bytes): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                if chunk_end > slowest.as_i64() || oldest_kept.is_some_and(|oldest| received > oldest) {
+                    break;
+                }
+                end = Some(chunk_end);
+                freed += bytes.cast_unsigned();
+                trimmed += 1;
+            }
+            drop(rows);
+            drop(chunks);
+            if let Some(end) = end {
                 transaction.execute("DELETE FROM chunks WHERE base < ?1", [end])?;
                 transaction.execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'trimmed'", [end])?;
-                freed = rows.iter().map(|(_, _, bytes)| bytes.cast_unsigned()).sum();
             }
         }
         transaction.commit()?;
         self.cursors_changed = false;
         self.stored = self.stored.saturating_sub(freed);
-        // Also when nothing was trimmed now: what an earlier trim left over goes back step by step.
-        let more_pages = sqlite::give_back_pages(&self.database, TRIM_PAGES)?;
-        Ok(more_pages || trimmed == TRIM_ROWS)
+        self.free_pages |= trimmed > 0;
+        Ok(trimmed == TRIM_ROWS)
     }
+}
+
+/// Why a group was not committed.
+struct NotWritten {
+    error: rusqlite::Error,
+    /// It may have been, all the same.
+    unknown: bool,
+}
+
+impl From<rusqlite::Error> for NotWritten {
+    fn from(error: rusqlite::Error) -> Self {
+        Self { error, unknown: false }
+    }
+}
+
+fn cannot_be_written(error: &rusqlite::Error) -> String {
+    format!("the embedded log cannot be written: {error}; is the disk full, or read-only?")
 }
 
 /// The rows of one commit as they fill.

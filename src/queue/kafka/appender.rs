@@ -321,7 +321,7 @@ mod tests {
         cluster.create_topic("events", 1, 1).unwrap();
         let mut appender = appender(&cluster, Duration::from_secs(20));
         let delivery = deliver(&mut appender, &[10, 2 << 20, 10]);
-        assert_eq!(delivery, Delivery { too_large: vec![1], unavailable: None, durable: 2 });
+        assert_eq!(delivery, Delivery { too_large: vec![1], durable: 2, ..Delivery::default() });
         cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
         assert_eq!(deliver(&mut appender, &[10]).too_large, [0]);
     }

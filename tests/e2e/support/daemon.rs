@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
+    process::{Command, Output},
     time::Duration,
 };
 
@@ -181,6 +182,19 @@ impl Daemon {
         self.client.post(&self.admin_url("/reload"), None, b"").unwrap_or_else(|error| panic!("reload: {error:?}"))
     }
 
+    /// Runs the program with other arguments and this daemon's settings, to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        // Bounded: a command that hangs ends with 124.
+        let mut command = Command::new("timeout");
+        command.arg(PATIENCE.as_secs().to_string()).arg(program()).args(arguments).args(self.settings());
+        command.current_dir(self.folder.path()).output().expect("coreutils are installed")
+    }
+
+    /// `--set` and each setting that it was started with.
+    pub fn settings(&self) -> impl Iterator<Item = String> {
+        self.setup.settings.iter().flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")])
+    }
+
     pub fn write_config(&self, text: &str) {
         // In one step, because the daemon watches it.
         let (written, final_name) =
@@ -253,6 +267,18 @@ impl Daemon {
         let peak = self.process.peak_memory();
         eprintln!("{}: peak memory {} MiB", self.setup.name, peak >> 20);
         assert!(cfg!(debug_assertions) || peak < bound, "{peak} bytes of memory, more than {bound}");
+    }
+
+    pub fn peak_memory(&self) -> u64 {
+        self.process.peak_memory()
+    }
+
+    pub fn open_files(&self) -> usize {
+        self.process.open_files()
+    }
+
+    pub fn admin_address(&self) -> &str {
+        &self.admin
     }
 
     pub fn log(&self) -> String {

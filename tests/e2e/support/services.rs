@@ -237,6 +237,14 @@ impl Services {
         producer.flush(PATIENCE).expect("Kafka takes it");
     }
 
+    /// As retention does: the partition begins at `before` from now on, or with -1 behind its last record.
+    pub fn delete_records(&self, topic: &str, partition: i32, before: i64) {
+        let admin: AdminClient<DefaultClientContext> = self.kafka_config().create().expect("an admin client");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::from_raw(before)).expect("a valid offset");
+        self.io.block_on(admin.delete_records(&list, &AdminOptions::new())).expect("Kafka deletes them");
+    }
+
     pub fn kafka_admin(&self) -> AdminClient<DefaultClientContext> {
         self.kafka_config().create().expect("an admin client")
     }

@@ -47,6 +47,7 @@ pub enum ToThread {
     Begin { epoch: Epoch, x: Offset },
     Append { epoch: Epoch, records: Vec<Offset> },
     End,
+    Close,
     Remove(SealedSegment),
 }
 
@@ -96,6 +97,7 @@ pub struct Life {
     pub surveying: bool,
     pub to_commit: Option<Offset>,
     pub halted: Option<String>,
+    on_gap: OnGap,
     spooler: Protocol,
     spooling: Option<Spooling>,
     chain: Option<Chain>,
@@ -118,6 +120,7 @@ impl Life {
             surveying: true,
             to_commit: None,
             halted: None,
+            on_gap: OnGap::Halt,
             spooler: protocol(),
             spooling: None,
             chain: None,
@@ -205,12 +208,15 @@ impl Life {
                 let records = records.into_iter().filter(|offset| *offset >= from).collect();
                 return self.to_thread.push_back(ToThread::Append { epoch, records });
             }
-            ToSpooler::Scanned(epoch, segments) => self.spooler.scanned(PARTITION, epoch, segments, OnGap::Halt),
+            ToSpooler::Scanned(epoch, segments) => self.spooler.scanned(PARTITION, epoch, segments, self.on_gap),
             ToSpooler::Sealed(epoch, segment) => self.spooler.sealed(epoch, segment),
-            ToSpooler::ChainOpened(epoch, end) => self.spooler.chain_opened(PARTITION, epoch, end, OnGap::Halt),
+            ToSpooler::ChainOpened(epoch, end) => self.spooler.chain_opened(PARTITION, epoch, end, self.on_gap),
             ToSpooler::Archived(epoch, segment) => self.spooler.archived(epoch, segment),
             ToSpooler::Followed(epoch, end) => self.spooler.followed(PARTITION, epoch, end),
-            ToSpooler::Damaged(epoch, segment) => self.spooler.damaged(epoch, segment, "gone".to_owned()),
+            ToSpooler::Damaged(epoch, segment) => {
+                self.to_consumer.push_back(ToConsumer::Reassign(Reassign { partition: PARTITION, epoch }));
+                self.spooler.damaged(segment, "gone".to_owned())
+            }
             ToSpooler::ChainHalted(epoch, reason) => self.spooler.chain_halted(PARTITION, epoch, reason, String::new()),
         };
         self.perform(effects, trace);
@@ -222,6 +228,7 @@ impl Life {
                 Effect::Scan { epoch, .. } => self.to_thread.push_back(ToThread::Scan(epoch)),
                 Effect::BeginSegments { epoch, x, .. } => self.to_thread.push_back(ToThread::Begin { epoch, x }),
                 Effect::EndSegments(_) => self.to_thread.push_back(ToThread::End),
+                Effect::CloseSegments(_) => self.to_thread.push_back(ToThread::Close),
                 Effect::Remove(segment) => self.to_thread.push_back(ToThread::Remove(segment)),
                 Effect::Orphan { segment, .. } => {
                     trace.saw("orphaned");
@@ -236,18 +243,21 @@ impl Life {
                 Effect::Reassign(reassign) => self.to_consumer.push_back(ToConsumer::Reassign(reassign)),
                 Effect::Halt(halt) => self.to_consumer.push_back(ToConsumer::Halt(halt)),
                 Effect::Lost { .. } => trace.saw("gap"),
+                Effect::Skipped { .. } => {
+                    trace.saw("gap skipped");
+                    self.halted = None;
+                }
+                // The model's operator speaks by the configuration.
+                Effect::AskAboutGap { .. } => {}
             }
         }
     }
 
-    pub fn skip_gaps(&mut self) -> bool {
-        let skipped = self.spooler.skip_gaps();
-        let any = !skipped.is_empty();
-        for (_, effects) in skipped {
-            self.halted = None;
-            self.perform(effects, &mut Trace::default());
-        }
-        any
+    /// From here on the operator allows what retention tore.
+    pub fn skip_gaps(&mut self, trace: &mut Trace) {
+        self.on_gap = OnGap::Skip;
+        let effects = self.spooler.skip_gaps();
+        self.perform(effects, trace);
     }
 
     // ---- the spool's thread
@@ -269,6 +279,10 @@ impl Life {
                 }
             }
             ToThread::End => self.spooling = None,
+            ToThread::Close => {
+                self.seal(disk);
+                self.spooling = None;
+            }
             // By its name, which is the position.
             ToThread::Remove(segment) => disk.retain(|file| file.segment.x() != segment.x()),
         }
@@ -399,7 +413,7 @@ impl Life {
 }
 
 fn protocol() -> Protocol {
-    Protocol::new(Rules { archive: ARCHIVE.to_owned(), sole_member_of: None })
+    Protocol::new(Rules { topic_folder: "events".to_owned(), archive: ARCHIVE.to_owned(), sole_member_of: None })
 }
 
 fn segment(x: Offset, end: Offset, records: &[Offset]) -> SealedSegment {

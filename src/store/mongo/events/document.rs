@@ -166,6 +166,7 @@ impl<'de> Visitor<'de> for Exactly {
 mod tests {
     use chrono::DateTime as Calendar;
     use mongodb::bson::doc;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::position::{Offset, Partition, Timestamp};
@@ -200,6 +201,14 @@ mod tests {
             let kept = kept(json, Form::Document);
             assert_eq!(kept.get_str("raw").unwrap(), json);
             assert!(!kept.contains_key("event"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_fraction_is_the_double_that_it_was(number in proptest::num::f64::NORMAL | proptest::num::f64::SUBNORMAL) {
+            let document = exactly(format!(r#"{{"number":{number:e}}}"#).as_bytes()).unwrap();
+            prop_assert_eq!(document.get_f64("number").unwrap().to_bits(), number.to_bits());
         }
     }
 

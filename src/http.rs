@@ -1,0 +1,165 @@
+//! The HTTP/1.1 server under both listeners: actix's, on connections that cannot be held for ever.
+//!
+//! actix has a deadline for a connection's first head and for idle connections. What it leaves open to a hostile client
+//! is closed here, on the transport, which [`Connection`] tells about. Refusals that are not any handler's are problems (RFC 9457), too.
+
+mod connection;
+pub mod refusal;
+
+use std::{io, net::TcpListener, num::NonZero, rc::Rc, sync::Arc, time::Duration};
+
+use actix_http::{HttpService, Request, body::BoxBody};
+use actix_service::{ServiceFactoryExt, fn_service, map_config};
+use actix_web::{
+    App, HttpMessage as _,
+    body::MessageBody,
+    dev::{AppConfig, Payload, Server, Service as _},
+    http::StatusCode,
+    rt::net::TcpStream,
+    web::ServiceConfig,
+};
+use futures::FutureExt;
+
+pub use self::connection::Connection;
+use self::connection::{Slots, Transport};
+
+/// What differs between the listeners.
+#[derive(Clone)]
+pub struct Listener {
+    pub name: &'static str,
+    pub workers: usize,
+    /// Connections at the same time, over all workers; further ones wait in the kernel's backlog.
+    pub max_connections: usize,
+    /// How long a connection may be idle between two requests.
+    pub keep_alive: Duration,
+    /// What the largest request body is at present. A client that asks first (`Expect: 100-continue`) is told at once.
+    pub max_body: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// Hears of each request that was refused before a handler had it.
+    pub on_refusal: Arc<dyn Fn(StatusCode) + Send + Sync>,
+}
+
+/// How long idle connections hold up the server's end, in seconds, after all requests were answered.
+const STOP_SECONDS: u64 = 1;
+
+/// How long what is left of a refused body is read and thrown away, so that its client can read why, and how long the
+/// end of a connection may take.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Threads of each worker for what blocks, such as checking long bodies: enough for its core, and a bound on how many
+/// bodies are taken apart at the same time.
+const BLOCKING_THREADS: usize = 4;
+
+/// Files that the rest of the process needs: the log, the spool, the store, connections to brokers and databases.
+const RESERVED_FILES: u64 = 512;
+
+/// Raises the soft limit of open files to the hard one, and returns how many connections it leaves room for.
+pub fn affordable_connections() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where this is not allowed the soft limit stays, and is read below.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    // At least half, however few there are: a door with no connections would be none.
+    let left = files.saturating_sub(RESERVED_FILES).max(files / 2);
+    usize::try_from(left).unwrap_or(usize::MAX)
+}
+
+/// Serves these routes. Call it within an actix system, and keep the server polled.
+///
+/// # Errors
+/// The socket cannot be used.
+pub fn serve(
+    socket: TcpListener,
+    listener: Listener,
+    routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
+) -> io::Result<Server> {
+    let address = socket.local_addr()?;
+    let workers = NonZero::new(listener.workers).map_or(1, NonZero::get);
+    let builder = Server::build()
+        .workers(workers)
+        .max_concurrent_connections(listener.max_connections.div_ceil(workers))
+        .worker_max_blocking_threads(BLOCKING_THREADS)
+        .shutdown_timeout(STOP_SECONDS)
+        .disable_signals();
+    let stopping = builder.graceful_shutdown_signal();
+    let slots = Arc::new(Slots::new(listener.max_connections));
+    let service = move || {
+        let (stopping, routes, slots) = (stopping.clone(), routes.clone(), slots.clone());
+        let (max_body, on_refusal) = (listener.max_body.clone(), listener.on_refusal.clone());
+        let (keep_alive, refused) = (listener.keep_alive, listener.on_refusal.clone());
+        let app = move || {
+            App::new().configure(&routes).wrap_fn(|mut request, service| {
+                let connection = request.conn_data::<Rc<Connection>>().cloned();
+                let has_body = !matches!(request.parts_mut().1, Payload::None);
+                let exchange = connection.map(|connection| connection.begin(has_body));
+                service.call(request).map(move |response| {
+                    let mut response = response?.map_into_boxed_body();
+                    if exchange.as_ref().is_some_and(|exchange| exchange.leaves_body()) {
+                        response.response_mut().head_mut().set_connection_type(actix_http::ConnectionType::Close);
+                    }
+                    Ok(response.map_body(|_, body| Answer { body, _exchange: exchange }))
+                })
+            })
+        };
+        let http = HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .keep_alive(keep_alive)
+            // The transport's, which holds for each head, not only for a connection's first.
+            .client_request_timeout(Duration::ZERO)
+            .client_disconnect_timeout(LINGER)
+            .local_addr(address)
+            .expect(fn_service(move |request: Request| {
+                let declared =
+                    request.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse().ok());
+                let max_body = max_body();
+                let expected = match declared {
+                    Some(length) if u64::gt(&length, &max_body) => {
+                        on_refusal(StatusCode::PAYLOAD_TOO_LARGE);
+                        Err(refusal::too_large(max_body))
+                    }
+                    _ => Ok(request),
+                };
+                std::future::ready(expected)
+            }))
+            .on_connect_ext(|transport: &Transport<TcpStream>, data| {
+                data.insert(transport.connection());
+            })
+            // What it would hold is for URLs of our own, which no route makes.
+            .h1(map_config(app(), |()| AppConfig::default()));
+        fn_service(move |stream: TcpStream| {
+            // A connection that is gone already is noticed at its first read.
+            let (_, peer) = (stream.set_nodelay(true), stream.peer_addr().ok());
+            let transport = Transport::new(stream, slots.take(), keep_alive, refused.clone());
+            std::future::ready(Ok::<_, actix_http::error::DispatchError>((transport, peer)))
+        })
+        .and_then(http)
+    };
+    Ok(builder.listen(listener.name, socket, service)?.run())
+}
+
+/// A response's body, with whose end the exchange is over.
+struct Answer {
+    body: BoxBody,
+    _exchange: Option<connection::Exchange>,
+}
+
+impl MessageBody for Answer {
+    type Error = Box<dyn std::error::Error>;
+
+    fn size(&self) -> actix_web::body::BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<bytes::Bytes, Self::Error>>> {
+        std::pin::Pin::new(&mut self.body).poll_next(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

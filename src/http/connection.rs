@@ -1,0 +1,359 @@
+//! A connection that no client can hold for ever, nor fill memory with.
+//!
+//! The transport stands between the socket and actix's dispatcher, and knows from the handlers where in an exchange they
+//! are ([`Phase`]):
+//!
+//! - a **head** must arrive within [`HEAD_TIMEOUT`] of its first byte, for each request, and within [`HEAD_LIMIT`] bytes
+//!   (one that began in the same packets as the request before it counts as idle until its next byte);
+//! - a **body** has its handler's deadline (`http.request_timeout`);
+//! - while an **answer** is made and written nothing more is read, so pipelined requests wait in the kernel; a client
+//!   that does not read its answer is cut off after [`ANSWER_TIMEOUT`];
+//! - what is left of a body that was refused is read and thrown away for [`LINGER`], so that the client can read why, and
+//!   then the connection ends;
+//! - an **idle** connection is closed after the keep-alive time, or at the next look when connections are scarce.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use actix_web::http::StatusCode;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep},
+};
+
+use super::refusal;
+
+/// For a request's head, which is at most a few packets.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// As common servers have it; actix's own limit is 128 KiB and 96 fields.
+const HEAD_LIMIT: usize = 32 * 1024;
+/// Bytes that are handed on before the dispatcher has its turn: so much of pipelined requests is read ahead at most.
+const TURN: usize = 32 * 1024;
+/// From the moment that an answer cannot be written on, to its end: the largest ones are some MiB.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Above the dispatcher's own, which is for bodies of a known length.
+const LINGER: Duration = Duration::from_secs(2);
+/// How often an idle connection looks whether connections are scarce.
+const IDLE_LOOK: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Between requests, or in the head of one.
+    Head,
+    Body,
+    /// The body is read, if there is one, and the answer is not yet handed over.
+    Answer,
+    /// The request was answered before all of its body was read.
+    Linger,
+}
+
+/// Where a connection stands. Shared by its transport and the handlers of its requests, all on one thread.
+#[derive(Debug)]
+pub struct Connection {
+    phase: Cell<Phase>,
+    /// Until when the phase may last.
+    deadline: Cell<Option<Instant>>,
+    /// When the connection became idle, until the next head begins.
+    idle_since: Cell<Option<Instant>>,
+    /// Bytes of the phase so far.
+    taken: Cell<usize>,
+    /// The dispatcher, while it is not to read.
+    reader: RefCell<Option<Waker>>,
+}
+
+impl Connection {
+    fn new() -> Rc<Self> {
+        Rc::new(Self {
+            phase: Cell::new(Phase::Head),
+            deadline: Cell::new(Some(Instant::now() + HEAD_TIMEOUT)),
+            idle_since: Cell::new(None),
+            taken: Cell::new(0),
+            reader: RefCell::new(None),
+        })
+    }
+
+    /// A request's head has arrived.
+    pub fn begin(self: Rc<Self>, has_body: bool) -> Exchange {
+        self.enter(if has_body { Phase::Body } else { Phase::Answer }, None);
+        Exchange(self)
+    }
+
+    /// The request's body has arrived, too.
+    pub fn body_complete(&self) {
+        if self.phase.get() == Phase::Body {
+            self.enter(Phase::Answer, None);
+        }
+    }
+
+    fn enter(&self, phase: Phase, deadline: Option<Instant>) {
+        self.phase.set(phase);
+        self.deadline.set(deadline);
+        self.idle_since.set(None);
+        self.taken.set(0);
+    }
+
+    /// The answer is handed over.
+    fn end(&self) {
+        let now = Instant::now();
+        if self.phase.get() == Phase::Body {
+            self.enter(Phase::Linger, Some(now + LINGER));
+        } else {
+            self.enter(Phase::Head, Some(now + IDLE_LOOK));
+            self.idle_since.set(Some(now));
+        }
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+}
+
+/// One request and its answer; over when it is dropped.
+pub struct Exchange(Rc<Connection>);
+
+impl Exchange {
+    /// Whether there is a body that is not read to its end.
+    pub fn leaves_body(&self) -> bool {
+        self.0.phase.get() == Phase::Body
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// The connections of a listener.
+pub struct Slots {
+    open: AtomicUsize,
+    most: usize,
+}
+
+/// One of them.
+pub struct Slot(Arc<Slots>);
+
+impl Slots {
+    pub fn new(most: usize) -> Self {
+        Self { open: AtomicUsize::new(0), most }
+    }
+
+    pub fn take(self: &Arc<Self>) -> Slot {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        Slot(self.clone())
+    }
+
+    /// Above three quarters.
+    fn are_scarce(&self) -> bool {
+        self.open.load(Ordering::Acquire) > self.most / 4 * 3
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A socket whose phases have deadlines.
+pub struct Transport<T> {
+    socket: T,
+    connection: Rc<Connection>,
+    slot: Slot,
+    keep_alive: Duration,
+    on_refusal: Arc<dyn Fn(StatusCode) + Send + Sync>,
+    /// Bytes read since the dispatcher had its turn.
+    turn: usize,
+    /// Nothing more is read.
+    ended: bool,
+    /// A refusal in place of the one that the dispatcher wrote, as far as it is not sent.
+    last: Vec<u8>,
+    /// Until when the answer must be written, once the client does not take it.
+    write_deadline: Option<Instant>,
+    timers: Timers,
+}
+
+/// Wake the dispatcher at a deadline. They are made when first needed: most phases end long before.
+#[derive(Default)]
+struct Timers {
+    read: Option<Pin<Box<Sleep>>>,
+    write: Option<Pin<Box<Sleep>>>,
+}
+
+/// Has the task woken at the deadline, or earlier: whoever is woken looks at its deadline again.
+fn wake_at(timer: &mut Option<Pin<Box<Sleep>>>, deadline: Instant, cx: &mut Context<'_>) {
+    let sleep = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+    if sleep.deadline() > deadline || sleep.is_elapsed() {
+        sleep.as_mut().reset(deadline);
+    }
+    if sleep.as_mut().poll(cx).is_ready() {
+        cx.waker().wake_by_ref();
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
+    pub fn new(socket: T, slot: Slot, keep_alive: Duration, on_refusal: Arc<dyn Fn(StatusCode) + Send + Sync>) -> Self {
+        Self {
+            socket,
+            connection: Connection::new(),
+            slot,
+            keep_alive,
+            on_refusal,
+            turn: 0,
+            ended: false,
+            last: Vec::new(),
+            write_deadline: None,
+            timers: Timers::default(),
+        }
+    }
+
+    pub fn connection(&self) -> Rc<Connection> {
+        self.connection.clone()
+    }
+
+    /// Ends the connection: the dispatcher reads its end, and closes it in order.
+    fn end(&mut self) -> Poll<io::Result<()>> {
+        self.ended = true;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Between two requests nothing else is being written, so an answer can be put in from here.
+    fn refuse(&mut self, status: StatusCode, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        (self.on_refusal)(status);
+        // The client need not take it.
+        let _ = Pin::new(&mut self.socket).poll_write(cx, &refusal::response(status));
+        self.end()
+    }
+
+    /// What becomes of a phase whose time is up; `None` when it may go on.
+    fn overdue(&mut self, cx: &mut Context<'_>) -> Option<Poll<io::Result<()>>> {
+        let now = Instant::now();
+        if self.connection.deadline.get().is_none_or(|deadline| now < deadline) {
+            return None;
+        }
+        Some(match (self.connection.phase.get(), self.connection.idle_since.get()) {
+            (Phase::Head, Some(since)) if now < since + self.keep_alive && !self.slot.0.are_scarce() => {
+                self.connection.deadline.set(Some((now + IDLE_LOOK).min(since + self.keep_alive)));
+                return None;
+            }
+            (Phase::Head, None) if self.connection.taken.get() > 0 => self.refuse(StatusCode::REQUEST_TIMEOUT, cx),
+            _ => self.end(),
+        })
+    }
+
+    /// Sends what is left of a refusal.
+    fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.last.is_empty() {
+            let written = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.last))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.last.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// A write that has to wait does so until the answer's deadline.
+    fn stalled<R>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
+        let now = Instant::now();
+        let deadline = *self.write_deadline.get_or_insert(now + ANSWER_TIMEOUT);
+        if now >= deadline {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        wake_at(&mut self.timers.write, deadline, cx);
+        Poll::Pending
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(end) = this.overdue(cx) {
+            return end;
+        }
+        let phase = this.connection.phase.get();
+        if phase == Phase::Answer || (phase == Phase::Head && this.write_deadline.is_some()) {
+            *this.connection.reader.borrow_mut() = Some(cx.waker().clone());
+            this.turn = 0;
+            return Poll::Pending;
+        }
+        if this.turn >= TURN {
+            this.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        // The dispatcher has seen all of it, and no head ends in it.
+        if phase == Phase::Head && this.connection.taken.get() >= HEAD_LIMIT {
+            return this.refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, cx);
+        }
+        let before = buffer.filled().len();
+        let Poll::Ready(read) = Pin::new(&mut this.socket).poll_read(cx, buffer) else {
+            this.turn = 0;
+            if let Some(deadline) = this.connection.deadline.get() {
+                wake_at(&mut this.timers.read, deadline, cx);
+            }
+            return Poll::Pending;
+        };
+        read?;
+        let bytes = buffer.filled().len() - before;
+        this.turn += bytes;
+        this.connection.taken.set(this.connection.taken.get() + bytes);
+        if bytes > 0 && this.connection.idle_since.take().is_some() {
+            this.connection.deadline.set(Some(Instant::now() + HEAD_TIMEOUT));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if !this.last.is_empty() {
+            // Nothing comes after a refusal.
+            return Poll::Ready(Ok(buffer.len()));
+        }
+        if this.connection.phase.get() == Phase::Head
+            && let Some((start, status)) = refusal::at_the_end_of(buffer)
+        {
+            (this.on_refusal)(status);
+            this.last = [&buffer[..start], &refusal::response(status)].concat();
+            // What does not go at once goes with the flush.
+            let _ = this.poll_last(cx)?;
+            return Poll::Ready(Ok(buffer.len()));
+        }
+        match Pin::new(&mut this.socket).poll_write(cx, buffer) {
+            Poll::Pending => this.stalled(cx),
+            ready => ready,
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.poll_last(cx)?.is_pending() {
+            return this.stalled(cx);
+        }
+        ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+        if this.connection.phase.get() != Phase::Answer && this.write_deadline.take().is_some() {
+            // Reading waited for it.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}

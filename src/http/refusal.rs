@@ -1,0 +1,72 @@
+//! Answers to requests that no handler saw: actix refused them while it parsed, or their time was up.
+
+use actix_http::{Response, body::BoxBody};
+use actix_web::http::{StatusCode, header};
+use serde_json::json;
+
+/// RFC 9457, with the status's own phrase as its title.
+pub fn problem_json(status: StatusCode, detail: &str) -> Vec<u8> {
+    let title = status.canonical_reason();
+    let problem = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
+    problem.to_string().into_bytes()
+}
+
+/// A whole response, after which the connection ends.
+pub fn response(status: StatusCode) -> Vec<u8> {
+    let detail = match status {
+        StatusCode::REQUEST_TIMEOUT => "the head of the request did not arrive in time",
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "the head of the request is too large, or has too many fields",
+        _ => "this is not a valid HTTP/1.1 request",
+    };
+    let body = problem_json(status, detail);
+    let (code, reason, length) = (status.as_str(), status.canonical_reason().unwrap_or_default(), body.len());
+    let head = format!(
+        "HTTP/1.1 {code} {reason}\r\ncontent-length: {length}\r\nconnection: close\r\n\
+         content-type: application/problem+json\r\n\r\n"
+    );
+    [head.into_bytes(), body].concat()
+}
+
+/// 413 for a body that its client announced and has not sent yet.
+pub fn too_large(max_body: u64) -> Response<BoxBody> {
+    let detail = format!("the body is larger than {max_body} bytes (http.max_body): send it in smaller requests");
+    let status = StatusCode::PAYLOAD_TOO_LARGE;
+    Response::build(status)
+        .insert_header((header::CONTENT_TYPE, "application/problem+json"))
+        .force_close()
+        .body(problem_json(status, &detail))
+        .map_into_boxed_body()
+}
+
+/// Where, at the end of what actix writes between two requests, one of its own refusals begins: a response without a
+/// body, with one of these statuses. Handlers give none such.
+pub fn at_the_end_of(written: &[u8]) -> Option<(usize, StatusCode)> {
+    const LONGEST: usize = 256;
+    if !written.ends_with(b"\r\n\r\n") {
+        return None;
+    }
+    let from = written.len().saturating_sub(LONGEST);
+    let start = from + memchr::memmem::rfind(&written[from..], b"HTTP/1.")?;
+    let head = std::str::from_utf8(&written[start..]).ok()?;
+    let (line, fields) = head.split_once("\r\n")?;
+    let status = line.split(' ').nth(1)?.parse().ok()?;
+    let refused = matches!(status, 400 | 431) && fields.starts_with("content-length: 0\r\n");
+    refused.then_some((start, StatusCode::from_u16(status).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_without_a_body_at_the_very_end_is_one_of_actix() {
+        let refused = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\ndate: x\r\n\r\n";
+        assert_eq!(at_the_end_of(refused), Some((0, StatusCode::BAD_REQUEST)));
+        let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".as_slice();
+        assert_eq!(at_the_end_of(&[ok, refused].concat()), Some((ok.len(), StatusCode::BAD_REQUEST)));
+        for other in [ok, b"", b"\r\n\r\n", &response(StatusCode::BAD_REQUEST), &[refused, ok].concat(), &refused[..40]]
+        {
+            assert_eq!(at_the_end_of(other), None, "{}", String::from_utf8_lossy(other));
+        }
+    }
+}

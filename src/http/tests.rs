@@ -1,0 +1,121 @@
+//! A listener with few connections, over real sockets.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::Mutex,
+    time::Instant,
+};
+
+use actix_web::{HttpResponse, web};
+
+use super::*;
+
+/// Serves `GET /` with a body of its own, and tells what it refused.
+fn listen(max_connections: usize) -> (SocketAddr, Arc<Mutex<Vec<u16>>>) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let refused: Arc<Mutex<Vec<u16>>> = Arc::default();
+    let heard = refused.clone();
+    let listener = Listener {
+        name: "test",
+        workers: 1,
+        max_connections,
+        keep_alive: Duration::from_secs(75),
+        max_body: Arc::new(|| 10),
+        on_refusal: Arc::new(move |status| heard.lock().unwrap().push(status.as_u16())),
+    };
+    let routes = |app: &mut ServiceConfig| {
+        app.route("/", web::to(|| async { HttpResponse::Ok().body("hello") }));
+    };
+    actix_rt::spawn(serve(socket, listener, routes).unwrap());
+    (address, refused)
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// Sends, and reads until `end` has come.
+fn ask(stream: &mut TcpStream, sent: &[u8], end: &str) -> String {
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.write_all(sent).unwrap();
+    let (mut text, mut buffer) = (String::new(), [0; 4096]);
+    while !text.ends_with(end) {
+        let read = stream.read(&mut buffer).unwrap();
+        assert!(read > 0, "closed after {text:?}");
+        text.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+    }
+    text
+}
+
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    web::block(work).await.unwrap()
+}
+
+#[actix_rt::test]
+async fn when_all_connections_are_idle_the_next_client_waits_seconds_and_not_the_keep_alive_time() {
+    let (address, _) = listen(4);
+    aside(move || {
+        let mut idle: Vec<_> = (0..4).map(|_| TcpStream::connect(address).unwrap()).collect();
+        idle.iter_mut().for_each(|stream| drop(ask(stream, GET, "hello")));
+        let started = Instant::now();
+        ask(&mut TcpStream::connect(address).unwrap(), GET, "hello");
+        assert!(started.elapsed() < Duration::from_secs(30));
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn an_idle_connection_stays_while_there_are_enough() {
+    let (address, _) = listen(100);
+    aside(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        ask(&mut stream, GET, "hello");
+        std::thread::sleep(Duration::from_secs(7));
+        ask(&mut stream, GET, "hello");
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn pipelined_requests_are_answered_in_turn_and_a_broken_one_ends_them() {
+    let (address, refused) = listen(100);
+    aside(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let text = ask(&mut stream, &[&GET.repeat(200)[..], b"\0\r\n\r\n", GET].concat(), "\"about:blank\"}");
+        assert_eq!((text.matches("200 OK").count(), text.matches("400 Bad").count()), (200, 1));
+        assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+    })
+    .await;
+    assert_eq!(*refused.lock().unwrap(), [400]);
+}
+
+#[actix_rt::test]
+async fn a_body_that_nobody_reads_is_not_asked_for_and_ends_its_connection() {
+    let (address, refused) = listen(100);
+    aside(move || {
+        let asks = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 11\r\n\r\n";
+        let text = ask(&mut TcpStream::connect(address).unwrap(), asks, "}");
+        assert!(text.starts_with("HTTP/1.1 413 ") && text.contains("10 bytes"), "{text}");
+        let chunks = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n";
+        let mut stream = TcpStream::connect(address).unwrap();
+        assert!(ask(&mut stream, chunks, "hello").contains("connection: close"));
+        let mut ended = Ok(1);
+        while ended.as_ref().is_ok_and(|read| *read > 0) {
+            std::thread::sleep(Duration::from_millis(50));
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            ended = stream.write_all(b"1\r\nx\r\n").and_then(|()| stream.read(&mut [0; 1]));
+        }
+        let gone =
+            ended.as_ref().map_or_else(|error| error.kind() != std::io::ErrorKind::WouldBlock, |read| *read == 0);
+        assert!(gone, "still open: {ended:?}");
+    })
+    .await;
+    assert_eq!(*refused.lock().unwrap(), [413]);
+}
+
+#[test]
+fn connections_leave_files_for_the_rest_of_the_process() {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let connections = affordable_connections() as u64;
+    assert!(connections <= files.saturating_sub(RESERVED_FILES).max(files / 2) && connections > 0, "{connections}");
+}

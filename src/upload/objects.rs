@@ -1,0 +1,159 @@
+//! The names of the archive's objects, and what a LIST finds of them.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use futures::TryStreamExt;
+use object_store::{ObjectStore, path::Path};
+
+use super::archive::{Archive, parse_name};
+use crate::{
+    position::{Offset, Partition, Timestamp},
+    spool::segment::SegmentHeader,
+};
+
+/// What an object's key says, in the order of the chains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectName {
+    pub partition: Partition,
+    /// The chain position: the end of the object before.
+    pub x: Offset,
+    /// Of the first record's timestamp, in hours since 1970-01-01T00:00:00Z.
+    pub hour: i64,
+}
+
+impl ObjectName {
+    pub fn of(header: &SegmentHeader) -> Self {
+        Self { partition: header.partition, x: header.x, hour: hour_of(header.first_received.to_datetime()) }
+    }
+
+    /// The key, below the archive's prefix.
+    pub fn key(&self, topic: &str) -> Path {
+        let hour = self.hour_start().format("date=%Y-%m-%d/hour=%H");
+        Path::from(format!("topic={topic}/{hour}/{}-{:020}.ndjson.zst", self.partition, self.x.0))
+    }
+
+    /// `None` where it is not exactly the key that [`Self::key`] writes.
+    fn parse(key: &Path, topic: &str) -> Option<Self> {
+        let mut parts = key.as_ref().rsplit('/');
+        let (name, hour, date) = (parts.next()?, parts.next()?, parts.next()?);
+        let (partition, x) = parse_name(name)?;
+        let date = NaiveDate::parse_from_str(date.strip_prefix("date=")?, "%Y-%m-%d").ok()?;
+        let hour = date.and_hms_opt(hour.strip_prefix("hour=")?.parse().ok()?, 0, 0)?.and_utc();
+        let parsed = Self { partition, x, hour: hour_of(hour) };
+        (parsed.key(topic) == *key).then_some(parsed)
+    }
+
+    /// When the hour in the key begins.
+    pub fn hour_start(&self) -> DateTime<Utc> {
+        Timestamp(self.hour.saturating_mul(3_600_000)).to_datetime()
+    }
+}
+
+/// The hour that a record of this time gives its object's key.
+pub fn hour_of(time: DateTime<Utc>) -> i64 {
+    time.timestamp().div_euclid(3600)
+}
+
+/// An object that stands in the archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedObject {
+    pub name: ObjectName,
+    /// Compressed.
+    pub size: u64,
+}
+
+/// What stands below the topic's folder.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// In the order of the chains. A few words each: a million objects take 40 MB.
+    pub objects: Vec<ListedObject>,
+    /// Keys that no daemon writes; at most [`Listing::MOST_STRAYS`] of them.
+    pub strays: Vec<String>,
+    pub strays_in_all: u64,
+}
+
+impl Listing {
+    pub const MOST_STRAYS: usize = 1000;
+
+    fn stray(&mut self, key: &Path) {
+        self.strays_in_all += 1;
+        if self.strays.len() < Self::MOST_STRAYS {
+            self.strays.push(key.to_string());
+        }
+    }
+}
+
+/// The partitions whose chain has files of its own: heads, and words of the operator.
+#[derive(Debug, Default)]
+pub struct ChainFiles {
+    pub heads: Vec<Partition>,
+    pub skips: Vec<Partition>,
+    pub strays: Vec<String>,
+}
+
+impl Archive {
+    /// All objects of the topic.
+    pub async fn list_objects(&self) -> object_store::Result<Listing> {
+        let folder = Path::from(format!("topic={}", self.topic));
+        let mut found = self.store.list(Some(&folder));
+        let mut listing = Listing::default();
+        while let Some(object) = self.within(found.try_next()).await? {
+            match ObjectName::parse(&object.location, &self.topic) {
+                Some(name) => listing.objects.push(ListedObject { name, size: object.size }),
+                None => listing.stray(&object.location),
+            }
+        }
+        listing.objects.sort_unstable_by_key(|object| object.name);
+        Ok(listing)
+    }
+
+    /// What stands below `_chain/<topic>/`.
+    pub async fn list_chain_files(&self) -> object_store::Result<ChainFiles> {
+        let folder = Path::from(format!("_chain/{}", self.topic));
+        let mut found = self.store.list(Some(&folder));
+        let mut files = ChainFiles::default();
+        while let Some(object) = self.within(found.try_next()).await? {
+            let name = object.location.filename().unwrap_or_default();
+            let partition = |suffix: &str| name.strip_suffix(suffix)?.parse().ok().map(Partition);
+            if let Some(partition) = partition(".skip.json") {
+                files.skips.push(partition);
+            } else if let Some(partition) = partition(".json") {
+                files.heads.push(partition);
+            } else if files.strays.len() < Listing::MOST_STRAYS {
+                files.strays.push(object.location.to_string());
+            }
+        }
+        Ok(files)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_read_back_and_others_are_not_taken_for_ours() {
+        let name = ObjectName { partition: Partition(3), x: Offset(42), hour: 498_728 };
+        let key = name.key("t@2");
+        assert_eq!(key.as_ref(), "topic=t@2/date=2026-11-23/hour=08/3-00000000000000000042.ndjson.zst");
+        assert_eq!(ObjectName::parse(&key, "t@2"), Some(name));
+        for stray in [
+            "topic=t@2/date=2026-11-23/hour=08/3-42.ndjson.zst",
+            "topic=t@2/date=2026-11-23/hour=8/3-00000000000000000042.ndjson.zst",
+            "topic=t@2/date=2026-11-23/hour=24/3-00000000000000000042.ndjson.zst",
+            "topic=t@2/date=2026-11-31/hour=08/3-00000000000000000042.ndjson.zst",
+            "topic=t@2/x/date=2026-11-23/hour=08/3-00000000000000000042.ndjson.zst",
+            "topic=t/date=2026-11-23/hour=08/3-00000000000000000042.ndjson.zst",
+            "topic=t@2/date=2026-11-23/hour=08/3-00000000000000000042.ndjson.gz",
+        ] {
+            assert_eq!(ObjectName::parse(&Path::from(stray), "t@2"), None, "{stray}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_a_far_year_has_a_key_that_reads_back() {
+        // Microseconds that a foreign producer wrote where milliseconds belong.
+        let time = Timestamp(1_795_420_800_123_000).to_datetime();
+        let name = ObjectName { partition: Partition(0), x: Offset(0), hour: hour_of(time) };
+        assert_eq!(ObjectName::parse(&name.key("t"), "t"), Some(name), "{}", name.key("t"));
+    }
+}

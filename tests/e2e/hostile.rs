@@ -1,0 +1,138 @@
+//! The open door: what hostile requests and clients get, and that nothing else comes of them.
+
+mod behaviour;
+mod table;
+
+use std::{collections::BTreeSet, io::Write, path::Path, thread};
+
+use self::{
+    behaviour::{BEHAVIOURS, Behaviour},
+    table::{MARK, cases, event, sized},
+};
+use crate::support::{
+    PATIENCE,
+    archive::Archive,
+    daemon::{Daemon, Setup},
+    eventually,
+    raw::{Answer, connect, exchange},
+};
+
+/// What `docs/hostile.md` promises: `http.max_in_flight`, twice for the bodies that are being put together, and what
+/// the rest of the process and 2,000 connections need.
+const MEMORY: u64 = 320 << 20;
+
+fn good(daemon: &Daemon, name: &str) -> Vec<u8> {
+    let event = event(name);
+    let outcome = exchange(daemon.http_address(), &sized("", &event), 1, false, PATIENCE);
+    assert_eq!(outcome.summary(), "200", "{name}: the door is open to others");
+    event
+}
+
+/// Refusals are problems, or name each event; none says again what it was sent.
+fn check_answer(name: &str, answer: &Answer) {
+    let body = String::from_utf8_lossy(&answer.body);
+    assert!(!answer.head.contains(MARK) && !body.contains(MARK), "{name}: {} {body}", answer.head);
+    let is_head = name == "HEAD";
+    if answer.status < 400 {
+        return;
+    }
+    if answer.head.contains("content-type: application/problem+json") {
+        let problem: Option<serde_json::Value> = serde_json::from_slice(&answer.body).ok();
+        assert!(is_head || problem.is_some_and(|problem| problem["status"] == answer.status), "{name}: {body}");
+    } else {
+        assert!(answer.status == 400 && body.contains(r#""errors":[{"#), "{name}: {} {body}", answer.head);
+    }
+}
+
+#[test]
+fn hostile_requests_get_what_the_table_says_and_leave_nothing_behind() {
+    let daemon = Setup::new("hostile").set("http.request_timeout", "2s").start();
+    let address = daemon.http_address();
+    let mut stored = vec![good(&daemon, "before")];
+    // Log, spool and store have what they need open from here on.
+    let files = daemon.open_files();
+
+    for case in cases() {
+        let answers = case.gets.split(" × ").next().and_then(|count| count.parse().ok());
+        let answers = answers
+            .filter(|_| case.gets.contains('×'))
+            .unwrap_or(case.gets.split(", ").filter(|word| *word != "closed").count());
+        let outcome = exchange(address, &case.sent, answers, case.gets.ends_with("closed"), PATIENCE);
+        assert_eq!(outcome.summary(), case.gets, "{}: {outcome:?}", case.name);
+        outcome.answers.iter().for_each(|answer| check_answer(case.name, answer));
+        stored.extend(case.stored);
+    }
+    stored.push(good(&daemon, "between"));
+    let (alone, at_once): (Vec<_>, Vec<_>) = BEHAVIOURS.iter().partition(|behaviour| behaviour.alone);
+    for together in [at_once].into_iter().chain(alone.into_iter().map(|behaviour| vec![behaviour])) {
+        thread::scope(|scope| {
+            let run = |behaviour: &'static Behaviour| (behaviour, scope.spawn(|| (behaviour.run)(address)));
+            for (behaviour, running) in together.into_iter().map(run).collect::<Vec<_>>() {
+                let got = running.join().expect("it does not panic");
+                eprintln!("hostile: {}: {got}", behaviour.name);
+                assert_eq!(got, behaviour.gets, "{}", behaviour.name);
+                stored.extend(behaviour.stored.then(|| event(behaviour.name)));
+            }
+        });
+    }
+    stored.push(good(&daemon, "after"));
+
+    eventually("connections are closed", PATIENCE, || (daemon.open_files() <= files + 2).then_some(()));
+    assert_eq!(daemon.metric("ingestd_in_flight_bytes"), Some(0.0), "all shares of http.max_in_flight are back");
+    let peak = daemon.peak_memory();
+    eprintln!("hostile: peak memory {} MiB", peak >> 20);
+    assert!(peak < MEMORY, "{peak} bytes of memory, more than {MEMORY}");
+    let log = daemon.log();
+    let loud: Vec<_> = log.lines().filter(|line| line.contains(" ERROR ") || line.contains(" WARN ")).collect();
+    assert!(loud.is_empty(), "clients write no lines into the log: {loud:?}");
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), Some(stored.len() as f64));
+    daemon.terminate();
+
+    let mut archive = Archive::local(&daemon.data().join("archive"));
+    archive.refresh();
+    let mut archived: Vec<Vec<u8>> = archive.lines().map(|line| line.value.clone().unwrap_or_default()).collect();
+    archived.sort();
+    stored.sort();
+    let texts = |values: &[Vec<u8>]| -> Vec<String> {
+        values.iter().map(|value| String::from_utf8_lossy(&value[..value.len().min(200)]).into_owned()).collect()
+    };
+    assert!(archived == stored, "archived {:?}\nexpected {:?}", texts(&archived), texts(&stored));
+}
+
+#[test]
+fn the_documented_table_of_hostile_requests_is_the_tested_one() {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hostile.md"));
+    let text = text.expect("it is there");
+    let (_, tables) = text.split_once("\n## Where a request ends\n").expect("the tables begin here");
+    let rows = tables.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| ")?.split(" | ");
+        Some((cells.next()?.to_owned(), cells.next()?.to_owned()))
+    });
+    let documented: BTreeSet<_> = rows.filter(|(name, _)| name != "request" && name != "---").collect();
+    let tested = cases().into_iter().map(|case| (case.name, case.gets));
+    let tested = tested.chain(BEHAVIOURS.iter().map(|behaviour| (behaviour.name, behaviour.gets)));
+    let tested: BTreeSet<_> = tested.map(|(name, gets)| (name.to_owned(), gets.to_owned())).collect();
+    let differences: Vec<_> = tested.symmetric_difference(&documented).collect();
+    assert!(differences.is_empty(), "only in the tests, or only in docs/hostile.md: {differences:#?}");
+}
+
+#[test]
+fn a_stuck_scraper_does_not_lock_operators_out() {
+    let daemon = Setup::new("scrapers").start();
+    let ready = b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n";
+    let files = daemon.open_files();
+    // More than admin.listen takes at a time, each in the middle of its second request.
+    let stuck = [&ready[..], b"GET /metr"].concat();
+    let crowd: Vec<_> = (0..300)
+        .map(|_| {
+            let mut stream = connect(daemon.admin_address());
+            stream.write_all(&stuck).expect("the kernel takes it");
+            stream
+        })
+        .collect();
+    let outcome = exchange(daemon.admin_address(), ready, 1, false, PATIENCE);
+    assert_eq!(outcome.summary(), "200");
+    drop(crowd);
+    eventually("connections are closed", PATIENCE, || (daemon.open_files() <= files + 2).then_some(()));
+    daemon.terminate();
+}

@@ -1,0 +1,257 @@
+//! Clients that are hostile by what they do, by name, with what each gets.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::table::{CHUNKED, NDJSON, chunk, event, post, sized};
+use crate::support::{
+    PATIENCE,
+    raw::{connect, exchange, read},
+};
+
+pub struct Behaviour {
+    pub name: &'static str,
+    pub gets: &'static str,
+    /// Says what it got.
+    pub run: fn(&str) -> String,
+    /// Whether its [`event`] is stored.
+    pub stored: bool,
+    /// It needs the machine, or `http.max_in_flight`, for itself.
+    pub alone: bool,
+}
+
+pub const BEHAVIOURS: [Behaviour; 18] = [
+    Behaviour {
+        name: "a silent connection",
+        gets: "closed",
+        run: |address| got(&connect(address), 0),
+        stored: false,
+        alone: false,
+    },
+    Behaviour { name: "a head, byte by byte", gets: "408, closed", run: slow_head, stored: false, alone: false },
+    Behaviour {
+        name: "a second head, byte by byte",
+        gets: "200, 408, closed",
+        run: slow_second_head,
+        stored: true,
+        alone: false,
+    },
+    Behaviour { name: "a body, byte by byte", gets: "408, closed", run: slow_body, stored: false, alone: false },
+    Behaviour {
+        name: "a chunked body, byte by byte",
+        gets: "408, closed",
+        run: slow_chunks,
+        stored: false,
+        alone: false,
+    },
+    Behaviour {
+        name: "Content-Length longer than the body",
+        gets: "408, closed",
+        run: long_length,
+        stored: false,
+        alone: false,
+    },
+    Behaviour { name: "a chunk of 2^64 - 1 bytes", gets: "408, closed", run: huge_chunk, stored: false, alone: false },
+    Behaviour { name: "a body that is cut off", gets: "400, closed", run: cut_body, stored: false, alone: false },
+    Behaviour { name: "a reset in the middle of a body", gets: "nothing", run: reset, stored: false, alone: false },
+    Behaviour { name: "an endless head", gets: "431, closed", run: endless_head, stored: false, alone: false },
+    Behaviour { name: "an endless chunked body", gets: "413, closed", run: endless_body, stored: false, alone: true },
+    Behaviour {
+        name: "an endless chunk extension",
+        gets: "408, closed",
+        run: endless_extension,
+        stored: false,
+        alone: false,
+    },
+    Behaviour { name: "endless trailers", gets: "408, closed", run: endless_trailers, stored: false, alone: false },
+    Behaviour { name: "answers that are never read", gets: "closed", run: never_read, stored: false, alone: false },
+    Behaviour {
+        name: "pipelined heads, and no answer read",
+        gets: "closed",
+        run: pipelined_heads,
+        stored: false,
+        alone: false,
+    },
+    Behaviour {
+        name: "20 bodies of 16 MiB at once",
+        gets: "400 or 429",
+        run: large_bodies,
+        stored: false,
+        alone: true,
+    },
+    Behaviour { name: "2,000 silent connections", gets: "closed", run: silent_crowd, stored: false, alone: false },
+    Behaviour { name: "connections that come and go", gets: "closed", run: churn, stored: false, alone: false },
+];
+
+/// For what ends by a deadline of the daemon's, which is up to 30 s.
+const ENDLESS: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What comes until the connection is closed.
+fn got(stream: &TcpStream, answers: usize) -> String {
+    read(stream, answers, true, PATIENCE).summary()
+}
+
+/// Sends piece after piece until the other side has enough, and says what it got.
+fn feed(address: &str, first: &[u8], piece: &[u8], pause: Duration) -> String {
+    let stream = connect(address);
+    let mut sender = stream.try_clone().expect("a socket");
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let deadline = Instant::now() + ENDLESS;
+            let mut sent = sender.write_all(first);
+            while sent.is_ok() && Instant::now() < deadline {
+                thread::sleep(pause);
+                sent = sender.write_all(piece);
+            }
+        });
+        let summary = got(&stream, 1);
+        let _ = stream.shutdown(Shutdown::Both);
+        summary
+    })
+}
+
+fn slow_head(address: &str) -> String {
+    feed(address, b"POST /v1/events HTTP/1.1\r\nX: ", b"y", PAUSE)
+}
+
+fn slow_second_head(address: &str) -> String {
+    feed(address, &sized("", &event("a second head, byte by byte")), b"P", PAUSE)
+}
+
+fn slow_body(address: &str) -> String {
+    feed(address, &post("Content-Length: 1000\r\n", &event("a body, byte by byte")), b" ", PAUSE)
+}
+
+fn slow_chunks(address: &str) -> String {
+    feed(address, &post(CHUNKED, &chunk(&event("a chunked body, byte by byte"))), b"1\r\n \r\n", PAUSE)
+}
+
+fn long_length(address: &str) -> String {
+    let name = "Content-Length longer than the body";
+    exchange(address, &post("Content-Length: 500\r\n", &event(name)), 1, true, PATIENCE).summary()
+}
+
+fn huge_chunk(address: &str) -> String {
+    let chunk = [b"FFFFFFFFFFFFFFFF\r\n", &event("a chunk of 2^64 - 1 bytes")[..]].concat();
+    exchange(address, &post(CHUNKED, &chunk), 1, true, PATIENCE).summary()
+}
+
+fn cut_body(address: &str) -> String {
+    let mut stream = connect(address);
+    stream.write_all(&post("Content-Length: 500\r\n", &event("a body that is cut off"))).expect("it listens");
+    stream.shutdown(Shutdown::Write).expect("a socket");
+    got(&stream, 1)
+}
+
+fn reset(address: &str) -> String {
+    for fields in ["Content-Length: 500\r\n", CHUNKED] {
+        let body = [&b"{}\n"[..], &event("a reset in the middle of a body"), b"\n"].concat();
+        let body = if fields == CHUNKED { chunk(&body) } else { body };
+        let mut stream = connect(address);
+        stream.write_all(&post(&format!("{NDJSON}{fields}"), &body)).expect("it listens");
+        // Without waiting for what is under way: the other side gets a reset.
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("a socket");
+    }
+    "nothing".to_owned()
+}
+
+fn endless_head(address: &str) -> String {
+    feed(address, b"POST /v1/events HTTP/1.1\r\nX: ", &[b'y'; 4096], Duration::ZERO)
+}
+
+fn endless_body(address: &str) -> String {
+    feed(address, &post(CHUNKED, b""), &chunk(&[b' '; 64 << 10]), Duration::ZERO)
+}
+
+fn endless_extension(address: &str) -> String {
+    feed(address, &post(CHUNKED, b"1;"), &[b'a'; 64 << 10], Duration::ZERO)
+}
+
+fn endless_trailers(address: &str) -> String {
+    let first = [&chunk(&event("endless trailers"))[..], b"0\r\n"].concat();
+    feed(address, &post(CHUNKED, &first), &b"X: y\r\n".repeat(1_000), Duration::ZERO)
+}
+
+/// Sends again and again, reads nothing, and waits until the connection is taken away.
+fn deaf(address: &str, request: &[u8]) -> String {
+    let mut stream = connect(address);
+    // So that it is the other side's turn to wait, soon.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 4096).expect("a socket");
+    stream.set_write_timeout(Some(Duration::from_secs(1))).expect("a socket");
+    let deadline = Instant::now() + ENDLESS;
+    while Instant::now() < deadline {
+        match stream.write(request) {
+            // So far it fits between the two.
+            Ok(_) => thread::sleep(Duration::from_millis(1)),
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+            Err(_) => return "closed".to_owned(),
+        }
+    }
+    format!("held for {ENDLESS:?}")
+}
+
+fn never_read(address: &str) -> String {
+    deaf(address, &sized("", format!("[{}]", vec!["1"; 10_000].join(",")).as_bytes()))
+}
+
+fn pipelined_heads(address: &str) -> String {
+    let field = format!("X: {}\r\n", "y".repeat(1_000));
+    deaf(address, format!("GET / HTTP/1.1\r\nHost: x\r\n{field}\r\n").repeat(30).as_bytes())
+}
+
+fn large_bodies(address: &str) -> String {
+    let body = sized(NDJSON, &vec![b'\n'; 16 << 20]);
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let send = || scope.spawn(|| exchange(address, &body, 1, false, PATIENCE));
+        let sending: Vec<_> = (0..20).map(|_| send()).collect();
+        sending.into_iter().map(|sending| sending.join().expect("it does not panic")).collect()
+    });
+    let wrong = outcomes
+        .iter()
+        .find(|outcome| !matches!(outcome.answers[..], [ref answer] if [400, 429].contains(&answer.status)));
+    wrong.map_or("400 or 429".to_owned(), |wrong| format!("{wrong:?}"))
+}
+
+fn silent_crowd(address: &str) -> String {
+    let crowd: Vec<TcpStream> = (0..2_000).map(|_| connect(address)).collect();
+    // The door is open to others meanwhile.
+    let health = exchange(address, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", 1, false, PATIENCE).summary();
+    assert_eq!(health, "200");
+    let open = |stream: &&TcpStream| got(stream, 0) != "closed";
+    match crowd.iter().filter(open).count() {
+        0 => "closed".to_owned(),
+        open => format!("{open} of them are still open"),
+    }
+}
+
+fn churn(address: &str) -> String {
+    let until = Instant::now() + Duration::from_secs(3);
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                // Not so many that this machine's own ports run out.
+                for round in 0..1_000 {
+                    if Instant::now() > until {
+                        break;
+                    }
+                    let mut stream = connect(address);
+                    match (thread + round) % 4 {
+                        0 => {}
+                        1 => drop(stream.write_all(b"POST /v1/ev")),
+                        2 => drop(stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")),
+                        _ => {
+                            let _ = stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+                            let _ = stream.read_to_end(&mut Vec::new());
+                        }
+                    }
+                }
+            });
+        }
+    });
+    "closed".to_owned()
+}
