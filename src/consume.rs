@@ -204,6 +204,8 @@ pub struct Consumer<S: Sink> {
     source: Option<SourceHandle>,
     assignments: Assignments,
     holds: BTreeSet<Hold>,
+    /// Why the source cannot read, as it said last.
+    unavailable: Option<String>,
     stopping: bool,
     health: Health,
     metrics: Arc<Metrics>,
@@ -261,6 +263,7 @@ impl<S: Sink> Consumer<S> {
             source: Some(source),
             assignments: Assignments::default(),
             holds: BTreeSet::new(),
+            unavailable: None,
             stopping: false,
             health: parts.health,
             metrics: parts.metrics,
@@ -319,9 +322,10 @@ impl<S: Sink> Consumer<S> {
     }
 
     fn show_state(&self) {
-        let (state, reason) = match self.holds.first() {
-            Some(hold) => (ActorState::Paused, Some(hold.reason().to_owned())),
-            None => (ActorState::Running, None),
+        let (state, reason) = match (&self.unavailable, self.holds.first()) {
+            (Some(reason), _) => (ActorState::Failing, Some(reason.clone())),
+            (None, Some(hold)) => (ActorState::Paused, Some(hold.reason().to_owned())),
+            (None, None) => (ActorState::Running, None),
         };
         self.health.actor(self.name.consumer(), state, reason);
     }
@@ -336,9 +340,17 @@ impl<S: Sink> Actor for Consumer<S> {
 }
 
 impl<S: Sink> Drop for Consumer<S> {
-    /// After a panic too: the source leaves, and the next incarnation's takes its place.
+    /// After a panic too: the source leaves, and the next incarnation's takes its place. That one knows of no
+    /// partition, and may be given others: what the sink, readiness and metrics have of ours ends here.
     fn drop(&mut self) {
+        if self.source.is_none() {
+            // At the stop, where what is halted stays to be read.
+            return;
+        }
         self.command(SourceCommand::Close(Vec::new()));
+        for partition in self.assignments.partitions() {
+            self.revoked(partition);
+        }
     }
 }
 
@@ -356,10 +368,12 @@ impl<S: Sink> Handler<FromSource> for Consumer<S> {
             }
             SourceEvent::Unavailable(reason) => {
                 self.health.dependency(self.queue.0, Err(reason.clone()));
-                self.health.actor(self.name.consumer(), ActorState::Failing, reason);
+                self.unavailable = Some(reason);
+                self.show_state();
             }
             SourceEvent::Available => {
                 self.health.dependency(self.queue.0, Ok(()));
+                self.unavailable = None;
                 self.show_state();
             }
             SourceEvent::Fenced(reason) if self.fences.is_second(Instant::now()) => {
@@ -486,3 +500,6 @@ impl<S: Sink> Handler<Leave> for Consumer<S> {
         Box::pin(joined.into_actor(self).map(move |_, _, _| unread))
     }
 }
+
+#[cfg(test)]
+mod tests;

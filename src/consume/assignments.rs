@@ -54,6 +54,11 @@ impl Assignments {
         epoch
     }
 
+    /// All that are ours.
+    pub fn partitions(&self) -> Vec<Partition> {
+        self.0.keys().copied().collect()
+    }
+
     /// The partition is no longer ours; the epoch that ended, if it was.
     pub fn revoked(&mut self, partition: Partition) -> Option<Epoch> {
         self.0.remove(&partition).map(|held| held.epoch)
