@@ -14,10 +14,7 @@ pub mod assignments;
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
-use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseActFuture, ResponseFuture,
-    WrapFuture,
-};
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 
 use self::assignments::Assignments;
 use crate::{
@@ -25,7 +22,7 @@ use crate::{
     metrics::{Metrics, SinkLabel},
     position::{Offset, Partition},
     queue::{Assignment, Batch, Epoch, SourceCommand, SourceEvent, SourceEvents, SourceHandle},
-    supervise::{Escalation, Escalations, Fences, Slot},
+    supervise::{Escalation, Escalations, Fences, Slot, panic_message},
 };
 
 /// To the sink: this partition is yours. Answer with [`Begin`] (or [`Halt`]).
@@ -185,11 +182,19 @@ struct FromSource(SourceEvent);
 #[rtype(result = "()")]
 pub struct StopFetching;
 
-/// At the stop, after the sink is drained: commit what it confirmed and leave the group. The reply is the number of
-/// records that were not read yet, as far as the consumer knows.
+/// At the stop, after the sink is drained: commit what it confirmed and leave the group.
 #[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "u64")]
+#[rtype(result = "Left")]
 pub struct Leave;
+
+/// The answer to [`Leave`].
+#[derive(Debug)]
+pub struct Left {
+    /// Records that were not read yet, as far as the consumer knows.
+    pub unread: u64,
+    /// Or why the last positions are not.
+    pub committed: Result<(), String>,
+}
 
 /// Which queue a consumer reads, as readiness names it.
 #[derive(Debug, Clone, Copy)]
@@ -490,14 +495,21 @@ impl<S: Sink> Handler<StopFetching> for Consumer<S> {
 }
 
 impl<S: Sink> Handler<Leave> for Consumer<S> {
-    type Result = ResponseActFuture<Self, u64>;
+    type Result = ResponseFuture<Left>;
 
     fn handle(&mut self, _: Leave, _: &mut Self::Context) -> Self::Result {
         let unread = self.assignments.total_lag();
         self.command(SourceCommand::Close(self.assignments.positions()));
         let thread = self.source.take().map(|source| source.thread);
-        let joined = tokio::task::spawn_blocking(move || thread.map(std::thread::JoinHandle::join));
-        Box::pin(joined.into_actor(self).map(move |_, _, _| unread))
+        let joined = tokio::task::spawn_blocking(move || match thread.map(std::thread::JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(committed)) => committed,
+            Some(Err(panic)) => Err(format!("the thread that reads panicked: {}", panic_message(panic.as_ref()))),
+        });
+        Box::pin(async move {
+            let committed = joined.await.unwrap_or_else(|error| Err(error.to_string()));
+            Left { unread, committed }
+        })
     }
 }
 

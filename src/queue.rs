@@ -139,7 +139,9 @@ pub struct SourceHandle {
     /// Bounded by the rules of the protocol: a handful of commands a partition and second, so the channel has no bound
     /// of its own and a command never blocks an arbiter.
     pub commands: Sender<SourceCommand>,
-    pub thread: JoinHandle<()>,
+    /// Ends with why the last positions are not committed, as far as the source answers for that: the embedded log
+    /// answers for its own when it is closed.
+    pub thread: JoinHandle<Result<(), String>>,
 }
 
 /// How a source tells its consumer. Must not block.

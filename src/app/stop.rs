@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     admin::AdminServer,
-    consume::{Consumer, Drain, Leave, Sink, StopFetching},
+    consume::{Consumer, Drain, Leave, Left, Sink, StopFetching},
     health::{Closed, Health},
     ingest::StopAccepting,
     produce::Flush,
@@ -112,31 +112,32 @@ async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps
         }
     }
     let archive = async {
-        if let Some(archive) = archive {
-            stop_archive(archive, deadline, steps).await;
+        match archive {
+            Some(archive) => stop_archive(archive, deadline, steps).await,
+            None => Ok(()),
         }
     };
     let aggregate = async {
-        if let Some(consumer) = aggregate {
-            steps.run("aggregator (flush)", stop_fetching(&consumer)).await;
-            steps.run("consumer-aggregate (commit)", leave(&consumer, "aggregate")).await;
-        }
+        let Some(consumer) = aggregate else { return Ok(()) };
+        steps.run("aggregator (flush)", stop_fetching(&consumer)).await;
+        steps.run("consumer-aggregate (commit)", leave(&consumer, "aggregate")).await
     };
-    futures::join!(archive, aggregate);
+    let (archive, aggregate) = futures::join!(archive, aggregate);
     for actor in guarded {
         steps.run(actor.name.as_str(), actor.stop()).await;
     }
-    let mut committed = Ok(());
+    let mut committed = archive.and(aggregate);
     if let Some(log) = log {
         // Joins a thread that fsyncs.
         let closed = tokio::task::spawn_blocking(move || log.close());
-        committed = steps.run("embedded log", closed).await.unwrap_or_else(|error| Err(error.to_string()));
+        let closed = steps.run("embedded log", closed).await.unwrap_or_else(|error| Err(error.to_string()));
+        committed = committed.and(closed);
     }
     steps.run("admin endpoint", admin.stop()).await;
     committed
 }
 
-async fn stop_archive(archive: ArchiveSink, deadline: Instant, steps: &Steps) {
+async fn stop_archive(archive: ArchiveSink, deadline: Instant, steps: &Steps) -> Result<(), String> {
     steps.run("spooler (seal)", stop_fetching(&archive.consumer)).await;
     if let Some(uploader) = archive.uploader.get() {
         let patience = deadline.saturating_duration_since(Instant::now()).mul_f64(UPLOADS_SHARE);
@@ -149,7 +150,7 @@ async fn stop_archive(archive: ArchiveSink, deadline: Instant, steps: &Steps) {
         // What the uploader said last has to reach the consumer before it leaves.
         let _ = steps.run("spooler (confirm)", spooler.send(Settled)).await;
     }
-    steps.run("consumer-archive (commit)", leave(&archive.consumer, "archive")).await;
+    steps.run("consumer-archive (commit)", leave(&archive.consumer, "archive")).await
 }
 
 async fn stop_fetching<S: Sink>(consumer: &Slot<Consumer<S>>) {
@@ -158,11 +159,12 @@ async fn stop_fetching<S: Sink>(consumer: &Slot<Consumer<S>>) {
     }
 }
 
-async fn leave<S: Sink>(consumer: &Slot<Consumer<S>>, sink: &str) {
-    if let Some(consumer) = consumer.get()
-        && let Ok(unread) = consumer.send(Leave).await
-        && unread > 0
-    {
+/// The error says why the last positions are not committed. A consumer that is not there has none.
+async fn leave<S: Sink>(consumer: &Slot<Consumer<S>>, sink: &str) -> Result<(), String> {
+    let Some(consumer) = consumer.get() else { return Ok(()) };
+    let Ok(Left { unread, committed }) = consumer.send(Leave).await else { return Ok(()) };
+    if unread > 0 {
         tracing::info!(sink, records = unread, "records wait in the log for the next start");
     }
+    committed
 }

@@ -80,7 +80,7 @@ impl Fixture {
         let consumer = Consumer::create(|ctx| {
             Consumer::new(parts, ctx, |tell| {
                 *events.lock().unwrap() = Some(tell);
-                Ok(SourceHandle { commands: to_source, thread: std::thread::spawn(|| {}) })
+                Ok(SourceHandle { commands: to_source, thread: std::thread::spawn(|| Ok(())) })
             })
             .unwrap()
         });

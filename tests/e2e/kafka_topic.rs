@@ -3,7 +3,13 @@
 use mongodb::bson::Bson;
 
 use crate::support::{
-    PATIENCE, archive::Archive, daemon::Setup, events::Ledger, eventually, oracle::Oracle, services::services,
+    PATIENCE,
+    archive::Archive,
+    daemon::Setup,
+    events::Ledger,
+    eventually,
+    oracle::Oracle,
+    services::{Exclusive, services},
 };
 
 #[test]
@@ -61,17 +67,20 @@ fn a_topic_that_is_created_anew_while_it_is_read_is_never_taken_for_the_old_one(
     raised.terminate();
 }
 
+/// The log in Kafka, all else local.
+fn on_kafka_alone(services: &Exclusive, name: &'static str) -> Setup {
+    Setup::new(name)
+        .set("queue.kind", "kafka")
+        .set("queue.topic", name)
+        .set("queue.kafka.brokers", services.kafka.address())
+        .set("queue.kafka.group", name)
+}
+
 #[test]
 fn partitions_that_are_added_while_running_halt_nothing_where_the_archive_and_the_store_are_local() {
     let Some(services) = services() else { return };
     let ledger = Ledger::new();
-    let daemon = Setup::new("grown")
-        .set("queue.kind", "kafka")
-        .set("queue.topic", "grown")
-        .set("queue.kafka.brokers", services.kafka.address())
-        .set("queue.kafka.group", "grown")
-        .set("queue.kafka.partitions", "2")
-        .start();
+    let daemon = on_kafka_alone(&services, "grown").set("queue.kafka.partitions", "2").start();
     let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
     ledger.post(&daemon.events_url(), 100, 1, PATIENCE);
     oracle.settle(&[&daemon], PATIENCE);
@@ -86,4 +95,33 @@ fn partitions_that_are_added_while_running_halt_nothing_where_the_archive_and_th
     ledger.post(&daemon.events_url(), 1_000, 2, PATIENCE);
     oracle.settle(&[&daemon], PATIENCE);
     daemon.terminate();
+}
+
+#[test]
+fn a_stop_whose_last_positions_are_not_committed_says_so_and_ends_with_1() {
+    let Some(services) = services() else { return };
+    let ledger = Ledger::new();
+    // Sealed at the stop alone, so that the last positions come then.
+    let mut daemon = on_kafka_alone(&services, "uncommitted").set("spool.max_age", "1h").start();
+    let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
+    ledger.post(&daemon.events_url(), 100, 1, PATIENCE);
+    eventually("both sinks have read all", PATIENCE, || {
+        (daemon.metric("ingestd_events_consumed_total")? >= 200.0).then_some(())
+    });
+    {
+        let kafka = services.kafka.process();
+        let _frozen = kafka.freeze();
+        daemon.signal("TERM");
+        assert_eq!(daemon.wait_exit(PATIENCE), 1);
+        let log = daemon.log();
+        assert!(log.contains("positions are not committed") && !log.contains("positions are committed"), "{log}");
+    }
+    daemon.restart();
+    oracle.settle_archive(PATIENCE);
+    ledger.post(&daemon.events_url(), 100, 1, PATIENCE);
+    eventually("both sinks have read on", PATIENCE, || {
+        (daemon.metric("ingestd_events_consumed_total")? >= 200.0).then_some(())
+    });
+    daemon.terminate();
+    oracle.settle_archive(PATIENCE);
 }

@@ -155,7 +155,7 @@ impl Reader {
 
     fn close(self, positions: Vec<(Partition, Offset)>) -> Vec<(Partition, Offset, String)> {
         self.command(SourceCommand::Close(positions));
-        self.source.thread.join().unwrap();
+        let _ = self.source.thread.join().unwrap();
         self.seen
     }
 }

@@ -71,6 +71,7 @@ pub(super) fn spawn(
     let thread = std::thread::Builder::new().name(format!("log-{}", sink.as_str())).spawn(move || {
         let died = |reader: &Reader, reason| (reader.events)(SourceEvent::Failed(reason));
         supervise::watched(reader, Reader::run, died);
+        Ok(())
     })?;
     Ok(SourceHandle { commands, thread })
 }

@@ -94,7 +94,7 @@ impl Reader {
 
     fn close(self, position: u64) {
         self.source.commands.send(SourceCommand::Close(vec![(Partition(0), Offset(position))])).unwrap();
-        self.source.thread.join().unwrap();
+        self.source.thread.join().unwrap().unwrap();
     }
 }
 

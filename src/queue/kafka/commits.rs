@@ -39,6 +39,13 @@ impl Commits {
         self.0.insert(partition, Position::default());
     }
 
+    /// The group has this position already.
+    pub fn stands(&mut self, partition: Partition, committed: Offset) {
+        if let Some(held) = self.0.get_mut(&partition) {
+            held.sent = Some(committed);
+        }
+    }
+
     pub fn release(&mut self, partition: Partition) {
         self.0.remove(&partition);
     }
@@ -60,6 +67,11 @@ impl Commits {
             }
         }
         due
+    }
+
+    /// Whether any is due.
+    pub fn has_due(&self) -> bool {
+        self.0.values().any(|position| position.confirmed.is_some() && position.confirmed != position.sent)
     }
 
     /// They were not committed after all, and are due again.
@@ -153,12 +165,25 @@ mod tests {
     }
 
     #[test]
+    fn what_the_group_has_already_is_not_due() {
+        let mut commits = Commits::default();
+        commits.hold(Partition(0));
+        commits.stands(Partition(0), Offset(5));
+        commits.confirm(Partition(0), Offset(5));
+        assert!(!commits.has_due());
+        commits.confirm(Partition(0), Offset(6));
+        assert!(commits.has_due());
+    }
+
+    #[test]
     fn a_commit_that_failed_is_due_again() {
         let mut commits = Commits::default();
         commits.hold(Partition(0));
         commits.confirm(Partition(0), Offset(5));
         let sent = commits.take_due(|_| true);
+        assert!(!commits.has_due());
         commits.failed(&sent);
+        assert!(commits.has_due());
         assert_eq!(commits.take_due(|_| true), sent);
     }
 }

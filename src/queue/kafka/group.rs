@@ -73,6 +73,11 @@ impl Group {
         self.state().last_error.clone()
     }
 
+    /// The group has this position.
+    pub(super) fn stands(&self, partition: Partition, committed: Offset) {
+        self.state().commits.stands(partition, committed);
+    }
+
     /// Everything before these positions is durable in the sink. Partitions that are not ours are left out.
     pub(super) fn confirm(&self, positions: &[(Partition, Offset)]) {
         let mut state = self.state();
@@ -84,6 +89,11 @@ impl Group {
     /// The positions to commit now.
     pub(super) fn take_due(&self) -> Vec<(Partition, Offset)> {
         self.state().commits.take_due(|_| true)
+    }
+
+    /// Whether positions were confirmed that are not committed.
+    pub(super) fn has_due(&self) -> bool {
+        self.state().commits.has_due()
     }
 
     /// Those positions were not committed.

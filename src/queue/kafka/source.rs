@@ -166,7 +166,7 @@ enum End {
 }
 
 impl Source {
-    fn run(mut self) {
+    fn run(mut self) -> Result<(), String> {
         // A panic must be heard of, too: the consumer would wait for records for ever.
         let served = panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
         let end = served.unwrap_or_else(|payload| {
@@ -198,7 +198,7 @@ impl Source {
                 Err(_) => break Vec::new(),
             }
         };
-        self.close(&positions);
+        self.close(&positions)
     }
 
     fn serve(&mut self) -> End {
@@ -392,6 +392,9 @@ impl Source {
         let mut assignments = Vec::new();
         for Surveyed { partition, round, committed, log } in surveyed {
             if self.partitions.surveyed(partition, round) {
+                if let Some(committed) = committed {
+                    self.consumer.context().stands(partition, committed);
+                }
                 let (log_start, log_end, identity) = (log.start, log.end, origin.identity.clone());
                 assignments.push(Assignment { partition, committed, log_start, log_end, identity, holds_all });
             }
@@ -474,9 +477,9 @@ impl Source {
         }
     }
 
-    /// Commits, leaves and ends, each within a bound. A static member leaves without a word: started again within
+    /// Commits, leaves and ends, each within a bound; the error says that the last commit failed. A static member leaves without a word: started again within
     /// `session.timeout.ms` it has its partitions back at once.
-    fn close(self, positions: &[(Partition, Offset)]) {
+    fn close(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
         let Self { consumer, survey, vigil, committer, sink, partitions, .. } = self;
         drop(partitions);
         let group = consumer.context();
@@ -488,12 +491,12 @@ impl Source {
             // again by the next reader.
             let _ = consumer.poll(Duration::from_millis(10));
         }
-        if !committer.is_finished() {
-            tracing::warn!(
-                sink = sink.as_str(),
-                "Kafka did not acknowledge the last positions: the next start reads a little again, and knows it"
-            );
-        }
+        let committed = if committer.is_finished() && !group.has_due() {
+            Ok(())
+        } else {
+            let last_error = group.last_error().map(|said| format!("; librdkafka says: {said}")).unwrap_or_default();
+            Err(format!("Kafka did not acknowledge the last positions of the {} group{last_error}", sink.as_str()))
+        };
         group.close();
         let (done, left) = bounded::<()>(1);
         // Leaving has no deadline of its own in librdkafka, and a broker that hangs must not hold the stop up.
@@ -516,5 +519,6 @@ impl Source {
             },
             Err(error) => tracing::warn!(%error, "no thread to leave the consumer group on"),
         }
+        committed
     }
 }
