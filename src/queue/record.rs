@@ -2,16 +2,20 @@
 //!
 //! ```text
 //! record  = length u32 · crc32c u32 · body            (little endian; length and checksum are those of body)
-//! body    = offset u64 · received i64 · key length u32 · value length u32 · headers u16 · key · value · header*
-//! header  = name length u16 · value length u32 · name · value
+//! body    = offset u64 · received i64 · key length u32 · value length u32 · headers short · key · value · header*
+//! header  = name length short · value length u32 · name · value
+//! short   = u16, or where that is u16::MAX: the number as u32 behind it
 //! ```
-//! A length of `u32::MAX` says that there is no key, value or header value (null, as Kafka allows).
+//! A length of `u32::MAX` says that there is no key, value or header value (null, as Kafka allows). Kafka allows any
+//! number of headers with names of any length; what the daemon itself writes needs no more than the u16.
 
 use thiserror::Error;
 
 use crate::position::{Offset, Timestamp};
 
 const NONE: u32 = u32::MAX;
+/// In the place of a short number: it follows as a long one.
+const LONG: u16 = u16::MAX;
 const PREFIX: usize = 8;
 const FIXED: usize = 8 + 8 + 4 + 4 + 2;
 
@@ -30,7 +34,7 @@ pub struct Record<'a> {
 /// The headers of a record, in their order.
 #[derive(Debug, Clone, Copy)]
 pub struct Headers<'a> {
-    count: u16,
+    count: u32,
     bytes: &'a [u8],
 }
 
@@ -45,7 +49,7 @@ impl<'a> Headers<'a> {
     pub fn iter(self) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> {
         let mut rest = self.bytes;
         (0..self.count).map_while(move |_| {
-            let name_length = usize::from(u16::from_le_bytes(take(&mut rest)?));
+            let name_length = take_short(&mut rest)? as usize;
             let value_length = u32::from_le_bytes(take(&mut rest)?);
             let name = std::str::from_utf8(split(&mut rest, name_length)?).ok()?;
             let value = match value_length {
@@ -113,8 +117,9 @@ impl RecordBuffer {
         received: Timestamp,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
-        headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>)>,
+        headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>), IntoIter: Clone>,
     ) {
+        let headers = headers.into_iter();
         let start = self.bytes.len();
         let length_of = |bytes: Option<&[u8]>| bytes.map_or(NONE, |bytes| bytes.len() as u32);
         self.bytes.extend_from_slice(&[0; PREFIX]);
@@ -122,25 +127,31 @@ impl RecordBuffer {
         self.bytes.extend_from_slice(&received.0.to_le_bytes());
         self.bytes.extend_from_slice(&length_of(key).to_le_bytes());
         self.bytes.extend_from_slice(&length_of(value).to_le_bytes());
-        let count_at = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; 2]);
+        self.push_short(headers.clone().count());
         self.bytes.extend_from_slice(key.unwrap_or_default());
         self.bytes.extend_from_slice(value.unwrap_or_default());
-        let mut headers_pushed = 0u16;
         for (name, value) in headers {
-            self.bytes.extend_from_slice(&(name.len() as u16).to_le_bytes());
+            self.push_short(name.len());
             self.bytes.extend_from_slice(&length_of(value).to_le_bytes());
             self.bytes.extend_from_slice(name.as_bytes());
             self.bytes.extend_from_slice(value.unwrap_or_default());
-            headers_pushed += 1;
         }
-        self.bytes[count_at..count_at + 2].copy_from_slice(&headers_pushed.to_le_bytes());
         let body = start + PREFIX;
         let length = (self.bytes.len() - body) as u32;
         let checksum = crc32c::crc32c(&self.bytes[body..]);
         self.bytes[start..start + 4].copy_from_slice(&length.to_le_bytes());
         self.bytes[start + 4..body].copy_from_slice(&checksum.to_le_bytes());
         self.count += 1;
+    }
+
+    fn push_short(&mut self, number: usize) {
+        match u16::try_from(number) {
+            Ok(short) if short != LONG => self.bytes.extend_from_slice(&short.to_le_bytes()),
+            _ => {
+                self.bytes.extend_from_slice(&LONG.to_le_bytes());
+                self.bytes.extend_from_slice(&(number as u32).to_le_bytes());
+            }
+        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
@@ -185,7 +196,7 @@ fn parse(mut body: &[u8]) -> Option<Record<'_>> {
     let received = Timestamp(i64::from_le_bytes(take(&mut body)?));
     let key_length = u32::from_le_bytes(take(&mut body)?);
     let value_length = u32::from_le_bytes(take(&mut body)?);
-    let count = u16::from_le_bytes(take(&mut body)?);
+    let count = take_short(&mut body)?;
     let mut field = |length: u32| match length {
         NONE => Some(None),
         length => split(&mut body, length as usize).map(Some),
@@ -199,6 +210,13 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (head, rest) = bytes.split_first_chunk::<N>()?;
     *bytes = rest;
     Some(*head)
+}
+
+fn take_short(bytes: &mut &[u8]) -> Option<u32> {
+    match u16::from_le_bytes(take(bytes)?) {
+        LONG => Some(u32::from_le_bytes(take(bytes)?)),
+        short => Some(u32::from(short)),
+    }
 }
 
 fn split<'a>(bytes: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
@@ -230,6 +248,29 @@ mod tests {
         assert_eq!(records[0].headers.iter().last(), Some(("none", None)));
         assert_eq!((records[1].key, records[1].value), (None, None));
         assert!(records[1].headers.is_empty());
+    }
+
+    #[test]
+    fn headers_may_be_many_and_have_long_names() {
+        let name = "n".repeat(65_540);
+        for (count, name) in [(65_534, "h"), (65_535, "h"), (65_537, "h"), (1, &name[..65_535]), (2, &*name)] {
+            let mut buffer = RecordBuffer::default();
+            let headers = std::iter::repeat_n((name, Some(b"v".as_slice())), count);
+            buffer.push(Offset(1), Timestamp(0), Some(b"k"), Some(b"{}"), headers);
+            let buffer = RecordBuffer::from_bytes(buffer.as_bytes().to_vec()).unwrap();
+            let record = buffer.iter().next().unwrap();
+            assert_eq!((record.key, record.value), (Some(b"k".as_slice()), Some(b"{}".as_slice())));
+            assert_eq!(record.headers.iter().count(), count);
+            assert!(record.headers.iter().all(|header| header == (name, Some(b"v".as_slice()))));
+        }
+    }
+
+    #[test]
+    fn a_record_of_an_ordinary_size_is_stored_as_it_always_was() {
+        let mut buffer = RecordBuffer::default();
+        buffer.push(Offset(1), Timestamp(2), None, Some(b"{}"), [("id", Some(b"a".as_slice()))]);
+        let body = b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\xff\xff\xff\xff\x02\0\0\0\x01\0{}\x02\0\x01\0\0\0ida";
+        assert_eq!(&buffer.as_bytes()[PREFIX..], body);
     }
 
     #[test]

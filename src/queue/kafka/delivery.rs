@@ -58,7 +58,7 @@ impl Delivery {
         received: Timestamp,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
-        headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>)>,
+        headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>), IntoIter: Clone>,
         now: Instant,
     ) {
         if offset < self.next {
