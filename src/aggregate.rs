@@ -11,7 +11,7 @@ mod grouping;
 mod open;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use crate::{
     config::{Config, LiveConfig, QueueKind, StoreKind},
     consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Unassign},
-    dlq::DeadLetterWriter,
+    dlq::{DeadLetterWriter, Source},
     event::EventFields,
     health::{ActorName, ActorState, Health, SinkName},
     metrics::Metrics,
@@ -152,19 +152,27 @@ impl Aggregator {
         let store = self.store.clone();
         let at = start_of(assignment);
         let identity = assignment.identity.clone();
-        let load = async move { store.fences(partition, at, &identity).await }.into_actor(self);
-        ctx.spawn(load.map(move |fences, actor, ctx| match fences {
-            Ok(fences) => {
+        let letters = self.dead_letters.clone();
+        let (topic, generation) = (self.reader.topic.clone(), self.reader.generation);
+        let source = Source { topic, generation, partition };
+        let load = async move {
+            let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
+            let buried = letters.known(source, at).await;
+            let buried = buried.map_err(|why| Failure::DeadLetters(format!("dead letters cannot be read: {why:#}")))?;
+            Ok((fences, buried))
+        };
+        ctx.spawn(load.into_actor(self).map(move |loaded, actor, ctx| match loaded {
+            Ok((fences, buried)) => {
                 actor.works();
-                actor.begin(partition, epoch, fences);
+                actor.begin(partition, epoch, fences, buried);
             }
-            Err(StoreError::Refused(reason)) => {
+            Err(Failure::Store(StoreError::Refused(reason))) => {
                 let action = "give queue.generation a number that was not used before and restart: counting then \
                               starts anew beside the old buckets";
                 actor.halt(partition, epoch, reason, action);
             }
-            Err(error) => {
-                actor.store_failed(&error);
+            Err(failure) => {
+                actor.failed(failure);
                 ctx.run_later(flush::pause(attempts + 1), move |actor, ctx| {
                     actor.load(partition, epoch, attempts + 1, ctx);
                 });
@@ -172,7 +180,7 @@ impl Aggregator {
         }));
     }
 
-    fn begin(&mut self, partition: Partition, epoch: Epoch, fences: Vec<Fence>) {
+    fn begin(&mut self, partition: Partition, epoch: Epoch, fences: Vec<Fence>, buried: BTreeSet<Offset>) {
         let Some(Assigned { epoch: present, state }) = self.partitions.get_mut(&partition) else { return };
         let State::Loading(assignment) = state else { return };
         if *present != epoch {
@@ -182,7 +190,7 @@ impl Aggregator {
         let lost = assignment.committed.map_or(0, |committed| at.since(committed));
         let committed = assignment.committed;
         let fold = PartitionFold::assign(partition, at, self.reader.grouping.aggregates(), fences);
-        *state = State::Open(OpenPartition::new(epoch, fold));
+        *state = State::Open(OpenPartition::new(epoch, fold, buried));
         if lost > 0 {
             tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
                 "the log removed records before they were counted, counting goes on behind them");
@@ -295,10 +303,7 @@ impl Aggregator {
                 self.finish(flush, &flushed, ctx);
             }
             Err(failure) => {
-                match failure {
-                    Failure::Store(error) => self.store_failed(&error),
-                    Failure::DeadLetters(reason) => self.fails(reason),
-                }
+                self.failed(failure);
                 self.metrics.flush_retries.inc();
                 let pause = flush::pause(flush.attempts);
                 self.flush = Some(flush);
@@ -356,6 +361,13 @@ impl Aggregator {
     fn works(&self) {
         self.health.dependency(self.dependency, Ok(()));
         self.health.actor(ActorName::Aggregator, ActorState::Running, None);
+    }
+
+    fn failed(&self, failure: Failure) {
+        match failure {
+            Failure::Store(error) => self.store_failed(&error),
+            Failure::DeadLetters(reason) => self.fails(reason),
+        }
     }
 
     fn store_failed(&self, error: &StoreError) {

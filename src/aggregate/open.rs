@@ -1,5 +1,7 @@
 //! A partition that is being counted: its fold, and what else is to be made durable before its position moves.
 
+use std::collections::BTreeSet;
+
 use super::{
     flush::{Part, Statements},
     fold::PartitionFold,
@@ -8,7 +10,7 @@ use super::{
 use crate::{
     dlq::DeadLetter,
     event::{self, Event, EventFields, Invalid},
-    position::{Partition, Timestamp},
+    position::{Offset, Partition, Timestamp},
     queue::{Batch, Epoch, record::Record},
     store::ProcessedEvent,
 };
@@ -30,6 +32,8 @@ pub struct OpenPartition {
     pub fold: PartitionFold,
     /// A seek was asked for and no batch has come from there yet: batches in flight before it are not answered each.
     pub seeking: bool,
+    /// Records that are letters already; the cursor leaves them behind.
+    buried: BTreeSet<Offset>,
     letters: Vec<DeadLetter>,
     events: Vec<ProcessedEvent>,
     /// About what `letters` and `events` take.
@@ -41,8 +45,8 @@ impl OpenPartition {
     /// What a letter or an event costs beside its bytes.
     const RECORD_BYTES: usize = 256;
 
-    pub fn new(epoch: Epoch, fold: PartitionFold) -> Self {
-        Self { epoch, fold, seeking: false, letters: Vec::new(), events: Vec::new(), bytes: 0, records: 0 }
+    pub fn new(epoch: Epoch, fold: PartitionFold, buried: BTreeSet<Offset>) -> Self {
+        Self { epoch, fold, seeking: false, buried, letters: Vec::new(), events: Vec::new(), bytes: 0, records: 0 }
     }
 
     /// About the memory that is held until the next flush begins.
@@ -54,6 +58,9 @@ impl OpenPartition {
     pub fn take(&mut self, batch: &Batch, reader: &mut Reader) {
         let cursor = self.fold.cursor();
         for record in batch.records.iter().filter(|record| record.offset >= cursor) {
+            if self.buried.remove(&record.offset) {
+                continue;
+            }
             if let Err(invalid) = self.take_record(batch.partition, record, reader) {
                 self.bury(batch.partition, record, invalid, reader);
             }

@@ -95,6 +95,12 @@ impl DeadLetterWriter for MemoryLetters {
         self.0.lock().unwrap().extend(letters);
         async { Ok(()) }.boxed()
     }
+
+    fn known(&self, _: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
+        let letters = self.0.lock().unwrap();
+        let known = letters.iter().map(|letter| letter.offset).filter(|offset| *offset >= from).collect();
+        async { Ok(known) }.boxed()
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -206,6 +212,24 @@ async fn a_position_is_confirmed_when_counts_and_dead_letters_are_durable() {
     let letters = f.letters.0.lock().unwrap();
     assert_eq!((letters.len(), letters[0].offset, &*letters[0].reason), (1, Offset(6), "invalid_json"));
     assert_eq!(letters[0].value.as_deref(), Some(b"no event".as_slice()));
+}
+
+#[actix_rt::test]
+async fn a_record_that_is_a_letter_already_is_not_counted_when_it_is_read_again_as_a_valid_event() {
+    let mut f = Fixture::start(|_| {}).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.send(epoch, 0, &[A, "no event"]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Confirm(Offset(2))]).await;
+    // Its position was not committed, and the configuration has changed.
+    let epoch = f.assign(Some(1), 0, true);
+    f.expect([Reply::Begin(Offset(1))]).await;
+    f.send(epoch, 1, &[B, B]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Confirm(Offset(3))]).await;
+    assert_eq!(f.store.counts(), counts(&[("a", 1), ("b", 1)]));
+    assert_eq!(f.letters.0.lock().unwrap().len(), 1);
 }
 
 #[actix_rt::test]

@@ -10,8 +10,8 @@ use super::{
     split::{Events, Format, split},
 };
 use crate::{
-    config::HttpConfig,
-    event::{Code, EventFields, Invalid, parse},
+    config::{ByteSize, HttpConfig},
+    event::{Code, Event, EventFields, Invalid, parse},
     position::Timestamp,
     produce::{Key, NewRecord, Span},
 };
@@ -64,14 +64,8 @@ pub fn check(
 ) -> Result<Checked, Problem> {
     let mut ids = Ids::new(received);
     let mut checked = Checked::default();
-    let max_event = http.max_event.as_usize();
     let mut accept = |index: usize, event: &[u8]| -> Result<(), Invalid> {
-        if event.len() > max_event {
-            let message =
-                format!("{} bytes are more than an event may have: {} (http.max_event)", event.len(), http.max_event);
-            return Err(Invalid::new(Code::TooLarge, message));
-        }
-        let head = parse(event, fields)?;
+        let head = admit(event, http.max_event, fields)?;
         let (id, assigned_id) = match head.id {
             Some(Cow::Borrowed(id)) => (EventId::InBody(span(body, id.as_bytes())), None),
             Some(Cow::Owned(id)) => (EventId::Unescaped(id), None),
@@ -105,6 +99,18 @@ pub fn check(
     }
     checked.errors = errors;
     Ok(checked)
+}
+
+/// Checks one event, and reads what is read of it.
+///
+/// # Errors
+/// Why it is not accepted.
+pub fn admit<'e>(event: &'e [u8], max_event: ByteSize, fields: &EventFields) -> Result<Event<'e>, Invalid> {
+    if event.len() > max_event.as_usize() {
+        let message = format!("{} bytes are more than an event may have: {max_event} (http.max_event)", event.len());
+        return Err(Invalid::new(Code::TooLarge, message));
+    }
+    parse(event, fields)
 }
 
 impl Checked {
@@ -146,7 +152,7 @@ fn append(unescaped: &mut Vec<u8>, key: &[u8]) -> Span {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ByteSize, EventConfig};
+    use crate::config::EventConfig;
 
     fn checked(body: &str) -> Checked {
         let fields = EventFields::from(&EventConfig::default());

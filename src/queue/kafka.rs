@@ -5,7 +5,7 @@
 //! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not.
 //! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, `survey` asks the brokers
 //!   where the group and the log stand, `partitions` holds what is delivered, `delivery` cuts it into batches.
-//! - [`dead_letters`] keeps what cannot be parsed.
+//! - [`dead_letters`] keeps what cannot be parsed; [`letters`] is what operators do with it.
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
 
@@ -19,6 +19,7 @@ mod delivery;
 mod group;
 mod headers;
 pub mod identity;
+pub mod letters;
 mod link;
 mod logging;
 mod partitions;
@@ -29,4 +30,5 @@ pub mod topic;
 
 pub use appender::KafkaAppender;
 pub use dead_letters::KafkaDeadLetters;
+pub use letters::KafkaLetters;
 pub use topic::{TopicError, TopicReady, check, prepare};

@@ -6,6 +6,7 @@
 
 mod alone;
 mod bad_dependencies;
+mod dead_letters;
 mod on_services;
 mod packaging;
 mod queue_kafka;
