@@ -396,6 +396,12 @@ impl<S: Sink> Handler<FromSource> for Consumer<S> {
                     self.show_lag(partition);
                 }
             }
+            SourceEvent::EmptyTail { partition, from, to } => {
+                if let Some(held) = self.held.get_mut(&partition).filter(|held| held.log_end == to) {
+                    held.log_end = from;
+                    self.show_lag(partition);
+                }
+            }
             SourceEvent::Unavailable(reason) => {
                 self.health.dependency(self.queue.0, Err(reason.clone()));
                 self.health.actor(self.name.consumer(), ActorState::Failing, reason);

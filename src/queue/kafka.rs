@@ -4,7 +4,8 @@
 //! - [`topic`] makes sure before the start that the topic can hold what we accept; [`identity`] says which topic it is.
 //! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not.
 //! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, `survey` asks the brokers
-//!   where the group and the log stand, `partitions` holds what is delivered, `delivery` cuts it into batches.
+//!   where the group and the log stand, `partitions` holds what is delivered, `delivery` cuts it into batches,
+//!   `tail` knows ends that hold no records.
 //! - [`dead_letters`] keeps what cannot be parsed; [`letters`] is what operators do with it.
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
@@ -26,6 +27,7 @@ mod partitions;
 pub mod settings;
 pub mod source;
 mod survey;
+mod tail;
 pub mod topic;
 
 pub use appender::KafkaAppender;

@@ -183,6 +183,18 @@ impl Partitions {
         Ok(())
     }
 
+    /// Where a partition is delivered and nothing waits here: all records below are handed on.
+    pub fn delivered(&self, partition: Partition) -> Option<Offset> {
+        match self.held.get(&partition) {
+            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running })
+                if delivery.since().is_none() =>
+            {
+                Some(delivery.next())
+            }
+            _ => None,
+        }
+    }
+
     /// After an out-of-range error, which does not say for which partition: the delivered ones whose position is
     /// outside the log. All others are started anew where they were, because one that stopped looks like one that has
     /// nothing to fetch.

@@ -118,7 +118,7 @@ pub fn dead_letter_transactions(config: &Config) -> ClientConfig {
     settings
 }
 
-/// For reading the dead letters. It joins no group and commits nothing.
+/// For reading the dead letters, and for looking at the end of a log. It joins no group and commits nothing.
 pub fn dead_letter_reader(config: &Config) -> ClientConfig {
     let mut settings = base();
     let limit = dead_letter_limit(config);

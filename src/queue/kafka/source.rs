@@ -41,6 +41,7 @@ use crate::{
             partitions::{Partitions, Starved},
             settings,
             survey::{Finding, LogRange, Survey, Surveyed},
+            tail::Tails,
         },
     },
     supervise::panic_message,
@@ -104,6 +105,7 @@ pub fn spawn(
         silent_surveys: 0,
         available: None,
         compare: None,
+        tails: Tails::new(&now),
     };
     let thread = std::thread::Builder::new()
         .name(format!("kafka-{}", sink.as_str()))
@@ -139,6 +141,7 @@ struct Source {
     /// What was said last; nothing at first.
     available: Option<bool>,
     compare: Option<Compare>,
+    tails: Tails,
 }
 
 /// A comparison of all positions with the log, after an out-of-range error.
@@ -341,7 +344,13 @@ impl Source {
                 self.partition_count = Some(partition_count);
                 self.compare_share();
                 for (partition, log) in ranges.iter().filter(|(partition, _)| self.partitions.holds(*partition)) {
-                    (self.events)(SourceEvent::LogEnd(*partition, log.end));
+                    let delivered = self.partitions.delivered(*partition);
+                    (self.events)(match delivered {
+                        Some(from) if self.tails.is_empty(*partition, delivered, log.end) => {
+                            SourceEvent::EmptyTail { partition: *partition, from, to: log.end }
+                        }
+                        _ => SourceEvent::LogEnd(*partition, log.end),
+                    });
                 }
                 self.compare_positions(&ranges);
             }
@@ -436,7 +445,7 @@ impl Source {
     /// Commits, leaves and ends, each within a bound. A static member leaves without a word: started again within
     /// `session.timeout.ms` it has its partitions back at once.
     fn close(self, positions: &[(Partition, Offset)]) {
-        let Self { consumer, survey, committer, sink, partitions, .. } = self;
+        let Self { consumer, survey, committer, sink, partitions, tails, .. } = self;
         drop(partitions);
         let group = consumer.context();
         group.confirm(positions);
@@ -460,6 +469,7 @@ impl Source {
             // A panic was reported by the thread that it ended.
             let _ = committer.join();
             let _ = survey.stop().join();
+            tails.finish();
             drop(consumer);
             drop(done);
         };
