@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     position::{Offset, Partition},
     queue::{Assignment, Batch, Epoch},
-    store::{Fence, Flushed, Store, StoreError},
+    store::{Fence, Flushed, RefusedEvent, Store, StoreError},
 };
 
 use flush::{Attempt, Failure, Flush, Part, Statements};
@@ -63,6 +63,9 @@ pub struct Aggregator {
     prepared: bool,
     partitions: BTreeMap<Partition, Assigned>,
     flush: Option<Flush>,
+    /// Records that the store refuses for good, and why, until the position is beyond them: they become letters when
+    /// they are read again. A new aggregator hears of them again.
+    refused: BTreeMap<Partition, BTreeMap<Offset, String>>,
     /// The consumer was asked to fetch nothing for a while.
     holding: bool,
     /// Answered when everything is durable.
@@ -111,6 +114,7 @@ impl Aggregator {
             prepared: false,
             partitions: BTreeMap::new(),
             flush: None,
+            refused: BTreeMap::new(),
             holding: false,
             drains: Vec::new(),
         }
@@ -189,8 +193,9 @@ impl Aggregator {
         let at = start_of(assignment);
         let lost = assignment.committed.map_or(0, |committed| at.since(committed));
         let committed = assignment.committed;
+        let refused = self.refused.get(&partition).cloned().unwrap_or_default();
         let fold = PartitionFold::assign(partition, at, self.reader.grouping.aggregates(), fences);
-        *state = State::Open(OpenPartition::new(epoch, fold, buried));
+        *state = State::Open(OpenPartition::new(epoch, fold, buried, refused));
         if lost > 0 {
             tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
                 "the log removed records before they were counted, counting goes on behind them");
@@ -315,15 +320,30 @@ impl Aggregator {
     /// The flush is over: confirms what is durable, has the fenced partitions assigned anew, and goes on with what was
     /// folded in the meantime.
     fn finish(&mut self, flush: Flush, flushed: &Flushed, ctx: &mut Context<Self>) {
+        for RefusedEvent { partition, offset, message } in &flushed.refused {
+            tracing::warn!(topic = self.reader.topic, %partition, %offset, message,
+                "the store refuses a record for good: it becomes a dead letter");
+            self.refused.entry(*partition).or_default().insert(*offset, message.clone());
+        }
         for part in flush.parts {
             self.metrics.events_dead_lettered.inc_by(part.letters);
+            if flushed.refused.iter().any(|refused| refused.partition == part.partition) {
+                // Nothing of this fold's counts was sent: it is folded again, without those records.
+                self.drop_fold(part);
+                continue;
+            }
             if flushed.fenced.contains(&part.partition) {
-                self.fenced(part);
+                tracing::info!(topic = self.reader.topic, partition = %part.partition,
+                    "another writer, or a lost answer, was ahead of a flush: reading the fences again");
+                self.drop_fold(part);
                 continue;
             }
             self.metrics.events_aggregated.inc_by(part.records);
             if let Some(open) = self.open_mut(part.partition, part.epoch) {
                 let position = open.fold.flushed();
+                if let Some(refused) = self.refused.get_mut(&part.partition) {
+                    refused.retain(|offset, _| *offset >= position);
+                }
                 self.replies.confirm(Confirm { partition: part.partition, epoch: part.epoch, position });
             }
         }
@@ -335,10 +355,8 @@ impl Aggregator {
         }
     }
 
-    fn fenced(&mut self, Part { partition, epoch, .. }: Part) {
+    fn drop_fold(&mut self, Part { partition, epoch, .. }: Part) {
         if self.open_mut(partition, epoch).is_some() {
-            tracing::info!(topic = self.reader.topic, %partition,
-                "another writer, or a lost answer, was ahead of a flush: reading the fences again");
             self.partitions.remove(&partition);
             self.replies.reassign(Reassign { partition, epoch });
         }

@@ -152,6 +152,9 @@ fn an_operators_day(setup: Setup, store: &str, mut archive: Archive) {
         (copies.len() == LETTERS && copies.values().all(|copies| *copies == 2)).then_some(())
     });
 
+    // Neither do the markers of Kafka's transactions look like records that wait.
+    eventually("no lag", PATIENCE, || (daemon.metric("ingestd_lag_records") == Some(0.0)).then_some(()));
+
     // Purge.
     assert_eq!(daemon.command(&["dlq", "purge"]).status, Some(2), "it must be said which");
     let unknown = dlq(&daemon, &["purge", "--id", "nothing/0/0"]);
@@ -168,15 +171,19 @@ fn an_operators_day(setup: Setup, store: &str, mut archive: Archive) {
 fn replayed_letters_of_the_embedded_log_are_counted_and_archived_once_whatever_is_killed() {
     let folder = tempfile::tempdir_in(crate::support::scratch()).expect("target can be written to");
     let archive = folder.path().join("archive");
-    let setup = Setup::new("letters").set("archive.url", format!("file://{}", archive.display()));
+    let setup = Setup::new("operator").set("archive.url", format!("file://{}", archive.display()));
     an_operators_day(setup, "embedded", Archive::local(&archive));
 }
 
 #[test]
 fn replayed_letters_on_kafka_are_counted_and_archived_once_whatever_is_killed() {
     let Some(services) = services() else { return };
-    services.create_bucket("letters");
-    an_operators_day(services.setup("letters"), "mongodb", Archive::new(services.bucket("letters")));
+    services.create_bucket("operator");
+    an_operators_day(services.setup("operator"), "mongodb", Archive::new(services.bucket("operator")));
+    // What was purged is freed, but for the markers of the last transactions.
+    let logs = services.log_ranges("operator.dlq");
+    assert!(logs.iter().any(|(_, end)| *end > 0), "{logs:?}");
+    assert!(logs.iter().all(|(start, end)| end - start <= 10), "{logs:?}");
 }
 
 #[test]
@@ -228,5 +235,39 @@ fn who_cannot_be_asked_is_named() {
         daemon.ask(method, path).assert_problem(status);
     }
     assert_eq!(list(&daemon, &[]).len(), 1);
+    daemon.terminate();
+}
+
+#[test]
+fn an_event_that_mongodb_refuses_for_good_becomes_a_letter_and_the_line_goes_on() {
+    let Some(services) = services() else { return };
+    let daemon = Setup::new("refused")
+        .set("store.kind", "mongodb")
+        .set("store.url", format!("mongodb://{}/?directConnection=true", services.mongodb.address()))
+        .set("store.database", "refused")
+        .set("store.events", true)
+        .set("http.max_event", "16MiB")
+        .set("http.max_body", "17MiB")
+        .start();
+    let large = |field: &str, bytes: usize| {
+        let event = |filling: &str| format!(r#"{{"type":"large","{field}":"{filling}"}}"#);
+        event(&"x".repeat(bytes - event("").len()))
+    };
+    // Beyond what a document may have with its type and times; as an event it is within all limits.
+    let (most, refused) = (16 << 20, "client_id");
+    let events = [r#"{"type":"a","client_id":"c"}"#.to_owned(), large(refused, most), large("other", most)];
+    for event in &events {
+        let reply = daemon.post(None, event.as_bytes());
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+    let letters = eventually("the line goes on", PATIENCE, || {
+        let letters = list(&daemon, &[]);
+        (letters.len() == 1 && counted(&daemon) == 2).then_some(letters)
+    });
+    assert_eq!((&letters[0]["reason"], &letters[0]["offset"]), (&json!("refused_by_store"), &json!(1)), "{letters:?}");
+    assert!(letters[0]["message"].as_str().is_some_and(|why| why.contains("more than a document may have")));
+    assert_eq!(letters[0]["size"], most);
+    let documents = services.documents("refused", "events");
+    assert_eq!(documents.len(), 2, "the others are kept, the large one without its bytes");
     daemon.terminate();
 }
