@@ -155,13 +155,14 @@ impl Aggregator {
         }
         let store = self.store.clone();
         let at = start_of(assignment);
-        let identity = assignment.identity.clone();
+        let (identity, log_end) = (assignment.identity.clone(), assignment.log_end);
         let letters = self.dead_letters.clone();
         let (topic, generation) = (self.reader.topic.clone(), self.reader.generation);
         let source = Source { topic, generation, partition };
         let load = async move {
             let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
-            let buried = letters.known(source, at).await;
+            // Where nothing is read again, nothing can be a letter already.
+            let buried = if at < log_end { letters.known(source, at).await } else { Ok(BTreeSet::new()) };
             let buried = buried.map_err(|why| Failure::DeadLetters(format!("dead letters cannot be read: {why:#}")))?;
             Ok((fences, buried))
         };

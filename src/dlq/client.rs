@@ -8,8 +8,8 @@ use ureq::{Agent, Body, Error, http::Response};
 use super::{DeadLetters, Filter, FullLetter, LettersError, Listed, PATIENCE, Purge, Replay};
 
 const CONNECT: Duration = Duration::from_secs(5);
-/// The daemon's own patience, and its way.
-const ANSWER: Duration = PATIENCE.saturating_add(Duration::from_secs(30));
+/// The daemon's own patience, its turn before that, and its last transaction after it.
+const ANSWER: Duration = PATIENCE.saturating_add(Duration::from_secs(60));
 /// A letter's value is at most a record, written as JSON.
 const LARGEST_ANSWER: u64 = 1 << 30;
 

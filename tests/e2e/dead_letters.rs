@@ -121,6 +121,16 @@ fn an_operators_day(setup: Setup, store: &str, mut archive: Archive) {
     assert_eq!(replayed["replayed"], json!([first]), "{replayed}");
     let again = dlq(&daemon, &["replay", "--id", first]).json(0);
     assert_eq!((&again["replayed"], &again["already"]), (&json!([]), &json!([first])));
+    // Several processes at once, and one that is killed on its way: they lock or fence each other.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let after = Duration::from_millis(fastrand::u64(100..1500));
+            daemon.command_that_is_killed(&["dlq", "replay", "--limit", "60"], after);
+        });
+        for _ in 0..2 {
+            scope.spawn(|| daemon.command(&["dlq", "replay", "--limit", "60"]));
+        }
+    });
     daemon.restart();
 
     // Several at once, and a kill in the middle.

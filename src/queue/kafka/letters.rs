@@ -191,7 +191,7 @@ impl DeadLetters for KafkaLetters {
             selected.letters.into_iter().partition(|letter| letter.state == State::Open);
         done.already.extend(closed.into_iter().map(|letter| letter.id));
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        reader.visit(open, deadline, |_, letter, omitted| {
+        let visited = reader.visit(open, deadline, |_, letter, omitted| {
             match door.admit(&letter, omitted, correction) {
                 Ok(record) => {
                     bytes += record.size();
@@ -204,7 +204,8 @@ impl DeadLetters for KafkaLetters {
                 bytes = 0;
             }
             Ok(())
-        })?;
+        });
+        done.truncated |= is_out_of_time(visited, deadline)?;
         replay_batch(&transactions, batch, &mut done, &config)?;
         Ok(done)
     }
@@ -218,20 +219,29 @@ impl DeadLetters for KafkaLetters {
         let mut done = Purge { truncated: selected.truncated, ..Purge::default() };
         let open: Vec<_> = selected.letters.into_iter().filter(|letter| letter.state == State::Open).collect();
         let mut batch = Vec::new();
-        reader.visit(open, deadline, |_, letter, _| {
+        let visited = reader.visit(open, deadline, |_, letter, _| {
             // Its bytes are not needed.
             batch.push(DeadLetter { key: None, value: None, headers: Vec::new(), ..letter });
             if batch.len() >= BATCH_LETTERS {
                 purge_batch(&transactions, std::mem::take(&mut batch), &mut done)?;
             }
             Ok(())
-        })?;
+        });
+        done.truncated |= is_out_of_time(visited, deadline)?;
         purge_batch(&transactions, batch, &mut done)?;
         // What could not be freed now can be with the next purge.
         if let Err(error) = free::free(&config, &reader, deadline) {
             tracing::warn!(%error, "letters are purged, and their space is not given back yet");
         }
         Ok(done)
+    }
+}
+
+/// What was done before the time was up stands, and is told.
+fn is_out_of_time(visited: Result<(), LettersError>, deadline: Instant) -> Result<bool, LettersError> {
+    match visited {
+        Err(LettersError::Unavailable(_)) if Instant::now() >= deadline => Ok(true),
+        visited => visited.map(|()| false),
     }
 }
 

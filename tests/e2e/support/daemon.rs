@@ -165,20 +165,31 @@ impl Daemon {
 
     /// The same, with settings of its own over them.
     pub fn command_with(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Ran {
+        let output = self.prepare(arguments, settings).output().expect("the program runs");
+        let text = |bytes| String::from_utf8(bytes).expect("it prints UTF-8");
+        Ran { status: output.status.code(), out: text(output.stdout), error: text(output.stderr) }
+    }
+
+    /// The same, with `kill -9` after a while.
+    pub fn command_that_is_killed(&self, arguments: &[&str], after: Duration) {
+        let mut child = self.prepare(arguments, &[]).spawn().expect("the program runs");
+        std::thread::sleep(after);
+        // An error says that it was faster.
+        let _ = child.kill();
+        child.wait().expect("it is our child");
+    }
+
+    fn prepare(&self, arguments: &[&str], settings: &[(&str, &str)]) -> std::process::Command {
         let mut command = std::process::Command::new(program());
-        command.args(arguments).current_dir(self.folder.path());
+        command.args(arguments).current_dir(self.folder.path()).stdin(std::process::Stdio::null());
         if self.setup.config.is_some() {
             command.args(["--config", "config.toml"]);
         }
-        for (key, value) in &self.setup.settings {
+        let own = self.setup.settings.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        for (key, value) in own.chain(settings.iter().copied()) {
             command.args(["--set", &format!("{key}={value}")]);
         }
-        for (key, value) in settings {
-            command.args(["--set", &format!("{key}={value}")]);
-        }
-        let output = command.stdin(std::process::Stdio::null()).output().expect("the program runs");
-        let text = |bytes| String::from_utf8(bytes).expect("it prints UTF-8");
-        Ran { status: output.status.code(), out: text(output.stdout), error: text(output.stderr) }
+        command
     }
 
     /// Starts it again in the same place, after it has ended.
