@@ -30,9 +30,11 @@ use crate::{
 };
 
 mod aggregates;
+mod dead_letters;
 mod problem;
 mod status;
 
+pub use dead_letters::Desk;
 use problem::Problem;
 
 /// What Prometheus asks for (OpenMetrics 1.0).
@@ -53,6 +55,7 @@ pub struct AdminState {
     pub metrics: Arc<Metrics>,
     /// Present where this process aggregates.
     pub store: Option<Arc<dyn Store>>,
+    pub dead_letters: Desk,
     pub reloader: Arc<Reloader>,
     /// The actors that run here, by name.
     pub roles: Vec<&'static str>,
@@ -136,6 +139,14 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
         .service(only("/status", "GET, HEAD", get().to(show_status)))
         .service(only("/reload", "POST", web::post().to(reload)))
         .service(only("/v1/aggregates/{name}", "GET, HEAD", get().to(aggregates::query)))
+        .service(
+            web::resource("/v1/dead-letters")
+                .route(get().to(dead_letters::list))
+                .route(web::delete().to(dead_letters::purge))
+                .default_service(web::to(|| method_not_allowed("GET, HEAD, DELETE"))),
+        )
+        .service(only("/v1/dead-letters/replay", "POST", web::post().to(dead_letters::replay)))
+        .service(only("/v1/dead-letters/{id:.+}", "GET, HEAD", get().to(dead_letters::show)))
         .default_service(web::to(not_found));
 }
 

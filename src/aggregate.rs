@@ -11,7 +11,7 @@ mod grouping;
 mod open;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,13 +22,13 @@ use tokio::sync::oneshot;
 use crate::{
     config::{Config, LiveConfig, QueueKind, StoreKind},
     consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Unassign},
-    dlq::DeadLetterWriter,
+    dlq::{DeadLetterWriter, Source},
     event::EventFields,
     health::{ActorName, ActorState, Health, SinkName},
     metrics::Metrics,
-    position::Partition,
+    position::{Offset, Partition},
     queue::{Assignment, Batch, Epoch},
-    store::{Fence, Flushed, Store, StoreError},
+    store::{Fence, Flushed, RefusedEvent, Store, StoreError},
 };
 
 use flush::{Attempt, Failure, Flush, Part, Statements};
@@ -63,6 +63,9 @@ pub struct Aggregator {
     prepared: bool,
     partitions: BTreeMap<Partition, Assigned>,
     flush: Option<Flush>,
+    /// Records that the store refuses for good, and why, until the position is beyond them: they become letters when
+    /// they are read again. A new aggregator hears of them again.
+    refused: BTreeMap<Partition, BTreeMap<Offset, String>>,
     /// The consumer was asked to fetch nothing for a while.
     holding: bool,
     /// Answered when everything is durable.
@@ -111,6 +114,7 @@ impl Aggregator {
             prepared: false,
             partitions: BTreeMap::new(),
             flush: None,
+            refused: BTreeMap::new(),
             holding: false,
             drains: Vec::new(),
         }
@@ -151,20 +155,29 @@ impl Aggregator {
         }
         let store = self.store.clone();
         let at = assignment.first_undone();
-        let identity = assignment.identity.clone();
-        let load = async move { store.fences(partition, at, &identity).await }.into_actor(self);
-        ctx.spawn(load.map(move |fences, actor, ctx| match fences {
-            Ok(fences) => {
+        let (identity, log_end) = (assignment.identity.clone(), assignment.log_end);
+        let letters = self.dead_letters.clone();
+        let (topic, generation) = (self.reader.topic.clone(), self.reader.generation);
+        let source = Source { topic, generation, partition };
+        let load = async move {
+            let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
+            // Where nothing is read again, nothing can be a letter already.
+            let buried = if at < log_end { letters.known(source, at).await } else { Ok(BTreeSet::new()) };
+            let buried = buried.map_err(|why| Failure::DeadLetters(format!("dead letters cannot be read: {why:#}")))?;
+            Ok((fences, buried))
+        };
+        ctx.spawn(load.into_actor(self).map(move |loaded, actor, ctx| match loaded {
+            Ok((fences, buried)) => {
                 actor.works();
-                actor.begin(partition, epoch, fences);
+                actor.begin(partition, epoch, fences, buried);
             }
-            Err(StoreError::Refused(reason)) => {
+            Err(Failure::Store(StoreError::Refused(reason))) => {
                 let action = "give queue.generation a number that was not used before and restart: counting then \
                               starts anew beside the old buckets";
                 actor.halt(partition, epoch, reason, action);
             }
-            Err(error) => {
-                actor.store_failed(&error);
+            Err(failure) => {
+                actor.failed(failure);
                 ctx.run_later(flush::pause(attempts + 1), move |actor, ctx| {
                     actor.load(partition, epoch, attempts + 1, ctx);
                 });
@@ -172,7 +185,7 @@ impl Aggregator {
         }));
     }
 
-    fn begin(&mut self, partition: Partition, epoch: Epoch, fences: Vec<Fence>) {
+    fn begin(&mut self, partition: Partition, epoch: Epoch, fences: Vec<Fence>, buried: BTreeSet<Offset>) {
         let Some(Assigned { epoch: present, state }) = self.partitions.get_mut(&partition) else { return };
         let State::Loading(assignment) = state else { return };
         if *present != epoch {
@@ -181,8 +194,9 @@ impl Aggregator {
         let at = assignment.first_undone();
         let lost = assignment.committed.map_or(0, |committed| at.since(committed));
         let committed = assignment.committed;
+        let refused = self.refused.get(&partition).cloned().unwrap_or_default();
         let fold = PartitionFold::assign(partition, at, self.reader.grouping.aggregates(), fences);
-        *state = State::Open(OpenPartition::new(epoch, fold));
+        *state = State::Open(OpenPartition::new(epoch, fold, buried, refused));
         if lost > 0 {
             tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
                 "the log removed records before they were counted, counting goes on behind them");
@@ -295,10 +309,7 @@ impl Aggregator {
                 self.finish(flush, &flushed, ctx);
             }
             Err(failure) => {
-                match failure {
-                    Failure::Store(error) => self.store_failed(&error),
-                    Failure::DeadLetters(reason) => self.fails(reason),
-                }
+                self.failed(failure);
                 self.metrics.flush_retries.inc();
                 let pause = flush::pause(flush.attempts);
                 self.flush = Some(flush);
@@ -310,15 +321,30 @@ impl Aggregator {
     /// The flush is over: confirms what is durable, has the fenced partitions assigned anew, and goes on with what was
     /// folded in the meantime.
     fn finish(&mut self, flush: Flush, flushed: &Flushed, ctx: &mut Context<Self>) {
+        for RefusedEvent { partition, offset, message } in &flushed.refused {
+            tracing::warn!(topic = self.reader.topic, %partition, %offset, message,
+                "the store refuses a record for good: it becomes a dead letter");
+            self.refused.entry(*partition).or_default().insert(*offset, message.clone());
+        }
         for part in flush.parts {
             self.metrics.events_dead_lettered.inc_by(part.letters);
+            if flushed.refused.iter().any(|refused| refused.partition == part.partition) {
+                // Nothing of this fold's counts was sent: it is folded again, without those records.
+                self.drop_fold(part);
+                continue;
+            }
             if flushed.fenced.contains(&part.partition) {
-                self.fenced(part);
+                tracing::info!(topic = self.reader.topic, partition = %part.partition,
+                    "another writer, or a lost answer, was ahead of a flush: reading the fences again");
+                self.drop_fold(part);
                 continue;
             }
             self.metrics.events_aggregated.inc_by(part.records);
             if let Some(open) = self.open_mut(part.partition, part.epoch) {
                 let position = open.fold.flushed();
+                if let Some(refused) = self.refused.get_mut(&part.partition) {
+                    refused.retain(|offset, _| *offset >= position);
+                }
                 self.replies.confirm(Confirm { partition: part.partition, epoch: part.epoch, position });
             }
         }
@@ -330,10 +356,8 @@ impl Aggregator {
         }
     }
 
-    fn fenced(&mut self, Part { partition, epoch, .. }: Part) {
+    fn drop_fold(&mut self, Part { partition, epoch, .. }: Part) {
         if self.open_mut(partition, epoch).is_some() {
-            tracing::info!(topic = self.reader.topic, %partition,
-                "another writer, or a lost answer, was ahead of a flush: reading the fences again");
             self.partitions.remove(&partition);
             self.replies.reassign(Reassign { partition, epoch });
         }
@@ -356,6 +380,13 @@ impl Aggregator {
     fn works(&self) {
         self.health.dependency(self.dependency, Ok(()));
         self.health.actor(ActorName::Aggregator, ActorState::Running, None);
+    }
+
+    fn failed(&self, failure: Failure) {
+        match failure {
+            Failure::Store(error) => self.store_failed(&error),
+            Failure::DeadLetters(reason) => self.fails(reason),
+        }
     }
 
     fn store_failed(&self, error: &StoreError) {

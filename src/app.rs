@@ -32,12 +32,12 @@ use self::{
     stop::{Stopped, stop},
 };
 use crate::{
-    admin::{self, AdminServer, AdminState},
+    admin::{self, AdminServer, AdminState, Desk},
     aggregate::Aggregator,
     config::{self, Config, LiveConfig, QueueKind, Role, Roles, Sources},
     consume::{Consumer, ConsumerParts, QueueName, Replies},
     data_dir::DataDir,
-    dlq::DeadLetterWriter,
+    dlq::{DeadLetterWriter, DeadLetters},
     health::{ActorName, Closed, Health, SinkName},
     ingest::{self, Ingestor},
     logging::{self, LogLevel},
@@ -45,8 +45,8 @@ use crate::{
     produce::Producer,
     queue::{
         Appender, ByteBudget, SourceEvents, SourceHandle,
-        embedded::{self, EmbeddedLog},
-        kafka::{self, KafkaAppender, KafkaDeadLetters, TopicError},
+        embedded::{self, EmbeddedLetters, EmbeddedLog},
+        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError},
     },
     reload::{FileWatch, Reloaded, Reloader},
     spool::{DiskPressure, Spooler},
@@ -183,7 +183,8 @@ impl Daemon {
         let store = store.filter(|_| self.roles.aggregate() || config.store.kind == config::StoreKind::Mongodb);
         self.health.close(Closed::Starting, "the daemon is starting");
         let addresses = Addresses::of(&ingest_listener, &admin_listener);
-        let admin = admin::serve(admin_listener, self.admin_state(store.clone()))?;
+        let desk = Desk::default();
+        let admin = admin::serve(admin_listener, self.admin_state(store.clone(), desk.clone()))?;
         let mut running = Running::default();
         let spooler = Slot::default();
         running.guarded.push(self.watch(spooler.clone()));
@@ -191,6 +192,7 @@ impl Daemon {
         if config.queue.kind == QueueKind::Embedded {
             running.log = Some(self.open_log()?);
         }
+        desk.open(self.letters(running.log.as_ref()));
         if let Some(listener) = ingest_listener {
             // Answers 503 with the reason until the queue is there.
             self.start_ingest(&mut running, listener);
@@ -209,13 +211,21 @@ impl Daemon {
         Ok(status)
     }
 
-    fn admin_state(&self, store: Option<Arc<dyn Store>>) -> AdminState {
+    fn letters(&self, log: Option<&EmbeddedLog>) -> Arc<dyn DeadLetters> {
+        match log {
+            Some(log) => Arc::new(EmbeddedLetters::new(log.clone(), self.config.clone())),
+            None => Arc::new(KafkaLetters::new(self.config.clone())),
+        }
+    }
+
+    fn admin_state(&self, store: Option<Arc<dyn Store>>, dead_letters: Desk) -> AdminState {
         AdminState {
             config: self.config.clone(),
             config_file: self.sources.files().into_iter().next(),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             store,
+            dead_letters,
             reloader: self.reloader.clone(),
             roles: self.roles.iter().map(Role::as_str).collect(),
             version: env!("CARGO_PKG_VERSION"),

@@ -13,6 +13,7 @@ use crate::config::{Config, ConfigErrors, Setting, Sources};
 
 mod archive;
 mod check;
+mod dlq;
 mod run;
 mod show;
 
@@ -48,6 +49,11 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// List, show, replay and purge dead letters: of the running daemon, or of its queue while none runs
+    Dlq {
+        #[command(subcommand)]
+        command: dlq::Command,
     },
     /// Print the effective configuration as TOML, secrets hidden
     Config {
@@ -100,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Check { options: later, connect, json } => {
             check::check(&options.and_then(later).sources(), connect, json)
         }
+        Command::Dlq { command } => dlq::dlq(options, command),
         Command::Config { options: later, json } => show::show(&options.and_then(later).sources(), json),
         Command::Archive(command) => archive::archive(command, options),
     }
@@ -143,6 +150,7 @@ mod tests {
         let cli = Cli::try_parse_from(["ingestd"].iter().chain(arguments)).unwrap();
         match cli.command {
             None => cli.options,
+            Some(Command::Dlq { .. }) => unreachable!("its options stand behind its own commands"),
             Some(Command::Run { options } | Command::Check { options, .. } | Command::Config { options, .. }) => {
                 cli.options.and_then(options)
             }
@@ -168,7 +176,7 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_not_understood() {
-        for arguments in [["send", "url"], ["dlq", "list"], ["run", "--buffer"], ["--set", "no-value"]] {
+        for arguments in [["send", "url"], ["dlq", "drop"], ["run", "--buffer"], ["--set", "no-value"]] {
             let error = Cli::try_parse_from(["ingestd"].iter().chain(&arguments)).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{arguments:?}");
         }

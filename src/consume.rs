@@ -371,6 +371,10 @@ impl<S: Sink> Handler<FromSource> for Consumer<S> {
                 self.assignments.log_end(partition, end);
                 self.show_lag(partition);
             }
+            SourceEvent::EmptyTail { partition, from, to } => {
+                self.assignments.empty_tail(partition, from, to);
+                self.show_lag(partition);
+            }
             SourceEvent::Unavailable(reason) => {
                 self.health.dependency(self.queue.0, Err(reason.clone()));
                 self.unavailable = Some(reason);

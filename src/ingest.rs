@@ -27,6 +27,7 @@ use actix_web::{
 };
 use anyhow::Context as _;
 
+pub use self::check::admit;
 use self::handler::{Intake, routes};
 use crate::{
     config::{HttpConfig, LiveConfig},

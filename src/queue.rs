@@ -100,6 +100,12 @@ pub enum SourceEvent {
     Batch(Batch),
     /// The log's end as last heard of, for the lag.
     LogEnd(Partition, Offset),
+    /// For the lag, too: up to its end the log holds no records, only what takes offsets beside them.
+    EmptyTail {
+        partition: Partition,
+        from: Offset,
+        to: Offset,
+    },
     /// The queue cannot be reached, with the reason; it goes on trying.
     Unavailable(String),
     /// The queue can be reached (again).

@@ -100,10 +100,22 @@ pub enum StoreError {
     Refused(String),
 }
 
-/// The partitions whose flush found a bucket that another writer had advanced (E11000): their folds must be dropped.
+/// What came of a flush.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Flushed {
+    /// The partitions in which a bucket was found that another writer had advanced (E11000): their folds must be dropped.
     pub fenced: Vec<Partition>,
+    /// Events whose documents are refused for good. No bucket of their partitions was written: these folds must be
+    /// dropped, too, and folded again without those records.
+    pub refused: Vec<RefusedEvent>,
+}
+
+/// A record that the store does not take, whatever is tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedEvent {
+    pub partition: Partition,
+    pub offset: Offset,
+    pub message: String,
 }
 
 /// A store. All calls may be cancelled by dropping them; a flush may then have taken effect or not, which is what the

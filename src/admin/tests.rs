@@ -76,6 +76,7 @@ fn state() -> AdminState {
         health: Health::default(),
         metrics: Arc::default(),
         store: Some(Arc::new(FakeStore::Rows)),
+        dead_letters: Desk::default(),
         roles: vec!["ingestor", "producer"],
         version: "0.1.0",
         commit: "abc",

@@ -63,7 +63,8 @@ impl Grouping {
         let values = event::select(value, &self.fields)?;
         for (index, aggregate) in self.aggregates.iter().enumerate() {
             text.clear();
-            write_group(text, aggregate.group_by.iter().map(|field| values[*field]));
+            let longest = LONGEST_VALUE.min(LONGEST_GROUP / aggregate.group_by.len().max(1));
+            write_group(text, longest, aggregate.group_by.iter().map(|field| values[*field]));
             bucket(index, window_start(time, aggregate.window), text);
         }
         Ok(())
@@ -73,10 +74,13 @@ impl Grouping {
 /// A longer value, in bytes, is replaced by the string `sha256:<hex>` of its text: groups are kept in memory, and a
 /// store may refuse what an event may hold.
 const LONGEST_VALUE: usize = 64 << 10;
+/// A group of more values has shorter ones, so that its bucket, which holds them up to three times, is a document that
+/// MongoDB takes.
+const LONGEST_GROUP: usize = 4 << 20;
 
 /// The group's values as a JSON array. The same string is the same text however it was escaped; a missing field is
 /// null.
-fn write_group<'a>(text: &mut String, values: impl Iterator<Item = Option<&'a RawValue>>) {
+fn write_group<'a>(text: &mut String, longest: usize, values: impl Iterator<Item = Option<&'a RawValue>>) {
     text.push('[');
     for (index, value) in values.enumerate() {
         if index > 0 {
@@ -88,7 +92,7 @@ fn write_group<'a>(text: &mut String, values: impl Iterator<Item = Option<&'a Ra
             .flatten()
             .and_then(|string| serde_json::to_string(&string).ok());
         let value = unescaped.as_deref().unwrap_or(raw);
-        if value.len() <= LONGEST_VALUE {
+        if value.len() <= longest {
             text.push_str(value);
         } else {
             text.push_str(&format!("\"sha256:{:x}\"", Sha256::digest(value)));
@@ -123,6 +127,18 @@ mod tests {
             })
             .unwrap();
         assert_eq!(buckets, [(0, 60_000, r#"[{"x": 1},"a\""]"#.to_owned()), (1, 61_000, r#"[null,"a\""]"#.to_owned())]);
+    }
+
+    #[test]
+    fn a_group_of_however_many_values_is_bounded() {
+        let fields: Vec<String> = (0..1000).map(|n| format!("f{n}")).collect();
+        let event: Vec<_> = fields.iter().map(|field| format!("\"{field}\":\"{}\"", "x".repeat(16_000))).collect();
+        let aggregate = AggregateConfig { name: "a".to_owned(), window: Duration::from_secs(60), group_by: fields };
+        let grouping = Grouping::new(&[aggregate]);
+        let mut size = 0;
+        let event = format!("{{{}}}", event.join(","));
+        grouping.buckets(event.as_bytes(), Timestamp(0), &mut String::new(), |_, _, group| size = group.len()).unwrap();
+        assert!(size <= LONGEST_GROUP, "{size}");
     }
 
     #[test]

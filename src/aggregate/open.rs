@@ -1,14 +1,16 @@
 //! A partition that is being counted: its fold, and what else is to be made durable before its position moves.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{
     flush::{Part, Statements},
     fold::PartitionFold,
     grouping::Grouping,
 };
 use crate::{
-    dlq::DeadLetter,
+    dlq::{DeadLetter, REFUSED_BY_STORE},
     event::{self, Event, EventFields, Invalid},
-    position::{Partition, Timestamp},
+    position::{Offset, Partition, Timestamp},
     queue::{Batch, Epoch, record::Record},
     store::ProcessedEvent,
 };
@@ -30,6 +32,10 @@ pub struct OpenPartition {
     pub fold: PartitionFold,
     /// A seek was asked for and no batch has come from there yet: batches in flight before it are not answered each.
     pub seeking: bool,
+    /// Records that are letters already; the cursor leaves them behind.
+    buried: BTreeSet<Offset>,
+    /// Records that the store refuses for good, and why.
+    refused: BTreeMap<Offset, String>,
     letters: Vec<DeadLetter>,
     events: Vec<ProcessedEvent>,
     /// About what `letters` and `events` take.
@@ -41,8 +47,9 @@ impl OpenPartition {
     /// What a letter or an event costs beside its bytes.
     const RECORD_BYTES: usize = 256;
 
-    pub fn new(epoch: Epoch, fold: PartitionFold) -> Self {
-        Self { epoch, fold, seeking: false, letters: Vec::new(), events: Vec::new(), bytes: 0, records: 0 }
+    pub fn new(epoch: Epoch, fold: PartitionFold, buried: BTreeSet<Offset>, refused: BTreeMap<Offset, String>) -> Self {
+        let (letters, events) = (Vec::new(), Vec::new());
+        Self { epoch, fold, seeking: false, buried, refused, letters, events, bytes: 0, records: 0 }
     }
 
     /// About the memory that is held until the next flush begins.
@@ -54,8 +61,13 @@ impl OpenPartition {
     pub fn take(&mut self, batch: &Batch, reader: &mut Reader) {
         let cursor = self.fold.cursor();
         for record in batch.records.iter().filter(|record| record.offset >= cursor) {
-            if let Err(invalid) = self.take_record(batch.partition, record, reader) {
-                self.bury(batch.partition, record, invalid, reader);
+            if self.buried.remove(&record.offset) {
+                continue;
+            }
+            if let Some(why) = self.refused.remove(&record.offset) {
+                self.bury(batch.partition, record, REFUSED_BY_STORE, why, reader);
+            } else if let Err(invalid) = self.take_record(batch.partition, record, reader) {
+                self.bury(batch.partition, record, invalid.code.as_str(), invalid.message, reader);
             }
         }
         self.fold.advance(batch.to);
@@ -94,7 +106,7 @@ impl OpenPartition {
         });
     }
 
-    fn bury(&mut self, partition: Partition, record: Record<'_>, invalid: Invalid, reader: &Reader) {
+    fn bury(&mut self, partition: Partition, record: Record<'_>, reason: &str, message: String, reader: &Reader) {
         let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
         let headers: Vec<_> = record.headers.iter().map(|(name, value)| (name.to_owned(), owned(value))).collect();
         self.bytes += Self::RECORD_BYTES + record.value.map_or(0, <[u8]>::len);
@@ -104,8 +116,8 @@ impl OpenPartition {
             partition,
             offset: record.offset,
             received: record.received,
-            reason: invalid.code.as_str().to_owned(),
-            message: invalid.message,
+            reason: reason.to_owned(),
+            message,
             time: Timestamp::now(),
             key: owned(record.key),
             value: owned(record.value),

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     dlq::DeadLetter,
-    position::{Offset, Timestamp, TopicIdentity},
+    position::{Timestamp, TopicIdentity},
     queue::{ByteBudget, record::RecordBuffer},
     store::{BucketDelta, BucketKey, ProcessedEvent, Query, Rows},
 };
@@ -27,6 +27,8 @@ struct MemoryStore {
     away: AtomicBool,
     /// The next flush takes effect, and its answer is lost.
     lose_answer: AtomicBool,
+    /// The event at this offset is refused for good.
+    refuses: Option<Offset>,
 }
 
 impl MemoryStore {
@@ -59,9 +61,14 @@ impl Store for MemoryStore {
     fn flush<'a>(
         &'a self,
         deltas: &'a [BucketDelta],
-        _: &'a [ProcessedEvent],
+        events: &'a [ProcessedEvent],
     ) -> BoxFuture<'a, Result<Flushed, StoreError>> {
         let mut fenced = Vec::new();
+        if let Some(event) = events.iter().find(|event| Some(event.offset) == self.refuses) {
+            let (partition, offset) = (event.partition, event.offset);
+            let refused = vec![RefusedEvent { partition, offset, message: "too large".to_owned() }];
+            return async { Ok(Flushed { fenced, refused }) }.boxed();
+        }
         if !self.away.load(Ordering::Acquire) {
             let mut buckets = self.buckets.lock().unwrap();
             for delta in deltas {
@@ -78,7 +85,11 @@ impl Store for MemoryStore {
             }
         }
         let lost = self.away.load(Ordering::Acquire) || self.lose_answer.swap(false, Ordering::AcqRel);
-        let outcome = if lost { Err(StoreError::Unavailable("away".to_owned())) } else { Ok(Flushed { fenced }) };
+        let outcome = if lost {
+            Err(StoreError::Unavailable("away".to_owned()))
+        } else {
+            Ok(Flushed { fenced, refused: Vec::new() })
+        };
         async { outcome }.boxed()
     }
 
@@ -94,6 +105,12 @@ impl DeadLetterWriter for MemoryLetters {
     fn write(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<()>> {
         self.0.lock().unwrap().extend(letters);
         async { Ok(()) }.boxed()
+    }
+
+    fn known(&self, _: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
+        let letters = self.0.lock().unwrap();
+        let known = letters.iter().map(|letter| letter.offset).filter(|offset| *offset >= from).collect();
+        async { Ok(known) }.boxed()
     }
 }
 
@@ -140,12 +157,16 @@ struct Fixture {
 
 impl Fixture {
     async fn start(configure: impl FnOnce(&mut Config)) -> Self {
+        Self::start_with(MemoryStore::default(), configure).await
+    }
+
+    async fn start_with(store: MemoryStore, configure: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.aggregate[0].group_by = vec!["type".to_owned()];
         // Flushes are asked for by draining, or by size.
         config.aggregator.flush_interval = Duration::from_secs(3600);
         configure(&mut config);
-        let (store, letters) = (Arc::new(MemoryStore::default()), Arc::new(MemoryLetters::default()));
+        let (store, letters) = (Arc::new(store), Arc::new(MemoryLetters::default()));
         let (sender, replies) = mpsc::unbounded_channel();
         let config = Arc::new(ArcSwap::from_pointee(config));
         let (replies_to, health, metrics) = (Arc::new(Listener(sender)), Health::default(), Arc::default());
@@ -206,6 +227,44 @@ async fn a_position_is_confirmed_when_counts_and_dead_letters_are_durable() {
     let letters = f.letters.0.lock().unwrap();
     assert_eq!((letters.len(), letters[0].offset, &*letters[0].reason), (1, Offset(6), "invalid_json"));
     assert_eq!(letters[0].value.as_deref(), Some(b"no event".as_slice()));
+}
+
+#[actix_rt::test]
+async fn a_record_that_is_a_letter_already_is_not_counted_when_it_is_read_again_as_a_valid_event() {
+    let mut f = Fixture::start(|_| {}).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.send(epoch, 0, &[A, "no event"]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Confirm(Offset(2))]).await;
+    // Its position was not committed, and the configuration has changed.
+    let epoch = f.assign(Some(1), 0, true);
+    f.expect([Reply::Begin(Offset(1))]).await;
+    f.send(epoch, 1, &[B, B]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Confirm(Offset(3))]).await;
+    assert_eq!(f.store.counts(), counts(&[("a", 1), ("b", 1)]));
+    assert_eq!(f.letters.0.lock().unwrap().len(), 1);
+}
+
+#[actix_rt::test]
+async fn a_record_that_the_store_refuses_for_good_becomes_a_letter_and_the_rest_is_counted_once() {
+    let store = MemoryStore { refuses: Some(Offset(1)), ..MemoryStore::default() };
+    let mut f = Fixture::start_with(store, |config| config.store.events = true).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.send(epoch, 0, &[A, B, A]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Reassign]).await;
+    assert_eq!(f.store.counts(), []);
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.send(epoch, 0, &[A, B, A]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Confirm(Offset(3))]).await;
+    assert_eq!(f.store.counts(), counts(&[("a", 2)]));
+    let letters = f.letters.0.lock().unwrap();
+    assert_eq!((letters.len(), &*letters[0].reason, &*letters[0].message), (1, "refused_by_store", "too large"));
 }
 
 #[actix_rt::test]

@@ -113,6 +113,13 @@ impl Assignments {
         }
     }
 
+    /// The log holds no records from `from` up to its end `to`: they are no lag.
+    pub fn empty_tail(&mut self, partition: Partition, from: Offset, to: Offset) {
+        if let Some(held) = self.0.get_mut(&partition).filter(|held| held.log_end == to) {
+            held.log_end = from;
+        }
+    }
+
     /// Records between the durable position and the log's end.
     pub fn lag(&self, partition: Partition) -> Option<u64> {
         self.0.get(&partition).map(Held::lag)

@@ -11,8 +11,8 @@ use super::{
     split::{Events, Format, split},
 };
 use crate::{
-    config::HttpConfig,
-    event::{Code, EventFields, Invalid, parse},
+    config::{ByteSize, HttpConfig},
+    event::{Code, Event, EventFields, Invalid, parse},
     position::Timestamp,
     produce::{Key, NewRecord, Span},
 };
@@ -70,14 +70,8 @@ pub fn check(
 ) -> Result<Checked, Problem> {
     let mut ids = Ids::new(received);
     let mut checked = Checked::default();
-    let max_event = http.max_event.as_usize();
     let mut accept = |index: usize, event: &[u8]| -> Result<(), Invalid> {
-        if event.len() > max_event {
-            let message =
-                format!("{} bytes are more than an event may have: {} (http.max_event)", event.len(), http.max_event);
-            return Err(Invalid::new(Code::TooLarge, message));
-        }
-        let head = parse(event, fields)?;
+        let head = admit(event, http.max_event, fields)?;
         let (id, assigned_id) = match head.id {
             Some(Cow::Borrowed(id)) => (EventId::InBody(span(body, id.as_bytes())), None),
             Some(Cow::Owned(id)) => (EventId::Unescaped(id), None),
@@ -114,6 +108,18 @@ pub fn check(
     checked.errors = errors;
     share.grow(checked.unescaped.len() + checked.errors_size() + longest_answer(&checked))?;
     Ok(checked)
+}
+
+/// Checks one event, and reads what is read of it.
+///
+/// # Errors
+/// Why it is not accepted.
+pub fn admit<'e>(event: &'e [u8], max_event: ByteSize, fields: &EventFields) -> Result<Event<'e>, Invalid> {
+    if event.len() > max_event.as_usize() {
+        let message = format!("{} bytes are more than an event may have: {max_event} (http.max_event)", event.len());
+        return Err(Invalid::new(Code::TooLarge, message));
+    }
+    parse(event, fields)
 }
 
 impl Checked {
@@ -161,7 +167,7 @@ mod tests {
     use prometheus_client::metrics::gauge::Gauge;
 
     use super::*;
-    use crate::config::{ByteSize, EventConfig};
+    use crate::config::EventConfig;
 
     fn checked(body: &str) -> Checked {
         let fields = EventFields::from(&EventConfig::default());

@@ -1,6 +1,6 @@
 //! The embedded log: one partition in an SQLite database, for running alone.
 //!
-//! **Format** (`log.db`, `user_version` 1). A row of `chunks` holds consecutive records of one group commit, encoded as
+//! **Format** (`log.db`, `user_version` 2). A row of `chunks` holds consecutive records of one group commit, encoded as
 //! [`record`](super::record) says, each with its own checksum: `base` (offset of the first), `count`, `received` (the
 //! latest of its records) and `records`. `cursors` holds each sink's position, `dead_letters` the dead letters, `meta`
 //! the log's identity and the end of what was trimmed.
@@ -15,11 +15,13 @@
 //! **Group commit.** One thread writes. While it fsyncs, requests queue up; it takes all of them for its next commit, so
 //! the group grows with the load and an idle log commits at once.
 
+mod letters;
 mod reader;
 mod schema;
 mod writer;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
@@ -36,7 +38,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     config::LiveConfig,
-    dlq::{DeadLetter, DeadLetterWriter},
+    dlq::{DeadLetter, DeadLetterWriter, Source, door::Admitted},
     health::{ActorName, Health, SinkName},
     metrics::Metrics,
     position::{Offset, TopicIdentity},
@@ -47,6 +49,8 @@ use crate::{
 
 /// Requests that wait for the writer. A group commit takes them all; the producer's mailbox waits behind this.
 const WRITER_QUEUE: usize = 4096;
+
+pub use letters::EmbeddedLetters;
 
 /// The name of this dependency in readiness: whether events can be written. A process that ingests is unready without.
 pub const DEPENDENCY: &str = "embedded_log";
@@ -62,10 +66,19 @@ enum Write {
     /// once more.
     LastCursor(SinkName, Option<Offset>, Sender<()>),
     DeadLetters(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>),
+    /// What an operator does with letters; answered for each, when durable, with whether it was open.
+    Letters(LetterChange, ChangeReply),
     /// Answered when everything sent before it is durable or refused.
     Flush(Sender<()>),
     /// The last one; answered with whether the sinks' last positions are durable.
     Stop(Sender<Result<(), String>>),
+}
+
+type ChangeReply = Sender<Result<Vec<bool>, String>>;
+
+enum LetterChange {
+    Replay(Vec<Admitted>),
+    Purge(Vec<String>),
 }
 
 /// An open embedded log. Dropping it does not stop its thread: [`EmbeddedLog::close`] does.
@@ -185,6 +198,13 @@ impl DeadLetterWriter for EmbeddedLog {
             sent.map_err(|_| anyhow::anyhow!("the embedded log's queue is full or its thread has ended"))?;
             written.await.context("the embedded log's thread has ended")?
         })
+    }
+
+    fn known(&self, source: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
+        let path = self.path.clone();
+        // SQLite blocks.
+        let known = tokio::task::spawn_blocking(move || letters::known(&schema::open_reader(&path)?, &source, from));
+        Box::pin(async move { known.await.context("the letters could not be read")? })
     }
 }
 

@@ -5,9 +5,9 @@
 //! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not.
 //! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, with its `origin`, `survey`
 //!   asks the brokers where the group and the log stand, `vigil` whether the topic is still the same, `partitions` holds
-//!   what is delivered, `delivery` cuts it into batches, `share` knows
-//!   whether that is the whole topic, `standing` what is wrong.
-//! - [`dead_letters`] keeps what cannot be parsed.
+//!   what is delivered, `delivery` cuts it into batches, `share` knows whether that is the whole topic, `tail` ends that
+//!   hold no records, `standing` what is wrong.
+//! - [`dead_letters`] keeps what cannot be parsed; [`letters`] is what operators do with it.
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
 
@@ -21,6 +21,7 @@ mod delivery;
 mod group;
 mod headers;
 pub mod identity;
+pub mod letters;
 mod link;
 mod logging;
 mod origin;
@@ -30,9 +31,11 @@ mod share;
 pub mod source;
 mod standing;
 mod survey;
+mod tail;
 pub mod topic;
 mod vigil;
 
 pub use appender::KafkaAppender;
 pub use dead_letters::KafkaDeadLetters;
+pub use letters::KafkaLetters;
 pub use topic::{TopicError, TopicReady, check, prepare};

@@ -35,8 +35,8 @@ use tokio::{runtime::Handle, sync::OnceCell, task::AbortHandle};
 use crate::{
     position::{Offset, Partition, TopicIdentity},
     store::{
-        BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions, ceil_millis,
-        definition_changed, topic_recreated,
+        BucketDelta, Fence, Flushed, ProcessedEvent, Query, RefusedEvent, Rows, Store, StoreError, StoreOptions,
+        ceil_millis, definition_changed, topic_recreated,
     },
 };
 
@@ -283,7 +283,7 @@ impl MongoStore {
         }
         fenced.sort_unstable();
         fenced.dedup();
-        Ok(Flushed { fenced })
+        Ok(Flushed { fenced, refused: Vec::new() })
     }
 
     async fn read_rows(self, database: Database, query: Query) -> Result<Rows, Failure> {
@@ -338,8 +338,10 @@ impl Store for MongoStore {
     ) -> BoxFuture<'a, Result<Flushed, StoreError>> {
         let (deltas, events) = (deltas.to_vec(), events.to_vec());
         Box::pin(self.call(move |store, database| async move {
-            events::write(&store, &database, &events).await?;
-            store.write_buckets(database, deltas).await
+            let refused = events::write(&store, &database, &events).await?;
+            let is_refused = |partition| refused.iter().any(|event: &RefusedEvent| event.partition == partition);
+            let deltas = deltas.into_iter().filter(|delta| !is_refused(delta.partition)).collect();
+            Ok(Flushed { refused, ..store.write_buckets(database, deltas).await? })
         }))
     }
 

@@ -7,6 +7,7 @@
 mod alone;
 mod archive_tools;
 mod bad_dependencies;
+mod dead_letters;
 mod hostile;
 mod kafka_topic;
 mod on_services;

@@ -129,7 +129,7 @@ impl Reader {
                 }
                 return Some(batch);
             }
-            SourceEvent::LogEnd(..) | SourceEvent::Available => {}
+            SourceEvent::LogEnd(..) | SourceEvent::EmptyTail { .. } | SourceEvent::Available => {}
             SourceEvent::Unavailable(reason) => eprintln!("unavailable: {reason}"),
             SourceEvent::Fenced(reason) | SourceEvent::Failed(reason) => panic!("{reason}"),
         }

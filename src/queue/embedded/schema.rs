@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use crate::position::{Offset, TopicIdentity};
 
 /// Raised when the tables change; an older file is upgraded, a newer one refused.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// Records are read and written in chunks of up to a mebibyte: large pages keep the overflow chains short.
 const PAGE_SIZE: u32 = 16 * 1024;
@@ -34,9 +34,24 @@ const TABLES: &str = "
         time INTEGER NOT NULL,
         key BLOB,
         value BLOB,
-        headers TEXT NOT NULL
+        headers TEXT NOT NULL,
+        state TEXT NOT NULL DEFAULT 'open'
     ) WITHOUT ROWID;
+    CREATE INDEX dead_letters_by_time ON dead_letters (time, id);
+    CREATE INDEX dead_letters_by_record ON dead_letters (topic, generation, partition, offset);
     INSERT INTO meta VALUES ('trimmed', 0);
+";
+
+/// From version 1: letters have a state, and a header is an object, which holds bytes that are no text as base64.
+const FROM_1: &str = "
+    ALTER TABLE dead_letters ADD COLUMN state TEXT NOT NULL DEFAULT 'open';
+    CREATE INDEX dead_letters_by_time ON dead_letters (time, id);
+    CREATE INDEX dead_letters_by_record ON dead_letters (topic, generation, partition, offset);
+    UPDATE dead_letters SET headers = (
+        SELECT coalesce(json_group_array(
+            json_object('name', json_extract(header.value, '$[0]'), 'value', json_extract(header.value, '$[1]'))
+        ), '[]') FROM json_each(headers) AS header
+    );
 ";
 
 pub(super) fn open_writer(path: &Path) -> anyhow::Result<Connection> {
@@ -63,6 +78,11 @@ pub(super) fn open_writer(path: &Path) -> anyhow::Result<Connection> {
         transaction.execute_batch(TABLES)?;
         let identity = uuid::Uuid::now_v7().to_string();
         transaction.execute("INSERT INTO meta VALUES ('identity', ?1)", [identity])?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.commit()?;
+    } else if version < VERSION {
+        let transaction = database.transaction()?;
+        transaction.execute_batch(FROM_1)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
         transaction.commit()?;
     }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     config::Config,
+    dlq::{DeadLetters, Filter},
     position::{Partition, Timestamp},
     produce::{Delivery, NewRecord, Span, Ticket},
     queue::{Batch, Epoch, SourceCommand, SourceEvent},
@@ -279,5 +280,104 @@ fn a_damaged_record_is_reported_and_not_delivered() {
     });
     assert!(reason.contains("log.db is damaged between offsets 0 and 3"), "{reason}");
     reader.close(0);
+    log.close().unwrap();
+}
+
+/// `log.db` as version 1 had it.
+const VERSION_1: &str = "
+    CREATE TABLE chunks (base INTEGER PRIMARY KEY, count INTEGER NOT NULL, received INTEGER NOT NULL, records BLOB NOT NULL);
+    CREATE TABLE cursors (sink TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE dead_letters (
+        id TEXT PRIMARY KEY, topic TEXT NOT NULL, generation INTEGER NOT NULL, partition INTEGER NOT NULL,
+        offset INTEGER NOT NULL, received INTEGER NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL,
+        time INTEGER NOT NULL, key BLOB, value BLOB, headers TEXT NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO meta VALUES ('trimmed', 7), ('identity', 'x');
+    INSERT INTO dead_letters VALUES
+        ('events/0/3', 'events', 0, 0, 3, 1, 'invalid_json', 'm', 2, NULL, x'78', '[[\"id\",\"u\"],[\"none\",null]]'),
+        ('events/0/4', 'events', 0, 0, 4, 1, 'invalid_json', 'm', 2, NULL, x'ff', '[]');
+    PRAGMA user_version = 1;
+";
+
+fn letter(offset: u64, value: &[u8], headers: &[(&str, Option<&[u8]>)]) -> DeadLetter {
+    DeadLetter {
+        topic: "events".to_owned(),
+        generation: 0,
+        partition: Partition(0),
+        offset: Offset(offset),
+        received: Timestamp(1),
+        reason: "missing_type".to_owned(),
+        message: "m".to_owned(),
+        time: Timestamp(3),
+        key: Some(b"\xfe".to_vec()),
+        value: Some(value.to_vec()),
+        headers: headers.iter().map(|(name, value)| ((*name).to_owned(), value.map(<[u8]>::to_vec))).collect(),
+    }
+}
+
+fn write(log: &EmbeddedLog, letter: DeadLetter) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(DeadLetterWriter::write(log, vec![letter])).unwrap();
+}
+
+fn letters_of(log: &EmbeddedLog) -> EmbeddedLetters {
+    EmbeddedLetters::new(log.clone(), Arc::new(ArcSwap::from_pointee(Config::default())))
+}
+
+#[test]
+fn letters_of_the_version_before_are_kept_with_their_headers() {
+    let folder = tempfile::tempdir().unwrap();
+    rusqlite::Connection::open(folder.path().join("log.db")).unwrap().execute_batch(VERSION_1).unwrap();
+    for _ in 0..2 {
+        let log = open(folder.path());
+        let letters = letters_of(&log);
+        let shown = serde_json::to_value(letters.show("events/0/3").unwrap()).unwrap();
+        let headers = serde_json::json!([{ "name": "id", "value": "u" }, { "name": "none", "value": null }]);
+        assert_eq!((&shown["headers"], &shown["value"], &shown["state"]), (&headers, &"x".into(), &"open".into()));
+        let shown = serde_json::to_value(letters.show("events/0/4").unwrap()).unwrap();
+        assert_eq!((&shown["headers"], &shown["value_base64"]), (&serde_json::json!([]), &"/w==".into()));
+        log.close().unwrap();
+    }
+}
+
+#[test]
+fn a_letters_bytes_come_back_as_they_were_also_in_its_replay() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    let bytes = b"\xff\x00\x80".as_slice();
+    write(&log, letter(9, br#"{"type":"a"}"#, &[("bin", Some(bytes)), ("null", None)]));
+    let letters = letters_of(&log);
+    let shown = letters.show("events/0/9").unwrap();
+    assert_eq!(shown.key_base64.as_deref(), Some("/g=="));
+    assert_eq!(shown.headers[0].clone().into_bytes().unwrap(), ("bin".to_owned(), Some(bytes.to_vec())));
+    let replayed = letters.replay(&Filter::default(), None).unwrap();
+    assert_eq!(replayed.replayed, ["events/0/9"]);
+    let reader = Reader::start(&log);
+    reader.begin(0);
+    let batch = reader.batch();
+    let record = batch.records.iter().next().unwrap();
+    let headers: Vec<_> = record.headers.iter().collect();
+    assert_eq!(headers[..2], [("bin", Some(bytes)), ("null", None)]);
+    assert_eq!(headers.last(), Some(&("ingestd-replayed", Some(b"events/0/9".as_slice()))));
+    reader.close(1);
+    log.close().unwrap();
+}
+
+#[test]
+fn a_purged_letter_that_is_written_again_stays_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    let letters = letters_of(&log);
+    write(&log, letter(9, b"x", &[]));
+    // The aggregates' cursor is not beyond it: after a crash its record is read again.
+    let everything = Filter { to: Some(Timestamp(i64::MAX)), ..Filter::default() };
+    assert_eq!(letters.purge(&everything).unwrap().purged, ["events/0/9"]);
+    write(&log, letter(9, b"x", &[]));
+    assert_eq!(letters.list(&Filter::default()).unwrap().dead_letters, []);
+    let source = Source { topic: "events".to_owned(), generation: 0, partition: Partition(0) };
+    let known = letters::known(&schema::open_reader(&log.path).unwrap(), &source, Offset(9)).unwrap();
+    assert_eq!(known.len(), 1, "its record is not counted either");
+    assert_eq!(letters.show("events/0/9").unwrap().value, None);
     log.close().unwrap();
 }

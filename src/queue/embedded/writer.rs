@@ -10,10 +10,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::{Connection, Transaction, params};
 use tokio::sync::oneshot;
 
-use super::{DEPENDENCY, LogEnd, Write, schema};
+use super::{ChangeReply, DEPENDENCY, LetterChange, LogEnd, Write, letters, schema};
 use crate::{
     config::LiveConfig,
-    dlq::DeadLetter,
+    dlq::{DeadLetter, State, door::Admitted},
     health::{Health, SinkName},
     metrics::Metrics,
     position::{Offset, Timestamp},
@@ -68,6 +68,7 @@ struct Group {
     publishes: Vec<Publish>,
     letters: Vec<(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)>,
     written: Vec<Sender<()>>,
+    changes: Vec<(LetterChange, ChangeReply)>,
     bytes: usize,
     stop: Option<Sender<Result<(), String>>>,
 }
@@ -132,6 +133,10 @@ impl Writer {
                 next = writes.try_recv().ok();
             }
             self.commit(&mut group);
+            for (change, reply) in std::mem::take(&mut group.changes) {
+                // Whoever asked may have given up; what was done stands.
+                let _ = reply.send(self.change_letters(&change));
+            }
             if self.housekeeping_at <= Instant::now() || group.stop.is_some() || !group.written.is_empty() {
                 // Without changed cursors nothing becomes trimmable but by age, which can wait.
                 let pause = if self.keep_house() { HOUSEKEEPING } else { 10 * HOUSEKEEPING };
@@ -168,6 +173,7 @@ impl Writer {
                 group.written.push(done);
             }
             Write::DeadLetters(letters, reply) => group.letters.push((letters, reply)),
+            Write::Letters(change, reply) => group.changes.push((change, reply)),
             Write::Flush(done) => group.written.push(done),
             Write::Stop(done) => group.stop = Some(done),
         }
@@ -253,14 +259,7 @@ impl Writer {
         letters: &[(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)],
     ) -> Result<(Offset, u64), NotWritten> {
         let transaction = self.database.transaction()?;
-        let mut chunks = Chunks {
-            transaction: &transaction,
-            base: self.next,
-            next: self.next,
-            latest: Timestamp(0),
-            open: RecordBuffer::default(),
-            bytes: 0,
-        };
+        let mut chunks = Chunks::new(&transaction, self.next);
         for publish in publishes {
             for record in &publish.events {
                 let mut id_text = uuid::Uuid::encode_buffer();
@@ -272,11 +271,60 @@ impl Writer {
         chunks.close()?;
         let (next, bytes) = (chunks.next, chunks.bytes);
         for letter in letters.iter().flat_map(|(letters, _)| letters) {
-            insert_letter(&transaction, letter)?;
+            letters::insert(&transaction, letter)?;
         }
         // A commit that fails may stand in the file nevertheless; all before it is undone.
         transaction.commit().map_err(|error| NotWritten { error, unknown: true })?;
         Ok((next, bytes))
+    }
+
+    /// One transaction; says of each letter whether it was open.
+    fn change_letters(&mut self, change: &LetterChange) -> Result<Vec<bool>, String> {
+        let changed = match change {
+            LetterChange::Replay(records) => {
+                let quota = self.config.load().queue.embedded.quota.0;
+                if self.stored >= quota {
+                    return Err(
+                        "the embedded log has reached queue.embedded.quota; the sinks have to catch up".to_owned()
+                    );
+                }
+                self.replay(records)
+            }
+            LetterChange::Purge(ids) => self.purge(ids),
+        };
+        changed.map_err(|error| format!("the embedded log cannot be written: {error}"))
+    }
+
+    /// Appends the records of the letters that are open, and closes these.
+    fn replay(&mut self, records: &[Admitted]) -> rusqlite::Result<Vec<bool>> {
+        let transaction = self.database.transaction()?;
+        let mut chunks = Chunks::new(&transaction, self.next);
+        let mut replayed = Vec::with_capacity(records.len());
+        for record in records {
+            let open = letters::close(&transaction, &record.id, State::Replayed)?;
+            if open {
+                let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
+                chunks.push(record.received, record.key.as_deref(), &record.value, headers)?;
+            }
+            replayed.push(open);
+        }
+        chunks.close()?;
+        let (next, bytes) = (chunks.next, chunks.bytes);
+        transaction.commit()?;
+        (self.next, self.stored) = (next, self.stored + bytes);
+        self.end.set(next);
+        self.metrics.events_produced.inc_by(replayed.iter().filter(|open| **open).count() as u64);
+        Ok(replayed)
+    }
+
+    fn purge(&mut self, ids: &[String]) -> rusqlite::Result<Vec<bool>> {
+        let transaction = self.database.transaction()?;
+        let counted = schema::cursor(&transaction, SinkName::Aggregate.as_str())?.unwrap_or_default();
+        let purged = ids.iter().map(|id| letters::purge(&transaction, id, counted)).collect::<rusqlite::Result<_>>()?;
+        transaction.commit()?;
+        // Their pages go back to the disk.
+        self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
+        Ok(purged)
     }
 
     fn give_back_pages(&mut self) {
@@ -377,15 +425,19 @@ struct Chunks<'t> {
     bytes: u64,
 }
 
-impl Chunks<'_> {
-    fn push(
+impl<'t> Chunks<'t> {
+    fn new(transaction: &'t Transaction<'t>, next: Offset) -> Self {
+        Self { transaction, base: next, next, latest: Timestamp(0), open: RecordBuffer::default(), bytes: 0 }
+    }
+
+    fn push<'h>(
         &mut self,
         received: Timestamp,
         key: Option<&[u8]>,
         value: &[u8],
-        header: Option<(&str, Option<&[u8]>)>,
+        headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>), IntoIter: Clone>,
     ) -> rusqlite::Result<()> {
-        self.open.push(self.next, received, key, Some(value), header);
+        self.open.push(self.next, received, key, Some(value), headers);
         self.latest = self.latest.max(received);
         self.next = self.next.next();
         if self.open.len() >= CHUNK_RECORDS || self.open.size() >= CHUNK_BYTES {
@@ -409,36 +461,4 @@ impl Chunks<'_> {
         self.open.clear();
         Ok(())
     }
-}
-
-fn insert_letter(transaction: &Transaction<'_>, letter: &DeadLetter) -> rusqlite::Result<()> {
-    let headers: Vec<(&str, Option<String>)> = letter
-        .headers
-        .iter()
-        .map(|(name, value)| {
-            let text = value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned());
-            (name.as_str(), text)
-        })
-        .collect();
-    let headers =
-        serde_json::to_string(&headers).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    transaction
-        .prepare_cached(
-            "INSERT OR IGNORE INTO dead_letters VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-        )?
-        .execute(params![
-            letter.id(),
-            letter.topic,
-            letter.generation,
-            letter.partition.0,
-            letter.offset.as_i64(),
-            letter.received.0,
-            letter.reason,
-            letter.message,
-            letter.time.0,
-            letter.key,
-            letter.value,
-            headers
-        ])?;
-    Ok(())
 }

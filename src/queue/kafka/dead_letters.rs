@@ -1,5 +1,6 @@
 //! Dead letters go to the topic `<topic>.dlq`, by an idempotent producer of their own: their key is the letter's id,
-//! so a letter written twice is one letter to readers, who keep the first of each key.
+//! so a letter written twice is one letter to readers, who keep the first of each key. What became of a letter later is
+//! a mark of the same key (`letters`).
 //!
 //! Value and headers are the record's own; what is known of the failure stands in further headers:
 //! `ingestd-reason`, `ingestd-message`, `ingestd-topic`, `ingestd-partition`, `ingestd-offset`, `ingestd-generation`,
@@ -9,6 +10,7 @@
 //! header `ingestd-value-omitted` tells the value's size in bytes. The archive has the record whole.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -25,20 +27,44 @@ use rdkafka::{
     message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord, Producer},
 };
+use tokio::sync::Semaphore;
 
 use crate::{
     config::Config,
-    dlq::{DeadLetter, DeadLetterWriter},
-    queue::kafka::{logging, settings},
+    dlq::{DeadLetter, DeadLetterWriter, Source},
+    position::Offset,
+    queue::kafka::{letters, logging, settings},
 };
+
+/// The headers that hold what is known of a failure. They stand behind the record's own, the reason first.
+pub(super) mod fact {
+    pub const REASON: &str = "ingestd-reason";
+    pub const MESSAGE: &str = "ingestd-message";
+    pub const TOPIC: &str = "ingestd-topic";
+    pub const PARTITION: &str = "ingestd-partition";
+    pub const OFFSET: &str = "ingestd-offset";
+    pub const GENERATION: &str = "ingestd-generation";
+    pub const RECEIVED: &str = "ingestd-received";
+    pub const TIME: &str = "ingestd-time";
+    pub const KEY: &str = "ingestd-key";
+    pub const VALUE_OMITTED: &str = "ingestd-value-omitted";
+    /// In a mark: what became of the letter.
+    pub const MARK: &str = "ingestd-mark";
+}
 
 /// For all letters of one call, above the producer's `message.timeout.ms`, so that its answer comes first.
 const DEADLINE: Duration = Duration::from_secs(15);
+
+/// How many clients read letters at once while partitions are assigned.
+const READERS: usize = 4;
 
 type Letters = FutureProducer<Quiet>;
 
 /// Writes letters to Kafka. Its producer is made with the first letter: most daemons never see one.
 pub struct KafkaDeadLetters {
+    config: Arc<Config>,
+    /// Each partition that is assigned is asked for, by a client of its own.
+    readers: Arc<Semaphore>,
     settings: ClientConfig,
     topic: Arc<str>,
     producer: Mutex<Option<Letters>>,
@@ -47,6 +73,8 @@ pub struct KafkaDeadLetters {
 impl KafkaDeadLetters {
     pub fn new(config: &Config) -> Self {
         Self {
+            config: Arc::new(config.clone()),
+            readers: Arc::new(Semaphore::new(READERS)),
             settings: settings::dead_letter_producer(config),
             topic: settings::dead_letter_topic(config).into(),
             producer: Mutex::new(None),
@@ -90,13 +118,24 @@ impl DeadLetterWriter for KafkaDeadLetters {
         }
         .boxed()
     }
+
+    fn known(&self, source: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
+        let (config, turns) = (self.config.clone(), self.readers.clone());
+        async move {
+            let _turn = turns.acquire_owned().await?;
+            // It polls.
+            let known = tokio::task::spawn_blocking(move || letters::known(&config, &source, from));
+            Ok(known.await??)
+        }
+        .boxed()
+    }
 }
 
 async fn send(producer: &Letters, topic: &str, letter: &DeadLetter) -> anyhow::Result<()> {
     let sent = match send_as_it_is(producer, topic, letter, headers(letter)).await {
         Err(KafkaError::MessageProduction(Code::MessageSizeTooLarge)) => {
             let (size, facts) = without_value(letter);
-            let headers = headers(&facts).insert(Header { key: "ingestd-value-omitted", value: Some(&size) });
+            let headers = headers(&facts).insert(Header { key: fact::VALUE_OMITTED, value: Some(&size) });
             send_as_it_is(producer, topic, &facts, headers).await
         }
         sent => sent,
@@ -130,20 +169,20 @@ fn headers(letter: &DeadLetter) -> OwnedHeaders {
         headers = headers.insert(Header { key, value: value.as_deref() });
     }
     let facts = [
-        ("ingestd-reason", letter.reason.clone()),
-        ("ingestd-message", letter.message.clone()),
-        ("ingestd-topic", letter.topic.clone()),
-        ("ingestd-partition", letter.partition.to_string()),
-        ("ingestd-offset", letter.offset.to_string()),
-        ("ingestd-generation", letter.generation.to_string()),
-        ("ingestd-received", letter.received.0.to_string()),
-        ("ingestd-time", letter.time.0.to_string()),
+        (fact::REASON, letter.reason.clone()),
+        (fact::MESSAGE, letter.message.clone()),
+        (fact::TOPIC, letter.topic.clone()),
+        (fact::PARTITION, letter.partition.to_string()),
+        (fact::OFFSET, letter.offset.to_string()),
+        (fact::GENERATION, letter.generation.to_string()),
+        (fact::RECEIVED, letter.received.0.to_string()),
+        (fact::TIME, letter.time.0.to_string()),
     ];
     for (key, value) in &facts {
         headers = headers.insert(Header { key, value: Some(value) });
     }
     match &letter.key {
-        Some(key) => headers.insert(Header { key: "ingestd-key", value: Some(key) }),
+        Some(key) => headers.insert(Header { key: fact::KEY, value: Some(key) }),
         None => headers,
     }
 }

@@ -199,6 +199,18 @@ impl Partitions {
         if *cut < asked { self.unproven.pop_front().map(|(_, batch)| batch) } else { None }
     }
 
+    /// Where a partition is delivered and nothing waits here: all records below are handed on.
+    pub fn delivered(&self, partition: Partition) -> Option<Offset> {
+        match self.held.get(&partition) {
+            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running })
+                if delivery.since().is_none() =>
+            {
+                Some(delivery.next())
+            }
+            _ => None,
+        }
+    }
+
     /// After an out-of-range error, which does not say for which partition: the delivered ones whose position is
     /// outside the log. **Every** partition is assigned anew before it is fetched again, whatever it waits for and
     /// whether its range is known: one that librdkafka stopped looks like one that has nothing to fetch, and takes no

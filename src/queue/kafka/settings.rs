@@ -112,6 +112,53 @@ pub fn dead_letter_producer(config: &Config) -> ClientConfig {
     settings
 }
 
+/// For replays and purges, one at a time: whoever takes the transactional id fences the one who had it.
+pub fn dead_letter_transactions(config: &Config) -> ClientConfig {
+    let mut settings = dead_letter_producer(config);
+    let id = dead_letter_group(config);
+    let promises = [
+        ("acks", "all"),
+        ("enable.idempotence", "true"),
+        ("transactional.id", id.as_str()),
+        // An operation that died holds the readers up for so long at most.
+        ("transaction.timeout.ms", "30000"),
+        // Which librdkafka wants to be below it.
+        ("message.timeout.ms", "10000"),
+    ];
+    finish(&mut settings, config, &promises);
+    settings
+}
+
+/// For reading the dead letters, and for looking at the end of a log. It joins no group and commits nothing.
+pub fn dead_letter_reader(config: &Config) -> ClientConfig {
+    let mut settings = base();
+    let limit = dead_letter_limit(config);
+    settings
+        .set("queued.max.messages.kbytes", (limit.div_ceil(1024) + 4 * 1024).to_string())
+        .set("fetch.queue.backoff.ms", "10")
+        .set("fetch.message.max.bytes", (1024 * 1024).to_string())
+        .set("fetch.wait.max.ms", "100")
+        .set("message.max.bytes", limit.to_string());
+    let group = dead_letter_group(config);
+    let promises = [
+        // librdkafka needs one to assign partitions.
+        ("group.id", group.as_str()),
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        // Retention may take the front away while it is read.
+        ("auto.offset.reset", "earliest"),
+        ("isolation.level", "read_committed"),
+        ("enable.partition.eof", "true"),
+    ];
+    finish(&mut settings, config, &promises);
+    settings
+}
+
+/// The transactional id of what is done with dead letters, and the name under which they are read.
+fn dead_letter_group(config: &Config) -> String {
+    format!("{}-dlq", config.queue.kafka.group)
+}
+
 /// For the consumer of one sink, a static member of its group (KIP-345).
 pub fn consumer(config: &Config, sink: SinkName, instance_id: &str) -> ClientConfig {
     let mut settings = base();

@@ -48,6 +48,7 @@ use crate::{
             share::Share,
             standing::Standing,
             survey::{Finding, LogRange, Survey, Surveyed},
+            tail::Tails,
             vigil::{Sighting, Vigil},
         },
     },
@@ -114,6 +115,7 @@ pub fn spawn(
         parked: false,
         standing: Standing::default(),
         compare: None,
+        tails: Tails::new(&now),
     };
     let thread = std::thread::Builder::new()
         .name(format!("kafka-{}", sink.as_str()))
@@ -149,6 +151,7 @@ struct Source {
     parked: bool,
     standing: Standing,
     compare: Option<Compare>,
+    tails: Tails,
 }
 
 /// A comparison of all positions with the log, after an out-of-range error.
@@ -362,7 +365,13 @@ impl Source {
                 self.share.counted(partition_count, self.partitions.len(), Instant::now());
                 self.compare_share();
                 for (partition, log) in ranges.iter().filter(|(partition, _)| self.partitions.holds(*partition)) {
-                    (self.events)(SourceEvent::LogEnd(*partition, log.end));
+                    let delivered = self.partitions.delivered(*partition);
+                    (self.events)(match delivered {
+                        Some(from) if self.tails.is_empty(*partition, delivered, log.end) => {
+                            SourceEvent::EmptyTail { partition: *partition, from, to: log.end }
+                        }
+                        _ => SourceEvent::LogEnd(*partition, log.end),
+                    });
                 }
                 self.compare_positions(&ranges);
             }
@@ -480,7 +489,7 @@ impl Source {
     /// Commits, leaves and ends, each within a bound; the error says that the last commit failed. A static member leaves without a word: started again within
     /// `session.timeout.ms` it has its partitions back at once.
     fn close(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
-        let Self { consumer, survey, vigil, committer, sink, partitions, .. } = self;
+        let Self { consumer, survey, vigil, committer, sink, partitions, tails, .. } = self;
         drop(partitions);
         let group = consumer.context();
         group.confirm(positions);
@@ -505,6 +514,7 @@ impl Source {
             let _ = committer.join();
             let _ = survey.stop().join();
             let _ = vigil.stop().join();
+            tails.finish();
             drop(consumer);
             drop(done);
         };

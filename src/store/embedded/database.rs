@@ -220,7 +220,7 @@ impl Database {
         }
         insert_events(&transaction, &self.options, events)?;
         transaction.commit()?;
-        Ok(Flushed { fenced })
+        Ok(Flushed { fenced, refused: Vec::new() })
     }
 
     /// Removes some of the events that were received too long before `now`. Says whether there may be more.

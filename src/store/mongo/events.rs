@@ -16,7 +16,7 @@ use mongodb::{
 };
 
 use super::{Buckets, Failure, MongoStore, WriteReply, code, primary};
-use crate::store::{ProcessedEvent, StoreOptions};
+use crate::store::{ProcessedEvent, RefusedEvent, StoreOptions};
 
 use document::Form;
 
@@ -24,8 +24,10 @@ const COLLECTION: &str = "events";
 const TTL_INDEX: &str = "received";
 /// Documents in one command; the server takes 100,000.
 const DOCUMENTS: usize = 1000;
-/// Bytes of one command's documents; the server takes 48,000,000 for a message.
+/// Bytes of one command's documents, but for one that is larger alone; a command is a document itself.
 const BYTES: usize = 8 << 20;
+/// The largest document that the server takes.
+const LARGEST: usize = 16 << 20;
 
 /// Creates the indexes; `ttl` may have changed since they were created.
 pub async fn prepare(store: &MongoStore, database: &Database, ttl: Duration) -> Result<(), Failure> {
@@ -52,54 +54,74 @@ fn is_other_ttl(error: &mongodb::error::Error) -> bool {
 }
 
 /// Inserts what is not there yet. A document that the server does not take for its form is written in a plainer one, so
-/// that one event never stops all others.
-pub async fn write(store: &MongoStore, database: &Database, events: &[ProcessedEvent]) -> Result<(), Failure> {
-    let mut refused: Vec<&ProcessedEvent> = events.iter().collect();
+/// that one event never stops all others; gives back those that it takes in none.
+pub async fn write(
+    store: &MongoStore,
+    database: &Database,
+    events: &[ProcessedEvent],
+) -> Result<Vec<RefusedEvent>, Failure> {
+    let mut rest: Vec<&ProcessedEvent> = events.iter().collect();
+    let mut reasons = Vec::new();
     for form in [Form::Document, Form::Raw, Form::Omitted] {
-        refused = insert(store, database, &refused, form).await?;
-        if refused.is_empty() {
-            return Ok(());
+        (rest, reasons) = insert(store, database, &rest, form).await?.into_iter().unzip();
+        if rest.is_empty() {
+            return Ok(Vec::new());
         }
     }
-    Err(Failure::unavailable("events are refused in every form; see the server's log"))
+    let refused = rest.into_iter().zip(reasons);
+    Ok(refused
+        .map(|(event, why)| RefusedEvent {
+            partition: event.partition,
+            offset: event.offset,
+            message: format!("MongoDB does not take it as a document of the collection {COLLECTION}: {why}"),
+        })
+        .collect())
 }
 
-/// Gives back those that the server refused.
+/// Gives back those that cannot be taken in this form, and why.
 async fn insert<'e>(
     store: &MongoStore,
     database: &Database,
     events: &[&'e ProcessedEvent],
     form: Form,
-) -> Result<Vec<&'e ProcessedEvent>, Failure> {
+) -> Result<Vec<(&'e ProcessedEvent, String)>, Failure> {
     let mut refused = Vec::new();
-    let mut rest = events;
-    while !rest.is_empty() {
-        let (mut documents, mut bytes, mut count) = (RawArrayBuf::new(), 0, 0);
-        for event in rest.iter().take(DOCUMENTS) {
+    let mut next = 0;
+    while next < events.len() {
+        let (mut documents, mut bytes, mut part) = (RawArrayBuf::new(), 0, Vec::new());
+        while next < events.len() && part.len() < DOCUMENTS {
+            let event = events[next];
             let document = document::of(event, id(&store.options, event), form);
             let size = document.as_bytes().len();
-            if count > 0 && bytes + size > BYTES {
+            if !part.is_empty() && bytes + size > BYTES {
                 break;
             }
+            next += 1;
+            if size > LARGEST {
+                // Within a command it would be the command that is refused, with all that it holds.
+                refused.push((event, format!("{size} bytes are more than a document may have ({LARGEST})")));
+                continue;
+            }
             documents.push(document);
-            (bytes, count) = (bytes + size, count + 1);
+            part.push(event);
+            bytes += size;
         }
-        let (part, after) = rest.split_at(count);
-        rest = after;
+        if part.is_empty() {
+            continue;
+        }
         let concern = RawDocumentBuf::try_from(&store.write_concern()).map_err(mongodb::error::Error::from)?;
         let command =
             rawdoc! { "insert": COLLECTION, "ordered": false, "documents": documents, "writeConcern": concern };
         let reply = database.run_raw_command(command).selection_criteria(primary()).await?;
         let reply = WriteReply::read(&reply);
-        for error in &reply.errors {
+        for error in reply.errors.iter().filter(|error| error.code != code::DUPLICATE_KEY) {
             match part.get(error.index) {
-                Some(_) if error.code == code::DUPLICATE_KEY => {}
-                Some(event) => {
+                Some(event) if code::is_of_the_document(error.code) => {
                     tracing::debug!(partition = %event.partition, offset = %event.offset, error.message,
                         "processed event refused in this form");
-                    refused.push(*event);
+                    refused.push((*event, error.message.clone()));
                 }
-                None => return Err(Failure::unavailable(&error.message)),
+                _ => return Err(Failure::unavailable(&error.message)),
             }
         }
         reply.concern_ok()?;

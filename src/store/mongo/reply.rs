@@ -10,6 +10,18 @@ pub mod code {
     pub const UNAUTHORIZED: i32 = 13;
     pub const INDEX_OPTIONS_CONFLICT: i32 = 85;
     pub const DUPLICATE_KEY: i32 = 11000;
+
+    /// BadValue, FailedToParse, TypeMismatch, Overflow (nested too deeply), InvalidBSON, DollarPrefixedFieldName,
+    /// EmptyFieldName, DottedFieldName, DocumentValidationFailure, CannotIndexParallelArrays, BSONObjectTooLarge, what
+    /// geospatial and text indexes do not take, and keys and documents that are too large.
+    const OF_THE_DOCUMENT: [i32; 18] =
+        [2, 9, 14, 15, 22, 52, 56, 57, 121, 171, 10334, 13026, 16755, 17260, 17261, 17280, 17419, 17420];
+
+    /// Whether the statement's own document is at fault, so that trying again is in vain. All else may pass: a full
+    /// disk, an election, a missing right.
+    pub fn is_of_the_document(code: i32) -> bool {
+        OF_THE_DOCUMENT.contains(&code)
+    }
 }
 
 /// Why one statement took no effect.

@@ -125,6 +125,24 @@ fn launch(setup: &Setup, folder: &Path) -> Process {
     Process::start(arguments, folder, &log)
 }
 
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// `None` after a signal.
+    pub status: Option<i32>,
+    pub out: String,
+    pub error: String,
+}
+
+impl Ran {
+    /// What it printed, after it ended with this status.
+    #[track_caller]
+    pub fn json(&self, status: i32) -> Value {
+        assert_eq!(self.status, Some(status), "{self:?}");
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+}
+
 pub struct Daemon {
     setup: Setup,
     data: PathBuf,
@@ -136,6 +154,45 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// A setting of its next start.
+    pub fn set(&mut self, key: &str, value: impl ToString) {
+        self.setup.settings.insert(key.to_owned(), value.to_string());
+    }
+
+    /// Runs a command of the program beside it, with the same settings.
+    pub fn command(&self, arguments: &[&str]) -> Ran {
+        self.command_with(arguments, &[])
+    }
+
+    /// The same, with settings of its own over them.
+    pub fn command_with(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Ran {
+        let output = self.prepare(arguments, settings).output().expect("the program runs");
+        let text = |bytes| String::from_utf8(bytes).expect("it prints UTF-8");
+        Ran { status: output.status.code(), out: text(output.stdout), error: text(output.stderr) }
+    }
+
+    /// The same, with `kill -9` after a while.
+    pub fn command_that_is_killed(&self, arguments: &[&str], after: Duration) {
+        let mut child = self.prepare(arguments, &[]).spawn().expect("the program runs");
+        std::thread::sleep(after);
+        // An error says that it was faster.
+        let _ = child.kill();
+        child.wait().expect("it is our child");
+    }
+
+    fn prepare(&self, arguments: &[&str], settings: &[(&str, &str)]) -> std::process::Command {
+        let mut command = std::process::Command::new(program());
+        command.args(arguments).current_dir(self.folder.path()).stdin(std::process::Stdio::null());
+        if self.setup.config.is_some() {
+            command.args(["--config", "config.toml"]);
+        }
+        let own = self.setup.settings.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        for (key, value) in own.chain(settings.iter().copied()) {
+            command.args(["--set", &format!("{key}={value}")]);
+        }
+        command
+    }
+
     /// Starts it again in the same place, after it has ended.
     pub fn restart(&mut self) {
         assert!(self.process.exit().is_some(), "it still runs");
@@ -176,6 +233,18 @@ impl Daemon {
 
     pub fn post(&self, content_type: Option<&str>, body: &[u8]) -> Reply {
         self.client.post(&self.events_url(), content_type, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
+    }
+
+    /// At the admin endpoint, without a body.
+    pub fn ask(&self, method: &str, path: &str) -> Reply {
+        let url = self.admin_url(path);
+        let reply = match method {
+            "GET" => self.client.get(&url),
+            "POST" => self.client.post(&url, None, b""),
+            "DELETE" => self.client.delete(&url),
+            other => panic!("no {other} here"),
+        };
+        reply.unwrap_or_else(|error| panic!("{method} {path}: {error:?}"))
     }
 
     pub fn reload(&self) -> Reply {

@@ -70,6 +70,10 @@ impl Client {
         reply(request.send(body))
     }
 
+    pub fn delete(&self, url: &str) -> Result<Reply, NoReply> {
+        reply(self.0.delete(url).call())
+    }
+
     pub fn put(&self, url: &str) -> Result<Reply, NoReply> {
         reply(self.0.put(url).send(&[][..]))
     }

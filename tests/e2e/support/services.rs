@@ -287,6 +287,15 @@ impl Services {
         });
     }
 
+    /// Start and end of each partition's log.
+    pub fn log_ranges(&self, topic: &str) -> Vec<(i64, i64)> {
+        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
+        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("metadata");
+        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        let range = |partition: i32| consumer.fetch_watermarks(topic, partition, PATIENCE).expect("watermarks");
+        partitions.map(|partition| range(partition.id())).collect()
+    }
+
     /// All records of a topic, from the first to the last that there is now.
     pub fn read_topic(&self, topic: &str) -> Vec<TopicRecord> {
         let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");

@@ -1,0 +1,357 @@
+//! `ingestd dlq`: the dead letters of the running daemon, or, while none listens, of its queue.
+
+use std::{io::Read, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+
+use arc_swap::ArcSwap;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::{CONFIGURATION, FAILURE, Options, load, print};
+use crate::{
+    config::{Config, LiveConfig, QueueKind},
+    data_dir::DataDir,
+    dlq::{
+        DeadLetters, Filter, FullLetter, HeaderText, LettersError, Listed, Purge, Replay, client::AdminClient, moment,
+    },
+    health::Health,
+    position::{Partition, Timestamp},
+    queue::{
+        embedded::{EmbeddedLetters, EmbeddedLog},
+        kafka::KafkaLetters,
+    },
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List letters, the oldest first
+    List {
+        #[command(flatten)]
+        shared: Shared,
+    },
+    /// Show letters with their bytes, headers and reasons
+    Show {
+        #[command(flatten)]
+        shared: Shared,
+    },
+    /// Send letters through the door again; each one once, however often this is run
+    Replay {
+        #[command(flatten)]
+        shared: Shared,
+        /// Replay these bytes in the place of the one letter's value ("-" reads them from stdin)
+        #[arg(long, value_name = "FILE", requires = "ids")]
+        value: Option<PathBuf>,
+    },
+    /// Remove letters for good
+    Purge {
+        #[command(flatten)]
+        shared: Shared,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Shared {
+    #[command(flatten)]
+    options: Options,
+    /// The daemon's admin endpoint; without it admin.listen of the configuration, or the queue where nobody listens
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Found at or after it: an RFC 3339 time, or so long ago (2h)
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    from: Option<Timestamp>,
+    /// Found before it
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    to: Option<Timestamp>,
+    /// With this reason, such as invalid_json
+    #[arg(long, value_name = "CODE")]
+    reason: Option<String>,
+    /// Of records of this partition
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(0..))]
+    partition: Option<i32>,
+    /// This letter (topic/partition/offset); may be repeated
+    #[arg(long = "id", value_name = "ID")]
+    ids: Vec<String>,
+    /// At most so many
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: Option<u32>,
+    /// Those that were replayed or purged, too
+    #[arg(long)]
+    all: bool,
+}
+
+impl Shared {
+    fn filter(&self) -> Filter {
+        Filter {
+            from: self.from,
+            to: self.to,
+            reason: self.reason.clone(),
+            partition: self.partition.map(Partition),
+            ids: self.ids.clone(),
+            all: self.all,
+            limit: self.limit.map(|limit| limit as usize),
+        }
+    }
+}
+
+/// The letters and what has to be closed after them.
+struct Opened {
+    letters: Box<dyn DeadLetters>,
+    local: Option<(EmbeddedLog, DataDir)>,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some((log, _lock)) = &self.local {
+            // Each operation has said for itself whether it is durable; no sink was read here.
+            let _ = log.close();
+        }
+    }
+}
+
+pub(super) fn dlq(options: Options, command: Command) -> ExitCode {
+    let (Command::List { shared }
+    | Command::Show { shared }
+    | Command::Replay { shared, .. }
+    | Command::Purge { shared }) = &command;
+    let given = Options {
+        config: shared.options.config.clone(),
+        roles: shared.options.roles.clone(),
+        settings: shared.options.settings.clone(),
+    };
+    let config = match load(&options.and_then(given).sources()) {
+        Ok(config) => config,
+        Err((_, exit)) => return exit,
+    };
+    let filter = shared.filter();
+    if matches!(command, Command::Purge { .. }) && filter.selects_everything() {
+        eprintln!(
+            "ingestd dlq purge: say which: --id, --reason, --partition, --from or --to (--to 0s is all until now)"
+        );
+        return ExitCode::from(2);
+    }
+    match open(config, shared.admin.as_deref()) {
+        Ok(opened) => work(&*opened.letters, &command, &filter, shared.json).unwrap_or_else(|error| failed(&error)),
+        Err(Refusal { exit, why }) => {
+            eprintln!("ingestd dlq: {why}");
+            ExitCode::from(exit)
+        }
+    }
+}
+
+fn failed(error: &LettersError) -> ExitCode {
+    eprintln!("ingestd dlq: {error}");
+    ExitCode::from(FAILURE)
+}
+
+struct Refusal {
+    exit: u8,
+    why: String,
+}
+
+/// The daemon where one listens, else what it would work on.
+fn open(config: Config, admin: Option<&str>) -> Result<Opened, Refusal> {
+    let refuse = |why: String| Refusal { exit: FAILURE, why };
+    let asked = |client: AdminClient| Opened { letters: Box::new(client), local: None };
+    if let Some(url) = admin {
+        let client = AdminClient::new(url).map_err(|why| Refusal { exit: 2, why: format!("--admin: {why}") })?;
+        return Ok(asked(client));
+    }
+    if let Some(url) = url_of(&config.admin.listen) {
+        let client = AdminClient::new(&url)
+            .map_err(|why| Refusal { exit: CONFIGURATION, why: format!("admin.listen: {why}: give --admin URL") })?;
+        if client.is_listened_to() {
+            return Ok(asked(client));
+        }
+    }
+    let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
+    let at_start = config.load_full();
+    if at_start.queue.kind == QueueKind::Kafka {
+        return Ok(Opened { letters: Box::new(KafkaLetters::new(config)), local: None });
+    }
+    let dir = &at_start.data.dir;
+    if !dir.join("log.db").is_file() {
+        return Err(refuse(format!(
+            "nobody listens at {}, and there is no embedded log in {}: see --admin, --config and data.dir",
+            at_start.admin.listen,
+            dir.display()
+        )));
+    }
+    let in_use = |error| refuse(format!("nobody listens at {}; {error:#}; see --admin", at_start.admin.listen));
+    let lock = DataDir::open(dir).map_err(in_use)?;
+    let (escalations, _) = mpsc::unbounded_channel();
+    // Without sinks nothing is trimmed.
+    let log = EmbeddedLog::open(dir, Vec::new(), config.clone(), Health::default(), Arc::default(), escalations);
+    let log = log.map_err(|error| refuse(format!("{error:#}")))?;
+    Ok(Opened { letters: Box::new(EmbeddedLetters::new(log.clone(), config)), local: Some((log, lock)) })
+}
+
+/// Where to reach what listens on `listen`; `None` for a port that is chosen at the start.
+fn url_of(listen: &str) -> Option<String> {
+    let Ok(mut address) = listen.parse::<SocketAddr>() else { return Some(format!("http://{listen}")) };
+    if address.port() == 0 {
+        return None;
+    }
+    if address.ip().is_unspecified() {
+        let loopback = if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
+        address.set_ip(loopback);
+    }
+    Some(format!("http://{address}"))
+}
+
+fn work(letters: &dyn DeadLetters, command: &Command, filter: &Filter, json: bool) -> Result<ExitCode, LettersError> {
+    match command {
+        Command::List { .. } => Ok(show(json, &letters.list(filter)?, list_text)),
+        Command::Show { .. } => {
+            let ids = match filter.ids.as_slice() {
+                [] => letters.list(filter)?.dead_letters.into_iter().map(|letter| letter.id).collect(),
+                ids => ids.to_vec(),
+            };
+            let full = ids.iter().map(|id| letters.show(id)).collect::<Result<Vec<_>, _>>()?;
+            Ok(match full.as_slice() {
+                // One that was named is an object, which is easy to take apart.
+                [one] if !filter.ids.is_empty() => show(json, one, full_text),
+                full => show(json, full, |full| full.iter().map(full_text).collect::<Vec<_>>().join("\n")),
+            })
+        }
+        Command::Replay { value, .. } => {
+            let correction = value.as_ref().map(read_value).transpose()?;
+            let done = letters.replay(filter, correction.as_deref())?;
+            let printed = show(json, &done, replay_text);
+            Ok(if done.refused.is_empty() { printed } else { ExitCode::from(FAILURE) })
+        }
+        Command::Purge { .. } => Ok(show(json, &letters.purge(filter)?, purge_text)),
+    }
+}
+
+fn read_value(path: &PathBuf) -> Result<Vec<u8>, LettersError> {
+    let read = if path.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes)
+    } else {
+        std::fs::read(path)
+    };
+    let bytes =
+        read.map_err(|error| LettersError::Invalid(format!("--value {} cannot be read: {error}", path.display())))?;
+    // An editor ends a file with a line's end.
+    let end = bytes.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r')).map_or(0, |last| last + 1);
+    if end == 0 {
+        return Err(LettersError::Invalid(format!("--value {}: it is empty", path.display())));
+    }
+    Ok(bytes[..end].to_vec())
+}
+
+fn show<T: Serialize + ?Sized>(json: bool, result: &T, text: impl Fn(&T) -> String) -> ExitCode {
+    if !json {
+        return print(&text(result));
+    }
+    match serde_json::to_string(result) {
+        Ok(json) => print(&json),
+        Err(error) => {
+            eprintln!("ingestd dlq: the result cannot be written as JSON: {error}");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+fn list_text(listed: &Listed) -> String {
+    let mut lines: Vec<_> = listed
+        .dead_letters
+        .iter()
+        .map(|letter| {
+            let state = if letter.state == crate::dlq::State::Open { "" } else { letter.state.as_str() };
+            let state = if state.is_empty() { String::new() } else { format!(" ({state})") };
+            let (time, size) = (letter.time.to_rfc3339(), letter.size);
+            format!("{time}  {}{state}  {} bytes  {}: {}", letter.id, size, letter.reason, one_line(&letter.message))
+        })
+        .collect();
+    if lines.is_empty() {
+        lines.push("no dead letters".to_owned());
+    }
+    if listed.truncated {
+        lines.push("there are more: raise --limit, or narrow with --from, --to, --reason, --partition".to_owned());
+    }
+    lines.join("\n")
+}
+
+/// Messages quote what came from outside: nothing of it drives the terminal.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn full_text(letter: &FullLetter) -> String {
+    let FullLetter { summary, key, key_base64, value, value_base64, headers } = letter;
+    let mut lines = vec![
+        format!("id        {}", summary.id),
+        format!("state     {}", summary.state.as_str()),
+        format!("reason    {}", summary.reason),
+        format!("message   {}", one_line(&summary.message)),
+        format!("found     {}", summary.time.to_rfc3339()),
+        format!("received  {}", summary.received.to_rfc3339()),
+    ];
+    let key = key.as_deref().map(one_line).or(key_base64.as_ref().map(|key| format!("(base64) {key}")));
+    lines.extend(key.map(|key| format!("key       {key}")));
+    lines.extend(headers.iter().map(|header| match header {
+        HeaderText::Text { name, value: Some(value) } => {
+            format!("header    {}: {}", one_line(name), one_line(value))
+        }
+        HeaderText::Text { name, value: None } => format!("header    {} (null)", one_line(name)),
+        HeaderText::Base64 { name, base64 } => format!("header    {}: (base64) {base64}", one_line(name)),
+    }));
+    let visible = |value: &String| value.replace(|c: char| c.is_control() && c != '\n' && c != '\t', "\u{fffd}");
+    let value = match (value, value_base64) {
+        (Some(value), _) => visible(value),
+        (None, Some(base64)) => format!("(base64) {base64}"),
+        (None, None) if summary.value_omitted => {
+            "(was too large to be kept here: the archive has it; replay it with --value FILE)".to_owned()
+        }
+        (None, None) => "(null)".to_owned(),
+    };
+    lines.extend([format!("value     {} bytes", summary.size), value, String::new()]);
+    lines.join("\n")
+}
+
+fn replay_text(done: &Replay) -> String {
+    let mut lines: Vec<_> = done
+        .refused
+        .iter()
+        .map(|refused| format!("not replayed: {}  {}: {}", refused.id, refused.reason, one_line(&refused.message)))
+        .collect();
+    let (replayed, already, refused) = (done.replayed.len(), done.already.len(), done.refused.len());
+    lines.push(format!("{replayed} replayed, {already} were closed before, {refused} are still no valid events"));
+    if done.truncated {
+        lines
+            .push("there are more: run it again, with --from or --reason where refused ones are in the way".to_owned());
+    }
+    lines.join("\n")
+}
+
+fn purge_text(done: &Purge) -> String {
+    let more = if done.truncated { "; there are more: run it again" } else { "" };
+    format!("{} purged{more}", done.purged.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listening_address_is_asked_where_it_can_be_reached() {
+        for (listen, url) in [
+            ("127.0.0.1:9600", Some("http://127.0.0.1:9600")),
+            ("0.0.0.0:9600", Some("http://127.0.0.1:9600")),
+            ("[::]:9600", Some("http://[::1]:9600")),
+            ("admin.local:9600", Some("http://admin.local:9600")),
+            ("127.0.0.1:0", None),
+        ] {
+            assert_eq!(url_of(listen).as_deref(), url, "{listen}");
+        }
+    }
+
+    #[test]
+    fn what_came_from_outside_does_not_drive_the_terminal() {
+        assert_eq!(one_line("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+    }
+}

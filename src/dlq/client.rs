@@ -1,0 +1,112 @@
+//! The letters of a running daemon, asked over its admin endpoint.
+
+use std::{io, time::Duration};
+
+use serde::de::DeserializeOwned;
+use ureq::{Agent, Body, Error, http::Response};
+
+use super::{DeadLetters, Filter, FullLetter, LettersError, Listed, PATIENCE, Purge, Replay};
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// The daemon's own patience, its turn before that, and its last transaction after it.
+const ANSWER: Duration = PATIENCE.saturating_add(Duration::from_secs(60));
+/// A letter's value is at most a record, written as JSON.
+const LARGEST_ANSWER: u64 = 1 << 30;
+
+/// A daemon's admin endpoint.
+pub struct AdminClient {
+    url: String,
+    agent: Agent,
+}
+
+impl AdminClient {
+    /// `url` is `http://HOST:PORT`.
+    ///
+    /// # Errors
+    /// One sentence on what it must be.
+    pub fn new(url: &str) -> Result<Self, String> {
+        let parsed = url::Url::parse(url).ok().filter(|url| url.scheme() == "http" && url.has_host());
+        if parsed.is_none() {
+            return Err(format!("{url:?} is no URL of an admin endpoint, such as http://127.0.0.1:9600"));
+        }
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .timeout_connect(Some(CONNECT))
+            .timeout_global(Some(ANSWER))
+            .build();
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), agent: config.into() })
+    }
+
+    /// Whether anybody listens there. One who does not answer in time is one who listens.
+    pub fn is_listened_to(&self) -> bool {
+        !matches!(self.agent.get(format!("{}/health/live", self.url)).call(), Err(error) if is_refused(&error))
+    }
+
+    fn url(&self, path: &str, filter: &Filter) -> String {
+        format!("{}/v1/dead-letters{path}?{}", self.url, filter.to_query())
+    }
+
+    fn read<T: DeserializeOwned>(&self, answer: Result<Response<Body>, Error>) -> Result<T, LettersError> {
+        let unavailable = |why: String| LettersError::Unavailable(format!("the daemon at {}: {why}", self.url));
+        let mut answer = answer.map_err(|error| {
+            unavailable(if is_refused(&error) {
+                "nobody listens there: is it running, and is that its admin.listen?".to_owned()
+            } else {
+                format!("no answer ({error})")
+            })
+        })?;
+        let status = answer.status().as_u16();
+        let body = answer.body_mut().with_config().limit(LARGEST_ANSWER).read_to_vec();
+        let body = body.map_err(|error| unavailable(format!("its answer broke off ({error})")))?;
+        if status == 200 {
+            return serde_json::from_slice(&body)
+                .map_err(|error| unavailable(format!("its answer cannot be read ({error}): is it another release?")));
+        }
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        let detail = problem["detail"].as_str().map_or_else(|| format!("it answers {status}"), str::to_owned);
+        Err(match status {
+            404 => LettersError::NotFound(detail),
+            400..500 => LettersError::Invalid(detail),
+            _ => unavailable(detail),
+        })
+    }
+}
+
+fn is_refused(error: &Error) -> bool {
+    match error {
+        Error::ConnectionFailed => true,
+        Error::Io(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+        _ => false,
+    }
+}
+
+impl DeadLetters for AdminClient {
+    fn list(&self, filter: &Filter) -> Result<Listed, LettersError> {
+        self.read(self.agent.get(self.url("", filter)).call())
+    }
+
+    fn show(&self, id: &str) -> Result<FullLetter, LettersError> {
+        let url = format!("{}/v1/dead-letters/{}", self.url, path(id));
+        self.read(self.agent.get(url).call())
+    }
+
+    fn replay(&self, filter: &Filter, correction: Option<&[u8]>) -> Result<Replay, LettersError> {
+        let request = self.agent.post(self.url("/replay", filter));
+        self.read(match correction {
+            Some(value) => request.header("content-type", "application/octet-stream").send(value),
+            None => request.send_empty(),
+        })
+    }
+
+    fn purge(&self, filter: &Filter) -> Result<Purge, LettersError> {
+        self.read(self.agent.delete(self.url("", filter)).call())
+    }
+}
+
+/// An id as a part of a path: what it may hold is safe there, but people type anything.
+fn path(id: &str) -> String {
+    let mut url = url::Url::parse("http://x").expect("it is a constant");
+    url.set_path(id);
+    url.path().trim_start_matches('/').to_owned()
+}
