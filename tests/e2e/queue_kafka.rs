@@ -11,14 +11,14 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, unbounded};
 use ingestd::{
     config::Config,
-    dlq::{DeadLetter, DeadLetterWriter},
+    dlq::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, Source},
     health::{Health, SinkName},
     metrics::Metrics,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     produce::{Delivery, Key, NewRecord, Publish, Span, Ticket},
     queue::{
         Appender, Assignment, Batch, ByteBudget, Epoch, SourceCommand, SourceEvent, SourceHandle,
-        kafka::{self, KafkaAppender, KafkaDeadLetters, TopicError},
+        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError},
     },
 };
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
@@ -404,6 +404,82 @@ fn a_dead_letter_keeps_the_record_and_says_why() {
     assert_eq!(omitted.payload(), None);
     let size = omitted.headers().unwrap().iter().find(|header| header.key == "ingestd-value-omitted").unwrap();
     assert_eq!(size.value, Some(b"16777216".as_slice()));
+}
+
+#[test]
+fn a_letter_on_kafka_is_listed_replayed_and_known_whatever_its_own_headers_say() {
+    let Some((_turn, config)) = config("letters") else { return };
+    kafka::prepare(&config, true).unwrap();
+    let headers = [("ingestd-mark", "purged"), ("ingestd-reason", "mine"), ("id", "abc")];
+    let headers = headers.map(|(name, value)| (name.to_owned(), Some(value.as_bytes().to_vec())));
+    let letter = DeadLetter {
+        topic: config.queue.topic.clone(),
+        generation: 0,
+        partition: Partition(1),
+        offset: Offset(7),
+        received: Timestamp::now(),
+        reason: "missing_type".to_owned(),
+        message: "no type".to_owned(),
+        time: Timestamp::now(),
+        key: Some(b"\xff".to_vec()),
+        value: Some(br#"{"type":"a","client_id":"c"}"#.to_vec()),
+        headers: headers.to_vec(),
+    };
+    let huge = DeadLetter { offset: Offset(8), value: Some(vec![b'x'; 16 << 20]), ..letter.clone() };
+    let writer = KafkaDeadLetters::new(&config);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // Written twice, it is one letter.
+    let all = vec![letter.clone(), huge.clone(), letter.clone()];
+    runtime.block_on(async { writer.write(all).await }).unwrap();
+
+    let letters = KafkaLetters::new(Arc::new(ArcSwap::from_pointee(config.clone())));
+    let listed = letters.list(&Filter::default()).unwrap().dead_letters;
+    let sizes: BTreeMap<_, _> = listed.iter().map(|one| (one.offset, (one.size, one.value_omitted))).collect();
+    assert_eq!(sizes, BTreeMap::from([(Offset(7), (28, false)), (Offset(8), (16 << 20, true))]));
+    let shown = letters.show(&letter.id()).unwrap();
+    assert_eq!((&*shown.summary.reason, shown.key_base64.as_deref()), ("missing_type", Some("/w==")));
+    let own = shown.headers.into_iter().map(|header| header.into_bytes().unwrap());
+    assert!(own.eq(headers), "the record's own headers");
+
+    let done = letters.replay(&Filter::default(), None).unwrap();
+    assert_eq!((&done.replayed, &*done.refused[0].reason), (&vec![letter.id()], "value_omitted"));
+    let corrected = letters.replay(&Filter::by_id(&huge.id()), Some(br#"{"type":"b"}"#)).unwrap();
+    assert_eq!(corrected.replayed, [huge.id()]);
+    // Written again after a crash, it stays what it is.
+    runtime.block_on(async { writer.write(vec![letter.clone()]).await }).unwrap();
+    let again = letters.replay(&Filter { all: true, ..Filter::by_id(&letter.id()) }, None).unwrap();
+    assert_eq!((again.replayed.len(), &again.already), (0, &vec![letter.id()]));
+    assert_eq!(letters.list(&Filter::default()).unwrap().dead_letters, []);
+
+    let mut reader = Reader::start(&config, "one", &ByteBudget::new(32 << 20, Gauge::default()));
+    reader.read(2);
+    let mut values: Vec<_> = reader.close(Vec::new()).into_iter().map(|(_, _, value)| value).collect();
+    values.sort();
+    assert_eq!(values, [r#"{"type":"a","client_id":"c"}"#, r#"{"type":"b"}"#]);
+
+    // What stands beside them in the log is asked for, and a position in a log without records finds nothing.
+    let source = |partition| Source { topic: config.queue.topic.clone(), generation: 0, partition };
+    let known =
+        |partition, from| runtime.block_on(async { writer.known(source(partition), Offset(from)).await }).unwrap();
+    for partition in 0..4 {
+        append_until_in(&config, Partition(partition));
+    }
+    assert_eq!(known(Partition(1), 0), BTreeSet::from([Offset(7), Offset(8)]));
+    assert_eq!(known(Partition(2), 0), BTreeSet::new());
+    assert_eq!(known(Partition(1), 1 << 40), BTreeSet::new());
+}
+
+/// Appends until the partition has a record.
+fn append_until_in(config: &Config, partition: Partition) {
+    let consumer: BaseConsumer = client(config).create().unwrap();
+    let mut appender = appender(config);
+    let deadline = Instant::now() + PATIENCE;
+    let mut number = 100;
+    while consumer.fetch_watermarks(&config.queue.topic, partition.0, PATIENCE).unwrap().1 == 0 {
+        assert!(Instant::now() < deadline, "partition {partition} stays empty");
+        assert_eq!(append(&mut appender, number..number + 10).durable, 10);
+        number += 10;
+    }
 }
 
 #[test]
