@@ -385,6 +385,7 @@ impl Source {
         let end = self.compare_identity(&identity);
         if end.is_none() && self.identity.is_some() {
             self.proven = Some(asked);
+            self.standing.vigil_unneeded();
         }
         end
     }
@@ -463,6 +464,7 @@ impl Source {
     /// Cuts the batches that are due, as far as the budget goes, and hands on those that are known to be of this topic.
     fn hand_on(&mut self) {
         if self.paused {
+            self.standing.vigil_unneeded();
             return;
         }
         let config = self.config.load();
@@ -474,6 +476,9 @@ impl Source {
         }
         if self.partitions.has_unproven() {
             self.vigil.ask();
+            self.standing.waits_for_vigil(Instant::now());
+        } else {
+            self.standing.vigil_unneeded();
         }
         match cut {
             Ok(()) => {

@@ -20,6 +20,9 @@ const LEADERLESS: Duration = Duration::from_secs(30);
 /// A batch that cannot be read is fetched again many times within this.
 const UNREADABLE: Duration = Duration::from_secs(30);
 
+/// A batch that waits for the topic's identity for so long is shown: it is asked for within milliseconds.
+const UNPROVEN: Duration = Duration::from_secs(10);
+
 /// The state of it.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
@@ -34,6 +37,8 @@ pub(super) struct Standing {
     unreadable: Option<(String, Instant)>,
     /// Since when the brokers are silent about a partition that is ours.
     silent: BTreeMap<Partition, Instant>,
+    /// Since when a batch waits until the brokers say that its topic is still the same.
+    unproven: Option<Instant>,
     /// What was told last.
     told: Option<Result<(), String>>,
 }
@@ -66,6 +71,16 @@ impl Standing {
     /// We got partitions, or a record.
     pub fn progressed(&mut self) {
         self.refused = None;
+    }
+
+    /// A batch waits for an answer of the vigil.
+    pub fn waits_for_vigil(&mut self, now: Instant) {
+        self.unproven.get_or_insert(now);
+    }
+
+    /// The vigil has answered, or nothing waits for it.
+    pub fn vigil_unneeded(&mut self) {
+        self.unproven = None;
     }
 
     /// Takes an error of the consumer's; whether it is one that is shown, or passing.
@@ -127,8 +142,15 @@ impl Standing {
                 )
             })
         };
+        let unproven = || {
+            self.unproven.filter(|since| now.duration_since(*since) >= UNPROVEN).map(|_| {
+                "the brokers do not say the topic's id, so that records cannot be told from those of a topic that was \
+                 created anew: see to it that they answer, and that this user has the right Describe on the topic"
+                    .to_owned()
+            })
+        };
         let unreadable = self.unreadable.as_ref().map(|(reason, _)| reason);
-        self.unreachable.as_ref().or(self.refused.as_ref()).or(unreadable).cloned().or_else(silent)
+        self.unreachable.as_ref().or(self.refused.as_ref()).or(unreadable).cloned().or_else(unproven).or_else(silent)
     }
 }
 
@@ -190,6 +212,18 @@ mod tests {
         assert!(reason(&mut standing, now + LEADERLESS).contains("partition(s) 1:"));
         standing.answered(set(&[0, 1]), &set(&[0, 1]), now + LEADERLESS);
         assert_eq!(standing.news(now + LEADERLESS), Some(Ok(())));
+    }
+
+    #[test]
+    fn a_batch_that_waits_long_for_its_topics_identity_is_shown() {
+        let now = Instant::now();
+        let mut standing = healthy(now);
+        standing.waits_for_vigil(now);
+        standing.waits_for_vigil(now + UNPROVEN / 2);
+        assert_eq!(standing.news(now + UNPROVEN / 2), None);
+        assert!(reason(&mut standing, now + UNPROVEN).contains("topic's id"));
+        standing.vigil_unneeded();
+        assert_eq!(standing.news(now + UNPROVEN), Some(Ok(())));
     }
 
     #[test]
