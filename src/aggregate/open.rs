@@ -46,6 +46,8 @@ pub struct OpenPartition {
 impl OpenPartition {
     /// What a letter or an event costs beside its bytes.
     const RECORD_BYTES: usize = 256;
+    /// And each of its headers.
+    const HEADER_BYTES: usize = 64;
 
     pub fn new(epoch: Epoch, fold: PartitionFold, buried: BTreeSet<Offset>, refused: BTreeMap<Offset, String>) -> Self {
         let (letters, events) = (Vec::new(), Vec::new());
@@ -93,7 +95,8 @@ impl OpenPartition {
     fn keep(&mut self, partition: Partition, record: Record<'_>, event: &Event<'_>, time: Timestamp) {
         let json = record.value.unwrap_or_default().to_vec();
         let id = event.id.as_deref().or_else(|| record.headers.id()).map(str::to_owned);
-        self.bytes += Self::RECORD_BYTES + json.len();
+        let indexed = event.client.as_deref().map_or(0, str::len) + id.as_ref().map_or(0, String::len);
+        self.bytes += Self::RECORD_BYTES + json.len() + indexed;
         self.events.push(ProcessedEvent {
             partition,
             offset: record.offset,
@@ -109,7 +112,9 @@ impl OpenPartition {
     fn bury(&mut self, partition: Partition, record: Record<'_>, reason: &str, message: String, reader: &Reader) {
         let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
         let headers: Vec<_> = record.headers.iter().map(|(name, value)| (name.to_owned(), owned(value))).collect();
-        self.bytes += Self::RECORD_BYTES + record.value.map_or(0, <[u8]>::len);
+        let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        let carried = record.headers.iter().map(|(name, value)| Self::HEADER_BYTES + name.len() + length(value));
+        self.bytes += Self::RECORD_BYTES + length(record.key) + length(record.value) + carried.sum::<usize>();
         self.letters.push(DeadLetter {
             topic: reader.topic.clone(),
             generation: reader.generation,
@@ -133,5 +138,39 @@ impl OpenPartition {
         statements.deltas.append(&mut self.fold.begin_flush());
         self.bytes = 0;
         Part { partition, epoch: self.epoch, records: std::mem::take(&mut self.records), letters }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::gauge::Gauge;
+
+    use super::*;
+    use crate::{
+        config::Config,
+        position::Offset,
+        queue::{ByteBudget, record::RecordBuffer},
+    };
+
+    #[test]
+    fn a_dead_letter_takes_the_memory_of_its_key_and_headers_too() {
+        let config = Config::default();
+        let mut reader = Reader {
+            topic: "events".to_owned(),
+            generation: 0,
+            fields: EventFields::from(&config.event),
+            grouping: Grouping::new(&config.aggregate),
+            keep_events: false,
+            text: String::new(),
+        };
+        let large = vec![b'x'; 100_000];
+        let mut records = RecordBuffer::default();
+        records.push(Offset(0), Timestamp(0), Some(&large), Some(b"no event"), [("h", Some(&large[..])), ("g", None)]);
+        let permit = ByteBudget::new(1, Gauge::default()).take(1);
+        let (partition, epoch, from, to) = (Partition(0), Epoch::fresh(), Offset(0), Offset(1));
+        let mut open = OpenPartition::new(epoch, PartitionFold::assign(partition, from, 1, Vec::new()));
+        open.take(&Batch { partition, epoch, from, to, records, permit }, &mut reader);
+        assert_eq!(open.letters.len(), 1);
+        assert!(open.bytes() >= 200_000, "{}", open.bytes());
     }
 }
