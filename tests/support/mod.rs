@@ -1,4 +1,4 @@
-//! What the end-to-end tests share.
+//! What the test binaries on the built program share: the daemon, the services, the events that are sent, the oracle.
 
 use std::{
     collections::BTreeSet,
@@ -13,6 +13,7 @@ pub mod archive;
 pub mod daemon;
 pub mod events;
 pub mod http;
+pub mod log;
 pub mod oracle;
 pub mod process;
 pub mod services;

@@ -28,6 +28,7 @@ use super::{
     daemon::Setup,
     eventually, free_port,
     http::Client,
+    log::LogRecord,
     process::{Process, services_script},
     services_root,
 };
@@ -235,8 +236,9 @@ impl Services {
         producer.flush(PATIENCE).expect("Kafka takes it");
     }
 
-    /// All records of a topic, from the first to the last that there is now.
-    pub fn read_topic(&self, topic: &str) -> Vec<TopicRecord> {
+    /// All records of a topic, from the first to the last that there is now: those that committed transactions wrote,
+    /// which is librdkafka's default.
+    pub fn read_topic(&self, topic: &str) -> Vec<LogRecord> {
         let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
         let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("metadata");
         let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id());
@@ -250,20 +252,17 @@ impl Services {
             while next < end {
                 let message = consumer.poll(PATIENCE).expect("a record before the end").expect("no error");
                 next = message.offset() + 1;
-                let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
                 let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-                let headers = headers.map(|header| (header.key.to_owned(), text(header.value))).collect();
-                let value = message.payload().unwrap_or_default().to_vec();
-                records.push(TopicRecord { key: text(message.key()), value, headers });
+                records.push(LogRecord {
+                    partition,
+                    offset: u64::try_from(message.offset()).expect("an offset is not negative"),
+                    received: message.timestamp().to_millis().expect("a record has a timestamp"),
+                    key: message.key().map(<[u8]>::to_vec),
+                    value: message.payload().map(<[u8]>::to_vec),
+                    headers: headers.map(|it| (it.key.to_owned(), it.value.map(<[u8]>::to_vec))).collect(),
+                });
             }
         }
         records
     }
-}
-
-#[derive(Debug)]
-pub struct TopicRecord {
-    pub key: String,
-    pub value: Vec<u8>,
-    pub headers: Vec<(String, String)>,
 }
