@@ -13,6 +13,7 @@ pub mod archive;
 pub mod daemon;
 pub mod events;
 pub mod http;
+pub mod kafka;
 pub mod log;
 pub mod oracle;
 pub mod process;

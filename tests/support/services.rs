@@ -15,12 +15,7 @@ use mongodb::{
     bson::{Document, doc},
 };
 use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
-use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
-    message::Headers,
-    producer::{BaseProducer, BaseRecord, Producer},
-};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
@@ -28,7 +23,6 @@ use super::{
     daemon::Setup,
     eventually, free_port,
     http::Client,
-    log::LogRecord,
     process::{Process, services_script},
     services_root,
 };
@@ -79,6 +73,15 @@ impl Service {
         self.process().kill();
     }
 
+    /// As `kill -STOP`: it hangs, and its connections with it.
+    pub fn freeze(&self) {
+        self.process().signal("STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.process().signal("CONT");
+    }
+
     pub fn restart(&self) {
         let process = Self::launch(self.name, &self.dir, &self.ports, self.auth);
         *self.process.write().unwrap_or_else(PoisonError::into_inner) = process;
@@ -101,7 +104,7 @@ pub struct Services {
     pub kafka: Service,
     pub s3: Service,
     pub mongodb: Service,
-    io: Runtime,
+    pub(super) io: Runtime,
     mongo: MongoClient,
 }
 
@@ -178,8 +181,19 @@ impl Services {
         });
     }
 
+    /// Undoes whatever a test that failed left behind.
+    pub fn heal(&self) {
+        for service in [&self.kafka, &self.s3, &self.mongodb] {
+            service.thaw();
+            if service.process().exit().is_some() {
+                service.restart();
+            }
+        }
+        self.wait();
+    }
+
     /// A daemon on all three, with a bucket and a database of its own. `name` says whose; lower case.
-    pub fn setup(&self, name: &'static str) -> Setup {
+    pub fn setup(&self, name: &str) -> Setup {
         Setup::new(name)
             .set("queue.kind", "kafka")
             .set("queue.topic", name)
@@ -221,48 +235,5 @@ impl Services {
         let collection = self.mongo.database(database).collection::<Document>(collection);
         let found = self.io.block_on(async { collection.find(doc! {}).await?.try_collect().await });
         found.expect("the collection can be read")
-    }
-
-    fn kafka_config(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", self.kafka.address()).set("group.id", "tests");
-        config
-    }
-
-    /// Appends a record as another program would.
-    pub fn produce(&self, topic: &str, value: &[u8]) {
-        let producer: BaseProducer = self.kafka_config().create().expect("a producer");
-        producer.send(BaseRecord::<(), [u8]>::to(topic).payload(value)).expect("the queue is empty");
-        producer.flush(PATIENCE).expect("Kafka takes it");
-    }
-
-    /// All records of a topic, from the first to the last that there is now: those that committed transactions wrote,
-    /// which is librdkafka's default.
-    pub fn read_topic(&self, topic: &str) -> Vec<LogRecord> {
-        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
-        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("metadata");
-        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id());
-        let mut records = Vec::new();
-        for partition in partitions {
-            let (start, end) = consumer.fetch_watermarks(topic, partition, PATIENCE).expect("watermarks");
-            let mut assignment = TopicPartitionList::new();
-            assignment.add_partition_offset(topic, partition, Offset::Offset(start)).expect("a valid offset");
-            consumer.assign(&assignment).expect("a valid assignment");
-            let mut next = start;
-            while next < end {
-                let message = consumer.poll(PATIENCE).expect("a record before the end").expect("no error");
-                next = message.offset() + 1;
-                let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-                records.push(LogRecord {
-                    partition,
-                    offset: u64::try_from(message.offset()).expect("an offset is not negative"),
-                    received: message.timestamp().to_millis().expect("a record has a timestamp"),
-                    key: message.key().map(<[u8]>::to_vec),
-                    value: message.payload().map(<[u8]>::to_vec),
-                    headers: headers.map(|it| (it.key.to_owned(), it.value.map(<[u8]>::to_vec))).collect(),
-                });
-            }
-        }
-        records
     }
 }
