@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     net::TcpListener,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -42,6 +45,15 @@ pub fn eventually<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Opti
         }
         assert!(Instant::now() < deadline, "{what}: not within {within:?}");
         thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Sets its flag when it is dropped, so that a test that panics ends the threads that wait for it.
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

@@ -56,8 +56,8 @@ enum Fetcher {
     Running,
     /// Ended by an out-of-range error, or suspected to be: it takes no seek, it has to be assigned anew.
     Ended,
-    /// Taken out of the assignment, to be put in again.
-    Removed,
+    /// In no assignment of librdkafka's, to be put into it at the position where it begins.
+    Absent,
 }
 
 impl Partitions {
@@ -77,9 +77,9 @@ impl Partitions {
         self.held.contains_key(&partition)
     }
 
-    /// The group gave it to us, paused.
+    /// The group gave it to us; librdkafka does not fetch it yet.
     pub fn assigned(&mut self, partition: Partition) {
-        self.held.insert(partition, Held { phase: Phase::Waiting, fetcher: Fetcher::Paused });
+        self.held.insert(partition, Held { phase: Phase::Waiting, fetcher: Fetcher::Absent });
     }
 
     /// It is not ours any more; what is buffered of it is dropped.
@@ -192,7 +192,9 @@ impl Partitions {
         for (partition, log) in ranges {
             let Some(held) = self.held.get_mut(partition) else { continue };
             let Phase::Delivered(delivery) = &held.phase else { continue };
-            held.fetcher = Fetcher::Ended;
+            if held.fetcher != Fetcher::Absent {
+                held.fetcher = Fetcher::Ended;
+            }
             if delivery.next() < log.start || delivery.next() > log.end {
                 tracing::warn!(
                     topic = self.topic, %partition, position = %delivery.next(), log_start = %log.start,
@@ -255,9 +257,9 @@ fn start(
     if *fetcher == Fetcher::Ended {
         consumer.pause(&one)?;
         consumer.incremental_unassign(&one)?;
-        *fetcher = Fetcher::Removed;
+        *fetcher = Fetcher::Absent;
     }
-    if *fetcher == Fetcher::Removed {
+    if *fetcher == Fetcher::Absent {
         consumer.incremental_assign(&one)?;
         consumer.pause(&one)?;
         *fetcher = Fetcher::Paused;
