@@ -289,9 +289,8 @@ fn no_offset_is_passed_over_when_a_sink_begins_while_the_broker_hangs() {
         });
         let mut reader = Reader::start(&config, "one", &ByteBudget::new(32 << 20, Gauge::default()));
         let assignment = loop {
-            match reader.events.recv_timeout(PATIENCE).unwrap() {
-                SourceEvent::Assigned(assignments) => break assignments[0].clone(),
-                _ => {}
+            if let SourceEvent::Assigned(assignments) = reader.events.recv_timeout(PATIENCE).unwrap() {
+                break assignments[0].clone();
             }
         };
         // Half a second after the assignment librdkafka asked again for a logical offset, if it was assigned at one; an
