@@ -7,10 +7,11 @@ use std::{
 };
 
 use crate::{
-    load::{self, StopOnDrop},
+    load,
     report::Report,
     schedule::{Fault, Schedule, Step},
     support::{
+        StopOnDrop,
         archive::Archive,
         events::Ledger,
         log::Evidence,

@@ -21,12 +21,3 @@ pub fn post_until(ledger: &Ledger, url: &str, stop: &AtomicBool) {
         thread::sleep(PAUSE);
     }
 }
-
-/// Sets its flag when it is dropped, so that a test that panics ends its load.
-pub struct StopOnDrop<'a>(pub &'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}

@@ -3,8 +3,11 @@
 //! `drawn` plays a schedule that a seed decides, over several processes under load: `INGESTD_FAULTS_SEEDS=1,2,3` and
 //! `INGESTD_FAULTS_MINUTES=20` make it longer. The others are single faults that need a stage of their own.
 
+mod clock;
+mod disk;
 mod drawn;
 mod load;
+mod panics;
 
 mod proxy;
 mod report;
@@ -12,4 +15,5 @@ mod schedule;
 #[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
+mod topics;
 mod world;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewPartitions},
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     error::KafkaResult,
@@ -119,6 +119,17 @@ impl Services {
             let marks = self.watermarks(topic);
             (marks.len() == partitions).then_some(())
         });
+    }
+
+    /// Waits until the name is free, and there are leaders.
+    pub fn create_topic(&self, topic: &str, partitions: i32) {
+        let admin = self.admin();
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set("max.message.bytes", "1114112");
+        eventually("the topic is there", PATIENCE, || {
+            let answer = self.io.block_on(admin.create_topics([&new], &AdminOptions::new())).ok()?;
+            answer[0].is_ok().then_some(())
+        });
+        self.watermarks(topic);
     }
 
     pub fn delete_topic(&self, topic: &str) {

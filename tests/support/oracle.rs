@@ -86,6 +86,21 @@ impl<'a> Oracle<'a> {
         self.archive.lines().count()
     }
 
+    /// Records `from` to `to` of this partition were gone before they could be archived.
+    pub fn expect_gap(&mut self, partition: i32, from: u64, to: u64) {
+        self.archive.expect_gap(partition, from, to);
+    }
+
+    /// Reads the archive's new objects.
+    pub fn refresh(&mut self) {
+        self.archive.refresh();
+    }
+
+    /// The largest offset in the archive, of a topic with one partition.
+    pub fn last_archived(&self) -> u64 {
+        self.archive.lines().map(|line| line.offset).max().expect("something is archived")
+    }
+
     /// Records in the archive that are valid events.
     pub fn valid(&self) -> u64 {
         self.expected_counts().values().sum()
