@@ -92,7 +92,7 @@ fn befall(world: &mut World<'_>, oracle: &mut Oracle<'_>, step: Step, report: &m
     let Step { fault, lasts, second, calm } = step;
     let elapsed = report.elapsed().as_secs_f64();
     let also = second.map_or(String::new(), |second| format!(", and in its middle: {second}"));
-    eprint!("    {elapsed:>7.1} s  {fault}, {:.1} s{also}", lasts.as_secs_f64());
+    eprintln!("    {elapsed:>7.1} s  {fault}, {:.1} s{also}", lasts.as_secs_f64());
     let began = Instant::now();
     world.begin(fault, oracle);
     match second {
@@ -109,7 +109,7 @@ fn befall(world: &mut World<'_>, oracle: &mut Oracle<'_>, step: Step, report: &m
     // A panic is over when it has happened; the others when they are undone.
     let over = if matches!(fault, Fault::Panic(..)) { began } else { Instant::now() };
     let recovery = world.recover(fault, over);
-    eprintln!("; ready after {:.2} s", recovery.ready.as_secs_f64());
+    eprintln!("               ready after {:.2} s", recovery.ready.as_secs_f64());
     report.fault(fault, World::kills(fault), recovery);
     thread::sleep(calm);
 }
