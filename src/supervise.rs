@@ -5,6 +5,9 @@
 //! task of its own on the actor's arbiter and awaits its end: a panic is an error of that task. The address of the
 //! present incarnation stands in a [`Slot`]; whoever sends to the actor looks there.
 
+#[cfg(debug_assertions)]
+mod injected;
+
 use std::{
     collections::VecDeque,
     panic::{self, AssertUnwindSafe},
@@ -154,6 +157,8 @@ where
     A: Actor<Context = Context<A>>,
     F: FnMut(&mut Context<A>) -> anyhow::Result<A> + Send + 'static,
 {
+    #[cfg(debug_assertions)]
+    let build = injected::armed(name, build);
     let arbiter = Arbiter::new();
     let stop = CancellationToken::new();
     let (ended_tx, ended) = oneshot::channel();

@@ -168,8 +168,12 @@ mod tests {
         records.push(Offset(0), Timestamp(0), Some(&large), Some(b"no event"), [("h", Some(&large[..])), ("g", None)]);
         let permit = ByteBudget::new(1, Gauge::default()).take(1);
         let (partition, epoch, from, to) = (Partition(0), Epoch::fresh(), Offset(0), Offset(1));
-        let fold = PartitionFold::assign(partition, from, 1, Vec::new());
-        let mut open = OpenPartition::new(epoch, fold, BTreeSet::new(), BTreeMap::new());
+        let mut open = OpenPartition::new(
+            epoch,
+            PartitionFold::assign(partition, from, 1, Vec::new()),
+            BTreeSet::new(),
+            BTreeMap::new(),
+        );
         open.take(&Batch { partition, epoch, from, to, records, permit }, &mut reader);
         assert_eq!(open.letters.len(), 1);
         assert!(open.bytes() >= 200_000, "{}", open.bytes());

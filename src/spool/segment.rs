@@ -161,7 +161,8 @@ pub fn scan(folder: &Path) -> io::Result<Scan> {
         let path = entry?.path();
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("zst") if header_path(&path).exists() => {}
-            Some("zst" | "open" | "tmp") => fs::remove_file(&path)?,
+            // Set aside with its header a moment ago, it is missing.
+            Some("zst" | "open" | "tmp") => ignore_missing(fs::remove_file(&path))?,
             _ => {}
         }
     }

@@ -191,9 +191,9 @@ fn replayed_letters_on_kafka_are_counted_and_archived_once_whatever_is_killed() 
     services.create_bucket("operator");
     an_operators_day(services.setup("operator"), "mongodb", Archive::new(services.bucket("operator")));
     // What was purged is freed, but for the markers of the last transactions.
-    let logs = services.log_ranges("operator.dlq");
-    assert!(logs.iter().any(|(_, end)| *end > 0), "{logs:?}");
-    assert!(logs.iter().all(|(start, end)| end - start <= 10), "{logs:?}");
+    let logs = services.watermarks("operator.dlq");
+    assert!(logs.iter().any(|(_, _, end)| *end > 0), "{logs:?}");
+    assert!(logs.iter().all(|(_, start, end)| end - start <= 10), "{logs:?}");
 }
 
 #[test]

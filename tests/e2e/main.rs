@@ -15,5 +15,7 @@ mod packaging;
 mod queue_kafka;
 mod refusals;
 mod store_mongo;
+#[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
+#[path = "../support/mod.rs"]
 mod support;
 mod surface;

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,12 +32,19 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     message::Headers,
     mocking::MockCluster,
+    producer::{BaseProducer, BaseRecord, Producer},
     types::{RDKafkaApiKey, RDKafkaRespErr},
 };
 
-use crate::support::services::{Exclusive, services};
+use crate::support::{
+    StopOnDrop,
+    services::{Exclusive, services},
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The value of a record that another program writes.
+const HEADLESS: &[u8] = b"{\"type\":\"t\"}";
 
 /// A configuration with a topic of its own, and the turn on the broker.
 fn config(name: &str) -> Option<(Exclusive, Config)> {
@@ -261,6 +271,49 @@ fn two_members_share_the_partitions_and_each_record_is_seen_once_beyond_the_comm
     assert!(!of_second.is_empty());
     seen.extend(of_second);
     assert_eq!((seen.len(), distinct(&seen)), (1000, 1000));
+}
+
+#[test]
+fn no_offset_is_passed_over_when_a_sink_begins_while_the_broker_hangs() {
+    let Some((services, mut config)) = config("dense") else { return };
+    config.queue.kafka.partitions = 1;
+    kafka::prepare(&config, false).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _done = StopOnDrop(&done);
+        scope.spawn(|| {
+            let producer: BaseProducer = client(&config).create().unwrap();
+            while !done.load(Ordering::Acquire) {
+                producer.send(BaseRecord::<(), _>::to(&config.queue.topic).payload(HEADLESS)).unwrap();
+                producer.poll(Duration::from_millis(5));
+            }
+            producer.flush(PATIENCE).unwrap();
+        });
+        let mut reader = Reader::start(&config, "one", &ByteBudget::new(32 << 20, Gauge::default()));
+        let assignment = loop {
+            if let SourceEvent::Assigned(assignments) = reader.events.recv_timeout(PATIENCE).unwrap() {
+                break assignments[0].clone();
+            }
+        };
+        // Half a second after the assignment librdkafka asked again for a logical offset, if it was assigned at one; an
+        // answer that came after the sink's beginning made it ask once more, and go there.
+        std::thread::sleep(Duration::from_millis(300));
+        services.kafka.freeze();
+        std::thread::sleep(Duration::from_millis(400));
+        reader.begin(Partition(0), assignment.log_start);
+        std::thread::sleep(Duration::from_millis(100));
+        services.kafka.thaw();
+        let (mut records, deadline) = (0, Instant::now() + Duration::from_secs(4));
+        while Instant::now() < deadline {
+            if let Ok(SourceEvent::Batch(batch)) = reader.events.recv_timeout(Duration::from_millis(50)) {
+                // Nobody writes transactions here: every offset has its record.
+                records += batch.records.len() as u64;
+                assert_eq!(records, batch.to.0, "a batch from {} to {}", batch.from, batch.to);
+            }
+        }
+        assert!(records > 0);
+        reader.close(Vec::new());
+    });
 }
 
 #[test]

@@ -216,7 +216,11 @@ impl Reader {
             return Ok(None);
         }
         let records = RecordBuffer::from_bytes(bytes).map_err(|error| {
-            anyhow::anyhow!("{} is damaged between offsets {from} and {to}: {error}", self.log.path.display())
+            anyhow::anyhow!(
+                "{} is damaged between offsets {from} and {to}: {error}; stop and restore it, or move it away and raise \
+                 queue.generation: what the sinks have not of it is lost then",
+                self.log.path.display()
+            )
         })?;
         let permit = self.budget.take(records.size());
         Ok(Some(Batch { partition: PARTITION, epoch, from, to, records, permit }))

@@ -25,7 +25,7 @@ use crate::{
 /// What became of our share of the partitions.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// They are ours, paused.
+    /// They are ours, and librdkafka does not fetch them yet.
     Assigned(Vec<Partition>),
     /// They are not ours any more; what was confirmed of them is committed, unless they were lost.
     Revoked(Vec<Partition>),
@@ -130,21 +130,14 @@ impl Group {
     }
 
     fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let partitions = partitions.clone();
-        // The sink says later where to begin. Until then the position must be one that asks for nothing: without a
-        // committed offset librdkafka would report an error, and with one it would fetch what nobody wants.
-        let at_end = partitions.clone();
-        let assigned = at_end
-            .elements()
-            .iter_mut()
-            .try_for_each(|element| element.set_offset(KafkaOffset::End))
-            .and_then(|()| consumer.incremental_assign(&at_end))
-            .and_then(|()| consumer.pause(&at_end));
-        if let Err(error) = assigned {
+        // Where to begin only the sink knows, and it says so later: until then librdkafka is not to fetch them, so they
+        // are in no assignment of its. (Assigned at a logical offset and paused, it looks for that offset again and
+        // again, and an answer that comes after the sink's seek carries the partition away to the log's end.)
+        if let Err(error) = consumer.incremental_assign(&TopicPartitionList::new()) {
             tracing::error!(%error, "librdkafka refuses the partitions that the group assigned");
             return;
         }
-        let partitions = numbers(&partitions);
+        let partitions = numbers(partitions);
         let mut state = self.state();
         for partition in &partitions {
             state.commits.hold(*partition);
@@ -166,7 +159,7 @@ impl Group {
                 tracing::warn!(%error, "positions of revoked partitions are not committed: their next reader repeats");
             }
         }
-        // A partition that is being restarted is in no assignment for a moment, and naming it would fail them all.
+        // A partition that is not begun, or is being restarted, is in no assignment, and naming it would fail them all.
         let held: BTreeSet<i32> = consumer
             .assignment()
             .map(|held| held.elements().iter().map(|element| element.partition()).collect())

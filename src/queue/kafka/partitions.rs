@@ -59,8 +59,8 @@ enum Fetcher {
     Running,
     /// Ended by an out-of-range error, or suspected to be: it takes no seek, it has to be assigned anew.
     Ended,
-    /// Taken out of the assignment, to be put in again.
-    Removed,
+    /// In no assignment of librdkafka's, to be put into it at the position where it begins.
+    Absent,
 }
 
 impl Partitions {
@@ -80,9 +80,9 @@ impl Partitions {
         self.held.contains_key(&partition)
     }
 
-    /// The group gave it to us, paused.
+    /// The group gave it to us; librdkafka does not fetch it yet.
     pub fn assigned(&mut self, partition: Partition) {
-        self.held.insert(partition, Held { phase: Phase::Waiting, fetcher: Fetcher::Paused });
+        self.held.insert(partition, Held { phase: Phase::Waiting, fetcher: Fetcher::Absent });
     }
 
     /// It is not ours any more; what is buffered of it is dropped.
@@ -217,7 +217,7 @@ impl Partitions {
     /// seek. Where nothing was wrong it goes on where it was.
     pub fn outside(&mut self, ranges: &[(Partition, LogRange)]) -> BTreeSet<Partition> {
         self.stop_all();
-        for held in self.held.values_mut().filter(|held| held.fetcher != Fetcher::Removed) {
+        for held in self.held.values_mut().filter(|held| held.fetcher != Fetcher::Absent) {
             held.fetcher = Fetcher::Ended;
         }
         let mut outside = BTreeSet::new();
@@ -285,9 +285,9 @@ fn start(
     if *fetcher == Fetcher::Ended {
         consumer.pause(&one)?;
         consumer.incremental_unassign(&one)?;
-        *fetcher = Fetcher::Removed;
+        *fetcher = Fetcher::Absent;
     }
-    if *fetcher == Fetcher::Removed {
+    if *fetcher == Fetcher::Absent {
         consumer.incremental_assign(&one)?;
         consumer.pause(&one)?;
         *fetcher = Fetcher::Paused;

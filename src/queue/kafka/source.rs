@@ -1,13 +1,14 @@
 //! The read side: one thread for each sink that owns a consumer of the sink's group, and hands batches on.
 //!
-//! **A partition's life here.** Assigned (paused) → surveyed: where its group and its log stand → announced
+//! **A partition's life here.** Assigned (not fetched yet) → surveyed: where its group and its log stand → announced
 //! ([`SourceEvent::Assigned`]) → begun by the sink ([`SourceCommand::Begin`]) → delivered. It goes back to being
 //! surveyed when its position is outside the log, when the sink asks, and when this process's share of the topic
 //! becomes the whole or ceases to be.
 //!
-//! **Positions.** Where to fetch is decided here, never by librdkafka: each (re)start is a seek of a paused partition
-//! to the end of what was taken, then a resume. A seek of one that is not paused could let records of the old position
-//! through, and the offsets between would look like offsets without records.
+//! **Positions.** Where to fetch is decided here, never by librdkafka, which is never given a logical offset: each
+//! (re)start is a seek of a paused partition to the end of what was taken, then a resume. A seek of one that is not
+//! paused could let records of the old position through, and the offsets between would look like offsets without
+//! records.
 //!
 //! **One topic.** A source reads the topic that it announced first, told by its identity. Batches are handed on only
 //! when [`vigil`](super::vigil) has shown that they are of that topic; when another one stands under its name, the

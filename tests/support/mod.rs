@@ -1,10 +1,13 @@
-//! What the end-to-end tests share.
+//! What the test binaries on the built program share: the daemon, the services, the events that are sent, the oracle.
 
 use std::{
     collections::BTreeSet,
     net::TcpListener,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -13,6 +16,8 @@ pub mod archive;
 pub mod daemon;
 pub mod events;
 pub mod http;
+pub mod kafka;
+pub mod log;
 pub mod oracle;
 pub mod process;
 pub mod raw;
@@ -41,6 +46,15 @@ pub fn eventually<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Opti
         }
         assert!(Instant::now() < deadline, "{what}: not within {within:?}");
         thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Sets its flag when it is dropped, so that a test that panics ends the threads that wait for it.
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

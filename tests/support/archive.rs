@@ -15,23 +15,37 @@ pub struct Archive {
     io: Runtime,
     store: Arc<dyn ObjectStore>,
     objects: BTreeMap<ObjectPath, Object>,
+    /// Partition, end of the object before, start of the one behind.
+    gaps: Vec<(i32, u64, u64)>,
 }
 
 pub struct Object {
+    /// `topic`, or `topic@generation`.
+    topic: String,
     partition: i32,
     start: u64,
     pub lines: Vec<Line>,
 }
 
+/// Of one partition, by the objects' starts.
+type Chain<'a> = BTreeMap<u64, (&'a ObjectPath, &'a Object)>;
+
 /// One record.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Line {
+    pub partition: i32,
     pub offset: u64,
     pub received: DateTime<Utc>,
     /// Assigned by the server.
     pub id: Option<String>,
+    /// Written where the event does not hold it.
+    pub key: Option<Vec<u8>>,
+    /// Those beside the id.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
     /// The value's bytes; `None` for a null value.
     pub value: Option<Vec<u8>>,
+    /// It stands as `raw`, not as `event`.
+    pub raw: bool,
 }
 
 #[derive(Deserialize)]
@@ -40,12 +54,26 @@ struct LineAsWritten {
     offset: u64,
     received: DateTime<Utc>,
     id: Option<String>,
-    #[serde(rename = "key")]
-    _key: Option<String>,
-    #[serde(rename = "headers")]
-    _headers: Option<Box<RawValue>>,
+    key: Option<TextOrBytes>,
+    #[serde(default)]
+    headers: Vec<HeaderAsWritten>,
     event: Option<Box<RawValue>>,
     raw: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TextOrBytes {
+    Text(String),
+    Bytes { base64: String },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HeaderAsWritten {
+    name: String,
+    value: Option<String>,
+    base64: Option<String>,
 }
 
 impl Archive {
@@ -57,7 +85,7 @@ impl Archive {
 
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         let io = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-        Self { io, store, objects: BTreeMap::new() }
+        Self { io, store, objects: BTreeMap::new(), gaps: Vec::new() }
     }
 
     /// Reads the objects that are new. Panics where one breaks a rule.
@@ -85,16 +113,30 @@ impl Archive {
         self.objects.values().flat_map(|object| &object.lines)
     }
 
-    /// Each object starts where the one before it ends, and the first at 0.
+    /// The log has lost these, and the operator said to go on behind them.
+    pub fn expect_gap(&mut self, partition: i32, from: u64, to: u64) {
+        self.gaps.push((partition, from, to));
+    }
+
+    /// Objects so far.
+    pub fn objects(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Each object starts where the one before it ends, and the first at 0; but for the gaps that were announced.
     fn check_chains(&self) {
-        let mut partitions: BTreeMap<i32, BTreeMap<u64, (&ObjectPath, &Object)>> = BTreeMap::new();
+        let mut partitions: BTreeMap<(&str, i32), Chain<'_>> = BTreeMap::new();
         for (path, object) in &self.objects {
-            let twin = partitions.entry(object.partition).or_default().insert(object.start, (path, object));
+            let chain = partitions.entry((&object.topic, object.partition)).or_default();
+            let twin = chain.insert(object.start, (path, object));
             assert!(twin.is_none(), "{path} starts where another object does");
         }
-        for (partition, chain) in partitions {
+        for ((_, partition), chain) in partitions {
             let mut end = 0;
             for (start, (path, object)) in chain {
+                if self.gaps.contains(&(partition, end, start)) {
+                    end = start;
+                }
                 assert_eq!(start, end, "{path} does not chain: partition {partition} ends at {end} before it");
                 for line in &object.lines {
                     assert!(line.offset >= end, "{path}: offset {} comes after {end}", line.offset);
@@ -113,25 +155,38 @@ fn read(path: &ObjectPath, bytes: &[u8]) -> Object {
     assert_eq!(start.len(), 20, "{text}: the chain position has 20 digits");
     let content = zstd::decode_all(bytes).unwrap_or_else(|error| panic!("{text} is not zstd: {error}"));
     assert_eq!(content.last(), Some(&b'\n'), "{text} ends with a line");
-    let lines: Vec<Line> = content[..content.len() - 1].split(|byte| *byte == b'\n').map(|it| line(text, it)).collect();
+    let partition: i32 = partition.parse().unwrap_or_else(|_| panic!("{text}: partition"));
+    let lines = content[..content.len() - 1].split(|byte| *byte == b'\n');
+    let lines: Vec<Line> = lines.map(|it| line(text, partition, it)).collect();
     let first = lines[0].received;
     let folder = first.format("/date=%Y-%m-%d/hour=%H/").to_string();
     assert!(text.contains(&folder), "{text}: the first record came at {first}");
+    let topic = text.split('/').find_map(|folder| folder.strip_prefix("topic="));
     Object {
-        partition: partition.parse().unwrap_or_else(|_| panic!("{text}: partition")),
+        topic: topic.unwrap_or_else(|| panic!("{text}: topic")).to_owned(),
+        partition,
         start: start.parse().unwrap_or_else(|_| panic!("{text}: chain position")),
         lines,
     }
 }
 
-fn line(path: &str, text: &[u8]) -> Line {
+fn line(path: &str, partition: i32, text: &[u8]) -> Line {
     let line: LineAsWritten = serde_json::from_slice(text)
         .unwrap_or_else(|error| panic!("{path}: {error} in {}", String::from_utf8_lossy(text)));
+    let bytes = |text: &str| BASE64_STANDARD.decode(text).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let raw = line.event.is_none();
     let value = match (line.event, line.raw) {
         (Some(event), None) => Some(event.get().as_bytes().to_vec()),
-        (None, Some(raw)) => Some(BASE64_STANDARD.decode(raw).unwrap_or_else(|error| panic!("{path}: {error}"))),
-        (None, None) => None,
+        (None, raw) => raw.as_deref().map(bytes),
         (Some(_), Some(_)) => panic!("{path}: both event and raw"),
     };
-    Line { offset: line.offset, received: line.received, id: line.id, value }
+    let key = line.key.map(|key| match key {
+        TextOrBytes::Text(text) => text.into_bytes(),
+        TextOrBytes::Bytes { base64 } => bytes(&base64),
+    });
+    let headers = line.headers.into_iter().map(|HeaderAsWritten { name, value, base64 }| {
+        (name, value.map(String::into_bytes).or_else(|| base64.as_deref().map(bytes)))
+    });
+    let headers = headers.collect();
+    Line { partition, offset: line.offset, received: line.received, id: line.id, key, headers, value, raw }
 }

@@ -18,19 +18,23 @@ use super::{
     program, scratch,
 };
 
+/// Where a daemon of a build with debug assertions looks for the names of actors that are to panic.
+const PANICS: &str = "INGESTD_PANICS";
+
 /// How to start a daemon. The default: everything embedded, and bounds small enough that a test sees many segments.
 #[derive(Clone)]
 pub struct Setup {
-    name: &'static str,
+    name: String,
     settings: BTreeMap<String, String>,
     roles: Option<String>,
     config: Option<String>,
     data: Option<PathBuf>,
     arguments: Vec<&'static str>,
+    environment: BTreeMap<String, String>,
 }
 
 impl Setup {
-    pub fn new(name: &'static str) -> Self {
+    pub fn new(name: &str) -> Self {
         let defaults = [
             ("spool.max_age", "1s"),
             ("spool.max_records", "3000"),
@@ -39,7 +43,15 @@ impl Setup {
             ("disk.resume_percent", "99"),
         ];
         let settings = defaults.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Self { name, settings, roles: None, config: None, data: None, arguments: Vec::new() }
+        Self {
+            name: name.to_owned(),
+            settings,
+            roles: None,
+            config: None,
+            data: None,
+            arguments: Vec::new(),
+            environment: BTreeMap::new(),
+        }
     }
 
     pub fn set(mut self, key: &str, value: impl ToString) -> Self {
@@ -75,6 +87,12 @@ impl Setup {
         self
     }
 
+    /// A variable of its environment, beside those of the test.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
     /// Starts it and waits until it accepts work.
     pub fn start(self) -> Daemon {
         let daemon = self.spawn();
@@ -85,7 +103,7 @@ impl Setup {
     /// Starts it and does not wait.
     pub fn spawn(mut self) -> Daemon {
         let folder =
-            tempfile::Builder::new().prefix(self.name).tempdir_in(scratch()).expect("target can be written to");
+            tempfile::Builder::new().prefix(&self.name).tempdir_in(scratch()).expect("target can be written to");
         let mut port_of = |key: &str| {
             let listen = self.settings.entry(key.to_owned()).or_insert_with(|| format!("127.0.0.1:{}", free_port()));
             listen.clone()
@@ -111,7 +129,10 @@ impl Setup {
 fn launch(setup: &Setup, folder: &Path) -> Process {
     let log = folder.join("log");
     let mut arguments: Vec<OsString> = vec!["guard".into(), "--log".into(), log.clone().into()];
-    arguments.extend(["--remove".into(), folder.into(), "--".into(), program().into()]);
+    arguments.extend(["--remove".into(), folder.into(), "--".into(), "env".into()]);
+    arguments.push(format!("{PANICS}={}", folder.join("panics").display()).into());
+    arguments.extend(setup.environment.iter().map(|(name, value)| format!("{name}={value}").into()));
+    arguments.push(program().into());
     arguments.extend(setup.arguments.iter().map(OsString::from));
     if setup.config.is_some() {
         arguments.extend(["--config".into(), folder.join("config.toml").into()]);
@@ -195,9 +216,21 @@ impl Daemon {
 
     /// Starts it again in the same place, after it has ended.
     pub fn restart(&mut self) {
+        self.respawn();
+        self.wait_ready();
+    }
+
+    /// The same, without waiting for it.
+    pub fn respawn(&mut self) {
         assert!(self.process.exit().is_some(), "it still runs");
         self.process = launch(&self.setup, self.folder.path());
-        self.wait_ready();
+    }
+
+    /// Has an actor panic (`consumer-archive`); only builds with debug assertions do.
+    pub fn panic_actor(&self, actor: &str) {
+        let folder = self.folder.path().join("panics");
+        let ask = || std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(folder.join(actor), b""));
+        ask().expect("the daemon's folder can be written to");
     }
 
     pub fn wait_ready(&self) {
@@ -282,16 +315,12 @@ impl Daemon {
 
     /// The sum of a metric over its labels; `None` when there is no such sample.
     pub fn metric(&self, name: &str) -> Option<f64> {
-        let text = self.get("/metrics").body;
-        let samples = text.lines().filter_map(|line| {
-            let labels_and_value = line.strip_prefix(name)?;
-            let value = match labels_and_value.strip_prefix('{') {
-                Some(labels) => labels.rsplit_once("} ")?.1,
-                None => labels_and_value.strip_prefix(' ')?,
-            };
-            value.split(' ').next()?.parse::<f64>().ok()
-        });
-        samples.reduce(|sum, value| sum + value)
+        sum(&self.get("/metrics").body, name, "")
+    }
+
+    /// The sum over the samples with this label (`actor="spooler"`); `None` also while nobody listens.
+    pub fn try_metric(&self, name: &str, label: &str) -> Option<f64> {
+        sum(&self.client.get(&self.admin_url("/metrics")).ok()?.body, name, label)
     }
 
     pub fn signal(&self, name: &str) {
@@ -355,10 +384,23 @@ impl Daemon {
     }
 }
 
+/// Of the samples of one metric that hold `label`.
+fn sum(metrics: &str, name: &str, label: &str) -> Option<f64> {
+    let samples = metrics.lines().filter_map(|line| {
+        let labels_and_value = line.strip_prefix(name)?;
+        let value = match labels_and_value.strip_prefix('{') {
+            Some(labels) => labels.rsplit_once("} ").filter(|(labels, _)| labels.contains(label))?.1,
+            None => labels_and_value.strip_prefix(' ').filter(|_| label.is_empty())?,
+        };
+        value.split(' ').next()?.parse::<f64>().ok()
+    });
+    samples.reduce(|sum, value| sum + value)
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.process.print_log(self.setup.name);
+            self.process.print_log(&self.setup.name);
         }
     }
 }

@@ -1,5 +1,8 @@
-//! Decides whether the daemon kept its promises: compares what was acknowledged with the archive, and the aggregates
-//! with those computed anew from the archive.
+//! Decides whether the daemon kept its promises. While daemons run it compares what was acknowledged with the archive,
+//! and the aggregates with those computed anew from the archive; afterwards its `audit` holds everything against
+//! the log itself.
+
+mod audit;
 
 use std::{
     collections::BTreeMap,
@@ -8,17 +11,17 @@ use std::{
 };
 
 use chrono::{DateTime, DurationRound, SecondsFormat, TimeDelta, Utc};
-use mongodb::bson::{Bson, Document};
+use mongodb::bson::Document;
 use serde::Deserialize;
 
+pub use self::audit::Verdict;
 use super::{
-    archive::{Archive, Line},
+    archive::Archive,
     daemon::Daemon,
     events::{Ledger, archived_form},
+    log::{self, Bucket},
 };
 
-/// Window, `client_id`, `type`.
-type Bucket = (DateTime<Utc>, Option<String>, Option<String>);
 pub type Counts = BTreeMap<Bucket, u64>;
 
 pub struct Oracle<'a> {
@@ -72,29 +75,8 @@ impl<'a> Oracle<'a> {
     #[track_caller]
     pub fn check_documents(&self, documents: &[Document]) {
         let mut counts = Counts::new();
-        for document in documents {
-            let window = document.get_datetime("window_start").expect("window_start").timestamp_millis();
-            let window = DateTime::from_timestamp_millis(window).expect("a time of today");
-            let group = match document.get("group").expect("group") {
-                Bson::Array(values) => values.clone(),
-                Bson::Document(group) => {
-                    ["client_id", "type"].map(|name| group.get(name).cloned().unwrap_or(Bson::Null)).into()
-                }
-                Bson::String(json) => serde_json::from_str::<Vec<Option<String>>>(json)
-                    .expect("an array")
-                    .into_iter()
-                    .map(Bson::from)
-                    .collect(),
-                other => panic!("group is {other}"),
-            };
-            let text = |value: &Bson| value.as_str().map(str::to_owned);
-            let count = match document.get("count").expect("count") {
-                Bson::Int32(count) => u64::try_from(*count),
-                Bson::Int64(count) => u64::try_from(*count),
-                other => panic!("count is {other}"),
-            };
-            *counts.entry((window, text(&group[0]), text(&group[1]))).or_default() +=
-                count.expect("a count is not negative");
+        for ((_, bucket), stored) in documents.iter().map(log::bucket) {
+            *counts.entry(bucket).or_default() += stored.count;
         }
         differences(&self.expected_counts(), &counts).expect("the collection holds what the archive does");
     }
@@ -102,6 +84,21 @@ impl<'a> Oracle<'a> {
     /// Records in the archive.
     pub fn archived(&self) -> usize {
         self.archive.lines().count()
+    }
+
+    /// Records `from` to `to` of this partition were gone before they could be archived.
+    pub fn expect_gap(&mut self, partition: i32, from: u64, to: u64) {
+        self.archive.expect_gap(partition, from, to);
+    }
+
+    /// Reads the archive's new objects.
+    pub fn refresh(&mut self) {
+        self.archive.refresh();
+    }
+
+    /// The largest offset in the archive, of a topic with one partition.
+    pub fn last_archived(&self) -> u64 {
+        self.archive.lines().map(|line| line.offset).max().expect("something is archived")
     }
 
     /// Records in the archive that are valid events.
@@ -127,7 +124,7 @@ impl<'a> Oracle<'a> {
         let mut foreign: Vec<&[u8]> = self.foreign.iter().map(Vec::as_slice).collect();
         for line in self.archive.lines() {
             let value = line.value.as_deref().unwrap_or_default();
-            let Some(n) = known(line).and_then(|known| known.n) else {
+            let Some(n) = known(line.value.as_deref()).and_then(|known| known.n) else {
                 let expected = foreign.iter().position(|expected| *expected == value);
                 let at = expected.unwrap_or_else(|| panic!("never sent, or twice: {}", String::from_utf8_lossy(value)));
                 foreign.swap_remove(at);
@@ -152,16 +149,13 @@ impl<'a> Oracle<'a> {
         if missing > 0 { Err(format!("{missing} of {} events are not archived", sent.len())) } else { Ok(()) }
     }
 
-    /// The aggregates as they follow from the archive: what design section 3 calls the window of the event's own time.
+    /// The aggregates as they follow from the archive.
     fn expected_counts(&self) -> Counts {
         let mut counts = Counts::new();
         for line in self.archive.lines() {
-            let Some(known) = known(line) else { continue };
-            let Some(event_type) = known.event_type else { continue };
-            let time =
-                known.timestamp.map(|time| DateTime::parse_from_rfc3339(&time).expect("we sent RFC 3339").to_utc());
-            let window = time.unwrap_or(line.received).duration_trunc(TimeDelta::minutes(1)).expect("a time of today");
-            *counts.entry((window, known.client_id, Some(event_type))).or_default() += 1;
+            if let Some(bucket) = known(line.value.as_deref()).and_then(|known| known.bucket(line.received)) {
+                *counts.entry(bucket).or_default() += 1;
+            }
         }
         counts
     }
@@ -202,8 +196,20 @@ pub fn query(daemon: &Daemon, from: DateTime<Utc>, to: DateTime<Utc>) -> Counts 
     counts
 }
 
-fn known(line: &Line) -> Option<Known> {
-    serde_json::from_slice(line.value.as_deref()?).ok()
+/// The fields of a value that is JSON.
+fn known(value: Option<&[u8]>) -> Option<Known> {
+    serde_json::from_slice(value?).ok()
+}
+
+impl Known {
+    /// Where an event counts, by what design section 3 calls the window of the event's own time. `None` for what is no
+    /// event.
+    fn bucket(self, received: DateTime<Utc>) -> Option<Bucket> {
+        let event_type = self.event_type?;
+        let time = self.timestamp.map(|time| DateTime::parse_from_rfc3339(&time).expect("we sent RFC 3339").to_utc());
+        let window = time.unwrap_or(received).duration_trunc(TimeDelta::minutes(1)).expect("a time of today");
+        Some((window, self.client_id, Some(event_type)))
+    }
 }
 
 fn differences(expected: &Counts, found: &Counts) -> Result<(), String> {
@@ -229,7 +235,7 @@ mod tests {
 
     const HOUR: &str = "topic=events/date=2026-11-23/hour=08";
 
-    fn ledger() -> Ledger {
+    pub(super) fn ledger() -> Ledger {
         let sent = |n: u64| Sent {
             bytes: format!("{{\"n\":{n},\r\n\"type\":\"a\"}}").into_bytes(),
             acknowledged: Some(format!("id-{n}")),
@@ -239,12 +245,12 @@ mod tests {
         Ledger::of((0..3).map(|n| (n, sent(n))).collect())
     }
 
-    fn line(offset: u64, n: u64) -> String {
+    pub(super) fn line(offset: u64, n: u64) -> String {
         let id = if n == 1 { r#""id":"id-1","# } else { "" };
         format!(r#"{{"offset":{offset},"received":"2026-11-23T08:00:00.123Z",{id}"event":{{"n":{n},  "type":"a"}}}}"#)
     }
 
-    fn object(root: &Path, start: u64, lines: &[String]) {
+    pub(super) fn object(root: &Path, start: u64, lines: &[String]) {
         let folder = root.join(HOUR);
         fs::create_dir_all(&folder).unwrap();
         let content = zstd::encode_all(format!("{}\n", lines.join("\n")).as_bytes(), 1).unwrap();

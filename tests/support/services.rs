@@ -15,14 +15,7 @@ use mongodb::{
     bson::{Document, doc},
 };
 use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
-use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
-    client::DefaultClientContext,
-    consumer::{BaseConsumer, CommitMode, Consumer},
-    message::Headers,
-    producer::{BaseProducer, BaseRecord, Producer},
-};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
@@ -80,6 +73,15 @@ impl Service {
         self.process().kill();
     }
 
+    /// As `kill -STOP`: it hangs, and its connections with it.
+    pub fn freeze(&self) {
+        self.process().signal("STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.process().signal("CONT");
+    }
+
     pub fn restart(&self) {
         let process = Self::launch(self.name, &self.dir, &self.ports, self.auth);
         *self.process.write().unwrap_or_else(PoisonError::into_inner) = process;
@@ -102,7 +104,7 @@ pub struct Services {
     pub kafka: Service,
     pub s3: Service,
     pub mongodb: Service,
-    io: Runtime,
+    pub(super) io: Runtime,
     mongo: MongoClient,
 }
 
@@ -179,8 +181,19 @@ impl Services {
         });
     }
 
+    /// Undoes whatever a test that failed left behind.
+    pub fn heal(&self) {
+        for service in [&self.kafka, &self.s3, &self.mongodb] {
+            service.thaw();
+            if service.process().exit().is_some() {
+                service.restart();
+            }
+        }
+        self.wait();
+    }
+
     /// A daemon on all three, with a bucket and a database of its own. `name` says whose; lower case.
-    pub fn setup(&self, name: &'static str) -> Setup {
+    pub fn setup(&self, name: &str) -> Setup {
         Setup::new(name)
             .set("queue.kind", "kafka")
             .set("queue.topic", name)
@@ -223,108 +236,4 @@ impl Services {
         let found = self.io.block_on(async { collection.find(doc! {}).await?.try_collect().await });
         found.expect("the collection can be read")
     }
-
-    fn kafka_config(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", self.kafka.address()).set("group.id", "tests");
-        config
-    }
-
-    /// Appends a record as another program would.
-    pub fn produce(&self, topic: &str, value: &[u8]) {
-        let producer: BaseProducer = self.kafka_config().create().expect("a producer");
-        producer.send(BaseRecord::<(), [u8]>::to(topic).payload(value)).expect("the queue is empty");
-        producer.flush(PATIENCE).expect("Kafka takes it");
-    }
-
-    /// As retention does: the partition begins at `before` from now on, or with -1 behind its last record.
-    pub fn delete_records(&self, topic: &str, partition: i32, before: i64) {
-        let admin: AdminClient<DefaultClientContext> = self.kafka_config().create().expect("an admin client");
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::from_raw(before)).expect("a valid offset");
-        self.io.block_on(admin.delete_records(&list, &AdminOptions::new())).expect("Kafka deletes them");
-    }
-
-    pub fn kafka_admin(&self) -> AdminClient<DefaultClientContext> {
-        self.kafka_config().create().expect("an admin client")
-    }
-
-    /// Adds partitions until there are so many.
-    pub fn grow_topic(&self, topic: &str, partitions: usize) {
-        let (admin, options) = (self.kafka_admin(), AdminOptions::new());
-        let grown = self.io.block_on(admin.create_partitions(&[NewPartitions::new(topic, partitions)], &options));
-        grown.expect("the broker answers")[0].as_ref().expect("partitions can be added");
-    }
-
-    /// A group's position, with its metadata.
-    pub fn committed(&self, group: &str, topic: &str, partition: i32) -> Option<(i64, String)> {
-        let consumer: BaseConsumer = self.kafka_config().set("group.id", group).create().expect("a consumer");
-        let mut list = TopicPartitionList::new();
-        list.add_partition(topic, partition);
-        let answer = consumer.committed_offsets(list, PATIENCE).ok()?;
-        let found = answer.find_partition(topic, partition)?;
-        let offset = found.offset().to_raw().filter(|offset| *offset >= 0)?;
-        Some((offset, found.metadata().to_owned()))
-    }
-
-    /// Commits a position as a member would. Waits until the group's own members have gone.
-    pub fn commit(&self, group: &str, topic: &str, partition: i32, (offset, metadata): (i64, &str)) {
-        let consumer: BaseConsumer = self.kafka_config().set("group.id", group).create().expect("a consumer");
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("a valid offset");
-        list.elements().iter_mut().for_each(|element| element.set_metadata(metadata));
-        eventually("committed", PATIENCE, || consumer.commit(&list, CommitMode::Sync).ok());
-    }
-
-    /// Deletes the topic and makes an empty one of the same name, as fast as the broker does.
-    pub fn recreate_topic(&self, topic: &str, partitions: i32) {
-        let (admin, options) = (self.kafka_admin(), AdminOptions::new());
-        let deleted = self.io.block_on(admin.delete_topics(&[topic], &options)).expect("the broker answers");
-        deleted[0].as_ref().expect("the topic can be deleted");
-        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set("max.message.bytes", "2000000");
-        eventually("the topic is created anew", PATIENCE, || {
-            self.io.block_on(admin.create_topics([&new], &options)).ok()?.pop()?.ok()
-        });
-    }
-
-    /// Start and end of each partition's log.
-    pub fn log_ranges(&self, topic: &str) -> Vec<(i64, i64)> {
-        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
-        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("metadata");
-        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
-        let range = |partition: i32| consumer.fetch_watermarks(topic, partition, PATIENCE).expect("watermarks");
-        partitions.map(|partition| range(partition.id())).collect()
-    }
-
-    /// All records of a topic, from the first to the last that there is now.
-    pub fn read_topic(&self, topic: &str) -> Vec<TopicRecord> {
-        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
-        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("metadata");
-        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id());
-        let mut records = Vec::new();
-        for partition in partitions {
-            let (start, end) = consumer.fetch_watermarks(topic, partition, PATIENCE).expect("watermarks");
-            let mut assignment = TopicPartitionList::new();
-            assignment.add_partition_offset(topic, partition, Offset::Offset(start)).expect("a valid offset");
-            consumer.assign(&assignment).expect("a valid assignment");
-            let mut next = start;
-            while next < end {
-                let message = consumer.poll(PATIENCE).expect("a record before the end").expect("no error");
-                next = message.offset() + 1;
-                let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
-                let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-                let headers = headers.map(|header| (header.key.to_owned(), text(header.value))).collect();
-                let value = message.payload().unwrap_or_default().to_vec();
-                records.push(TopicRecord { key: text(message.key()), value, headers });
-            }
-        }
-        records
-    }
-}
-
-#[derive(Debug)]
-pub struct TopicRecord {
-    pub key: String,
-    pub value: Vec<u8>,
-    pub headers: Vec<(String, String)>,
 }
