@@ -8,7 +8,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::support::{PATIENCE, daemon::Setup, eventually, http::Client};
+use crate::support::{
+    PATIENCE,
+    daemon::{Daemon, Setup},
+    eventually,
+    http::Client,
+};
 
 const LINES: Option<&str> = Some("application/x-ndjson");
 
@@ -185,6 +190,30 @@ fn a_stop_whose_positions_cannot_be_committed_says_so_and_fails() {
     let log = daemon.log();
     assert!(log.contains("not committed") && log.contains("database is locked"), "{log}");
     assert!(!log.contains("positions are committed"), "{log}");
+}
+
+#[test]
+fn a_log_that_was_restored_from_an_older_copy_halts_the_aggregates_that_are_ahead_of_it() {
+    let mut daemon = Setup::new("restored").start();
+    let count_one = |daemon: &Daemon| {
+        assert_eq!(daemon.post(None, br#"{"type":"a"}"#).status, 200);
+        eventually("counted", PATIENCE, || (daemon.metric("ingestd_events_aggregated_total")? >= 1.0).then_some(()));
+        daemon.terminate();
+    };
+    count_one(&daemon);
+    let (log, copy) = (daemon.data().join("log.db"), daemon.data().join("copy"));
+    std::fs::copy(&log, &copy).expect("a copy");
+    daemon.restart();
+    count_one(&daemon);
+    std::fs::rename(&copy, &log).expect("the copy in its place");
+    daemon.restart();
+    let halted = eventually("halted", PATIENCE, || {
+        let readiness = daemon.readiness();
+        let mut halted = readiness["halted"].as_array()?.iter();
+        halted.find(|halted| halted["sink"] == "aggregate").cloned()
+    });
+    assert!(halted["reason"].as_str().is_some_and(|reason| reason.contains("the log ends at 1")), "{halted}");
+    daemon.terminate();
 }
 
 #[test]
