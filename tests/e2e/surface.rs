@@ -171,6 +171,7 @@ fn a_reload_names_what_needs_a_restart_and_a_bad_file_changes_nothing() {
     assert_eq!(daemon.reload().json()["needs_restart"], json!([]));
     assert_eq!(daemon.post(None, br#"{"type":"a"}"#).status, 200);
 
+    assert!(daemon.get("/status").json()["config_file"].as_str().is_some_and(|file| file.ends_with("config.toml")));
     let reloads = || daemon.log().to_lowercase().matches("reload").count();
     let before = reloads();
     daemon.signal("HUP");
@@ -213,6 +214,21 @@ fn a_log_that_was_restored_from_an_older_copy_halts_the_aggregates_that_are_ahea
         halted.find(|halted| halted["sink"] == "aggregate").cloned()
     });
     assert!(halted["reason"].as_str().is_some_and(|reason| reason.contains("the log ends at 1")), "{halted}");
+    daemon.terminate();
+}
+
+#[test]
+fn a_file_of_a_secret_is_watched_and_not_shown_as_the_configuration_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "one").expect("the folder was just made");
+    let daemon = Setup::new("secret")
+        .set("archive.options.secret_access_key_file", secret.display())
+        .set("disk.check_interval", "50ms")
+        .start();
+    assert_eq!(daemon.get("/status").json()["config_file"], Value::Null);
+    std::fs::write(&secret, "another").expect("it was written before");
+    eventually("a reload", PATIENCE, || daemon.log().contains("archive.options.secret_access_key").then_some(()));
     daemon.terminate();
 }
 
