@@ -9,6 +9,7 @@ mod flush;
 mod fold;
 mod grouping;
 mod open;
+mod refuse;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +21,7 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseFutur
 use tokio::sync::oneshot;
 
 use crate::{
-    config::{Config, LiveConfig, QueueKind, StoreKind},
+    config::{LiveConfig, StoreKind},
     consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Unassign},
     dlq::{DeadLetterWriter, Source},
     event::EventFields,
@@ -35,6 +36,7 @@ use flush::{Attempt, Failure, Flush, Part, Statements};
 pub use fold::{Coverage, PartitionFold};
 use grouping::Grouping;
 use open::{OpenPartition, Reader};
+use refuse::{Ahead, ahead, refuse};
 
 /// A partition that is assigned to us.
 enum State {
@@ -66,6 +68,8 @@ pub struct Aggregator {
     /// Records that the store refuses for good, and why, until the position is beyond them: they become letters when
     /// they are read again. A new aggregator hears of them again.
     refused: BTreeMap<Partition, BTreeMap<Offset, String>>,
+    /// Fences beyond the log's end, which has been asked for again since.
+    ahead: BTreeMap<Partition, Offset>,
     /// The consumer was asked to fetch nothing for a while.
     holding: bool,
     /// Answered when everything is durable.
@@ -115,6 +119,7 @@ impl Aggregator {
             partitions: BTreeMap::new(),
             flush: None,
             refused: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             holding: false,
             drains: Vec::new(),
         }
@@ -190,6 +195,15 @@ impl Aggregator {
         let State::Loading(assignment) = state else { return };
         if *present != epoch {
             return;
+        }
+        match ahead(&fences, assignment.log_end, self.ahead.remove(&partition)) {
+            Ahead::None => {}
+            Ahead::AskAgain(fence) => {
+                self.ahead.insert(partition, fence);
+                self.partitions.remove(&partition);
+                return self.replies.reassign(Reassign { partition, epoch });
+            }
+            Ahead::Refused((reason, action)) => return self.halt(partition, epoch, reason, action),
         }
         let at = assignment.first_undone();
         let lost = assignment.committed.map_or(0, |committed| at.since(committed));
@@ -400,27 +414,6 @@ impl Aggregator {
     }
 }
 
-/// Why a partition may not be counted here, and what to do about it.
-fn refuse(config: &Config, assignment: &Assignment) -> Option<(String, &'static str)> {
-    let group = format!("{}-aggregate", config.queue.kafka.group);
-    if config.queue.kind == QueueKind::Kafka && config.store.kind == StoreKind::Embedded && !assignment.holds_all {
-        return Some((
-            format!("another worker is in group {group:?}, and an embedded store cannot be shared: use a shared store"),
-            "set store.kind = \"mongodb\" on all workers, or run one worker",
-        ));
-    }
-    if let Some(committed) = assignment.committed.filter(|committed| *committed > assignment.log_end) {
-        return Some((
-            format!(
-                "the group's position {committed} is beyond the log's end {}: records are gone, or the topic was created anew",
-                assignment.log_end
-            ),
-            "give queue.generation a number that was not used before and restart: counting then starts at the log's start",
-        ));
-    }
-    None
-}
-
 impl Actor for Aggregator {
     type Context = Context<Self>;
 
@@ -458,6 +451,7 @@ impl Handler<Unassign> for Aggregator {
     fn handle(&mut self, Unassign { partition, epoch }: Unassign, _: &mut Self::Context) {
         if self.partitions.get(&partition).is_some_and(|assigned| assigned.epoch <= epoch) {
             self.partitions.remove(&partition);
+            self.ahead.remove(&partition);
             self.update_hold();
             if self.partitions.is_empty() && self.prepared {
                 // Nothing is left that could fail.

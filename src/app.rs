@@ -11,6 +11,7 @@ mod stop;
 use std::{
     io::{self, Write},
     net::TcpListener,
+    path::Path,
     process::ExitCode,
     sync::{
         Arc, Mutex, PoisonError,
@@ -221,7 +222,7 @@ impl Daemon {
     fn admin_state(&self, store: Option<Arc<dyn Store>>, dead_letters: Desk) -> AdminState {
         AdminState {
             config: self.config.clone(),
-            config_file: self.sources.files().into_iter().next(),
+            config_file: self.sources.file().map(Path::to_owned),
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             store,
@@ -240,14 +241,15 @@ impl Daemon {
     fn watch(&self, spooler: Slot<Spooler>) -> Guarded {
         let (config, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
         let (started, heartbeat) = (self.started, self.heartbeat.clone());
-        let watch = self.sources.files().into_iter().next().map(|file| FileWatch::new(file, self.reloader.clone()));
+        let sources = self.sources.clone();
+        let watch = FileWatch::new(move || sources.files(), self.reloader.clone());
         let hooks = WatchdogHooks {
             on_disk: Arc::new(move |full| spooler.tell(DiskPressure(full))),
             alive: Arc::new(move || {
                 let beat = Duration::from_millis(heartbeat.load(Ordering::Acquire));
                 started.elapsed().saturating_sub(beat) < HEARTBEAT_LIMIT
             }),
-            check_file: watch.map(|watch| -> Arc<dyn Fn() + Send + Sync> { Arc::new(move || watch.check()) }),
+            check_file: Some(Arc::new(move || watch.check())),
         };
         let probe = Arc::new(FileSystem { dir: self.data_dir.path.clone() });
         supervise(ActorName::Watchdog, Slot::default(), &self.supervision, move |_| {

@@ -4,6 +4,7 @@
 //! Three things ask for it: SIGHUP, `POST /reload`, and a changed file ([`FileWatch`]).
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -74,12 +75,14 @@ impl Reloader {
     }
 }
 
-/// Notices that the configuration file's content changed: edited in place, replaced by a rename, or behind a symbolic
-/// link that was turned (as mounted config maps do). Reloads once for each change, so that a bad file is reported once.
+/// Notices that the content of a file changed which the configuration is read from, files of secrets among them: edited
+/// in place, replaced by a rename, or behind a symbolic link that was turned (as mounted config maps do). Reloads once
+/// for each change, so that a bad file is reported once.
 pub struct FileWatch {
-    path: PathBuf,
+    /// Which files these are; the configuration says so, so it is asked again after each reload.
+    files: Box<dyn Fn() -> Vec<PathBuf> + Send + Sync>,
     reloader: Arc<Reloader>,
-    seen: Mutex<Seen>,
+    seen: Mutex<BTreeMap<PathBuf, Seen>>,
 }
 
 /// SHA-256 of the content; `None` where there is no readable file.
@@ -104,32 +107,44 @@ struct Stamp {
 }
 
 impl FileWatch {
-    /// Takes the file's present content as the one in force: make it before the configuration is loaded, or right
+    /// Takes the files' present content as the one in force: make it before the configuration is loaded, or right
     /// after.
-    pub fn new(path: PathBuf, reloader: Arc<Reloader>) -> Self {
-        let (stamp, content) = (stamp(&path).ok(), digest(&path).ok());
-        Self { path, reloader, seen: Mutex::new(Seen { stamp, latest: content, acted_on: content }) }
+    pub fn new(files: impl Fn() -> Vec<PathBuf> + Send + Sync + 'static, reloader: Arc<Reloader>) -> Self {
+        let seen = files().into_iter().map(|path| (path.clone(), Seen::of(&path))).collect();
+        Self { files: Box::new(files), reloader, seen: Mutex::new(seen) }
     }
 
-    /// Looks at the file, and reloads when its content changed and stood still since the check before (a file that is
+    /// Looks at the files, and reloads when a content changed and stood still since the check before (a file that is
     /// being written is left alone). Reads files: call it on a blocking thread.
     pub fn check(&self) {
-        if self.changed() {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each of them is looked at.
+        let changed = seen.iter_mut().filter_map(|(path, seen)| seen.changed(path).then_some(())).count() > 0;
+        if changed {
             // The reloader has logged what is wrong, and nobody waits for an answer.
             let _ = self.reloader.reload("changed file");
+            let mut known = std::mem::take(&mut *seen);
+            let files = (self.files)().into_iter();
+            *seen = files.map(|path| (path.clone(), known.remove(&path).unwrap_or_else(|| Seen::of(&path)))).collect();
         }
     }
+}
 
-    fn changed(&self) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = stamp(&self.path).ok();
-        if stamp != seen.stamp {
-            seen.stamp = stamp;
-            seen.latest = digest(&self.path).ok();
+impl Seen {
+    fn of(path: &Path) -> Self {
+        let (stamp, content) = (stamp(path).ok(), digest(path).ok());
+        Self { stamp, latest: content, acted_on: content }
+    }
+
+    fn changed(&mut self, path: &Path) -> bool {
+        let stamp = stamp(path).ok();
+        if stamp != self.stamp {
+            self.stamp = stamp;
+            self.latest = digest(path).ok();
             return false;
         }
-        let settled = seen.latest != seen.acted_on;
-        seen.acted_on = seen.latest;
+        let settled = self.latest != self.acted_on;
+        self.acted_on = self.latest;
         settled
     }
 }
@@ -174,6 +189,30 @@ mod tests {
         (Arc::new(Reloader::new(Box::new(load), Box::new(apply), live.clone(), vec![])), live)
     }
 
+    fn watch(paths: &[&Path], reloader: Arc<Reloader>) -> FileWatch {
+        let paths: Vec<PathBuf> = paths.iter().map(|path| (*path).to_owned()).collect();
+        FileWatch::new(move || paths.clone(), reloader)
+    }
+
+    #[test]
+    fn each_file_of_the_configuration_is_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, secret) = (dir.path().join("config.toml"), dir.path().join("secret"));
+        fs::write(&path, "70").unwrap();
+        fs::write(&secret, "one").unwrap();
+        let loads = Arc::new(AtomicUsize::new(0));
+        let (reloader, live) = reloader(path.clone(), loads.clone());
+        let watch = watch(&[&path, &secret], reloader);
+        fs::write(&secret, "another").unwrap();
+        (0..3).for_each(|_| watch.check());
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+        // Both at once are one change.
+        fs::write(&path, "80").unwrap();
+        fs::write(&secret, "a third").unwrap();
+        (0..3).for_each(|_| watch.check());
+        assert_eq!((live.load().disk.max_used_percent, loads.load(Ordering::SeqCst)), (80.0, 2));
+    }
+
     #[test]
     fn a_bad_file_changes_nothing_and_is_reported_once() {
         let dir = tempfile::tempdir().unwrap();
@@ -182,7 +221,7 @@ mod tests {
         let loads = Arc::new(AtomicUsize::new(0));
         let (reloader, live) = reloader(path.clone(), loads.clone());
         let before = live.load_full();
-        let watch = FileWatch::new(path.clone(), reloader.clone());
+        let watch = watch(&[&path], reloader.clone());
         fs::write(&path, "seventy").unwrap();
         (0..5).for_each(|_| watch.check());
         assert_eq!(loads.load(Ordering::SeqCst), 1);
@@ -198,7 +237,7 @@ mod tests {
         std::os::unix::fs::symlink(&path, &link).unwrap();
         let loads = Arc::new(AtomicUsize::new(0));
         let (reloader, live) = reloader(link.clone(), loads.clone());
-        let watch = FileWatch::new(link.clone(), reloader);
+        let watch = watch(&[&link], reloader);
         let percent = || live.load().disk.max_used_percent;
 
         fs::write(dir.path().join("new"), "80").unwrap();
@@ -220,7 +259,7 @@ mod tests {
         fs::write(&path, "70").unwrap();
         let loads = Arc::new(AtomicUsize::new(0));
         let (reloader, _) = reloader(path.clone(), loads.clone());
-        let watch = FileWatch::new(path.clone(), reloader);
+        let watch = watch(&[&path], reloader);
         fs::write(dir.path().join("new"), "70").unwrap();
         fs::rename(dir.path().join("new"), &path).unwrap();
         (0..3).for_each(|_| watch.check());

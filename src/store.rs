@@ -153,8 +153,10 @@ pub struct StoreOptions {
     pub topic: String,
     pub generation: u32,
     pub aggregates: Vec<AggregateConfig>,
-    /// Keep processed events, for so long after their receipt.
-    pub events: Option<Duration>,
+    /// Keep processed events.
+    pub events: bool,
+    /// How long processed events stay after their receipt; also those that were kept before that was turned off.
+    pub events_ttl: Duration,
     /// Of one call.
     pub timeout: Duration,
 }
@@ -165,7 +167,8 @@ impl From<&Config> for StoreOptions {
             topic: config.queue.topic.clone(),
             generation: config.queue.generation,
             aggregates: config.aggregate.clone(),
-            events: config.store.events.then_some(config.store.events_ttl),
+            events: config.store.events,
+            events_ttl: config.store.events_ttl,
             timeout: config.aggregator.timeout,
         }
     }

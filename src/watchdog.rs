@@ -39,7 +39,7 @@ pub struct WatchdogHooks {
     /// Whether the actors that have to live do; while they don't, systemd is not pinged and will restart the daemon.
     /// Must not block.
     pub alive: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// Looks whether the configuration file changed. May block: it runs on the watchdog's thread.
+    /// Looks whether the configuration's files changed. May block: it runs on the watchdog's thread.
     pub check_file: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
+    config::{Config, QueueKind},
     dlq::DeadLetter,
     position::{Timestamp, TopicIdentity},
     queue::{ByteBudget, record::RecordBuffer},
@@ -184,12 +185,16 @@ impl Fixture {
     }
 
     fn assign(&self, committed: Option<u64>, log_start: u64, holds_all: bool) -> Epoch {
+        self.assign_up_to(committed, log_start, 1000, holds_all)
+    }
+
+    fn assign_up_to(&self, committed: Option<u64>, log_start: u64, log_end: u64, holds_all: bool) -> Epoch {
         let epoch = Epoch::fresh();
         let assignment = Assignment {
             partition: Partition(0),
             committed: committed.map(Offset),
             log_start: Offset(log_start),
-            log_end: Offset(1000),
+            log_end: Offset(log_end),
             identity: TopicIdentity("x".into()),
             holds_all,
         };
@@ -327,6 +332,27 @@ async fn records_that_retention_removed_are_counted_as_lost_and_the_rest_goes_on
     let mut f = Fixture::start(|_| {}).await;
     f.assign(Some(5), 9, true);
     f.expect([Reply::Confirm(Offset(9)), Reply::Begin(Offset(9))]).await;
+}
+
+#[actix_rt::test]
+async fn counts_of_records_that_the_log_does_not_have_halt_their_partition_once_its_end_was_asked_for_again() {
+    let mut f = Fixture::start(|_| {}).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.send(epoch, 0, &[A, B, A]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Confirm(Offset(3))]).await;
+    // Another writer was ahead: the end that is asked for anew is beyond its counts.
+    f.assign_up_to(Some(1), 0, 2, true);
+    f.expect([Reply::Reassign]).await;
+    f.assign_up_to(Some(1), 0, 3, true);
+    f.expect([Reply::Begin(Offset(1))]).await;
+    // The log was restored from an older copy.
+    f.assign_up_to(Some(1), 0, 2, true);
+    f.expect([Reply::Reassign]).await;
+    f.assign_up_to(Some(1), 0, 2, true);
+    let Some(Reply::Halt(reason)) = f.replies.recv().await else { panic!("not halted") };
+    assert!(reason.contains("the log ends at 2"), "{reason}");
 }
 
 #[actix_rt::test]

@@ -184,7 +184,7 @@ mod tests {
         let config = sources.load().unwrap();
         assert_eq!(config.store.url, "mongodb://app:hunter2@db/?w=1");
         assert_eq!(config.queue.kafka.properties["sasl.password"], config.store.url);
-        assert_eq!(sources.files(), [path.clone(), path]);
+        assert_eq!((sources.file(), sources.files()), (None, vec![path.clone(), path]));
         assert!(!toml::to_string(&config.without_secrets()).unwrap().contains("hunter2"));
         let error = Sources::of(None, &[], &[&url, "store.kind=mongodb"]).load().unwrap_err().to_string();
         assert!(error.contains("w=1") && !error.contains("hunter2"), "{error}");

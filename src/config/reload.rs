@@ -148,6 +148,33 @@ mod tests {
         assert!(errors.to_string().contains("upload.max_in_flight"), "{errors}");
     }
 
+    /// A comment is that of the keys below it, up to the next; one above a section's head is that of the section.
+    #[test]
+    fn config_toml_marks_the_live_keys() {
+        let (mut section, mut section_is_live, mut comment) = (String::new(), false, String::new());
+        let (mut after_key, mut seen) = (false, 0);
+        for line in include_str!("../../config.toml").lines() {
+            if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                (section, section_is_live) = (name.to_owned(), comment.contains("Live"));
+                comment.clear();
+            } else if let Some((name, _)) = line.strip_prefix('#').and_then(|rest| rest.split_once(" = "))
+                && !name.starts_with(' ')
+                && !section.is_empty()
+            {
+                let key = format!("{section}.{name}");
+                let marked = section_is_live || comment.contains("Live");
+                assert_eq!(marked, is_live(&key, &Config::default()), "{key}: {comment}");
+                (after_key, seen) = (true, seen + 1);
+            } else {
+                if std::mem::take(&mut after_key) {
+                    comment.clear();
+                }
+                comment.push_str(line);
+            }
+        }
+        assert!(seen > 40, "{seen} keys");
+    }
+
     #[test]
     fn every_live_key_exists() {
         let flat = flatten(&Config::default());

@@ -70,6 +70,11 @@ impl Sources {
         load(self)
     }
 
+    /// The configuration file, where there is one.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// What to watch for changes: the configuration file and the files of secrets.
     pub fn files(&self) -> Vec<PathBuf> {
         let secrets = self.layers().into_iter().flat_map(|layer| layer.files);

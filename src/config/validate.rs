@@ -101,6 +101,11 @@ impl Check<'_> {
                 self.fault(key, "must be HOST:PORT, such as 127.0.0.1:8080, [::1]:8080 or, for all, 0.0.0.0:8080");
             }
         }
+        self.at_most(
+            ("http.max_body", self.config.http.max_body),
+            ("http.max_in_flight", self.config.http.max_in_flight),
+            "a larger request would be told for ever to come later",
+        );
         if http == admin && !http.ends_with(":0") {
             self.fault("admin.listen", "must differ from http.listen: the public side and the operators' are apart");
         }
@@ -273,6 +278,12 @@ mod tests {
         for bad in ["", "inof", "info,", "info,ingestd=debgu"] {
             assert!(log_filter(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_largest_request_fits_into_what_is_handled_at_once() {
+        let errors = errors(|config| config.http.max_in_flight = crate::config::ByteSize(1 << 20));
+        assert!(errors[0].contains("http.max_body") && errors[0].contains("http.max_in_flight"), "{errors:?}");
     }
 
     #[test]

@@ -191,7 +191,7 @@ impl MongoStore {
                 doc! { "createIndexes": Buckets::new(&self.options, index).collection(), "indexes": indexes.to_vec() };
             self.write(&database, create).await?.ok()?;
         }
-        match self.options.events {
+        match self.options.events.then_some(self.options.events_ttl) {
             Some(ttl) => events::prepare(&self, &database, ttl).await,
             None => Ok(()),
         }
@@ -422,7 +422,8 @@ mod tests {
             topic: "events".to_owned(),
             generation: 0,
             aggregates: crate::config::Config::default().aggregate,
-            events: None,
+            events: false,
+            events_ttl: Duration::from_secs(3600),
             timeout: Duration::from_millis(500),
         }
     }

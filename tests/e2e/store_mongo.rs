@@ -39,7 +39,8 @@ fn options() -> StoreOptions {
             window: Duration::from_secs(60),
             group_by: vec!["type".to_owned(), "$dollar.dot".to_owned()],
         }],
-        events: None,
+        events: false,
+        events_ttl: Duration::from_secs(3600),
         timeout: TIMEOUT,
     }
 }
@@ -161,7 +162,8 @@ async fn a_changed_definition_is_refused() {
 async fn events_are_kept_once_whatever_they_hold() {
     let Some((_turn, url)) = server() else { return };
     let database = fresh(&url, "events").await;
-    let store = open(&url, &database, StoreOptions { events: Some(Duration::from_secs(3600)), ..options() }).await;
+    let store =
+        open(&url, &database, StoreOptions { events: true, events_ttl: Duration::from_secs(3600), ..options() }).await;
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(89), "]".repeat(89));
     let wide = format!("{{\"a\":[{}1]}}", "1,".repeat(500_000));
     let documents = ["{\"n\":1,\"f\":0.1}", "{\"a.b\":{\"$set\":1},\"\":2}", "{\"$x\":1}", &deep, &wide];
@@ -188,7 +190,7 @@ async fn events_are_kept_once_whatever_they_hold() {
     assert_eq!(of(doc! { "event": { "$exists": true }, "type": "t", "client_id": "c" }).await.unwrap(), 5);
     assert_eq!(of(doc! { "raw": { "$in": strings.to_vec() } }).await.unwrap(), 2);
     // A changed time to live changes the index.
-    open(&url, &database, StoreOptions { events: Some(Duration::from_secs(60)), ..options() }).await;
+    open(&url, &database, StoreOptions { events: true, events_ttl: Duration::from_secs(60), ..options() }).await;
     let indexes = database.run_command(doc! { "listIndexes": "events" }).await.unwrap();
     let indexes = indexes.get_document("cursor").unwrap().get_array("firstBatch").unwrap();
     let ttl =

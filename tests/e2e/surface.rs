@@ -8,7 +8,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::support::{PATIENCE, daemon::Setup, eventually, http::Client};
+use crate::support::{
+    PATIENCE,
+    daemon::{Daemon, Setup},
+    eventually,
+    http::Client,
+};
 
 const LINES: Option<&str> = Some("application/x-ndjson");
 
@@ -166,6 +171,7 @@ fn a_reload_names_what_needs_a_restart_and_a_bad_file_changes_nothing() {
     assert_eq!(daemon.reload().json()["needs_restart"], json!([]));
     assert_eq!(daemon.post(None, br#"{"type":"a"}"#).status, 200);
 
+    assert!(daemon.get("/status").json()["config_file"].as_str().is_some_and(|file| file.ends_with("config.toml")));
     let reloads = || daemon.log().to_lowercase().matches("reload").count();
     let before = reloads();
     daemon.signal("HUP");
@@ -185,6 +191,45 @@ fn a_stop_whose_positions_cannot_be_committed_says_so_and_fails() {
     let log = daemon.log();
     assert!(log.contains("not committed") && log.contains("database is locked"), "{log}");
     assert!(!log.contains("positions are committed"), "{log}");
+}
+
+#[test]
+fn a_log_that_was_restored_from_an_older_copy_halts_the_aggregates_that_are_ahead_of_it() {
+    let mut daemon = Setup::new("restored").start();
+    let count_one = |daemon: &Daemon| {
+        assert_eq!(daemon.post(None, br#"{"type":"a"}"#).status, 200);
+        eventually("counted", PATIENCE, || (daemon.metric("ingestd_events_aggregated_total")? >= 1.0).then_some(()));
+        daemon.terminate();
+    };
+    count_one(&daemon);
+    let (log, copy) = (daemon.data().join("log.db"), daemon.data().join("copy"));
+    std::fs::copy(&log, &copy).expect("a copy");
+    daemon.restart();
+    count_one(&daemon);
+    std::fs::rename(&copy, &log).expect("the copy in its place");
+    daemon.restart();
+    let halted = eventually("halted", PATIENCE, || {
+        let readiness = daemon.readiness();
+        let mut halted = readiness["halted"].as_array()?.iter();
+        halted.find(|halted| halted["sink"] == "aggregate").cloned()
+    });
+    assert!(halted["reason"].as_str().is_some_and(|reason| reason.contains("the log ends at 1")), "{halted}");
+    daemon.terminate();
+}
+
+#[test]
+fn a_file_of_a_secret_is_watched_and_not_shown_as_the_configuration_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "one").expect("the folder was just made");
+    let daemon = Setup::new("secret")
+        .set("archive.options.secret_access_key_file", secret.display())
+        .set("disk.check_interval", "50ms")
+        .start();
+    assert_eq!(daemon.get("/status").json()["config_file"], Value::Null);
+    std::fs::write(&secret, "another").expect("it was written before");
+    eventually("a reload", PATIENCE, || daemon.log().contains("archive.options.secret_access_key").then_some(()));
+    daemon.terminate();
 }
 
 #[test]

@@ -225,8 +225,7 @@ impl Database {
 
     /// Removes some of the events that were received too long before `now`. Says whether there may be more.
     pub fn expire_events(&mut self, now: Timestamp) -> Result<bool, StoreError> {
-        let Some(ttl) = self.options.events else { return Ok(false) };
-        let before = now.0.saturating_sub(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX));
+        let before = now.0.saturating_sub(i64::try_from(self.options.events_ttl.as_millis()).unwrap_or(i64::MAX));
         let removed = self.connection.execute(
             "DELETE FROM event WHERE rowid IN (SELECT rowid FROM event WHERE received < ? ORDER BY received LIMIT ?)",
             params![before, EXPIRE_AT_ONCE],

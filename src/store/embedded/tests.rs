@@ -17,7 +17,8 @@ fn options() -> StoreOptions {
             window: Duration::from_secs(60),
             group_by: vec!["type".to_owned()],
         }],
-        events: None,
+        events: false,
+        events_ttl: Duration::from_secs(3600),
         timeout: Duration::from_secs(30),
     }
 }
@@ -132,7 +133,7 @@ async fn rows_are_sorted_by_value_and_cut_at_the_limit() {
 #[tokio::test]
 async fn events_are_kept_once_and_removed_by_their_time_of_receipt() {
     let dir = TempDir::new().unwrap();
-    let store = open(&dir, StoreOptions { events: Some(Duration::from_secs(60)), ..options() });
+    let store = open(&dir, StoreOptions { events: true, events_ttl: Duration::from_secs(60), ..options() });
     store.prepare().await.unwrap();
     let event = |offset, received| ProcessedEvent {
         partition: Partition(0),
@@ -144,11 +145,15 @@ async fn events_are_kept_once_and_removed_by_their_time_of_receipt() {
         id: None,
         json: b"{}".to_vec(),
     };
-    let events = [event(0, 0), event(1, 50_000)];
+    let now = Timestamp::now();
+    let events = [event(0, now.0 - 100_000), event(1, now.0 - 10_000)];
     for _ in 0..2 {
         store.flush(&[], &events).await.unwrap();
     }
-    assert!(!store.run(|database| database.expire_events(Timestamp(100_000))).await.unwrap());
+    drop(store);
+    // Also when they are kept no more.
+    let store = open(&dir, StoreOptions { events: false, events_ttl: Duration::from_secs(60), ..options() });
+    assert!(!store.run(move |database| database.expire_events(now)).await.unwrap());
     let connection = Connection::open(dir.path().join("store.db")).unwrap();
     let left: Vec<i64> = connection
         .prepare("SELECT offset FROM event")

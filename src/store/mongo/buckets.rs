@@ -176,7 +176,8 @@ mod tests {
                 window: Duration::from_secs(60),
                 group_by: vec!["$x.y%".to_owned()],
             }],
-            events: None,
+            events: false,
+            events_ttl: Duration::from_secs(3600),
             timeout: Duration::from_secs(1),
         }
     }
