@@ -20,7 +20,7 @@ mod group;
 mod headers;
 pub mod identity;
 mod link;
-mod logging;
+pub(super) mod logging;
 mod partitions;
 pub mod settings;
 pub mod source;

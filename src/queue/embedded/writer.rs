@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -10,12 +10,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::{Connection, Transaction, params};
 use tokio::sync::oneshot;
 
-use super::{DEPENDENCY, LogEnd, Write, schema};
+use super::{LogEnd, Purpose, Write, schema};
 use crate::{
     config::LiveConfig,
     dlq::DeadLetter,
-    health::{Health, SinkName},
-    metrics::Metrics,
+    health::Health,
     position::{Offset, Timestamp},
     produce::Publish,
     queue::record::{ID_HEADER, RecordBuffer},
@@ -37,24 +36,29 @@ pub(super) struct Writer {
     database: Connection,
     next: Offset,
     end: Arc<LogEnd>,
-    sinks: Vec<SinkName>,
+    purpose: Purpose,
     config: LiveConfig,
     health: Health,
-    metrics: Arc<Metrics>,
     /// Bytes in `chunks`, for the quota.
     stored: u64,
-    cursors: BTreeMap<SinkName, Offset>,
+    cursors: BTreeMap<&'static str, Offset>,
     cursors_changed: bool,
     housekeeping_at: Instant,
     failing: bool,
 }
+
+/// A row's name and value, and who waits for it.
+type MetaRow = (&'static str, String, Sender<Result<(), String>>);
 
 /// What a commit holds, to be answered after it.
 #[derive(Default)]
 struct Group {
     publishes: Vec<Publish>,
     letters: Vec<(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)>,
+    meta: Vec<MetaRow>,
     written: Vec<Sender<()>>,
+    /// Requests that were refused before the commit.
+    refused: usize,
     bytes: usize,
     stop: bool,
 }
@@ -64,29 +68,29 @@ impl Writer {
         database: Connection,
         next: Offset,
         end: Arc<LogEnd>,
-        sinks: Vec<SinkName>,
+        purpose: Purpose,
         config: LiveConfig,
         health: Health,
-        metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let stored: i64 =
             database.query_row("SELECT coalesce(sum(length(records)), 0) FROM chunks", [], |row| row.get(0))?;
         let mut cursors = BTreeMap::new();
-        for sink in &sinks {
-            if let Some(position) = schema::cursor(&database, sink.as_str())? {
-                cursors.insert(*sink, position);
+        for reader in &purpose.readers {
+            if let Some(position) = schema::cursor(&database, reader)? {
+                cursors.insert(*reader, position);
             }
         }
-        health.dependency(DEPENDENCY, Ok(()));
+        health.dependency(purpose.dependency, Ok(()));
+        let stored = stored.cast_unsigned();
+        end.stored.store(stored, Ordering::Release);
         Ok(Self {
             database,
             next,
             end,
-            sinks,
+            purpose,
             config,
             health,
-            metrics,
-            stored: stored.cast_unsigned(),
+            stored,
             cursors,
             cursors_changed: false,
             housekeeping_at: Instant::now() + HOUSEKEEPING,
@@ -131,28 +135,29 @@ impl Writer {
             Write::Append(publish) => {
                 let quota = self.config.load().queue.embedded.quota.0;
                 if self.stored + (group.bytes as u64) >= quota {
-                    let why = "the embedded log has reached queue.embedded.quota; the sinks have to catch up";
-                    publish.ticket.unavailable(publish.events.len(), why);
+                    publish.ticket.unavailable(publish.events.len(), self.purpose.full);
+                    group.refused += 1;
                     return;
                 }
                 group.bytes += publish.body.len();
                 group.publishes.push(publish);
             }
-            Write::Cursor(sink, position) => self.move_cursor(sink, position),
-            Write::LastCursor(sink, position, done) => {
+            Write::Cursor(reader, position) => self.move_cursor(reader, position),
+            Write::LastCursor(reader, position, done) => {
                 if let Some(position) = position {
-                    self.move_cursor(sink, position);
+                    self.move_cursor(reader, position);
                 }
                 group.written.push(done);
             }
             Write::DeadLetters(letters, reply) => group.letters.push((letters, reply)),
+            Write::Meta(name, value, done) => group.meta.push((name, value, done)),
             Write::Flush(done) => group.written.push(done),
             Write::Stop => group.stop = true,
         }
     }
 
-    fn move_cursor(&mut self, sink: SinkName, position: Offset) {
-        if self.cursors.insert(sink, position) != Some(position) && !self.cursors_changed {
+    fn move_cursor(&mut self, reader: &'static str, position: Offset) {
+        if self.cursors.insert(reader, position) != Some(position) && !self.cursors_changed {
             self.cursors_changed = true;
             self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
         }
@@ -160,18 +165,22 @@ impl Writer {
 
     /// One transaction for the whole group; the tickets hear of it after the fsync.
     fn commit(&mut self, group: &mut Group) {
-        if group.publishes.is_empty() && group.letters.is_empty() {
+        let answered = group.publishes.len() + group.refused;
+        if group.publishes.is_empty() && group.letters.is_empty() && group.meta.is_empty() {
+            self.tell_answered(answered);
             return;
         }
         let publishes = std::mem::take(&mut group.publishes);
         let letters = std::mem::take(&mut group.letters);
-        match self.write(&publishes, &letters) {
+        let meta = std::mem::take(&mut group.meta);
+        match self.write(&publishes, &letters, &meta) {
             Ok((next, bytes)) => {
                 self.next = next;
-                self.stored += bytes;
+                self.set_stored(self.stored + bytes);
                 self.end.set(next);
+                self.tell_answered(answered);
                 let events: usize = publishes.iter().map(|publish| publish.events.len()).sum();
-                self.metrics.events_produced.inc_by(events as u64);
+                self.purpose.counts.inc_by(events as u64);
                 for publish in publishes {
                     publish.ticket.durable(publish.events.len());
                 }
@@ -179,32 +188,53 @@ impl Writer {
                     // The aggregator that asked is gone; the letters stand.
                     let _ = reply.send(Ok(()));
                 }
+                for (_, _, done) in meta {
+                    // Whoever waited has given up; the row stands.
+                    let _ = done.send(Ok(()));
+                }
                 self.note_outcome(Ok(()));
             }
             Err(error) => {
-                let why = format!("the embedded log cannot be written: {error}");
+                self.tell_answered(answered);
+                let why = format!("{} cannot be written: {error}", self.purpose.file);
                 for publish in publishes {
                     publish.ticket.unavailable(publish.events.len(), &why);
                 }
                 for (_, reply) in letters {
                     let _ = reply.send(Err(anyhow::anyhow!(why.clone())));
                 }
+                for (_, _, done) in meta {
+                    let _ = done.send(Err(why.clone()));
+                }
                 self.note_outcome(Err(why));
             }
+        }
+    }
+
+    /// Before the tickets, so that whoever has an answer finds it counted.
+    fn tell_answered(&self, requests: usize) {
+        if let Some(on_answered) = self.purpose.on_answered.as_ref().filter(|_| requests > 0) {
+            on_answered(requests, self.next);
         }
     }
 
     fn note_outcome(&mut self, outcome: Result<(), String>) {
         if outcome.is_err() || self.failing {
             self.failing = outcome.is_err();
-            self.health.dependency(DEPENDENCY, outcome);
+            self.health.dependency(self.purpose.dependency, outcome);
         }
+    }
+
+    fn set_stored(&mut self, stored: u64) {
+        self.stored = stored;
+        self.end.stored.store(stored, Ordering::Release);
     }
 
     fn write(
         &mut self,
         publishes: &[Publish],
         letters: &[(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)],
+        meta: &[MetaRow],
     ) -> rusqlite::Result<(Offset, u64)> {
         let transaction = self.database.transaction()?;
         let mut chunks = Chunks {
@@ -228,6 +258,11 @@ impl Writer {
         for letter in letters.iter().flat_map(|(letters, _)| letters) {
             insert_letter(&transaction, letter)?;
         }
+        for (name, value, _) in meta {
+            transaction
+                .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2")?
+                .execute(params![name, value])?;
+        }
         transaction.commit()?;
         Ok((next, bytes))
     }
@@ -236,23 +271,24 @@ impl Writer {
     /// Whether there is more to do soon.
     fn keep_house(&mut self) -> bool {
         self.try_keep_house().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the embedded log could not be trimmed; tried again in a moment");
+            tracing::warn!(%error, "{} could not be trimmed; tried again in a moment", self.purpose.file);
             true
         })
     }
 
     fn try_keep_house(&mut self) -> rusqlite::Result<bool> {
-        let retention = self.config.load().queue.embedded.retention;
+        let retention = if self.purpose.retains { self.config.load().queue.embedded.retention } else { Duration::ZERO };
         let oldest_kept = Timestamp::now().0.saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
         let transaction = self.database.transaction()?;
         if self.cursors_changed {
-            for (sink, position) in &self.cursors {
+            for (reader, position) in &self.cursors {
                 transaction
                     .prepare_cached("INSERT INTO cursors VALUES (?1, ?2) ON CONFLICT DO UPDATE SET position = ?2")?
-                    .execute(params![sink.as_str(), position.as_i64()])?;
+                    .execute(params![reader, position.as_i64()])?;
             }
         }
-        let slowest = self.sinks.iter().map(|sink| self.cursors.get(sink).copied().unwrap_or_default()).min();
+        let slowest =
+            self.purpose.readers.iter().map(|reader| self.cursors.get(reader).copied().unwrap_or_default()).min();
         let (mut freed, mut trimmed) = (0, 0);
         if let Some(slowest) = slowest {
             let behind = "SELECT base, base + count, length(records) FROM chunks WHERE base + count <= ?1 AND received <= ?2 ORDER BY base LIMIT ?3";
@@ -271,7 +307,7 @@ impl Writer {
         }
         transaction.commit()?;
         self.cursors_changed = false;
-        self.stored = self.stored.saturating_sub(freed);
+        self.set_stored(self.stored.saturating_sub(freed));
         // Also when nothing was trimmed now: what an earlier trim left over goes back step by step.
         let more_pages = sqlite::give_back_pages(&self.database, TRIM_PAGES)?;
         Ok(more_pages || trimmed == TRIM_ROWS)

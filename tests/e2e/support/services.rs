@@ -17,7 +17,9 @@ use mongodb::{
 use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
     message::Headers,
     producer::{BaseProducer, BaseRecord, Producer},
 };
@@ -163,9 +165,7 @@ impl Services {
 
     /// Waits until all three answer requests.
     pub fn wait(&self) {
-        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
-        let second = Duration::from_secs(1);
-        self.kafka.wait(|| consumer.fetch_metadata(None, second).map(drop).map_err(|error| error.to_string()));
+        self.wait_kafka();
         let ping = || self.io.block_on(self.mongo.database("admin").run_command(doc! { "ping": 1 }).into_future());
         self.mongodb.wait(|| ping().map(drop).map_err(|error| error.to_string()));
         // It answers before it has a volume to write to.
@@ -235,29 +235,56 @@ impl Services {
         producer.flush(PATIENCE).expect("Kafka takes it");
     }
 
-    /// All records of a topic, from the first to the last that there is now.
+    /// All committed records of a topic, partition by partition, from the first to the last that there is now.
     pub fn read_topic(&self, topic: &str) -> Vec<TopicRecord> {
-        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
+        let mut config = self.kafka_config();
+        config.set("isolation.level", "read_committed").set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create().expect("a consumer");
         let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).expect("metadata");
         let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id());
         let mut records = Vec::new();
         for partition in partitions {
-            let (start, end) = consumer.fetch_watermarks(topic, partition, PATIENCE).expect("watermarks");
             let mut assignment = TopicPartitionList::new();
-            assignment.add_partition_offset(topic, partition, Offset::Offset(start)).expect("a valid offset");
+            assignment.add_partition_offset(topic, partition, Offset::Beginning).expect("a valid offset");
             consumer.assign(&assignment).expect("a valid assignment");
-            let mut next = start;
-            while next < end {
-                let message = consumer.poll(PATIENCE).expect("a record before the end").expect("no error");
-                next = message.offset() + 1;
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let message = match consumer.poll(Duration::from_secs(1)) {
+                    Some(Err(KafkaError::PartitionEOF(_))) => break,
+                    // Also when something else happened in the client.
+                    None => {
+                        assert!(Instant::now() < deadline, "neither a record nor the end of {topic}/{partition}");
+                        continue;
+                    }
+                    Some(message) => message.expect("no error"),
+                };
                 let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
                 let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
                 let headers = headers.map(|header| (header.key.to_owned(), text(header.value))).collect();
                 let value = message.payload().unwrap_or_default().to_vec();
-                records.push(TopicRecord { key: text(message.key()), value, headers });
+                let timestamp = message.timestamp().to_millis().expect("records have a time");
+                records.push(TopicRecord { key: text(message.key()), value, headers, timestamp });
             }
         }
         records
+    }
+
+    /// Makes a topic with these settings.
+    pub fn create_topic(&self, topic: &str, settings: &[(&str, &str)]) {
+        let admin: AdminClient<_> = self.kafka_config().create().expect("a client");
+        let mut new = NewTopic::new(topic, 4, TopicReplication::Fixed(1));
+        for (name, value) in settings {
+            new = new.set(name, value);
+        }
+        let made = self.io.block_on(admin.create_topics([&new], &AdminOptions::new())).expect("an answer");
+        made[0].as_ref().expect("it is made");
+    }
+
+    /// Waits until Kafka answers.
+    pub fn wait_kafka(&self) {
+        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
+        let ask = || consumer.fetch_metadata(None, Duration::from_secs(1));
+        self.kafka.wait(|| ask().map(drop).map_err(|error| error.to_string()));
     }
 }
 
@@ -266,4 +293,6 @@ pub struct TopicRecord {
     pub key: String,
     pub value: Vec<u8>,
     pub headers: Vec<(String, String)>,
+    /// Milliseconds since 1970.
+    pub timestamp: i64,
 }
