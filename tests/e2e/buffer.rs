@@ -12,6 +12,7 @@ use std::{
 };
 
 use chrono::Utc;
+use rdkafka::producer::Producer;
 
 use crate::support::{
     PATIENCE,
@@ -393,5 +394,108 @@ fn an_event_that_is_too_old_for_the_topic_becomes_a_dead_letter_and_holds_up_not
     assert_eq!(dead.len(), letters, "each letter once");
     clients.check(&services.read_topic(TOPIC), &dead);
     assert_eq!(daemon.metric("ingestd_events_dead_lettered_total"), Some(letters as f64));
+    daemon.terminate();
+}
+
+/// The transactional id and the group of a daemon's forwarder.
+fn forwarder_id(daemon: &Daemon, group: &str) -> String {
+    let database = rusqlite::Connection::open(daemon.data().join("buffer.db")).expect("it is there");
+    let identity: String = database
+        .query_row("SELECT value FROM meta WHERE name = 'identity'", [], |row| row.get(0))
+        .expect("it has an identity");
+    format!("{group}-buffer-{identity}")
+}
+
+#[test]
+fn a_position_that_kafka_forgot_is_reported_with_its_range_and_nothing_is_lost() {
+    let Some(services) = services() else { return };
+    const NAME: &str = "buffer-forgotten";
+    let mut daemon = setup(&services, NAME).roles("ingest").start();
+    let (clients, url) = (Clients::default(), daemon.events_url());
+    clients.send_accepted(&url, 20);
+    wait_forwarded(&daemon);
+    let outage = kill_kafka(&services, &daemon);
+    clients.send_accepted(&url, 3000);
+    outage.end();
+    wait_forwarded(&daemon);
+    // The last cursor is fsynced a second later: without it the last transaction is marked, and no more.
+    daemon.kill();
+    let id = forwarder_id(&daemon, NAME);
+    let database = rusqlite::Connection::open(daemon.data().join("buffer.db")).expect("it is there");
+    let mark: String =
+        database.query_row("SELECT value FROM meta WHERE name = 'doubt'", [], |row| row.get(0)).expect("a mark");
+    let (from, to) = mark.split_once(',').expect("two positions");
+    let (from, to): (usize, usize) = (from.parse().expect("one"), to.parse().expect("one"));
+    database
+        .execute("UPDATE cursors SET position = min(position, ?1)", [from as i64])
+        .expect("as it is within that second");
+    drop(database);
+    let before = services.read_topic(NAME).len();
+    services.delete_group(&id);
+
+    daemon.restart();
+    let said = format!("from={from} to={to}");
+    eventually("the doubt is reported", PATIENCE, || {
+        daemon.log().lines().any(|line| line.contains("Kafka has forgotten") && line.contains(&said)).then_some(())
+    });
+    wait_forwarded(&daemon);
+    assert_eq!(services.read_topic(NAME).len(), before + to - from, "the range was sent again, and nothing else");
+    daemon.terminate();
+}
+
+#[test]
+fn an_older_copy_of_the_buffer_stops_the_process() {
+    let Some(services) = services() else { return };
+    const NAME: &str = "buffer-copy";
+    let mut daemon = setup(&services, NAME).roles("ingest").start();
+    let (clients, url) = (Clients::default(), daemon.events_url());
+    clients.send_accepted(&url, 20);
+    let outage = kill_kafka(&services, &daemon);
+    clients.send_accepted(&url, 100);
+    daemon.terminate();
+    let file = daemon.data().join("buffer.db");
+    let copy = std::fs::read(&file).expect("it is there");
+    daemon.restart();
+    clients.send_accepted(&url, 100);
+    outage.end();
+    wait_forwarded(&daemon);
+    daemon.terminate();
+    clients.check(&services.read_topic(NAME), &[]);
+
+    std::fs::write(&file, copy).expect("it can be written");
+    daemon.relaunch();
+    assert_eq!(daemon.wait_exit(PATIENCE), 1);
+    assert!(daemon.log().contains("is an older copy of itself"), "{}", daemon.log());
+    clients.check(&services.read_topic(NAME), &[]);
+}
+
+#[test]
+fn a_forwarder_whose_transactional_id_is_taken_again_and_again_ends_with_status_3() {
+    let Some(services) = services() else { return };
+    const NAME: &str = "buffer-fence";
+    let mut daemon = setup(&services, NAME).roles("ingest").start();
+    let (clients, url) = (Clients::default(), daemon.events_url());
+    clients.send_accepted(&url, 20);
+    wait_forwarded(&daemon);
+    let id = forwarder_id(&daemon, NAME);
+    let exit = clients.send_while(&url, || {
+        let outage = kill_kafka(&services, &daemon);
+        let enough = clients.accepted() + 3000;
+        eventually("events are buffered", PATIENCE, || (clients.accepted() >= enough).then_some(()));
+        outage.end();
+        eventually("the process ends", PATIENCE, || {
+            if daemon.exit().is_none() {
+                let producer = services.transactional_producer(&id);
+                // It may be fenced in turn.
+                let _ = producer.init_transactions(Duration::from_secs(5));
+            }
+            daemon.exit()
+        })
+    });
+    assert_eq!(exit, 3, "{}", daemon.log());
+    assert!(daemon.log().contains("another process forwards a copy"), "{}", daemon.log());
+    daemon.restart();
+    wait_forwarded(&daemon);
+    clients.check(&services.read_topic(NAME), &[]);
     daemon.terminate();
 }

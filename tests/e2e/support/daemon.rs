@@ -137,9 +137,14 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it again in the same place, after it has ended.
     pub fn restart(&mut self) {
+        self.relaunch();
+        self.wait_ready();
+    }
+
+    /// The same, and does not wait.
+    pub fn relaunch(&mut self) {
         assert!(self.process.exit().is_some(), "it still runs");
         self.process = launch(&self.setup, self.folder.path());
-        self.wait_ready();
     }
 
     pub fn wait_ready(&self) {

@@ -280,6 +280,18 @@ impl Services {
         made[0].as_ref().expect("it is made");
     }
 
+    /// Makes Kafka forget a group's positions, as it does when they expire.
+    pub fn delete_group(&self, group: &str) {
+        let admin: AdminClient<_> = self.kafka_config().create().expect("a client");
+        let gone = self.io.block_on(admin.delete_groups(&[group], &AdminOptions::new())).expect("an answer");
+        assert!(gone[0].is_ok(), "{gone:?}");
+    }
+
+    /// A producer that can take a transactional id over.
+    pub fn transactional_producer(&self, id: &str) -> BaseProducer {
+        self.kafka_config().set("transactional.id", id).create().expect("a producer")
+    }
+
     /// Waits until Kafka answers.
     pub fn wait_kafka(&self) {
         let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
