@@ -4,6 +4,7 @@
 //! MongoDB live on one multi-thread I/O runtime that outlives the actors.
 
 mod banner;
+mod buffer;
 mod check;
 mod signals;
 mod stop;
@@ -46,6 +47,7 @@ use crate::{
     produce::Producer,
     queue::{
         Appender, ByteBudget, SourceEvents, SourceHandle,
+        buffer::Buffer,
         embedded::{self, EmbeddedLetters, EmbeddedLog},
         kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError},
     },
@@ -136,6 +138,7 @@ struct Running {
     aggregate: Option<Slot<Consumer<Aggregator>>>,
     guarded: Vec<Guarded>,
     log: Option<EmbeddedLog>,
+    buffer: Option<Arc<Buffer>>,
 }
 
 /// Why the daemon ends.
@@ -194,13 +197,18 @@ impl Daemon {
             running.log = Some(self.open_log()?);
         }
         desk.open(self.letters(running.log.as_ref()));
+        running.buffer = self.open_buffer(&config)?;
         if let Some(listener) = ingest_listener {
             // Answers 503 with the reason until the queue is there.
             self.start_ingest(&mut running, listener);
         }
+        if running.buffer.as_ref().is_some_and(|buffer| buffer.is_established()) {
+            self.health.open(Closed::Starting);
+        }
         self.announce(&addresses);
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
+                running.buffer.as_ref().map_or(Ok(()), |buffer| buffer.prepared())?;
                 self.start_sinks(&mut running, store, spooler)?;
                 self.health.open(Closed::Starting);
                 tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = %self.roles, "started");
@@ -263,7 +271,7 @@ impl Daemon {
         if config.queue.kind == QueueKind::Embedded {
             return Ok(());
         }
-        let (health, dead_letters) = (self.health.clone(), self.roles.aggregate());
+        let (health, dead_letters) = (self.health.clone(), self.roles.aggregate() || self.buffers(&config));
         let backoff = config.supervision.backoff;
         let prepared = self.io.spawn(async move {
             for attempt in 0.. {
@@ -407,11 +415,12 @@ impl Daemon {
     fn start_ingest(&self, running: &mut Running, listener: TcpListener) {
         let producer: Slot<Producer> = Slot::default();
         let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
-        let log = running.log.clone();
+        let (log, buffer) = (running.log.clone(), running.buffer.clone());
         running.guarded.push(supervise(ActorName::Producer, producer.clone(), &self.supervision, move |_| {
-            let appender: Box<dyn Appender> = match &log {
-                Some(log) => Box::new(log.appender()),
-                None => Box::new(KafkaAppender::new(&live.load(), health.clone(), metrics.clone())?),
+            let appender: Box<dyn Appender> = match (&log, &buffer) {
+                (Some(log), _) => Box::new(log.appender()),
+                (None, Some(buffer)) => buffer.appender()?,
+                (None, None) => Box::new(KafkaAppender::new(&live.load(), health.clone(), metrics.clone())?),
             };
             Ok(Producer::new(appender, health.clone()))
         }));

@@ -128,10 +128,21 @@ pub enum QueueKind {
     Kafka,
 }
 
+/// What happens to events while Kafka is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnavailable {
+    /// They are refused with 503.
+    Reject,
+    /// They are made durable in `data.dir`, and forwarded when Kafka is back.
+    Buffer,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueueConfig {
     pub kind: QueueKind,
+    pub on_unavailable: OnUnavailable,
     pub topic: String,
     pub generation: u32,
     pub embedded: EmbeddedQueueConfig,
@@ -342,6 +353,7 @@ defaults! {
     }
     QueueConfig {
         kind: QueueKind::Embedded,
+        on_unavailable: OnUnavailable::Reject,
         topic: "events".to_owned(),
         generation: 0,
         embedded: EmbeddedQueueConfig::default(),

@@ -62,7 +62,8 @@ pub struct ActorStatus {
     pub reason: Option<String>,
 }
 
-/// A dependency outside the process: `kafka`, `mongodb`, `object_store`, `disk`, `embedded_log`, `embedded_store` …
+/// A dependency outside the process: `kafka`, `mongodb`, `object_store`, `disk`, `embedded_log`, `embedded_store`,
+/// `buffer`, `forwarder` …
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DependencyStatus {
     pub available: bool,
@@ -167,6 +168,14 @@ impl Health {
             (Some(reason), true) => tracing::warn!(dependency, reason, "dependency unavailable"),
             (None, false) => tracing::info!(dependency, "dependency available again"),
             _ => {}
+        }
+    }
+
+    /// Says something of a dependency that can be used; nothing of one that cannot.
+    pub fn remark(&self, dependency: &'static str, remark: Option<String>) {
+        let mut state = self.state();
+        if state.dependencies.get(dependency).is_none_or(|status| status.available) {
+            state.dependencies.insert(dependency, DependencyStatus { available: true, reason: remark });
         }
     }
 

@@ -75,6 +75,10 @@ pub struct Metrics {
     pub events_rejected: Family<ReasonLabel, Counter>,
     /// Events of requests answered 503 that were written to the log all the same.
     pub events_produced_unanswered: Counter,
+    /// Events that Kafka acknowledged after they had waited in the buffer; they count as produced, too.
+    pub events_forwarded: Counter,
+    /// Events that wait in the buffer.
+    pub buffer_records: Gauge,
     /// Records that retention removed before they were read.
     pub records_lost: Family<PartitionLabel, Counter>,
     pub requests: Family<StatusLabel, Counter>,
@@ -115,6 +119,8 @@ impl Default for Metrics {
             events_dead_lettered: Counter::default(),
             events_rejected: Family::default(),
             events_produced_unanswered: Counter::default(),
+            events_forwarded: Counter::default(),
+            buffer_records: Gauge::default(),
             records_lost: Family::default(),
             requests: Family::default(),
             lag_records: Family::default(),
@@ -154,6 +160,12 @@ impl Metrics {
             "Events in the log whose request was not answered with 2xx",
             self.events_produced_unanswered.clone(),
         );
+        r.register(
+            "events_forwarded",
+            "Events that Kafka acknowledged after they had waited in the buffer",
+            self.events_forwarded.clone(),
+        );
+        r.register("buffer_records", "Events that wait in the buffer for Kafka", self.buffer_records.clone());
         r.register("records_lost", "Records that retention removed before they were read", self.records_lost.clone());
         r.register("requests", "Requests to the ingest listener, by status", self.requests.clone());
         r.register(

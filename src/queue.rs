@@ -1,6 +1,7 @@
 //! The queue seam: a log of partitions that is appended to by the producer and read by one consumer for each sink.
 //!
-//! Two backends stand behind it: Kafka (`kafka`) and the embedded log (`embedded`). Both run on named threads of their
+//! Two backends stand behind it: Kafka (`kafka`), if wanted with a buffer in front (`buffer`), and the embedded log
+//! (`embedded`). Both run on named threads of their
 //! own, never on an arbiter: librdkafka's polling and SQLite's fsync block.
 //!
 //! - Writing: an [`Appender`] takes whole requests ([`Publish`]) and answers each through its ticket.
@@ -10,6 +11,7 @@
 //! Invariant: for one `(partition, epoch)`, batches are contiguous: each one's `from` is the `to` of the one before, or
 //! the `at` of the latest `Begin`.
 
+pub mod buffer;
 pub mod embedded;
 pub mod kafka;
 pub mod record;

@@ -1,7 +1,7 @@
 //! The stop, in order, within `shutdown.timeout`.
 //!
 //! The door closes → the HTTP server finishes what it has (the producer still runs) → the producer flushes → the
-//! consumers stop fetching, and their sinks make durable what they hold → the uploader finishes what it can → positions
+//! forwarder of the buffer ends → the consumers stop fetching, and their sinks make durable what they hold → the uploader finishes what it can → positions
 //! are committed → the actors end → the admin endpoint last. A second signal, or the deadline, ends it at once, with the
 //! names of what was stuck.
 
@@ -99,7 +99,7 @@ pub(super) async fn stop(
 
 /// The error says why positions are not committed.
 async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps: &Steps) -> Result<(), String> {
-    let Running { ingestor, producer, archive, aggregate, guarded, log } = running;
+    let Running { ingestor, producer, archive, aggregate, guarded, log, buffer } = running;
     if let Some(ingestor) = ingestor.and_then(|slot| slot.get()) {
         // An error says that the actor is gone, and its server with it. The same holds below.
         let _ = steps.run("ingestor (requests in flight)", ingestor.send(StopAccepting)).await;
@@ -110,6 +110,11 @@ async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps
         if let Ok(Err(events)) = flushed {
             tracing::error!(events, "events were not acknowledged by the queue; their requests got no 2xx");
         }
+    }
+    if let Some(buffer) = buffer {
+        // Joins threads that fsync and wait for Kafka, for seconds at most.
+        let closed = tokio::task::spawn_blocking(move || buffer.close());
+        let _ = steps.run("forwarder (a transaction under way)", closed).await;
     }
     let archive = async {
         match archive {

@@ -60,6 +60,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("event.client_field", Kind::Text),
     ("event.key_field", Kind::Text),
     ("queue.kind", Kind::OneOf(&["embedded", "kafka"])),
+    ("queue.on_unavailable", Kind::OneOf(&["reject", "buffer"])),
     ("queue.topic", Kind::Text),
     ("queue.generation", Kind::Integer(0, u32::MAX as i64)),
     ("queue.embedded.quota", Kind::Size(1, PIB)),

@@ -1,4 +1,5 @@
-//! The embedded log: one partition in an SQLite database, for running alone.
+//! The embedded log: one partition in an SQLite database, for running alone. The [`buffer`](super::buffer) in front of
+//! Kafka is one, too, in a file of its own ([`Purpose`]).
 //!
 //! **Format** (`log.db`, `user_version` 2). A row of `chunks` holds consecutive records of one group commit, encoded as
 //! [`record`](super::record) says, each with its own checksum: `base` (offset of the first), `count`, `received` (the
@@ -17,7 +18,7 @@
 
 mod letters;
 mod reader;
-mod schema;
+pub(super) mod schema;
 mod writer;
 
 use std::{
@@ -34,7 +35,11 @@ use std::{
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use futures::future::BoxFuture;
+use prometheus_client::metrics::counter::Counter;
+use rusqlite::Connection;
 use tokio::sync::oneshot;
+
+pub(super) use self::reader::read;
 
 use crate::{
     config::LiveConfig,
@@ -60,14 +65,16 @@ pub const READING: &str = "embedded_log_reading";
 /// To the writer's thread.
 enum Write {
     Append(Publish),
-    /// A sink's position. Not answered: losing the latest ones in a crash repeats work, which the sinks recognise.
-    Cursor(SinkName, Offset),
-    /// A sink's last position at the stop; answered when it was tried to make it durable, which [`Write::Stop`] does
+    /// A reader's position. Not answered: losing the latest ones in a crash repeats work, which the readers recognise.
+    Cursor(&'static str, Offset),
+    /// A reader's last position at the stop; answered when it was tried to make it durable, which [`Write::Stop`] does
     /// once more.
-    LastCursor(SinkName, Option<Offset>, Sender<()>),
+    LastCursor(&'static str, Option<Offset>, Sender<()>),
     DeadLetters(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>),
     /// What an operator does with letters; answered for each, when durable, with whether it was open.
     Letters(LetterChange, ChangeReply),
+    /// A row of `meta`; answered when durable.
+    Meta(&'static str, String, Sender<Result<(), String>>),
     /// Answered when everything sent before it is durable or refused.
     Flush(Sender<()>),
     /// The last one; answered with whether the sinks' last positions are durable.
@@ -79,6 +86,28 @@ type ChangeReply = Sender<Result<Vec<bool>, String>>;
 enum LetterChange {
     Replay(Vec<Admitted>),
     Purge(Vec<String>),
+}
+
+/// Hears how many requests the writer has answered at once, and the end of what is durable. Must not block.
+pub(super) type OnAnswered = Box<dyn Fn(usize, Offset) + Send>;
+
+/// What a log is for: the queue itself, or a buffer in front of another one.
+pub(super) struct Purpose {
+    /// In `data.dir`.
+    pub file: &'static str,
+    /// As readiness names it.
+    pub dependency: &'static str,
+    /// Nothing at or beyond the cursor of one of these is trimmed.
+    pub readers: Vec<&'static str>,
+    /// Counts events when they are durable here.
+    pub counts: Counter,
+    /// `queue.embedded.retention` holds; otherwise records go as soon as all readers have them.
+    pub retains: bool,
+    /// As messages call it, which requests hear when it is full.
+    pub full: &'static str,
+    /// When there is room again.
+    pub room_when: &'static str,
+    pub on_answered: Option<OnAnswered>,
 }
 
 /// An open embedded log. Dropping it does not stop its thread: [`EmbeddedLog::close`] does.
@@ -94,6 +123,8 @@ pub struct EmbeddedLog {
 /// The offset that the next record will get; readers wait for it to move.
 struct LogEnd {
     end: AtomicU64,
+    /// Bytes of the records that the log holds: what the quota is compared with.
+    stored: AtomicU64,
     moved: Condvar,
     lock: Mutex<()>,
 }
@@ -131,16 +162,46 @@ impl EmbeddedLog {
         metrics: Arc<Metrics>,
         escalations: Escalations,
     ) -> anyhow::Result<Self> {
-        let path = data_dir.join("log.db");
+        let purpose = Purpose {
+            file: "log.db",
+            dependency: DEPENDENCY,
+            readers: sinks.into_iter().map(SinkName::as_str).collect(),
+            counts: metrics.events_produced.clone(),
+            retains: true,
+            full: "the embedded log",
+            room_when: "when the sinks have caught up",
+            on_answered: None,
+        };
+        Self::open_for(purpose, data_dir, config, health, escalations)
+    }
+
+    /// The same for any purpose.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) fn open_for(
+        purpose: Purpose,
+        data_dir: &Path,
+        config: LiveConfig,
+        health: Health,
+        escalations: Escalations,
+    ) -> anyhow::Result<Self> {
+        let path = data_dir.join(purpose.file);
         let database =
             schema::open_writer(&path).with_context(|| format!("cannot open the embedded log {}", path.display()))?;
         let identity = schema::identity(&database).with_context(|| format!("cannot read {}", path.display()))?;
         let next = schema::next_offset(&database).with_context(|| format!("cannot read {}", path.display()))?;
-        let end = Arc::new(LogEnd { end: AtomicU64::new(next.0), moved: Condvar::new(), lock: Mutex::new(()) });
+        let end = Arc::new(LogEnd {
+            end: AtomicU64::new(next.0),
+            stored: AtomicU64::new(0),
+            moved: Condvar::new(),
+            lock: Mutex::new(()),
+        });
         let (sender, receiver): (Sender<Write>, Receiver<Write>) = bounded(WRITER_QUEUE);
-        let writer = writer::Writer::new(database, next, end.clone(), sinks, config, health, metrics)?;
+        let name = format!("{}-writer", purpose.file.trim_end_matches(".db"));
+        let writer = writer::Writer::new(database, next, end.clone(), purpose, config, health)?;
         let thread = std::thread::Builder::new()
-            .name("log-writer".to_owned())
+            .name(name)
             .spawn(move || {
                 let died = |_: &writer::Writer, reason| {
                     // The receiver is gone only when the process ends already.
@@ -169,6 +230,58 @@ impl EmbeddedLog {
         events: SourceEvents,
     ) -> anyhow::Result<SourceHandle> {
         reader::spawn(self.clone(), sink, config, budget, events)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn identity(&self) -> &TopicIdentity {
+        &self.identity
+    }
+
+    /// The offset that the next record will get.
+    pub(super) fn end(&self) -> Offset {
+        self.end.get()
+    }
+
+    /// Bytes of the records that it holds.
+    pub(super) fn stored(&self) -> u64 {
+        self.end.stored.load(Ordering::Acquire)
+    }
+
+    /// Moves a reader's cursor; it becomes durable within seconds. Blocks for the writer's queue only.
+    pub(super) fn move_cursor(&self, reader: &'static str, position: Offset) {
+        // An error says that the log is closed.
+        let _ = self.writer.send(Write::Cursor(reader, position));
+    }
+
+    /// Moves a reader's cursor and waits until it is durable, at most `timeout`.
+    pub(super) fn settle_cursor(&self, reader: &'static str, position: Offset, timeout: Duration) {
+        let (done, written) = bounded(1);
+        if self.writer.send_timeout(Write::LastCursor(reader, Some(position), done), timeout).is_ok() {
+            // An error says that the writer has ended, or that it takes too long: the position is found again.
+            let _ = written.recv_timeout(timeout);
+        }
+    }
+
+    /// Writes a row of `meta` and waits until it is durable. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn write_meta(&self, name: &'static str, value: String) -> anyhow::Result<()> {
+        let (done, written) = bounded(1);
+        let ended = || anyhow::anyhow!("the thread that writes {} has ended", self.path.display());
+        self.writer.send(Write::Meta(name, value, done)).map_err(|_| ended())?;
+        written.recv().map_err(|_| ended())?.map_err(anyhow::Error::msg)
+    }
+
+    /// Opens it for [`read`].
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn open_reader(&self) -> anyhow::Result<Connection> {
+        schema::open_reader(&self.path)
     }
 
     /// Ends the writer after what was sent to it, and joins its thread. Blocks.

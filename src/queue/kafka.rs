@@ -23,7 +23,7 @@ mod headers;
 pub mod identity;
 pub mod letters;
 mod link;
-mod logging;
+pub(super) mod logging;
 mod origin;
 mod partitions;
 pub mod settings;

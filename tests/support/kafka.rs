@@ -7,7 +7,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, CommitMode, Consumer},
-    error::KafkaResult,
+    error::{KafkaError, KafkaResult},
     message::Headers,
     producer::{BaseProducer, BaseRecord, Producer},
 };
@@ -46,20 +46,22 @@ impl Services {
     /// All records of a topic, from the first to the last that there is now: those that committed transactions wrote,
     /// which is librdkafka's default.
     pub fn read_topic(&self, topic: &str) -> Vec<LogRecord> {
-        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
+        let mut config = self.kafka_config();
+        // Behind the last record may stand a transaction's marker, which no consumer is given.
+        config.set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create().expect("a consumer");
         let partitions = partitions(&consumer, topic).expect("metadata");
         let mut records = Vec::new();
         for partition in partitions {
-            let (start, end) = consumer.fetch_watermarks(topic, partition, PATIENCE).expect("watermarks");
             let mut assignment = TopicPartitionList::new();
-            assignment.add_partition_offset(topic, partition, Offset::Offset(start)).expect("a valid offset");
+            assignment.add_partition_offset(topic, partition, Offset::Beginning).expect("a valid offset");
             consumer.assign(&assignment).expect("a valid assignment");
-            let mut next = start;
-            while next < end {
+            loop {
                 // Between records it also returns for events of its own.
-                let message = eventually("a record before the end", PATIENCE, || consumer.poll(ATTEMPT));
-                let message = message.expect("no error");
-                next = message.offset() + 1;
+                let message = match eventually("a record, or the end", PATIENCE, || consumer.poll(ATTEMPT)) {
+                    Err(KafkaError::PartitionEOF(_)) => break,
+                    message => message.expect("no error"),
+                };
                 let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
                 records.push(LogRecord {
                     partition,
@@ -157,6 +159,27 @@ impl Services {
     pub fn recreate_topic(&self, topic: &str, partitions: i32) {
         self.delete_topic(topic);
         self.create_topic(topic, partitions);
+    }
+
+    /// Makes a topic of four partitions with these settings.
+    pub fn create_topic_with(&self, topic: &str, settings: &[(&str, &str)]) {
+        let mut new = NewTopic::new(topic, 4, TopicReplication::Fixed(1));
+        for (name, value) in settings {
+            new = new.set(name, value);
+        }
+        let made = self.io.block_on(self.admin().create_topics([&new], &AdminOptions::new())).expect("an answer");
+        made[0].as_ref().expect("it is made");
+    }
+
+    /// Makes Kafka forget a group's positions, as it does when they expire.
+    pub fn delete_group(&self, group: &str) {
+        let gone = self.io.block_on(self.admin().delete_groups(&[group], &AdminOptions::new())).expect("an answer");
+        assert!(gone[0].is_ok(), "{gone:?}");
+    }
+
+    /// A producer that can take a transactional id over.
+    pub fn transactional_producer(&self, id: &str) -> BaseProducer {
+        self.kafka_config().set("transactional.id", id).create().expect("a producer")
     }
 
     pub fn delete_topic(&self, topic: &str) {

@@ -167,9 +167,7 @@ impl Services {
 
     /// Waits until all three answer requests.
     pub fn wait(&self) {
-        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
-        let second = Duration::from_secs(1);
-        self.kafka.wait(|| consumer.fetch_metadata(None, second).map(drop).map_err(|error| error.to_string()));
+        self.wait_kafka();
         let ping = || self.io.block_on(self.mongo.database("admin").run_command(doc! { "ping": 1 }).into_future());
         self.mongodb.wait(|| ping().map(drop).map_err(|error| error.to_string()));
         // It answers before it has a volume to write to.
@@ -190,6 +188,13 @@ impl Services {
             }
         }
         self.wait();
+    }
+
+    /// Waits until Kafka answers.
+    pub fn wait_kafka(&self) {
+        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
+        let ask = || consumer.fetch_metadata(None, Duration::from_secs(1));
+        self.kafka.wait(|| ask().map(drop).map_err(|error| error.to_string()));
     }
 
     /// A daemon on all three, with a bucket and a database of its own. `name` says whose; lower case.

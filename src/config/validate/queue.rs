@@ -3,7 +3,7 @@
 use rdkafka::{config::ClientConfig, error::KafkaError};
 
 use super::{Check, is_address};
-use crate::config::{keys::KAFKA_PROPERTIES, secrets, sources::is_kafka_property};
+use crate::config::{OnUnavailable, keys::KAFKA_PROPERTIES, secrets, sources::is_kafka_property};
 
 /// Kafka's limit of topic names; groups have none of their own.
 const LONGEST_NAME: usize = 249;
@@ -25,7 +25,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("acks", "a 2xx means that all in-sync replicas have the event"),
     ("request.required.acks", "a 2xx means that all in-sync replicas have the event"),
     ("enable.idempotence", "a resend would store an event twice or out of order"),
-    ("transactional.id", "the producer writes without transactions"),
+    ("transactional.id", "the producer writes without transactions, and the buffer's forwarder has its own"),
+    ("transaction.timeout.ms", "the buffer's forwarder keeps its transactions short, so that readers are not held up"),
     ("partitioner", "keys go to partitions as Java's producers send them (murmur2_random)"),
     ("message.max.bytes", "it follows from http.max_event"),
     ("bootstrap.servers", "it is queue.kafka.brokers"),
@@ -37,6 +38,10 @@ const COMMITS: &str = "only what a sink has confirmed as durable may be committe
 impl Check<'_> {
     pub(super) fn queue(&mut self) {
         let queue = &self.config.queue;
+        if queue.on_unavailable == OnUnavailable::Buffer && !self.is_kafka() {
+            let rule = "\"buffer\" is for queue.kind = \"kafka\": the embedded log is on this machine's disk already";
+            self.fault("queue.on_unavailable", rule);
+        }
         // Its dead letters have a topic of their own.
         if let Err(rule) = name(&queue.topic, ".dlq") {
             self.fault("queue.topic", rule);
@@ -154,6 +159,12 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a b", "ä", &"x".repeat(246)] {
             assert!(name(bad, ".dlq").is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_buffer_in_front_of_the_embedded_queue_is_refused_by_name() {
+        let errors = errors(|config| config.queue.on_unavailable = OnUnavailable::Buffer);
+        assert!(errors.len() == 1 && errors[0].contains("queue.on_unavailable = \"buffer\""), "{errors:?}");
     }
 
     #[test]

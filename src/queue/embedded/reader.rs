@@ -1,6 +1,9 @@
 //! The reading side of the embedded log for one sink: a thread that waits for the log's end to move.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use rusqlite::Connection;
@@ -131,7 +134,7 @@ impl Reader {
             SourceCommand::Commit(positions) => {
                 if let Some((_, position)) = positions.last() {
                     // Blocks for the writer's queue only; an error says that the log is closed.
-                    let _ = self.log.writer.send(Write::Cursor(self.sink, *position));
+                    let _ = self.log.writer.send(Write::Cursor(self.sink.as_str(), *position));
                 }
             }
             SourceCommand::Reassign | SourceCommand::ReassignPartition(_) => self.assign(),
@@ -143,7 +146,7 @@ impl Reader {
     fn leave(&self, positions: &[(Partition, Offset)]) {
         let (done, written) = bounded(1);
         let position = positions.last().map(|(_, position)| *position);
-        if self.log.writer.send(Write::LastCursor(self.sink, position, done)).is_ok() {
+        if self.log.writer.send(Write::LastCursor(self.sink.as_str(), position, done)).is_ok() {
             // An error says that the writer has ended.
             let _ = written.recv();
         }
@@ -182,47 +185,59 @@ impl Reader {
         }
     }
 
-    /// Whole chunks from the one that holds `from` on; records below `from` are the sink's to skip. `None` when the log
-    /// does not hold `from` any more.
+    /// `None` when the log does not hold `from` any more.
     fn batch(&self, epoch: Epoch, from: Offset) -> anyhow::Result<Option<Batch>> {
         let config = self.config.load();
-        let mut chunks = self.database.prepare_cached(
-            "SELECT base, count, records FROM chunks
-             WHERE base >= coalesce((SELECT max(base) FROM chunks WHERE base <= ?1), 0) ORDER BY base",
-        )?;
-        let mut rows = chunks.query([from.as_i64()])?;
-        let (mut to, mut bytes, mut records) = (from, Vec::new(), 0);
-        while let Some(row) = rows.next()? {
-            let (base, count): (i64, i64) = (row.get(0)?, row.get(1)?);
-            let (base, end) = (Offset(base.cast_unsigned()), Offset((base + count).cast_unsigned()));
-            if base > to {
-                // Only retention leaves a gap, and only before the first chunk.
-                return Ok(None);
-            }
-            let chunk = row.get_ref(2)?.as_blob()?;
-            let full = records + count.cast_unsigned() as usize > config.batch.max_records
-                || bytes.len() + chunk.len() > config.batch.max_bytes.as_usize();
-            if full && records > 0 {
-                break;
-            }
-            if end <= from {
-                continue;
-            }
-            bytes.extend_from_slice(chunk);
-            records += count.cast_unsigned() as usize;
-            to = end;
-        }
-        if to == from {
+        let (max_records, max_bytes) = (config.batch.max_records, config.batch.max_bytes.as_usize());
+        let Some((records, to)) = read(&self.database, &self.log.path, from, max_records, max_bytes)? else {
             return Ok(None);
-        }
-        let records = RecordBuffer::from_bytes(bytes).map_err(|error| {
-            anyhow::anyhow!(
-                "{} is damaged between offsets {from} and {to}: {error}; stop and restore it, or move it away and raise \
-                 queue.generation: what the sinks have not of it is lost then",
-                self.log.path.display()
-            )
-        })?;
+        };
         let permit = self.budget.take(records.size());
         Ok(Some(Batch { partition: PARTITION, epoch, from, to, records, permit }))
     }
+}
+
+/// Whole chunks from the one that holds `from` on, and where they end; records below `from` are the caller's to skip.
+/// The first chunk comes whatever its size. `None` when the log does not hold `from` any more.
+///
+/// # Errors
+/// When the file cannot be read or is damaged there.
+pub fn read(
+    database: &Connection,
+    path: &Path,
+    from: Offset,
+    max_records: usize,
+    max_bytes: usize,
+) -> anyhow::Result<Option<(RecordBuffer, Offset)>> {
+    let mut chunks = database.prepare_cached(
+        "SELECT base, count, records FROM chunks
+         WHERE base >= coalesce((SELECT max(base) FROM chunks WHERE base <= ?1), 0) ORDER BY base",
+    )?;
+    let mut rows = chunks.query([from.as_i64()])?;
+    let (mut to, mut bytes, mut records) = (from, Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let (base, count): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let (base, end) = (Offset(base.cast_unsigned()), Offset((base + count).cast_unsigned()));
+        if base > to {
+            // Only retention leaves a gap, and only before the first chunk.
+            return Ok(None);
+        }
+        let chunk = row.get_ref(2)?.as_blob()?;
+        let full = records + count.cast_unsigned() as usize > max_records || bytes.len() + chunk.len() > max_bytes;
+        if full && records > 0 {
+            break;
+        }
+        if end <= from {
+            continue;
+        }
+        bytes.extend_from_slice(chunk);
+        records += count.cast_unsigned() as usize;
+        to = end;
+    }
+    if to == from {
+        return Ok(None);
+    }
+    let records = RecordBuffer::from_bytes(bytes)
+        .map_err(|error| anyhow::anyhow!("{} is damaged between offsets {from} and {to}: {error}", path.display()))?;
+    Ok(Some((records, to)))
 }

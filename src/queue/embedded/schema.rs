@@ -89,7 +89,7 @@ pub(super) fn open_writer(path: &Path) -> anyhow::Result<Connection> {
     Ok(database)
 }
 
-pub(super) fn open_reader(path: &Path) -> anyhow::Result<Connection> {
+pub fn open_reader(path: &Path) -> anyhow::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let database =
         Connection::open_with_flags(path, flags).with_context(|| format!("cannot open {}", path.display()))?;
@@ -104,7 +104,7 @@ pub(super) fn identity(database: &Connection) -> rusqlite::Result<TopicIdentity>
 }
 
 /// The offset of the next record; see the invariants of the log.
-pub(super) fn next_offset(database: &Connection) -> rusqlite::Result<Offset> {
+pub fn next_offset(database: &Connection) -> rusqlite::Result<Offset> {
     let last: Option<i64> = database
         .query_row("SELECT base + count FROM chunks ORDER BY base DESC LIMIT 1", [], |row| row.get(0))
         .optional()?;
@@ -122,9 +122,14 @@ fn trimmed(database: &Connection) -> rusqlite::Result<i64> {
     database.query_row("SELECT value FROM meta WHERE name = 'trimmed'", [], |row| row.get(0))
 }
 
-pub(super) fn cursor(database: &Connection, sink: &str) -> rusqlite::Result<Option<Offset>> {
+pub fn cursor(database: &Connection, sink: &str) -> rusqlite::Result<Option<Offset>> {
     database
         .query_row("SELECT position FROM cursors WHERE sink = ?1", [sink], |row| row.get::<_, i64>(0))
         .optional()
         .map(|position| position.map(|position| Offset(position.cast_unsigned())))
+}
+
+/// A row of `meta` that holds text.
+pub fn meta(database: &Connection, name: &str) -> rusqlite::Result<Option<String>> {
+    database.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0)).optional()
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -10,12 +10,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::{Connection, Transaction, params};
 use tokio::sync::oneshot;
 
-use super::{ChangeReply, DEPENDENCY, LetterChange, LogEnd, Write, letters, schema};
+use super::{ChangeReply, LetterChange, LogEnd, Purpose, Write, letters, schema};
 use crate::{
     config::LiveConfig,
     dlq::{DeadLetter, State, door::Admitted},
     health::{Health, SinkName},
-    metrics::Metrics,
     position::{Offset, Timestamp},
     produce::Publish,
     queue::record::{ID_HEADER, RecordBuffer},
@@ -43,13 +42,12 @@ pub(super) struct Writer {
     database: Connection,
     next: Offset,
     end: Arc<LogEnd>,
-    sinks: Vec<SinkName>,
+    purpose: Purpose,
     config: LiveConfig,
     health: Health,
-    metrics: Arc<Metrics>,
     /// Bytes in `chunks`, for the quota.
     stored: u64,
-    cursors: BTreeMap<SinkName, Offset>,
+    cursors: BTreeMap<&'static str, Offset>,
     cursors_changed: bool,
     housekeeping_at: Instant,
     /// Why the last attempt to write failed; a write that succeeds takes it away.
@@ -62,13 +60,19 @@ pub(super) struct Writer {
     told: Option<String>,
 }
 
+/// A row's name and value, and who waits for it.
+type MetaRow = (&'static str, String, Sender<Result<(), String>>);
+
 /// What a commit holds, to be answered after it.
 #[derive(Default)]
 struct Group {
     publishes: Vec<Publish>,
     letters: Vec<(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)>,
+    meta: Vec<MetaRow>,
     written: Vec<Sender<()>>,
     changes: Vec<(LetterChange, ChangeReply)>,
+    /// Requests that were refused before the commit.
+    refused: usize,
     bytes: usize,
     stop: Option<Sender<Result<(), String>>>,
 }
@@ -78,29 +82,29 @@ impl Writer {
         database: Connection,
         next: Offset,
         end: Arc<LogEnd>,
-        sinks: Vec<SinkName>,
+        purpose: Purpose,
         config: LiveConfig,
         health: Health,
-        metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let stored: i64 =
             database.query_row("SELECT coalesce(sum(length(records)), 0) FROM chunks", [], |row| row.get(0))?;
         let mut cursors = BTreeMap::new();
-        for sink in &sinks {
-            if let Some(position) = schema::cursor(&database, sink.as_str())? {
-                cursors.insert(*sink, position);
+        for reader in &purpose.readers {
+            if let Some(position) = schema::cursor(&database, reader)? {
+                cursors.insert(*reader, position);
             }
         }
-        health.dependency(DEPENDENCY, Ok(()));
+        health.dependency(purpose.dependency, Ok(()));
+        let stored = stored.cast_unsigned();
+        end.stored.store(stored, Ordering::Release);
         Ok(Self {
             database,
             next,
             end,
-            sinks,
+            purpose,
             config,
             health,
-            metrics,
-            stored: stored.cast_unsigned(),
+            stored,
             cursors,
             cursors_changed: false,
             housekeeping_at: Instant::now() + HOUSEKEEPING,
@@ -160,27 +164,29 @@ impl Writer {
             Write::Append(publish) => {
                 if let Some(why) = self.no_room(group.bytes as u64) {
                     publish.ticket.refused(publish.events.len(), &why);
+                    group.refused += 1;
                     return;
                 }
                 group.bytes += publish.body.len();
                 group.publishes.push(publish);
             }
-            Write::Cursor(sink, position) => self.move_cursor(sink, position),
-            Write::LastCursor(sink, position, done) => {
+            Write::Cursor(reader, position) => self.move_cursor(reader, position),
+            Write::LastCursor(reader, position, done) => {
                 if let Some(position) = position {
-                    self.move_cursor(sink, position);
+                    self.move_cursor(reader, position);
                 }
                 group.written.push(done);
             }
             Write::DeadLetters(letters, reply) => group.letters.push((letters, reply)),
+            Write::Meta(name, value, done) => group.meta.push((name, value, done)),
             Write::Letters(change, reply) => group.changes.push((change, reply)),
             Write::Flush(done) => group.written.push(done),
             Write::Stop(done) => group.stop = Some(done),
         }
     }
 
-    fn move_cursor(&mut self, sink: SinkName, position: Offset) {
-        if self.cursors.insert(sink, position) != Some(position) && !self.cursors_changed {
+    fn move_cursor(&mut self, reader: &'static str, position: Offset) {
+        if self.cursors.insert(reader, position) != Some(position) && !self.cursors_changed {
             self.cursors_changed = true;
             self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
         }
@@ -188,18 +194,21 @@ impl Writer {
 
     /// One transaction for the whole group; the tickets hear of it after the fsync.
     fn commit(&mut self, group: &mut Group) {
-        if group.publishes.is_empty() && group.letters.is_empty() {
-            return;
+        let answered = group.publishes.len() + group.refused;
+        if group.publishes.is_empty() && group.letters.is_empty() && group.meta.is_empty() {
+            return self.tell_answered(answered);
         }
         let publishes = std::mem::take(&mut group.publishes);
         let letters = std::mem::take(&mut group.letters);
-        match self.write(&publishes, &letters) {
+        let meta = std::mem::take(&mut group.meta);
+        match self.write(&publishes, &letters, &meta) {
             Ok((next, bytes)) => {
                 self.next = next;
-                self.stored += bytes;
+                self.set_stored(self.stored + bytes);
                 self.end.set(next);
+                self.tell_answered(answered);
                 let events: usize = publishes.iter().map(|publish| publish.events.len()).sum();
-                self.metrics.events_produced.inc_by(events as u64);
+                self.purpose.counts.inc_by(events as u64);
                 for publish in publishes {
                     publish.ticket.durable(publish.events.len());
                 }
@@ -207,10 +216,15 @@ impl Writer {
                     // The aggregator that asked is gone; the letters stand.
                     let _ = reply.send(Ok(()));
                 }
+                for (_, _, done) in meta {
+                    // Whoever waited has given up; the row stands.
+                    let _ = done.send(Ok(()));
+                }
                 self.failing = None;
             }
             Err(NotWritten { error, unknown }) => {
-                let why = cannot_be_written(&error);
+                self.tell_answered(answered);
+                let why = self.cannot_be_written(&error);
                 for publish in publishes {
                     let events = publish.events.len();
                     if unknown {
@@ -222,10 +236,25 @@ impl Writer {
                 for (_, reply) in letters {
                     let _ = reply.send(Err(anyhow::anyhow!(why.clone())));
                 }
+                for (_, _, done) in meta {
+                    let _ = done.send(Err(why.clone()));
+                }
                 self.failing = Some(why);
                 self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
             }
         }
+    }
+
+    /// Before the tickets, so that whoever has an answer finds it counted.
+    fn tell_answered(&self, requests: usize) {
+        if let Some(on_answered) = self.purpose.on_answered.as_ref().filter(|_| requests > 0) {
+            on_answered(requests, self.next);
+        }
+    }
+
+    fn set_stored(&mut self, stored: u64) {
+        self.stored = stored;
+        self.end.stored.store(stored, Ordering::Release);
     }
 
     /// Why the log takes no events, with so many bytes about to be committed.
@@ -236,10 +265,8 @@ impl Writer {
         self.full = stored >= bound;
         self.full.then(|| {
             let percent = ROOM * 100.0;
-            format!(
-                "the embedded log has reached queue.embedded.quota ({quota}); it takes events again below {percent} % of \
-                 that, when the sinks have caught up"
-            )
+            let (full, until) = (self.purpose.full, self.purpose.room_when);
+            format!("{full} has reached queue.embedded.quota ({quota}); it takes events again below {percent} % of that, {until}")
         })
     }
 
@@ -248,7 +275,7 @@ impl Writer {
         let full = self.no_room(0);
         let state = self.failing.clone().or(full);
         if state != self.told {
-            self.health.dependency(DEPENDENCY, state.clone().map_or(Ok(()), Err));
+            self.health.dependency(self.purpose.dependency, state.clone().map_or(Ok(()), Err));
             self.told = state;
         }
     }
@@ -257,6 +284,7 @@ impl Writer {
         &mut self,
         publishes: &[Publish],
         letters: &[(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)],
+        meta: &[MetaRow],
     ) -> Result<(Offset, u64), NotWritten> {
         let transaction = self.database.transaction()?;
         let mut chunks = Chunks::new(&transaction, self.next);
@@ -272,6 +300,11 @@ impl Writer {
         let (next, bytes) = (chunks.next, chunks.bytes);
         for letter in letters.iter().flat_map(|(letters, _)| letters) {
             letters::insert(&transaction, letter)?;
+        }
+        for (name, value, _) in meta {
+            transaction
+                .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2")?
+                .execute(params![name, value])?;
         }
         // A commit that fails may stand in the file nevertheless; all before it is undone.
         transaction.commit().map_err(|error| NotWritten { error, unknown: true })?;
@@ -292,7 +325,7 @@ impl Writer {
             }
             LetterChange::Purge(ids) => self.purge(ids),
         };
-        changed.map_err(|error| format!("the embedded log cannot be written: {error}"))
+        changed.map_err(|error| self.cannot_be_written(&error))
     }
 
     /// Appends the records of the letters that are open, and closes these.
@@ -311,9 +344,10 @@ impl Writer {
         chunks.close()?;
         let (next, bytes) = (chunks.next, chunks.bytes);
         transaction.commit()?;
-        (self.next, self.stored) = (next, self.stored + bytes);
+        self.next = next;
+        self.set_stored(self.stored + bytes);
         self.end.set(next);
-        self.metrics.events_produced.inc_by(replayed.iter().filter(|open| **open).count() as u64);
+        self.purpose.counts.inc_by(replayed.iter().filter(|open| **open).count() as u64);
         Ok(replayed)
     }
 
@@ -327,6 +361,10 @@ impl Writer {
         Ok(purged)
     }
 
+    fn cannot_be_written(&self, error: &rusqlite::Error) -> String {
+        format!("{} cannot be written: {error}; is the disk full, or read-only?", self.purpose.full)
+    }
+
     fn give_back_pages(&mut self) {
         self.free_pages = sqlite::give_back_pages(&self.database, GIVEN_BACK).unwrap_or_else(|error| {
             tracing::debug!(%error, "pages of the embedded log could not be given back; tried again after the next trim");
@@ -334,7 +372,8 @@ impl Writer {
         });
     }
 
-    /// Writes the cursors and trims behind the slowest. Whether there is more to do soon. While writing fails it tries whether it works again: an unready process may be sent no request that would.
+    /// Writes the cursors and trims behind the slowest. Whether there is more to do soon. While writing fails it tries
+    /// whether it works again: an unready process may be sent no request that would.
     fn keep_house(&mut self) -> bool {
         match self.try_keep_house() {
             Ok(more) => {
@@ -342,15 +381,15 @@ impl Writer {
                 more
             }
             Err(error) => {
-                tracing::debug!(%error, "the embedded log could not be trimmed; tried again in a moment");
-                self.failing = Some(cannot_be_written(&error));
+                tracing::debug!(%error, file = self.purpose.file, "could not be trimmed; tried again in a moment");
+                self.failing = Some(self.cannot_be_written(&error));
                 true
             }
         }
     }
 
     fn try_keep_house(&mut self) -> rusqlite::Result<bool> {
-        let retention = self.config.load().queue.embedded.retention;
+        let retention = if self.purpose.retains { self.config.load().queue.embedded.retention } else { Duration::ZERO };
         let age = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
         // Without retention no clock is asked: after a step back, records seem to come from the future.
         let oldest_kept = (!retention.is_zero()).then(|| Timestamp::now().0.saturating_sub(age));
@@ -359,13 +398,14 @@ impl Writer {
             transaction.execute("UPDATE meta SET value = value WHERE name = 'trimmed'", [])?;
         }
         if self.cursors_changed {
-            for (sink, position) in &self.cursors {
+            for (reader, position) in &self.cursors {
                 transaction
                     .prepare_cached("INSERT INTO cursors VALUES (?1, ?2) ON CONFLICT DO UPDATE SET position = ?2")?
-                    .execute(params![sink.as_str(), position.as_i64()])?;
+                    .execute(params![reader, position.as_i64()])?;
             }
         }
-        let slowest = self.sinks.iter().map(|sink| self.cursors.get(sink).copied().unwrap_or_default()).min();
+        let readers = self.purpose.readers.iter();
+        let slowest = readers.map(|reader| self.cursors.get(reader).copied().unwrap_or_default()).min();
         let (mut freed, mut trimmed) = (0, 0);
         if let Some(slowest) = slowest {
             // In the order of the key, from the first on, so that nothing is read but what goes and the first that stays.
@@ -392,7 +432,7 @@ impl Writer {
         }
         transaction.commit()?;
         self.cursors_changed = false;
-        self.stored = self.stored.saturating_sub(freed);
+        self.set_stored(self.stored.saturating_sub(freed));
         self.free_pages |= trimmed > 0;
         Ok(trimmed == TRIM_ROWS)
     }
@@ -409,10 +449,6 @@ impl From<rusqlite::Error> for NotWritten {
     fn from(error: rusqlite::Error) -> Self {
         Self { error, unknown: false }
     }
-}
-
-fn cannot_be_written(error: &rusqlite::Error) -> String {
-    format!("the embedded log cannot be written: {error}; is the disk full, or read-only?")
 }
 
 /// The rows of one commit as they fill.

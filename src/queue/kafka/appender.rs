@@ -28,6 +28,7 @@ use crate::{
     produce::{Publish, Ticket},
     queue::{
         Appender, Full,
+        buffer::switch::{InFlight, Switch},
         kafka::{link::Link, logging, settings},
         record::ID_HEADER,
     },
@@ -55,9 +56,22 @@ impl KafkaAppender {
     /// # Errors
     /// When librdkafka refuses the settings.
     pub fn new(config: &Config, health: Health, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+        Self::behind(None, config, health, metrics)
+    }
+
+    /// Behind a buffer, which takes the events while the brokers are away: the door stays open.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the settings.
+    pub fn behind(
+        buffer: Option<Arc<Switch>>,
+        config: &Config,
+        health: Health,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
         let settings = settings::producer(config);
         let topic = config.queue.topic.clone();
-        let link = Arc::new(Link::new(&config.queue.kafka.brokers, health));
+        let link = Arc::new(Link::new(&config.queue.kafka.brokers, health, buffer));
         let writer = Writer::start(&settings, &topic, &link, &metrics)?;
         Ok(Self { settings, topic, link, metrics, writer: Some(writer), made: Instant::now() })
     }
@@ -78,18 +92,21 @@ impl KafkaAppender {
             Err(error) => tracing::error!(error = format!("{error:#}"), "the Kafka producer cannot be replaced"),
         }
     }
-}
 
-impl Appender for KafkaAppender {
-    fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full> {
+    /// Appends; `in_flight` is dropped when the last event that was taken now is answered.
+    ///
+    /// # Errors
+    /// As [`Appender::append`].
+    pub fn append_straight(&mut self, publish: Publish, from: usize, in_flight: Option<InFlight>) -> Result<(), Full> {
         self.replace_failed();
+        let request = in_flight.map(Arc::new);
         let Some(writer) = &self.writer else {
             publish.ticket.unavailable(publish.events.len() - from, "the Kafka producer is stopping");
             return Ok(());
         };
         for (index, event) in publish.events.iter().enumerate().skip(from) {
-            let in_flight = Box::new(InFlight { ticket: publish.ticket.clone(), index });
-            let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.topic, in_flight)
+            let sent = Box::new(Sent { ticket: publish.ticket.clone(), index, _request: request.clone() });
+            let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.topic, sent)
                 .payload(publish.value(event))
                 .timestamp(publish.received.0);
             if let Some(key) = publish.key(event) {
@@ -108,6 +125,12 @@ impl Appender for KafkaAppender {
             }
         }
         Ok(())
+    }
+}
+
+impl Appender for KafkaAppender {
+    fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full> {
+        self.append_straight(publish, from, None)
     }
 
     fn flush(&mut self, timeout: Duration) -> Result<(), usize> {
@@ -135,9 +158,11 @@ fn retire(writer: Option<Writer>) {
 }
 
 /// One record on its way.
-struct InFlight {
+struct Sent {
     ticket: Arc<Ticket>,
     index: usize,
+    /// Told by its drop.
+    _request: Option<Arc<InFlight>>,
 }
 
 /// An event is not written, for this reason.
@@ -181,16 +206,16 @@ impl ClientContext for Deliveries {
 }
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = Box<InFlight>;
+    type DeliveryOpaque = Box<Sent>;
 
-    fn delivery(&self, delivery: &DeliveryResult<'_>, in_flight: Box<InFlight>) {
+    fn delivery(&self, delivery: &DeliveryResult<'_>, sent: Box<Sent>) {
         match delivery {
             Ok(_) => {
                 self.metrics.events_produced.inc();
                 self.link.acknowledged();
-                in_flight.ticket.durable(1);
+                sent.ticket.durable(1);
             }
-            Err((error, _)) => refuse(&self.link, &in_flight.ticket, in_flight.index, error),
+            Err((error, _)) => refuse(&self.link, &sent.ticket, sent.index, error),
         }
     }
 }

@@ -132,29 +132,31 @@ impl DeadLetterWriter for KafkaDeadLetters {
 }
 
 async fn send(producer: &Letters, topic: &str, letter: &DeadLetter) -> anyhow::Result<()> {
-    let sent = match send_as_it_is(producer, topic, letter, headers(letter)).await {
+    let sent = match send_as_it_is(producer, topic, letter, true).await {
         Err(KafkaError::MessageProduction(Code::MessageSizeTooLarge)) => {
-            let (size, facts) = without_value(letter);
-            let headers = headers(&facts).insert(Header { key: fact::VALUE_OMITTED, value: Some(&size) });
-            send_as_it_is(producer, topic, &facts, headers).await
+            send_as_it_is(producer, topic, letter, false).await
         }
         sent => sent,
     };
     sent.with_context(|| format!("dead letter {}", letter.id()))
 }
 
-async fn send_as_it_is(
-    producer: &Letters,
-    topic: &str,
-    letter: &DeadLetter,
-    headers: OwnedHeaders,
-) -> Result<(), KafkaError> {
-    let id = letter.id();
+async fn send_as_it_is(producer: &Letters, topic: &str, letter: &DeadLetter, whole: bool) -> Result<(), KafkaError> {
+    let (id, value, headers) = record(letter, whole);
     let mut record = FutureRecord::to(topic).key(&id).headers(headers).timestamp(letter.time.0);
-    if let Some(value) = &letter.value {
+    if let Some(value) = &value {
         record = record.payload(value);
     }
     producer.send(record, DEADLINE).await.map(drop).map_err(|(error, _)| error)
+}
+
+/// A letter as a record: its key, value and headers. `whole`: as it is; otherwise without what makes it large.
+pub(in crate::queue) fn record(letter: &DeadLetter, whole: bool) -> (String, Option<Vec<u8>>, OwnedHeaders) {
+    if whole {
+        return (letter.id(), letter.value.clone(), headers(letter));
+    }
+    let (size, facts) = without_value(letter);
+    (letter.id(), None, headers(&facts).insert(Header { key: fact::VALUE_OMITTED, value: Some(&size) }))
 }
 
 /// The letter without what makes it large, and the size of its value.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -10,7 +10,10 @@ use std::{
 
 use rdkafka::error::KafkaError;
 
-use crate::health::{Closed, Health};
+use crate::{
+    health::{Closed, Health},
+    queue::buffer::switch::Switch,
+};
 
 /// A connection that is used says by itself that it works; one that is silent for so long is asked.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -24,6 +27,8 @@ const LONGEST_PROBE: Duration = Duration::from_secs(5);
 pub(super) struct Link {
     brokers: String,
     health: Health,
+    /// Takes the events while the brokers are away; then the door is its business.
+    buffer: Option<Arc<Switch>>,
     epoch: Instant,
     /// Milliseconds from `epoch` to the last answer of a broker.
     last_answer: AtomicU64,
@@ -42,11 +47,15 @@ struct State {
 
 impl Link {
     /// Down until the first answer.
-    pub(super) fn new(brokers: &str, health: Health) -> Self {
-        health.close(Closed::QueueUnavailable, format!("connecting to Kafka at {brokers}"));
+    pub(super) fn new(brokers: &str, health: Health, buffer: Option<Arc<Switch>>) -> Self {
+        match &buffer {
+            Some(buffer) => buffer.set_kafka(false),
+            None => health.close(Closed::QueueUnavailable, format!("connecting to Kafka at {brokers}")),
+        }
         Self {
             brokers: brokers.to_owned(),
             health,
+            buffer,
             epoch: Instant::now(),
             last_answer: AtomicU64::new(0),
             is_down: AtomicBool::new(true),
@@ -93,7 +102,10 @@ impl Link {
         state.last_error = None;
         self.is_down.store(false, Ordering::Release);
         self.health.dependency(super::DEPENDENCY, Ok(()));
-        self.health.open(Closed::QueueUnavailable);
+        match &self.buffer {
+            Some(buffer) => buffer.set_kafka(true),
+            None => self.health.open(Closed::QueueUnavailable),
+        }
     }
 
     /// The brokers cannot be used. Returns whether that is news.
@@ -106,7 +118,10 @@ impl Link {
         state.down = true;
         self.is_down.store(true, Ordering::Release);
         let reason = self.words(&state, reason);
-        self.health.close(Closed::QueueUnavailable, reason.clone());
+        match &self.buffer {
+            Some(buffer) => buffer.set_kafka(false),
+            None => self.health.close(Closed::QueueUnavailable, reason.clone()),
+        }
         self.health.dependency(super::DEPENDENCY, Err(reason));
         news
     }
@@ -170,7 +185,7 @@ mod tests {
     #[test]
     fn one_partition_without_a_leader_closes_the_door_for_nobody() {
         let health = Health::default();
-        let link = Link::new("kafka:9092", health.clone());
+        let link = Link::new("kafka:9092", health.clone(), None);
         assert!(health.closed().is_some(), "closed until the brokers answer");
         link.acknowledged();
         link.timed_out();

@@ -46,7 +46,7 @@ static WARNINGS: Limit = Limit::new();
 static NOTICES: Limit = Limit::new();
 
 /// Passes a line of librdkafka's log on.
-pub(super) fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
+pub(in crate::queue) fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
     use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
     // A property that is meant for producers alone is no mistake, though librdkafka warns about it in consumers.
     let level = if facility == "CONFWARN" { Debug } else { level };
@@ -73,17 +73,17 @@ pub(super) fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
 
 /// A client's context that logs, and remembers why the brokers could not be reached.
 #[derive(Default)]
-pub(super) struct Logging {
+pub(in crate::queue) struct Logging {
     last_error: Mutex<Option<String>>,
 }
 
 impl Logging {
     /// What librdkafka said last about its connections: `Connect to … failed: Connection refused`.
-    pub(super) fn last_error(&self) -> Option<String> {
+    pub(in crate::queue) fn last_error(&self) -> Option<String> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn note(&self, reason: &str) {
+    pub(in crate::queue) fn note(&self, reason: &str) {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 }

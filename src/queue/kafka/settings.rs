@@ -50,7 +50,7 @@ pub fn group(config: &Config, sink: SinkName) -> String {
 /// # Errors
 /// One sentence that names the property.
 pub fn validate(config: &Config) -> Result<(), String> {
-    let all = [producer(config), consumer(config, SinkName::Archive, "check")];
+    let all = [producer(config), consumer(config, SinkName::Archive, "check"), forwarder(config, "check")];
     for settings in all {
         settings.create_native_config().map_err(|error| match error {
             KafkaError::ClientConfig(_, description, key, value) => {
@@ -157,9 +157,54 @@ pub fn dead_letter_reader(config: &Config) -> ClientConfig {
     settings
 }
 
+/// How long the forwarder of the buffer may keep a transaction open: readers see nothing beyond one that is.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For the forwarder of the buffer; `id` is its transactional id (KIP-98).
+pub fn forwarder(config: &Config, id: &str) -> ClientConfig {
+    let mut settings = base();
+    let limit = dead_letter_limit(config);
+    settings
+        // Room for one transaction, however large its last record is.
+        .set("queue.buffering.max.kbytes", (limit.div_ceil(1024) + 8 * 1024).to_string())
+        .set("queue.buffering.max.messages", "16384")
+        .set("linger.ms", "2")
+        .set("batch.size", config.http.max_event.0.clamp(1024, 1_000_000).to_string())
+        .set("compression.codec", "zstd")
+        .set("partitioner", "murmur2_random")
+        .set("message.max.bytes", limit.to_string());
+    let transaction = TRANSACTION_TIMEOUT.as_millis();
+    // Each record has its answer before the transaction's time is over, whatever the operator's properties say.
+    let (message, transaction) = ((transaction * 6 / 10).to_string(), transaction.to_string());
+    let promises = [
+        ("acks", "all"),
+        ("enable.idempotence", "true"),
+        ("transactional.id", id),
+        ("transaction.timeout.ms", &transaction),
+        ("message.timeout.ms", &message),
+    ];
+    finish(&mut settings, config, &promises);
+    settings
+}
+
 /// The transactional id of what is done with dead letters, and the name under which they are read.
 fn dead_letter_group(config: &Config) -> String {
     format!("{}-dlq", config.queue.kafka.group)
+}
+
+/// For asking how far the forwarder of this id came: its group has no members, only a position.
+pub fn forwarded_position(config: &Config, id: &str) -> ClientConfig {
+    let mut settings = base();
+    let promises = [
+        ("group.id", id),
+        ("group.protocol", "classic"),
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        // A position of a transaction that is not decided yet is waited for (KIP-447).
+        ("isolation.level", "read_committed"),
+    ];
+    finish(&mut settings, config, &promises);
+    settings
 }
 
 /// For the consumer of one sink, a static member of its group (KIP-345).
