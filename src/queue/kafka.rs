@@ -2,7 +2,8 @@
 //!
 //! - [`settings`] turns our configuration into librdkafka's; the promises of this daemon are in it.
 //! - [`topic`] makes sure before the start that the topic can hold what we accept; [`identity`] says which topic it is.
-//! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not.
+//! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not (or
+//!   tells the [`buffer`](super::buffer), where there is one).
 //! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, `survey` asks the brokers
 //!   where the group and the log stand, `partitions` holds what is delivered, `delivery` cuts it into batches.
 //! - [`dead_letters`] keeps what cannot be parsed.
