@@ -5,12 +5,12 @@
 //! - A 2xx is sent after the fsync that holds the event, or after Kafka's acknowledgement; never in between.
 //! - Of two events of one key, the one that was accepted first stands first in the topic: [`switch`] has the rule.
 //! - Each event of the buffer stands in the topic exactly once: the transaction that carries records commits the
-//!   position behind them with them, to the consumer group [`Buffer::id`] (partition 0 of the topic; the offset is one
-//!   of the buffer's). Whoever begins, first ends what an earlier life left open (`init_transactions`), then asks that
-//!   group, and goes on there.
+//!   position behind them with them, to the consumer group `<group>-buffer-<identity>` (partition 0 of the topic; the
+//!   offset is one of the buffer's). Whoever begins, first ends what an earlier life left open (`init_transactions`),
+//!   then asks that group, and goes on there.
 //! - The transactional id and the group are named after the buffer's identity, which is made with the file. So a buffer
-//!   that was begun anew has no position of the old one, and two processes with copies of one buffer fence each other,
-//!   on whatever machines they run.
+//!   that was begun anew has no position of the old one, and two processes with copies of one buffer fence each
+//!   other, on whatever machines they run.
 //! - Kafka forgets positions of groups that are idle (`offsets.retention.minutes`, 7 days), and with a topic that is
 //!   deleted. Therefore a mark with the range of each transaction is fsynced here before its commit, and is over when
 //!   the cursor here has passed it. A mark that is not over, where Kafka has no position, is doubt: it is reported with

@@ -1,5 +1,5 @@
 //! The embedded log: one partition in an SQLite database, for running alone. The [`buffer`](super::buffer) in front of
-//! Kafka is one, too, in a file of its own ([`Purpose`]).
+//! Kafka is one, too, in a file of its own (`Purpose`).
 //!
 //! **Format** (`log.db`, `user_version` 2). A row of `chunks` holds consecutive records of one group commit, encoded as
 //! [`record`](super::record) says, each with its own checksum: `base` (offset of the first), `count`, `received` (the

@@ -76,7 +76,7 @@ fn a_full_buffer_refuses_events_and_closes_the_door() {
     let buffer = open(folder.path(), &config, &health).unwrap();
     let mut appender = buffer.appender().unwrap();
     assert_eq!(append(&mut *appender, 1, 2000).durable, 1);
-    let reason = append(&mut *appender, 1, 10).unavailable.unwrap();
+    let reason = append(&mut *appender, 1, 10).refused.unwrap();
     assert!(reason.contains("queue.embedded.quota"), "{reason}");
     eventually("the door is closed", || health.closed().is_some_and(|(_, why)| why.contains("1 events wait")));
     buffer.close();

@@ -1,5 +1,5 @@
-//! Transactions of Kafka (KIP-98) as the forwarder uses them: records, dead letters and the position behind them, all or
-//! nothing.
+//! Transactions of Kafka (KIP-98) as the forwarder uses them: records, dead letters and the position behind them, all
+//! or nothing.
 //!
 //! Every wait is cut into slices, between which the forwarder can say how it does and be told to stop.
 
