@@ -11,7 +11,7 @@
 //! records.
 //!
 //! **One topic.** A source reads the topic that it announced first, told by its identity. Batches are handed on only
-//! when [`vigil`](super::vigil) has shown that they are of that topic; when another one stands under its name, the
+//! when `vigil` has shown that they are of that topic; when another one stands under its name, the
 //! source ends with [`SourceEvent::Failed`]: its successor announces the new topic, and the sinks judge it.
 //!
 //! **Without budget** nothing is polled for a moment, which keeps what librdkafka has prefetched; when it lasts, the
