@@ -23,6 +23,9 @@ pub fn dead_letter_limit(config: &Config) -> u64 {
     record_limit(config) + HEADROOM
 }
 
+/// How long a silent member keeps its partitions, unless `queue.kafka.properties` says otherwise.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+
 const REFRESH: &str = "topic.metadata.refresh.interval.ms";
 
 /// How long it takes until the group hands new partitions out: the refresh of a member's metadata, and a rebalance.
@@ -163,7 +166,7 @@ fn dead_letter_group(config: &Config) -> String {
 pub fn consumer(config: &Config, sink: SinkName, instance_id: &str) -> ClientConfig {
     let mut settings = base();
     settings
-        .set("session.timeout.ms", "10000")
+        .set("session.timeout.ms", SESSION_TIMEOUT.as_millis().to_string())
         .set("heartbeat.interval.ms", "3000")
         // Bounds memory: prefetched records, over all partitions. Some tenths of a second at full speed.
         .set("queued.max.messages.kbytes", (8 * 1024).to_string())

@@ -11,7 +11,7 @@
 //! records.
 //!
 //! **One topic.** A source reads the topic that it announced first, told by its identity. Batches are handed on only
-//! when [`vigil`](super::vigil) has shown that they are of that topic; when another one stands under its name, the
+//! when `vigil` has shown that they are of that topic; when another one stands under its name, the
 //! source ends with [`SourceEvent::Failed`]: its successor announces the new topic, and the sinks judge it.
 //!
 //! **Without budget** nothing is polled for a moment, which keeps what librdkafka has prefetched; when it lasts, the
@@ -41,7 +41,7 @@ use crate::{
     queue::{
         Assignment, ByteBudget, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
         kafka::{
-            commits::Committer,
+            commits::{Committer, Deadlines},
             group::{Change, Group},
             origin::Origin,
             partitions::{Partitions, Starved},
@@ -492,16 +492,21 @@ impl Source {
         }
     }
 
-    /// Commits, leaves and ends, each within a bound; the error says that the last commit failed. A static member leaves without a word: started again within
-    /// `session.timeout.ms` it has its partitions back at once.
+    /// Commits, leaves and ends, each within a bound; the error says that the last commit failed. A static member leaves
+    /// without a word: started again within `session.timeout.ms` it has its partitions back at once.
     fn close(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
         let Self { consumer, survey, vigil, committer, sink, partitions, tails, .. } = self;
         drop(partitions);
         let group = consumer.context();
         group.confirm(positions);
-        let deadline = Instant::now() + CLOSING;
-        let committer = committer.finish(deadline);
-        while !committer.is_finished() && Instant::now() < deadline {
+        let now = Instant::now();
+        let deadlines = Deadlines { answer: now + CLOSING, rebalance: now + settings::SESSION_TIMEOUT + CLOSING };
+        let committer = committer.finish(deadlines);
+        let over = || {
+            let deadline = if group.is_rebalancing() { deadlines.rebalance } else { deadlines.answer };
+            Instant::now() >= deadline
+        };
+        while !committer.is_finished() && !over() {
             // A rebalance under way has to end before the group takes positions. Records that come with it are read
             // again by the next reader.
             let _ = consumer.poll(Duration::from_millis(10));
