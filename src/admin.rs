@@ -62,13 +62,13 @@ pub struct AdminState {
     pub version: &'static str,
     pub commit: &'static str,
     pub started: Instant,
-    /// Room for the rows of queries that are being answered.
-    pub query_rows: Arc<Semaphore>,
+    /// The turns of queries.
+    pub queries: Arc<Semaphore>,
 }
 
-/// For [`AdminState::query_rows`].
-pub fn query_rows() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(aggregates::ROWS_AT_ONCE))
+/// For [`AdminState::queries`].
+pub fn queries() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(aggregates::AT_ONCE))
 }
 
 /// Takes the address, so that one that is taken is heard of before anything else starts.

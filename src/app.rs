@@ -240,7 +240,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION"),
             commit: env!("INGESTD_COMMIT"),
             started: self.started,
-            query_rows: admin::query_rows(),
+            queries: admin::queries(),
         }
     }
 

@@ -7,13 +7,15 @@
 pub mod embedded;
 mod group;
 pub mod mongo;
+mod rows;
 
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
-use serde_json::{Map, Value};
 use thiserror::Error;
+
+pub use rows::{Row, Rows};
 
 use crate::{
     config::{AggregateConfig, Config, StoreKind},
@@ -73,23 +75,6 @@ pub struct Query {
     pub limit: usize,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    pub window_start: DateTime<Utc>,
-    /// Field to value; a field that the events did not have is null.
-    pub group: Map<String, Value>,
-    /// Summed over partitions and generations.
-    pub count: u64,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rows {
-    /// Sorted by window, then group.
-    pub rows: Vec<Row>,
-    /// There were more than the limit.
-    pub truncated: bool,
-}
-
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// Passing: the identical statements may be sent again.
@@ -143,7 +128,7 @@ pub trait Store: Send + Sync {
         events: &'a [ProcessedEvent],
     ) -> BoxFuture<'a, Result<Flushed, StoreError>>;
 
-    /// The rows of one aggregate. An aggregate that the store does not know is [`StoreError::Refused`].
+    /// The rows of one aggregate. Dropping the call ends the query. An aggregate that the store does not know is [`StoreError::Refused`].
     fn query(&self, query: Query) -> BoxFuture<'_, Result<Rows, StoreError>>;
 }
 

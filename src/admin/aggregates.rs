@@ -1,56 +1,28 @@
 //! `GET /v1/aggregates/{name}?from=&to=&limit=`: the rows of an aggregate between two window starts.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
-use actix_web::{HttpRequest, HttpResponse, http::StatusCode, http::header::ContentType, web};
+use actix_web::{HttpRequest, HttpResponse, body::SizedStream, http::StatusCode, http::header::ContentType, web};
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
-use serde::Serialize;
-use serde_json::{Map, Value};
+use futures::stream;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 
 use super::{AdminState, problem::Problem};
 use crate::{
     config::{AggregateConfig, Config, StoreKind},
-    store::{Query, Row, Rows, StoreError},
+    store::{Query, StoreError},
 };
 
 const DEFAULT_LIMIT: usize = 10_000;
 const MAX_LIMIT: usize = 1_000_000;
 
-/// Rows that all queries together may ask for at a time, by their limits: one of the largest, and many usual ones. A row
-/// costs up to a KiB while its answer is written.
-pub const ROWS_AT_ONCE: usize = MAX_LIMIT + 50 * DEFAULT_LIMIT;
+/// Queries that are answered at a time. Each holds up to 32 MiB of rows until its client has them, and more at once only
+/// take the store from the flushes.
+pub const AT_ONCE: usize = 2;
 
 /// Somebody waits for the answer: less patience than a flush has.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-#[derive(Serialize)]
-struct Answer<'a> {
-    aggregate: &'a str,
-    window: String,
-    rows: Vec<AnswerRow>,
-    /// Only there when there were more rows than the limit.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    truncated: bool,
-}
-
-#[derive(Serialize)]
-struct AnswerRow {
-    window_start: String,
-    group: Map<String, Value>,
-    count: u64,
-}
-
-impl From<Row> for AnswerRow {
-    fn from(row: Row) -> Self {
-        Self {
-            window_start: row.window_start.to_rfc3339_opts(SecondsFormat::AutoSi, true),
-            group: row.group,
-            count: row.count,
-        }
-    }
-}
 
 pub async fn query(
     state: web::Data<AdminState>,
@@ -67,48 +39,39 @@ pub async fn query(
         .clone();
     let query = parse(&aggregate, request.query_string(), Utc::now()).map_err(Problem::bad_request)?;
     let deadline = config.aggregator.timeout.min(DEADLINE);
-    let permits = u32::try_from(query.limit).unwrap_or(u32::MAX);
     let asked = async {
-        let room = state.query_rows.clone().acquire_many_owned(permits).await;
-        (room, store.query(query).await)
+        let turn = state.queries.clone().acquire_owned().await;
+        (turn, store.query(query).await)
     };
-    let (room, rows) = tokio::time::timeout(deadline, asked).await.map_err(|_| {
-        let why = "the store has not answered, or queries of too many rows are being answered already";
+    let (turn, rows) = tokio::time::timeout(deadline, asked).await.map_err(|_| {
+        let why = "the store has not answered, or other queries are being answered";
         Problem::unavailable(format!("not within {deadline:?}: {why}: ask again later, or for fewer rows (limit)"))
     })?;
     let rows = rows.map_err(|error| match error {
         StoreError::Unavailable(why) => Problem::unavailable(format!("the store is out of reach: {why}")),
         StoreError::Refused(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
     })?;
-    // Writing a million rows takes a second of this worker, which answers the health checks, too.
-    let body = web::block(move || write(&aggregate, rows))
-        .await
-        .map_err(|error| Problem::unavailable(format!("the daemon is stopping: {error}")))?
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("rows as JSON: {error}")))?;
-    // It takes room until the client has it.
-    let body = Bytes::from_owner(Answered { body, _room: room });
+    let window = humantime::format_duration(aggregate.window);
+    // Names of aggregates and durations have nothing to escape.
+    let before = format!(r#"{{"aggregate":"{}","window":"{window}","rows":["#, aggregate.name);
+    let after = if rows.truncated() { r#"],"truncated":true}"# } else { "]}" };
+    let rows = Bytes::from_owner(Answered { rows: rows.into_json(), _turn: turn });
+    let parts = [Bytes::from(before), rows, Bytes::from_static(after.as_bytes())];
+    let length = parts.iter().map(|part| part.len() as u64).sum();
+    let body = SizedStream::new(length, stream::iter(parts.map(Ok::<_, Infallible>)));
     Ok(HttpResponse::Ok().insert_header(ContentType::json()).body(body))
 }
 
-/// An answer on its way, and the room for its rows.
+/// Rows on their way to the client, whose turn ends when it has them.
 struct Answered {
-    body: Vec<u8>,
-    _room: Result<OwnedSemaphorePermit, AcquireError>,
+    rows: Vec<u8>,
+    _turn: Result<OwnedSemaphorePermit, AcquireError>,
 }
 
 impl AsRef<[u8]> for Answered {
     fn as_ref(&self) -> &[u8] {
-        &self.body
+        &self.rows
     }
-}
-
-fn write(aggregate: &AggregateConfig, rows: Rows) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&Answer {
-        aggregate: &aggregate.name,
-        window: humantime::format_duration(aggregate.window).to_string(),
-        rows: rows.rows.into_iter().map(AnswerRow::from).collect(),
-        truncated: rows.truncated,
-    })
 }
 
 fn no_store(state: &AdminState, config: &Config) -> Problem {

@@ -15,17 +15,14 @@ use std::{
 use anyhow::Context;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use futures::future::BoxFuture;
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, oneshot},
-};
+use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},
 };
 
-use database::Database;
+use database::{Cancel, Database};
 
 type Request = Box<dyn FnOnce(&mut Database) + Send>;
 
@@ -37,15 +34,12 @@ pub struct EmbeddedStore {
     requests: Option<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
     io: Handle,
-    queries: Arc<Semaphore>,
 }
 
 impl EmbeddedStore {
     /// The aggregator has one request under way, and one more for each partition that it is assigned (the embedded log
     /// has one). A full channel means that the disk hangs: callers hear so and try again.
     const REQUESTS: usize = 64;
-    /// Each query holds a blocking thread and its rows; more at once only take the disk from the flushes.
-    const QUERIES: usize = 2;
     /// How often events past their time are looked for.
     const EXPIRY: Duration = Duration::from_secs(10);
 
@@ -75,14 +69,7 @@ impl EmbeddedStore {
             .name("store".to_owned())
             .spawn(move || serve(database, &receiver))
             .context("cannot start the store's thread")?;
-        Ok(Self {
-            path: path.to_owned(),
-            options,
-            requests: Some(requests),
-            thread: Some(thread),
-            io,
-            queries: Arc::new(Semaphore::new(Self::QUERIES)),
-        })
+        Ok(Self { path: path.to_owned(), options, requests: Some(requests), thread: Some(thread), io })
     }
 
     /// Runs `work` on the store's thread.
@@ -149,18 +136,21 @@ impl Store for EmbeddedStore {
 
     fn query(&self, query: Query) -> BoxFuture<'_, Result<Rows, StoreError>> {
         Box::pin(async move {
-            let Ok(permit) = tokio::time::timeout(self.options.timeout, self.queries.clone().acquire_owned()).await
-            else {
-                return Err(self.unavailable("other queries take too long"));
-            };
             let (path, options) = (self.path.clone(), self.options.clone());
+            let cancel = Cancel::default();
+            let _cancel = CancelOnDrop(cancel.clone());
             // SQLite blocks; a query has a connection of its own, so that it delays no flush.
-            let rows = self.io.spawn_blocking(move || {
-                let _permit = permit;
-                database::query(&path, &options, &query)
-            });
+            let rows = self.io.spawn_blocking(move || database::query(&path, &options, &query, &cancel));
             rows.await.unwrap_or_else(|_| Err(self.unavailable("a query failed")))
         })
+    }
+}
+
+struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 

@@ -304,15 +304,16 @@ impl MongoStore {
             .allow_disk_use(true)
             .max_time(self.options.timeout)
             .await?;
-        let mut rows = Vec::new();
+        let mut rows = Rows::default();
         while let Some(row) = cursor.try_next().await? {
-            rows.push(buckets::row(&definition.group_by, &row).ok_or_else(|| {
+            let row = buckets::row(&definition.group_by, &row).ok_or_else(|| {
                 Failure::unavailable(&format!("a document of aggregate {:?} is no bucket of ours", query.aggregate))
-            })?);
+            })?;
+            if !rows.push(&row, query.limit) {
+                break;
+            }
         }
-        let truncated = rows.len() > query.limit;
-        rows.truncate(query.limit);
-        Ok(Rows { rows, truncated })
+        Ok(rows)
     }
 }
 

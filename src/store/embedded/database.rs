@@ -2,11 +2,14 @@
 //!
 //! `PRAGMA user_version` is the format's version. `bucket.grp` is the group's JSON text, which is its identity.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::{Context, bail};
 use chrono::DateTime;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, InterruptHandle, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde_json::Value;
 
 use crate::{
@@ -269,15 +272,51 @@ fn insert_events(
     Ok(())
 }
 
+/// Ends a query whose caller is gone.
+#[derive(Clone, Default)]
+pub struct Cancel(Arc<Mutex<Cancelled>>);
+
+#[derive(Default)]
+struct Cancelled {
+    yes: bool,
+    running: Option<InterruptHandle>,
+}
+
+impl Cancel {
+    pub fn cancel(&self) {
+        let mut cancelled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cancelled.yes = true;
+        if let Some(running) = &cancelled.running {
+            running.interrupt();
+        }
+    }
+
+    /// Interrupts what runs on this connection.
+    pub fn watch(&self, connection: &Connection) {
+        let running = connection.get_interrupt_handle();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).running = Some(running);
+    }
+
+    /// An interruption that comes before a statement runs is lost, so that it has to be asked for.
+    fn check(&self) -> Result<(), StoreError> {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).yes {
+            true => Err(StoreError::Unavailable("the query was given up".to_owned())),
+            false => Ok(()),
+        }
+    }
+}
+
 /// Reads on a connection of its own, beside the writer.
-pub fn query(path: &Path, options: &StoreOptions, query: &Query) -> Result<Rows, StoreError> {
+pub fn query(path: &Path, options: &StoreOptions, query: &Query, cancel: &Cancel) -> Result<Rows, StoreError> {
     let (_, definition) = options.aggregate(&query.aggregate)?;
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    cancel.watch(&connection);
     connection.busy_timeout(options.timeout)?;
     let id: Option<i64> = connection
         .query_row("SELECT id FROM aggregate WHERE name = ?", [&query.aggregate], |row| row.get(0))
         .optional()?;
-    let Some(id) = id else { return Ok(Rows { rows: Vec::new(), truncated: false }) };
+    let mut found = Rows::default();
+    let Some(id) = id else { return Ok(found) };
     // Field by field, as values: null, numbers, strings. The text decides between values that are written differently.
     let by_field: String =
         (0..definition.group_by.len()).map(|field| format!("json_extract(grp, '$[{field}]'), ")).collect();
@@ -287,19 +326,21 @@ pub fn query(path: &Path, options: &StoreOptions, query: &Query) -> Result<Rows,
          GROUP BY window_start, grp ORDER BY window_start, {by_field} grp LIMIT ?",
     ))?;
     let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
-    let found = statement
-        .query_map(params![id, ceil_millis(query.from), ceil_millis(query.to), limit.saturating_add(1)], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?))
-        })?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    let truncated = found.len() > query.limit;
-    let rows = found.into_iter().take(query.limit).map(|(window_start, group, count)| {
+    let range = params![id, ceil_millis(query.from), ceil_millis(query.to), limit.saturating_add(1)];
+    cancel.check()?;
+    let mut rows = statement.query(range)?;
+    while let Some(row) = rows.next()? {
+        cancel.check()?;
+        let (window_start, group, count): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let values = group::values(&group, definition.group_by.len()).into_iter().map(Value::from);
-        Row {
+        let row = Row {
             window_start: DateTime::from_timestamp_millis(window_start).unwrap_or_default(),
             group: definition.group_by.iter().cloned().zip(values).collect(),
             count: count.unsigned_abs(),
+        };
+        if !found.push(&row, query.limit) {
+            break;
         }
-    });
-    Ok(Rows { rows: rows.collect(), truncated })
+    }
+    Ok(found)
 }

@@ -37,10 +37,15 @@ fn identity(name: &str) -> TopicIdentity {
     TopicIdentity(name.into())
 }
 
+/// The rows of an answer, read back.
+fn read(rows: Rows) -> Vec<serde_json::Value> {
+    serde_json::from_slice(&[b"[", &*rows.into_json(), b"]"].concat()).unwrap()
+}
+
 async fn counts(store: &EmbeddedStore) -> Vec<(serde_json::Value, u64)> {
     let (from, to) = (Timestamp(0).to_datetime(), Utc::now());
     let rows = store.query(Query { aggregate: "by_type".to_owned(), from, to, limit: 10 }).await.unwrap();
-    rows.rows.into_iter().map(|row| (row.group["type"].clone(), row.count)).collect()
+    read(rows).iter().map(|row| (row["group"]["type"].clone(), row["count"].as_u64().unwrap())).collect()
 }
 
 #[tokio::test]
@@ -124,10 +129,39 @@ async fn rows_are_sorted_by_value_and_cut_at_the_limit() {
     let (from, to) = (Timestamp(60_000).to_datetime(), Timestamp(60_001).to_datetime());
     let query = |limit, from| Query { aggregate: "by_type".to_owned(), from, to, limit };
     let rows = store.query(query(4, from)).await.unwrap();
-    let groups: Vec<_> = rows.rows.iter().map(|row| row.group["type"].clone()).collect();
-    assert_eq!((groups, rows.truncated), (vec![json!(null), json!(9), json!(10), json!("a")], true));
+    let truncated = rows.truncated();
+    let groups: Vec<_> = read(rows).iter().map(|row| row["group"]["type"].clone()).collect();
+    assert_eq!((groups, truncated), (vec![json!(null), json!(9), json!(10), json!("a")], true));
     let later = from + chrono::TimeDelta::microseconds(1);
-    assert!(store.query(query(10, later)).await.unwrap().rows.is_empty());
+    assert!(read(store.query(query(10, later)).await.unwrap()).is_empty());
+}
+
+#[tokio::test]
+async fn a_query_that_is_given_up_ends() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir, options());
+    store.prepare().await.unwrap();
+    store.flush(&[delta(0, "[1]", 0, 0, 1)], &[]).await.unwrap();
+    let (from, to) = (Timestamp(0).to_datetime(), Utc::now());
+    let query = Query { aggregate: "by_type".to_owned(), from, to, limit: 1_000_000 };
+    let (path, options) = (dir.path().join("store.db"), options());
+    let cancel = Cancel::default();
+    cancel.cancel();
+    let given_up = database::query(&path, &options, &query, &cancel);
+    assert!(matches!(given_up, Err(StoreError::Unavailable(_))), "{given_up:?}");
+    // Also while a statement runs: this one has no end of its own.
+    let (connection, cancel) = (Connection::open_in_memory().unwrap(), Cancel::default());
+    cancel.watch(&connection);
+    let endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n";
+    let running = std::thread::spawn(move || connection.query_row(endless, [], |row| row.get::<_, i64>(0)));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !running.is_finished() {
+        assert!(Instant::now() < deadline, "it goes on");
+        // An interruption before it runs is lost.
+        cancel.cancel();
+        std::thread::yield_now();
+    }
+    assert!(running.join().unwrap().unwrap_err().to_string().contains("interrupted"));
 }
 
 #[tokio::test]
