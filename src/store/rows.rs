@@ -30,7 +30,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Adds a row, unless there are `limit` of them or [`MAX_BYTES`] are reached. `false`: no more are wanted.
+    /// Adds a row, unless there are `limit` of them or `MAX_BYTES` are reached. `false`: no more are wanted.
     pub fn push(&mut self, row: &Row, limit: usize) -> bool {
         let before = self.json.len();
         if before > 0 {
