@@ -189,12 +189,31 @@ impl Reader {
     fn batch(&self, epoch: Epoch, from: Offset) -> anyhow::Result<Option<Batch>> {
         let config = self.config.load();
         let (max_records, max_bytes) = (config.batch.max_records, config.batch.max_bytes.as_usize());
-        let Some((records, to)) = read(&self.database, &self.log.path, from, max_records, max_bytes)? else {
+        let read = read(&self.database, &self.log.path, from, max_records, max_bytes).map_err(|error| {
+            if !error.is::<Damaged>() {
+                return error;
+            }
+            anyhow::anyhow!(
+                "{error}; stop and restore it, or move it away and raise queue.generation: what the sinks have not of it is \
+                 lost then"
+            )
+        });
+        let Some((records, to)) = read? else {
             return Ok(None);
         };
         let permit = self.budget.take(records.size());
         Ok(Some(Batch { partition: PARTITION, epoch, from, to, records, permit }))
     }
+}
+
+/// Records do not match their checksums.
+#[derive(Debug, thiserror::Error)]
+#[error("{path} is damaged between offsets {from} and {to}: {corrupt}")]
+struct Damaged {
+    path: String,
+    from: Offset,
+    to: Offset,
+    corrupt: String,
 }
 
 /// Whole chunks from the one that holds `from` on, and where they end; records below `from` are the caller's to skip.
@@ -237,7 +256,11 @@ pub fn read(
     if to == from {
         return Ok(None);
     }
-    let records = RecordBuffer::from_bytes(bytes)
-        .map_err(|error| anyhow::anyhow!("{} is damaged between offsets {from} and {to}: {error}", path.display()))?;
+    let records = RecordBuffer::from_bytes(bytes).map_err(|corrupt| Damaged {
+        path: path.display().to_string(),
+        from,
+        to,
+        corrupt: corrupt.to_string(),
+    })?;
     Ok(Some((records, to)))
 }
