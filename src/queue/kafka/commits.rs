@@ -12,10 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use rdkafka::{
-    consumer::{BaseConsumer, CommitMode, Consumer},
-    types::RDKafkaErrorCode as Code,
-};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 
 use crate::{
     position::{Offset, Partition},
@@ -87,19 +84,10 @@ impl Commits {
     }
 }
 
-/// Until when the last positions are tried to be committed.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Deadlines {
-    pub answer: Instant,
-    /// While the group is being rebalanced it takes no positions. A member that stopped in the middle of that holds it
-    /// up for its session's timeout: that is an ordinary stop of several workers, and no outage.
-    pub rebalance: Instant,
-}
-
 /// Commits once a second what is due.
 pub(super) struct Committer {
-    /// Sends the deadlines of the last commit.
-    last: Sender<Deadlines>,
+    /// Sends the deadline of the last commit.
+    last: Sender<Instant>,
     thread: JoinHandle<()>,
 }
 
@@ -119,30 +107,25 @@ impl Committer {
         self.thread.is_finished()
     }
 
-    /// Commits what is due, then ends; until the deadlines a failure is tried again.
-    pub fn finish(self, deadlines: Deadlines) -> JoinHandle<()> {
+    /// Commits what is due, then ends; until `deadline` a failure is tried again.
+    pub fn finish(self, deadline: Instant) -> JoinHandle<()> {
         // An error says that the thread has ended.
-        let _ = self.last.send(deadlines);
+        let _ = self.last.send(deadline);
         self.thread
     }
 }
 
-fn run(consumer: &BaseConsumer<Group>, asked: &Receiver<Deadlines>) {
-    let deadlines = loop {
+fn run(consumer: &BaseConsumer<Group>, asked: &Receiver<Instant>) {
+    let deadline = loop {
         match asked.recv_timeout(EVERY) {
             Err(RecvTimeoutError::Timeout) => {
                 commit(consumer);
             }
-            Ok(deadlines) => break deadlines,
+            Ok(deadline) => break deadline,
             Err(RecvTimeoutError::Disconnected) => return,
         }
     };
-    while !commit(consumer) {
-        let context = consumer.context();
-        let deadline = if context.is_rebalancing() { deadlines.rebalance } else { deadlines.answer };
-        if Instant::now() >= deadline {
-            return;
-        }
+    while !commit(consumer) && Instant::now() < deadline {
         std::thread::sleep(LAST_TRY_EVERY);
     }
 }
@@ -156,14 +139,11 @@ fn commit(consumer: &BaseConsumer<Group>) -> bool {
         return true;
     }
     match consumer.commit(&group.list(&due), CommitMode::Sync) {
-        Ok(()) => {
-            group.rebalancing(false);
-            true
-        }
+        Ok(()) => true,
         Err(error) => {
+            // As a rule a rebalance under way.
             tracing::debug!(%error, "positions are not committed, trying again");
             group.not_committed(&due);
-            group.rebalancing(error.rdkafka_error_code() == Some(Code::RebalanceInProgress));
             false
         }
     }

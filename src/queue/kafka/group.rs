@@ -45,8 +45,6 @@ struct State {
     origin: Option<Origin>,
     /// The positions are committed already and the partitions stay with this member.
     closing: bool,
-    /// The last commit was refused because the group is being rebalanced.
-    rebalancing: bool,
     unreachable: Option<String>,
     last_error: Option<String>,
 }
@@ -106,15 +104,6 @@ impl Group {
     /// Nothing more is committed of what was confirmed: it was said of a topic that is gone.
     pub(super) fn forget(&self) {
         self.state().commits = Commits::default();
-    }
-
-    /// Whether the last commit was refused because the group is being rebalanced.
-    pub(super) fn is_rebalancing(&self) -> bool {
-        self.state().rebalancing
-    }
-
-    pub(super) fn rebalancing(&self, on: bool) {
-        self.state().rebalancing = on;
     }
 
     /// From now on a revocation is our own leaving.

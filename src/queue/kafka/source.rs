@@ -41,7 +41,7 @@ use crate::{
     queue::{
         Assignment, ByteBudget, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
         kafka::{
-            commits::{Committer, Deadlines},
+            commits::Committer,
             group::{Change, Group},
             origin::Origin,
             partitions::{Partitions, Starved},
@@ -68,6 +68,8 @@ const ROUND: usize = 2000;
 const PARK_AFTER: Duration = Duration::from_secs(1);
 /// How long the last commit, and then the leaving, may take.
 const CLOSING: Duration = Duration::from_secs(4);
+/// A last commit that takes longer waits for something: a rebalance, or brokers that are away.
+const COMMIT_EXPECTED: Duration = Duration::from_millis(500);
 /// After an out-of-range error the positions are compared with the log; not more often than this.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
@@ -495,20 +497,25 @@ impl Source {
     /// Commits, leaves and ends, each within a bound; the error says that the last commit failed. A static member leaves
     /// without a word: started again within `session.timeout.ms` it has its partitions back at once.
     fn close(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
-        let Self { consumer, survey, vigil, committer, sink, partitions, tails, .. } = self;
+        let Self { consumer, survey, vigil, committer, sink, partitions, tails, topic, .. } = self;
         drop(partitions);
         let group = consumer.context();
         group.confirm(positions);
-        let now = Instant::now();
-        let deadlines = Deadlines { answer: now + CLOSING, rebalance: now + settings::SESSION_TIMEOUT + CLOSING };
-        let committer = committer.finish(deadlines);
-        let over = || {
-            let deadline = if group.is_rebalancing() { deadlines.rebalance } else { deadlines.answer };
-            Instant::now() >= deadline
-        };
-        while !committer.is_finished() && !over() {
-            // A rebalance under way has to end before the group takes positions. Records that come with it are read
-            // again by the next reader.
+        let began = Instant::now();
+        let longest = began + settings::SESSION_TIMEOUT + CLOSING;
+        let committer = committer.finish(longest);
+        let (mut deadline, mut asked) = (began + CLOSING, false);
+        while !committer.is_finished() && Instant::now() < deadline {
+            // A rebalance under way has to end before the group takes positions: to a member that waits to join, the
+            // coordinator answers nothing else, and another one that stopped in the middle of it holds it up for its
+            // session's timeout. That is an ordinary stop of several workers; brokers that are silent are not waited for.
+            if !asked && began.elapsed() >= COMMIT_EXPECTED {
+                asked = true;
+                if consumer.fetch_metadata(Some(&topic), CLOSING - COMMIT_EXPECTED).is_ok() {
+                    deadline = longest;
+                }
+            }
+            // Records that come with the rebalance are read again by the next reader.
             let _ = consumer.poll(Duration::from_millis(10));
         }
         let committed = if committer.is_finished() && !group.has_due() {
