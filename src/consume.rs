@@ -376,6 +376,7 @@ impl<S: Sink> Handler<FromSource> for Consumer<S> {
                 self.show_lag(partition);
             }
             SourceEvent::Unavailable(reason) => {
+                self.fences.brokers_away();
                 self.health.dependency(self.queue.0, Err(reason.clone()));
                 self.unavailable = Some(reason);
                 self.show_state();
@@ -385,7 +386,7 @@ impl<S: Sink> Handler<FromSource> for Consumer<S> {
                 self.unavailable = None;
                 self.show_state();
             }
-            SourceEvent::Fenced(reason) if self.fences.is_second(Instant::now()) => {
+            SourceEvent::Fenced(reason) if self.fences.are_another_process(Instant::now()) => {
                 // The receiver is gone only when the process ends already.
                 let _ = self.escalations.send(Escalation::Fenced { reason });
             }

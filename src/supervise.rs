@@ -11,7 +11,7 @@ mod injected;
 use std::{
     collections::VecDeque,
     panic::{self, AssertUnwindSafe},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -96,20 +96,33 @@ pub enum Escalation {
     Refused { reason: String },
 }
 
-/// Tells a membership that another process took from one that this process took from itself: after an outage of the
-/// brokers, a commit of the membership before it can be answered "fenced", because we have joined anew meanwhile. The
-/// first time the member is rebuilt; a second time within the window it is another process.
+/// Tells a membership that another process took from one that this process took from itself: when a coordinator goes
+/// while we join, its successor may know a membership of ours that we never heard of, and answers "fenced" to the one
+/// that we have. The member is rebuilt then. Another process takes it again and again, outages or not.
 #[derive(Debug, Default)]
-pub struct Fences(Mutex<Option<Instant>>);
+pub struct Fences(Mutex<Vec<Instant>>);
 
 impl Fences {
-    /// Longer than a rebuilt member takes to be fenced again by one that is alive.
+    /// Longer than two members that are alive take to fence each other so often.
     const WINDOW: Duration = Duration::from_secs(60);
+    /// A rolling restart of the brokers moves the coordinator once, or twice.
+    const ANOTHER_PROCESS: usize = 3;
 
-    /// Notes a fence at `now`; whether it is the second within the window.
-    pub fn is_second(&self, now: Instant) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.replace(now).is_some_and(|last| now.saturating_duration_since(last) < Self::WINDOW)
+    fn times(&self) -> MutexGuard<'_, Vec<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a fence at `now`; whether they are so many that it is another process.
+    pub fn are_another_process(&self, now: Instant) -> bool {
+        let mut times = self.times();
+        times.retain(|time| now.saturating_duration_since(*time) < Self::WINDOW);
+        times.push(now);
+        times.len() >= Self::ANOTHER_PROCESS
+    }
+
+    /// The brokers are away: fences until now explain themselves.
+    pub fn brokers_away(&self) {
+        self.times().clear();
     }
 }
 
@@ -369,11 +382,15 @@ mod tests {
     }
 
     #[test]
-    fn a_membership_that_is_lost_twice_in_a_minute_is_another_process() {
+    fn a_membership_that_is_lost_thrice_in_a_minute_without_an_outage_is_another_process() {
         let (fences, now) = (Fences::default(), Instant::now());
-        assert!(!fences.is_second(now));
-        assert!(!fences.is_second(now + Duration::from_secs(60)));
-        assert!(fences.is_second(now + Duration::from_secs(119)));
+        let after = |seconds| now + Duration::from_secs(seconds);
+        assert!(!fences.are_another_process(after(0)));
+        assert!(!fences.are_another_process(after(30)));
+        assert!(!fences.are_another_process(after(60)), "the first is forgotten");
+        assert!(fences.are_another_process(after(70)));
+        fences.brokers_away();
+        assert!(!fences.are_another_process(after(71)), "an outage explains those before it");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!   asks the brokers where the group and the log stand, `vigil` whether the topic is still the same, `partitions` holds
 //!   what is delivered, `delivery` cuts it into batches, `share` knows whether that is the whole topic, `tail` ends that
 //!   hold no records, `standing` what is wrong.
+//! - `stranded` tells a client that lost its way to the brokers from brokers that are away; such a client is replaced.
 //! - [`dead_letters`] keeps what cannot be parsed; [`letters`] is what operators do with it.
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
@@ -30,6 +31,7 @@ pub mod settings;
 mod share;
 pub mod source;
 mod standing;
+mod stranded;
 mod survey;
 mod tail;
 pub mod topic;

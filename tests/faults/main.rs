@@ -11,6 +11,7 @@ mod panics;
 
 mod proxy;
 mod report;
+mod restarts;
 mod schedule;
 #[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 #[path = "../support/mod.rs"]

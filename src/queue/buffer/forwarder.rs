@@ -115,7 +115,7 @@ impl Forwarder {
                 Err(Failure::Fenced(reason)) => {
                     // A transaction whose time was over is fenced by its coordinator, not by another process.
                     let by_time = began.elapsed() >= TRANSACTION_TIMEOUT / 2;
-                    if !by_time && self.fences.is_second(Instant::now()) {
+                    if !by_time && self.fences.are_another_process(Instant::now()) {
                         let reason = format!(
                             "another process forwards a copy of {}: {reason}",
                             self.buffer.log.path().display()

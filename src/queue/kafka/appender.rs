@@ -29,7 +29,11 @@ use crate::{
     queue::{
         Appender, Full,
         buffer::switch::{InFlight, Switch},
-        kafka::{link::Link, logging, settings},
+        kafka::{
+            link::Link,
+            logging, settings,
+            stranded::{Stranded, a_new_client_is_answered},
+        },
         record::ID_HEADER,
     },
 };
@@ -42,6 +46,8 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 /// Writes to one topic.
 pub struct KafkaAppender {
     settings: ClientConfig,
+    /// Of a client that asks and writes nothing.
+    plain: ClientConfig,
     topic: String,
     link: Arc<Link>,
     metrics: Arc<Metrics>,
@@ -70,10 +76,11 @@ impl KafkaAppender {
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let settings = settings::producer(config);
+        let plain = settings::client(config);
         let topic = config.queue.topic.clone();
         let link = Arc::new(Link::new(&config.queue.kafka.brokers, health, buffer));
-        let writer = Writer::start(&settings, &topic, &link, &metrics)?;
-        Ok(Self { settings, topic, link, metrics, writer: Some(writer), made: Instant::now() })
+        let writer = Writer::start(&settings, &plain, &topic, &link, &metrics)?;
+        Ok(Self { settings, plain, topic, link, metrics, writer: Some(writer), made: Instant::now() })
     }
 
     /// After a fatal error a producer refuses everything; a new one goes on. What the old one held is answered with
@@ -83,7 +90,7 @@ impl KafkaAppender {
             return;
         }
         self.made = Instant::now();
-        match Writer::start(&self.settings, &self.topic, &self.link, &self.metrics) {
+        match Writer::start(&self.settings, &self.plain, &self.topic, &self.link, &self.metrics) {
             Ok(writer) => {
                 tracing::warn!("the Kafka producer failed for good and was replaced");
                 self.link.mended();
@@ -229,7 +236,13 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(settings: &ClientConfig, topic: &str, link: &Arc<Link>, metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
+    fn start(
+        settings: &ClientConfig,
+        plain: &ClientConfig,
+        topic: &str,
+        link: &Arc<Link>,
+        metrics: &Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
         // One request for a probe waits at most: more would ask the same.
         let (wake, woken) = bounded(1);
         let (stop, stopped) = bounded(0);
@@ -237,7 +250,13 @@ impl Writer {
         let context = Deliveries { link: link.clone(), metrics: metrics.clone(), wake };
         let producer = ThreadedProducer::from_config_and_context(settings, context)
             .context("queue.kafka: librdkafka refuses to make a producer; see queue.kafka.properties")?;
-        let probe = Probe { producer: producer.clone(), topic: topic.to_owned(), link: link.clone() };
+        let probe = Probe {
+            producer: producer.clone(),
+            plain: plain.clone(),
+            topic: topic.to_owned(),
+            link: link.clone(),
+            stranded: Stranded::default(),
+        };
         let probe = std::thread::Builder::new()
             .name("kafka-probe".to_owned())
             .spawn(move || probe.run(&woken, &stopped))
@@ -259,12 +278,14 @@ impl Drop for Writer {
 /// Asks the brokers for the topic while they are away or silent.
 struct Probe {
     producer: ThreadedProducer<Deliveries>,
+    plain: ClientConfig,
     topic: String,
     link: Arc<Link>,
+    stranded: Stranded,
 }
 
 impl Probe {
-    fn run(&self, woken: &Receiver<()>, stopped: &Receiver<()>) {
+    fn run(mut self, woken: &Receiver<()>, stopped: &Receiver<()>) {
         loop {
             select! {
                 recv(stopped) -> _ => return,
@@ -277,9 +298,10 @@ impl Probe {
         }
     }
 
-    fn ask(&self) {
+    fn ask(&mut self) {
         match self.producer.client().fetch_metadata(Some(&self.topic), PROBE_DEADLINE) {
             Ok(metadata) => {
+                self.stranded.answered();
                 let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
                 let has_leader = |topic: &&rdkafka::metadata::MetadataTopic| {
                     topic.partitions().iter().any(|partition| partition.leader() >= 0)
@@ -292,6 +314,11 @@ impl Probe {
             }
             Err(error) => {
                 self.link.down(&error.to_string());
+                if self.stranded.unanswered(Instant::now(), || a_new_client_is_answered(&self.plain, &self.topic)) {
+                    self.link.failed("it finds no broker any more, while a new client is answered");
+                    // The next event finds the door open, and replaces this producer.
+                    self.link.answered();
+                }
             }
         }
     }

@@ -67,7 +67,7 @@ pub struct KafkaDeadLetters {
     readers: Arc<Semaphore>,
     settings: ClientConfig,
     topic: Arc<str>,
-    producer: Mutex<Option<Letters>>,
+    producer: Arc<Mutex<Option<Letters>>>,
 }
 
 impl KafkaDeadLetters {
@@ -77,7 +77,7 @@ impl KafkaDeadLetters {
             readers: Arc::new(Semaphore::new(READERS)),
             settings: settings::dead_letter_producer(config),
             topic: settings::dead_letter_topic(config).into(),
-            producer: Mutex::new(None),
+            producer: Arc::default(),
         }
     }
 
@@ -106,15 +106,21 @@ impl DeadLetterWriter for KafkaDeadLetters {
             Ok(producer) => producer,
             Err(error) => return async { Err(error) }.boxed(),
         };
+        let slot = self.producer.clone();
         async move {
             let sends = letters.iter().map(|letter| send(&producer, &topic, letter));
-            match tokio::time::timeout(DEADLINE, try_join_all(sends)).await {
+            let outcome = match tokio::time::timeout(DEADLINE, try_join_all(sends)).await {
                 Ok(outcome) => outcome.map(drop),
                 Err(_) => {
                     Err(anyhow!("Kafka did not acknowledge {} dead letter(s) within {DEADLINE:?}", letters.len()))
                 }
+            };
+            if outcome.is_err() {
+                // The next attempt makes a new one: this one may have lost its way to the brokers (see `stranded`).
+                let failed = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+                tokio::task::spawn_blocking(move || drop((failed, producer)));
             }
-            .with_context(|| format!("cannot write dead letters to topic {topic}"))
+            outcome.with_context(|| format!("cannot write dead letters to topic {topic}"))
         }
         .boxed()
     }

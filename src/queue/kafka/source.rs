@@ -93,7 +93,7 @@ pub fn spawn(
         .with_context(|| format!("queue.kafka: no consumer can be made for the {} group", sink.as_str()))?;
     consumer.subscribe(&[&topic]).with_context(|| format!("cannot subscribe to topic {topic}"))?;
     let consumer = Arc::new(consumer);
-    let survey = Survey::start(consumer.clone(), &topic, now.queue.generation)?;
+    let survey = Survey::start(consumer.clone(), settings::client(&now), &topic, now.queue.generation)?;
     let vigil = Vigil::start(&now)?;
     let committer = Committer::start(consumer.clone())?;
     let (commands, receiver) = unbounded();
@@ -379,6 +379,10 @@ impl Source {
                 self.compare_positions(&ranges);
             }
             Finding::Unreachable(reason) => self.standing.unanswered(reason),
+            Finding::Stranded => {
+                let reason = "it finds no broker any more, while a new client is answered".to_owned();
+                return Some(End::Fatal(Code::AllBrokersDown, reason));
+            }
         }
         None
     }

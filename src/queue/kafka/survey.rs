@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rdkafka::{
-    Offset as KafkaOffset, TopicPartitionList,
+    ClientConfig, Offset as KafkaOffset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult},
     types::RDKafkaErrorCode as Code,
@@ -25,6 +25,7 @@ use crate::{
         group::Group,
         identity::{commit_metadata, topic_identity},
         origin::Origin,
+        stranded::{Stranded, a_new_client_is_answered},
     },
 };
 
@@ -68,6 +69,8 @@ pub(super) enum Finding {
     },
     /// The brokers did not answer; they are asked again.
     Unreachable(String),
+    /// This client finds none of them any more, while a new one does.
+    Stranded,
 }
 
 /// The source's end of the survey.
@@ -102,11 +105,17 @@ impl Wanted {
 }
 
 impl Survey {
-    pub(super) fn start(consumer: Arc<BaseConsumer<Group>>, topic: &str, generation: u32) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        consumer: Arc<BaseConsumer<Group>>,
+        plain: ClientConfig,
+        topic: &str,
+        generation: u32,
+    ) -> anyhow::Result<Self> {
         let wanted = Arc::new(Wanted::default());
         let (sender, findings) = bounded(16);
+        let wanted_too = wanted.clone();
         let surveyor =
-            Surveyor { consumer, topic: topic.to_owned(), generation, wanted: wanted.clone(), findings: sender };
+            Surveyor { consumer, plain, topic: topic.to_owned(), generation, wanted: wanted_too, findings: sender };
         let thread = std::thread::Builder::new()
             .name("kafka-survey".to_owned())
             .spawn(move || surveyor.run())
@@ -149,6 +158,8 @@ impl Survey {
 
 struct Surveyor {
     consumer: Arc<BaseConsumer<Group>>,
+    /// Of a client without a group.
+    plain: ClientConfig,
     topic: String,
     generation: u32,
     wanted: Arc<Wanted>,
@@ -159,9 +170,11 @@ impl Surveyor {
     fn run(&self) {
         let mut pause = TICK;
         let mut failed = FIRST_PAUSE;
+        let mut stranded = Stranded::default();
         while let Some((asked, watched)) = self.next(pause) {
             match self.survey(&asked, &watched) {
                 Ok(findings) => {
+                    stranded.answered();
                     if self.answered(&asked, &findings) {
                         pause = TICK;
                         failed = FIRST_PAUSE;
@@ -184,9 +197,20 @@ impl Surveyor {
                     if self.findings.send(Finding::Unreachable(reason)).is_err() {
                         return;
                     }
+                    if stranded.unanswered(Instant::now(), || self.is_alone_without_answer())
+                        && self.findings.send(Finding::Stranded).is_err()
+                    {
+                        return;
+                    }
                 }
             }
         }
+    }
+
+    /// A survey may fail at one broker, or for want of a right; this is about finding any broker at all.
+    fn is_alone_without_answer(&self) -> bool {
+        topic_identity(self.consumer.client(), &self.topic, DEADLINE).is_err()
+            && a_new_client_is_answered(&self.plain, &self.topic)
     }
 
     /// Waits for something to ask, at most `pause`. After a failure the pause holds for what is asked, too.

@@ -24,7 +24,12 @@ use rdkafka::{
 use crate::{
     config::Config,
     position::TopicIdentity,
-    queue::kafka::{identity::topic_identity, logging::Logging, settings},
+    queue::kafka::{
+        identity::topic_identity,
+        logging::Logging,
+        settings,
+        stranded::{Stranded, a_new_client_is_answered},
+    },
 };
 
 /// One question to the brokers.
@@ -54,7 +59,8 @@ pub(super) struct Vigil {
 impl Vigil {
     pub fn start(config: &Config) -> anyhow::Result<Self> {
         // Without a group: its questions never make the broker create a topic.
-        let client = BaseConsumer::from_config_and_context(&settings::client(config), Logging::default())
+        let settings = settings::client(config);
+        let mut client = BaseConsumer::from_config_and_context(&settings, Logging::default())
             .context("queue.kafka: no client can be made that watches the topic")?;
         let topic = config.queue.topic.clone();
         // One question that waits says all that several would.
@@ -63,7 +69,20 @@ impl Vigil {
         let thread = std::thread::Builder::new()
             .name("kafka-vigil".to_owned())
             .spawn(move || {
-                keep(&asked, &sender, |deadline| topic_identity(client.client(), &topic, deadline));
+                let mut stranded = Stranded::default();
+                keep(&asked, &sender, |deadline| {
+                    let seen = topic_identity(client.client(), &topic, deadline);
+                    if seen.is_ok() {
+                        stranded.answered();
+                    } else if stranded.unanswered(Instant::now(), || a_new_client_is_answered(&settings, &topic)) {
+                        tracing::warn!("the client that watches the topic finds no broker any more, making a new one");
+                        match BaseConsumer::from_config_and_context(&settings, Logging::default()) {
+                            Ok(new) => client = new,
+                            Err(error) => tracing::error!(%error, "librdkafka refuses to make it"),
+                        }
+                    }
+                    seen
+                });
             })
             .context("cannot start the thread that watches the topic")?;
         Ok(Self { ask, sightings, thread })
@@ -87,7 +106,11 @@ impl Vigil {
 }
 
 /// Asks until the source has gone.
-fn keep(asked: &Receiver<()>, sightings: &Sender<Sighting>, look: impl Fn(Duration) -> Result<TopicIdentity, Code>) {
+fn keep(
+    asked: &Receiver<()>,
+    sightings: &Sender<Sighting>,
+    mut look: impl FnMut(Duration) -> Result<TopicIdentity, Code>,
+) {
     loop {
         if asked.recv_timeout(TICK) == Err(RecvTimeoutError::Disconnected) {
             return;
