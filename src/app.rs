@@ -185,6 +185,7 @@ impl Daemon {
         let config = self.config.load_full();
         let store = store::open(&config, self.io.clone()).context("the store cannot be opened")?;
         let store = store.filter(|_| self.roles.aggregate() || config.store.kind == config::StoreKind::Mongodb);
+        let at_the_end = store.clone();
         self.health.close(Closed::Starting, "the daemon is starting");
         let addresses = Addresses::of(&ingest_listener, &admin_listener);
         let desk = Desk::default();
@@ -217,6 +218,9 @@ impl Daemon {
             Err(end) => end,
         };
         let status = self.end(end, running, admin, signals).await;
+        if let Some(store) = at_the_end {
+            store.close().await;
+        }
         Ok(status)
     }
 

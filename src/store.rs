@@ -130,6 +130,11 @@ pub trait Store: Send + Sync {
 
     /// The rows of one aggregate. Dropping the call ends the query. An aggregate that the store does not know is [`StoreError::Refused`].
     fn query(&self, query: Query) -> BoxFuture<'_, Result<Rows, StoreError>>;
+
+    /// At the end of the process: closes connections in order, within moments. Nothing may be asked afterwards.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// What a store needs to know of the configuration.

@@ -59,6 +59,7 @@ pub struct MongoStore {
 impl MongoStore {
     /// How long to look for a server before a call fails; the callers' own back-off goes on from there.
     const SERVER_SELECTION: Duration = Duration::from_secs(5);
+    const CLOSING: Duration = Duration::from_secs(1);
     /// How often fences are read until they hold still, before the caller's back-off takes over.
     const FENCE_READS: usize = 5;
     const DEFINITIONS: &str = "ingestd_aggregates";
@@ -348,6 +349,17 @@ impl Store for MongoStore {
 
     fn query(&self, query: Query) -> BoxFuture<'_, Result<Rows, StoreError>> {
         Box::pin(self.call(move |store, database| store.read_rows(database, query)))
+    }
+
+    /// A client that is dropped while its runtime ends panics in a task of the driver.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        let Some(client) = self.client.get().cloned() else { return Box::pin(std::future::ready(())) };
+        let task = self.io.spawn(async move { client.shutdown().immediate(true).await });
+        Box::pin(async move {
+            if tokio::time::timeout(Self::CLOSING, task).await.is_err() {
+                tracing::debug!("MongoDB does not answer to the end of its sessions; they expire by themselves");
+            }
+        })
     }
 }
 
