@@ -8,7 +8,7 @@ mod disk;
 mod drawn;
 mod load;
 mod panics;
-
+mod power;
 mod proxy;
 mod report;
 mod restarts;

@@ -1,0 +1,90 @@
+//! The power goes: whatever was not synced is gone, and every 2xx stands all the same. `power.c` plays it, for one
+//! process, and says what it cannot play.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use fastrand::Rng;
+
+use crate::{
+    load,
+    support::{
+        PATIENCE, StopOnDrop, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence,
+        oracle::Oracle, scratch,
+    },
+};
+
+/// Fewer say little, as a cut hits the moment between a write and its sync by chance.
+const CUTS: usize = 8;
+
+/// The library, built from `power.c`; `None` where there is no C compiler.
+fn library(folder: &Path) -> Option<PathBuf> {
+    let library = folder.join("power.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/power.c");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wno-format-truncation", "-o"])
+        .args([&library, &source])
+        .args(["-ldl", "-lpthread"])
+        .status();
+    match built {
+        Ok(status) => {
+            assert!(status.success(), "tests/faults/power.c does not compile");
+            Some(library)
+        }
+        Err(error) => {
+            eprintln!("\n!!! SKIPPED: cuts of power; cc cannot be run ({error}): apt-get install build-essential\n");
+            None
+        }
+    }
+}
+
+#[test]
+fn what_was_answered_with_2xx_survives_a_cut_of_power() {
+    let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
+    let Some(library) = library(folder.path()) else { return };
+    // Two levels: the files that it keeps lie beside those that it watches.
+    let (data, cut, keep) = (folder.path().join("data"), folder.path().join("cut"), folder.path().join("keep"));
+    std::fs::create_dir(&keep).expect("target can be written to");
+    let path = |path: &Path| path.to_str().expect("target's path is UTF-8").to_owned();
+    let mut daemon = Setup::new("power")
+        .data(data.clone())
+        .set("queue.embedded.retention", "1h")
+        .set("spool.max_age", "300ms")
+        .environment("LD_PRELOAD", &path(&library))
+        .environment("INGESTD_POWER_ROOT", &path(&data))
+        .environment("INGESTD_POWER_CUT", &path(&cut))
+        .environment("INGESTD_POWER_KEEP", &path(&keep))
+        .start();
+    let ledger = Ledger::new();
+    let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
+    let (url, stop) = (daemon.events_url(), AtomicBool::new(false));
+    let seed = fastrand::u64(..);
+    eprintln!("    cuts of power at times of seed {seed}");
+    let mut random = Rng::with_seed(seed);
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        for _ in 0..3 {
+            scope.spawn(|| load::post_until(&ledger, &url, &stop));
+        }
+        for _ in 0..CUTS {
+            let before = ledger.acknowledged();
+            eventually("events come in", PATIENCE, || (ledger.acknowledged() > before).then_some(()));
+            thread::sleep(Duration::from_millis(random.u64(200..1500)));
+            std::fs::write(&cut, "").expect("target can be written to");
+            assert_eq!(daemon.wait_exit(PATIENCE), -9, "the library kills the process");
+            std::fs::remove_file(&cut).expect("it was just written");
+            daemon.restart();
+        }
+        stop.store(true, Ordering::Release);
+    });
+    oracle.settle(&[&daemon], PATIENCE);
+    daemon.terminate();
+    let verdict = oracle.audit(&Evidence::embedded(daemon.data()));
+    eprintln!("    {CUTS} cuts, {} events with a 2xx: {verdict}", ledger.acknowledged());
+    verdict.assert_clean();
+}
