@@ -17,4 +17,6 @@ mod schedule;
 #[path = "../support/mod.rs"]
 mod support;
 mod topics;
+mod wire;
 mod world;
+mod zombies;
