@@ -109,7 +109,7 @@ fn befall(world: &mut World<'_>, oracle: &mut Oracle<'_>, step: Step, report: &m
     // A panic is over when it has happened; the others when they are undone.
     let over = if matches!(fault, Fault::Panic(..)) { began } else { Instant::now() };
     let recovery = world.recover(fault, over);
-    eprintln!("               ready after {:.2} s", recovery.ready.as_secs_f64());
+    eprintln!("               {recovery}");
     report.fault(fault, World::kills(fault), recovery);
     thread::sleep(calm);
 }

@@ -41,6 +41,18 @@ pub struct Recovery {
     pub counting: Option<Duration>,
 }
 
+impl fmt::Display for Recovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ready after {:.2} s", self.ready.as_secs_f64())?;
+        for (what, time) in [("archiving", self.archiving), ("counting", self.counting)] {
+            if let Some(time) = time {
+                write!(f, ", {what} after {:.2} s", time.as_secs_f64())?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Report {
     pub fn new(seed: u64) -> Self {
         Self {

@@ -106,7 +106,7 @@ impl<'s> World<'s> {
         }
     }
 
-    /// Undoes it; the daemons do the rest.
+    /// Undoes it, and waits until a service that was started answers; the daemons do the rest.
     pub fn end(&mut self, fault: Fault) {
         let services = self.services;
         match fault {
@@ -124,11 +124,20 @@ impl<'s> World<'s> {
                     thread::sleep(Duration::from_millis(20));
                 }
             }
-            Fault::KafkaKilled | Fault::KafkaStopped => services.kafka.restart(),
+            Fault::KafkaKilled | Fault::KafkaStopped => {
+                services.kafka.restart();
+                services.wait_kafka();
+            }
             Fault::KafkaFrozen => services.kafka.thaw(),
-            Fault::MongodbKilled => services.mongodb.restart(),
+            Fault::MongodbKilled => {
+                services.mongodb.restart();
+                services.wait_mongodb();
+            }
             Fault::MongodbFrozen => services.mongodb.thaw(),
-            Fault::StoreKilled => services.s3.restart(),
+            Fault::StoreKilled => {
+                services.s3.restart();
+                services.wait_s3();
+            }
             Fault::StoreFrozen => services.s3.thaw(),
             Fault::StoreForbids | Fault::StoreSlowsDown | Fault::StoreDropsReplies | Fault::StoreAnswersLate => {
                 self.proxy.set(Mood::Honest);

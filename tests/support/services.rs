@@ -168,9 +168,17 @@ impl Services {
     /// Waits until all three answer requests.
     pub fn wait(&self) {
         self.wait_kafka();
+        self.wait_mongodb();
+        self.wait_s3();
+    }
+
+    pub fn wait_mongodb(&self) {
         let ping = || self.io.block_on(self.mongo.database("admin").run_command(doc! { "ping": 1 }).into_future());
         self.mongodb.wait(|| ping().map(drop).map_err(|error| error.to_string()));
-        // It answers before it has a volume to write to.
+    }
+
+    /// It answers before it has a volume to write to.
+    pub fn wait_s3(&self) {
         self.s3.wait(|| {
             self.try_create_bucket("probe")?;
             let (bucket, path) = (self.bucket("probe"), ObjectPath::from("probe"));
