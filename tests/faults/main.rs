@@ -10,6 +10,7 @@ mod load;
 mod panics;
 mod power;
 mod proxy;
+mod recovery;
 mod report;
 mod restarts;
 mod schedule;

@@ -212,7 +212,8 @@ pub fn consumer(config: &Config, sink: SinkName, instance_id: &str) -> ClientCon
     let mut settings = base();
     settings
         .set("session.timeout.ms", SESSION_TIMEOUT.as_millis().to_string())
-        .set("heartbeat.interval.ms", "3000")
+        // The others hear of a member that died, or came, with their next one; the default is 3 s.
+        .set("heartbeat.interval.ms", "1000")
         // Bounds memory: prefetched records, over all partitions. Some tenths of a second at full speed.
         .set("queued.max.messages.kbytes", (8 * 1024).to_string())
         // Checked again so soon after the queue was full; the default of a second would starve a queue this small.
