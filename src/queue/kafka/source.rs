@@ -14,8 +14,12 @@
 //! when `vigil` has shown that they are of that topic; when another one stands under its name, the
 //! source ends with [`SourceEvent::Failed`]: its successor announces the new topic, and the sinks judge it.
 //!
+//! **Leaving** is `leave`'s.
+//!
 //! **Without budget** nothing is polled for a moment, which keeps what librdkafka has prefetched; when it lasts, the
 //! partitions are paused and polling goes on, because a member that does not poll is thrown out of its group.
+
+mod leave;
 
 use std::{
     collections::BTreeSet,
@@ -25,7 +29,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded, unbounded};
+use crossbeam_channel::{Receiver, TryRecvError, unbounded};
 use rdkafka::{
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer},
@@ -34,6 +38,7 @@ use rdkafka::{
     types::RDKafkaErrorCode as Code,
 };
 
+use self::leave::Leaving;
 use crate::{
     config::LiveConfig,
     health::SinkName,
@@ -66,10 +71,6 @@ const UNPROVEN: Duration = Duration::from_millis(5);
 const ROUND: usize = 2000;
 /// Without budget for so long the partitions are paused.
 const PARK_AFTER: Duration = Duration::from_secs(1);
-/// How long the last commit, and then the leaving, may take.
-const CLOSING: Duration = Duration::from_secs(4);
-/// A last commit that takes longer waits for something: a rebalance, or brokers that are away.
-const COMMIT_EXPECTED: Duration = Duration::from_millis(500);
 /// After an out-of-range error the positions are compared with the log; not more often than this.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
@@ -498,59 +499,10 @@ impl Source {
         }
     }
 
-    /// Commits, leaves and ends, each within a bound; the error says that the last commit failed. A static member leaves
-    /// without a word: started again within `session.timeout.ms` it has its partitions back at once.
     fn close(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
         let Self { consumer, survey, vigil, committer, sink, partitions, tails, topic, .. } = self;
+        // They share the consumer, whose last owner closes it.
         drop(partitions);
-        let group = consumer.context();
-        group.confirm(positions);
-        let began = Instant::now();
-        let longest = began + settings::SESSION_TIMEOUT + CLOSING;
-        let committer = committer.finish(longest);
-        let (mut deadline, mut asked) = (began + CLOSING, false);
-        while !committer.is_finished() && Instant::now() < deadline {
-            // A rebalance under way has to end before the group takes positions: to a member that waits to join, the
-            // coordinator answers nothing else, and another one that stopped in the middle of it holds it up for its
-            // session's timeout. That is an ordinary stop of several workers; brokers that are silent are not waited for.
-            if !asked && began.elapsed() >= COMMIT_EXPECTED {
-                asked = true;
-                if consumer.fetch_metadata(Some(&topic), CLOSING - COMMIT_EXPECTED).is_ok() {
-                    deadline = longest;
-                }
-            }
-            // Records that come with the rebalance are read again by the next reader.
-            let _ = consumer.poll(Duration::from_millis(10));
-        }
-        let committed = if committer.is_finished() && !group.has_due() {
-            Ok(())
-        } else {
-            let last_error = group.last_error().map(|said| format!("; librdkafka says: {said}")).unwrap_or_default();
-            Err(format!("Kafka did not acknowledge the last positions of the {} group{last_error}", sink.as_str()))
-        };
-        group.close();
-        let (done, left) = bounded::<()>(1);
-        // Leaving has no deadline of its own in librdkafka, and a broker that hangs must not hold the stop up.
-        let leave = move || {
-            // A panic was reported by the thread that it ended.
-            let _ = committer.join();
-            let _ = survey.stop().join();
-            let _ = vigil.stop().join();
-            tails.finish();
-            drop(consumer);
-            drop(done);
-        };
-        match std::thread::Builder::new().name("kafka-leave".to_owned()).spawn(leave) {
-            Ok(thread) => match left.recv_timeout(CLOSING) {
-                Err(RecvTimeoutError::Timeout) => {
-                    tracing::warn!(sink = sink.as_str(), "Kafka does not answer the consumer's leaving, not waiting");
-                }
-                _ => {
-                    let _ = thread.join();
-                }
-            },
-            Err(error) => tracing::warn!(%error, "no thread to leave the consumer group on"),
-        }
-        committed
+        Leaving { consumer, survey, vigil, committer, tails, sink, topic }.leave(positions)
     }
 }
