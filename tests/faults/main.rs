@@ -8,8 +8,8 @@ mod disk;
 mod drawn;
 mod load;
 mod panics;
-
 mod proxy;
+mod replica_set;
 mod report;
 mod restarts;
 mod schedule;
