@@ -235,6 +235,13 @@ impl Services {
         Arc::new(store.build().expect("valid options"))
     }
 
+    /// Runs a command on MongoDB, as an operator or another program would.
+    pub fn mongodb_command(&self, database: &str, command: Document) {
+        let database = self.mongo.database(database);
+        let reply = self.io.block_on(database.run_command(command).into_future()).expect("MongoDB takes it");
+        assert!(!reply.contains_key("writeErrors"), "{reply}");
+    }
+
     pub fn documents(&self, database: &str, collection: &str) -> Vec<Document> {
         let collection = self.mongo.database(database).collection::<Document>(collection);
         let found = self.io.block_on(async { collection.find(doc! {}).await?.try_collect().await });
