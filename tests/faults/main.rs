@@ -17,4 +17,5 @@ mod schedule;
 #[path = "../support/mod.rs"]
 mod support;
 mod topics;
+mod unstorable;
 mod world;
