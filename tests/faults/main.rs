@@ -9,6 +9,7 @@ mod drawn;
 mod load;
 mod panics;
 mod proxy;
+mod readonly;
 mod replica_set;
 mod report;
 mod restarts;
