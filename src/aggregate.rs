@@ -29,7 +29,7 @@ use crate::{
     metrics::Metrics,
     position::{Offset, Partition},
     queue::{Assignment, Batch, Epoch},
-    store::{Fence, Flushed, RefusedEvent, Store, StoreError},
+    store::{Blocked, Fence, Flushed, RefusedEvent, Store, StoreError},
 };
 
 use flush::{Attempt, Failure, Flush, Part, Statements};
@@ -345,6 +345,14 @@ impl Aggregator {
             if flushed.refused.iter().any(|refused| refused.partition == part.partition) {
                 // Nothing of this fold's counts was sent: it is folded again, without those records.
                 self.drop_fold(part);
+                continue;
+            }
+            if let Some(Blocked { partition, reason }) =
+                flushed.blocked.iter().find(|blocked| blocked.partition == part.partition)
+            {
+                let action = "remove what is in the way (nothing of it was counted here) and restart: counting goes on \
+                              where it stopped";
+                self.halt(*partition, part.epoch, reason.clone(), action);
                 continue;
             }
             if flushed.fenced.contains(&part.partition) {

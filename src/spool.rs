@@ -361,8 +361,12 @@ impl Handler<FromWriter> for Spooler {
                     return;
                 }
                 let reason = format!("partition {partition} cannot be spooled: {error}");
-                tracing::warn!(reason, "spool failed, beginning again");
-                self.failing.insert(partition);
+                // Once, and not each second for as long as a disk is full.
+                if self.failing.insert(partition) {
+                    tracing::warn!(reason, "spool failed, beginning again until it works");
+                } else {
+                    tracing::debug!(reason, "spool failed again");
+                }
                 self.health.actor(ActorName::Spooler, ActorState::Failing, reason);
                 ctx.run_later(Self::RETRY, move |spooler, _| {
                     spooler.replies.reassign(Reassign { partition, epoch });

@@ -93,6 +93,17 @@ pub struct Flushed {
     /// Events whose documents are refused for good. No bucket of their partitions was written: these folds must be
     /// dropped, too, and folded again without those records.
     pub refused: Vec<RefusedEvent>,
+    /// Partitions with a bucket that cannot be written until an operator acts. Their folds must be dropped, and nothing
+    /// of them counted before.
+    pub blocked: Vec<Blocked>,
+}
+
+/// A bucket whose key is taken by something that no writer of ours has made, so that no fence ever explains it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
+    pub partition: Partition,
+    /// What is in the way, and where.
+    pub reason: String,
 }
 
 /// A record that the store does not take, whatever is tried.

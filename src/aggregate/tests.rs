@@ -68,7 +68,7 @@ impl Store for MemoryStore {
         if let Some(event) = events.iter().find(|event| Some(event.offset) == self.refuses) {
             let (partition, offset) = (event.partition, event.offset);
             let refused = vec![RefusedEvent { partition, offset, message: "too large".to_owned() }];
-            return async { Ok(Flushed { fenced, refused }) }.boxed();
+            return async { Ok(Flushed { refused, ..Flushed::default() }) }.boxed();
         }
         if !self.away.load(Ordering::Acquire) {
             let mut buckets = self.buckets.lock().unwrap();
@@ -89,7 +89,7 @@ impl Store for MemoryStore {
         let outcome = if lost {
             Err(StoreError::Unavailable("away".to_owned()))
         } else {
-            Ok(Flushed { fenced, refused: Vec::new() })
+            Ok(Flushed { fenced, ..Flushed::default() })
         };
         async { outcome }.boxed()
     }

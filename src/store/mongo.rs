@@ -35,13 +35,13 @@ use tokio::{runtime::Handle, sync::OnceCell, task::AbortHandle};
 use crate::{
     position::{Offset, Partition, TopicIdentity},
     store::{
-        BucketDelta, Fence, Flushed, ProcessedEvent, Query, RefusedEvent, Rows, Store, StoreError, StoreOptions,
-        ceil_millis, definition_changed, topic_recreated,
+        Blocked, BucketDelta, Fence, Flushed, ProcessedEvent, Query, RefusedEvent, Rows, Store, StoreError,
+        StoreOptions, ceil_millis, definition_changed, topic_recreated,
     },
 };
 
 use buckets::Buckets;
-use reply::{WriteReply, code};
+use reply::{StatementError, WriteReply, code};
 
 /// Aggregates in MongoDB.
 #[derive(Clone)]
@@ -263,28 +263,67 @@ impl MongoStore {
     }
 
     async fn write_buckets(self, database: Database, deltas: Vec<BucketDelta>) -> Result<Flushed, Failure> {
-        let mut fenced = Vec::new();
+        let mut flushed = Flushed::default();
         for index in 0..self.options.aggregates.len() {
             let buckets = Buckets::new(&self.options, index);
             let of_aggregate: Vec<&BucketDelta> = deltas.iter().filter(|delta| delta.aggregate == index).collect();
             for part in buckets::split(&of_aggregate) {
                 let statements: Vec<Document> = part.iter().map(|delta| buckets.statement(delta)).collect();
                 let command = doc! { "update": buckets.collection(), "updates": statements, "ordered": false };
-                let reply = self.write(&database, command).await?;
-                // The others of a partition that is fenced may have taken effect: all of them are dropped and the
-                // fences read again, which shows what did.
-                for error in &reply.errors {
+                let mut reply = self.write(&database, command).await?;
+                let mut taken = Vec::new();
+                for error in std::mem::take(&mut reply.errors) {
                     match part.get(error.index) {
-                        Some(delta) if error.code == code::DUPLICATE_KEY => fenced.push(delta.partition),
+                        Some(delta) if error.code == code::DUPLICATE_KEY => taken.push((*delta, error)),
                         _ => return Err(Failure::unavailable(&error.message)),
                     }
                 }
                 reply.concern_ok()?;
+                if !taken.is_empty() {
+                    self.judge_taken(&database, &buckets, &taken, &mut flushed).await?;
+                }
             }
         }
-        fenced.sort_unstable();
-        fenced.dedup();
-        Ok(Flushed { fenced, refused: Vec::new() })
+        flushed.fenced.sort_unstable();
+        flushed.fenced.dedup();
+        Ok(flushed)
+    }
+
+    /// Of buckets whose key is taken: by another writer of ours, whose fence says what is counted, or by something else.
+    ///
+    /// The others of a partition that is fenced may have taken effect: all of them are dropped and the fences read again,
+    /// which shows what did. Where no fence will show why the key was taken that would go on for ever.
+    async fn judge_taken(
+        &self,
+        database: &Database,
+        buckets: &Buckets<'_>,
+        taken: &[(&BucketDelta, StatementError)],
+        flushed: &mut Flushed,
+    ) -> Result<(), Failure> {
+        let name = buckets.collection();
+        let ids: Vec<String> = taken.iter().map(|(delta, _)| buckets.id(delta)).collect();
+        let collection = majority(database.collection::<Document>(&name));
+        let found = collection.find(doc! { "_id": { "$in": &ids } }).projection(doc! { "group": 0 }).await?;
+        let found: Vec<Document> = found.try_collect().await?;
+        for ((delta, error), id) in taken.iter().zip(ids) {
+            let document = found.iter().find(|document| document.get_str("_id").is_ok_and(|found| found == id));
+            let reason = match document.map(|document| buckets.fence_of(delta.partition, document)) {
+                Some(Some(fence)) if fence.last_offset >= delta.first => {
+                    flushed.fenced.push(delta.partition);
+                    continue;
+                }
+                Some(None) => format!("the document with the _id {id} in the collection {name} is no bucket of ours"),
+                None if error.in_another_index => {
+                    format!("a unique index of the collection {name} keeps the bucket {id} out: {}", error.message)
+                }
+                // It was removed, or came, between the two commands.
+                Some(Some(_)) | None => return Err(Failure::unavailable(&error.message)),
+            };
+            if flushed.blocked.iter().all(|blocked| blocked.partition != delta.partition) {
+                flushed.blocked.push(Blocked { partition: delta.partition, reason });
+            }
+        }
+        Ok(())
     }
 
     async fn read_rows(self, database: Database, query: Query) -> Result<Rows, Failure> {

@@ -114,6 +114,31 @@ async fn of_two_writers_at_once_one_is_fenced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_whose_key_no_writer_of_ours_has_taken_blocks_its_partition_and_no_other() {
+    let Some((_turn, url)) = server() else { return };
+    let database = fresh(&url, "blocked").await;
+    let store = open(&url, &database, options()).await;
+    let buckets = database.collection::<Document>("aggregate_by_type");
+    store.flush(&[delta(0, "[\"a\",null]", 0, 4, 1)], &[]).await.unwrap();
+    // As another program may leave it.
+    let edited = doc! { "$set": { "last_offset": "4" } };
+    buckets.update_one(doc! { "_id": "events/0/60000/[\"a\",null]" }, edited).await.unwrap();
+    buckets.insert_one(doc! { "_id": "events/1/60000/[\"a\",null]" }).await.unwrap();
+    let flush: Vec<_> = (0..4).map(|partition| delta(partition, "[\"a\",null]", 5, 9, 1)).collect();
+    let flushed = store.flush(&flush[..3], &[]).await.unwrap();
+    let blocked: Vec<_> = flushed.blocked.iter().map(|blocked| blocked.partition).collect();
+    assert_eq!((&blocked[..], &flushed.fenced[..]), (&[Partition(0), Partition(1)][..], &[][..]), "{flushed:?}");
+    assert!(flushed.blocked[1].reason.contains("events/1/60000/"), "{flushed:?}");
+    // The third was written: sent again it is fenced.
+    assert_eq!(store.flush(&flush[2..3], &[]).await.unwrap().fenced, [Partition(2)]);
+
+    let unique = doc! { "key": { "group.type": 1 }, "name": "mine", "unique": true, "partialFilterExpression": { "partition": { "$gt": 1 } } };
+    database.run_command(doc! { "createIndexes": "aggregate_by_type", "indexes": [unique] }).await.unwrap();
+    let flushed = store.flush(&flush[3..], &[]).await.unwrap();
+    assert!(flushed.blocked.len() == 1 && flushed.blocked[0].reason.contains("index: mine"), "{flushed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn fences_have_the_keys_that_were_written() {
     let Some((_turn, url)) = server() else { return };
     let database = fresh(&url, "fences").await;
@@ -166,6 +191,57 @@ async fn a_changed_definition_is_refused() {
     assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("new name")), "{refused:?}");
 }
 
+fn event(offset: u64, client: &str, json: &str) -> ProcessedEvent {
+    ProcessedEvent {
+        partition: Partition(0),
+        offset: Offset(offset),
+        time: Timestamp(0).to_datetime(),
+        received: Timestamp::now(),
+        event_type: "t".to_owned(),
+        client: Some(client.to_owned()),
+        id: Some("i".to_owned()),
+        json: json.as_bytes().to_vec(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_may_have_16_mib_and_not_a_byte_more() {
+    const LARGEST: usize = 16 << 20;
+    let Some((_turn, url)) = server() else { return };
+    let database = fresh(&url, "largest").await;
+    let store = open(&url, &database, StoreOptions { events: true, ..options() }).await;
+    let json = format!("{{\"a\":\"{}\"}}", "x".repeat(14 << 20));
+    store.flush(&[], &[event(0, "", &json)]).await.unwrap();
+    let collection = database.collection::<Document>("events");
+    let size = async |id: &str| {
+        let document = collection.find_one(doc! { "_id": id }).await.unwrap().unwrap();
+        (mongodb::bson::serialize_to_vec(&document).unwrap().len(), document.contains_key("event"))
+    };
+    let (without_client, _) = size("events/0/0").await;
+    let clients = [LARGEST - without_client, LARGEST - without_client + 1, LARGEST].map(|length| "c".repeat(length));
+    let events: Vec<_> = (1..).zip(&clients).map(|(offset, client)| event(offset, client, &json)).collect();
+    let flushed = store.flush(&[], &events).await.unwrap();
+    assert_eq!(size("events/0/1").await, (LARGEST, true));
+    assert!(!size("events/0/2").await.1, "a byte more: without the event");
+    let refused: Vec<_> = flushed.refused.iter().map(|refused| refused.offset).collect();
+    assert_eq!(refused, [Offset(3)], "its client alone is too large");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_an_index_of_an_operator_refuses_is_refused_and_one_that_stands_already_is_not() {
+    let Some((_turn, url)) = server() else { return };
+    let database = fresh(&url, "unique").await;
+    let store = open(&url, &database, StoreOptions { events: true, ..options() }).await;
+    let unique = doc! { "key": { "event_id": 1 }, "name": "mine", "unique": true };
+    database.run_command(doc! { "createIndexes": "events", "indexes": [unique] }).await.unwrap();
+    let events = [event(0, "c", "{}"), event(1, "c", "{}")];
+    for _ in 0..2 {
+        let refused = store.flush(&[], &events).await.unwrap().refused;
+        assert!(refused.len() == 1 && refused[0].offset == Offset(1), "{refused:?}");
+        assert!(refused[0].message.contains("index: mine"), "{refused:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn events_are_kept_once_whatever_they_hold() {
     let Some((_turn, url)) = server() else { return };
@@ -176,19 +252,8 @@ async fn events_are_kept_once_whatever_they_hold() {
     let wide = format!("{{\"a\":[{}1]}}", "1,".repeat(500_000));
     let documents = ["{\"n\":1,\"f\":0.1}", "{\"a.b\":{\"$set\":1},\"\":2}", "{\"$x\":1}", &deep, &wide];
     let strings = ["{\"a\":1,\"a\":2}", "{\"big\":123456789012345678901}"];
-    let events: Vec<_> = (0..)
-        .zip(documents.iter().chain(&strings))
-        .map(|(offset, json)| ProcessedEvent {
-            partition: Partition(0),
-            offset: Offset(offset),
-            time: Timestamp(0).to_datetime(),
-            received: Timestamp::now(),
-            event_type: "t".to_owned(),
-            client: Some("c".to_owned()),
-            id: Some("i".to_owned()),
-            json: json.as_bytes().to_vec(),
-        })
-        .collect();
+    let events: Vec<_> =
+        (0..).zip(documents.iter().chain(&strings)).map(|(offset, json)| event(offset, "c", json)).collect();
     for _ in 0..2 {
         store.flush(&[], &events).await.unwrap();
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::events::Ledger;
+use crate::support::{StopOnDrop, events::Ledger};
 
 /// A few hundred events a second: enough that every fault hits requests, batches and segments on their way.
 const AT_ONCE: u64 = 60;
@@ -20,4 +20,14 @@ pub fn post_until(ledger: &Ledger, url: &str, stop: &AtomicBool) {
         ledger.post(url, AT_ONCE, 2, WITHIN);
         thread::sleep(PAUSE);
     }
+}
+
+/// The same, for as long as `faults` takes.
+pub fn during(ledger: &Ledger, url: &str, faults: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        scope.spawn(|| post_until(ledger, url, &stop));
+        faults();
+    });
 }

@@ -10,7 +10,9 @@ mod load;
 mod panics;
 mod power;
 mod proxy;
+mod readonly;
 mod recovery;
+mod replica_set;
 mod report;
 mod restarts;
 mod schedule;
@@ -18,6 +20,7 @@ mod schedule;
 #[path = "../support/mod.rs"]
 mod support;
 mod topics;
+mod unstorable;
 mod wire;
 mod world;
 mod zombies;

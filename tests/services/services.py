@@ -3,7 +3,7 @@
 
     services.py install [kafka] [mongodb] [s3]
     services.py run kafka   --dir DIR --ports BROKER,CONTROLLER
-    services.py run mongodb --dir DIR --ports PORT [--auth]
+    services.py run mongodb --dir DIR --ports PORT [--auth | --replica-set NAME]
     services.py run s3      --dir DIR --ports S3,MASTER,VOLUME,FILER      (each takes port + 10000 as well)
     services.py guard --log FILE -- COMMAND ARGUMENT…
 
@@ -105,7 +105,7 @@ def install(root, names):
 # Running
 
 
-def kafka_command(root, folder, ports, _auth):
+def kafka_command(root, folder, ports, _given):
     broker, controller = ports
     properties = folder / "server.properties"
     properties.write_text(
@@ -136,15 +136,20 @@ group.initial.rebalance.delay.ms=0
     return [*java, "kafka.Kafka", str(properties)]
 
 
-def mongodb_command(root, folder, ports, auth):
+def mongodb_command(root, folder, ports, given):
     (folder / "db").mkdir(exist_ok=True)
     command = [f"{root}/{MONGODB}/mongod", "--dbpath", f"{folder}/db", "--bind_ip", "127.0.0.1", "--port", str(ports[0])]
     # Half of the machine's memory by default; the tests' data is small.
     command += ["--wiredTigerCacheSizeGB", "0.25", "--nounixsocket"]
-    return command + ["--auth"] if auth else command
+    if given.auth:
+        command += ["--auth"]
+    if given.replica_set:
+        # The smallest log of operations that there is: by default it takes a share of the disk.
+        command += ["--replSet", given.replica_set, "--oplogSize", "990"]
+    return command
 
 
-def s3_command(root, folder, ports, _auth):
+def s3_command(root, folder, ports, _given):
     s3, master, volume, filer = ports
     (folder / "data").mkdir(exist_ok=True)
     return [
@@ -221,6 +226,7 @@ def main():
     one.add_argument("--dir", type=Path, required=True)
     one.add_argument("--ports", required=True)
     one.add_argument("--auth", action="store_true")
+    one.add_argument("--replica-set")
     one.add_argument("--remove", type=Path)
     one = commands.add_parser("guard")
     one.add_argument("--log", type=Path, required=True)
@@ -240,7 +246,7 @@ def main():
         ports = [int(port) for port in given.ports.split(",")]
         if len(ports) != wanted:
             raise SystemExit(f"{given.name} takes {wanted} ports")
-        guard(command(root, folder, ports, given.auth), folder / "log", given.remove)
+        guard(command(root, folder, ports, given), folder / "log", given.remove)
 
 
 main()

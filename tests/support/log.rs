@@ -70,16 +70,13 @@ impl Evidence {
             omitted: letter.header("ingestd-value-omitted").is_some(),
             value: letter.value,
         });
-        let events = services
-            .documents(name, "events")
-            .into_iter()
-            .map(|event| event.get_str("_id").expect("the id of a processed event is text").to_owned());
+        let events = services.documents(name, "events");
         Self {
             topic: name.to_owned(),
             log: services.read_topic(name),
             buckets: services.documents(name, "aggregate_events_by_type").iter().map(bucket).collect(),
             letters: letters.collect(),
-            events: Some(events.collect()),
+            events: Some(events.iter().map(event_id).collect()),
         }
     }
 
@@ -93,6 +90,21 @@ impl Evidence {
             events: None,
         }
     }
+
+    /// Of a daemon whose log is embedded and whose store is MongoDB.
+    pub fn embedded_log(data: &Path, buckets: &[Document], events: &[Document]) -> Self {
+        Self {
+            topic: "events".to_owned(),
+            log: embedded_log(data),
+            buckets: buckets.iter().map(bucket).collect(),
+            letters: embedded_letters(data),
+            events: Some(events.iter().map(event_id).collect()),
+        }
+    }
+}
+
+fn event_id(event: &Document) -> String {
+    event.get_str("_id").expect("the id of a processed event is text").to_owned()
 }
 
 fn open(path: &Path) -> Connection {

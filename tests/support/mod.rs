@@ -21,6 +21,7 @@ pub mod log;
 pub mod oracle;
 pub mod process;
 pub mod raw;
+pub mod replica_set;
 pub mod services;
 
 /// For what happens within seconds on an idle machine: CI's has two cores and may do other things.

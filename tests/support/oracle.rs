@@ -13,6 +13,7 @@ use std::{
 use chrono::{DateTime, DurationRound, SecondsFormat, TimeDelta, Utc};
 use mongodb::bson::Document;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 pub use self::audit::Verdict;
 use super::{
@@ -29,6 +30,8 @@ pub struct Oracle<'a> {
     archive: Archive,
     /// Values that came into the log by another way than HTTP; each must stand there once.
     foreign: Vec<Vec<u8>>,
+    /// Those of them that are events, and that the store refuses for good: each is a dead letter, and is not counted.
+    refused: Vec<Vec<u8>>,
 }
 
 /// The fields of an event that aggregates use.
@@ -43,11 +46,17 @@ struct Known {
 
 impl<'a> Oracle<'a> {
     pub fn new(ledger: &'a Ledger, archive: Archive) -> Self {
-        Self { ledger, archive, foreign: Vec::new() }
+        Self { ledger, archive, foreign: Vec::new(), refused: Vec::new() }
     }
 
     pub fn expect_foreign(&mut self, value: &[u8]) {
         self.foreign.push(value.to_vec());
+    }
+
+    /// The same, of an event that the store refuses for good.
+    pub fn expect_refused(&mut self, value: &[u8]) {
+        self.expect_foreign(value);
+        self.refused.push(value.to_vec());
     }
 
     /// Waits until the archive and the aggregates hold all that was acknowledged, and each record once. `daemons` are
@@ -149,11 +158,17 @@ impl<'a> Oracle<'a> {
         if missing > 0 { Err(format!("{missing} of {} events are not archived", sent.len())) } else { Ok(()) }
     }
 
+    /// Where a record counts; `None` for what is no event, or refused.
+    fn bucket(&self, value: Option<&[u8]>, received: DateTime<Utc>) -> Option<Bucket> {
+        let refused = self.refused.iter().any(|refused| Some(refused.as_slice()) == value);
+        known(value).filter(|_| !refused).and_then(|known| known.bucket(received))
+    }
+
     /// The aggregates as they follow from the archive.
     fn expected_counts(&self) -> Counts {
         let mut counts = Counts::new();
         for line in self.archive.lines() {
-            if let Some(bucket) = known(line.value.as_deref()).and_then(|known| known.bucket(line.received)) {
+            if let Some(bucket) = self.bucket(line.value.as_deref(), line.received) {
                 *counts.entry(bucket).or_default() += 1;
             }
         }
@@ -208,7 +223,12 @@ impl Known {
         let event_type = self.event_type?;
         let time = self.timestamp.map(|time| DateTime::parse_from_rfc3339(&time).expect("we sent RFC 3339").to_utc());
         let window = time.unwrap_or(received).duration_trunc(TimeDelta::minutes(1)).expect("a time of today");
-        Some((window, self.client_id, Some(event_type)))
+        // A longer value is counted under its hash (design, 5.4).
+        let client = self.client_id.map(|client| {
+            let text = serde_json::to_string(&client).expect("a string");
+            if text.len() > 64 << 10 { format!("sha256:{:x}", Sha256::digest(text)) } else { client }
+        });
+        Some((window, client, Some(event_type)))
     }
 }
 

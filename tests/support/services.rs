@@ -35,28 +35,27 @@ pub struct Service {
     name: &'static str,
     dir: PathBuf,
     ports: Vec<u16>,
-    auth: bool,
+    /// Of `services.py run`, beside those that each service has.
+    flags: &'static [&'static str],
     process: RwLock<Process>,
 }
 
 impl Service {
-    /// `auth`: MongoDB asks for a password that nobody has.
-    pub fn start(name: &'static str, auth: bool) -> Self {
+    /// `flags` are those of `services.py run`.
+    pub(super) fn start(name: &'static str, flags: &'static [&'static str]) -> Self {
         let (_, count) = SERVICES.into_iter().find(|(known, _)| *known == name).expect("a service that there is");
         let ports: Vec<u16> = (0..count).map(|_| free_port()).collect();
         let dir = services_root().join("run").join(format!("{name}-{}-{}", std::process::id(), ports[0]));
         fs::create_dir_all(&dir).expect("target can be written to");
-        let process = RwLock::new(Self::launch(name, &dir, &ports, auth));
-        Self { name, dir, ports, auth, process }
+        let process = RwLock::new(Self::launch(name, &dir, &ports, flags));
+        Self { name, dir, ports, flags, process }
     }
 
-    fn launch(name: &str, dir: &Path, ports: &[u16], auth: bool) -> Process {
+    fn launch(name: &str, dir: &Path, ports: &[u16], flags: &[&str]) -> Process {
         let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
         let path = dir.to_str().expect("target's path is UTF-8");
         let mut arguments = vec!["run", name, "--dir", path, "--remove", path, "--ports", &ports];
-        if auth {
-            arguments.push("--auth");
-        }
+        arguments.extend(flags);
         Process::start(arguments, dir, &dir.join("log"))
     }
 
@@ -83,12 +82,12 @@ impl Service {
     }
 
     pub fn restart(&self) {
-        let process = Self::launch(self.name, &self.dir, &self.ports, self.auth);
+        let process = Self::launch(self.name, &self.dir, &self.ports, self.flags);
         *self.process.write().unwrap_or_else(PoisonError::into_inner) = process;
     }
 
     /// Waits until `ready` says so.
-    fn wait(&self, mut ready: impl FnMut() -> Result<(), String>) {
+    pub(super) fn wait(&self, mut ready: impl FnMut() -> Result<(), String>) {
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = ready() {
             if self.process().exit().is_some() || Instant::now() > deadline {
@@ -135,13 +134,13 @@ pub fn services() -> Option<Exclusive> {
 /// A MongoDB that asks for a password and knows no user; `None` as with [`services`].
 pub fn mongodb_with_password() -> Option<Service> {
     installed().then(|| {
-        let mongodb = Service::start("mongodb", true);
+        let mongodb = Service::start("mongodb", &["--auth"]);
         mongodb.wait(|| TcpStream::connect(mongodb.address()).map(drop).map_err(|error| error.to_string()));
         mongodb
     })
 }
 
-fn installed() -> bool {
+pub(super) fn installed() -> bool {
     let installed = services_script().arg("install").status().is_ok_and(|status| status.success());
     if !installed {
         let required = std::env::var_os("INGESTD_REQUIRE_SERVICES").is_some_and(|value| value == "1");
@@ -156,7 +155,7 @@ fn installed() -> bool {
 
 impl Services {
     fn start() -> Self {
-        let [kafka, s3, mongodb] = SERVICES.map(|(name, _)| Service::start(name, false));
+        let [kafka, s3, mongodb] = SERVICES.map(|(name, _)| Service::start(name, &[]));
         let io = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let url = format!("mongodb://{}/?serverSelectionTimeoutMS=1000&directConnection=true", mongodb.address());
         let mongo = io.block_on(MongoClient::with_uri_str(url)).expect("a valid URL");
@@ -242,6 +241,13 @@ impl Services {
             .with_access_key_id("test")
             .with_secret_access_key("test");
         Arc::new(store.build().expect("valid options"))
+    }
+
+    /// Runs a command on MongoDB, as an operator or another program would.
+    pub fn mongodb_command(&self, database: &str, command: Document) {
+        let database = self.mongo.database(database);
+        let reply = self.io.block_on(database.run_command(command).into_future()).expect("MongoDB takes it");
+        assert!(!reply.contains_key("writeErrors"), "{reply}");
     }
 
     pub fn documents(&self, database: &str, collection: &str) -> Vec<Document> {

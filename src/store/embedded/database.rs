@@ -223,7 +223,7 @@ impl Database {
         }
         insert_events(&transaction, &self.options, events)?;
         transaction.commit()?;
-        Ok(Flushed { fenced, refused: Vec::new() })
+        Ok(Flushed { fenced, ..Flushed::default() })
     }
 
     /// Removes some of the events that were received too long before `now`. Says whether there may be more.

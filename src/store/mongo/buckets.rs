@@ -50,10 +50,19 @@ impl<'a> Buckets<'a> {
         format!("{}/{}/", Self::source(self.options, partition), window_start.0)
     }
 
+    pub fn id(&self, delta: &BucketDelta) -> String {
+        let BucketKey { window_start, group } = &delta.key;
+        let prefix = self.id_prefix(delta.partition, *window_start);
+        if group.len() <= LONGEST {
+            prefix + group
+        } else {
+            prefix + &format!("sha256:{:x}", Sha256::digest(group.as_bytes()))
+        }
+    }
+
     /// An upsert that adds the delta only where nobody else was in the meantime.
     pub fn statement(&self, delta: &BucketDelta) -> Document {
         let BucketKey { window_start, group } = &delta.key;
-        let mut id = self.id_prefix(delta.partition, *window_start);
         let fields = &self.options.aggregates[self.aggregate].group_by;
         let values = group::values(group, fields.len()).into_iter().map(bson);
         let mut insert = doc! {
@@ -63,14 +72,11 @@ impl<'a> Buckets<'a> {
             "partition": delta.partition.0,
             "generation": i64::from(self.options.generation),
         };
-        if group.len() <= LONGEST {
-            id.push_str(group);
-        } else {
-            id.push_str(&format!("sha256:{:x}", Sha256::digest(group.as_bytes())));
+        if group.len() > LONGEST {
             insert.insert("key", &**group);
         }
         doc! {
-            "q": { "_id": id, "last_offset": { "$lt": delta.first.as_i64() } },
+            "q": { "_id": self.id(delta), "last_offset": { "$lt": delta.first.as_i64() } },
             "u": {
                 "$inc": { "count": i64::try_from(delta.count).unwrap_or(i64::MAX) },
                 "$set": { "last_offset": delta.last.as_i64() },
@@ -87,6 +93,14 @@ impl<'a> Buckets<'a> {
             "partition": partition.0,
             "last_offset": { "$gte": committed.as_i64() },
         }
+    }
+
+    /// As [`Buckets::fence`], of a document that was not found by [`Buckets::fence_filter`], and that it may never find.
+    pub fn fence_of(&self, partition: Partition, document: &Document) -> Option<Fence> {
+        let is_ours = document.get_str("topic").is_ok_and(|topic| topic == self.options.topic)
+            && document.get_i64("generation").is_ok_and(|it| it == i64::from(self.options.generation))
+            && document.get_i32("partition").is_ok_and(|it| it == partition.0);
+        if is_ours { self.fence(partition, document) } else { None }
     }
 
     /// `None` when the document is no bucket of this partition.

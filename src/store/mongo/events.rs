@@ -15,7 +15,7 @@ use mongodb::{
     error::ErrorKind,
 };
 
-use super::{Buckets, Failure, MongoStore, WriteReply, code, primary};
+use super::{Buckets, Failure, MongoStore, StatementError, WriteReply, code, primary};
 use crate::store::{ProcessedEvent, RefusedEvent, StoreOptions};
 
 use document::Form;
@@ -114,9 +114,11 @@ async fn insert<'e>(
             rawdoc! { "insert": COLLECTION, "ordered": false, "documents": documents, "writeConcern": concern };
         let reply = database.run_raw_command(command).selection_criteria(primary()).await?;
         let reply = WriteReply::read(&reply);
-        for error in reply.errors.iter().filter(|error| error.code != code::DUPLICATE_KEY) {
+        let stands = |error: &&StatementError| error.code == code::DUPLICATE_KEY && !error.in_another_index;
+        for error in reply.errors.iter().filter(|error| !stands(error)) {
             match part.get(error.index) {
-                Some(event) if code::is_of_the_document(error.code) => {
+                // A unique index of an operator refuses it in every form.
+                Some(event) if error.in_another_index || code::is_of_the_document(error.code) => {
                     tracing::debug!(partition = %event.partition, offset = %event.offset, error.message,
                         "processed event refused in this form");
                     refused.push((*event, error.message.clone()));

@@ -31,6 +31,8 @@ pub struct StatementError {
     pub index: usize,
     pub code: i32,
     pub message: String,
+    /// Of a duplicate key: it is taken in an index that an operator made, not in that of `_id`.
+    pub in_another_index: bool,
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -57,6 +59,7 @@ impl WriteReply {
                     index: usize::try_from(number(error, "index")).unwrap_or(usize::MAX),
                     code: number(error, "code"),
                     message: message(error),
+                    in_another_index: error.get_document("keyPattern").is_ok_and(|key| !key.contains_key("_id")),
                 })
                 .collect(),
             concern: reply.get_document("writeConcernError").ok().map(message),
@@ -85,10 +88,14 @@ mod tests {
     fn a_reply_with_ok_may_hold_errors() {
         let reply = WriteReply::read(&doc! {
             "ok": 1.0, "n": 1,
-            "writeErrors": [{ "index": 1, "code": 11000, "errmsg": "E11000 duplicate key" }],
+            "writeErrors": [
+                { "index": 1, "code": 11000, "errmsg": "E11000 duplicate key", "keyPattern": { "_id": 1 } },
+                { "index": 2, "code": 11000, "errmsg": "E11000 duplicate key", "keyPattern": { "event_id": 1 } },
+            ],
             "writeConcernError": { "code": 64, "errmsg": "waiting for replication timed out" },
         });
         assert_eq!((reply.errors[0].index, reply.errors[0].code), (1, code::DUPLICATE_KEY));
+        assert_eq!([0, 1].map(|error| reply.errors[error].in_another_index), [false, true]);
         assert!(reply.clone().concern_ok().is_err() && reply.ok().is_err());
         assert!(WriteReply::read(&doc! { "ok": 1.0, "n": 1 }).ok().is_ok());
     }

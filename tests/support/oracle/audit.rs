@@ -10,7 +10,7 @@ use std::{
 
 use chrono::DateTime;
 
-use super::{Known, Oracle, known};
+use super::{Oracle, known};
 use crate::support::{
     archive::Line,
     events::{Sent, archived_form},
@@ -76,10 +76,19 @@ impl Oracle<'_> {
             evidence.log.iter().map(|record| ((record.partition, record.offset), record)).collect();
         self.log_against_ledger(&evidence.log, &mut verdict);
         archive_against_log(self.archive.lines(), &log, &mut verdict);
-        buckets_against_log(&evidence.buckets, &log, &mut verdict);
-        letters_against_log(&evidence.letters, &evidence.topic, &log, &mut verdict);
-        if let Some(events) = &evidence.events {
-            events_against_log(events, &evidence.topic, &log, &mut verdict);
+        let received = |record: &LogRecord| DateTime::from_timestamp_millis(record.received);
+        let bucket_of = |record: &LogRecord| self.bucket(record.value.as_deref(), received(record)?);
+        let (mut events, mut others) = (Vec::new(), Vec::new());
+        for record in log.values() {
+            match bucket_of(record) {
+                Some(bucket) => events.push((*record, bucket)),
+                None => others.push(*record),
+            }
+        }
+        buckets_against_log(&evidence.buckets, &events, &mut verdict);
+        letters_against_log(&evidence.letters, &evidence.topic, &others, &mut verdict);
+        if let Some(documents) = &evidence.events {
+            events_against_log(documents, &evidence.topic, &events, &mut verdict);
         }
         verdict
     }
@@ -186,16 +195,15 @@ fn difference(line: &Line, record: &LogRecord) -> Option<String> {
 /// Each bucket of a partition counts what the log says, and its fence is the last record that it counts.
 fn buckets_against_log(
     buckets: &BTreeMap<(i32, Bucket), Stored>,
-    log: &BTreeMap<Position, &LogRecord>,
+    events: &[(&LogRecord, Bucket)],
     verdict: &mut Verdict,
 ) {
     let mut expected: BTreeMap<(i32, Bucket), Stored> = BTreeMap::new();
-    for ((partition, offset), record) in log {
-        if let Some(bucket) = event_bucket(record) {
-            let counted = expected.entry((*partition, bucket)).or_insert(Stored { count: 0, last_offset: 0 });
-            counted.count += 1;
-            counted.last_offset = *offset;
-        }
+    for (record, bucket) in events {
+        let key = (record.partition, bucket.clone());
+        let counted = expected.entry(key).or_insert(Stored { count: 0, last_offset: 0 });
+        counted.count += 1;
+        counted.last_offset = record.offset;
     }
     for (key, wanted) in &expected {
         let name = || format!("the bucket {key:?}");
@@ -217,14 +225,14 @@ fn buckets_against_log(
     verdict.invented.extend(unknown.map(|(key, stored)| format!("the bucket {key:?}: {stored:?}")));
 }
 
-/// What is no event has a letter, and nothing else has one.
-fn letters_against_log(letters: &[Letter], topic: &str, log: &BTreeMap<Position, &LogRecord>, verdict: &mut Verdict) {
+/// What is no event, or refused, has a letter, and nothing else has one.
+fn letters_against_log(letters: &[Letter], topic: &str, others: &[&LogRecord], verdict: &mut Verdict) {
     let mut first: BTreeMap<&str, &Letter> = BTreeMap::new();
     for letter in letters {
         // Readers keep the first of each id.
         first.entry(&letter.id).or_insert(letter);
     }
-    for record in log.values().filter(|record| event_bucket(record).is_none()) {
+    for record in others {
         match first.remove(id(topic, record).as_str()) {
             None => verdict.lost.push(format!("{} has no dead letter", name(record))),
             Some(letter) if letter.reason.is_empty() || !(letter.omitted || letter.value == record.value) => {
@@ -237,24 +245,19 @@ fn letters_against_log(letters: &[Letter], topic: &str, log: &BTreeMap<Position,
 }
 
 /// Each event is one document.
-fn events_against_log(events: &[String], topic: &str, log: &BTreeMap<Position, &LogRecord>, verdict: &mut Verdict) {
+fn events_against_log(documents: &[String], topic: &str, events: &[(&LogRecord, Bucket)], verdict: &mut Verdict) {
     let mut found: BTreeSet<&str> = BTreeSet::new();
-    for event in events {
+    for event in documents {
         if !found.insert(event) {
             verdict.doubled.push(format!("the processed event {event}"));
         }
     }
-    for record in log.values().filter(|record| event_bucket(record).is_some()) {
+    for (record, _) in events {
         if !found.remove(id(topic, record).as_str()) {
             verdict.lost.push(format!("the processed event of {}", name(record)));
         }
     }
     verdict.invented.extend(found.iter().map(|event| format!("the processed event {event}")));
-}
-
-fn event_bucket(record: &LogRecord) -> Option<Bucket> {
-    let received = DateTime::from_timestamp_millis(record.received)?;
-    known(record.value.as_deref()).and_then(|known: Known| known.bucket(received))
 }
 
 /// Of dead letters and processed events.
