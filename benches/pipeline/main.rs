@@ -6,6 +6,7 @@
 mod drain;
 mod events;
 mod load;
+mod plot;
 mod process;
 mod rows;
 mod stage;
@@ -113,6 +114,10 @@ fn main() -> anyhow::Result<()> {
     if let Some(file) = &options.json {
         let all = json!({ "machine": machine, "rows": results.json(&rows) });
         fs::write(file, format!("{all:#}\n")).with_context(|| format!("{} cannot be written", file.display()))?;
+    }
+    let charts = support::scratch().parent().context("the scratch folder lies in target")?.join("bench");
+    for chart in plot::write(&results, &charts)? {
+        eprintln!("written: {chart}");
     }
     anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())

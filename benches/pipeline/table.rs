@@ -227,7 +227,7 @@ fn cell(sorted: &[f64]) -> String {
 }
 
 /// Three digits, and thousands apart.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     let decimals = match value.abs() {
         0.0..10.0 => 2,
         10.0..100.0 => 1,
