@@ -367,6 +367,10 @@ impl Daemon {
         assert!(cfg!(debug_assertions) || peak < bound, "{peak} bytes of memory, more than {bound}");
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     pub fn peak_memory(&self) -> u64 {
         self.process.peak_memory()
     }

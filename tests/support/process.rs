@@ -99,6 +99,10 @@ impl Process {
         Frozen(self)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// The largest resident memory so far, in bytes.
     pub fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the process lives");

@@ -1,0 +1,171 @@
+//! What is measured, each with the ratio that it is to reach.
+
+use crate::events::Shape;
+
+/// The usual size of an event, in bytes.
+pub const LOGIN: usize = 310;
+pub const PARTITIONS: i32 = 4;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum System {
+    Yardstick,
+    Ingestd,
+}
+
+impl System {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Yardstick => "bare",
+            Self::Ingestd => "ingestd",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    Kafka,
+    /// Alone: embedded log, local archive, embedded store.
+    Embedded,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Ingest {
+    pub queue: Queue,
+    pub shape: Shape,
+    pub connections: usize,
+    pub size: usize,
+    pub partitions: i32,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Work {
+    /// Closed loop.
+    Ingest(Ingest),
+    /// Open loop, at so many hundredths of what the slower one of both reaches in [`FULL_RATE`].
+    Rate(u32),
+    /// Into S3 and MongoDB, from the start of the processes until both groups have no lag.
+    Drain { workers: usize, partitions: i32 },
+    /// What a process costs that has nothing to do.
+    Idle(Queue),
+    /// From exec to readiness.
+    Start,
+}
+
+/// What a row is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Against {
+    Yardstick,
+    /// ingestd itself in another row.
+    Row(&'static str),
+    Nothing,
+}
+
+/// Ratios to what it is compared with, and absolute bounds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Goal {
+    /// At least.
+    pub rate: Option<f64>,
+    /// At most.
+    pub cpu: Option<f64>,
+    pub p99: Option<f64>,
+    /// CPU seconds per million events.
+    pub cpu_seconds: Option<f64>,
+    pub memory_mib: Option<f64>,
+    pub idle_percent: Option<f64>,
+    pub ready_ms: Option<f64>,
+}
+
+pub struct Row {
+    pub name: &'static str,
+    pub work: Work,
+    pub against: Against,
+    pub goal: Goal,
+    /// Measured only when it is named, or with `--all`.
+    pub on_request: bool,
+}
+
+/// The row whose rate is the maximum for [`Work::Rate`].
+pub const FULL_RATE: &str = "kafka single 512";
+
+pub fn rows() -> Vec<Row> {
+    let ingest_goal = Goal { rate: Some(0.85), cpu: Some(1.3), p99: Some(1.5), ..Goal::default() };
+    let login =
+        Ingest { queue: Queue::Kafka, shape: Shape::Single, connections: 64, size: LOGIN, partitions: PARTITIONS };
+    let kafka = |name, ingest| Row {
+        name,
+        work: Work::Ingest(ingest),
+        against: Against::Yardstick,
+        goal: ingest_goal,
+        on_request: false,
+    };
+    let embedded = |name, kafka, shape, connections, rate| Row {
+        name,
+        work: Work::Ingest(Ingest { queue: Queue::Embedded, shape, connections, ..login }),
+        against: Against::Row(kafka),
+        goal: Goal { rate: Some(rate), ..Goal::default() },
+        on_request: false,
+    };
+    let rate = |name, percent| Row {
+        name,
+        work: Work::Rate(percent),
+        against: Against::Yardstick,
+        goal: Goal { cpu: Some(1.3), p99: Some(1.5), ..Goal::default() },
+        on_request: false,
+    };
+    let drain = |name, workers, partitions| Row {
+        name,
+        work: Work::Drain { workers, partitions },
+        against: if workers == 1 { Against::Yardstick } else { Against::Row("drain 1 worker") },
+        goal: Goal {
+            rate: Some(if workers == 1 { 0.6 } else { 1.0 }),
+            cpu_seconds: Some(4.0),
+            memory_mib: Some(128.0),
+            ..Goal::default()
+        },
+        on_request: workers > 2,
+    };
+    let array = Shape::Array(100);
+    vec![
+        kafka("kafka single 64", login),
+        kafka(FULL_RATE, Ingest { connections: 512, ..login }),
+        kafka("kafka array 16", Ingest { shape: array, connections: 16, ..login }),
+        kafka("kafka array 64", Ingest { shape: array, connections: 64, ..login }),
+        kafka("kafka ndjson 16", Ingest { shape: Shape::Ndjson(100), connections: 16, ..login }),
+        embedded("embedded single 64", "kafka single 64", Shape::Single, 64, 0.7),
+        embedded("embedded array 16", "kafka array 16", array, 16, 0.4),
+        drain("drain 1 worker", 1, PARTITIONS),
+        drain("drain 2 workers", 2, PARTITIONS),
+        drain("drain 4 workers", 4, PARTITIONS),
+        kafka("array 16, 1 partition", Ingest { shape: array, connections: 16, partitions: 1, ..login }),
+        kafka("array 16, 16 partitions", Ingest { shape: array, connections: 16, partitions: 16, ..login }),
+        drain("drain 1 partition", 1, 1),
+        drain("drain 16 partitions", 1, 16),
+        kafka("array 16, 100 B", Ingest { shape: array, connections: 16, size: 100, ..login }),
+        kafka("array 16, 1 KiB", Ingest { shape: array, connections: 16, size: 1 << 10, ..login }),
+        kafka("array 16, 10 KiB", Ingest { shape: array, connections: 16, size: 10 << 10, ..login }),
+        rate("single at 25 %", 25),
+        rate("single at 50 %", 50),
+        rate("single at 75 %", 75),
+        Row {
+            name: "idle, embedded",
+            work: Work::Idle(Queue::Embedded),
+            against: Against::Nothing,
+            goal: Goal { memory_mib: Some(30.0), idle_percent: Some(0.5), ..Goal::default() },
+            on_request: false,
+        },
+        Row {
+            name: "idle, on Kafka, S3, MongoDB",
+            work: Work::Idle(Queue::Kafka),
+            against: Against::Nothing,
+            goal: Goal { memory_mib: Some(30.0), idle_percent: Some(0.5), ..Goal::default() },
+            on_request: false,
+        },
+        Row {
+            name: "start, embedded",
+            work: Work::Start,
+            against: Against::Nothing,
+            goal: Goal { ready_ms: Some(100.0), ..Goal::default() },
+            on_request: false,
+        },
+    ]
+}
