@@ -1,109 +1,69 @@
-//! The steps that each event passes, one thread, nothing around them: `cargo bench --bench micro`.
-//!
-//! On the way in it is parsed; on the way out it is buffered, parsed again, encoded as a line, and counted.
+//! What each step costs in time: `cargo bench --bench micro`. How many instructions, which is steadier: `--bench
+//! instructions`.
 
+mod steps;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
 use divan::{Bencher, black_box, counter::ItemsCount};
 use ingestd::{
-    aggregate::PartitionFold,
-    config::EventConfig,
-    event::{self, EventFields},
-    position::{Offset, Partition, Timestamp},
-    queue::record::{ID_HEADER, RecordBuffer},
-    spool::line::LineEncoder,
+    config::{Config, LiveConfig},
+    health::Health,
+    position::Offset,
+    produce::{NewRecord, Publish, Span, Ticket},
+    queue::{Appender, embedded::EmbeddedLog},
+    spool::open::OpenSegment,
 };
-
-/// Of one batch, as `batch.max_records`.
-const BATCH: usize = 1_000;
-const CLIENTS: usize = 1_000;
-const ID: &[u8] = b"01a20bd8-8e34-76c3-849d-87ba36a63445";
-const RECEIVED: Timestamp = Timestamp(1_795_500_000_000);
+use prometheus_client::metrics::counter::Counter;
+use steps::{BATCH, RECEIVED, STEPS, Step};
 
 fn main() {
     divan::main();
 }
 
-/// Login events with their clients.
-fn events(size: usize) -> Vec<(String, String)> {
-    let event = |index: usize| {
-        let client = format!("client-{:04}", index * 7919 % CLIENTS);
-        let note = "session granted by the mobile device ".repeat(size / 30 + 1);
-        let head = format!(
-            r#"{{"type":"login_success","client_id":"{client}","timestamp":"2026-11-24T08:00:{:02}.125Z","attempt":{index},"note":""#,
-            index % 60
-        );
-        let room = size.saturating_sub(head.len() + 2);
-        (client, format!("{head}{}\"}}", &note[..room]))
+#[divan::bench(args = STEPS)]
+fn step(bencher: Bencher<'_, '_>, step: &Step) {
+    let mut run = step.prepare();
+    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| run());
+}
+
+/// A batch on its way into a segment's file: encoded, compressed, checksummed, written; without the fsync at its end.
+#[divan::bench(args = [310, 1024])]
+fn write_a_segment(bencher: Bencher<'_, '_>, size: usize) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (buffer, mut encoder, mut lines) = (steps::buffer(&steps::events(size)), steps::encoder(), Vec::new());
+    let mut open = OpenSegment::create(folder.path(), Offset(0), Offset(0), RECEIVED).expect("a segment");
+    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
+        steps::lines(&buffer, &mut encoder, &mut lines);
+        open.write(&lines).expect("the disk has room");
+    });
+    black_box(open.bytes());
+}
+
+/// Requests of so many events, one after the other, each until it is fsynced.
+#[divan::bench(args = [1, 100, 1_000])]
+fn commit_to_the_embedded_log(bencher: Bencher<'_, '_>, events: usize) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (escalations, _ended) = tokio::sync::mpsc::unbounded_channel();
+    let config = LiveConfig::new(Arc::new(Config::default()).into());
+    let log = EmbeddedLog::open(folder.path(), vec![], config, Health::default(), Arc::default(), escalations);
+    let log = log.expect("a log");
+    let mut appender = log.appender();
+    let mut body = Vec::new();
+    let mut record = |(_, event): (String, String)| {
+        let start = body.len() as u32;
+        body.extend_from_slice(event.as_bytes());
+        NewRecord { value: Span { start, end: body.len() as u32 }, key: None, assigned_id: None }
     };
-    (0..BATCH).map(event).collect()
-}
-
-fn fields() -> EventFields {
-    EventFields::from(&EventConfig::default())
-}
-
-fn buffer(events: &[(String, String)]) -> RecordBuffer {
-    let size: usize = events.iter().map(|(_, event)| event.len() + 128).sum();
-    let mut buffer = RecordBuffer::with_capacity(size);
-    for (offset, (client, event)) in events.iter().enumerate() {
-        let (key, value) = (Some(client.as_bytes()), Some(event.as_bytes()));
-        buffer.push(Offset(offset as u64), RECEIVED, key, value, [(ID_HEADER, Some(ID))]);
-    }
-    buffer
-}
-
-#[divan::bench(args = [100, 310, 1024, 10240])]
-fn parse_an_event(bencher: Bencher<'_, '_>, size: usize) {
-    let (events, fields) = (events(size), fields());
-    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
-        for (_, event) in &events {
-            black_box(event::parse(event.as_bytes(), &fields)).expect("it is an event");
-        }
+    let records: Vec<NewRecord> = steps::events(310).into_iter().take(events).map(&mut record).collect();
+    let body = Bytes::from(body);
+    bencher.counter(ItemsCount::new(events)).bench_local(|| {
+        let (ticket, durable) = Ticket::new(events, Counter::default());
+        let (body, events) = (body.clone(), records.clone());
+        let publish = Publish { body, unescaped: Bytes::new(), events, received: RECEIVED, ticket };
+        assert!(appender.append(publish, 0).is_ok(), "its queue is empty");
+        durable.blocking_recv().expect("it answers").durable
     });
-}
-
-#[divan::bench(args = [310, 1024])]
-fn buffer_a_record(bencher: Bencher<'_, '_>, size: usize) {
-    let events = events(size);
-    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| buffer(&events));
-}
-
-#[divan::bench(args = [310, 1024])]
-fn encode_a_line(bencher: Bencher<'_, '_>, size: usize) {
-    let buffer = buffer(&events(size));
-    let mut encoder = LineEncoder::new(fields().key_field);
-    let mut lines = Vec::new();
-    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
-        lines.clear();
-        for record in buffer.iter() {
-            encoder.encode(&record, &mut lines);
-        }
-        lines.len()
-    });
-}
-
-/// The lines of a batch, at the levels that a segment could have.
-#[divan::bench(args = [1, 3, 6])]
-fn compress_a_line(bencher: Bencher<'_, '_>, level: i32) {
-    let buffer = buffer(&events(310));
-    let mut encoder = LineEncoder::new(fields().key_field);
-    let mut lines = Vec::new();
-    for record in buffer.iter() {
-        encoder.encode(&record, &mut lines);
-    }
-    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| zstd::bulk::compress(&lines, level));
-}
-
-/// Hits: the groups are there after the first batch.
-#[divan::bench]
-fn count_in_a_bucket(bencher: Bencher<'_, '_>) {
-    let groups: Vec<String> = (0..BATCH).map(|index| format!("client-{:04}login_success", index % CLIENTS)).collect();
-    let mut fold = PartitionFold::assign(Partition(0), Offset(0), 1, Vec::new());
-    let mut next = Offset(0);
-    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
-        for group in &groups {
-            black_box(fold.count(0, next, RECEIVED, group));
-            next = next.next();
-        }
-        fold.advance(next);
-    });
+    log.close().expect("nothing is left");
 }

@@ -14,7 +14,7 @@ mod in_flight;
 #[cfg(test)]
 mod properties;
 mod replies;
-mod split;
+pub mod split;
 
 use std::{io::ErrorKind, net::TcpListener, sync::Arc, thread, time::Duration};
 

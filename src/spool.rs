@@ -6,6 +6,7 @@
 //! (`writer`); this actor does what the one says with the other.
 
 pub mod line;
+pub mod open;
 pub mod protocol;
 pub mod recover;
 pub mod segment;

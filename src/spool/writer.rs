@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, BufWriter, Write},
+    io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -12,18 +11,16 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::{
     line::LineEncoder,
+    open::{Finished, OpenSegment},
     segment::{self, Scan, SealedSegment, SegmentHeader, UnreadableHeader},
 };
 use crate::{
     config::LiveConfig,
-    position::{Offset, Partition, Timestamp, TopicIdentity},
+    position::{Offset, Partition, TopicIdentity},
     queue::{Batch, Epoch},
     supervise,
 };
 
-/// zstd's fastest regular level: the archive's lines compress about tenfold with any, and this thread must keep up with
-/// the log on a shared core.
-const COMPRESSION_LEVEL: i32 = 1;
 /// Lines are compressed in pieces of this size; sealing by size is decided between them.
 const PIECE: usize = 256 * 1024;
 /// How late a segment may be sealed by age.
@@ -117,15 +114,6 @@ struct Spooling {
     identity: TopicIdentity,
     x: Offset,
     open: Option<OpenSegment>,
-}
-
-struct OpenSegment {
-    data: zstd::Encoder<'static, Checksummed>,
-    first_offset: Offset,
-    first_received: Timestamp,
-    last: Offset,
-    records: u64,
-    opened: Instant,
 }
 
 pub(super) struct SpoolThread {
@@ -289,16 +277,16 @@ impl SpoolWriter {
             open.last = record.offset;
             open.records += 1;
             if self.piece.len() >= PIECE || open.records >= config.spool.max_records {
-                open.data.write_all(&self.piece)?;
+                open.write(&self.piece)?;
                 self.piece.clear();
-                if open.records >= config.spool.max_records || open.data.get_ref().bytes >= config.spool.max_bytes.0 {
+                if open.records >= config.spool.max_records || open.bytes() >= config.spool.max_bytes.0 {
                     self.seal(partition);
                 }
             }
         }
         if let Some(open) = self.partitions.get_mut(&partition).and_then(|spooling| spooling.open.as_mut()) {
-            open.data.write_all(&self.piece)?;
-            if open.data.get_ref().bytes >= config.spool.max_bytes.0 {
+            open.write(&self.piece)?;
+            if open.bytes() >= config.spool.max_bytes.0 {
                 self.seal(partition);
             }
         }
@@ -315,8 +303,8 @@ impl SpoolWriter {
         let Some(spooling) = self.partitions.get_mut(&partition) else { return Ok(()) };
         let Some(open) = spooling.open.take() else { return Ok(()) };
         let end = open.last.next();
-        let Checksummed { file, crc32c, bytes } = open.data.finish()?;
-        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let (first_offset, first_received, records) = (open.first_offset, open.first_received, open.records);
+        let Finished { file, bytes, crc32c } = open.finish()?;
         let header = SegmentHeader {
             version: segment::VERSION,
             topic: self.origin.topic.clone(),
@@ -326,9 +314,9 @@ impl SpoolWriter {
             partition,
             x: spooling.x,
             end,
-            first_offset: open.first_offset,
-            first_received: open.first_received,
-            records: open.records,
+            first_offset,
+            first_received,
+            records,
             bytes,
             crc32c,
         };
@@ -383,37 +371,5 @@ fn name(folder: &Path, what: &str) {
     if !segments.is_empty() || !unreadable.is_empty() {
         let unreadable = unreadable.len();
         tracing::warn!(folder = %folder.display(), segments = segments.len(), bytes, unreadable, "{what}");
-    }
-}
-
-impl OpenSegment {
-    fn create(folder: &Path, x: Offset, first_offset: Offset, first_received: Timestamp) -> io::Result<Self> {
-        segment::create_private_dir(folder)?;
-        let file = segment::create_private(&segment::open_path(folder, x))?;
-        let sink = Checksummed { file: BufWriter::new(file), crc32c: 0, bytes: 0 };
-        let mut data = zstd::Encoder::new(sink, COMPRESSION_LEVEL)?;
-        // Four bytes in the frame by which every reader of the object notices a damage that still decompresses.
-        data.include_checksum(true)?;
-        Ok(Self { data, first_offset, first_received, last: first_offset, records: 0, opened: Instant::now() })
-    }
-}
-
-/// Counts and checksums what is written.
-struct Checksummed {
-    file: BufWriter<File>,
-    crc32c: u32,
-    bytes: u64,
-}
-
-impl Write for Checksummed {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(data)?;
-        self.crc32c = crc32c::crc32c_append(self.crc32c, &data[..written]);
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
     }
 }
