@@ -93,11 +93,12 @@ impl Aggregator {
         metrics: Arc<Metrics>,
     ) -> Self {
         let at_start = config.load();
+        let grouping = Grouping::new(&at_start.aggregate);
         let reader = Reader {
             topic: at_start.queue.topic.clone(),
             generation: at_start.queue.generation,
-            fields: EventFields::from(&at_start.event),
-            grouping: Grouping::new(&at_start.aggregate),
+            fields: EventFields::from(&at_start.event).selecting(grouping.fields()),
+            grouping,
             keep_events: at_start.store.events,
             text: String::new(),
         };

@@ -16,30 +16,69 @@ use std::borrow::Cow;
 
 use chrono::DateTime;
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 
 use crate::{config::EventConfig, position::Timestamp};
 
 pub use fields::MAX_DEPTH;
 
-/// The names of the fields that are read.
+/// Which top-level fields are read: those of the head, and further ones that somebody groups by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventFields {
-    pub type_field: String,
-    pub id_field: String,
-    pub time_field: String,
-    pub client_field: String,
-    pub key_field: String,
+    /// Each name once, so that a field of an event is compared with as few as possible.
+    names: Vec<String>,
+    /// Indexes into `names`: type, id, time, client, key.
+    head: [usize; 5],
+    selected: Vec<usize>,
 }
 
 impl From<&EventConfig> for EventFields {
     fn from(config: &EventConfig) -> Self {
-        Self {
-            type_field: config.type_field.clone(),
-            id_field: config.id_field.clone(),
-            time_field: config.time_field.clone(),
-            client_field: config.client_field.clone(),
-            key_field: config.key_field().to_owned(),
-        }
+        let mut names = Vec::new();
+        let head = [
+            config.type_field.as_str(),
+            &config.id_field,
+            &config.time_field,
+            &config.client_field,
+            config.key_field(),
+        ];
+        let head = head.map(|name| index_of(&mut names, name));
+        Self { names, head, selected: Vec::new() }
+    }
+}
+
+impl EventFields {
+    /// The same head, and these fields for [`Found::selected`].
+    pub fn selecting(mut self, fields: &[String]) -> Self {
+        self.selected = fields.iter().map(|field| index_of(&mut self.names, field)).collect();
+        self
+    }
+}
+
+fn index_of(names: &mut Vec<String>, name: &str) -> usize {
+    names.iter().position(|known| known == name).unwrap_or_else(|| {
+        names.push(name.to_owned());
+        names.len() - 1
+    })
+}
+
+/// The raw JSON texts of an event's fields, the last of duplicates.
+#[derive(Debug)]
+pub struct Found<'f, 'a> {
+    fields: &'f EventFields,
+    /// In the order of the names. More than these few need memory of their own.
+    values: SmallVec<[Option<&'a RawValue>; 12]>,
+}
+
+impl<'a> Found<'_, 'a> {
+    /// The value of the field that was given to [`EventFields::selecting`] at this place; `None` where it is missing.
+    pub fn selected(&self, index: usize) -> Option<&'a RawValue> {
+        self.values[self.fields.selected[index]]
+    }
+
+    fn head(&self, index: usize) -> Result<Field<'a>, Invalid> {
+        let name = self.fields.head[index];
+        Field::read(self.values[name], &self.fields.names[name])
     }
 }
 
@@ -101,26 +140,21 @@ const LATEST: i64 = 253_402_300_799_999;
 
 /// Checks a whole event and reads its head.
 pub fn parse<'a>(value: &'a [u8], fields: &EventFields) -> Result<Event<'a>, Invalid> {
-    let names: [&str; 5] =
-        [&fields.type_field, &fields.id_field, &fields.time_field, &fields.client_field, &fields.key_field];
-    let mut found = [None; 5];
-    fields::scan(value, &names, &mut found)?;
-    let [event_type, id, time, client, key] = found;
-    Ok(Event {
-        event_type: event_type_of(Field::read(event_type, names[0])?, names[0])?,
-        id: id_of(Field::read(id, names[1])?, names[1])?,
-        time: time_of(&Field::read(time, names[2])?, names[2])?,
-        client: Field::read(client, names[3])?.scalar(),
-        key: Field::read(key, names[4])?.scalar(),
-    })
+    read(value, fields).map(|(event, _)| event)
 }
 
-/// The raw JSON texts of the named top-level fields, the last of duplicates; `None` where missing. Checks the whole
-/// value as [`parse`] does, but not the rules of single fields.
-pub fn select<'a>(value: &'a [u8], names: &[String]) -> Result<Vec<Option<&'a RawValue>>, Invalid> {
-    let mut found = vec![None; names.len()];
-    fields::scan(value, names, &mut found)?;
-    Ok(found)
+/// Checks a whole event and reads its head, with the fields that were found on the way.
+pub fn read<'f, 'a>(value: &'a [u8], fields: &'f EventFields) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
+    let found = Found { fields, values: fields::scan(value, &fields.names)? };
+    let [event_type, id, time, ..] = fields.head.map(|index| fields.names[index].as_str());
+    let event = Event {
+        event_type: event_type_of(found.head(0)?, event_type)?,
+        id: id_of(found.head(1)?, id)?,
+        time: time_of(&found.head(2)?, time)?,
+        client: found.head(3)?.scalar(),
+        key: found.head(4)?.scalar(),
+    };
+    Ok((event, found))
 }
 
 /// A field's value, as far as the head of an event is concerned.
@@ -312,14 +346,13 @@ mod tests {
 
     #[test]
     fn of_duplicate_fields_the_last_counts_however_it_is_written() {
-        let json = r#"{"type":"a","client_id":"c","t\u0079pe":"b","client_id":null}"#;
+        let json = r#"{"type":"a","client_id":"c","t\u0079pe":"b","client_id":null,"x":7}"#;
         let event = read(json).unwrap();
         assert_eq!((event.event_type.as_ref(), event.client), ("b", None));
-        let selected = select(json.as_bytes(), &["type".to_owned(), "x".to_owned(), "type".to_owned()]).unwrap();
-        assert_eq!(
-            selected.iter().map(|raw| raw.map(RawValue::get)).collect::<Vec<_>>(),
-            [Some(r#""b""#), None, Some(r#""b""#)]
-        );
+        let fields = fields().selecting(&["x", "type", "y", "type"].map(str::to_owned));
+        let (_, found) = super::read(json.as_bytes(), &fields).unwrap();
+        let selected: Vec<_> = (0..4).map(|index| found.selected(index).map(RawValue::get)).collect();
+        assert_eq!(selected, [Some("7"), Some(r#""b""#), None, Some(r#""b""#)]);
     }
 
     #[test]
@@ -337,7 +370,6 @@ mod tests {
             ("null", Code::NotAnObject),
         ]);
         assert_eq!(parse(b"{\"type\":\"a\",\"x\":\"\xff\"}", &fields()).unwrap_err().code, Code::InvalidJson);
-        assert_eq!(select(b"{\"x\":\"\xff\"}", &[]).unwrap_err().code, Code::InvalidJson);
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub fn lines(buffer: &RecordBuffer, encoder: &mut LineEncoder, lines: &mut Vec<u
 }
 
 pub fn encoder() -> LineEncoder {
-    LineEncoder::new(fields().key_field)
+    LineEncoder::new(EventConfig::default().key_field().to_owned())
 }
 
 fn fields() -> EventFields {

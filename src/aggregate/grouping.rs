@@ -5,11 +5,7 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::{
-    config::AggregateConfig,
-    event::{self, Invalid},
-    position::Timestamp,
-};
+use crate::{config::AggregateConfig, event::Found, position::Timestamp};
 
 /// How the configured aggregates group events.
 #[derive(Debug)]
@@ -49,25 +45,25 @@ impl Grouping {
         self.aggregates.len()
     }
 
+    /// The fields that an event has to be read with ([`EventFields::selecting`](crate::event::EventFields::selecting)).
+    pub fn fields(&self) -> &[String] {
+        &self.fields
+    }
+
     /// Calls `bucket` with each aggregate's index, window and group text. `text` is scratch space.
-    ///
-    /// # Errors
-    /// When the value is not a JSON object.
     pub fn buckets(
         &self,
-        value: &[u8],
+        found: &Found<'_, '_>,
         time: Timestamp,
         text: &mut String,
         mut bucket: impl FnMut(usize, Timestamp, &str),
-    ) -> Result<(), Invalid> {
-        let values = event::select(value, &self.fields)?;
+    ) {
         for (index, aggregate) in self.aggregates.iter().enumerate() {
             text.clear();
             let longest = LONGEST_VALUE.min(LONGEST_GROUP / aggregate.group_by.len().max(1));
-            write_group(text, longest, aggregate.group_by.iter().map(|field| values[*field]));
+            write_group(text, longest, aggregate.group_by.iter().map(|field| found.selected(*field)));
             bucket(index, window_start(time, aggregate.window), text);
         }
-        Ok(())
     }
 }
 
@@ -110,6 +106,10 @@ fn window_start(time: Timestamp, window: Duration) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        config::EventConfig,
+        event::{self, EventFields},
+    };
 
     #[test]
     fn an_event_falls_into_one_bucket_of_each_aggregate() {
@@ -119,13 +119,13 @@ mod tests {
             group_by: group_by.iter().map(|field| (*field).to_owned()).collect(),
         };
         let grouping = Grouping::new(&[aggregate("a", 60, &["b", "a"]), aggregate("b", 1, &["missing", "a"])]);
+        let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
         let mut buckets = Vec::new();
         let value = br#"{"a":"\u0061\"","b":{"x": 1},"type":"t"}"#;
-        grouping
-            .buckets(value, Timestamp(61_500), &mut String::new(), |index, window, group| {
-                buckets.push((index, window.0, group.to_owned()));
-            })
-            .unwrap();
+        let (_, found) = event::read(value, &fields).unwrap();
+        grouping.buckets(&found, Timestamp(61_500), &mut String::new(), |index, window, group| {
+            buckets.push((index, window.0, group.to_owned()));
+        });
         assert_eq!(buckets, [(0, 60_000, r#"[{"x": 1},"a\""]"#.to_owned()), (1, 61_000, r#"[null,"a\""]"#.to_owned())]);
     }
 
@@ -136,8 +136,10 @@ mod tests {
         let aggregate = AggregateConfig { name: "a".to_owned(), window: Duration::from_secs(60), group_by: fields };
         let grouping = Grouping::new(&[aggregate]);
         let mut size = 0;
-        let event = format!("{{{}}}", event.join(","));
-        grouping.buckets(event.as_bytes(), Timestamp(0), &mut String::new(), |_, _, group| size = group.len()).unwrap();
+        let event = format!("{{\"type\":\"t\",{}}}", event.join(","));
+        let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
+        let (_, found) = event::read(event.as_bytes(), &fields).unwrap();
+        grouping.buckets(&found, Timestamp(0), &mut String::new(), |_, _, group| size = group.len());
         assert!(size <= LONGEST_GROUP, "{size}");
     }
 

@@ -19,6 +19,7 @@ use crate::{
 pub struct Reader {
     pub topic: String,
     pub generation: u32,
+    /// With those of `grouping`.
     pub fields: EventFields,
     pub grouping: Grouping,
     /// Keep the events themselves, too.
@@ -78,13 +79,13 @@ impl OpenPartition {
 
     fn take_record(&mut self, partition: Partition, record: Record<'_>, reader: &mut Reader) -> Result<(), Invalid> {
         let value = record.value.unwrap_or_default();
-        let event = event::parse(value, &reader.fields)?;
+        let (event, found) = event::read(value, &reader.fields)?;
         let time = event.time.unwrap_or(record.received);
         let fold = &mut self.fold;
         let mut counted = false;
-        reader.grouping.buckets(value, time, &mut reader.text, |aggregate, window_start, group| {
+        reader.grouping.buckets(&found, time, &mut reader.text, |aggregate, window_start, group| {
             counted |= fold.count(aggregate, record.offset, window_start, group);
-        })?;
+        });
         self.records += u64::from(counted);
         if reader.keep_events {
             self.keep(partition, record, &event, time);
@@ -155,11 +156,12 @@ mod tests {
     #[test]
     fn a_dead_letter_takes_the_memory_of_its_key_and_headers_too() {
         let config = Config::default();
+        let grouping = Grouping::new(&config.aggregate);
         let mut reader = Reader {
             topic: "events".to_owned(),
             generation: 0,
-            fields: EventFields::from(&config.event),
-            grouping: Grouping::new(&config.aggregate),
+            fields: EventFields::from(&config.event).selecting(grouping.fields()),
+            grouping,
             keep_events: false,
             text: String::new(),
         };

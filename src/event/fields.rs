@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 
 use super::{Code, Invalid};
 
@@ -11,12 +12,8 @@ use super::{Code, Invalid};
 /// they are what `serde_json` reads into a tree by default (127), so that readers can parse what was accepted.
 pub const MAX_DEPTH: usize = 126;
 
-/// Finds the fields called `names` in the object `value`; `found` has one place a name.
-pub fn scan<'a, S: AsRef<str>>(
-    value: &'a [u8],
-    names: &[S],
-    found: &mut [Option<&'a RawValue>],
-) -> Result<(), Invalid> {
+/// Finds the fields called `names`, which differ, in the object `value`; `None` where one is missing.
+pub fn scan<'a>(value: &'a [u8], names: &[String]) -> Result<SmallVec<[Option<&'a RawValue>; 12]>, Invalid> {
     let text = std::str::from_utf8(value)
         .map_err(|error| Invalid::new(Code::InvalidJson, format!("not valid UTF-8 at byte {}", error.valid_up_to())))?;
     if is_deeper_than(MAX_DEPTH, value) {
@@ -27,8 +24,10 @@ pub fn scan<'a, S: AsRef<str>>(
         serde_json::from_str::<IgnoredAny>(text).map_err(syntax)?;
         return Err(Invalid::new(Code::NotAnObject, "an event must be a JSON object"));
     }
+    let mut found = SmallVec::from_elem(None, names.len());
     let mut json = serde_json::Deserializer::from_str(text);
-    json.deserialize_map(Object { names, found }).and_then(|()| json.end()).map_err(syntax)
+    json.deserialize_map(Object { names, found: &mut found }).and_then(|()| json.end()).map_err(syntax)?;
+    Ok(found)
 }
 
 /// Whether brackets are open deeper than `limit` anywhere. serde_json has no such limit where it skips values.
@@ -58,12 +57,12 @@ fn is_deeper_than(limit: usize, json: &[u8]) -> bool {
     false
 }
 
-struct Object<'n, 'f, 'a, S> {
-    names: &'n [S],
+struct Object<'n, 'f, 'a> {
+    names: &'n [String],
     found: &'f mut [Option<&'a RawValue>],
 }
 
-impl<'a, S: AsRef<str>> Visitor<'a> for Object<'_, '_, 'a, S> {
+impl<'a> Visitor<'a> for Object<'_, '_, 'a> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -72,26 +71,19 @@ impl<'a, S: AsRef<str>> Visitor<'a> for Object<'_, '_, 'a, S> {
 
     fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<(), M::Error> {
         while let Some(name) = map.next_key_seed(NameAmong(self.names))? {
-            let Some(first) = name else {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            };
-            let value = map.next_value()?;
-            // One field may serve several purposes: the client is the key by default.
-            for (name, found) in self.names.iter().zip(self.found.iter_mut()).skip(first) {
-                if name.as_ref() == self.names[first].as_ref() {
-                    *found = Some(value);
-                }
+            match name {
+                Some(name) => self.found[name] = Some(map.next_value()?),
+                None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         Ok(())
     }
 }
 
-/// Reads a field's name as the index of the first of these names that it equals.
-struct NameAmong<'n, S>(&'n [S]);
+/// Reads a field's name as its place among these.
+struct NameAmong<'n>(&'n [String]);
 
-impl<'a, S: AsRef<str>> DeserializeSeed<'a> for NameAmong<'_, S> {
+impl<'a> DeserializeSeed<'a> for NameAmong<'_> {
     type Value = Option<usize>;
 
     fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -99,7 +91,7 @@ impl<'a, S: AsRef<str>> DeserializeSeed<'a> for NameAmong<'_, S> {
     }
 }
 
-impl<S: AsRef<str>> Visitor<'_> for NameAmong<'_, S> {
+impl Visitor<'_> for NameAmong<'_> {
     type Value = Option<usize>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,6 +99,6 @@ impl<S: AsRef<str>> Visitor<'_> for NameAmong<'_, S> {
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|candidate| candidate.as_ref() == name))
+        Ok(self.0.iter().position(|candidate| candidate == name))
     }
 }
