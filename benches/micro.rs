@@ -24,8 +24,8 @@ fn main() {
 
 #[divan::bench(args = STEPS)]
 fn step(bencher: Bencher<'_, '_>, step: &Step) {
-    let mut run = step.prepare();
-    bencher.counter(ItemsCount::new(BATCH)).bench_local(|| run());
+    let run = step.prepare();
+    bencher.counter(ItemsCount::new(BATCH)).bench_local(run);
 }
 
 /// A batch on its way into a segment's file: encoded, compressed, checksummed, written; without the fsync at its end.

@@ -90,7 +90,7 @@ pub fn check(
     };
     let mut errors = Vec::new();
     let events = split(body, format, http.max_events)?;
-    share.grow(EVENT * events.len())?;
+    share.grow(EVENT * events.count())?;
     match events {
         Events::One(event) => match accept(0, event) {
             Err(invalid) if invalid.code == Code::InvalidJson => return Err(Problem::invalid_body(&invalid)),

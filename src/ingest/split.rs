@@ -23,7 +23,7 @@ pub enum Events<'a> {
 }
 
 impl Events<'_> {
-    pub fn len(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         match self {
             Self::One(_) => 1,
             Self::Many(events) => events.len(),

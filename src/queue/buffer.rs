@@ -23,6 +23,7 @@
 
 mod appender;
 mod forwarder;
+mod position;
 pub mod switch;
 mod transaction;
 
@@ -38,10 +39,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use prometheus_client::metrics::counter::Counter;
-use rusqlite::Connection;
 
 use self::{
     forwarder::Forwarder,
+    position::Position,
     switch::{Rule, Switch},
 };
 use crate::{
@@ -70,33 +71,6 @@ const DESTINATION: &str = "destination";
 const DOUBT: &str = "doubt";
 /// For the last cursor at the stop.
 const SETTLING: Duration = Duration::from_secs(2);
-
-/// How far the forwarder is known to have come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Position {
-    /// Everything before it is committed in Kafka.
-    at: Offset,
-    /// The end of the transaction that begins there and of which it is not known whether it was committed.
-    doubt: Option<Offset>,
-}
-
-impl Position {
-    fn read(database: &Connection) -> anyhow::Result<Self> {
-        let cursor = schema::cursor(database, READER)?.unwrap_or_default();
-        let Some(mark) = schema::meta(database, DOUBT)? else { return Ok(Self { at: cursor, doubt: None }) };
-        let parse = |mark: &str| {
-            let (from, to) = mark.split_once(',')?;
-            Some((Offset(from.parse().ok()?), Offset(to.parse().ok()?)))
-        };
-        let (from, to) = parse(&mark).with_context(|| format!("{FILE} holds the mark {mark:?}, which is none"))?;
-        let at = cursor.max(from);
-        Ok(Self { at, doubt: (to > at).then_some(to) })
-    }
-
-    fn mark(from: Offset, to: Offset) -> String {
-        format!("{from},{to}")
-    }
-}
 
 /// An open buffer.
 pub struct Buffer {

@@ -1,7 +1,6 @@
 //! The clock steps back and forth, by libfaketime (Debian: `libfaketime`).
 
 use std::{
-    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -10,24 +9,27 @@ use crate::{
     load,
     support::{
         PATIENCE, StopOnDrop, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence,
-        oracle::Oracle, scratch,
+        oracle::Oracle, scratch, skip,
     },
 };
 
-const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+/// Debian has it in a folder a architecture.
+fn library() -> Option<String> {
+    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    libraries.filter(|library| library.exists()).find_map(|library| library.to_str().map(str::to_owned))
+}
 
 #[test]
 fn a_clock_that_steps_back_and_forth_loses_and_doubles_nothing() {
-    if !Path::new(LIBRARY).exists() {
-        return eprintln!("\n!!! SKIPPED: the clock's steps; {LIBRARY} is missing (apt-get install libfaketime)\n");
-    }
+    let Some(library) = library() else { return skip("libfaketime is missing: apt-get install libfaketime") };
     let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
     let clock = folder.path().join("clock");
     let step = |offset: &str| std::fs::write(&clock, offset).expect("target can be written to");
     step("+0");
     let mut daemon = Setup::new("clock")
         .set("queue.embedded.retention", "30d")
-        .environment("LD_PRELOAD", LIBRARY)
+        .environment("LD_PRELOAD", &library)
         .environment("FAKETIME_TIMESTAMP_FILE", &clock.display().to_string())
         .environment("FAKETIME_NO_CACHE", "1")
         // As with an operator's `date -s` or a leap of NTP: monotonic clocks go on.

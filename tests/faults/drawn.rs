@@ -16,6 +16,7 @@ use crate::{
         events::Ledger,
         log::Evidence,
         oracle::{Oracle, Verdict},
+        panics_on_demand,
         services::{Services, services},
     },
     world::World,
@@ -70,7 +71,7 @@ fn play(services: &Services, topic: &str, schedule: &mut Schedule, length: Durat
     thread::scope(|scope| {
         let _stop = StopOnDrop(&stop);
         scope.spawn(|| load::post_until(&ledger, &url, &stop));
-        for step in schedule.take(ROUND) {
+        for step in schedule.filter(|step| panics_on_demand() || !step.panics()).take(ROUND) {
             befall(&mut world, &mut oracle, step, report);
             if report.elapsed() >= length {
                 break;
@@ -83,7 +84,7 @@ fn play(services: &Services, topic: &str, schedule: &mut Schedule, length: Durat
     report.round(ledger.acknowledged(), assignments, world.proxy.spoiled(), &verdict);
     eprintln!("    {topic}: {verdict}");
     if !verdict.is_clean() {
-        world.keep_logs(&verdict);
+        world.keep_logs(&format!("{verdict:#?}"));
     }
     verdict
 }

@@ -9,6 +9,7 @@ mod drawn;
 mod load;
 mod panics;
 mod power;
+mod preload;
 mod proxy;
 mod readonly;
 mod recovery;

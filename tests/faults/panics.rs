@@ -9,7 +9,7 @@ use crate::{
     load,
     support::{
         PATIENCE, StopOnDrop, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence,
-        oracle::Oracle,
+        oracle::Oracle, panics_on_demand,
     },
 };
 
@@ -18,7 +18,7 @@ const ACTORS: [&str; 8] =
 
 #[test]
 fn every_actor_that_panics_under_load_is_built_again_and_nothing_is_lost_or_doubled() {
-    if std::env::var_os("INGESTD_TEST_BINARY").is_some() {
+    if !panics_on_demand() {
         return eprintln!("\n!!! SKIPPED: panics of actors; only builds with debug assertions panic on demand\n");
     }
     let daemon = Setup::new("panics").set("queue.embedded.retention", "1h").start();

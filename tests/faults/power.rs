@@ -2,8 +2,7 @@
 //! process, and says what it cannot play.
 
 use std::{
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -13,6 +12,7 @@ use fastrand::Rng;
 
 use crate::{
     load,
+    preload::library,
     support::{
         PATIENCE, StopOnDrop, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence,
         oracle::Oracle, scratch,
@@ -22,31 +22,10 @@ use crate::{
 /// Fewer say little, as a cut hits the moment between a write and its sync by chance.
 const CUTS: usize = 8;
 
-/// The library, built from `power.c`; `None` where there is no C compiler.
-fn library(folder: &Path) -> Option<PathBuf> {
-    let library = folder.join("power.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/power.c");
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wno-format-truncation", "-o"])
-        .args([&library, &source])
-        .args(["-ldl", "-lpthread"])
-        .status();
-    match built {
-        Ok(status) => {
-            assert!(status.success(), "tests/faults/power.c does not compile");
-            Some(library)
-        }
-        Err(error) => {
-            eprintln!("\n!!! SKIPPED: cuts of power; cc cannot be run ({error}): apt-get install build-essential\n");
-            None
-        }
-    }
-}
-
 #[test]
 fn what_was_answered_with_2xx_survives_a_cut_of_power() {
     let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
-    let Some(library) = library(folder.path()) else { return };
+    let Some(library) = library(folder.path(), "power") else { return };
     // Two levels: the files that it keeps lie beside those that it watches.
     let (data, cut, keep) = (folder.path().join("data"), folder.path().join("cut"), folder.path().join("keep"));
     std::fs::create_dir(&keep).expect("target can be written to");
@@ -55,7 +34,7 @@ fn what_was_answered_with_2xx_survives_a_cut_of_power() {
         .data(data.clone())
         .set("queue.embedded.retention", "1h")
         .set("spool.max_age", "300ms")
-        .environment("LD_PRELOAD", &path(&library))
+        .environment("LD_PRELOAD", &library)
         .environment("INGESTD_POWER_ROOT", &path(&data))
         .environment("INGESTD_POWER_CUT", &path(&cut))
         .environment("INGESTD_POWER_KEEP", &path(&keep))

@@ -1,9 +1,10 @@
 //! The file system below a running daemon becomes read-only, as after an error of the disk, and is made whole again.
 
-use std::{fs, path::Path, process::Command, thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use crate::{
     load,
+    preload::library,
     support::{
         PATIENCE, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence, oracle::Oracle, scratch,
     },
@@ -16,7 +17,7 @@ const READ_ONLY: Duration = Duration::from_secs(3);
 fn a_file_system_that_becomes_read_only_is_answered_with_503_and_when_it_can_be_written_all_goes_on() {
     let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
     let (data, switch) = (folder.path().join("data"), folder.path().join("read-only"));
-    let Some(library) = build(folder.path()) else { return };
+    let Some(library) = library(folder.path(), "readonly") else { return };
     let daemon = Setup::new("remounted")
         .data(data.clone())
         .set("queue.embedded.retention", "1h")
@@ -56,16 +57,4 @@ fn a_file_system_that_becomes_read_only_is_answered_with_503_and_when_it_can_be_
     assert!(said <= 2, "an operator reads it once a time, and is not flooded: {said}");
     daemon.terminate();
     oracle.audit(&Evidence::embedded(&data)).assert_clean();
-}
-
-/// `None`, and a loud line, where there is no C compiler: the test is skipped.
-fn build(folder: &Path) -> Option<String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/readonly.c");
-    let library = folder.join("readonly.so");
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).arg("-ldl").status();
-    if built.is_ok_and(|status| status.success()) {
-        return Some(library.display().to_string());
-    }
-    eprintln!("\n!!! SKIPPED: a file system that becomes read-only; cc cannot build the library for it\n");
-    None
 }

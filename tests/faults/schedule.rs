@@ -141,6 +141,12 @@ pub struct Step {
     pub calm: Duration,
 }
 
+impl Step {
+    pub fn panics(&self) -> bool {
+        [Some(self.fault), self.second].into_iter().flatten().any(|fault| matches!(fault, Fault::Panic(..)))
+    }
+}
+
 /// Without an end. All kinds come once (`kill -9` three times) before any comes again.
 pub struct Schedule {
     random: Rng,

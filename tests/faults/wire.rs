@@ -25,7 +25,7 @@ struct State {
     holds: Option<&'static str>,
     ended: bool,
     held: usize,
-    /// All answers since.
+    /// All answers since the release.
     answers: Vec<u8>,
 }
 
@@ -83,11 +83,14 @@ impl Wire {
 
     /// What was held up arrives now.
     pub fn release(&self) {
-        self.shared.state().holds = None;
+        let mut state = self.shared.state();
+        state.holds = None;
+        state.answers.clear();
+        drop(state);
         self.shared.released.notify_all();
     }
 
-    /// Whether an answer since [`Wire::hold`] has `what` in it.
+    /// Whether an answer since [`Wire::release`] has `what` in it.
     pub fn answered(&self, what: &str) -> bool {
         contains(&self.shared.state().answers, what)
     }

@@ -1,6 +1,6 @@
 //! Reads all objects of an archive, and checks the rules that hold for each by itself and for each partition's chain.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, path::Path, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
@@ -26,9 +26,6 @@ pub struct Object {
     start: u64,
     pub lines: Vec<Line>,
 }
-
-/// Of one partition, by the objects' starts.
-type Chain<'a> = BTreeMap<u64, (&'a ObjectPath, &'a Object)>;
 
 /// One record.
 #[derive(Debug, Clone)]
@@ -90,6 +87,13 @@ impl Archive {
 
     /// Reads the objects that are new. Panics where one breaks a rule.
     pub fn refresh(&mut self) {
+        self.read_new();
+        let faults = self.chain_faults();
+        assert_eq!(faults, ChainFaults::default());
+    }
+
+    /// The same, however the objects chain.
+    pub fn read_new(&mut self) {
         let paths: Vec<ObjectPath> = self
             .io
             .block_on(self.store.list(None).map_ok(|found| found.location).try_collect())
@@ -106,7 +110,6 @@ impl Archive {
                 self.objects.insert(path, object);
             }
         }
-        self.check_chains();
     }
 
     pub fn lines(&self) -> impl Iterator<Item = &Line> {
@@ -124,27 +127,42 @@ impl Archive {
     }
 
     /// Each object starts where the one before it ends, and the first at 0; but for the gaps that were announced.
-    fn check_chains(&self) {
-        let mut partitions: BTreeMap<(&str, i32), Chain<'_>> = BTreeMap::new();
+    pub fn chain_faults(&self) -> ChainFaults {
+        let mut faults = ChainFaults::default();
+        let mut partitions: BTreeMap<(&str, i32), Vec<(&ObjectPath, &Object)>> = BTreeMap::new();
         for (path, object) in &self.objects {
-            let chain = partitions.entry((&object.topic, object.partition)).or_default();
-            let twin = chain.insert(object.start, (path, object));
-            assert!(twin.is_none(), "{path} starts where another object does");
+            partitions.entry((&object.topic, object.partition)).or_default().push((path, object));
         }
-        for ((_, partition), chain) in partitions {
+        for ((_, partition), mut chain) in partitions {
+            chain.sort_by_key(|(_, object)| object.start);
             let mut end = 0;
-            for (start, (path, object)) in chain {
-                if self.gaps.contains(&(partition, end, start)) {
-                    end = start;
+            for (path, object) in chain {
+                let start = object.start;
+                let announced = self.gaps.contains(&(partition, end, start));
+                let fault = || format!("{path} does not chain: partition {partition} ends at {end} before it");
+                match start.cmp(&end) {
+                    Ordering::Greater if !announced => faults.gaps.push(fault()),
+                    Ordering::Less => faults.overlaps.push(fault()),
+                    _ => {}
                 }
-                assert_eq!(start, end, "{path} does not chain: partition {partition} ends at {end} before it");
+                end = start;
                 for line in &object.lines {
-                    assert!(line.offset >= end, "{path}: offset {} comes after {end}", line.offset);
+                    if line.offset < end {
+                        faults.overlaps.push(format!("{path}: offset {} comes after {end}", line.offset));
+                    }
                     end = line.offset + 1;
                 }
             }
         }
+        faults
     }
+}
+
+/// Where objects do not chain.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ChainFaults {
+    pub gaps: Vec<String>,
+    pub overlaps: Vec<String>,
 }
 
 /// `…topic=<topic>/date=YYYY-MM-DD/hour=HH/<partition>-<20 digits>.ndjson.zst`

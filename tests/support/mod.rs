@@ -38,6 +38,22 @@ pub fn program() -> String {
     std::env::var("INGESTD_TEST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_ingestd").to_owned())
 }
 
+/// Whether its actors panic when a test asks for it: builds with debug assertions do.
+pub fn panics_on_demand() -> bool {
+    cfg!(debug_assertions) && std::env::var_os("INGESTD_TEST_BINARY").is_none()
+}
+
+/// Says loudly that a test is skipped for want of something.
+///
+/// # Panics
+/// With `INGESTD_REQUIRE_SERVICES=1`, where a test that is skipped has failed.
+#[track_caller]
+pub fn skip(what: &str) {
+    let required = std::env::var_os("INGESTD_REQUIRE_SERVICES").is_some_and(|value| value == "1");
+    assert!(!required, "INGESTD_REQUIRE_SERVICES=1, and a test would be skipped: {what}");
+    eprintln!("\n!!! SKIPPED: {what}\n");
+}
+
 /// Asks again and again until there is an answer; at the deadline it fails with what was awaited.
 pub fn eventually<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + within;

@@ -11,7 +11,8 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use rusqlite::Connection;
 
 use super::{
-    Buffer, DOUBT, FORWARDER, Position, READER,
+    Buffer, DOUBT, FORWARDER, READER,
+    position::{Position, Standing},
     transaction::{Failure, Outgoing, Transactions},
 };
 use crate::{
@@ -195,30 +196,39 @@ impl Forwarder {
     fn begin(&mut self) -> Result<Transactions, Failure> {
         let id = self.buffer.id();
         let transactions = Transactions::open(&self.config, &id, &|| self.tick())?;
-        let Position { at, doubt } = self.position;
-        match (transactions.committed()?, doubt) {
-            (Some(position), _) if position > doubt.unwrap_or(at) => {
-                let path = self.buffer.log.path().display();
-                let reason = format!(
-                    "{path} is an older copy of itself: Kafka has its events up to {position} (group {id}), and the \
-                     file knows of none beyond {}; move it away (its events before {position} are in Kafka, those \
-                     that were accepted since the copy was put here are not)",
-                    doubt.unwrap_or(at)
-                );
-                // The receiver is gone only when the process ends already.
-                let _ = self.escalations.send(Escalation::Refused { reason });
-                return Err(Failure::Ended);
+        let (at, path) = (self.position.at, self.buffer.log.path().display());
+        let refused = match self.position.compare(transactions.committed()?) {
+            Standing::GoesOn(position) => {
+                self.move_to(position);
+                return Ok(transactions);
             }
-            (Some(position), _) => self.move_to(position.max(at)),
-            (None, Some(to)) => tracing::error!(
-                from = %at, %to, group = id,
-                "Kafka has forgotten how far the buffer was forwarded (offsets.retention.minutes, or the topic was \
-                 deleted): its events in this range may be in the topic already, and are sent again"
+            Standing::Forgotten { to } => {
+                tracing::error!(
+                    from = %at, %to, group = id,
+                    "Kafka has forgotten how far the buffer was forwarded (offsets.retention.minutes, or the topic was \
+                     deleted): its events in this range may be in the topic already, and are sent again"
+                );
+                return Ok(transactions);
+            }
+            Standing::New => {
+                // From here on a position that is missing is one that was forgotten.
+                transactions.commit(&[], at, &|| self.tick())?;
+                return Ok(transactions);
+            }
+            Standing::OlderCopy { position, known } => format!(
+                "{path} is an older copy of itself: Kafka has its events up to {position} (group {id}), and the file \
+                 knows of none beyond {known}; move it away (its events before {position} are in Kafka, those that \
+                 were accepted since the copy was put here are not)"
             ),
-            // From here on a position that is missing is one that was forgotten.
-            (None, None) => transactions.commit(&[], at, &|| self.tick())?,
-        }
-        Ok(transactions)
+            Standing::OtherCopy { position, to } => format!(
+                "another process forwards a copy of {path}: Kafka has events up to {position} (group {id}), while this \
+                 file was forwarded up to {at} or {to}; end one of the two, and give it a data.dir of its own (the \
+                 events of this file from {at} on that only it accepted are not in Kafka)"
+            ),
+        };
+        // The receiver is gone only when the process ends already.
+        let _ = self.escalations.send(Escalation::Refused { reason: refused });
+        Err(Failure::Ended)
     }
 
     /// The records of the next transaction, among others, and the position behind it.

@@ -106,19 +106,18 @@ impl DeadLetterWriter for KafkaDeadLetters {
             Ok(producer) => producer,
             Err(error) => return async { Err(error) }.boxed(),
         };
-        let slot = self.producer.clone();
+        // Whoever gives up before there is an outcome drops it, too.
+        let lent = Lent { slot: self.producer.clone(), producer: Some(producer) };
         async move {
-            let sends = letters.iter().map(|letter| send(&producer, &topic, letter));
+            let sends = letters.iter().flat_map(|letter| Some(send(lent.producer.as_ref()?, &topic, letter)));
             let outcome = match tokio::time::timeout(DEADLINE, try_join_all(sends)).await {
                 Ok(outcome) => outcome.map(drop),
                 Err(_) => {
                     Err(anyhow!("Kafka did not acknowledge {} dead letter(s) within {DEADLINE:?}", letters.len()))
                 }
             };
-            if outcome.is_err() {
-                // The next attempt makes a new one: this one may have lost its way to the brokers (see `stranded`).
-                let failed = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-                tokio::task::spawn_blocking(move || drop((failed, producer)));
+            if outcome.is_ok() {
+                lent.works();
             }
             outcome.with_context(|| format!("cannot write dead letters to topic {topic}"))
         }
@@ -134,6 +133,33 @@ impl DeadLetterWriter for KafkaDeadLetters {
             Ok(known.await??)
         }
         .boxed()
+    }
+}
+
+/// A producer that is being written with. Dropped before it was found to work it goes, and the next attempt makes a new
+/// one: this one may have lost its way to the brokers (see `stranded`).
+struct Lent {
+    slot: Arc<Mutex<Option<Letters>>>,
+    /// `None` when it is given back.
+    producer: Option<Letters>,
+}
+
+impl Lent {
+    fn works(mut self) {
+        self.producer = None;
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some(producer) = self.producer.take() else { return };
+        let failed = self.slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The last one's drop joins a thread, and here may be an arbiter.
+        let closing =
+            std::thread::Builder::new().name("kafka-retire".to_owned()).spawn(move || drop((failed, producer)));
+        if let Err(error) = closing {
+            tracing::warn!(%error, "no thread to close the producer of dead letters on, closing it here");
+        }
     }
 }
 

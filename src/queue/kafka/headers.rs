@@ -11,8 +11,11 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka_sys::{RDKafkaRespErr, rd_kafka_header_get_all, rd_kafka_message_headers};
 use smallvec::SmallVec;
 
+/// A header's name and value.
+type Header<'m> = (Cow<'m, str>, Option<&'m [u8]>);
+
 /// Name and value of each header, in their order; few of them need no memory of their own.
-pub(super) fn headers<'m>(message: &'m BorrowedMessage<'_>) -> SmallVec<[(Cow<'m, str>, Option<&'m [u8]>); 4]> {
+pub(super) fn headers<'m>(message: &'m BorrowedMessage<'_>) -> SmallVec<[Header<'m>; 4]> {
     let mut all = SmallVec::new();
     let mut headers = ptr::null_mut();
     // SAFETY: the message is alive for 'm, and librdkafka only writes `headers`.

@@ -14,7 +14,7 @@ mod transactions;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rdkafka::types::RDKafkaErrorCode as Code;
@@ -39,9 +39,11 @@ const MOST_LETTERS: usize = 500_000;
 /// Which records at or beyond `from` are letters. Blocks.
 ///
 /// They were written after their records, so only what came since the record at `from` is read. Clocks may differ: an
-/// hour is allowed for.
+/// hour is allowed for. However many letters that are, they are read to their end, because counting begins behind them;
+/// brokers that fall silent end it.
 pub(super) fn known(config: &Config, source: &Source, from: Offset) -> Result<BTreeSet<Offset>, LettersError> {
     const SKEW: i64 = 3_600_000;
+    const WHOLE: Duration = Duration::from_secs(3600);
     let deadline = Instant::now() + PATIENCE;
     let reader = Reader::open(config)?;
     let mut known = BTreeSet::new();
@@ -55,7 +57,7 @@ pub(super) fn known(config: &Config, source: &Source, from: Offset) -> Result<BT
         0 => format!("{}/{}/", source.topic, source.partition),
         generation => format!("{}@{generation}/{}/", source.topic, source.partition),
     };
-    reader.scan(Some(Timestamp(received.0.saturating_sub(SKEW))), deadline, |seen| {
+    reader.scan(Some(Timestamp(received.0.saturating_sub(SKEW))), Instant::now() + WHOLE, |seen| {
         if let Some(offset) = seen.id.strip_prefix(&prefix).and_then(|offset| offset.parse().ok().map(Offset))
             && offset >= from
         {

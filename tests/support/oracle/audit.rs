@@ -12,7 +12,7 @@ use chrono::DateTime;
 
 use super::{Oracle, known};
 use crate::support::{
-    archive::Line,
+    archive::{ChainFaults, Line},
     events::{Sent, archived_form},
     log::{Bucket, Evidence, Letter, LogRecord, Stored},
 };
@@ -69,9 +69,15 @@ type Position = (i32, u64);
 impl Oracle<'_> {
     /// Holds everything against the log. Reads the archive once more.
     pub fn audit(&mut self, evidence: &Evidence) -> Verdict {
-        self.archive.refresh();
-        let mut verdict =
-            Verdict { records: evidence.log.len(), objects: self.archive.objects(), ..Verdict::default() };
+        self.archive.read_new();
+        let ChainFaults { gaps, overlaps } = self.archive.chain_faults();
+        let mut verdict = Verdict {
+            records: evidence.log.len(),
+            objects: self.archive.objects(),
+            lost: gaps,
+            doubled: overlaps,
+            ..Verdict::default()
+        };
         let log: BTreeMap<Position, &LogRecord> =
             evidence.log.iter().map(|record| ((record.partition, record.offset), record)).collect();
         self.log_against_ledger(&evidence.log, &mut verdict);
