@@ -1,7 +1,7 @@
 //! Nothing lost, nothing twice, whatever fails: real services, a real daemon, and faults (docs/faults.md).
 //!
 //! `drawn` plays a schedule that a seed decides, over several processes under load: `INGESTD_FAULTS_SEEDS=1,2,3` and
-//! `INGESTD_FAULTS_MINUTES=20` make it longer. The others are single faults that need a stage of their own.
+//! `INGESTD_FAULTS_MINUTES=8` make it longer. The others are single faults that need a stage of their own.
 
 mod clock;
 mod disk;
