@@ -44,7 +44,7 @@ use crate::{
     ingest::{self, Ingestor},
     logging::{self, LogLevel},
     metrics::Metrics,
-    produce::Producer,
+    produce::{Entrance, Producer},
     queue::{
         Appender, ByteBudget, SourceEvents, SourceHandle,
         buffer::Buffer,
@@ -418,6 +418,8 @@ impl Daemon {
 
     fn start_ingest(&self, running: &mut Running, listener: TcpListener) {
         let producer: Slot<Producer> = Slot::default();
+        let entrance = Entrance::new(producer.clone());
+        let opened = entrance.clone();
         let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
         let (log, buffer) = (running.log.clone(), running.buffer.clone());
         running.guarded.push(supervise(ActorName::Producer, producer.clone(), &self.supervision, move |_| {
@@ -426,15 +428,15 @@ impl Daemon {
                 (None, Some(buffer)) => buffer.appender()?,
                 (None, None) => Box::new(KafkaAppender::new(&live.load(), health.clone(), metrics.clone())?),
             };
-            Ok(Producer::new(appender, health.clone()))
+            Ok(Producer::new(opened.clone(), appender, health.clone()))
         }));
-        running.producer = Some(producer.clone());
+        running.producer = Some(producer);
 
         let ingestor: Slot<Ingestor> = Slot::default();
         let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
         running.guarded.push(supervise(ActorName::Ingestor, ingestor.clone(), &self.supervision, move |_| {
             let listener = listener.try_clone().context("the listening socket cannot be shared")?;
-            Ok(Ingestor::new(listener, producer.clone(), live.clone(), health.clone(), metrics.clone()))
+            Ok(Ingestor::new(listener, entrance.clone(), live.clone(), health.clone(), metrics.clone()))
         }));
         running.ingestor = Some(ingestor);
     }

@@ -11,16 +11,16 @@
 //! - the client and the key are a string's characters or another scalar's JSON text; an object or an array is neither.
 
 mod fields;
+mod json;
 
 use std::borrow::Cow;
 
 use chrono::DateTime;
-use serde_json::value::RawValue;
-use smallvec::SmallVec;
 
 use crate::{config::EventConfig, position::Timestamp};
 
 pub use fields::MAX_DEPTH;
+pub use json::Texts;
 
 /// Which top-level fields are read: those of the head, and further ones that somebody groups by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,13 +66,13 @@ fn index_of(names: &mut Vec<String>, name: &str) -> usize {
 #[derive(Debug)]
 pub struct Found<'f, 'a> {
     fields: &'f EventFields,
-    /// In the order of the names. More than these few need memory of their own.
-    values: SmallVec<[Option<&'a RawValue>; 12]>,
+    /// In the order of the names.
+    values: Texts<'a>,
 }
 
 impl<'a> Found<'_, 'a> {
     /// The value of the field that was given to [`EventFields::selecting`] at this place; `None` where it is missing.
-    pub fn selected(&self, index: usize) -> Option<&'a RawValue> {
+    pub fn selected(&self, index: usize) -> Option<&'a str> {
         self.values[self.fields.selected[index]]
     }
 
@@ -157,6 +157,17 @@ pub fn read<'f, 'a>(value: &'a [u8], fields: &'f EventFields) -> Result<(Event<'
     Ok((event, found))
 }
 
+/// The JSON texts of an object's fields of these names; nothing where it is not one, or perhaps not: serde_json judges
+/// those.
+pub fn object<'a>(text: &'a str, names: &[String]) -> Option<Texts<'a>> {
+    json::object(text, names)
+}
+
+/// The elements of a JSON array, at most so many; nothing where it is not one, or perhaps not: serde_json judges those.
+pub fn elements(text: &str, most: usize) -> Option<Vec<&[u8]>> {
+    json::array(text, most)
+}
+
 /// A field's value, as far as the head of an event is concerned.
 enum Field<'a> {
     Absent,
@@ -167,10 +178,8 @@ enum Field<'a> {
 }
 
 impl<'a> Field<'a> {
-    fn read(raw: Option<&'a RawValue>, name: &str) -> Result<Self, Invalid> {
-        let Some(json) = raw.map(RawValue::get) else {
-            return Ok(Self::Absent);
-        };
+    fn read(json: Option<&'a str>, name: &str) -> Result<Self, Invalid> {
+        let Some(json) = json else { return Ok(Self::Absent) };
         Ok(match json.as_bytes().first() {
             Some(b'"') => Self::Text(unescape(json).map_err(|error| {
                 Invalid::new(Code::InvalidJson, format!("the string in field {name:?} cannot be read: {error}"))
@@ -191,7 +200,7 @@ impl<'a> Field<'a> {
 }
 
 /// The characters of a valid JSON string.
-fn unescape(json: &str) -> Result<Cow<'_, str>, serde_json::Error> {
+pub fn unescape(json: &str) -> Result<Cow<'_, str>, serde_json::Error> {
     match json.get(1..json.len() - 1) {
         Some(inner) if memchr::memchr(b'\\', inner.as_bytes()).is_none() => Ok(Cow::Borrowed(inner)),
         _ => serde_json::from_str(json).map(Cow::Owned),
@@ -351,7 +360,7 @@ mod tests {
         assert_eq!((event.event_type.as_ref(), event.client), ("b", None));
         let fields = fields().selecting(&["x", "type", "y", "type"].map(str::to_owned));
         let (_, found) = super::read(json.as_bytes(), &fields).unwrap();
-        let selected: Vec<_> = (0..4).map(|index| found.selected(index).map(RawValue::get)).collect();
+        let selected: Vec<_> = (0..4).map(|index| found.selected(index)).collect();
         assert_eq!(selected, [Some("7"), Some(r#""b""#), None, Some(r#""b""#)]);
     }
 

@@ -34,8 +34,7 @@ use crate::{
     health::{ActorName, ActorState, Health},
     http,
     metrics::Metrics,
-    produce::Producer,
-    supervise::Slot,
+    produce::Entrance,
 };
 
 /// Stops the server: no new connections, requests in flight are finished. The reply comes when they are, or after
@@ -88,12 +87,12 @@ impl Ingestor {
     /// `listener` is a clone of what [`bind`] returned.
     pub fn new(
         listener: TcpListener,
-        producer: Slot<Producer>,
+        entrance: Entrance,
         config: LiveConfig,
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let intake = web::Data::new(Intake::new(producer, config.clone(), health.clone(), metrics));
+        let intake = web::Data::new(Intake::new(entrance, config.clone(), health.clone(), metrics));
         Self { listener: Some(listener), intake, config, health, server: None }
     }
 

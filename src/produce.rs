@@ -1,8 +1,10 @@
 //! The producer: takes the accepted events of one request, appends them to the queue, and lets the request know when
 //! each is durable.
 //!
-//! One message a request. The mailbox is bounded and callers use `try_send`: a full one is answered with 429, so load
-//! that the queue cannot take is heard by the client instead of growing memory.
+//! Requests come by the [`Entrance`]. Those that wait for the queue are in the mailbox, which is bounded: a full one is
+//! answered with 429, so load that the queue cannot take is heard by the client instead of growing memory.
+
+mod entrance;
 
 use std::{
     sync::{
@@ -18,6 +20,8 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+pub use self::entrance::{Entrance, NotTaken};
+use self::entrance::{Incarnation, Queued};
 use crate::{
     health::{ActorName, ActorState, Health},
     position::Timestamp,
@@ -25,8 +29,6 @@ use crate::{
 };
 
 /// The accepted events of one request, to be made durable. Each is answered exactly once through the ticket.
-#[derive(Message)]
-#[rtype(result = "()")]
 pub struct Publish {
     /// The request's body as it came (after decompression); events are parts of it.
     pub body: Bytes,
@@ -168,10 +170,10 @@ impl Ticket {
 #[rtype(result = "Result<(), usize>")]
 pub struct Flush(pub Duration);
 
-/// The producer actor; what it appends to is behind the queue seam.
+/// The producer actor: it owns what is appended to, and takes the requests that wait for it.
 pub struct Producer {
-    /// `None` only while a flush has it on a blocking thread.
-    appender: Option<Box<dyn Appender>>,
+    entrance: Entrance,
+    incarnation: Incarnation,
     health: Health,
 }
 
@@ -183,19 +185,17 @@ impl Producer {
     /// How long to wait when the queue's buffers are full, before the rest of a request is appended.
     const FULL_PAUSE: Duration = Duration::from_millis(2);
 
-    pub fn new(appender: Box<dyn Appender>, health: Health) -> Self {
-        Self { appender: Some(appender), health }
+    /// Opens the entrance.
+    pub fn new(entrance: Entrance, appender: Box<dyn Appender>, health: Health) -> Self {
+        let incarnation = entrance.open(appender);
+        Self { entrance, incarnation, health }
     }
 
     /// Appends, and holds the mailbox while the queue is full: order is kept and the backpressure is heard.
-    fn append(&mut self, publish: Publish, from: usize, ctx: &mut Context<Self>) {
-        let Some(appender) = self.appender.as_mut() else {
-            publish.ticket.refused(publish.events.len() - from, "the producer is stopping");
-            return;
-        };
-        if let Err(Full { publish, next }) = appender.append(publish, from) {
+    fn append(&mut self, Queued { publish, from, place }: Queued, ctx: &mut Context<Self>) {
+        if let Err(Full { publish, next }) = self.entrance.append_queued(publish, from) {
             let pause = tokio::time::sleep(Self::FULL_PAUSE).into_actor(self);
-            ctx.wait(pause.map(move |(), actor, ctx| actor.append(publish, next, ctx)));
+            ctx.wait(pause.map(move |(), actor, ctx| actor.append(Queued { publish, from: next, place }, ctx)));
         }
     }
 }
@@ -209,11 +209,18 @@ impl Actor for Producer {
     }
 }
 
-impl Handler<Publish> for Producer {
+impl Drop for Producer {
+    /// After a panic too: requests hear that it is being restarted, and what was not answered is.
+    fn drop(&mut self) {
+        drop(self.entrance.close(self.incarnation));
+    }
+}
+
+impl Handler<Queued> for Producer {
     type Result = ();
 
-    fn handle(&mut self, publish: Publish, ctx: &mut Self::Context) {
-        self.append(publish, 0, ctx);
+    fn handle(&mut self, queued: Queued, ctx: &mut Self::Context) {
+        self.append(queued, ctx);
     }
 }
 
@@ -221,7 +228,7 @@ impl Handler<Flush> for Producer {
     type Result = ResponseActFuture<Self, Result<(), usize>>;
 
     fn handle(&mut self, Flush(timeout): Flush, _: &mut Self::Context) -> Self::Result {
-        let Some(mut appender) = self.appender.take() else {
+        let Some(mut appender) = self.entrance.close(self.incarnation) else {
             return Box::pin(async { Ok(()) }.into_actor(self));
         };
         // librdkafka's flush blocks.
@@ -231,7 +238,7 @@ impl Handler<Flush> for Producer {
         });
         Box::pin(flush.into_actor(self).map(|flushed, actor, _| match flushed {
             Ok((appender, flushed)) => {
-                actor.appender = Some(appender);
+                actor.entrance.reopen(actor.incarnation, appender);
                 flushed
             }
             // The flush itself panicked: nothing is known of what was unanswered.

@@ -47,7 +47,7 @@ impl Epoch {
     }
 }
 
-/// The write side of a queue, used by the producer actor alone.
+/// The write side of a queue, used by one caller at a time.
 pub trait Appender: Send {
     /// Starts writing the events of `publish` from index `from` on; its ticket hears of each of them exactly once, when
     /// it is durable or refused. Never blocks for long.

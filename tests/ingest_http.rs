@@ -14,7 +14,7 @@ use ingestd::{
     health::{ActorName, ActorState, Closed, Health},
     ingest::{Ingestor, StopAccepting, bind},
     metrics::Metrics,
-    produce::{Producer, Publish},
+    produce::{Entrance, Producer, Publish},
     queue::{Appender, Full},
     supervise::Slot,
 };
@@ -99,9 +99,9 @@ impl Daemon {
         let (health, metrics, producer) = (Health::default(), Arc::new(Metrics::default()), Slot::default());
         let (queue, log) = (Arc::new(Mutex::new(queue)), Arc::new(Mutex::new(Log::default())));
         let fake = FakeQueue { queue: queue.clone(), log: log.clone() };
-        producer.set(Some(Producer::new(Box::new(fake), health.clone()).start()));
-        let ingestor =
-            Ingestor::new(listener, producer.clone(), config.clone(), health.clone(), metrics.clone()).start();
+        let entrance = Entrance::new(producer.clone());
+        producer.set(Some(Producer::new(entrance.clone(), Box::new(fake), health.clone()).start()));
+        let ingestor = Ingestor::new(listener, entrance, config.clone(), health.clone(), metrics.clone()).start();
         Self { address, ingestor, producer, config, health, metrics, queue, log }
     }
 

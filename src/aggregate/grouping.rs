@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::{config::AggregateConfig, event::Found, position::Timestamp};
@@ -76,13 +75,13 @@ const LONGEST_GROUP: usize = 4 << 20;
 
 /// The group's values as a JSON array. The same string is the same text however it was escaped; a missing field is
 /// null.
-fn write_group<'a>(text: &mut String, longest: usize, values: impl Iterator<Item = Option<&'a RawValue>>) {
+fn write_group<'a>(text: &mut String, longest: usize, values: impl Iterator<Item = Option<&'a str>>) {
     text.push('[');
     for (index, value) in values.enumerate() {
         if index > 0 {
             text.push(',');
         }
-        let raw = value.map_or("null", RawValue::get);
+        let raw = value.unwrap_or("null");
         let unescaped = (raw.starts_with('"') && raw.contains('\\'))
             .then(|| serde_json::from_str::<String>(raw).ok())
             .flatten()

@@ -6,17 +6,28 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
-use super::{Code, Invalid};
+use super::{
+    Code, Invalid,
+    json::{self, Texts},
+};
 
 /// Levels of objects and arrays, the event itself included. In the archive a line is one level around it, and together
 /// they are what `serde_json` reads into a tree by default (127), so that readers can parse what was accepted.
 pub const MAX_DEPTH: usize = 126;
 
 /// Finds the fields called `names`, which differ, in the object `value`; `None` where one is missing.
-pub fn scan<'a>(value: &'a [u8], names: &[String]) -> Result<SmallVec<[Option<&'a RawValue>; 12]>, Invalid> {
+pub fn scan<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Invalid> {
     let text = std::str::from_utf8(value)
         .map_err(|error| Invalid::new(Code::InvalidJson, format!("not valid UTF-8 at byte {}", error.valid_up_to())))?;
-    if is_deeper_than(MAX_DEPTH, value) {
+    if let Some(found) = json::object(text, names) {
+        return Ok(found);
+    }
+    judge(text, names)
+}
+
+/// The same by serde_json, slower: for what may be wrong.
+fn judge<'a>(text: &'a str, names: &[String]) -> Result<Texts<'a>, Invalid> {
+    if is_deeper_than(MAX_DEPTH, text.as_bytes()) {
         return Err(Invalid::new(Code::InvalidJson, format!("nested deeper than {MAX_DEPTH} levels")));
     }
     let syntax = |error: serde_json::Error| Invalid::new(Code::InvalidJson, error.to_string());
@@ -32,11 +43,6 @@ pub fn scan<'a>(value: &'a [u8], names: &[String]) -> Result<SmallVec<[Option<&'
 
 /// Whether brackets are open deeper than `limit` anywhere. serde_json has no such limit where it skips values.
 fn is_deeper_than(limit: usize, json: &[u8]) -> bool {
-    let opened = |bracket| memchr::memchr_iter(bracket, json).count();
-    // Few events have so many brackets at all.
-    if opened(b'{') + opened(b'[') <= limit {
-        return false;
-    }
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in json {
         match byte {
@@ -59,7 +65,7 @@ fn is_deeper_than(limit: usize, json: &[u8]) -> bool {
 
 struct Object<'n, 'f, 'a> {
     names: &'n [String],
-    found: &'f mut [Option<&'a RawValue>],
+    found: &'f mut [Option<&'a str>],
 }
 
 impl<'a> Visitor<'a> for Object<'_, '_, 'a> {
@@ -72,7 +78,7 @@ impl<'a> Visitor<'a> for Object<'_, '_, 'a> {
     fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<(), M::Error> {
         while let Some(name) = map.next_key_seed(NameAmong(self.names))? {
             match name {
-                Some(name) => self.found[name] = Some(map.next_value()?),
+                Some(name) => self.found[name] = Some(map.next_value::<&RawValue>()?.get()),
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -100,5 +106,120 @@ impl Visitor<'_> for NameAmong<'_> {
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
         Ok(self.0.iter().position(|candidate| candidate == name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
+    use super::*;
+
+    fn names() -> Vec<String> {
+        ["type", "a", ""].map(str::to_owned).to_vec()
+    }
+
+    /// What is taken fast is what serde_json takes, with the same fields.
+    fn compare(text: &str) {
+        if let Some(found) = json::object(text, &names()) {
+            assert_eq!(judge(text, &names()).as_ref(), Ok(&found), "{text:?}");
+        }
+        if let Some(found) = json::array(text, usize::MAX) {
+            let elements: Vec<&RawValue> = serde_json::from_str(text).expect(text);
+            assert_eq!(
+                found,
+                elements.into_iter().map(|element| element.get().as_bytes()).collect::<Vec<_>>(),
+                "{text:?}"
+            );
+        }
+    }
+
+    fn json(depth: u32) -> impl Strategy<Value = String> {
+        let string = prop_oneof![
+            "[a-z\u{e9}\u{1f600}]{0,20}".prop_map(|text| serde_json::to_string(&text).expect("a string")),
+            any::<String>().prop_map(|text| serde_json::to_string(&text).expect("a string")),
+            select(vec![r#""\ud800""#, r#""\u0061\/""#, r#""type""#, r#""a""#, r#""""#]).prop_map(str::to_owned),
+        ];
+        let space = || select(vec!["", "", "", " ", "\n\t", "\r\n"]);
+        let leaf = prop_oneof![
+            string.clone(),
+            select(vec!["0", "-0", "1e5", "-1.25E+10", "123456789012345678901", "true", "false", "null"])
+                .prop_map(str::to_owned),
+        ];
+        leaf.prop_recursive(depth, 64, 6, move |inner| {
+            let field = (space(), string.clone(), space(), space(), inner.clone(), space());
+            let field = field.prop_map(|(a, name, b, c, value, d)| format!("{a}{name}{b}:{c}{value}{d}"));
+            prop_oneof![
+                (vec(inner, 0..6), space()).prop_map(|(parts, space)| format!("[{space}{}]", parts.join(","))),
+                (vec(field, 0..6), space()).prop_map(|(parts, space)| format!("{{{space}{}}}", parts.join(","))),
+            ]
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+        #[test]
+        fn valid_json_is_read_as_serde_json_reads_it(text in json(6)) {
+            compare(&text);
+            let top_level_escapes = text.starts_with('{') && text.contains('\\');
+            if text.starts_with('{') && !top_level_escapes {
+                prop_assert!(json::object(&text, &names()).is_some(), "left to serde_json: {text}");
+            }
+        }
+
+        #[test]
+        fn a_changed_byte_is_judged_as_serde_json_judges_it(
+            text in json(4), at in any::<prop::sample::Index>(), byte in select(b"[]{},:\"\\ \n\r\0u0-.e1tx".to_vec()),
+            inserted in any::<bool>(),
+        ) {
+            let mut bytes = text.into_bytes();
+            let at = at.index(bytes.len());
+            if inserted { bytes.insert(at, byte) } else { bytes[at] = byte }
+            if let Ok(text) = std::str::from_utf8(&bytes) {
+                compare(text);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_judged_as_serde_json_judges_them(
+            bytes in vec(select(b"[]{},:\"\\ \n\r1e-0.utrfalsn\0\x1f\x7f".to_vec()), 0..40),
+        ) {
+            let text = std::str::from_utf8(&bytes).expect("ASCII");
+            compare(text);
+            compare(&format!("{{\"a\":{text}}}"));
+            compare(&format!("[{text}]"));
+        }
+    }
+
+    #[test]
+    fn strings_end_where_they_end_wherever_that_is_in_eight_bytes() {
+        for length in 0..40 {
+            for (character, valid) in
+                [('\u{1f}', false), ('\u{7f}', true), (' ', true), ('"', false), ('\\', false), ('\u{a2}', true)]
+            {
+                for at in 0..=length {
+                    let mut string = "x".repeat(length);
+                    string.insert(at, character);
+                    let text = format!("{{\"a\":\"{string}\",\"type\":\"b\"}}");
+                    compare(&text);
+                    let is_taken = json::object(&text, &names()).is_some();
+                    assert!(
+                        is_taken == valid || (character == '\\' && is_taken == judge(&text, &names()).is_ok()),
+                        "{text:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_as_deep_as_allowed_is_taken_and_nothing_deeper() {
+        for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
+            let nested = |levels: usize| format!("{{\"a\":{}1{}}}", open.repeat(levels - 1), close.repeat(levels - 1));
+            assert!(json::object(&nested(MAX_DEPTH), &names()).is_some());
+            assert!(json::object(&nested(MAX_DEPTH + 1), &names()).is_none());
+            assert!(judge(&nested(MAX_DEPTH), &names()).is_ok() && judge(&nested(MAX_DEPTH + 1), &names()).is_err());
+        }
     }
 }

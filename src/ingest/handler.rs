@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Instant};
 
-use actix::{Addr, dev::SendError};
 use actix_web::{
     HttpRequest, HttpResponse,
     http::StatusCode,
@@ -25,13 +24,12 @@ use crate::{
     health::{ActorName, Health},
     metrics::{Metrics, ReasonLabel, StatusLabel},
     position::Timestamp,
-    produce::{Producer, Publish, Ticket},
-    supervise::Slot,
+    produce::{Entrance, NotTaken, Publish, Ticket},
 };
 
 /// What the workers share. Limits are read from the live configuration once a request.
 pub struct Intake {
-    producer: Slot<Producer>,
+    entrance: Entrance,
     config: LiveConfig,
     /// As at the start: what the log's readers go by, too.
     fields: EventFields,
@@ -66,13 +64,13 @@ impl Drop for Waiting {
 const LONG_PARSE: usize = 256 * 1024;
 
 impl Intake {
-    pub fn new(producer: Slot<Producer>, config: LiveConfig, health: Health, metrics: Arc<Metrics>) -> Self {
+    pub fn new(entrance: Entrance, config: LiveConfig, health: Health, metrics: Arc<Metrics>) -> Self {
         let fields = EventFields::from(&config.load().event);
         let answered_ok = metrics.requests.get_or_create_owned(&StatusLabel { status: 200 });
         let waiting = metrics.depth(ActorName::Producer);
         waiting.set(0);
         let under_way = TaskTracker::new();
-        Self { producer, config, fields, health, metrics, answered_ok, under_way, waiting }
+        Self { entrance, config, fields, health, metrics, answered_ok, under_way, waiting }
     }
 
     /// Resolves when no request is being handled.
@@ -135,7 +133,6 @@ impl Intake {
         received: Timestamp,
         config: &Config,
     ) -> Result<Vec<usize>, Problem> {
-        let producer = self.producer.get().ok_or_else(restarting)?;
         let (ticket, delivery) = Ticket::new(checked.records.len(), self.metrics.events_produced_unanswered.clone());
         let publish = Publish {
             body: body.clone(),
@@ -145,7 +142,7 @@ impl Intake {
             ticket,
         };
         let _waiting = Waiting::enter(&self.waiting);
-        send(&producer, publish)?;
+        self.entrance.publish(publish).map_err(not_taken)?;
         // The whole timeout again, after that for the body: the queue's own delivery timeout is just below it, so that
         // an answer "unknown" stays rare.
         let timeout = config.http.request_timeout;
@@ -182,16 +179,14 @@ impl Intake {
     }
 }
 
-fn send(producer: &Addr<Producer>, publish: Publish) -> Result<(), Problem> {
-    producer.try_send(publish).map_err(|error| match error {
-        SendError::Full(_) => Problem::too_busy("too many requests wait for the queue: try again"),
-        SendError::Closed(_) => restarting(),
-    })
-}
-
-/// A panicked producer is back after a back-off that begins at a fraction of a second.
-fn restarting() -> Problem {
-    Problem::unavailable(1, "the producer is being restarted; nothing of this request was stored")
+fn not_taken(why: NotTaken) -> Problem {
+    match why {
+        NotTaken::Busy => Problem::too_busy("too many requests wait for the queue: try again"),
+        // A panicked producer is back after a back-off that begins at a fraction of a second.
+        NotTaken::Restarting => {
+            Problem::unavailable(1, "the producer is being restarted; nothing of this request was stored")
+        }
+    }
 }
 
 fn refused(reason: &str) -> Problem {

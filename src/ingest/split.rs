@@ -5,6 +5,8 @@ use std::fmt;
 use serde::de::{Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::event;
+
 /// How a body holds its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -88,6 +90,9 @@ fn lines(body: &[u8], max_events: usize) -> Result<Vec<&[u8]>, Unsplittable> {
 fn elements(body: &[u8], max_events: usize) -> Result<Vec<&[u8]>, Unsplittable> {
     let text = std::str::from_utf8(body)
         .map_err(|error| Unsplittable::Syntax(format!("not valid UTF-8 at byte {}", error.valid_up_to())))?;
+    if let Some(elements) = event::elements(text, max_events) {
+        return Ok(elements);
+    }
     let mut elements = Vec::new();
     let mut json = serde_json::Deserializer::from_str(text);
     let outcome = json.deserialize_seq(Elements { elements: &mut elements, max_events }).and_then(|()| json.end());

@@ -18,14 +18,15 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
+    event,
     position::Timestamp,
     queue::record::{Headers, ID_HEADER, Record},
 };
 
 /// Writes lines; keeps what consecutive records share.
 pub struct LineEncoder {
-    /// The event's field whose value is the record's key.
-    key_field: String,
+    /// The event's field whose value is the record's key, alone.
+    key_field: [String; 1],
     /// The text of a second and its first millisecond: most records share it with the one before.
     second: i64,
     second_text: String,
@@ -33,13 +34,14 @@ pub struct LineEncoder {
 
 impl LineEncoder {
     pub fn new(key_field: String) -> Self {
-        Self { key_field, second: i64::MIN, second_text: String::new() }
+        Self { key_field: [key_field], second: i64::MIN, second_text: String::new() }
     }
 
     /// Appends the record's line, with its line end.
     pub fn encode(&mut self, record: &Record<'_>, line: &mut Vec<u8>) {
-        // Writing to a Vec does not fail.
-        let _ = write!(line, "{{\"offset\":{},\"received\":\"", record.offset);
+        line.extend_from_slice(b"{\"offset\":");
+        line.extend_from_slice(itoa::Buffer::new().format(record.offset.0).as_bytes());
+        line.extend_from_slice(b",\"received\":\"");
         self.write_time(record.received, line);
         line.push(b'"');
         if let Some(id) = record.headers.id() {
@@ -74,7 +76,9 @@ impl LineEncoder {
             self.second = second;
             self.second_text = Timestamp(second * 1000).to_datetime().format("%Y-%m-%dT%H:%M:%S").to_string();
         }
-        let _ = write!(line, "{}.{millisecond:03}Z", self.second_text);
+        line.extend_from_slice(self.second_text.as_bytes());
+        let digit = |place: i64| b'0' + (millisecond / place % 10) as u8;
+        line.extend_from_slice(&[b'.', digit(100), digit(10), digit(1), b'Z']);
     }
 }
 
@@ -85,8 +89,22 @@ struct Inspected<'a> {
 }
 
 /// `None` when the value is not one JSON value in valid UTF-8.
-fn inspect<'a>(value: &'a [u8], key_field: &str) -> Option<Inspected<'a>> {
+fn inspect<'a>(value: &'a [u8], key_field: &[String; 1]) -> Option<Inspected<'a>> {
     let text = std::str::from_utf8(value).ok()?;
+    let key = match event::object(text, key_field) {
+        Some(found) => found[0],
+        None => judge(text, &key_field[0])?,
+    };
+    let key = key.and_then(|text| match text.as_bytes()[0] {
+        b'"' => event::unescape(text).ok(),
+        b'{' | b'[' | b'n' => None,
+        _ => Some(text.into()),
+    });
+    Some(Inspected { text, key })
+}
+
+/// The key's text by serde_json, for what may not be an object, or not be JSON.
+fn judge<'a>(text: &'a str, key_field: &str) -> Option<Option<&'a str>> {
     let mut json = serde_json::Deserializer::from_str(text);
     let is_object = text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{');
     let key = if is_object {
@@ -96,12 +114,7 @@ fn inspect<'a>(value: &'a [u8], key_field: &str) -> Option<Inspected<'a>> {
         None
     };
     json.end().ok()?;
-    let key = key.and_then(|raw| match raw.get() {
-        text if text.starts_with('"') => serde_json::from_str(text).ok(),
-        text if text.starts_with(['{', '[']) || text == "null" => None,
-        text => Some(text.into()),
-    });
-    Some(Inspected { text, key })
+    Some(key.map(RawValue::get))
 }
 
 struct KeyVisitor<'f> {
@@ -206,6 +219,11 @@ fn write_text_or_base64(bytes: &[u8], line: &mut Vec<u8>) {
 }
 
 fn write_json_string(text: &str, line: &mut Vec<u8>) {
+    if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+        line.push(b'"');
+        line.extend_from_slice(text.as_bytes());
+        return line.push(b'"');
+    }
     // A string always serialises, and a Vec takes it.
     let _ = serde_json::to_writer(line, text);
 }

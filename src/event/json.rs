@@ -1,0 +1,245 @@
+//! A strict, fast reading of JSON: it takes most of what is valid and nothing that is not.
+//!
+//! Events are read three times on their way (in, into the archive, into the aggregates), so this is where time goes.
+//! What is not taken here (broken syntax, escapes in top-level names, nesting beyond [`MAX_DEPTH`]) is left to
+//! serde_json, which judges it and words the error: a property test compares the two. Strings, which are most of an
+//! event, are searched eight bytes at a time (Mycroft's test for a zero byte; Knuth, TAOCP 7.1.3).
+
+use smallvec::SmallVec;
+
+use super::MAX_DEPTH;
+
+/// The JSON texts of fields, in the order of their names; more than these few need memory of their own.
+pub type Texts<'a> = SmallVec<[Option<&'a str>; 12]>;
+
+/// The whole of `text` as an object, and the values of its fields of these names, of duplicates the last.
+pub fn object<'a>(text: &'a str, names: &[String]) -> Option<Texts<'a>> {
+    let json = Json(text.as_bytes());
+    let mut found = SmallVec::from_elem(None, names.len());
+    let mut at = json.after(json.white_space(0), b'{')?;
+    at = json.white_space(at);
+    if json.byte(at)? == b'}' {
+        at += 1;
+    } else {
+        loop {
+            let start = json.after(at, b'"')?;
+            let Str { end, escaped: false } = json.string(start)? else { return None };
+            let name = &text[start..end];
+            at = json.white_space(end + 1);
+            at = json.white_space(json.after(at, b':')?);
+            let value = at;
+            at = json.value(value, 1)?;
+            if let Some(place) = names.iter().position(|candidate| candidate == name) {
+                found[place] = Some(&text[value..at]);
+            }
+            at = json.white_space(at);
+            match json.byte(at)? {
+                b',' => at = json.white_space(at + 1),
+                b'}' => break,
+                _ => return None,
+            }
+        }
+        at += 1;
+    }
+    (json.white_space(at) == text.len()).then_some(found)
+}
+
+/// The whole of `text` as an array, each element as it stands there. At most `most` elements.
+pub fn array(text: &str, most: usize) -> Option<Vec<&[u8]>> {
+    let json = Json(text.as_bytes());
+    let mut elements = Vec::new();
+    let mut at = json.white_space(json.after(json.white_space(0), b'[')?);
+    if json.byte(at)? == b']' {
+        at += 1;
+    } else {
+        loop {
+            let start = at;
+            // An element may be nested as deep as an event.
+            at = json.value(start, 0)?;
+            if elements.len() == most {
+                return None;
+            }
+            elements.push(&json.0[start..at]);
+            at = json.white_space(at);
+            match json.byte(at)? {
+                b',' => at = json.white_space(at + 1),
+                b']' => break,
+                _ => return None,
+            }
+        }
+        at += 1;
+    }
+    (json.white_space(at) == text.len()).then_some(elements)
+}
+
+/// Positions in a text. Whatever takes a position and finds what it is for returns the one behind it.
+struct Json<'a>(&'a [u8]);
+
+/// A string's characters end here, before its quote.
+struct Str {
+    end: usize,
+    escaped: bool,
+}
+
+impl Json<'_> {
+    fn byte(&self, at: usize) -> Option<u8> {
+        self.0.get(at).copied()
+    }
+
+    fn after(&self, at: usize, expected: u8) -> Option<usize> {
+        (self.byte(at)? == expected).then_some(at + 1)
+    }
+
+    fn white_space(&self, mut at: usize) -> usize {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.byte(at) {
+            at += 1;
+        }
+        at
+    }
+
+    /// A value inside of so many objects and arrays.
+    fn value(&self, at: usize, inside: usize) -> Option<usize> {
+        match self.byte(at)? {
+            b'{' | b'[' => self.nested(at, inside),
+            _ => self.scalar(at),
+        }
+    }
+
+    /// An object or an array with all that is in it.
+    fn nested(&self, mut at: usize, inside: usize) -> Option<usize> {
+        // Of each level a bit: whether it is an object. MAX_DEPTH levels fit.
+        let (mut levels, mut depth) = (0u128, 0);
+        loop {
+            let open = self.byte(at)?;
+            if open == b'{' || open == b'[' {
+                depth += 1;
+                if inside + depth > MAX_DEPTH {
+                    return None;
+                }
+                let is_object = open == b'{';
+                levels = levels << 1 | u128::from(is_object);
+                at = self.white_space(at + 1);
+                // In ASCII the closing ones are two behind the opening ones.
+                if self.byte(at)? != open + 2 {
+                    if is_object {
+                        at = self.name(at)?;
+                    }
+                    continue;
+                }
+                at += 1;
+                levels >>= 1;
+                depth -= 1;
+            } else {
+                at = self.scalar(at)?;
+            }
+            // Behind a value: levels end, or the next value begins.
+            loop {
+                if depth == 0 {
+                    return Some(at);
+                }
+                at = self.white_space(at);
+                let is_object = levels & 1 == 1;
+                match self.byte(at)? {
+                    b',' => {
+                        at = self.white_space(at + 1);
+                        if is_object {
+                            at = self.name(at)?;
+                        }
+                        break;
+                    }
+                    b'}' if is_object => {}
+                    b']' if !is_object => {}
+                    _ => return None,
+                }
+                at += 1;
+                levels >>= 1;
+                depth -= 1;
+            }
+        }
+    }
+
+    /// A name and its colon, and the white space behind it.
+    fn name(&self, at: usize) -> Option<usize> {
+        let Str { end, .. } = self.string(self.after(at, b'"')?)?;
+        Some(self.white_space(self.after(self.white_space(end + 1), b':')?))
+    }
+
+    fn scalar(&self, at: usize) -> Option<usize> {
+        let literal = |text: &[u8]| self.0[at..].starts_with(text).then_some(at + text.len());
+        match self.byte(at)? {
+            b'"' => Some(self.string(at + 1)?.end + 1),
+            b't' => literal(b"true"),
+            b'f' => literal(b"false"),
+            b'n' => literal(b"null"),
+            b'-' => self.number(at + 1),
+            _ => self.number(at),
+        }
+    }
+
+    /// Behind its sign.
+    fn number(&self, at: usize) -> Option<usize> {
+        let mut at = match self.byte(at)? {
+            b'0' => at + 1,
+            _ => self.digits(at)?,
+        };
+        if self.byte(at) == Some(b'.') {
+            at = self.digits(at + 1)?;
+        }
+        if let Some(b'e' | b'E') = self.byte(at) {
+            at += 1;
+            if let Some(b'+' | b'-') = self.byte(at) {
+                at += 1;
+            }
+            at = self.digits(at)?;
+        }
+        Some(at)
+    }
+
+    /// One at least.
+    fn digits(&self, at: usize) -> Option<usize> {
+        let count = self.0.get(at..)?.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        (count > 0).then_some(at + count)
+    }
+
+    /// Behind the opening quote.
+    fn string(&self, mut at: usize) -> Option<Str> {
+        let mut escaped = false;
+        loop {
+            at = self.special(at)?;
+            match self.0[at] {
+                b'"' => return Some(Str { end: at, escaped }),
+                b'\\' => {
+                    escaped = true;
+                    at += match self.byte(at + 1)? {
+                        b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 2,
+                        b'u' if self.0.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit) => 6,
+                        _ => return None,
+                    };
+                }
+                // A control character.
+                _ => return None,
+            }
+        }
+    }
+
+    /// The next byte that is no ordinary part of a string: a quote, a backslash, or a control character.
+    fn special(&self, mut at: usize) -> Option<usize> {
+        const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+        const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+        while let Some(eight) = self.0.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+            // Little endian: the lowest bit that is set belongs to the first such byte. Those above may be wrong.
+            let eight = u64::from_le_bytes(*eight);
+            let is_zero = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes;
+            let quotes = is_zero(eight ^ (ONES * u64::from(b'"')));
+            let backslashes = is_zero(eight ^ (ONES * u64::from(b'\\')));
+            let control = eight.wrapping_sub(ONES * 0x20) & !eight;
+            let special = (quotes | backslashes | control) & HIGH;
+            if special != 0 {
+                return Some(at + special.trailing_zeros() as usize / 8);
+            }
+            at += 8;
+        }
+        let rest = self.0.get(at..)?;
+        rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..0x20)).map(|offset| at + offset)
+    }
+}

@@ -1,0 +1,243 @@
+//! The way into the queue. A small request is appended where it is handled, by whoever handles it: a change of threads
+//! costs more than all else that is done for it. Only when the queue is full, busy or closed, and for large requests,
+//! it waits in the producer's mailbox, whose bound is the backpressure that clients hear.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+
+use actix::{Message, dev::SendError};
+
+use super::{Producer, Publish};
+use crate::{
+    queue::{Appender, Full},
+    supervise::Slot,
+};
+
+/// A request of more events goes to the producer's thread: its worker has other connections to serve meanwhile.
+const SMALL: usize = 16;
+
+/// Outlives the producer's incarnations.
+#[derive(Clone, Default)]
+pub struct Entrance {
+    producer: Slot<Producer>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    open: Mutex<Option<Open>>,
+    /// Requests in the mailbox, and the one that the producer holds: who comes now comes behind them.
+    waiting: AtomicUsize,
+    incarnations: AtomicU64,
+}
+
+/// What the present incarnation appends to.
+struct Open {
+    incarnation: Incarnation,
+    appender: Box<dyn Appender>,
+}
+
+/// Which producer opened the entrance: a late drop of another one must not close it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Incarnation(u64);
+
+/// Why a request is not taken; nothing of it was appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotTaken {
+    /// The mailbox is full.
+    Busy,
+    /// The producer is being restarted.
+    Restarting,
+}
+
+/// A request in the producer's mailbox.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Queued {
+    pub publish: Publish,
+    /// Its events before this one are appended.
+    pub from: usize,
+    pub place: Place,
+}
+
+/// A place among those that wait, until it is dropped.
+pub struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Entrance {
+    pub fn new(producer: Slot<Producer>) -> Self {
+        Self { producer, shared: Arc::default() }
+    }
+
+    /// Appends the events, or has the producer do it. What becomes of each its ticket hears.
+    ///
+    /// # Errors
+    /// When the request is not taken, and nothing of it was appended.
+    pub fn publish(&self, publish: Publish) -> Result<(), NotTaken> {
+        match self.append(publish) {
+            Ok(()) => Ok(()),
+            Err(Full { publish, next }) => self.queue(publish, next),
+        }
+    }
+
+    /// Without waiting, for a lock neither.
+    fn append(&self, publish: Publish) -> Result<(), Full> {
+        let not_here = |publish| Err(Full { publish, next: 0 });
+        if publish.events.len() > SMALL || self.shared.waiting.load(Ordering::Acquire) > 0 {
+            return not_here(publish);
+        }
+        let mut open = match self.shared.open.try_lock() {
+            Ok(open) => open,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return not_here(publish),
+        };
+        match &mut *open {
+            Some(open) => open.appender.append(publish, 0),
+            None => not_here(publish),
+        }
+    }
+
+    fn queue(&self, publish: Publish, from: usize) -> Result<(), NotTaken> {
+        let why = "the queue is full; too many requests wait for it";
+        let Some(producer) = self.producer.get() else { return unappended(&publish, from, why, NotTaken::Restarting) };
+        self.shared.waiting.fetch_add(1, Ordering::AcqRel);
+        let place = Place(self.shared.clone());
+        producer.try_send(Queued { publish, from, place }).or_else(|refused| match refused {
+            SendError::Full(Queued { publish, from, .. }) => unappended(&publish, from, why, NotTaken::Busy),
+            SendError::Closed(Queued { publish, from, .. }) => unappended(&publish, from, why, NotTaken::Restarting),
+        })
+    }
+
+    /// From now on requests append to this.
+    pub(super) fn open(&self, appender: Box<dyn Appender>) -> Incarnation {
+        let incarnation = Incarnation(self.shared.incarnations.fetch_add(1, Ordering::Relaxed) + 1);
+        self.reopen(incarnation, appender);
+        incarnation
+    }
+
+    pub(super) fn reopen(&self, incarnation: Incarnation, appender: Box<dyn Appender>) {
+        let before = self.lock().replace(Open { incarnation, appender });
+        // Its threads end outside of the lock.
+        drop(before);
+    }
+
+    /// Takes the appender away, if it is still this incarnation's.
+    pub(super) fn close(&self, incarnation: Incarnation) -> Option<Box<dyn Appender>> {
+        let taken = self.lock().take_if(|open| open.incarnation == incarnation);
+        taken.map(|open| open.appender)
+    }
+
+    /// For the producer, in the order of its mailbox. A closed entrance refuses the events.
+    pub(super) fn append_queued(&self, publish: Publish, from: usize) -> Result<(), Full> {
+        match &mut *self.lock() {
+            Some(open) => open.appender.append(publish, from),
+            None => {
+                publish.ticket.refused(publish.events.len() - from, "the producer is stopping");
+                Ok(())
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+        self.shared.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request of which something was appended already is answered by its ticket.
+fn unappended(publish: &Publish, from: usize, why: &str, not_taken: NotTaken) -> Result<(), NotTaken> {
+    if from == 0 {
+        return Err(not_taken);
+    }
+    publish.ticket.refused(publish.events.len() - from, why);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::sync::oneshot::{Receiver, error::TryRecvError};
+
+    use super::*;
+    use crate::{
+        position::Timestamp,
+        produce::{Delivery, NewRecord, Span, Ticket},
+    };
+
+    /// Has room for so many events.
+    struct Room(usize);
+
+    impl Appender for Room {
+        fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full> {
+            let next = (from + self.0).min(publish.events.len());
+            self.0 -= next - from;
+            publish.ticket.durable(next - from);
+            if next < publish.events.len() { Err(Full { publish, next }) } else { Ok(()) }
+        }
+
+        fn flush(&mut self, _: std::time::Duration) -> Result<(), usize> {
+            Ok(())
+        }
+    }
+
+    fn publish(events: usize) -> (Publish, Receiver<Delivery>) {
+        let (ticket, reply) = Ticket::new(events, Counter::default());
+        let record = NewRecord { value: Span { start: 0, end: 0 }, key: None, assigned_id: None };
+        let events = vec![record; events];
+        let (body, unescaped, received) = (Bytes::new(), Bytes::new(), Timestamp(0));
+        (Publish { body, unescaped, events, received, ticket }, reply)
+    }
+
+    #[test]
+    fn a_small_request_is_appended_at_once_and_a_large_one_is_not() {
+        let entrance = Entrance::default();
+        entrance.open(Box::new(Room(100)));
+        let (small, mut reply) = publish(SMALL);
+        assert_eq!(entrance.publish(small), Ok(()));
+        assert_eq!(reply.try_recv().unwrap().durable, SMALL);
+        let (large, _reply) = publish(SMALL + 1);
+        assert_eq!(entrance.publish(large), Err(NotTaken::Restarting), "there is no producer");
+    }
+
+    #[test]
+    fn nobody_passes_those_that_wait() {
+        let entrance = Entrance::default();
+        entrance.open(Box::new(Room(100)));
+        entrance.shared.waiting.fetch_add(1, Ordering::AcqRel);
+        let place = Place(entrance.shared.clone());
+        assert_eq!(entrance.publish(publish(1).0), Err(NotTaken::Restarting));
+        drop(place);
+        assert_eq!(entrance.publish(publish(1).0), Ok(()));
+    }
+
+    #[test]
+    fn what_was_appended_in_part_is_answered_by_its_ticket() {
+        let entrance = Entrance::default();
+        entrance.open(Box::new(Room(2)));
+        let (three, mut reply) = publish(3);
+        assert_eq!(entrance.publish(three), Ok(()));
+        let delivery = reply.try_recv().unwrap();
+        assert_eq!((delivery.durable, delivery.refused.is_some()), (2, true));
+        let (one, mut reply) = publish(1);
+        assert_eq!(entrance.publish(one), Err(NotTaken::Restarting), "nothing of it");
+        assert_eq!(reply.try_recv(), Err(TryRecvError::Closed));
+    }
+
+    #[test]
+    fn an_incarnation_that_ends_late_closes_nothing_of_the_next_one() {
+        let entrance = Entrance::default();
+        let first = entrance.open(Box::new(Room(1)));
+        let second = entrance.open(Box::new(Room(1)));
+        assert!(entrance.close(first).is_none());
+        assert_eq!(entrance.publish(publish(1).0), Ok(()));
+        assert!(entrance.close(second).is_some());
+        assert_eq!(entrance.publish(publish(1).0), Err(NotTaken::Restarting));
+    }
+}
