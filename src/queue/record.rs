@@ -88,6 +88,11 @@ impl RecordBuffer {
         Self { bytes: Vec::with_capacity(bytes), count: 0 }
     }
 
+    /// Room for so many bytes more.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.bytes.reserve(bytes);
+    }
+
     /// Takes bytes that [`RecordBuffer::as_bytes`] gave, checking every length and checksum.
     ///
     /// # Errors

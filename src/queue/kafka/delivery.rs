@@ -19,13 +19,15 @@ pub(super) struct Delivery {
     from: Offset,
     next: Offset,
     buffer: RecordBuffer,
+    /// What the batch before took.
+    expected: usize,
     /// When the oldest record of the buffer arrived.
     since: Option<Instant>,
 }
 
 impl Delivery {
     pub fn new(epoch: Epoch, at: Offset) -> Self {
-        Self { epoch, from: at, next: at, buffer: RecordBuffer::default(), since: None }
+        Self { epoch, from: at, next: at, buffer: RecordBuffer::default(), expected: 0, since: None }
     }
 
     /// The next offset to be fetched.
@@ -64,6 +66,10 @@ impl Delivery {
         if offset < self.next {
             return;
         }
+        if self.buffer.is_empty() {
+            // A batch's worth at once: untouched it costs nothing, and growing by doubling would copy it twice.
+            self.buffer.reserve(self.expected);
+        }
         self.buffer.push(offset, received, key, value, headers);
         self.next = offset.next();
         self.since.get_or_insert(now);
@@ -83,6 +89,7 @@ impl Delivery {
     /// Everything that is buffered, as a batch.
     pub fn cut(&mut self, partition: Partition, permit: Permit) -> Batch {
         let records = std::mem::take(&mut self.buffer);
+        self.expected = records.size() + records.size() / 8;
         let from = std::mem::replace(&mut self.from, self.next);
         self.since = None;
         Batch { partition, epoch: self.epoch, from, to: self.next, records, permit }

@@ -216,13 +216,14 @@ pub fn consumer(config: &Config, sink: SinkName, instance_id: &str) -> ClientCon
         // The others hear of a member that died, or came, with their next one; the default is 3 s.
         .set("heartbeat.interval.ms", "1000")
         // Bounds memory: prefetched records, over all partitions. Some tenths of a second at full speed.
-        .set("queued.max.messages.kbytes", (8 * 1024).to_string())
+        .set("queued.max.messages.kbytes", (4 * 1024).to_string())
         // Checked again so soon after the queue was full; the default of a second would starve a queue this small.
         .set("fetch.queue.backoff.ms", "10")
         // One response holds at most so much (a larger first batch passes all the same, KIP-74) …
         .set("fetch.max.bytes", (4 * 1024 * 1024).max(record_limit(config)).to_string())
-        // … and of one partition so much, so that several share it.
-        .set("fetch.message.max.bytes", (1024 * 1024).to_string())
+        // … and of one partition so much, so that several share it. As it is compressed: in memory it may be ten times that,
+        // for each of 16 partitions, before the queue's bound is looked at again.
+        .set("fetch.message.max.bytes", (64 * 1024).to_string())
         // The survey's questions queue behind a waiting fetch on the same connection.
         .set("fetch.wait.max.ms", "200")
         .set("message.max.bytes", record_limit(config).to_string());
