@@ -47,7 +47,7 @@ struct Options {
     #[arg(long, default_value_t = 1.0)]
     warm_up: f64,
     /// How many records each drain reads.
-    #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
     /// Rows whose name contains one of these.
     #[arg(long, value_delimiter = ',')]
