@@ -13,8 +13,8 @@
 //! ```
 //!
 //! 1. [`ingest`]: a request's body is split into events, each checked by [`event`]; nothing is copied or rewritten.
-//! 2. [`produce`]: one message a request carries them to the producer, which appends them to the [`queue`] and answers
-//!    the request's ticket when each is durable. Only then the client gets its 2xx.
+//! 2. [`produce`]: a small request appends them to the [`queue`] where it is handled, others by a message to the
+//!    producer. The request's ticket hears when each is durable; only then the client gets its 2xx.
 //! 3. [`consume`]: each sink is a consumer group of its own. Batches go to the sink, confirmed positions come back and
 //!    are committed. Here the one cursor rule is written down.
 //! 4. [`spool`]: the archive's sink compresses batches into segments; [`upload`] puts each as a create-only object, in
