@@ -214,6 +214,31 @@ mod tests {
     }
 
     #[test]
+    fn what_opens_is_closed_by_its_own_kind() {
+        for text in [
+            r#"{"a":{"x":1]}"#,
+            r#"{"a":[1}}"#,
+            r#"{"a":[{"x":1]}]}"#,
+            r#"{"a":[[1}]}"#,
+            r#"{"a":[1,]}"#,
+            r#"{"a":{"x":1,}}"#,
+            r#"{"a":{,}}"#,
+            r#"{"a":[,]}"#,
+            r#"{"a":{"x"}}"#,
+            r#"{"a":{1:1}}"#,
+            r#"{"a":["x":1]}"#,
+            r#"{"a":[1]"#,
+            r#"{"a":1]"#,
+        ] {
+            assert!(json::object(text, &names()).is_none(), "{text}");
+            compare(text);
+        }
+        for text in ["[1}", "[1,]", "[,]", "[1", "[1]]", "[[1}]"] {
+            assert!(json::array(text, 9).is_none(), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_as_deep_as_allowed_is_taken_and_nothing_deeper() {
         for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
             let nested = |levels: usize| format!("{{\"a\":{}1{}}}", open.repeat(levels - 1), close.repeat(levels - 1));
