@@ -147,10 +147,17 @@ static void undo_all(void) {
     }
 }
 
+/* A thread that reads a mapped file which became shorter has lost its power, too. */
+static void hang(int unused) {
+    (void)unused;
+    for (;;) pause();
+}
+
 static void *wait_for_cut(void *unused) {
     (void)unused;
     while (syscall(SYS_access, cut, F_OK)) usleep(2000);
     pthread_mutex_lock(&lock);
+    signal(SIGBUS, hang);
     undo_all();
     kill(getpid(), SIGKILL);
     return NULL;
