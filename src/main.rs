@@ -9,7 +9,7 @@ fn main() -> ExitCode {
 
 /// glibc keeps what is freed in up to eight heaps a core, and takes larger and larger blocks from them. Batches and
 /// segments then leave holes of megabytes that are never given back: with these bounds a drain of 16 partitions peaks at
-/// 118 MiB instead of 149, for some 5 % of its processor time. (jemalloc and mimalloc: 145 and 151; docs/performance.md.)
+/// 118 MiB instead of 149, for 5 to 7 % more processor time (docs/performance.md).
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn bound_the_heap() {
     const HEAPS: i32 = 2;

@@ -37,7 +37,7 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// Asked so often when nobody waits for an answer.
 const TICK: Duration = Duration::from_secs(3);
 /// Not asked more often than this, so that a busy worker is no load for the brokers. What waits for an answer is bounded,
-/// so this bounds the rate too: at 50 ms it stood at 80 MB/s, at 20 ms the processor is the bound.
+/// so this bounds the rate too, most where batches are small.
 const PACE: Duration = Duration::from_millis(20);
 /// The same, after a question that had no answer.
 const PACE_OF_FAILURES: Duration = Duration::from_millis(500);
