@@ -79,6 +79,10 @@ enum Without {
     PinnedStart,
     /// A log that starts beyond the head is taken at its word: nobody lists for the chain's true end.
     ListingAtGaps,
+    /// Nobody lists, and the key is the chain position alone (which makes up for it).
+    ListingWithPositionAsKey,
+    /// Nobody lists, and the key is the first record alone.
+    ListingAndPositionInKey,
     /// What stands at a segment's position is taken for the segment.
     Following,
     /// A batch that begins beyond the cursor is spooled all the same.
@@ -488,6 +492,20 @@ fn without_a_pinned_start_records_are_archived_twice() {
 #[test]
 fn without_listing_at_gaps_records_are_archived_twice() {
     is_needed(Without::ListingAtGaps);
+}
+
+/// The position is what two objects with the same records have in common when the log's start moved between them. Listing
+/// at gaps finds such an object before the second one is written, so it takes both away to see what the position does.
+#[test]
+fn without_listing_a_key_of_the_position_alone_keeps_each_record_in_one_object() {
+    holds(20_000, &DRAW, &["late PUT", "followed"], |schedule, trace| {
+        run(Without::ListingWithPositionAsKey, schedule, trace)
+    });
+}
+
+#[test]
+fn without_the_position_in_the_key_records_are_archived_twice() {
+    is_needed(Without::ListingAndPositionInKey);
 }
 
 #[test]

@@ -68,8 +68,13 @@ impl Shared {
 
     /// A create-only PUT, and the comparison with what stands there.
     pub fn create(&mut self, file: &File, without: Without) -> Result<Put, Violation> {
-        let hour = self.log[file.records[0].0 as usize].expect("a record");
-        let key = (file.segment.x(), hour);
+        let first = file.records[0];
+        let hour = self.log[first.0 as usize].expect("a record");
+        let key = match without {
+            Without::ListingWithPositionAsKey => (file.segment.x(), 0),
+            Without::ListingAndPositionInKey => (first, hour),
+            _ => (file.segment.x(), hour),
+        };
         if let Some(there) = self.objects.get(&key) {
             match without {
                 Without::CreateOnlyPuts => {
@@ -116,7 +121,11 @@ impl Heads for Questions {
     async fn find_end(&self, _: Partition) -> Result<Option<(Offset, String)>, HeadError> {
         Wait::default().await;
         let shared = lock(&self.shared);
-        if self.without == Without::ListingAtGaps && shared.head.is_some() {
+        let never_lists = matches!(
+            self.without,
+            Without::ListingAtGaps | Without::ListingWithPositionAsKey | Without::ListingAndPositionInKey
+        );
+        if never_lists && shared.head.is_some() {
             return Ok(None);
         }
         // As production finds it: the last object by its position, and that object's end.
