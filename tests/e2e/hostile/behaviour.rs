@@ -2,10 +2,13 @@
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
+
+use rustix::net::{self, AddressFamily, SocketType};
 
 use super::table::{CHUNKED, NDJSON, chunk, event, post, sized};
 use crate::support::{
@@ -84,7 +87,13 @@ pub const BEHAVIOURS: [Behaviour; 18] = [
         alone: true,
     },
     Behaviour { name: "2,000 silent connections", gets: "closed", run: silent_crowd, stored: false, alone: false },
-    Behaviour { name: "connections that come and go", gets: "closed", run: churn, stored: false, alone: false },
+    Behaviour {
+        name: "100,000 connections that come and go",
+        gets: "200, closed",
+        run: churn,
+        stored: false,
+        alone: true,
+    },
 ];
 
 /// For what ends by a deadline of the daemon's, which is up to 30 s.
@@ -229,29 +238,57 @@ fn silent_crowd(address: &str) -> String {
     }
 }
 
+/// What each connection of [`churn`] does, by turns.
+const MANNERS: usize = 4;
+const CHURNING: usize = 100_000;
+
+/// Connections, a few at a time: one closed at once, one in the middle of a head, one whose answer nobody reads, one in
+/// order.
 fn churn(address: &str) -> String {
-    let until = Instant::now() + Duration::from_secs(3);
+    const THREADS: usize = 4;
+    // Each closed connection keeps its port for a minute, of 28,000 for one address: each of these has fewer.
+    const ADDRESSES: usize = 8;
+    let address: SocketAddrV4 = address.parse().expect("IPv4, as the tests bind it");
+    let (done, began) = (AtomicUsize::new(0), Instant::now());
     thread::scope(|scope| {
-        for thread in 0..4 {
+        for thread in 0..THREADS {
+            let done = &done;
             scope.spawn(move || {
-                // Not so many that this machine's own ports run out.
-                for round in 0..1_000 {
-                    if Instant::now() > until {
-                        break;
-                    }
-                    let mut stream = connect(address);
-                    match (thread + round) % 4 {
-                        0 => {}
-                        1 => drop(stream.write_all(b"POST /v1/ev")),
-                        2 => drop(stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")),
-                        _ => {
-                            let _ = stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-                            let _ = stream.read_to_end(&mut Vec::new());
-                        }
+                for round in 0..CHURNING / THREADS {
+                    let last = u8::try_from(2 + thread * ADDRESSES + round % ADDRESSES).expect("some dozens");
+                    come_and_go(connect_from(Ipv4Addr::new(127, 0, 0, last), address), round / ADDRESSES % MANNERS);
+                    if done.fetch_add(1, Ordering::Relaxed) % 20_000 == 0 {
+                        eprintln!("hostile: connection {} after {:.1?}", done.load(Ordering::Relaxed), began.elapsed());
                     }
                 }
             });
         }
     });
-    "closed".to_owned()
+    match done.into_inner() {
+        CHURNING => "200, closed".to_owned(),
+        done => format!("{done} of {CHURNING} connections were made and served"),
+    }
+}
+
+fn connect_from(source: Ipv4Addr, address: SocketAddrV4) -> TcpStream {
+    let socket = net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    net::bind(&socket, &SocketAddrV4::new(source, 0)).expect("a free port of the loopback network");
+    net::connect(&socket, &address).expect("it listens");
+    TcpStream::from(socket)
+}
+
+fn come_and_go(mut stream: TcpStream, manner: usize) {
+    match manner {
+        0 => {}
+        1 => stream.write_all(b"POST /v1/ev").expect("the kernel takes it"),
+        2 => stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").expect("the kernel takes it"),
+        _ => {
+            let request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).expect("the kernel takes it");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).expect("an answer, and the end");
+            assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+        }
+    }
 }
