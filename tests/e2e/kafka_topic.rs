@@ -1,5 +1,7 @@
 //! What operators do to a Kafka topic while the daemon reads it.
 
+use std::cell::Cell;
+
 use mongodb::bson::Bson;
 
 use crate::support::{
@@ -124,4 +126,43 @@ fn a_stop_whose_last_positions_are_not_committed_says_so_and_ends_with_1() {
     });
     daemon.terminate();
     oracle.settle_archive(PATIENCE);
+}
+
+#[test]
+fn an_event_larger_than_the_topic_takes_any_more_is_refused_and_taken_when_the_topic_does_again() {
+    let Some(services) = services() else { return };
+    let daemon = on_kafka_alone(&services, "narrowed").set("queue.kafka.partitions", "1").start();
+    // Of characters that do not compress: the limit is one of the batch as it is sent.
+    let mut random = fastrand::Rng::with_seed(1);
+    let padding: String = (0..500_000).map(|_| random.alphanumeric()).collect();
+    let large = format!(r#"{{"type":"login","padding":"{padding}"}}"#).into_bytes();
+    let small = br#"{"type":"login"}"#.to_vec();
+    let accepted = Cell::new(0);
+    let post = |event: &[u8]| {
+        let reply = daemon.post(None, event);
+        accepted.update(|accepted| accepted + usize::from(reply.status == 200));
+        reply
+    };
+    let stored =
+        || -> Vec<_> { services.read_topic("narrowed").into_iter().filter_map(|record| record.value).collect() };
+    assert_eq!(post(&large).status, 200);
+
+    services.alter_topic("narrowed", "max.message.bytes", "100000");
+    let refused = eventually("the broker refuses it", PATIENCE, || {
+        let reply = post(&large);
+        (reply.status != 200).then_some(reply)
+    });
+    refused.assert_problem(503);
+    assert!(refused.body.contains("max.message.bytes"), "it says why: {refused:?}");
+    assert_eq!(post(&small).status, 200, "nothing else is held up by it");
+    assert_eq!(stored().len(), accepted.get(), "none of it is stored");
+
+    services.alter_topic("narrowed", "max.message.bytes", "1114112");
+    eventually("the broker takes it again", PATIENCE, || (post(&large).status == 200).then_some(()));
+    let stored = stored();
+    assert_eq!(stored.len(), accepted.get());
+    assert_eq!(stored.iter().filter(|value| **value != large).collect::<Vec<_>>(), [&small]);
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), Some(accepted.get() as f64));
+    assert_eq!(daemon.readiness()["halted"], serde_json::json!([]));
+    daemon.terminate();
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, CommitMode, Consumer},
     error::{KafkaError, KafkaResult},
@@ -180,6 +180,13 @@ impl Services {
     /// A producer that can take a transactional id over.
     pub fn transactional_producer(&self, id: &str) -> BaseProducer {
         self.kafka_config().set("transactional.id", id).create().expect("a producer")
+    }
+
+    /// Changes one setting of a topic that is there.
+    pub fn alter_topic(&self, topic: &str, name: &str, value: &str) {
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+        let answer = self.io.block_on(self.admin().alter_configs([&change], &AdminOptions::new())).expect("an answer");
+        assert!(answer[0].is_ok(), "{answer:?}");
     }
 
     pub fn delete_topic(&self, topic: &str) {
