@@ -202,7 +202,7 @@ impl Iterator for Schedule {
         }
         let fault = self.bag.pop()?;
         let lasts = match fault {
-            // Kafka gives a member up after 10 s, and looks from time to time.
+            // Kafka gives a member up after `SESSION_TIMEOUT` (8 s), and looks from time to time.
             Fault::Zombie(_) | Fault::Leave(_) => self.random.u64(12_000..14_000),
             Fault::KafkaFrozen => self.random.u64(500..8_000),
             Fault::Panic(..) | Fault::PartitionAdded | Fault::ForeignRecords => 0,

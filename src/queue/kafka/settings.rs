@@ -23,8 +23,9 @@ pub fn dead_letter_limit(config: &Config) -> u64 {
     record_limit(config) + HEADROOM
 }
 
-/// How long a silent member keeps its partitions, unless `queue.kafka.properties` says otherwise.
-pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a silent member keeps its partitions, unless `queue.kafka.properties` says otherwise: with a heartbeat before
+/// it and another member's after it they are another's within ten seconds of its death.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(8);
 
 const REFRESH: &str = "topic.metadata.refresh.interval.ms";
 
