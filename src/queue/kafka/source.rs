@@ -40,7 +40,7 @@ use rdkafka::{
 
 use self::leave::Leaving;
 use crate::{
-    config::LiveConfig,
+    config::{LiveConfig, StoreKind},
     health::SinkName,
     position::{Offset, Partition, TopicIdentity},
     queue::{
@@ -337,11 +337,21 @@ impl Source {
         self.compare_share();
     }
 
-    /// Surveys everything again when our share became the whole topic, or ceased to be: stores that are not shared
-    /// depend on it.
+    /// Surveys everything again when our share became the whole topic, or ceased to be, where the sink depends on it.
     fn compare_share(&mut self) {
-        if self.share.take_changed(self.partitions.len(), Instant::now()) {
+        let changed = self.share.take_changed(self.partitions.len(), Instant::now());
+        if changed && self.writes_alone() {
             self.survey(self.partitions.all());
+        }
+    }
+
+    /// The sink writes what no other worker can write to, and has to hear when there is one. Another sink would only
+    /// read again what it has not yet made durable.
+    fn writes_alone(&self) -> bool {
+        let config = self.config.load();
+        match self.sink {
+            SinkName::Archive => config.archive.is_local(),
+            SinkName::Aggregate => config.store.kind == StoreKind::Embedded,
         }
     }
 
