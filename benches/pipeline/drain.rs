@@ -18,7 +18,7 @@ use rdkafka::{
 use crate::{
     events::Events,
     process::{self, Running},
-    rows::{LOGIN, System},
+    rows::{Drain, LOGIN, System},
     stage::{Stage, usual},
     support::{PATIENCE, scratch},
     table::{Metric, Sample},
@@ -35,8 +35,10 @@ const DIFFERENT: u64 = 50_000;
 const BUCKET: &str = "bench";
 
 impl Stage<'_> {
-    pub(crate) fn drain(&mut self, workers: usize, partitions: i32, system: System) -> anyhow::Result<Sample> {
-        let topic = self.filled(partitions)?;
+    pub(crate) fn drain(&mut self, drain: Drain, system: System) -> anyhow::Result<Sample> {
+        let Drain { workers, partitions, times } = drain;
+        let records = self.records * u64::from(times);
+        let topic = self.filled(partitions, records)?;
         let name = self.name();
         let folder = tempfile::Builder::new().prefix(&name).tempdir_in(scratch())?;
         let brokers = self.services.kafka.address();
@@ -45,7 +47,7 @@ impl Stage<'_> {
             System::Ingestd => vec![format!("{name}-archive"), format!("{name}-aggregate")],
         };
         let lags: anyhow::Result<Vec<Lag>> =
-            groups.iter().map(|group| Lag::new(&brokers, group, &topic, partitions, self.records)).collect();
+            groups.iter().map(|group| Lag::new(&brokers, group, &topic, partitions, records)).collect();
         let lags = lags?;
         let drainers: Vec<Running> = match system {
             System::Yardstick => {
@@ -54,7 +56,7 @@ impl Stage<'_> {
                     ("topic", topic),
                     ("partitions", partitions.to_string()),
                     ("group", name),
-                    ("records", self.records.to_string()),
+                    ("records", records.to_string()),
                     ("file", folder.path().join("archive.zst").display().to_string()),
                 ];
                 vec![Running::yardstick(folder.path(), "drain", &arguments)?]
@@ -80,18 +82,18 @@ impl Stage<'_> {
         }
         let took = process::age(first)?;
         let cpu: anyhow::Result<Vec<Duration>> = drainers.iter().map(|drainer| process::cpu(drainer.pid())).collect();
-        let millions = self.records as f64 / 1e6;
+        let millions = records as f64 / 1e6;
         let largest = drainers.iter().map(Running::peak_memory).fold(0.0, f64::max);
         let mut sample = Sample::default();
-        sample.set(Metric::Rate, self.records as f64 / took.as_secs_f64());
+        sample.set(Metric::Rate, records as f64 / took.as_secs_f64());
         sample.set(Metric::Cpu, cpu?.iter().sum::<Duration>().as_secs_f64() / millions);
         sample.set(Metric::Memory, largest);
         Ok(sample)
     }
 
-    /// A topic of so many partitions with the records; filled once, read by all.
-    fn filled(&mut self, partitions: i32) -> anyhow::Result<String> {
-        if let Some(topic) = self.filled.get(&partitions) {
+    /// A topic of so many partitions with so many records; filled once, read by all.
+    fn filled(&mut self, partitions: i32, records: u64) -> anyhow::Result<String> {
+        if let Some(topic) = self.filled.get(&(partitions, records)) {
             return Ok(topic.clone());
         }
         let topic = self.name();
@@ -105,8 +107,8 @@ impl Stage<'_> {
             .set("linger.ms", "5");
         let producer: BaseProducer = settings.create()?;
         let mut events = Events::new(Utc::now(), LOGIN);
-        let different: Vec<_> = (0..self.records.min(DIFFERENT)).map(|_| events.next()).collect();
-        for index in 0..self.records {
+        let different: Vec<_> = (0..records.min(DIFFERENT)).map(|_| events.next()).collect();
+        for index in 0..records {
             let (event, client) = &different[(index % DIFFERENT) as usize];
             let mut record = BaseRecord::to(&topic).payload(event.as_bytes()).key(client.as_bytes());
             while let Err((error, refused)) = producer.send(record) {
@@ -117,8 +119,8 @@ impl Stage<'_> {
         }
         producer.flush(PATIENCE)?;
         let stored: i64 = self.services.watermarks(&topic).into_iter().map(|(_, start, end)| end - start).sum();
-        ensure!(stored as u64 == self.records, "{topic} has {stored} records instead of {}", self.records);
-        self.filled.insert(partitions, topic.clone());
+        ensure!(stored as u64 == records, "{topic} has {stored} records instead of {}", records);
+        self.filled.insert((partitions, records), topic.clone());
         Ok(topic)
     }
 }

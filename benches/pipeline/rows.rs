@@ -35,6 +35,16 @@ pub struct Ingest {
     pub connections: usize,
     pub size: usize,
     pub partitions: i32,
+    /// As long as the usual one.
+    pub times: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Drain {
+    pub workers: usize,
+    pub partitions: i32,
+    /// As many records as usual.
+    pub times: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +54,7 @@ pub enum Work {
     /// Open loop, at so many hundredths of what the slower one of both reaches in [`FULL_RATE`].
     Rate(u32),
     /// Into S3 and MongoDB, from the start of the processes until both groups have no lag.
-    Drain { workers: usize, partitions: i32 },
+    Drain(Drain),
     /// What a process costs that has nothing to do.
     Idle(Queue),
     /// From exec to readiness.
@@ -68,6 +78,7 @@ pub struct Goal {
     /// At most.
     pub cpu: Option<f64>,
     pub p99: Option<f64>,
+    pub memory: Option<f64>,
     /// CPU seconds per million events.
     pub cpu_seconds: Option<f64>,
     pub memory_mib: Option<f64>,
@@ -89,8 +100,14 @@ pub const FULL_RATE: &str = "kafka single 512";
 
 pub fn rows() -> Vec<Row> {
     let ingest_goal = Goal { rate: Some(0.85), cpu: Some(1.3), p99: Some(1.5), ..Goal::default() };
-    let login =
-        Ingest { queue: Queue::Kafka, shape: Shape::Single, connections: 64, size: LOGIN, partitions: PARTITIONS };
+    let login = Ingest {
+        queue: Queue::Kafka,
+        shape: Shape::Single,
+        connections: 64,
+        size: LOGIN,
+        partitions: PARTITIONS,
+        times: 1,
+    };
     let kafka = |name, ingest| Row {
         name,
         work: Work::Ingest(ingest),
@@ -114,7 +131,7 @@ pub fn rows() -> Vec<Row> {
     };
     let drain = |name, workers, partitions| Row {
         name,
-        work: Work::Drain { workers, partitions },
+        work: Work::Drain(Drain { workers, partitions, times: 1 }),
         against: if workers == 1 { Against::Yardstick } else { Against::Row("drain 1 worker") },
         goal: Goal {
             rate: Some(if workers == 1 { 0.6 } else { 1.0 }),
@@ -125,6 +142,15 @@ pub fn rows() -> Vec<Row> {
         on_request: workers > 2,
     };
     let array = Shape::Array(100);
+    // Of much more work than `than` the peak of memory is the same.
+    let flat = |name, than, work| Row {
+        name,
+        work,
+        against: Against::Row(than),
+        goal: Goal { memory: Some(1.1), ..Goal::default() },
+        on_request: true,
+    };
+    let long = Ingest { shape: array, connections: 16, times: 10, ..login };
     vec![
         kafka("kafka single 64", login),
         kafka(FULL_RATE, Ingest { connections: 512, ..login }),
@@ -146,6 +172,17 @@ pub fn rows() -> Vec<Row> {
         rate("single at 25 %", 25),
         rate("single at 50 %", 50),
         rate("single at 75 %", 75),
+        flat("kafka array 16, 10 times the events", "kafka array 16", Work::Ingest(long)),
+        flat(
+            "embedded array 16, 10 times the events",
+            "embedded array 16",
+            Work::Ingest(Ingest { queue: Queue::Embedded, ..long }),
+        ),
+        flat(
+            "drain, 10 times the records",
+            "drain 1 worker",
+            Work::Drain(Drain { workers: 1, partitions: PARTITIONS, times: 10 }),
+        ),
         Row {
             name: "idle, embedded",
             work: Work::Idle(Queue::Embedded),

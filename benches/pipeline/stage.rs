@@ -37,8 +37,8 @@ pub struct Stage<'s> {
     pub records: u64,
     /// What is named after it is used once.
     measurements: usize,
-    /// By partitions: the topic that the drains read.
-    pub(crate) filled: BTreeMap<i32, String>,
+    /// By partitions and records: the topic that the drains read.
+    pub(crate) filled: BTreeMap<(i32, u64), String>,
     /// Events per second of [`FULL_RATE`], the last one of each system.
     full_rate: BTreeMap<System, f64>,
 }
@@ -61,7 +61,7 @@ impl<'s> Stage<'s> {
                 Ok(sample)
             }
             Work::Rate(percent) => self.at_rate(percent, system),
-            Work::Drain { workers, partitions } => self.drain(workers, partitions, system),
+            Work::Drain(drain) => self.drain(drain, system),
             Work::Idle(queue) => self.idle(queue),
             Work::Start => start(),
         }
@@ -80,6 +80,7 @@ impl<'s> Stage<'s> {
             connections: RATE_CONNECTIONS,
             size: LOGIN,
             partitions: PARTITIONS,
+            times: 1,
         };
         for system in [System::Yardstick, System::Ingestd] {
             if !self.full_rate.contains_key(&system) {
@@ -111,7 +112,7 @@ impl<'s> Stage<'s> {
             requests: &requests,
             connections: ingest.connections,
             warm_up: self.warm_up,
-            length: self.length,
+            length: self.length * ingest.times,
         };
         let measured = match rate {
             None => load.closed(),

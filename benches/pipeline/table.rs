@@ -170,12 +170,13 @@ impl Results {
 
     /// "reached", or what is missed and by how much.
     fn missed(&self, row: &Row) -> String {
-        let Goal { rate, cpu, p99, cpu_seconds, memory_mib, idle_percent, ready_ms } = row.goal;
+        let Goal { rate, cpu, p99, memory, cpu_seconds, memory_mib, idle_percent, ready_ms } = row.goal;
         let absolute = |metric| self.median(row.name, System::Ingestd, metric);
         let checks = [
             ("rate", self.ratio(row, Metric::Rate), rate, true),
             ("CPU", self.ratio(row, Metric::Cpu), cpu, false),
             ("p99", self.ratio(row, Metric::P99), p99, false),
+            ("MiB", self.ratio(row, Metric::Memory), memory, false),
             ("CPU-s", absolute(Metric::Cpu), cpu_seconds, false),
             ("MiB", absolute(Metric::Memory), memory_mib, false),
             ("% of a core", absolute(Metric::Idle), idle_percent, false),
