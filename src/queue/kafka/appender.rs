@@ -222,12 +222,6 @@ impl ProducerContext for Deliveries {
                 self.link.acknowledged();
                 sent.ticket.durable(1);
             }
-            // The brokers judge a whole batch, in which a small event may have had a large neighbour: none is called too
-            // large for it. At the start the topic took all that the door lets in.
-            Err((KafkaError::MessageProduction(Code::MessageSizeTooLarge), _)) => sent.ticket.unavailable(
-                1,
-                "Kafka refuses records that http.max_event allows: the topic's max.message.bytes was lowered, raise it again",
-            ),
             Err((error, _)) => refuse(&self.link, &sent.ticket, sent.index, error),
         }
     }
