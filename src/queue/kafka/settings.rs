@@ -214,8 +214,9 @@ pub fn consumer(config: &Config, sink: SinkName, instance_id: &str) -> ClientCon
     let mut settings = base();
     settings
         .set("session.timeout.ms", SESSION_TIMEOUT.as_millis().to_string())
-        // The others hear of a member that died, or came, with their next one; the default is 3 s.
-        .set("heartbeat.interval.ms", "1000")
+        // The others hear of a member that died, or came, with their next one, and one that comes has its partitions after
+        // two of theirs; the default is 3 s.
+        .set("heartbeat.interval.ms", "500")
         // Bounds memory: prefetched records, over all partitions. Some tenths of a second at full speed.
         .set("queued.max.messages.kbytes", (4 * 1024).to_string())
         // Checked again so soon after the queue was full; the default of a second would starve a queue this small.
