@@ -59,10 +59,7 @@ fn a_killed_worker_goes_on_after_its_restart_and_the_partitions_of_a_dead_one_ar
         eventually("the partitions of the dead worker are taken over", PATIENCE, || {
             (assigned() >= had + 4).then_some(())
         });
-        eprintln!(
-            "    its partitions are another's after {:.1} s",
-            since.elapsed().as_secs_f64()
-        );
+        eprintln!("    its partitions are another's after {:.1} s", since.elapsed().as_secs_f64());
         stop.store(true, Ordering::Release);
     });
     let caught_up = || {

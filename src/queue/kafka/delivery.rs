@@ -46,12 +46,12 @@ impl Delivery {
 
     /// Takes a message over. Those below `next` were taken before; offsets skipped have no record (a transaction's
     /// markers, aborted records).
-    pub fn take(&mut self, message: &BorrowedMessage<'_>, now: Instant) {
+    pub fn take(&mut self, message: &BorrowedMessage<'_>) {
         let Some(offset) = Offset::from_kafka(message.offset()) else { return };
         let received = Timestamp(message.timestamp().to_millis().unwrap_or_default());
         let headers = headers(message);
         let headers = headers.iter().map(|(name, value)| (name.as_ref(), *value));
-        self.push(offset, received, message.key(), message.payload(), headers, now);
+        self.push(offset, received, message.key(), message.payload(), headers);
     }
 
     fn push<'h>(
@@ -61,7 +61,6 @@ impl Delivery {
         key: Option<&[u8]>,
         value: Option<&[u8]>,
         headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>), IntoIter: Clone>,
-        now: Instant,
     ) {
         if offset < self.next {
             return;
@@ -72,7 +71,8 @@ impl Delivery {
         }
         self.buffer.push(offset, received, key, value, headers);
         self.next = offset.next();
-        self.since.get_or_insert(now);
+        // Once a batch: the clock's answer costs as much as what is done for a record.
+        self.since.get_or_insert_with(Instant::now);
     }
 
     /// The buffer holds a whole batch.
@@ -104,7 +104,7 @@ mod tests {
     use crate::queue::ByteBudget;
 
     fn push(delivery: &mut Delivery, offset: u64) {
-        delivery.push(Offset(offset), Timestamp(0), None, Some(b"{}"), [], Instant::now());
+        delivery.push(Offset(offset), Timestamp(0), None, Some(b"{}"), []);
     }
 
     fn cut(delivery: &mut Delivery) -> (u64, u64, Vec<u64>) {

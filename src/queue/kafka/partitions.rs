@@ -146,7 +146,7 @@ impl Partitions {
     pub fn take(&mut self, partition: Partition, message: &BorrowedMessage<'_>, limits: &BatchConfig) -> bool {
         match self.held.get_mut(&partition) {
             Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running }) => {
-                delivery.take(message, Instant::now());
+                delivery.take(message);
                 delivery.is_full(limits)
             }
             _ => false,
