@@ -6,6 +6,7 @@
 mod drain;
 mod events;
 mod load;
+mod outage;
 mod plot;
 mod process;
 mod rows;
@@ -49,6 +50,9 @@ struct Options {
     /// How many records each drain reads.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
+    /// How many seconds a dependency is silent, in the rows for that.
+    #[arg(long, default_value_t = 300.0)]
+    outage: f64,
     /// Rows whose name contains one of these.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -83,6 +87,7 @@ fn main() -> anyhow::Result<()> {
     }
     if options.quick {
         (options.rounds, options.seconds, options.warm_up, options.events) = (1, 1.0, 0.2, 50_000);
+        options.outage = 5.0;
     }
     let rows = selected(&options);
     anyhow::ensure!(!rows.is_empty(), "no row's name contains any of {:?}; --list names them", options.only);
@@ -101,7 +106,8 @@ fn main() -> anyhow::Result<()> {
     eprintln!("{machine}");
     let length = Duration::try_from_secs_f64(options.seconds).context("--seconds")?;
     let warm_up = Duration::try_from_secs_f64(options.warm_up).context("--warm-up")?;
-    let mut stage = Stage::new(&services, length, warm_up, options.events);
+    let outage = Duration::try_from_secs_f64(options.outage).context("--outage")?;
+    let mut stage = Stage::new(&services, length, warm_up, options.events, outage);
     let mut results = Results::default();
     let failed = measure(&options, &rows, &mut stage, &mut results);
 

@@ -48,6 +48,13 @@ pub struct Drain {
 }
 
 #[derive(Debug, Clone, Copy)]
+pub enum Silent {
+    None,
+    Mongodb,
+    Store,
+}
+
+#[derive(Debug, Clone, Copy)]
 pub enum Work {
     /// Closed loop.
     Ingest(Ingest),
@@ -55,6 +62,8 @@ pub enum Work {
     Rate(u32),
     /// Into S3 and MongoDB, from the start of the processes until both groups have no lag.
     Drain(Drain),
+    /// A steady load on everything in one process, while this does not answer.
+    Outage(Silent),
     /// What a process costs that has nothing to do.
     Idle(Queue),
     /// From exec to readiness.
@@ -97,6 +106,9 @@ pub struct Row {
 
 /// The row whose rate is the maximum for [`Work::Rate`].
 pub const FULL_RATE: &str = "kafka single 512";
+
+/// What the rows with a silent dependency are compared with.
+const STEADY: &str = "2,000 events/s, nothing silent";
 
 pub fn rows() -> Vec<Row> {
     let ingest_goal = Goal { rate: Some(0.85), cpu: Some(1.3), p99: Some(1.5), ..Goal::default() };
@@ -183,6 +195,15 @@ pub fn rows() -> Vec<Row> {
             "drain 1 worker",
             Work::Drain(Drain { workers: 1, partitions: PARTITIONS, times: 10 }),
         ),
+        Row {
+            name: STEADY,
+            work: Work::Outage(Silent::None),
+            against: Against::Nothing,
+            goal: Goal::default(),
+            on_request: true,
+        },
+        flat("2,000 events/s, MongoDB silent", STEADY, Work::Outage(Silent::Mongodb)),
+        flat("2,000 events/s, the object store silent", STEADY, Work::Outage(Silent::Store)),
         Row {
             name: "idle, embedded",
             work: Work::Idle(Queue::Embedded),

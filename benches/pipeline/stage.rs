@@ -35,6 +35,8 @@ pub struct Stage<'s> {
     pub warm_up: Duration,
     /// Of a drain.
     pub records: u64,
+    /// How long a dependency is silent.
+    pub outage: Duration,
     /// What is named after it is used once.
     measurements: usize,
     /// By partitions and records: the topic that the drains read.
@@ -44,9 +46,9 @@ pub struct Stage<'s> {
 }
 
 impl<'s> Stage<'s> {
-    pub fn new(services: &'s Services, length: Duration, warm_up: Duration, records: u64) -> Self {
+    pub fn new(services: &'s Services, length: Duration, warm_up: Duration, records: u64, outage: Duration) -> Self {
         let (filled, full_rate) = (BTreeMap::new(), BTreeMap::new());
-        Self { services, length, warm_up, records, measurements: 0, filled, full_rate }
+        Self { services, length, warm_up, records, outage, measurements: 0, filled, full_rate }
     }
 
     /// # Errors
@@ -62,6 +64,7 @@ impl<'s> Stage<'s> {
             }
             Work::Rate(percent) => self.at_rate(percent, system),
             Work::Drain(drain) => self.drain(drain, system),
+            Work::Outage(silent) => self.outage(silent),
             Work::Idle(queue) => self.idle(queue),
             Work::Start => start(),
         }
@@ -179,7 +182,7 @@ fn alone(name: &str) -> Setup {
     usual(Setup::new(name))
 }
 
-fn sample(measured: &Measured, events_per_request: u64, peak_memory: f64) -> Sample {
+pub(crate) fn sample(measured: &Measured, events_per_request: u64, peak_memory: f64) -> Sample {
     let events = (measured.answers * events_per_request) as f64;
     let millions = events / 1e6;
     let millis = |quantile| measured.latencies.value_at_quantile(quantile) as f64 / 1000.0;
@@ -226,15 +229,15 @@ fn start() -> anyhow::Result<Sample> {
 }
 
 /// A server that listens.
-struct Server {
-    running: Running,
-    address: String,
+pub(crate) struct Server {
+    pub running: Running,
+    pub address: String,
     /// Where the yardstick keeps its log.
     _folder: Option<TempDir>,
 }
 
 impl Server {
-    fn ingestd(setup: Setup) -> Self {
+    pub fn ingestd(setup: Setup) -> Self {
         let daemon = setup.start();
         let address = daemon.http_address().to_owned();
         Self { running: Running::Ingestd(Box::new(daemon)), address, _folder: None }

@@ -134,7 +134,7 @@ fn buffer_records(size: usize) -> Run {
 
 /// The copy of its bytes is a part of it.
 fn check_a_buffer(size: usize) -> Run {
-    let bytes = buffer(&events(size)).as_bytes().to_vec();
+    let bytes = buffer(&events(size)).checksummed().to_vec();
     Box::new(move || drop(black_box(RecordBuffer::from_bytes(bytes.clone()).expect("it is whole"))))
 }
 

@@ -29,7 +29,7 @@ pub fn object<'a>(text: &'a str, names: &[String]) -> Option<Texts<'a>> {
             at = json.white_space(json.after(at, b':')?);
             let value = at;
             at = json.value(value, 1)?;
-            if let Some(place) = names.iter().position(|candidate| candidate == name) {
+            if let Some(place) = place(names, name) {
                 found[place] = Some(&text[value..at]);
             }
             at = json.white_space(at);
@@ -42,6 +42,13 @@ pub fn object<'a>(text: &'a str, names: &[String]) -> Option<Texts<'a>> {
         at += 1;
     }
     (json.white_space(at) == text.len()).then_some(found)
+}
+
+/// Among `names`. Most fields are none of them, and most of those differ from all in their length or first letter: a
+/// comparison of the whole is a call.
+fn place(names: &[String], name: &str) -> Option<usize> {
+    let first = name.as_bytes().first();
+    names.iter().position(|other| other.len() == name.len() && other.as_bytes().first() == first && other == name)
 }
 
 /// The whole of `text` as an array, each element as it stands there. At most `most` elements.

@@ -93,7 +93,7 @@ impl RecordBuffer {
         self.bytes.reserve(bytes);
     }
 
-    /// Takes bytes that [`RecordBuffer::as_bytes`] gave, checking every length and checksum.
+    /// Takes bytes that [`RecordBuffer::checksummed`] gave, checking every length and checksum.
     ///
     /// # Errors
     /// [`Corrupt`] names the first byte that cannot be trusted.
@@ -141,11 +141,8 @@ impl RecordBuffer {
             self.bytes.extend_from_slice(name.as_bytes());
             self.bytes.extend_from_slice(value.unwrap_or_default());
         }
-        let body = start + PREFIX;
-        let length = (self.bytes.len() - body) as u32;
-        let checksum = crc32c::crc32c(&self.bytes[body..]);
+        let length = (self.bytes.len() - start - PREFIX) as u32;
         self.bytes[start..start + 4].copy_from_slice(&length.to_le_bytes());
-        self.bytes[start + 4..body].copy_from_slice(&checksum.to_le_bytes());
         self.count += 1;
     }
 
@@ -188,7 +185,15 @@ impl RecordBuffer {
         self.bytes.len()
     }
 
-    pub fn as_bytes(&self) -> &[u8] {
+    /// The records with their checksums, which only what is stored needs.
+    pub fn checksummed(&mut self) -> &[u8] {
+        let mut rest = self.bytes.as_mut_slice();
+        while let Some((prefix, behind)) = rest.split_first_chunk_mut::<PREFIX>() {
+            let [a, b, c, d, checksum @ ..] = prefix;
+            let (body, behind) = behind.split_at_mut(u32::from_le_bytes([*a, *b, *c, *d]) as usize);
+            checksum.copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+            rest = behind;
+        }
         &self.bytes
     }
 }
@@ -244,7 +249,7 @@ mod tests {
 
     #[test]
     fn records_come_back_as_they_were_pushed() {
-        let buffer = RecordBuffer::from_bytes(sample().as_bytes().to_vec()).unwrap();
+        let buffer = RecordBuffer::from_bytes(sample().checksummed().to_vec()).unwrap();
         let records: Vec<_> = buffer.iter().collect();
         assert_eq!(records.len(), 2);
         assert_eq!((records[0].offset, records[0].received), (Offset(7), Timestamp(1000)));
@@ -262,7 +267,7 @@ mod tests {
             let mut buffer = RecordBuffer::default();
             let headers = std::iter::repeat_n((name, Some(b"v".as_slice())), count);
             buffer.push(Offset(1), Timestamp(0), Some(b"k"), Some(b"{}"), headers);
-            let buffer = RecordBuffer::from_bytes(buffer.as_bytes().to_vec()).unwrap();
+            let buffer = RecordBuffer::from_bytes(buffer.checksummed().to_vec()).unwrap();
             let record = buffer.iter().next().unwrap();
             assert_eq!((record.key, record.value), (Some(b"k".as_slice()), Some(b"{}".as_slice())));
             assert_eq!(record.headers.iter().count(), count);
@@ -275,12 +280,12 @@ mod tests {
         let mut buffer = RecordBuffer::default();
         buffer.push(Offset(1), Timestamp(2), None, Some(b"{}"), [("id", Some(b"a".as_slice()))]);
         let body = b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\xff\xff\xff\xff\x02\0\0\0\x01\0{}\x02\0\x01\0\0\0ida";
-        assert_eq!(&buffer.as_bytes()[PREFIX..], body);
+        assert_eq!(&buffer.checksummed()[PREFIX..], body);
     }
 
     #[test]
     fn every_flipped_byte_is_noticed() {
-        let good = sample().as_bytes().to_vec();
+        let good = sample().checksummed().to_vec();
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x40;
@@ -290,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_cut_buffer_is_short() {
-        let good = sample().as_bytes().to_vec();
+        let good = sample().checksummed().to_vec();
         let second = good.len() - PREFIX - FIXED;
         assert_eq!(RecordBuffer::from_bytes(good[..good.len() - 1].to_vec()), Err(Corrupt::Short(second)));
     }

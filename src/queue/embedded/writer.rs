@@ -486,12 +486,11 @@ impl<'t> Chunks<'t> {
         if self.open.is_empty() {
             return Ok(());
         }
-        self.transaction.prepare_cached("INSERT INTO chunks VALUES (?1, ?2, ?3, ?4)")?.execute(params![
-            self.base.as_i64(),
-            self.open.len() as i64,
-            self.latest.0,
-            self.open.as_bytes()
-        ])?;
+        let (base, records, latest) = (self.base.as_i64(), self.open.len() as i64, self.latest.0);
+        let bytes = self.open.checksummed();
+        self.transaction
+            .prepare_cached("INSERT INTO chunks VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![base, records, latest, bytes])?;
         self.bytes += self.open.size() as u64;
         self.base = self.next;
         self.open.clear();

@@ -283,7 +283,10 @@ impl Source {
                 }
                 None => false,
             };
-            self.rebalance();
+            if nothing {
+                // A poll in which the group decided something brings no record.
+                self.rebalance();
+            }
             if nothing || full {
                 break;
             }
