@@ -14,7 +14,7 @@ use crate::{
     rows::{LOGIN, Silent},
     stage::{Server, Stage, sample, usual},
     support::services::Service,
-    table::Sample,
+    table::{Metric, Sample},
 };
 
 /// Events per second.
@@ -28,7 +28,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 const TICK: Duration = Duration::from_millis(100);
 
 impl Stage<'_> {
-    /// The memory is the peak while it is silent. Afterwards every record of the log must be archived and counted.
+    /// The memory is the peak while it is silent. Afterwards both groups must commit the log's end, and the store count it.
     pub(crate) fn outage(&mut self, silent: Silent) -> anyhow::Result<Sample> {
         let name = self.name();
         self.services.create_bucket(&name);
@@ -60,12 +60,15 @@ impl Stage<'_> {
         let measured = measured.with_context(|| server.running.log())?;
         let memory = server.running.peak_memory();
         self.is_whole(&name).with_context(|| server.running.log())?;
+        let afterwards = server.running.peak_memory();
         drop(server);
         let stored: i64 = self.services.watermarks(&name).into_iter().map(|(_, start, end)| end - start).sum();
         let acknowledged = measured.acknowledged * SHAPE.events() as u64;
         ensure!(stored as u64 == acknowledged, "{acknowledged} events were acknowledged, the topic has {stored}");
         self.forget(&name)?;
-        Ok(sample(&measured, SHAPE.events() as u64, memory))
+        let mut sample = sample(&measured, SHAPE.events() as u64, memory);
+        sample.set(Metric::MemoryAfterwards, afterwards);
+        Ok(sample)
     }
 
     /// Waits until both groups have reached the log's end, and the aggregates count all of it.

@@ -16,6 +16,8 @@ pub enum Metric {
     GeneratorCpu,
     /// MiB at the peak; of several processes the largest one's.
     Memory,
+    /// The same, when what was left over by an outage has been caught up with.
+    MemoryAfterwards,
     /// Milliseconds.
     P50,
     P99,
@@ -32,6 +34,7 @@ impl Metric {
             Self::Cpu => "cpu_seconds_per_million",
             Self::GeneratorCpu => "generator_cpu_seconds_per_million",
             Self::Memory => "peak_memory_mib",
+            Self::MemoryAfterwards => "peak_memory_afterwards_mib",
             Self::P50 => "p50_ms",
             Self::P99 => "p99_ms",
             Self::Idle => "idle_cpu_percent",
@@ -61,6 +64,7 @@ impl Sample {
             (Metric::Cpu, "CPU-s per million"),
             (Metric::P99, "ms p99"),
             (Metric::Memory, "MiB"),
+            (Metric::MemoryAfterwards, "MiB afterwards"),
             (Metric::Idle, "% of a core"),
             (Metric::Ready, "ms"),
         ];
@@ -176,7 +180,7 @@ impl Results {
             ("rate", self.ratio(row, Metric::Rate), rate, true),
             ("CPU", self.ratio(row, Metric::Cpu), cpu, false),
             ("p99", self.ratio(row, Metric::P99), p99, false),
-            ("MiB", self.ratio(row, Metric::Memory), memory, false),
+            ("memory", self.ratio(row, Metric::Memory), memory, false),
             ("CPU-s", absolute(Metric::Cpu), cpu_seconds, false),
             ("MiB", absolute(Metric::Memory), memory_mib, false),
             ("% of a core", absolute(Metric::Idle), idle_percent, false),

@@ -46,7 +46,7 @@ impl fmt::Display for Step {
     }
 }
 
-pub const STEPS: [Step; 14] = [
+pub const STEPS: [Step; 15] = [
     Step { name: "split an array", size: 310, make: split_an_array },
     Step { name: "split lines", size: 310, make: split_lines },
     Step { name: "parse", size: 100, make: parse },
@@ -55,6 +55,7 @@ pub const STEPS: [Step; 14] = [
     Step { name: "parse", size: 10240, make: parse },
     Step { name: "buffer a record", size: 310, make: buffer_records },
     Step { name: "buffer a record", size: 1024, make: buffer_records },
+    Step { name: "checksum a buffer", size: 310, make: checksum_a_buffer },
     Step { name: "check a buffer", size: 310, make: check_a_buffer },
     Step { name: "encode a line", size: 310, make: encode_lines },
     Step { name: "encode a line", size: 1024, make: encode_lines },
@@ -130,6 +131,13 @@ fn parse(size: usize) -> Run {
 fn buffer_records(size: usize) -> Run {
     let events = events(size);
     Box::new(move || drop(black_box(buffer(&events))))
+}
+
+fn checksum_a_buffer(size: usize) -> Run {
+    let mut buffer = buffer(&events(size));
+    Box::new(move || {
+        black_box(buffer.checksummed());
+    })
 }
 
 /// The copy of its bytes is a part of it.

@@ -132,7 +132,7 @@ fn a_stop_whose_last_positions_are_not_committed_says_so_and_ends_with_1() {
 fn an_event_larger_than_the_topic_takes_is_refused_by_name_and_holds_nothing_up() {
     let Some(services) = services() else { return };
     let daemon = on_kafka_alone(&services, "narrowed").set("queue.kafka.partitions", "1").start();
-    // Of characters that do not compress: the limit is one of the batch as it is sent.
+    // Of characters that hardly compress: the limit is one of the batch as it is sent.
     let mut random = fastrand::Rng::with_seed(1);
     let padding: String = (0..500_000).map(|_| random.alphanumeric()).collect();
     let large = format!(r#"{{"type":"login","padding":"{padding}"}}"#).into_bytes();

@@ -182,7 +182,7 @@ impl Services {
         self.kafka_config().set("transactional.id", id).create().expect("a producer")
     }
 
-    /// Changes one setting of a topic that is there.
+    /// Gives a topic that is there this setting; all others become the broker's defaults.
     pub fn alter_topic(&self, topic: &str, name: &str, value: &str) {
         let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
         let answer = self.io.block_on(self.admin().alter_configs([&change], &AdminOptions::new())).expect("an answer");

@@ -215,8 +215,10 @@ pub fn consumer(config: &Config, sink: SinkName, instance_id: &str) -> ClientCon
     settings
         .set("session.timeout.ms", SESSION_TIMEOUT.as_millis().to_string())
         // The others hear of a member that died, or came, with their next one, and one that comes has its partitions after
-        // two of theirs; the default is 3 s.
+        // two of theirs. librdkafka looks whether one is due about once a second; its default is 3 s.
         .set("heartbeat.interval.ms", "500")
+        // A coordinator that hangs is given up before the session is.
+        .set("socket.timeout.ms", "7000")
         // Bounds memory: prefetched records, over all partitions. Some tenths of a second at full speed.
         .set("queued.max.messages.kbytes", (4 * 1024).to_string())
         // Checked again so soon after the queue was full; the default of a second would starve a queue this small.
@@ -225,7 +227,7 @@ pub fn consumer(config: &Config, sink: SinkName, instance_id: &str) -> ClientCon
         .set("fetch.max.bytes", (4 * 1024 * 1024).max(record_limit(config)).to_string())
         // … and of one partition so much, so that several share it. As it is compressed: in memory it may be ten times that,
         // for each of 16 partitions, before the queue's bound is looked at again.
-        .set("fetch.message.max.bytes", (64 * 1024).to_string())
+        .set("fetch.message.max.bytes", (48 * 1024).to_string())
         // The survey's questions queue behind a waiting fetch on the same connection.
         .set("fetch.wait.max.ms", "200")
         .set("message.max.bytes", record_limit(config).to_string());

@@ -2,8 +2,8 @@
 //!
 //! **A partition's life here.** Assigned (not fetched yet) → surveyed: where its group and its log stand → announced
 //! ([`SourceEvent::Assigned`]) → begun by the sink ([`SourceCommand::Begin`]) → delivered. It goes back to being
-//! surveyed when its position is outside the log, when the sink asks, and when this process's share of the topic
-//! becomes the whole or ceases to be.
+//! surveyed when its position is outside the log, when the sink asks, and, where the sink writes alone, when this process's
+//! share of the topic becomes the whole or ceases to be.
 //!
 //! **Positions.** Where to fetch is decided here, never by librdkafka, which is never given a logical offset: each
 //! (re)start is a seek of a paused partition to the end of what was taken, then a resume. A seek of one that is not
@@ -283,15 +283,13 @@ impl Source {
                 }
                 None => false,
             };
-            if nothing {
-                // A poll in which the group decided something brings no record.
-                self.rebalance();
-            }
             if nothing || full {
                 break;
             }
             wait = Duration::ZERO;
         }
+        // A poll in which the group decided something brings no record and so was the last one.
+        self.rebalance();
         if let Some(reason) = consumer.context().take_unreachable() {
             self.standing.disconnected(format!("all brokers are down: {reason}"));
         }
