@@ -67,8 +67,9 @@ pub mod exit {
     pub const CONFIGURATION: u8 = 78;
 }
 
-/// Bytes of batches between a source and its sink: enough that neither waits for the other's next one.
-const BATCHES_IN_FLIGHT: u64 = 4;
+/// Batches of the largest size between a source and its sink: the one that is being taken, and the next. Usual ones are a
+/// tenth of it, so that many are under way; in a worker whose sinks are behind, all of this is memory.
+const BATCHES_IN_FLIGHT: u64 = 2;
 /// How old the main loop's heartbeat may be before systemd is no longer told that all is well.
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(1);

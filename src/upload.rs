@@ -35,7 +35,7 @@ pub use self::{
 };
 use self::{
     chain::{Chain, Step},
-    opening::Unusable,
+    opening::{Known, Unusable},
     requests::{Answer, Requests},
 };
 use crate::{
@@ -120,8 +120,8 @@ pub struct Uploader {
     io: Handle,
     spooler: Slot<Spooler>,
     partitions: BTreeMap<Partition, Partitioned>,
-    /// Ends of chains that were seen in this process: a head may be older.
-    known_ends: BTreeMap<Partition, Offset>,
+    /// What this process has seen of the chains: a head may be older.
+    known: BTreeMap<Partition, Known>,
     /// Whoever waits for all queues to be empty.
     drained: Vec<oneshot::Sender<()>>,
     /// Heads on their way, at most a few a partition.
@@ -129,7 +129,7 @@ pub struct Uploader {
 }
 
 impl Uploader {
-    /// Heads are rewritten at most this often; an older one costs the next start one refetched segment.
+    /// Heads are rewritten at most this often; an older one costs the next start a refetched segment, or two and a LIST.
     const HEAD_INTERVAL: Duration = Duration::from_secs(5);
 
     pub fn new(
@@ -145,7 +145,7 @@ impl Uploader {
             io,
             spooler,
             partitions: BTreeMap::new(),
-            known_ends: BTreeMap::new(),
+            known: BTreeMap::new(),
             drained: Vec::new(),
             head_writes: Vec::new(),
         }
@@ -214,12 +214,11 @@ impl Uploader {
         }
     }
 
-    fn advanced(&mut self, partition: Partition, end: Offset, key: Option<String>) {
-        self.known_ends.insert(partition, end);
-        if let Some(partitioned) = self.partitions.get_mut(&partition)
-            && key.is_some()
-        {
-            partitioned.unwritten_key = key;
+    /// An object of our own ends there.
+    fn archived(&mut self, partition: Partition, end: Offset, key: String) {
+        self.known.entry(partition).or_default().archived(end);
+        if let Some(partitioned) = self.partitions.get_mut(&partition) {
+            partitioned.unwritten_key = Some(key);
         }
         self.write_head(partition, Self::HEAD_INTERVAL);
     }
@@ -249,11 +248,11 @@ impl Handler<OpenChain> for Uploader {
 
     fn handle(&mut self, OpenChain { epoch, assignment }: OpenChain, ctx: &mut Self::Context) {
         let partition = assignment.partition;
-        let known_end = self.known_ends.get(&partition).copied();
+        let known = self.known.get(&partition).copied().unwrap_or_default();
         let (requests, addr): (_, Addr<Self>) = (self.requests.clone(), ctx.address());
         let identity = assignment.identity.clone();
         let request = self.io.spawn(async move {
-            match AssertUnwindSafe(requests.open(&assignment, known_end)).catch_unwind().await {
+            match AssertUnwindSafe(requests.open(&assignment, known)).catch_unwind().await {
                 Ok(outcome) => addr.do_send(Opened { partition, epoch, outcome }),
                 Err(panic) => addr.do_send(RequestPanicked(panic_message(panic.as_ref()).to_owned())),
             }
@@ -340,12 +339,12 @@ impl Handler<Answered> for Uploader {
         match partitioned.chain.answered(put) {
             Some(Step::Archived(segment)) => {
                 let key = self.requests.archive.key(&segment.header).to_string();
-                self.advanced(partition, segment.end(), Some(key));
+                self.archived(partition, segment.end(), key);
                 self.spooler.tell(Archived { epoch, segment });
             }
             Some(Step::Follow { end }) => {
                 tracing::info!(%partition, %end, "another writer's object stands at our position; following it");
-                self.advanced(partition, end, None);
+                self.known.entry(partition).or_default().met(end);
                 self.spooler.tell(Followed { partition, epoch, end });
             }
             Some(Step::Halt { reason }) => {

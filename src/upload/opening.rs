@@ -1,8 +1,9 @@
 //! Where a partition's chain ends, when the partition is assigned: a decision over three questions to the store.
 //!
 //! The archive starts at the head's end, which may be old but is never beyond a real end; the uploads walk forward from
-//! there. The group's committed offset only says where to pin the first head. Without a head, or where the log's start or
-//! the committed offset lies beyond it, the objects are listed for the true end.
+//! there. The group's committed offset only says where to pin the first head. Without a head, where the log's start or the
+//! committed offset lies beyond it, or where object after object of another writer stands, the objects are listed for the
+//! true end.
 
 use std::future::Future;
 
@@ -25,6 +26,31 @@ pub struct Head {
 
 impl Head {
     pub const VERSION: u32 = 1;
+}
+
+/// What this process knows of a chain.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Known {
+    /// It may be older than the head, or newer.
+    end: Offset,
+    /// Objects of another writer that were met since there was one of our own.
+    met: u32,
+}
+
+impl Known {
+    /// One is met where two writers race. With the second one the head is old: a process that caught up with an outage
+    /// was killed, say, which wrote object after object since its last head.
+    const OLD_HEAD: u32 = 2;
+
+    /// An object of our own ends there.
+    pub fn archived(&mut self, end: Offset) {
+        *self = Self { end, met: 0 };
+    }
+
+    /// One of another writer's does.
+    pub fn met(&mut self, end: Offset) {
+        *self = Self { end, met: self.met + 1 };
+    }
 }
 
 /// Why a chain's end cannot be told.
@@ -57,14 +83,14 @@ pub trait Heads: Sync {
     ) -> impl Future<Output = Result<Option<(Offset, String)>, HeadError>> + Send;
 }
 
-/// The chain's end, or why it cannot be used. `known_end` is an end that this process has seen before.
+/// The chain's end, or why it cannot be used.
 ///
 /// # Errors
 /// The store's, which may pass: ask again.
 pub async fn end_of_chain(
     heads: &impl Heads,
     assignment: &Assignment,
-    known_end: Option<Offset>,
+    known: Known,
 ) -> object_store::Result<Result<Offset, Unusable>> {
     let partition = assignment.partition;
     let head = match heads.head(partition).await {
@@ -98,9 +124,9 @@ pub async fn end_of_chain(
             action: "raise queue.generation to archive the new topic beside the old one, and restart".to_owned(),
         }));
     }
-    let mut end = head.end.max(known_end.unwrap_or_default());
+    let mut end = head.end.max(known.end);
     // An old head: without a look, each object after it would have to be met by a PUT of our own.
-    let is_old = assignment.committed.is_some_and(|committed| committed > end);
+    let is_old = assignment.committed.is_some_and(|committed| committed > end) || known.met >= Known::OLD_HEAD;
     if is_old || assignment.log_start > end {
         match heads.find_end(partition).await {
             Ok(found) => end = end.max(found.map_or(end, |(found, _)| found)),
@@ -166,7 +192,12 @@ mod tests {
         Mutex::new(Some(Head { version: Head::VERSION, end: Offset(end), key: None, identity }))
     }
 
-    fn open(fake: &Fake, committed: Option<u64>, log_start: u64) -> object_store::Result<Result<Offset, Unusable>> {
+    fn open_knowing(
+        fake: &Fake,
+        committed: Option<u64>,
+        log_start: u64,
+        known: Known,
+    ) -> object_store::Result<Result<Offset, Unusable>> {
         let assignment = Assignment {
             partition: Partition(0),
             committed: committed.map(Offset),
@@ -176,7 +207,11 @@ mod tests {
             holds_all: true,
         };
         // The fake answers at once.
-        end_of_chain(fake, &assignment, None).now_or_never().unwrap()
+        end_of_chain(fake, &assignment, known).now_or_never().unwrap()
+    }
+
+    fn open(fake: &Fake, committed: Option<u64>, log_start: u64) -> object_store::Result<Result<Offset, Unusable>> {
+        open_knowing(fake, committed, log_start, Known::default())
     }
 
     #[test]
@@ -195,6 +230,20 @@ mod tests {
             let fake = Fake { head: head(7, "id"), found: Some(Offset(20)), ..Fake::default() };
             assert_eq!(open(&fake, committed, log_start).unwrap().unwrap(), Offset(20));
         }
+    }
+
+    #[test]
+    fn when_another_writers_objects_are_met_one_after_the_other_the_rest_are_listed() {
+        let fake = Fake { head: head(7, "id"), found: Some(Offset(20)), ..Fake::default() };
+        let mut known = Known::default();
+        let open = |known| open_knowing(&fake, Some(3), 0, known).unwrap().unwrap();
+        known.met(Offset(9));
+        assert_eq!(open(known), Offset(9), "a race");
+        known.archived(Offset(10));
+        known.met(Offset(11));
+        assert_eq!((open(known), *fake.listed.lock().unwrap()), (Offset(11), 0), "another race");
+        known.met(Offset(12));
+        assert_eq!(open(known), Offset(20));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
     archive::{Archive, ProbeError},
     chain::Put,
     compare,
-    opening::{self, HeadError, Heads as _, Unusable},
+    opening::{self, HeadError, Heads as _, Known, Unusable},
 };
 use crate::{
     config::{Config, LiveConfig},
@@ -101,10 +101,10 @@ impl Requests {
     }
 
     /// Finds the end of a partition's chain; returns only when it is known, or cannot be used at all.
-    pub(super) async fn open(&self, assignment: &Assignment, known_end: Option<Offset>) -> Result<Offset, Unusable> {
+    pub(super) async fn open(&self, assignment: &Assignment, known: Known) -> Result<Offset, Unusable> {
         let mut attempt = 0;
         loop {
-            match self.try_open(assignment, known_end).await {
+            match self.try_open(assignment, known).await {
                 Ok(outcome) => {
                     self.working();
                     return outcome;
@@ -115,11 +115,7 @@ impl Requests {
         }
     }
 
-    async fn try_open(
-        &self,
-        assignment: &Assignment,
-        known_end: Option<Offset>,
-    ) -> object_store::Result<Result<Offset, Unusable>> {
+    async fn try_open(&self, assignment: &Assignment, known: Known) -> object_store::Result<Result<Offset, Unusable>> {
         let probe = self.probed.get_or_try_init(|| self.archive.probe()).await;
         match probe {
             Ok(()) => {}
@@ -131,7 +127,7 @@ impl Requests {
                 }));
             }
         }
-        opening::end_of_chain(&self.archive, assignment, known_end).await
+        opening::end_of_chain(&self.archive, assignment, known).await
     }
 
     /// How things stand with a hole behind the chain's `end`, asked once; `None` when the store does not answer, which is

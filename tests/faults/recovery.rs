@@ -74,6 +74,62 @@ fn a_killed_worker_goes_on_after_its_restart_and_the_partitions_of_a_dead_one_ar
     oracle.audit(&Evidence::on_services(&services, topic)).assert_clean();
 }
 
+/// A worker that catches up with an outage of the store writes objects faster than heads: its successor finds an old head,
+/// and many objects behind it.
+#[test]
+fn a_worker_killed_while_it_catches_up_with_the_store_is_followed_at_once() {
+    let Some(services) = services() else { return };
+    let topic = "faults-catching-up";
+    services.create_bucket(topic);
+    let setup = |roles| {
+        let setup = services.setup(topic).roles(roles).set("store.events", "true");
+        setup.set("upload.timeout", "3s").set("upload.max_backoff", "2s").set("spool.max_age", "200ms")
+    };
+    let (ingest, mut killed) = (setup("ingest").start(), setup("worker").start());
+    let ledger = Ledger::new();
+    let mut oracle = Oracle::new(&ledger, Archive::new(services.bucket(topic)));
+    let (url, stop) = (ingest.events_url(), AtomicBool::new(false));
+    let archived = |worker: &Daemon| worker.try_metric("ingestd_events_archived_total", "").unwrap_or_default();
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        scope.spawn(|| load::post_until(&ledger, &url, &stop));
+        works(&killed, Instant::now());
+        for _ in 0..3 {
+            let had = {
+                let s3 = services.s3.process();
+                let _frozen = s3.freeze();
+                thread::sleep(Duration::from_secs(8));
+                archived(&killed)
+            };
+            eventually("it catches up", PATIENCE, || (archived(&killed) >= had + 4_000.0).then_some(()));
+            killed.kill();
+            assert_eq!(killed.wait_exit(PATIENCE), -9);
+            let (since, before) = (Instant::now(), killed.log().len());
+            killed.respawn();
+            let (archives, counts) = works(&killed, since);
+            let met = killed.log()[before..].matches("another writer's object").count();
+            eprintln!(
+                "    killed while it caught up: archiving after {}, counting after {}, {met} objects were met",
+                seconds(&[archives]),
+                seconds(&[counts])
+            );
+            // With the second one of a partition it looks for all.
+            assert!(met <= 2 * 4, "{}", killed.log());
+        }
+        stop.store(true, Ordering::Release);
+    });
+    let caught_up = || {
+        let lag = |sink: &str| services.lag(topic, &format!("{topic}-{sink}"));
+        (matches!(lag("archive"), Ok(0)) && matches!(lag("aggregate"), Ok(0))).then_some(())
+    };
+    eventually("both groups reach the log's end", PATIENCE, caught_up);
+    for daemon in [&ingest, &killed] {
+        daemon.signal("TERM");
+        assert_eq!(daemon.wait_exit(PATIENCE), 0);
+    }
+    oracle.audit(&Evidence::on_services(&services, topic)).assert_clean();
+}
+
 /// Since `since`, until its first record is archived, and until one is counted.
 fn works(worker: &Daemon, since: Instant) -> (Duration, Duration) {
     let (mut archives, mut counts) = (None, None);

@@ -19,7 +19,7 @@ use ingestd::{
     },
     upload::{
         chain::{Chain, Put, Step},
-        opening::{Head, Unusable, end_of_chain},
+        opening::{Head, Known, Unusable, end_of_chain},
     },
 };
 
@@ -102,7 +102,7 @@ pub struct Life {
     spooling: Option<Spooling>,
     chain: Option<Chain>,
     request: Option<Request>,
-    known_end: Option<Offset>,
+    known: Known,
     /// Heads on their way.
     pub heads: Vec<Head>,
     pub to_spooler: VecDeque<ToSpooler>,
@@ -125,7 +125,7 @@ impl Life {
             spooling: None,
             chain: None,
             request: None,
-            known_end: None,
+            known: Known::default(),
             heads: Vec::new(),
             to_spooler: VecDeque::new(),
             to_thread: VecDeque::new(),
@@ -148,7 +148,7 @@ impl Life {
     /// A PUT that is cut off may have taken effect, or do so later.
     pub fn uploader_panics(&mut self, disk: &[File]) -> Option<File> {
         let cut_off = self.put_under_way();
-        (self.chain, self.request, self.known_end) = (None, None, None);
+        (self.chain, self.request, self.known) = (None, None, Known::default());
         self.to_uploader.clear();
         self.spooler.uploads_lost();
         self.to_consumer.push_back(ToConsumer::SinkStarted);
@@ -316,9 +316,9 @@ impl Life {
     pub fn poll_opening(&mut self, shared: &Arc<Mutex<Shared>>, without: Without, beyond: Option<Offset>) -> bool {
         match self.request.take() {
             Some(Request::ToOpen(epoch, assignment)) => {
-                let (questions, known_end) = (Questions { shared: shared.clone(), without }, self.known_end);
+                let (questions, known) = (Questions { shared: shared.clone(), without }, self.known);
                 let asked = assignment.clone();
-                let opening = Box::pin(async move { end_of_chain(&questions, &asked, known_end).await });
+                let opening = Box::pin(async move { end_of_chain(&questions, &asked, known).await });
                 self.request = Some(Request::Opening(epoch, assignment, opening));
                 true
             }
@@ -378,12 +378,12 @@ impl Life {
                     }
                     Answer::Put(put) => match chain.answered(put) {
                         Some(Step::Archived(segment)) => {
-                            self.advanced(segment.end());
+                            self.archived(segment.end());
                             self.to_spooler.push_back(ToSpooler::Archived(epoch, segment));
                         }
                         Some(Step::Follow { end }) => {
                             trace.saw("followed");
-                            self.advanced(end);
+                            self.known.met(end);
                             self.to_spooler.push_back(ToSpooler::Followed(epoch, end));
                         }
                         Some(Step::Halt { reason }) => {
@@ -398,8 +398,8 @@ impl Life {
         None
     }
 
-    fn advanced(&mut self, end: Offset) {
-        self.known_end = Some(end);
+    fn archived(&mut self, end: Offset) {
+        self.known.archived(end);
         self.heads.push(Head { version: Head::VERSION, end, key: None, identity: TopicIdentity("id".into()) });
     }
 
