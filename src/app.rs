@@ -41,6 +41,7 @@ use crate::{
     data_dir::DataDir,
     dlq::{DeadLetterWriter, DeadLetters},
     health::{ActorName, Closed, Health, SinkName},
+    heap,
     ingest::{self, Ingestor},
     logging::{self, LogLevel},
     metrics::Metrics,
@@ -86,12 +87,15 @@ pub fn run(config: Config, sources: Sources) -> ExitCode {
 }
 
 fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
+    let roles = config.roles();
+    if !roles.ingest() {
+        heap::bound();
+    }
     let log_level = logging::init(&config.logging)?;
     // Files 0600, folders 0700, also those that libraries make.
     rustix::process::umask(Mode::from_bits_truncate(0o077));
     let signals = Signals::listen().context("cannot listen to signals")?;
     let data_dir = DataDir::open(&config.data.dir)?;
-    let roles = config.roles();
     let ingest_listener = roles.ingest().then(|| ingest::bind(&config.http)).transpose()?;
     let admin_listener = admin::bind(&config.admin)?;
     let io = tokio::runtime::Builder::new_multi_thread()

@@ -1,26 +1,7 @@
-//! The binary; everything it does is in the library, but for the settings of the allocator, which are the process's.
+//! The binary; everything it does is in the library.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    bound_the_heap();
     ingestd::cli::main()
 }
-
-/// glibc keeps what is freed in up to eight heaps a core, and takes larger and larger blocks from them. Batches and
-/// segments then leave holes of megabytes that are never given back: with these bounds a drain of 16 partitions peaks at
-/// 118 MiB instead of 149, for 5 to 7 % more processor time (docs/performance.md).
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn bound_the_heap() {
-    const HEAPS: i32 = 2;
-    /// Blocks from here on are mapped by themselves, and go back when they are freed.
-    const MAPPED: i32 = 1 << 20;
-    // SAFETY: no other thread is running yet; mallopt(3) takes any values, and says by its result what it took.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
-    }
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn bound_the_heap() {}

@@ -1,0 +1,21 @@
+//! What glibc's allocator may keep.
+
+/// Bounds it, for a process that only consumes. glibc keeps what is freed in up to eight heaps a core, and takes larger and
+/// larger blocks from them. Batches and segments then leave holes of megabytes that are never given back: with these bounds
+/// a drain of 16 partitions peaks at 118 MiB instead of 149, for 5 to 7 % more processor time. On the way in they would cost
+/// more and save nothing: librdkafka allocates a context of some megabytes for each batch that it compresses
+/// (docs/performance.md).
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn bound() {
+    const HEAPS: i32 = 2;
+    /// Blocks from here on are mapped by themselves, and go back when they are freed.
+    const MAPPED: i32 = 1 << 20;
+    // SAFETY: mallopt(3) takes any values, locks what it changes, and says by its result what it took.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn bound() {}
