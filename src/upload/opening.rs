@@ -35,21 +35,25 @@ pub struct Known {
     end: Offset,
     /// Objects of another writer that were met since there was one of our own.
     met: u32,
+    /// There was one of our own.
+    writes: bool,
 }
 
 impl Known {
-    /// One is met where two writers race. With the second one the head is old: a process that caught up with an outage
-    /// was killed, say, which wrote object after object since its last head.
-    const OLD_HEAD: u32 = 2;
-
     /// An object of our own ends there.
     pub fn archived(&mut self, end: Offset) {
-        *self = Self { end, met: 0 };
+        *self = Self { end, met: 0, writes: true };
     }
 
     /// One of another writer's does.
     pub fn met(&mut self, end: Offset) {
-        *self = Self { end, met: self.met + 1 };
+        *self = Self { end, met: self.met + 1, ..*self };
+    }
+
+    /// The head is old: a process was killed, say, which wrote object after object since its last head. A new process says
+    /// so when the first object that it meets is another's. One that has written meets one where two writers race, too.
+    fn finds_an_old_head(self) -> bool {
+        self.met > u32::from(self.writes)
     }
 }
 
@@ -126,7 +130,7 @@ pub async fn end_of_chain(
     }
     let mut end = head.end.max(known.end);
     // An old head: without a look, each object after it would have to be met by a PUT of our own.
-    let is_old = assignment.committed.is_some_and(|committed| committed > end) || known.met >= Known::OLD_HEAD;
+    let is_old = assignment.committed.is_some_and(|committed| committed > end) || known.finds_an_old_head();
     if is_old || assignment.log_start > end {
         match heads.find_end(partition).await {
             Ok(found) => end = end.max(found.map_or(end, |(found, _)| found)),
@@ -237,13 +241,14 @@ mod tests {
         let fake = Fake { head: head(7, "id"), found: Some(Offset(20)), ..Fake::default() };
         let mut known = Known::default();
         let open = |known| open_knowing(&fake, Some(3), 0, known).unwrap().unwrap();
+        known.archived(Offset(8));
         known.met(Offset(9));
-        assert_eq!(open(known), Offset(9), "a race");
-        known.archived(Offset(10));
-        known.met(Offset(11));
-        assert_eq!((open(known), *fake.listed.lock().unwrap()), (Offset(11), 0), "another race");
-        known.met(Offset(12));
+        assert_eq!((open(known), *fake.listed.lock().unwrap()), (Offset(9), 0), "a race");
+        known.met(Offset(10));
         assert_eq!(open(known), Offset(20));
+        known = Known::default();
+        known.met(Offset(9));
+        assert_eq!(open(known), Offset(20), "a new process");
     }
 
     #[test]
