@@ -2,9 +2,8 @@
 
 /// Bounds it, for a process that only consumes. glibc keeps what is freed in up to eight heaps a core, and takes larger and
 /// larger blocks from them. Batches and segments then leave holes of megabytes that are never given back: with these bounds
-/// a drain of 16 partitions peaks at 118 MiB instead of 149, for 5 to 7 % more processor time. On the way in they would cost
-/// more and save nothing: librdkafka allocates a context of some megabytes for each batch that it compresses
-/// (docs/performance.md).
+/// a drain of 16 partitions peaks at 118 MiB instead of 149, for 5 to 7 % more processor time. On the way in they cost
+/// processor time (docs/performance.md), probably where librdkafka allocates megabytes to compress a batch.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn bound() {
     const HEAPS: i32 = 2;
