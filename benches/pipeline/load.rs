@@ -81,7 +81,8 @@ impl Load<'_> {
         let mut due = Instant::now();
         // Bounded by the rate times the length: nothing that is due is left out.
         let mut waiting: VecDeque<Instant> = VecDeque::new();
-        let mut free: Vec<usize> = (0..self.connections).collect();
+        // Taken in turns: a server may end a connection on which nothing comes.
+        let mut free: VecDeque<usize> = (0..self.connections).collect();
         let mut begun = vec![due; self.connections];
         let (mut next, mut answered) = (1, Vec::new());
         while !meter.is_over() || free.len() < self.connections || !waiting.is_empty() {
@@ -95,7 +96,7 @@ impl Load<'_> {
                 waiting.push_back(due);
                 due += interval;
             }
-            while let Some(index) = (!waiting.is_empty()).then(|| free.pop()).flatten() {
+            while let Some(index) = (!waiting.is_empty()).then(|| free.pop_front()).flatten() {
                 begun[index] = waiting.pop_front().context("it is not empty")?;
                 connections.begin(index, self.take(&mut next))?;
             }
@@ -107,7 +108,7 @@ impl Load<'_> {
             for index in answered.drain(..) {
                 // What was due during the warm-up is no part of what is measured.
                 meter.due_answered(begun[index])?;
-                free.push(index);
+                free.push_back(index);
             }
         }
         meter.finish()

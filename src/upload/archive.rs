@@ -11,6 +11,7 @@ use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use chrono::Utc;
 use futures::TryStreamExt;
 use object_store::{
     ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig, aws::AmazonS3Builder,
@@ -141,6 +142,16 @@ impl Archive {
         self.put(&self.head_path(partition), encode(head), PutMode::Overwrite).await
     }
 
+    async fn object_end(&self, key: &Path) -> Result<Offset, HeadError> {
+        let object = self.get(key).await.map_err(HeadError::Store)?;
+        // Decompressing a large object would hold up the other uploads.
+        match tokio::task::spawn_blocking(move || compare::object_end(&object)).await {
+            Ok(Ok(end)) => Ok(end),
+            Ok(Err(error)) => Err(HeadError::Unreadable(format!("{key}: {error:#}"))),
+            Err(error) => Err(HeadError::Unreadable(format!("{key}: {error}"))),
+        }
+    }
+
     /// The last object of a partition's chain, by LIST over all of the topic's: the dates in their keys are those of the
     /// records, which need not ascend.
     async fn last_object(&self, partition: Partition) -> object_store::Result<Option<Path>> {
@@ -184,16 +195,16 @@ impl Heads for Archive {
         }
     }
 
+    async fn look_ahead(&self, partition: Partition, head: &Head) -> Result<Option<Offset>, HeadError> {
+        match self.newest_after(partition, head, Utc::now()).await.map_err(HeadError::Store)? {
+            Some(key) => self.object_end(&key).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     async fn find_end(&self, partition: Partition) -> Result<Option<(Offset, String)>, HeadError> {
         let Some(key) = self.last_object(partition).await.map_err(HeadError::Store)? else { return Ok(None) };
-        let object = self.get(&key).await.map_err(HeadError::Store)?;
-        // Decompressing a large object would hold up the other uploads.
-        let end = tokio::task::spawn_blocking(move || compare::object_end(&object)).await;
-        match end {
-            Ok(Ok(end)) => Ok(Some((end, key.to_string()))),
-            Ok(Err(error)) => Err(HeadError::Unreadable(format!("{key}: {error:#}"))),
-            Err(error) => Err(HeadError::Unreadable(format!("{key}: {error}"))),
-        }
+        Ok(Some((self.object_end(&key).await?, key.to_string())))
     }
 }
 

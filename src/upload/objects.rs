@@ -4,11 +4,17 @@ use chrono::{DateTime, NaiveDate, Utc};
 use futures::TryStreamExt;
 use object_store::{ObjectStore, path::Path};
 
-use super::archive::{Archive, parse_name};
+use super::{
+    archive::{Archive, parse_name},
+    opening::Head,
+};
 use crate::{
     position::{Offset, Partition, Timestamp},
     spool::segment::SegmentHeader,
 };
+
+/// Keys of other partitions that a look ahead goes through in an hour: a page of S3's.
+const MOST_FOREIGN: u32 = 1000;
 
 /// What an object's key says, in the order of the chains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,8 +33,15 @@ impl ObjectName {
 
     /// The key, below the archive's prefix.
     pub fn key(&self, topic: &str) -> Path {
-        let hour = self.hour_start().format("date=%Y-%m-%d/hour=%H");
-        Path::from(format!("topic={topic}/{hour}/{}-{:020}.ndjson.zst", self.partition, self.x.0))
+        self.folder(topic).join(format!("{}.ndjson.zst", self.stem()))
+    }
+
+    fn folder(&self, topic: &str) -> Path {
+        Path::from(format!("topic={topic}/{}", self.hour_start().format("date=%Y-%m-%d/hour=%H")))
+    }
+
+    fn stem(&self) -> String {
+        format!("{}-{:020}", self.partition, self.x.0)
     }
 
     /// `None` where it is not exactly the key that [`Self::key`] writes.
@@ -106,6 +119,53 @@ impl Archive {
         Ok(listing)
     }
 
+    /// The last object that a chain has grown by since its head was written, where it stands in the head's hour, in the
+    /// hours that follow without a break, or in the present one. A LIST of an hour begins at the partition's keys, and ends
+    /// after some of others; what it misses is found by a LIST of everything, or met.
+    pub(super) async fn newest_after(
+        &self,
+        partition: Partition,
+        head: &Head,
+        now: DateTime<Utc>,
+    ) -> object_store::Result<Option<Path>> {
+        let now = hour_of(now);
+        let key = head.key.as_deref().and_then(|key| ObjectName::parse(&Path::parse(key).ok()?, &self.topic));
+        let began = key.map_or(now, |name| name.hour);
+        let mut newest = None;
+        let mut hour = began;
+        while hour <= now {
+            match self.newest_in(hour, partition, head.end).await? {
+                Some(found) => newest = Some(found),
+                None if hour == began => {}
+                None => break,
+            }
+            hour += 1;
+        }
+        if hour < now {
+            newest = self.newest_in(now, partition, head.end).await?.or(newest);
+        }
+        Ok(newest)
+    }
+
+    /// The last object of a partition's in this hour, at or beyond `end`.
+    async fn newest_in(&self, hour: i64, partition: Partition, end: Offset) -> object_store::Result<Option<Path>> {
+        let first = ObjectName { partition, x: end, hour };
+        let folder = first.folder(&self.topic);
+        // Comes right before that object's key: a LIST gives what comes after it.
+        let after = folder.clone().join(first.stem());
+        let mut found = self.store.list_with_offset(Some(&folder), &after);
+        let (mut newest, mut foreign) = (None, 0);
+        while foreign < MOST_FOREIGN
+            && let Some(object) = self.within(found.try_next()).await?
+        {
+            match ObjectName::parse(&object.location, &self.topic) {
+                Some(name) if name.partition == partition => newest = newest.max(Some((name, object.location))),
+                _ => foreign += 1,
+            }
+        }
+        Ok(newest.map(|(_, key)| key))
+    }
+
     /// What stands below `_chain/<topic>/`.
     pub async fn list_chain_files(&self) -> object_store::Result<ChainFiles> {
         let folder = Path::from(format!("_chain/{}", self.topic));
@@ -128,7 +188,10 @@ impl Archive {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::{config::Config, position::TopicIdentity};
 
     #[test]
     fn keys_read_back_and_others_are_not_taken_for_ours() {
@@ -147,6 +210,41 @@ mod tests {
         ] {
             assert_eq!(ObjectName::parse(&Path::from(stray), "t@2"), None, "{stray}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_look_ahead_finds_what_follows_the_head_in_its_hour_the_next_ones_and_the_present_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.archive.url = format!("file:{}", dir.path().display());
+        let archive = Archive::open(&config).unwrap();
+        let time = Utc::now();
+        let now = hour_of(time);
+        let began = now - 30;
+        let key =
+            |x, hour, partition| ObjectName { partition: Partition(partition), x: Offset(x), hour }.key(&archive.topic);
+        let mut head = Head {
+            version: 1,
+            end: Offset(9),
+            key: Some(key(5, began, 1).to_string()),
+            identity: TopicIdentity("id".into()),
+        };
+        let look = async |head: &Head| archive.newest_after(Partition(1), head, time).await.unwrap();
+        assert_eq!(look(&head).await, None);
+        // Of others, before the head's end, and behind a break.
+        let others = [key(5, began, 1), key(20, began, 2), key(20, began, 11), key(100, began + 4, 1)];
+        let following =
+            [key(9, began, 1), key(10, began, 1), key(12, began + 1, 1), key(20, began + 2, 1), key(99, now, 1)];
+        for other in others {
+            archive.create(&other, Bytes::new()).await.unwrap();
+            assert_eq!(look(&head).await, None, "{other}");
+        }
+        for next in following {
+            archive.create(&next, Bytes::new()).await.unwrap();
+            assert_eq!(look(&head).await, Some(next));
+        }
+        head.key = None;
+        assert_eq!(look(&head).await, Some(key(99, now, 1)), "of a chain without objects, the present hour");
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! Where a partition's chain ends, when the partition is assigned: a decision over three questions to the store.
+//! Where a partition's chain ends, when the partition is assigned: a decision over a few questions to the store.
 //!
 //! The archive starts at the head's end, which may be old but is never beyond a real end; the uploads walk forward from
-//! there. The group's committed offset only says where to pin the first head. Without a head, where the log's start or the
-//! committed offset lies beyond it, or where object after object of another writer stands, the objects are listed for the
-//! true end.
+//! there. The group's committed offset only says where to pin the first head. What was written since the head mostly
+//! stands in its hour or soon after it, where one or two short LISTs find it. Without a head, where the log's start or the
+//! committed offset still lies beyond, or where object after object of another writer stands, all objects are listed for
+//! the true end.
 
 use std::future::Future;
 
@@ -80,7 +81,15 @@ pub trait Heads: Sync {
     /// Pins the chain's first position by a create-only PUT; `false` when another writer has.
     fn pin(&self, partition: Partition, head: &Head) -> impl Future<Output = object_store::Result<bool>> + Send;
 
-    /// The true end of the chain, by LIST, and the key of the object that ends there; `None` without objects.
+    /// An end of the chain beyond the head's, by a LIST of the hours after it: cheap however many objects there are, but not
+    /// always the true end. `None` where those hours have none.
+    fn look_ahead(
+        &self,
+        partition: Partition,
+        head: &Head,
+    ) -> impl Future<Output = Result<Option<Offset>, HeadError>> + Send;
+
+    /// The true end of the chain, by LIST of all objects, and the key of the object that ends there; `None` without objects.
     fn find_end(
         &self,
         partition: Partition,
@@ -128,10 +137,14 @@ pub async fn end_of_chain(
             action: "raise queue.generation to archive the new topic beside the old one, and restart".to_owned(),
         }));
     }
-    let mut end = head.end.max(known.end);
-    // An old head: without a look, each object after it would have to be met by a PUT of our own.
-    let is_old = assignment.committed.is_some_and(|committed| committed > end) || known.finds_an_old_head();
-    if is_old || assignment.log_start > end {
+    // Without a look, each object behind an old head would have to be met by a PUT of our own.
+    let seen = match heads.look_ahead(partition, &head).await {
+        Ok(seen) => seen.unwrap_or(head.end),
+        Err(error) => return unreadable(error),
+    };
+    let mut end = seen.max(known.end);
+    let sees_too_little = known.finds_an_old_head() && seen <= known.end;
+    if sees_too_little || assignment.committed.is_some_and(|committed| committed > end) || assignment.log_start > end {
         match heads.find_end(partition).await {
             Ok(found) => end = end.max(found.map_or(end, |(found, _)| found)),
             Err(error) => return unreadable(error),
@@ -168,6 +181,7 @@ mod tests {
     #[derive(Default)]
     struct Fake {
         head: Mutex<Option<Head>>,
+        ahead: Option<Offset>,
         found: Option<Offset>,
         refuses: bool,
         listed: Mutex<u32>,
@@ -183,6 +197,10 @@ mod tests {
                 *self.head.lock().unwrap() = Some(head.clone());
             }
             Ok(!self.refuses)
+        }
+
+        async fn look_ahead(&self, _: Partition, _: &Head) -> Result<Option<Offset>, HeadError> {
+            Ok(self.ahead)
         }
 
         async fn find_end(&self, _: Partition) -> Result<Option<(Offset, String)>, HeadError> {
@@ -234,6 +252,19 @@ mod tests {
             let fake = Fake { head: head(7, "id"), found: Some(Offset(20)), ..Fake::default() };
             assert_eq!(open(&fake, committed, log_start).unwrap().unwrap(), Offset(20));
         }
+    }
+
+    #[test]
+    fn what_was_written_since_the_head_is_found_in_the_hours_after_it() {
+        let fake = Fake { head: head(7, "id"), ahead: Some(Offset(20)), found: Some(Offset(30)), ..Fake::default() };
+        assert_eq!(open(&fake, Some(12), 9).unwrap().unwrap(), Offset(20));
+        let mut known = Known::default();
+        known.met(Offset(9));
+        assert_eq!(open_knowing(&fake, Some(12), 0, known).unwrap().unwrap(), Offset(20));
+        assert_eq!(*fake.listed.lock().unwrap(), 0);
+        known.met(Offset(20));
+        assert_eq!(open_knowing(&fake, Some(12), 0, known).unwrap().unwrap(), Offset(30), "it shows no more");
+        assert_eq!(open(&fake, Some(21), 0).unwrap().unwrap(), Offset(30), "it shows less than is committed");
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::{
 
 /// For a daemon to be ready again by itself, on a machine that may do other things.
 const BOUND: Duration = Duration::from_secs(120);
+/// Within it a worker is to archive and count again after a `kill -9` and a start; a slower one's log is shown.
+const AT_ONCE: Duration = Duration::from_secs(3);
 /// A topic is not grown beyond this.
 const MOST_PARTITIONS: usize = 12;
 /// What another program writes: no JSON, no event, more than one value, and one near the largest that the topic takes.
@@ -35,6 +37,8 @@ pub struct World<'s> {
     written: usize,
     /// Of the actor that is panicked.
     restarts_before: f64,
+    /// Bytes in the log of the worker that is watched, when it was killed.
+    logged_before: usize,
 }
 
 impl<'s> World<'s> {
@@ -59,7 +63,16 @@ impl<'s> World<'s> {
         };
         let members = (0..MEMBERS).map(|member| setup(if member == 0 { "ingest" } else { "worker" }).start());
         let members = members.collect();
-        Self { services, topic: topic.to_owned(), proxy, members, partitions: 4, written: 0, restarts_before: 0.0 }
+        Self {
+            services,
+            topic: topic.to_owned(),
+            proxy,
+            members,
+            partitions: 4,
+            written: 0,
+            restarts_before: 0.0,
+            logged_before: 0,
+        }
     }
 
     pub fn events_url(&self) -> String {
@@ -72,6 +85,15 @@ impl<'s> World<'s> {
             Fault::Kill(_) => 1,
             Fault::KillAll => MEMBERS,
             _ => 0,
+        }
+    }
+
+    /// The worker whose return is timed.
+    fn watched(fault: Fault) -> Option<usize> {
+        match fault {
+            Fault::Kill(member) if member > 0 => Some(member),
+            Fault::KillAll => Some(1),
+            _ => None,
         }
     }
 
@@ -109,6 +131,9 @@ impl<'s> World<'s> {
     /// Undoes it, and waits until a service that was started answers; the daemons do the rest.
     pub fn end(&mut self, fault: Fault) {
         let services = self.services;
+        if let Some(member) = Self::watched(fault) {
+            self.logged_before = self.members[member].log().len();
+        }
         match fault {
             Fault::Kill(member) | Fault::Leave(member) => self.members[member].respawn(),
             Fault::KillAll => self.members.iter_mut().for_each(Daemon::respawn),
@@ -149,11 +174,7 @@ impl<'s> World<'s> {
     /// Waits until all daemons are ready and not degraded; after a `kill -9` of a worker, also until it archives and
     /// counts again. `since` is the fault's end.
     pub fn recover(&self, fault: Fault, since: Instant) -> Recovery {
-        let watched = match fault {
-            Fault::Kill(member) if member > 0 => Some(&self.members[member]),
-            Fault::KillAll => Some(&self.members[1]),
-            _ => None,
-        };
+        let watched = Self::watched(fault).map(|member| &self.members[member]);
         let mut recovery = Recovery::default();
         let mut ready = false;
         loop {
@@ -173,6 +194,10 @@ impl<'s> World<'s> {
                 recovery.ready = since.elapsed();
             }
             if ready && (watched.is_none() || (recovery.archiving.is_some() && recovery.counting.is_some())) {
+                let slow = [recovery.archiving, recovery.counting].into_iter().flatten().any(|time| time > AT_ONCE);
+                if let Some(worker) = watched.filter(|_| slow) {
+                    eprintln!("    slow; what it has logged since:\n{}", &worker.log()[self.logged_before..]);
+                }
                 return recovery;
             }
             assert!(since.elapsed() < BOUND, "{BOUND:?} after {fault}: {unready:?}, {recovery:?}");

@@ -73,7 +73,7 @@ enum Without {
     Nothing,
     /// A PUT overwrites what stands there.
     CreateOnlyPuts,
-    /// The chain begins at the group's position where that is beyond the head.
+    /// The chain begins at the group's position where it has one.
     BeginAtTheHead,
     /// Nobody pins the chain's first position.
     PinnedStart,
@@ -322,8 +322,8 @@ impl World<'_> {
     /// The request of the uploader that is under way gets on.
     fn request(&mut self, worker: usize, choice: u32) -> Result<(), Violation> {
         let Worker { life: Some(life), disk, .. } = &mut self.workers[worker] else { return Ok(()) };
-        let (open_beyond, committed) = (self.without == Without::BeginAtTheHead, self.committed);
-        if life.poll_opening(&self.shared, self.without, open_beyond.then_some(committed).flatten()) {
+        let begin = self.committed.filter(|_| self.without == Without::BeginAtTheHead);
+        if life.poll_opening(&self.shared, self.without, begin) {
             return Ok(());
         }
         let Some((epoch, segment)) = life.put_under_way() else { return Ok(()) };

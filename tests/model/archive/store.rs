@@ -102,6 +102,15 @@ pub struct Questions {
     pub without: Without,
 }
 
+impl Questions {
+    fn never_lists(&self) -> bool {
+        matches!(
+            self.without,
+            Without::ListingAtGaps | Without::ListingWithPositionAsKey | Without::ListingAndPositionInKey
+        )
+    }
+}
+
 impl Heads for Questions {
     async fn head(&self, _: Partition) -> Result<Option<Head>, HeadError> {
         Wait::default().await;
@@ -118,14 +127,20 @@ impl Heads for Questions {
         Ok(free)
     }
 
+    async fn look_ahead(&self, _: Partition, head: &Head) -> Result<Option<Offset>, HeadError> {
+        Wait::default().await;
+        let shared = lock(&self.shared);
+        // In production of an hour, which may not be the last: here of the one in which the next object stands.
+        let next = shared.objects.keys().filter(|(x, _)| *x >= head.end).min();
+        let same_hour = |(x, hour): &(Offset, _)| *x >= head.end && next.is_some_and(|(_, next)| hour == next);
+        let seen = shared.objects.iter().filter(|(key, _)| !self.never_lists() && same_hour(key));
+        Ok(seen.map(|(_, file)| file.segment.end()).max())
+    }
+
     async fn find_end(&self, _: Partition) -> Result<Option<(Offset, String)>, HeadError> {
         Wait::default().await;
         let shared = lock(&self.shared);
-        let never_lists = matches!(
-            self.without,
-            Without::ListingAtGaps | Without::ListingWithPositionAsKey | Without::ListingAndPositionInKey
-        );
-        if never_lists && shared.head.is_some() {
+        if self.never_lists() && shared.head.is_some() {
             return Ok(None);
         }
         // As production finds it: the last object by its position, and that object's end.

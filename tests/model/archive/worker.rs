@@ -311,9 +311,9 @@ impl Life {
         }
     }
 
-    /// Whether the request under way is about the chain's end; if so it gets on by one question. `beyond`: with the
-    /// rule taken out, where the chain begins at least.
-    pub fn poll_opening(&mut self, shared: &Arc<Mutex<Shared>>, without: Without, beyond: Option<Offset>) -> bool {
+    /// Whether the request under way is about the chain's end; if so it gets on by one question. `begin`: with the
+    /// rule taken out, where the chain begins.
+    pub fn poll_opening(&mut self, shared: &Arc<Mutex<Shared>>, without: Without, begin: Option<Offset>) -> bool {
         match self.request.take() {
             Some(Request::ToOpen(epoch, assignment)) => {
                 let (questions, known) = (Questions { shared: shared.clone(), without }, self.known);
@@ -326,7 +326,7 @@ impl Life {
                 match opening.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
                     std::task::Poll::Pending => self.request = Some(Request::Opening(epoch, assignment, opening)),
                     std::task::Poll::Ready(Ok(outcome)) => {
-                        let outcome = outcome.map(|end| beyond.map_or(end, |beyond| end.max(beyond)));
+                        let outcome = outcome.map(|end| begin.unwrap_or(end));
                         self.to_uploader.push_back(ToUploader::Opened(epoch, outcome));
                     }
                     // Passing: asked again.
