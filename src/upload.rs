@@ -129,7 +129,7 @@ pub struct Uploader {
 }
 
 impl Uploader {
-    /// Heads are rewritten at most this often; an older one costs the next start a refetched segment and a LIST.
+    /// Heads are rewritten at most this often; an older one costs the next start a LIST of what came after it.
     const HEAD_INTERVAL: Duration = Duration::from_secs(5);
 
     pub fn new(

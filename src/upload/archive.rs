@@ -18,6 +18,7 @@ use object_store::{
     azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, local::LocalFileSystem, path::Path,
     prefix::PrefixStore,
 };
+use tokio::sync::Semaphore;
 use url::Url;
 
 use super::{
@@ -31,6 +32,7 @@ use crate::{
     spool::segment::{self, SegmentHeader},
 };
 
+const ENDS_AT_ONCE: usize = 2;
 /// How long a connection to the store may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -40,6 +42,10 @@ pub struct Archive {
     pub(super) topic: String,
     /// For one request; object stores that do not answer by then are tried again.
     timeout: Duration,
+    /// A LIST gives the keys in their order.
+    pub(super) lists_in_order: bool,
+    /// Last objects in memory, of up to `spool.max_bytes` each, when many chains are opened at once.
+    ends: Semaphore,
 }
 
 impl Archive {
@@ -51,7 +57,10 @@ impl Archive {
         let url = &config.archive.url;
         let store = open_store(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
         let topic = segment::topic_folder(&config.queue.topic, config.queue.generation);
-        Ok(Self { store, topic, timeout: config.upload.timeout })
+        // What object_store documents of S3 Express; it lists a folder as the operating system does.
+        let lists_in_order = !config.archive.is_local()
+            && !config.archive.options.keys().any(|name| name.trim_start_matches("aws_") == "s3_express");
+        Ok(Self { store, topic, timeout: config.upload.timeout, lists_in_order, ends: Semaphore::new(ENDS_AT_ONCE) })
     }
 
     /// Opens an archive that is there, for a topic as its paths name it: `topic`, or `topic@generation`.
@@ -143,6 +152,8 @@ impl Archive {
     }
 
     async fn object_end(&self, key: &Path) -> Result<Offset, HeadError> {
+        // Never closed.
+        let _turn = self.ends.acquire().await;
         let object = self.get(key).await.map_err(HeadError::Store)?;
         // Decompressing a large object would hold up the other uploads.
         match tokio::task::spawn_blocking(move || compare::object_end(&object)).await {

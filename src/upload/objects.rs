@@ -13,8 +13,8 @@ use crate::{
     spool::segment::SegmentHeader,
 };
 
-/// Keys of other partitions that a look ahead goes through in an hour: a page of S3's.
-const MOST_FOREIGN: u32 = 1000;
+/// How far a look ahead follows a chain.
+const MOST_HOURS: i64 = 24;
 
 /// What an object's key says, in the order of the chains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,9 +119,9 @@ impl Archive {
         Ok(listing)
     }
 
-    /// The last object that a chain has grown by since its head was written, where it stands in the head's hour, in the
-    /// hours that follow without a break, or in the present one. A LIST of an hour begins at the partition's keys, and ends
-    /// after some of others; what it misses is found by a LIST of everything, or met.
+    /// The last object that a chain has grown by since its head was written, of those in the head's hour, in the ones that
+    /// follow it without a break (at most [`MOST_HOURS`]), and in the present one. What stands elsewhere is found by a LIST
+    /// of everything, or met.
     pub(super) async fn newest_after(
         &self,
         partition: Partition,
@@ -131,39 +131,43 @@ impl Archive {
         let now = hour_of(now);
         let key = head.key.as_deref().and_then(|key| ObjectName::parse(&Path::parse(key).ok()?, &self.topic));
         let began = key.map_or(now, |name| name.hour);
-        let mut newest = None;
+        let mut newest = self.newest_in(began, partition, head.end).await?;
         let mut hour = began;
-        while hour <= now {
+        while hour < now && hour - began < MOST_HOURS {
+            hour += 1;
             match self.newest_in(hour, partition, head.end).await? {
-                Some(found) => newest = Some(found),
-                None if hour == began => {}
+                // The times of records need not ascend.
+                Some(found) => newest = newest.max(Some(found)),
                 None => break,
             }
-            hour += 1;
         }
-        if hour < now {
-            newest = self.newest_in(now, partition, head.end).await?.or(newest);
+        if hour != now {
+            newest = newest.max(self.newest_in(now, partition, head.end).await?);
         }
-        Ok(newest)
+        Ok(newest.map(|name| name.key(&self.topic)))
     }
 
     /// The last object of a partition's in this hour, at or beyond `end`.
-    async fn newest_in(&self, hour: i64, partition: Partition, end: Offset) -> object_store::Result<Option<Path>> {
+    async fn newest_in(
+        &self,
+        hour: i64,
+        partition: Partition,
+        end: Offset,
+    ) -> object_store::Result<Option<ObjectName>> {
         let first = ObjectName { partition, x: end, hour };
         let folder = first.folder(&self.topic);
         // Comes right before that object's key: a LIST gives what comes after it.
         let after = folder.clone().join(first.stem());
         let mut found = self.store.list_with_offset(Some(&folder), &after);
-        let (mut newest, mut foreign) = (None, 0);
-        while foreign < MOST_FOREIGN
-            && let Some(object) = self.within(found.try_next()).await?
-        {
+        let mut newest = None;
+        while let Some(object) = self.within(found.try_next()).await? {
             match ObjectName::parse(&object.location, &self.topic) {
-                Some(name) if name.partition == partition => newest = newest.max(Some((name, object.location))),
-                _ => foreign += 1,
+                Some(name) if name.partition == partition => newest = newest.max(Some(name)),
+                _ if self.lists_in_order => break,
+                _ => {}
             }
         }
-        Ok(newest.map(|(_, key)| key))
+        Ok(newest.filter(|name| name.x >= end))
     }
 
     /// What stands below `_chain/<topic>/`.
@@ -243,6 +247,11 @@ mod tests {
             archive.create(&next, Bytes::new()).await.unwrap();
             assert_eq!(look(&head).await, Some(next));
         }
+        let late = key(120, began + 1, 1);
+        archive.create(&late, Bytes::new()).await.unwrap();
+        assert_eq!(look(&head).await, Some(late), "a clock that stepped back");
+        head.key = Some(key(5, now + 2, 1).to_string());
+        assert_eq!(look(&head).await, Some(key(99, now, 1)), "a clock that was ahead");
         head.key = None;
         assert_eq!(look(&head).await, Some(key(99, now, 1)), "of a chain without objects, the present hour");
     }

@@ -2,7 +2,7 @@
 //!
 //! The archive starts at the head's end, which may be old but is never beyond a real end; the uploads walk forward from
 //! there. The group's committed offset only says where to pin the first head. What was written since the head mostly
-//! stands in its hour or soon after it, where one or two short LISTs find it. Without a head, where the log's start or the
+//! stands in its hour, soon after it, or in the present hour, where a few short LISTs find it. Without a head, where the log's start or the
 //! committed offset still lies beyond, or where object after object of another writer stands, all objects are listed for
 //! the true end.
 
@@ -81,8 +81,8 @@ pub trait Heads: Sync {
     /// Pins the chain's first position by a create-only PUT; `false` when another writer has.
     fn pin(&self, partition: Partition, head: &Head) -> impl Future<Output = object_store::Result<bool>> + Send;
 
-    /// An end of the chain beyond the head's, by a LIST of the hours after it: cheap however many objects there are, but not
-    /// always the true end. `None` where those hours have none.
+    /// An end of the chain beyond the head's, by short LISTs: cheap however many objects there are, but not always the true
+    /// end. `None` where they show none.
     fn look_ahead(
         &self,
         partition: Partition,
@@ -139,7 +139,7 @@ pub async fn end_of_chain(
     }
     // Without a look, each object behind an old head would have to be met by a PUT of our own.
     let seen = match heads.look_ahead(partition, &head).await {
-        Ok(seen) => seen.unwrap_or(head.end),
+        Ok(seen) => seen.map_or(head.end, |seen| seen.max(head.end)),
         Err(error) => return unreadable(error),
     };
     let mut end = seen.max(known.end);
