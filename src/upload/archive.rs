@@ -32,6 +32,7 @@ use crate::{
     spool::segment::{self, SegmentHeader},
 };
 
+/// Last objects read at once, to find where they end.
 const ENDS_AT_ONCE: usize = 2;
 /// How long a connection to the store may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,9 +43,9 @@ pub struct Archive {
     pub(super) topic: String,
     /// For one request; object stores that do not answer by then are tried again.
     timeout: Duration,
-    /// A LIST gives the keys in their order.
+    /// A LIST gives the keys in ascending order.
     pub(super) lists_in_order: bool,
-    /// Last objects in memory, of up to `spool.max_bytes` each, when many chains are opened at once.
+    /// Bounds the memory when many chains are opened at once: each last object has up to `spool.max_bytes`.
     ends: Semaphore,
 }
 
@@ -57,7 +58,7 @@ impl Archive {
         let url = &config.archive.url;
         let store = open_store(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
         let topic = segment::topic_folder(&config.queue.topic, config.queue.generation);
-        // What object_store documents of S3 Express; it lists a folder as the operating system does.
+        // S3 Express lists in no order, nor does a folder.
         let lists_in_order = !config.archive.is_local()
             && !config.archive.options.keys().any(|name| name.trim_start_matches("aws_") == "s3_express");
         Ok(Self { store, topic, timeout: config.upload.timeout, lists_in_order, ends: Semaphore::new(ENDS_AT_ONCE) })
@@ -152,7 +153,7 @@ impl Archive {
     }
 
     async fn object_end(&self, key: &Path) -> Result<Offset, HeadError> {
-        // Never closed.
+        // An error would say that the semaphore is closed, which it never is.
         let _turn = self.ends.acquire().await;
         let object = self.get(key).await.map_err(HeadError::Store)?;
         // Decompressing a large object would hold up the other uploads.
