@@ -315,7 +315,7 @@ fn a_daemon_starts_without_kafka_and_keeps_what_it_accepts_until_a_later_start()
     services.kafka.kill();
     let outage = Outage(&services);
     daemon.restart();
-    assert_eq!(daemon.readiness()["degraded"], true);
+    eventually("degraded", PATIENCE, || (daemon.readiness()["degraded"] == true).then_some(()));
     let before = clients.accepted();
     clients.send_accepted(&url, 100);
     daemon.terminate();
