@@ -49,7 +49,7 @@ fn commit_to_the_embedded_log(bencher: Bencher<'_, '_>, events: usize) {
     let config = LiveConfig::new(Arc::new(Config::default()).into());
     let log = EmbeddedLog::open(folder.path(), vec![], config, Health::default(), Arc::default(), escalations);
     let log = log.expect("a log");
-    let mut appender = log.appender();
+    let appender = log.appender();
     let mut body = Vec::new();
     let mut record = |(_, event): (String, String)| {
         let start = body.len() as u32;

@@ -228,7 +228,7 @@ impl Handler<Flush> for Producer {
     type Result = ResponseActFuture<Self, Result<(), usize>>;
 
     fn handle(&mut self, Flush(timeout): Flush, _: &mut Self::Context) -> Self::Result {
-        let Some(mut appender) = self.entrance.close(self.incarnation) else {
+        let Some(appender) = self.entrance.close(self.incarnation) else {
             return Box::pin(async { Ok(()) }.into_actor(self));
         };
         // librdkafka's flush blocks.

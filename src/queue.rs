@@ -47,20 +47,20 @@ impl Epoch {
     }
 }
 
-/// The write side of a queue, used by one caller at a time.
-pub trait Appender: Send {
+/// The write side of a queue, which several threads use at the same time.
+pub trait Appender: Send + Sync {
     /// Starts writing the events of `publish` from index `from` on; its ticket hears of each of them exactly once, when
     /// it is durable or refused. Never blocks for long.
     ///
     /// # Errors
     /// [`Full`] gives the request back when the queue's own buffers are full: call again later with the index reached.
-    fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full>;
+    fn append(&self, publish: Publish, from: usize) -> Result<(), Full>;
 
     /// Waits until everything appended is durable or refused, at most `timeout`. Blocks: call it on a blocking thread.
     ///
     /// # Errors
     /// The number of events that are still unanswered.
-    fn flush(&mut self, timeout: Duration) -> Result<(), usize>;
+    fn flush(&self, timeout: Duration) -> Result<(), usize>;
 }
 
 /// The queue's own buffers are full; append again from `next` when they had time to empty.

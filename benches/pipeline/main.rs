@@ -30,7 +30,7 @@ use serde_json::json;
 
 use rows::{Against, Row, System};
 use stage::Stage;
-use table::Results;
+use table::{Metric, Results};
 
 /// Measures ingestd beside a bare handler and a bare drain. Progress goes to stderr, the table to stdout.
 #[derive(Parser)]
@@ -150,13 +150,24 @@ fn selected(options: &Options) -> Vec<Row> {
     rows.into_iter().filter(|row| named.contains(&row.name) || compared.contains(&row.name)).collect()
 }
 
-/// Kafka's JVM compiles what it has run often: without this, whoever comes first in the first round finds a slow broker.
+/// More than that Kafka's JVM is not warmed up.
+const WARM_UPS: usize = 12;
+
+/// Kafka's JVM compiles what it has run often: without this, whoever comes first finds a slow broker. Until two
+/// measurements in a row are no faster than the best before them.
 fn warm_kafka_up(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let rows = rows::rows();
     let row = rows.iter().find(|row| row.name == "kafka single 512").context("there is no such row")?;
-    for _ in 0..2 {
+    let (mut best, mut no_faster) = (0.0, 0);
+    for _ in 0..WARM_UPS {
         let sample = stage.measure(row, System::Yardstick)?;
         eprintln!("warm-up, {}, bare: {}", row.name, sample.line());
+        let rate = sample.get(Metric::Rate).context("no rate was measured")?;
+        no_faster = if rate > best * 1.03 { 0 } else { no_faster + 1 };
+        best = rate.max(best);
+        if no_faster == 2 {
+            break;
+        }
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! The way into the queue. A small request is appended where it is handled, by whoever handles it: a change of threads
-//! costs more than all else that is done for it. Only when the queue is full, busy or closed, and for large requests,
-//! it waits in the producer's mailbox, whose bound is the backpressure that clients hear.
+//! The way into the queue. A small request is appended where it is handled, by whoever handles it, beside others: a
+//! change of threads costs more than all else that is done for it. Only when the queue is full or closed, and for large
+//! requests, it waits in the producer's mailbox, whose bound is the backpressure that clients hear.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+    Arc, PoisonError, RwLock, RwLockWriteGuard, TryLockError,
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
@@ -27,7 +27,8 @@ pub struct Entrance {
 
 #[derive(Default)]
 struct Shared {
-    open: Mutex<Option<Open>>,
+    /// Shared by those that append; alone for whoever opens and closes.
+    open: RwLock<Option<Open>>,
     /// Requests in the mailbox, and the one that the producer holds: who comes now comes behind them.
     waiting: AtomicUsize,
     incarnations: AtomicU64,
@@ -93,12 +94,12 @@ impl Entrance {
         if publish.events.len() > SMALL || self.shared.waiting.load(Ordering::Acquire) > 0 {
             return not_here(publish);
         }
-        let mut open = match self.shared.open.try_lock() {
+        let open = match self.shared.open.try_read() {
             Ok(open) => open,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return not_here(publish),
         };
-        match &mut *open {
+        match &*open {
             Some(open) => open.appender.append(publish, 0),
             None => not_here(publish),
         }
@@ -136,7 +137,7 @@ impl Entrance {
 
     /// For the producer, in the order of its mailbox. A closed entrance refuses the events.
     pub(super) fn append_queued(&self, publish: Publish, from: usize) -> Result<(), Full> {
-        match &mut *self.lock() {
+        match &*self.shared.open.read().unwrap_or_else(PoisonError::into_inner) {
             Some(open) => open.appender.append(publish, from),
             None => {
                 publish.ticket.refused(publish.events.len() - from, "the producer is stopping");
@@ -145,8 +146,8 @@ impl Entrance {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
-        self.shared.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> RwLockWriteGuard<'_, Option<Open>> {
+        self.shared.open.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -172,17 +173,23 @@ mod tests {
     };
 
     /// Has room for so many events.
-    struct Room(usize);
+    struct Room(AtomicUsize);
+
+    fn room(events: usize) -> Box<Room> {
+        Box::new(Room(AtomicUsize::new(events)))
+    }
 
     impl Appender for Room {
-        fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full> {
-            let next = (from + self.0).min(publish.events.len());
-            self.0 -= next - from;
+        fn append(&self, publish: Publish, from: usize) -> Result<(), Full> {
+            let wanted = publish.events.len() - from;
+            let take = |room: usize| Some(room - room.min(wanted));
+            let room = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).unwrap_or_else(|room| room);
+            let next = from + room.min(wanted);
             publish.ticket.durable(next - from);
             if next < publish.events.len() { Err(Full { publish, next }) } else { Ok(()) }
         }
 
-        fn flush(&mut self, _: std::time::Duration) -> Result<(), usize> {
+        fn flush(&self, _: std::time::Duration) -> Result<(), usize> {
             Ok(())
         }
     }
@@ -198,7 +205,7 @@ mod tests {
     #[test]
     fn a_small_request_is_appended_at_once_and_a_large_one_is_not() {
         let entrance = Entrance::default();
-        entrance.open(Box::new(Room(100)));
+        entrance.open(room(100));
         let (small, mut reply) = publish(SMALL);
         assert_eq!(entrance.publish(small), Ok(()));
         assert_eq!(reply.try_recv().unwrap().durable, SMALL);
@@ -206,10 +213,42 @@ mod tests {
         assert_eq!(entrance.publish(large), Err(NotTaken::Restarting), "there is no producer");
     }
 
+    /// Lets nobody go before there are two.
+    #[derive(Default)]
+    struct Two(AtomicUsize);
+
+    impl Appender for Two {
+        fn append(&self, publish: Publish, _: usize) -> Result<(), Full> {
+            self.0.fetch_add(1, Ordering::AcqRel);
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            while self.0.load(Ordering::Acquire) < 2 {
+                assert!(std::time::Instant::now() < deadline, "the other one is not let in");
+                std::thread::yield_now();
+            }
+            publish.ticket.durable(publish.events.len());
+            Ok(())
+        }
+
+        fn flush(&self, _: std::time::Duration) -> Result<(), usize> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn small_requests_are_appended_beside_each_other() {
+        let entrance = Entrance::default();
+        entrance.open(Box::new(Two::default()));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| assert_eq!(entrance.publish(publish(1).0), Ok(())));
+            }
+        });
+    }
+
     #[test]
     fn nobody_passes_those_that_wait() {
         let entrance = Entrance::default();
-        entrance.open(Box::new(Room(100)));
+        entrance.open(room(100));
         entrance.shared.waiting.fetch_add(1, Ordering::AcqRel);
         let place = Place(entrance.shared.clone());
         assert_eq!(entrance.publish(publish(1).0), Err(NotTaken::Restarting));
@@ -220,7 +259,7 @@ mod tests {
     #[test]
     fn what_was_appended_in_part_is_answered_by_its_ticket() {
         let entrance = Entrance::default();
-        entrance.open(Box::new(Room(2)));
+        entrance.open(room(2));
         let (three, mut reply) = publish(3);
         assert_eq!(entrance.publish(three), Ok(()));
         let delivery = reply.try_recv().unwrap();
@@ -233,8 +272,8 @@ mod tests {
     #[test]
     fn an_incarnation_that_ends_late_closes_nothing_of_the_next_one() {
         let entrance = Entrance::default();
-        let first = entrance.open(Box::new(Room(1)));
-        let second = entrance.open(Box::new(Room(1)));
+        let first = entrance.open(room(1));
+        let second = entrance.open(room(1));
         assert!(entrance.close(first).is_none());
         assert_eq!(entrance.publish(publish(1).0), Ok(()));
         assert!(entrance.close(second).is_some());

@@ -327,7 +327,7 @@ pub struct EmbeddedAppender {
 }
 
 impl Appender for EmbeddedAppender {
-    fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full> {
+    fn append(&self, publish: Publish, from: usize) -> Result<(), Full> {
         match self.writer.try_send(Write::Append(publish)) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(Write::Append(publish))) => Err(Full { publish, next: from }),
@@ -339,7 +339,7 @@ impl Appender for EmbeddedAppender {
         }
     }
 
-    fn flush(&mut self, timeout: Duration) -> Result<(), usize> {
+    fn flush(&self, timeout: Duration) -> Result<(), usize> {
         let (done, flushed) = bounded(1);
         let waiting = self.writer.len();
         let deadline = std::time::Instant::now() + timeout;

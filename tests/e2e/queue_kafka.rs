@@ -58,7 +58,7 @@ fn config(name: &str) -> Option<(Exclusive, Config)> {
     Some((services, config))
 }
 
-fn append(appender: &mut KafkaAppender, range: std::ops::Range<usize>) -> Delivery {
+fn append(appender: &KafkaAppender, range: std::ops::Range<usize>) -> Delivery {
     let (ticket, reply) = Ticket::new(range.len(), Counter::default());
     let mut body = Vec::new();
     let mut events = Vec::new();
@@ -181,10 +181,10 @@ fn a_restarted_source_goes_on_at_the_committed_positions() {
     assert!(ready.created && ready.partitions == 4, "{ready:?}");
     assert_ne!(&*ready.identity.0, TopicIdentity::UNAVAILABLE);
     assert!(!kafka::prepare(&config, true).unwrap().created);
-    let mut appender = appender(&config);
+    let appender = appender(&config);
     let budget = ByteBudget::new(32 << 20, Gauge::default());
 
-    assert_eq!(append(&mut appender, 0..500).durable, 500);
+    assert_eq!(append(&appender, 0..500).durable, 500);
     let mut first = Reader::start(&config, "one", &budget);
     first.read(500);
     assert_eq!(first.seen.len(), 500);
@@ -193,7 +193,7 @@ fn a_restarted_source_goes_on_at_the_committed_positions() {
     let positions = first.positions();
     first.close(positions);
 
-    assert_eq!(append(&mut appender, 500..700).durable, 200);
+    assert_eq!(append(&appender, 500..700).durable, 200);
     let mut second = Reader::start(&config, "one", &budget);
     let restarted = Instant::now();
     second.read(200);
@@ -207,8 +207,8 @@ fn a_restarted_source_goes_on_at_the_committed_positions() {
 fn neither_pauses_nor_seeks_nor_a_spent_budget_lose_or_repeat_a_record() {
     let Some((_turn, config)) = config("pauses") else { return };
     kafka::prepare(&config, false).unwrap();
-    let mut appender = appender(&config);
-    assert_eq!(append(&mut appender, 0..6000).durable, 6000);
+    let appender = appender(&config);
+    assert_eq!(append(&appender, 0..6000).durable, 6000);
     // One batch at a time.
     let budget = ByteBudget::new(1, Gauge::default());
     let mut reader = Reader::start(&config, "one", &budget);
@@ -243,8 +243,8 @@ fn neither_pauses_nor_seeks_nor_a_spent_budget_lose_or_repeat_a_record() {
 fn two_members_share_the_partitions_and_each_record_is_seen_once_beyond_the_committed_positions() {
     let Some((services, config)) = config("share") else { return };
     kafka::prepare(&config, false).unwrap();
-    let mut appender = appender(&config);
-    append(&mut appender, 0..400);
+    let appender = appender(&config);
+    append(&appender, 0..400);
     let budget = ByteBudget::new(32 << 20, Gauge::default());
     let mut first = Reader::start(&config, "one", &budget);
     first.read(400);
@@ -264,7 +264,7 @@ fn two_members_share_the_partitions_and_each_record_is_seen_once_beyond_the_comm
     }
     // The one that stays hears that it holds only a part.
     first.until(|first| first.assignments.last().is_some_and(|assignment| !assignment.holds_all));
-    append(&mut appender, 400..1000);
+    append(&appender, 400..1000);
     while first.seen.len() + second.seen.len() < 1000 {
         assert!(Instant::now() < deadline, "{} {}", first.seen.len(), second.seen.len());
         drop(first.step(Duration::from_millis(10)));
@@ -326,8 +326,8 @@ fn a_position_outside_the_log_is_announced_and_never_jumped() {
     let Some((_turn, mut config)) = config("range") else { return };
     config.queue.kafka.partitions = 2;
     kafka::prepare(&config, false).unwrap();
-    let mut appender = appender(&config);
-    append(&mut appender, 0..400);
+    let appender = appender(&config);
+    append(&appender, 0..400);
     let mut reader = Reader::start(&config, "one", &ByteBudget::new(32 << 20, Gauge::default()));
     reader.read(400);
     delete_records(&config, &reader.positions());
@@ -338,7 +338,7 @@ fn a_position_outside_the_log_is_announced_and_never_jumped() {
     let announced = &reader.assignments[0];
     assert_eq!((announced.partition, announced.log_start), (Partition(0), ends[&Partition(0)]));
     // And goes on from where the sink begins after that.
-    append(&mut appender, 400..500);
+    append(&appender, 400..500);
     reader.read(500);
     reader.close(Vec::new());
 }
@@ -348,8 +348,8 @@ fn a_partition_that_was_held_while_its_position_was_outside_the_log_goes_on_afte
     let Some((_turn, mut config)) = config("held") else { return };
     config.queue.kafka.partitions = 1;
     kafka::prepare(&config, false).unwrap();
-    let mut appender = appender(&config);
-    append(&mut appender, 0..100);
+    let appender = appender(&config);
+    append(&appender, 0..100);
     let mut reader = Reader::start(&config, "one", &ByteBudget::new(32 << 20, Gauge::default()));
     reader.read(100);
     delete_records(&config, &reader.positions());
@@ -363,7 +363,7 @@ fn a_partition_that_was_held_while_its_position_was_outside_the_log_goes_on_afte
         drop(reader.step(Duration::from_millis(100)));
     }
     reader.begin(Partition(0), end);
-    append(&mut appender, 100..200);
+    append(&appender, 100..200);
     reader.read(200);
     reader.close(Vec::new());
 }
@@ -530,12 +530,12 @@ fn a_letter_on_kafka_is_listed_replayed_and_known_whatever_its_own_headers_say()
 /// Appends until the partition has a record.
 fn append_until_in(config: &Config, partition: Partition) {
     let consumer: BaseConsumer = client(config).create().unwrap();
-    let mut appender = appender(config);
+    let appender = appender(config);
     let deadline = Instant::now() + PATIENCE;
     let mut number = 100;
     while consumer.fetch_watermarks(&config.queue.topic, partition.0, PATIENCE).unwrap().1 == 0 {
         assert!(Instant::now() < deadline, "partition {partition} stays empty");
-        assert_eq!(append(&mut appender, number..number + 10).durable, 10);
+        assert_eq!(append(&appender, number..number + 10).durable, 10);
         number += 10;
     }
 }

@@ -29,7 +29,7 @@ impl BufferingAppender {
 }
 
 impl Appender for BufferingAppender {
-    fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full> {
+    fn append(&self, publish: Publish, from: usize) -> Result<(), Full> {
         let way = if from > 0 {
             // Its beginning went straight.
             self.switch.update(Rule::readmit);
@@ -52,7 +52,7 @@ impl Appender for BufferingAppender {
         }
     }
 
-    fn flush(&mut self, timeout: Duration) -> Result<(), usize> {
+    fn flush(&self, timeout: Duration) -> Result<(), usize> {
         let deadline = Instant::now() + timeout;
         let straight = self.kafka.flush(timeout).err().unwrap_or(0);
         // What waits for an fsync takes moments, whatever Kafka does.

@@ -14,7 +14,8 @@
 //! broker may still append it late, as without a buffer.)
 //!
 //! A request is admitted as a whole. The rest of one that the straight producer could take only in part goes straight,
-//! too: the producer actor takes no other request in between, so nothing can begin to wait.
+//! too: later ones wait behind it in the producer's mailbox. Only one that is handled at the same moment may begin to wait
+//! before that rest is sent, and between two such there is no order to be kept: neither was answered when the other came.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},

@@ -24,7 +24,7 @@ fn open(folder: &Path, config: &Config, health: &Health) -> anyhow::Result<Arc<B
     Buffer::open(folder, config, health.clone(), Arc::default(), escalations)
 }
 
-fn append(appender: &mut dyn Appender, events: usize, size: usize) -> Delivery {
+fn append(appender: &dyn Appender, events: usize, size: usize) -> Delivery {
     let (ticket, reply) = Ticket::new(events, Counter::default());
     let value = Span { start: 0, end: size as u32 };
     let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, assigned_id: None }).collect();
@@ -49,8 +49,8 @@ fn events_wait_across_restarts_and_are_not_left_behind() {
     let buffer = open(folder.path(), &config, &Health::default()).unwrap();
     assert!(!buffer.is_established());
     buffer.prepared().unwrap();
-    let mut appender = buffer.appender().unwrap();
-    assert_eq!(append(&mut *appender, 3, 10).durable, 3);
+    let appender = buffer.appender().unwrap();
+    assert_eq!(append(&*appender, 3, 10).durable, 3);
     appender.flush(PATIENCE).unwrap();
     buffer.close();
 
@@ -74,9 +74,9 @@ fn a_full_buffer_refuses_events_and_closes_the_door() {
     config.queue.embedded.quota = crate::config::ByteSize(1000);
     let health = Health::default();
     let buffer = open(folder.path(), &config, &health).unwrap();
-    let mut appender = buffer.appender().unwrap();
-    assert_eq!(append(&mut *appender, 1, 2000).durable, 1);
-    let reason = append(&mut *appender, 1, 10).refused.unwrap();
+    let appender = buffer.appender().unwrap();
+    assert_eq!(append(&*appender, 1, 2000).durable, 1);
+    let reason = append(&*appender, 1, 10).refused.unwrap();
     assert!(reason.contains("queue.embedded.quota"), "{reason}");
     eventually("the door is closed", || health.closed().is_some_and(|(_, why)| why.contains("1 events wait")));
     buffer.close();

@@ -5,7 +5,7 @@
 //! instead of waiting for their timeout, and a probe on a thread of its own opens it again.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -51,9 +51,8 @@ pub struct KafkaAppender {
     topic: String,
     link: Arc<Link>,
     metrics: Arc<Metrics>,
-    /// `None` only while it is being replaced or dropped.
-    writer: Option<Writer>,
-    made: Instant,
+    /// Shared by those that append; alone for whoever replaces it. `None` only while it is dropped.
+    writer: RwLock<Option<Writer>>,
 }
 
 impl KafkaAppender {
@@ -80,34 +79,46 @@ impl KafkaAppender {
         let topic = config.queue.topic.clone();
         let link = Arc::new(Link::new(&config.queue.kafka.brokers, health, buffer));
         let writer = Writer::start(&settings, &plain, &topic, &link, &metrics)?;
-        Ok(Self { settings, plain, topic, link, metrics, writer: Some(writer), made: Instant::now() })
+        Ok(Self { settings, plain, topic, link, metrics, writer: RwLock::new(Some(writer)) })
     }
 
     /// After a fatal error a producer refuses everything; a new one goes on. What the old one held is answered with
     /// the error.
-    fn replace_failed(&mut self) {
-        if !self.link.has_failed() || self.made.elapsed() < REPLACE_EVERY {
+    fn replace_failed(&self) {
+        if !self.link.has_failed() {
             return;
         }
-        self.made = Instant::now();
+        let mut writer = self.writer.write().unwrap_or_else(PoisonError::into_inner);
+        // Others that saw the failure waited here while the first one replaced it.
+        let Some(failed) =
+            writer.as_mut().filter(|writer| self.link.has_failed() && writer.tried.elapsed() >= REPLACE_EVERY)
+        else {
+            return;
+        };
+        failed.tried = Instant::now();
         match Writer::start(&self.settings, &self.plain, &self.topic, &self.link, &self.metrics) {
-            Ok(writer) => {
+            Ok(new) => {
                 tracing::warn!("the Kafka producer failed for good and was replaced");
                 self.link.mended();
-                retire(self.writer.replace(writer));
+                retire(writer.replace(new));
             }
             Err(error) => tracing::error!(error = format!("{error:#}"), "the Kafka producer cannot be replaced"),
         }
+    }
+
+    fn writer(&self) -> RwLockReadGuard<'_, Option<Writer>> {
+        self.writer.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Appends; `in_flight` is dropped when the last event that was taken now is answered.
     ///
     /// # Errors
     /// As [`Appender::append`].
-    pub fn append_straight(&mut self, publish: Publish, from: usize, in_flight: Option<InFlight>) -> Result<(), Full> {
+    pub fn append_straight(&self, publish: Publish, from: usize, in_flight: Option<InFlight>) -> Result<(), Full> {
         self.replace_failed();
         let request = in_flight.map(Arc::new);
-        let Some(writer) = &self.writer else {
+        let writer = self.writer();
+        let Some(writer) = &*writer else {
             publish.ticket.unavailable(publish.events.len() - from, "the Kafka producer is stopping");
             return Ok(());
         };
@@ -136,22 +147,19 @@ impl KafkaAppender {
 }
 
 impl Appender for KafkaAppender {
-    fn append(&mut self, publish: Publish, from: usize) -> Result<(), Full> {
+    fn append(&self, publish: Publish, from: usize) -> Result<(), Full> {
         self.append_straight(publish, from, None)
     }
 
-    fn flush(&mut self, timeout: Duration) -> Result<(), usize> {
-        let Some(writer) = &self.writer else { return Ok(()) };
-        writer
-            .producer
-            .flush(timeout)
-            .map_err(|_| usize::try_from(writer.producer.in_flight_count()).unwrap_or(usize::MAX))
+    fn flush(&self, timeout: Duration) -> Result<(), usize> {
+        let Some(producer) = self.writer().as_ref().map(|writer| writer.producer.clone()) else { return Ok(()) };
+        producer.flush(timeout).map_err(|_| usize::try_from(producer.in_flight_count()).unwrap_or(usize::MAX))
     }
 }
 
 impl Drop for KafkaAppender {
     fn drop(&mut self) {
-        retire(self.writer.take());
+        retire(self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
@@ -230,6 +238,8 @@ impl ProducerContext for Deliveries {
 /// A producer and its probe.
 struct Writer {
     producer: ThreadedProducer<Deliveries>,
+    /// When it was made, or its replacement was last tried.
+    tried: Instant,
     /// Dropped to stop the probe.
     stop: Option<Sender<()>>,
     probe: Option<JoinHandle<()>>,
@@ -261,7 +271,7 @@ impl Writer {
             .name("kafka-probe".to_owned())
             .spawn(move || probe.run(&woken, &stopped))
             .context("cannot start the thread that probes Kafka")?;
-        Ok(Self { producer, stop: Some(stop), probe: Some(probe) })
+        Ok(Self { producer, tried: Instant::now(), stop: Some(stop), probe: Some(probe) })
     }
 }
 
@@ -361,7 +371,7 @@ mod tests {
         KafkaAppender::new(&config, Health::default(), Arc::new(Metrics::default())).unwrap()
     }
 
-    fn deliver(appender: &mut KafkaAppender, sizes: &[usize]) -> Delivery {
+    fn deliver(appender: &KafkaAppender, sizes: &[usize]) -> Delivery {
         let (publish, reply) = publish(sizes);
         assert!(appender.append(publish, 0).is_ok());
         reply.blocking_recv().unwrap()
@@ -371,27 +381,27 @@ mod tests {
     fn a_record_refused_for_its_size_here_or_by_the_broker_is_that_events_error() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("events", 1, 1).unwrap();
-        let mut appender = appender(&cluster, Duration::from_secs(20));
-        let delivery = deliver(&mut appender, &[10, 2 << 20, 10]);
+        let appender = appender(&cluster, Duration::from_secs(20));
+        let delivery = deliver(&appender, &[10, 2 << 20, 10]);
         assert_eq!(delivery, Delivery { too_large: vec![1], durable: 2, ..Delivery::default() });
         cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
-        assert_eq!(deliver(&mut appender, &[10]).too_large, [0]);
+        assert_eq!(deliver(&appender, &[10]).too_large, [0]);
     }
 
     #[test]
     fn brokers_that_go_away_close_the_door_and_open_it_when_they_are_back() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("events", 1, 1).unwrap();
-        let mut appender = appender(&cluster, Duration::from_secs(4));
-        assert_eq!(deliver(&mut appender, &[10]).durable, 1);
+        let appender = appender(&cluster, Duration::from_secs(4));
+        assert_eq!(deliver(&appender, &[10]).durable, 1);
         cluster.broker_down(1).unwrap();
-        let delivery = deliver(&mut appender, &[10]);
+        let delivery = deliver(&appender, &[10]);
         assert!(delivery.unavailable.is_some(), "{delivery:?}");
         assert!(appender.link.is_down());
         cluster.broker_up(1).unwrap();
         // Each event waits for the connection as long as a request would.
         let deadline = Instant::now() + Duration::from_secs(30);
-        while deliver(&mut appender, &[10]).durable == 0 {
+        while deliver(&appender, &[10]).durable == 0 {
             assert!(Instant::now() < deadline, "the broker is back and takes nothing");
         }
         assert!(!appender.link.is_down());
