@@ -88,9 +88,7 @@ pub fn run(config: Config, sources: Sources) -> ExitCode {
 
 fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let roles = config.roles();
-    if !roles.ingest() {
-        heap::bound();
-    }
+    heap::bound(roles.ingest());
     let log_level = logging::init(&config.logging)?;
     // Files 0600, folders 0700, also those that libraries make.
     rustix::process::umask(Mode::from_bits_truncate(0o077));

@@ -27,6 +27,7 @@ mod link;
 pub(super) mod logging;
 mod origin;
 mod partitions;
+mod polled;
 pub mod settings;
 mod share;
 pub mod source;

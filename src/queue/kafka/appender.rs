@@ -1,6 +1,6 @@
 //! The write side: events become records, each answered when all in-sync replicas have it (`acks=all`, idempotent).
 //!
-//! A `ThreadedProducer` calls `Deliveries::delivery` on its polling thread; each record carries its request's ticket
+//! A thread that polls the producer calls `Deliveries::delivery`; each record carries its request's ticket
 //! and its index. When the brokers are away the door is closed for new events, so that they are refused at once
 //! instead of waiting for their timeout, and a probe on a thread of its own opens it again.
 
@@ -14,10 +14,10 @@ use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use rdkafka::{
     ClientConfig, ClientContext,
-    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    config::RDKafkaLogLevel,
     error::KafkaError,
     message::{DeliveryResult, Header, OwnedHeaders},
-    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+    producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
     types::RDKafkaErrorCode as Code,
 };
 
@@ -31,7 +31,9 @@ use crate::{
         buffer::switch::{InFlight, Switch},
         kafka::{
             link::Link,
-            logging, settings,
+            logging,
+            polled::PolledProducer,
+            settings,
             stranded::{Stranded, a_new_client_is_answered},
         },
         record::ID_HEADER,
@@ -152,7 +154,7 @@ impl Appender for KafkaAppender {
     }
 
     fn flush(&self, timeout: Duration) -> Result<(), usize> {
-        let Some(producer) = self.writer().as_ref().map(|writer| writer.producer.clone()) else { return Ok(()) };
+        let Some(producer) = self.writer().as_ref().map(|writer| writer.producer.shared()) else { return Ok(()) };
         producer.flush(timeout).map_err(|_| usize::try_from(producer.in_flight_count()).unwrap_or(usize::MAX))
     }
 }
@@ -237,7 +239,7 @@ impl ProducerContext for Deliveries {
 
 /// A producer and its probe.
 struct Writer {
-    producer: ThreadedProducer<Deliveries>,
+    producer: PolledProducer<Deliveries>,
     /// When it was made, or its replacement was last tried.
     tried: Instant,
     /// Dropped to stop the probe.
@@ -258,10 +260,9 @@ impl Writer {
         let (stop, stopped) = bounded(0);
         let _ = wake.try_send(());
         let context = Deliveries { link: link.clone(), metrics: metrics.clone(), wake };
-        let producer = ThreadedProducer::from_config_and_context(settings, context)
-            .context("queue.kafka: librdkafka refuses to make a producer; see queue.kafka.properties")?;
+        let producer = PolledProducer::start(settings, context)?;
         let probe = Probe {
-            producer: producer.clone(),
+            producer: producer.shared(),
             plain: plain.clone(),
             topic: topic.to_owned(),
             link: link.clone(),
@@ -287,7 +288,7 @@ impl Drop for Writer {
 
 /// Asks the brokers for the topic while they are away or silent.
 struct Probe {
-    producer: ThreadedProducer<Deliveries>,
+    producer: Arc<BaseProducer<Deliveries>>,
     plain: ClientConfig,
     topic: String,
     link: Arc<Link>,
