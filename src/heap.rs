@@ -9,11 +9,14 @@
 /// heaps are bounded, to more than there are threads that are busy at the same time.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn bound(ingests: bool) {
+    /// Two HTTP workers, librdkafka's thread and the one that hears of acknowledgements are busy on two cores, six on four.
+    const HEAPS_ON_THE_WAY_IN: i32 = 8;
+    const HEAPS: i32 = 2;
     /// Blocks from here on are mapped by themselves, and go back when they are freed.
     const MAPPED: i32 = 1 << 20;
     // SAFETY: mallopt(3) takes any values, locks what it changes, and says by its result what it took.
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, if ingests { 8 } else { 2 });
+        libc::mallopt(libc::M_ARENA_MAX, if ingests { HEAPS_ON_THE_WAY_IN } else { HEAPS });
         if !ingests {
             libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
         }

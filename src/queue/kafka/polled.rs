@@ -2,6 +2,7 @@
 
 use std::{
     ops::Deref,
+    panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -42,7 +43,9 @@ impl<C: ProducerContext + 'static> PolledProducer<C> {
             .name("kafka-producer".to_owned())
             .spawn(move || {
                 while !over.load(Ordering::Acquire) {
-                    polled.poll(POLL);
+                    // A panic is reported by its hook. What it concerns is answered 503 after `http.request_timeout`;
+                    // without the thread all that comes later would be, too.
+                    let _ = panic::catch_unwind(AssertUnwindSafe(|| polled.poll(POLL)));
                 }
             })
             .context("cannot start the thread that polls the Kafka producer")?;
@@ -69,8 +72,50 @@ impl<C: ProducerContext + 'static> Drop for PolledProducer<C> {
         // Those that wait hear it at once.
         self.producer.purge(PurgeConfig::default().queue().inflight());
         if let Some(thread) = self.thread.take() {
-            // A panic was reported by its thread.
+            // It catches panics.
             let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crossbeam_channel::{Sender, unbounded};
+    use rdkafka::{
+        ClientContext, message::DeliveryResult, mocking::MockCluster, producer::BaseRecord,
+        producer::DefaultProducerContext,
+    };
+
+    use super::*;
+
+    struct Told(Sender<usize>);
+
+    impl ClientContext for Told {}
+
+    impl ProducerContext for Told {
+        type DeliveryOpaque = Box<usize>;
+
+        fn delivery(&self, _: &DeliveryResult<'_>, number: Box<usize>) {
+            self.0.send(*number).unwrap();
+            assert_ne!(*number, 0, "the first one, on purpose");
+        }
+    }
+
+    #[test]
+    fn a_panic_over_one_record_leaves_later_ones_their_answers() {
+        let cluster: MockCluster<'_, DefaultProducerContext> = MockCluster::new(1).unwrap();
+        cluster.create_topic("events", 1, 1).unwrap();
+        let mut settings = ClientConfig::new();
+        settings.set("bootstrap.servers", cluster.bootstrap_servers());
+        let (told, answers) = unbounded();
+        let producer = PolledProducer::start(&settings, Told(told)).unwrap();
+        for number in 0..2 {
+            let record =
+                BaseRecord::<(), [u8], _>::with_opaque_to("events", Box::new(number)).payload(b"{}".as_slice());
+            assert!(producer.send(record).is_ok());
+            assert_eq!(answers.recv_timeout(Duration::from_secs(30)), Ok(number));
         }
     }
 }
