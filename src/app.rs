@@ -50,7 +50,7 @@ use crate::{
         Appender, ByteBudget, SourceEvents, SourceHandle,
         buffer::Buffer,
         embedded::{self, EmbeddedLetters, EmbeddedLog},
-        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError},
+        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, Vigils},
     },
     reload::{FileWatch, Reloaded, Reloader},
     spool::{DiskPressure, Spooler},
@@ -120,6 +120,7 @@ struct Daemon {
     health: Health,
     metrics: Arc<Metrics>,
     supervision: Supervision,
+    vigils: Vigils,
     escalated: mpsc::UnboundedReceiver<Escalation>,
     started: Instant,
     heartbeat: Arc<AtomicU64>,
@@ -172,6 +173,7 @@ impl Daemon {
             health,
             metrics,
             supervision,
+            vigils: Vigils::default(),
             escalated,
             started: Instant::now(),
             heartbeat: Arc::default(),
@@ -408,12 +410,13 @@ impl Daemon {
             fences: Arc::default(),
         };
         let (live, instance, metrics) = (self.config.clone(), self.data_dir.instance.clone(), self.metrics.clone());
+        let vigils = self.vigils.clone();
         let start_source = move |events: SourceEvents| -> anyhow::Result<SourceHandle> {
             let bytes = live.load().batch.max_bytes.0.saturating_mul(BATCHES_IN_FLIGHT);
             let budget = ByteBudget::new(bytes, metrics.depth(name.sink()));
             match &log {
                 Some(log) => log.source(name, live.clone(), budget, events),
-                None => kafka::source::spawn(live.clone(), name, &instance, budget, events),
+                None => kafka::source::spawn(live.clone(), name, &instance, &vigils, budget, events),
             }
         };
         supervise(name.consumer(), slot, &self.supervision, move |ctx| Consumer::new(parts.clone(), ctx, &start_source))

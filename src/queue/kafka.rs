@@ -42,3 +42,4 @@ pub use appender::KafkaAppender;
 pub use dead_letters::KafkaDeadLetters;
 pub use letters::KafkaLetters;
 pub use topic::{TopicError, TopicReady, check, prepare};
+pub use vigil::Vigils;

@@ -21,7 +21,7 @@ use ingestd::{
     produce::{Delivery, Key, NewRecord, Publish, Span, Ticket},
     queue::{
         Appender, Assignment, Batch, ByteBudget, Epoch, SourceCommand, SourceEvent, SourceHandle,
-        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError},
+        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, Vigils},
     },
 };
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
@@ -96,7 +96,8 @@ impl Reader {
         let (sender, events) = unbounded();
         let live = Arc::new(ArcSwap::from_pointee(config.clone()));
         let tell = Box::new(move |event| drop(sender.send(event)));
-        let source = kafka::source::spawn(live, SinkName::Archive, instance, budget.clone(), tell).unwrap();
+        let source =
+            kafka::source::spawn(live, SinkName::Archive, instance, &Vigils::default(), budget.clone(), tell).unwrap();
         Self { source, events, expected: BTreeMap::new(), assignments: Vec::new(), seen: Vec::new() }
     }
 

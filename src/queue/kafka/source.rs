@@ -55,7 +55,7 @@ use crate::{
             standing::Standing,
             survey::{Finding, LogRange, Survey, Surveyed},
             tail::Tails,
-            vigil::{Sighting, Vigil},
+            vigil::{Sighting, Vigil, Vigils},
         },
     },
     supervise::panic_message,
@@ -87,6 +87,7 @@ pub fn spawn(
     config: LiveConfig,
     sink: SinkName,
     instance_id: &str,
+    vigils: &Vigils,
     budget: ByteBudget,
     events: SourceEvents,
 ) -> anyhow::Result<SourceHandle> {
@@ -98,7 +99,7 @@ pub fn spawn(
     consumer.subscribe(&[&topic]).with_context(|| format!("cannot subscribe to topic {topic}"))?;
     let consumer = Arc::new(consumer);
     let survey = Survey::start(consumer.clone(), settings::client(&now), &topic, now.queue.generation)?;
-    let vigil = Vigil::start(&now)?;
+    let vigil = vigils.share(&now)?;
     let committer = Committer::start(consumer.clone())?;
     let (commands, receiver) = unbounded();
     let source = Source {
@@ -111,6 +112,7 @@ pub fn spawn(
         vigil,
         identity: None,
         proven: None,
+        sighted: Instant::now(),
         committer,
         commands: receiver,
         budget,
@@ -138,11 +140,13 @@ struct Source {
     topic: String,
     consumer: Arc<BaseConsumer<Group>>,
     survey: Survey,
-    vigil: Vigil,
+    vigil: Arc<Vigil>,
     /// Of the topic that was announced; a source has one.
     identity: Option<TopicIdentity>,
     /// When it was asked for, and stood, last.
     proven: Option<Instant>,
+    /// What the vigil asked before this is known, or of the topic before ours.
+    sighted: Instant,
     committer: Committer,
     commands: Receiver<SourceCommand>,
     budget: ByteBudget,
@@ -232,10 +236,8 @@ impl Source {
                     return end;
                 }
             }
-            while let Ok(sighting) = self.vigil.sightings.try_recv() {
-                if let Some(end) = self.sighted(sighting) {
-                    return end;
-                }
+            if let Some(end) = self.look_at_topic() {
+                return end;
             }
             if self.survey.is_finished() || self.committer.is_finished() || self.vigil.is_finished() {
                 return End::Fatal(Code::Fail, "a thread of it panicked".to_owned());
@@ -414,10 +416,13 @@ impl Source {
         None
     }
 
-    /// The topic as the vigil saw it.
-    fn sighted(&mut self, Sighting { asked, identity }: Sighting) -> Option<End> {
+    /// The topic as the vigil saw it after it was announced.
+    fn look_at_topic(&mut self) -> Option<End> {
+        self.identity.as_ref()?;
+        let Sighting { asked, identity } = self.vigil.sighting(self.sighted)?;
         let end = self.compare_identity(&identity);
-        if end.is_none() && self.identity.is_some() {
+        if end.is_none() {
+            self.sighted = asked;
             self.proven = Some(asked);
             self.standing.vigil_unneeded();
         }
@@ -448,6 +453,7 @@ impl Source {
             self.share.tell(held, now);
             if self.identity.is_none() {
                 self.identity = Some(origin.identity.clone());
+                self.sighted = now;
                 self.consumer.context().belongs_to(origin.clone());
             }
             (self.events)(SourceEvent::Assigned(assignments));

@@ -6,9 +6,10 @@
 //! to a question that was asked after it was cut, and records of two topics can never stand in one chain.
 //!
 //! It has a client of its own, because a question on the source's connection would wait behind a fetch that waits for
-//! records, and a lone record's batch with it.
+//! records, and a lone record's batch with it. The sources of a process share it.
 
 use std::{
+    sync::{Arc, Mutex, PoisonError, Weak},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -43,22 +44,44 @@ const PACE: Duration = Duration::from_millis(20);
 const PACE_OF_FAILURES: Duration = Duration::from_millis(500);
 
 /// An answer: when the question was asked, and what the topic was then.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Sighting {
     pub asked: Instant,
     pub identity: TopicIdentity,
 }
 
-/// The source's end of the vigil.
-pub(super) struct Vigil {
-    ask: Sender<()>,
-    /// Bounded: the source empties it several times a second, and the vigil can wait.
-    pub sightings: Receiver<Sighting>,
-    thread: JoinHandle<()>,
+/// Where the sources of a process find the vigil that they share.
+#[derive(Clone, Default)]
+pub struct Vigils(Arc<Mutex<Weak<Vigil>>>);
+
+impl Vigils {
+    /// The present one, or a new one: the first source's, or where the last one's thread has ended.
+    pub(super) fn share(&self, config: &Config) -> anyhow::Result<Arc<Vigil>> {
+        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(vigil) = present.upgrade().filter(|vigil| !vigil.is_finished()) {
+            return Ok(vigil);
+        }
+        let vigil = Arc::new(Vigil::start(config)?);
+        *present = Arc::downgrade(&vigil);
+        Ok(vigil)
+    }
 }
 
+/// The sources' end of the vigil. The last one's drop ends it, and blocks until its last question is answered or given up, so
+/// whoever cannot wait drops it elsewhere.
+pub(super) struct Vigil {
+    /// `None` only while it is dropped.
+    ask: Option<Sender<()>>,
+    latest: Arc<Latest>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The latest answer. A topic that was deleted never comes back, so it says all that those before it said.
+#[derive(Default)]
+struct Latest(Mutex<Option<Sighting>>);
+
 impl Vigil {
-    pub fn start(config: &Config) -> anyhow::Result<Self> {
+    fn start(config: &Config) -> anyhow::Result<Self> {
         // Without a group: its questions never make the broker create a topic.
         let settings = settings::client(config);
         let mut client = BaseConsumer::from_config_and_context(&settings, Logging::default())
@@ -66,12 +89,13 @@ impl Vigil {
         let topic = config.queue.topic.clone();
         // One question that waits says all that several would.
         let (ask, asked) = bounded(1);
-        let (sender, sightings) = bounded(4);
+        let latest = Arc::new(Latest::default());
+        let seen = latest.clone();
         let thread = std::thread::Builder::new()
             .name("kafka-vigil".to_owned())
             .spawn(move || {
                 let mut stranded = Stranded::default();
-                keep(&asked, &sender, |deadline| {
+                keep(&asked, &seen, |deadline| {
                     let seen = topic_identity(client.client(), &topic, deadline);
                     if seen.is_ok() {
                         stranded.answered();
@@ -86,32 +110,41 @@ impl Vigil {
                 });
             })
             .context("cannot start the thread that watches the topic")?;
-        Ok(Self { ask, sightings, thread })
+        Ok(Self { ask: Some(ask), latest, thread: Some(thread) })
     }
 
     /// Asks for an answer to a question that is asked from now on.
     pub fn ask(&self) {
-        // Full: one waits already, and is asked later than now.
-        let _ = self.ask.try_send(());
+        if let Some(ask) = &self.ask {
+            // Full: one waits already, and is asked later than now.
+            let _ = ask.try_send(());
+        }
+    }
+
+    /// The latest answer, when its question was asked after `before`.
+    pub fn sighting(&self, before: Instant) -> Option<Sighting> {
+        let latest = self.latest.0.lock().unwrap_or_else(PoisonError::into_inner);
+        latest.as_ref().filter(|sighting| sighting.asked > before).cloned()
     }
 
     /// Whether the thread has ended, which it does unasked by a panic only.
     pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
-    }
-
-    /// Ends the thread; its last question may take until its deadline, so whoever cannot wait joins elsewhere.
-    pub fn stop(self) -> JoinHandle<()> {
-        self.thread
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
-/// Asks until the source has gone.
-fn keep(
-    asked: &Receiver<()>,
-    sightings: &Sender<Sighting>,
-    mut look: impl FnMut(Duration) -> Result<TopicIdentity, Code>,
-) {
+impl Drop for Vigil {
+    fn drop(&mut self) {
+        self.ask = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported by the thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Asks until the sources have gone.
+fn keep(asked: &Receiver<()>, latest: &Latest, mut look: impl FnMut(Duration) -> Result<TopicIdentity, Code>) {
     loop {
         if asked.recv_timeout(TICK) == Err(RecvTimeoutError::Disconnected) {
             return;
@@ -119,10 +152,8 @@ fn keep(
         let now = Instant::now();
         let pace = match look(DEADLINE) {
             Ok(identity) => {
-                // An error says that the source has gone.
-                if sightings.send(Sighting { asked: now, identity }).is_err() {
-                    return;
-                }
+                let sighting = Sighting { asked: now, identity };
+                *latest.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(sighting);
                 PACE
             }
             // The survey reports that the brokers do not answer.
@@ -132,5 +163,47 @@ fn keep(
             }
         };
         std::thread::sleep(pace.saturating_sub(now.elapsed()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody answers there, and nothing hangs.
+    fn config() -> Config {
+        let mut config = Config::default();
+        config.queue.kafka.brokers = "127.0.0.1:1".to_owned();
+        config
+    }
+
+    #[test]
+    fn sources_that_run_at_the_same_time_share_one_and_the_last_one_ends_it() {
+        let (vigils, config) = (Vigils::default(), config());
+        let one = vigils.share(&config).unwrap();
+        let other = vigils.share(&config).unwrap();
+        assert!(Arc::ptr_eq(&one, &other));
+        drop(one);
+        let again = vigils.share(&config).unwrap();
+        assert!(Arc::ptr_eq(&other, &again), "it has not ended");
+        let latest = Arc::downgrade(&other.latest);
+        drop((other, again));
+        assert!(latest.upgrade().is_none(), "its thread has ended");
+        assert!(!vigils.share(&config).unwrap().is_finished());
+    }
+
+    #[test]
+    fn an_answer_is_news_once_and_to_those_alone_who_came_before_its_question() {
+        let (ask, asked) = bounded(1);
+        let latest = Arc::new(Latest::default());
+        let began = Instant::now();
+        ask.send(()).unwrap();
+        drop(ask);
+        keep(&asked, &latest, |_| Ok(TopicIdentity("one".into())));
+        let vigil = Vigil { ask: None, latest, thread: None };
+        let sighting = vigil.sighting(began).unwrap();
+        assert_eq!(sighting.identity, TopicIdentity("one".into()));
+        assert!(vigil.sighting(sighting.asked).is_none());
+        assert!(vigil.sighting(Instant::now()).is_none());
     }
 }

@@ -23,7 +23,7 @@ const COMMIT_EXPECTED: Duration = Duration::from_millis(500);
 pub(super) struct Leaving {
     pub consumer: Arc<BaseConsumer<Group>>,
     pub survey: Survey,
-    pub vigil: Vigil,
+    pub vigil: Arc<Vigil>,
     pub committer: Committer,
     pub tails: Tails,
     pub sink: SinkName,
@@ -67,7 +67,7 @@ impl Leaving {
             // A panic was reported by the thread that it ended.
             let _ = committer.join();
             let _ = survey.stop().join();
-            let _ = vigil.stop().join();
+            drop(vigil);
             tails.finish();
             drop(consumer);
             drop(done);
