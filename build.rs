@@ -1,4 +1,5 @@
-//! Names the commit for `--version`. From a tarball, where there is no repository, `INGESTD_COMMIT` may say it.
+//! Names the commit for `--version`, and packs the binary's relocations. From a tarball, where there is no repository,
+//! `INGESTD_COMMIT` may say the commit.
 
 use std::{env, path::Path, process::Command};
 
@@ -7,6 +8,25 @@ fn main() {
     println!("cargo:rerun-if-env-changed=INGESTD_COMMIT");
     let commit = env::var("INGESTD_COMMIT").ok().filter(|commit| !commit.is_empty()).or_else(commit);
     println!("cargo:rustc-env=INGESTD_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+    if relocations_can_be_packed() {
+        println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
+}
+
+/// Packed, they take 13 KB instead of 1.1 MB, which are read with each start and then count as the daemon's memory. glibc
+/// understands them since 2.36 (Ubuntu 22.04 has less). Where the target is not this machine nothing is known of its glibc.
+fn relocations_can_be_packed() -> bool {
+    let is = |name: &str, value: &str| env::var(name).is_ok_and(|it| it == value);
+    if !is("CARGO_CFG_TARGET_OS", "linux")
+        || !is("CARGO_CFG_TARGET_ENV", "gnu")
+        || env::var("HOST") != env::var("TARGET")
+    {
+        return false;
+    }
+    // Such as "glibc 2.36".
+    let version = output("getconf", &["GNU_LIBC_VERSION"]);
+    let minor = version.as_deref().and_then(|version| version.strip_prefix("glibc 2.")?.parse::<u32>().ok());
+    minor.is_some_and(|minor| minor >= 36)
 }
 
 fn commit() -> Option<String> {
@@ -27,6 +47,10 @@ fn commit() -> Option<String> {
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+    output("git", arguments)
+}
+
+fn output(command: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(command).args(arguments).output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
 }

@@ -41,7 +41,6 @@ use crate::{
     data_dir::DataDir,
     dlq::{DeadLetterWriter, DeadLetters},
     health::{ActorName, Closed, Health, SinkName},
-    heap,
     ingest::{self, Ingestor},
     logging::{self, LogLevel},
     metrics::Metrics,
@@ -88,7 +87,6 @@ pub fn run(config: Config, sources: Sources) -> ExitCode {
 
 fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let roles = config.roles();
-    heap::bound(roles.ingest());
     let log_level = logging::init(&config.logging)?;
     // Files 0600, folders 0700, also those that libraries make.
     rustix::process::umask(Mode::from_bits_truncate(0o077));

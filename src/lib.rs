@@ -43,7 +43,6 @@ pub mod data_dir;
 pub mod dlq;
 pub mod event;
 pub mod health;
-mod heap;
 pub mod http;
 pub mod ingest;
 pub mod logging;
