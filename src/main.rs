@@ -14,7 +14,7 @@ static HEAP: Jemalloc = Jemalloc;
 /// Two arenas were as fast as the eight that it makes for two cores, and hold less that is free. A thread keeps at most 32 free
 /// blocks of a size, up to 8 KiB each, because of the daemon's forty threads most sleep. What is free goes back to the system
 /// within five seconds: with ten, a drain of many partitions peaks higher, with two it takes more processor time.
-#[allow(unsafe_code, reason = "jemalloc finds it by its name, which nothing else has")]
+// SAFETY: it is what jemalloc looks for under this name: a pointer, its length is not read, to a text that ends with NUL.
 #[unsafe(export_name = "malloc_conf")]
 static HEAP_CONF: &[u8] = b"narenas:2,tcache_nslots_small_max:32,lg_tcache_max:13,dirty_decay_ms:5000\0";
 
