@@ -7,8 +7,8 @@ use crate::position::Timestamp;
 /// The ids of one request: UUIDv7 of its time of receipt, ascending in the order of its events.
 ///
 /// RFC 9562, section 6.2, method 2: the first one's random part comes from the operating system, each next one is one more.
-/// So a request of thousands of events asks the system once, and its ids stand side by side in a compressed batch for a byte
-/// or two each, where random steps would take eight. They are no secrets: who knows one id of a request can guess the others.
+/// So a request of thousands of events asks the system once, and its ids take four bytes each in a compressed batch, where
+/// random steps took eight. They are no secrets: who knows one id of a request can guess the others.
 pub struct Ids {
     received: Timestamp,
     /// The random part of the latest id; drawn when the first id is needed.
