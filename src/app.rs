@@ -1,4 +1,4 @@
-//! The composition root: builds the actors, downstream first, waits for the end, and stops everything in order.
+//! The composition root: has the actors built, downstream first, waits for the end, and stops everything in order.
 //!
 //! Threads: each actor has an arbiter of its own; blocking work has named threads; clients of the object store and of
 //! MongoDB live on one multi-thread I/O runtime that outlives the actors.
@@ -8,6 +8,7 @@ mod buffer;
 mod check;
 mod signals;
 mod stop;
+mod wiring;
 
 use std::{
     io::{self, Write},
@@ -32,31 +33,20 @@ use self::{
     banner::Addresses,
     signals::{Signal, Signals},
     stop::{Stopped, stop},
+    wiring::Running,
 };
 use crate::{
     admin::{self, AdminServer, AdminState, Desk},
-    aggregate::Aggregator,
     config::{self, Config, LiveConfig, QueueKind, Role, Roles, Sources},
-    consume::{Consumer, ConsumerParts, QueueName, Replies},
     data_dir::DataDir,
-    dlq::{DeadLetterWriter, DeadLetters},
-    health::{ActorName, Closed, Health, SinkName},
-    ingest::{self, Ingestor},
+    health::{Closed, Health},
+    ingest,
     logging::{self, LogLevel},
     metrics::Metrics,
-    produce::{Entrance, Producer},
-    queue::{
-        Appender, ByteBudget, SourceEvents, SourceHandle,
-        buffer::Buffer,
-        embedded::{self, EmbeddedLetters, EmbeddedLog},
-        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, Vigils},
-    },
-    reload::{FileWatch, Reloaded, Reloader},
-    spool::{DiskPressure, Spooler},
+    queue::kafka::{self, TopicError, Vigils},
+    reload::{Reloaded, Reloader},
     store::{self, Store},
-    supervise::{Escalation, Guarded, RestartPolicy, Slot, Supervision, supervise},
-    upload::{self, Archive, Uploader},
-    watchdog::{FileSystem, Watchdog, WatchdogHooks},
+    supervise::{Escalation, RestartPolicy, Slot, Supervision},
 };
 
 /// Exit statuses, as the documentation names them.
@@ -67,11 +57,6 @@ pub mod exit {
     pub const CONFIGURATION: u8 = 78;
 }
 
-/// Batches of the largest size between a source and its sink: the one that is being taken, and the next. Usual ones are a
-/// tenth of it, so that many are under way; in a worker whose sinks are behind, all of this is memory.
-const BATCHES_IN_FLIGHT: u64 = 2;
-/// How old the main loop's heartbeat may be before systemd is no longer told that all is well.
-const HEARTBEAT_LIMIT: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until a signal or a failure ends it.
@@ -122,25 +107,6 @@ struct Daemon {
     escalated: mpsc::UnboundedReceiver<Escalation>,
     started: Instant,
     heartbeat: Arc<AtomicU64>,
-}
-
-/// The actors of the archive's sink.
-struct ArchiveSink {
-    consumer: Slot<Consumer<Spooler>>,
-    spooler: Slot<Spooler>,
-    uploader: Slot<Uploader>,
-}
-
-/// What was started, for the stop.
-#[derive(Default)]
-struct Running {
-    ingestor: Option<Slot<Ingestor>>,
-    producer: Option<Slot<Producer>>,
-    archive: Option<ArchiveSink>,
-    aggregate: Option<Slot<Consumer<Aggregator>>>,
-    guarded: Vec<Guarded>,
-    log: Option<EmbeddedLog>,
-    buffer: Option<Arc<Buffer>>,
 }
 
 /// Why the daemon ends.
@@ -227,13 +193,6 @@ impl Daemon {
         Ok(status)
     }
 
-    fn letters(&self, log: Option<&EmbeddedLog>) -> Arc<dyn DeadLetters> {
-        match log {
-            Some(log) => Arc::new(EmbeddedLetters::new(log.clone(), self.config.clone())),
-            None => Arc::new(KafkaLetters::new(self.config.clone())),
-        }
-    }
-
     fn admin_state(&self, store: Option<Arc<dyn Store>>, dead_letters: Desk) -> AdminState {
         AdminState {
             config: self.config.clone(),
@@ -249,27 +208,6 @@ impl Daemon {
             started: self.started,
             queries: admin::queries(),
         }
-    }
-
-    /// Starts the watchdog, which every process has that ingests or archives; the others are content with its reading
-    /// of the disk, too.
-    fn watch(&self, spooler: Slot<Spooler>) -> Guarded {
-        let (config, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
-        let (started, heartbeat) = (self.started, self.heartbeat.clone());
-        let sources = self.sources.clone();
-        let watch = FileWatch::new(move || sources.files(), self.reloader.clone());
-        let hooks = WatchdogHooks {
-            on_disk: Arc::new(move |full| spooler.tell(DiskPressure(full))),
-            alive: Arc::new(move || {
-                let beat = Duration::from_millis(heartbeat.load(Ordering::Acquire));
-                started.elapsed().saturating_sub(beat) < HEARTBEAT_LIMIT
-            }),
-            check_file: Some(Arc::new(move || watch.check())),
-        };
-        let probe = Arc::new(FileSystem { dir: self.data_dir.path.clone() });
-        supervise(ActorName::Watchdog, Slot::default(), &self.supervision, move |_| {
-            Ok(Watchdog::new(probe.clone(), config.clone(), health.clone(), metrics.clone(), hooks.clone())?)
-        })
     }
 
     /// Has Kafka's topics looked at and made, for as long as the brokers cannot be reached.
@@ -311,138 +249,6 @@ impl Daemon {
                 Err(end)
             }
         }
-    }
-
-    /// Builds the sinks, downstream first, so that each actor finds what it feeds.
-    fn start_sinks(
-        &self,
-        running: &mut Running,
-        store: Option<Arc<dyn Store>>,
-        spooler: Slot<Spooler>,
-    ) -> anyhow::Result<()> {
-        let config = self.config.load_full();
-        if self.roles.archive() {
-            self.start_archive(running, &config, spooler)?;
-        }
-        if let Some(store) = store.filter(|_| self.roles.aggregate()) {
-            self.start_aggregate(running, &config, store);
-        }
-        Ok(())
-    }
-
-    fn open_log(&self) -> anyhow::Result<EmbeddedLog> {
-        let sinks = [(SinkName::Archive, self.roles.archive()), (SinkName::Aggregate, self.roles.aggregate())];
-        let sinks = sinks.into_iter().filter(|(_, on)| *on).map(|(sink, _)| sink).collect();
-        let (config, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
-        EmbeddedLog::open(&self.data_dir.path, sinks, config, health, metrics, self.supervision.escalations.clone())
-    }
-
-    fn start_archive(&self, running: &mut Running, config: &Config, spooler: Slot<Spooler>) -> anyhow::Result<()> {
-        // Checked before anything starts; each incarnation opens it anew.
-        Archive::open(config)?;
-        upload::sweep(config)?;
-        let uploader: Slot<Uploader> = Slot::default();
-        let consumer: Slot<Consumer<Spooler>> = Slot::default();
-        let replies: Replies = Arc::new(consumer.clone());
-
-        let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
-        let (io, feeds) = (self.io.clone(), spooler.clone());
-        running.guarded.push(supervise(ActorName::Uploader, uploader.clone(), &self.supervision, move |_| {
-            let archive = Archive::open(&live.load())?;
-            Ok(Uploader::new(archive, io.clone(), feeds.clone(), live.clone(), health.clone(), metrics.clone()))
-        }));
-
-        let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
-        let (data_dir, feeds) = (self.data_dir.path.clone(), uploader.clone());
-        running.guarded.push(supervise(ActorName::Spooler, spooler.clone(), &self.supervision, move |ctx| {
-            Spooler::new(&data_dir, feeds.clone(), replies.clone(), live.clone(), health.clone(), metrics.clone(), ctx)
-        }));
-
-        let log = running.log.clone();
-        running.guarded.push(self.consume(SinkName::Archive, config, spooler.clone(), consumer.clone(), log));
-        running.archive = Some(ArchiveSink { consumer, spooler, uploader });
-        Ok(())
-    }
-
-    fn start_aggregate(&self, running: &mut Running, config: &Config, store: Arc<dyn Store>) {
-        let aggregator: Slot<Aggregator> = Slot::default();
-        let consumer: Slot<Consumer<Aggregator>> = Slot::default();
-        let replies: Replies = Arc::new(consumer.clone());
-        let dead_letters: Arc<dyn DeadLetterWriter> = match &running.log {
-            Some(log) => Arc::new(log.clone()),
-            None => Arc::new(KafkaDeadLetters::new(config)),
-        };
-        let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
-        running.guarded.push(supervise(ActorName::Aggregator, aggregator.clone(), &self.supervision, move |_| {
-            let (store, dead_letters) = (store.clone(), dead_letters.clone());
-            Ok(Aggregator::new(store, dead_letters, replies.clone(), live.clone(), health.clone(), metrics.clone()))
-        }));
-        running.guarded.push(self.consume(
-            SinkName::Aggregate,
-            config,
-            aggregator,
-            consumer.clone(),
-            running.log.clone(),
-        ));
-        running.aggregate = Some(consumer);
-    }
-
-    /// Starts the consumer of a sink; its source is made anew with each incarnation.
-    fn consume<S: crate::consume::Sink>(
-        &self,
-        name: SinkName,
-        config: &Config,
-        sink: Slot<S>,
-        slot: Slot<Consumer<S>>,
-        log: Option<EmbeddedLog>,
-    ) -> Guarded {
-        let queue = QueueName(if log.is_some() { embedded::READING } else { kafka::DEPENDENCY });
-        let parts = ConsumerParts {
-            name,
-            topic: config.queue.topic.clone(),
-            queue,
-            sink,
-            health: self.health.clone(),
-            metrics: self.metrics.clone(),
-            escalations: self.supervision.escalations.clone(),
-            fences: Arc::default(),
-        };
-        let (live, instance, metrics) = (self.config.clone(), self.data_dir.instance.clone(), self.metrics.clone());
-        let vigils = self.vigils.clone();
-        let start_source = move |events: SourceEvents| -> anyhow::Result<SourceHandle> {
-            let bytes = live.load().batch.max_bytes.0.saturating_mul(BATCHES_IN_FLIGHT);
-            let budget = ByteBudget::new(bytes, metrics.depth(name.sink()));
-            match &log {
-                Some(log) => log.source(name, live.clone(), budget, events),
-                None => kafka::source::spawn(live.clone(), name, &instance, &vigils, budget, events),
-            }
-        };
-        supervise(name.consumer(), slot, &self.supervision, move |ctx| Consumer::new(parts.clone(), ctx, &start_source))
-    }
-
-    fn start_ingest(&self, running: &mut Running, listener: TcpListener) {
-        let producer: Slot<Producer> = Slot::default();
-        let entrance = Entrance::new(producer.clone());
-        let opened = entrance.clone();
-        let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
-        let (log, buffer) = (running.log.clone(), running.buffer.clone());
-        running.guarded.push(supervise(ActorName::Producer, producer.clone(), &self.supervision, move |_| {
-            let appender: Box<dyn Appender> = match (&log, &buffer) {
-                (Some(log), _) => Box::new(log.appender()),
-                (None, Some(buffer)) => buffer.appender()?,
-                (None, None) => Box::new(KafkaAppender::new(&live.load(), health.clone(), metrics.clone())?),
-            };
-            Ok(Producer::new(opened.clone(), appender, health.clone()))
-        }));
-        running.producer = Some(producer);
-
-        let ingestor: Slot<Ingestor> = Slot::default();
-        let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
-        running.guarded.push(supervise(ActorName::Ingestor, ingestor.clone(), &self.supervision, move |_| {
-            let listener = listener.try_clone().context("the listening socket cannot be shared")?;
-            Ok(Ingestor::new(listener, entrance.clone(), live.clone(), health.clone(), metrics.clone()))
-        }));
-        running.ingestor = Some(ingestor);
     }
 
     /// Says where everything is and what to try next, and tells systemd: from here on requests are answered, with 503

@@ -47,8 +47,9 @@ struct Options {
     /// How long it runs before.
     #[arg(long, default_value_t = 1.0)]
     warm_up: f64,
-    /// How many records each drain reads.
-    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    /// How many records each drain reads: some ten seconds' work, so that start and joining weigh little, and memory has
+    /// reached what it stays at.
+    #[arg(long, default_value_t = 4_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
     /// How many seconds a dependency is silent, in the rows for that.
     #[arg(long, default_value_t = 300.0)]

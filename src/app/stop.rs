@@ -1,9 +1,9 @@
 //! The stop, in order, within `shutdown.timeout`.
 //!
 //! The door closes → the HTTP server finishes what it has (the producer still runs) → the producer flushes → the
-//! forwarder of the buffer ends → the consumers stop fetching, and their sinks make durable what they hold → the uploader finishes what it can → positions
-//! are committed → the actors end → the admin endpoint last. A second signal, or the deadline, ends it at once, with the
-//! names of what was stuck.
+//! forwarder of the buffer ends → the consumers stop fetching, and their sinks make durable what they hold → the
+//! uploader finishes what it can → positions are committed → the actors end → the admin endpoint last. A second signal,
+//! or the deadline, ends it at once, with the names of what was stuck.
 
 use std::{
     collections::BTreeSet,
@@ -14,8 +14,8 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    ArchiveSink, Running,
     signals::{Signal, Signals},
+    wiring::{ArchiveSink, Running},
 };
 use crate::{
     admin::AdminServer,

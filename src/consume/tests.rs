@@ -7,7 +7,11 @@ use crossbeam_channel::{Receiver, unbounded};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::{health::Readiness, position::TopicIdentity};
+use crate::{
+    health::Readiness,
+    position::{Offset, TopicIdentity},
+    queue::Epoch,
+};
 
 /// What the sink heard of, by partition.
 #[derive(Debug, PartialEq, Eq)]
