@@ -36,7 +36,6 @@ fn a_clock_that_steps_back_and_forth_loses_and_doubles_nothing() {
     let ledger = Ledger::new();
     let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
     let (url, stop) = (daemon.events_url(), AtomicBool::new(false));
-    let mut received = Vec::new();
     thread::scope(|scope| {
         let _stop = StopOnDrop(&stop);
         scope.spawn(|| load::post_until(&ledger, &url, &stop));
@@ -58,7 +57,9 @@ fn a_clock_that_steps_back_and_forth_loses_and_doubles_nothing() {
     oracle.settle(&[&daemon], PATIENCE);
     daemon.terminate();
     let evidence = Evidence::embedded(daemon.data());
-    received.extend(evidence.log.iter().map(|record| record.received));
-    assert!(!received.is_sorted(), "the clock did step back");
+    let received: Vec<i64> = evidence.log.iter().map(|record| record.received).collect();
+    // Requests beside each other differ by milliseconds.
+    let steps_back = received.windows(2).filter(|two| two[1] < two[0] - HOUR * 1000).count();
+    assert!(steps_back > 0, "the clock did not step back: {} records", received.len());
     oracle.audit(&evidence).assert_clean();
 }

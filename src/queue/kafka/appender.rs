@@ -30,9 +30,9 @@ use crate::{
         Appender, Full,
         buffer::switch::{InFlight, Switch},
         kafka::{
-            link::Link,
+            link::{Line, Link},
             logging,
-            polled::PolledProducer,
+            polled::{Guarded, PolledProducer},
             settings,
             stranded::{Stranded, a_new_client_is_answered},
         },
@@ -141,7 +141,7 @@ impl KafkaAppender {
             match writer.producer.send(record).map_err(|(error, _)| error) {
                 Ok(()) => {}
                 Err(KafkaError::MessageProduction(Code::QueueFull)) => return Err(Full { publish, next: index }),
-                Err(error) => refuse(&self.link, &publish.ticket, index, &error),
+                Err(error) => refuse(&writer.line, &publish.ticket, index, &error),
             }
         }
         Ok(())
@@ -169,6 +169,7 @@ impl Drop for KafkaAppender {
 /// Nobody waits for this one: what the writer still held gets its answer there.
 fn retire(writer: Option<Writer>) {
     let Some(writer) = writer else { return };
+    writer.line.retire();
     if let Err(error) = std::thread::Builder::new().name("kafka-retire".to_owned()).spawn(move || drop(writer)) {
         tracing::warn!(%error, "no thread to close the Kafka producer on, closing it here");
     }
@@ -183,21 +184,23 @@ struct Sent {
 }
 
 /// An event is not written, for this reason.
-fn refuse(link: &Link, ticket: &Ticket, index: usize, error: &KafkaError) {
+fn refuse(line: &Line, ticket: &Ticket, index: usize, error: &KafkaError) {
     match error.rdkafka_error_code() {
         Some(Code::MessageSizeTooLarge) => ticket.too_large(index),
         code => {
-            if code == Some(Code::MessageTimedOut) {
+            if code == Some(Code::MessageTimedOut)
+                && let Some(link) = line.live()
+            {
                 link.timed_out();
             }
-            ticket.unavailable(1, &link.explain(error));
+            ticket.unavailable(1, &line.explain(error));
         }
     }
 }
 
 /// Where librdkafka reports what became of each record, and of the brokers.
 struct Deliveries {
-    link: Arc<Link>,
+    line: Arc<Line>,
     metrics: Arc<Metrics>,
     /// Asks for a probe now.
     wake: Sender<()>,
@@ -210,14 +213,15 @@ impl ClientContext for Deliveries {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "rdkafka", %error, reason, "the producer reports an error");
+        let Some(link) = self.line.live() else { return };
         match error.rdkafka_error_code() {
-            Some(Code::Fatal) => self.link.failed(reason),
-            Some(Code::AllBrokersDown) if self.link.down("all brokers are down") => {
+            Some(Code::Fatal) => link.failed(reason),
+            Some(Code::AllBrokersDown) if link.down("all brokers are down") => {
                 // Full means that one is asked for already.
                 let _ = self.wake.try_send(());
             }
             Some(Code::AllBrokersDown) => {}
-            _ => self.link.note(reason),
+            _ => link.note(reason),
         }
     }
 }
@@ -229,10 +233,12 @@ impl ProducerContext for Deliveries {
         match delivery {
             Ok(_) => {
                 self.metrics.events_produced.inc();
-                self.link.acknowledged();
+                if let Some(link) = self.line.live() {
+                    link.acknowledged();
+                }
                 sent.ticket.durable(1);
             }
-            Err((error, _)) => refuse(&self.link, &sent.ticket, sent.index, error),
+            Err((error, _)) => refuse(&self.line, &sent.ticket, sent.index, error),
         }
     }
 }
@@ -240,6 +246,7 @@ impl ProducerContext for Deliveries {
 /// A producer and its probe.
 struct Writer {
     producer: PolledProducer<Deliveries>,
+    line: Arc<Line>,
     /// When it was made, or its replacement was last tried.
     tried: Instant,
     /// Dropped to stop the probe.
@@ -259,20 +266,22 @@ impl Writer {
         let (wake, woken) = bounded(1);
         let (stop, stopped) = bounded(0);
         let _ = wake.try_send(());
-        let context = Deliveries { link: link.clone(), metrics: metrics.clone(), wake };
+        let line = Arc::new(Line::new(link.clone()));
+        let context = Deliveries { line: line.clone(), metrics: metrics.clone(), wake };
         let producer = PolledProducer::start(settings, context)?;
         let probe = Probe {
             producer: producer.shared(),
             plain: plain.clone(),
             topic: topic.to_owned(),
             link: link.clone(),
+            line: line.clone(),
             stranded: Stranded::default(),
         };
         let probe = std::thread::Builder::new()
             .name("kafka-probe".to_owned())
             .spawn(move || probe.run(&woken, &stopped))
             .context("cannot start the thread that probes Kafka")?;
-        Ok(Self { producer, tried: Instant::now(), stop: Some(stop), probe: Some(probe) })
+        Ok(Self { producer, line, tried: Instant::now(), stop: Some(stop), probe: Some(probe) })
     }
 }
 
@@ -288,10 +297,11 @@ impl Drop for Writer {
 
 /// Asks the brokers for the topic while they are away or silent.
 struct Probe {
-    producer: Arc<BaseProducer<Deliveries>>,
+    producer: Arc<BaseProducer<Guarded<Deliveries>>>,
     plain: ClientConfig,
     topic: String,
     link: Arc<Link>,
+    line: Arc<Line>,
     stranded: Stranded,
 }
 
@@ -310,7 +320,9 @@ impl Probe {
     }
 
     fn ask(&mut self) {
-        match self.producer.client().fetch_metadata(Some(&self.topic), PROBE_DEADLINE) {
+        let answer = self.producer.client().fetch_metadata(Some(&self.topic), PROBE_DEADLINE);
+        let Some(link) = self.line.live() else { return };
+        match answer {
             Ok(metadata) => {
                 self.stranded.answered();
                 let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
@@ -318,17 +330,17 @@ impl Probe {
                     topic.partitions().iter().any(|partition| partition.leader() >= 0)
                 };
                 if topic.filter(has_leader).is_some() {
-                    self.link.answered();
+                    link.answered();
                 } else {
-                    self.link.down(&format!("topic {} has no partition with a leader", self.topic));
+                    link.down(&format!("topic {} has no partition with a leader", self.topic));
                 }
             }
             Err(error) => {
-                self.link.down(&error.to_string());
+                link.down(&error.to_string());
                 if self.stranded.unanswered(Instant::now(), || a_new_client_is_answered(&self.plain, &self.topic)) {
-                    self.link.failed("it finds no broker any more, while a new client is answered");
+                    link.failed("it finds no broker any more, while a new client is answered");
                     // The next event finds the door open, and replaces this producer.
-                    self.link.answered();
+                    link.answered();
                 }
             }
         }

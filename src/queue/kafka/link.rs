@@ -23,7 +23,7 @@ const UNANSWERED: Duration = Duration::from_secs(2);
 const FIRST_PROBE: Duration = Duration::from_millis(500);
 const LONGEST_PROBE: Duration = Duration::from_secs(5);
 
-/// Shared by a producer's callbacks, its probe and its appender.
+/// Shared by the producers' callbacks, their probes and the appender.
 pub(super) struct Link {
     brokers: String,
     health: Health,
@@ -175,6 +175,32 @@ impl Link {
             Some(said) => format!("Kafka at {}: {reason} ({said})", self.brokers),
             None => format!("Kafka at {}: {reason}", self.brokers),
         }
+    }
+}
+
+/// What one producer says to the [`Link`], until another has its place: its end takes seconds, in which its connections
+/// may go and its probe may fail.
+pub(super) struct Line {
+    link: Arc<Link>,
+    retired: AtomicBool,
+}
+
+impl Line {
+    pub fn new(link: Arc<Link>) -> Self {
+        Self { link, retired: AtomicBool::new(false) }
+    }
+
+    /// For what concerns the brokers.
+    pub fn live(&self) -> Option<&Link> {
+        (!self.retired.load(Ordering::Acquire)).then_some(&self.link)
+    }
+
+    pub fn explain(&self, error: &KafkaError) -> String {
+        self.link.explain(error)
+    }
+
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
     }
 }
 

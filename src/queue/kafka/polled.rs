@@ -13,20 +13,22 @@ use std::{
 
 use anyhow::Context as _;
 use rdkafka::{
-    ClientConfig,
-    config::FromClientConfigAndContext,
+    ClientConfig, ClientContext,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    error::KafkaError,
+    message::DeliveryResult,
     producer::{BaseProducer, Producer, ProducerContext, PurgeConfig},
 };
 
 /// The longest wait for an event. A poll spins through its last millisecond, because rdkafka rounds what is left of it
 /// down to none: with the 100 ms of its `ThreadedProducer` an idle daemon took 0.9 % of a core for that. It is also how
-/// long the end of one takes.
-const POLL: Duration = Duration::from_secs(10);
+/// long the end of one takes, because a poll goes on until then whatever it hears.
+const POLL: Duration = Duration::from_secs(3);
 
 /// As rdkafka's `ThreadedProducer`, for one owner. Its drop answers what is not answered, and blocks for [`POLL`] at most
 /// besides.
 pub(super) struct PolledProducer<C: ProducerContext + 'static> {
-    producer: Arc<BaseProducer<C>>,
+    producer: Arc<BaseProducer<Guarded<C>>>,
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -35,7 +37,7 @@ impl<C: ProducerContext + 'static> PolledProducer<C> {
     /// # Errors
     /// When librdkafka refuses the settings, or there is no thread to be had.
     pub fn start(settings: &ClientConfig, context: C) -> anyhow::Result<Self> {
-        let producer = BaseProducer::from_config_and_context(settings, context)
+        let producer = BaseProducer::from_config_and_context(settings, Guarded(context))
             .context("queue.kafka: librdkafka refuses to make a producer; see queue.kafka.properties")?;
         let (producer, ended) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
         let (polled, over) = (producer.clone(), ended.clone());
@@ -43,8 +45,7 @@ impl<C: ProducerContext + 'static> PolledProducer<C> {
             .name("kafka-producer".to_owned())
             .spawn(move || {
                 while !over.load(Ordering::Acquire) {
-                    // A panic is reported by its hook. What it concerns is answered 503 after `http.request_timeout`;
-                    // without the thread all that comes later would be, too.
+                    // A panic is reported by its hook. Without the thread nothing would be answered any more.
                     let _ = panic::catch_unwind(AssertUnwindSafe(|| polled.poll(POLL)));
                 }
             })
@@ -53,13 +54,13 @@ impl<C: ProducerContext + 'static> PolledProducer<C> {
     }
 
     /// For whoever asks the brokers by it; to be dropped before this.
-    pub fn shared(&self) -> Arc<BaseProducer<C>> {
+    pub fn shared(&self) -> Arc<BaseProducer<Guarded<C>>> {
         self.producer.clone()
     }
 }
 
 impl<C: ProducerContext + 'static> Deref for PolledProducer<C> {
-    type Target = BaseProducer<C>;
+    type Target = BaseProducer<Guarded<C>>;
 
     fn deref(&self) -> &Self::Target {
         &self.producer
@@ -78,14 +79,37 @@ impl<C: ProducerContext + 'static> Drop for PolledProducer<C> {
     }
 }
 
+/// A context in which a panic over one record leaves the others their answers: rdkafka hears of many at once, and would
+/// forget those after it. Of what else a context may hear, our producers use what is passed on here.
+pub(super) struct Guarded<C>(C);
+
+impl<C: ProducerContext> ClientContext for Guarded<C> {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.0.log(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.error(error, reason);
+    }
+}
+
+impl<C: ProducerContext> ProducerContext for Guarded<C> {
+    type DeliveryOpaque = C::DeliveryOpaque;
+
+    fn delivery(&self, delivery: &DeliveryResult<'_>, opaque: C::DeliveryOpaque) {
+        // Reported by the hook. What came with the record is dropped, and says so to whoever waits.
+        let _ = panic::catch_unwind(AssertUnwindSafe(|| self.0.delivery(delivery, opaque)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use crossbeam_channel::{Sender, unbounded};
     use rdkafka::{
-        ClientContext, message::DeliveryResult, mocking::MockCluster, producer::BaseRecord,
-        producer::DefaultProducerContext,
+        mocking::MockCluster,
+        producer::{BaseRecord, DefaultProducerContext},
     };
 
     use super::*;
@@ -109,12 +133,16 @@ mod tests {
         cluster.create_topic("events", 1, 1).unwrap();
         let mut settings = ClientConfig::new();
         settings.set("bootstrap.servers", cluster.bootstrap_servers());
+        // Both in one batch, so that both are told at once.
+        settings.set("linger.ms", "500");
         let (told, answers) = unbounded();
         let producer = PolledProducer::start(&settings, Told(told)).unwrap();
         for number in 0..2 {
             let record =
                 BaseRecord::<(), [u8], _>::with_opaque_to("events", Box::new(number)).payload(b"{}".as_slice());
             assert!(producer.send(record).is_ok());
+        }
+        for number in 0..2 {
             assert_eq!(answers.recv_timeout(Duration::from_secs(30)), Ok(number));
         }
     }

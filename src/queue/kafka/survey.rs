@@ -148,7 +148,7 @@ impl Survey {
         self.thread.is_finished()
     }
 
-    /// Ends the thread; its last question may take until its deadline, so whoever cannot wait joins elsewhere.
+    /// Ends the thread; the question that it asks may take until its deadline, so whoever cannot wait joins elsewhere.
     pub(super) fn stop(self) -> JoinHandle<()> {
         self.wanted.state().stop = true;
         self.wanted.changed.notify_one();
@@ -250,21 +250,30 @@ impl Surveyor {
         answers == asked.len()
     }
 
+    /// Between two questions, each of which may wait behind a fetch that finds nothing.
+    fn go_on(&self) -> KafkaResult<()> {
+        if self.wanted.state().stop { Err(KafkaError::Canceled) } else { Ok(()) }
+    }
+
     fn survey(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Vec<Finding>> {
         // Asked before and after: what is found between is of one topic.
         let identity = if asked.is_empty() { None } else { Some(self.identity()?) };
+        self.go_on()?;
         let partition_count = self.partition_count()?;
         let all: BTreeSet<Partition> = asked.keys().chain(watched).copied().collect();
         if all.is_empty() {
             return Ok(vec![Finding::Log { ranges: Vec::new(), partition_count }]);
         }
+        self.go_on()?;
         let starts = self.ask_log(&all, KafkaOffset::Beginning)?;
+        self.go_on()?;
         let ends = self.ask_log(&all, KafkaOffset::End)?;
         let range =
             |partition: &Partition| Some(LogRange { start: *starts.get(partition)?, end: *ends.get(partition)? });
         let ranges = all.iter().filter_map(|partition| Some((*partition, range(partition)?))).collect();
         let mut findings = vec![Finding::Log { ranges, partition_count }];
         if let Some(identity) = identity {
+            self.go_on()?;
             let committed = self.ask_committed(asked.keys().filter(|partition| range(partition).is_some()))?;
             let origin = Origin { identity, generation: self.generation };
             let surveyed = |(partition, round): (&Partition, &u64)| {
@@ -280,6 +289,7 @@ impl Surveyor {
                 Some(Surveyed { partition: *partition, round: *round, committed, log })
             };
             let partitions: Vec<Surveyed> = asked.iter().filter_map(surveyed).collect();
+            self.go_on()?;
             if origin.identity != self.identity()? {
                 return Err(KafkaError::MetadataFetch(Code::UnknownTopicId));
             }
