@@ -1,5 +1,5 @@
 //! Names the commit for `--version`, and packs the binary's relocations. From a tarball, where there is no repository,
-//! `INGESTD_COMMIT` may say the commit.
+//! `INGESTD_COMMIT` may say the commit. With `INGESTD_PORTABLE=1` relocations stay as older systems read them.
 
 use std::{env, path::Path, process::Command};
 
@@ -8,16 +8,19 @@ fn main() {
     println!("cargo:rerun-if-env-changed=INGESTD_COMMIT");
     let commit = env::var("INGESTD_COMMIT").ok().filter(|commit| !commit.is_empty()).or_else(commit);
     println!("cargo:rustc-env=INGESTD_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+    println!("cargo:rerun-if-env-changed=INGESTD_PORTABLE");
     if relocations_can_be_packed() {
         println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
 }
 
 /// Packed, they take 13 KB instead of 1.1 MB, which are read with each start and then count as the daemon's memory. glibc
-/// understands them since 2.36 (Ubuntu 22.04 has less). Where the target is not this machine nothing is known of its glibc.
+/// understands them since 2.36 (Ubuntu 22.04 and RHEL 9 have less). Where the target is not this machine nothing is known of
+/// its glibc.
 fn relocations_can_be_packed() -> bool {
     let is = |name: &str, value: &str| env::var(name).is_ok_and(|it| it == value);
-    if !is("CARGO_CFG_TARGET_OS", "linux")
+    if is("INGESTD_PORTABLE", "1")
+        || !is("CARGO_CFG_TARGET_OS", "linux")
         || !is("CARGO_CFG_TARGET_ENV", "gnu")
         || env::var("HOST") != env::var("TARGET")
     {

@@ -12,6 +12,7 @@ pub mod objects;
 pub mod opening;
 mod requests;
 mod skip;
+mod window;
 
 use std::{
     collections::BTreeMap,

@@ -19,6 +19,7 @@ use super::{
     chain::Put,
     compare,
     opening::{self, HeadError, Heads as _, Known, Unusable},
+    window::Window,
 };
 use crate::{
     config::{Config, LiveConfig},
@@ -47,8 +48,8 @@ pub(super) struct Requests {
     pub(super) metrics: Arc<Metrics>,
     /// The store was seen to refuse a second create-only PUT.
     probed: OnceCell<()>,
-    /// Each upload in flight, bounded by `upload.max_parallel`.
-    uploads: Semaphore,
+    /// Uploads at the same time, bounded by `upload.max_parallel`.
+    uploads: Window,
     /// KiB of segments in memory, bounded by `upload.max_in_flight`.
     memory: Semaphore,
     memory_kib: u32,
@@ -66,7 +67,7 @@ impl Requests {
             health,
             metrics,
             probed: OnceCell::new(),
-            uploads: Semaphore::new(upload.max_parallel),
+            uploads: Window::new(upload.max_parallel),
             memory: Semaphore::new(memory_kib as usize),
             memory_kib,
             failing: AtomicBool::new(false),
@@ -161,13 +162,20 @@ impl Requests {
         let kib = u32::try_from(segment.header.bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
         let mut attempt = 0;
         loop {
-            // The semaphores are never closed. They are given back for the pause, so that what fails holds up nobody.
-            let turn = self.uploads.acquire().await;
+            // Both are given back for the pause, so that what fails holds up nobody.
+            let turn = self.uploads.turn().await;
+            // An error says that the semaphore was closed, which it never is.
             let memory = self.memory.acquire_many(kib).await;
             let error = match self.try_upload(segment, attempt).await {
-                Ok(answer) => return answer,
+                Ok(answer) => {
+                    if matches!(answer, Answer::Put(_)) {
+                        self.uploads.answered();
+                    }
+                    return answer;
+                }
                 Err(error) => error,
             };
+            self.uploads.failed();
             drop((turn, memory));
             self.pause(attempt, &error).await;
             attempt += 1;
