@@ -13,11 +13,11 @@ static HEAP: Jemalloc = Jemalloc;
 ///
 /// Two arenas were as fast, on two cores, as the eight that it makes for them, and hold less that is free. A thread keeps at
 /// most 32 free blocks of a size, up to 8 KiB each, because of the daemon's forty threads most sleep. What is free goes back to
-/// the system within five seconds: with ten, a drain of many partitions peaks higher, with two it takes more processor time.
-/// A thread of jemalloc's sees to that, so that a daemon that falls quiet after a burst does not keep the burst's memory.
+/// the system within a second, by a thread of jemalloc's: without it a daemon that falls quiet after a burst keeps the burst's
+/// memory, and with five seconds it lets a drain of many partitions peak higher.
 // SAFETY: it is what jemalloc looks for under this name: a pointer, its length is not read, to a text that ends with NUL.
 #[unsafe(export_name = "malloc_conf")]
-static HEAP_CONF: &[u8] = b"narenas:2,tcache_nslots_small_max:32,lg_tcache_max:13,dirty_decay_ms:5000,\
+static HEAP_CONF: &[u8] = b"narenas:2,tcache_nslots_small_max:32,lg_tcache_max:13,dirty_decay_ms:1000,\
     background_thread:true,max_background_threads:1\0";
 
 fn main() -> ExitCode {
