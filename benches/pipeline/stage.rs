@@ -160,7 +160,8 @@ impl<'s> Stage<'s> {
         let daemon = Server::ingestd(setup).running;
         thread::sleep(SETTLE);
         let (before, began) = (process::cpu(daemon.pid())?, Instant::now());
-        thread::sleep(self.length * 3);
+        // The kernel tells it in hundredths of a second.
+        thread::sleep(self.length * 10);
         let used = process::cpu(daemon.pid())? - before;
         let mut sample = Sample::default();
         sample.set(Metric::Idle, used.as_secs_f64() / began.elapsed().as_secs_f64() * 100.0);
