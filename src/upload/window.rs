@@ -40,7 +40,9 @@ impl Window {
     pub async fn turn(&self) -> Turn<'_> {
         {
             let mut state = self.state();
-            if state.answered.is_none_or(|at| at.elapsed() >= self.stale) {
+            // One that takes long is no silence.
+            let quiet = self.permits.available_permits() == state.open;
+            if quiet && state.answered.is_none_or(|at| at.elapsed() >= self.stale) {
                 self.shut(&mut state);
             }
         }
@@ -88,13 +90,11 @@ pub(super) struct Turn<'w> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = self.window.state();
-        if state.surplus > 0
-            && let Some(permit) = self.permit.take()
-        {
+        let Some(permit) = self.permit.take() else { return };
+        if state.surplus > 0 {
             state.surplus -= 1;
             permit.forget();
         }
-        // Otherwise it is given back behind this.
     }
 }
 
@@ -155,5 +155,14 @@ mod tests {
         window.answered();
         drop(four);
         assert_eq!(window.turns().len(), 2);
+    }
+
+    #[test]
+    fn an_upload_that_takes_long_is_no_silence() {
+        let window = Window { stale: Duration::ZERO, ..Window::new(2) };
+        let first = window.turn().now_or_never();
+        assert!(first.is_some());
+        window.answered();
+        assert!(window.turn().now_or_never().is_some(), "beside the one under way");
     }
 }
