@@ -11,6 +11,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use serde::Serialize;
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::{
     health::{ActorName, SinkName},
@@ -88,7 +89,7 @@ pub struct Metrics {
     pub disk_used_ratio: GaugeF64,
     pub spool_bytes: Gauge,
     pub in_flight_bytes: Gauge,
-    pub resident_memory_bytes: Gauge,
+    resident_memory_bytes: Gauge,
     pub upload_retries: Counter,
     pub flush_retries: Counter,
     pub request_duration: Histogram,
@@ -244,8 +245,17 @@ impl Metrics {
         self.records_lost.get_or_create(&partition_label(sink, topic, partition)).inc_by(records);
     }
 
+    /// Of the process, in bytes, as it is now; where the system does not tell, as it was told last.
+    pub fn resident_memory(&self) -> i64 {
+        if let Some(bytes) = resident_memory() {
+            self.resident_memory_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+        self.resident_memory_bytes.get()
+    }
+
     /// The OpenMetrics text that `/metrics` answers.
     pub fn encode(&self) -> String {
+        self.resident_memory();
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = encode(&mut text, &self.registry);
@@ -253,6 +263,26 @@ impl Metrics {
     }
 }
 
+fn resident_memory() -> Option<u64> {
+    let own = sysinfo::get_current_pid().ok()?;
+    let memory_only = ProcessRefreshKind::nothing().with_memory().without_tasks();
+    let mut system = System::new().ok()?;
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[own]), false, memory_only);
+    system.process(own).map(sysinfo::Process::memory)
+}
+
 fn partition_label(sink: SinkName, topic: &str, partition: Partition) -> PartitionLabel {
     PartitionLabel { sink: sink.as_str(), topic: topic.to_owned(), partition: partition.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_the_memory_of_now() {
+        let text = Metrics::default().encode();
+        let line = text.lines().find_map(|line| line.strip_prefix("ingestd_resident_memory_bytes ")).unwrap();
+        assert!(line.parse::<u64>().unwrap() > 1024 * 1024, "{line}");
+    }
 }

@@ -17,7 +17,6 @@ use std::{
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
 use crossbeam_channel::{Receiver, Sender};
-use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::sync::oneshot;
 
 pub use self::disk::{DiskProbe, DiskState, DiskUsage, FileSystem};
@@ -62,12 +61,7 @@ pub struct Watchdog {
     told_systemd: String,
 }
 
-struct Question(oneshot::Sender<Reading>);
-
-struct Reading {
-    usage: io::Result<DiskUsage>,
-    resident_memory: Option<u64>,
-}
+struct Question(oneshot::Sender<io::Result<DiskUsage>>);
 
 impl Watchdog {
     /// # Errors
@@ -111,20 +105,17 @@ impl Watchdog {
             return;
         }
         self.asked = Some(Instant::now());
-        let answered = answered.into_actor(self).map(|reading, watchdog, _| {
+        let answered = answered.into_actor(self).map(|answer, watchdog, _| {
             watchdog.asked = None;
-            if let Ok(reading) = reading {
-                watchdog.take(reading);
+            if let Ok(usage) = answer {
+                watchdog.take(usage);
             }
         });
         ctx.spawn(answered);
     }
 
-    fn take(&mut self, reading: Reading) {
-        if let Some(bytes) = reading.resident_memory {
-            self.metrics.resident_memory_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        }
-        match reading.usage {
+    fn take(&mut self, usage: io::Result<DiskUsage>) {
+        match usage {
             Ok(usage) => {
                 self.health.dependency("disk", Ok(()));
                 self.metrics.disk_used_ratio.set(usage.ratio());
@@ -209,23 +200,13 @@ impl Handler<Stop> for Watchdog {
 
 /// The thread: one reading for each question.
 fn answer(questions: &Receiver<Question>, probe: &dyn DiskProbe, check_file: Option<Arc<dyn Fn() + Send + Sync>>) {
-    let mut system = System::new().ok();
     for Question(answer) in questions {
-        let resident_memory = system.as_mut().and_then(resident_memory);
-        let usage = probe.usage();
         // The actor is gone when nobody listens; then so is its sender, and the loop ends.
-        let _ = answer.send(Reading { usage, resident_memory });
+        let _ = answer.send(probe.usage());
         if let Some(check_file) = &check_file {
             check_file();
         }
     }
-}
-
-fn resident_memory(system: &mut System) -> Option<u64> {
-    let own = sysinfo::get_current_pid().ok()?;
-    let memory_only = ProcessRefreshKind::nothing().with_memory().without_tasks();
-    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[own]), false, memory_only);
-    system.process(own).map(sysinfo::Process::memory)
 }
 
 #[cfg(test)]
@@ -299,7 +280,6 @@ mod tests {
         bench.hears(false).await;
         assert_eq!(bench.health.closed(), None);
         assert_eq!(bench.metrics.disk_used_ratio.get(), 0.64);
-        assert!(bench.metrics.resident_memory_bytes.get() > 0);
     }
 
     #[actix_rt::test]

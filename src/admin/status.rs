@@ -40,7 +40,7 @@ pub fn status(state: &AdminState) -> Value {
             "max_used_percent": config.disk.max_used_percent,
             "resume_percent": config.disk.resume_percent,
         },
-        "resident_memory_bytes": metrics.resident_memory_bytes.get(),
+        "resident_memory_bytes": metrics.resident_memory(),
         "spool_bytes": metrics.spool_bytes.get(),
         "actors": readiness.actors,
         "dependencies": readiness.dependencies,

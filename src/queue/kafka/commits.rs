@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     queue::kafka::group::Group,
 };
 
+/// From the first position that is due to its commit: those that come meanwhile go with it.
 const EVERY: Duration = Duration::from_secs(1);
 /// While the last positions cannot be committed, they are tried again so often.
 const LAST_TRY_EVERY: Duration = Duration::from_millis(100);
@@ -84,8 +85,10 @@ impl Commits {
     }
 }
 
-/// Commits once a second what is due.
+/// Commits what is due, at most once a second.
 pub(super) struct Committer {
+    /// Says that something is due. One word that waits says all that several would.
+    due: Sender<()>,
     /// Sends the deadline of the last commit.
     last: Sender<Instant>,
     thread: JoinHandle<()>,
@@ -95,11 +98,18 @@ impl Committer {
     pub fn start(consumer: Arc<BaseConsumer<Group>>) -> anyhow::Result<Self> {
         // One message, the last.
         let (last, asked) = bounded(1);
+        let (due, woken) = bounded(1);
         let thread = std::thread::Builder::new()
             .name("kafka-commit".to_owned())
-            .spawn(move || run(&consumer, &asked))
+            .spawn(move || run(&consumer, &woken, &asked))
             .context("cannot start the thread that commits to Kafka")?;
-        Ok(Self { last, thread })
+        Ok(Self { due, last, thread })
+    }
+
+    /// To be called after positions were confirmed.
+    pub fn wake(&self) {
+        // Full: it is awake.
+        let _ = self.due.try_send(());
     }
 
     /// Whether the thread has ended, which it does unasked by a panic only.
@@ -115,18 +125,29 @@ impl Committer {
     }
 }
 
-fn run(consumer: &BaseConsumer<Group>, asked: &Receiver<Instant>) {
-    let deadline = loop {
-        match asked.recv_timeout(EVERY) {
-            Err(RecvTimeoutError::Timeout) => {
-                commit(consumer);
-            }
-            Ok(deadline) => break deadline,
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-    };
+fn run(consumer: &BaseConsumer<Group>, woken: &Receiver<()>, asked: &Receiver<Instant>) {
+    let Some(deadline) = keep(woken, asked, || commit(consumer)) else { return };
     while !commit(consumer) && Instant::now() < deadline {
         std::thread::sleep(LAST_TRY_EVERY);
+    }
+}
+
+/// Commits what is due until the last commit is asked for, and returns that one's deadline; `None` when the source is gone.
+/// `commit` says whether nothing is due any more.
+fn keep(woken: &Receiver<()>, asked: &Receiver<Instant>, mut commit: impl FnMut() -> bool) -> Option<Instant> {
+    loop {
+        select! {
+            recv(asked) -> deadline => return deadline.ok(),
+            recv(woken) -> word => word.ok()?,
+        }
+        loop {
+            match asked.recv_timeout(EVERY) {
+                Err(RecvTimeoutError::Timeout) if commit() => break,
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(deadline) => return Some(deadline),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
     }
 }
 
@@ -185,5 +206,29 @@ mod tests {
         commits.failed(&sent);
         assert!(commits.has_due());
         assert_eq!(commits.take_due(|_| true), sent);
+    }
+
+    #[test]
+    fn a_commit_is_tried_until_nothing_is_due_and_then_not_again() {
+        let ((due, woken), (last, asked)) = (bounded(1), bounded(1));
+        due.send(()).unwrap();
+        let mut tries = 0;
+        let deadline = Instant::now();
+        let ended = keep(&woken, &asked, || {
+            tries += 1;
+            if tries == 2 {
+                last.send(deadline).unwrap();
+            }
+            tries == 2
+        });
+        assert_eq!((ended, tries), (Some(deadline), 2));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_source_that_is_gone() {
+        let ((due, woken), (last, asked)) = (bounded(1), bounded(1));
+        due.send(()).unwrap();
+        drop((due, last));
+        assert_eq!(keep(&woken, &asked, || panic!("nothing is to be committed")), None);
     }
 }

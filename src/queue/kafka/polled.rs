@@ -23,7 +23,7 @@ use rdkafka::{
 /// The longest wait for an event. A poll spins through its last millisecond, because rdkafka rounds what is left of it
 /// down to none: with the 100 ms of its `ThreadedProducer` an idle daemon took 0.9 % of a core for that. It is also how
 /// long the end of one takes, because a poll goes on until then whatever it hears.
-const POLL: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_secs(6);
 
 /// As rdkafka's `ThreadedProducer`, for one owner. Its drop answers what is not answered, and blocks for [`POLL`] at most
 /// besides.

@@ -64,7 +64,7 @@ use crate::{
 /// The longest wait for a record; commands and findings wait as long.
 const POLL: Duration = Duration::from_millis(50);
 /// The same when nothing has happened for [`QUIET_AFTER`]: each wait costs an idle daemon some 70 µs.
-const QUIET_POLL: Duration = Duration::from_millis(250);
+const QUIET_POLL: Duration = Duration::from_millis(500);
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 /// The wait while a batch is due and must not be handed on.
 const HELD_BACK: Duration = Duration::from_millis(20);
@@ -493,7 +493,10 @@ impl Source {
                 self.partitions.stop_all();
             }
             SourceCommand::Resume => self.paused = false,
-            SourceCommand::Commit(positions) => self.consumer.context().confirm(&positions),
+            SourceCommand::Commit(positions) => {
+                self.consumer.context().confirm(&positions);
+                self.committer.wake();
+            }
             SourceCommand::Reassign => self.survey(self.partitions.all()),
             SourceCommand::ReassignPartition(partition) => self.survey(BTreeSet::from([partition])),
             // Taken by the loop.
