@@ -138,7 +138,8 @@ fn keep(woken: &Receiver<()>, asked: &Receiver<Instant>, mut commit: impl FnMut(
     loop {
         select! {
             recv(asked) -> deadline => return deadline.ok(),
-            recv(woken) -> word => word.ok()?,
+            // The last commit may have been asked for before the source went, and both be ready here.
+            recv(woken) -> word => if word.is_err() { return asked.recv().ok() },
         }
         loop {
             match asked.recv_timeout(EVERY) {
@@ -222,6 +223,18 @@ mod tests {
             tries == 2
         });
         assert_eq!((ended, tries), (Some(deadline), 2));
+    }
+
+    #[test]
+    fn the_last_commit_is_made_although_the_source_has_gone_since() {
+        // Of two channels that are ready either may be looked at first.
+        for _ in 0..100 {
+            let ((due, woken), (last, asked)) = (bounded(1), bounded(1));
+            let deadline = Instant::now();
+            last.send(deadline).unwrap();
+            drop((due, last));
+            assert_eq!(keep(&woken, &asked, || true), Some(deadline));
+        }
     }
 
     #[test]
