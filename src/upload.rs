@@ -8,6 +8,7 @@
 mod archive;
 pub mod chain;
 mod compare;
+mod links;
 pub mod objects;
 pub mod opening;
 mod requests;

@@ -10,7 +10,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -21,6 +21,8 @@ use crate::position::{Offset, Partition, Timestamp, TopicIdentity};
 
 /// Raised when the header or the data change their meaning.
 pub const VERSION: u32 = 1;
+/// Bytes of a file that are checked at once.
+const CHECK_PIECE: usize = 256 << 10;
 
 /// What the header file of a sealed segment says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,11 +71,37 @@ impl SealedSegment {
     /// `InvalidData` when they differ, else the file system's.
     pub fn read(&self) -> io::Result<Vec<u8>> {
         let data = fs::read(&self.path)?;
-        if data.len() as u64 != self.header.bytes || crc32c::crc32c(&data) != self.header.crc32c {
-            let what = format!("{} does not match the checksum in its header", self.path.display());
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
+        self.compare(data.len() as u64, crc32c::crc32c(&data))?;
         Ok(data)
+    }
+
+    /// Compares the data with the header's size and checksum as [`Self::read`] does, a piece at a time. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn check(&self) -> io::Result<()> {
+        let mut file = File::open(&self.path)?;
+        let (mut bytes, mut crc32c) = (0, 0);
+        let mut piece = vec![0; CHECK_PIECE];
+        loop {
+            match file.read(&mut piece) {
+                Ok(0) => return self.compare(bytes, crc32c),
+                Ok(read) => {
+                    bytes += read as u64;
+                    crc32c = crc32c::crc32c_append(crc32c, &piece[..read]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn compare(&self, bytes: u64, crc32c: u32) -> io::Result<()> {
+        if bytes == self.header.bytes && crc32c == self.header.crc32c {
+            return Ok(());
+        }
+        let what = format!("{} does not match the checksum in its header", self.path.display());
+        Err(io::Error::new(io::ErrorKind::InvalidData, what))
     }
 
     /// Removes header and data, the header first: data without a header is no segment. Blocks.
@@ -332,6 +360,22 @@ mod tests {
         assert_eq!((segments.len(), unreadable.len()), (1, 0));
         assert_eq!((segments[0].x(), segments[0].read().unwrap()), (Offset(10), b"data".to_vec()));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_byte_that_changed_or_is_missing_in_the_data_is_noticed_however_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder_with(dir.path(), 10, |header| header);
+        let mut segment = scan(&folder).unwrap().segments.remove(0);
+        let long: Vec<u8> = (0..CHECK_PIECE * 2 + 1).map(|n| n as u8).collect();
+        (segment.header.bytes, segment.header.crc32c) = (long.len() as u64, crc32c::crc32c(&long));
+        let mut last_changed = long.clone();
+        *last_changed.last_mut().unwrap() ^= 1;
+        for (data, whole) in [(&long[..], true), (&last_changed, false), (&long[1..], false), (b"", false)] {
+            fs::write(&segment.path, data).unwrap();
+            assert_eq!(segment.check().is_ok(), whole);
+            assert_eq!(segment.read().is_ok(), whole);
+        }
     }
 
     #[test]

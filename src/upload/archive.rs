@@ -23,6 +23,7 @@ use url::Url;
 
 use super::{
     compare,
+    links::Links,
     objects::ObjectName,
     opening::{Head, HeadError, Heads},
 };
@@ -45,6 +46,8 @@ pub struct Archive {
     timeout: Duration,
     /// A LIST gives the keys in ascending order.
     pub(super) lists_in_order: bool,
+    /// Takes segments as they are, where that can be.
+    pub(super) links: Option<Links>,
     /// Bounds the memory when many chains are opened at once: each last object has up to `spool.max_bytes`.
     ends: Semaphore,
 }
@@ -61,7 +64,9 @@ impl Archive {
         // S3 Express lists in no order, nor does a folder.
         let lists_in_order = !config.archive.is_local()
             && !config.archive.options.keys().any(|name| name.trim_start_matches("aws_") == "s3_express");
-        Ok(Self { store, topic, timeout: config.upload.timeout, lists_in_order, ends: Semaphore::new(ENDS_AT_ONCE) })
+        let links = Links::within_data_dir(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
+        let timeout = config.upload.timeout;
+        Ok(Self { store, topic, timeout, lists_in_order, links, ends: Semaphore::new(ENDS_AT_ONCE) })
     }
 
     /// Opens an archive that is there, for a topic as its paths name it: `topic`, or `topic@generation`.
@@ -292,7 +297,7 @@ fn open_local(config: &Config, text: &str) -> anyhow::Result<Arc<dyn ObjectStore
     Ok(Arc::new(store))
 }
 
-fn local_folder(config: &Config, url: &str) -> PathBuf {
+pub(super) fn local_folder(config: &Config, url: &str) -> PathBuf {
     match url.strip_prefix("file:").map(|rest| rest.trim_start_matches("//")) {
         Some("") | None => config.data.dir.join("archive"),
         Some(path) => path.into(),

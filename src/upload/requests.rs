@@ -10,8 +10,10 @@ use std::{
     time::Instant,
 };
 
+use object_store::path::Path;
 use rustix::io::Errno;
 use tokio::sync::{OnceCell, Semaphore};
+use tracing::debug;
 
 use super::{
     DEPENDENCY,
@@ -186,24 +188,11 @@ impl Requests {
     async fn try_upload(&self, segment: &SealedSegment, attempt: u32) -> object_store::Result<Answer> {
         let key = self.archive.key(&segment.header);
         let started = Instant::now();
-        let file = segment.clone();
-        // A file of up to spool.max_bytes, read and checksummed.
-        let read = tokio::task::spawn_blocking(move || file.read()).await.unwrap_or_else(|error| Err(error.into()));
-        let data = match read {
-            Ok(data) => bytes::Bytes::from(data),
-            Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) => {
-                return Ok(Answer::Damaged(error.to_string()));
-            }
-            Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) && attempt >= UNREADABLE_AFTER => {
-                return Ok(Answer::Damaged(format!("the disk cannot read it: {error}")));
-            }
-            // Passing: too many open files, a disk that is away.
-            Err(error) => {
-                let what = format!("the segment {} cannot be read: {error}", segment.path.display());
-                return Err(object_store::Error::Generic { store: "spool", source: what.into() });
-            }
+        let created = match self.create(segment, &key).await {
+            Ok(created) => created,
+            Err(error) => return unreadable(segment, &error, attempt),
         };
-        match self.archive.create(&key, data.clone()).await {
+        match created {
             Ok(()) => {
                 self.working();
                 self.metrics.upload_duration.observe(started.elapsed().as_secs_f64());
@@ -213,7 +202,10 @@ impl Requests {
                 match self.archive.get(&key).await {
                     Ok(object) => {
                         self.working();
-                        Ok(Answer::Put(compare_blocking(key.to_string(), object, data).await))
+                        match blocking(segment, SealedSegment::read).await {
+                            Ok(ours) => Ok(Answer::Put(compare_blocking(key.to_string(), object, ours).await)),
+                            Err(error) => unreadable(segment, &error, attempt),
+                        }
                     }
                     // A conflict with a request that failed: nothing stands there, PUT again.
                     Err(object_store::Error::NotFound { source, .. }) => {
@@ -225,9 +217,54 @@ impl Requests {
             Err(error) => Err(error),
         }
     }
+
+    /// Makes the object, of data that match the segment's header.
+    ///
+    /// # Errors
+    /// When the segment cannot be read.
+    async fn create(&self, segment: &SealedSegment, key: &Path) -> std::io::Result<object_store::Result<()>> {
+        if let Some(links) = &self.archive.links {
+            blocking(segment, SealedSegment::check).await?;
+            match self.archive.within(links.link(&segment.path, key)).await {
+                // Another file system, or one without links; else the PUT fails, too, and says how.
+                Err(error) if !matches!(error, object_store::Error::AlreadyExists { .. }) => {
+                    debug!(%key, "put, since it cannot be linked: {error}");
+                }
+                linked => return Ok(linked),
+            }
+        }
+        let data = blocking(segment, SealedSegment::read).await?;
+        Ok(self.archive.create(key, data.into()).await)
+    }
 }
 
-async fn compare_blocking(key: String, object: bytes::Bytes, ours: bytes::Bytes) -> Put {
+/// A file of up to `spool.max_bytes`, read and checksummed.
+async fn blocking<T: Send + 'static>(
+    segment: &SealedSegment,
+    work: impl FnOnce(&SealedSegment) -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    let segment = segment.clone();
+    tokio::task::spawn_blocking(move || work(&segment)).await.unwrap_or_else(|error| Err(error.into()))
+}
+
+/// What a segment is whose file cannot be read.
+fn unreadable(segment: &SealedSegment, error: &std::io::Error, attempt: u32) -> object_store::Result<Answer> {
+    match error {
+        error if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) => {
+            Ok(Answer::Damaged(error.to_string()))
+        }
+        error if error.raw_os_error() == Some(Errno::IO.raw_os_error()) && attempt >= UNREADABLE_AFTER => {
+            Ok(Answer::Damaged(format!("the disk cannot read it: {error}")))
+        }
+        // Passing: too many open files, a disk that is away.
+        error => {
+            let what = format!("the segment {} cannot be read: {error}", segment.path.display());
+            Err(object_store::Error::Generic { store: "spool", source: what.into() })
+        }
+    }
+}
+
+async fn compare_blocking(key: String, object: bytes::Bytes, ours: Vec<u8>) -> Put {
     let compared = tokio::task::spawn_blocking(move || compare::compare(&object, &ours)).await;
     match compared {
         Ok(Ok(end)) => Put::Exists { end },
@@ -295,5 +332,66 @@ pub fn explain_probe(error: &ProbeError, config: &Config) -> String {
     match error {
         ProbeError::Store(error) => explain(error, config),
         error @ ProbeError::Overwrites => format!("{}: {error}", config.archive.url),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt as _};
+
+    use super::*;
+    use crate::spool::segment::sealed_for_tests;
+
+    /// A segment that holds what a segment does, as `file`, and what uploads it to `data.dir`'s archive.
+    fn segment_and_requests(data_dir: &std::path::Path, file: &str) -> (SealedSegment, Requests) {
+        let mut config = Config::default();
+        config.data.dir = data_dir.to_owned();
+        let mut segment = sealed_for_tests(1, 2);
+        let data =
+            zstd::encode_all(&b"{\"offset\":1,\"received\":\"2026-11-23T08:00:00Z\",\"event\":{}}\n"[..], 1).unwrap();
+        (segment.header.bytes, segment.header.crc32c) = (data.len() as u64, crc32c::crc32c(&data));
+        segment.path = data_dir.join(file);
+        fs::create_dir_all(segment.path.parent().unwrap()).unwrap();
+        fs::write(&segment.path, data).unwrap();
+        let archive = Archive::open(&config).unwrap();
+        let live = Arc::new(arc_swap::ArcSwap::from_pointee(config));
+        (segment, Requests::new(archive, live, Health::default(), Arc::default()))
+    }
+
+    fn object(requests: &Requests, segment: &SealedSegment, data_dir: &std::path::Path) -> std::path::PathBuf {
+        data_dir.join("archive").join(requests.archive.key(&segment.header).as_ref())
+    }
+
+    #[tokio::test]
+    async fn a_segment_on_the_archives_disk_is_linked_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (segment, requests) = segment_and_requests(dir.path(), "spool/t/0/1.zst");
+        assert!(matches!(requests.upload(&segment).await, Answer::Put(Put::Created)));
+        let object = object(&requests, &segment, dir.path());
+        assert_eq!(fs::metadata(object).unwrap().ino(), fs::metadata(&segment.path).unwrap().ino());
+        // As after a crash before it was removed.
+        assert!(matches!(requests.upload(&segment).await, Answer::Put(Put::Exists { end: Offset(2) })));
+    }
+
+    #[tokio::test]
+    async fn a_segment_that_cannot_be_linked_is_put() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut segment, requests) = segment_and_requests(dir.path(), "spool/t/0/1.zst");
+        let path = other.path().join("1.zst");
+        fs::rename(&segment.path, &path).unwrap();
+        segment.path = path;
+        assert!(matches!(requests.upload(&segment).await, Answer::Put(Put::Created)));
+        let object = object(&requests, &segment, dir.path());
+        assert_eq!(fs::read(&object).unwrap(), fs::read(&segment.path).unwrap());
+        assert_ne!(fs::metadata(object).unwrap().ino(), fs::metadata(&segment.path).unwrap().ino());
+    }
+
+    #[tokio::test]
+    async fn a_damaged_segment_makes_no_object() {
+        let dir = tempfile::tempdir().unwrap();
+        let (segment, requests) = segment_and_requests(dir.path(), "spool/t/0/1.zst");
+        fs::write(&segment.path, "damaged").unwrap();
+        assert!(matches!(requests.upload(&segment).await, Answer::Damaged(_)));
+        assert!(!object(&requests, &segment, dir.path()).exists());
     }
 }
