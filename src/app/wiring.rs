@@ -34,6 +34,8 @@ use crate::{
 /// Batches of the largest size between a source and its sink: the one that is being taken, and the next. Usual ones are a
 /// tenth of it, so that many are under way; in a worker whose sinks are behind, all of this is memory.
 const BATCHES_IN_FLIGHT: u64 = 2;
+/// The same for the embedded log, as a part of one such batch: a few of the usual ones. What is not read yet is not far away.
+const LOCAL_PART: u64 = 4;
 /// How old the main loop's heartbeat may be before systemd is no longer told that all is well.
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -182,11 +184,14 @@ impl Daemon {
         let (live, instance, metrics) = (self.config.clone(), self.data_dir.instance.clone(), self.metrics.clone());
         let vigils = self.vigils.clone();
         let start_source = move |events: SourceEvents| -> anyhow::Result<SourceHandle> {
-            let bytes = live.load().batch.max_bytes.0.saturating_mul(BATCHES_IN_FLIGHT);
-            let budget = ByteBudget::new(bytes, metrics.depth(name.sink()));
+            let budget = |bytes| ByteBudget::new(bytes, metrics.depth(name.sink()));
+            let largest = live.load().batch.max_bytes.0;
             match &log {
-                Some(log) => log.source(name, live.clone(), budget, events),
-                None => kafka::source::spawn(live.clone(), name, &instance, &vigils, budget, events),
+                Some(log) => log.source(name, live.clone(), budget(largest / LOCAL_PART), events),
+                None => {
+                    let budget = budget(largest.saturating_mul(BATCHES_IN_FLIGHT));
+                    kafka::source::spawn(live.clone(), name, &instance, &vigils, budget, events)
+                }
             }
         };
         supervise(name.consumer(), slot, &self.supervision, move |ctx| Consumer::new(parts.clone(), ctx, &start_source))

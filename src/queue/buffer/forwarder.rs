@@ -238,7 +238,7 @@ impl Forwarder {
             return Ok(None);
         }
         let path = self.buffer.log.path();
-        let read = embedded::read(&self.database, path, from, self.limit, MAX_BYTES)
+        let read = embedded::read(&self.database, path, from, self.limit, MAX_BYTES, Vec::new())
             .map_err(|error| Failure::Passing(format!("{error:#}")))?;
         let Some((records, end)) = read else {
             return Err(Failure::Passing(format!("{} does not hold its events from {from} on", path.display())));

@@ -43,6 +43,8 @@ struct Reader {
     delivering: Option<(Epoch, Offset)>,
     paused: bool,
     failing: bool,
+    /// Bytes of the last batch: the next one is probably as long, and does not have to be moved while it grows.
+    usual: usize,
     /// The log's end as the consumer knows it.
     told_end: Offset,
     told_at: Instant,
@@ -68,6 +70,7 @@ pub(super) fn spawn(
         delivering: None,
         paused: false,
         failing: false,
+        usual: 0,
         told_end: Offset(0),
         told_at: Instant::now(),
     };
@@ -165,6 +168,7 @@ impl Reader {
         match self.batch(epoch, from) {
             Ok(Some(batch)) => {
                 self.delivering = Some((epoch, batch.to));
+                self.usual = batch.records.size();
                 if std::mem::take(&mut self.failing) {
                     (self.events)(SourceEvent::Available);
                 }
@@ -189,7 +193,8 @@ impl Reader {
     fn batch(&self, epoch: Epoch, from: Offset) -> anyhow::Result<Option<Batch>> {
         let config = self.config.load();
         let (max_records, max_bytes) = (config.batch.max_records, config.batch.max_bytes.as_usize());
-        let read = read(&self.database, &self.log.path, from, max_records, max_bytes).map_err(|error| {
+        let buffer = Vec::with_capacity(self.usual);
+        let read = read(&self.database, &self.log.path, from, max_records, max_bytes, buffer).map_err(|error| {
             if !error.is::<Damaged>() {
                 return error;
             }
@@ -217,7 +222,8 @@ struct Damaged {
 }
 
 /// Whole chunks from the one that holds `from` on, and where they end; records below `from` are the caller's to skip.
-/// The first chunk comes whatever its size. `None` when the log does not hold `from` any more.
+/// The first chunk comes whatever its size. `None` when the log does not hold `from` any more. They are put into `bytes`,
+/// which is empty.
 ///
 /// # Errors
 /// When the file cannot be read or is damaged there.
@@ -227,13 +233,14 @@ pub fn read(
     from: Offset,
     max_records: usize,
     max_bytes: usize,
+    mut bytes: Vec<u8>,
 ) -> anyhow::Result<Option<(RecordBuffer, Offset)>> {
     let mut chunks = database.prepare_cached(
         "SELECT base, count, records FROM chunks
          WHERE base >= coalesce((SELECT max(base) FROM chunks WHERE base <= ?1), 0) ORDER BY base",
     )?;
     let mut rows = chunks.query([from.as_i64()])?;
-    let (mut to, mut bytes, mut records) = (from, Vec::new(), 0);
+    let (mut to, mut records) = (from, 0);
     while let Some(row) = rows.next()? {
         let (base, count): (i64, i64) = (row.get(0)?, row.get(1)?);
         let (base, end) = (Offset(base.cast_unsigned()), Offset((base + count).cast_unsigned()));
