@@ -17,3 +17,10 @@ pub fn give_back_pages(database: &Connection, pages: u32) -> rusqlite::Result<bo
     database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
     Ok(free(database)? > 0)
 }
+
+/// How many pages `database` keeps in memory. As it is built here, SQLite has one pool of pages for all connections, bounded by
+/// the sum of their numbers whatever the pages' sizes: a busy connection with large pages takes what an idle one with small
+/// pages leaves.
+pub fn keep_pages(database: &Connection, pages: u32) -> rusqlite::Result<()> {
+    database.pragma_update(None, "cache_size", pages)
+}
