@@ -19,7 +19,7 @@ pub mod record;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -172,35 +172,47 @@ pub struct Batch {
 /// A budget of bytes in flight between a source and its sink, taken without blocking.
 #[derive(Debug, Clone)]
 pub struct ByteBudget {
-    left: Arc<AtomicI64>,
-    /// Permits that are out: batches that the sink is not done with.
+    taken: Arc<Taken>,
+    bytes: i64,
+    /// Shows how many permits are out: batches that the sink is not done with.
     depth: Gauge,
 }
 
+#[derive(Debug, Default)]
+struct Taken {
+    bytes: AtomicI64,
+    permits: AtomicUsize,
+}
+
 impl ByteBudget {
+    /// Permits that are there whatever the budget: what the sink is taking, and the next.
+    const PERMITS: usize = 2;
+
     /// `depth` shows how many permits are out.
     pub fn new(bytes: u64, depth: Gauge) -> Self {
         depth.set(0);
-        Self { left: Arc::new(AtomicI64::new(i64::try_from(bytes).unwrap_or(i64::MAX))), depth }
+        Self { taken: Arc::default(), bytes: i64::try_from(bytes).unwrap_or(i64::MAX), depth }
     }
 
-    /// Takes `bytes` (at least [`Permit::LEAST`]) when any of the budget is left.
+    /// Takes `bytes` (at least [`Permit::LEAST`]) when there is room.
     pub fn try_take(&self, bytes: usize) -> Option<Permit> {
         self.has_room().then(|| self.take(bytes))
     }
 
     /// Takes `bytes` even beyond the budget, so that a batch larger than all of it still passes. The one source that
-    /// owns the budget asks [`Self::has_room`] before: the bound is the budget and one batch.
+    /// owns the budget asks [`Self::has_room`] before: the bound is the budget and one batch, or two batches.
     pub fn take(&self, bytes: usize) -> Permit {
         let bytes = i64::try_from(bytes.max(Permit::LEAST)).unwrap_or(i64::MAX);
-        self.left.fetch_sub(bytes, Ordering::AcqRel);
+        self.taken.bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.taken.permits.fetch_add(1, Ordering::AcqRel);
         self.depth.inc();
         Permit { budget: self.clone(), bytes }
     }
 
     /// Whether [`Self::try_take`] would succeed now.
     pub fn has_room(&self) -> bool {
-        self.left.load(Ordering::Acquire) > 0
+        self.taken.bytes.load(Ordering::Acquire) < self.bytes
+            || self.taken.permits.load(Ordering::Acquire) < Self::PERMITS
     }
 }
 
@@ -218,7 +230,8 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.left.fetch_add(self.bytes, Ordering::AcqRel);
+        self.budget.taken.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.budget.taken.permits.fetch_sub(1, Ordering::AcqRel);
         self.budget.depth.dec();
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! What may go next and what follows from an answer is decided by the [`chain`], without I/O. The requests themselves
 //! run on the I/O runtime, which outlives the actors: a bounded number of partitions in parallel, each with its segment
-//! in memory. What may pass is tried again without end, with back-off and jitter; what will not (a missing bucket, no
-//! permission) is shown, and tried again at the longest pause, so that it heals when the operator mends it.
+//! in memory unless the archive takes its file ([`local`]). What may pass is tried again without end, with back-off and
+//! jitter; what will not (a missing bucket, no permission) is shown, and tried again at the longest pause, so that it heals
+//! when the operator mends it.
 
 mod archive;
 pub mod chain;
 mod compare;
-mod links;
+mod local;
 pub mod objects;
 pub mod opening;
 mod requests;
@@ -29,8 +30,9 @@ use futures::FutureExt as _;
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
 
 pub use self::{
-    archive::{Archive, ProbeError, place, sweep},
+    archive::{Archive, ProbeError, place},
     compare::{RecordLine, segment_lines},
+    local::sweep,
     opening::{Head, HeadError},
     requests::{explain, explain_probe, is_lasting},
     skip::Skip,

@@ -75,7 +75,8 @@ impl SealedSegment {
         Ok(data)
     }
 
-    /// Compares the data with the header's size and checksum as [`Self::read`] does, a piece at a time. Blocks.
+    /// Compares the data with the header's size and checksum as [`Self::read`] does, a piece at a time, and makes them durable:
+    /// they were where they were sealed, but may have been copied here. Blocks.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -85,7 +86,7 @@ impl SealedSegment {
         let mut piece = vec![0; CHECK_PIECE];
         loop {
             match file.read(&mut piece) {
-                Ok(0) => return self.compare(bytes, crc32c),
+                Ok(0) => break,
                 Ok(read) => {
                     bytes += read as u64;
                     crc32c = crc32c::crc32c_append(crc32c, &piece[..read]);
@@ -94,6 +95,8 @@ impl SealedSegment {
                 Err(error) => return Err(error),
             }
         }
+        self.compare(bytes, crc32c)?;
+        file.sync_all()
     }
 
     fn compare(&self, bytes: u64, crc32c: u32) -> io::Result<()> {
@@ -376,6 +379,9 @@ mod tests {
             assert_eq!(segment.check().is_ok(), whole);
             assert_eq!(segment.read().is_ok(), whole);
         }
+        fs::write(&segment.path, &long).unwrap();
+        segment.header.bytes -= 1;
+        assert!(segment.check().is_err() && segment.read().is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! <prefix>/_chain/probe.json                      shows that the store refuses a second create-only PUT
 //! ```
 
-use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -15,15 +15,14 @@ use chrono::Utc;
 use futures::TryStreamExt;
 use object_store::{
     ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig, aws::AmazonS3Builder,
-    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, local::LocalFileSystem, path::Path,
-    prefix::PrefixStore,
+    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path, prefix::PrefixStore,
 };
 use tokio::sync::Semaphore;
 use url::Url;
 
 use super::{
     compare,
-    links::Links,
+    local::{self, Local},
     objects::ObjectName,
     opening::{Head, HeadError, Heads},
 };
@@ -46,8 +45,8 @@ pub struct Archive {
     timeout: Duration,
     /// A LIST gives the keys in ascending order.
     pub(super) lists_in_order: bool,
-    /// Takes segments as they are, where that can be.
-    pub(super) links: Option<Links>,
+    /// Of an archive in a folder.
+    pub(super) local: Option<Local>,
     /// Bounds the memory when many chains are opened at once: each last object has up to `spool.max_bytes`.
     ends: Semaphore,
 }
@@ -64,9 +63,9 @@ impl Archive {
         // S3 Express lists in no order, nor does a folder.
         let lists_in_order = !config.archive.is_local()
             && !config.archive.options.keys().any(|name| name.trim_start_matches("aws_") == "s3_express");
-        let links = Links::within_data_dir(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
+        let local = Local::open(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
         let timeout = config.upload.timeout;
-        Ok(Self { store, topic, timeout, lists_in_order, links, ends: Semaphore::new(ENDS_AT_ONCE) })
+        Ok(Self { store, topic, timeout, lists_in_order, local, ends: Semaphore::new(ENDS_AT_ONCE) })
     }
 
     /// Opens an archive that is there, for a topic as its paths name it: `topic`, or `topic@generation`.
@@ -74,12 +73,11 @@ impl Archive {
     /// # Errors
     /// As [`Self::open`], and when it is a folder that does not exist.
     pub fn open_existing(config: &Config, topic: String) -> anyhow::Result<Self> {
-        let url = &config.archive.url;
         if !config.archive.is_on() {
             bail!("there is no archive: archive.url is \"none\"");
         }
         if config.archive.is_local() {
-            let folder = local_folder(config, url);
+            let folder = local::folder(config);
             if !folder.is_dir() {
                 bail!(
                     "there is no archive in {}: name the right one by --config, --set data.dir=DIR or archive.url",
@@ -123,6 +121,14 @@ impl Archive {
         self.within(self.store.get_range(key, range)).await
     }
 
+    /// Makes an object that is met durable, also when whoever wrote it was killed on the way.
+    pub(super) async fn settle(&self, key: &Path) -> object_store::Result<()> {
+        match &self.local {
+            Some(local) => self.within(local.settle(key)).await,
+            None => Ok(()),
+        }
+    }
+
     /// A store that hangs is worse than one that fails.
     pub(super) async fn within<T>(
         &self,
@@ -160,6 +166,7 @@ impl Archive {
     async fn object_end(&self, key: &Path) -> Result<Offset, HeadError> {
         // An error would say that the semaphore is closed, which it never is.
         let _turn = self.ends.acquire().await;
+        self.settle(key).await.map_err(HeadError::Store)?;
         let object = self.get(key).await.map_err(HeadError::Store)?;
         // Decompressing a large object would hold up the other uploads.
         match tokio::task::spawn_blocking(move || compare::object_end(&object)).await {
@@ -248,7 +255,7 @@ pub(super) fn parse_name(name: &str) -> Option<(Partition, Offset)> {
 fn open_store(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>> {
     let text = config.archive.url.as_str();
     if config.archive.is_local() {
-        return open_local(config, text);
+        return local::open_store(config);
     }
     let url = Url::parse(text)?;
     // Attempts are counted, shown and spaced by the uploader.
@@ -288,54 +295,12 @@ fn open_store(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>> {
     Ok(Arc::new(PrefixStore::new(store, Path::parse(prefix.trim_matches('/'))?)))
 }
 
-fn open_local(config: &Config, text: &str) -> anyhow::Result<Arc<dyn ObjectStore>> {
-    let folder = local_folder(config, text);
-    segment::create_private_dir(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    let store = LocalFileSystem::new_with_prefix(&folder)
-        .with_context(|| format!("cannot use the folder {}", folder.display()))?
-        .with_fsync(true);
-    Ok(Arc::new(store))
-}
-
-pub(super) fn local_folder(config: &Config, url: &str) -> PathBuf {
-    match url.strip_prefix("file:").map(|rest| rest.trim_start_matches("//")) {
-        Some("") | None => config.data.dir.join("archive"),
-        Some(path) => path.into(),
-    }
-}
-
 /// Where the archive is, in words for people: `file:` says little.
 pub fn place(config: &Config) -> String {
     match config.archive.is_local() {
-        true => local_folder(config, &config.archive.url).display().to_string(),
+        true => local::folder(config).display().to_string(),
         false => config.archive.url.clone(),
     }
-}
-
-/// Removes what writes that were interrupted left in a local archive. Only while no other process writes there: once at
-/// the start, under the data directory's lock.
-///
-/// # Errors
-/// When the folder cannot be looked through.
-pub fn sweep(config: &Config) -> anyhow::Result<()> {
-    if !config.archive.is_local() {
-        return Ok(());
-    }
-    let folder = local_folder(config, &config.archive.url);
-    sweep_staging(&folder).with_context(|| format!("cannot look through {}", folder.display()))
-}
-
-/// Removes the `…#n` files that a write which was interrupted left behind.
-fn sweep_staging(folder: &std::path::Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sweep_staging(&entry.path())?;
-        } else if entry.file_name().to_string_lossy().rsplit_once('#').is_some_and(|(_, n)| n.parse::<u32>().is_ok()) {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

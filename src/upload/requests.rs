@@ -12,8 +12,7 @@ use std::{
 
 use object_store::path::Path;
 use rustix::io::Errno;
-use tokio::sync::{OnceCell, Semaphore};
-use tracing::debug;
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::{
     DEPENDENCY,
@@ -161,13 +160,10 @@ impl Requests {
 
     /// Puts a segment; returns only when an answer is known.
     pub(super) async fn upload(&self, segment: &SealedSegment) -> Answer {
-        let kib = u32::try_from(segment.header.bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
         let mut attempt = 0;
         loop {
-            // Both are given back for the pause, so that what fails holds up nobody.
+            // Given back for the pause, so that what fails holds up nobody.
             let turn = self.uploads.turn().await;
-            // An error says that the semaphore was closed, which it never is.
-            let memory = self.memory.acquire_many(kib).await;
             let error = match self.try_upload(segment, attempt).await {
                 Ok(answer) => {
                     if matches!(answer, Answer::Put(_)) {
@@ -178,7 +174,7 @@ impl Requests {
                 Err(error) => error,
             };
             self.uploads.failed();
-            drop((turn, memory));
+            drop(turn);
             self.pause(attempt, &error).await;
             attempt += 1;
         }
@@ -199,8 +195,10 @@ impl Requests {
                 Ok(Answer::Put(Put::Created))
             }
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                let _memory = self.room_for(segment).await;
                 match self.archive.get(&key).await {
                     Ok(object) => {
+                        self.archive.settle(&key).await?;
                         self.working();
                         match blocking(segment, SealedSegment::read).await {
                             Ok(ours) => Ok(Answer::Put(compare_blocking(key.to_string(), object, ours).await)),
@@ -223,18 +221,24 @@ impl Requests {
     /// # Errors
     /// When the segment cannot be read.
     async fn create(&self, segment: &SealedSegment, key: &Path) -> std::io::Result<object_store::Result<()>> {
-        if let Some(links) = &self.archive.links {
+        if let Some(local) = self.archive.local.as_ref().filter(|local| local.takes_links()) {
             blocking(segment, SealedSegment::check).await?;
-            match self.archive.within(links.link(&segment.path, key)).await {
-                // Another file system, or one without links; else the PUT fails, too, and says how.
-                Err(error) if !matches!(error, object_store::Error::AlreadyExists { .. }) => {
-                    debug!(%key, "put, since it cannot be linked: {error}");
-                }
-                linked => return Ok(linked),
+            match self.archive.within(local.link(&segment.path, key)).await {
+                Ok(true) => return Ok(Ok(())),
+                Ok(false) => {}
+                Err(error) => return Ok(Err(error)),
             }
         }
+        let _memory = self.room_for(segment).await;
         let data = blocking(segment, SealedSegment::read).await?;
         Ok(self.archive.create(key, data.into()).await)
+    }
+
+    /// A segment's share of `upload.max_in_flight`.
+    async fn room_for(&self, segment: &SealedSegment) -> Option<SemaphorePermit<'_>> {
+        let kib = u32::try_from(segment.header.bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
+        // `None` would say that the semaphore was closed, which it never is.
+        self.memory.acquire_many(kib).await.ok()
     }
 }
 

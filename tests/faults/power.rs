@@ -24,23 +24,36 @@ const CUTS: usize = 8;
 
 #[test]
 fn what_was_answered_with_2xx_survives_a_cut_of_power() {
+    survives_cuts("data/archive");
+}
+
+/// Its objects are put, those below the data directory are linked.
+#[test]
+fn and_an_archive_beside_the_data_directory_does() {
+    survives_cuts("archive");
+}
+
+fn survives_cuts(archive: &str) {
     let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
     let Some(library) = library(folder.path(), "power") else { return };
-    // Two levels: the files that it keeps lie beside those that it watches.
-    let (data, cut, keep) = (folder.path().join("data"), folder.path().join("cut"), folder.path().join("keep"));
+    // The files that it keeps lie beside those that it watches.
+    let [watched, cut, keep] = ["watched", "cut", "keep"].map(|name| folder.path().join(name));
+    let archive = watched.join(archive);
+    std::fs::create_dir(&watched).expect("target can be written to");
     std::fs::create_dir(&keep).expect("target can be written to");
     let path = |path: &Path| path.to_str().expect("target's path is UTF-8").to_owned();
     let mut daemon = Setup::new("power")
-        .data(data.clone())
+        .data(watched.join("data"))
+        .set("archive.url", format!("file://{}", path(&archive)))
         .set("queue.embedded.retention", "1h")
         .set("spool.max_age", "300ms")
         .environment("LD_PRELOAD", &library)
-        .environment("INGESTD_POWER_ROOT", &path(&data))
+        .environment("INGESTD_POWER_ROOT", &path(&watched))
         .environment("INGESTD_POWER_CUT", &path(&cut))
         .environment("INGESTD_POWER_KEEP", &path(&keep))
         .start();
     let ledger = Ledger::new();
-    let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
+    let mut oracle = Oracle::new(&ledger, Archive::local(&archive));
     let (url, stop) = (daemon.events_url(), AtomicBool::new(false));
     let seed = fastrand::u64(..);
     eprintln!("    cuts of power at times of seed {seed}");

@@ -1,12 +1,13 @@
 //! The reading side of the embedded log for one sink: a thread that waits for the log's end to move.
 
 use std::{
+    io::Read as _,
     path::Path,
     time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use rusqlite::Connection;
+use rusqlite::{Connection, blob::Blob};
 
 use super::{EmbeddedLog, Write, schema};
 use crate::{
@@ -236,28 +237,35 @@ pub fn read(
     mut bytes: Vec<u8>,
 ) -> anyhow::Result<Option<(RecordBuffer, Offset)>> {
     let mut chunks = database.prepare_cached(
-        "SELECT base, count, records FROM chunks
+        "SELECT base, count, length(records) FROM chunks
          WHERE base >= coalesce((SELECT max(base) FROM chunks WHERE base <= ?1), 0) ORDER BY base",
     )?;
     let mut rows = chunks.query([from.as_i64()])?;
     let (mut to, mut records) = (from, 0);
+    // Read in the snapshot of the query, without copies on the way.
+    let mut chunk: Option<Blob<'_>> = None;
     while let Some(row) = rows.next()? {
-        let (base, count): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let (base, end) = (Offset(base.cast_unsigned()), Offset((base + count).cast_unsigned()));
+        let (row_id, count, length): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (base, end) = (Offset(row_id.cast_unsigned()), Offset((row_id + count).cast_unsigned()));
+        let (count, length) = (count.cast_unsigned() as usize, length.cast_unsigned() as usize);
         if base > to {
             // Only retention leaves a gap, and only before the first chunk.
             return Ok(None);
         }
-        let chunk = row.get_ref(2)?.as_blob()?;
-        let full = records + count.cast_unsigned() as usize > max_records || bytes.len() + chunk.len() > max_bytes;
-        if full && records > 0 {
+        if records > 0 && (records + count > max_records || bytes.len() + length > max_bytes) {
             break;
         }
         if end <= from {
             continue;
         }
-        bytes.extend_from_slice(chunk);
-        records += count.cast_unsigned() as usize;
+        match &mut chunk {
+            Some(chunk) => chunk.reopen(row_id)?,
+            None => chunk = Some(database.blob_open("main", "chunks", "records", row_id, true)?),
+        }
+        if let Some(chunk) = &mut chunk {
+            chunk.read_to_end(&mut bytes)?;
+        }
+        records += count;
         to = end;
     }
     if to == from {

@@ -16,10 +16,9 @@ const VERSION: i64 = 2;
 /// Records are read and written in chunks of up to a mebibyte: large pages keep the overflow chains short.
 const PAGE_SIZE: u32 = 16 * 1024;
 
-/// Pages that the writer keeps: those of the tree, and some of a commit; what is more goes to the WAL before its end.
-const WRITER_CACHE: u32 = 64;
-/// Pages that a reader keeps: it goes through the log once, and the kernel has what was written just now.
-const READER_CACHE: u32 = 16;
+/// Pages that a connection keeps: those of the tree, and some of a commit; what is more of that goes to the WAL before its end.
+/// A reader goes from page to page, and the kernel has what was written just now.
+const CACHE: u32 = 64;
 
 const TABLES: &str = "
     CREATE TABLE chunks (
@@ -80,7 +79,8 @@ pub(super) fn open_writer(path: &Path) -> anyhow::Result<Connection> {
     database.pragma_update(None, "synchronous", "FULL")?;
     // Without a limit the WAL file keeps its largest size for ever.
     database.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
-    sqlite::keep_pages(&database, WRITER_CACHE)?;
+    database.pragma_update(None, "cache_size", CACHE)?;
+    sqlite::bound_memory(&database)?;
     database.busy_timeout(Duration::from_secs(5))?;
     if version == 0 {
         let transaction = database.transaction()?;
@@ -102,7 +102,7 @@ pub fn open_reader(path: &Path) -> anyhow::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let database =
         Connection::open_with_flags(path, flags).with_context(|| format!("cannot open {}", path.display()))?;
-    sqlite::keep_pages(&database, READER_CACHE)?;
+    database.pragma_update(None, "cache_size", CACHE)?;
     database.busy_timeout(Duration::from_secs(5))?;
     Ok(database)
 }

@@ -64,10 +64,14 @@ struct Reader {
 
 impl Reader {
     fn start(log: &EmbeddedLog) -> Self {
+        Self::with_budget(log, 64 << 20)
+    }
+
+    fn with_budget(log: &EmbeddedLog, bytes: u64) -> Self {
         let (sender, events) = unbounded();
         let tell = Box::new(move |event| drop(sender.send(event)));
         let config: LiveConfig = Arc::new(ArcSwap::from_pointee(Config::default()));
-        let budget = ByteBudget::new(64 << 20, Gauge::default());
+        let budget = ByteBudget::new(bytes, Gauge::default());
         Self { source: log.source(SinkName::Archive, config, budget, tell).unwrap(), events }
     }
 
@@ -115,6 +119,26 @@ fn batches_are_contiguous_and_begin_where_they_were_asked_to() {
     }
     assert!(offsets.iter().copied().eq(1500..2500));
     reader.close(2500);
+    log.close().unwrap();
+}
+
+#[test]
+fn without_a_budget_two_batches_are_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, 4500, 10);
+    let reader = Reader::with_budget(&log, 0);
+    reader.begin(0);
+    let mut taken = reader.batch();
+    while taken.to < Offset(4500) {
+        let next = reader.batch();
+        let soon = Instant::now() + Duration::from_millis(50);
+        while let Ok(event) = reader.events.recv_deadline(soon) {
+            assert!(!matches!(event, SourceEvent::Batch(_)), "a third one");
+        }
+        taken = next;
+    }
+    reader.close(4500);
     log.close().unwrap();
 }
 

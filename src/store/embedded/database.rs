@@ -61,8 +61,6 @@ const UPSERT: &str = "
     ON CONFLICT DO UPDATE SET count = count + excluded.count, last_offset = excluded.last_offset
     WHERE last_offset < ?9";
 
-/// Pages in memory, of 4 KiB.
-const CACHE: u32 = 256;
 /// Events removed at once: some milliseconds of work.
 const EXPIRE_AT_ONCE: i64 = 1000;
 
@@ -88,7 +86,7 @@ impl Database {
             connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
-            sqlite::keep_pages(&connection, CACHE)?;
+            sqlite::bound_memory(&connection)?;
             let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             Ok((connection, version))
         };

@@ -1,0 +1,247 @@
+//! An archive in a folder of this machine.
+//!
+//! One below the data directory takes a segment's file as its object, by a hard link. Nothing is copied, and nothing of it is
+//! in memory. A sealed segment's file is durable and is not written again, only removed; and to link is to create, as a PUT is:
+//! it fails where the name is taken. So the object is what a PUT of the same bytes would have made.
+
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::{Path as FilePath, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::Context;
+use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path};
+
+use crate::{config::Config, spool::segment};
+
+/// What the folder of a local archive can besides its store.
+pub(super) struct Local {
+    folder: PathBuf,
+    links: Option<Links>,
+}
+
+struct Links {
+    /// The data directory as a store, which links as it copies.
+    store: LocalFileSystem,
+    /// As the segments' paths begin.
+    data_dir: PathBuf,
+    /// The archive in that store.
+    archive: Path,
+    /// Spool and archive are not on one file system.
+    refused: AtomicBool,
+}
+
+impl Local {
+    /// `None` when the archive is no folder.
+    ///
+    /// # Errors
+    /// When there is no such folder.
+    pub(super) fn open(config: &Config) -> anyhow::Result<Option<Self>> {
+        if !config.archive.is_on() || !config.archive.is_local() {
+            return Ok(None);
+        }
+        let folder = folder(config);
+        let folder =
+            fs::canonicalize(&folder).with_context(|| format!("cannot use the folder {}", folder.display()))?;
+        Ok(Some(Self { links: Links::open(config, &folder)?, folder }))
+    }
+
+    /// Whether [`Self::link`] can be expected to link.
+    pub(super) fn takes_links(&self) -> bool {
+        self.links.as_ref().is_some_and(|links| !links.refused.load(Ordering::Relaxed))
+    }
+
+    /// Makes the file `from` the object `key`, durably; `false` when it has to be put. `AlreadyExists` where one stands.
+    pub(super) async fn link(&self, from: &FilePath, key: &Path) -> object_store::Result<bool> {
+        let Some(links) = &self.links else { return Ok(false) };
+        let Some(from) = below(&links.data_dir, from) else { return Ok(false) };
+        let key = links.archive.parts().chain(key.parts()).collect();
+        match links.store.copy_if_not_exists(&from, &key).await {
+            Ok(()) => Ok(true),
+            Err(error) if is_of_another_disk(&error) => {
+                links.refused.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the name of an object durable, which stands: a process may have been killed between its write and the fsync of
+    /// its folders.
+    pub(super) async fn settle(&self, key: &Path) -> object_store::Result<()> {
+        let (object, root) = (self.folder.join(key.as_ref()), self.folder.clone());
+        let settled = tokio::task::spawn_blocking(move || {
+            let mut folders = object.ancestors().skip(1).take_while(|folder| folder.starts_with(&root));
+            folders.try_for_each(|folder| File::open(folder)?.sync_all())
+        });
+        settled.await.unwrap_or_else(|error| Err(error.into())).map_err(|error| {
+            let source = format!("the folder of {key} cannot be synced: {error}").into();
+            object_store::Error::Generic { store: "archive", source }
+        })
+    }
+}
+
+impl Links {
+    /// `None` for an archive that is not below the data directory: what is elsewhere may have its own permissions.
+    fn open(config: &Config, archive: &FilePath) -> anyhow::Result<Option<Self>> {
+        let data_dir = config.data.dir.clone();
+        let Ok(real) = fs::canonicalize(&data_dir) else { return Ok(None) };
+        let Some(archive) = below(&real, archive) else { return Ok(None) };
+        let store = LocalFileSystem::new_with_prefix(&real)
+            .with_context(|| format!("cannot use the folder {}", data_dir.display()))?
+            .with_fsync(true);
+        Ok(Some(Self { store, data_dir, archive, refused: AtomicBool::new(false) }))
+    }
+}
+
+/// The path of `file` in the store of `folder`.
+fn below(folder: &FilePath, file: &FilePath) -> Option<Path> {
+    let relative = file.strip_prefix(folder).ok()?;
+    Path::parse(relative.to_str()?).ok()
+}
+
+fn is_of_another_disk(error: &object_store::Error) -> bool {
+    let causes = anyhow::Chain::new(error).filter_map(|error| error.downcast_ref::<io::Error>());
+    causes.map(io::Error::kind).any(|kind| kind == ErrorKind::CrossesDevices)
+}
+
+/// The folder that the configuration names.
+pub(super) fn folder(config: &Config) -> PathBuf {
+    match config.archive.url.strip_prefix("file:").map(|rest| rest.trim_start_matches("//")) {
+        Some("") | None => config.data.dir.join("archive"),
+        Some(path) => path.into(),
+    }
+}
+
+/// The store of that folder, which is made where it is missing.
+pub(super) fn open_store(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>> {
+    let folder = folder(config);
+    segment::create_private_dir(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let store = LocalFileSystem::new_with_prefix(&folder)
+        .with_context(|| format!("cannot use the folder {}", folder.display()))?
+        .with_fsync(true);
+    Ok(Arc::new(store))
+}
+
+/// Removes what writes that were interrupted left in a local archive. Only while no other process writes there: once at
+/// the start, under the data directory's lock.
+///
+/// # Errors
+/// When the folder cannot be looked through.
+pub fn sweep(config: &Config) -> anyhow::Result<()> {
+    if !config.archive.is_local() {
+        return Ok(());
+    }
+    let folder = folder(config);
+    sweep_staging(&folder).with_context(|| format!("cannot look through {}", folder.display()))
+}
+
+/// Removes the `…#n` files that a write which was interrupted left behind.
+fn sweep_staging(folder: &FilePath) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sweep_staging(&entry.path())?;
+        } else if entry.file_name().to_string_lossy().rsplit_once('#').is_some_and(|(_, n)| n.parse::<u32>().is_ok()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    use super::*;
+
+    fn config(data_dir: &FilePath, url: &str) -> Config {
+        let mut config = Config::default();
+        config.data.dir = data_dir.to_owned();
+        config.archive.url = url.to_owned();
+        config
+    }
+
+    fn opened(config: &Config) -> Option<Local> {
+        if config.archive.is_local() {
+            open_store(config).unwrap();
+        }
+        Local::open(config).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_segment_is_the_object_itself_unless_one_stands_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, archive) = (dir.path().join("spool/t@1/0"), dir.path().join("archive/topic=t@1"));
+        fs::create_dir_all(&spool).unwrap();
+        let local = opened(&config(dir.path(), "file:")).unwrap();
+        let (ours, theirs) = (spool.join("1.zst"), spool.join("2.zst"));
+        let key = Path::from("topic=t@1/date=2026-11-23/0-1.ndjson.zst");
+        fs::write(&ours, "ours").unwrap();
+        fs::write(&theirs, "theirs").unwrap();
+        assert!(local.link(&ours, &key).await.unwrap());
+        local.settle(&key).await.unwrap();
+        for _ in 0..2 {
+            let refused = local.link(&theirs, &key).await;
+            assert!(matches!(refused, Err(object_store::Error::AlreadyExists { .. })), "{refused:?}");
+        }
+        let object = archive.join("date=2026-11-23/0-1.ndjson.zst");
+        assert_eq!(fs::metadata(&object).unwrap().ino(), fs::metadata(&ours).unwrap().ino());
+        fs::remove_file(&ours).unwrap();
+        assert_eq!(fs::read(object).unwrap(), b"ours");
+    }
+
+    #[tokio::test]
+    async fn what_is_on_another_disk_is_put_and_no_longer_tried() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = |path: &FilePath| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+        let here = device(dir.path());
+        let there = [FilePath::new("/dev/shm"), FilePath::new("/tmp"), FilePath::new(env!("CARGO_MANIFEST_DIR"))];
+        let there = there.into_iter().find(|folder| device(folder).is_some_and(|device| Some(device) != here));
+        let other = tempfile::tempdir_in(there.expect("a second file system")).unwrap();
+        let (segment, key) = (other.path().join("1.zst"), Path::from("1"));
+        fs::write(&segment, "data").unwrap();
+        symlink(other.path(), dir.path().join("spool")).unwrap();
+        let local = opened(&config(dir.path(), "file:")).unwrap();
+        assert!(local.takes_links());
+        assert!(!local.link(&dir.path().join("spool/1.zst"), &key).await.unwrap());
+        assert!(!local.takes_links());
+    }
+
+    #[tokio::test]
+    async fn a_link_that_fails_is_no_reason_to_put() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = opened(&config(dir.path(), "file:")).unwrap();
+        fs::create_dir(dir.path().join("spool")).unwrap();
+        fs::write(dir.path().join("archive/topic=t"), "where a folder should be").unwrap();
+        fs::write(dir.path().join("spool/1.zst"), "data").unwrap();
+        assert!(local.link(&dir.path().join("spool/1.zst"), &Path::from("topic=t/1")).await.is_err());
+        assert!(local.takes_links());
+    }
+
+    #[test]
+    fn only_a_folder_below_the_data_directory_takes_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, elsewhere) = (dir.path().join("data"), dir.path().join("elsewhere"));
+        fs::create_dir_all(&data).unwrap();
+        fs::create_dir_all(&elsewhere).unwrap();
+        symlink(&elsewhere, data.join("linked")).unwrap();
+        let url = |folder: &FilePath| format!("file://{}", folder.display());
+        for (url, takes) in [
+            ("file:".to_owned(), true),
+            (url(&data.join("objects")), true),
+            (url(&elsewhere), false),
+            (url(&data.join("linked")), false),
+        ] {
+            assert_eq!(opened(&config(&data, &url)).unwrap().takes_links(), takes, "{url}");
+        }
+        for url in ["none", "s3://b"] {
+            assert!(opened(&config(&data, url)).is_none());
+        }
+    }
+}
