@@ -2,7 +2,7 @@
 //!
 //! What may go next and what follows from an answer is decided by the [`chain`], without I/O. The requests themselves
 //! run on the I/O runtime, which outlives the actors: a bounded number of partitions in parallel, each with its segment
-//! in memory unless the archive takes its file ([`local`]). What may pass is tried again without end, with back-off and
+//! in memory unless the archive takes its file (`local`). What may pass is tried again without end, with back-off and
 //! jitter; what will not (a missing bucket, no permission) is shown, and tried again at the longest pause, so that it heals
 //! when the operator mends it.
 
