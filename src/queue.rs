@@ -188,9 +188,8 @@ impl ByteBudget {
     /// Permits that are there whatever the budget: what the sink is taking, and the next.
     const PERMITS: usize = 2;
 
-    /// `depth` shows how many permits are out.
+    /// `depth` shows how many permits are out, those of the source before among them.
     pub fn new(bytes: u64, depth: Gauge) -> Self {
-        depth.set(0);
         Self { taken: Arc::default(), bytes: i64::try_from(bytes).unwrap_or(i64::MAX), depth }
     }
 

@@ -258,6 +258,9 @@ impl Draining<'_> {
         objects.retain(|object| object.name.partition == partition);
         let mut end = head.end;
         if let Some(last) = objects.last() {
+            let key = last.name.key(archive.topic());
+            let settled = reader.block_on(reader.retry(|| archive.settle(&key)));
+            settled.map_err(|error| reader.sentence(&error))?;
             match coverage::end_of(reader, last)? {
                 Ok(last) => end = end.max(last),
                 Err(why) => return Ok(Err(format!("the archive's chain cannot be read: {why}"))),

@@ -104,7 +104,8 @@ impl Archive {
 
     /// A create-only PUT. `AlreadyExists` is also what stores answer to conflicting requests.
     pub async fn create(&self, key: &Path, data: Bytes) -> object_store::Result<()> {
-        self.put(key, data, PutMode::Create).await
+        self.put(key, data, PutMode::Create).await?;
+        self.settle(key).await
     }
 
     pub(super) async fn put(&self, key: &Path, data: Bytes, mode: PutMode) -> object_store::Result<()> {
@@ -121,8 +122,9 @@ impl Archive {
         self.within(self.store.get_range(key, range)).await
     }
 
-    /// Makes an object that is met durable, also when whoever wrote it was killed on the way.
-    pub(super) async fn settle(&self, key: &Path) -> object_store::Result<()> {
+    /// Makes an object durable in all its folders, also when it is met and whoever wrote it was killed on the way, or when
+    /// another writer is just making a folder above it. For a store other than a folder nothing is to be done.
+    pub async fn settle(&self, key: &Path) -> object_store::Result<()> {
         match &self.local {
             Some(local) => self.within(local.settle(key)).await,
             None => Ok(()),

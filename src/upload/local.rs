@@ -56,23 +56,26 @@ impl Local {
         self.links.as_ref().is_some_and(|links| !links.refused.load(Ordering::Relaxed))
     }
 
-    /// Makes the file `from` the object `key`, durably; `false` when it has to be put. `AlreadyExists` where one stands.
+    /// Makes the file `from` the object `key`; `false` when it has to be put. `AlreadyExists` where one stands.
     pub(super) async fn link(&self, from: &FilePath, key: &Path) -> object_store::Result<bool> {
         let Some(links) = &self.links else { return Ok(false) };
         let Some(from) = below(&links.data_dir, from) else { return Ok(false) };
         let key = links.archive.parts().chain(key.parts()).collect();
         match links.store.copy_if_not_exists(&from, &key).await {
             Ok(()) => Ok(true),
-            Err(error) if is_of_another_disk(&error) => {
-                links.refused.store(true, Ordering::Relaxed);
-                Ok(false)
-            }
-            Err(error) => Err(error),
+            Err(error) => match cause(&error) {
+                Some(ErrorKind::CrossesDevices) => {
+                    links.refused.store(true, Ordering::Relaxed);
+                    Ok(false)
+                }
+                // A file that is another user's can be read, but not linked (fs.protected_hardlinks).
+                Some(ErrorKind::PermissionDenied) => Ok(false),
+                _ => Err(error),
+            },
         }
     }
 
-    /// Makes the name of an object durable, which stands: a process may have been killed between its write and the fsync of
-    /// its folders.
+    /// Makes the name of an object durable, which stands: its folders up to the archive.
     pub(super) async fn settle(&self, key: &Path) -> object_store::Result<()> {
         let (object, root) = (self.folder.join(key.as_ref()), self.folder.clone());
         let settled = tokio::task::spawn_blocking(move || {
@@ -105,9 +108,8 @@ fn below(folder: &FilePath, file: &FilePath) -> Option<Path> {
     Path::parse(relative.to_str()?).ok()
 }
 
-fn is_of_another_disk(error: &object_store::Error) -> bool {
-    let causes = anyhow::Chain::new(error).filter_map(|error| error.downcast_ref::<io::Error>());
-    causes.map(io::Error::kind).any(|kind| kind == ErrorKind::CrossesDevices)
+fn cause(error: &object_store::Error) -> Option<ErrorKind> {
+    anyhow::Chain::new(error).find_map(|error| error.downcast_ref()).map(io::Error::kind)
 }
 
 /// The folder that the configuration names.
@@ -199,17 +201,11 @@ mod tests {
     #[tokio::test]
     async fn what_is_on_another_disk_is_put_and_no_longer_tried() {
         let dir = tempfile::tempdir().unwrap();
-        let device = |path: &FilePath| fs::metadata(path).map(|metadata| metadata.dev()).ok();
-        let here = device(dir.path());
-        let there = [FilePath::new("/dev/shm"), FilePath::new("/tmp"), FilePath::new(env!("CARGO_MANIFEST_DIR"))];
-        let there = there.into_iter().find(|folder| device(folder).is_some_and(|device| Some(device) != here));
-        let other = tempfile::tempdir_in(there.expect("a second file system")).unwrap();
-        let (segment, key) = (other.path().join("1.zst"), Path::from("1"));
-        fs::write(&segment, "data").unwrap();
-        symlink(other.path(), dir.path().join("spool")).unwrap();
+        // /proc is never where a temporary folder is.
+        symlink("/proc/self", dir.path().join("spool")).unwrap();
         let local = opened(&config(dir.path(), "file:")).unwrap();
         assert!(local.takes_links());
-        assert!(!local.link(&dir.path().join("spool/1.zst"), &key).await.unwrap());
+        assert!(!local.link(&dir.path().join("spool/status"), &Path::from("1")).await.unwrap());
         assert!(!local.takes_links());
     }
 

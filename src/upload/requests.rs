@@ -183,7 +183,6 @@ impl Requests {
     /// One attempt; an error is passing.
     async fn try_upload(&self, segment: &SealedSegment, attempt: u32) -> object_store::Result<Answer> {
         let key = self.archive.key(&segment.header);
-        let started = Instant::now();
         let created = match self.create(segment, &key).await {
             Ok(created) => created,
             Err(error) => return unreadable(segment, &error, attempt),
@@ -191,7 +190,6 @@ impl Requests {
         match created {
             Ok(()) => {
                 self.working();
-                self.metrics.upload_duration.observe(started.elapsed().as_secs_f64());
                 Ok(Answer::Put(Put::Created))
             }
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
@@ -222,16 +220,22 @@ impl Requests {
     /// When the segment cannot be read.
     async fn create(&self, segment: &SealedSegment, key: &Path) -> std::io::Result<object_store::Result<()>> {
         if let Some(local) = self.archive.local.as_ref().filter(|local| local.takes_links()) {
+            let started = Instant::now();
             blocking(segment, SealedSegment::check).await?;
             match self.archive.within(local.link(&segment.path, key)).await {
-                Ok(true) => return Ok(Ok(())),
+                Ok(true) => return Ok(self.archive.settle(key).await.inspect(|()| self.took(started))),
                 Ok(false) => {}
                 Err(error) => return Ok(Err(error)),
             }
         }
         let _memory = self.room_for(segment).await;
+        let started = Instant::now();
         let data = blocking(segment, SealedSegment::read).await?;
-        Ok(self.archive.create(key, data.into()).await)
+        Ok(self.archive.create(key, data.into()).await.inspect(|()| self.took(started)))
+    }
+
+    fn took(&self, started: Instant) {
+        self.metrics.upload_duration.observe(started.elapsed().as_secs_f64());
     }
 
     /// A segment's share of `upload.max_in_flight`.

@@ -262,6 +262,7 @@ pub fn read(
             Some(chunk) => chunk.reopen(row_id)?,
             None => chunk = Some(database.blob_open("main", "chunks", "records", row_id, true)?),
         }
+        bytes.reserve(length);
         if let Some(chunk) = &mut chunk {
             chunk.read_to_end(&mut bytes)?;
         }
