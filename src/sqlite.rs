@@ -19,8 +19,8 @@ pub fn give_back_pages(database: &Connection, pages: u32) -> rusqlite::Result<bo
 }
 
 /// Bytes that SQLite takes in this process before it gives up what it could read again. As it is built here it has one pool
-/// of pages for all connections, bounded by their number whatever their sizes: a busy connection with large pages takes what
-/// an idle one with small pages leaves, some 17 MiB in the first seconds of load.
+/// of pages for all connections, bounded by the sum of their limits as a number of pages, whatever their sizes: a busy
+/// connection with large pages takes what an idle one with small pages leaves, some 17 MiB in the first seconds of load.
 const MEMORY: i64 = 6 << 20;
 
 /// Bounds the memory of all connections in this process.

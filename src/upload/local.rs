@@ -90,7 +90,8 @@ impl Local {
 }
 
 impl Links {
-    /// `None` for an archive that is not below the data directory: what is elsewhere may have permissions of its own (a group, ACLs).
+    /// `None` for an archive that is not below the data directory: what is elsewhere may have permissions of its own (a group,
+    /// ACLs), which a link does not take over.
     fn open(config: &Config, archive: &FilePath) -> anyhow::Result<Option<Self>> {
         let data_dir = config.data.dir.clone();
         let Ok(real) = fs::canonicalize(&data_dir) else { return Ok(None) };
