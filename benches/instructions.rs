@@ -1,4 +1,5 @@
-//! How many instructions each step takes an event, beside what is on record: `cargo bench --bench instructions`.
+//! How many instructions each step takes an event, beside what is on record: `cargo bench --profile dist --bench
+//! instructions`.
 //!
 //! They are counted by callgrind, so they hardly depend on what else the machine does, and a step that became dearer is
 //! noticed before any clock shows it. The record is of one compiler and one architecture; `--update` writes it anew.
@@ -48,7 +49,9 @@ fn main() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if cfg!(debug_assertions) {
-        eprintln!("Nothing is counted: this build is not optimised. Run `cargo bench --bench instructions`.");
+        eprintln!(
+            "Nothing is counted: this build is not optimised. Run `cargo bench --profile dist --bench instructions`."
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let mut record: BTreeMap<String, u64> = match fs::read(RECORD) {

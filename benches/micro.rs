@@ -1,4 +1,4 @@
-//! What each step costs in time: `cargo bench --bench micro`. How many instructions, which is steadier: `--bench
+//! What each step costs in time: `cargo bench --profile dist --bench micro`. How many instructions, which is steadier: `--bench
 //! instructions`.
 
 mod steps;

@@ -30,7 +30,7 @@
 //!   configuration of a running daemon.
 //! - [`archive`] is for the archive's operators, apart from the daemon: list, cat, verify, skip, drain.
 //! - [`http`] is the server under both listeners: connections with deadlines for all that they do.
-//! - [`position`] names where a record stands. [`cli`] is the command line.
+//! - [`tls`] chooses the cryptography. [`position`] names where a record stands. [`cli`] is the command line.
 
 pub mod admin;
 pub mod aggregate;
@@ -55,5 +55,6 @@ pub mod spool;
 pub mod sqlite;
 pub mod store;
 pub mod supervise;
+pub mod tls;
 pub mod upload;
 pub mod watchdog;

@@ -1,6 +1,6 @@
 //! Measures ingestd beside a bare handler and a bare drain that do the same work, on real services, in turns.
 //!
-//! `cargo bench --bench pipeline` prints a table of medians, spreads and ratios; docs/performance.md says how it is
+//! `./dev bench` prints a table of medians, spreads and ratios; docs/performance.md says how it is
 //! measured and what came of it. The yardstick is this program again, as a process of its own.
 
 mod drain;
@@ -97,7 +97,7 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     if cfg!(debug_assertions) && !options.quick {
-        eprintln!("Nothing is measured: this build is not optimised. Run `cargo bench --bench pipeline`.");
+        eprintln!("Nothing is measured: this build is not optimised. Run `./dev bench`.");
         return Ok(());
     }
     let Some(services) = support::services::services() else {

@@ -90,7 +90,7 @@ fn write_group<'a>(text: &mut String, longest: usize, values: impl Iterator<Item
         if value.len() <= longest {
             text.push_str(value);
         } else {
-            text.push_str(&format!("\"sha256:{:x}\"", Sha256::digest(value)));
+            text.push_str(&format!("\"sha256:{}\"", hex::encode(Sha256::digest(value))));
         }
     }
     text.push(']');

@@ -30,6 +30,7 @@ use crate::{
     config::Config,
     position::{Offset, Partition},
     spool::segment::{self, SegmentHeader},
+    tls,
 };
 
 /// Last objects read at once, to find where they end.
@@ -260,6 +261,7 @@ fn open_store(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>> {
         return local::open_store(config);
     }
     let url = Url::parse(text)?;
+    tls::install();
     // Attempts are counted, shown and spaced by the uploader.
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
     let options = &config.archive.options;

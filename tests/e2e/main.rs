@@ -9,6 +9,7 @@ mod archive_tools;
 mod bad_dependencies;
 mod buffer;
 mod dead_letters;
+mod dev_script;
 mod hostile;
 mod kafka_topic;
 mod on_services;

@@ -6,6 +6,7 @@
     services.py run mongodb --dir DIR --ports PORT [--auth | --replica-set NAME]
     services.py run s3      --dir DIR --ports S3,MASTER,VOLUME,FILER      (each takes port + 10000 as well)
     services.py guard --log FILE -- COMMAND ARGUMENT…
+    services.py up                                                        all three for a person, until Ctrl-C
 
 Programs lie in <root>/<name>-<version>/ (--root, by default target/services of this checkout). Everything binds to
 127.0.0.1 and keeps its state in --dir.
@@ -17,16 +18,20 @@ killed (and --remove DIR removed, if it still ran); when the guard itself is kil
 """
 
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -165,34 +170,39 @@ def s3_command(root, folder, ports, _given):
 COMMAND = {"kafka": (kafka_command, 2), "mongodb": (mongodb_command, 1), "s3": (s3_command, 4)}
 
 
-def guard(command, log, remove):
+def start(command, log, prepare=lambda: None):
+    """Starts a process that the kernel kills when this one ends, whatever ends it."""
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getpid()
 
-    def die_with_guard():
+    def die_with_parent():
+        prepare()
         pr_set_pdeathsig = 1
         libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(127)
 
-    # The guard is told by its standard input, never by the terminal: Ctrl-C is for the tests.
-    for ignored in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)
-
-    def defaults_then_die_with_guard():
-        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(ignored, signal.SIG_DFL)
-        die_with_guard()
-
     with open(log, "ab") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=defaults_then_die_with_guard,
+            preexec_fn=die_with_parent,
         )
+
+
+def guard(command, log, remove):
+    # The guard is told by its standard input, never by the terminal: Ctrl-C is for the tests.
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+
+    def defaults():
+        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(ignored, signal.SIG_DFL)
+
+    process = start(command, log, defaults)
     say(f"started {process.pid}")
     waiter = threading.Thread(target=lambda: say(f"exited {process.wait()}"))
     waiter.start()
@@ -215,6 +225,91 @@ def say(line):
         pass
 
 
+# For a person
+
+UP_PORTS = {"kafka": [19092, 19093], "mongodb": [27117], "s3": [18333, 19333, 18080, 18888]}
+UP_CONFIG = """[queue]
+kind = "kafka"
+
+[queue.kafka]
+brokers = "127.0.0.1:{kafka}"
+
+[archive]
+url = "s3://ingestd/raw"
+
+[archive.options]
+endpoint = "http://127.0.0.1:{s3}"
+access_key_id = "any"
+secret_access_key = "any"
+region = "us-east-1"
+
+[store]
+kind = "mongodb"
+url = "mongodb://127.0.0.1:{mongodb}/?directConnection=true"
+"""
+
+
+def up(root):
+    """Kafka, an S3 store with a bucket, and MongoDB, until Ctrl-C; what they hold stays for the next time."""
+    install(root, list(NAMES))
+    given = argparse.Namespace(auth=False, replica_set=None)
+    running = {}
+    try:
+        for name, ports in UP_PORTS.items():
+            for port in ports:
+                with socket.socket() as probe:
+                    # As servers bind: a port that a connection used a moment ago is free.
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    try:
+                        probe.bind(("127.0.0.1", port))
+                    except OSError as error:
+                        raise SystemExit(f"{name} wants port {port} of 127.0.0.1: {error.strerror}; do the services run already?")
+            folder = root / "up" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            running[name] = start(COMMAND[name][0](root, folder, ports, given), folder / "log")
+        for name, process in running.items():
+            wait_until_up(name, process, root / "up" / name / "log")
+        config = root / "up" / "config.toml"
+        config.write_text(UP_CONFIG.format(**{name: ports[0] for name, ports in UP_PORTS.items()}))
+        print(f"Kafka, an S3 store and MongoDB run on 127.0.0.1 until Ctrl-C; what they hold lies in {root / 'up'}.")
+        print(f"In another shell:\n\n    ./dev run --config {os.path.relpath(config)}\n", flush=True)
+        while all(process.poll() is None for process in running.values()):
+            time.sleep(1)
+        ended = next(name for name, process in running.items() if process.poll() is not None)
+        raise SystemExit(f"{ended} has ended; its log: {root / 'up' / ended / 'log'}")
+    except KeyboardInterrupt:
+        print("stopping", flush=True)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def wait_until_up(name, process, log, within=60):
+    """Until it listens; the S3 store also until it has made the bucket."""
+    deadline = time.monotonic() + within
+    port = UP_PORTS[name][0]
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            if name != "s3":
+                return
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/ingestd", method="PUT")
+            try:
+                urllib.request.urlopen(request, timeout=5).close()
+                return
+            except urllib.error.HTTPError as error:
+                if error.code == 409:
+                    return
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{name} does not come up; its log: {log}")
+        time.sleep(0.2)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2] / "target" / "services")
@@ -232,10 +327,13 @@ def main():
     one.add_argument("--log", type=Path, required=True)
     one.add_argument("--remove", type=Path)
     one.add_argument("command", nargs="+")
+    commands.add_parser("up")
     given = parser.parse_args()
     root = given.root.resolve()
     if given.do == "install":
         install(root, given.names or list(NAMES))
+    elif given.do == "up":
+        up(root)
     elif given.do == "guard":
         guard(given.command, given.log, given.remove)
     else:

@@ -226,7 +226,7 @@ impl Known {
         // A longer value is counted under its hash (design, 5.4).
         let client = self.client_id.map(|client| {
             let text = serde_json::to_string(&client).expect("a string");
-            if text.len() > 64 << 10 { format!("sha256:{:x}", Sha256::digest(text)) } else { client }
+            if text.len() > 64 << 10 { format!("sha256:{}", hex::encode(Sha256::digest(text))) } else { client }
         });
         Some((window, client, Some(event_type)))
     }

@@ -1,10 +1,10 @@
-//! Kafka, an S3 store and MongoDB, real ones, started once for all tests that need them.
+//! Kafka, an S3 store and MongoDB, real ones, in sets that the tests take turns with.
 
 use std::{
     fs,
     net::TcpStream,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Condvar, LazyLock, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard},
     thread,
     time::{Duration, Instant},
 };
@@ -107,10 +107,21 @@ pub struct Services {
     mongo: MongoClient,
 }
 
-/// The services, for one test at a time: tests freeze and kill them.
+/// So many tests on services run beside each other: each has a set of its own, because tests freeze and kill them. A set
+/// takes about a GiB of memory.
+const SETS: usize = 2;
+
+/// A set starts for the first test that gets it. Where they cannot be had it is `None`.
+static STARTED: [OnceLock<Option<Services>>; SETS] = [const { OnceLock::new() }; SETS];
+
+/// Which sets no test has. The one that was given back last is given first: the next one starts only when it is needed.
+static FREE: LazyLock<Mutex<Vec<usize>>> = LazyLock::new(|| Mutex::new((0..SETS).rev().collect()));
+static GIVEN_BACK: Condvar = Condvar::new();
+
+/// A set of the services, for one test.
 pub struct Exclusive {
     services: &'static Services,
-    _turn: MutexGuard<'static, ()>,
+    set: usize,
 }
 
 impl std::ops::Deref for Exclusive {
@@ -121,14 +132,33 @@ impl std::ops::Deref for Exclusive {
     }
 }
 
-/// Installs and starts them at the first call. `None`, and a loud line, where they cannot be had: the test is skipped,
-/// unless `INGESTD_REQUIRE_SERVICES=1`.
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        give_back(self.set);
+    }
+}
+
+fn give_back(set: usize) {
+    FREE.lock().unwrap_or_else(PoisonError::into_inner).push(set);
+    GIVEN_BACK.notify_one();
+}
+
+/// Waits for a set, and installs and starts it at its first call. `None`, and a loud line, where the services cannot be
+/// had: the test is skipped, unless `INGESTD_REQUIRE_SERVICES=1`.
 pub fn services() -> Option<Exclusive> {
-    static SERVICES: OnceLock<Option<Services>> = OnceLock::new();
-    static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let services = SERVICES.get_or_init(|| installed().then(Services::start));
-    services.as_ref().map(|services| Exclusive { services, _turn: turn })
+    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+    let set = loop {
+        match free.pop() {
+            Some(set) => break set,
+            None => free = GIVEN_BACK.wait(free).unwrap_or_else(PoisonError::into_inner),
+        }
+    };
+    drop(free);
+    let started = STARTED[set].get_or_init(|| installed().then(Services::start));
+    if started.is_none() {
+        give_back(set);
+    }
+    started.as_ref().map(|services| Exclusive { services, set })
 }
 
 /// A MongoDB that asks for a password and knows no user; `None` as with [`services`].
@@ -228,6 +258,7 @@ impl Services {
     }
 
     pub fn bucket(&self, name: &str) -> Arc<dyn ObjectStore> {
+        ingestd::tls::install();
         let store = AmazonS3Builder::new()
             .with_endpoint(format!("http://{}", self.s3.address()))
             .with_allow_http(true)

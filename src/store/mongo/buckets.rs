@@ -56,7 +56,7 @@ impl<'a> Buckets<'a> {
         if group.len() <= LONGEST {
             prefix + group
         } else {
-            prefix + &format!("sha256:{:x}", Sha256::digest(group.as_bytes()))
+            prefix + &format!("sha256:{}", hex::encode(Sha256::digest(group.as_bytes())))
         }
     }
 
