@@ -366,7 +366,7 @@ fn an_event_that_is_too_old_for_the_topic_becomes_a_dead_letter_and_holds_up_not
     let Some(services) = services() else { return };
     const TOPIC: &str = "buffer-old";
     services
-        .create_topic_with(TOPIC, &[("message.timestamp.before.max.ms", "40000"), ("max.message.bytes", "2000000")]);
+        .create_topic_with(TOPIC, &[("message.timestamp.before.max.ms", "60000"), ("max.message.bytes", "2000000")]);
     let daemon = setup(&services, TOPIC).roles("ingest").start();
     let (clients, url) = (Clients::default(), daemon.events_url());
     clients.send_accepted(&url, 20);
@@ -374,7 +374,7 @@ fn an_event_that_is_too_old_for_the_topic_becomes_a_dead_letter_and_holds_up_not
     clients.send_accepted(&url, 700);
     let old = clients.answers();
     let since = Utc::now();
-    eventually("the events are too old", PATIENCE, || ((Utc::now() - since).num_seconds() > 41).then_some(()));
+    eventually("the events are too old", PATIENCE, || ((Utc::now() - since).num_seconds() > 61).then_some(()));
     clients.send_accepted(&url, 300);
     outage.end();
     wait_forwarded(&daemon);

@@ -10,11 +10,10 @@ use std::{
 use tempfile::TempDir;
 
 /// What the script and its stubs take from the system.
-const FROM_THE_SYSTEM: [&str; 14] =
-    ["bash", "sh", "env", "cat", "cut", "dirname", "grep", "head", "mkdir", "nproc", "rm", "sed", "sort", "uname"];
+const FROM_THE_SYSTEM: [&str; 13] =
+    ["bash", "sh", "env", "cat", "cut", "dirname", "grep", "head", "mkdir", "rm", "sed", "sort", "uname"];
 /// What a machine has that nothing is to be installed on. Each writes its call into the log, and succeeds.
-const PROGRAMS: [&str; 15] = [
-    "apt-cache",
+const PROGRAMS: [&str; 14] = [
     "apt-get",
     "c++",
     "cargo",
@@ -65,7 +64,6 @@ impl Machine {
 
     fn stub(&self, name: &str, does: &str) {
         let (path, log) = (self.bin().join(name), self.log_file());
-        // `curl --version` and its like ask nothing of anybody.
         let text = format!("#!/bin/bash\necho \"{name} $*\" >>'{}'\n{does}\n", log.display());
         fs::write(&path, text).expect("it can be written");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it was just written");
@@ -149,7 +147,7 @@ fn a_java_that_is_too_old_is_missing() {
     machine.stub("java", "echo 'openjdk version \"11.0.20\" 2023' >&2");
     assert_eq!(machine.dev(&["test"]).status, Some(0));
     let asked = machine.calls("apt-get").pop().expect("it is called");
-    assert!(asked.ends_with(" openjdk-21-jre-headless"), "{asked}");
+    assert!(asked.ends_with("-jre-headless"), "{asked}");
 }
 
 #[test]

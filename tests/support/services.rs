@@ -109,7 +109,7 @@ pub struct Services {
 
 /// So many tests on services run beside each other: each has a set of its own, because tests freeze and kill them. A set
 /// takes about a GiB of memory.
-const SETS: usize = 3;
+const SETS: usize = 2;
 
 /// A set starts for the first test that gets it. Where they cannot be had it is `None`.
 static STARTED: [OnceLock<Option<Services>>; SETS] = [const { OnceLock::new() }; SETS];
