@@ -50,7 +50,7 @@ fn hostile_requests_get_what_the_table_says_and_leave_nothing_behind() {
     let address = daemon.http_address();
     let mut stored = vec![good(&daemon, "before")];
     // Log, spool and store have what they need open from here on.
-    let files = daemon.open_files();
+    let sockets = daemon.open_sockets();
 
     for case in cases() {
         let answers = case.gets.split(" × ").next().and_then(|count| count.parse().ok());
@@ -77,7 +77,7 @@ fn hostile_requests_get_what_the_table_says_and_leave_nothing_behind() {
     }
     stored.push(good(&daemon, "after"));
 
-    eventually("connections are closed", PATIENCE, || (daemon.open_files() <= files + 2).then_some(()));
+    eventually("connections are closed", PATIENCE, || (daemon.open_sockets() <= sockets + 2).then_some(()));
     assert_eq!(daemon.metric("ingestd_in_flight_bytes"), Some(0.0), "all shares of http.max_in_flight are back");
     let peak = daemon.peak_memory();
     eprintln!("hostile: peak memory {} MiB", peak >> 20);
@@ -120,7 +120,7 @@ fn the_documented_table_of_hostile_requests_is_the_tested_one() {
 fn a_stuck_scraper_does_not_lock_operators_out() {
     let daemon = Setup::new("scrapers").start();
     let ready = b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n";
-    let files = daemon.open_files();
+    let sockets = daemon.open_sockets();
     // More than admin.listen takes at a time, each in the middle of its second request.
     let stuck = [&ready[..], b"GET /metr"].concat();
     let crowd: Vec<_> = (0..300)
@@ -133,6 +133,6 @@ fn a_stuck_scraper_does_not_lock_operators_out() {
     let outcome = exchange(daemon.admin_address(), ready, 1, false, PATIENCE);
     assert_eq!(outcome.summary(), "200");
     drop(crowd);
-    eventually("connections are closed", PATIENCE, || (daemon.open_files() <= files + 2).then_some(()));
+    eventually("connections are closed", PATIENCE, || (daemon.open_sockets() <= sockets + 2).then_some(()));
     daemon.terminate();
 }

@@ -375,8 +375,8 @@ impl Daemon {
         self.process.peak_memory()
     }
 
-    pub fn open_files(&self) -> usize {
-        self.process.open_files()
+    pub fn open_sockets(&self) -> usize {
+        self.process.open_sockets()
     }
 
     pub fn admin_address(&self) -> &str {

@@ -110,9 +110,11 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
-    /// Files and sockets that it has open.
-    pub fn open_files(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("the process lives").count()
+    /// Sockets that it has open. Files are not counted: which ones a daemon has open changes by itself.
+    pub fn open_sockets(&self) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("the process lives");
+        let target = |file: std::io::Result<std::fs::DirEntry>| std::fs::read_link(file.ok()?.path()).ok();
+        open.filter_map(target).filter(|target| target.to_string_lossy().starts_with("socket:")).count()
     }
 
     pub fn log(&self) -> String {
