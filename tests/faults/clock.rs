@@ -7,10 +7,9 @@ use std::{
 
 use crate::{
     load,
-    preload::library,
     support::{
         PATIENCE, StopOnDrop, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence,
-        oracle::Oracle, scratch,
+        oracle::Oracle, preload::Clock, scratch,
     },
 };
 
@@ -19,20 +18,9 @@ const HOUR: i64 = 3600;
 #[test]
 fn a_clock_that_steps_back_and_forth_loses_and_doubles_nothing() {
     let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
-    let clock = folder.path().join("clock");
-    let Some(library) = library(folder.path(), "clock") else { return };
-    let step = |hours: i64| {
-        // In one step, so that nobody reads half of it.
-        let next = clock.with_extension("next");
-        std::fs::write(&next, (hours * HOUR).to_string()).expect("target can be written to");
-        std::fs::rename(&next, &clock).expect("target can be written to");
-    };
-    step(0);
-    let mut daemon = Setup::new("clock")
-        .set("queue.embedded.retention", "30d")
-        .environment("LD_PRELOAD", &library)
-        .environment("CLOCK_OFFSET_FILE", &clock.display().to_string())
-        .start();
+    let Some(clock) = Clock::new(folder.path()) else { return };
+    let setup = Setup::new("clock").set("queue.embedded.retention", "30d");
+    let mut daemon = clock.give(setup).start();
     let ledger = Ledger::new();
     let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
     let (url, stop) = (daemon.events_url(), AtomicBool::new(false));
@@ -40,14 +28,14 @@ fn a_clock_that_steps_back_and_forth_loses_and_doubles_nothing() {
         let _stop = StopOnDrop(&stop);
         scope.spawn(|| load::post_until(&ledger, &url, &stop));
         for hours in [-2, 3, -24, 0] {
-            step(hours);
+            clock.step(hours * HOUR);
             let archived = || daemon.try_metric("ingestd_events_archived_total", "");
             let before = ledger.acknowledged() as f64;
             eventually("archiving goes on", PATIENCE, || (archived()? > before).then_some(()));
             assert_eq!(daemon.readiness()["ready"], true, "at {hours} h");
         }
         // And a start in the past of what the log holds.
-        step(-3);
+        clock.step(-3 * HOUR);
         daemon.kill();
         daemon.restart();
         let before = ledger.acknowledged();

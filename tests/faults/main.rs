@@ -9,7 +9,6 @@ mod drawn;
 mod load;
 mod panics;
 mod power;
-mod preload;
 mod proxy;
 mod readonly;
 mod recovery;

@@ -12,10 +12,9 @@ use fastrand::Rng;
 
 use crate::{
     load,
-    preload::library,
     support::{
         PATIENCE, StopOnDrop, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence,
-        oracle::Oracle, scratch,
+        oracle::Oracle, preload::library, scratch,
     },
 };
 

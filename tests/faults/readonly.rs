@@ -4,9 +4,9 @@ use std::{fs, thread, time::Duration};
 
 use crate::{
     load,
-    preload::library,
     support::{
-        PATIENCE, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence, oracle::Oracle, scratch,
+        PATIENCE, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence, oracle::Oracle,
+        preload::library, scratch,
     },
 };
 

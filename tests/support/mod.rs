@@ -19,6 +19,7 @@ pub mod http;
 pub mod kafka;
 pub mod log;
 pub mod oracle;
+pub mod preload;
 pub mod process;
 pub mod raw;
 pub mod replica_set;

@@ -109,7 +109,10 @@ pub struct Services {
 
 /// So many tests on services run beside each other: each has a set of its own, because tests freeze and kill them. A set
 /// takes about a GiB of memory.
-const SETS: usize = 2;
+const SETS: usize = 4;
+
+/// The benches, which have no debug assertions, measure a broker that compiles its code as in production.
+const KAFKA_FLAGS: &[&str] = if cfg!(debug_assertions) { &["--quick"] } else { &[] };
 
 /// A set starts for the first test that gets it. Where they cannot be had it is `None`.
 static STARTED: [OnceLock<Option<Services>>; SETS] = [const { OnceLock::new() }; SETS];
@@ -180,7 +183,8 @@ pub(super) fn installed() -> bool {
 
 impl Services {
     fn start() -> Self {
-        let [kafka, s3, mongodb] = SERVICES.map(|(name, _)| Service::start(name, &[]));
+        let flags = |name: &str| if name == "kafka" { KAFKA_FLAGS } else { &[] };
+        let [kafka, s3, mongodb] = SERVICES.map(|(name, _)| Service::start(name, flags(name)));
         let io = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let url = format!("mongodb://{}/?serverSelectionTimeoutMS=1000&directConnection=true", mongodb.address());
         let mongo = io.block_on(MongoClient::with_uri_str(url)).expect("a valid URL");
