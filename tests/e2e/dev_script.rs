@@ -10,8 +10,8 @@ use std::{
 use tempfile::TempDir;
 
 /// What the script and its stubs take from the system.
-const FROM_THE_SYSTEM: [&str; 13] =
-    ["bash", "sh", "env", "cat", "cut", "dirname", "grep", "head", "mkdir", "rm", "sed", "sort", "uname"];
+const FROM_THE_SYSTEM: [&str; 14] =
+    ["bash", "sh", "env", "cat", "cut", "dirname", "grep", "head", "mkdir", "nproc", "rm", "sed", "sort", "uname"];
 /// What a machine has that nothing is to be installed on. Each writes its call into the log, and succeeds.
 const PROGRAMS: [&str; 14] = [
     "apt-get",
