@@ -1,9 +1,11 @@
 //! The HTTP/1.1 server under both listeners: actix's, on connections that cannot be held for ever.
 //!
 //! actix has a deadline for a connection's first head and for idle connections. What it leaves open to a hostile client
-//! is closed here, on the transport, which [`Connection`] tells about. Refusals that are not any handler's are problems (RFC 9457), too.
+//! is closed here, on the transport, which [`Connection`] tells about; it also hands on one request at a time, so that
+//! each answer is its own request's. Refusals that are not any handler's are problems (RFC 9457), too.
 
 mod connection;
+mod framing;
 pub mod refusal;
 
 use std::{io, net::TcpListener, num::NonZero, rc::Rc, sync::Arc, time::Duration};
@@ -106,7 +108,8 @@ pub fn serve(
                 let stopping = stopping.clone();
                 async move { stopping.notified().await }
             })
-            .keep_alive(keep_alive)
+            // The transport's, a little earlier: a head that is not whole is no byte to the dispatcher.
+            .keep_alive(2 * keep_alive)
             // The transport's, which holds for each head, not only for a connection's first.
             .client_request_timeout(Duration::ZERO)
             .client_disconnect_timeout(LINGER)

@@ -3,11 +3,11 @@
 //! The transport stands between the socket and actix's dispatcher, and knows from the handlers where in an exchange they
 //! are ([`Phase`]):
 //!
-//! - a **head** must arrive within [`HEAD_TIMEOUT`] of its first byte, for each request, and within [`HEAD_LIMIT`] bytes
-//!   (one that began in the same packets as the request before it counts as idle until its next byte);
+//! - a **head** must arrive within [`HEAD_TIMEOUT`] of its first byte, for each request, and within [`HEAD_LIMIT`] bytes;
 //! - a **body** has its handler's deadline (`http.request_timeout`);
 //! - while an **answer** is made and written nothing more is read, so pipelined requests wait in the kernel; a client
-//!   that does not read its answer is cut off after [`ANSWER_TIMEOUT`];
+//!   that does not read its answer is cut off after [`ANSWER_TIMEOUT`]; what came in the same packets waits here until the
+//!   answer is handed over, so that the dispatcher has one request at a time ([`Framing`]);
 //! - what is left of a body that was refused is read and thrown away for [`LINGER`], so that the client can read why, and
 //!   then the connection ends;
 //! - an **idle** connection is closed after the keep-alive time, or at the next look when connections are scarce.
@@ -26,18 +26,19 @@ use std::{
 };
 
 use actix_web::http::StatusCode;
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep},
 };
 
-use super::refusal;
+use super::{framing::Framing, refusal};
 
 /// For a request's head, which is at most a few packets.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// As common servers have it; actix's own limit is 128 KiB and 96 fields.
 const HEAD_LIMIT: usize = 32 * 1024;
-/// Bytes that are handed on before the dispatcher has its turn: so much of pipelined requests is read ahead at most.
+/// Bytes that are handed on before the dispatcher has its turn.
 const TURN: usize = 32 * 1024;
 /// From the moment that an answer cannot be written on, to its end: the largest ones are some MiB.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -67,6 +68,8 @@ pub struct Connection {
     idle_since: Cell<Option<Instant>>,
     /// Bytes of the phase so far.
     taken: Cell<usize>,
+    /// The request's answer is handed over: the next one may come.
+    answered: Cell<bool>,
     /// The dispatcher, while it is not to read.
     reader: RefCell<Option<Waker>>,
 }
@@ -78,6 +81,7 @@ impl Connection {
             deadline: Cell::new(Some(Instant::now() + HEAD_TIMEOUT)),
             idle_since: Cell::new(None),
             taken: Cell::new(0),
+            answered: Cell::new(false),
             reader: RefCell::new(None),
         })
     }
@@ -102,6 +106,14 @@ impl Connection {
         self.taken.set(0);
     }
 
+    /// The connection is not idle any more, if it was: so much of a head is there.
+    fn head_begins(&self, taken: usize) {
+        if self.idle_since.take().is_some() {
+            self.deadline.set(Some(Instant::now() + HEAD_TIMEOUT));
+            self.taken.set(taken);
+        }
+    }
+
     /// The answer is handed over.
     fn end(&self) {
         let now = Instant::now();
@@ -110,6 +122,7 @@ impl Connection {
         } else {
             self.enter(Phase::Head, Some(now + IDLE_LOOK));
             self.idle_since.set(Some(now));
+            self.answered.set(true);
         }
         if let Some(reader) = self.reader.take() {
             reader.wake();
@@ -171,6 +184,12 @@ pub struct Transport<T> {
     slot: Slot,
     keep_alive: Duration,
     on_refusal: Arc<dyn Fn(StatusCode) + Send + Sync>,
+    /// Of the request that the dispatcher is being given.
+    framing: Framing,
+    /// Bytes that were read and not handed on: a head that is not whole, or what follows a whole request.
+    ahead: BytesMut,
+    /// So many of them belong to the request.
+    admitted: usize,
     /// Bytes read since the dispatcher had its turn.
     turn: usize,
     /// Nothing more is read.
@@ -208,6 +227,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
             slot,
             keep_alive,
             on_refusal,
+            framing: Framing::default(),
+            ahead: BytesMut::new(),
+            admitted: 0,
             turn: 0,
             ended: false,
             last: Vec::new(),
@@ -224,6 +246,39 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
     fn end(&mut self) -> Poll<io::Result<()>> {
         self.ended = true;
         Poll::Ready(Ok(()))
+    }
+
+    /// Hands on what was read and belongs to the request; whether there is such.
+    fn hand_on(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+        if self.admitted == 0 && !self.ahead.is_empty() {
+            self.admitted = self.framing.admit(&mut self.ahead);
+        }
+        let bytes = self.admitted.min(buffer.remaining());
+        if bytes == 0 {
+            return false;
+        }
+        buffer.put_slice(&self.ahead.split_to(bytes));
+        self.admitted -= bytes;
+        if self.ahead.is_empty() {
+            // An idle connection holds no memory for it.
+            self.ahead = BytesMut::new();
+        }
+        true
+    }
+
+    /// Leaves of what was read into the buffer what belongs to the request, and keeps the rest.
+    fn sort(&mut self, buffer: &mut ReadBuf<'_>, before: usize) {
+        let read = &mut buffer.filled_mut()[before..];
+        let admitted = if self.ahead.is_empty() { self.framing.admit(read) } else { 0 };
+        self.ahead.extend_from_slice(&read[admitted..]);
+        buffer.set_filled(before + admitted);
+    }
+
+    /// The next request is not read before.
+    fn wait_for_the_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        *self.connection.reader.borrow_mut() = Some(cx.waker().clone());
+        self.turn = 0;
+        Poll::Pending
     }
 
     /// Between two requests nothing else is being written, so an answer can be put in from here.
@@ -285,35 +340,53 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
         }
         let phase = this.connection.phase.get();
         if phase == Phase::Answer || (phase == Phase::Head && this.write_deadline.is_some()) {
-            *this.connection.reader.borrow_mut() = Some(cx.waker().clone());
-            this.turn = 0;
-            return Poll::Pending;
+            return this.wait_for_the_answer(cx);
         }
-        if this.turn >= TURN {
-            this.turn = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        if phase == Phase::Linger {
+            this.framing = Framing::Open;
+        } else if phase == Phase::Head && this.connection.answered.take() {
+            this.framing = Framing::Head;
         }
-        // The dispatcher has seen all of it, and no head ends in it.
-        if phase == Phase::Head && this.connection.taken.get() >= HEAD_LIMIT {
-            return this.refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, cx);
-        }
-        let before = buffer.filled().len();
-        let Poll::Ready(read) = Pin::new(&mut this.socket).poll_read(cx, buffer) else {
-            this.turn = 0;
-            if let Some(deadline) = this.connection.deadline.get() {
-                wake_at(&mut this.timers.read, deadline, cx);
+        loop {
+            if this.hand_on(buffer) {
+                return Poll::Ready(Ok(()));
             }
-            return Poll::Pending;
-        };
-        read?;
-        let bytes = buffer.filled().len() - before;
-        this.turn += bytes;
-        this.connection.taken.set(this.connection.taken.get() + bytes);
-        if bytes > 0 && this.connection.idle_since.take().is_some() {
-            this.connection.deadline.set(Some(Instant::now() + HEAD_TIMEOUT));
+            if this.framing == Framing::Complete {
+                return this.wait_for_the_answer(cx);
+            }
+            if !this.ahead.is_empty() {
+                // Its beginning came with the request before it.
+                this.connection.head_begins(this.ahead.len());
+                if this.ahead.len() >= HEAD_LIMIT {
+                    return this.refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, cx);
+                }
+            }
+            if this.turn >= TURN {
+                this.turn = 0;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let before = buffer.filled().len();
+            let Poll::Ready(read) = Pin::new(&mut this.socket).poll_read(cx, buffer) else {
+                this.turn = 0;
+                if let Some(deadline) = this.connection.deadline.get() {
+                    wake_at(&mut this.timers.read, deadline, cx);
+                }
+                return Poll::Pending;
+            };
+            read?;
+            let bytes = buffer.filled().len() - before;
+            if bytes == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            this.turn += bytes;
+            this.connection.head_begins(0);
+            this.connection.taken.set(this.connection.taken.get() + bytes);
+            this.sort(buffer, before);
+            if buffer.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
         }
-        Poll::Ready(Ok(()))
     }
 }
 

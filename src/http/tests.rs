@@ -90,6 +90,42 @@ async fn pipelined_requests_are_answered_in_turn_and_a_broken_one_ends_them() {
 }
 
 #[actix_rt::test]
+async fn each_answer_is_its_own_requests_and_an_upgrade_is_ignored() {
+    let (address, refused) = listen(100);
+    aside(move || {
+        let upgrade = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n";
+        let sent = [
+            &format!("GET / HTTP/1.1\r\nHost: x\r\n{upgrade}\r\n"),
+            "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        ];
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.write_all(sent.concat().as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        // Version, what it says of the connection, and its body.
+        let answers: Vec<_> = text
+            .split("HTTP/1.")
+            .skip(1)
+            .map(|answer| {
+                let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+                let connection = head.lines().find_map(|line| line.strip_prefix("connection: "));
+                assert!(head.contains(" 200 OK\r\n") && head.contains("content-length: 5\r\n"), "{text}");
+                (&head[..1], connection, body)
+            })
+            .collect();
+        let expected =
+            [("1", None, "hello"), ("1", None, ""), ("0", Some("keep-alive"), "hello"), ("1", Some("close"), "hello")];
+        assert_eq!(answers, expected, "and the fifth is none of this connection");
+    })
+    .await;
+    assert!(refused.lock().unwrap().is_empty());
+}
+
+#[actix_rt::test]
 async fn a_body_that_nobody_reads_is_not_asked_for_and_ends_its_connection() {
     let (address, refused) = listen(100);
     aside(move || {

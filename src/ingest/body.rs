@@ -6,7 +6,7 @@ use actix_web::{
     HttpRequest,
     http::{
         StatusCode,
-        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, UPGRADE},
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
     },
     web,
 };
@@ -74,11 +74,6 @@ pub async fn read(
         length: 0,
         share: Share::new(in_flight, http.max_in_flight),
     };
-    // Such a body would be all that comes on the connection, whatever the head says of its length.
-    if request.headers().get_all(UPGRADE).any(|to| to.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket")) {
-        let detail = "this is no WebSocket: send the request without Upgrade";
-        return Err(Problem::new(StatusCode::BAD_REQUEST, detail).closing());
-    }
     let declared = text(request.headers(), CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
     if declared.is_some_and(|length| length > incoming.max_body) {
         return Err(incoming.too_large());

@@ -20,6 +20,7 @@ const PROGRAMS: [&str; 14] = [
     "cc",
     "curl",
     "java",
+    "javac",
     "make",
     "mvn",
     "pkg-config",
@@ -147,7 +148,10 @@ fn a_java_that_is_too_old_is_missing() {
     machine.stub("java", "echo 'openjdk version \"11.0.20\" 2023' >&2");
     assert_eq!(machine.dev(&["test"]).status, Some(0));
     let asked = machine.calls("apt-get").pop().expect("it is called");
-    assert!(asked.ends_with("-jre-headless"), "{asked}");
+    assert!(asked.ends_with("-jdk-headless"), "{asked}");
+    let machine = Machine::complete().without("javac");
+    assert_eq!(machine.dev(&["test"]).status, Some(0));
+    assert!(machine.calls("apt-get").pop().expect("it is called").ends_with("-jdk-headless"), "a JRE is not enough");
 }
 
 #[test]

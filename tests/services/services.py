@@ -119,7 +119,7 @@ def install(root, names):
             if final.exists():
                 continue
             if name == "kafka" and not (shutil.which("java") and shutil.which("mvn")):
-                raise SystemExit("kafka needs java 17 and mvn: apt-get install openjdk-17-jre-headless maven")
+                raise SystemExit("kafka needs java 17 and mvn: apt-get install openjdk-17-jdk-headless maven")
             print(f"installing {NAMES[name]} into {root}", file=sys.stderr, flush=True)
             partial = root / f".{NAMES[name]}.partial"
             shutil.rmtree(partial, ignore_errors=True)
