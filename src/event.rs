@@ -1,21 +1,26 @@
 //! What the daemon reads of an event: its type, id, time, client and key. Everything else is the user's and is carried
 //! as it came.
 //!
-//! The rules, for the ingestor and for every reader of the log alike:
+//! The rules, for the ingestor ([`parse`]) and for every reader of the log ([`read`]) alike:
 //!
 //! - the whole value is valid JSON in valid UTF-8, an object, and nested no deeper than [`MAX_DEPTH`];
 //! - of duplicate fields the last one counts;
 //! - `null` is as good as absent;
 //! - the type is a required string of 1 to 128 characters, the id an optional one of 1 to 256, the timestamp an optional
 //!   RFC 3339 time between 1970 and 9999;
-//! - the client and the key are a string's characters or another scalar's JSON text; an object or an array is neither.
+//! - the client and the key are a string's characters or another scalar's JSON text; an object or an array is neither. A
+//!   string that says "nobody" (empty, blank, a nil UUID) is no key, and a long one stands for itself by its hash.
+//!
+//! The ingestor refuses more than a reader does: what stands in the log is read and counted by the rules that it was
+//! accepted under. Times have a second 60 at 23:59:60 UTC alone, and a hyphen as their offset's minus.
 
 mod fields;
 mod json;
 
 use std::borrow::Cow;
 
-use chrono::DateTime;
+use chrono::{DateTime, FixedOffset, Timelike};
+use sha2::{Digest, Sha256};
 
 use crate::{config::EventConfig, position::Timestamp};
 
@@ -138,19 +143,36 @@ const MAX_ID_CHARS: usize = 256;
 /// 9999-12-31T23:59:59.999Z: the last year that RFC 3339 can write.
 const LATEST: i64 = 253_402_300_799_999;
 
-/// Checks a whole event and reads its head.
-pub fn parse<'a>(value: &'a [u8], fields: &EventFields) -> Result<Event<'a>, Invalid> {
-    read(value, fields).map(|(event, _)| event)
+/// Who asks what an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rules {
+    /// Whoever may still refuse it.
+    Door,
+    /// Whoever finds it in the log.
+    Log,
 }
 
-/// Checks a whole event and reads its head, with the fields that were found on the way.
+/// Checks a whole event that is to be accepted, and reads its head.
+pub fn parse<'a>(value: &'a [u8], fields: &EventFields) -> Result<Event<'a>, Invalid> {
+    read_by(Rules::Door, value, fields).map(|(event, _)| event)
+}
+
+/// Checks a whole record of the log and reads its head, with the fields that were found on the way.
 pub fn read<'f, 'a>(value: &'a [u8], fields: &'f EventFields) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
+    read_by(Rules::Log, value, fields)
+}
+
+fn read_by<'f, 'a>(
+    rules: Rules,
+    value: &'a [u8],
+    fields: &'f EventFields,
+) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
     let found = Found { fields, values: fields::scan(value, &fields.names)? };
     let [event_type, id, time, ..] = fields.head.map(|index| fields.names[index].as_str());
     let event = Event {
         event_type: event_type_of(found.head(0)?, event_type)?,
         id: id_of(found.head(1)?, id)?,
-        time: time_of(&found.head(2)?, time)?,
+        time: time_of(&found.head(2)?, time, rules)?,
         client: found.head(3)?.scalar(),
         key: found.head(4)?.scalar(),
     };
@@ -232,21 +254,33 @@ fn id_of<'a>(field: Field<'a>, name: &str) -> Result<Option<Cow<'a, str>>, Inval
     }
 }
 
-fn time_of(field: &Field<'_>, name: &str) -> Result<Option<Timestamp>, Invalid> {
+fn time_of(field: &Field<'_>, name: &str, rules: Rules) -> Result<Option<Timestamp>, Invalid> {
     let time = match field {
         Field::Absent => return Ok(None),
-        Field::Text(text) => DateTime::parse_from_rfc3339(text).ok().map(|time| time.timestamp_millis()),
+        Field::Text(text) => DateTime::parse_from_rfc3339(text)
+            .ok()
+            .filter(|time| rules == Rules::Log || is_read_by_others(text, time))
+            .map(|time| time.timestamp_millis()),
         Field::Literal(_) | Field::Nested => None,
     };
     match time {
         Some(millis @ 0..=LATEST) => Ok(Some(Timestamp(millis))),
         _ => {
             let rule = format!(
-                "field {name:?} must be an RFC 3339 time between 1970 and 9999 such as \"2026-11-23T08:00:00.123Z\", or absent"
+                "field {name:?} must be an RFC 3339 time between 1970 and 9999 such as \"2026-11-23T08:00:00.123Z\" \
+                 (with a second 60 at 23:59:60 UTC alone), or absent"
             );
             Err(Invalid::new(Code::InvalidTimestamp, rule))
         }
     }
+}
+
+/// Whether what chrono took is RFC 3339's grammar with a leap second where there are some (5.6 and 5.7): readers of the
+/// archive know no others, nor U+2212 for a minus.
+fn is_read_by_others(text: &str, time: &DateTime<FixedOffset>) -> bool {
+    let utc = time.naive_utc();
+    let is_second_60 = utc.nanosecond() >= 1_000_000_000;
+    text.is_ascii() && (!is_second_60 || (utc.hour(), utc.minute()) == (23, 59))
 }
 
 /// 1 to `most` characters.
@@ -326,6 +360,27 @@ mod tests {
             r#""9999-12-31T23:59:59-01:00""#,
         ] {
             codes(&[(&format!(r#"{{"type":"a","timestamp":{time}}}"#), Code::InvalidTimestamp)]);
+        }
+    }
+
+    #[test]
+    fn a_time_that_readers_of_the_archive_do_not_know_is_refused_at_the_door_and_counted_where_it_is_in_the_log() {
+        for (time, is_accepted) in [
+            ("2026-12-31T23:59:60Z", true),
+            ("2027-01-01T05:29:60.5+05:30", true),
+            ("2026-12-31t23:59:59z", true),
+            ("2026-12-31T23:58:60Z", false),
+            ("2026-12-31T22:59:60Z", false),
+            ("2026-12-31T23:59:60+01:00", false),
+            ("2026-12-31T23:59:59\u{2212}01:00", false),
+        ] {
+            let json = format!(r#"{{"type":"a","timestamp":"{time}"}}"#);
+            let refused = super::parse(json.as_bytes(), &fields()).err().map(|invalid| invalid.code);
+            assert_eq!(refused, (!is_accepted).then_some(Code::InvalidTimestamp), "{time}");
+            let fields = fields();
+            let (event, _) = super::read(json.as_bytes(), &fields).unwrap();
+            let expected = DateTime::parse_from_rfc3339(time).unwrap().timestamp_millis();
+            assert_eq!(event.time, Some(Timestamp(expected)), "{time}: as it always was");
         }
     }
 

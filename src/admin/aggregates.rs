@@ -4,7 +4,7 @@ use std::{convert::Infallible, time::Duration};
 
 use actix_web::{HttpRequest, HttpResponse, body::SizedStream, http::StatusCode, http::header::ContentType, web};
 use bytes::Bytes;
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, SecondsFormat, TimeDelta, Utc};
 use futures::stream;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 
@@ -13,6 +13,9 @@ use crate::{
     config::{AggregateConfig, Config, StoreKind},
     store::{Query, StoreError},
 };
+
+/// That RFC 3339 can write.
+const LAST_YEAR: i32 = 9999;
 
 const DEFAULT_LIMIT: usize = 10_000;
 const MAX_LIMIT: usize = 1_000_000;
@@ -89,8 +92,8 @@ fn unknown_aggregate(name: &str, config: &Config) -> Problem {
     Problem::not_found(format!("there is no aggregate {name:?}; there are: {}", known.join(", ")))
 }
 
-/// The query of these parameters. Without `to`: up to and with the window that `now` is in; without `from`: the hour
-/// before `to`.
+/// The query of these parameters. Without `to`: up to and with the window that `now` is in, or all from a later `from` on:
+/// the last window of the year 9999 ends at a time that RFC 3339 cannot write. Without `from`: the hour before `to`.
 fn parse(aggregate: &AggregateConfig, parameters: &str, now: DateTime<Utc>) -> Result<Query, String> {
     let (mut from, mut to, mut limit) = (None, None, None);
     for (name, value) in url::form_urlencoded::parse(parameters.as_bytes()) {
@@ -105,7 +108,10 @@ fn parse(aggregate: &AggregateConfig, parameters: &str, now: DateTime<Utc>) -> R
         }
     }
     let end_of_present = floor(now, aggregate.window) + TimeDelta::milliseconds(millis(aggregate.window));
-    let to = to.unwrap_or_else(|| from.map_or(end_of_present, |from| end_of_present.max(from)));
+    let to = to.unwrap_or_else(|| match from {
+        Some(from) if from >= end_of_present => DateTime::<Utc>::MAX_UTC,
+        _ => end_of_present,
+    });
     let from = from.unwrap_or_else(|| floor(to - TimeDelta::hours(1), aggregate.window));
     if from > to {
         return Err(format!("from: {} is after to, {}", from.to_rfc3339(), to.to_rfc3339()));
@@ -126,12 +132,15 @@ fn window_start(name: &str, value: &str, window: Duration) -> Result<DateTime<Ut
     let at = at.with_timezone(&Utc);
     let start = floor(at, window);
     if at != start {
-        let (window, next) = (humantime::format_duration(window), start + TimeDelta::milliseconds(millis(window)));
-        return Err(format!(
-            "{name}: {value} is not on a window start (windows of {window}); the nearest are {} and {}",
-            start.to_rfc3339_opts(SecondsFormat::AutoSi, true),
-            next.to_rfc3339_opts(SecondsFormat::AutoSi, true),
-        ));
+        let next = start + TimeDelta::milliseconds(millis(window));
+        let (window, text) =
+            (humantime::format_duration(window), |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::AutoSi, true));
+        let nearest = match next.year() {
+            // What this says can be asked for.
+            ..=LAST_YEAR => format!("the nearest are {} and {}", text(start), text(next)),
+            _ => format!("the last one is {}; without to, all from there on are answered", text(start)),
+        };
+        return Err(format!("{name}: {value} is not on a window start (windows of {window}); {nearest}"));
     }
     Ok(at)
 }
@@ -166,6 +175,20 @@ mod tests {
         assert_eq!(query.limit, DEFAULT_LIMIT);
         let query = parse(&aggregate(86400), "", now).unwrap();
         assert_eq!((query.from, query.to), (at("2026-11-23T00:00:00Z"), at("2026-11-24T00:00:00Z")));
+    }
+
+    #[test]
+    fn the_last_window_of_all_can_be_asked_for_and_no_other_text_is_recommended() {
+        let now = at("2026-11-23T08:30:15Z");
+        let error = parse(&aggregate(60), "to=9999-12-31T23:59:30Z", now).unwrap_err();
+        assert!(error.contains("9999-12-31T23:59:00Z") && !error.contains("10000"), "{error}");
+        let query = parse(&aggregate(60), "from=9999-12-31T23:59:00Z", now).unwrap();
+        assert!(query.from == at("9999-12-31T23:59:00Z") && query.to > at("9999-12-31T23:59:59.999Z"));
+        // What is to come, too.
+        let query = parse(&aggregate(60), "from=2026-11-23T08:31:00Z", now).unwrap();
+        assert!(query.to > at("9999-12-31T23:59:59.999Z"));
+        let query = parse(&aggregate(60), "from=2026-11-23T08:30:00Z", now).unwrap();
+        assert_eq!(query.to, at("2026-11-23T08:31:00Z"));
     }
 
     #[test]

@@ -69,6 +69,25 @@ fn errors(reply: &Value) -> Vec<(u64, String)> {
 }
 
 #[test]
+fn times_are_those_that_readers_of_the_archive_know_and_the_last_of_them_can_be_asked_for() {
+    let daemon = Setup::new("times").start();
+    let times = ["9999-12-31T23:59:59.999Z", "2026-12-31T23:58:60Z", "2026-12-31T23:59:59\u{2212}01:00"];
+    let events: Vec<_> = times.iter().map(|time| json!({"type": "a", "timestamp": time})).collect();
+    let reply = daemon.post(None, Value::from(events).to_string().as_bytes());
+    assert_eq!(reply.status, 207, "{reply:?}");
+    assert_eq!(errors(&reply.json()), [1, 2].map(|index| (index, "invalid_timestamp".to_owned())));
+    let refused = daemon.get("/v1/aggregates/events_by_type?from=9999-12-31T23:59:30Z");
+    let start = refused.body.split_whitespace().find_map(|word| word.strip_suffix(';').filter(|it| it.ends_with('Z')));
+    let start = start.unwrap_or_else(|| panic!("it recommends a window: {refused:?}"));
+    let row = eventually("the event is counted", PATIENCE, || {
+        let reply = daemon.get(&format!("/v1/aggregates/events_by_type?from={start}")).json();
+        Some(reply["rows"].as_array().expect("rows").first()?.clone())
+    });
+    assert_eq!((&row["window_start"], &row["count"]), (&json!("9999-12-31T23:59:00Z"), &json!(1)), "{row}");
+    daemon.terminate();
+}
+
+#[test]
 fn what_is_not_served_is_a_problem_with_its_status() {
     let daemon = Setup::new("problems").set("http.max_body", "64KiB").set("http.max_events", "10").start();
     let client = Client::new();
