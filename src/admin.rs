@@ -31,14 +31,12 @@ use crate::{
 
 mod aggregates;
 mod dead_letters;
+mod exposition;
 mod problem;
 mod status;
 
 pub use dead_letters::Desk;
 use problem::Problem;
-
-/// What Prometheus asks for (OpenMetrics 1.0).
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Operators, scrapers and health checks; whatever opens more is broken. One that holds them all idle has them for seconds.
 const MAX_CONNECTIONS: usize = 256;
@@ -160,8 +158,15 @@ async fn ready(state: web::Data<AdminState>) -> HttpResponse {
     HttpResponse::build(status).json(readiness)
 }
 
-async fn metrics(state: web::Data<AdminState>) -> HttpResponse {
-    HttpResponse::Ok().content_type(OPENMETRICS).body(state.metrics.encode())
+async fn metrics(request: HttpRequest, state: web::Data<AdminState>) -> HttpResponse {
+    let format = exposition::Format::of(request.headers());
+    let body = format.write(state.metrics.encode());
+    let mut response = HttpResponse::Ok();
+    response.content_type(format.content_type()).insert_header((header::VARY, "accept, accept-encoding"));
+    match exposition::gzip(request.headers(), &body) {
+        Some(gzipped) => response.insert_header((header::CONTENT_ENCODING, "gzip")).body(gzipped),
+        None => response.body(body),
+    }
 }
 
 async fn show_status(state: web::Data<AdminState>) -> HttpResponse {

@@ -208,6 +208,10 @@ async fn a_running_endpoint_serves_metrics_and_status_until_it_is_stopped() {
     let metrics = fetch(address, "/metrics").await;
     assert!(metrics.contains("content-type: application/openmetrics-text; version=1.0.0"), "{metrics}");
     assert!(metrics.contains("ingestd_lag_records{") && metrics.ends_with("# EOF\n"), "{metrics}");
+    let asked = "/metrics HTTP/1.1\r\nAccept: text/plain; version=0.0.4\r\nX:";
+    let text = fetch(address, asked).await;
+    assert!(text.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{text}");
+    assert!(text.contains("vary: accept, accept-encoding") && !text.contains("# EOF"), "{text}");
     let status = fetch(address, "/status").await;
     let status: Value = serde_json::from_str(status.split_once("\r\n\r\n").unwrap().1).unwrap();
     assert_eq!(status["lag"], json!([{ "sink": "archive", "topic": "events", "partition": 3, "records": 12 }]));
