@@ -174,7 +174,7 @@ fn read_by<'f, 'a>(
         id: id_of(found.head(1)?, id)?,
         time: time_of(&found.head(2)?, time, rules)?,
         client: found.head(3)?.scalar(),
-        key: found.head(4)?.scalar(),
+        key: found.head(4)?.scalar().and_then(key_of),
     };
     Ok((event, found))
 }
@@ -227,6 +227,28 @@ pub fn unescape(json: &str) -> Result<Cow<'_, str>, serde_json::Error> {
         Some(inner) if memchr::memchr(b'\\', inner.as_bytes()).is_none() => Ok(Cow::Borrowed(inner)),
         _ => serde_json::from_str(json).map(Cow::Owned),
     }
+}
+
+/// A longer one, in bytes, is replaced by `sha256:<hex>`: the record is written with its key beside its value, and the
+/// topic's bound has room for so much beside an event.
+const LONGEST_KEY: usize = 8 << 10;
+/// The key that this text is. What stands for a client that is not known is none: all events of all such would have one
+/// partition.
+fn key_of(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
+    if is_nil(&text) || text.trim().is_empty() {
+        return None;
+    }
+    if text.len() > LONGEST_KEY {
+        return Some(format!("sha256:{}", hex::encode(Sha256::digest(text.as_bytes()))).into());
+    }
+    Some(text)
+}
+
+/// Whether it is the UUID of zeros, with its hyphens or without.
+fn is_nil(text: &str) -> bool {
+    let hyphens: &[usize] = if text.len() == 36 { &[8, 13, 18, 23] } else { &[] };
+    let is_its = |(at, byte): (usize, u8)| byte == if hyphens.contains(&at) { b'-' } else { b'0' };
+    matches!(text.len(), 32 | 36) && text.bytes().enumerate().all(is_its)
 }
 
 fn event_type_of<'a>(field: Field<'a>, name: &str) -> Result<Cow<'a, str>, Invalid> {
@@ -391,6 +413,7 @@ mod tests {
             (r#""\u0061\n""#, Some("a\n")),
             ("1.50", Some("1.50")),
             ("true", Some("true")),
+            ("0", Some("0")),
             ("null", None),
             ("{}", None),
             ("[1]", None),
@@ -399,6 +422,28 @@ mod tests {
             let event = read(&json).unwrap();
             assert_eq!((event.key.as_deref(), event.client.as_deref()), (key, key), "{value}");
         }
+    }
+
+    #[test]
+    fn a_client_that_is_not_known_is_no_key_and_a_long_one_is_a_short_key() {
+        let (nil, digits) = ("00000000-0000-0000-0000-000000000000", "0".repeat(32));
+        for client in ["", " ", "\u{a0}\u{2003}", nil, &digits] {
+            let json = format!(r#"{{"type":"a","client_id":"{client}"}}"#);
+            let event = read(&json).unwrap();
+            assert_eq!((event.client.as_deref(), event.key), (Some(client), None));
+        }
+        for client in
+            ["00000000-0000-0000-0000-000000000001", "0", "-", &digits[1..], &"0".repeat(36), &"x".repeat(LONGEST_KEY)]
+        {
+            let json = format!(r#"{{"type":"a","client_id":"{client}"}}"#);
+            assert_eq!(read(&json).unwrap().key.as_deref(), Some(client));
+        }
+        let long = "x".repeat(LONGEST_KEY + 1);
+        let json = format!(r#"{{"type":"a","client_id":"{long}"}}"#);
+        let event = read(&json).unwrap();
+        let key = event.key.unwrap();
+        assert!(key.starts_with("sha256:") && key.len() == 71, "{key}");
+        assert_eq!(event.client.as_deref(), Some(&*long));
     }
 
     #[test]

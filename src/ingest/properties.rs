@@ -118,6 +118,8 @@ fn holds(body: &[u8], format: Format) {
                 Key::Unescaped(key) => key.of(&checked.unescaped),
             });
             match &tree["client_id"] {
+                // A nil UUID, or one above 8 KiB, is none of these.
+                Value::String(client) if client.trim().is_empty() => assert_eq!(key, None),
                 Value::String(client) => assert_eq!(key, Some(client.as_bytes())),
                 Value::Null | Value::Array(_) | Value::Object(_) => assert_eq!(key, None),
                 Value::Bool(_) | Value::Number(_) => assert!(key.is_some()),
