@@ -2,7 +2,8 @@
 //!
 //! - [`settings`] turns our configuration into librdkafka's; the promises of this daemon are in it.
 //! - [`topic`] makes sure before the start that the topic can hold what we accept; [`identity`] says which topic it is.
-//! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not.
+//! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not; `clock` whether
+//!   they take our time.
 //! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, with its `origin`, `survey`
 //!   asks the brokers where the group and the log stand, `vigil` whether the topic is still the same, `partitions` holds
 //!   what is delivered, `delivery` cuts it into batches, `share` knows whether that is the whole topic, `tail` ends that
@@ -16,6 +17,7 @@
 pub const DEPENDENCY: &str = "kafka";
 
 pub mod appender;
+pub(super) mod clock;
 mod commits;
 pub mod dead_letters;
 mod delivery;

@@ -12,6 +12,7 @@ mod clients;
 mod dead_letters;
 mod dev_script;
 mod hostile;
+mod kafka_clock;
 mod kafka_topic;
 mod keys;
 mod on_services;

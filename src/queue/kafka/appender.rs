@@ -16,7 +16,7 @@ use rdkafka::{
     ClientConfig, ClientContext,
     config::RDKafkaLogLevel,
     error::KafkaError,
-    message::{DeliveryResult, Header, OwnedHeaders},
+    message::{BorrowedMessage, DeliveryResult, Header, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
     types::RDKafkaErrorCode as Code,
 };
@@ -25,11 +25,13 @@ use crate::{
     config::Config,
     health::Health,
     metrics::Metrics,
+    position::Timestamp,
     produce::{Publish, Ticket},
     queue::{
         Appender, Full,
         buffer::switch::{InFlight, Switch},
         kafka::{
+            clock::{self, Side},
             link::{Line, Link},
             logging,
             polled::{Guarded, PolledProducer},
@@ -200,6 +202,7 @@ fn refuse(line: &Line, ticket: &Ticket, index: usize, error: &KafkaError) {
 
 /// Where librdkafka reports what became of each record, and of the brokers.
 struct Deliveries {
+    topic: String,
     line: Arc<Line>,
     metrics: Arc<Metrics>,
     /// Asks for a probe now.
@@ -238,8 +241,33 @@ impl ProducerContext for Deliveries {
                 }
                 sent.ticket.durable(1);
             }
-            Err((error, _)) => refuse(&self.line, &sent.ticket, sent.index, error),
+            Err((error, message)) => match error.rdkafka_error_code() {
+                Some(code) if clock::is_refusal(code) => self.refused(&sent, error, message),
+                _ => refuse(&self.line, &sent.ticket, sent.index, error),
+            },
         }
+    }
+}
+
+impl Deliveries {
+    /// A broker refused the batch with this event: nothing of it is written.
+    fn refused(&self, sent: &Sent, error: &KafkaError, message: &BorrowedMessage<'_>) {
+        let said = clock::said(message);
+        let taken = said.as_deref().and_then(clock::Taken::of);
+        let complaint = taken.and_then(|taken| taken.complaint(&self.topic, Timestamp::now()));
+        if let Some((side, reason)) = &complaint
+            && let Some(link) = self.line.live()
+        {
+            link.clock_is_wrong(*side, reason);
+            // Full means that one is asked for already.
+            let _ = self.wake.try_send(());
+        }
+        let reason = match (complaint, said) {
+            (Some((_, reason)), _) => reason,
+            (None, Some(said)) => format!("{}: {said}", self.line.explain(error)),
+            (None, None) => self.line.explain(error),
+        };
+        sent.ticket.refused(1, &reason);
     }
 }
 
@@ -267,7 +295,7 @@ impl Writer {
         let (stop, stopped) = bounded(0);
         let _ = wake.try_send(());
         let line = Arc::new(Line::new(link.clone()));
-        let context = Deliveries { line: line.clone(), metrics: metrics.clone(), wake };
+        let context = Deliveries { topic: topic.to_owned(), line: line.clone(), metrics: metrics.clone(), wake };
         let producer = PolledProducer::start(settings, context)?;
         let probe = Probe {
             producer: producer.shared(),
@@ -319,7 +347,20 @@ impl Probe {
         }
     }
 
+    /// While our time is refused: whether it still is.
+    fn compare_clocks(&self, side: Side) {
+        let taken = clock::ask(&self.plain, &self.topic, side);
+        let Some((link, taken)) = self.line.live().zip(taken) else { return };
+        match taken.complaint(&self.topic, Timestamp::now()) {
+            Some((side, reason)) => link.clock_is_wrong(side, &reason),
+            None => link.clock_is_right(),
+        }
+    }
+
     fn ask(&mut self) {
+        if let Some(side) = self.link.clock() {
+            self.compare_clocks(side);
+        }
         let answer = self.producer.client().fetch_metadata(Some(&self.topic), PROBE_DEADLINE);
         let Some(link) = self.line.live() else { return };
         match answer {
@@ -357,10 +398,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{
-        position::Timestamp,
-        produce::{Delivery, NewRecord, Span},
-    };
+    use crate::produce::{Delivery, NewRecord, Span};
 
     type Cluster = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
 

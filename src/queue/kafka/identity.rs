@@ -2,7 +2,7 @@
 //! another one, and offsets of the old one say nothing about it.
 //!
 //! The `rdkafka` crate does not wrap `DescribeTopics`, and panics on a committed offset's metadata that is not UTF-8, so
-//! this file talks to librdkafka's C interface. Beside `headers`, the library's only one with `unsafe`.
+//! this file talks to librdkafka's C interface. Beside `headers` and `clock`, the library's only one with `unsafe`.
 
 use std::{
     collections::BTreeMap,

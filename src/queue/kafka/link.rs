@@ -12,7 +12,10 @@ use rdkafka::error::KafkaError;
 
 use crate::{
     health::{Closed, Health},
-    queue::buffer::switch::Switch,
+    queue::{
+        buffer::switch::Switch,
+        kafka::{clock::Side, logging},
+    },
 };
 
 /// A connection that is used says by itself that it works; one that is silent for so long is asked.
@@ -43,6 +46,8 @@ struct State {
     /// Doubles with each failed probe, and while brokers that answer probes acknowledge nothing.
     pause: Duration,
     last_error: Option<String>,
+    /// The brokers refuse this machine's time, on this side of theirs: their answers do not open the door.
+    clock: Option<Side>,
 }
 
 impl Link {
@@ -60,7 +65,7 @@ impl Link {
             last_answer: AtomicU64::new(0),
             is_down: AtomicBool::new(true),
             failed: AtomicBool::new(false),
-            state: Mutex::new(State { down: true, pause: FIRST_PROBE, last_error: None }),
+            state: Mutex::new(State { down: true, pause: FIRST_PROBE, last_error: None, clock: None }),
         }
     }
 
@@ -98,6 +103,9 @@ impl Link {
 
     fn up(&self) {
         let mut state = self.state();
+        if state.clock.is_some() {
+            return;
+        }
         state.down = false;
         state.last_error = None;
         self.is_down.store(false, Ordering::Release);
@@ -124,6 +132,26 @@ impl Link {
         }
         self.health.dependency(super::DEPENDENCY, Err(reason));
         news
+    }
+
+    /// The brokers refuse our time, for this reason. One line in the log for as long as that lasts.
+    pub(super) fn clock_is_wrong(&self, side: Side, reason: &str) {
+        if self.state().clock.replace(side).is_none() {
+            tracing::error!(reason, "Kafka refuses events for their time: none are sent until the clocks agree");
+        }
+        self.down(reason);
+    }
+
+    /// On which side our time was refused, and is until the brokers say otherwise.
+    pub(super) fn clock(&self) -> Option<Side> {
+        self.state().clock
+    }
+
+    /// The brokers take our time again.
+    pub(super) fn clock_is_right(&self) {
+        if self.state().clock.take().is_some() {
+            tracing::info!("Kafka takes this machine's time again");
+        }
     }
 
     /// A record was not acknowledged in time.
@@ -171,8 +199,8 @@ impl Link {
     }
 
     fn words(&self, state: &State, reason: &str) -> String {
-        match &state.last_error {
-            Some(said) => format!("Kafka at {}: {reason} ({said})", self.brokers),
+        match state.last_error.as_ref().filter(|_| state.clock.is_none()) {
+            Some(said) => format!("Kafka at {}: {reason} ({})", self.brokers, logging::explained(said)),
             None => format!("Kafka at {}: {reason}", self.brokers),
         }
     }
@@ -215,6 +243,22 @@ mod tests {
         assert!(health.closed().is_some(), "closed until the brokers answer");
         link.acknowledged();
         link.timed_out();
+        assert!(health.closed().is_none());
+    }
+
+    #[test]
+    fn while_our_time_is_refused_no_answer_of_the_brokers_opens_the_door() {
+        let health = Health::default();
+        let link = Link::new("kafka:9092", health.clone(), None);
+        link.answered();
+        link.note("Connection refused");
+        link.clock_is_wrong(Side::Ahead, "an hour ahead");
+        link.acknowledged();
+        link.answered();
+        let (_, reason) = health.closed().expect("it is closed");
+        assert!(reason.contains("an hour ahead") && !reason.contains("Connection refused"), "{reason}");
+        link.clock_is_right();
+        link.answered();
         assert!(health.closed().is_none());
     }
 }

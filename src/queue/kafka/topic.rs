@@ -13,8 +13,13 @@ use thiserror::Error;
 
 use crate::{
     config::Config,
-    position::TopicIdentity,
-    queue::kafka::{identity::topic_identity, logging::Logging, settings},
+    position::{Timestamp, TopicIdentity},
+    queue::kafka::{
+        clock::{self, Bounds},
+        identity::topic_identity,
+        logging::{self, Logging},
+        settings,
+    },
 };
 
 /// One question to the brokers.
@@ -73,9 +78,10 @@ pub fn check(config: &Config) -> Result<String, String> {
         match brokers.look(topic)? {
             Some((partitions, replication)) => {
                 brokers.inspect(topic, settings::record_limit(config), Purpose::Events, replication)?;
+                let clocks = if config.roles().ingest() { brokers.compare_clocks(topic)? } else { String::new() };
                 Ok(format!(
                     "Kafka at {address} is reachable; topic {topic} has {partitions} partition(s), replication \
-                     {replication}"
+                     {replication}{clocks}"
                 ))
             }
             None if config.queue.kafka.create_topic => Ok(format!(
@@ -196,6 +202,30 @@ impl<'a> Brokers<'a> {
                 return Err(TopicError::Unreachable { brokers: kafka.brokers.clone(), reason });
             }
             std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Says what our clock is beside the brokers', as far as the topic minds.
+    fn compare_clocks(&self, topic: &str) -> Result<String, TopicError> {
+        let options = AdminOptions::new().request_timeout(Some(DEADLINE));
+        let resource = [ResourceSpecifier::Topic(topic)];
+        let described = self.runtime.block_on(self.admin.describe_configs(&resource, &options));
+        let Some(Ok(found)) = described.ok().and_then(|described| described.into_iter().next()) else {
+            return Ok(String::new());
+        };
+        let bounds = Bounds::of(|name| found.get(name).and_then(|entry| entry.value.as_deref()));
+        let taken = bounds.side().and_then(|side| clock::ask(&settings::client(self.config), topic, side));
+        let Some(taken) = taken else { return Ok(String::new()) };
+        let now = Timestamp::now();
+        let difference = taken.difference(bounds, now).filter(|millis| millis.abs() >= NOTABLE);
+        let difference = difference.map(|millis| {
+            let side = if millis > 0 { "ahead of" } else { "behind" };
+            format!("; this machine's clock is {} {side} the brokers'", clock::seconds(millis))
+        });
+        let difference = difference.unwrap_or_default();
+        match taken.complaint(topic, now) {
+            Some((_, complaint)) => Err(TopicError::Refused(format!("{complaint}{difference}"))),
+            None => Ok(difference),
         }
     }
 
