@@ -203,6 +203,11 @@ group.initial.rebalance.delay.ms=0
 
 def kafka_command(root, folder, ports, given):
     properties = kafka_properties(folder, ports)
+    if given.properties:
+        # Of two lines for one key the last one counts.
+        more = given.properties.read_text().replace("{broker}", str(ports[0])).replace("{controller}", str(ports[1]))
+        with open(properties, "a") as file:
+            file.write(more)
     flags = QUICK if given.quick else []
     if ZOOKEEPER:
         zookeeper = folder / "zookeeper.properties"
@@ -339,7 +344,7 @@ url = "mongodb://127.0.0.1:{mongodb}/?directConnection=true"
 def up(root):
     """Kafka, an S3 store with a bucket, and MongoDB, until Ctrl-C; what they hold stays for the next time."""
     install(root, list(NAMES))
-    given = argparse.Namespace(auth=False, replica_set=None, quick=False)
+    given = argparse.Namespace(auth=False, replica_set=None, quick=False, properties=None)
     running = {}
     try:
         for name, ports in UP_PORTS.items():
@@ -409,6 +414,7 @@ def main():
     one.add_argument("--auth", action="store_true")
     one.add_argument("--quick", action="store_true")
     one.add_argument("--replica-set")
+    one.add_argument("--properties", type=Path)
     one.add_argument("--remove", type=Path)
     one = commands.add_parser("guard")
     one.add_argument("--log", type=Path, required=True)

@@ -15,7 +15,10 @@ use mongodb::{
     bson::{Document, doc},
 };
 use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{
+    ClientConfig,
+    consumer::{BaseConsumer, Consumer},
+};
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
@@ -170,6 +173,23 @@ pub fn mongodb_with_password() -> Option<Service> {
         let mongodb = Service::start("mongodb", &["--auth"]);
         mongodb.wait(|| TcpStream::connect(mongodb.address()).map(drop).map_err(|error| error.to_string()));
         mongodb
+    })
+}
+
+/// A Kafka with the lines of this file at the end of its `server.properties`, where `{broker}` and `{controller}` are its
+/// ports; `None` as with [`services`].
+pub fn kafka_with(properties: &Path) -> Option<Service> {
+    installed().then(|| {
+        // A service's flags live as long as the process that starts it again.
+        let properties: &'static str = Box::leak(properties.display().to_string().into_boxed_str());
+        let flags = Box::leak([KAFKA_FLAGS, &["--properties", properties]].concat().into_boxed_slice());
+        let kafka = Service::start("kafka", flags);
+        let client: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", kafka.address())
+            .create()
+            .expect("librdkafka's defaults are valid");
+        kafka.wait(|| client.fetch_metadata(None, Duration::from_secs(1)).map(drop).map_err(|error| error.to_string()));
+        kafka
     })
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{ClientContext, config::RDKafkaLogLevel, error::KafkaError};
+use rdkafka::{ClientContext, config::RDKafkaLogLevel, error::KafkaError, types::RDKafkaErrorCode as Code};
 
 /// Lines of one level that pass in each [`WINDOW`].
 const LINES: u32 = 10;
@@ -109,7 +109,10 @@ impl ClientContext for Logging {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "rdkafka", %error, reason, "librdkafka reports an error");
-        self.note(reason);
+        // That all are down says nothing of why.
+        if error.rdkafka_error_code() != Some(Code::AllBrokersDown) || self.last_error().is_none() {
+            self.note(reason);
+        }
     }
 }
 

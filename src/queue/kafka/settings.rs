@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
+use rdkafka::{
+    ClientConfig, config::RDKafkaLogLevel, consumer::BaseConsumer, error::KafkaError, producer::BaseProducer,
+};
 
 use crate::{config::Config, health::SinkName};
 
@@ -67,6 +69,27 @@ pub fn validate(config: &Config) -> Result<(), String> {
         })?;
     }
     Ok(())
+}
+
+/// Makes each kind of client once and lets it go: librdkafka looks at files, SASL and what settings mean together only
+/// then. They know no broker, and connect to none. It takes some milliseconds.
+///
+/// # Errors
+/// librdkafka's sentence.
+pub fn try_out(config: &Config) -> Result<(), String> {
+    fn made<T>(client: Result<T, KafkaError>) -> Result<(), String> {
+        client.map(drop).map_err(|error| match error {
+            KafkaError::ClientCreation(reason) => reason,
+            error => error.to_string(),
+        })
+    }
+    let alone = |mut settings: ClientConfig| {
+        settings.remove("bootstrap.servers");
+        settings
+    };
+    made(alone(producer(config)).create::<BaseProducer>())?;
+    made(alone(forwarder(config, "check")).create::<BaseProducer>())?;
+    made(alone(consumer(config, SinkName::Archive, "check")).create::<BaseConsumer>())
 }
 
 /// For metadata and administration: connections, no queues.

@@ -317,6 +317,11 @@ impl Source {
             Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => {
                 self.compare.get_or_insert(Compare { since: Instant::now(), asked: false });
             }
+            // The next answer says that this is over.
+            Some(code @ (Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL)) => {
+                let said = self.consumer.context().last_error().map(|said| format!("; librdkafka says: {said}"));
+                self.standing.disconnected(format!("topic {}: {code}{}", self.topic, said.unwrap_or_default()));
+            }
             Some(code) if self.standing.heed(code, &self.topic, Instant::now()) => {}
             _ => tracing::warn!(sink = self.sink.as_str(), %error, "the Kafka consumer reports an error"),
         }

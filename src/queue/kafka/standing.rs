@@ -63,7 +63,7 @@ impl Standing {
         }
     }
 
-    /// librdkafka has lost all connections.
+    /// librdkafka has lost all connections, or gets none.
     pub fn disconnected(&mut self, reason: String) {
         self.unreachable = Some(reason);
     }
@@ -96,10 +96,7 @@ impl Standing {
                 self.refused = Some(format!("topic {topic}: {code}: give this user the right Read on the group"));
             }
             // The next answer says that this is over.
-            Code::UnknownTopicOrPartition
-            | Code::UnknownTopic
-            | Code::Authentication
-            | Code::SaslAuthenticationFailed => {
+            Code::UnknownTopicOrPartition | Code::UnknownTopic => {
                 self.unreachable = Some(format!("topic {topic}: {code}"));
             }
             Code::BadMessage | Code::BadCompression | Code::NotImplemented | Code::InvalidMessage => {

@@ -24,6 +24,10 @@ use crate::{
 
 /// One question to the brokers.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Clocks that differ by so many milliseconds are not kept by NTP.
+const NOTABLE: i64 = 10_000;
+/// What librdkafka has to say is there by then: a question has failed.
+const HEARING: Duration = Duration::from_millis(50);
 /// How long a new topic may take until its partitions have leaders.
 const CREATION: Duration = Duration::from_secs(15);
 
@@ -277,6 +281,15 @@ impl<'a> Brokers<'a> {
         Ok(())
     }
 
+    /// Lets the client that asked say what became of its connections: it does so only when it is polled.
+    fn hear(&self) {
+        let deadline = Instant::now() + HEARING;
+        while Instant::now() < deadline {
+            // It has no records to give, and errors are for its context.
+            let _ = self.metadata.poll(HEARING / 5);
+        }
+    }
+
     fn missing(&self, topic: &str) -> TopicError {
         TopicError::Refused(format!(
             "topic {topic} does not exist at {}, and queue.kafka.create_topic is false: create it (kafka-topics \
@@ -287,8 +300,12 @@ impl<'a> Brokers<'a> {
     }
 
     fn failed(&self, what: &str, topic: &str, error: &KafkaError) -> TopicError {
+        self.hear();
         let reason = match self.metadata.context().last_error().or_else(|| self.admin.inner().context().last_error()) {
-            Some(said) => format!("cannot {what} topic {topic}: {error}; librdkafka says: {said}"),
+            Some(said) => {
+                let said = logging::explained(&said);
+                format!("cannot {what} topic {topic}: {error}; librdkafka says: {said}")
+            }
             None => format!("cannot {what} topic {topic}: {error}"),
         };
         if is_passing(error) {
