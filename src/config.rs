@@ -250,6 +250,7 @@ pub struct StoreConfig {
     pub kind: StoreKind,
     /// For MongoDB: `mongodb://…`.
     pub url: String,
+    /// Empty: that of the URL, or `ingestd`.
     pub database: String,
     /// Keep each parsed event as a document, too.
     pub events: bool,
@@ -386,7 +387,7 @@ defaults! {
     StoreConfig {
         kind: StoreKind::Embedded,
         url: String::new(),
-        database: "ingestd".to_owned(),
+        database: String::new(),
         events: false,
         events_ttl: Duration::from_secs(30 * 24 * 3600),
     }

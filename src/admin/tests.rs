@@ -26,7 +26,7 @@ enum FakeStore {
 }
 
 impl Store for FakeStore {
-    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
         unreachable!("the endpoint only asks")
     }
 

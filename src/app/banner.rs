@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use crate::{
     config::{Config, QueueKind, Roles, StoreKind},
     data_dir::DataDir,
+    store::mongo::DatabaseChoice,
 };
 
 /// Where the process listens.
@@ -41,7 +42,7 @@ impl Addresses {
         }
         if roles.aggregate() {
             let store = match config.store.kind {
-                StoreKind::Mongodb => format!("MongoDB, database {}", config.store.database),
+                StoreKind::Mongodb => format!("MongoDB, database {}", DatabaseChoice::of(&config.store).name()),
                 _ => data_dir.path.join("store.db").display().to_string(),
             };
             line("aggregates", store);

@@ -3,7 +3,7 @@
 use crate::{
     config::{Config, QueueKind},
     queue::kafka,
-    store,
+    store::{self, Store},
     upload::{Archive, explain_probe},
 };
 
@@ -48,6 +48,17 @@ async fn check_archive(config: &Config) -> Result<String, String> {
 fn check_store(config: &Config, runtime: &tokio::runtime::Runtime) -> Result<String, String> {
     let store = store::open(config, runtime.handle().clone()).map_err(|error| format!("{error:#}"))?;
     let Some(store) = store else { return Ok("off".to_owned()) };
-    runtime.block_on(store.prepare()).map_err(|error| error.to_string())?;
-    Ok("writable, indexes and definitions are in place".to_owned())
+    runtime.block_on(async {
+        let checked = try_store(&*store).await;
+        // Its client must not be dropped while its runtime ends.
+        store.close().await;
+        checked
+    })
+}
+
+async fn try_store(store: &dyn Store) -> Result<String, String> {
+    let remarks = store.prepare().await.map_err(|error| error.to_string())?;
+    store.rehearse().await.map_err(|error| format!("events cannot be counted: {error}"))?;
+    let found = ["writable, and counts as it should".to_owned()];
+    Ok(found.into_iter().chain(remarks).collect::<Vec<_>>().join("; but: "))
 }

@@ -16,6 +16,7 @@ mod kafka_clock;
 mod kafka_reasons;
 mod kafka_topic;
 mod keys;
+mod mongodb_operators;
 mod on_services;
 mod packaging;
 mod queue_kafka;
