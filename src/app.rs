@@ -11,7 +11,6 @@ mod stop;
 mod wiring;
 
 use std::{
-    io::{self, Write},
     net::TcpListener,
     path::Path,
     process::ExitCode,
@@ -32,7 +31,7 @@ pub use self::check::{CheckLine, check};
 use self::{
     banner::Addresses,
     signals::{Signal, Signals},
-    stop::{Stopped, stop},
+    stop::{Asked, Stopped, stop},
     wiring::Running,
 };
 use crate::{
@@ -58,16 +57,17 @@ pub mod exit {
 }
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Below the time that systemd gives a start (90 s).
+const LONGEST_START: Duration = Duration::from_secs(60);
 
 /// Runs the daemon until a signal or a failure ends it.
 pub fn run(config: Config, sources: Sources) -> ExitCode {
-    match try_run(config, sources) {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("ingestd: {error:#}");
-            ExitCode::from(exit::FAILURE)
-        }
-    }
+    let status = try_run(config, sources).unwrap_or_else(|error| {
+        logging::say(&format!("ingestd: {error:#}"));
+        exit::FAILURE
+    });
+    logging::finish();
+    ExitCode::from(status)
 }
 
 fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
@@ -111,7 +111,7 @@ struct Daemon {
 
 /// Why the daemon ends.
 enum End {
-    Signal,
+    Signal(Asked),
     Escalation(Escalation),
 }
 
@@ -175,7 +175,8 @@ impl Daemon {
         if running.buffer.as_ref().is_some_and(|buffer| buffer.is_established()) {
             self.health.open(Closed::Starting);
         }
-        self.announce(&addresses);
+        logging::banner(&addresses.banner(&config, &self.data_dir, &self.roles));
+        actix_rt::spawn(tell_systemd(self.health.clone()));
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
                 running.buffer.as_ref().map_or(Ok(()), |buffer| buffer.prepared())?;
@@ -251,16 +252,6 @@ impl Daemon {
         }
     }
 
-    /// Says where everything is and what to try next, and tells systemd: from here on requests are answered, with 503
-    /// while a dependency is away. Its outage is no failed start.
-    fn announce(&self, addresses: &Addresses) {
-        let config = self.config.load();
-        // Whoever started it need not read it.
-        let _ = io::stdout().write_all(addresses.banner(&config, &self.data_dir, &self.roles).as_bytes());
-        // Without systemd there is nobody to tell.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    }
-
     /// Beats, reloads on SIGHUP, and returns when something ends the daemon.
     async fn wait(&mut self, signals: &mut Signals) -> End {
         let mut beat = tokio::time::interval(HEARTBEAT);
@@ -275,7 +266,7 @@ impl Daemon {
                     }
                     Signal::Stop(name) => {
                         tracing::info!(signal = name, "stopping");
-                        return End::Signal;
+                        return End::Signal(Asked { name, at: tokio::time::Instant::now() });
                     }
                 },
                 Some(escalation) = self.escalated.recv() => return End::Escalation(escalation),
@@ -289,7 +280,7 @@ impl Daemon {
 
     async fn end(self, end: End, running: Running, admin: AdminServer, signals: Signals) -> u8 {
         let status = match &end {
-            End::Signal => 0,
+            End::Signal(_) => 0,
             End::Escalation(Escalation::Fenced { reason }) => {
                 tracing::error!(
                     reason,
@@ -306,6 +297,10 @@ impl Daemon {
                 exit::FAILURE
             }
         };
+        let asked = match end {
+            End::Signal(asked) => Some(asked),
+            End::Escalation(_) => None,
+        };
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         let timeout = self.config.load().shutdown.timeout;
@@ -316,7 +311,7 @@ impl Daemon {
             }
         };
         let stopped = tokio::select! {
-            stopped = stop(running, admin, &self.health, timeout, signals) => stopped,
+            stopped = stop(running, admin, &self.health, timeout, signals, asked) => stopped,
             () = beating => Stopped::Cut,
         };
         match stopped {
@@ -330,9 +325,23 @@ impl Daemon {
             }
             // Threads may hang: nothing more is waited for. Why it ended says more than that it was late: a process that
             // was fenced must not be started again.
-            Stopped::Cut => std::process::exit(i32::from(if status == 0 { exit::DEADLINE } else { status })),
+            Stopped::Cut => {
+                logging::finish();
+                std::process::exit(i32::from(if status == 0 { exit::DEADLINE } else { status }))
+            }
         }
     }
+}
+
+/// Tells systemd that the daemon has started: when events are taken, or when something is away for which they are not,
+/// because its outage is no failed start.
+async fn tell_systemd(health: Health) {
+    let asked = Instant::now();
+    while !health.has_started() && asked.elapsed() < LONGEST_START {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
 fn reloader(sources: Sources, config: LiveConfig, log_level: LogLevel) -> Reloader {

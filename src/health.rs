@@ -207,6 +207,15 @@ impl Health {
         self.state().closed.iter().next().map(|(closed, why)| (*closed, why.clone()))
     }
 
+    /// Whether work is taken, or it is known why not.
+    pub fn has_started(&self) -> bool {
+        let knows_why = {
+            let state = self.state();
+            state.closed.contains_key(&Closed::DiskFull) || state.dependencies.values().any(|status| !status.available)
+        };
+        knows_why || self.readiness().ready
+    }
+
     /// `roles` are the actors that this process runs.
     pub fn readiness(&self) -> Readiness {
         let state = self.state();
@@ -287,6 +296,21 @@ mod tests {
         assert!(!health.readiness().ready);
         health.actor(ActorName::ConsumerArchive, ActorState::Running, None);
         assert!(health.readiness().ready);
+    }
+
+    #[test]
+    fn a_start_is_over_when_events_are_taken_or_it_is_known_what_is_away() {
+        let health = running(&[ActorName::Ingestor, ActorName::Producer]);
+        health.close(Closed::Starting, "starting");
+        health.close(Closed::QueueUnavailable, "connecting");
+        assert!(!health.has_started());
+        health.dependency("kafka", Err("no broker".to_owned()));
+        assert!(health.has_started());
+        health.dependency("kafka", Ok(()));
+        health.open(Closed::Starting);
+        assert!(!health.has_started());
+        health.open(Closed::QueueUnavailable);
+        assert!(health.has_started());
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! The door closes → the HTTP server finishes what it has (the producer still runs) → the producer flushes → the
 //! forwarder of the buffer ends → the consumers stop fetching, and their sinks make durable what they hold → the
-//! uploader finishes what it can → positions are committed → the actors end → the admin endpoint last. A second signal,
-//! or the deadline, ends it at once, with the names of what was stuck.
+//! uploader finishes what it can → positions are committed → the actors end → the admin endpoint last. A second signal
+//! (of another kind only after a second), or the deadline, ends it at once, with the names of what was stuck.
 
 use std::{
     collections::BTreeSet,
@@ -36,6 +36,23 @@ pub(super) enum Stopped {
     Cut,
 }
 
+/// The signal that began the stop.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    pub name: &'static str,
+    pub at: Instant,
+}
+
+impl Asked {
+    /// A terminal's SIGINT reaches the whole group of processes, and a wrapper that hears of it passes SIGTERM on.
+    const SAME_WISH: Duration = Duration::from_secs(1);
+
+    /// Whether another signal wants more than this one: the same once more, or any other a while later.
+    fn is_another_wish(self, name: &str, now: Instant) -> bool {
+        name == self.name || now.saturating_duration_since(self.at) > Self::SAME_WISH
+    }
+}
+
 /// The share of the time that is left which uploads may take: sealed segments are safe on disk.
 const UPLOADS_SHARE: f64 = 0.6;
 
@@ -63,6 +80,7 @@ pub(super) async fn stop(
     health: &Health,
     timeout: Duration,
     mut signals: Signals,
+    asked: Option<Asked>,
 ) -> Stopped {
     health.close(Closed::Draining, "the daemon is stopping: send to another one, or try again");
     let started = Instant::now();
@@ -70,7 +88,9 @@ pub(super) async fn stop(
     let steps = Steps::default();
     let second_signal = async {
         loop {
-            if let Signal::Stop(name) = signals.next().await {
+            if let Signal::Stop(name) = signals.next().await
+                && asked.is_none_or(|asked| asked.is_another_wish(name, Instant::now()))
+            {
                 return name;
             }
         }
@@ -172,4 +192,18 @@ async fn leave<S: Sink>(consumer: &Slot<Consumer<S>>, sink: &str) -> Result<(), 
         tracing::info!(sink, records = unread, "records wait in the log for the next start");
     }
     committed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_of_two_kinds_at_once_are_one_wish() {
+        let asked = Asked { name: "SIGINT", at: Instant::now() };
+        let after = |millis| asked.at + Duration::from_millis(millis);
+        assert!(!asked.is_another_wish("SIGTERM", after(13)));
+        assert!(asked.is_another_wish("SIGTERM", after(1001)));
+        assert!(asked.is_another_wish("SIGINT", after(13)), "whoever presses Ctrl-C twice wants it at once");
+    }
 }

@@ -19,6 +19,7 @@ mod keys;
 mod mongodb_operators;
 mod on_services;
 mod packaging;
+mod process;
 mod queue_kafka;
 mod refusals;
 mod store_mongo;

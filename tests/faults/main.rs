@@ -19,6 +19,7 @@ mod schedule;
 #[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
+mod temporary;
 mod topics;
 mod unstorable;
 mod wire;
