@@ -77,8 +77,8 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
     rustix::process::umask(Mode::from_bits_truncate(0o077));
     let signals = Signals::listen().context("cannot listen to signals")?;
     let data_dir = DataDir::open(&config.data.dir)?;
-    let ingest_listener = roles.ingest().then(|| ingest::bind(&config.http)).transpose()?;
-    let admin_listener = admin::bind(&config.admin)?;
+    let ingest_sockets = roles.ingest().then(|| ingest::bind(&config.http)).transpose()?;
+    let admin_sockets = admin::bind(&config.admin)?;
     let io = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("io")
@@ -86,7 +86,7 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
         .build()
         .context("cannot start the I/O runtime")?;
     let daemon = Daemon::new(config, sources, log_level, roles, data_dir, io.handle().clone());
-    let status = System::new().block_on(daemon.live(ingest_listener, admin_listener, signals))?;
+    let status = System::new().block_on(daemon.live(ingest_sockets, admin_sockets, signals))?;
     // Nothing is left to run but what was cut off on purpose.
     io.shutdown_timeout(Duration::from_secs(1));
     Ok(status)
@@ -147,8 +147,8 @@ impl Daemon {
     /// From the first actor to the last.
     async fn live(
         mut self,
-        ingest_listener: Option<TcpListener>,
-        admin_listener: TcpListener,
+        ingest_sockets: Option<Vec<TcpListener>>,
+        admin_sockets: Vec<TcpListener>,
         mut signals: Signals,
     ) -> anyhow::Result<u8> {
         let config = self.config.load_full();
@@ -156,9 +156,9 @@ impl Daemon {
         let store = store.filter(|_| self.roles.aggregate() || config.store.kind == config::StoreKind::Mongodb);
         let at_the_end = store.clone();
         self.health.close(Closed::Starting, "the daemon is starting");
-        let addresses = Addresses::of(&ingest_listener, &admin_listener);
+        let addresses = Addresses::of(ingest_sockets.as_deref(), &admin_sockets);
         let desk = Desk::default();
-        let admin = admin::serve(admin_listener, self.admin_state(store.clone(), desk.clone()))?;
+        let admin = admin::serve(admin_sockets, self.admin_state(store.clone(), desk.clone()))?;
         let mut running = Running::default();
         let spooler = Slot::default();
         running.guarded.push(self.watch(spooler.clone()));
@@ -168,9 +168,9 @@ impl Daemon {
         }
         desk.open(self.letters(running.log.as_ref()));
         running.buffer = self.open_buffer(&config)?;
-        if let Some(listener) = ingest_listener {
+        if let Some(sockets) = ingest_sockets {
             // Answers 503 with the reason until the queue is there.
-            self.start_ingest(&mut running, listener);
+            self.start_ingest(&mut running, sockets);
         }
         if running.buffer.as_ref().is_some_and(|buffer| buffer.is_established()) {
             self.health.open(Closed::Starting);

@@ -15,10 +15,13 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    pub(super) fn of(ingest: &Option<TcpListener>, admin: &TcpListener) -> Self {
-        let name =
-            |listener: &TcpListener| listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string());
-        Self { ingest: ingest.as_ref().map(name), admin: name(admin) }
+    pub(super) fn of(ingest: Option<&[TcpListener]>, admin: &[TcpListener]) -> Self {
+        // One of them is enough to try.
+        let name = |sockets: &[TcpListener]| {
+            let address = sockets.first().and_then(|socket| socket.local_addr().ok());
+            address.map_or_else(|| "?".to_owned(), |address| address.to_string())
+        };
+        Self { ingest: ingest.map(name), admin: name(admin) }
     }
 
     pub(super) fn banner(&self, config: &Config, data_dir: &DataDir, roles: &Roles) -> String {

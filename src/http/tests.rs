@@ -28,7 +28,7 @@ fn listen(max_connections: usize) -> (SocketAddr, Arc<Mutex<Vec<u16>>>) {
     let routes = |app: &mut ServiceConfig| {
         app.route("/", web::to(|| async { HttpResponse::Ok().body("hello") }));
     };
-    actix_rt::spawn(serve(socket, listener, routes).unwrap());
+    actix_rt::spawn(serve(vec![socket], listener, routes).unwrap());
     (address, refused)
 }
 
