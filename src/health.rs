@@ -171,6 +171,11 @@ impl Health {
         }
     }
 
+    /// It is known that this dependency cannot be used.
+    pub fn is_away(&self, dependency: &'static str) -> bool {
+        self.state().dependencies.get(dependency).is_some_and(|status| !status.available)
+    }
+
     /// Says something of a dependency that can be used; nothing of one that cannot.
     pub fn remark(&self, dependency: &'static str, remark: Option<String>) {
         let mut state = self.state();

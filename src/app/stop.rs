@@ -25,6 +25,7 @@ use crate::{
     produce::Flush,
     spool::Settled,
     supervise::Slot,
+    upload,
 };
 
 /// How it ended.
@@ -55,6 +56,8 @@ impl Asked {
 
 /// The share of the time that is left which uploads may take: sealed segments are safe on disk.
 const UPLOADS_SHARE: f64 = 0.6;
+/// What they may take of it while the store is away: for one more attempt.
+const UPLOADS_TRY: Duration = Duration::from_secs(3);
 
 /// What is under way, so that it can be named when it is stuck.
 #[derive(Clone, Default)]
@@ -96,7 +99,7 @@ pub(super) async fn stop(
         }
     };
     let why = tokio::select! {
-        committed = in_order(running, admin, deadline, &steps) => {
+        committed = in_order(running, admin, health, deadline, &steps) => {
             let seconds = started.elapsed().as_secs_f64();
             return match committed {
                 Ok(()) => {
@@ -118,7 +121,13 @@ pub(super) async fn stop(
 }
 
 /// The error says why positions are not committed.
-async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps: &Steps) -> Result<(), String> {
+async fn in_order(
+    running: Running,
+    admin: AdminServer,
+    health: &Health,
+    deadline: Instant,
+    steps: &Steps,
+) -> Result<(), String> {
     let Running { ingestor, producer, archive, aggregate, guarded, log, buffer } = running;
     if let Some(ingestor) = ingestor.and_then(|slot| slot.get()) {
         // An error says that the actor is gone, and its server with it. The same holds below.
@@ -138,7 +147,7 @@ async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps
     }
     let archive = async {
         match archive {
-            Some(archive) => stop_archive(archive, deadline, steps).await,
+            Some(archive) => stop_archive(archive, health, deadline, steps).await,
             None => Ok(()),
         }
     };
@@ -162,10 +171,11 @@ async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps
     committed
 }
 
-async fn stop_archive(archive: ArchiveSink, deadline: Instant, steps: &Steps) -> Result<(), String> {
+async fn stop_archive(archive: ArchiveSink, health: &Health, deadline: Instant, steps: &Steps) -> Result<(), String> {
     steps.run("spooler (seal)", stop_fetching(&archive.consumer)).await;
     if let Some(uploader) = archive.uploader.get() {
-        let patience = deadline.saturating_duration_since(Instant::now()).mul_f64(UPLOADS_SHARE);
+        let share = deadline.saturating_duration_since(Instant::now()).mul_f64(UPLOADS_SHARE);
+        let patience = if health.is_away(upload::DEPENDENCY) { share.min(UPLOADS_TRY) } else { share };
         let drained = tokio::time::timeout(patience, uploader.send(Drain));
         if steps.run("uploader", drained).await.is_err() {
             tracing::warn!("sealed segments wait on disk; they are uploaded after the next start");
