@@ -323,7 +323,7 @@ async fn a_document_that_an_index_does_not_take_is_kept_plainer_or_refused_and_t
 async fn a_bucket_that_an_index_does_not_take_is_kept_plainer_and_one_that_a_rule_refuses_blocks_its_partition_alone() {
     let Some((_turn, url)) = server() else { return };
     let database = fresh(&url, "plainer_buckets").await;
-    let text = doc! { "key": { "topic": "text" }, "name": "text", "language_override": "type" };
+    let text = doc! { "key": { "group.type": "text" }, "name": "text", "language_override": "type" };
     index(&database, "aggregate_by_type", text).await;
     let store = open(&url, &database, options()).await;
     let long = format!("[\"{}\",1]", "x".repeat(2000));
