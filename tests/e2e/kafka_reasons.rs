@@ -83,7 +83,9 @@ fn who_cannot_reach_kafka_is_told_why() {
     let ssl = ("security.protocol", "ssl");
     let plain_text =
         [("security.protocol", "sasl_plaintext"), ("sasl.mechanism", "PLAIN"), ("sasl.username", "ingestd")];
-    let cases: &[(&str, String, Vec<(&str, &str)>, &str)] = &[
+    /// What it is, where it asks, with which properties of librdkafka, and a word of what is said.
+    type Case<'a> = (&'a str, String, Vec<(&'a str, &'a str)>, &'a str);
+    let cases: &[Case] = &[
         ("another CA", at(tls), vec![ssl, ("ssl.ca.location", &other)], "certificate verify failed"),
         ("an unknown CA", at(tls), vec![ssl], "certificate verify failed"),
         ("another host", at(elsewhere), vec![ssl, ("ssl.ca.location", &of_elsewhere)], "another host name"),

@@ -1,9 +1,6 @@
 //! A daemon that can write nowhere but below `data.dir`, as in a container with a read-only root.
 
-use crate::{
-    preload::library,
-    support::{PATIENCE, daemon::Setup, eventually, scratch},
-};
+use crate::support::{PATIENCE, daemon::Setup, eventually, preload::library, scratch};
 
 #[test]
 fn without_a_folder_for_temporary_files_everything_is_counted_and_answered() {
