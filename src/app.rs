@@ -225,7 +225,14 @@ impl Daemon {
                 // librdkafka's admin calls block, each with a deadline.
                 let prepared = tokio::task::spawn_blocking(move || kafka::prepare(&config, dead_letters)).await;
                 match prepared {
-                    Ok(Ok(_)) => break,
+                    Ok(Ok(topic)) => {
+                        for concern in &topic.concerns {
+                            tracing::warn!("{concern}");
+                        }
+                        let concerns = topic.concerns.join("; ");
+                        health.remark(kafka::TOPIC, (!concerns.is_empty()).then_some(concerns));
+                        break;
+                    }
                     Ok(Err(error @ TopicError::Unreachable { .. })) => {
                         health.dependency(kafka::DEPENDENCY, Err(error.to_string()))
                     }

@@ -339,7 +339,7 @@ defaults! {
     HttpConfig {
         listen: "127.0.0.1:8080".to_owned(),
         max_body: ByteSize(16 * MIB),
-        max_event: ByteSize(MIB),
+        max_event: ByteSize(960 * KIB),
         max_events: 10_000,
         request_timeout: Duration::from_secs(10),
         max_in_flight: ByteSize(64 * MIB),

@@ -1,7 +1,7 @@
 //! `ingestd check --connect`: asks each dependency once whether it can be used as configured.
 
 use crate::{
-    config::{Config, QueueKind},
+    config::{Config, OnUnavailable, QueueKind},
     queue::kafka,
     store::{self, Store},
     upload::{Archive, explain_probe},
@@ -26,7 +26,9 @@ pub fn check(config: Config) -> Vec<CheckLine> {
     let mut lines = Vec::new();
     if config.queue.kind == QueueKind::Kafka {
         let what = format!("Kafka {}", config.queue.kafka.brokers);
-        lines.push(CheckLine { what, outcome: kafka::check(config) });
+        let buffers = config.queue.on_unavailable == OnUnavailable::Buffer && roles.ingest();
+        let writes_letters = roles.aggregate() || buffers;
+        lines.push(CheckLine { what, outcome: kafka::check(config, writes_letters) });
     }
     if roles.archive() {
         let what = format!("archive {}", config.archive.url);

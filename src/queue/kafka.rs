@@ -15,6 +15,8 @@
 
 /// The name of this dependency in readiness.
 pub const DEPENDENCY: &str = "kafka";
+/// The name in readiness of what the brokers make of the topic.
+pub const TOPIC: &str = "kafka_topic";
 
 pub mod appender;
 pub(super) mod clock;

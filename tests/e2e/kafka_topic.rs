@@ -166,3 +166,82 @@ fn an_event_larger_than_the_topic_takes_is_refused_by_name_and_holds_nothing_up(
     assert_eq!(daemon.readiness()["halted"], serde_json::json!([]));
     daemon.terminate();
 }
+
+#[test]
+fn no_client_of_the_daemon_creates_a_topic_by_asking_for_it() {
+    // The tests' Kafka creates a topic for any producer that asks, as Kafka does by default.
+    let Some(services) = services() else { return };
+    let setup = || on_kafka_alone(&services, "unasked");
+    let (exit, log) = setup().set("queue.kafka.create_topic", "false").run_to_end();
+    assert!(exit == 1 && log.contains("topic unasked does not exist"), "{exit}: {log}");
+    assert_eq!(services.partitions("unasked"), None);
+
+    let mut daemon = setup().set("queue.kafka.partitions", "12").set("http.max_event", "64KiB").start();
+    assert_eq!(services.partitions("unasked"), Some(12), "as configured");
+    assert_eq!(services.topic_setting("unasked", "max.message.bytes").as_deref(), Some("131072"));
+    let kept =
+        ["retention.ms", "retention.bytes", "cleanup.policy"].map(|it| services.topic_setting("unasked.dlq", it));
+    assert_eq!(kept, ["-1", "-1", "delete"].map(|value| Some(value.to_owned())));
+    assert_eq!(daemon.readiness()["dependencies"]["kafka_topic"]["reason"], serde_json::Value::Null);
+
+    // An operator deletes both while producer, consumers and the tools ask for them.
+    services.delete_topic("unasked.dlq");
+    services.delete_topic("unasked");
+    eventually("its absence is named", PATIENCE, || {
+        let reply = daemon.post(None, br#"{"type":"login","client_id":"client-1"}"#);
+        reply.body.contains("topic unasked does not exist").then_some(())
+    });
+    let listed = daemon.command(&["dlq", "list"]);
+    assert_ne!(listed.status, Some(0));
+    eventually("the readers have noticed", PATIENCE, || {
+        let readiness = daemon.readiness();
+        let failing =
+            ["consumer-archive", "consumer-aggregate"].iter().all(|it| readiness["actors"][it]["reason"].is_string());
+        failing.then_some(())
+    });
+    assert_eq!([services.partitions("unasked"), services.partitions("unasked.dlq")], [None, None]);
+    daemon.kill();
+    daemon.restart();
+    assert_eq!(services.partitions("unasked"), Some(12), "made again by the next start, as configured");
+    daemon.terminate();
+}
+
+#[test]
+fn a_topic_with_the_brokers_defaults_is_taken_and_what_it_lacks_is_named() {
+    let Some(services) = services() else { return };
+    let ledger = Ledger::new();
+    services.create_topic_with("defaults", &[]);
+    services.create_topic_with("defaults.dlq", &[("cleanup.policy", "compact,delete")]);
+    // The default of `http.max_event`, beside the brokers' default of `max.message.bytes`.
+    let setup =
+        on_kafka_alone(&services, "defaults").set("queue.kafka.partitions", "12").set("queue.kafka.replication", "3");
+    let daemon = setup.start();
+    let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
+    ledger.post(&daemon.events_url(), 100, 1, PATIENCE);
+    let largest = format!(r#"{{"type":"login","padding":"{}"}}"#, "x".repeat((960 << 10) - 29));
+    assert_eq!(largest.len(), 960 << 10);
+    // It says nothing to the oracle.
+    let elsewhere = on_kafka_alone(&services, "defaults-large").set("queue.kafka.properties.compression.codec", "none");
+    services.create_topic_with("defaults-large", &[]);
+    let large = elsewhere.start();
+    assert_eq!(large.post(None, largest.as_bytes()).status, 200);
+    large.terminate();
+
+    let readiness = daemon.readiness();
+    let topic = &readiness["dependencies"]["kafka_topic"];
+    let said = topic["reason"].as_str().unwrap_or_default().to_owned();
+    let checked = daemon.command(&["check", "--connect"]);
+    for lacks in [
+        "topic defaults has 1 replica(s), and queue.kafka.replication is 3",
+        "topic defaults has 4 partition(s), and queue.kafka.partitions, which counts when it is created, is 12",
+        "dead letters in topic defaults.dlq expire (retention.ms=604800000)",
+        "topic defaults.dlq is compacted",
+    ] {
+        assert!(said.contains(lacks), "{readiness}");
+        assert!(daemon.log().contains(lacks), "{}", daemon.log());
+        assert!(checked.out.contains(lacks), "{}", checked.out);
+    }
+    assert_eq!((&topic["available"], &readiness["degraded"]), (&true.into(), &false.into()), "{readiness}");
+    oracle.settle(&[&daemon], PATIENCE);
+    daemon.terminate();
+}

@@ -189,7 +189,7 @@ share.coordinator.state.topic.min.isr=1
     properties.write_text(
         f"""{roles}advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
 log.dirs={folder}/logs
-auto.create.topics.enable=false
+auto.create.topics.enable=true
 offsets.topic.num.partitions=4
 offsets.topic.replication.factor=1
 transaction.state.log.num.partitions=4

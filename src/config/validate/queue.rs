@@ -32,6 +32,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("transaction.timeout.ms", "the buffer's forwarder keeps its transactions short, so that readers are not held up"),
     ("partitioner", "keys go to partitions as Java's producers send them (murmur2_random)"),
     ("message.max.bytes", "it follows from http.max_event"),
+    (AUTO_CREATE, "a missing topic would be created by the brokers, with as many replicas as they like"),
     ("bootstrap.servers", "it is queue.kafka.brokers"),
     ("metadata.broker.list", "it is queue.kafka.brokers"),
 ];
@@ -40,6 +41,8 @@ const REFUSED: &[(&str, &str)] = &[
 const MECHANISM: [&str; 2] = ["sasl.mechanism", "sasl.mechanisms"];
 const MECHANISMS: &str = "PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512, beside mutual TLS";
 
+/// Off for all our clients; whoever says so as well says nothing wrong.
+const AUTO_CREATE: &str = "allow.auto.create.topics";
 const COMMITS: &str = "only what a sink has confirmed as durable may be committed";
 
 impl Check<'_> {
@@ -67,6 +70,9 @@ impl Check<'_> {
         let faults = self.errors.len();
         for (property, value) in &queue.kafka.properties {
             let key = format!("{KAFKA_PROPERTIES}.{property}");
+            if property == AUTO_CREATE && value == "false" {
+                continue;
+            }
             if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused == property) {
                 self.fault(&key, format!("must not be set: {why}"));
             } else if let Err(description) = try_property(property, value) {
@@ -180,6 +186,7 @@ mod tests {
             );
         }
         assert_eq!(property_errors("session.timeout.ms", "20000"), [""; 0]);
+        assert_eq!(property_errors(AUTO_CREATE, "false"), [""; 0]);
         assert_eq!(property_errors("message.timeout.ms", "3000"), [""; 0]);
         assert!(property_errors("delivery.timeout.ms", "300000")[0].contains("below http.request_timeout"));
     }

@@ -1,6 +1,10 @@
 //! librdkafka's settings: ours by default, the operator's `queue.kafka.properties` over them, and over both those that
 //! this daemon's promises rest on.
 //!
+//! No client of ours lets a broker create a topic (`allow.auto.create.topics`), which librdkafka's producers and admin
+//! clients do by default with each question about a name: a topic that appears by itself has the broker's number of
+//! replicas, not the one that a 2xx stands on.
+//!
 //! librdkafka's defaults buffer up to 1 GiB in a producer and 64 MiB in each consumer. The bounds here keep a process
 //! with a producer and both consumers below 40 MiB when it idles and below 200 MiB under load.
 
@@ -34,6 +38,7 @@ const LEVEL: &str = "compression.level";
 const FAST: &str = "1";
 const REFRESH: &str = "topic.metadata.refresh.interval.ms";
 
+const AUTO_CREATE: &str = "allow.auto.create.topics";
 /// How long it takes until the group hands new partitions out: the refresh of a member's metadata, and a rebalance.
 pub fn new_partitions_within(consumer: &ClientConfig) -> Duration {
     let refresh = consumer.get(REFRESH).and_then(|value| value.parse().ok());
@@ -311,6 +316,7 @@ fn finish(settings: &mut ClientConfig, config: &Config, promises: &[(&str, &str)
     }
     settings.set("bootstrap.servers", &config.queue.kafka.brokers);
     let debug = config.queue.kafka.properties.contains_key("debug");
+    settings.set(AUTO_CREATE, "false");
     settings.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Notice });
 }
 
@@ -352,6 +358,22 @@ mod tests {
 
     #[test]
     fn a_level_of_compression_can_be_set() {
+    #[test]
+    fn no_client_lets_a_broker_create_a_topic() {
+        let config = with(&[(AUTO_CREATE, "true")]);
+        let all = [
+            client(&config),
+            producer(&config),
+            dead_letter_producer(&config),
+            dead_letter_transactions(&config),
+            dead_letter_reader(&config),
+            forwarder(&config, "id"),
+            forwarded_position(&config, "id"),
+            consumer(&config, SinkName::Archive, "id"),
+        ];
+        assert!(all.iter().all(|settings| settings.get(AUTO_CREATE) == Some("false")));
+    }
+
         assert_eq!(producer(&with(&[])).get(LEVEL), Some(FAST));
         assert_eq!(producer(&with(&[(LEVEL, "9")])).get(LEVEL), Some("9"));
     }
