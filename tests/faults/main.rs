@@ -3,6 +3,7 @@
 //! `drawn` plays a schedule that a seed decides, over several processes under load: `INGESTD_FAULTS_SEEDS=1,2,3` and
 //! `INGESTD_FAULTS_MINUTES=8` make it longer. The others are single faults that need a stage of their own.
 
+mod brokers;
 mod clock;
 mod disk;
 mod drawn;

@@ -13,6 +13,7 @@ use std::{
 };
 
 pub mod archive;
+pub mod brokers;
 pub mod daemon;
 pub mod events;
 pub mod http;

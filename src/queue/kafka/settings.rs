@@ -358,21 +358,21 @@ mod tests {
 
     #[test]
     fn a_level_of_compression_can_be_set() {
-    #[test]
-    fn no_client_lets_a_broker_create_a_topic() {
-        let config = with(&[(AUTO_CREATE, "true")]);
-        let all = [
-            client(&config),
-            producer(&config),
-            dead_letter_producer(&config),
-            dead_letter_transactions(&config),
-            dead_letter_reader(&config),
-            forwarder(&config, "id"),
-            forwarded_position(&config, "id"),
-            consumer(&config, SinkName::Archive, "id"),
-        ];
-        assert!(all.iter().all(|settings| settings.get(AUTO_CREATE) == Some("false")));
-    }
+        #[test]
+        fn no_client_lets_a_broker_create_a_topic() {
+            let config = with(&[(AUTO_CREATE, "true")]);
+            let all = [
+                client(&config),
+                producer(&config),
+                dead_letter_producer(&config),
+                dead_letter_transactions(&config),
+                dead_letter_reader(&config),
+                forwarder(&config, "id"),
+                forwarded_position(&config, "id"),
+                consumer(&config, SinkName::Archive, "id"),
+            ];
+            assert!(all.iter().all(|settings| settings.get(AUTO_CREATE) == Some("false")));
+        }
 
         assert_eq!(producer(&with(&[])).get(LEVEL), Some(FAST));
         assert_eq!(producer(&with(&[(LEVEL, "9")])).get(LEVEL), Some("9"));
