@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use mongodb::bson::Bson;
+use rdkafka::producer::{BaseRecord, Producer};
 
 use crate::support::{
     PATIENCE,
@@ -243,5 +244,70 @@ fn a_topic_with_the_brokers_defaults_is_taken_and_what_it_lacks_is_named() {
     }
     assert_eq!((&topic["available"], &readiness["degraded"]), (&true.into(), &false.into()), "{readiness}");
     oracle.settle(&[&daemon], PATIENCE);
+    daemon.terminate();
+}
+
+#[test]
+fn an_open_transaction_of_another_program_is_named_and_what_waits_behind_it_is_lag() {
+    let Some(services) = services() else { return };
+    let ledger = Ledger::new();
+    let daemon = on_kafka_alone(&services, "open").set("queue.kafka.partitions", "1").start();
+    let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
+    ledger.post(&daemon.events_url(), 5, 1, PATIENCE);
+    oracle.settle(&[&daemon], PATIENCE);
+
+    let other = services.transactional_producer("another-program");
+    other.init_transactions(PATIENCE).expect("Kafka has transactions");
+    other.begin_transaction().expect("it was taken");
+    let record = BaseRecord::<(), [u8]>::to("open").payload(b"never committed".as_slice());
+    other.send(record).expect("the queue is empty");
+    other.flush(PATIENCE).expect("Kafka takes it");
+    ledger.post(&daemon.events_url(), 10, 1, PATIENCE);
+    eventually("they count as lag of both sinks", PATIENCE, || {
+        (daemon.metric("ingestd_lag_records")? >= 22.0).then_some(())
+    });
+    eventually("the transaction is named with its first offset", PATIENCE, || {
+        let readiness = daemon.readiness();
+        let reason = readiness["dependencies"]["kafka"]["reason"].as_str()?.to_owned();
+        assert_eq!(readiness["ready"], true, "events are taken all the while");
+        (readiness["degraded"] == true && reason.contains("partition 0 from offset 5 on (11 offsets wait)"))
+            .then_some(())
+    });
+    assert_eq!(ledger.acknowledged(), 15);
+
+    other.abort_transaction(PATIENCE).expect("it is open");
+    oracle.settle(&[&daemon], PATIENCE);
+    eventually("all is well again", PATIENCE, || {
+        (daemon.readiness()["degraded"] == false && daemon.metric("ingestd_lag_records") == Some(0.0)).then_some(())
+    });
+    daemon.terminate();
+}
+
+#[test]
+fn a_batch_that_decompresses_to_more_than_the_setting_allows_is_read_when_it_is_raised() {
+    let Some(services) = services() else { return };
+    let mut daemon = on_kafka_alone(&services, "inflated")
+        .set("queue.kafka.partitions", "1")
+        // The least that librdkafka takes beside its own bound of a fetch.
+        .set("queue.kafka.properties.receive.message.max.bytes", "52429312")
+        .start();
+    // In one batch that is small as it is sent, and 54 MB when it is read.
+    let record = format!(r#"{{"type":"login","padding":"{}"}}"#, "x".repeat(900_000));
+    services.produce_batch("inflated", "zstd", &[record.as_bytes(); 60]);
+    let reason = eventually("the setting is named", PATIENCE, || {
+        let readiness = daemon.readiness();
+        let reason = readiness["dependencies"]["kafka"]["reason"].as_str()?.to_owned();
+        reason.contains("cannot be read").then_some(reason)
+    });
+    assert!(reason.find("receive.message.max.bytes") < reason.find("kafka-delete-records"), "{reason}");
+    assert_ne!(daemon.metric("ingestd_events_archived_total"), Some(60.0));
+
+    daemon.terminate();
+    daemon.set("queue.kafka.properties.receive.message.max.bytes", "100000000");
+    daemon.restart();
+    eventually("they are archived and counted", PATIENCE, || {
+        let done = ["ingestd_events_archived_total", "ingestd_events_aggregated_total"].map(|it| daemon.metric(it));
+        (done == [Some(60.0); 2]).then_some(())
+    });
     daemon.terminate();
 }

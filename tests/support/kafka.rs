@@ -48,8 +48,8 @@ impl Services {
     /// Appends records as another program would, in one batch with this compression.
     pub fn produce_batch(&self, topic: &str, compression: &str, values: &[&[u8]]) {
         let mut config = self.kafka_config();
-        config.set("compression.codec", compression).set("linger.ms", "5000").set("batch.size", "16777216");
-        let producer: BaseProducer = config.set("message.max.bytes", "16777216").create().expect("a producer");
+        config.set("compression.codec", compression).set("linger.ms", "5000").set("batch.size", "100000000");
+        let producer: BaseProducer = config.set("message.max.bytes", "100000000").create().expect("a producer");
         for value in values {
             producer.send(BaseRecord::<(), [u8]>::to(topic).partition(0).payload(*value)).expect("there is room");
         }

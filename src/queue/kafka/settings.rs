@@ -6,7 +6,9 @@
 //! replicas, not the one that a 2xx stands on.
 //!
 //! librdkafka's defaults buffer up to 1 GiB in a producer and 64 MiB in each consumer. The bounds here keep a process
-//! with a producer and both consumers below 40 MiB when it idles and below 200 MiB under load.
+//! with a producer and both consumers below 40 MiB when it idles and below 200 MiB under load. A batch of another program
+//! is decompressed whole: with zstd up to `receive.message.max.bytes` (100 MB) for each consumer besides, and with other
+//! compressions to whatever it holds.
 
 use std::time::Duration;
 
@@ -36,9 +38,9 @@ pub const SESSION_TIMEOUT: Duration = Duration::from_secs(8);
 const LEVEL: &str = "compression.level";
 /// Of zstd. Small events get no smaller at librdkafka's default, 3, which takes half as many instructions again.
 const FAST: &str = "1";
+const AUTO_CREATE: &str = "allow.auto.create.topics";
 const REFRESH: &str = "topic.metadata.refresh.interval.ms";
 
-const AUTO_CREATE: &str = "allow.auto.create.topics";
 /// How long it takes until the group hands new partitions out: the refresh of a member's metadata, and a rebalance.
 pub fn new_partitions_within(consumer: &ClientConfig) -> Duration {
     let refresh = consumer.get(REFRESH).and_then(|value| value.parse().ok());
@@ -314,9 +316,9 @@ fn finish(settings: &mut ClientConfig, config: &Config, promises: &[(&str, &str)
     for (key, value) in promises {
         settings.set(*key, *value);
     }
+    settings.set(AUTO_CREATE, "false");
     settings.set("bootstrap.servers", &config.queue.kafka.brokers);
     let debug = config.queue.kafka.properties.contains_key("debug");
-    settings.set(AUTO_CREATE, "false");
     settings.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Notice });
 }
 
@@ -357,23 +359,23 @@ mod tests {
     }
 
     #[test]
-    fn a_level_of_compression_can_be_set() {
-        #[test]
-        fn no_client_lets_a_broker_create_a_topic() {
-            let config = with(&[(AUTO_CREATE, "true")]);
-            let all = [
-                client(&config),
-                producer(&config),
-                dead_letter_producer(&config),
-                dead_letter_transactions(&config),
-                dead_letter_reader(&config),
-                forwarder(&config, "id"),
-                forwarded_position(&config, "id"),
-                consumer(&config, SinkName::Archive, "id"),
-            ];
-            assert!(all.iter().all(|settings| settings.get(AUTO_CREATE) == Some("false")));
-        }
+    fn no_client_lets_a_broker_create_a_topic() {
+        let config = with(&[(AUTO_CREATE, "true")]);
+        let all = [
+            client(&config),
+            producer(&config),
+            dead_letter_producer(&config),
+            dead_letter_transactions(&config),
+            dead_letter_reader(&config),
+            forwarder(&config, "id"),
+            forwarded_position(&config, "id"),
+            consumer(&config, SinkName::Archive, "id"),
+        ];
+        assert!(all.iter().all(|settings| settings.get(AUTO_CREATE) == Some("false")));
+    }
 
+    #[test]
+    fn a_level_of_compression_can_be_set() {
         assert_eq!(producer(&with(&[])).get(LEVEL), Some(FAST));
         assert_eq!(producer(&with(&[(LEVEL, "9")])).get(LEVEL), Some("9"));
     }

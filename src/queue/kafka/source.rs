@@ -399,15 +399,18 @@ impl Source {
             Finding::Log { ranges, partition_count } => {
                 let answered = ranges.iter().map(|(partition, _)| *partition).collect();
                 self.standing.answered(self.partitions.all(), &answered, Instant::now());
+                self.standing.ends(&ranges, Instant::now());
                 self.share.counted(partition_count, self.partitions.len(), Instant::now());
                 self.compare_share();
                 for (partition, log) in ranges.iter().filter(|(partition, _)| self.partitions.holds(*partition)) {
                     let delivered = self.partitions.delivered(*partition);
+                    // A reader sees no records behind an open transaction, and there may be any number.
+                    let is_closed = log.high == log.end;
                     (self.events)(match delivered {
-                        Some(from) if self.tails.is_empty(*partition, delivered, log.end) => {
+                        Some(from) if is_closed && self.tails.is_empty(*partition, delivered, log.end) => {
                             SourceEvent::EmptyTail { partition: *partition, from, to: log.end }
                         }
-                        _ => SourceEvent::LogEnd(*partition, log.end),
+                        _ => SourceEvent::LogEnd(*partition, log.high),
                     });
                 }
                 self.compare_positions(&ranges);
@@ -449,7 +452,7 @@ impl Source {
                 if let Some(committed) = committed {
                     self.consumer.context().stands(partition, committed);
                 }
-                let (log_start, log_end, identity) = (log.start, log.end, origin.identity.clone());
+                let (log_start, log_end, identity) = (log.start, log.high, origin.identity.clone());
                 assignments.push(Assignment { partition, committed, log_start, log_end, identity, holds_all });
             }
         }
