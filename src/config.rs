@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 mod error;
 mod keys;
 mod load;
+mod object_store;
 mod read;
 mod reload;
 mod roles;
@@ -21,6 +22,7 @@ mod validate;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use load::load;
+pub use object_store::{Given, NO_CHECKSUM, Provider, Settings};
 pub use reload::{Diff, apply, diff};
 pub use roles::{Role, Roles};
 pub use size::ByteSize;

@@ -6,6 +6,7 @@ use crate::{
     config::{Config, QueueKind, Roles, StoreKind},
     data_dir::DataDir,
     store::mongo::DatabaseChoice,
+    upload,
 };
 
 /// Where the process listens.
@@ -39,7 +40,7 @@ impl Addresses {
         if roles.archive() {
             let archive = match config.archive.url.as_str() {
                 "file:" => data_dir.path.join("archive").display().to_string(),
-                url => url.to_owned(),
+                _ => upload::place(config),
             };
             line("archive", archive);
         }

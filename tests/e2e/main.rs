@@ -17,6 +17,7 @@ mod kafka_reasons;
 mod kafka_topic;
 mod keys;
 mod mongodb_operators;
+mod object_stores;
 mod on_services;
 mod packaging;
 mod process;

@@ -8,6 +8,7 @@ mod clock;
 mod disk;
 mod drawn;
 mod load;
+mod nolinks;
 mod panics;
 mod power;
 mod proxy;

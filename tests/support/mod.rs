@@ -24,6 +24,7 @@ pub mod preload;
 pub mod process;
 pub mod raw;
 pub mod replica_set;
+pub mod s3;
 pub mod services;
 
 /// For what happens within seconds on an idle machine: CI's has two cores and may do other things.
