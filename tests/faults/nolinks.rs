@@ -1,8 +1,7 @@
 //! A local archive on a file system without hard links, by which create-only PUTs are made elsewhere.
 
-use crate::{
-    preload::library,
-    support::{PATIENCE, archive::Archive, daemon::Setup, events::Ledger, log::Evidence, oracle::Oracle, scratch},
+use crate::support::{
+    PATIENCE, archive::Archive, daemon::Setup, events::Ledger, log::Evidence, oracle::Oracle, preload::library, scratch,
 };
 
 #[test]
