@@ -19,7 +19,7 @@ use object_store::{
         ReqwestConnector,
     },
 };
-use reqwest::{Body, Client, Proxy, Request};
+use reqwest::{Body, Client, NoProxy, Proxy, Request};
 use tokio::sync::watch;
 
 /// How long a race waits for all of its requests to come before their last byte.
@@ -109,6 +109,9 @@ impl HttpService for Service {
 
 impl Service {
     async fn hold_back(&self, request: HttpRequest, held: HeldBack) -> Result<HttpResponse, HttpError> {
+        if !can_be_mirrored(&self.options) {
+            return self.client.execute(request).await;
+        }
         let client = match self.racing.get() {
             Some(client) => client,
             None => {
@@ -135,17 +138,26 @@ fn failed(error: reqwest::Error) -> HttpError {
     HttpError::new(kind, error.without_url())
 }
 
+/// Whether all that says how the store is reached can be given to a client of our own. Where not, the PUTs of a race are not
+/// held back.
+fn can_be_mirrored(options: &ClientOptions) -> bool {
+    use ClientConfigKey as Key;
+    let unset = |key| options.get_config_value(&key).is_none_or(|value| value.is_empty() || value == "false");
+    [Key::ProxyCaCertificate, Key::NoSystemCertificates].into_iter().all(unset)
+}
+
 /// A client that reaches what object_store's own does; a connection for each request.
 fn racing_client(options: &ClientOptions) -> Result<Client, HttpError> {
     let value = |key| options.get_config_value(&key).filter(|value: &String| !value.is_empty());
-    let is = |key| value(key).is_some_and(|value| value == "true");
+    let is = |key| value(key).is_some_and(|value| ["1", "true", "on", "yes", "y"].contains(&&*value.to_lowercase()));
     let mut client = Client::builder().http1_only().pool_max_idle_per_host(0);
     client = client.danger_accept_invalid_certs(is(ClientConfigKey::AllowInvalidCertificates));
     if let Some(agent) = value(ClientConfigKey::UserAgent) {
         client = client.user_agent(agent);
     }
     if let Some(url) = value(ClientConfigKey::ProxyUrl) {
-        client = client.proxy(Proxy::all(url).map_err(failed)?);
+        let excludes = value(ClientConfigKey::ProxyExcludes).and_then(|excludes| NoProxy::from_string(&excludes));
+        client = client.proxy(Proxy::all(url).map_err(failed)?.no_proxy(excludes));
     }
     client.build().map_err(failed)
 }
