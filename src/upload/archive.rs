@@ -25,6 +25,7 @@ use super::{
     objects::ObjectName,
     opening::{Head, HeadError, Heads},
     race::RaceError,
+    requests,
     store::Root,
 };
 use crate::{
@@ -191,9 +192,9 @@ impl Archive {
     pub async fn ask_for_rights(&self) -> Result<(), ProbeError> {
         use object_store::Error as E;
         let denied = |to| {
-            move |error| match error {
-                error @ (E::PermissionDenied { .. } | E::Unauthenticated { .. }) => ProbeError::Right { to, error },
-                error => ProbeError::Store(error),
+            move |error| match requests::is_denied(&error) {
+                true => ProbeError::Right { to, error },
+                false => ProbeError::Store(error),
             }
         };
         let folder = Path::from("_chain");

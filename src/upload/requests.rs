@@ -326,14 +326,14 @@ fn without_right(to: &str, error: object_store::Error) -> object_store::Error {
 /// What waiting alone does not mend.
 pub fn is_lasting(error: &object_store::Error) -> bool {
     use object_store::Error as E;
-    matches!(
-        error,
-        E::PermissionDenied { .. }
-            | E::Unauthenticated { .. }
-            | E::NotFound { .. }
-            | E::NotSupported { .. }
-            | E::NotImplemented { .. }
-    )
+    is_denied(error) || matches!(error, E::NotFound { .. } | E::NotSupported { .. } | E::NotImplemented { .. })
+}
+
+/// A right is missing. Of a LIST, the store's client says so in the text alone.
+pub(super) fn is_denied(error: &object_store::Error) -> bool {
+    use object_store::Error as E;
+    matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. })
+        || status(error).is_some_and(|status| status.starts_with("401") || status.starts_with("403"))
 }
 
 /// One sentence for the operator.
@@ -345,7 +345,7 @@ pub fn explain(error: &object_store::Error, config: &Config) -> String {
         E::NotFound { .. } => {
             format!("the bucket or folder of {place} does not exist: create it, or correct archive.url")
         }
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
+        error if is_denied(error) => {
             format!(
                 "{place} is refused to us: check that the bucket exists, the keys in archive.options, and the bucket's policy{} ({})",
                 rights(config),

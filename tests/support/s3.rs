@@ -108,6 +108,7 @@ fn serve(client: &TcpStream, state: &Mutex<State>, behaviour: Behaviour) -> Opti
     let mut body = vec![0; header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)];
     from.read_exact(&mut body).ok()?;
     let has_checksum = head.to_lowercase().contains("\nx-amz-checksum-");
+    let mut content_range = String::new();
     let (status, tag, answer) = match method {
         "PUT" if behaviour.locked && !has_checksum => (
             400,
@@ -139,7 +140,14 @@ fn serve(client: &TcpStream, state: &Mutex<State>, behaviour: Behaviour) -> Opti
             false => (200, None, listing(&lock(state), query)),
         },
         "GET" | "HEAD" => match lock(state).objects.get(&key) {
-            Some((bytes, tag)) => (200, Some(*tag), bytes.clone()),
+            Some((bytes, tag)) => match header("range").as_deref().and_then(range) {
+                Some((from, to)) => {
+                    let to = to.min(bytes.len());
+                    content_range = format!("Content-Range: bytes {from}-{}/{}\r\n", to - 1, bytes.len());
+                    (206, Some(*tag), bytes[from..to].to_vec())
+                }
+                None => (200, Some(*tag), bytes.clone()),
+            },
             None if behaviour.lists_not => (403, None, error("AccessDenied", "Access Denied")),
             None => (404, None, error("NoSuchKey", "The specified key does not exist.")),
         },
@@ -148,7 +156,7 @@ fn serve(client: &TcpStream, state: &Mutex<State>, behaviour: Behaviour) -> Opti
     let tag = tag.map_or(String::new(), |tag| format!("ETag: \"{tag}\"\r\n"));
     let length = answer.len();
     let head = format!(
-        "HTTP/1.1 {status} -\r\nContent-Length: {length}\r\nLast-Modified: Mon, 23 Nov 2026 08:00:00 GMT\r\n{tag}\r\n"
+        "HTTP/1.1 {status} -\r\nContent-Length: {length}\r\nLast-Modified: Mon, 23 Nov 2026 08:00:00 GMT\r\n{content_range}{tag}\r\n"
     );
     let mut to = client;
     to.write_all(head.as_bytes()).ok()?;
@@ -156,6 +164,12 @@ fn serve(client: &TcpStream, state: &Mutex<State>, behaviour: Behaviour) -> Opti
         to.write_all(&answer).ok()?;
     }
     Some(())
+}
+
+/// `bytes=FROM-TO`, `TO` included; here it is not.
+fn range(text: &str) -> Option<(usize, usize)> {
+    let (from, to) = text.strip_prefix("bytes=")?.split_once('-')?;
+    Some((from.parse().ok()?, to.parse::<usize>().ok()? + 1))
 }
 
 fn error(code: &str, message: &str) -> Vec<u8> {
