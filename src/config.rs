@@ -121,6 +121,17 @@ pub struct EventConfig {
     pub client_field: String,
     /// Its value is the log record's key. Empty: `client_field`.
     pub key_field: String,
+    pub on_unreadable: OnUnreadable,
+}
+
+/// What the ingestor does with an event that not every reader of JSON can read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnreadable {
+    /// It is taken and counted as any other, and stands as `"raw"` in the archive.
+    Accept,
+    /// It is refused as `invalid_json`.
+    Reject,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -353,6 +364,7 @@ defaults! {
         time_field: "timestamp".to_owned(),
         client_field: "client_id".to_owned(),
         key_field: String::new(),
+        on_unreadable: OnUnreadable::Reject,
     }
     QueueConfig {
         kind: QueueKind::Embedded,

@@ -93,6 +93,17 @@ pub struct Hole {
     pub key: String,
 }
 
+/// Lines of one object whose event not every reader of JSON can read. They are whole and no faults: an older release let
+/// such events stand as they came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreadableEvents {
+    pub key: String,
+    pub lines: u64,
+    /// The first one's, and what is the matter with it.
+    pub offset: Offset,
+    pub message: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PartitionReport {
     pub partition: Partition,
@@ -108,6 +119,10 @@ pub struct PartitionReport {
     /// The first [`Report::MOST`] of them.
     pub holes: Vec<Hole>,
     pub holes_in_all: u64,
+    /// Of the first [`Report::MOST`] objects with such lines.
+    pub unreadable_events: Vec<UnreadableEvents>,
+    /// Lines.
+    pub unreadable_events_in_all: u64,
     /// The first [`Report::MOST`] of them.
     pub faults: Vec<Fault>,
     pub faults_in_all: u64,

@@ -22,6 +22,7 @@ mod on_services;
 mod packaging;
 mod process;
 mod queue_kafka;
+mod reading;
 mod refusals;
 mod store_mongo;
 #[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
