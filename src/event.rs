@@ -246,6 +246,7 @@ pub fn unescape(json: &str) -> Result<Cow<'_, str>, serde_json::Error> {
 /// A longer one, in bytes, is replaced by `sha256:<hex>`: the record is written with its key beside its value, and the
 /// topic's bound has room for so much beside an event.
 const LONGEST_KEY: usize = 8 << 10;
+
 /// The key that this text is. What stands for a client that is not known is none: all events of all such would have one
 /// partition.
 fn key_of(text: Cow<'_, str>) -> Option<Cow<'_, str>> {

@@ -118,7 +118,11 @@ impl Check<'_> {
             let missing = words().find(|word| word.contains('.') && !properties.contains_key(*word));
             let given = words().find(|word| properties.contains_key(*word));
             let property = if reason.contains("must be set") { missing.or(given) } else { given.or(missing) };
-            (property, format!("librdkafka makes no client: {reason}"))
+            // Its own words leave the system's out.
+            let file = property.filter(|property| property.ends_with(".location")).and_then(|it| properties.get(it));
+            let unread = file.and_then(|file| std::fs::File::open(file).err());
+            let unread = unread.map(|error| format!("; it cannot be read: {error}")).unwrap_or_default();
+            (property, format!("librdkafka makes no client: {reason}{unread}"))
         };
         let key = property.map_or_else(|| KAFKA_PROPERTIES.to_owned(), |name| format!("{KAFKA_PROPERTIES}.{name}"));
         self.fault(&key, rule);

@@ -75,7 +75,7 @@ pub(in crate::queue) fn forward(level: RDKafkaLogLevel, facility: &str, line: &s
 pub(super) fn explained(said: &str) -> String {
     let hint = if said.contains("certificate verify failed") {
         ", or the broker's certificate is for another host name than the one that was connected to"
-    } else if said.contains("tls alert") {
+    } else if said.contains("SSL alert number") {
         ": it may want a certificate of this client (ssl.certificate.location, ssl.key.location)"
     } else if said.contains("brokers are down") {
         ": they cannot be connected to, or close connections and say nothing: see that security.protocol is that of the port"
