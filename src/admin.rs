@@ -73,18 +73,20 @@ pub fn queries() -> Arc<Semaphore> {
 ///
 /// # Errors
 /// Names the address, the key, and what to do.
-pub fn bind(config: &AdminConfig) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(&config.listen).with_context(|| {
+pub fn bind(config: &AdminConfig) -> anyhow::Result<Vec<TcpListener>> {
+    let sockets = http::bind(&config.listen).with_context(|| {
         format!(
             "admin.listen: cannot listen on {}: stop what uses the address (another ingestd?) or set admin.listen",
             config.listen
         )
     })?;
-    let address = listener.local_addr().with_context(|| format!("admin.listen: {} has no address", config.listen))?;
-    if !address.ip().is_loopback() {
-        tracing::warn!(%address, "admin.listen is beyond this machine and has no authentication: keep it firewalled");
+    for socket in &sockets {
+        let address = socket.local_addr().with_context(|| format!("admin.listen: {} has no address", config.listen))?;
+        if !address.ip().is_loopback() {
+            tracing::warn!(%address, "admin.listen is beyond this machine and has no authentication: keep it firewalled");
+        }
     }
-    Ok(listener)
+    Ok(sockets)
 }
 
 /// The running endpoint.
@@ -108,8 +110,8 @@ impl AdminServer {
 /// Starts the endpoint. Call it within an actix system.
 ///
 /// # Errors
-/// The listener cannot be used.
-pub fn serve(listener: TcpListener, state: AdminState) -> anyhow::Result<AdminServer> {
+/// A socket cannot be used.
+pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<AdminServer> {
     let state = web::Data::new(state);
     let door = http::Listener {
         name: "admin",
@@ -120,7 +122,7 @@ pub fn serve(listener: TcpListener, state: AdminState) -> anyhow::Result<AdminSe
         max_body: Arc::new(|| u64::MAX),
         on_refusal: Arc::new(|status| tracing::debug!(%status, "refused a request to the admin endpoint")),
     };
-    let server = http::serve(listener, door, move |app| routes(app, state.clone()))
+    let server = http::serve(sockets, door, move |app| routes(app, state.clone()))
         .context("admin.listen: the listener cannot be used")?;
     Ok(AdminServer { handle: server.handle(), running: actix_rt::spawn(server) })
 }

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, WrapFuture};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, WrapFuture};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -63,8 +63,12 @@ pub struct Aggregator {
     dependency: &'static str,
     /// The definitions were compared; only then are fences loaded.
     prepared: bool,
+    /// What is not as it should be in the store, though counting goes on.
+    remark: Option<String>,
     partitions: BTreeMap<Partition, Assigned>,
     flush: Option<Flush>,
+    /// The next attempt of it, while it waits for that.
+    retry: Option<SpawnHandle>,
     /// Records that the store refuses for good, and why, until the position is beyond them: they become letters when
     /// they are read again. A new aggregator hears of them again.
     refused: BTreeMap<Partition, BTreeMap<Offset, String>>,
@@ -72,14 +76,18 @@ pub struct Aggregator {
     ahead: BTreeMap<Partition, Offset>,
     /// The consumer was asked to fetch nothing for a while.
     holding: bool,
-    /// Answered when everything is durable.
+    /// Answered when everything is durable, or cannot be made so now.
     drains: Vec<oneshot::Sender<()>>,
+    /// Until when the stop waits for a store that fails.
+    patience: Option<Instant>,
 }
 
 impl Aggregator {
     /// Batches are bounded in bytes by their source's budget, and the consumer never waits for room (`do_send`): this is
     /// only above what that budget lets through, so that a message is never refused.
     const MAILBOX: usize = 4096;
+    /// How long the stop waits for a store that fails, or does not answer any more.
+    const PATIENCE: Duration = Duration::from_secs(3);
     /// What a fold may hold before it is flushed, whatever the number of buckets: letters, events and long groups.
     /// Twice that much waits while a flush is in flight; then reading is held.
     const FLUSH_BYTES: usize = 8 << 20;
@@ -117,12 +125,15 @@ impl Aggregator {
             reader,
             dependency,
             prepared: false,
+            remark: None,
             partitions: BTreeMap::new(),
             flush: None,
+            retry: None,
             refused: BTreeMap::new(),
             ahead: BTreeMap::new(),
             holding: false,
             drains: Vec::new(),
+            patience: None,
         }
     }
 
@@ -131,8 +142,16 @@ impl Aggregator {
         let store = self.store.clone();
         let prepare = async move { store.prepare().await }.into_actor(self);
         ctx.spawn(prepare.map(move |prepared, actor, ctx| match prepared {
-            Ok(()) => {
+            Ok(remarks) => {
                 actor.prepared = true;
+                for remark in &remarks {
+                    tracing::warn!(
+                        store = actor.dependency,
+                        remark,
+                        "the store is not as it should be, counting goes on"
+                    );
+                }
+                actor.remark = (!remarks.is_empty()).then(|| remarks.join("; "));
                 actor.works();
                 for (partition, epoch) in actor.loading() {
                     actor.load(partition, epoch, 0, ctx);
@@ -295,6 +314,7 @@ impl Aggregator {
 
     /// Sends the statements of the flush in flight.
     fn try_flush(&mut self, ctx: &mut Context<Self>) {
+        self.retry = None;
         let Some(mut flush) = self.flush.take() else { return };
         flush.keep_only(|part| self.partitions.get(&part.partition).is_some_and(|held| held.epoch == part.epoch));
         if flush.parts.is_empty() {
@@ -328,9 +348,27 @@ impl Aggregator {
                 self.metrics.flush_retries.inc();
                 let pause = flush::pause(flush.attempts);
                 self.flush = Some(flush);
-                ctx.run_later(pause, |actor, ctx| actor.try_flush(ctx));
+                if self.patience.is_some_and(|until| Instant::now() + pause > until) {
+                    self.give_up();
+                } else {
+                    self.retry = Some(ctx.run_later(pause, |actor, ctx| actor.try_flush(ctx)));
+                }
             }
         }
+    }
+
+    /// At the stop: what the store does not take is left to the next start, which reads it again from the positions that
+    /// are confirmed.
+    fn give_up(&mut self) {
+        let Some(flush) = self.flush.as_ref().filter(|_| !self.drains.is_empty()) else { return };
+        let records = flush.parts.iter().map(|part| part.records + part.letters).sum::<u64>();
+        tracing::warn!(
+            records,
+            attempts = flush.attempts,
+            "the last counts cannot be flushed now: the records wait in \
+            the log and are counted after the next start"
+        );
+        self.answer_drains();
     }
 
     /// The flush is over: confirms what is durable, has the fenced partitions assigned anew, and goes on with what was
@@ -402,6 +440,9 @@ impl Aggregator {
 
     fn works(&self) {
         self.health.dependency(self.dependency, Ok(()));
+        if self.remark.is_some() {
+            self.health.remark(self.dependency, self.remark.clone());
+        }
         self.health.actor(ActorName::Aggregator, ActorState::Running, None);
     }
 
@@ -506,7 +547,18 @@ impl Handler<Drain> for Aggregator {
     fn handle(&mut self, Drain: Drain, ctx: &mut Self::Context) -> Self::Result {
         let (drained, answer) = oneshot::channel();
         self.drains.push(drained);
-        self.begin_flush(ctx);
+        // One that fails is tried once more at once, and not waited for; one that works has its time, and the stop's deadline.
+        let failing = self.retry.is_some() || self.flush.as_ref().is_some_and(|flush| flush.attempts > 1);
+        let patience = if failing { Self::PATIENCE } else { self.config.load().shutdown.timeout / 2 };
+        self.patience = Some(Instant::now() + if failing { Duration::ZERO } else { Self::PATIENCE });
+        ctx.run_later(patience, |actor, _| actor.give_up());
+        match self.retry.take() {
+            Some(retry) => {
+                ctx.cancel_future(retry);
+                self.try_flush(ctx);
+            }
+            None => self.begin_flush(ctx),
+        }
         Box::pin(async move {
             // An error says that the aggregator has ended; its mailbox says so as well.
             let _ = answer.await;

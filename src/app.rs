@@ -11,7 +11,6 @@ mod stop;
 mod wiring;
 
 use std::{
-    io::{self, Write},
     net::TcpListener,
     path::Path,
     process::ExitCode,
@@ -32,7 +31,7 @@ pub use self::check::{CheckLine, check};
 use self::{
     banner::Addresses,
     signals::{Signal, Signals},
-    stop::{Stopped, stop},
+    stop::{Asked, Stopped, stop},
     wiring::Running,
 };
 use crate::{
@@ -58,16 +57,17 @@ pub mod exit {
 }
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Below the time that systemd gives a start (90 s).
+const LONGEST_START: Duration = Duration::from_secs(60);
 
 /// Runs the daemon until a signal or a failure ends it.
 pub fn run(config: Config, sources: Sources) -> ExitCode {
-    match try_run(config, sources) {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("ingestd: {error:#}");
-            ExitCode::from(exit::FAILURE)
-        }
-    }
+    let status = try_run(config, sources).unwrap_or_else(|error| {
+        logging::say(&format!("ingestd: {error:#}"));
+        exit::FAILURE
+    });
+    logging::finish();
+    ExitCode::from(status)
 }
 
 fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
@@ -77,8 +77,8 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
     rustix::process::umask(Mode::from_bits_truncate(0o077));
     let signals = Signals::listen().context("cannot listen to signals")?;
     let data_dir = DataDir::open(&config.data.dir)?;
-    let ingest_listener = roles.ingest().then(|| ingest::bind(&config.http)).transpose()?;
-    let admin_listener = admin::bind(&config.admin)?;
+    let ingest_sockets = roles.ingest().then(|| ingest::bind(&config.http)).transpose()?;
+    let admin_sockets = admin::bind(&config.admin)?;
     let io = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("io")
@@ -86,7 +86,7 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
         .build()
         .context("cannot start the I/O runtime")?;
     let daemon = Daemon::new(config, sources, log_level, roles, data_dir, io.handle().clone());
-    let status = System::new().block_on(daemon.live(ingest_listener, admin_listener, signals))?;
+    let status = System::new().block_on(daemon.live(ingest_sockets, admin_sockets, signals))?;
     // Nothing is left to run but what was cut off on purpose.
     io.shutdown_timeout(Duration::from_secs(1));
     Ok(status)
@@ -111,7 +111,7 @@ struct Daemon {
 
 /// Why the daemon ends.
 enum End {
-    Signal,
+    Signal(Asked),
     Escalation(Escalation),
 }
 
@@ -147,8 +147,8 @@ impl Daemon {
     /// From the first actor to the last.
     async fn live(
         mut self,
-        ingest_listener: Option<TcpListener>,
-        admin_listener: TcpListener,
+        ingest_sockets: Option<Vec<TcpListener>>,
+        admin_sockets: Vec<TcpListener>,
         mut signals: Signals,
     ) -> anyhow::Result<u8> {
         let config = self.config.load_full();
@@ -156,9 +156,9 @@ impl Daemon {
         let store = store.filter(|_| self.roles.aggregate() || config.store.kind == config::StoreKind::Mongodb);
         let at_the_end = store.clone();
         self.health.close(Closed::Starting, "the daemon is starting");
-        let addresses = Addresses::of(&ingest_listener, &admin_listener);
+        let addresses = Addresses::of(ingest_sockets.as_deref(), &admin_sockets);
         let desk = Desk::default();
-        let admin = admin::serve(admin_listener, self.admin_state(store.clone(), desk.clone()))?;
+        let admin = admin::serve(admin_sockets, self.admin_state(store.clone(), desk.clone()))?;
         let mut running = Running::default();
         let spooler = Slot::default();
         running.guarded.push(self.watch(spooler.clone()));
@@ -168,14 +168,15 @@ impl Daemon {
         }
         desk.open(self.letters(running.log.as_ref()));
         running.buffer = self.open_buffer(&config)?;
-        if let Some(listener) = ingest_listener {
+        if let Some(sockets) = ingest_sockets {
             // Answers 503 with the reason until the queue is there.
-            self.start_ingest(&mut running, listener);
+            self.start_ingest(&mut running, sockets);
         }
         if running.buffer.as_ref().is_some_and(|buffer| buffer.is_established()) {
             self.health.open(Closed::Starting);
         }
-        self.announce(&addresses);
+        logging::banner(&addresses.banner(&config, &self.data_dir, &self.roles));
+        actix_rt::spawn(tell_systemd(self.health.clone()));
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
                 running.buffer.as_ref().map_or(Ok(()), |buffer| buffer.prepared())?;
@@ -224,7 +225,14 @@ impl Daemon {
                 // librdkafka's admin calls block, each with a deadline.
                 let prepared = tokio::task::spawn_blocking(move || kafka::prepare(&config, dead_letters)).await;
                 match prepared {
-                    Ok(Ok(_)) => break,
+                    Ok(Ok(topic)) => {
+                        for concern in &topic.concerns {
+                            tracing::warn!("{concern}");
+                        }
+                        let concerns = topic.concerns.join("; ");
+                        health.remark(kafka::TOPIC, (!concerns.is_empty()).then_some(concerns));
+                        break;
+                    }
                     Ok(Err(error @ TopicError::Unreachable { .. })) => {
                         health.dependency(kafka::DEPENDENCY, Err(error.to_string()))
                     }
@@ -251,16 +259,6 @@ impl Daemon {
         }
     }
 
-    /// Says where everything is and what to try next, and tells systemd: from here on requests are answered, with 503
-    /// while a dependency is away. Its outage is no failed start.
-    fn announce(&self, addresses: &Addresses) {
-        let config = self.config.load();
-        // Whoever started it need not read it.
-        let _ = io::stdout().write_all(addresses.banner(&config, &self.data_dir, &self.roles).as_bytes());
-        // Without systemd there is nobody to tell.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    }
-
     /// Beats, reloads on SIGHUP, and returns when something ends the daemon.
     async fn wait(&mut self, signals: &mut Signals) -> End {
         let mut beat = tokio::time::interval(HEARTBEAT);
@@ -275,7 +273,7 @@ impl Daemon {
                     }
                     Signal::Stop(name) => {
                         tracing::info!(signal = name, "stopping");
-                        return End::Signal;
+                        return End::Signal(Asked { name, at: tokio::time::Instant::now() });
                     }
                 },
                 Some(escalation) = self.escalated.recv() => return End::Escalation(escalation),
@@ -289,7 +287,7 @@ impl Daemon {
 
     async fn end(self, end: End, running: Running, admin: AdminServer, signals: Signals) -> u8 {
         let status = match &end {
-            End::Signal => 0,
+            End::Signal(_) => 0,
             End::Escalation(Escalation::Fenced { reason }) => {
                 tracing::error!(
                     reason,
@@ -306,6 +304,10 @@ impl Daemon {
                 exit::FAILURE
             }
         };
+        let asked = match end {
+            End::Signal(asked) => Some(asked),
+            End::Escalation(_) => None,
+        };
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         let timeout = self.config.load().shutdown.timeout;
@@ -316,7 +318,7 @@ impl Daemon {
             }
         };
         let stopped = tokio::select! {
-            stopped = stop(running, admin, &self.health, timeout, signals) => stopped,
+            stopped = stop(running, admin, &self.health, timeout, signals, asked) => stopped,
             () = beating => Stopped::Cut,
         };
         match stopped {
@@ -330,9 +332,23 @@ impl Daemon {
             }
             // Threads may hang: nothing more is waited for. Why it ended says more than that it was late: a process that
             // was fenced must not be started again.
-            Stopped::Cut => std::process::exit(i32::from(if status == 0 { exit::DEADLINE } else { status })),
+            Stopped::Cut => {
+                logging::finish();
+                std::process::exit(i32::from(if status == 0 { exit::DEADLINE } else { status }))
+            }
         }
     }
+}
+
+/// Tells systemd that the daemon has started: when events are taken, or when something is away for which they are not,
+/// because its outage is no failed start.
+async fn tell_systemd(health: Health) {
+    let asked = Instant::now();
+    while !health.has_started() && asked.elapsed() < LONGEST_START {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
 fn reloader(sources: Sources, config: LiveConfig, log_level: LogLevel) -> Reloader {

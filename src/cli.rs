@@ -46,6 +46,9 @@ enum Command {
         /// Ask the queue, the archive and the store, too
         #[arg(long)]
         connect: bool,
+        /// With --connect: ask the archive's store harder whether of many PUTs of one object one wins
+        #[arg(long, requires = "connect")]
+        thorough: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -103,8 +106,8 @@ pub fn main() -> ExitCode {
     let Cli { options, command } = Cli::parse();
     match command.unwrap_or(Command::Run { options: Options::default() }) {
         Command::Run { options: later } => run::run(options.and_then(later).sources()),
-        Command::Check { options: later, connect, json } => {
-            check::check(&options.and_then(later).sources(), connect, json)
+        Command::Check { options: later, connect, thorough, json } => {
+            check::check(&options.and_then(later).sources(), connect, thorough, json)
         }
         Command::Dlq { command } => dlq::dlq(options, command),
         Command::Config { options: later, json } => show::show(&options.and_then(later).sources(), json),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 mod error;
 mod keys;
 mod load;
+mod object_store;
 mod read;
 mod reload;
 mod roles;
@@ -21,6 +22,7 @@ mod validate;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use load::load;
+pub use object_store::{Given, NO_CHECKSUM, Provider, Settings};
 pub use reload::{Diff, apply, diff};
 pub use roles::{Role, Roles};
 pub use size::ByteSize;
@@ -119,6 +121,17 @@ pub struct EventConfig {
     pub client_field: String,
     /// Its value is the log record's key. Empty: `client_field`.
     pub key_field: String,
+    pub on_unreadable: OnUnreadable,
+}
+
+/// What the ingestor does with an event that not every reader of JSON can read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnreadable {
+    /// It is taken and counted as any other, and stands as `"raw"` in the archive.
+    Accept,
+    /// It is refused as `invalid_json`.
+    Reject,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -250,6 +263,7 @@ pub struct StoreConfig {
     pub kind: StoreKind,
     /// For MongoDB: `mongodb://…`.
     pub url: String,
+    /// Empty: that of the URL, or `ingestd`.
     pub database: String,
     /// Keep each parsed event as a document, too.
     pub events: bool,
@@ -338,7 +352,7 @@ defaults! {
     HttpConfig {
         listen: "127.0.0.1:8080".to_owned(),
         max_body: ByteSize(16 * MIB),
-        max_event: ByteSize(MIB),
+        max_event: ByteSize(960 * KIB),
         max_events: 10_000,
         request_timeout: Duration::from_secs(10),
         max_in_flight: ByteSize(64 * MIB),
@@ -350,6 +364,7 @@ defaults! {
         time_field: "timestamp".to_owned(),
         client_field: "client_id".to_owned(),
         key_field: String::new(),
+        on_unreadable: OnUnreadable::Reject,
     }
     QueueConfig {
         kind: QueueKind::Embedded,
@@ -386,7 +401,7 @@ defaults! {
     StoreConfig {
         kind: StoreKind::Embedded,
         url: String::new(),
-        database: "ingestd".to_owned(),
+        database: String::new(),
         events: false,
         events_ttl: Duration::from_secs(30 * 24 * 3600),
     }

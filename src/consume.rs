@@ -234,12 +234,12 @@ impl<S: Sink> Handler<FromSource> for Consumer<S> {
             }
             SourceEvent::Unavailable(reason) => {
                 self.fences.brokers_away();
-                self.health.dependency(self.queue.0, Err(reason.clone()));
+                self.health.dependency_of(self.queue.0, self.name.consumer().as_str(), Err(reason.clone()));
                 self.unavailable = Some(reason);
                 self.show_state();
             }
             SourceEvent::Available => {
-                self.health.dependency(self.queue.0, Ok(()));
+                self.health.dependency_of(self.queue.0, self.name.consumer().as_str(), Ok(()));
                 self.unavailable = None;
                 self.show_state();
             }

@@ -4,7 +4,7 @@
 //! The rules, for the ingestor ([`parse`]) and for every reader of the log ([`read`]) alike:
 //!
 //! - the whole value is valid JSON in valid UTF-8, an object, and nested no deeper than [`MAX_DEPTH`];
-//! - of duplicate fields the last one counts;
+//! - of duplicate fields the last one counts, where they are taken;
 //! - `null` is as good as absent;
 //! - the type is a required string of 1 to 128 characters, the id an optional one of 1 to 256, the timestamp an optional
 //!   RFC 3339 time between 1970 and 9999;
@@ -12,20 +12,26 @@
 //!   string that says "nobody" (empty, blank, a nil UUID) is no key, and a long one stands for itself by its hash.
 //!
 //! The ingestor refuses more than a reader does: what stands in the log is read and counted by the rules that it was
-//! accepted under. Times have a second 60 at 23:59:60 UTC alone, and a hyphen as their offset's minus.
+//! accepted under. What not every reader of JSON can read ([`Unreadable`]) is refused unless the configuration says
+//! otherwise; times have a second 60 at 23:59:60 UTC alone, and a hyphen as their offset's minus.
 
 mod fields;
 mod json;
+mod readable;
 
 use std::borrow::Cow;
 
 use chrono::{DateTime, FixedOffset, Timelike};
 use sha2::{Digest, Sha256};
 
-use crate::{config::EventConfig, position::Timestamp};
+use crate::{
+    config::{EventConfig, OnUnreadable},
+    position::Timestamp,
+};
 
 pub use fields::MAX_DEPTH;
 pub use json::Texts;
+pub use readable::{Unreadable, check};
 
 /// Which top-level fields are read: those of the head, and further ones that somebody groups by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +41,8 @@ pub struct EventFields {
     /// Indexes into `names`: type, id, time, client, key.
     head: [usize; 5],
     selected: Vec<usize>,
+    /// What the ingestor does; readers of the log do not ask.
+    on_unreadable: OnUnreadable,
 }
 
 impl From<&EventConfig> for EventFields {
@@ -48,7 +56,7 @@ impl From<&EventConfig> for EventFields {
             config.key_field(),
         ];
         let head = head.map(|name| index_of(&mut names, name));
-        Self { names, head, selected: Vec::new() }
+        Self { names, head, selected: Vec::new(), on_unreadable: config.on_unreadable }
     }
 }
 
@@ -167,7 +175,11 @@ fn read_by<'f, 'a>(
     value: &'a [u8],
     fields: &'f EventFields,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
-    let found = Found { fields, values: fields::scan(value, &fields.names)? };
+    let scan = match (rules, fields.on_unreadable) {
+        (Rules::Door, OnUnreadable::Reject) => fields::scan_readable,
+        (Rules::Door, OnUnreadable::Accept) | (Rules::Log, _) => fields::scan,
+    };
+    let found = Found { fields, values: scan(value, &fields.names)? };
     let [event_type, id, time, ..] = fields.head.map(|index| fields.names[index].as_str());
     let event = Event {
         event_type: event_type_of(found.head(0)?, event_type)?,
@@ -179,10 +191,12 @@ fn read_by<'f, 'a>(
     Ok((event, found))
 }
 
-/// The JSON texts of an object's fields of these names; nothing where it is not one, or perhaps not: serde_json judges
-/// those.
-pub fn object<'a>(text: &'a str, names: &[String]) -> Option<Texts<'a>> {
-    json::object(text, names)
+/// The JSON texts of a value's fields of these names; one that is no object has none.
+///
+/// # Errors
+/// Why not every reader of JSON can read it.
+pub fn find_readable<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Unreadable> {
+    fields::find_readable(value, names)
 }
 
 /// The elements of a JSON array, at most so many; nothing where it is not one, or perhaps not: serde_json judges those.
@@ -232,6 +246,7 @@ pub fn unescape(json: &str) -> Result<Cow<'_, str>, serde_json::Error> {
 /// A longer one, in bytes, is replaced by `sha256:<hex>`: the record is written with its key beside its value, and the
 /// topic's bound has room for so much beside an event.
 const LONGEST_KEY: usize = 8 << 10;
+
 /// The key that this text is. What stands for a client that is not known is none: all events of all such would have one
 /// partition.
 fn key_of(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
@@ -456,12 +471,32 @@ mod tests {
     #[test]
     fn of_duplicate_fields_the_last_counts_however_it_is_written() {
         let json = r#"{"type":"a","client_id":"c","t\u0079pe":"b","client_id":null,"x":7}"#;
-        let event = read(json).unwrap();
-        assert_eq!((event.event_type.as_ref(), event.client), ("b", None));
         let fields = fields().selecting(&["x", "type", "y", "type"].map(str::to_owned));
-        let (_, found) = super::read(json.as_bytes(), &fields).unwrap();
+        let (event, found) = super::read(json.as_bytes(), &fields).unwrap();
+        assert_eq!((event.event_type.as_ref(), event.client), ("b", None));
         let selected: Vec<_> = (0..4).map(|index| found.selected(index)).collect();
         assert_eq!(selected, [Some("7"), Some(r#""b""#), None, Some(r#""b""#)]);
+    }
+
+    #[test]
+    fn what_not_every_reader_can_read_is_refused_at_the_door_alone_and_only_where_the_configuration_says_so() {
+        let accepting = EventConfig { on_unreadable: OnUnreadable::Accept, ..EventConfig::default() };
+        let accepting = EventFields::from(&accepting);
+        let digits = format!(r#"{{"type":"a","n":{}}}"#, "7".repeat(4301));
+        for (json, word) in [
+            (r#"{"type":"a","x":[{"n":1e400}]}"#, "1e400"),
+            (r#"{"type":"a","x":"\ud800"}"#, "\\ud800"),
+            (r#"{"type":"a","t\u0079pe":"a"}"#, "\"type\" stands twice"),
+            (r#"{"type":"a","x":{"y":1,"y":1}}"#, "\"y\" stands twice"),
+            (&digits, "longer than"),
+        ] {
+            let fields = fields();
+            let refused = parse(json.as_bytes(), &fields).unwrap_err();
+            assert!(refused.code == Code::InvalidJson && refused.message.contains(word), "{refused}");
+            assert!(refused.message.contains("event.on_unreadable") && refused.message.len() < 200, "{refused}");
+            assert!(parse(json.as_bytes(), &accepting).is_ok(), "{json}");
+            assert!(super::read(json.as_bytes(), &fields).is_ok(), "{json}");
+        }
     }
 
     #[test]

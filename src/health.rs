@@ -63,7 +63,7 @@ pub struct ActorStatus {
 }
 
 /// A dependency outside the process: `kafka`, `mongodb`, `object_store`, `disk`, `embedded_log`, `embedded_store`,
-/// `buffer`, `forwarder` …
+/// `kafka_topic`, `buffer`, `forwarder` …
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DependencyStatus {
     pub available: bool,
@@ -140,9 +140,37 @@ pub enum Closed {
 #[derive(Default)]
 struct State {
     actors: BTreeMap<ActorName, ActorStatus>,
-    dependencies: BTreeMap<&'static str, DependencyStatus>,
+    /// By name and by who says so, in this order: a dependency can be used when all say that it can.
+    dependencies: BTreeMap<(&'static str, &'static str), DependencyStatus>,
+    /// Shown of dependencies that can be used.
+    remarks: BTreeMap<&'static str, String>,
     halted: BTreeMap<(SinkName, Partition), Halted>,
     closed: BTreeMap<Closed, String>,
+}
+
+impl State {
+    fn is_available(&self, dependency: &str) -> bool {
+        self.dependencies.iter().all(|((name, _), status)| *name != dependency || status.available)
+    }
+
+    /// Each dependency, with the first reason for which it cannot be used, or what is to be said of it.
+    fn dependencies(&self) -> BTreeMap<&'static str, DependencyStatus> {
+        let mut all: BTreeMap<&'static str, DependencyStatus> = BTreeMap::new();
+        for ((name, _), status) in &self.dependencies {
+            let shown = all.entry(*name).or_insert_with(|| status.clone());
+            if shown.available {
+                *shown = status.clone();
+            }
+        }
+        for (name, remark) in &self.remarks {
+            let usable = DependencyStatus { available: true, reason: None };
+            let shown = all.entry(*name).or_insert(usable);
+            if shown.available {
+                shown.reason = Some(remark.clone());
+            }
+        }
+        all
+    }
 }
 
 /// Shared by all actors. Its lock is held for moments and over no await.
@@ -161,22 +189,43 @@ impl Health {
 
     /// Records whether a dependency can be used; says in the log when that changes.
     pub fn dependency(&self, dependency: &'static str, outcome: Result<(), String>) {
+        self.dependency_of(dependency, "", outcome);
+    }
+
+    /// The same of a dependency that several use, each in its own way: what one can use, another may not.
+    pub fn dependency_of(&self, dependency: &'static str, user: &'static str, outcome: Result<(), String>) {
         let status = DependencyStatus { available: outcome.is_ok(), reason: outcome.err() };
-        let before = self.state().dependencies.insert(dependency, status.clone());
-        let was_available = before.as_ref().is_none_or(|before| before.available);
-        match (&status.reason, was_available) {
-            (Some(reason), true) => tracing::warn!(dependency, reason, "dependency unavailable"),
-            (None, false) => tracing::info!(dependency, "dependency available again"),
+        let mut state = self.state();
+        let was_available = state.is_available(dependency);
+        state.dependencies.insert((dependency, user), status.clone());
+        let is_available = state.is_available(dependency);
+        drop(state);
+        match (&status.reason, was_available, is_available) {
+            (Some(reason), true, _) => tracing::warn!(dependency, reason, "dependency unavailable"),
+            (None, false, true) => tracing::info!(dependency, "dependency available again"),
             _ => {}
         }
     }
 
-    /// Says something of a dependency that can be used; nothing of one that cannot.
+    /// It is known that this dependency cannot be used.
+    pub fn is_away(&self, dependency: &'static str) -> bool {
+        !self.state().is_available(dependency)
+    }
+
+    /// Says something of a dependency, to be shown while it can be used.
     pub fn remark(&self, dependency: &'static str, remark: Option<String>) {
         let mut state = self.state();
-        if state.dependencies.get(dependency).is_none_or(|status| status.available) {
-            state.dependencies.insert(dependency, DependencyStatus { available: true, reason: remark });
-        }
+        match remark {
+            Some(remark) => state.remarks.insert(dependency, remark),
+            None => state.remarks.remove(dependency),
+        };
+    }
+
+    /// Why the first of these dependencies that cannot be used cannot, as far as [`Self::dependency`] was told.
+    pub fn outage(&self, of: &[&'static str]) -> Option<String> {
+        let state = self.state();
+        of.iter()
+            .find_map(|name| state.dependencies.get(&(*name, "")).filter(|status| !status.available)?.reason.clone())
     }
 
     pub fn halt(&self, halted: Halted) {
@@ -207,6 +256,15 @@ impl Health {
         self.state().closed.iter().next().map(|(closed, why)| (*closed, why.clone()))
     }
 
+    /// Whether work is taken, or it is known why not.
+    pub fn has_started(&self) -> bool {
+        let knows_why = {
+            let state = self.state();
+            state.closed.contains_key(&Closed::DiskFull) || state.dependencies.values().any(|status| !status.available)
+        };
+        knows_why || self.readiness().ready
+    }
+
     /// `roles` are the actors that this process runs.
     pub fn readiness(&self) -> Readiness {
         let state = self.state();
@@ -226,7 +284,7 @@ impl Health {
         .map(|(_, actors)| actors.iter().all(|actor| works(*actor)))
         .collect();
         let open = state.closed.is_empty();
-        let refuses = |dependency| state.dependencies.get(dependency).is_some_and(|status| !status.available);
+        let refuses = |dependency: &str| !state.is_available(dependency);
         let ready = if runs(ActorName::Ingestor) {
             // The door stays open: the log takes events again before anybody could tell from outside.
             open && !refuses(embedded::DEPENDENCY) && works(ActorName::Ingestor) && works(ActorName::Producer)
@@ -241,7 +299,7 @@ impl Health {
             ready,
             degraded,
             actors: state.actors.iter().map(|(name, status)| (name.as_str(), status.clone())).collect(),
-            dependencies: state.dependencies.clone(),
+            dependencies: state.dependencies(),
             halted: state.halted.values().cloned().collect(),
         }
     }
@@ -287,6 +345,34 @@ mod tests {
         assert!(!health.readiness().ready);
         health.actor(ActorName::ConsumerArchive, ActorState::Running, None);
         assert!(health.readiness().ready);
+    }
+
+    #[test]
+    fn a_start_is_over_when_events_are_taken_or_it_is_known_what_is_away() {
+        let health = running(&[ActorName::Ingestor, ActorName::Producer]);
+        health.close(Closed::Starting, "starting");
+        health.close(Closed::QueueUnavailable, "connecting");
+        assert!(!health.has_started());
+        health.dependency("kafka", Err("no broker".to_owned()));
+        assert!(health.has_started());
+        health.dependency("kafka", Ok(()));
+        health.open(Closed::Starting);
+        assert!(!health.has_started());
+        health.open(Closed::QueueUnavailable);
+        assert!(health.has_started());
+    }
+
+    #[test]
+    fn a_dependency_that_one_of_its_users_cannot_use_is_shown_whatever_the_others_say() {
+        let health = Health::default();
+        health.remark("kafka", Some("two of its partitions".to_owned()));
+        health.dependency_of("kafka", "consumer-archive", Err("no right to read".to_owned()));
+        health.dependency("kafka", Ok(()));
+        let shown = || health.readiness().dependencies["kafka"].clone();
+        assert_eq!(shown(), DependencyStatus { available: false, reason: Some("no right to read".to_owned()) });
+        assert_eq!(health.outage(&["kafka"]), None, "who writes can");
+        health.dependency_of("kafka", "consumer-archive", Ok(()));
+        assert_eq!(shown(), DependencyStatus { available: true, reason: Some("two of its partitions".to_owned()) });
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! is closed here, on the transport, which [`Connection`] tells about; it also hands on one request at a time, so that
 //! each answer is its own request's. Refusals that are not any handler's are problems (RFC 9457), too.
 
+mod bind;
 mod connection;
 mod framing;
 pub mod refusal;
@@ -22,8 +23,8 @@ use actix_web::{
 };
 use futures::FutureExt;
 
-pub use self::connection::Connection;
 use self::connection::{Slots, Transport};
+pub use self::{bind::bind, connection::Connection};
 
 /// What differs between the listeners.
 #[derive(Clone)]
@@ -66,16 +67,16 @@ pub fn affordable_connections() -> usize {
     usize::try_from(left).unwrap_or(usize::MAX)
 }
 
-/// Serves these routes. Call it within an actix system, and keep the server polled.
+/// Serves these routes on all the sockets. Call it within an actix system, and keep the server polled.
 ///
 /// # Errors
-/// The socket cannot be used.
+/// A socket cannot be used.
 pub fn serve(
-    socket: TcpListener,
+    sockets: Vec<TcpListener>,
     listener: Listener,
     routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
 ) -> io::Result<Server> {
-    let address = socket.local_addr()?;
+    let address = sockets.first().ok_or(io::ErrorKind::AddrNotAvailable)?.local_addr()?;
     let workers = NonZero::new(listener.workers).map_or(1, NonZero::get);
     let builder = Server::build()
         .workers(workers)
@@ -85,6 +86,7 @@ pub fn serve(
         .disable_signals();
     let stopping = builder.graceful_shutdown_signal();
     let slots = Arc::new(Slots::new(listener.max_connections));
+    let name = listener.name;
     let service = move || {
         let (stopping, routes, slots) = (stopping.clone(), routes.clone(), slots.clone());
         let (max_body, on_refusal) = (listener.max_body.clone(), listener.on_refusal.clone());
@@ -140,7 +142,9 @@ pub fn serve(
         })
         .and_then(http)
     };
-    Ok(builder.listen(listener.name, socket, service)?.run())
+    let builder =
+        sockets.into_iter().try_fold(builder, |builder, socket| builder.listen(name, socket, service.clone()))?;
+    Ok(builder.run())
 }
 
 /// A response's body, with whose end the exchange is over.

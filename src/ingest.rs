@@ -45,10 +45,10 @@ use crate::{
 pub struct StopAccepting;
 
 /// Binds `http.listen`. Done once, before anything is started: a taken port is the commonest reason why a daemon cannot
-/// start. Each incarnation of the ingestor gets a clone of the socket, so a restart refuses no connection.
-pub fn bind(config: &HttpConfig) -> anyhow::Result<TcpListener> {
+/// start. Each incarnation of the ingestor gets clones of the sockets, so a restart refuses no connection.
+pub fn bind(config: &HttpConfig) -> anyhow::Result<Vec<TcpListener>> {
     let listen = &config.listen;
-    let listener = TcpListener::bind(listen).map_err(|error| {
+    let sockets = http::bind(listen).map_err(|error| {
         let advice = match error.kind() {
             ErrorKind::AddrInUse => "another process listens there; end it or set http.listen to a free port",
             ErrorKind::PermissionDenied => "set http.listen to a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
@@ -57,8 +57,10 @@ pub fn bind(config: &HttpConfig) -> anyhow::Result<TcpListener> {
         };
         anyhow::anyhow!("http.listen = {listen:?} cannot be bound: {error}: {advice}")
     })?;
-    rustix::net::listen(&listener, BACKLOG).with_context(|| format!("cannot listen on http.listen = {listen:?}"))?;
-    Ok(listener)
+    for socket in &sockets {
+        rustix::net::listen(socket, BACKLOG).with_context(|| format!("cannot listen on http.listen = {listen:?}"))?;
+    }
+    Ok(sockets)
 }
 
 /// Connections that wait to be accepted. With std's 128, a few hundred clients that connect at once lose packets and wait
@@ -68,7 +70,7 @@ const BACKLOG: i32 = 4096;
 /// The ingestor actor.
 pub struct Ingestor {
     /// Taken by the server when it starts.
-    listener: Option<TcpListener>,
+    sockets: Vec<TcpListener>,
     intake: web::Data<Intake>,
     config: LiveConfig,
     health: Health,
@@ -84,20 +86,20 @@ impl Ingestor {
     /// Above the idle timeout of common load balancers (60 s), so that they close a connection before we do.
     const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-    /// `listener` is a clone of what [`bind`] returned.
+    /// `sockets` are clones of what [`bind`] returned.
     pub fn new(
-        listener: TcpListener,
+        sockets: Vec<TcpListener>,
         entrance: Entrance,
         config: LiveConfig,
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
         let intake = web::Data::new(Intake::new(entrance, config.clone(), health.clone(), metrics));
-        Self { listener: Some(listener), intake, config, health, server: None }
+        Self { sockets, intake, config, health, server: None }
     }
 
     fn serve(&mut self) -> anyhow::Result<Server> {
-        let listener = self.listener.take().context("the listening socket is gone")?;
+        let sockets = std::mem::take(&mut self.sockets);
         let workers = thread::available_parallelism().map_or(1, usize::from).min(Self::MAX_WORKERS);
         let (intake, config) = (self.intake.clone(), self.config.clone());
         let counting = intake.clone();
@@ -109,7 +111,7 @@ impl Ingestor {
             max_body: Arc::new(move || config.load().http.max_body.0),
             on_refusal: Arc::new(move |status| counting.answered(status)),
         };
-        let server = http::serve(listener, door, move |service| routes(intake.clone())(service))
+        let server = http::serve(sockets, door, move |service| routes(intake.clone())(service))
             .context("the HTTP server cannot use its listening socket")?;
         Ok(server)
     }

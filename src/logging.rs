@@ -1,11 +1,19 @@
-//! Logs go to stderr as events with fields, as text or JSON; the level can change while the daemon runs.
+//! Logs go to stderr as events with fields, as text or JSON; the level can change while the daemon runs. Nobody but one
+//! thread waits for whoever reads them.
+
+mod lines;
 
 use std::{
-    io::{self, IsTerminal},
-    sync::OnceLock,
+    backtrace::{Backtrace, BacktraceStatus},
+    io::{self, IsTerminal, Write},
+    panic::{self, PanicHookInfo},
+    sync::{LazyLock, OnceLock},
+    thread,
+    time::Duration,
 };
 
 use anyhow::Context;
+use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::{
     EnvFilter, Registry,
     filter::LevelFilter,
@@ -14,7 +22,11 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::config::{LogFormat, LoggingConfig};
+use self::lines::Lines;
+use crate::{
+    config::{LogFormat, LoggingConfig},
+    supervise::panic_message,
+};
 
 /// Libraries that say too much below this; a filter that names one of them decides itself.
 const QUIET: &str = "rdkafka=warn,librdkafka=warn,object_store=warn,mongodb=warn,hyper=warn,hyper_util=warn,h2=warn,\
@@ -38,21 +50,55 @@ impl LogLevel {
     }
 }
 
-static INSTALLED: OnceLock<LogLevel> = OnceLock::new();
+static INSTALLED: OnceLock<(LogLevel, Lines)> = OnceLock::new();
+
+/// How long the end of the process waits for what was said last.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Lines that were dropped, because whoever reads the log stood still.
+pub fn dropped() -> Counter {
+    static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
+    DROPPED.clone()
+}
+
+/// Prints to stdout, without waiting for whoever reads it where the log has begun.
+pub fn banner(text: &str) {
+    match INSTALLED.get() {
+        Some((_, lines)) => lines.banner(text.as_bytes().to_vec()),
+        // Whoever started it need not read it.
+        None => _ = io::stdout().write_all(text.as_bytes()),
+    }
+}
+
+/// Prints to stderr, past the level of the log.
+pub fn say(text: &str) {
+    match INSTALLED.get() {
+        Some((_, lines)) => lines.log(format!("{text}\n").into_bytes()),
+        None => eprintln!("{text}"),
+    }
+}
+
+/// The last thing before the process ends: has what was said written, for moments at most.
+pub fn finish() {
+    if let Some((_, lines)) = INSTALLED.get() {
+        lines.flush(LAST_WORDS);
+    }
+}
 
 /// Starts logging. A process has one log: a later call only sets the level.
 ///
 /// # Errors
 /// When the level is no filter, or something else has taken the place of the global subscriber.
 pub fn init(config: &LoggingConfig) -> anyhow::Result<LogLevel> {
-    if let Some(level) = INSTALLED.get() {
+    if let Some((level, _)) = INSTALLED.get() {
         level.set(&config.level)?;
         return Ok(level.clone());
     }
+    let lines = Lines::start(dropped()).context("the log's thread cannot be started")?;
     // Libraries that log through `log` are bounded once and for all by the level at this point, so it is the highest;
     // the filter that decides is set below.
     let (changeable, handle) = reload::Layer::new(EnvFilter::new("trace"));
-    let output = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let output = tracing_subscriber::fmt::layer().with_writer(lines.clone());
     let output = match config.format {
         LogFormat::Text => output.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => output.json().flatten_event(true).with_span_list(false).boxed(),
@@ -60,7 +106,22 @@ pub fn init(config: &LoggingConfig) -> anyhow::Result<LogLevel> {
     tracing_subscriber::registry().with(changeable).with(output).try_init().context("logging cannot be started")?;
     let level = LogLevel(handle);
     level.set(&config.level)?;
-    Ok(INSTALLED.get_or_init(|| level).clone())
+    let (level, _) = INSTALLED.get_or_init(|| (level, lines));
+    panic::set_hook(Box::new(|panic| say(&panicked(panic))));
+    Ok(level.clone())
+}
+
+/// As std's own hook writes it, which would wait for whoever reads the log.
+fn panicked(panic: &PanicHookInfo<'_>) -> String {
+    let thread = thread::current();
+    let at = panic.location().map_or_else(String::new, |location| format!(" at {location}"));
+    let mut text =
+        format!("thread '{}' panicked{at}:\n{}", thread.name().unwrap_or("?"), panic_message(panic.payload()));
+    let trace = Backtrace::capture();
+    if trace.status() == BacktraceStatus::Captured {
+        text += &format!("\n{trace}");
+    }
+    text
 }
 
 fn filter(level: &str) -> anyhow::Result<EnvFilter> {

@@ -15,6 +15,7 @@ use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::{
     health::{ActorName, SinkName},
+    logging,
     position::Partition,
 };
 
@@ -192,6 +193,11 @@ impl Metrics {
             self.in_flight_bytes.clone(),
         );
         r.register("resident_memory_bytes", "Resident memory of the process", self.resident_memory_bytes.clone());
+        r.register(
+            "log_lines_dropped",
+            "Lines of the log that were dropped, because whoever reads it stood still",
+            logging::dropped(),
+        );
         r.register("upload_retries", "Uploads tried again", self.upload_retries.clone());
         r.register("flush_retries", "Aggregate flushes tried again", self.flush_retries.clone());
         r.register(

@@ -1,5 +1,7 @@
 //! What the embedded log and the embedded store share of SQLite.
 
+use std::path::Path;
+
 use rusqlite::Connection;
 
 /// Gives up to `pages` free pages back to the file system; whether there are more. For databases with
@@ -26,4 +28,14 @@ const MEMORY: i64 = 6 << 20;
 /// Bounds the memory of all connections in this process.
 pub fn bound_memory(database: &Connection) -> rusqlite::Result<()> {
     database.query_row(&format!("PRAGMA soft_heap_limit = {MEMORY}"), [], |_| Ok(()))
+}
+
+/// Has the files that SQLite makes for moments (the journal of a statement, a sort) made in the folder of the database
+/// `path`: a service may have no other that it can write to. Holds for all connections in this process.
+pub fn keep_temporary_files_beside(database: &Connection, path: &Path) -> rusqlite::Result<()> {
+    match path.parent().and_then(Path::to_str).filter(|folder| !folder.is_empty()) {
+        Some(folder) => database.pragma_update(None, "temp_store_directory", folder),
+        // Then they are made where SQLite looks by itself, the present folder among others.
+        None => Ok(()),
+    }
 }

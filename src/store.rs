@@ -98,7 +98,17 @@ pub struct Flushed {
     pub blocked: Vec<Blocked>,
 }
 
-/// A bucket whose key is taken by something that no writer of ours has made, so that no fence ever explains it.
+impl Flushed {
+    /// One reason a partition is enough.
+    fn block(&mut self, partition: Partition, reason: String) {
+        if self.blocked.iter().all(|blocked| blocked.partition != partition) {
+            self.blocked.push(Blocked { partition, reason });
+        }
+    }
+}
+
+/// A bucket whose key is taken by something that no writer of ours has made, so that no fence ever explains it, or that
+/// an index or a rule of an operator keeps out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocked {
     pub partition: Partition,
@@ -117,8 +127,15 @@ pub struct RefusedEvent {
 /// A store. All calls may be cancelled by dropping them; a flush may then have taken effect or not, which is what the
 /// fences are for.
 pub trait Store: Send + Sync {
-    /// Creates what is missing (indexes, tables) and compares the aggregates' definitions with those it knows.
-    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Creates what is missing (indexes, tables) and compares the aggregates' definitions with those it knows. Gives back
+    /// what is not as it should be though counting goes on, each with what to do.
+    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>>;
+
+    /// For a check, after [`Store::prepare`]: flushes, reads and queries something of its own, and removes it. The error
+    /// says what the store does otherwise.
+    fn rehearse(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// The buckets of a partition with `last_offset >= committed`, over all aggregates, once they are durable: records
     /// that are skipped for a fence must not be missing after a crash of the store.
@@ -194,9 +211,7 @@ pub fn open(config: &Config, io: tokio::runtime::Handle) -> anyhow::Result<Optio
         StoreKind::Embedded => {
             Some(Arc::new(embedded::EmbeddedStore::open(&config.data.dir.join("store.db"), options, io)?))
         }
-        StoreKind::Mongodb => {
-            Some(Arc::new(mongo::MongoStore::new(&config.store.url, &config.store.database, options, io)?))
-        }
+        StoreKind::Mongodb => Some(Arc::new(mongo::MongoStore::new(&config.store, options, io)?)),
     })
 }
 

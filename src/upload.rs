@@ -8,12 +8,16 @@
 
 mod archive;
 pub mod chain;
+mod client;
 mod compare;
 mod local;
 pub mod objects;
 pub mod opening;
+mod race;
 mod requests;
 mod skip;
+mod store;
+mod watch;
 mod window;
 
 use std::{
@@ -27,20 +31,24 @@ use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture,
 };
 use futures::FutureExt as _;
+use object_store::path::Path;
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
 
+pub(crate) use self::store::{build, prefixes};
 pub use self::{
     archive::{Archive, ProbeError, place},
     compare::{RecordLine, segment_lines},
     local::sweep,
     opening::{Head, HeadError},
+    race::{Race, RaceError},
     requests::{explain, explain_probe, is_lasting},
     skip::Skip,
 };
 use self::{
-    chain::{Chain, Step},
+    chain::{Chain, Put, Step},
     opening::{Known, Unusable},
     requests::{Answer, Requests},
+    watch::{Watch, Watched},
 };
 use crate::{
     config::LiveConfig,
@@ -51,7 +59,7 @@ use crate::{
     queue::{Assignment, Epoch},
     spool::{
         Archived, ChainHalted, ChainOpened, Damaged, Followed, GapNews, Spooler, UploaderStarted,
-        segment::SealedSegment,
+        segment::{SealedSegment, SegmentHeader},
     },
     supervise::{Slot, panic_message},
 };
@@ -101,6 +109,14 @@ struct Answered {
     answer: Answer,
 }
 
+/// From the I/O runtime: this object is not what was put.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Replaced {
+    partition: Partition,
+    key: Path,
+}
+
 /// From the I/O runtime: a request ended without an answer. The guardian builds the actor anew.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -116,6 +132,10 @@ struct Partitioned {
     head_written: Instant,
     /// The key of the last object, while the head does not name it yet.
     unwritten_key: Option<String>,
+    /// Objects of ours that are looked at again.
+    watch: Watch,
+    /// The look that is under way.
+    looking: Option<JoinHandle<()>>,
 }
 
 /// The uploader actor.
@@ -218,6 +238,27 @@ impl Uploader {
         }
     }
 
+    /// Asks for the recent objects of each partition whether they still are what was put.
+    fn look_again(&mut self, ctx: &Context<Self>) {
+        for (partition, partitioned) in &mut self.partitions {
+            if partitioned.looking.as_ref().is_some_and(|looking| !looking.is_finished()) {
+                continue;
+            }
+            let due = partitioned.watch.due(Instant::now());
+            if due.is_empty() {
+                continue;
+            }
+            let (partition, requests, addr) = (*partition, self.requests.clone(), ctx.address());
+            partitioned.looking = Some(self.io.spawn(async move {
+                for object in due {
+                    if requests.is_replaced(&object).await {
+                        return addr.do_send(Replaced { partition, key: object.key });
+                    }
+                }
+            }));
+        }
+    }
+
     /// An object of our own ends there.
     fn archived(&mut self, partition: Partition, end: Offset, key: String) {
         self.known.entry(partition).or_default().archived(end);
@@ -235,14 +276,17 @@ impl Actor for Uploader {
         self.requests.health.actor(ActorName::Uploader, ActorState::Running, None);
         self.show_depth();
         self.spooler.tell(UploaderStarted);
-        ctx.run_interval(Self::HEAD_INTERVAL, |uploader, _| uploader.write_stale_heads());
+        ctx.run_interval(Self::HEAD_INTERVAL, |uploader, ctx| {
+            uploader.write_stale_heads();
+            uploader.look_again(ctx);
+        });
     }
 }
 
 impl Drop for Uploader {
     fn drop(&mut self) {
         // A PUT that is cut off may have taken effect: that is the case of a lost reply.
-        let requests = self.partitions.values().flat_map(|partitioned| [&partitioned.request, &partitioned.asked]);
+        let requests = self.partitions.values().flat_map(|it| [&it.request, &it.asked, &it.looking]);
         requests.flatten().for_each(JoinHandle::abort);
     }
 }
@@ -268,9 +312,11 @@ impl Handler<OpenChain> for Uploader {
             asked: None,
             head_written: Instant::now(),
             unwritten_key: None,
+            watch: Watch::default(),
+            looking: None,
         };
-        if let Some(Partitioned { request, asked, .. }) = self.partitions.insert(partition, partitioned) {
-            [request, asked].iter().flatten().for_each(JoinHandle::abort);
+        if let Some(Partitioned { request, asked, looking, .. }) = self.partitions.insert(partition, partitioned) {
+            [request, asked, looking].iter().flatten().for_each(JoinHandle::abort);
         }
     }
 }
@@ -331,8 +377,13 @@ impl Handler<Answered> for Uploader {
         let Some(partitioned) = self.partitions.get_mut(&partition).filter(|each| each.chain.epoch == epoch) else {
             return;
         };
+        let mut created = None;
         let put = match answer {
             Answer::Put(put) => put,
+            Answer::Created { tag } => {
+                created = tag;
+                Put::Created
+            }
             Answer::Damaged(why) => {
                 if let Some(segment) = partitioned.chain.damaged() {
                     self.spooler.tell(Damaged { epoch, segment, why });
@@ -342,8 +393,10 @@ impl Handler<Answered> for Uploader {
         };
         match partitioned.chain.answered(put) {
             Some(Step::Archived(segment)) => {
-                let key = self.requests.archive.key(&segment.header).to_string();
-                self.archived(partition, segment.end(), key);
+                let key = self.requests.archive.key(&segment.header);
+                let SegmentHeader { bytes, crc32c, .. } = segment.header;
+                partitioned.watch.put(Watched { key: key.clone(), tag: created, bytes, crc32c, at: Instant::now() });
+                self.archived(partition, segment.end(), key.to_string());
                 self.spooler.tell(Archived { epoch, segment });
             }
             Some(Step::Follow { end }) => {
@@ -358,6 +411,20 @@ impl Handler<Answered> for Uploader {
             None => {}
         }
         self.proceed(partition, ctx);
+    }
+}
+
+impl Handler<Replaced> for Uploader {
+    type Result = ();
+
+    fn handle(&mut self, Replaced { partition, key }: Replaced, _: &mut Self::Context) {
+        let Some(partitioned) = self.partitions.get_mut(&partition) else { return };
+        partitioned.chain.halt();
+        let reason = format!(
+            "{key} is not the object that was put: another writer has overwritten it, so the store does not honour create-only PUTs"
+        );
+        let action = "find what is missing by `ingestd archive verify`, move the archive to a store that honours them (`ingestd check --connect --thorough`), and restart";
+        self.spooler.tell(ChainHalted { partition, epoch: partitioned.chain.epoch, reason, action: action.to_owned() });
     }
 }
 

@@ -231,7 +231,7 @@ mod tests {
     impl DiskProbe for FakeDisk {
         fn usage(&self) -> io::Result<DiskUsage> {
             let used = self.0.lock().unwrap().ok_or_else(|| io::Error::other("no such device"))?;
-            Ok(DiskUsage { used, available: 100 - used })
+            Ok(DiskUsage { used, available: 100 - used, inodes: None })
         }
     }
 

@@ -93,15 +93,15 @@ struct Daemon {
 impl Daemon {
     fn start(queue: Queue, http: HttpConfig) -> Self {
         let http = HttpConfig { listen: "127.0.0.1:0".to_owned(), ..http };
-        let listener = bind(&http).unwrap();
-        let address = listener.local_addr().unwrap();
+        let sockets = bind(&http).unwrap();
+        let address = sockets[0].local_addr().unwrap();
         let config: LiveConfig = Arc::new(ArcSwap::from_pointee(Config { http, ..Config::default() }));
         let (health, metrics, producer) = (Health::default(), Arc::new(Metrics::default()), Slot::default());
         let (queue, log) = (Arc::new(Mutex::new(queue)), Arc::new(Mutex::new(Log::default())));
         let fake = FakeQueue { queue: queue.clone(), log: log.clone() };
         let entrance = Entrance::new(producer.clone());
         producer.set(Some(Producer::new(entrance.clone(), Box::new(fake), health.clone()).start()));
-        let ingestor = Ingestor::new(listener, entrance, config.clone(), health.clone(), metrics.clone()).start();
+        let ingestor = Ingestor::new(sockets, entrance, config.clone(), health.clone(), metrics.clone()).start();
         Self { address, ingestor, producer, config, health, metrics, queue, log }
     }
 

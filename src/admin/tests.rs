@@ -26,7 +26,7 @@ enum FakeStore {
 }
 
 impl Store for FakeStore {
-    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
         unreachable!("the endpoint only asks")
     }
 
@@ -197,13 +197,13 @@ async fn what_is_not_served_is_a_problem_and_wrong_methods_name_the_right_ones()
 
 #[actix_rt::test]
 async fn a_running_endpoint_serves_metrics_and_status_until_it_is_stopped() {
-    let listener = bind(&AdminConfig { listen: "127.0.0.1:0".to_owned() }).unwrap();
-    let address = listener.local_addr().unwrap();
+    let sockets = bind(&AdminConfig { listen: "127.0.0.1:0".to_owned() }).unwrap();
+    let address = sockets[0].local_addr().unwrap();
     let taken = bind(&AdminConfig { listen: address.to_string() }).unwrap_err();
     assert!(format!("{taken:#}").contains(&address.to_string()), "{taken:#}");
     let state = state();
     state.metrics.set_lag(SinkName::Archive, "events", Partition(3), 12);
-    let server = serve(listener, state).unwrap();
+    let server = serve(sockets, state).unwrap();
 
     let metrics = fetch(address, "/metrics").await;
     assert!(metrics.contains("content-type: application/openmetrics-text; version=1.0.0"), "{metrics}");

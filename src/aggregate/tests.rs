@@ -42,8 +42,8 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        async { Ok(()) }.boxed()
+    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        async { Ok(Vec::new()) }.boxed()
     }
 
     fn fences<'a>(
@@ -313,6 +313,21 @@ async fn reading_is_held_while_the_store_is_away_and_goes_on_after() {
     f.store.away.store(false, Ordering::Release);
     f.expect([Reply::Confirm(Offset(1)), Reply::Hold(false), Reply::Confirm(Offset(3))]).await;
     assert_eq!(f.store.counts(), counts(&[("a", 2), ("b", 1)]));
+}
+
+#[actix_rt::test]
+async fn a_stop_does_not_wait_for_a_store_that_refuses() {
+    let mut f = Fixture::start(|config| config.aggregator.flush_buckets = 1).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.store.away.store(true, Ordering::Release);
+    f.send(epoch, 0, &[A]);
+    f.send(epoch, 1, &[A, B]);
+    f.expect([Reply::Hold(true)]).await;
+    // Half of the time for a stop, which a flush may take that works, is 15 s.
+    tokio::time::timeout(Duration::from_secs(10), f.addr.send(Drain)).await.expect("it is told").unwrap();
+    assert_eq!(f.store.counts(), []);
+    assert!(f.replies.try_recv().is_err(), "no position moves");
 }
 
 #[actix_rt::test]

@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use crate::{
     config::{Config, QueueKind, Roles, StoreKind},
     data_dir::DataDir,
+    store::mongo::DatabaseChoice,
+    upload,
 };
 
 /// Where the process listens.
@@ -14,10 +16,13 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    pub(super) fn of(ingest: &Option<TcpListener>, admin: &TcpListener) -> Self {
-        let name =
-            |listener: &TcpListener| listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string());
-        Self { ingest: ingest.as_ref().map(name), admin: name(admin) }
+    pub(super) fn of(ingest: Option<&[TcpListener]>, admin: &[TcpListener]) -> Self {
+        // One of them is enough to try.
+        let name = |sockets: &[TcpListener]| {
+            let address = sockets.first().and_then(|socket| socket.local_addr().ok());
+            address.map_or_else(|| "?".to_owned(), |address| address.to_string())
+        };
+        Self { ingest: ingest.map(name), admin: name(admin) }
     }
 
     pub(super) fn banner(&self, config: &Config, data_dir: &DataDir, roles: &Roles) -> String {
@@ -35,13 +40,13 @@ impl Addresses {
         if roles.archive() {
             let archive = match config.archive.url.as_str() {
                 "file:" => data_dir.path.join("archive").display().to_string(),
-                url => url.to_owned(),
+                _ => upload::place(config),
             };
             line("archive", archive);
         }
         if roles.aggregate() {
             let store = match config.store.kind {
-                StoreKind::Mongodb => format!("MongoDB, database {}", config.store.database),
+                StoreKind::Mongodb => format!("MongoDB, database {}", DatabaseChoice::of(&config.store).name()),
                 _ => data_dir.path.join("store.db").display().to_string(),
             };
             line("aggregates", store);

@@ -1,10 +1,10 @@
 //! `ingestd check --connect`: asks each dependency once whether it can be used as configured.
 
 use crate::{
-    config::{Config, QueueKind},
+    config::{Config, OnUnavailable, QueueKind},
     queue::kafka,
-    store,
-    upload::{Archive, explain_probe},
+    store::{self, Store},
+    upload::{Archive, ProbeError, Race, explain_probe, place},
 };
 
 /// One thing that was checked.
@@ -15,8 +15,9 @@ pub struct CheckLine {
     pub outcome: Result<String, String>,
 }
 
-/// Asks each dependency. Blocks until all have answered or their deadlines are over.
-pub fn check(config: Config) -> Vec<CheckLine> {
+/// Asks each dependency. Blocks until all have answered or their deadlines are over. `race` is how hard the archive's store
+/// is asked whether it lets one of many win.
+pub fn check(config: Config, race: Race) -> Vec<CheckLine> {
     let config = &config;
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -26,11 +27,13 @@ pub fn check(config: Config) -> Vec<CheckLine> {
     let mut lines = Vec::new();
     if config.queue.kind == QueueKind::Kafka {
         let what = format!("Kafka {}", config.queue.kafka.brokers);
-        lines.push(CheckLine { what, outcome: kafka::check(config) });
+        let buffers = config.queue.on_unavailable == OnUnavailable::Buffer && roles.ingest();
+        let writes_letters = roles.aggregate() || buffers;
+        lines.push(CheckLine { what, outcome: kafka::check(config, writes_letters) });
     }
     if roles.archive() {
-        let what = format!("archive {}", config.archive.url);
-        lines.push(CheckLine { what, outcome: runtime.block_on(check_archive(config)) });
+        let what = format!("archive {}", place(config));
+        lines.push(CheckLine { what, outcome: runtime.block_on(check_archive(config, race)) });
     }
     if roles.aggregate() {
         let outcome = check_store(config, &runtime);
@@ -39,15 +42,34 @@ pub fn check(config: Config) -> Vec<CheckLine> {
     lines
 }
 
-async fn check_archive(config: &Config) -> Result<String, String> {
+async fn check_archive(config: &Config, race: Race) -> Result<String, String> {
     let archive = Archive::open(config).map_err(|error| format!("{error:#}"))?;
-    archive.probe().await.map_err(|error| explain_probe(&error, config))?;
-    Ok("writable, and create-only PUTs are honoured".to_owned())
+    let explained = |error: ProbeError| explain_probe(&error, config);
+    archive.probe().await.map_err(explained)?;
+    if config.archive.is_local() {
+        return Ok("writable, and create-only PUTs are honoured".to_owned());
+    }
+    archive.race(race).await.map_err(|error| explained(error.into()))?;
+    let Race { puts, rounds } = race;
+    Ok(format!(
+        "readable and writable, and of {puts} create-only PUTs at the same time one wins, in each of {rounds} rounds"
+    ))
 }
 
 fn check_store(config: &Config, runtime: &tokio::runtime::Runtime) -> Result<String, String> {
     let store = store::open(config, runtime.handle().clone()).map_err(|error| format!("{error:#}"))?;
     let Some(store) = store else { return Ok("off".to_owned()) };
-    runtime.block_on(store.prepare()).map_err(|error| error.to_string())?;
-    Ok("writable, indexes and definitions are in place".to_owned())
+    runtime.block_on(async {
+        let checked = try_store(&*store).await;
+        // Its client must not be dropped while its runtime ends.
+        store.close().await;
+        checked
+    })
+}
+
+async fn try_store(store: &dyn Store) -> Result<String, String> {
+    let remarks = store.prepare().await.map_err(|error| error.to_string())?;
+    store.rehearse().await.map_err(|error| format!("events cannot be counted: {error}"))?;
+    let found = ["writable, and counts as it should".to_owned()];
+    Ok(found.into_iter().chain(remarks).collect::<Vec<_>>().join("; but: "))
 }

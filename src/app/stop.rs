@@ -2,8 +2,8 @@
 //!
 //! The door closes → the HTTP server finishes what it has (the producer still runs) → the producer flushes → the
 //! forwarder of the buffer ends → the consumers stop fetching, and their sinks make durable what they hold → the
-//! uploader finishes what it can → positions are committed → the actors end → the admin endpoint last. A second signal,
-//! or the deadline, ends it at once, with the names of what was stuck.
+//! uploader finishes what it can → positions are committed → the actors end → the admin endpoint last. A second signal
+//! (of another kind only after a second), or the deadline, ends it at once, with the names of what was stuck.
 
 use std::{
     collections::BTreeSet,
@@ -25,6 +25,7 @@ use crate::{
     produce::Flush,
     spool::Settled,
     supervise::Slot,
+    upload,
 };
 
 /// How it ended.
@@ -36,8 +37,27 @@ pub(super) enum Stopped {
     Cut,
 }
 
+/// The signal that began the stop.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    pub name: &'static str,
+    pub at: Instant,
+}
+
+impl Asked {
+    /// A terminal's SIGINT reaches the whole group of processes, and a wrapper that hears of it passes SIGTERM on.
+    const SAME_WISH: Duration = Duration::from_secs(1);
+
+    /// Whether another signal wants more than this one: the same once more, or any other a while later.
+    fn is_another_wish(self, name: &str, now: Instant) -> bool {
+        name == self.name || now.saturating_duration_since(self.at) > Self::SAME_WISH
+    }
+}
+
 /// The share of the time that is left which uploads may take: sealed segments are safe on disk.
 const UPLOADS_SHARE: f64 = 0.6;
+/// What they may take of it while the store is away: for one more attempt.
+const UPLOADS_TRY: Duration = Duration::from_secs(3);
 
 /// What is under way, so that it can be named when it is stuck.
 #[derive(Clone, Default)]
@@ -63,6 +83,7 @@ pub(super) async fn stop(
     health: &Health,
     timeout: Duration,
     mut signals: Signals,
+    asked: Option<Asked>,
 ) -> Stopped {
     health.close(Closed::Draining, "the daemon is stopping: send to another one, or try again");
     let started = Instant::now();
@@ -70,13 +91,15 @@ pub(super) async fn stop(
     let steps = Steps::default();
     let second_signal = async {
         loop {
-            if let Signal::Stop(name) = signals.next().await {
+            if let Signal::Stop(name) = signals.next().await
+                && asked.is_none_or(|asked| asked.is_another_wish(name, Instant::now()))
+            {
                 return name;
             }
         }
     };
     let why = tokio::select! {
-        committed = in_order(running, admin, deadline, &steps) => {
+        committed = in_order(running, admin, health, deadline, &steps) => {
             let seconds = started.elapsed().as_secs_f64();
             return match committed {
                 Ok(()) => {
@@ -98,7 +121,13 @@ pub(super) async fn stop(
 }
 
 /// The error says why positions are not committed.
-async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps: &Steps) -> Result<(), String> {
+async fn in_order(
+    running: Running,
+    admin: AdminServer,
+    health: &Health,
+    deadline: Instant,
+    steps: &Steps,
+) -> Result<(), String> {
     let Running { ingestor, producer, archive, aggregate, guarded, log, buffer } = running;
     if let Some(ingestor) = ingestor.and_then(|slot| slot.get()) {
         // An error says that the actor is gone, and its server with it. The same holds below.
@@ -118,7 +147,7 @@ async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps
     }
     let archive = async {
         match archive {
-            Some(archive) => stop_archive(archive, deadline, steps).await,
+            Some(archive) => stop_archive(archive, health, deadline, steps).await,
             None => Ok(()),
         }
     };
@@ -142,10 +171,11 @@ async fn in_order(running: Running, admin: AdminServer, deadline: Instant, steps
     committed
 }
 
-async fn stop_archive(archive: ArchiveSink, deadline: Instant, steps: &Steps) -> Result<(), String> {
+async fn stop_archive(archive: ArchiveSink, health: &Health, deadline: Instant, steps: &Steps) -> Result<(), String> {
     steps.run("spooler (seal)", stop_fetching(&archive.consumer)).await;
     if let Some(uploader) = archive.uploader.get() {
-        let patience = deadline.saturating_duration_since(Instant::now()).mul_f64(UPLOADS_SHARE);
+        let share = deadline.saturating_duration_since(Instant::now()).mul_f64(UPLOADS_SHARE);
+        let patience = if health.is_away(upload::DEPENDENCY) { share.min(UPLOADS_TRY) } else { share };
         let drained = tokio::time::timeout(patience, uploader.send(Drain));
         if steps.run("uploader", drained).await.is_err() {
             tracing::warn!("sealed segments wait on disk; they are uploaded after the next start");
@@ -172,4 +202,18 @@ async fn leave<S: Sink>(consumer: &Slot<Consumer<S>>, sink: &str) -> Result<(), 
         tracing::info!(sink, records = unread, "records wait in the log for the next start");
     }
     committed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_of_two_kinds_at_once_are_one_wish() {
+        let asked = Asked { name: "SIGINT", at: Instant::now() };
+        let after = |millis| asked.at + Duration::from_millis(millis);
+        assert!(!asked.is_another_wish("SIGTERM", after(13)));
+        assert!(asked.is_another_wish("SIGTERM", after(1001)));
+        assert!(asked.is_another_wish("SIGINT", after(13)), "whoever presses Ctrl-C twice wants it at once");
+    }
 }

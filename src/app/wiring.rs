@@ -1,6 +1,7 @@
 //! Builds the actors, each with what it tells and what outlives it.
 
 use std::{
+    io,
     net::TcpListener,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -197,7 +198,7 @@ impl Daemon {
         supervise(name.consumer(), slot, &self.supervision, move |ctx| Consumer::new(parts.clone(), ctx, &start_source))
     }
 
-    pub(super) fn start_ingest(&self, running: &mut Running, listener: TcpListener) {
+    pub(super) fn start_ingest(&self, running: &mut Running, sockets: Vec<TcpListener>) {
         let producer: Slot<Producer> = Slot::default();
         let entrance = Entrance::new(producer.clone());
         let opened = entrance.clone();
@@ -216,8 +217,9 @@ impl Daemon {
         let ingestor: Slot<Ingestor> = Slot::default();
         let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
         running.guarded.push(supervise(ActorName::Ingestor, ingestor.clone(), &self.supervision, move |_| {
-            let listener = listener.try_clone().context("the listening socket cannot be shared")?;
-            Ok(Ingestor::new(listener, entrance.clone(), live.clone(), health.clone(), metrics.clone()))
+            let sockets = sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>();
+            let sockets = sockets.context("the listening sockets cannot be shared")?;
+            Ok(Ingestor::new(sockets, entrance.clone(), live.clone(), health.clone(), metrics.clone()))
         }));
         running.ingestor = Some(ingestor);
     }

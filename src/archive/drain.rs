@@ -210,7 +210,7 @@ impl Draining<'_> {
             let key = self.reader.archive().key(&segment.header);
             let put = self.reader.block_on(self.reader.retry(|| self.reader.archive().create(&key, data.clone())));
             match put {
-                Ok(()) => {
+                Ok(_) => {
                     self.put = Some(key.to_string());
                     self.chain = Some(Chain { end: segment.end(), listed: false, ..chain });
                     return Ok(Fate::Sent);

@@ -4,13 +4,26 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::{position::Offset, spool::line::decode_raw};
+use crate::{
+    event::{self, Unreadable},
+    position::Offset,
+    spool::line::decode_raw,
+};
 
 /// What every line holds.
 #[derive(Debug)]
-pub struct Line {
+pub struct Line<'a> {
     pub offset: Offset,
     pub received: DateTime<Utc>,
+    event: Option<&'a RawValue>,
+}
+
+impl Line<'_> {
+    /// Why not every reader of JSON can read the line, where it is so: an older release let such an event stand as it
+    /// came.
+    pub fn unreadable(&self) -> Option<Unreadable> {
+        self.event.and_then(|event| event::check(event.get()).err())
+    }
 }
 
 #[derive(Deserialize)]
@@ -33,7 +46,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse(text: &[u8]) -> Result<Line, String> {
+pub fn parse(text: &[u8]) -> Result<Line<'_>, String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())?;
     let line: AsWritten<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
     match (line.event, line.raw.map(RawValue::get)) {
@@ -47,7 +60,7 @@ pub fn parse(text: &[u8]) -> Result<Line, String> {
     }
     // Not RFC 3339 alone: a timestamp beyond the year 9999 is written with a sign.
     let received = line.received.parse().map_err(|_| format!("\"received\" is no time: {:.40}", line.received))?;
-    Ok(Line { offset: Offset(line.offset), received })
+    Ok(Line { offset: Offset(line.offset), received, event: line.event })
 }
 
 #[cfg(test)]

@@ -9,7 +9,10 @@ mod object;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use futures::{StreamExt, stream};
 use indicatif::ProgressBar;
@@ -90,6 +93,17 @@ pub struct Hole {
     pub key: String,
 }
 
+/// Lines of one object whose event not every reader of JSON can read. They are whole and no faults: an older release let
+/// such events stand as they came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreadableEvents {
+    pub key: String,
+    pub lines: u64,
+    /// The first one's, and what is the matter with it.
+    pub offset: Offset,
+    pub message: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PartitionReport {
     pub partition: Partition,
@@ -105,6 +119,10 @@ pub struct PartitionReport {
     /// The first [`Report::MOST`] of them.
     pub holes: Vec<Hole>,
     pub holes_in_all: u64,
+    /// Of the first [`Report::MOST`] objects with such lines.
+    pub unreadable_events: Vec<UnreadableEvents>,
+    /// Lines.
+    pub unreadable_events_in_all: u64,
     /// The first [`Report::MOST`] of them.
     pub faults: Vec<Fault>,
     pub faults_in_all: u64,
@@ -220,22 +238,36 @@ impl Verification {
         progress: &ProgressBar,
     ) -> object_store::Result<()> {
         progress.inc_length(objects.iter().map(|object| object.size).sum());
+        // After a failure, those under way come to their end: the runtime that they read on would go from under them.
+        let failed = AtomicBool::new(false);
         let check = |object: ListedObject| {
-            let reader = reader.clone();
+            let (reader, over) = (reader.clone(), failed.load(Ordering::Relaxed));
             async move {
+                if over {
+                    return Ok(None);
+                }
                 let checked = tokio::task::spawn_blocking(move || object::check(&reader, &object)).await;
-                let failed = |error| object_store::Error::Generic { store: "archive", source: Box::new(error) };
-                Ok::<_, object_store::Error>((object, checked.map_err(failed)??))
+                let panicked = |error| object_store::Error::Generic { store: "archive", source: Box::new(error) };
+                Ok::<_, object_store::Error>(Some((object, checked.map_err(panicked)??)))
             }
         };
         let parallel = reader.config().upload.max_parallel;
         let mut checking = stream::iter(objects.into_iter().map(check)).buffer_unordered(parallel);
+        let mut outcome = Ok(());
         while let Some(checked) = checking.next().await {
-            let (object, checked) = checked?;
-            progress.inc(object.size);
-            self.objects.insert(object.name, checked);
+            match checked {
+                Ok(Some((object, checked))) => {
+                    progress.inc(object.size);
+                    self.objects.insert(object.name, checked);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    outcome = Err(error);
+                }
+            }
         }
-        Ok(())
+        outcome
     }
 
     fn of(&self, partition: Partition) -> impl DoubleEndedIterator<Item = (&ObjectName, &Checked)> {

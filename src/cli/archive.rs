@@ -21,7 +21,7 @@ use crate::{
         cat::CatError,
         drain::{self, Fate, Outcome},
         skip,
-        verify::{self, PartitionReport, Report},
+        verify::{self, PartitionReport, Report, UnreadableEvents},
     },
     config::Config,
     position::{Offset, Partition},
@@ -309,6 +309,12 @@ fn table(report: &Report) -> String {
         let number = partition.partition;
         for hole in &partition.holes {
             lines.push(format!("partition {number}: hole: offsets {} to {} before {}", hole.from, hole.to, hole.key));
+        }
+        for UnreadableEvents { key, lines: count, offset, message } in &partition.unreadable_events {
+            lines.push(format!(
+                "partition {number}: {key}: not every JSON reader takes {count} of its events, the first at offset {offset}: \
+                 {message}"
+            ));
         }
         for fault in &partition.faults {
             lines.push(format!("partition {number}: {}", sentence(fault)));

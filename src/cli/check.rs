@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use crate::{
     app::{self, CheckLine},
     config::Sources,
+    upload::Race,
 };
 
-pub(super) fn check(sources: &Sources, connect: bool, json: bool) -> ExitCode {
+pub(super) fn check(sources: &Sources, connect: bool, thorough: bool, json: bool) -> ExitCode {
     let config = match super::load(sources) {
         Ok(config) => config,
         Err((errors, exit)) => {
@@ -19,7 +20,8 @@ pub(super) fn check(sources: &Sources, connect: bool, json: bool) -> ExitCode {
             return exit;
         }
     };
-    let dependencies = if connect { app::check(config) } else { Vec::new() };
+    let dependencies =
+        if connect { app::check(config, if thorough { Race::THOROUGH } else { Race::USUAL }) } else { Vec::new() };
     let ok = dependencies.iter().all(|line| line.outcome.is_ok());
     let report = if json { as_json(ok, sources, &dependencies) } else { as_text(sources, &dependencies) };
     let printed = super::print(&report);

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use crate::config::Sources;
+use crate::config::{Config, Settings, Sources};
 
 pub(super) fn show(sources: &Sources, json: bool) -> ExitCode {
     let config = match super::load(sources) {
-        Ok(config) => config.without_secrets(),
+        Ok(config) => in_force(config).without_secrets(),
         Err((_, exit)) => return exit,
     };
     let text = if json {
@@ -21,4 +21,15 @@ pub(super) fn show(sources: &Sources, json: bool) -> ExitCode {
             ExitCode::from(super::FAILURE)
         }
     }
+}
+
+/// With the archive's endpoint where the environment alone names it: there requests go.
+fn in_force(mut config: Config) -> Config {
+    let settings = Settings::of(&config.archive);
+    if let Some((setting, given)) = settings.as_ref().and_then(Settings::endpoint_setting)
+        && given.from_environment
+    {
+        config.archive.options.insert(setting.to_owned(), given.value.clone());
+    }
+    config
 }

@@ -59,6 +59,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("event.time_field", Kind::Text),
     ("event.client_field", Kind::Text),
     ("event.key_field", Kind::Text),
+    ("event.on_unreadable", Kind::OneOf(&["reject", "accept"])),
     ("queue.kind", Kind::OneOf(&["embedded", "kafka"])),
     ("queue.on_unavailable", Kind::OneOf(&["reject", "buffer"])),
     ("queue.topic", Kind::Text),

@@ -94,7 +94,7 @@ mod tests {
         let config = loaded(file, &environment, &["http.listen=127.0.0.1:3"]).unwrap();
         assert_eq!(config.http.max_body, ByteSize(8 << 20));
         assert_eq!((config.http.max_events, &*config.http.listen), (2, "127.0.0.1:3"));
-        assert_eq!(config.http.max_event, ByteSize(1 << 20));
+        assert_eq!(config.http.max_event, ByteSize(960 << 10));
     }
 
     #[test]

@@ -155,8 +155,9 @@ pub(super) struct Layer {
 impl Layer {
     fn read_file(&mut self, path: &Path) {
         let origin = path.display().to_string();
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
+        let text = match fs::read(path).map(text) {
+            Ok(Ok(text)) => text,
+            Ok(Err(rule)) => return self.error(&origin, "", None, format!("the configuration file {rule}")),
             Err(error) => {
                 return self.error(&origin, "", None, format!("the configuration file cannot be read: {error}"));
             }
@@ -208,6 +209,8 @@ impl Layer {
     }
 
     fn put_text(&mut self, origin: &str, path: &str, text: &str) {
+        // As `$(cat FILE)` leaves it.
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         if let Some(key) = secret_file(path) {
             return self.put_secret(origin, path, key, text);
         }
@@ -221,8 +224,9 @@ impl Layer {
 
     fn put_secret(&mut self, origin: &str, path: &str, key: &str, file: &str) {
         self.files.push(PathBuf::from(file));
-        match fs::read_to_string(file) {
-            Ok(secret) => self.put(origin, key, "", Ok(Value::from(secret.trim()))),
+        match fs::read(file).map(text) {
+            Ok(Ok(secret)) => self.put(origin, key, "", Ok(Value::from(secret.trim()))),
+            Ok(Err(rule)) => self.error(origin, path, Some(format!("{file:?}")), rule),
             // The secret itself where its file's path belongs is a slip that is soon made.
             Err(error) if file.contains(['@', ':']) || !file.contains(['/', '.']) => {
                 let rule = format!("cannot be read: {error}; it must be the path of a file, not the secret itself");
@@ -253,6 +257,22 @@ impl Layer {
         let (origin, key) = (origin.to_owned(), key.to_owned());
         self.errors.push(ConfigError { origin, key, value, rule: rule.into() });
     }
+}
+
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// The content of a file that somebody wrote, in whatever editor. The error is a rule.
+fn text(bytes: Vec<u8>) -> Result<String, String> {
+    const UTF_16: &str = "is UTF-16: save it as UTF-8";
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(UTF_16.to_owned());
+    }
+    // Without its mark every other byte of ASCII is NUL.
+    if bytes.contains(&0) {
+        return Err(format!("holds NUL bytes, or {UTF_16}"));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 ({})", error.utf8_error()))?;
+    Ok(text.strip_prefix(BYTE_ORDER_MARK).map(str::to_owned).unwrap_or(text))
 }
 
 /// The key whose value stands in a file, when the path is `<key>_file` and no setting has that name itself.
@@ -294,5 +314,44 @@ pub(super) fn is_kafka_property(name: &str) -> bool {
     match ClientConfig::new().set(name, "x").create_native_config() {
         Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => false,
         Ok(_) | Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(bytes: &[u8]) -> Result<String, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        fs::write(&file, bytes).unwrap();
+        let setting = format!("queue.kafka.properties.sasl.password_file={}", file.display());
+        let layer = Sources::of(None, &[], &[&setting]).layers().pop().unwrap();
+        match (layer.errors.first(), layer.entries.first()) {
+            (Some(error), None) => Err(error.rule.clone()),
+            (None, Some(entry)) => Ok(entry.value.clone().into_string().unwrap()),
+            _ => panic!("one of the two"),
+        }
+    }
+
+    #[test]
+    fn a_secret_is_the_text_of_its_file_as_any_editor_saves_it() {
+        assert_eq!(secret(b" hunter2\r\n").unwrap(), "hunter2");
+        assert_eq!(secret("\u{feff}hunter2\n".as_bytes()).unwrap(), "hunter2");
+        for utf_16 in [&b"\xff\xfeh\0u\0"[..], b"\xfe\xff\0h\0u", b"h\0u\0", b"\0h\0u"] {
+            assert!(secret(utf_16).unwrap_err().contains("is UTF-16: save it as UTF-8"), "{utf_16:?}");
+        }
+        assert!(secret(b"h\xe4").unwrap_err().contains("is not UTF-8"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_file_or_value() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.toml");
+        fs::write(&file, "\u{feff}[queue]\ntopic = \"a\"\n").unwrap();
+        let config = Sources::of(Some(&file), &[("INGESTD__QUEUE__KAFKA__GROUP", "\u{feff}g")], &[]).load().unwrap();
+        assert_eq!((&*config.queue.topic, &*config.queue.kafka.group), ("a", "g"));
+        fs::write(&file, b"\xff\xfe[\0").unwrap();
+        assert!(Sources::of(Some(&file), &[], &[]).load().unwrap_err().to_string().contains("UTF-16"));
     }
 }

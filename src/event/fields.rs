@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::{
     Code, Invalid,
     json::{self, Texts},
+    readable::{Findings, Unreadable},
 };
 
 /// Levels of objects and arrays, the event itself included. In the archive a line is one level around it, and together
@@ -17,12 +18,50 @@ pub const MAX_DEPTH: usize = 126;
 
 /// Finds the fields called `names`, which differ, in the object `value`; `None` where one is missing.
 pub fn scan<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Invalid> {
-    let text = std::str::from_utf8(value)
-        .map_err(|error| Invalid::new(Code::InvalidJson, format!("not valid UTF-8 at byte {}", error.valid_up_to())))?;
-    if let Some(found) = json::object(text, names) {
-        return Ok(found);
+    let text = std::str::from_utf8(value).map_err(not_utf8)?;
+    match json::object(text, names, &mut ()) {
+        Some(found) => Ok(found),
+        None => judge(text, names),
     }
-    judge(text, names)
+}
+
+/// The same of a value that every reader can read.
+pub fn scan_readable<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Invalid> {
+    let text = std::str::from_utf8(value).map_err(not_utf8)?;
+    let mut findings = Findings::default();
+    match json::object(text, names, &mut findings) {
+        Some(found) => findings.verdict().map(|()| found).map_err(unreadable),
+        None => {
+            let found = judge(text, names)?;
+            super::readable::check(text).map(|()| found).map_err(unreadable)
+        }
+    }
+}
+
+/// The fields of any JSON value that every reader can read; one that is no object has none.
+pub fn find_readable<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Unreadable> {
+    let text = std::str::from_utf8(value).map_err(|_| Unreadable::NotJson)?;
+    let mut findings = Findings::default();
+    if let Some(found) = json::object(text, names, &mut findings) {
+        return findings.verdict().map(|()| found);
+    }
+    super::readable::check(text)?;
+    if is_object(text) {
+        return judge(text, names).map_err(|_| Unreadable::NotJson);
+    }
+    Ok(SmallVec::from_elem(None, names.len()))
+}
+
+fn not_utf8(error: std::str::Utf8Error) -> Invalid {
+    Invalid::new(Code::InvalidJson, format!("not valid UTF-8 at byte {}", error.valid_up_to()))
+}
+
+fn unreadable(what: Unreadable) -> Invalid {
+    Invalid::new(Code::InvalidJson, format!("{what}, which not every reader of JSON takes (event.on_unreadable)"))
+}
+
+fn is_object(text: &str) -> bool {
+    text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{')
 }
 
 /// The same by serde_json, slower: for what may be wrong.
@@ -31,7 +70,7 @@ fn judge<'a>(text: &'a str, names: &[String]) -> Result<Texts<'a>, Invalid> {
         return Err(Invalid::new(Code::InvalidJson, format!("nested deeper than {MAX_DEPTH} levels")));
     }
     let syntax = |error: serde_json::Error| Invalid::new(Code::InvalidJson, error.to_string());
-    if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
+    if !is_object(text) {
         serde_json::from_str::<IgnoredAny>(text).map_err(syntax)?;
         return Err(Invalid::new(Code::NotAnObject, "an event must be a JSON object"));
     }
@@ -42,7 +81,7 @@ fn judge<'a>(text: &'a str, names: &[String]) -> Result<Texts<'a>, Invalid> {
 }
 
 /// Whether brackets are open deeper than `limit` anywhere. serde_json has no such limit where it skips values.
-fn is_deeper_than(limit: usize, json: &[u8]) -> bool {
+pub(super) fn is_deeper_than(limit: usize, json: &[u8]) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in json {
         match byte {
@@ -121,7 +160,7 @@ mod tests {
 
     /// What is taken fast is what serde_json takes, with the same fields.
     fn compare(text: &str) {
-        if let Some(found) = json::object(text, &names()) {
+        if let Some(found) = json::object(text, &names(), &mut ()) {
             assert_eq!(judge(text, &names()).as_ref(), Ok(&found), "{text:?}");
         }
         if let Some(found) = json::array(text, usize::MAX) {
@@ -164,7 +203,7 @@ mod tests {
             compare(&text);
             let top_level_escapes = text.starts_with('{') && text.contains('\\');
             if text.starts_with('{') && !top_level_escapes {
-                prop_assert!(json::object(&text, &names()).is_some(), "left to serde_json: {text}");
+                prop_assert!(json::object(&text, &names(), &mut ()).is_some(), "left to serde_json: {text}");
             }
         }
 
@@ -203,7 +242,7 @@ mod tests {
                     string.insert(at, character);
                     let text = format!("{{\"a\":\"{string}\",\"type\":\"b\"}}");
                     compare(&text);
-                    let is_taken = json::object(&text, &names()).is_some();
+                    let is_taken = json::object(&text, &names(), &mut ()).is_some();
                     assert!(
                         is_taken == valid || (character == '\\' && is_taken == judge(&text, &names()).is_ok()),
                         "{text:?}"
@@ -230,7 +269,7 @@ mod tests {
             r#"{"a":[1]"#,
             r#"{"a":1]"#,
         ] {
-            assert!(json::object(text, &names()).is_none(), "{text}");
+            assert!(json::object(text, &names(), &mut ()).is_none(), "{text}");
             compare(text);
         }
         for text in ["[1}", "[1,]", "[,]", "[1", "[1]]", "[[1}]"] {
@@ -242,8 +281,8 @@ mod tests {
     fn what_is_as_deep_as_allowed_is_taken_and_nothing_deeper() {
         for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
             let nested = |levels: usize| format!("{{\"a\":{}1{}}}", open.repeat(levels - 1), close.repeat(levels - 1));
-            assert!(json::object(&nested(MAX_DEPTH), &names()).is_some());
-            assert!(json::object(&nested(MAX_DEPTH + 1), &names()).is_none());
+            assert!(json::object(&nested(MAX_DEPTH), &names(), &mut ()).is_some());
+            assert!(json::object(&nested(MAX_DEPTH + 1), &names(), &mut ()).is_none());
             assert!(judge(&nested(MAX_DEPTH), &names()).is_ok() && judge(&nested(MAX_DEPTH + 1), &names()).is_err());
         }
     }

@@ -12,11 +12,31 @@ use super::MAX_DEPTH;
 /// The JSON texts of fields, in the order of their names; more than these few need memory of their own.
 pub type Texts<'a> = SmallVec<[Option<&'a str>; 12]>;
 
+/// Sees the parts of a text as they are read; `()` sees nothing and costs nothing.
+pub trait Watch<'a> {
+    fn object_opens(&mut self) {}
+    /// Of the object that opened last, with its quotes.
+    fn name(&mut self, _json: &'a [u8], _escaped: bool) {}
+    fn object_closes(&mut self) {}
+    /// One with escapes, with its quotes.
+    fn escaped_string(&mut self, _json: &'a [u8]) {}
+    fn number(&mut self, _json: &'a [u8], _has_exponent: bool) {}
+}
+
+impl Watch<'_> for () {}
+
+/// Whether the whole of `text` is one value.
+pub fn is_value<'a>(text: &'a str, watch: &mut impl Watch<'a>) -> bool {
+    let json = Json(text.as_bytes());
+    json.value(json.white_space(0), 0, watch).is_some_and(|end| json.white_space(end) == text.len())
+}
+
 /// The whole of `text` as an object, and the values of its fields of these names, of duplicates the last.
-pub fn object<'a>(text: &'a str, names: &[String]) -> Option<Texts<'a>> {
+pub fn object<'a>(text: &'a str, names: &[String], watch: &mut impl Watch<'a>) -> Option<Texts<'a>> {
     let json = Json(text.as_bytes());
     let mut found = SmallVec::from_elem(None, names.len());
     let mut at = json.after(json.white_space(0), b'{')?;
+    watch.object_opens();
     at = json.white_space(at);
     if json.byte(at)? == b'}' {
         at += 1;
@@ -25,10 +45,11 @@ pub fn object<'a>(text: &'a str, names: &[String]) -> Option<Texts<'a>> {
             let start = json.after(at, b'"')?;
             let Str { end, escaped: false } = json.string(start)? else { return None };
             let name = &text[start..end];
+            watch.name(&json.0[at..=end], false);
             at = json.white_space(end + 1);
             at = json.white_space(json.after(at, b':')?);
             let value = at;
-            at = json.value(value, 1)?;
+            at = json.value(value, 1, watch)?;
             if let Some(place) = place(names, name) {
                 found[place] = Some(&text[value..at]);
             }
@@ -41,6 +62,7 @@ pub fn object<'a>(text: &'a str, names: &[String]) -> Option<Texts<'a>> {
         }
         at += 1;
     }
+    watch.object_closes();
     (json.white_space(at) == text.len()).then_some(found)
 }
 
@@ -62,7 +84,7 @@ pub fn array(text: &str, most: usize) -> Option<Vec<&[u8]>> {
         loop {
             let start = at;
             // An element may be nested as deep as an event.
-            at = json.value(start, 0)?;
+            at = json.value(start, 0, &mut ())?;
             if elements.len() == most {
                 return None;
             }
@@ -88,7 +110,7 @@ struct Str {
     escaped: bool,
 }
 
-impl Json<'_> {
+impl<'a> Json<'a> {
     fn byte(&self, at: usize) -> Option<u8> {
         self.0.get(at).copied()
     }
@@ -105,15 +127,15 @@ impl Json<'_> {
     }
 
     /// A value inside of so many objects and arrays.
-    fn value(&self, at: usize, inside: usize) -> Option<usize> {
+    fn value(&self, at: usize, inside: usize, watch: &mut impl Watch<'a>) -> Option<usize> {
         match self.byte(at)? {
-            b'{' | b'[' => self.nested(at, inside),
-            _ => self.scalar(at),
+            b'{' | b'[' => self.nested(at, inside, watch),
+            _ => self.scalar(at, watch),
         }
     }
 
     /// An object or an array with all that is in it.
-    fn nested(&self, mut at: usize, inside: usize) -> Option<usize> {
+    fn nested(&self, mut at: usize, inside: usize, watch: &mut impl Watch<'a>) -> Option<usize> {
         // Of each level a bit: whether it is an object. MAX_DEPTH levels fit.
         let (mut levels, mut depth) = (0u128, 0);
         loop {
@@ -125,19 +147,25 @@ impl Json<'_> {
                 }
                 let is_object = open == b'{';
                 levels = levels << 1 | u128::from(is_object);
+                if is_object {
+                    watch.object_opens();
+                }
                 at = self.white_space(at + 1);
                 // In ASCII the closing ones are two behind the opening ones.
                 if self.byte(at)? != open + 2 {
                     if is_object {
-                        at = self.name(at)?;
+                        at = self.name(at, watch)?;
                     }
                     continue;
+                }
+                if is_object {
+                    watch.object_closes();
                 }
                 at += 1;
                 levels >>= 1;
                 depth -= 1;
             } else {
-                at = self.scalar(at)?;
+                at = self.scalar(at, watch)?;
             }
             // Behind a value: levels end, or the next value begins.
             loop {
@@ -150,11 +178,11 @@ impl Json<'_> {
                     b',' => {
                         at = self.white_space(at + 1);
                         if is_object {
-                            at = self.name(at)?;
+                            at = self.name(at, watch)?;
                         }
                         break;
                     }
-                    b'}' if is_object => {}
+                    b'}' if is_object => watch.object_closes(),
                     b']' if !is_object => {}
                     _ => return None,
                 }
@@ -166,25 +194,31 @@ impl Json<'_> {
     }
 
     /// A name and its colon, and the white space behind it.
-    fn name(&self, at: usize) -> Option<usize> {
-        let Str { end, .. } = self.string(self.after(at, b'"')?)?;
+    fn name(&self, at: usize, watch: &mut impl Watch<'a>) -> Option<usize> {
+        let Str { end, escaped } = self.string(self.after(at, b'"')?)?;
+        watch.name(&self.0[at..=end], escaped);
         Some(self.white_space(self.after(self.white_space(end + 1), b':')?))
     }
 
-    fn scalar(&self, at: usize) -> Option<usize> {
+    fn scalar(&self, at: usize, watch: &mut impl Watch<'a>) -> Option<usize> {
         let literal = |text: &[u8]| self.0[at..].starts_with(text).then_some(at + text.len());
         match self.byte(at)? {
-            b'"' => Some(self.string(at + 1)?.end + 1),
+            b'"' => {
+                let Str { end, escaped } = self.string(at + 1)?;
+                if escaped {
+                    watch.escaped_string(&self.0[at..=end]);
+                }
+                Some(end + 1)
+            }
             b't' => literal(b"true"),
             b'f' => literal(b"false"),
             b'n' => literal(b"null"),
-            b'-' => self.number(at + 1),
-            _ => self.number(at),
+            _ => self.number(at, watch),
         }
     }
 
-    /// Behind its sign.
-    fn number(&self, at: usize) -> Option<usize> {
+    fn number(&self, start: usize, watch: &mut impl Watch<'a>) -> Option<usize> {
+        let at = start + usize::from(self.byte(start)? == b'-');
         let mut at = match self.byte(at)? {
             b'0' => at + 1,
             _ => self.digits(at)?,
@@ -192,13 +226,15 @@ impl Json<'_> {
         if self.byte(at) == Some(b'.') {
             at = self.digits(at + 1)?;
         }
-        if let Some(b'e' | b'E') = self.byte(at) {
+        let has_exponent = matches!(self.byte(at), Some(b'e' | b'E'));
+        if has_exponent {
             at += 1;
             if let Some(b'+' | b'-') = self.byte(at) {
                 at += 1;
             }
             at = self.digits(at)?;
         }
+        watch.number(&self.0[start..at], has_exponent);
         Some(at)
     }
 

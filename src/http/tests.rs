@@ -14,7 +14,10 @@ use super::*;
 /// Serves `GET /` with a body of its own, and tells what it refused.
 fn listen(max_connections: usize) -> (SocketAddr, Arc<Mutex<Vec<u16>>>) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = socket.local_addr().unwrap();
+    (socket.local_addr().unwrap(), listen_at(vec![socket], max_connections))
+}
+
+fn listen_at(sockets: Vec<TcpListener>, max_connections: usize) -> Arc<Mutex<Vec<u16>>> {
     let refused: Arc<Mutex<Vec<u16>>> = Arc::default();
     let heard = refused.clone();
     let listener = Listener {
@@ -28,8 +31,8 @@ fn listen(max_connections: usize) -> (SocketAddr, Arc<Mutex<Vec<u16>>>) {
     let routes = |app: &mut ServiceConfig| {
         app.route("/", web::to(|| async { HttpResponse::Ok().body("hello") }));
     };
-    actix_rt::spawn(serve(socket, listener, routes).unwrap());
-    (address, refused)
+    actix_rt::spawn(serve(sockets, listener, routes).unwrap());
+    refused
 }
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -49,6 +52,14 @@ fn ask(stream: &mut TcpStream, sent: &[u8], end: &str) -> String {
 
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     web::block(work).await.unwrap()
+}
+
+#[actix_rt::test]
+async fn a_listener_answers_at_all_of_its_sockets() {
+    let sockets = ["127.0.0.1:0", "127.0.0.2:0"].map(|address| TcpListener::bind(address).unwrap());
+    let addresses = sockets.each_ref().map(|socket| socket.local_addr().unwrap());
+    listen_at(sockets.into(), 4);
+    aside(move || addresses.map(|address| ask(&mut TcpStream::connect(address).unwrap(), GET, "hello"))).await;
 }
 
 #[actix_rt::test]

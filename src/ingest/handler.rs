@@ -1,6 +1,9 @@
 //! The routes of the ingest listener, and a request's way from its head to its answer.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -9,6 +12,7 @@ use actix_web::{
 };
 use bytes::Bytes;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use tokio::sync::oneshot::Receiver;
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -24,7 +28,8 @@ use crate::{
     health::{ActorName, Health},
     metrics::{Metrics, ReasonLabel, StatusLabel},
     position::Timestamp,
-    produce::{Entrance, NotTaken, Publish, Ticket},
+    produce::{Delivery, Entrance, NotTaken, Publish, Ticket},
+    queue::kafka,
 };
 
 /// What the workers share. Limits are read from the live configuration once a request.
@@ -62,6 +67,8 @@ impl Drop for Waiting {
 /// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
 /// connections to serve.
 const LONG_PARSE: usize = 256 * 1024;
+/// A request that waits for long looks so often whether its queue has gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Intake {
     pub fn new(entrance: Entrance, config: LiveConfig, health: Health, metrics: Arc<Metrics>) -> Self {
@@ -145,10 +152,7 @@ impl Intake {
         self.entrance.publish(publish).map_err(not_taken)?;
         // The whole timeout again, after that for the body: the queue's own delivery timeout is just below it, so that
         // an answer "unknown" stays rare.
-        let timeout = config.http.request_timeout;
-        let Ok(Ok(delivery)) = tokio::time::timeout(timeout, delivery).await else {
-            return Err(unknown("the queue did not confirm in time (http.request_timeout)"));
-        };
+        let delivery = self.confirmed(delivery, config.http.request_timeout).await.map_err(|why| unknown(&why))?;
         if let Some(reason) = delivery.unavailable {
             self.metrics.events_produced_unanswered.inc_by(delivery.durable as u64);
             return Err(unknown(&reason));
@@ -158,6 +162,25 @@ impl Intake {
             return Err(if delivery.durable == 0 { refused(&reason) } else { unknown(&reason) });
         }
         Ok(delivery.too_large)
+    }
+
+    /// Waits for the queue's answer, at most `timeout`; while it is known that Kafka takes nothing, for moments.
+    async fn confirmed(&self, mut delivery: Receiver<Delivery>, timeout: Duration) -> Result<Delivery, String> {
+        let late = || "the queue did not confirm in time (http.request_timeout)".to_owned();
+        let deadline = Instant::now() + timeout;
+        let mut wait = kafka::UNANSWERED_REQUEST;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match tokio::time::timeout(wait.min(left), &mut delivery).await {
+                Ok(delivery) => return delivery.map_err(|_| late()),
+                Err(_) if wait >= left => return Err(late()),
+                Err(_) => {}
+            }
+            if let Some(outage) = self.health.outage(&[kafka::DEPENDENCY, kafka::TOPIC]) {
+                return Err(outage);
+            }
+            wait = LOOK_AGAIN;
+        }
     }
 
     /// Counts an answer.

@@ -2,7 +2,9 @@
 //!
 //! - [`settings`] turns our configuration into librdkafka's; the promises of this daemon are in it.
 //! - [`topic`] makes sure before the start that the topic can hold what we accept; [`identity`] says which topic it is.
-//! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not.
+//! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not: by what
+//!   `probe` asks them when records stay `unanswered`, for which `writable` has the rule. `placement` tells a key's
+//!   partition, `clock` whether the brokers take our time.
 //! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, with its `origin`, `survey`
 //!   asks the brokers where the group and the log stand, `vigil` whether the topic is still the same, `partitions` holds
 //!   what is delivered, `delivery` cuts it into batches, `share` knows whether that is the whole topic, `tail` ends that
@@ -14,8 +16,11 @@
 
 /// The name of this dependency in readiness.
 pub const DEPENDENCY: &str = "kafka";
+/// The name in readiness of what the brokers make of the topic.
+pub const TOPIC: &str = "kafka_topic";
 
 pub mod appender;
+pub(super) mod clock;
 mod commits;
 pub mod dead_letters;
 mod delivery;
@@ -27,7 +32,9 @@ mod link;
 pub(super) mod logging;
 mod origin;
 mod partitions;
+mod placement;
 mod polled;
+mod probe;
 pub mod settings;
 mod share;
 pub mod source;
@@ -36,10 +43,13 @@ mod stranded;
 mod survey;
 mod tail;
 pub mod topic;
+mod unanswered;
 mod vigil;
+mod writable;
 
 pub use appender::KafkaAppender;
 pub use dead_letters::KafkaDeadLetters;
 pub use letters::KafkaLetters;
+pub use link::UNANSWERED_REQUEST;
 pub use topic::{TopicError, TopicReady, check, prepare};
 pub use vigil::Vigils;

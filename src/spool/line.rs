@@ -6,16 +6,16 @@
 //! plus `"id"` where the server assigned it, `"key"` where the event does not hold the record's key itself, `"headers"`
 //! (a list of `{"name","value"}`, or `"base64"` where a value is no text) when there are others. The event's bytes stand
 //! as they came, but for CR and LF (in JSON only white space between tokens), which become one space each. A value that
-//! is not JSON stands as `"raw":"<base64>"`, a null value as `"raw":null`.
+//! is not JSON, or that not every reader of JSON can read ([`Unreadable`](event::Unreadable)), stands as
+//! `"raw":"<base64>"`, a null value as `"raw":null`. Which of them it is follows from its bytes alone, never from the
+//! configuration: writers that meet at one object write the same.
+//!
+//! Before that rule, all JSON stood as `"event"`. Objects and segments of that time go on to be read, so whoever compares
+//! records asks [`is_same_value`].
 
 use std::io::Write;
 
 use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD};
-use serde::{
-    Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
-};
-use serde_json::value::RawValue;
 
 use crate::{
     event,
@@ -82,86 +82,21 @@ impl LineEncoder {
     }
 }
 
-/// A value that is JSON, and what stands in it under the key's name.
+/// A value that every reader can read, and what stands in it under the key's name.
 struct Inspected<'a> {
     text: &'a str,
     key: Option<std::borrow::Cow<'a, str>>,
 }
 
-/// `None` when the value is not one JSON value in valid UTF-8.
+/// `None` when the value is not one JSON value that every reader can read.
 fn inspect<'a>(value: &'a [u8], key_field: &[String; 1]) -> Option<Inspected<'a>> {
     let text = std::str::from_utf8(value).ok()?;
-    let key = match event::object(text, key_field) {
-        Some(found) => found[0],
-        None => judge(text, &key_field[0])?,
-    };
-    let key = key.and_then(|text| match text.as_bytes()[0] {
+    let key = event::find_readable(value, key_field).ok()?[0].and_then(|text| match text.as_bytes()[0] {
         b'"' => event::unescape(text).ok(),
         b'{' | b'[' | b'n' => None,
         _ => Some(text.into()),
     });
     Some(Inspected { text, key })
-}
-
-/// The key's text by serde_json, for what may not be an object, or not be JSON.
-fn judge<'a>(text: &'a str, key_field: &str) -> Option<Option<&'a str>> {
-    let mut json = serde_json::Deserializer::from_str(text);
-    let is_object = text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{');
-    let key = if is_object {
-        json.deserialize_map(KeyVisitor { key_field }).ok()?
-    } else {
-        json.deserialize_ignored_any(IgnoredAny).ok()?;
-        None
-    };
-    json.end().ok()?;
-    Some(key.map(RawValue::get))
-}
-
-struct KeyVisitor<'f> {
-    key_field: &'f str,
-}
-
-impl<'de> Visitor<'de> for KeyVisitor<'_> {
-    type Value = Option<&'de RawValue>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut key = None;
-        while let Some(name) = map.next_key_seed(Name(self.key_field))? {
-            if name {
-                key = Some(map.next_value()?);
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(key)
-    }
-}
-
-/// Whether a field's name is this one, without an allocation for any.
-struct Name<'f>(&'f str);
-
-impl<'de> serde::de::DeserializeSeed<'de> for Name<'_> {
-    type Value = bool;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Name<'_> {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a field name")
-    }
-
-    fn visit_str<E>(self, name: &str) -> Result<bool, E> {
-        Ok(name == self.0)
-    }
 }
 
 /// CR and LF become one space each; in valid JSON they stand between tokens only.
@@ -232,6 +167,16 @@ fn write_base64(bytes: &[u8], line: &mut Vec<u8>) {
     let _ = write!(line, "\"{}\"", Base64Display::new(bytes, &STANDARD));
 }
 
+/// Whether `raw` holds the bytes that stand as this event's text.
+pub fn is_same_value(event: &str, raw: &[u8]) -> bool {
+    let mut text = Vec::with_capacity(raw.len());
+    write_one_line(raw, &mut text);
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let start = text.iter().position(|byte| !is_space(byte)).unwrap_or(text.len());
+    let end = text.iter().rposition(|byte| !is_space(byte)).map_or(start, |last| last + 1);
+    &text[start..end] == event.as_bytes()
+}
+
 /// The bytes of a `"raw"` field.
 pub fn decode_raw(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
@@ -256,9 +201,9 @@ mod tests {
 
     #[test]
     fn the_events_bytes_stand_as_they_came_but_for_line_ends() {
-        let event = b"{\"type\" : \"a\",\r\n \"n\":1.00, \"u\":\"\\u00e9\",\"big\":1e999}";
+        let event = b"{\"type\" : \"a\",\r\n \"n\":1.00, \"u\":\"\\u00e9\",\"big\":1e99}";
         let expected =
-            format!("{HEAD},\"event\":{{\"type\" : \"a\",   \"n\":1.00, \"u\":\"\\u00e9\",\"big\":1e999}}}}\n");
+            format!("{HEAD},\"event\":{{\"type\" : \"a\",   \"n\":1.00, \"u\":\"\\u00e9\",\"big\":1e99}}}}\n");
         assert_eq!(line_of(None, Some(event), &[]), expected);
     }
 
@@ -280,8 +225,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_stands_as_base64() {
-        for value in [b"{".as_slice(), b"\xff", b"{} {}", b"", b"{\"a\":\"\xff\"}"] {
+    fn what_is_not_json_or_not_every_reader_can_read_stands_as_base64() {
+        let deep = [b"[".repeat(127), b"]".repeat(127)].concat();
+        let long = b"9".repeat(4301);
+        let unreadable: [&[u8]; 6] =
+            [&deep, &long, b"{\"a\":1,\"a\":2}", b"{\"\\u0061\":1,\"a\":2}", b"\"\\ud800\"", b"[1e400]"];
+        for value in [b"{".as_slice(), b"\xff", b"{} {}", b"", b"{\"a\":\"\xff\"}"].into_iter().chain(unreadable) {
             let expected = format!("{HEAD},\"raw\":\"{}\"}}\n", STANDARD.encode(value));
             assert_eq!(line_of(None, Some(value), &[]), expected);
         }
@@ -312,7 +261,7 @@ mod tests {
     mod properties {
         use proptest::{collection::vec, prelude::*, sample::select};
         use serde::Deserialize;
-        use serde_json::Value;
+        use serde_json::{Value, value::RawValue};
 
         use super::*;
         use crate::{
@@ -345,15 +294,15 @@ mod tests {
             prop_assert_eq!(read.headers.map_or(0, |headers| headers.len()) + usize::from(has_id), headers.len());
             let tree = serde_json::from_slice::<Value>(value);
             if let Some(raw) = read.raw {
-                prop_assert!(tree.is_err());
+                let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(value).is_ok();
+                prop_assert!(!is_json || std::str::from_utf8(value).is_ok_and(|text| event::check(text).is_err()));
                 prop_assert_eq!(decode_raw(&raw), Some(value.to_vec()));
             }
             if let Some(event) = read.event {
                 let one_line = String::from_utf8(value.to_vec()).unwrap().replace(['\r', '\n'], " ");
                 prop_assert_eq!(event.get(), one_line.trim_matches([' ', '\t']));
-                if let Ok(tree) = &tree {
-                    prop_assert_eq!(&serde_json::from_str::<Value>(event.get()).unwrap(), tree);
-                }
+                prop_assert_eq!(&serde_json::from_str::<Value>(event.get()).unwrap(), &tree.unwrap());
+                prop_assert!(is_same_value(event.get(), value) && !is_same_value(event.get(), &[value, b"1"].concat()));
                 let written = match &read.key {
                     Some(Value::String(key)) => Some(key.clone().into_bytes()),
                     Some(key) => decode_raw(key["base64"].as_str().unwrap()),
@@ -363,13 +312,11 @@ mod tests {
                     prop_assert_eq!(Some(written.as_slice()), key);
                 }
             }
-            // What the door accepts can be read as a tree with its line around it, wherever it can be read alone.
+            // What the door accepts stands as an event, and can be read as a tree with its line around it.
             let fields = EventFields::from(&EventConfig::default());
-            if event::parse(value, &fields).is_ok()
-                && let Ok(tree) = tree
-            {
+            if event::parse(value, &fields).is_ok() {
                 let whole: Value = serde_json::from_str(&line).unwrap();
-                prop_assert_eq!(&whole["event"], &tree);
+                prop_assert_eq!(&whole["event"], &serde_json::from_slice::<Value>(value).unwrap());
             }
             Ok(())
         }

@@ -111,8 +111,11 @@ impl Drop for EmbeddedStore {
 }
 
 impl Store for EmbeddedStore {
-    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.run(Database::prepare))
+    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        Box::pin(async move {
+            self.run(Database::prepare).await?;
+            Ok(Vec::new())
+        })
     }
 
     fn fences<'a>(

@@ -12,7 +12,10 @@
 //! because a server that hangs is worse than one that is gone.
 
 mod buckets;
+mod database;
 mod events;
+mod indexes;
+mod rehearsal;
 mod reply;
 
 use std::time::Duration;
@@ -33,15 +36,18 @@ use serde_json::Value;
 use tokio::{runtime::Handle, sync::OnceCell, task::AbortHandle};
 
 use crate::{
+    config::StoreConfig,
     position::{Offset, Partition, TopicIdentity},
     store::{
-        Blocked, BucketDelta, Fence, Flushed, ProcessedEvent, Query, RefusedEvent, Rows, Store, StoreError,
-        StoreOptions, ceil_millis, definition_changed, topic_recreated,
+        BucketDelta, Fence, Flushed, ProcessedEvent, Query, RefusedEvent, Rows, Store, StoreError, StoreOptions,
+        ceil_millis, definition_changed, topic_recreated,
     },
 };
 
 use buckets::Buckets;
-use reply::{StatementError, WriteReply, code};
+pub use database::DatabaseChoice;
+use indexes::{Refusal, Wanted};
+use reply::{StatementError, WriteReply, code, shortened};
 
 /// Aggregates in MongoDB.
 #[derive(Clone)]
@@ -49,7 +55,9 @@ pub struct MongoStore {
     url: ConnectionString,
     /// For messages: without user and password.
     hosts: String,
-    database: String,
+    choice: DatabaseChoice,
+    /// The database of the choice, once the server was asked.
+    database: std::sync::Arc<OnceCell<String>>,
     options: std::sync::Arc<StoreOptions>,
     /// Made at the first call: a `mongodb+srv://` URL is looked up in the DNS, which may be out of reach at the start.
     client: std::sync::Arc<OnceCell<Client>>,
@@ -69,9 +77,9 @@ impl MongoStore {
     ///
     /// # Errors
     /// The URL is no MongoDB URL, or asks for less safety than the fence needs.
-    pub fn new(url: &str, database: &str, options: StoreOptions, io: Handle) -> anyhow::Result<Self> {
+    pub fn new(config: &StoreConfig, options: StoreOptions, io: Handle) -> anyhow::Result<Self> {
         // Without the driver's reason, which quotes what may be a piece of the password.
-        let Ok(url) = ConnectionString::parse(url) else {
+        let Ok(url) = ConnectionString::parse(&config.url) else {
             bail!("store.url is no MongoDB URL such as \"mongodb://127.0.0.1:27017\"");
         };
         refuse_weaker(&url)?;
@@ -80,8 +88,8 @@ impl MongoStore {
             HostInfo::DnsRecord(name) => name.clone(),
             _ => "the hosts of store.url".to_owned(),
         };
-        let (database, options) = (database.to_owned(), options.into());
-        Ok(Self { url, hosts, database, options, client: std::sync::Arc::default(), io })
+        let (choice, database) = (DatabaseChoice::of(config), std::sync::Arc::default());
+        Ok(Self { url, hosts, choice, database, options: options.into(), client: std::sync::Arc::default(), io })
     }
 
     /// Runs a call on the I/O runtime, bounded by the configured timeout. Dropping the future ends the call.
@@ -92,7 +100,8 @@ impl MongoStore {
     {
         let store = self.clone();
         let mut task = self.io.spawn(async move {
-            let database = store.connect().await?.database(&store.database);
+            let client = store.connect().await?;
+            let database = client.database(store.database.get_or_try_init(|| store.choice.settle(client)).await?);
             call(store, database).await
         });
         let _abort = AbortOnDrop(task.abort_handle());
@@ -129,8 +138,12 @@ impl MongoStore {
             }
             ErrorKind::Command(command) if command.code == code::UNAUTHORIZED => self.unavailable(&format!(
                 "the user of store.url may not do this, it needs the role readWrite on {:?} ({})",
-                self.database, command.message
+                self.database.get().map_or(self.choice.name(), String::as_str),
+                shortened(&command.message)
             )),
+            ErrorKind::ServerSelection { message, .. } if is_too_old(message) => {
+                self.unavailable("is older than MongoDB 4.4, which is the oldest that can be used: upgrade it")
+            }
             ErrorKind::ServerSelection { message, .. } => {
                 // The message is the driver's view of all servers; the first error in it is what people look for.
                 let cause = message.split("Error: Kind: ").nth(1).and_then(|rest| rest.split(", labels").next());
@@ -139,7 +152,7 @@ impl MongoStore {
             }
             // Of the URL, or of what the DNS adds to it: the message may quote a piece of the password.
             ErrorKind::InvalidArgument { .. } => self.unavailable("the driver refuses store.url or an option in it"),
-            kind => self.unavailable(&kind.to_string()),
+            kind => self.unavailable(&shortened(&kind.to_string())),
         }
     }
 
@@ -159,8 +172,8 @@ impl MongoStore {
         Ok(WriteReply::read(&self.command(database, command).await?))
     }
 
-    async fn prepare(self, database: Database) -> Result<(), Failure> {
-        for (index, aggregate) in self.options.aggregates.iter().enumerate() {
+    async fn prepare(self, database: Database) -> Result<Vec<String>, Failure> {
+        for aggregate in &self.options.aggregates {
             let window_ms = i64::try_from(aggregate.window.as_millis()).unwrap_or(i64::MAX);
             let definition = doc! { "window_ms": window_ms, "group_by": aggregate.group_by.clone() };
             let upsert = doc! {
@@ -182,20 +195,33 @@ impl MongoStore {
                     (found.get_i64("window_ms").unwrap_or_default(), known_group_by.unwrap_or_default().to_string());
                 return Err(Failure::Store(definition_changed(aggregate, known_window, &known_group_by)));
             }
-            let indexes = [
-                doc! { "key": { "window_start": 1 }, "name": "window_start" },
-                doc! {
-                    "key": { "topic": 1, "generation": 1, "partition": 1, "last_offset": 1 }, "name": "fence",
-                },
+        }
+        // Of a large collection an index takes longer than counting should wait for.
+        let patience = self.options.timeout / 2;
+        tokio::time::timeout(patience, self.index(&database)).await.unwrap_or_else(|_| {
+            Ok(vec![format!(
+                "indexes of the database {:?} are not there after {patience:?}: queries are slower until they are; if the \
+                 server does not go on by itself, make those of docs/design.md, 3.5, by hand",
+                database.name()
+            )])
+        })
+    }
+
+    async fn index(&self, database: &Database) -> Result<Vec<String>, Failure> {
+        let mut remarks = Vec::new();
+        for index in 0..self.options.aggregates.len() {
+            let wanted = [
+                Wanted::new("window_start", doc! { "window_start": 1 }),
+                Wanted::new("fence", doc! { "topic": 1, "generation": 1, "partition": 1, "last_offset": 1 }),
             ];
-            let create =
-                doc! { "createIndexes": Buckets::new(&self.options, index).collection(), "indexes": indexes.to_vec() };
-            self.write(&database, create).await?.ok()?;
+            let collection = Buckets::new(&self.options, index).collection();
+            remarks.append(&mut indexes::ensure(self, database, &collection, &wanted).await?);
         }
-        match self.options.events.then_some(self.options.events_ttl) {
-            Some(ttl) => events::prepare(&self, &database, ttl).await,
-            None => Ok(()),
+        if self.options.events {
+            let wanted = events::indexes(self.options.events_ttl);
+            remarks.append(&mut indexes::ensure(self, database, events::COLLECTION, &wanted).await?);
         }
+        Ok(remarks)
     }
 
     /// Fences must be durable before records are skipped for them. A read may see a bucket that the server has not
@@ -269,16 +295,27 @@ impl MongoStore {
             let of_aggregate: Vec<&BucketDelta> = deltas.iter().filter(|delta| delta.aggregate == index).collect();
             for part in buckets::split(&of_aggregate) {
                 let statements: Vec<Document> = part.iter().map(|delta| buckets.statement(delta)).collect();
-                let command = doc! { "update": buckets.collection(), "updates": statements, "ordered": false };
-                let mut reply = self.write(&database, command).await?;
-                let mut taken = Vec::new();
-                for error in std::mem::take(&mut reply.errors) {
-                    match part.get(error.index) {
-                        Some(delta) if error.code == code::DUPLICATE_KEY => taken.push((*delta, error)),
-                        _ => return Err(Failure::unavailable(&error.message)),
+                let Sent { mut taken, refused, others } = self.send(&database, &buckets, part, statements).await?;
+                if !refused.is_empty() {
+                    let deltas: Vec<&BucketDelta> = refused.iter().map(|(delta, _)| *delta).collect();
+                    let plainer = deltas.iter().map(|delta| buckets.plain_statement(delta)).collect();
+                    let mut again = self.send(&database, &buckets, &deltas, plainer).await?;
+                    taken.append(&mut again.taken);
+                    for (delta, error) in again.refused {
+                        // Where nothing else is stored either, it may be the collection's fault, and pass.
+                        if !code::is_of_the_document(error.code) && !others && !again.others {
+                            return Err(Failure::unavailable(&error.message));
+                        }
+                        let (name, id) = (buckets.collection(), buckets.id(delta));
+                        flushed.block(
+                            delta.partition,
+                            format!(
+                                "an index or a rule of the collection {name} refuses the bucket {id} (code {}): {}",
+                                error.code, error.message
+                            ),
+                        );
                     }
                 }
-                reply.concern_ok()?;
                 if !taken.is_empty() {
                     self.judge_taken(&database, &buckets, &taken, &mut flushed).await?;
                 }
@@ -287,6 +324,28 @@ impl MongoStore {
         flushed.fenced.sort_unstable();
         flushed.fenced.dedup();
         Ok(flushed)
+    }
+
+    /// Sends the statements of `deltas`, in any of their forms.
+    async fn send<'d>(
+        &self,
+        database: &Database,
+        buckets: &Buckets<'_>,
+        deltas: &[&'d BucketDelta],
+        statements: Vec<Document>,
+    ) -> Result<Sent<'d>, Failure> {
+        let command = doc! { "update": buckets.collection(), "updates": statements, "ordered": false };
+        let mut reply = self.write(database, command).await?;
+        let mut sent = Sent { others: reply.effects > 0, ..Sent::default() };
+        for error in std::mem::take(&mut reply.errors) {
+            match deltas.get(error.index) {
+                Some(delta) if error.code == code::DUPLICATE_KEY => sent.taken.push((*delta, error)),
+                Some(delta) if !code::is_passing(error.code) => sent.refused.push((*delta, error)),
+                _ => return Err(Failure::unavailable(&error.message)),
+            }
+        }
+        reply.concern_ok()?;
+        Ok(sent)
     }
 
     /// Of buckets whose key is taken: by another writer of ours, whose fence says what is counted, or by something else.
@@ -319,9 +378,7 @@ impl MongoStore {
                 // It was removed, or came, between the two commands.
                 Some(Some(_)) | None => return Err(Failure::unavailable(&error.message)),
             };
-            if flushed.blocked.iter().all(|blocked| blocked.partition != delta.partition) {
-                flushed.blocked.push(Blocked { partition: delta.partition, reason });
-            }
+            flushed.block(delta.partition, reason);
         }
         Ok(())
     }
@@ -333,7 +390,8 @@ impl MongoStore {
         let pipeline = [
             doc! { "$match": { "window_start": { "$gte": date(query.from), "$lt": date(query.to) } } },
             doc! { "$group": {
-                "_id": { "window_start": "$window_start", "group": "$group" }, "count": { "$sum": "$count" },
+                "_id": { "window_start": "$window_start", "group": { "$ifNull": ["$group", "$key"] } },
+                "count": { "$sum": "$count" },
             } },
             doc! { "$sort": { "_id.window_start": 1, "_id.group": 1 } },
             doc! { "$limit": limit },
@@ -358,8 +416,12 @@ impl MongoStore {
 }
 
 impl Store for MongoStore {
-    fn prepare(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
         Box::pin(self.call(Self::prepare))
+    }
+
+    fn rehearse(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.call(rehearsal::rehearse))
     }
 
     fn fences<'a>(
@@ -402,6 +464,17 @@ impl Store for MongoStore {
     }
 }
 
+/// What came of some statements.
+#[derive(Default)]
+struct Sent<'d> {
+    /// Buckets whose key is taken.
+    taken: Vec<(&'d BucketDelta, StatementError)>,
+    /// Buckets that are refused in this form.
+    refused: Vec<(&'d BucketDelta, StatementError)>,
+    /// Others took effect.
+    others: bool,
+}
+
 /// Why a call failed, before it is told as a [`StoreError`].
 enum Failure {
     Driver(Error),
@@ -409,6 +482,25 @@ enum Failure {
 }
 
 impl Failure {
+    /// Of a command that the server does not run.
+    fn code(&self) -> Option<i32> {
+        match self {
+            Self::Driver(error) => match &*error.kind {
+                ErrorKind::Command(command) => Some(command.code),
+                _ => None,
+            },
+            Self::Store(_) => None,
+        }
+    }
+
+    /// The server's refusal of a command, unless that passes.
+    fn refusal(&self) -> Option<Refusal> {
+        let code = self.code().filter(|code| *code == code::UNAUTHORIZED || !code::is_passing(*code))?;
+        let Self::Driver(error) = self else { return None };
+        let ErrorKind::Command(command) = &*error.kind else { return None };
+        Some(Refusal { code, message: shortened(&command.message).into_owned() })
+    }
+
     fn unavailable(why: &str) -> Self {
         Self::Store(StoreError::Unavailable(format!("MongoDB: {why}")))
     }
@@ -436,6 +528,11 @@ fn primary() -> SelectionCriteria {
 fn majority<T: Send + Sync>(collection: Collection<T>) -> Collection<T> {
     let options = mongodb::options::CollectionOptions::builder().read_concern(ReadConcern::majority()).build();
     collection.client().database(&collection.namespace().db).collection_with_options(collection.name(), options)
+}
+
+/// Whether the driver says that a server is too old for it. It speaks of wire versions.
+fn is_too_old(message: &str) -> bool {
+    message.contains("reports wire version") && message.contains("requires at least")
 }
 
 /// Refuses options that ask for less than the fence needs; what is refused would have no effect, so that nobody should
@@ -480,11 +577,15 @@ mod tests {
         }
     }
 
+    fn config(url: &str) -> StoreConfig {
+        StoreConfig { url: url.to_owned(), ..StoreConfig::default() }
+    }
+
     #[tokio::test]
     async fn options_that_weaken_the_fence_are_refused() {
         let refused = |query: &str| {
             let url = format!("mongodb://127.0.0.1:27017/?{query}");
-            MongoStore::new(&url, "ingestd", options(), Handle::current()).err().map(|error| error.to_string())
+            MongoStore::new(&config(&url), options(), Handle::current()).err().map(|error| error.to_string())
         };
         for query in ["w=1", "w=0", "journal=false", "readConcernLevel=local", "readPreference=secondary"] {
             assert!(refused(query).is_some_and(|why| why.contains("remove")), "{query}");
@@ -495,7 +596,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_away_is_unavailable_and_the_password_stays_secret() {
         let url = "mongodb://user:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100";
-        let store = MongoStore::new(url, "ingestd", options(), Handle::current()).unwrap();
+        let store = MongoStore::new(&config(url), options(), Handle::current()).unwrap();
         let Err(StoreError::Unavailable(why)) = Store::prepare(&store).await else { panic!("prepared") };
         assert!(why.contains("127.0.0.1:1") && !why.contains("secret"), "{why}");
     }

@@ -5,41 +5,43 @@
 //! <prefix>/_chain/<topic>/<partition>.json        the head: how far the chain is known to reach
 //! <prefix>/_chain/<topic>/<partition>.skip.json   the operator's word that a hole may be left (`skip`)
 //! <prefix>/_chain/probe.json                      shows that the store refuses a second create-only PUT
+//! <prefix>/_chain/race.json                       says that it let one of many at the same time win (`race`)
+//! <prefix>/_chain/race-<id>                       what they put
 //! ```
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, panic::AssertUnwindSafe, time::Duration};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use chrono::Utc;
-use futures::TryStreamExt;
-use object_store::{
-    ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig, aws::AmazonS3Builder,
-    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path, prefix::PrefixStore,
-};
+use futures::{FutureExt as _, TryStreamExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path};
 use tokio::sync::Semaphore;
-use url::Url;
+use uuid::Uuid;
 
 use super::{
     compare,
     local::{self, Local},
     objects::ObjectName,
     opening::{Head, HeadError, Heads},
+    race::RaceError,
+    requests,
+    store::Root,
 };
 use crate::{
-    config::Config,
+    config::{Config, Given, Settings},
     position::{Offset, Partition},
     spool::segment::{self, SegmentHeader},
-    tls,
+    supervise::panic_message,
 };
 
 /// Last objects read at once, to find where they end.
 const ENDS_AT_ONCE: usize = 2;
-/// How long a connection to the store may take to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Archive {
-    pub(super) store: Arc<dyn ObjectStore>,
+    root: Root,
+    /// Where requests go, where that is not the cloud itself.
+    pub(super) endpoint: Option<String>,
     /// The topic with its generation.
     pub(super) topic: String,
     /// For one request; object stores that do not answer by then are tried again.
@@ -59,14 +61,15 @@ impl Archive {
     /// When the URL or its options make no store, or the local folder cannot be made.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let url = &config.archive.url;
-        let store = open_store(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
+        let root = Root::open(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
         let topic = segment::topic_folder(&config.queue.topic, config.queue.generation);
         // S3 Express lists in no order, nor does a folder.
         let lists_in_order = !config.archive.is_local()
             && !config.archive.options.keys().any(|name| name.trim_start_matches("aws_") == "s3_express");
         let local = Local::open(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
         let timeout = config.upload.timeout;
-        Ok(Self { store, topic, timeout, lists_in_order, local, ends: Semaphore::new(ENDS_AT_ONCE) })
+        let endpoint = Settings::of(&config.archive).and_then(|settings| Some(settings.endpoint()?.value.clone()));
+        Ok(Self { root, endpoint, topic, timeout, lists_in_order, local, ends: Semaphore::new(ENDS_AT_ONCE) })
     }
 
     /// Opens an archive that is there, for a topic as its paths name it: `topic`, or `topic@generation`.
@@ -103,24 +106,46 @@ impl Archive {
         Path::from(format!("_chain/{}/{partition}.json", self.topic))
     }
 
-    /// A create-only PUT. `AlreadyExists` is also what stores answer to conflicting requests.
-    pub async fn create(&self, key: &Path, data: Bytes) -> object_store::Result<()> {
-        self.put(key, data, PutMode::Create).await?;
-        self.settle(key).await
+    /// The store below the archive's prefix.
+    ///
+    /// # Errors
+    /// As [`Root::get`].
+    pub(super) async fn store(&self) -> object_store::Result<&dyn ObjectStore> {
+        self.root.get().await
     }
 
-    pub(super) async fn put(&self, key: &Path, data: Bytes, mode: PutMode) -> object_store::Result<()> {
-        let put = self.store.put_opts(key, PutPayload::from_bytes(data), mode.into());
-        self.within(put).await.map(|_| ())
+    /// A create-only PUT. `AlreadyExists` is also what stores answer to conflicting requests. Returns the object's tag, where
+    /// the store gives one.
+    pub async fn create(&self, key: &Path, data: Bytes) -> object_store::Result<Option<String>> {
+        let tag = self.put(key, data, PutMode::Create).await?;
+        self.settle(key).await?;
+        Ok(tag)
+    }
+
+    /// The tag of what stands there.
+    pub(super) async fn tag(&self, key: &Path) -> object_store::Result<Option<String>> {
+        self.within(async { Ok(self.store().await?.head(key).await?.e_tag) }).await
+    }
+
+    pub(super) async fn put(&self, key: &Path, data: Bytes, mode: PutMode) -> object_store::Result<Option<String>> {
+        let creates = matches!(mode, PutMode::Create);
+        let payload = PutPayload::from_bytes(data.clone());
+        let put = async { self.store().await?.put_opts(key, payload, mode.into()).await };
+        match (self.within(put).await, &self.local) {
+            (Err(error), Some(local)) if creates && local::has_no_links(&error) => {
+                self.within(local.create(key, data)).await.map(|()| None)
+            }
+            (put, _) => Ok(put?.e_tag),
+        }
     }
 
     pub async fn get(&self, key: &Path) -> object_store::Result<Bytes> {
-        self.within(async { self.store.get(key).await?.bytes().await }).await
+        self.within(async { self.store().await?.get(key).await?.bytes().await }).await
     }
 
     /// A part of an object.
     pub async fn get_range(&self, key: &Path, range: Range<u64>) -> object_store::Result<Bytes> {
-        self.within(self.store.get_range(key, range)).await
+        self.within(async { self.store().await?.get_range(key, range).await }).await
     }
 
     /// Makes an object durable in all its folders, also when it is met and whoever wrote it was killed on the way, or when
@@ -132,22 +157,60 @@ impl Archive {
         }
     }
 
-    /// A store that hangs is worse than one that fails.
+    /// A store that hangs is worse than one that fails, and one whose client panics has failed.
     pub(super) async fn within<T>(
         &self,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
-        tokio::time::timeout(self.timeout, request).await.unwrap_or_else(|_| {
-            let what = format!("no answer within {}", humantime::format_duration(self.timeout));
-            Err(object_store::Error::Generic { store: "archive", source: what.into() })
-        })
+        let failed = |what: String| Err(object_store::Error::Generic { store: "archive", source: what.into() });
+        // What a request has half-built is dropped with it.
+        match tokio::time::timeout(self.timeout, AssertUnwindSafe(request).catch_unwind()).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(panic)) => failed(format!(
+                "the store's client panicked, perhaps at a value of archive.options: {}",
+                panic_message(panic.as_ref())
+            )),
+            Err(_) => failed(format!("no answer within {}", humantime::format_duration(self.timeout))),
+        }
+    }
+
+    /// What a start asks: the cheap question, and the race where this archive has not seen it yet.
+    ///
+    /// # Errors
+    /// [`ProbeError`].
+    pub async fn probe(&self) -> Result<(), ProbeError> {
+        self.ask_cheaply().await?;
+        self.ask_for_rights().await?;
+        Ok(self.race_once().await?)
+    }
+
+    /// Does what else a worker will do: reads a key that is missing, and lists. Without the right to list, S3 answers the
+    /// first as if the key were not to be read.
+    ///
+    /// # Errors
+    /// [`ProbeError::Right`], or the store's.
+    pub async fn ask_for_rights(&self) -> Result<(), ProbeError> {
+        use object_store::Error as E;
+        let denied = |to| {
+            move |error| match requests::is_denied(&error) {
+                true => ProbeError::Right { to, error },
+                false => ProbeError::Store(error),
+            }
+        };
+        let folder = Path::from("_chain");
+        let first = async { self.store().await?.list(Some(&folder)).try_next().await };
+        self.within(first).await.map_err(denied("list the bucket (s3:ListBucket)"))?;
+        match self.get(&Path::from(format!("_chain/missing-{}", Uuid::now_v7().simple()))).await {
+            Ok(_) | Err(E::NotFound { .. }) => Ok(()),
+            Err(error) => Err(denied("be told that a key is missing (s3:ListBucket and s3:GetObject)")(error)),
+        }
     }
 
     /// Two create-only PUTs of one object must give one refusal; a store that overwrites silently would lose data.
     ///
     /// # Errors
     /// [`ProbeError::Overwrites`] when it does, else the store's.
-    pub async fn probe(&self) -> Result<(), ProbeError> {
+    pub async fn ask_cheaply(&self) -> Result<(), ProbeError> {
         let path = Path::from("_chain/probe.json");
         for _ in 0..2 {
             match self.create(&path, Bytes::from_static(b"{}")).await {
@@ -156,14 +219,14 @@ impl Archive {
                     return self.get(&path).await.map(drop).map_err(ProbeError::Store);
                 }
                 Err(error) => return Err(ProbeError::Store(error)),
-                Ok(()) => {}
+                Ok(_) => {}
             }
         }
         Err(ProbeError::Overwrites)
     }
 
     pub async fn write_head(&self, partition: Partition, head: &Head) -> object_store::Result<()> {
-        self.put(&self.head_path(partition), encode(head), PutMode::Overwrite).await
+        self.put(&self.head_path(partition), encode(head), PutMode::Overwrite).await.map(drop)
     }
 
     async fn object_end(&self, key: &Path) -> Result<Offset, HeadError> {
@@ -183,7 +246,7 @@ impl Archive {
     /// records, which need not ascend.
     async fn last_object(&self, partition: Partition) -> object_store::Result<Option<Path>> {
         let folder = Path::from(format!("topic={}", self.topic));
-        let mut objects = self.store.list(Some(&folder));
+        let mut objects = self.store().await?.list(Some(&folder));
         let mut last: Option<(Path, Offset)> = None;
         while let Some(object) = self.within(objects.try_next()).await? {
             let Some((found, x)) = object.location.filename().and_then(parse_name) else { continue };
@@ -216,7 +279,7 @@ impl Heads for Archive {
 
     async fn pin(&self, partition: Partition, head: &Head) -> object_store::Result<bool> {
         match self.create(&self.head_path(partition), encode(head)).await {
-            Ok(()) => Ok(true),
+            Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
             Err(error) => Err(error),
         }
@@ -241,7 +304,20 @@ pub enum ProbeError {
     #[error("the store overwrites objects in spite of If-None-Match: use a store with conditional writes")]
     Overwrites,
     #[error(transparent)]
+    Race(RaceError),
+    #[error("there is no right to {to}: {error}")]
+    Right { to: &'static str, error: object_store::Error },
+    #[error(transparent)]
     Store(object_store::Error),
+}
+
+impl From<RaceError> for ProbeError {
+    fn from(error: RaceError) -> Self {
+        match error {
+            RaceError::Store(error) => Self::Store(error),
+            lost @ RaceError::Lost { .. } => Self::Race(lost),
+        }
+    }
 }
 
 fn encode(head: &Head) -> Bytes {
@@ -255,55 +331,16 @@ pub(super) fn parse_name(name: &str) -> Option<(Partition, Offset)> {
     Some((Partition(partition.parse().ok()?), Offset(x.parse().ok()?)))
 }
 
-fn open_store(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>> {
-    let text = config.archive.url.as_str();
-    if config.archive.is_local() {
-        return local::open_store(config);
-    }
-    let url = Url::parse(text)?;
-    tls::install();
-    // Attempts are counted, shown and spaced by the uploader.
-    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    let options = &config.archive.options;
-    let plain_http = options.get("endpoint").is_some_and(|endpoint| endpoint.starts_with("http://"));
-    let client = ClientOptions::new()
-        .with_timeout(config.upload.timeout)
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_allow_http(plain_http);
-    let (store, prefix): (Arc<dyn ObjectStore>, &str) = match url.scheme() {
-        "s3" => {
-            let mut builder = AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_url(text);
-            for (name, value) in options {
-                builder = builder.with_config(name.parse()?, value);
-            }
-            (Arc::new(builder.build()?), url.path())
-        }
-        "gs" => {
-            let mut builder =
-                GoogleCloudStorageBuilder::from_env().with_client_options(client).with_retry(retry).with_url(text);
-            for (name, value) in options {
-                builder = builder.with_config(name.parse()?, value);
-            }
-            (Arc::new(builder.build()?), url.path())
-        }
-        "az" => {
-            let mut builder =
-                MicrosoftAzureBuilder::from_env().with_client_options(client).with_retry(retry).with_url(text);
-            for (name, value) in options {
-                builder = builder.with_config(name.parse()?, value);
-            }
-            (Arc::new(builder.build()?), url.path())
-        }
-        other => bail!("{other:?} is no kind of store: use file:, s3://, gs://, az:// or none"),
-    };
-    Ok(Arc::new(PrefixStore::new(store, Path::parse(prefix.trim_matches('/'))?)))
-}
-
-/// Where the archive is, in words for people: `file:` says little.
+/// Where the archive is, in words for people: `file:` says little, and neither does the name of a bucket that may be anywhere.
 pub fn place(config: &Config) -> String {
-    match config.archive.is_local() {
-        true => local::folder(config).display().to_string(),
-        false => config.archive.url.clone(),
+    if config.archive.is_local() {
+        return local::folder(config).display().to_string();
+    }
+    let settings = Settings::of(&config.archive);
+    match settings.as_ref().and_then(Settings::endpoint) {
+        Some(Given { value, by, from_environment: true }) => format!("{} at {value} ({by})", config.archive.url),
+        Some(Given { value, .. }) => format!("{} at {value}", config.archive.url),
+        None => config.archive.url.clone(),
     }
 }
 

@@ -120,6 +120,12 @@ impl Chain {
         segment
     }
 
+    /// Nothing goes any more.
+    pub fn halt(&mut self) {
+        self.halted = true;
+        self.queue.clear();
+    }
+
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty()
     }

@@ -9,7 +9,10 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::position::Offset;
+use crate::{
+    position::Offset,
+    spool::line::{decode_raw, is_same_value},
+};
 
 /// The parts of a line that a record decides.
 #[derive(Deserialize)]
@@ -33,11 +36,20 @@ impl<'a> RecordLine<'a> {
         serde_json::from_str(line).with_context(|| format!("a line of it is not readable: {line:.80}"))
     }
 
+    /// Also where one writer let stand as `"event"` what another keeps as `"raw"`: these are a rule of the writer's
+    /// release, and the bytes are the record.
     pub fn same_record(&self, other: &RecordLine<'_>) -> bool {
         fn text(value: Option<&RawValue>) -> Option<&str> {
             value.map(RawValue::get)
         }
-        text(self.event) == text(other.event) && text(self.raw) == text(other.raw)
+        fn same_bytes(event: &RawValue, raw: &RawValue) -> bool {
+            let raw: Option<std::borrow::Cow<'_, str>> = serde_json::from_str(raw.get()).ok();
+            raw.and_then(|raw| decode_raw(&raw)).is_some_and(|raw| is_same_value(event.get(), &raw))
+        }
+        match (self.event, self.raw, other.event, other.raw) {
+            (Some(event), None, None, Some(raw)) | (None, Some(raw), Some(event), None) => same_bytes(event, raw),
+            _ => text(self.event) == text(other.event) && text(self.raw) == text(other.raw),
+        }
     }
 }
 
@@ -99,6 +111,8 @@ fn next(lines: &mut ObjectLines<'_>) -> Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+
     use super::*;
 
     fn object(lines: &[&str]) -> Vec<u8> {
@@ -130,6 +144,45 @@ mod tests {
             (r#"{"offset":1,"received":"r","event":null}"#, r#"{"offset":1,"received":"r","raw":null}"#);
         assert!(compare(&object(&[event]), &object(&[none])).is_err());
         assert_eq!(compare(&object(&[none]), &object(&[none])).unwrap(), Offset(2));
+    }
+
+    #[test]
+    fn what_an_older_release_let_stand_as_an_event_is_the_same_record_as_its_bytes() {
+        // As commit da1f0d3 wrote what the door took, and what another program wrote.
+        let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+        let values = [
+            r#"{"type":"a","n":1e400}"#,
+            " {\"type\":\"a\",\r\n\"type\":\"b\"}\n",
+            r#"{"type":"a","x":"\ud800"}"#,
+            &"9".repeat(4301),
+            &deep,
+        ];
+        let lines: Vec<(String, String)> = values
+            .iter()
+            .enumerate()
+            .map(|(offset, value)| {
+                let head = format!("{{\"offset\":{offset},\"received\":\"2026-11-23T08:00:00.123Z\"");
+                let event = value.replace(['\r', '\n'], " ");
+                (format!("{head},\"event\":{event}}}"), format!("{head},\"raw\":\"{}\"}}", STANDARD.encode(value)))
+            })
+            .collect();
+        let of = |lines: Vec<&String>| object(&lines.into_iter().map(String::as_str).collect::<Vec<_>>());
+        let older = of(lines.iter().map(|(event, _)| event).collect());
+        let newer = of(lines.iter().map(|(_, raw)| raw).collect());
+        assert_eq!(compare(&older, &newer).unwrap(), Offset(5));
+        assert_eq!(compare(&newer, &older).unwrap(), Offset(5));
+        for at in 0..lines.len() {
+            let mut other = lines.clone();
+            other[at].1 =
+                lines[at].1.replace(&STANDARD.encode(values[at]), &STANDARD.encode(values[at].to_owned() + "1"));
+            let other = of(other.iter().map(|(_, raw)| raw).collect());
+            let error = compare(&older, &other).unwrap_err().to_string();
+            assert!(error.contains(&format!("offset {at} holds another record")), "{error}");
+            assert!(compare(&other, &older).is_err());
+        }
+        let (null, none) =
+            (RecordLine::parse(r#"{"offset":1,"event":null}"#), RecordLine::parse(r#"{"offset":1,"raw":"bnVsbA=="}"#));
+        assert!(null.unwrap().same_record(&none.unwrap()));
     }
 
     #[test]

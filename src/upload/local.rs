@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Write as _},
     path::{Path as FilePath, PathBuf},
     sync::{
         Arc,
@@ -15,7 +15,9 @@ use std::{
 };
 
 use anyhow::Context;
+use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path};
+use rustix::fs::{CWD, RenameFlags};
 
 use crate::{config::Config, spool::segment};
 
@@ -68,11 +70,29 @@ impl Local {
                     links.refused.store(true, Ordering::Relaxed);
                     Ok(false)
                 }
-                // A file that is another user's can be read, but not linked (fs.protected_hardlinks).
-                Some(ErrorKind::PermissionDenied) => Ok(false),
+                // A file that is another user's can be read, but not linked (fs.protected_hardlinks); and some file systems
+                // have no links, and say so in one of these ways.
+                Some(ErrorKind::PermissionDenied | ErrorKind::Unsupported) => Ok(false),
                 _ => Err(error),
             },
         }
+    }
+
+    /// Makes an object where the file system has no hard links (exFAT, SMB, some of FUSE), by which a create-only PUT is made
+    /// elsewhere: a file beside it, renamed so that nothing is replaced.
+    pub(super) async fn create(&self, key: &Path, data: Bytes) -> object_store::Result<()> {
+        let (object, path) = (self.folder.join(key.as_ref()), key.to_string());
+        let created = tokio::task::spawn_blocking(move || create_by_rename(&object, &data));
+        created.await.unwrap_or_else(|error| Err(error.into())).map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => object_store::Error::AlreadyExists { path, source: error.into() },
+            _ => {
+                let source = format!(
+                    "{path} cannot be made: the file system has neither hard links nor, it seems, renames that replace nothing \
+                     (RENAME_NOREPLACE): put the archive on another one ({error})"
+                );
+                object_store::Error::Generic { store: "archive", source: source.into() }
+            }
+        })
     }
 
     /// Makes the name of an object durable, which stands: its folders up to the archive.
@@ -101,6 +121,31 @@ impl Links {
             .with_fsync(true);
         Ok(Some(Self { store, data_dir, archive, refused: AtomicBool::new(false) }))
     }
+}
+
+/// Blocks. What an interruption leaves, `…#n`, the next start sweeps away.
+fn create_by_rename(object: &FilePath, data: &[u8]) -> io::Result<()> {
+    let folder = object.parent().ok_or(ErrorKind::InvalidInput)?;
+    fs::create_dir_all(folder)?;
+    let mut name = object.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
+    name.push(format!("#{}", fastrand::u32(..)));
+    let staged = folder.join(name);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&staged)?;
+    let renamed = file
+        .write_all(data)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| Ok(rustix::fs::renameat_with(CWD, &staged, CWD, object, RenameFlags::NOREPLACE)?));
+    if renamed.is_err() {
+        // It is swept away otherwise.
+        let _ = fs::remove_file(&staged);
+    }
+    renamed
+}
+
+/// Whether it failed for want of hard links.
+pub(super) fn has_no_links(error: &object_store::Error) -> bool {
+    matches!(cause(error), Some(ErrorKind::PermissionDenied | ErrorKind::Unsupported | ErrorKind::TooManyLinks))
+        && error.to_string().contains("Unable to rename file")
 }
 
 /// The path of `file` in the store of `folder`.
@@ -208,6 +253,17 @@ mod tests {
         assert!(local.takes_links());
         assert!(!local.link(&dir.path().join("spool/status"), &Path::from("1")).await.unwrap());
         assert!(!local.takes_links());
+    }
+
+    #[test]
+    fn without_links_an_object_is_renamed_into_its_place_and_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let object = dir.path().join("topic=t/0-1.ndjson.zst");
+        create_by_rename(&object, b"ours").unwrap();
+        let refused = create_by_rename(&object, b"theirs").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&object).unwrap(), b"ours");
+        assert_eq!(fs::read_dir(object.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
     }
 
     #[tokio::test]

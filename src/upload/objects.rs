@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 use futures::TryStreamExt;
-use object_store::{ObjectStore, path::Path};
+use object_store::path::Path;
 
 use super::{
     archive::{Archive, parse_name},
@@ -107,7 +107,7 @@ impl Archive {
     /// All objects of the topic.
     pub async fn list_objects(&self) -> object_store::Result<Listing> {
         let folder = Path::from(format!("topic={}", self.topic));
-        let mut found = self.store.list(Some(&folder));
+        let mut found = self.store().await?.list(Some(&folder));
         let mut listing = Listing::default();
         while let Some(object) = self.within(found.try_next()).await? {
             match ObjectName::parse(&object.location, &self.topic) {
@@ -158,7 +158,7 @@ impl Archive {
         let folder = first.folder(&self.topic);
         // Comes right before that object's key: a LIST gives what comes after it.
         let after = folder.clone().join(first.stem());
-        let mut found = self.store.list_with_offset(Some(&folder), &after);
+        let mut found = self.store().await?.list_with_offset(Some(&folder), &after);
         let mut newest = None;
         while let Some(object) = self.within(found.try_next()).await? {
             match ObjectName::parse(&object.location, &self.topic) {
@@ -173,7 +173,7 @@ impl Archive {
     /// What stands below `_chain/<topic>/`.
     pub async fn list_chain_files(&self) -> object_store::Result<ChainFiles> {
         let folder = Path::from(format!("_chain/{}", self.topic));
-        let mut found = self.store.list(Some(&folder));
+        let mut found = self.store().await?.list(Some(&folder));
         let mut files = ChainFiles::default();
         while let Some(object) = self.within(found.try_next()).await? {
             let name = object.location.filename().unwrap_or_default();

@@ -2,11 +2,9 @@
 //! what may pass is tried again without end, with back-off and jitter.
 
 use std::{
+    collections::BTreeMap,
     io::ErrorKind,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
@@ -16,14 +14,15 @@ use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::{
     DEPENDENCY,
-    archive::{Archive, ProbeError},
+    archive::{self, Archive, ProbeError},
     chain::Put,
     compare,
     opening::{self, HeadError, Heads as _, Known, Unusable},
+    watch::Watched,
     window::Window,
 };
 use crate::{
-    config::{Config, LiveConfig},
+    config::{Config, LiveConfig, Provider},
     health::{ActorName, ActorState, Health},
     metrics::Metrics,
     position::{Offset, Partition},
@@ -37,6 +36,10 @@ const UNREADABLE_AFTER: u32 = 5;
 #[derive(Debug)]
 pub(super) enum Answer {
     Put(Put),
+    /// The object is ours, with the tag that the store gave it.
+    Created {
+        tag: Option<String>,
+    },
     /// The segment's file does not match its header.
     Damaged(String),
 }
@@ -47,6 +50,8 @@ pub(super) struct Requests {
     config: LiveConfig,
     pub(super) health: Health,
     pub(super) metrics: Arc<Metrics>,
+    /// Where requests go, for readiness; none where that is the cloud itself, or a folder.
+    place: Option<String>,
     /// The store was seen to refuse a second create-only PUT.
     probed: OnceCell<()>,
     /// Uploads at the same time, bounded by `upload.max_parallel`.
@@ -54,44 +59,54 @@ pub(super) struct Requests {
     /// KiB of segments in memory, bounded by `upload.max_in_flight`.
     memory: Semaphore,
     memory_kib: u32,
-    /// Failing now, so that the first success says that it is over.
-    failing: AtomicBool,
+    /// The partitions whose requests fail now: one that works says nothing of the others.
+    failing: Mutex<BTreeMap<Partition, String>>,
 }
 
 impl Requests {
     pub(super) fn new(archive: Archive, config: LiveConfig, health: Health, metrics: Arc<Metrics>) -> Self {
         let upload = config.load().upload.clone();
+        let place = archive.endpoint.is_some().then(|| archive::place(&config.load()));
         let memory_kib = u32::try_from(upload.max_in_flight.0 / 1024).unwrap_or(u32::MAX / 2).max(1);
         Self {
             archive,
             config,
             health,
             metrics,
+            place,
             probed: OnceCell::new(),
             uploads: Window::new(upload.max_parallel),
             memory: Semaphore::new(memory_kib as usize),
             memory_kib,
-            failing: AtomicBool::new(false),
+            failing: Mutex::default(),
         }
     }
 
-    fn failing(&self, reason: String) {
-        self.failing.store(true, Ordering::Release);
+    fn failing(&self, partition: Partition, reason: String) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.insert(partition, reason.clone());
         self.health.dependency(DEPENDENCY, Err(reason.clone()));
         self.health.actor(ActorName::Uploader, ActorState::Failing, reason);
     }
 
-    fn working(&self) {
+    fn working(&self, partition: Partition) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_failing = failing.remove(&partition).is_some();
+        if let Some(reason) = failing.values().next() {
+            self.health.dependency(DEPENDENCY, Err(reason.clone()));
+            return;
+        }
         self.health.dependency(DEPENDENCY, Ok(()));
-        if self.failing.swap(false, Ordering::AcqRel) {
+        self.health.remark(DEPENDENCY, self.place.clone());
+        if was_failing {
             self.health.actor(ActorName::Uploader, ActorState::Running, None);
         }
     }
 
     /// Shows what failed and waits: longer each time, and at once the longest for what a retry alone will not mend.
-    async fn pause(&self, attempt: u32, error: &object_store::Error) {
+    async fn pause(&self, partition: Partition, attempt: u32, error: &object_store::Error) {
         let (max, config) = (is_lasting(error), self.config.load_full());
-        self.failing(explain(error, &config));
+        self.failing(partition, explain(error, &config));
         self.metrics.upload_retries.inc();
         let upload = &config.upload;
         let pause = if max {
@@ -108,10 +123,10 @@ impl Requests {
         loop {
             match self.try_open(assignment, known).await {
                 Ok(outcome) => {
-                    self.working();
+                    self.working(assignment.partition);
                     return outcome;
                 }
-                Err(error) => self.pause(attempt, &error).await,
+                Err(error) => self.pause(assignment.partition, attempt, &error).await,
             }
             attempt += 1;
         }
@@ -122,7 +137,8 @@ impl Requests {
         match probe {
             Ok(()) => {}
             Err(ProbeError::Store(error)) => return Err(error),
-            Err(error @ ProbeError::Overwrites) => {
+            Err(ProbeError::Right { to, error }) => return Err(without_right(to, error)),
+            Err(error @ (ProbeError::Overwrites | ProbeError::Race(_))) => {
                 return Ok(Err(Unusable {
                     reason: error.to_string(),
                     action: "set archive.url to a store that honours create-only PUTs, and restart".to_owned(),
@@ -148,11 +164,11 @@ impl Requests {
         };
         match news.await {
             Ok(news) => {
-                self.working();
+                self.working(partition);
                 Some(news)
             }
             Err(error) => {
-                self.failing(explain(&error, &self.config.load()));
+                self.failing(partition, explain(&error, &self.config.load()));
                 None
             }
         }
@@ -166,8 +182,9 @@ impl Requests {
             let turn = self.uploads.turn().await;
             let error = match self.try_upload(segment, attempt).await {
                 Ok(answer) => {
-                    if matches!(answer, Answer::Put(_)) {
+                    if !matches!(answer, Answer::Damaged(_)) {
                         self.uploads.answered();
+                        self.working(segment.header.partition);
                     }
                     return answer;
                 }
@@ -175,7 +192,7 @@ impl Requests {
             };
             self.uploads.failed();
             drop(turn);
-            self.pause(attempt, &error).await;
+            self.pause(segment.header.partition, attempt, &error).await;
             attempt += 1;
         }
     }
@@ -188,16 +205,12 @@ impl Requests {
             Err(error) => return unreadable(segment, &error, attempt),
         };
         match created {
-            Ok(()) => {
-                self.working();
-                Ok(Answer::Put(Put::Created))
-            }
+            Ok(tag) => Ok(Answer::Created { tag }),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 let _memory = self.room_for(segment).await;
                 match self.archive.get(&key).await {
                     Ok(object) => {
                         self.archive.settle(&key).await?;
-                        self.working();
                         match blocking(segment, SealedSegment::read).await {
                             Ok(ours) => Ok(Answer::Put(compare_blocking(key.to_string(), object, ours).await)),
                             Err(error) => unreadable(segment, &error, attempt),
@@ -218,12 +231,19 @@ impl Requests {
     ///
     /// # Errors
     /// When the segment cannot be read.
-    async fn create(&self, segment: &SealedSegment, key: &Path) -> std::io::Result<object_store::Result<()>> {
+    async fn create(
+        &self,
+        segment: &SealedSegment,
+        key: &Path,
+    ) -> std::io::Result<object_store::Result<Option<String>>> {
         if let Some(local) = self.archive.local.as_ref().filter(|local| local.takes_links()) {
             let started = Instant::now();
             blocking(segment, SealedSegment::check).await?;
             match self.archive.within(local.link(&segment.path, key)).await {
-                Ok(true) => return Ok(self.archive.settle(key).await.inspect(|()| self.took(started))),
+                Ok(true) => {
+                    let settled = self.archive.settle(key).await.inspect(|()| self.took(started));
+                    return Ok(settled.map(|()| None));
+                }
                 Ok(false) => {}
                 Err(error) => return Ok(Err(error)),
             }
@@ -231,7 +251,21 @@ impl Requests {
         let _memory = self.room_for(segment).await;
         let started = Instant::now();
         let data = blocking(segment, SealedSegment::read).await?;
-        Ok(self.archive.create(key, data.into()).await.inspect(|()| self.took(started)))
+        Ok(self.archive.create(key, data.into()).await.inspect(|_| self.took(started)))
+    }
+
+    /// Whether an object of ours is still what was put. A store that does not answer is asked again later; one that is gone
+    /// was deleted, which no store does by itself.
+    pub(super) async fn is_replaced(&self, object: &Watched) -> bool {
+        match self.archive.tag(&object.key).await {
+            Ok(tag) if tag != object.tag => {}
+            _ => return false,
+        }
+        // A tag may mean anything; bytes do not.
+        match self.archive.get(&object.key).await {
+            Ok(bytes) => (bytes.len() as u64, crc32c::crc32c(&bytes)) != (object.bytes, object.crc32c),
+            Err(_) => false,
+        }
     }
 
     fn took(&self, started: Instant) {
@@ -283,34 +317,76 @@ async fn compare_blocking(key: String, object: bytes::Bytes, ours: Vec<u8>) -> P
     }
 }
 
+/// The store's refusal, with what it refuses.
+fn without_right(to: &str, error: object_store::Error) -> object_store::Error {
+    let path = format!("(no right to {to})");
+    object_store::Error::PermissionDenied { path, source: Box::new(error) }
+}
+
 /// What waiting alone does not mend.
 pub fn is_lasting(error: &object_store::Error) -> bool {
     use object_store::Error as E;
-    matches!(
-        error,
-        E::PermissionDenied { .. }
-            | E::Unauthenticated { .. }
-            | E::NotFound { .. }
-            | E::NotSupported { .. }
-            | E::NotImplemented { .. }
-    )
+    is_denied(error) || matches!(error, E::NotFound { .. } | E::NotSupported { .. } | E::NotImplemented { .. })
+}
+
+/// A right is missing. Of a LIST, the store's client says so in the text alone.
+pub(super) fn is_denied(error: &object_store::Error) -> bool {
+    use object_store::Error as E;
+    matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. })
+        || status(error).is_some_and(|status| status.starts_with("401") || status.starts_with("403"))
 }
 
 /// One sentence for the operator.
 pub fn explain(error: &object_store::Error, config: &Config) -> String {
     use object_store::Error as E;
-    let url = &config.archive.url;
+    let place = archive::place(config);
+    let said = || format!("{}{}", one_line(&error.to_string()), root_cause(error));
     match error {
         E::NotFound { .. } => {
-            format!("the bucket or folder of {url} does not exist: create it, or correct archive.url")
+            format!("the bucket or folder of {place} does not exist: create it, or correct archive.url")
         }
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
+        error if is_denied(error) => {
             format!(
-                "{url} is refused to us: check that the bucket exists, the keys in archive.options, and the bucket's policy ({})",
+                "{place} is refused to us: check that the bucket exists, the keys in archive.options, and the bucket's policy{} ({})",
+                rights(config),
                 one_line(&error.to_string())
             )
         }
-        error => format!("{url} cannot be reached: {}{}", one_line(&error.to_string()), root_cause(error)),
+        error => match (status(error), config.archive.is_local()) {
+            (Some(status), _) => format!("{place} answers {status}{}: {}", advice(error), said()),
+            (None, true) => format!("the archive in {place} cannot be written or read: {}", said()),
+            (None, false) => format!("{place} cannot be reached: {}", said()),
+        },
+    }
+}
+
+fn rights(config: &Config) -> &'static str {
+    match Provider::of(&config.archive.url) {
+        Some(Provider::S3) => {
+            ", which must allow s3:GetObject and s3:PutObject on the objects and s3:ListBucket on the bucket"
+        }
+        _ => "",
+    }
+}
+
+/// The status of an answer that the store's client makes nothing more of.
+fn status(error: &object_store::Error) -> Option<String> {
+    // Its type is private.
+    const BEFORE: &str = "non-2xx status code: ";
+    let text = error.to_string();
+    let (_, status) = text.split_once(BEFORE)?;
+    status.split(':').next().map(|status| one_line(status.trim()))
+}
+
+/// What may mend it.
+fn advice(error: &object_store::Error) -> &'static str {
+    let text = error.to_string().to_lowercase();
+    if text.contains("checksum") || text.contains("content-md5") {
+        " (archive.options.checksum_algorithm is sha256, crc64nvme or none: take another one)"
+    } else if text.contains("if-none-match") || text.contains("notimplemented") {
+        " (an archive needs a store with conditional PUTs, If-None-Match: *)"
+    } else {
+        ""
     }
 }
 
@@ -339,7 +415,10 @@ fn one_line(text: &str) -> String {
 pub fn explain_probe(error: &ProbeError, config: &Config) -> String {
     match error {
         ProbeError::Store(error) => explain(error, config),
-        error @ ProbeError::Overwrites => format!("{}: {error}", config.archive.url),
+        ProbeError::Right { to, error } => {
+            format!("{} gives no right to {to} ({})", archive::place(config), one_line(&error.to_string()))
+        }
+        error @ (ProbeError::Overwrites | ProbeError::Race(_)) => format!("{}: {error}", archive::place(config)),
     }
 }
 
@@ -374,7 +453,7 @@ mod tests {
     async fn a_segment_on_the_archives_disk_is_linked_once() {
         let dir = tempfile::tempdir().unwrap();
         let (segment, requests) = segment_and_requests(dir.path(), "spool/t/0/1.zst");
-        assert!(matches!(requests.upload(&segment).await, Answer::Put(Put::Created)));
+        assert!(matches!(requests.upload(&segment).await, Answer::Created { .. }));
         let object = object(&requests, &segment, dir.path());
         assert_eq!(fs::metadata(object).unwrap().ino(), fs::metadata(&segment.path).unwrap().ino());
         // As after a crash before it was removed.
@@ -388,7 +467,7 @@ mod tests {
         let path = other.path().join("1.zst");
         fs::rename(&segment.path, &path).unwrap();
         segment.path = path;
-        assert!(matches!(requests.upload(&segment).await, Answer::Put(Put::Created)));
+        assert!(matches!(requests.upload(&segment).await, Answer::Created { .. }));
         let object = object(&requests, &segment, dir.path());
         assert_eq!(fs::read(&object).unwrap(), fs::read(&segment.path).unwrap());
         assert_ne!(fs::metadata(object).unwrap().ino(), fs::metadata(&segment.path).unwrap().ino());

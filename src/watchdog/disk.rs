@@ -11,6 +11,29 @@ use crate::config::DiskConfig;
 pub struct DiskUsage {
     pub used: u64,
     pub available: u64,
+    /// Files that it can still hold, of how many; none where it makes room for them as it goes.
+    pub inodes: Option<Inodes>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inodes {
+    pub free: u64,
+    pub total: u64,
+}
+
+/// With fewer free inodes than this nothing is taken any more: the log, the spool, the archive and the store make new files,
+/// each some at a time.
+const LEAST_INODES: u64 = 64;
+
+impl Inodes {
+    fn are_short(self) -> bool {
+        self.free < LEAST_INODES
+    }
+
+    /// Twice as many: the gap keeps the daemon from flapping.
+    fn suffice(self) -> bool {
+        self.free >= 2 * LEAST_INODES
+    }
 }
 
 impl DiskUsage {
@@ -45,6 +68,8 @@ impl DiskProbe for FileSystem {
         Ok(DiskUsage {
             used: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize),
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
+            // Btrfs and others have no number.
+            inodes: (stat.f_files > 0).then_some(Inodes { free: stat.f_favail, total: stat.f_files }),
         })
     }
 }
@@ -61,9 +86,9 @@ impl DiskState {
     #[must_use]
     pub fn after(self, usage: DiskUsage, config: &DiskConfig) -> Self {
         let percent = usage.percent();
-        if percent >= config.max_used_percent {
+        if percent >= config.max_used_percent || usage.inodes.is_some_and(Inodes::are_short) {
             Self::Full
-        } else if percent < config.resume_percent {
+        } else if percent < config.resume_percent && usage.inodes.is_none_or(Inodes::suffice) {
             Self::Roomy
         } else {
             self
@@ -79,6 +104,13 @@ pub fn full_message(usage: DiskUsage, config: &DiskConfig, dir: &str, local_arch
     } else {
         "uploads and aggregates go on and free what they can; if that is not enough"
     };
+    if let Some(Inodes { free, total }) = usage.inodes.filter(|inodes| !inodes.suffice()) {
+        return format!(
+            "the file system of {dir} has {free} of {total} inodes left, so that no files can be made though there may be bytes; \
+             {who}: remove files, or make the file system anew with more inodes; events are taken again with {} of them",
+            2 * LEAST_INODES
+        );
+    }
     format!(
         "{:.1} % of the file system of {dir} is used ({used} of {total}), the limit is {} %; {who}: free space \
          or raise disk.max_used_percent; events are taken again below {} %",
@@ -93,7 +125,7 @@ mod tests {
     use super::*;
 
     fn percent(used: u64) -> DiskUsage {
-        DiskUsage { used, available: 100 - used }
+        DiskUsage { used, available: 100 - used, inodes: None }
     }
 
     #[test]
@@ -112,9 +144,27 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_without_inodes_is_full_and_said_to_be_for_want_of_them() {
+        let config = DiskConfig::default();
+        let mut state = DiskState::Roomy;
+        let usage = |free| DiskUsage { inodes: Some(Inodes { free, total: 1000 }), ..percent(1) };
+        let states: Vec<_> = [64, 63, 0, 127, 128]
+            .into_iter()
+            .map(|free| {
+                state = state.after(usage(free), &config);
+                state
+            })
+            .collect();
+        use DiskState::{Full, Roomy};
+        assert_eq!(states, [Roomy, Full, Full, Full, Roomy]);
+        let message = full_message(usage(3), &config, "/data", true);
+        assert!(message.contains("/data has 3 of 1000 inodes left") && message.contains("128"), "{message}");
+    }
+
+    #[test]
     fn what_is_reserved_for_root_does_not_count_and_an_empty_file_system_is_roomy() {
-        assert_eq!(DiskUsage { used: 60, available: 20 }.ratio(), 0.75);
-        assert_eq!(DiskUsage { used: 0, available: 0 }.ratio(), 0.0);
+        assert_eq!(DiskUsage { used: 60, available: 20, inodes: None }.ratio(), 0.75);
+        assert_eq!(DiskUsage { used: 0, available: 0, inodes: None }.ratio(), 0.0);
     }
 
     #[test]

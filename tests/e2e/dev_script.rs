@@ -13,7 +13,7 @@ use tempfile::TempDir;
 const FROM_THE_SYSTEM: [&str; 14] =
     ["bash", "sh", "env", "cat", "cut", "dirname", "grep", "head", "mkdir", "nproc", "rm", "sed", "sort", "uname"];
 /// What a machine has that nothing is to be installed on. Each writes its call into the log, and succeeds.
-const PROGRAMS: [&str; 15] = [
+const PROGRAMS: [&str; 17] = [
     "apt-get",
     "c++",
     "cargo",
@@ -21,6 +21,7 @@ const PROGRAMS: [&str; 15] = [
     "curl",
     "java",
     "javac",
+    "jq",
     "make",
     "mvn",
     "pkg-config",
@@ -29,6 +30,7 @@ const PROGRAMS: [&str; 15] = [
     "rustup",
     "shellcheck",
     "systemd-analyze",
+    "zstdcat",
 ];
 
 /// A machine as the script sees it.

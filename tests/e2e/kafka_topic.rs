@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use mongodb::bson::Bson;
+use rdkafka::producer::{BaseRecord, Producer};
 
 use crate::support::{
     PATIENCE,
@@ -164,5 +165,149 @@ fn an_event_larger_than_the_topic_takes_is_refused_by_name_and_holds_nothing_up(
     assert_eq!(stored.iter().filter(|value| **value != large).collect::<Vec<_>>(), [&small]);
     assert_eq!(daemon.metric("ingestd_events_accepted_total"), Some(accepted.get() as f64));
     assert_eq!(daemon.readiness()["halted"], serde_json::json!([]));
+    daemon.terminate();
+}
+
+#[test]
+fn no_client_of_the_daemon_creates_a_topic_by_asking_for_it() {
+    // The tests' Kafka creates a topic for any producer that asks, as Kafka does by default.
+    let Some(services) = services() else { return };
+    let setup = || on_kafka_alone(&services, "unasked");
+    let (exit, log) = setup().set("queue.kafka.create_topic", "false").run_to_end();
+    assert!(exit == 1 && log.contains("topic unasked does not exist"), "{exit}: {log}");
+    assert_eq!(services.partitions("unasked"), None);
+
+    let mut daemon = setup().set("queue.kafka.partitions", "12").set("http.max_event", "64KiB").start();
+    assert_eq!(services.partitions("unasked"), Some(12), "as configured");
+    assert_eq!(services.topic_setting("unasked", "max.message.bytes").as_deref(), Some("131072"));
+    let kept =
+        ["retention.ms", "retention.bytes", "cleanup.policy"].map(|it| services.topic_setting("unasked.dlq", it));
+    assert_eq!(kept, ["-1", "-1", "delete"].map(|value| Some(value.to_owned())));
+    assert_eq!(daemon.readiness()["dependencies"]["kafka_topic"]["reason"], serde_json::Value::Null);
+
+    // An operator deletes both while producer, consumers and the tools ask for them.
+    services.delete_topic("unasked.dlq");
+    services.delete_topic("unasked");
+    eventually("its absence is named", PATIENCE, || {
+        let reply = daemon.post(None, br#"{"type":"login","client_id":"client-1"}"#);
+        reply.body.contains("topic unasked does not exist").then_some(())
+    });
+    let listed = daemon.command(&["dlq", "list"]);
+    assert_ne!(listed.status, Some(0));
+    eventually("the readers have noticed", PATIENCE, || {
+        let readiness = daemon.readiness();
+        let failing =
+            ["consumer-archive", "consumer-aggregate"].iter().all(|it| readiness["actors"][it]["reason"].is_string());
+        failing.then_some(())
+    });
+    assert_eq!([services.partitions("unasked"), services.partitions("unasked.dlq")], [None, None]);
+    daemon.kill();
+    daemon.restart();
+    assert_eq!(services.partitions("unasked"), Some(12), "made again by the next start, as configured");
+    daemon.terminate();
+}
+
+#[test]
+fn a_topic_with_the_brokers_defaults_is_taken_and_what_it_lacks_is_named() {
+    let Some(services) = services() else { return };
+    let ledger = Ledger::new();
+    services.create_topic_with("defaults", &[]);
+    services.create_topic_with("defaults.dlq", &[("cleanup.policy", "compact,delete")]);
+    // The default of `http.max_event`, beside the brokers' default of `max.message.bytes`.
+    let setup =
+        on_kafka_alone(&services, "defaults").set("queue.kafka.partitions", "12").set("queue.kafka.replication", "3");
+    let daemon = setup.start();
+    let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
+    ledger.post(&daemon.events_url(), 100, 1, PATIENCE);
+    let largest = format!(r#"{{"type":"login","padding":"{}"}}"#, "x".repeat((960 << 10) - 29));
+    assert_eq!(largest.len(), 960 << 10);
+    // It says nothing to the oracle.
+    let elsewhere = on_kafka_alone(&services, "defaults-large").set("queue.kafka.properties.compression.codec", "none");
+    services.create_topic_with("defaults-large", &[]);
+    let large = elsewhere.start();
+    assert_eq!(large.post(None, largest.as_bytes()).status, 200);
+    large.terminate();
+
+    let readiness = daemon.readiness();
+    let topic = &readiness["dependencies"]["kafka_topic"];
+    let said = topic["reason"].as_str().unwrap_or_default().to_owned();
+    let checked = daemon.command(&["check", "--connect"]);
+    for lacks in [
+        "topic defaults has 1 replica(s), and queue.kafka.replication is 3",
+        "topic defaults has 4 partition(s), and queue.kafka.partitions, which counts when it is created, is 12",
+        "dead letters in topic defaults.dlq expire (retention.ms=604800000)",
+        "topic defaults.dlq is compacted",
+    ] {
+        assert!(said.contains(lacks), "{readiness}");
+        assert!(daemon.log().contains(lacks), "{}", daemon.log());
+        assert!(checked.out.contains(lacks), "{}", checked.out);
+    }
+    assert_eq!((&topic["available"], &readiness["degraded"]), (&true.into(), &false.into()), "{readiness}");
+    oracle.settle(&[&daemon], PATIENCE);
+    daemon.terminate();
+}
+
+#[test]
+fn an_open_transaction_of_another_program_is_named_and_what_waits_behind_it_is_lag() {
+    let Some(services) = services() else { return };
+    let ledger = Ledger::new();
+    let daemon = on_kafka_alone(&services, "open").set("queue.kafka.partitions", "1").start();
+    let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
+    ledger.post(&daemon.events_url(), 5, 1, PATIENCE);
+    oracle.settle(&[&daemon], PATIENCE);
+
+    let other = services.transactional_producer("another-program");
+    other.init_transactions(PATIENCE).expect("Kafka has transactions");
+    other.begin_transaction().expect("it was taken");
+    let record = BaseRecord::<(), [u8]>::to("open").payload(b"never committed".as_slice());
+    other.send(record).expect("the queue is empty");
+    other.flush(PATIENCE).expect("Kafka takes it");
+    ledger.post(&daemon.events_url(), 10, 1, PATIENCE);
+    eventually("they count as lag of both sinks", PATIENCE, || {
+        (daemon.metric("ingestd_lag_records")? >= 22.0).then_some(())
+    });
+    eventually("the transaction is named with its first offset", PATIENCE, || {
+        let readiness = daemon.readiness();
+        let reason = readiness["dependencies"]["kafka"]["reason"].as_str()?.to_owned();
+        assert_eq!(readiness["ready"], true, "events are taken all the while");
+        (readiness["degraded"] == true && reason.contains("partition 0 from offset 5 on (11 offsets wait)"))
+            .then_some(())
+    });
+    assert_eq!(ledger.acknowledged(), 15);
+
+    other.abort_transaction(PATIENCE).expect("it is open");
+    oracle.settle(&[&daemon], PATIENCE);
+    eventually("all is well again", PATIENCE, || {
+        (daemon.readiness()["degraded"] == false && daemon.metric("ingestd_lag_records") == Some(0.0)).then_some(())
+    });
+    daemon.terminate();
+}
+
+#[test]
+fn a_batch_that_decompresses_to_more_than_the_setting_allows_is_read_when_it_is_raised() {
+    let Some(services) = services() else { return };
+    let mut daemon = on_kafka_alone(&services, "inflated")
+        .set("queue.kafka.partitions", "1")
+        // The least that librdkafka takes beside its own bound of a fetch.
+        .set("queue.kafka.properties.receive.message.max.bytes", "52429312")
+        .start();
+    // In one batch that is small as it is sent, and 54 MB when it is read.
+    let record = format!(r#"{{"type":"login","padding":"{}"}}"#, "x".repeat(900_000));
+    services.produce_batch("inflated", "zstd", &[record.as_bytes(); 60]);
+    let reason = eventually("the setting is named", PATIENCE, || {
+        let readiness = daemon.readiness();
+        let reason = readiness["dependencies"]["kafka"]["reason"].as_str()?.to_owned();
+        reason.contains("cannot be read").then_some(reason)
+    });
+    assert!(reason.find("receive.message.max.bytes") < reason.find("kafka-delete-records"), "{reason}");
+    assert_ne!(daemon.metric("ingestd_events_archived_total"), Some(60.0));
+
+    daemon.terminate();
+    daemon.set("queue.kafka.properties.receive.message.max.bytes", "100000000");
+    daemon.restart();
+    eventually("they are archived and counted", PATIENCE, || {
+        let done = ["ingestd_events_archived_total", "ingestd_events_aggregated_total"].map(|it| daemon.metric(it));
+        (done == [Some(60.0); 2]).then_some(())
+    });
     daemon.terminate();
 }

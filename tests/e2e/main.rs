@@ -12,11 +12,17 @@ mod clients;
 mod dead_letters;
 mod dev_script;
 mod hostile;
+mod kafka_clock;
+mod kafka_reasons;
 mod kafka_topic;
 mod keys;
+mod mongodb_operators;
+mod object_stores;
 mod on_services;
 mod packaging;
+mod process;
 mod queue_kafka;
+mod reading;
 mod refusals;
 mod store_mongo;
 #[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]

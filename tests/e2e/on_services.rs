@@ -2,6 +2,8 @@
 
 use std::{thread, time::Duration};
 
+use serde_json::Value;
+
 use crate::support::{
     PATIENCE,
     archive::Archive,
@@ -101,19 +103,29 @@ fn a_record_that_is_no_event_is_archived_and_dead_lettered_and_the_line_goes_on(
     let mut oracle = oracle_of(&services, "letters", &ledger);
     let daemon = services.setup("letters").set("queue.kafka.partitions", "1").start();
     ledger.post(&daemon.events_url(), 100, 1, PATIENCE);
-    for foreign in [&b"\xff\x00 not JSON\n"[..], b"{\"no\":\"type\"}", b"{\"type\":\"a\"} trailing"] {
+    // The last is JSON that is nested deeper than readers of the archive can parse.
+    let deep = [b"[".repeat(300), b"]".repeat(300)].concat();
+    for foreign in [&b"\xff\x00 not JSON\n"[..], b"{\"no\":\"type\"}", b"{\"type\":\"a\"} trailing", &deep] {
         services.produce("letters", foreign);
         oracle.expect_foreign(foreign);
     }
     ledger.post(&daemon.events_url(), 100, 1, PATIENCE);
     oracle.settle(&[&daemon], PATIENCE);
-    assert_eq!(daemon.metric("ingestd_events_dead_lettered_total"), Some(3.0));
+    assert_eq!(daemon.metric("ingestd_events_dead_lettered_total"), Some(4.0));
     let letters = services.read_topic("letters.dlq");
     let keys: Vec<_> = letters.iter().map(|letter| letter.key.as_deref().unwrap_or_default()).collect();
-    assert_eq!(keys, [&b"letters/0/100"[..], b"letters/0/101", b"letters/0/102"]);
-    for (letter, reason) in letters.iter().zip(["invalid_json", "missing_type", "invalid_json"]) {
+    assert_eq!(keys, [&b"letters/0/100"[..], b"letters/0/101", b"letters/0/102", b"letters/0/103"]);
+    for (letter, reason) in letters.iter().zip(["invalid_json", "missing_type", "invalid_json", "invalid_json"]) {
         assert_eq!(letter.header("ingestd-reason"), Some(reason), "{letter:?}");
     }
+    let printed = daemon.run(&["archive", "cat", "--offset", "100..104"]).stdout;
+    let lines: Vec<Value> = printed
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).expect("any reader parses it"))
+        .collect();
+    let is_raw: Vec<bool> = lines.iter().map(|line| line["raw"].is_string()).collect();
+    assert_eq!(is_raw, [true, false, true, true], "{lines:?}");
     daemon.terminate();
 }
 

@@ -550,7 +550,7 @@ fn a_topic_that_cannot_keep_the_promises_is_refused() {
     };
     config.queue.kafka.create_topic = false;
     assert!(refusal(&config).contains("create_topic"));
-    assert!(kafka::check(&config).is_err());
+    assert!(kafka::check(&config, false).is_err());
 
     let name = config.queue.topic.clone();
     for (suffix, key, value) in [("small", "max.message.bytes", "100000"), ("compact", "cleanup.policy", "compact")] {
@@ -574,12 +574,13 @@ fn a_topic_that_cannot_keep_the_promises_is_refused() {
 fn client(config: &Config) -> ClientConfig {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", &config.queue.kafka.brokers).set("group.id", "test");
+    client.set("allow.auto.create.topics", "false");
     client
 }
 
 fn admin(config: &Config) -> (AdminClient<DefaultClientContext>, tokio::runtime::Runtime) {
     let mut settings = ClientConfig::new();
-    settings.set("bootstrap.servers", &config.queue.kafka.brokers);
+    settings.set("bootstrap.servers", &config.queue.kafka.brokers).set("allow.auto.create.topics", "false");
     (settings.create().unwrap(), tokio::runtime::Builder::new_current_thread().build().unwrap())
 }
 

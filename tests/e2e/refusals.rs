@@ -56,6 +56,12 @@ fn what_would_weaken_a_promise_is_refused_by_name() {
     for name in ["acks", "enable.auto.commit", "auto.offset.reset", "group.id"] {
         assert_refused(kafka(name), CONFIGURATION, &[name]);
     }
+    // A file that is read only when a client is made.
+    let missing = kafka("acks")
+        .without("queue.kafka.properties.acks")
+        .set("queue.kafka.properties.security.protocol", "ssl")
+        .set("queue.kafka.properties.ssl.ca.location", "/nowhere/ca.pem");
+    assert_refused(missing, CONFIGURATION, &["ssl.ca.location", "/nowhere/ca.pem"]);
     for option in ["w=1", "journal=false", "readPreference=secondary"] {
         let url = format!("mongodb://127.0.0.1:{}/?{option}", free_port());
         let name = option.split('=').next().expect("a name");

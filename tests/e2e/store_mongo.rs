@@ -3,7 +3,7 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use ingestd::{
-    config::AggregateConfig,
+    config::{AggregateConfig, StoreConfig},
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
         BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
@@ -53,9 +53,13 @@ async fn fresh(url: &str, name: &str) -> Database {
 }
 
 async fn open(url: &str, database: &Database, options: StoreOptions) -> Arc<dyn Store> {
-    let store = MongoStore::new(url, database.name(), options, Handle::current()).unwrap();
-    store.prepare().await.unwrap();
+    let store = MongoStore::new(&config(url, database.name()), options, Handle::current()).unwrap();
+    assert_eq!(store.prepare().await.unwrap(), [""; 0]);
     Arc::new(store)
+}
+
+fn config(url: &str, database: &str) -> StoreConfig {
+    StoreConfig { url: url.to_owned(), database: database.to_owned(), ..StoreConfig::default() }
 }
 
 fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> BucketDelta {
@@ -164,6 +168,7 @@ async fn rows_are_summed_over_partitions_sorted_and_cut_at_the_limit() {
     let store = open(&url, &database, options()).await;
     let next = open(&url, &database, StoreOptions { generation: 1, ..options() }).await;
     let groups = ["[\"a!\",1]", "[\"a\",{\"x\": 1}]", "[10,1]", "[9,1]", "[null,1]"];
+    store.rehearse().await.unwrap();
     store.flush(&groups.map(|group| delta(0, group, 0, 0, 1)), &[]).await.unwrap();
     store.flush(&[delta(1, "[9,1]", 0, 4, 5)], &[]).await.unwrap();
     next.flush(&[delta(1, "[9,1]", 0, 6, 7)], &[]).await.unwrap();
@@ -175,6 +180,10 @@ async fn rows_are_summed_over_partitions_sorted_and_cut_at_the_limit() {
         (json!(["a!", 1]), 1),
     ];
     assert_eq!(counts(&store).await, expected);
+    // The rehearsal left nothing.
+    let names = database.list_collection_names().await.unwrap();
+    assert!(names.iter().all(|name| !name.contains("check")), "{names:?}");
+    assert_eq!(database.collection::<Document>("ingestd_sources").count_documents(doc! {}).await.unwrap(), 0);
     let rows = rows(&store, 4).await;
     let truncated = rows.truncated();
     assert_eq!((read(rows).len(), truncated), (4, true));
@@ -187,7 +196,8 @@ async fn a_changed_definition_is_refused() {
     open(&url, &database, options()).await;
     let mut changed = options();
     changed.aggregates[0].group_by.pop();
-    let refused = MongoStore::new(&url, database.name(), changed, Handle::current()).unwrap().prepare().await;
+    let store = MongoStore::new(&config(&url, database.name()), changed, Handle::current()).unwrap();
+    let refused = store.prepare().await;
     assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("new name")), "{refused:?}");
 }
 
@@ -269,4 +279,119 @@ async fn events_are_kept_once_whatever_they_hold() {
     let ttl =
         indexes.iter().filter_map(|index| index.as_document()?.get("expireAfterSeconds")?.as_i32()).collect::<Vec<_>>();
     assert_eq!(ttl, [60]);
+}
+
+/// Makes an index as an operator would.
+async fn index(database: &Database, collection: &str, index: Document) {
+    database.run_command(doc! { "createIndexes": collection, "indexes": [index] }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_an_index_does_not_take_is_kept_plainer_or_refused_and_the_others_are_kept() {
+    let Some((_turn, url)) = server() else { return };
+    let database = fresh(&url, "plainer").await;
+    // Of the codes of these indexes the store knows none.
+    let language = doc! { "key": { "event.note": "text" }, "name": "text", "language_override": "type" };
+    index(&database, "events", language).await;
+    index(&database, "events", doc! { "key": { "event.tags": "hashed" }, "name": "hashed" }).await;
+    index(&database, "events", doc! { "key": { "event.at": "2d" }, "name": "2d" }).await;
+    let store = open(&url, &database, StoreOptions { events: true, ..options() }).await;
+    let far = format!("{{\"at\":[500,500],\"padding\":\"{}\"}}", "x".repeat(5000));
+    let jsons = ["{\"note\":\"x\",\"a\":{\"type\":\"klingon\"}}", "{\"tags\":[1,2]}", &far, "{\"n\":1}"];
+    let mut events: Vec<_> = (0..).zip(jsons).map(|(offset, json)| event(offset, "c", json)).collect();
+    for event in &mut events {
+        event.event_type = "english".to_owned();
+    }
+    // In no form.
+    events.push(ProcessedEvent { event_type: "klingon".to_owned(), ..event(4, "c", "{}") });
+    for _ in 0..2 {
+        let flushed = store.flush(&[delta(1, "[1,1]", 0, 0, 1)], &events).await.unwrap();
+        let refused: Vec<_> = flushed.refused.iter().map(|refused| refused.offset).collect();
+        assert_eq!(refused, [Offset(4)], "{flushed:?}");
+        assert!(flushed.refused[0].message.contains("language override unsupported"), "{flushed:?}");
+    }
+    let documents = database.collection::<Document>("events");
+    assert_eq!(documents.count_documents(doc! {}).await.unwrap(), 4, "without the one that was tried");
+    for (offset, held) in [(0, "event"), (1, "raw"), (2, "raw"), (3, "event")] {
+        let document = documents.find_one(doc! { "_id": format!("events/0/{offset}") }).await.unwrap().unwrap();
+        assert!(document.contains_key(held), "{offset}: {document}");
+    }
+    assert_eq!(counts(&store).await, [(json!([1, 1]), 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_an_index_does_not_take_is_kept_plainer_and_one_that_a_rule_refuses_blocks_its_partition_alone() {
+    let Some((_turn, url)) = server() else { return };
+    let database = fresh(&url, "plainer_buckets").await;
+    let text = doc! { "key": { "group.type": "text" }, "name": "text", "language_override": "type" };
+    index(&database, "aggregate_by_type", text).await;
+    let store = open(&url, &database, options()).await;
+    let long = format!("[\"{}\",1]", "x".repeat(2000));
+    let flush = ["[\"klingon\",1.5]", "[\"english\",null]", &long].map(|group| delta(0, group, 0, 4, 2));
+    assert_eq!(store.flush(&flush, &[]).await.unwrap(), Flushed::default());
+    assert_eq!(store.flush(&flush, &[]).await.unwrap().fenced, [Partition(0)], "plainer ones are fenced, too");
+    assert_eq!(store.flush(&[delta(0, "[\"klingon\",1.5]", 5, 5, 1)], &[]).await.unwrap(), Flushed::default());
+    let fences = store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
+    assert_eq!(fences.len(), 3);
+    assert!(fences.iter().any(|fence| &*fence.key.group == "[\"klingon\",1.5]" && fence.last_offset == Offset(5)));
+    let counts = counts(&store).await;
+    assert!(counts.contains(&(json!(["klingon", 1.5]), 3)) && counts.contains(&(json!(["english", null]), 2)));
+
+    let rule = doc! { "collMod": "aggregate_by_type", "validator": { "partition": { "$ne": 7 } } };
+    database.run_command(rule).await.unwrap();
+    let flush = [delta(6, "[1,1]", 0, 0, 1), delta(7, "[1,1]", 0, 0, 1)];
+    let flushed = store.flush(&flush, &[]).await.unwrap();
+    assert!(flushed.blocked.len() == 1 && flushed.blocked[0].partition == Partition(7), "{flushed:?}");
+    assert_eq!(store.flush(&flush[..1], &[]).await.unwrap().fenced, [Partition(6)], "the other one is counted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_of_an_operator_are_good_enough_or_named_and_never_stop_the_store() {
+    let Some((_turn, url)) = server() else { return };
+    let database = fresh(&url, "indexes").await;
+    index(&database, "events", doc! { "key": { "time": 1 }, "name": "time_1" }).await;
+    index(&database, "events", doc! { "key": { "received": 1 }, "name": "received_1" }).await;
+    index(&database, "events", doc! { "key": { "other": 1 }, "name": "client" }).await;
+    index(&database, "aggregate_by_type", doc! { "key": { "window_start": 1.0 }, "name": "mine" }).await;
+    let options = || StoreOptions { events: true, events_ttl: Duration::from_secs(60), ..options() };
+    let store = MongoStore::new(&config(&url, database.name()), options(), Handle::current()).unwrap();
+    let remarks = store.prepare().await.unwrap();
+    assert!(
+        remarks.len() == 1 && remarks[0].contains("\"client\"") && remarks[0].contains("drop or rename"),
+        "{remarks:?}"
+    );
+    assert_eq!(store.flush(&[delta(0, "[1,1]", 0, 0, 1)], &[event(0, "c", "{}")]).await.unwrap(), Flushed::default());
+    let names = async |collection: &str| database.collection::<Document>(collection).list_index_names().await.unwrap();
+    assert_eq!(names("events").await, ["_id_", "time_1", "received_1", "client", "type"]);
+    assert_eq!(names("aggregate_by_type").await, ["_id_", "mine", "fence"]);
+    let indexes = database.run_command(doc! { "listIndexes": "events" }).await.unwrap().to_string();
+    assert!(indexes.contains("\"expireAfterSeconds\": 60"), "an index without a time is given one: {indexes}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_of_the_url_is_used_unless_the_default_one_holds_aggregates_already() {
+    let Some((_turn, url)) = server() else { return };
+    let client = Client::with_uri_str(&url).await.unwrap();
+    let (default, shop) = (client.database("ingestd"), client.database("ingestd_test_shop"));
+    let of_url = url.replace("/?", "/ingestd_test_shop?");
+    let prepare = async || {
+        let store = MongoStore::new(&config(&of_url, ""), options(), Handle::current()).unwrap();
+        store.prepare().await.unwrap();
+        let kept = async |database: &Database| {
+            let names = database.list_collection_names().await.unwrap();
+            names.iter().any(|name| name == "ingestd_aggregates")
+        };
+        (kept(&default).await, kept(&shop).await)
+    };
+    for database in [&default, &shop] {
+        database.drop().await.unwrap();
+    }
+    assert_eq!(prepare().await, (false, true));
+    // What an earlier release made, which did not look at the URL's.
+    shop.drop().await.unwrap();
+    MongoStore::new(&config(&url, ""), options(), Handle::current()).unwrap().prepare().await.unwrap();
+    assert_eq!(prepare().await, (true, false));
+    for database in [&default, &shop] {
+        database.drop().await.unwrap();
+    }
 }

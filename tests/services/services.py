@@ -2,7 +2,7 @@
 """Real services for the tests: installs them through the package clients, and runs them so that none outlives its test.
 
     services.py install [kafka] [mongodb] [s3]
-    services.py run kafka   --dir DIR --ports BROKER,CONTROLLER [--quick]
+    services.py run kafka   --dir DIR --ports BROKER,CONTROLLER [--quick] [--node N --voters CONTROLLER,…]
     services.py run mongodb --dir DIR --ports PORT [--auth | --replica-set NAME]
     services.py run s3      --dir DIR --ports S3,MASTER,VOLUME,FILER      (each takes port + 10000 as well)
     services.py guard --log FILE -- COMMAND ARGUMENT…
@@ -172,29 +172,38 @@ def java(root):
 QUICK = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
 
 
-def kafka_properties(folder, ports):
+def kafka_properties(folder, ports, node=1, voters=None):
+    """Of one broker, or of several: the nodes 1, 2 … up to the number of `voters`, their ports, are controllers as well."""
     broker, controller = ports
+    voters = voters or [controller]
+    listeners = f"PLAINTEXT://127.0.0.1:{broker}"
     if ZOOKEEPER:
-        roles = f"broker.id=1\nzookeeper.connect=127.0.0.1:{controller}\nlisteners=PLAINTEXT://127.0.0.1:{broker}\n"
+        roles = f"broker.id=1\nzookeeper.connect=127.0.0.1:{controller}\nlisteners={listeners}\n"
     else:
-        roles = f"""process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
+        quorum = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(voters, 1))
+        names = "broker"
+        if node <= len(voters):
+            names, listeners = "broker,controller", f"{listeners},CONTROLLER://127.0.0.1:{controller}"
+        roles = f"""process.roles={names}
+node.id={node}
+controller.quorum.voters={quorum}
+listeners={listeners}
 controller.listener.names=CONTROLLER
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 """
+    # What Kafka keeps for itself outlives a broker where there are three.
+    replicas, least = (3, 2) if len(voters) == 3 else (1, 1)
     properties = folder / "server.properties"
     properties.write_text(
         f"""{roles}advertised.listeners=PLAINTEXT://127.0.0.1:{broker}
 log.dirs={folder}/logs
-auto.create.topics.enable=false
+auto.create.topics.enable=true
 offsets.topic.num.partitions=4
-offsets.topic.replication.factor=1
+offsets.topic.replication.factor={replicas}
 transaction.state.log.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={least}
 group.initial.rebalance.delay.ms=0
 """
     )
@@ -202,7 +211,13 @@ group.initial.rebalance.delay.ms=0
 
 
 def kafka_command(root, folder, ports, given):
-    properties = kafka_properties(folder, ports)
+    voters = [int(port) for port in given.voters.split(",")] if given.voters else None
+    properties = kafka_properties(folder, ports, given.node, voters)
+    if given.properties:
+        # Of two lines for one key the last one counts.
+        more = given.properties.read_text().replace("{broker}", str(ports[0])).replace("{controller}", str(ports[1]))
+        with open(properties, "a") as file:
+            file.write(more)
     flags = QUICK if given.quick else []
     if ZOOKEEPER:
         zookeeper = folder / "zookeeper.properties"
@@ -212,6 +227,10 @@ def kafka_command(root, folder, ports, given):
         return [*java(root), *flags, "kafka.Kafka", properties]
     if not (folder / "logs").exists():
         shutil.copytree(root / KAFKA / "formatted", folder / "logs.partial")
+        meta = folder / "logs.partial" / "meta.properties"
+        # A folder of logs without an id is given one.
+        lines = [line for line in meta.read_text().splitlines() if not line.startswith("directory.id")]
+        meta.write_text("\n".join(lines).replace("node.id=1", f"node.id={given.node}") + "\n")
         (folder / "logs.partial").rename(folder / "logs")
     flags = [f"-XX:SharedArchiveFile={root / KAFKA / 'classes.jsa'}", "-Xshare:auto", *flags]
     return [*java(root), *flags, "kafka.Kafka", properties]
@@ -339,7 +358,7 @@ url = "mongodb://127.0.0.1:{mongodb}/?directConnection=true"
 def up(root):
     """Kafka, an S3 store with a bucket, and MongoDB, until Ctrl-C; what they hold stays for the next time."""
     install(root, list(NAMES))
-    given = argparse.Namespace(auth=False, replica_set=None, quick=False)
+    given = argparse.Namespace(auth=False, replica_set=None, quick=False, node=1, voters=None, properties=None)
     running = {}
     try:
         for name, ports in UP_PORTS.items():
@@ -408,7 +427,10 @@ def main():
     one.add_argument("--ports", required=True)
     one.add_argument("--auth", action="store_true")
     one.add_argument("--quick", action="store_true")
+    one.add_argument("--node", type=int, default=1)
+    one.add_argument("--voters")
     one.add_argument("--replica-set")
+    one.add_argument("--properties", type=Path)
     one.add_argument("--remove", type=Path)
     one = commands.add_parser("guard")
     one.add_argument("--log", type=Path, required=True)

@@ -190,7 +190,7 @@ impl Ledger {
         fields.push(match n % 7 {
             0 => r#""amount":12345678901234567890123456789.10,"tiny":1e-400"#.to_owned(),
             1 => r#""text":"\u00e4 \n \" \\ \ud83d\ude00 😀 \/""#.to_owned(),
-            2 => r#""twice":1,"twice":2,"order":{"z":1,"a":[ ]}"#.to_owned(),
+            2 => r#""twice":1,"Twice":2,"order":{"z":1,"a":[ ]}"#.to_owned(),
             3 => r#""deep":[[[[[[[[{"a":{"b":{"c":[null,true,-0.0]}}}]]]]]]]]"#.to_owned(),
             _ => format!(r#""padding":"{}""#, "x".repeat((n % 400) as usize)),
         });

@@ -26,6 +26,8 @@ impl Services {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.kafka.address()).set("group.id", group);
         config.set("message.max.bytes", "8388608");
+        // As the daemon's clients: the tests' Kafka creates a topic for whoever asks by a producer.
+        config.set("allow.auto.create.topics", "false");
         config
     }
 
@@ -41,6 +43,30 @@ impl Services {
         record.partition = partition;
         producer.send(record).expect("the queue is empty");
         producer.flush(PATIENCE).expect("Kafka takes it");
+    }
+
+    /// Appends records as another program would, in one batch with this compression.
+    pub fn produce_batch(&self, topic: &str, compression: &str, values: &[&[u8]]) {
+        let mut config = self.kafka_config();
+        config.set("compression.codec", compression).set("linger.ms", "5000").set("batch.size", "100000000");
+        let producer: BaseProducer = config.set("message.max.bytes", "100000000").create().expect("a producer");
+        for value in values {
+            producer.send(BaseRecord::<(), [u8]>::to(topic).partition(0).payload(*value)).expect("there is room");
+        }
+        producer.flush(PATIENCE).expect("Kafka takes them");
+    }
+
+    /// The number of partitions; `None` where there is no such topic.
+    pub fn partitions(&self, topic: &str) -> Option<usize> {
+        let consumer: BaseConsumer = self.kafka_config().create().expect("a consumer");
+        let all = eventually("metadata", PATIENCE, || consumer.fetch_metadata(None, ATTEMPT).ok());
+        all.topics().iter().find(|found| found.name() == topic).map(|found| found.partitions().len())
+    }
+
+    pub fn topic_setting(&self, topic: &str, name: &str) -> Option<String> {
+        let asked = [ResourceSpecifier::Topic(topic)];
+        let answer = self.io.block_on(self.admin().describe_configs(&asked, &AdminOptions::new())).expect("an answer");
+        answer.into_iter().next()?.ok()?.get(name)?.value.clone()
     }
 
     /// All records of a topic, from the first to the last that there is now: those that committed transactions wrote,
@@ -179,7 +205,11 @@ impl Services {
 
     /// A producer that can take a transactional id over.
     pub fn transactional_producer(&self, id: &str) -> BaseProducer {
-        self.kafka_config().set("transactional.id", id).create().expect("a producer")
+        self.kafka_config()
+            .set("transactional.id", id)
+            .set("transaction.timeout.ms", "300000")
+            .create()
+            .expect("a producer")
     }
 
     /// Gives a topic that is there this setting; all others become the broker's defaults.

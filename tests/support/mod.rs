@@ -13,6 +13,7 @@ use std::{
 };
 
 pub mod archive;
+pub mod brokers;
 pub mod daemon;
 pub mod events;
 pub mod http;
@@ -23,6 +24,7 @@ pub mod preload;
 pub mod process;
 pub mod raw;
 pub mod replica_set;
+pub mod s3;
 pub mod services;
 
 /// For what happens within seconds on an idle machine: CI's has two cores and may do other things.

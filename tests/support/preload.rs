@@ -52,7 +52,12 @@ impl Clock {
     }
 
     pub fn give(&self, setup: Setup) -> Setup {
+        self.variables().into_iter().fold(setup, |setup, (name, value)| setup.environment(name, value))
+    }
+
+    /// The environment of a process that has it.
+    pub fn variables(&self) -> [(&'static str, &str); 2] {
         let offset = self.offset.to_str().expect("target's path is UTF-8");
-        setup.environment("LD_PRELOAD", &self.library).environment("CLOCK_OFFSET_FILE", offset)
+        [("LD_PRELOAD", &self.library), ("CLOCK_OFFSET_FILE", offset)]
     }
 }

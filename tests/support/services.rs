@@ -15,7 +15,10 @@ use mongodb::{
     bson::{Document, doc},
 };
 use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{
+    ClientConfig,
+    consumer::{BaseConsumer, Consumer},
+};
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
@@ -30,32 +33,41 @@ use super::{
 /// How many ports each takes.
 const SERVICES: [(&str, usize); 3] = [("kafka", 2), ("s3", 4), ("mongodb", 1)];
 
+/// So many as a service takes.
+pub(super) fn free_ports(name: &str) -> Vec<u16> {
+    let (_, count) = SERVICES.into_iter().find(|(known, _)| *known == name).expect("a service that there is");
+    (0..count).map(|_| free_port()).collect()
+}
+
 /// One running service.
 pub struct Service {
     name: &'static str,
     dir: PathBuf,
     ports: Vec<u16>,
     /// Of `services.py run`, beside those that each service has.
-    flags: &'static [&'static str],
+    flags: Vec<String>,
     process: RwLock<Process>,
 }
 
 impl Service {
     /// `flags` are those of `services.py run`.
-    pub(super) fn start(name: &'static str, flags: &'static [&'static str]) -> Self {
-        let (_, count) = SERVICES.into_iter().find(|(known, _)| *known == name).expect("a service that there is");
-        let ports: Vec<u16> = (0..count).map(|_| free_port()).collect();
+    pub(super) fn start(name: &'static str, flags: &[&str]) -> Self {
+        Self::start_on(name, free_ports(name), flags.iter().map(|flag| (*flag).to_owned()).collect())
+    }
+
+    /// On ports that were looked for before.
+    pub(super) fn start_on(name: &'static str, ports: Vec<u16>, flags: Vec<String>) -> Self {
         let dir = services_root().join("run").join(format!("{name}-{}-{}", std::process::id(), ports[0]));
         fs::create_dir_all(&dir).expect("target can be written to");
-        let process = RwLock::new(Self::launch(name, &dir, &ports, flags));
+        let process = RwLock::new(Self::launch(name, &dir, &ports, &flags));
         Self { name, dir, ports, flags, process }
     }
 
-    fn launch(name: &str, dir: &Path, ports: &[u16], flags: &[&str]) -> Process {
+    fn launch(name: &str, dir: &Path, ports: &[u16], flags: &[String]) -> Process {
         let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
         let path = dir.to_str().expect("target's path is UTF-8");
         let mut arguments = vec!["run", name, "--dir", path, "--remove", path, "--ports", &ports];
-        arguments.extend(flags);
+        arguments.extend(flags.iter().map(String::as_str));
         Process::start(arguments, dir, &dir.join("log"))
     }
 
@@ -82,7 +94,7 @@ impl Service {
     }
 
     pub fn restart(&self) {
-        let process = Self::launch(self.name, &self.dir, &self.ports, self.flags);
+        let process = Self::launch(self.name, &self.dir, &self.ports, &self.flags);
         *self.process.write().unwrap_or_else(PoisonError::into_inner) = process;
     }
 
@@ -112,7 +124,7 @@ pub struct Services {
 const SETS: usize = 4;
 
 /// The benches, which have no debug assertions, measure a broker that compiles its code as in production.
-const KAFKA_FLAGS: &[&str] = if cfg!(debug_assertions) { &["--quick"] } else { &[] };
+pub(super) const KAFKA_FLAGS: &[&str] = if cfg!(debug_assertions) { &["--quick"] } else { &[] };
 
 /// A set starts for the first test that gets it. Where they cannot be had it is `None`.
 static STARTED: [OnceLock<Option<Services>>; SETS] = [const { OnceLock::new() }; SETS];
@@ -170,6 +182,21 @@ pub fn mongodb_with_password() -> Option<Service> {
         let mongodb = Service::start("mongodb", &["--auth"]);
         mongodb.wait(|| TcpStream::connect(mongodb.address()).map(drop).map_err(|error| error.to_string()));
         mongodb
+    })
+}
+
+/// A Kafka with the lines of this file at the end of its `server.properties`, where `{broker}` and `{controller}` are its
+/// ports; `None` as with [`services`].
+pub fn kafka_with(properties: &Path) -> Option<Service> {
+    installed().then(|| {
+        let properties = properties.display().to_string();
+        let kafka = Service::start("kafka", &[KAFKA_FLAGS, &["--properties", &properties]].concat());
+        let client: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", kafka.address())
+            .create()
+            .expect("librdkafka's defaults are valid");
+        kafka.wait(|| client.fetch_metadata(None, Duration::from_secs(1)).map(drop).map_err(|error| error.to_string()));
+        kafka
     })
 }
 

@@ -1,5 +1,6 @@
 //! A retired machine's data directory and an archive, both made by hand.
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use tempfile::TempDir;
 
 use super::*;
@@ -116,6 +117,36 @@ fn what_others_have_archived_is_removed_when_each_record_is_there() {
     retired.sealed(5, 6);
     assert_eq!(retired.drain(), [Fate::Archived, Fate::Archived, Fate::Archived, Fate::Sent]);
     retired.archived(6);
+}
+
+#[test]
+fn a_segment_that_an_older_release_sealed_is_found_where_its_bytes_stand_as_raw() {
+    // As commit da1f0d3 wrote them; the archive has the same records from a newer writer.
+    let values = [r#"{"type":"a","n":1e400}"#, r#"{"type":"a","type":"b"}"#, r#"{"type":"a","x":"\ud800"}"#];
+    let line = |offset: usize, rest: String| format!("{{\"offset\":{offset},\"received\":\"{HOUR}\",{rest}}}\n");
+    let lines = |rest: &dyn Fn(&str) -> String| -> String {
+        values.iter().enumerate().map(|(offset, value)| line(offset, rest(value))).collect()
+    };
+    let older = lines(&|value| format!("\"event\":{value}"));
+    let newer = lines(&|value| format!("\"raw\":\"{}\"", STANDARD.encode(value)));
+    for (sealed, stands, fate) in
+        [(&older, &newer, true), (&newer, &older, true), (&older, &newer.replace("fQ==", "IH0="), false)]
+    {
+        let retired = Retired::new();
+        retired.archive.head(0, 3);
+        retired.archive.write(0, 0, &HOUR[..13], stands);
+        let data = compressed(sealed);
+        let path = retired.sealed_with(0, 3, |header| {
+            (header.bytes, header.crc32c) = (data.len() as u64, crc32c::crc32c(&data));
+        });
+        fs::write(path, &data).unwrap();
+        if fate {
+            assert_eq!(retired.drain(), [Fate::Archived]);
+        } else {
+            retired.stays("holds another record");
+        }
+        retired.archived(3);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The objects of one partition, as a chain: a pure judgement of what reading them showed.
 
-use super::{Fault, FaultKind, Head, Hole, PartitionReport, Report, object::Checked};
+use super::{Fault, FaultKind, Head, Hole, PartitionReport, Report, UnreadableEvents, object::Checked};
 use crate::{
     position::{Offset, Partition},
     upload::objects::ObjectName,
@@ -58,6 +58,8 @@ pub(super) fn report<'a>(
         head_end: head.end,
         holes: Vec::new(),
         holes_in_all: 0,
+        unreadable_events: Vec::new(),
+        unreadable_events_in_all: 0,
         faults: Vec::new(),
         faults_in_all: 0,
     };
@@ -69,6 +71,9 @@ pub(super) fn report<'a>(
             report.fault(Fault { kind, key: Some(name.key(topic).to_string()), lines: None, message });
         }
         checked.faults.iter().for_each(|fault| report.fault(fault.clone()));
+        if let Some(events) = &checked.unreadable {
+            report.unreadable(events.clone());
+        }
         if let Some(first) = checked.first.filter(|first| *first > name.x) {
             report.hole(Hole { from: name.x, to: first, key: name.key(topic).to_string() });
         }
@@ -88,6 +93,13 @@ impl PartitionReport {
         self.faults_in_all += 1;
         if self.faults.len() < Report::MOST {
             self.faults.push(fault);
+        }
+    }
+
+    fn unreadable(&mut self, events: UnreadableEvents) {
+        self.unreadable_events_in_all += events.lines;
+        if self.unreadable_events.len() < Report::MOST {
+            self.unreadable_events.push(events);
         }
     }
 

@@ -1,6 +1,6 @@
 //! One object, by itself.
 
-use super::{Fault, FaultKind};
+use super::{Fault, FaultKind, UnreadableEvents};
 use crate::{
     archive::{
         ArchiveReader,
@@ -22,6 +22,7 @@ pub(super) struct Checked {
     /// Last offset + 1; none where the end could not be read.
     pub(super) end: Option<Offset>,
     pub(super) faults: Vec<Fault>,
+    pub(super) unreadable: Option<UnreadableEvents>,
 }
 
 /// Reads it to its end, or to the damage. Blocks.
@@ -70,7 +71,8 @@ impl Checking {
         }
     }
 
-    fn record(&mut self, Line { offset, received }: &Line) {
+    fn record(&mut self, line: &Line<'_>) {
+        let Line { offset, received, .. } = line;
         self.checked.records += 1;
         if self.checked.first.is_none() {
             self.checked.first = Some(*offset);
@@ -92,6 +94,16 @@ impl Checking {
             _ => {}
         }
         self.last = Some(*offset);
+        if let Some(why) = line.unreadable() {
+            let (key, offset, message) = (&self.key, *offset, why.to_string());
+            let found = self.checked.unreadable.get_or_insert_with(|| UnreadableEvents {
+                key: key.clone(),
+                lines: 0,
+                offset,
+                message,
+            });
+            found.lines += 1;
+        }
     }
 
     /// Told by the first line that has it, and counted.

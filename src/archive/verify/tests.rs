@@ -153,6 +153,23 @@ fn lines_that_are_none_are_counted_and_the_first_is_told() {
 }
 
 #[test]
+fn events_that_not_every_reader_takes_are_told_and_are_no_fault() {
+    let archive = whole();
+    let deep = format!("{}{}", "[".repeat(127), "]".repeat(127));
+    let lines: String = [(2, "{\"a\":1}"), (3, "{\"a\":1e400}"), (4, &deep), (5, "null")]
+        .iter()
+        .map(|(offset, event)| format!("{{\"offset\":{offset},\"received\":\"{HOUR}\",\"event\":{event}}}\n"))
+        .collect();
+    archive.write(0, 2, &HOUR[..13], &lines);
+    let report = verified(&archive);
+    let partition = &report.partitions[0];
+    assert!(report.ok && partition.faults.is_empty(), "{report:?}");
+    let [events] = partition.unreadable_events.as_slice() else { panic!("{report:?}") };
+    assert_eq!((partition.unreadable_events_in_all, events.lines, events.offset), (2, 2, Offset(3)));
+    assert!(events.key == second() && events.message.contains("1e400"), "{events:?}");
+}
+
+#[test]
 fn offsets_that_do_not_ascend_or_lie_below_the_object_are_told() {
     let archive = whole();
     archive.object(0, 2, &[(2, HOUR), (2, HOUR), (3, HOUR)]);

@@ -1,33 +1,18 @@
 //! The archive: where it is, and options that its store knows.
 
-use std::{collections::BTreeMap, str::FromStr};
+use std::collections::BTreeMap;
 
-use object_store::{aws::AmazonS3ConfigKey, azure::AzureConfigKey, gcp::GoogleConfigKey};
 use url::Url;
 
 use super::Check;
-use crate::config::{
-    keys::{ARCHIVE_OPTIONS, nearest},
-    sources::is_archive_option,
+use crate::{
+    config::{
+        Given, Provider, Settings,
+        keys::{ARCHIVE_OPTIONS, nearest},
+        sources::is_archive_option,
+    },
+    upload,
 };
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Provider {
-    S3,
-    Gcs,
-    Azure,
-}
-
-impl Provider {
-    /// The name by which the store knows the option; several names can mean the same.
-    fn canonical(self, name: &str) -> Option<String> {
-        match self {
-            Self::S3 => AmazonS3ConfigKey::from_str(name).ok().map(|key| key.as_ref().to_owned()),
-            Self::Gcs => GoogleConfigKey::from_str(name).ok().map(|key| key.as_ref().to_owned()),
-            Self::Azure => AzureConfigKey::from_str(name).ok().map(|key| key.as_ref().to_owned()),
-        }
-    }
-}
 
 /// For "did you mean" only: what people set.
 const COMMON: &[&str] = &[
@@ -37,7 +22,9 @@ const COMMON: &[&str] = &[
     "allow_http",
     "allow_invalid_certificates",
     "application_credentials",
+    "base_url",
     "bearer_token",
+    "checksum_algorithm",
     "client_id",
     "client_secret",
     "conditional_put",
@@ -71,19 +58,53 @@ impl Check<'_> {
                 None => is_archive_option(name).then(|| name.clone()),
             };
             let Some(canonical) = canonical else {
-                let hint = match nearest(name, COMMON.iter().copied()) {
-                    Some(near) => format!("; did you mean {near}?"),
-                    None => String::new(),
+                let known = |near: &&str| provider.is_none_or(|provider| provider.canonical(near).is_some());
+                let hint = match (provider, nearest(name, COMMON.iter().copied().filter(known))) {
+                    (Some(Provider::Gcs), _) if name.ends_with("endpoint") => "; here it is called base_url".to_owned(),
+                    (_, Some(near)) => format!("; did you mean {near}?"),
+                    (_, None) => String::new(),
                 };
                 self.unknown(&key, format!("unknown option of this kind of store{hint}"));
                 continue;
             };
-            if let Some(other) = given.insert(canonical.clone(), name) {
+            // S3's client knows two, of which one wins.
+            let means = if canonical == "aws_endpoint_url_s3" { "aws_endpoint".to_owned() } else { canonical.clone() };
+            if let Some(other) = given.insert(means, name) {
                 self.fault(&key, format!("is the same option as {ARCHIVE_OPTIONS}.{other}: keep one"));
             }
             if let Err(rule) = option(&canonical, value) {
                 self.fault(&key, rule);
             }
+        }
+        self.settings();
+    }
+
+    /// What the store's client makes of the settings in force, those of the environment among them: a start would stumble
+    /// over the same.
+    fn settings(&mut self) {
+        let archive = &self.config.archive;
+        let Some(settings) = Settings::of(archive).filter(|_| self.config.roles().archive()) else { return };
+        let faults = settings.faults();
+        let is_sound = faults.is_empty() && !self.errors.iter().any(|error| error.key.starts_with("archive."));
+        for (given, rule) in faults {
+            self.setting(given, rule);
+        }
+        if !is_sound {
+            return;
+        }
+        if let Err(unbuildable) = upload::build(&settings, &archive.url, self.config.upload.timeout) {
+            match settings.all.values().find(|given| unbuildable.by.as_ref() == Some(&given.by)) {
+                Some(given) => self.setting(given, unbuildable.why),
+                None => self.fault("archive.url", unbuildable.why),
+            }
+        }
+    }
+
+    fn setting(&mut self, given: &Given, rule: String) {
+        self.fault(&given.by, rule);
+        if let Some(error) = self.errors.last_mut().filter(|_| given.from_environment) {
+            // Nobody said which variables are secrets.
+            error.origin = "environment".to_owned();
         }
     }
 }
@@ -99,6 +120,12 @@ fn place(text: &str) -> Result<Option<Provider>, String> {
     if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
         return Err("must be without user, query and fragment: those are archive.options".to_owned());
     }
+    if url.port().is_some() {
+        return Err("must be without port: where the store is, archive.options says".to_owned());
+    }
+    if Provider::of(text).is_some() {
+        upload::prefixes(text).map_err(|error| error.to_string())?;
+    }
     let has_host = url.host_str().is_some_and(|host| !host.is_empty());
     match url.scheme() {
         "file" if text.starts_with("file:///") && url.path() != "/" => Ok(None),
@@ -113,6 +140,7 @@ fn option(canonical: &str, value: &str) -> Result<(), String> {
     let name =
         ["aws_", "google_", "azure_"].iter().find_map(|cloud| canonical.strip_prefix(cloud)).unwrap_or(canonical);
     match name {
+        _ if value.is_empty() => Ok(()),
         "conditional_put" if value.trim() != "etag" => {
             Err("must be etag: objects are written once, which only conditional PUTs guarantee".to_owned())
         }

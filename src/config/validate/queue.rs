@@ -3,7 +3,10 @@
 use rdkafka::{config::ClientConfig, error::KafkaError};
 
 use super::{Check, is_address};
-use crate::config::{OnUnavailable, keys::KAFKA_PROPERTIES, secrets, sources::is_kafka_property};
+use crate::{
+    config::{OnUnavailable, keys::KAFKA_PROPERTIES, secrets, sources::is_kafka_property},
+    queue::kafka::settings,
+};
 
 /// Kafka's limit of topic names; groups have none of their own.
 const LONGEST_NAME: usize = 249;
@@ -29,10 +32,17 @@ const REFUSED: &[(&str, &str)] = &[
     ("transaction.timeout.ms", "the buffer's forwarder keeps its transactions short, so that readers are not held up"),
     ("partitioner", "keys go to partitions as Java's producers send them (murmur2_random)"),
     ("message.max.bytes", "it follows from http.max_event"),
+    (AUTO_CREATE, "a missing topic would be created by the brokers, with as many replicas as they like"),
     ("bootstrap.servers", "it is queue.kafka.brokers"),
     ("metadata.broker.list", "it is queue.kafka.brokers"),
 ];
 
+/// librdkafka's two names of it.
+const MECHANISM: [&str; 2] = ["sasl.mechanism", "sasl.mechanisms"];
+const MECHANISMS: &str = "PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512, beside mutual TLS";
+
+/// Off for all our clients; whoever says so as well says nothing wrong.
+const AUTO_CREATE: &str = "allow.auto.create.topics";
 const COMMITS: &str = "only what a sink has confirmed as durable may be committed";
 
 impl Check<'_> {
@@ -57,8 +67,12 @@ impl Check<'_> {
         } else if !brokers.iter().all(|broker| is_broker(broker)) {
             self.fault("queue.kafka.brokers", "must be HOST:PORT, several separated by commas");
         }
+        let faults = self.errors.len();
         for (property, value) in &queue.kafka.properties {
             let key = format!("{KAFKA_PROPERTIES}.{property}");
+            if property == AUTO_CREATE && value == "false" {
+                continue;
+            }
             if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused == property) {
                 self.fault(&key, format!("must not be set: {why}"));
             } else if let Err(description) = try_property(property, value) {
@@ -72,8 +86,46 @@ impl Check<'_> {
                 self.fault(&key, format!("librdkafka refuses it: {description} (see its CONFIGURATION.md)"));
             } else {
                 self.delivery_timeout(&key, property, value);
+                self.mechanism(&key, property, value);
             }
         }
+        if self.is_kafka() && self.errors.len() == faults {
+            self.clients();
+        }
+    }
+
+    /// Without tokens its clients would wait for ever, and say nothing.
+    fn mechanism(&mut self, key: &str, property: &str, value: &str) {
+        if MECHANISM.contains(&property) && value.eq_ignore_ascii_case("OAUTHBEARER") {
+            self.fault(key, format!("nothing in this build fetches tokens (OIDC): it has {MECHANISMS}"));
+        }
+    }
+
+    /// What librdkafka says only to whoever makes a client.
+    fn clients(&mut self) {
+        let Err(reason) = settings::try_out(self.config) else { return };
+        let properties = &self.config.queue.kafka.properties;
+        let (property, rule) = if reason.starts_with("No provider for SASL mechanism") {
+            let given = MECHANISM.into_iter().find(|name| properties.contains_key(*name));
+            let default = given.map_or("; it is GSSAPI (Kerberos) where none is set", |_| "");
+            (
+                Some(given.unwrap_or(MECHANISM[0])),
+                format!("this mechanism is not in this build, which has {MECHANISMS}{default}"),
+            )
+        } else {
+            // It names what is missing, or what is wrong.
+            let words = || reason.split([' ', ',', '`', '\'', '"', ':']).filter(|word| is_kafka_property(word));
+            let missing = words().find(|word| word.contains('.') && !properties.contains_key(*word));
+            let given = words().find(|word| properties.contains_key(*word));
+            let property = if reason.contains("must be set") { missing.or(given) } else { given.or(missing) };
+            // Its own words leave the system's out.
+            let file = property.filter(|property| property.ends_with(".location")).and_then(|it| properties.get(it));
+            let unread = file.and_then(|file| std::fs::File::open(file).err());
+            let unread = unread.map(|error| format!("; it cannot be read: {error}")).unwrap_or_default();
+            (property, format!("librdkafka makes no client: {reason}{unread}"))
+        };
+        let key = property.map_or_else(|| KAFKA_PROPERTIES.to_owned(), |name| format!("{KAFKA_PROPERTIES}.{name}"));
+        self.fault(&key, rule);
     }
 
     /// The client must not be told 503 while librdkafka goes on trying.
@@ -138,6 +190,7 @@ mod tests {
             );
         }
         assert_eq!(property_errors("session.timeout.ms", "20000"), [""; 0]);
+        assert_eq!(property_errors(AUTO_CREATE, "false"), [""; 0]);
         assert_eq!(property_errors("message.timeout.ms", "3000"), [""; 0]);
         assert!(property_errors("delivery.timeout.ms", "300000")[0].contains("below http.request_timeout"));
     }
@@ -148,6 +201,40 @@ mod tests {
         assert!(property_errors("sasl.mechanismz", "PLAIN")[0].contains("sasl.mechanismz"));
         for name in ["no.such.password", "sasl.passwrd"] {
             let errors = property_errors(name, "hunter2");
+            assert!(!errors[0].contains("hunter2"), "{errors:?}");
+        }
+    }
+
+    #[test]
+    fn what_librdkafka_says_only_to_whoever_makes_a_client_is_said_here_with_its_key() {
+        for (properties, words) in [
+            (
+                &[("security.protocol", "ssl"), ("ssl.ca.location", "/nowhere/ca.pem")][..],
+                &["properties.ssl.ca.location = \"/nowhere/ca.pem\"", "No such file"][..],
+            ),
+            (
+                &[("security.protocol", "ssl"), ("ssl.certificate.location", "/nowhere/client.pem")],
+                &["properties.ssl.certificate.location = \"/nowhere/client.pem\""],
+            ),
+            (&[("security.protocol", "SASL_PLAINTEXT")], &["properties.sasl.mechanism: ", "GSSAPI", "SCRAM-SHA-512"]),
+            (
+                &[("security.protocol", "SASL_SSL"), ("sasl.mechanisms", "GSSAPI")],
+                &["properties.sasl.mechanisms = \"GSSAPI\"", "not in this build"],
+            ),
+            (
+                &[("security.protocol", "SASL_SSL"), ("sasl.mechanism", "SCRAM-SHA-512"), ("sasl.password", "hunter2")],
+                &["properties.sasl.username: ", "must be set"],
+            ),
+            (&[("sasl.mechanism", "OAUTHBEARER")], &["properties.sasl.mechanism = ", "OIDC"]),
+            (&[("max.poll.interval.ms", "1000")], &["properties.max.poll.interval.ms"]),
+        ] {
+            let errors = errors(|config| {
+                config.queue.kind = QueueKind::Kafka;
+                config.queue.kafka.brokers = "kafka:9092".to_owned();
+                let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+                config.queue.kafka.properties.extend(properties);
+            });
+            assert!(errors.len() == 1 && words.iter().all(|word| errors[0].contains(word)), "{words:?}: {errors:?}");
             assert!(!errors[0].contains("hunter2"), "{errors:?}");
         }
     }

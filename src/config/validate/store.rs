@@ -3,6 +3,7 @@
 use mongodb::options::ConnectionString;
 
 use super::Check;
+use crate::store::mongo::DatabaseChoice;
 
 impl Check<'_> {
     pub(super) fn store(&mut self) {
@@ -21,14 +22,22 @@ impl Check<'_> {
                 self.fault("store.url", rule);
             }
         }
-        if let Err(rule) = database(&store.database) {
-            self.fault("store.database", rule);
+        let given = !store.database.is_empty();
+        if let Err(rule) = database(DatabaseChoice::of(store).name()) {
+            if given {
+                self.fault("store.database", rule);
+            } else {
+                self.fault("store.url", format!("names a database, whose name {rule}"));
+            }
         }
     }
 }
 
 fn connection(url: &str) -> Result<(), Vec<String>> {
     if ConnectionString::parse(url).is_err() {
+        if let Some(rules) = bad_options(url) {
+            return Err(rules);
+        }
         // The driver's message quotes parts of the URL, any of which may be a piece of the password.
         let rule = "is not a MongoDB connection string, and not shown as it may hold a password: it must be \
                     mongodb://USER:PASSWORD@HOST:PORT/?OPTIONS with user and password percent-encoded";
@@ -38,6 +47,32 @@ fn connection(url: &str) -> Result<(), Vec<String>> {
     let options = query.split('&').filter_map(|option| option.split_once('='));
     let rules: Vec<String> = options.filter_map(|(name, value)| weakens(name, value)).collect();
     if rules.is_empty() { Ok(()) } else { Err(rules) }
+}
+
+/// What is wrong with the options of a URL that is right without them. `None` where a part of them may be a password.
+fn bad_options(url: &str) -> Option<Vec<String>> {
+    let (before, query) = url.split_once('?')?;
+    if query.contains('@') || ConnectionString::parse(before).is_err() {
+        return None;
+    }
+    let mut rules = Vec::new();
+    for option in query.split('&') {
+        let (name, value) = option.split_once('=')?;
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric()) {
+            return None;
+        }
+        let Err(error) = ConnectionString::parse(format!("mongodb://host/?{name}={value}")) else { continue };
+        let message = error.to_string();
+        if !message.contains("is an invalid option") {
+            // The value stays untold: it may be a secret.
+            rules.push(format!("its option {name} has a value that the driver does not take"));
+            continue;
+        }
+        let near = message.split_once("similar name exists: ").map(|(_, near)| near.trim_end_matches([')', '.', '}']));
+        let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        rules.push(format!("its option {name} is none that the driver knows{near}"));
+    }
+    (!rules.is_empty()).then_some(rules)
 }
 
 /// The driver takes names in any case.
@@ -112,6 +147,27 @@ mod tests {
             assert!(!errors[0].contains("ter2"), "{errors:?}");
         }
         assert_eq!(with("mongodb://app:secret@db.example.com/?authSource=admin"), [""; 0]);
+    }
+
+    #[test]
+    fn an_option_that_the_driver_does_not_take_is_named_and_its_value_is_not() {
+        let user = "mongodb://app:secret@x";
+        let errors = with(&format!("{user}/?replicaSte=rs0&connectTimeoutMS=hunter2&retryWrites=true"));
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert!(errors[0].contains("option replicaSte is none") && errors[0].contains("did you mean replicaset?"));
+        assert!(errors[1].contains("option connectTimeoutMS has a value") && !errors[1].contains("ter2"), "{errors:?}");
+        assert!(with(&format!("{user}/?nonsense=1"))[0].contains("option nonsense is none"));
+        // A question mark that was not percent-encoded ends the hosts: what follows may be the password's rest.
+        for bad in ["mongodb://app:27017?hun=ter2@x/", "mongodb://app:27017?hun=ter2&b@x/?retryWrites=true"] {
+            assert!(with(bad)[0].contains("is not a MongoDB connection string"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_database_of_the_url_is_checked_where_it_is_used() {
+        let long = format!("mongodb://x/{}", "d".repeat(64));
+        assert!(with(&long)[0].contains("store.url") && with(&long)[0].contains("names a database"));
+        assert_eq!(with("mongodb://x/admin?authSource=admin"), [""; 0]);
     }
 
     #[test]

@@ -21,9 +21,10 @@ use rdkafka::{
 use crate::{
     config::Config,
     dlq::DeadLetter,
-    position::Offset,
+    position::{Offset, Timestamp},
     queue::{
         kafka::{
+            clock::{self, Taken},
             dead_letters,
             logging::{self, Logging},
             settings,
@@ -171,6 +172,9 @@ impl Transactions {
                 return Err(Failure::Passing("Kafka does not acknowledge the records of a transaction".to_owned()));
             }
         }
+        if let Some(reason) = self.producer.context().complaint(&self.topic) {
+            return Err(Failure::Passing(reason));
+        }
         let mut failed = self.producer.context().take();
         failed.append(&mut refused_here);
         judge(&failed).map_err(|failure| match failure {
@@ -193,7 +197,8 @@ impl Transactions {
         let mut record = match outgoing {
             Outgoing::Event(event) => {
                 let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&self.topic, index)
-                    .timestamp(event.received.0)
+                    // When our clock was ahead the brokers would refuse it; the header has it as it was.
+                    .timestamp(event.received.min(Timestamp::now()).0)
                     .headers(event_headers(event));
                 record.key = event.key;
                 record.payload = event.value;
@@ -302,6 +307,8 @@ fn event_headers(event: &Record<'_>) -> OwnedHeaders {
 #[derive(Default)]
 struct Outcomes {
     failed: Mutex<Vec<(usize, Code)>>,
+    /// The times that a broker takes, as it said when it refused a record's.
+    taken: Mutex<Option<Taken>>,
     said: Logging,
 }
 
@@ -312,6 +319,16 @@ impl Outcomes {
 
     fn forget(&self) {
         self.failed().clear();
+        *self.taken() = None;
+    }
+
+    fn taken(&self) -> std::sync::MutexGuard<'_, Option<Taken>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records were refused because our clock is wrong, which is no fault of theirs.
+    fn complaint(&self, topic: &str) -> Option<String> {
+        Some(self.taken().take()?.complaint(topic, Timestamp::now())?.1)
     }
 
     fn take(&self) -> Vec<(usize, Code)> {
@@ -337,8 +354,14 @@ impl ProducerContext for Outcomes {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, delivery: &DeliveryResult<'_>, index: usize) {
-        if let Err((error, _)) = delivery {
-            self.failed().push((index, error.rdkafka_error_code().unwrap_or(Code::Fail)));
+        if let Err((error, message)) = delivery {
+            let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+            self.failed().push((index, code));
+            if clock::is_refusal(code)
+                && let Some(taken) = clock::said(message).as_deref().and_then(Taken::of)
+            {
+                *self.taken() = Some(taken);
+            }
         }
     }
 }

@@ -81,6 +81,7 @@ pub(super) fn open_writer(path: &Path) -> anyhow::Result<Connection> {
     database.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
     database.pragma_update(None, "cache_size", CACHE)?;
     sqlite::bound_memory(&database)?;
+    sqlite::keep_temporary_files_beside(&database, path)?;
     database.busy_timeout(Duration::from_secs(5))?;
     if version == 0 {
         let transaction = database.transaction()?;

@@ -2,7 +2,8 @@
 //!
 //! A thread that polls the producer calls `Deliveries::delivery`; each record carries its request's ticket
 //! and its index. When the brokers are away the door is closed for new events, so that they are refused at once
-//! instead of waiting for their timeout, and a probe on a thread of its own opens it again.
+//! instead of waiting for their timeout, and a probe on a thread of its own opens it again. While single partitions take
+//! nothing, events whose key belongs there are refused here at once, and those without a key go to the others.
 
 use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
@@ -11,13 +12,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Sender, bounded};
 use rdkafka::{
     ClientConfig, ClientContext,
     config::RDKafkaLogLevel,
     error::KafkaError,
-    message::{DeliveryResult, Header, OwnedHeaders},
-    producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
+    message::{BorrowedMessage, DeliveryResult, Header, OwnedHeaders},
+    producer::{BaseRecord, Producer, ProducerContext},
     types::RDKafkaErrorCode as Code,
 };
 
@@ -25,16 +26,20 @@ use crate::{
     config::Config,
     health::Health,
     metrics::Metrics,
+    position::Timestamp,
     produce::{Publish, Ticket},
     queue::{
         Appender, Full,
         buffer::switch::{InFlight, Switch},
         kafka::{
+            clock,
             link::{Line, Link},
-            logging,
-            polled::{Guarded, PolledProducer},
+            logging, placement,
+            polled::PolledProducer,
+            probe::Probe,
             settings,
-            stranded::{Stranded, a_new_client_is_answered},
+            unanswered::Handed,
+            writable::Writability,
         },
         record::ID_HEADER,
     },
@@ -42,8 +47,6 @@ use crate::{
 
 /// A producer that failed for good (librdkafka calls it fatal) is replaced at most so often.
 const REPLACE_EVERY: Duration = Duration::from_secs(5);
-/// One question of the probe.
-const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Writes to one topic.
 pub struct KafkaAppender {
@@ -124,14 +127,28 @@ impl KafkaAppender {
             publish.ticket.unavailable(publish.events.len() - from, "the Kafka producer is stopping");
             return Ok(());
         };
+        let (unwritable, now) = (self.link.unwritable(), Instant::now());
         for (index, event) in publish.events.iter().enumerate().skip(from) {
-            let sent = Box::new(Sent { ticket: publish.ticket.clone(), index, _request: request.clone() });
+            let key = publish.key(event);
+            let partition = match unwritable.as_deref().map(|topic| place(topic, key)) {
+                None => None,
+                Some(Ok(partition)) => partition,
+                Some(Err(why)) => {
+                    publish.ticket.refused(1, &why);
+                    continue;
+                }
+            };
+            let sent = Box::new(Sent {
+                ticket: publish.ticket.clone(),
+                index,
+                _request: request.clone(),
+                _handed: self.link.hand(now),
+            });
             let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.topic, sent)
                 .payload(publish.value(event))
                 .timestamp(publish.received.0);
-            if let Some(key) = publish.key(event) {
-                record = record.key(key);
-            }
+            record.key = key;
+            record.partition = partition;
             if let Some(id) = &event.assigned_id {
                 let mut text = uuid::Uuid::encode_buffer();
                 let value: &str = id.hyphenated().encode_lower(&mut text);
@@ -181,25 +198,37 @@ struct Sent {
     index: usize,
     /// Told by its drop.
     _request: Option<Arc<InFlight>>,
+    /// The same.
+    _handed: Handed,
+}
+
+/// Where an event goes while partitions take nothing: where its key belongs (`None`: librdkafka knows), or without a key
+/// to one that takes it.
+fn place(topic: &Writability, key: Option<&[u8]>) -> Result<Option<i32>, String> {
+    let why = |partition: usize, why: &str| format!("Kafka takes no events for partition {partition}: {why}");
+    match key {
+        Some(key) => {
+            let partition = placement::of_key(key, topic.partitions);
+            topic.unwritable.get(&partition).map_or(Ok(None), |reason| Err(why(partition, reason)))
+        }
+        None => match topic.any_writable() {
+            Some(partition) => Ok(i32::try_from(partition).ok()),
+            None => Err(format!("Kafka takes no events for {}", topic.words())),
+        },
+    }
 }
 
 /// An event is not written, for this reason.
 fn refuse(line: &Line, ticket: &Ticket, index: usize, error: &KafkaError) {
     match error.rdkafka_error_code() {
         Some(Code::MessageSizeTooLarge) => ticket.too_large(index),
-        code => {
-            if code == Some(Code::MessageTimedOut)
-                && let Some(link) = line.live()
-            {
-                link.timed_out();
-            }
-            ticket.unavailable(1, &line.explain(error));
-        }
+        _ => ticket.unavailable(1, &line.explain(error)),
     }
 }
 
 /// Where librdkafka reports what became of each record, and of the brokers.
 struct Deliveries {
+    topic: String,
     line: Arc<Line>,
     metrics: Arc<Metrics>,
     /// Asks for a probe now.
@@ -238,8 +267,33 @@ impl ProducerContext for Deliveries {
                 }
                 sent.ticket.durable(1);
             }
-            Err((error, _)) => refuse(&self.line, &sent.ticket, sent.index, error),
+            Err((error, message)) => match error.rdkafka_error_code() {
+                Some(code) if clock::is_refusal(code) => self.refused(&sent, error, message),
+                _ => refuse(&self.line, &sent.ticket, sent.index, error),
+            },
         }
+    }
+}
+
+impl Deliveries {
+    /// A broker refused the batch with this event: nothing of it is written.
+    fn refused(&self, sent: &Sent, error: &KafkaError, message: &BorrowedMessage<'_>) {
+        let said = clock::said(message);
+        let taken = said.as_deref().and_then(clock::Taken::of);
+        let complaint = taken.and_then(|taken| taken.complaint(&self.topic, Timestamp::now()));
+        if let Some((side, reason)) = &complaint
+            && let Some(link) = self.line.live()
+        {
+            link.clock_is_wrong(*side, reason);
+            // Full means that one is asked for already.
+            let _ = self.wake.try_send(());
+        }
+        let reason = match (complaint, said) {
+            (Some((_, reason)), _) => reason,
+            (None, Some(said)) => format!("{}: {said}", self.line.explain(error)),
+            (None, None) => self.line.explain(error),
+        };
+        sent.ticket.refused(1, &reason);
     }
 }
 
@@ -267,16 +321,9 @@ impl Writer {
         let (stop, stopped) = bounded(0);
         let _ = wake.try_send(());
         let line = Arc::new(Line::new(link.clone()));
-        let context = Deliveries { line: line.clone(), metrics: metrics.clone(), wake };
+        let context = Deliveries { topic: topic.to_owned(), line: line.clone(), metrics: metrics.clone(), wake };
         let producer = PolledProducer::start(settings, context)?;
-        let probe = Probe {
-            producer: producer.shared(),
-            plain: plain.clone(),
-            topic: topic.to_owned(),
-            link: link.clone(),
-            line: line.clone(),
-            stranded: Stranded::default(),
-        };
+        let probe = Probe::new(producer.shared(), plain.clone(), topic, line.clone());
         let probe = std::thread::Builder::new()
             .name("kafka-probe".to_owned())
             .spawn(move || probe.run(&woken, &stopped))
@@ -295,58 +342,6 @@ impl Drop for Writer {
     }
 }
 
-/// Asks the brokers for the topic while they are away or silent.
-struct Probe {
-    producer: Arc<BaseProducer<Guarded<Deliveries>>>,
-    plain: ClientConfig,
-    topic: String,
-    link: Arc<Link>,
-    line: Arc<Line>,
-    stranded: Stranded,
-}
-
-impl Probe {
-    fn run(mut self, woken: &Receiver<()>, stopped: &Receiver<()>) {
-        loop {
-            select! {
-                recv(stopped) -> _ => return,
-                recv(woken) -> _ => {}
-                default(self.link.next_probe()) => {}
-            }
-            if self.link.needs_probe() {
-                self.ask();
-            }
-        }
-    }
-
-    fn ask(&mut self) {
-        let answer = self.producer.client().fetch_metadata(Some(&self.topic), PROBE_DEADLINE);
-        let Some(link) = self.line.live() else { return };
-        match answer {
-            Ok(metadata) => {
-                self.stranded.answered();
-                let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
-                let has_leader = |topic: &&rdkafka::metadata::MetadataTopic| {
-                    topic.partitions().iter().any(|partition| partition.leader() >= 0)
-                };
-                if topic.filter(has_leader).is_some() {
-                    link.answered();
-                } else {
-                    link.down(&format!("topic {} has no partition with a leader", self.topic));
-                }
-            }
-            Err(error) => {
-                link.down(&error.to_string());
-                if self.stranded.unanswered(Instant::now(), || a_new_client_is_answered(&self.plain, &self.topic)) {
-                    link.failed("it finds no broker any more, while a new client is answered");
-                    // The next event finds the door open, and replaces this producer.
-                    link.answered();
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -357,10 +352,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{
-        position::Timestamp,
-        produce::{Delivery, NewRecord, Span},
-    };
+    use crate::produce::{Delivery, NewRecord, Span};
 
     type Cluster = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
 
@@ -402,6 +394,21 @@ mod tests {
     }
 
     #[test]
+    fn an_event_goes_where_its_key_belongs_or_is_refused_and_one_without_a_key_goes_elsewhere() {
+        let of = |partition: usize| (partition, "no leader".to_owned());
+        let belongs = placement::of_key(b"client-1", 4);
+        let others: Vec<usize> = (0..4).filter(|partition| *partition != belongs).collect();
+        let topic = Writability { partitions: 4, unwritable: [of(belongs)].into() };
+        let refused = place(&topic, Some(b"client-1")).unwrap_err();
+        assert!(refused.contains(&format!("partition {belongs}: no leader")), "{refused}");
+        let topic = Writability { partitions: 4, unwritable: others.into_iter().map(of).collect() };
+        assert_eq!(place(&topic, Some(b"client-1")), Ok(None));
+        assert_eq!(place(&topic, None), Ok(Some(belongs as i32)));
+        let topic = Writability { partitions: 4, unwritable: (0..4).map(of).collect() };
+        assert!(place(&topic, None).is_err());
+    }
+
+    #[test]
     fn brokers_that_go_away_close_the_door_and_open_it_when_they_are_back() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("events", 1, 1).unwrap();
@@ -410,13 +417,13 @@ mod tests {
         cluster.broker_down(1).unwrap();
         let delivery = deliver(&appender, &[10]);
         assert!(delivery.unavailable.is_some(), "{delivery:?}");
-        assert!(appender.link.is_down());
+        assert!(appender.link.is_away());
         cluster.broker_up(1).unwrap();
         // Each event waits for the connection as long as a request would.
         let deadline = Instant::now() + Duration::from_secs(30);
         while deliver(&appender, &[10]).durable == 0 {
             assert!(Instant::now() < deadline, "the broker is back and takes nothing");
         }
-        assert!(!appender.link.is_down());
+        assert!(!appender.link.is_away());
     }
 }

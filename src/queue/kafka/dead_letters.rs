@@ -32,8 +32,8 @@ use tokio::sync::Semaphore;
 use crate::{
     config::Config,
     dlq::{DeadLetter, DeadLetterWriter, Source},
-    position::Offset,
-    queue::kafka::{letters, logging, settings},
+    position::{Offset, Timestamp},
+    queue::kafka::{clock, letters, logging, settings},
 };
 
 /// The headers that hold what is known of a failure. They stand behind the record's own, the reason first.
@@ -164,18 +164,34 @@ impl Drop for Lent {
 }
 
 async fn send(producer: &Letters, topic: &str, letter: &DeadLetter) -> anyhow::Result<()> {
-    let sent = match send_as_it_is(producer, topic, letter, true).await {
-        Err(KafkaError::MessageProduction(Code::MessageSizeTooLarge)) => {
-            send_as_it_is(producer, topic, letter, false).await
+    // The time of the record itself is one that its topic took, where our clock is wrong. Readers go by `ingestd-time`.
+    let sent = match send_at(producer, topic, letter, letter.time).await {
+        Err(KafkaError::MessageProduction(code)) if clock::is_refusal(code) => {
+            send_at(producer, topic, letter, letter.received).await
         }
         sent => sent,
     };
     sent.with_context(|| format!("dead letter {}", letter.id()))
 }
 
-async fn send_as_it_is(producer: &Letters, topic: &str, letter: &DeadLetter, whole: bool) -> Result<(), KafkaError> {
+async fn send_at(producer: &Letters, topic: &str, letter: &DeadLetter, time: Timestamp) -> Result<(), KafkaError> {
+    match send_as_it_is(producer, topic, letter, time, true).await {
+        Err(KafkaError::MessageProduction(Code::MessageSizeTooLarge)) => {
+            send_as_it_is(producer, topic, letter, time, false).await
+        }
+        sent => sent,
+    }
+}
+
+async fn send_as_it_is(
+    producer: &Letters,
+    topic: &str,
+    letter: &DeadLetter,
+    time: Timestamp,
+    whole: bool,
+) -> Result<(), KafkaError> {
     let (id, value, headers) = record(letter, whole);
-    let mut record = FutureRecord::to(topic).key(&id).headers(headers).timestamp(letter.time.0);
+    let mut record = FutureRecord::to(topic).key(&id).headers(headers).timestamp(time.0);
     if let Some(value) = &value {
         record = record.payload(value);
     }

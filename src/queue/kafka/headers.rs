@@ -1,5 +1,5 @@
 //! A message's headers. rdkafka's own iterator panics on a name that is not UTF-8, which any producer may write and no
-//! broker checks; here such names are read with U+FFFD in place of what is not. Beside `identity`, the library's only `unsafe`.
+//! broker checks; here such names are read with U+FFFD in place of what is not. Beside `identity` and `clock`, the library's only `unsafe`.
 
 use std::{
     borrow::Cow,

@@ -1,8 +1,9 @@
 //! Which topic it is, beyond its name: Kafka's topic id (KIP-516). A topic that was deleted and created anew has
 //! another one, and offsets of the old one say nothing about it.
 //!
-//! The `rdkafka` crate does not wrap `DescribeTopics`, and panics on a committed offset's metadata that is not UTF-8, so
-//! this file talks to librdkafka's C interface. Beside `headers`, the library's only one with `unsafe`.
+//! The `rdkafka` crate wraps neither `DescribeTopics` nor what a fetch says of a log's end, and panics on a committed
+//! offset's metadata that is not UTF-8, so this file talks to librdkafka's C interface. Beside `headers` and `clock`, the
+//! library's only one with `unsafe`.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +16,7 @@ use std::{
 use rdkafka::{ClientContext, TopicPartitionList, client::Client, types::RDKafkaErrorCode};
 use rdkafka_sys as sys;
 
-use crate::position::{Partition, TopicIdentity};
+use crate::position::{Offset, Partition, TopicIdentity};
 
 /// Asks the brokers for the topic's id. Blocks, at most `timeout`.
 ///
@@ -72,6 +73,24 @@ pub fn topic_identity<C: ClientContext>(
     }
     // SAFETY: the description is live; the id belongs to it.
     Ok(TopicIdentity(unsafe { id_of(description) }.unwrap_or_else(|| TopicIdentity::UNAVAILABLE.to_owned()).into()))
+}
+
+/// The end of a partition's log, records of open transactions included, as the client's last fetch told it; `None` where it
+/// has fetched nothing. Asks nobody.
+pub(super) fn high_watermark<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partition: Partition,
+) -> Option<Offset> {
+    let name = CString::new(topic).ok()?;
+    let (mut low, mut high) = (-1, -1);
+    // SAFETY: the client is live for as long as it is borrowed, the name is a C string, and both offsets are ours.
+    let code = unsafe {
+        let rk = client.native_ptr();
+        sys::rd_kafka_get_watermark_offsets(rk, name.as_ptr(), partition.0, &raw mut low, &raw mut high)
+    };
+    no_error(code).ok()?;
+    Offset::from_kafka(high)
 }
 
 /// The metadata of each committed offset in an answer about one topic; what is not UTF-8 with U+FFFD in its place.

@@ -1,4 +1,9 @@
-//! Whether the brokers take what the producer sends: the door for new events, and the dependency `kafka`.
+//! Whether the brokers take what the producer sends: the door for new events, and the dependencies `kafka` and
+//! `kafka_topic`.
+//!
+//! Two things may be wrong. Kafka is *away*: no broker answers, or none acknowledges anything. Or it answers, and
+//! partitions are *unwritable*; then events for the others go on. A buffer takes over in both cases, because its order is
+//! one for all partitions.
 
 use std::{
     sync::{
@@ -8,20 +13,35 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwapOption;
 use rdkafka::error::KafkaError;
 
 use crate::{
     health::{Closed, Health},
-    queue::buffer::switch::Switch,
+    queue::{
+        buffer::switch::Switch,
+        kafka::{
+            clock::Side,
+            logging,
+            unanswered::{Handed, Unanswered},
+            writable::Writability,
+        },
+    },
 };
 
 /// A connection that is used says by itself that it works; one that is silent for so long is asked.
 const SILENCE: Duration = Duration::from_secs(5);
-/// A record that timed out says that the brokers are away only when nothing else was acknowledged for so long:
-/// otherwise it is one partition that has no leader.
-const UNANSWERED: Duration = Duration::from_secs(2);
+/// A record without an answer for so long has the brokers asked why.
+const SUSPICIOUS: Duration = Duration::from_secs(1);
+/// Where no record at all was acknowledged for so long, though one waits, the brokers are away, whatever they say. Longer
+/// than a busy broker's pauses, and than it takes to find out by asking.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
+/// So long a request waits when it is known by then that the brokers take nothing.
+pub const UNANSWERED_REQUEST: Duration = Duration::from_millis(2700);
 const FIRST_PROBE: Duration = Duration::from_millis(500);
 const LONGEST_PROBE: Duration = Duration::from_secs(5);
+/// While partitions are unwritable they are looked at so often.
+const LOOK: Duration = Duration::from_millis(750);
 
 /// Shared by the producers' callbacks, their probes and the appender.
 pub(super) struct Link {
@@ -32,25 +52,33 @@ pub(super) struct Link {
     epoch: Instant,
     /// Milliseconds from `epoch` to the last answer of a broker.
     last_answer: AtomicU64,
-    /// A copy of `State::down` for the path of each acknowledgement.
-    is_down: AtomicBool,
+    /// Milliseconds from `epoch` to the last record that was acknowledged.
+    last_acknowledged: AtomicU64,
+    unanswered: Arc<Unanswered>,
+    /// Whether `State::away` holds a reason, for the path of each acknowledgement.
+    is_away: AtomicBool,
     failed: AtomicBool,
+    /// `None` while all partitions take writes.
+    unwritable: ArcSwapOption<Writability>,
     state: Mutex<State>,
 }
 
 struct State {
-    down: bool,
+    away: Option<String>,
     /// Doubles with each failed probe, and while brokers that answer probes acknowledge nothing.
     pause: Duration,
     last_error: Option<String>,
+    /// The brokers refuse this machine's time, on this side of theirs: their answers do not open the door.
+    clock: Option<Side>,
 }
 
 impl Link {
-    /// Down until the first answer.
+    /// Away until the first answer.
     pub(super) fn new(brokers: &str, health: Health, buffer: Option<Arc<Switch>>) -> Self {
+        let connecting = format!("connecting to Kafka at {brokers}");
         match &buffer {
             Some(buffer) => buffer.set_kafka(false),
-            None => health.close(Closed::QueueUnavailable, format!("connecting to Kafka at {brokers}")),
+            None => health.close(Closed::QueueUnavailable, connecting.clone()),
         }
         Self {
             brokers: brokers.to_owned(),
@@ -58,9 +86,12 @@ impl Link {
             buffer,
             epoch: Instant::now(),
             last_answer: AtomicU64::new(0),
-            is_down: AtomicBool::new(true),
+            last_acknowledged: AtomicU64::new(0),
+            unanswered: Unanswered::new(),
+            is_away: AtomicBool::new(true),
             failed: AtomicBool::new(false),
-            state: Mutex::new(State { down: true, pause: FIRST_PROBE, last_error: None }),
+            unwritable: ArcSwapOption::empty(),
+            state: Mutex::new(State { away: Some(connecting), pause: FIRST_PROBE, last_error: None, clock: None }),
         }
     }
 
@@ -72,67 +103,129 @@ impl Link {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn silent_for(&self) -> Duration {
-        Duration::from_millis(self.now().saturating_sub(self.last_answer.load(Ordering::Relaxed)))
+    fn since(&self, then: &AtomicU64) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(then.load(Ordering::Relaxed)))
     }
 
-    #[cfg(test)]
-    pub(super) fn is_down(&self) -> bool {
-        self.is_down.load(Ordering::Acquire)
+    pub(super) fn is_away(&self) -> bool {
+        self.is_away.load(Ordering::Acquire)
+    }
+
+    /// What partitions take no writes; `None` when all do.
+    pub(super) fn unwritable(&self) -> Option<Arc<Writability>> {
+        self.unwritable.load_full()
+    }
+
+    /// A record is handed to librdkafka.
+    pub(super) fn hand(&self, now: Instant) -> Handed {
+        self.unanswered.hand(now)
     }
 
     /// A record is durable.
     pub(super) fn acknowledged(&self) {
-        self.last_answer.store(self.now(), Ordering::Relaxed);
-        if self.is_down.load(Ordering::Relaxed) {
-            self.up();
-            self.state().pause = FIRST_PROBE;
+        let now = self.now();
+        self.last_answer.store(now, Ordering::Relaxed);
+        self.last_acknowledged.store(now, Ordering::Relaxed);
+        if self.is_away.load(Ordering::Relaxed) {
+            let mut state = self.state();
+            state.pause = FIRST_PROBE;
+            self.present(&mut state);
         }
     }
 
-    /// A probe was answered.
+    /// A probe was answered, by way of the producer.
     pub(super) fn answered(&self) {
         self.last_answer.store(self.now(), Ordering::Relaxed);
-        self.up();
+        let mut state = self.state();
+        self.present(&mut state);
     }
 
-    fn up(&self) {
-        let mut state = self.state();
-        state.down = false;
-        state.last_error = None;
-        self.is_down.store(false, Ordering::Release);
-        self.health.dependency(super::DEPENDENCY, Ok(()));
-        match &self.buffer {
-            Some(buffer) => buffer.set_kafka(true),
-            None => self.health.open(Closed::QueueUnavailable),
+    fn present(&self, state: &mut State) {
+        if state.clock.is_some() {
+            return;
         }
+        state.away = None;
+        if self.unwritable.load().is_none() {
+            state.last_error = None;
+        }
+        self.tell(state);
+    }
+
+    /// What the brokers say of the topic.
+    pub(super) fn sees(&self, topic: Writability) {
+        let mut state = self.state();
+        if topic.unwritable.is_empty() {
+            self.unwritable.store(None);
+        } else {
+            if state.clock.is_none() {
+                // Brokers that say so are there.
+                state.away = None;
+                state.pause = FIRST_PROBE;
+            }
+            self.unwritable.store(Some(Arc::new(topic)));
+        }
+        self.tell(&mut state);
     }
 
     /// The brokers cannot be used. Returns whether that is news.
     pub(super) fn down(&self, reason: &str) -> bool {
         let mut state = self.state();
-        let news = !state.down;
+        let news = state.away.is_none();
         if !news {
             state.pause = (state.pause * 2).min(LONGEST_PROBE);
         }
-        state.down = true;
-        self.is_down.store(true, Ordering::Release);
-        let reason = self.words(&state, reason);
-        match &self.buffer {
-            Some(buffer) => buffer.set_kafka(false),
-            None => self.health.close(Closed::QueueUnavailable, reason.clone()),
-        }
-        self.health.dependency(super::DEPENDENCY, Err(reason));
+        state.away = Some(reason.to_owned());
+        self.tell(&mut state);
         news
     }
 
-    /// A record was not acknowledged in time.
-    pub(super) fn timed_out(&self) {
-        if self.silent_for() >= UNANSWERED && !self.is_down.load(Ordering::Relaxed) {
-            self.down("events were not acknowledged within their time");
-            let mut state = self.state();
+    /// The brokers refuse our time, for this reason. One line in the log for as long as that lasts.
+    pub(super) fn clock_is_wrong(&self, side: Side, reason: &str) {
+        if self.state().clock.replace(side).is_none() {
+            tracing::error!(reason, "Kafka refuses events for their time: none are sent until the clocks agree");
+        }
+        self.down(reason);
+    }
+
+    /// On which side our time was refused, and is until the brokers say otherwise.
+    pub(super) fn clock(&self) -> Option<Side> {
+        self.state().clock
+    }
+
+    /// The brokers take our time again.
+    pub(super) fn clock_is_right(&self) {
+        if self.state().clock.take().is_some() {
+            tracing::info!("Kafka takes this machine's time again");
+        }
+    }
+
+    /// Nothing is acknowledged, though brokers answer.
+    pub(super) fn idle(&self) {
+        let mut state = self.state();
+        if state.away.is_none() {
             state.pause = (state.pause * 2).min(LONGEST_PROBE);
         }
+        state.away = Some("the brokers answer, and acknowledge no event".to_owned());
+        self.tell(&mut state);
+    }
+
+    /// Says how it is to whoever asks the door, the buffer, or readiness.
+    fn tell(&self, state: &mut State) {
+        self.is_away.store(state.away.is_some(), Ordering::Release);
+        let unwritable = self.unwritable.load_full();
+        let away = state.away.as_ref().map(|reason| self.words(state, reason));
+        let topic =
+            unwritable.as_ref().map(|topic| format!("Kafka at {} takes no events for {}", self.brokers, topic.words()));
+        let all = unwritable.as_ref().filter(|topic| topic.unwritable.len() >= topic.partitions).and(topic.clone());
+        match &self.buffer {
+            Some(buffer) => buffer.set_kafka(away.is_none() && topic.is_none()),
+            None => match away.clone().or(all) {
+                Some(reason) => self.health.close(Closed::QueueUnavailable, reason),
+                None => self.health.open(Closed::QueueUnavailable),
+            },
+        }
+        self.health.dependency(super::DEPENDENCY, away.map_or(Ok(()), Err));
+        self.health.dependency(super::TOPIC, topic.map_or(Ok(()), Err));
     }
 
     /// The producer cannot be used any more and has to be replaced.
@@ -154,25 +247,47 @@ impl Link {
         self.state().last_error = Some(reason.to_owned());
     }
 
-    /// How long to wait before the next probe, with ±20 % jitter so that daemons that lost Kafka together do not
-    /// return together.
-    pub(super) fn next_probe(&self) -> Duration {
-        let state = self.state();
-        let pause = if state.down { state.pause } else { SILENCE };
-        pause.mul_f64(0.8 + 0.4 * fastrand::f64())
+    /// Whether the next probe is due, so long after the last one.
+    pub(super) fn is_due(&self, since: Duration) -> bool {
+        if self.is_away() {
+            return since >= self.state().pause;
+        }
+        if self.unwritable.load().is_some() {
+            return since >= LOOK;
+        }
+        if self.is_suspicious() {
+            return since >= FIRST_PROBE;
+        }
+        since >= SILENCE && self.since(&self.last_answer) >= SILENCE / 2
     }
 
-    pub(super) fn needs_probe(&self) -> bool {
-        self.is_down.load(Ordering::Acquire) || self.silent_for() >= SILENCE / 2
+    /// Whether a record was acknowledged after that.
+    pub(super) fn has_acknowledged_since(&self, then: Instant) -> bool {
+        self.since(&self.last_acknowledged) < then.elapsed()
+    }
+
+    /// Whether a record has waited for long.
+    pub(super) fn is_suspicious(&self) -> bool {
+        self.unanswered.oldest(Instant::now()) >= SUSPICIOUS
+    }
+
+    /// Whether a record has waited for so long without any other being acknowledged that nothing is.
+    pub(super) fn acknowledges_nothing(&self) -> bool {
+        self.unanswered.oldest(Instant::now()) >= UNACKNOWLEDGED
+            && self.since(&self.last_acknowledged) >= UNACKNOWLEDGED
     }
 
     pub(super) fn explain(&self, error: &KafkaError) -> String {
-        self.words(&self.state(), &error.to_string())
+        let words = self.words(&self.state(), &error.to_string());
+        match self.unwritable() {
+            Some(topic) => format!("{words}: it takes no events for {}", topic.words()),
+            None => words,
+        }
     }
 
     fn words(&self, state: &State, reason: &str) -> String {
-        match &state.last_error {
-            Some(said) => format!("Kafka at {}: {reason} ({said})", self.brokers),
+        match state.last_error.as_ref().filter(|_| state.clock.is_none()) {
+            Some(said) => format!("Kafka at {}: {reason} ({})", self.brokers, logging::explained(said)),
             None => format!("Kafka at {}: {reason}", self.brokers),
         }
     }
@@ -208,13 +323,54 @@ impl Line {
 mod tests {
     use super::*;
 
+    fn unwritable(partitions: &[usize]) -> Writability {
+        let unwritable = partitions.iter().map(|partition| (*partition, "no leader".to_owned())).collect();
+        Writability { partitions: 2, unwritable }
+    }
+
     #[test]
-    fn one_partition_without_a_leader_closes_the_door_for_nobody() {
+    fn one_partition_without_a_leader_closes_the_door_for_nobody_and_all_of_them_do() {
         let health = Health::default();
         let link = Link::new("kafka:9092", health.clone(), None);
         assert!(health.closed().is_some(), "closed until the brokers answer");
+        link.sees(unwritable(&[1]));
+        assert!(health.closed().is_none() && health.outage(&[super::super::TOPIC]).is_some());
         link.acknowledged();
-        link.timed_out();
+        assert!(link.unwritable().is_some(), "the other partition's acknowledgement");
+        link.sees(unwritable(&[0, 1]));
+        assert!(health.closed().is_some_and(|(_, why)| why.contains("partition(s) 0, 1: no leader")));
+        link.sees(unwritable(&[]));
+        assert!(health.closed().is_none() && health.outage(&[super::super::TOPIC]).is_none());
+    }
+
+    #[test]
+    fn a_buffer_takes_over_as_soon_as_one_partition_takes_nothing() {
+        use crate::{position::Offset, queue::buffer::switch::Rule};
+        let switch =
+            Arc::new(Switch::new(Rule::new(Offset(0), Offset(0)), prometheus_client::metrics::gauge::Gauge::default()));
+        let link = Link::new("kafka:9092", Health::default(), Some(switch.clone()));
+        link.answered();
+        assert!(switch.rule().kafka_up());
+        link.sees(unwritable(&[1]));
+        link.acknowledged();
+        assert!(!switch.rule().kafka_up());
+        link.sees(unwritable(&[]));
+        assert!(switch.rule().kafka_up());
+    }
+
+    #[test]
+    fn while_our_time_is_refused_no_answer_of_the_brokers_opens_the_door() {
+        let health = Health::default();
+        let link = Link::new("kafka:9092", health.clone(), None);
+        link.answered();
+        link.note("Connection refused");
+        link.clock_is_wrong(Side::Ahead, "an hour ahead");
+        link.acknowledged();
+        link.answered();
+        let (_, reason) = health.closed().expect("it is closed");
+        assert!(reason.contains("an hour ahead") && !reason.contains("Connection refused"), "{reason}");
+        link.clock_is_right();
+        link.answered();
         assert!(health.closed().is_none());
     }
 }

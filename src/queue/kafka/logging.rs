@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{ClientContext, config::RDKafkaLogLevel, error::KafkaError};
+use rdkafka::{ClientContext, config::RDKafkaLogLevel, error::KafkaError, types::RDKafkaErrorCode as Code};
 
 /// Lines of one level that pass in each [`WINDOW`].
 const LINES: u32 = 10;
@@ -71,6 +71,20 @@ pub(in crate::queue) fn forward(level: RDKafkaLogLevel, facility: &str, line: &s
     }
 }
 
+/// What librdkafka said of a connection, with what it leaves out.
+pub(super) fn explained(said: &str) -> String {
+    let hint = if said.contains("certificate verify failed") {
+        ", or the broker's certificate is for another host name than the one that was connected to"
+    } else if said.contains("SSL alert number") {
+        ": it may want a certificate of this client (ssl.certificate.location, ssl.key.location)"
+    } else if said.contains("brokers are down") {
+        ": they cannot be connected to, or close connections and say nothing: see that security.protocol is that of the port"
+    } else {
+        ""
+    };
+    format!("{said}{hint}")
+}
+
 /// A client's context that logs, and remembers why the brokers could not be reached.
 #[derive(Default)]
 pub(in crate::queue) struct Logging {
@@ -95,7 +109,10 @@ impl ClientContext for Logging {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "rdkafka", %error, reason, "librdkafka reports an error");
-        self.note(reason);
+        // That all are down says nothing of why.
+        if error.rdkafka_error_code() != Some(Code::AllBrokersDown) || self.last_error().is_none() {
+            self.note(reason);
+        }
     }
 }
 

@@ -1,12 +1,20 @@
 //! librdkafka's settings: ours by default, the operator's `queue.kafka.properties` over them, and over both those that
 //! this daemon's promises rest on.
 //!
+//! No client of ours lets a broker create a topic (`allow.auto.create.topics`), which librdkafka's producers and admin
+//! clients do by default with each question about a name: a topic that appears by itself has the broker's number of
+//! replicas, not the one that a 2xx stands on.
+//!
 //! librdkafka's defaults buffer up to 1 GiB in a producer and 64 MiB in each consumer. The bounds here keep a process
-//! with a producer and both consumers below 40 MiB when it idles and below 200 MiB under load.
+//! with a producer and both consumers below 40 MiB when it idles and below 200 MiB under load. A batch of another program
+//! is decompressed whole: with zstd up to `receive.message.max.bytes` (100 MB) for each consumer besides, and with other
+//! compressions to whatever it holds.
 
 use std::time::Duration;
 
-use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
+use rdkafka::{
+    ClientConfig, config::RDKafkaLogLevel, consumer::BaseConsumer, error::KafkaError, producer::BaseProducer,
+};
 
 use crate::{config::Config, health::SinkName};
 
@@ -30,6 +38,7 @@ pub const SESSION_TIMEOUT: Duration = Duration::from_secs(8);
 const LEVEL: &str = "compression.level";
 /// Of zstd. Small events get no smaller at librdkafka's default, 3, which takes half as many instructions again.
 const FAST: &str = "1";
+const AUTO_CREATE: &str = "allow.auto.create.topics";
 const REFRESH: &str = "topic.metadata.refresh.interval.ms";
 
 /// How long it takes until the group hands new partitions out: the refresh of a member's metadata, and a rebalance.
@@ -67,6 +76,27 @@ pub fn validate(config: &Config) -> Result<(), String> {
         })?;
     }
     Ok(())
+}
+
+/// Makes each kind of client once and lets it go: librdkafka looks at files, SASL and what settings mean together only
+/// then. They know no broker, and connect to none. It takes some milliseconds.
+///
+/// # Errors
+/// librdkafka's sentence.
+pub fn try_out(config: &Config) -> Result<(), String> {
+    fn made<T>(client: Result<T, KafkaError>) -> Result<(), String> {
+        client.map(drop).map_err(|error| match error {
+            KafkaError::ClientCreation(reason) => reason,
+            error => error.to_string(),
+        })
+    }
+    let alone = |mut settings: ClientConfig| {
+        settings.remove("bootstrap.servers");
+        settings
+    };
+    made(alone(producer(config)).create::<BaseProducer>())?;
+    made(alone(forwarder(config, "check")).create::<BaseProducer>())?;
+    made(alone(consumer(config, SinkName::Archive, "check")).create::<BaseConsumer>())
 }
 
 /// For metadata and administration: connections, no queues.
@@ -286,6 +316,7 @@ fn finish(settings: &mut ClientConfig, config: &Config, promises: &[(&str, &str)
     for (key, value) in promises {
         settings.set(*key, *value);
     }
+    settings.set(AUTO_CREATE, "false");
     settings.set("bootstrap.servers", &config.queue.kafka.brokers);
     let debug = config.queue.kafka.properties.contains_key("debug");
     settings.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Notice });
@@ -325,6 +356,22 @@ mod tests {
         assert_eq!(settings.get("linger.ms"), Some("7"));
         assert_eq!(settings.get(LEVEL), None, "ours is one of zstd");
         assert_eq!((settings.get("acks"), settings.get("request.required.acks")), (Some("all"), None));
+    }
+
+    #[test]
+    fn no_client_lets_a_broker_create_a_topic() {
+        let config = with(&[(AUTO_CREATE, "true")]);
+        let all = [
+            client(&config),
+            producer(&config),
+            dead_letter_producer(&config),
+            dead_letter_transactions(&config),
+            dead_letter_reader(&config),
+            forwarder(&config, "id"),
+            forwarded_position(&config, "id"),
+            consumer(&config, SinkName::Archive, "id"),
+        ];
+        assert!(all.iter().all(|settings| settings.get(AUTO_CREATE) == Some("false")));
     }
 
     #[test]

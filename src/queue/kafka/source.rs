@@ -317,6 +317,11 @@ impl Source {
             Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => {
                 self.compare.get_or_insert(Compare { since: Instant::now(), asked: false });
             }
+            // The next answer says that this is over.
+            Some(code @ (Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL)) => {
+                let said = self.consumer.context().last_error().map(|said| format!("; librdkafka says: {said}"));
+                self.standing.disconnected(format!("topic {}: {code}{}", self.topic, said.unwrap_or_default()));
+            }
             Some(code) if self.standing.heed(code, &self.topic, Instant::now()) => {}
             _ => tracing::warn!(sink = self.sink.as_str(), %error, "the Kafka consumer reports an error"),
         }
@@ -394,15 +399,18 @@ impl Source {
             Finding::Log { ranges, partition_count } => {
                 let answered = ranges.iter().map(|(partition, _)| *partition).collect();
                 self.standing.answered(self.partitions.all(), &answered, Instant::now());
+                self.standing.ends(&ranges, Instant::now());
                 self.share.counted(partition_count, self.partitions.len(), Instant::now());
                 self.compare_share();
                 for (partition, log) in ranges.iter().filter(|(partition, _)| self.partitions.holds(*partition)) {
                     let delivered = self.partitions.delivered(*partition);
+                    // A reader sees no records behind an open transaction, and there may be any number.
+                    let is_closed = log.high == log.end;
                     (self.events)(match delivered {
-                        Some(from) if self.tails.is_empty(*partition, delivered, log.end) => {
+                        Some(from) if is_closed && self.tails.is_empty(*partition, delivered, log.end) => {
                             SourceEvent::EmptyTail { partition: *partition, from, to: log.end }
                         }
-                        _ => SourceEvent::LogEnd(*partition, log.end),
+                        _ => SourceEvent::LogEnd(*partition, log.high),
                     });
                 }
                 self.compare_positions(&ranges);
@@ -444,7 +452,7 @@ impl Source {
                 if let Some(committed) = committed {
                     self.consumer.context().stands(partition, committed);
                 }
-                let (log_start, log_end, identity) = (log.start, log.end, origin.identity.clone());
+                let (log_start, log_end, identity) = (log.start, log.high, origin.identity.clone());
                 assignments.push(Assignment { partition, committed, log_start, log_end, identity, holds_all });
             }
         }

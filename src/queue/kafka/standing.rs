@@ -11,7 +11,10 @@ use std::{
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use crate::position::Partition;
+use crate::{
+    position::{Offset, Partition},
+    queue::kafka::survey::LogRange,
+};
 
 /// The brokers count as away after so many unanswered surveys: one alone may be a leader's election.
 const SILENT_SURVEYS: u32 = 2;
@@ -20,8 +23,16 @@ const LEADERLESS: Duration = Duration::from_secs(30);
 /// A batch that cannot be read is fetched again many times within this.
 const UNREADABLE: Duration = Duration::from_secs(30);
 
+/// librdkafka gives no other word about such a batch than about a damaged one.
+const TOO_LARGE: &str = "It may be larger, once decompressed, than the setting receive.message.max.bytes (100000000 \
+                         bytes): raise that first, in queue.kafka.properties, to several times the largest batch (up to \
+                         1000000000; so much memory more may be needed), and restart. Otherwise";
+
 /// A batch that waits for the topic's identity for so long is shown: it is asked for within milliseconds.
 const UNPROVEN: Duration = Duration::from_secs(10);
+
+/// A transaction that is open for so long is shown: those of this daemon are given up before.
+const OPEN: Duration = Duration::from_secs(15);
 
 /// The state of it.
 #[derive(Debug, Default)]
@@ -39,6 +50,9 @@ pub(super) struct Standing {
     silent: BTreeMap<Partition, Instant>,
     /// Since when a batch waits until the brokers say that its topic is still the same.
     unproven: Option<Instant>,
+    /// Where the first open transaction of a partition begins, how many offsets stand from there on, and since when that is
+    /// so.
+    open: BTreeMap<Partition, (Offset, u64, Instant)>,
     /// What was told last.
     told: Option<Result<(), String>>,
 }
@@ -55,6 +69,18 @@ impl Standing {
         }
     }
 
+    /// The logs' ends, at each tick of the survey.
+    pub fn ends(&mut self, ranges: &[(Partition, LogRange)], now: Instant) {
+        for (partition, log) in ranges {
+            let since = self.open.remove(partition).filter(|(begins, ..)| *begins == log.end);
+            if log.high > log.end {
+                let since = since.map_or(now, |(_, _, since)| since);
+                self.open.insert(*partition, (log.end, log.high.since(log.end), since));
+            }
+        }
+        self.open.retain(|partition, _| ranges.iter().any(|(answered, _)| answered == partition));
+    }
+
     /// A survey was not answered.
     pub fn unanswered(&mut self, reason: String) {
         self.silent_surveys += 1;
@@ -63,7 +89,7 @@ impl Standing {
         }
     }
 
-    /// librdkafka has lost all connections.
+    /// librdkafka has lost all connections, or gets none.
     pub fn disconnected(&mut self, reason: String) {
         self.unreachable = Some(reason);
     }
@@ -96,17 +122,16 @@ impl Standing {
                 self.refused = Some(format!("topic {topic}: {code}: give this user the right Read on the group"));
             }
             // The next answer says that this is over.
-            Code::UnknownTopicOrPartition
-            | Code::UnknownTopic
-            | Code::Authentication
-            | Code::SaslAuthenticationFailed => {
+            Code::UnknownTopicOrPartition | Code::UnknownTopic => {
                 self.unreachable = Some(format!("topic {topic}: {code}"));
             }
             Code::BadMessage | Code::BadCompression | Code::NotImplemented | Code::InvalidMessage => {
                 let reason = format!(
-                    "topic {topic}: a batch of records cannot be read ({code}): it is damaged, or of a format or \
-                     compression that this release does not know; its partition stands still. Use a release that knows \
-                     it, or remove the log up to the batch's end (kafka-delete-records) and set archive.on_gap = \"skip\""
+                    "topic {topic}: a batch of records cannot be read ({code}); its partition stands still. {} it is \
+                     damaged, or of a format or compression that this release does not know: use a release that knows \
+                     it; if there is none, remove the log up to the batch's end (kafka-delete-records), which loses all \
+                     records before it that were not archived, and set archive.on_gap = \"skip\"",
+                    if code == Code::BadCompression { TOO_LARGE } else { "As a rule" }
                 );
                 self.unreadable = Some((reason, now));
             }
@@ -149,8 +174,31 @@ impl Standing {
                     .to_owned()
             })
         };
+        let open = || {
+            let long = self.open.iter().filter(|(_, (_, _, since))| now.duration_since(*since) >= OPEN);
+            let names: Vec<String> = long
+                .map(|(partition, (begins, offsets, _))| {
+                    format!("partition {partition} from offset {begins} on ({offsets} offsets wait)")
+                })
+                .collect();
+            (!names.is_empty()).then(|| {
+                format!(
+                    "a transaction of another program is open, and no record behind its beginning can be read: {}. It \
+                     ends with that program, or at its transaction.timeout.ms; to end it now: kafka-transactions abort \
+                     --topic TOPIC --partition PARTITION --start-offset OFFSET",
+                    names.join(", ")
+                )
+            })
+        };
         let unreadable = self.unreadable.as_ref().map(|(reason, _)| reason);
-        self.unreachable.as_ref().or(self.refused.as_ref()).or(unreadable).cloned().or_else(unproven).or_else(silent)
+        self.unreachable
+            .as_ref()
+            .or(self.refused.as_ref())
+            .or(unreadable)
+            .cloned()
+            .or_else(unproven)
+            .or_else(silent)
+            .or_else(open)
     }
 }
 
@@ -212,6 +260,30 @@ mod tests {
         assert!(reason(&mut standing, now + LEADERLESS).contains("partition(s) 1:"));
         standing.answered(set(&[0, 1]), &set(&[0, 1]), now + LEADERLESS);
         assert_eq!(standing.news(now + LEADERLESS), Some(Ok(())));
+    }
+
+    #[test]
+    fn a_transaction_that_stays_open_is_named_with_its_first_offset() {
+        let now = Instant::now();
+        let mut standing = healthy(now);
+        let ends = |end, high| [(Partition(1), LogRange { start: Offset(0), end: Offset(end), high: Offset(high) })];
+        standing.ends(&ends(5, 9), now);
+        standing.ends(&ends(7, 9), now + OPEN / 2);
+        assert_eq!(standing.news(now + OPEN), None, "another one each time");
+        standing.ends(&ends(7, 207), now + OPEN);
+        let reason = reason(&mut standing, now + OPEN * 2);
+        assert!(reason.contains("partition 1 from offset 7 on (200 offsets wait)"), "{reason}");
+        standing.ends(&ends(208, 208), now + OPEN * 2);
+        assert_eq!(standing.news(now + OPEN * 2), Some(Ok(())));
+    }
+
+    #[test]
+    fn a_batch_that_decompresses_to_too_much_is_told_with_the_setting_first() {
+        let now = Instant::now();
+        let mut standing = healthy(now);
+        assert!(standing.heed(Code::BadCompression, "events", now));
+        let reason = reason(&mut standing, now);
+        assert!(reason.find("receive.message.max.bytes") < reason.find("kafka-delete-records"), "{reason}");
     }
 
     #[test]

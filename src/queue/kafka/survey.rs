@@ -23,7 +23,7 @@ use crate::{
     position::{Offset, Partition, TopicIdentity},
     queue::kafka::{
         group::Group,
-        identity::{commit_metadata, topic_identity},
+        identity::{commit_metadata, high_watermark, topic_identity},
         origin::Origin,
         stranded::{Stranded, a_new_client_is_answered},
     },
@@ -38,11 +38,14 @@ const TICK: Duration = Duration::from_secs(3);
 /// After a failed question; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// The first offset that the log holds, and the one that the next record gets.
+/// The first offset that the log holds, and the one behind the last record that can be read: behind it stand at most those
+/// of transactions that are open, and of others since the first of them began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LogRange {
     pub start: Offset,
     pub end: Offset,
+    /// The one that the next record gets: beyond `end` while a transaction is open.
+    pub high: Offset,
 }
 
 /// What is known of a partition that was asked for.
@@ -268,8 +271,11 @@ impl Surveyor {
         let starts = self.ask_log(&all, KafkaOffset::Beginning)?;
         self.go_on()?;
         let ends = self.ask_log(&all, KafkaOffset::End)?;
-        let range =
-            |partition: &Partition| Some(LogRange { start: *starts.get(partition)?, end: *ends.get(partition)? });
+        let range = |partition: &Partition| {
+            let (start, end) = (*starts.get(partition)?, *ends.get(partition)?);
+            let high = high_watermark(self.consumer.client(), &self.topic, *partition);
+            Some(LogRange { start, end, high: high.map_or(end, |high| high.max(end)) })
+        };
         let ranges = all.iter().filter_map(|partition| Some((*partition, range(partition)?))).collect();
         let mut findings = vec![Finding::Log { ranges, partition_count }];
         if let Some(identity) = identity {

@@ -87,6 +87,7 @@ impl Database {
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             sqlite::bound_memory(&connection)?;
+            sqlite::keep_temporary_files_beside(&connection, path)?;
             let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             Ok((connection, version))
         };

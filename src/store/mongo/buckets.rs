@@ -2,7 +2,8 @@
 //!
 //! `_id` is `<topic>[@<generation>]/<partition>/<window start in ms>/<group>`, with the group's JSON text, or where that
 //! is long its SHA-256 (the text then stands in the field `key`). In `group`, `%`, `.` and `$` in a field's name are
-//! written `%25`, `%2E` and `%24`: MongoDB gives them a meaning of their own.
+//! written `%25`, `%2E` and `%24`: MongoDB gives them a meaning of their own. Where an index of an operator takes no such
+//! `group`, the text stands in `key` instead.
 
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use serde_json::Value;
@@ -62,19 +63,30 @@ impl<'a> Buckets<'a> {
 
     /// An upsert that adds the delta only where nobody else was in the meantime.
     pub fn statement(&self, delta: &BucketDelta) -> Document {
-        let BucketKey { window_start, group } = &delta.key;
+        let group = &delta.key.group;
         let fields = &self.options.aggregates[self.aggregate].group_by;
         let values = group::values(group, fields.len()).into_iter().map(bson);
+        let values: Document = fields.iter().map(|field| escape(field)).zip(values).collect();
+        let mut insert = doc! { "group": values };
+        if group.len() > LONGEST {
+            insert.insert("key", &**group);
+        }
+        self.upsert(delta, insert)
+    }
+
+    /// The same with the group's text alone.
+    pub fn plain_statement(&self, delta: &BucketDelta) -> Document {
+        self.upsert(delta, doc! { "key": &*delta.key.group })
+    }
+
+    fn upsert(&self, delta: &BucketDelta, group: Document) -> Document {
         let mut insert = doc! {
-            "window_start": DateTime::from_millis(window_start.0),
-            "group": fields.iter().map(|field| escape(field)).zip(values).collect::<Document>(),
+            "window_start": DateTime::from_millis(delta.key.window_start.0),
             "topic": &self.options.topic,
             "partition": delta.partition.0,
             "generation": i64::from(self.options.generation),
         };
-        if group.len() > LONGEST {
-            insert.insert("key", &**group);
-        }
+        insert.extend(group);
         doc! {
             "q": { "_id": self.id(delta), "last_offset": { "$lt": delta.first.as_i64() } },
             "u": {
@@ -135,16 +147,21 @@ pub fn split<'a>(deltas: &'a [&'a BucketDelta]) -> impl Iterator<Item = &'a [&'a
 /// A row of the query's pipeline.
 pub fn row(fields: &[String], document: &Document) -> Option<Row> {
     let id = document.get_document("_id").ok()?;
-    let group = id.get_document("group").ok()?;
+    let group: Vec<Value> = match id.get("group")? {
+        Bson::Document(group) => {
+            fields.iter().map(|field| group.get(escape(field)).map_or(Value::Null, json)).collect()
+        }
+        Bson::String(text) => group::values(text, fields.len()).into_iter().map(Value::from).collect(),
+        _ => return None,
+    };
     let count = match document.get("count")? {
         Bson::Int32(count) => u64::from(count.unsigned_abs()),
         Bson::Int64(count) => count.unsigned_abs(),
         _ => return None,
     };
-    let value = |field: &String| group.get(escape(field)).map_or(Value::Null, json);
     Some(Row {
         window_start: super::datetime(*id.get_datetime("window_start").ok()?),
-        group: fields.iter().map(|field| (field.clone(), value(field))).collect(),
+        group: fields.iter().cloned().zip(group).collect(),
         count,
     })
 }
@@ -213,7 +230,14 @@ mod tests {
         let buckets = Buckets::new(&options, 0);
         for group in [r#"["a/b"]"#.to_owned(), "[1.50]".to_owned(), format!("[\"{}\"]", "x".repeat(1000))] {
             let delta = delta(&group);
+            let plain = buckets.plain_statement(&delta);
+            let insert = |statement: &Document| {
+                let update = statement.get_document("u").unwrap();
+                update.get_document("$setOnInsert").unwrap().clone()
+            };
+            assert!(!insert(&plain).contains_key("group") && insert(&plain).get_str("key").unwrap() == group);
             let statement = buckets.statement(&delta);
+            assert_eq!(statement.get("q"), plain.get("q"));
             let id = statement.get_document("q").unwrap().get_str("_id").unwrap();
             assert!(id.starts_with("events@2/3/60000/") && id.len() < 600, "{id}");
             let update = statement.get_document("u").unwrap();

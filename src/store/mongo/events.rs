@@ -2,7 +2,7 @@
 //!
 //! `_id` is `<topic>[@<generation>]/<partition>/<offset>`, so that writing one again changes nothing. `event` is the
 //! event itself; one that BSON cannot hold exactly stands as the string `raw` instead, and one that is too large for a
-//! document is left out (`omitted: true`; the archive has it). They expire by their time of receipt, so that a late
+//! document is left out (`omitted: true`; the archive has it). So is one that an index of an operator does not take. They expire by their time of receipt, so that a late
 //! event is not removed at once.
 
 mod document;
@@ -11,17 +11,15 @@ use std::time::Duration;
 
 use mongodb::{
     Database,
-    bson::{RawArrayBuf, RawDocumentBuf, doc, rawdoc},
-    error::ErrorKind,
+    bson::{DateTime, RawArrayBuf, RawDocumentBuf, doc, rawdoc},
 };
 
-use super::{Buckets, Failure, MongoStore, StatementError, WriteReply, code, primary};
+use super::{Buckets, Failure, MongoStore, StatementError, Wanted, WriteReply, code, primary};
 use crate::store::{ProcessedEvent, RefusedEvent, StoreOptions};
 
 use document::Form;
 
-const COLLECTION: &str = "events";
-const TTL_INDEX: &str = "received";
+pub const COLLECTION: &str = "events";
 /// Documents in one command; the server takes 100,000.
 const DOCUMENTS: usize = 1000;
 /// Bytes of one command's documents, but for one that is larger alone; a command is a document itself.
@@ -29,32 +27,24 @@ const BYTES: usize = 8 << 20;
 /// The largest document that the server takes.
 const LARGEST: usize = 16 << 20;
 
-/// Creates the indexes; `ttl` may have changed since they were created.
-pub async fn prepare(store: &MongoStore, database: &Database, ttl: Duration) -> Result<(), Failure> {
-    let indexes = [
-        doc! { "key": { "time": 1 }, "name": "time" },
-        doc! { "key": { "type": 1, "time": 1 }, "name": "type" },
-        doc! { "key": { "client_id": 1, "time": 1 }, "name": "client" },
-    ];
-    let create = doc! { "createIndexes": COLLECTION, "indexes": indexes.to_vec() };
-    store.write(database, create).await?.ok()?;
-    let seconds = i32::try_from(ttl.as_secs()).unwrap_or(i32::MAX);
-    let expiry = doc! { "key": { "received": 1 }, "name": TTL_INDEX, "expireAfterSeconds": seconds };
-    match store.write(database, doc! { "createIndexes": COLLECTION, "indexes": [expiry] }).await {
-        Err(Failure::Driver(error)) if is_other_ttl(&error) => {
-            let change = doc! { "name": TTL_INDEX, "expireAfterSeconds": seconds };
-            store.write(database, doc! { "collMod": COLLECTION, "index": change }).await?.ok()
-        }
-        reply => reply?.ok(),
-    }
+pub fn indexes(ttl: Duration) -> [Wanted; 4] {
+    [
+        Wanted::new("time", doc! { "time": 1 }),
+        Wanted::new("type", doc! { "type": 1, "time": 1 }),
+        Wanted::new("client", doc! { "client_id": 1, "time": 1 }),
+        Wanted::expiring("received", doc! { "received": 1 }, ttl),
+    ]
 }
 
-fn is_other_ttl(error: &mongodb::error::Error) -> bool {
-    matches!(&*error.kind, ErrorKind::Command(command) if command.code == code::INDEX_OPTIONS_CONFLICT)
+/// Why a document is refused in a form.
+struct Reason {
+    message: String,
+    /// It is the document's fault. Else it may be the collection's, and pass.
+    certain: bool,
 }
 
-/// Inserts what is not there yet. A document that the server does not take for its form is written in a plainer one, so
-/// that one event never stops all others; gives back those that it takes in none.
+/// Inserts what is not there yet. A document that the server does not take is written in a plainer form, so that one
+/// event never stops all others; gives back those that it takes in none.
 pub async fn write(
     store: &MongoStore,
     database: &Database,
@@ -63,29 +53,42 @@ pub async fn write(
     let mut rest: Vec<&ProcessedEvent> = events.iter().collect();
     let mut reasons = Vec::new();
     for form in [Form::Document, Form::Raw, Form::Omitted] {
-        (rest, reasons) = insert(store, database, &rest, form).await?.into_iter().unzip();
+        let (mut certain, uncertain) = insert(store, database, &rest, form).await?;
+        // For a reason that is not known to be theirs they fail a second time before anything is made of it.
+        let again: Vec<&ProcessedEvent> = uncertain.into_iter().map(|(event, _)| event).collect();
+        let (mut found_certain, uncertain) = insert(store, database, &again, form).await?;
+        certain.append(&mut found_certain);
+        certain.extend(uncertain);
+        (rest, reasons) = certain.into_iter().unzip();
         if rest.is_empty() {
             return Ok(Vec::new());
         }
     }
+    if let Some(Reason { message, .. }) = reasons.iter().find(|reason| !reason.certain)
+        && !takes_documents(store, database).await?
+    {
+        return Err(Failure::unavailable(message));
+    }
     let refused = rest.into_iter().zip(reasons);
     Ok(refused
-        .map(|(event, why)| RefusedEvent {
+        .map(|(event, Reason { message, .. })| RefusedEvent {
             partition: event.partition,
             offset: event.offset,
-            message: format!("MongoDB does not take it as a document of the collection {COLLECTION}: {why}"),
+            message: format!("MongoDB does not take it as a document of the collection {COLLECTION}: {message}"),
         })
         .collect())
 }
 
-/// Gives back those that cannot be taken in this form, and why.
+type Refused<'e> = Vec<(&'e ProcessedEvent, Reason)>;
+
+/// Gives back those that cannot be taken in this form, and why: first where that is certain.
 async fn insert<'e>(
     store: &MongoStore,
     database: &Database,
     events: &[&'e ProcessedEvent],
     form: Form,
-) -> Result<Vec<(&'e ProcessedEvent, String)>, Failure> {
-    let mut refused = Vec::new();
+) -> Result<(Refused<'e>, Refused<'e>), Failure> {
+    let (mut refused, mut uncertain) = (Vec::new(), Vec::new());
     let mut next = 0;
     while next < events.len() {
         let (mut documents, mut bytes, mut part) = (RawArrayBuf::new(), 0, Vec::new());
@@ -99,7 +102,8 @@ async fn insert<'e>(
             next += 1;
             if size > LARGEST {
                 // Within a command it would be the command that is refused, with all that it holds.
-                refused.push((event, format!("{size} bytes are more than a document may have ({LARGEST})")));
+                let message = format!("{size} bytes are more than a document may have ({LARGEST})");
+                refused.push((event, Reason { message, certain: true }));
                 continue;
             }
             documents.push(document);
@@ -109,28 +113,47 @@ async fn insert<'e>(
         if part.is_empty() {
             continue;
         }
-        let concern = RawDocumentBuf::try_from(&store.write_concern()).map_err(mongodb::error::Error::from)?;
-        let command =
-            rawdoc! { "insert": COLLECTION, "ordered": false, "documents": documents, "writeConcern": concern };
-        let reply = database.run_raw_command(command).selection_criteria(primary()).await?;
-        let reply = WriteReply::read(&reply);
+        let reply = insert_raw(store, database, documents).await?;
         let stands = |error: &&StatementError| error.code == code::DUPLICATE_KEY && !error.in_another_index;
         for error in reply.errors.iter().filter(|error| !stands(error)) {
-            match part.get(error.index) {
-                // A unique index of an operator refuses it in every form.
-                Some(event) if error.in_another_index || code::is_of_the_document(error.code) => {
-                    tracing::debug!(partition = %event.partition, offset = %event.offset, error.message,
-                        "processed event refused in this form");
-                    refused.push((*event, error.message.clone()));
-                }
-                _ => return Err(Failure::unavailable(&error.message)),
-            }
+            let Some(event) = part.get(error.index).filter(|_| !code::is_passing(error.code)) else {
+                return Err(Failure::unavailable(&error.message));
+            };
+            tracing::debug!(partition = %event.partition, offset = %event.offset, code = error.code, error.message,
+                "processed event refused in this form");
+            let certain = is_of_the_document(error);
+            let reason = Reason { message: format!("{} (code {})", error.message, error.code), certain };
+            if certain { &mut refused } else { &mut uncertain }.push((*event, reason));
         }
         reply.concern_ok()?;
     }
-    Ok(refused)
+    Ok((refused, uncertain))
 }
 
-fn id(options: &StoreOptions, event: &ProcessedEvent) -> String {
+async fn insert_raw(store: &MongoStore, database: &Database, documents: RawArrayBuf) -> Result<WriteReply, Failure> {
+    let concern = RawDocumentBuf::try_from(&store.write_concern()).map_err(mongodb::error::Error::from)?;
+    let command = rawdoc! { "insert": COLLECTION, "ordered": false, "documents": documents, "writeConcern": concern };
+    Ok(WriteReply::read(&database.run_raw_command(command).selection_criteria(primary()).await?))
+}
+
+/// A unique index of an operator refuses it in every form.
+fn is_of_the_document(error: &StatementError) -> bool {
+    error.in_another_index || code::is_of_the_document(error.code)
+}
+
+/// Whether the collection judges documents at all: tried with one of no event, which is removed again. (Where that fails,
+/// the index on `received` removes it.)
+async fn takes_documents(store: &MongoStore, database: &Database) -> Result<bool, Failure> {
+    let id = format!("ingestd-check/{:016x}", fastrand::u64(..));
+    let old = DateTime::from_millis(0);
+    let document = rawdoc! { "_id": id.as_str(), "time": old, "received": old, "omitted": true };
+    let reply = insert_raw(store, database, RawArrayBuf::from_iter([document])).await?;
+    let judged = reply.errors.iter().all(|error| error.code == code::DUPLICATE_KEY || is_of_the_document(error));
+    let remove = doc! { "delete": COLLECTION, "deletes": [{ "q": { "_id": id }, "limit": 1 }] };
+    store.write(database, remove).await?.ok()?;
+    Ok(judged)
+}
+
+pub fn id(options: &StoreOptions, event: &ProcessedEvent) -> String {
     format!("{}/{}", Buckets::source(options, event.partition), event.offset)
 }

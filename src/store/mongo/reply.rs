@@ -1,6 +1,8 @@
 //! The reply to a write command. `ok: 1` says only that the command was run: whether its statements took effect stands
 //! in `writeErrors`, and whether that is durable in `writeConcernError`.
 
+use std::borrow::Cow;
+
 use mongodb::bson::{Bson, Document};
 
 use super::Failure;
@@ -9,19 +11,47 @@ use super::Failure;
 pub mod code {
     pub const UNAUTHORIZED: i32 = 13;
     pub const INDEX_OPTIONS_CONFLICT: i32 = 85;
+    pub const INDEX_KEY_SPECS_CONFLICT: i32 = 86;
     pub const DUPLICATE_KEY: i32 = 11000;
 
     /// BadValue, FailedToParse, TypeMismatch, Overflow (nested too deeply), InvalidBSON, DollarPrefixedFieldName,
-    /// EmptyFieldName, DottedFieldName, DocumentValidationFailure, CannotIndexParallelArrays, BSONObjectTooLarge, what
-    /// geospatial and text indexes do not take, and keys and documents that are too large.
+    /// EmptyFieldName, DottedFieldName, DocumentValidationFailure, CannotIndexParallelArrays, BSONObjectTooLarge, some of
+    /// what indexes do not take, and keys and documents that are too large.
     const OF_THE_DOCUMENT: [i32; 18] =
         [2, 9, 14, 15, 22, 52, 56, 57, 121, 171, 10334, 13026, 16755, 17260, 17261, 17280, 17419, 17420];
 
-    /// Whether the statement's own document is at fault, so that trying again is in vain. All else may pass: a full
-    /// disk, an election, a missing right.
+    /// HostUnreachable, HostNotFound, Unauthorized, LockTimeout, MaxTimeMSExpired, StaleShardVersion, WriteConcernFailed,
+    /// NetworkTimeout, ShutdownInProgress, LockFailed, WriteConflict, ReadConcernMajorityNotAvailableYet, ExceededMemoryLimit,
+    /// StaleEpoch, CommandNotSupportedOnView, PrimarySteppedDown, NotImplemented, StaleDbVersion, ExceededTimeLimit,
+    /// ClientDisconnect, TenantMigrationConflict, SocketException, NotWritablePrimary, Interrupted (three), StaleConfig,
+    /// NotPrimary (two), OutOfDiskSpace; and the quotas of two hosted services.
+    const PASSING: [i32; 34] = [
+        6, 7, 13, 24, 50, 63, 64, 89, 91, 107, 112, 134, 146, 150, 166, 189, 238, 249, 262, 279, 325, 9001, 10107,
+        10058, 11600, 11601, 11602, 13388, 13435, 13436, 14031, 8000, 16500, 16501,
+    ];
+
+    /// Whether the statement's own document is at fault, so that trying again is in vain.
     pub fn is_of_the_document(code: i32) -> bool {
         OF_THE_DOCUMENT.contains(&code)
     }
+
+    /// Whether the server or the collection is at fault, for as long as it lasts: a full disk, an election, a missing right.
+    /// Of codes that are in neither list (each kind of index has some of its own) it has to be found out.
+    pub fn is_passing(code: i32) -> bool {
+        PASSING.contains(&code)
+    }
+}
+
+/// The longest text of the server that is passed on, in bytes. It may quote the whole document.
+const LONGEST: usize = 240;
+
+/// The beginning of what the server says.
+pub fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= LONGEST {
+        return text.into();
+    }
+    let end = (0..=LONGEST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+    format!("{} …", &text[..end]).into()
 }
 
 /// Why one statement took no effect.
@@ -37,6 +67,8 @@ pub struct StatementError {
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct WriteReply {
+    /// Documents that were stored or found, over all statements.
+    pub effects: i32,
     pub errors: Vec<StatementError>,
     /// Why what took effect is not known to be durable.
     pub concern: Option<String>,
@@ -49,9 +81,10 @@ impl WriteReply {
             Some(Bson::Int64(number)) => i32::try_from(*number).unwrap_or(-1),
             _ => -1,
         };
-        let message = |document: &Document| document.get_str("errmsg").unwrap_or("no message").to_owned();
+        let message = |document: &Document| shortened(document.get_str("errmsg").unwrap_or("no message")).into_owned();
         let errors = reply.get_array("writeErrors").map_or(&[][..], Vec::as_slice);
         Self {
+            effects: number(reply, "n").max(0),
             errors: errors
                 .iter()
                 .filter_map(Bson::as_document)
@@ -98,5 +131,20 @@ mod tests {
         assert_eq!([0, 1].map(|error| reply.errors[error].in_another_index), [false, true]);
         assert!(reply.clone().concern_ok().is_err() && reply.ok().is_err());
         assert!(WriteReply::read(&doc! { "ok": 1.0, "n": 1 }).ok().is_ok());
+    }
+
+    #[test]
+    fn what_the_server_quotes_of_an_event_is_cut() {
+        let quoted = format!("point not in interval :: caused by :: {{ event: {{ p: \"{}\" }} }}", "ä".repeat(4000));
+        let reply = WriteReply::read(&doc! { "writeErrors": [{ "index": 0, "code": 13027, "errmsg": &quoted }] });
+        let message = &reply.errors[0].message;
+        assert!(message.starts_with("point not in interval") && message.ends_with('…'), "{message}");
+        assert!(message.len() <= LONGEST + 4, "{message}");
+        assert_eq!(shortened("short"), "short");
+    }
+
+    #[test]
+    fn no_code_is_both_the_documents_and_passing() {
+        assert!((0..200_000).all(|code| !(code::is_of_the_document(code) && code::is_passing(code))));
     }
 }

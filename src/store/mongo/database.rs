@@ -1,0 +1,103 @@
+//! Which database the store is kept in.
+
+use mongodb::{
+    Client,
+    bson::{Document, doc},
+    options::ConnectionString,
+};
+
+use super::{Failure, MongoStore, code, primary};
+use crate::config::StoreConfig;
+
+/// What the configuration says of the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DatabaseChoice {
+    Fixed(String),
+    /// The URL's, where [`DatabaseChoice::DEFAULT`] holds nothing of ours: earlier releases had everything there,
+    /// whatever the URL said.
+    OfUrl(String),
+}
+
+impl DatabaseChoice {
+    pub const DEFAULT: &str = "ingestd";
+    /// MongoDB's own. In a URL they say only where the user is looked up.
+    pub const SYSTEM: [&str; 3] = ["admin", "local", "config"];
+
+    /// Of `store.database` and `store.url`.
+    pub fn of(store: &StoreConfig) -> Self {
+        let url = ConnectionString::parse(&store.url).ok();
+        Self::new(&store.database, url.and_then(|url| url.default_database).as_deref())
+    }
+
+    fn new(given: &str, of_url: Option<&str>) -> Self {
+        match of_url.filter(|name| *name != Self::DEFAULT && !Self::SYSTEM.contains(name)) {
+            _ if !given.is_empty() => Self::Fixed(given.to_owned()),
+            Some(name) => Self::OfUrl(name.to_owned()),
+            None => Self::Fixed(Self::DEFAULT.to_owned()),
+        }
+    }
+
+    /// The one that is meant.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Fixed(name) | Self::OfUrl(name) => name,
+        }
+    }
+
+    /// The one that is used. Asks the server where the URL names it.
+    pub(super) async fn settle(&self, client: &Client) -> Result<String, Failure> {
+        let Self::OfUrl(name) = self else { return Ok(self.name().to_owned()) };
+        if holds_ours(client, name).await? || !holds_ours(client, Self::DEFAULT).await? {
+            return Ok(name.clone());
+        }
+        tracing::warn!(
+            "database {:?} of MongoDB holds aggregates from before and stays in use, though store.url names {name:?}: \
+             set store.database to the one that is meant",
+            Self::DEFAULT,
+        );
+        Ok(Self::DEFAULT.to_owned())
+    }
+}
+
+async fn holds_ours(client: &Client, database: &str) -> Result<bool, Failure> {
+    let list = doc! {
+        "listCollections": 1,
+        "filter": { "name": MongoStore::DEFINITIONS },
+        "nameOnly": true,
+        "authorizedCollections": true,
+    };
+    let listed = client.database(database).run_command(list).selection_criteria(primary()).await;
+    match listed.map_err(Failure::from) {
+        Ok(reply) => Ok(!first_batch(&reply).is_empty()),
+        // Who may not look into it has written nothing there.
+        Err(failure) if failure.code() == Some(code::UNAUTHORIZED) => Ok(false),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// The documents of a reply that has them all.
+pub(super) fn first_batch(reply: &Document) -> Vec<&Document> {
+    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+    batch.map_or_else(|_| Vec::new(), |batch| batch.iter().filter_map(|document| document.as_document()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_database_of_the_url_is_meant_unless_one_is_given_or_it_is_mongodbs_own() {
+        let fixed = |name: &str| DatabaseChoice::Fixed(name.to_owned());
+        let of = |database: &str, url: &str| {
+            let (database, url) = (database.to_owned(), url.to_owned());
+            DatabaseChoice::of(&StoreConfig { database, url, ..StoreConfig::default() })
+        };
+        assert_eq!(of("", "mongodb://a/shop?replicaSet=rs0"), DatabaseChoice::OfUrl("shop".to_owned()));
+        assert_eq!(of("mine", "mongodb://a/shop"), fixed("mine"));
+        for url in
+            ["mongodb://a", "mongodb://a/", "mongodb://a/?w=majority", "mongodb://u:p@a/admin", "mongodb://a/ingestd"]
+        {
+            assert_eq!(of("", url), fixed("ingestd"), "{url}");
+        }
+    }
+}

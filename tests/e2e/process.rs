@@ -1,0 +1,170 @@
+//! The process among others: who reads its log, sends it signals, waits for it, and connects to it.
+
+use std::{
+    io::Read,
+    net::TcpListener,
+    os::unix::net::UnixDatagram,
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use crate::support::{
+    PATIENCE, daemon::Setup, eventually, free_port, http::Client, program, scratch, services::services,
+};
+
+/// A daemon whose stdout and stderr are pipes of this test. Killed at its end, and after a while in any case.
+struct Piped {
+    child: Child,
+    admin: String,
+    folder: tempfile::TempDir,
+}
+
+impl Piped {
+    fn start() -> Self {
+        let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
+        let (http, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", &PATIENCE.as_secs().to_string(), &program(), "--config", "config.toml"]);
+        for (key, value) in [
+            ("http.listen", &*http),
+            ("admin.listen", &admin),
+            ("disk.max_used_percent", "99.5"),
+            ("disk.resume_percent", "99"),
+        ] {
+            command.args(["--set", &format!("{key}={value}")]);
+        }
+        std::fs::write(folder.path().join("config.toml"), "").expect("the folder was just made");
+        command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self { child: command.spawn().expect("coreutils are installed"), admin, folder }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
+    }
+
+    /// To `timeout`, which passes it on.
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "it runs");
+    }
+}
+
+impl Drop for Piped {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn whoever_reads_the_log_may_stand_still_and_nothing_else_does() {
+    let mut daemon = Piped::start();
+    let client = Client::new();
+    let [metrics, reload] = ["/metrics", "/reload"].map(|path| daemon.url(path));
+    let ready = || (client.get(&daemon.url("/health/ready")).ok()?.status == 200).then_some(());
+    eventually("ready", PATIENCE, ready);
+    let dropped = || {
+        let metrics = client.get(&metrics).ok()?;
+        let lines = metrics.body.lines().find_map(|line| line.strip_prefix("ingestd_log_lines_dropped_total "))?;
+        lines.parse::<f64>().ok()
+    };
+    // Each reload of it is a long line, and a pipe holds 64 KiB.
+    let wrong: String = (0..1000).map(|key| format!("unknown_key_{key} = 1\n")).collect();
+    std::fs::write(daemon.folder.path().join("config.toml"), wrong).expect("it can be written");
+    let reload = || {
+        let reloaded = client.post(&reload, None, b"").expect("it answers");
+        assert_eq!(reloaded.status, 422, "{reloaded:?}");
+    };
+    eventually("lines are dropped", PATIENCE, || {
+        reload();
+        (dropped()? > 0.0).then_some(())
+    });
+    // Somebody reads again.
+    let mut log = daemon.child.stderr.take().expect("it is piped");
+    let (mut read, mut piece) = (String::new(), [0; 65536]);
+    let deadline = Instant::now() + PATIENCE;
+    while !read.contains("lines of the log were dropped") {
+        assert!(Instant::now() < deadline, "it is not said");
+        let bytes = log.read(&mut piece).expect("a pipe");
+        read.push_str(&String::from_utf8_lossy(&piece[..bytes]));
+    }
+    // And stands still again, until the end.
+    let before = dropped();
+    eventually("lines are dropped again", PATIENCE, || {
+        reload();
+        (dropped() > before).then_some(())
+    });
+    daemon.signal("TERM");
+    let status = eventually("it ends", PATIENCE, || daemon.child.try_wait().expect("it is our child"));
+    assert_eq!(status.code(), Some(0), "in order");
+}
+
+#[test]
+fn sigint_and_sigterm_at_once_are_one_wish_and_the_same_again_is_another() {
+    let both = Setup::new("both-signals").start();
+    for n in 0..200 {
+        assert_eq!(both.post(None, format!(r#"{{"type":"a","n":{n}}}"#).as_bytes()).status, 200);
+    }
+    both.signal("INT");
+    both.signal("TERM");
+    assert_eq!(both.wait_exit(PATIENCE), 0, "{}", both.log());
+    assert!(both.log().contains("positions are committed"), "{}", both.log());
+
+    // Something to wait for: an archive that does not answer.
+    let away = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let endpoint = format!("http://{}", away.local_addr().expect("it is bound"));
+    let twice = Setup::new("twice")
+        .set("archive.url", "s3://bucket/raw")
+        .set("archive.options.endpoint", endpoint)
+        .set("archive.options.access_key_id", "test")
+        .set("archive.options.secret_access_key", "test")
+        .set("shutdown.timeout", "10m")
+        .start();
+    assert_eq!(twice.post(None, br#"{"type":"a"}"#).status, 200);
+    twice.signal("TERM");
+    eventually("it stops", PATIENCE, || twice.log().contains("stopping").then_some(()));
+    twice.signal("TERM");
+    assert_eq!(twice.wait_exit(PATIENCE), 4, "{}", twice.log());
+    assert!(twice.log().contains("a second signal (SIGTERM)"), "{}", twice.log());
+}
+
+#[test]
+fn systemd_hears_that_it_is_ready_when_events_are_taken() {
+    let Some(services) = services() else { return };
+    let folder = tempfile::tempdir().expect("a short path, as a socket's must be");
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("a new path");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a time");
+    let setup = services.setup("notified").environment("NOTIFY_SOCKET", &path.display().to_string());
+    services.create_bucket("notified");
+    let mut daemon = setup.spawn();
+    for round in 0..3 {
+        let mut message = [0; 4096];
+        loop {
+            let bytes = socket.recv(&mut message).expect("it tells");
+            if message[..bytes].starts_with(b"READY=1") {
+                break;
+            }
+        }
+        let reply = daemon.post(None, br#"{"type":"a"}"#);
+        assert_eq!(reply.status, 200, "start {round}: {reply:?}");
+        daemon.terminate();
+        if round < 2 {
+            daemon.respawn();
+        }
+    }
+
+    // What is away makes no failed start of it.
+    let away = Setup::new("notified-away")
+        .set("queue.kind", "kafka")
+        .set("queue.kafka.brokers", format!("127.0.0.1:{}", free_port()))
+        .set("shutdown.timeout", "5s")
+        .environment("NOTIFY_SOCKET", &path.display().to_string())
+        .spawn();
+    let mut message = [0; 4096];
+    while !message.starts_with(b"READY=1") {
+        message = [0; 4096];
+        socket.recv(&mut message).expect("it tells");
+    }
+    away.signal("KILL");
+}

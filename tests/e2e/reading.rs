@@ -1,0 +1,146 @@
+//! What readers of the archive find: the recipes of docs/reading.md, and what stands there of an older release.
+
+use std::{fs, process::Command};
+
+use chrono::{DateTime, Utc};
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::support::{
+    PATIENCE,
+    daemon::{Daemon, Setup},
+    eventually, program, skip,
+};
+
+/// What no I-JSON allows, by the word that the refusal has.
+const UNREADABLE: [(&str, &str); 4] = [
+    (r#"{"type":"a","client_id":"c","n":1e400}"#, "1e400"),
+    (r#"{"type":"b","client_id":"c","x":"\ud800"}"#, "surrogate"),
+    (r#"{"type":"a","client_id":"c","x":{"y":1,"y":2}}"#, "stands twice"),
+    ("{\"type\":\"a\",\r\n\"type\":\"b\",\"client_id\":\"c\"}", "stands twice"),
+];
+
+#[test]
+fn every_light_reader_of_the_guide_reads_each_record_by_its_recipe() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/readers/run.py");
+    let run =
+        Command::new("python3").arg(script).args(["--binary", &program(), "light"]).output().expect("python3 runs");
+    let said = String::from_utf8_lossy(&[run.stdout, run.stderr].concat()).into_owned();
+    if run.status.code() == Some(77) {
+        return skip("the readers' packages cannot be installed");
+    }
+    assert!(run.status.success() && said.contains("4 passed, 0 failed"), "{said}");
+}
+
+fn post(daemon: &Daemon, event: &str) -> u16 {
+    daemon.post(None, event.as_bytes()).status
+}
+
+fn verified(daemon: &Daemon) -> Value {
+    let report = daemon.run(&["archive", "verify", "--json"]);
+    assert!(report.status.success(), "{report:?}");
+    serde_json::from_slice(&report.stdout).expect("it is JSON")
+}
+
+#[test]
+fn what_not_every_reader_takes_is_refused_or_stands_as_raw_and_an_object_of_an_older_release_is_followed() {
+    // One segment, which stays open until the stop.
+    let setup = Setup::new("older").set("spool.max_age", "1h").set("event.on_unreadable", "accept");
+    let mut daemon = setup.start();
+    let before = Utc::now();
+    for (event, _) in UNREADABLE {
+        assert_eq!(post(&daemon, event), 200);
+    }
+    let after = Utc::now();
+    eventually("it is spooled", PATIENCE, || {
+        (daemon.metric("ingestd_events_consumed_total")? >= 2.0 * UNREADABLE.len() as f64).then_some(())
+    });
+    // Another writer was faster: commit da1f0d3, which let all JSON stand as events.
+    let lines: String = (0..)
+        .zip(UNREADABLE)
+        .map(|(offset, (event, _))| {
+            let event = event.replace(['\r', '\n'], " ");
+            format!("{{\"offset\":{offset},\"received\":\"{}\",\"event\":{event}}}\n", rfc3339(before))
+        })
+        .collect();
+    let archive = daemon.data().join("archive");
+    let object = |hour: DateTime<Utc>| {
+        let folder = archive.join(hour.format("topic=events/date=%Y-%m-%d/hour=%H").to_string());
+        fs::create_dir_all(&folder).expect("a folder");
+        folder.join(format!("0-{:020}.ndjson.zst", 0))
+    };
+    let theirs = zstd::encode_all(lines.as_bytes(), 1).expect("it compresses");
+    // The hour may have ended in between: the name is that of the first record's.
+    for hour in [before, after] {
+        fs::write(object(hour), &theirs).expect("it can be written");
+    }
+    daemon.terminate();
+    if object(before) != object(after) {
+        return;
+    }
+    assert!(fs::read(object(before)).expect("it stands") == theirs, "nothing that stands is overwritten");
+    let report = verified(&daemon);
+    let partition = &report["partitions"][0];
+    assert_eq!((&partition["records"], &partition["end"]), (&4.into(), &4.into()), "{report}");
+    assert_eq!(partition["unreadable_events_in_all"], 4, "{report}");
+    assert_eq!(partition["unreadable_events"][0]["offset"], 0, "{report}");
+
+    // It goes on behind it, by its own rule; the door has changed its mind.
+    daemon.restart();
+    assert_eq!(post(&daemon, UNREADABLE[0].0), 200);
+    daemon.terminate();
+    let report = verified(&daemon);
+    assert_eq!(
+        (&report["partitions"][0]["records"], &report["partitions"][0]["unreadable_events_in_all"]),
+        (&5.into(), &4.into())
+    );
+    daemon.set("event.on_unreadable", "reject");
+    daemon.restart();
+    for (event, word) in UNREADABLE {
+        let reply = daemon.post(None, event.as_bytes());
+        assert!(reply.status == 400 && reply.body.contains("invalid_json") && reply.body.contains(word), "{reply:?}");
+    }
+    daemon.terminate();
+}
+
+fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+/// Counts by type, in this order.
+fn counts(daemon: &Daemon) -> [u64; 2] {
+    let reply = daemon.get("/v1/aggregates/events_by_type");
+    let answer: Value = serde_json::from_str(&reply.body).expect("it is JSON");
+    let rows = answer["rows"].as_array().cloned().unwrap_or_default();
+    ["a", "b"].map(|wanted| {
+        let of_type = rows.iter().filter(|row| row["group"]["type"] == wanted);
+        of_type.filter_map(|row| row["count"].as_u64()).sum()
+    })
+}
+
+#[test]
+fn what_was_accepted_under_another_key_is_counted_once_over_a_change_between_a_flush_and_its_commit() {
+    let setup = Setup::new("change").set("event.on_unreadable", "accept").set("archive.url", "none");
+    // Nothing is trimmed from the log while the test sets its reader back.
+    let mut daemon = setup.set("queue.embedded.retention", "1h").set("aggregator.flush_interval", "100ms").start();
+    let all: Vec<&str> = UNREADABLE.iter().map(|(event, _)| *event).cycle().take(200).collect();
+    for event in &all {
+        assert_eq!(post(&daemon, event), 200);
+    }
+    eventually("all are counted", PATIENCE, || (counts(&daemon) == [100, 100]).then_some(()));
+    daemon.kill();
+    // As a kill in the middle of a flush leaves it on MongoDB: one bucket is written, another not, the position neither.
+    let open = |name: &str| Connection::open(daemon.data().join(name)).expect("it is SQLite");
+    let set_back = open("log.db").execute("UPDATE cursors SET position = 0 WHERE sink = 'aggregate'", []);
+    let taken_back = open("store.db").execute("DELETE FROM bucket WHERE grp LIKE '%\"b\"%'", []);
+    assert!(matches!((&set_back, &taken_back), (Ok(1), Ok(1..))), "{set_back:?}, {taken_back:?}");
+    daemon.set("event.on_unreadable", "reject");
+    daemon.restart();
+    eventually("all are counted again, each once", PATIENCE, || (counts(&daemon) == [100, 100]).then_some(()));
+    assert_eq!(post(&daemon, r#"{"type":"a","client_id":"c"}"#), 200);
+    assert_eq!(post(&daemon, all[0]), 400);
+    eventually("and what comes after", PATIENCE, || (counts(&daemon) == [101, 100]).then_some(()));
+    let letters = daemon.command(&["dlq", "list", "--json"]).json(0);
+    assert_eq!(letters["dead_letters"], serde_json::json!([]));
+    daemon.terminate();
+}
