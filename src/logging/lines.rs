@@ -175,7 +175,9 @@ mod tests {
         assert_eq!(all_dropped.get(), 5);
         // Then somebody does, to the end, which comes with the last sender.
         let written = AtomicU64::new(0);
-        let reader = Lines { queue: bounded(0).0, ..lines };
+        let Lines { queue: sender, waiting, dropped, .. } = lines;
+        drop(sender);
+        let reader = Lines { queue: bounded(0).0, waiting, dropped, all_dropped };
         reader.serve(&queue, &|_| _ = written.fetch_add(1, Ordering::Relaxed));
         assert_eq!((written.into_inner(), reader.waiting.load(Ordering::Relaxed)), (LINES as u64, 0));
         assert_eq!(reader.dropped.load(Ordering::Relaxed), 0, "it was said");

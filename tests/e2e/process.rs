@@ -24,7 +24,7 @@ impl Piped {
         let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
         let (http, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
         let mut command = Command::new("timeout");
-        command.args(["--kill-after=1", &PATIENCE.as_secs().to_string(), &program(), "--config", "config.toml"]);
+        command.args(["--kill-after=30", &PATIENCE.as_secs().to_string(), &program(), "--config", "config.toml"]);
         for (key, value) in [
             ("http.listen", &*http),
             ("admin.listen", &admin),
@@ -51,8 +51,11 @@ impl Piped {
 
 impl Drop for Piped {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Ok(None) = self.child.try_wait() {
+            // A stop that does not end is killed by `timeout`.
+            let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+            let _ = self.child.wait();
+        }
     }
 }
 

@@ -68,7 +68,9 @@ fn bad_options(url: &str) -> Option<Vec<String>> {
             rules.push(format!("its option {name} has a value that the driver does not take"));
             continue;
         }
-        let near = message.split_once("similar name exists: ").map(|(_, near)| near.trim_end_matches([')', '.', '}']));
+        let near = message.split_once("similar name exists: ").map(|(_, near)| near);
+        // Labels of the error follow.
+        let near = near.and_then(|near| near.split(|c: char| !c.is_ascii_alphanumeric()).next());
         let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
         rules.push(format!("its option {name} is none that the driver knows{near}"));
     }
