@@ -145,28 +145,39 @@ async fn create_users(address: &str) {
 }
 
 #[test]
-fn a_stop_does_not_wait_for_a_store_that_is_away_and_the_next_start_counts_the_rest() {
+fn a_stop_does_not_wait_for_a_store_or_an_archive_that_is_away_and_the_next_start_does_the_rest() {
     let Some(services) = services() else { return };
     let name = "gone";
-    let mut daemon = Setup::new(name)
-        .set("store.kind", "mongodb")
-        .set("store.url", format!("mongodb://{}/?directConnection=true", services.mongodb.address()))
-        .set("store.database", name)
+    services.create_bucket(name);
+    let mut daemon = services
+        .setup(name)
+        .set("queue.kind", "embedded")
+        .without("queue.kafka.brokers")
+        .without("queue.kafka.group")
         // Far beyond what a test waits for.
         .set("shutdown.timeout", "10m")
         .start();
     post(&daemon, r#"{"type":"a"}"#);
     wait_counted(&daemon, 1);
     services.mongodb.kill();
+    services.s3.kill();
     post(&daemon, r#"{"type":"a"}"#);
-    eventually("the store is missed", PATIENCE, || (daemon.readiness()["degraded"] == true).then_some(()));
+    for dependency in ["mongodb", "object_store"] {
+        let is_missed = || daemon.readiness()["dependencies"][dependency]["available"] == false;
+        eventually(&format!("{dependency} is missed"), PATIENCE, || is_missed().then_some(()));
+    }
     daemon.terminate();
     let log = daemon.log();
     assert!(log.contains("cannot be flushed now") && log.contains("records=1"), "{log}");
+    assert!(log.contains("sealed segments wait on disk"), "{log}");
     services.mongodb.restart();
+    services.s3.restart();
     services.wait_mongodb();
+    services.wait_s3();
     daemon.restart();
     wait_counted(&daemon, 2);
+    let archived = || daemon.metric("ingestd_events_archived_total").is_some_and(|events| events >= 1.0);
+    eventually("the rest is archived", PATIENCE, || archived().then_some(()));
     daemon.terminate();
 }
 
