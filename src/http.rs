@@ -129,7 +129,7 @@ pub fn serve(
                 };
                 std::future::ready(expected)
             }))
-            .on_connect_ext(|transport: &Transport<TcpStream>, data| {
+            .on_connect_ext(|transport: &Transport, data| {
                 data.insert(transport.connection());
             })
             // What it would hold is for URLs of our own, which no route makes.

@@ -6,7 +6,7 @@
 //! - a **head** must arrive within [`HEAD_TIMEOUT`] of its first byte, for each request, and within [`HEAD_LIMIT`] bytes;
 //! - a **body** has its handler's deadline (`http.request_timeout`);
 //! - while an **answer** is made and written nothing more is read, so pipelined requests wait in the kernel; a client
-//!   that does not read its answer is cut off after [`ANSWER_TIMEOUT`]; what came in the same packets waits here until the
+//!   that does not read its answer is reset after [`ANSWER_TIMEOUT`]; what came in the same packets waits here until the
 //!   answer is handed over, so that the dispatcher has one request at a time ([`Framing`]);
 //! - what is left of a body that was refused is read and thrown away for [`LINGER`], so that the client can read why, and
 //!   then the connection ends;
@@ -29,6 +29,7 @@ use actix_web::http::StatusCode;
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::{Instant, Sleep},
 };
 
@@ -178,8 +179,8 @@ impl Drop for Slot {
 }
 
 /// A socket whose phases have deadlines.
-pub struct Transport<T> {
-    socket: T,
+pub struct Transport {
+    socket: TcpStream,
     connection: Rc<Connection>,
     slot: Slot,
     keep_alive: Duration,
@@ -219,8 +220,13 @@ fn wake_at(timer: &mut Option<Pin<Box<Sleep>>>, deadline: Instant, cx: &mut Cont
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
-    pub fn new(socket: T, slot: Slot, keep_alive: Duration, on_refusal: Arc<dyn Fn(StatusCode) + Send + Sync>) -> Self {
+impl Transport {
+    pub fn new(
+        socket: TcpStream,
+        slot: Slot,
+        keep_alive: Duration,
+        on_refusal: Arc<dyn Fn(StatusCode) + Send + Sync>,
+    ) -> Self {
         Self {
             socket,
             connection: Connection::new(),
@@ -322,6 +328,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
         let now = Instant::now();
         let deadline = *self.write_deadline.get_or_insert(now + ANSWER_TIMEOUT);
         if now >= deadline {
+            // With a reset: what the client does not take would stay in the kernel for minutes, and so would a client that
+            // is not told. Where that cannot be set, the socket is closed as any other.
+            let _ = self.socket.set_zero_linger();
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         wake_at(&mut self.timers.write, deadline, cx);
@@ -329,7 +338,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
+impl AsyncRead for Transport {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.ended {
@@ -390,7 +399,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<T> {
+impl AsyncWrite for Transport {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if !this.last.is_empty() {
