@@ -35,13 +35,15 @@ impl Appender for BufferingAppender {
             self.switch.update(Rule::readmit);
             Way::Straight
         } else {
-            self.switch.update(Rule::admit)
+            self.switch.update(|rule| rule.admit(Instant::now()))
         };
         match way {
             Way::Straight => {
                 let in_flight = InFlight::admitted(self.switch.clone());
                 self.kafka.append_straight(publish, from, Some(in_flight))
             }
+            // It is kept, and comes again before all others.
+            Way::Held => Err(Full { publish, next: from }),
             Way::Buffer => self.buffer.append(publish, 0).inspect_err(|_| {
                 // The writer never got it.
                 self.switch.update(|rule| {

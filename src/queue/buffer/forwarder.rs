@@ -34,6 +34,10 @@ const TICK: Duration = Duration::from_millis(200);
 /// transaction and nothing behind it, are not held up.
 const MAX_RECORDS: usize = 2000;
 const MAX_BYTES: usize = 2 * 1024 * 1024;
+/// How long new requests are held for the transaction behind which nothing waits, and how long they are not after that:
+/// they wait in the producer's mailbox, and are answered within a second.
+const HOLD: Duration = Duration::from_millis(500);
+const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
 /// After a failure; doubled each time, with jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -50,6 +54,8 @@ pub(super) struct Forwarder {
     refused: BTreeMap<Offset, Refusal>,
     /// Records of the next transaction, at most: fewer while it has to be found out which one is refused.
     limit: usize,
+    /// Not before then are new requests held again.
+    next_hold: Instant,
     fences: Fences,
     escalations: Escalations,
     reported: Cell<Option<Instant>>,
@@ -79,6 +85,7 @@ impl Forwarder {
             transactions: None,
             refused: BTreeMap::new(),
             limit: MAX_RECORDS,
+            next_hold: Instant::now(),
             fences: Fences::default(),
             escalations,
             reported: Cell::new(None),
@@ -133,6 +140,7 @@ impl Forwarder {
                 Err(Failure::Refused(_) | Failure::Unclear) => continue,
             };
             self.transactions = None;
+            self.buffer.switch.update(Rule::release);
             tracing::debug!(reason, "forwarding failed, trying again");
             self.buffer.health.dependency(FORWARDER, Err(format!("cannot forward the buffer to Kafka: {reason}")));
             let until = Instant::now() + pause.mul_f64(0.8 + 0.4 * fastrand::f64());
@@ -159,6 +167,7 @@ impl Forwarder {
             Some(transactions) => transactions,
             None => self.begin()?,
         };
+        self.hold();
         let Some((records, to)) = self.read()? else {
             self.transactions = Some(transactions);
             return Ok(());
@@ -190,6 +199,15 @@ impl Forwarder {
         }
         self.transactions = Some(transactions);
         Ok(())
+    }
+
+    /// Has new requests held where the next transaction may be the last.
+    fn hold(&mut self) {
+        let fits = self.buffer.switch.rule().waiting() <= self.limit as u64;
+        if fits && Instant::now() >= self.next_hold {
+            self.buffer.switch.hold(HOLD);
+            self.next_hold = Instant::now() + HOLD + BETWEEN_HOLDS;
+        }
     }
 
     /// Takes the transactional id, and finds out where to go on.
