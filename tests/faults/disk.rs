@@ -261,13 +261,13 @@ fn a_damaged_record_of_the_embedded_log_is_named_and_nothing_behind_it_is_skippe
     let failing = eventually("the archive's consumer says so", PATIENCE, || {
         let readiness = daemon.try_readiness()?;
         let reason = readiness["actors"]["consumer-archive"]["reason"].as_str()?.to_owned();
-        (reason.contains("log.db") && reason.contains("damaged")).then_some((readiness, reason))
+        // What comes in is accepted as before.
+        let ready = readiness["ready"] == true && readiness["degraded"] == true;
+        (ready && reason.contains("log.db") && reason.contains("damaged")).then_some(reason)
     });
-    assert_eq!(failing.0["degraded"], true, "{}", failing.0);
     let said = daemon.log().lines().filter(|line| line.contains("is damaged between")).count();
     assert_eq!(said, 1, "an operator reads it, and is not flooded");
-    assert!(failing.1.contains("queue.generation"), "it says what to do: {}", failing.1);
-    assert_eq!(failing.0["ready"], true, "what comes in is still accepted: {}", failing.0);
+    assert!(failing.contains("queue.generation"), "it says what to do: {failing}");
     ledger.post(&daemon.events_url(), 200, 1, PATIENCE);
     // All before the damage is archived, and nothing of it or behind it.
     eventually("what can be read is archived", PATIENCE, || {

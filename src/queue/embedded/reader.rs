@@ -227,7 +227,7 @@ struct Damaged {
 /// which is empty.
 ///
 /// # Errors
-/// When the file cannot be read or is damaged there.
+/// When the file cannot be read, or its first chunk there is damaged.
 pub fn read(
     database: &Connection,
     path: &Path,
@@ -241,7 +241,7 @@ pub fn read(
          WHERE base >= coalesce((SELECT max(base) FROM chunks WHERE base <= ?1), 0) ORDER BY base",
     )?;
     let mut rows = chunks.query([from.as_i64()])?;
-    let (mut to, mut records) = (from, 0);
+    let (mut to, mut records, mut chunks_read) = (from, 0, 0);
     // Read in the snapshot of the query, without copies on the way.
     let mut chunk: Option<Blob<'_>> = None;
     while let Some(row) = rows.next()? {
@@ -267,16 +267,18 @@ pub fn read(
             chunk.read_to_end(&mut bytes)?;
         }
         records += count;
+        chunks_read += 1;
         to = end;
     }
     if to == from {
         return Ok(None);
     }
-    let records = RecordBuffer::from_bytes(bytes).map_err(|corrupt| Damaged {
-        path: path.display().to_string(),
-        from,
-        to,
-        corrupt: corrupt.to_string(),
-    })?;
-    Ok(Some((records, to)))
+    match RecordBuffer::from_bytes(bytes) {
+        Ok(records) => Ok(Some((records, to))),
+        // Those before the damaged one are whole: one chunk at a time.
+        Err(_) if chunks_read > 1 => read(database, path, from, 0, 0, Vec::new()),
+        Err(corrupt) => {
+            Err(Damaged { path: path.display().to_string(), from, to, corrupt: corrupt.to_string() }.into())
+        }
+    }
 }
