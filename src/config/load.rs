@@ -116,6 +116,7 @@ mod tests {
                     \"session.timeout.ms\" = 20000\n[archive]\nurl = \"s3://b/x\"\n[archive.options]\nallow_http = true";
         let environment = [
             ("INGESTD__QUEUE__KAFKA__PROPERTIES__SASL_USERNAME", "0"),
+            ("INGESTD__ARCHIVE__OPTIONS__ACCESS_KEY_ID", "0"),
             ("INGESTD__ARCHIVE__OPTIONS__SECRET_ACCESS_KEY", "=a="),
         ];
         let config = loaded(file, &environment, &["queue.kafka.properties.socket.timeout.ms=9000"]).unwrap();
@@ -128,7 +129,7 @@ mod tests {
         ];
         let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         assert_eq!(config.queue.kafka.properties, expected.into_iter().map(pair).collect());
-        let expected = [("allow_http", "true"), ("secret_access_key", "=a=")];
+        let expected = [("access_key_id", "0"), ("allow_http", "true"), ("secret_access_key", "=a=")];
         assert_eq!(config.archive.options, expected.into_iter().map(pair).collect());
     }
 

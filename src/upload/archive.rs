@@ -45,7 +45,7 @@ pub struct Archive {
     /// The topic with its generation.
     pub(super) topic: String,
     /// For one request; object stores that do not answer by then are tried again.
-    timeout: Duration,
+    pub(super) timeout: Duration,
     /// A LIST gives the keys in ascending order.
     pub(super) lists_in_order: bool,
     /// Of an archive in a folder.
@@ -162,15 +162,23 @@ impl Archive {
         &self,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
+        Self::within_time(self.timeout, request).await
+    }
+
+    /// The same, for a request that has a time of its own.
+    pub(super) async fn within_time<T>(
+        time: Duration,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
         let failed = |what: String| Err(object_store::Error::Generic { store: "archive", source: what.into() });
         // What a request has half-built is dropped with it.
-        match tokio::time::timeout(self.timeout, AssertUnwindSafe(request).catch_unwind()).await {
+        match tokio::time::timeout(time, AssertUnwindSafe(request).catch_unwind()).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(panic)) => failed(format!(
                 "the store's client panicked, perhaps at a value of archive.options: {}",
                 panic_message(panic.as_ref())
             )),
-            Err(_) => failed(format!("no answer within {}", humantime::format_duration(self.timeout))),
+            Err(_) => failed(format!("no answer within {}", humantime::format_duration(time))),
         }
     }
 

@@ -5,6 +5,8 @@
 //! before their last byte until all have come so far (`client`). The object is larger than a packet, each has bytes of its
 //! own, and afterwards those of the winner must stand.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::future;
@@ -19,6 +21,8 @@ use super::{
 
 /// Of each object that is put.
 const BYTES: usize = 20 * 1024;
+/// For each of them, where `upload.timeout` is less: most of it is waiting for the others.
+const TIME: Duration = Duration::from_secs(20);
 /// Rounds without a verdict before the store's answer is told instead.
 const UNCLEAR: usize = 3;
 
@@ -137,7 +141,7 @@ impl Archive {
             options.extensions.insert(HeldBack { body: body.clone(), gate: gate.clone() });
             let outcome =
                 async { self.store().await?.put_opts(&key, PutPayload::from_bytes(body.clone()), options).await };
-            match self.within(outcome).await {
+            match Self::within_time(self.timeout.max(TIME), outcome).await {
                 Ok(_) => Outcome::Won,
                 Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Outcome::Refused,
                 Err(error) => Outcome::Failed(error),

@@ -115,8 +115,20 @@ pub(crate) fn build(settings: &Settings, url: &str, timeout: Duration) -> Result
 fn try_build(settings: &Settings, url: &str, timeout: Duration) -> Result<Arc<dyn ObjectStore>, String> {
     // Nothing of it outlives a panic.
     match catch_unwind(AssertUnwindSafe(|| builder(settings, url, timeout))) {
-        Ok(built) => built.map_err(|error| format!("{error:#}")),
+        Ok(built) => built.map_err(|error| reason(&error)),
         Err(panic) => Err(format!("makes no store: {}", panic_message(panic.as_ref()))),
+    }
+}
+
+/// The client's own words, but for what it says of options under other names.
+fn reason(error: &anyhow::Error) -> String {
+    let said = error.root_cause().to_string();
+    let needs = |what: &str| format!("needs archive.options.{what} as well");
+    match said.as_str() {
+        "Account must be specified" => needs("account_name"),
+        "Missing AccessKeyId" => needs("access_key_id"),
+        "Missing SecretAccessKey" => needs("secret_access_key"),
+        _ => format!("makes no store: {said}"),
     }
 }
 

@@ -164,9 +164,12 @@ mod tests {
 
     #[test]
     fn the_place_is_a_folder_or_a_bucket() {
-        for good in ["none", "file:", "file:///srv/archive", "s3://bucket", "s3://b/raw/v1", "gs://b/x", "az://c/x"] {
+        for good in ["none", "file:", "file:///srv/archive", "s3://bucket", "s3://b/raw/v1", "gs://b/x"] {
             assert_eq!(with(good, &[]), [""; 0], "{good}");
         }
+        assert_eq!(with("az://c/x", &[("account_name", "a")]), [""; 0]);
+        assert!(with("az://c/x", &[])[0].contains("needs archive.options.account_name"));
+        assert!(with("s3://b", &[("secret_access_key", "x")])[0].contains("needs archive.options.access_key_id"));
         for bad in ["", "File", "file:archive", "file://archive", "file:///", "s3:", "s3://", "ftp://x", "https://s3/b"]
         {
             assert_eq!(with(bad, &[]).len(), 1, "{bad}");
