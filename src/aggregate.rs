@@ -40,8 +40,8 @@ use refuse::{Ahead, ahead, refuse};
 
 /// A partition that is assigned to us.
 enum State {
-    /// Its fences are not known yet.
-    Loading(Assignment),
+    /// Its fences are not known yet; nor will they be, for now, where there is a reason.
+    Loading(Assignment, Option<String>),
     Open(OpenPartition),
 }
 
@@ -165,13 +165,13 @@ impl Aggregator {
     }
 
     fn loading(&self) -> Vec<(Partition, Epoch)> {
-        let loading = self.partitions.iter().filter(|(_, assigned)| matches!(assigned.state, State::Loading(_)));
+        let loading = self.partitions.iter().filter(|(_, assigned)| matches!(assigned.state, State::Loading(..)));
         loading.map(|(partition, assigned)| (*partition, assigned.epoch)).collect()
     }
 
     /// Loads the fences of an assigned partition, until that succeeds or the partition is taken away.
     fn load(&mut self, partition: Partition, epoch: Epoch, attempts: u32, ctx: &mut Context<Self>) {
-        let Some(Assigned { epoch: present, state: State::Loading(assignment) }) = self.partitions.get(&partition)
+        let Some(Assigned { epoch: present, state: State::Loading(assignment, _) }) = self.partitions.get(&partition)
         else {
             return;
         };
@@ -193,8 +193,8 @@ impl Aggregator {
         };
         ctx.spawn(load.into_actor(self).map(move |loaded, actor, ctx| match loaded {
             Ok((fences, buried)) => {
-                actor.works();
                 actor.begin(partition, epoch, fences, buried);
+                actor.works();
             }
             Err(Failure::Store(StoreError::Refused(reason))) => {
                 let action = "give queue.generation a number that was not used before and restart: counting then \
@@ -202,6 +202,7 @@ impl Aggregator {
                 actor.halt(partition, epoch, reason, action);
             }
             Err(failure) => {
+                actor.waits(partition, epoch, &failure);
                 actor.failed(failure);
                 ctx.run_later(flush::pause(attempts + 1), move |actor, ctx| {
                     actor.load(partition, epoch, attempts + 1, ctx);
@@ -212,7 +213,7 @@ impl Aggregator {
 
     fn begin(&mut self, partition: Partition, epoch: Epoch, fences: Vec<Fence>, buried: BTreeSet<Offset>) {
         let Some(Assigned { epoch: present, state }) = self.partitions.get_mut(&partition) else { return };
-        let State::Loading(assignment) = state else { return };
+        let State::Loading(assignment, _) = state else { return };
         if *present != epoch {
             return;
         }
@@ -251,7 +252,7 @@ impl Aggregator {
     fn open_partitions(&self) -> impl Iterator<Item = &OpenPartition> {
         self.partitions.values().filter_map(|assigned| match &assigned.state {
             State::Open(open) => Some(open),
-            State::Loading(_) => None,
+            State::Loading(..) => None,
         })
     }
 
@@ -443,7 +444,23 @@ impl Aggregator {
         if self.remark.is_some() {
             self.health.remark(self.dependency, self.remark.clone());
         }
-        self.health.actor(ActorName::Aggregator, ActorState::Running, None);
+        // One that works says nothing of the others.
+        match self.partitions.iter().find_map(|(partition, assigned)| match &assigned.state {
+            State::Loading(_, Some(reason)) => Some(format!("partition {partition} is not counted: {reason}")),
+            _ => None,
+        }) {
+            Some(reason) => self.fails(reason),
+            None => self.health.actor(ActorName::Aggregator, ActorState::Running, None),
+        }
+    }
+
+    /// Notes why a partition is not loaded.
+    fn waits(&mut self, partition: Partition, epoch: Epoch, failure: &Failure) {
+        if let Some(Assigned { epoch: present, state: State::Loading(_, reason) }) = self.partitions.get_mut(&partition)
+            && *present == epoch
+        {
+            *reason = Some(failure.to_string());
+        }
     }
 
     fn failed(&self, failure: Failure) {
@@ -486,7 +503,7 @@ impl Handler<Assign> for Aggregator {
             return;
         }
         let refused = refuse(&self.config.load(), &assignment);
-        self.partitions.insert(partition, Assigned { epoch, state: State::Loading(assignment) });
+        self.partitions.insert(partition, Assigned { epoch, state: State::Loading(assignment, None) });
         match refused {
             Some((reason, action)) => self.halt(partition, epoch, reason, action),
             None if self.prepared => self.load(partition, epoch, 0, ctx),

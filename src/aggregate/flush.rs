@@ -65,9 +65,11 @@ impl Flush {
 }
 
 /// Why an attempt failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Failure {
+    #[error("{0}")]
     DeadLetters(String),
+    #[error(transparent)]
     Store(StoreError),
 }
 

@@ -108,12 +108,18 @@ impl DeadLetterWriter for MemoryLetters {
         async { Ok(()) }.boxed()
     }
 
-    fn known(&self, _: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
+    fn known(&self, source: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
+        if source.partition == WITHOUT_LETTERS {
+            return async { Err(anyhow::anyhow!("no broker has them")) }.boxed();
+        }
         let letters = self.0.lock().unwrap();
         let known = letters.iter().map(|letter| letter.offset).filter(|offset| *offset >= from).collect();
         async { Ok(known) }.boxed()
     }
 }
+
+/// Its dead letters cannot be read.
+const WITHOUT_LETTERS: Partition = Partition(9);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Reply {
@@ -154,6 +160,7 @@ struct Fixture {
     letters: Arc<MemoryLetters>,
     replies: mpsc::UnboundedReceiver<Reply>,
     budget: ByteBudget,
+    health: Health,
 }
 
 impl Fixture {
@@ -171,8 +178,9 @@ impl Fixture {
         let (sender, replies) = mpsc::unbounded_channel();
         let config = Arc::new(ArcSwap::from_pointee(config));
         let (replies_to, health, metrics) = (Arc::new(Listener(sender)), Health::default(), Arc::default());
-        let addr = Aggregator::new(store.clone(), letters.clone(), replies_to, config, health, metrics).start();
-        let mut fixture = Self { addr, store, letters, replies, budget: ByteBudget::new(1 << 30, Gauge::default()) };
+        let addr = Aggregator::new(store.clone(), letters.clone(), replies_to, config, health.clone(), metrics).start();
+        let budget = ByteBudget::new(1 << 30, Gauge::default());
+        let mut fixture = Self { addr, store, letters, replies, budget, health };
         fixture.expect([Reply::Started, Reply::Hold(false)]).await;
         fixture
     }
@@ -189,9 +197,20 @@ impl Fixture {
     }
 
     fn assign_up_to(&self, committed: Option<u64>, log_start: u64, log_end: u64, holds_all: bool) -> Epoch {
+        self.assign_partition(Partition(0), committed, log_start, log_end, holds_all)
+    }
+
+    fn assign_partition(
+        &self,
+        partition: Partition,
+        committed: Option<u64>,
+        log_start: u64,
+        log_end: u64,
+        holds_all: bool,
+    ) -> Epoch {
         let epoch = Epoch::fresh();
         let assignment = Assignment {
-            partition: Partition(0),
+            partition,
             committed: committed.map(Offset),
             log_start: Offset(log_start),
             log_end: Offset(log_end),
@@ -232,6 +251,20 @@ async fn a_position_is_confirmed_when_counts_and_dead_letters_are_durable() {
     let letters = f.letters.0.lock().unwrap();
     assert_eq!((letters.len(), letters[0].offset, &*letters[0].reason), (1, Offset(6), "invalid_json"));
     assert_eq!(letters[0].value.as_deref(), Some(b"no event".as_slice()));
+}
+
+#[actix_rt::test]
+async fn a_partition_that_cannot_be_begun_is_named_while_another_one_is_counted() {
+    let mut f = Fixture::start(|_| {}).await;
+    f.assign_partition(WITHOUT_LETTERS, None, 0, 10, true);
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.send(epoch, 0, &[A]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Confirm(Offset(1))]).await;
+    let status = &f.health.readiness().actors["aggregator"];
+    let named = "partition 9 is not counted: dead letters cannot be read: no broker has them";
+    assert_eq!((status.state, status.reason.as_deref()), (ActorState::Failing, Some(named)));
 }
 
 #[actix_rt::test]
