@@ -2,15 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{
-    PATIENCE,
-    archive::Archive,
-    brokers::Brokers,
-    daemon::{Daemon, Setup},
-    events::Ledger,
-    eventually,
-    http::Reply,
-    oracle::Oracle,
+use crate::{
+    load,
+    support::{
+        PATIENCE,
+        archive::Archive,
+        brokers::Brokers,
+        daemon::{Daemon, Setup},
+        events::Ledger,
+        eventually,
+        http::Reply,
+        oracle::Oracle,
+    },
 };
 
 /// What a request may take on a machine that does other things as well; 3 s are meant, and 8 s were needed.
@@ -120,5 +123,112 @@ fn with_one_or_two_of_three_brokers_away_events_are_buffered_within_seconds() {
         ledger.post(&daemon.events_url(), 100, 2, PATIENCE);
         oracle.settle(&[&daemon], PATIENCE);
     }
+    daemon.terminate();
+}
+
+#[test]
+fn whatever_befalls_a_cluster_of_three_nothing_is_lost_or_doubled() {
+    let Some(brokers) = Brokers::start(3) else { return };
+    let topic = "cluster";
+    brokers.create_topic(topic, 4, &[("min.insync.replicas", "2")]);
+    let setup = brokers.setup(topic).set("queue.kafka.partitions", "4").set("queue.kafka.replication", "3");
+    let daemon = setup.start();
+    let ledger = Ledger::new();
+    let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
+    let recover = |fault: &str, since: Instant| load::recover(&daemon, &ledger, fault, since);
+    let whole = || brokers.wait_in_sync(topic, 3);
+
+    load::during(&ledger, &daemon.events_url(), || {
+        recover("the start", Instant::now());
+        let controller = brokers.controller();
+        let (killed, stopped) = (controller % 3 + 1, (controller + 1) % 3 + 1);
+        for (node, fault) in [(controller, "kill -9 of the controller"), (killed, "kill -9 of another broker")] {
+            let since = Instant::now();
+            brokers.node(node).kill();
+            recover(fault, since);
+            brokers.node(node).restart();
+            whole();
+        }
+        let since = Instant::now();
+        brokers.node(stopped).process().signal("TERM");
+        assert!(brokers.node(stopped).process().wait(PATIENCE).is_some(), "a broker stops");
+        recover("the stop of a broker", since);
+        brokers.node(stopped).restart();
+        whole();
+
+        let since = Instant::now();
+        brokers.node(killed).freeze();
+        recover("a frozen broker, while it is frozen,", since);
+        let since = Instant::now();
+        brokers.node(killed).thaw();
+        whole();
+        recover("its return", since);
+
+        // Each partition leaves a broker that has it, and comes back.
+        let since = Instant::now();
+        brokers.move_to(topic, &[killed, stopped]);
+        recover("all partitions moved to two brokers", since);
+        let since = Instant::now();
+        brokers.move_to(topic, &[controller, killed, stopped]);
+        recover("all partitions moved to three brokers", since);
+
+        for node in [controller, stopped] {
+            brokers.node(node).kill();
+        }
+        eventually("that no quorum is left shows", PATIENCE, || (daemon.readiness()["ready"] == false).then_some(()));
+        let since = Instant::now();
+        for node in [controller, stopped] {
+            brokers.node(node).restart();
+        }
+        recover("a quorum that was lost", since);
+        whole();
+    });
+    oracle.settle(&[&daemon], PATIENCE);
+    daemon.terminate();
+}
+
+#[test]
+fn a_log_that_an_unclean_election_shortened_is_named_and_nothing_stands_under_an_offset_twice() {
+    let Some(brokers) = Brokers::start(3) else { return };
+    let topic = "unclean";
+    let settings = [("unclean.leader.election.enable", "true"), ("min.insync.replicas", "1")];
+    brokers.create_topic_on(topic, &[2, 3], &settings);
+    let setup = brokers.setup(topic).set("queue.kafka.partitions", "1").set("queue.kafka.replication", "3");
+    let daemon = setup.start();
+    let ledger = Ledger::new();
+    let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
+    ledger.post(&daemon.events_url(), 100, 2, PATIENCE);
+    oracle.settle(&[&daemon], PATIENCE);
+
+    // Of the next ones the third broker has no copy, and is the only one that comes back.
+    brokers.node(3).kill();
+    brokers.wait_in_sync(topic, 1);
+    ledger.post(&daemon.events_url(), 100, 2, PATIENCE);
+    oracle.settle(&[&daemon], PATIENCE);
+    let archived = oracle.archived();
+    brokers.node(2).kill();
+    brokers.node(3).restart();
+    eventually("the third broker leads", PATIENCE, || (brokers.partitions(topic)[0].leader == 3).then_some(()));
+
+    for sink in ["archive", "aggregate"] {
+        let halted = eventually(&format!("the {sink} halts"), PATIENCE, || {
+            let readiness = daemon.readiness();
+            readiness["halted"].as_array()?.iter().find(|halted| halted["sink"] == sink).cloned()
+        });
+        let said = halted.to_string();
+        let end = ["the log ends at 100", "the log's end 100"].iter().any(|end| said.contains(end));
+        assert!(end && said.contains("queue.generation"), "{said}");
+    }
+    // More than the log has lost: its offsets are those of other events now.
+    Ledger::new().post(&daemon.events_url(), 300, 2, PATIENCE);
+    let mut check = || {
+        assert_eq!(daemon.readiness()["halted"].as_array().map(Vec::len), Some(2));
+        oracle.refresh();
+        assert_eq!(oracle.archived(), archived, "nothing of the other events stands in their place");
+    };
+    check();
+    brokers.node(2).restart();
+    brokers.wait_in_sync(topic, 2);
+    check();
     daemon.terminate();
 }

@@ -8,15 +8,8 @@ use std::{
 use crate::{
     load,
     support::{
-        PATIENCE,
-        archive::Archive,
-        daemon::{Daemon, Setup},
-        events::Ledger,
-        eventually,
-        log::Evidence,
-        oracle::Oracle,
-        replica_set::ReplicaSet,
-        services::Service,
+        PATIENCE, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence, oracle::Oracle,
+        replica_set::ReplicaSet, services::Service,
     },
 };
 
@@ -38,7 +31,7 @@ fn elections_and_rolled_back_writes_of_a_replica_set_lose_and_double_nothing() {
         .start();
     let ledger = Ledger::new();
     let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
-    let recover = |fault: &str, since: Instant| recover(&daemon, &ledger, fault, since);
+    let recover = |fault: &str, since: Instant| load::recover(&daemon, &ledger, fault, since);
 
     load::during(&ledger, &daemon.events_url(), || {
         recover("the start", Instant::now());
@@ -107,20 +100,4 @@ fn leave_alone(set: &ReplicaSet, mut settle: impl FnMut(), post: impl Fn()) -> u
         set.others(primary).for_each(Service::restart);
         set.wait_whole();
     }
-}
-
-/// Waits until more than was acknowledged by now is counted and the daemon is well; prints how long that took.
-fn recover(daemon: &Daemon, ledger: &Ledger, fault: &str, since: Instant) {
-    let acknowledged = ledger.acknowledged() as f64;
-    loop {
-        let counted = daemon.metric("ingestd_events_aggregated_total").is_some_and(|counted| counted > acknowledged);
-        let readiness = daemon.readiness();
-        let halted = readiness["halted"].as_array().is_none_or(|halted| !halted.is_empty());
-        if counted && readiness["ready"] == true && readiness["degraded"] == false && !halted {
-            break;
-        }
-        assert!(since.elapsed() < PATIENCE, "{PATIENCE:?} after {fault}: {readiness}");
-        thread::sleep(Duration::from_millis(50));
-    }
-    eprintln!("{fault}: counting again after {:.1} s", since.elapsed().as_secs_f64());
 }

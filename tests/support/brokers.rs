@@ -1,6 +1,6 @@
 //! Two or three Kafka brokers, for a test in which some go away: started by it, and ended with it.
 
-use std::time::Duration;
+use std::{ffi::OsStr, process::Command, time::Duration};
 
 use rdkafka::{
     ClientConfig,
@@ -14,7 +14,7 @@ use super::{
     PATIENCE,
     daemon::Setup,
     eventually,
-    services::{KAFKA_FLAGS, Service, free_ports, installed},
+    services::{KAFKA_FLAGS, Service, free_ports, installed, kafka_libraries},
 };
 
 /// One question.
@@ -35,9 +35,9 @@ pub struct Partition {
 impl Brokers {
     /// Of two, the first is the controller; of three all are. `None`, and a loud line, where Kafka cannot be had.
     pub fn start(count: usize) -> Option<Self> {
+        let controllers = if count == 3 { 3 } else { 1 };
         installed().then(|| {
             let ports: Vec<Vec<u16>> = (0..count).map(|_| free_ports("kafka")).collect();
-            let controllers = if count == 3 { 3 } else { 1 };
             let voters = ports[..controllers].iter().map(|ports| ports[1].to_string()).collect::<Vec<_>>().join(",");
             let start = |(index, ports): (usize, Vec<u16>)| {
                 let node = (index + 1).to_string();
@@ -85,7 +85,23 @@ impl Brokers {
     pub fn create_topic(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an administrator");
         let replicas = i32::try_from(self.brokers.len()).expect("a few");
-        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
+        self.create(&admin, NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas)), settings);
+        self.wait_in_sync(topic, self.brokers.len());
+    }
+
+    /// A topic of one partition, on these.
+    pub fn create_topic_on(&self, topic: &str, nodes: &[i32], settings: &[(&str, &str)]) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an administrator");
+        self.create(&admin, NewTopic::new(topic, 1, TopicReplication::Variable(&[nodes])), settings);
+        self.wait_in_sync(topic, nodes.len());
+    }
+
+    fn create<'a>(
+        &self,
+        admin: &AdminClient<DefaultClientContext>,
+        mut new: NewTopic<'a>,
+        settings: &'a [(&'a str, &'a str)],
+    ) {
         for (name, value) in settings {
             new = new.set(name, value);
         }
@@ -93,7 +109,28 @@ impl Brokers {
             let answer = self.io.block_on(admin.create_topics([&new], &AdminOptions::new())).ok()?;
             answer[0].is_ok().then_some(())
         });
-        self.wait_in_sync(topic, self.brokers.len());
+    }
+
+    /// The node that is the controller now.
+    pub fn controller(&self) -> i32 {
+        self.administrate(&["controller"]).trim().parse().expect("a node's number")
+    }
+
+    /// Moves all partitions of the topic to these, and waits until they are there.
+    pub fn move_to(&self, topic: &str, nodes: &[i32]) {
+        let nodes = nodes.iter().map(i32::to_string);
+        let arguments: Vec<String> = ["move", topic].map(str::to_owned).into_iter().chain(nodes).collect();
+        self.administrate(&arguments);
+    }
+
+    /// By Kafka's own administrator: what it prints.
+    fn administrate<S: AsRef<OsStr>>(&self, arguments: &[S]) -> String {
+        let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/Cluster.java");
+        let mut java = Command::new("java");
+        java.args(["-XX:TieredStopAtLevel=1", "-cp"]).arg(kafka_libraries()).arg(program).arg(self.address());
+        let output = java.args(arguments).output().expect("there is Java, for the brokers");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
     }
 
     /// Waits until each partition has so many in-sync replicas, and a leader.

@@ -126,6 +126,14 @@ const SETS: usize = 4;
 /// The benches, which have no debug assertions, measure a broker that compiles its code as in production.
 pub(super) const KAFKA_FLAGS: &[&str] = if cfg!(debug_assertions) { &["--quick"] } else { &[] };
 
+/// For `java -cp`: of any version that is here.
+pub(super) fn kafka_libraries() -> PathBuf {
+    let installed =
+        fs::read_dir(services_root()).expect("a broker runs from there").flatten().map(|entry| entry.path());
+    let is_kafka = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("kafka-"));
+    installed.filter(is_kafka).max().expect("a broker runs from there").join("libs/*")
+}
+
 /// A set starts for the first test that gets it. Where they cannot be had it is `None`.
 static STARTED: [OnceLock<Option<Services>>; SETS] = [const { OnceLock::new() }; SETS];
 
