@@ -244,7 +244,6 @@ impl ClientContext for Deliveries {
         tracing::debug!(target: "rdkafka", %error, reason, "the producer reports an error");
         let Some(link) = self.line.live() else { return };
         match error.rdkafka_error_code() {
-            Some(Code::Fatal) => link.failed(reason),
             Some(Code::AllBrokersDown) if link.down("all brokers are down") => {
                 // Full means that one is asked for already.
                 let _ = self.wake.try_send(());
@@ -391,6 +390,23 @@ mod tests {
         assert_eq!(delivery, Delivery { too_large: vec![1], durable: 2, ..Delivery::default() });
         cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
         assert_eq!(deliver(&appender, &[10]).too_large, [0]);
+    }
+
+    #[test]
+    fn a_producer_that_failed_for_good_is_replaced() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("events", 1, 1).unwrap();
+        let appender = appender(&cluster, Duration::from_secs(20));
+        assert_eq!(deliver(&appender, &[10]).durable, 1);
+        // As after an unclean election, when the new leader has not seen the producer's last batches.
+        let lost = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[lost]);
+        assert!(deliver(&appender, &[10]).unavailable.is_some());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while deliver(&appender, &[10]).durable == 0 {
+            assert!(Instant::now() < deadline, "nothing is written any more");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     #[test]

@@ -62,6 +62,12 @@ impl<C: ProducerContext + 'static> Probe<C> {
             };
             let line = self.line.clone();
             let Some(link) = line.live() else { continue };
+            // No callback tells of it.
+            if !link.has_failed()
+                && let Some((_, reason)) = self.producer.client().fatal_error()
+            {
+                link.failed(&reason);
+            }
             if now || link.is_due(asked.elapsed().mul_f64(jitter)) {
                 self.ask(link);
                 asked = Instant::now();
