@@ -91,7 +91,7 @@ fn a_store_that_looks_before_it_writes_is_refused_and_one_that_decides_is_raced_
 #[test]
 fn seaweedfs_lets_one_of_many_win() {
     let Some(services) = services() else { return };
-    services.create_bucket("race");
+    services.create_new_bucket("race");
     let url = format!("http://{}", services.s3.address());
     let mut settings = settings(&url);
     settings[0].1 = "s3://race/raw";

@@ -128,9 +128,13 @@ fn what_was_accepted_under_another_key_is_counted_once_over_a_change_between_a_f
         assert_eq!(post(&daemon, event), 200);
     }
     eventually("all are counted", PATIENCE, || (counts(&daemon) == [100, 100]).then_some(()));
+    let open = |name: &str| Connection::open(daemon.data().join(name)).expect("it is SQLite");
+    eventually("and the position stands", PATIENCE, || {
+        let position = "SELECT position FROM cursors WHERE sink = 'aggregate'";
+        (open("log.db").query_row(position, [], |row| row.get(0)) == Ok(200)).then_some(())
+    });
     daemon.kill();
     // As a kill in the middle of a flush leaves it on MongoDB: one bucket is written, another not, the position neither.
-    let open = |name: &str| Connection::open(daemon.data().join(name)).expect("it is SQLite");
     let set_back = open("log.db").execute("UPDATE cursors SET position = 0 WHERE sink = 'aggregate'", []);
     let taken_back = open("store.db").execute("DELETE FROM bucket WHERE grp LIKE '%\"b\"%'", []);
     assert!(matches!((&set_back, &taken_back), (Ok(1), Ok(1..))), "{set_back:?}, {taken_back:?}");

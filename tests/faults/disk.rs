@@ -146,8 +146,8 @@ fn a_data_directory_that_cannot_be_written_to_is_refused_with_its_name() {
 
 /// A daemon with an embedded log whose archive is a bucket behind a proxy that forbids all for now.
 fn away<'a>(services: &Exclusive, name: &str, ledger: &'a Ledger) -> (Proxy, Daemon, Oracle<'a>) {
-    services.create_bucket(name);
     let proxy = Proxy::new(services.s3.address());
+    services.create_bucket_behind(name, &proxy.endpoint());
     let daemon = services
         .setup(name)
         .set("queue.kind", "embedded")

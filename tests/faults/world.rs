@@ -44,8 +44,8 @@ pub struct World<'s> {
 impl<'s> World<'s> {
     /// Starts the daemons on a topic, a bucket and a database of their own.
     pub fn new(services: &'s Services, topic: &str) -> Self {
-        services.create_bucket(topic);
         let proxy = Proxy::new(services.s3.address());
+        services.create_bucket_behind(topic, &proxy.endpoint());
         let setup = |roles: &str| -> Setup {
             services
                 .setup(topic)

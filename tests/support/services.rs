@@ -285,7 +285,26 @@ impl Services {
             .set("store.database", name)
     }
 
+    /// A bucket whose store has passed its race before, below `raw/`: this one makes the PUTs of a race wait for each other, half a
+    /// minute in all.
     pub fn create_bucket(&self, name: &str) {
+        self.create_bucket_behind(name, &format!("http://{}", self.s3.address()));
+    }
+
+    /// The same for whoever meets the store at another endpoint.
+    pub fn create_bucket_behind(&self, name: &str, endpoint: &str) {
+        self.create_new_bucket(name);
+        let passed = serde_json::json!({
+            "version": 1, "time": "2026-01-01T00:00:00Z", "puts": 16, "rounds": 4, "endpoint": endpoint,
+        });
+        let (bucket, path) = (self.bucket(name), ObjectPath::from("raw/_chain/race.json"));
+        eventually("the bucket takes an object", PATIENCE, || {
+            self.io.block_on(bucket.put(&path, passed.to_string().into())).ok()
+        });
+    }
+
+    /// One that nobody has tried.
+    pub fn create_new_bucket(&self, name: &str) {
         eventually("the bucket is there", PATIENCE, || self.try_create_bucket(name).ok());
     }
 

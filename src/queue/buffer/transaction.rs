@@ -4,12 +4,15 @@
 //! Every wait is cut into slices, between which the forwarder can say how it does and be told to stop.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use rdkafka::{
-    ClientContext, Offset as KafkaOffset, TopicPartitionList,
+    ClientConfig, ClientContext, Offset as KafkaOffset, TopicPartitionList,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
     error::{KafkaError, KafkaResult},
@@ -24,8 +27,7 @@ use crate::{
     position::{Offset, Timestamp},
     queue::{
         kafka::{
-            clock::{self, Taken},
-            dead_letters,
+            clock, dead_letters,
             logging::{self, Logging},
             settings,
         },
@@ -80,6 +82,8 @@ pub(super) struct Transactions {
     group: ConsumerGroupMetadata,
     topic: String,
     dead_letters: String,
+    /// Of a client that asks.
+    plain: ClientConfig,
 }
 
 impl Transactions {
@@ -94,7 +98,8 @@ impl Transactions {
         let group = positions.group_metadata();
         let group = group.ok_or_else(|| Failure::Passing("librdkafka gives no group to commit to".to_owned()))?;
         let (topic, dead_letters) = (config.queue.topic.clone(), settings::dead_letter_topic(config));
-        let transactions = Self { producer, positions, group, topic, dead_letters };
+        let plain = settings::client(config);
+        let transactions = Self { producer, positions, group, topic, dead_letters, plain };
         transactions.sliced("take its transactional id", BEGINNING, Some(tick), |slice| {
             transactions.producer.init_transactions(slice)
         })?;
@@ -172,7 +177,10 @@ impl Transactions {
                 return Err(Failure::Passing("Kafka does not acknowledge the records of a transaction".to_owned()));
             }
         }
-        if let Some(reason) = self.producer.context().complaint(&self.topic) {
+        // That our clock is wrong is no fault of theirs.
+        if self.producer.context().time_refused.load(Ordering::Acquire)
+            && let Some((_, reason)) = clock::complaint(&self.plain, &self.topic)
+        {
             return Err(Failure::Passing(reason));
         }
         let mut failed = self.producer.context().take();
@@ -307,8 +315,8 @@ fn event_headers(event: &Record<'_>) -> OwnedHeaders {
 #[derive(Default)]
 struct Outcomes {
     failed: Mutex<Vec<(usize, Code)>>,
-    /// The times that a broker takes, as it said when it refused a record's.
-    taken: Mutex<Option<Taken>>,
+    /// A record was refused, perhaps for its time.
+    time_refused: AtomicBool,
     said: Logging,
 }
 
@@ -319,16 +327,7 @@ impl Outcomes {
 
     fn forget(&self) {
         self.failed().clear();
-        *self.taken() = None;
-    }
-
-    fn taken(&self) -> std::sync::MutexGuard<'_, Option<Taken>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Records were refused because our clock is wrong, which is no fault of theirs.
-    fn complaint(&self, topic: &str) -> Option<String> {
-        Some(self.taken().take()?.complaint(topic, Timestamp::now())?.1)
+        self.time_refused.store(false, Ordering::Release);
     }
 
     fn take(&self) -> Vec<(usize, Code)> {
@@ -354,14 +353,10 @@ impl ProducerContext for Outcomes {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, delivery: &DeliveryResult<'_>, index: usize) {
-        if let Err((error, message)) = delivery {
+        if let Err((error, _)) = delivery {
             let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
             self.failed().push((index, code));
-            if clock::is_refusal(code)
-                && let Some(taken) = clock::said(message).as_deref().and_then(Taken::of)
-            {
-                *self.taken() = Some(taken);
-            }
+            self.time_refused.fetch_or(clock::is_refusal(code), Ordering::AcqRel);
         }
     }
 }

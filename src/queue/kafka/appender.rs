@@ -17,7 +17,7 @@ use rdkafka::{
     ClientConfig, ClientContext,
     config::RDKafkaLogLevel,
     error::KafkaError,
-    message::{BorrowedMessage, DeliveryResult, Header, OwnedHeaders},
+    message::{DeliveryResult, Header, OwnedHeaders},
     producer::{BaseRecord, Producer, ProducerContext},
     types::RDKafkaErrorCode as Code,
 };
@@ -26,7 +26,6 @@ use crate::{
     config::Config,
     health::Health,
     metrics::Metrics,
-    position::Timestamp,
     produce::{Publish, Ticket},
     queue::{
         Appender, Full,
@@ -266,8 +265,8 @@ impl ProducerContext for Deliveries {
                 }
                 sent.ticket.durable(1);
             }
-            Err((error, message)) => match error.rdkafka_error_code() {
-                Some(code) if clock::is_refusal(code) => self.refused(&sent, error, message),
+            Err((error, _)) => match error.rdkafka_error_code() {
+                Some(code) if clock::is_refusal(code) => self.refused(&sent, code, error),
                 _ => refuse(&self.line, &sent.ticket, sent.index, error),
             },
         }
@@ -276,21 +275,20 @@ impl ProducerContext for Deliveries {
 
 impl Deliveries {
     /// A broker refused the batch with this event: nothing of it is written.
-    fn refused(&self, sent: &Sent, error: &KafkaError, message: &BorrowedMessage<'_>) {
-        let said = clock::said(message);
-        let taken = said.as_deref().and_then(clock::Taken::of);
-        let complaint = taken.and_then(|taken| taken.complaint(&self.topic, Timestamp::now()));
-        if let Some((side, reason)) = &complaint
-            && let Some(link) = self.line.live()
-        {
-            link.clock_is_wrong(*side, reason);
+    fn refused(&self, sent: &Sent, code: Code, error: &KafkaError) {
+        if let Some(link) = self.line.live() {
+            link.refused_time();
             // Full means that one is asked for already.
             let _ = self.wake.try_send(());
         }
-        let reason = match (complaint, said) {
-            (Some((_, reason)), _) => reason,
-            (None, Some(said)) => format!("{}: {said}", self.line.explain(error)),
-            (None, None) => self.line.explain(error),
+        let said = self.line.explain(error);
+        let reason = match code {
+            Code::InvalidTimestamp => format!(
+                "{said}; its time, which is this machine's, is further from the brokers' clock than topic {} allows \
+                 (message.timestamp.after.max.ms, message.timestamp.before.max.ms)",
+                self.topic
+            ),
+            _ => said,
         };
         sent.ticket.refused(1, &reason);
     }
@@ -351,7 +349,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::produce::{Delivery, NewRecord, Span};
+    use crate::{
+        position::Timestamp,
+        produce::{Delivery, NewRecord, Span},
+    };
 
     type Cluster = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
 

@@ -6,22 +6,20 @@
 //! topic has to refuse, and nothing is written.
 
 use std::{
-    ffi::CStr,
-    time::{Duration, Instant},
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    ptr,
+    time::Duration,
 };
 
 use crossbeam_channel::{Sender, bounded};
 use rdkafka::{
-    ClientConfig, ClientContext,
-    config::{FromClientConfigAndContext, RDKafkaLogLevel},
-    error::KafkaError,
-    message::{BorrowedMessage, DeliveryResult},
-    producer::{BaseProducer, BaseRecord, ProducerContext},
+    ClientConfig,
+    client::{Client, DefaultClientContext},
     types::RDKafkaErrorCode as Code,
 };
 use rdkafka_sys as sys;
 
-use crate::{position::Timestamp, queue::kafka::logging};
+use crate::{position::Timestamp, queue::kafka::writable::Scout};
 
 /// For the answer to one record.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -133,14 +131,11 @@ pub(in crate::queue) fn is_refusal(code: Code) -> bool {
     matches!(code, Code::InvalidTimestamp | Code::InvalidRecord | Code::InvalidDifferentRecord)
 }
 
-/// What the broker said of a record that it did not take.
-pub(in crate::queue) fn said(message: &BorrowedMessage<'_>) -> Option<String> {
-    // SAFETY: the message is live for as long as it is borrowed, and is a producer's; the text is null or belongs to it.
-    let text = unsafe {
-        let text = sys::rd_kafka_message_produce_errstr(message.ptr());
-        (!text.is_null()).then(|| CStr::from_ptr(text))
-    };
-    text.map(|text| text.to_string_lossy().into_owned())
+/// What is wrong with this machine's time, as far as the topic minds; `None` also without an answer. Blocks, for some
+/// seconds at most.
+pub(in crate::queue) fn complaint(plain: &ClientConfig, topic: &str) -> Option<(Side, String)> {
+    let side = Scout::open(plain, topic).ok()?.clock_bounds()?.side()?;
+    ask(plain, topic, side)?.complaint(topic, Timestamp::now())
 }
 
 /// The times that the topic takes, where a record is refused on this side; `None` without an answer. The topic must be
@@ -148,40 +143,76 @@ pub(in crate::queue) fn said(message: &BorrowedMessage<'_>) -> Option<String> {
 pub(in crate::queue) fn ask(plain: &ClientConfig, topic: &str, side: Side) -> Option<Taken> {
     let mut settings = plain.clone();
     settings.set("acks", "all").set("linger.ms", "0").set("message.timeout.ms", DEADLINE.as_millis().to_string());
-    let (told, answer) = bounded(1);
-    let producer = BaseProducer::from_config_and_context(&settings, Asking(told)).ok()?;
-    let record = BaseRecord::<[u8], [u8], ()>::with_opaque_to(topic, ()).payload(b"").timestamp(side.far());
-    producer.send(record).ok()?;
-    let deadline = Instant::now() + DEADLINE;
-    while Instant::now() < deadline {
-        producer.poll(Duration::from_millis(50));
-        if let Ok(said) = answer.try_recv() {
-            return Taken::of(&said?);
-        }
+    let topic = CString::new(topic).ok()?;
+    let (told, answer) = bounded::<Option<String>>(1);
+    // Declared before the client, which ends before it.
+    let told = Box::new(told);
+    let native = settings.create_native_config().ok()?;
+    // SAFETY: the name is copied, and what the opaque pointer points to outlives the client.
+    let added = unsafe {
+        let opaque = ptr::from_ref::<Told>(&told).cast_mut().cast();
+        sys::rd_kafka_conf_interceptor_add_on_new(native.ptr(), INTERCEPTOR.as_ptr(), Some(on_new), opaque)
+    };
+    if added != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return None;
     }
-    None
+    let client = Client::new(&settings, native, sys::rd_kafka_type_t::RD_KAFKA_PRODUCER, DefaultClientContext).ok()?;
+    // SAFETY: each argument is of the type that its tag says, and a value that is empty is not looked at.
+    let sent = unsafe {
+        use sys::rd_kafka_vtype_t as tag;
+        sys::rd_kafka_producev(
+            client.native_ptr(),
+            tag::RD_KAFKA_VTYPE_TOPIC,
+            topic.as_ptr(),
+            tag::RD_KAFKA_VTYPE_MSGFLAGS,
+            sys::RD_KAFKA_MSG_F_COPY as c_int,
+            tag::RD_KAFKA_VTYPE_VALUE,
+            topic.as_ptr().cast::<c_void>(),
+            0_usize,
+            tag::RD_KAFKA_VTYPE_TIMESTAMP,
+            side.far(),
+            tag::RD_KAFKA_VTYPE_END,
+        )
+    };
+    if sent != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return None;
+    }
+    Taken::of(&answer.recv_timeout(DEADLINE).ok()??)
 }
 
 /// Hands on what the broker said of the one record.
-struct Asking(Sender<Option<String>>);
+type Told = Sender<Option<String>>;
 
-impl ClientContext for Asking {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        logging::forward(level, facility, line);
-    }
+const INTERCEPTOR: &CStr = c"clock";
 
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "rdkafka", %error, reason, "the client that compares clocks reports an error");
+unsafe extern "C" fn on_new(
+    client: *mut sys::rd_kafka_t,
+    _: *const sys::rd_kafka_conf_t,
+    opaque: *mut c_void,
+    _: *mut c_char,
+    _: usize,
+) -> sys::rd_kafka_resp_err_t {
+    // SAFETY: as it is given.
+    unsafe {
+        sys::rd_kafka_interceptor_add_on_acknowledgement(client, INTERCEPTOR.as_ptr(), Some(on_acknowledgement), opaque)
     }
 }
 
-impl ProducerContext for Asking {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, delivery: &DeliveryResult<'_>, (): ()) {
-        // Whoever asked may have given up.
-        let _ = self.0.try_send(delivery.as_ref().err().and_then(|(_, message)| said(message)));
-    }
+/// The broker's words are librdkafka's until it has told of the record: a delivery, which is taken later, points to memory
+/// that is freed.
+unsafe extern "C" fn on_acknowledgement(
+    _: *mut sys::rd_kafka_t,
+    message: *mut sys::rd_kafka_message_t,
+    opaque: *mut c_void,
+) -> sys::rd_kafka_resp_err_t {
+    // SAFETY: the message is a producer's and live, its text null or live, too; the sender outlives the client.
+    let (told, text) = unsafe {
+        let text = sys::rd_kafka_message_produce_errstr(message);
+        (&*opaque.cast::<Told>(), (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned()))
+    };
+    // Whoever asked may have given up.
+    let _ = told.try_send(text);
+    sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
 }
 
 #[cfg(test)]

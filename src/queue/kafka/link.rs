@@ -58,6 +58,8 @@ pub(super) struct Link {
     /// Whether `State::away` holds a reason, for the path of each acknowledgement.
     is_away: AtomicBool,
     failed: AtomicBool,
+    /// A record was refused, perhaps for its time: the clocks are to be compared.
+    time_refused: AtomicBool,
     /// `None` while all partitions take writes.
     unwritable: ArcSwapOption<Writability>,
     state: Mutex<State>,
@@ -90,6 +92,7 @@ impl Link {
             unanswered: Unanswered::new(),
             is_away: AtomicBool::new(true),
             failed: AtomicBool::new(false),
+            time_refused: AtomicBool::new(false),
             unwritable: ArcSwapOption::empty(),
             state: Mutex::new(State { away: Some(connecting), pause: FIRST_PROBE, last_error: None, clock: None }),
         }
@@ -177,6 +180,16 @@ impl Link {
         state.away = Some(reason.to_owned());
         self.tell(&mut state);
         news
+    }
+
+    /// A broker refused a record, perhaps for its time.
+    pub(super) fn refused_time(&self) {
+        self.time_refused.store(true, Ordering::Release);
+    }
+
+    /// Whether one did since this was asked last.
+    pub(super) fn take_refused_time(&self) -> bool {
+        self.time_refused.swap(false, Ordering::AcqRel)
     }
 
     /// The brokers refuse our time, for this reason. One line in the log for as long as that lasts.

@@ -68,6 +68,11 @@ impl<C: ProducerContext + 'static> Probe<C> {
             {
                 link.failed(&reason);
             }
+            if link.take_refused_time()
+                && let Some((side, reason)) = clock::complaint(&self.plain, &self.topic)
+            {
+                link.clock_is_wrong(side, &reason);
+            }
             if now || link.is_due(asked.elapsed().mul_f64(jitter)) {
                 self.ask(link);
                 asked = Instant::now();
@@ -152,7 +157,8 @@ impl<C: ProducerContext + 'static> Probe<C> {
             Some(scout) => scout,
             None => Scout::open(&self.plain, &self.topic).map_err(|error| format!("{error:#}"))?,
         };
-        self.scout.insert(scout).look(&mut self.minimum)
+        // Before the first answer nothing is on its way, and a broker that is slow to answer is none that is away.
+        self.scout.insert(scout).look(&mut self.minimum, self.informed)
     }
 
     /// The brokers are well; whether the producer finds them, too.

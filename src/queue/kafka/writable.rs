@@ -12,13 +12,13 @@ use std::{
 
 use rdkafka::{
     ClientConfig,
-    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier},
     config::FromClientConfigAndContext,
     metadata::{Metadata, MetadataPartition},
     types::RDKafkaErrorCode as Code,
 };
 
-use crate::queue::kafka::logging::Logging;
+use crate::queue::kafka::{clock::Bounds, logging::Logging};
 
 /// The brokers' account of the topic, and of its settings.
 const QUESTION: Duration = Duration::from_millis(1500);
@@ -129,12 +129,12 @@ impl Scout {
         Ok(Self { admin, runtime, topic: topic.to_owned() })
     }
 
-    /// Asks the brokers, and whether each answers; `minimum` is the topic's `min.insync.replicas` as last known. Blocks for
-    /// some seconds at most.
+    /// Asks the brokers, and, where records may be waiting for it, whether each answers; `minimum` is the topic's
+    /// `min.insync.replicas` as last known. Blocks for some seconds at most.
     ///
     /// # Errors
     /// A sentence, when no broker answers.
-    pub fn look(&self, minimum: &mut Option<usize>) -> Result<Sight, String> {
+    pub fn look(&self, minimum: &mut Option<usize>, of_each: bool) -> Result<Sight, String> {
         let metadata = self.admin.inner().fetch_metadata(Some(&self.topic), QUESTION).map_err(|error| {
             let said = self.admin.inner().context().last_error().map(|said| format!(" ({said})")).unwrap_or_default();
             format!("{error}{said}")
@@ -149,17 +149,27 @@ impl Scout {
         if let Some(found) = self.minimum() {
             *minimum = Some(found);
         }
-        let unreachable = self.unreachable(&metadata);
+        let unreachable = if of_each { self.unreachable(&metadata) } else { BTreeSet::new() };
         let sight = Writability::of(&metadata, &self.topic, *minimum, &unreachable);
         Ok(sight.map_or(Sight::Missing, Sight::Topic))
     }
 
-    /// `None` where it is not told, for want of a right for instance.
     fn minimum(&self) -> Option<usize> {
+        self.settings()?.get("min.insync.replicas")?.value.as_deref()?.parse().ok()
+    }
+
+    /// What the topic lets a clock differ by.
+    pub fn clock_bounds(&self) -> Option<Bounds> {
+        let settings = self.settings()?;
+        Some(Bounds::of(|name| settings.get(name).and_then(|entry| entry.value.as_deref())))
+    }
+
+    /// The topic's; `None` where they are not told, for want of a right for instance.
+    fn settings(&self) -> Option<ConfigResource> {
         let options = AdminOptions::new().request_timeout(Some(QUESTION));
         let resource = [ResourceSpecifier::Topic(&self.topic)];
         let answer = self.runtime.block_on(self.admin.describe_configs(&resource, &options)).ok()?;
-        answer.into_iter().next()?.ok()?.get("min.insync.replicas")?.value.as_deref()?.parse().ok()
+        answer.into_iter().next()?.ok()
     }
 
     /// The brokers of in-sync replicas that do not answer. Those that lead are asked for the end of a log, which also one
