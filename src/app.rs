@@ -57,6 +57,8 @@ pub mod exit {
 }
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// What is away for so long is not about to come.
+const OUTAGE: Duration = Duration::from_secs(2);
 /// Below the time that systemd gives a start (90 s).
 const LONGEST_START: Duration = Duration::from_secs(60);
 
@@ -343,8 +345,13 @@ impl Daemon {
 /// Tells systemd that the daemon has started: when events are taken, or when something is away for which they are not,
 /// because its outage is no failed start.
 async fn tell_systemd(health: Health) {
-    let asked = Instant::now();
-    while !health.has_started() && asked.elapsed() < LONGEST_START {
+    let (asked, mut away) = (Instant::now(), None);
+    while !health.readiness().ready && asked.elapsed() < LONGEST_START {
+        // A topic that is being created is away for a moment.
+        away = if health.knows_why() { away.or_else(|| Some(Instant::now())) } else { None };
+        if away.is_some_and(|since| since.elapsed() >= OUTAGE) {
+            break;
+        }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // Without systemd there is nobody to tell.

@@ -256,13 +256,10 @@ impl Health {
         self.state().closed.iter().next().map(|(closed, why)| (*closed, why.clone()))
     }
 
-    /// Whether work is taken, or it is known why not.
-    pub fn has_started(&self) -> bool {
-        let knows_why = {
-            let state = self.state();
-            state.closed.contains_key(&Closed::DiskFull) || state.dependencies.values().any(|status| !status.available)
-        };
-        knows_why || self.readiness().ready
+    /// Whether something is away, or full, for which no work is taken.
+    pub fn knows_why(&self) -> bool {
+        let state = self.state();
+        state.closed.contains_key(&Closed::DiskFull) || state.dependencies.values().any(|status| !status.available)
     }
 
     /// `roles` are the actors that this process runs.
@@ -348,18 +345,17 @@ mod tests {
     }
 
     #[test]
-    fn a_start_is_over_when_events_are_taken_or_it_is_known_what_is_away() {
+    fn what_is_away_is_known_and_what_is_only_not_there_yet_is_not() {
         let health = running(&[ActorName::Ingestor, ActorName::Producer]);
         health.close(Closed::Starting, "starting");
         health.close(Closed::QueueUnavailable, "connecting");
-        assert!(!health.has_started());
+        assert!(!health.knows_why());
         health.dependency("kafka", Err("no broker".to_owned()));
-        assert!(health.has_started());
+        assert!(health.knows_why());
         health.dependency("kafka", Ok(()));
-        health.open(Closed::Starting);
-        assert!(!health.has_started());
-        health.open(Closed::QueueUnavailable);
-        assert!(health.has_started());
+        assert!(!health.knows_why());
+        health.close(Closed::DiskFull, "full");
+        assert!(health.knows_why());
     }
 
     #[test]

@@ -188,9 +188,13 @@ fn endless_trailers(address: &str) -> String {
 
 /// Sends again and again, reads nothing, and waits until the connection is taken away.
 fn deaf(address: &str, request: &[u8]) -> String {
-    let mut stream = connect(address);
-    // So that it is the other side's turn to wait, soon.
-    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 4096).expect("a socket");
+    let address: SocketAddrV4 = address.parse().expect("IPv4, as the tests bind it");
+    let socket = net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    // So that it is the other side's turn to wait, soon. (Set later, the kernel drops what it has room for no more, and with
+    // it the other side's last word.)
+    net::sockopt::set_socket_recv_buffer_size(&socket, 4096).expect("a socket");
+    net::connect(&socket, &address).expect("it listens");
+    let mut stream = TcpStream::from(socket);
     stream.set_write_timeout(Some(Duration::from_secs(1))).expect("a socket");
     let deadline = Instant::now() + ENDLESS;
     while Instant::now() < deadline {
