@@ -253,12 +253,12 @@ fn without_what_is_said_otherwise(
     around: &mut BTreeMap<String, Given>,
 ) {
     let is_said = |setting: &&str| said.contains_key(*setting);
-    if provider.endpoints().iter().any(|setting| is_said(&setting)) {
+    if provider.endpoints().iter().any(&is_said) {
         for setting in provider.endpoints().iter().chain(provider.instead_of_an_endpoint()) {
             around.remove(*setting);
         }
     }
-    if let Some(mine) = provider.identities().iter().find(|identity| identity.iter().any(|setting| is_said(&setting))) {
+    if let Some(mine) = provider.identities().iter().find(|identity| identity.iter().any(&is_said)) {
         for other in
             provider.identities().iter().filter(|identity| *identity != mine).flat_map(|identity| identity.iter())
         {

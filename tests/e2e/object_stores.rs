@@ -115,7 +115,7 @@ fn an_object_that_another_writer_has_overwritten_halts_its_partition_and_verify_
     // A late PUT of the same position, cut elsewhere.
     s3.overwrite(&key, |object| {
         let lines = zstd::decode_all(object).expect("zstd");
-        let end = lines.iter().enumerate().filter(|(_, byte)| **byte == b'\n').next().expect("a line").0;
+        let end = lines.iter().enumerate().find(|(_, byte)| **byte == b'\n').expect("a line").0;
         let mut encoder = zstd::Encoder::new(Vec::new(), 1).expect("it is made");
         encoder.include_checksum(true).expect("it can");
         std::io::Write::write_all(&mut encoder, &lines[..=end]).expect("into memory");

@@ -1,6 +1,11 @@
 //! Two or three Kafka brokers, for a test in which some go away: started by it, and ended with it.
 
-use std::{ffi::OsStr, process::Command, time::Duration};
+use std::{
+    ffi::OsStr,
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use rdkafka::{
     ClientConfig,
@@ -20,9 +25,13 @@ use super::{
 /// One question.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
+/// One cluster at a time: two would keep the machine so busy that brokers are taken for dead.
+static TURN: Mutex<()> = Mutex::new(());
+
 pub struct Brokers {
     brokers: Vec<Service>,
     io: Runtime,
+    _turn: MutexGuard<'static, ()>,
 }
 
 /// A partition as the brokers' metadata shows it.
@@ -37,6 +46,7 @@ impl Brokers {
     pub fn start(count: usize) -> Option<Self> {
         let controllers = if count == 3 { 3 } else { 1 };
         installed().then(|| {
+            let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
             let ports: Vec<Vec<u16>> = (0..count).map(|_| free_ports("kafka")).collect();
             let voters = ports[..controllers].iter().map(|ports| ports[1].to_string()).collect::<Vec<_>>().join(",");
             let start = |(index, ports): (usize, Vec<u16>)| {
@@ -46,7 +56,7 @@ impl Brokers {
             };
             let brokers: Vec<Service> = ports.into_iter().enumerate().map(start).collect();
             let io = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-            let cluster = Self { brokers, io };
+            let cluster = Self { brokers, io, _turn: turn };
             cluster.wait_whole();
             cluster
         })
