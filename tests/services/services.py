@@ -178,7 +178,7 @@ def kafka_properties(folder, ports, node=1, voters=None):
     voters = voters or [controller]
     listeners = f"PLAINTEXT://127.0.0.1:{broker}"
     if ZOOKEEPER:
-        roles = f"broker.id=1\nzookeeper.connect=127.0.0.1:{controller}\nlisteners={listeners}\n"
+        roles = f"broker.id=1\nzookeeper.connect=127.0.0.1:{controller}\nzookeeper.session.timeout.ms=6000\nlisteners={listeners}\n"
     else:
         quorum = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(voters, 1))
         names = "broker"
@@ -224,6 +224,9 @@ def kafka_command(root, folder, ports, given):
         zookeeper.write_text(f"dataDir={folder}/zookeeper\nclientPort={ports[1]}\nclientPortAddress=127.0.0.1\nadmin.enableServer=false\n")
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
         COMPANIONS.append(start([*java(root), *QUICK, main, str(zookeeper)], folder / "zookeeper.log"))
+        if (folder / "logs").exists():
+            # A broker that was killed is still there for ZooKeeper, which lets no other have its number meanwhile.
+            time.sleep(9)
         return [*java(root), *flags, "kafka.Kafka", properties]
     if not (folder / "logs").exists():
         shutil.copytree(root / KAFKA / "formatted", folder / "logs.partial")
