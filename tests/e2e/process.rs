@@ -1,8 +1,8 @@
 //! The process among others: who reads its log, sends it signals, waits for it, and connects to it.
 
 use std::{
-    io::Read,
-    net::TcpListener,
+    io::{Read, Write},
+    net::TcpStream,
     os::unix::net::UnixDatagram,
     process::{Child, Command, Stdio},
     time::Instant,
@@ -24,7 +24,15 @@ impl Piped {
         let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
         let (http, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
         let mut command = Command::new("timeout");
-        command.args(["--kill-after=30", &PATIENCE.as_secs().to_string(), &program(), "--config", "config.toml"]);
+        // In the foreground: else it passes a signal on twice, to its child and to their group.
+        command.args([
+            "--foreground",
+            "--kill-after=30",
+            &PATIENCE.as_secs().to_string(),
+            &program(),
+            "--config",
+            "config.toml",
+        ]);
         for (key, value) in [
             ("http.listen", &*http),
             ("admin.listen", &admin),
@@ -113,17 +121,12 @@ fn sigint_and_sigterm_at_once_are_one_wish_and_the_same_again_is_another() {
     assert_eq!(both.wait_exit(PATIENCE), 0, "{}", both.log());
     assert!(both.log().contains("positions are committed"), "{}", both.log());
 
-    // Something to wait for: an archive that does not answer.
-    let away = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let endpoint = format!("http://{}", away.local_addr().expect("it is bound"));
-    let twice = Setup::new("twice")
-        .set("archive.url", "s3://bucket/raw")
-        .set("archive.options.endpoint", endpoint)
-        .set("archive.options.access_key_id", "test")
-        .set("archive.options.secret_access_key", "test")
-        .set("shutdown.timeout", "10m")
-        .start();
-    assert_eq!(twice.post(None, br#"{"type":"a"}"#).status, 200);
+    // Something to wait for: a request that does not end.
+    let twice = Setup::new("twice").set("http.request_timeout", "60s").set("shutdown.timeout", "10m").start();
+    let mut request = TcpStream::connect(twice.http_address()).expect("it listens");
+    request.write_all(b"POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").expect("it reads");
+    let arrived = || twice.metric("ingestd_in_flight_bytes").is_some_and(|bytes| bytes > 0.0);
+    eventually("the request has arrived", PATIENCE, || arrived().then_some(()));
     twice.signal("TERM");
     eventually("it stops", PATIENCE, || twice.log().contains("stopping").then_some(()));
     twice.signal("TERM");
