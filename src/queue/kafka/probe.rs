@@ -27,6 +27,8 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(3);
 /// How often it looks whether something is to be asked: a part of what a record may wait.
 const TICK: Duration = Duration::from_millis(250);
+/// The clocks, which takes two new clients, while they agree and records are refused all the same.
+const COMPARE_EVERY: Duration = Duration::from_secs(5);
 
 pub(super) struct Probe<C: ProducerContext + 'static> {
     producer: Arc<BaseProducer<C>>,
@@ -40,13 +42,25 @@ pub(super) struct Probe<C: ProducerContext + 'static> {
     minimum: Option<usize>,
     /// It was asked for.
     informed: bool,
+    /// When the clocks were compared last after a refusal, and agreed.
+    agreed: Option<Instant>,
 }
 
 impl<C: ProducerContext + 'static> Probe<C> {
     /// `plain` are the settings of a client that asks and writes nothing.
     pub fn new(producer: Arc<BaseProducer<C>>, plain: ClientConfig, topic: &str, line: Arc<Line>) -> Self {
         let stranded = Stranded::default();
-        Self { producer, plain, topic: topic.to_owned(), line, stranded, scout: None, minimum: None, informed: false }
+        Self {
+            producer,
+            plain,
+            topic: topic.to_owned(),
+            line,
+            stranded,
+            scout: None,
+            minimum: None,
+            informed: false,
+            agreed: None,
+        }
     }
 
     /// Asks at once when it is woken.
@@ -68,10 +82,12 @@ impl<C: ProducerContext + 'static> Probe<C> {
             {
                 link.failed(&reason);
             }
-            if link.take_refused_time()
-                && let Some((side, reason)) = clock::complaint(&self.plain, &self.topic)
-            {
-                link.clock_is_wrong(side, &reason);
+            // Records may be refused for other reasons, and by the thousand.
+            if self.agreed.is_none_or(|at| at.elapsed() >= COMPARE_EVERY) && link.take_refused_time() {
+                match clock::complaint(&self.plain, &self.topic) {
+                    Some((side, reason)) => link.clock_is_wrong(side, &reason),
+                    None => self.agreed = Some(Instant::now()),
+                }
             }
             if now || link.is_due(asked.elapsed().mul_f64(jitter)) {
                 self.ask(link);
