@@ -141,7 +141,7 @@ impl MongoStore {
                 self.database.get().map_or(self.choice.name(), String::as_str),
                 shortened(&command.message)
             )),
-            ErrorKind::ServerSelection { message, .. } if is_too_old(message) => {
+            ErrorKind::ServerSelection { message, .. } if reply::is_too_old(message) => {
                 self.unavailable("is older than MongoDB 4.4, which is the oldest that can be used: upgrade it")
             }
             ErrorKind::ServerSelection { message, .. } => {
@@ -528,11 +528,6 @@ fn primary() -> SelectionCriteria {
 fn majority<T: Send + Sync>(collection: Collection<T>) -> Collection<T> {
     let options = mongodb::options::CollectionOptions::builder().read_concern(ReadConcern::majority()).build();
     collection.client().database(&collection.namespace().db).collection_with_options(collection.name(), options)
-}
-
-/// Whether the driver says that a server is too old for it. It speaks of wire versions.
-fn is_too_old(message: &str) -> bool {
-    message.contains("reports wire version") && message.contains("requires at least")
 }
 
 /// Refuses options that ask for less than the fence needs; what is refused would have no effect, so that nobody should
