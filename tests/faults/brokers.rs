@@ -34,14 +34,20 @@ fn buffering(setup: Setup) -> Setup {
 
 /// Waits until what the brokers make of the topic is named like this, or nothing is to be said.
 fn wait_named(daemon: &Daemon, what: Option<&str>) {
-    eventually("readiness names the topic's state", PATIENCE, || {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
         let readiness = daemon.readiness();
         let topic = &readiness["dependencies"]["kafka_topic"];
-        match what {
-            Some(what) => topic["reason"].as_str()?.contains(what).then_some(()),
-            None => (topic["available"] == true && readiness["ready"] == true).then_some(()),
+        let is_named = match what {
+            Some(what) => topic["reason"].as_str().is_some_and(|reason| reason.contains(what)),
+            None => topic["available"] == true && readiness["ready"] == true,
+        };
+        if is_named {
+            return;
         }
-    });
+        assert!(Instant::now() < deadline, "readiness does not say {what:?} within {PATIENCE:?}: {readiness}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
@@ -53,10 +59,11 @@ fn too_few_in_sync_replicas_are_named_and_nobody_waits_for_them() {
     let (refusing, buffered) = (Ledger::new(), Ledger::new());
     let refuses = brokers.setup("refusing").set("queue.kafka.partitions", "2").start();
     let buffers = buffering(brokers.setup("buffering")).set("queue.kafka.partitions", "2").start();
-    refusing.post(&refuses.events_url(), 100, 2, PATIENCE);
-    buffered.post(&buffers.events_url(), 100, 2, PATIENCE);
     let mut oracle = Oracle::new(&buffered, Archive::local(&buffers.data().join("archive")));
-
+    // The follower is not told at once that these are committed: it tells no end of a log that it comes to lead now, until
+    // enough replicas are in sync again.
+    buffered.post(&buffers.events_url(), 100, 2, PATIENCE);
+    refusing.post(&refuses.events_url(), 100, 2, PATIENCE);
     brokers.node(2).kill();
     // Before the controller has noticed.
     let (reply, took) = post(&refuses, "client-1");

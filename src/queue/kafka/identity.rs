@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use rdkafka::{ClientContext, TopicPartitionList, client::Client, types::RDKafkaErrorCode};
+use rdkafka::{ClientContext, Offset as KafkaOffset, TopicPartitionList, client::Client, types::RDKafkaErrorCode};
 use rdkafka_sys as sys;
 
 use crate::position::{Offset, Partition, TopicIdentity};
@@ -91,6 +91,24 @@ pub(super) fn high_watermark<C: ClientContext>(
     };
     no_error(code).ok()?;
     Offset::from_kafka(high)
+}
+
+/// Whether the partition's leader answers within `timeout`. It is asked for the log's start: the end it does not tell
+/// while too few replicas are in sync for it to know what is committed.
+pub(super) fn leader_answers<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partition: i32,
+    timeout: Duration,
+) -> bool {
+    let mut list = TopicPartitionList::with_capacity(1);
+    if list.add_partition_offset(topic, partition, KafkaOffset::Beginning).is_err() {
+        return false;
+    }
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the client is live for as long as it is borrowed, and the list is ours, which is filled before this returns.
+    let code = unsafe { sys::rd_kafka_offsets_for_times(client.native_ptr(), list.ptr(), timeout_ms) };
+    no_error(code).is_ok() && list.elements().iter().all(|element| element.error().is_ok())
 }
 
 /// The metadata of each committed offset in an answer about one topic; what is not UTF-8 with U+FFFD in its place.

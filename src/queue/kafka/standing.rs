@@ -161,8 +161,8 @@ impl Standing {
             let names: Vec<String> = long.map(|(partition, _)| partition.to_string()).collect();
             (!names.is_empty()).then(|| {
                 format!(
-                    "no broker answers for partition(s) {}: they have no leader, or it is away; the others go on. See \
-                     to the brokers that hold them",
+                    "no broker tells where the log of partition(s) {} ends: they have no leader, it is away, or too few \
+                     replicas are in sync; the others go on. See to the brokers that hold them",
                     names.join(", ")
                 )
             })

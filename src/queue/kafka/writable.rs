@@ -18,7 +18,7 @@ use rdkafka::{
     types::RDKafkaErrorCode as Code,
 };
 
-use crate::queue::kafka::{clock::Bounds, logging::Logging};
+use crate::queue::kafka::{clock::Bounds, identity::leader_answers, logging::Logging};
 
 /// The brokers' account of the topic, and of its settings.
 const QUESTION: Duration = Duration::from_millis(1500);
@@ -172,8 +172,8 @@ impl Scout {
         answer.into_iter().next()?.ok()
     }
 
-    /// The brokers of in-sync replicas that do not answer. Those that lead are asked for the end of a log, which also one
-    /// that hangs fails; of the others it is only tried whether they take a connection.
+    /// The brokers of in-sync replicas that do not answer. Those that lead are asked for the start of a log, which also
+    /// one that hangs fails; of the others it is only tried whether they take a connection.
     fn unreachable(&self, metadata: &Metadata) -> BTreeSet<i32> {
         let mut leaders = BTreeMap::new();
         let mut others = BTreeSet::new();
@@ -191,8 +191,8 @@ impl Scout {
         std::thread::scope(|scope| {
             let leads = leaders.iter().map(|(broker, partition)| {
                 scope.spawn(move || {
-                    let answer = self.admin.inner().fetch_watermarks(&self.topic, *partition, PING);
-                    answer.is_err().then_some(*broker)
+                    let answers = leader_answers(self.admin.inner(), &self.topic, *partition, PING);
+                    (!answers).then_some(*broker)
                 })
             });
             let follows = others.iter().map(|broker| {
