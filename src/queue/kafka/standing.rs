@@ -25,8 +25,8 @@ const UNREADABLE: Duration = Duration::from_secs(30);
 
 /// librdkafka gives no other word about such a batch than about a damaged one.
 const TOO_LARGE: &str = "It may be larger, once decompressed, than the setting receive.message.max.bytes (100000000 \
-                         bytes): raise that first, in queue.kafka.properties, to several times the largest batch (up to \
-                         1000000000; so much memory more may be needed), and restart. Otherwise";
+                         unless set): raise that first, in queue.kafka.properties, to several times the largest batch (up \
+                         to 1000000000; so much memory more may be needed), and restart. Otherwise";
 
 /// A batch that waits for the topic's identity for so long is shown: it is asked for within milliseconds.
 const UNPROVEN: Duration = Duration::from_secs(10);
