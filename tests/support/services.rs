@@ -14,12 +14,19 @@ use mongodb::{
     Client as MongoClient,
     bson::{Document, doc},
 };
-use object_store::{ObjectStore, ObjectStoreExt, aws::AmazonS3Builder, path::Path as ObjectPath};
+
+use object_store::{
+    ObjectStore, ObjectStoreExt,
+    aws::{AmazonS3, AmazonS3Builder},
+    path::Path as ObjectPath,
+    signer::Signer,
+};
 use rdkafka::{
     ClientConfig,
     consumer::{BaseConsumer, Consumer},
 };
 use tokio::runtime::{Builder, Runtime};
+use ureq::http::Method;
 
 use super::{
     PATIENCE,
@@ -309,22 +316,30 @@ impl Services {
     }
 
     fn try_create_bucket(&self, name: &str) -> Result<(), String> {
-        let reply = Client::new().put(&format!("http://{}/{name}", self.s3.address()));
+        // Not every store takes a request without a signature.
+        let (store, root) = (self.s3(name), ObjectPath::default());
+        let signed = store.signed_url(Method::PUT, &root, Duration::from_secs(60));
+        let url = self.io.block_on(signed).expect("it can be signed");
+        let reply = Client::new().put(url.as_str());
         let reply = reply.map_err(|error| format!("{error:?}"))?;
         // 409: it is there already.
         if matches!(reply.status, 200 | 409) { Ok(()) } else { Err(format!("{reply:?}")) }
     }
 
     pub fn bucket(&self, name: &str) -> Arc<dyn ObjectStore> {
+        Arc::new(self.s3(name))
+    }
+
+    fn s3(&self, bucket: &str) -> AmazonS3 {
         ingestd::tls::install();
         let store = AmazonS3Builder::new()
             .with_endpoint(format!("http://{}", self.s3.address()))
             .with_allow_http(true)
-            .with_bucket_name(name)
+            .with_bucket_name(bucket)
             .with_region("us-east-1")
             .with_access_key_id("test")
             .with_secret_access_key("test");
-        Arc::new(store.build().expect("valid options"))
+        store.build().expect("valid options")
     }
 
     /// Runs a command on MongoDB, as an operator or another program would.

@@ -161,7 +161,7 @@ impl Standing {
             let names: Vec<String> = long.map(|(partition, _)| partition.to_string()).collect();
             (!names.is_empty()).then(|| {
                 format!(
-                    "no broker tells where the log of partition(s) {} ends: they have no leader, it is away, or too few \
+                    "no broker tells the end of the log for partition(s) {}: they have no leader, it is away, or too few \
                      replicas are in sync; the others go on. See to the brokers that hold them",
                     names.join(", ")
                 )
