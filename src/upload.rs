@@ -377,13 +377,9 @@ impl Handler<Answered> for Uploader {
         let Some(partitioned) = self.partitions.get_mut(&partition).filter(|each| each.chain.epoch == epoch) else {
             return;
         };
-        let mut created = None;
-        let put = match answer {
-            Answer::Put(put) => put,
-            Answer::Created { tag } => {
-                created = tag;
-                Put::Created
-            }
+        let (put, tag) = match answer {
+            Answer::Created { tag } => (Put::Created, tag),
+            Answer::Found { put, tag } => (put, tag),
             Answer::Damaged(why) => {
                 if let Some(segment) = partitioned.chain.damaged() {
                     self.spooler.tell(Damaged { epoch, segment, why });
@@ -395,7 +391,7 @@ impl Handler<Answered> for Uploader {
             Some(Step::Archived(segment)) => {
                 let key = self.requests.archive.key(&segment.header);
                 let SegmentHeader { bytes, crc32c, .. } = segment.header;
-                partitioned.watch.put(Watched { key: key.clone(), tag: created, bytes, crc32c, at: Instant::now() });
+                partitioned.watch.put(Watched { key: key.clone(), tag, bytes, crc32c, at: Instant::now() });
                 self.archived(partition, segment.end(), key.to_string());
                 self.spooler.tell(Archived { epoch, segment });
             }

@@ -46,7 +46,7 @@ impl Addresses {
         }
         if roles.aggregate() {
             let store = match config.store.kind {
-                StoreKind::Mongodb => format!("MongoDB, database {}", DatabaseChoice::of(&config.store).name()),
+                StoreKind::Mongodb => format!("MongoDB, {}", DatabaseChoice::of(&config.store)),
                 _ => data_dir.path.join("store.db").display().to_string(),
             };
             line("aggregates", store);

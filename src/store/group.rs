@@ -114,7 +114,10 @@ mod tests {
     #[test]
     fn what_no_value_can_hold_is_its_json_text() {
         let values: Vec<Value> =
-            values(r#"["a\"b",null,true,7,2.5,1e999,{"x":[1]}]"#, 8).into_iter().map(Value::from).collect();
-        assert_eq!(serde_json::json!(values).to_string(), r#"["a\"b",null,true,7,2.5,"1e999","{\"x\":[1]}",null]"#);
+            values(r#"["a\"b",null,true,7,2.5,1e999,{"x":[1]},{},[]]"#, 10).into_iter().map(Value::from).collect();
+        assert_eq!(
+            serde_json::json!(values).to_string(),
+            r#"["a\"b",null,true,7,2.5,"1e999","{\"x\":[1]}","{}","[]",null]"#
+        );
     }
 }

@@ -356,6 +356,17 @@ pub fn place(config: &Config) -> String {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_request_whose_client_panics_has_failed_and_says_where_to_look() {
+        let panics = async { panic!("invalid header") };
+        let failed: object_store::Result<()> = Archive::within_time(Duration::from_secs(30), panics).await;
+        let said = failed.unwrap_err().to_string();
+        assert!(said.contains("archive.options") && said.contains("invalid header"), "{said}");
+        let hangs = std::future::pending::<object_store::Result<()>>();
+        let failed = Archive::within_time(Duration::from_millis(1), hangs).await;
+        assert!(failed.unwrap_err().to_string().contains("no answer within 1ms"));
+    }
+
     #[test]
     fn names_read_back() {
         assert_eq!(parse_name("3-00000000000000000042.ndjson.zst"), Some((Partition(3), Offset(42))));

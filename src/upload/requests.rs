@@ -35,11 +35,10 @@ const UNREADABLE_AFTER: u32 = 5;
 
 #[derive(Debug)]
 pub(super) enum Answer {
-    Put(Put),
     /// The object is ours, with the tag that the store gave it.
-    Created {
-        tag: Option<String>,
-    },
+    Created { tag: Option<String> },
+    /// Another one stands there; with its tag where it is ours as well, byte by byte: the answer to its PUT was lost.
+    Found { put: Put, tag: Option<String> },
     /// The segment's file does not match its header.
     Damaged(String),
 }
@@ -208,11 +207,16 @@ impl Requests {
             Ok(tag) => Ok(Answer::Created { tag }),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 let _memory = self.room_for(segment).await;
+                // Before the bytes: what is overwritten in between is found by them, or has another tag later.
+                let tag = if self.archive.local.is_some() { None } else { self.archive.tag(&key).await.ok().flatten() };
                 match self.archive.get(&key).await {
                     Ok(object) => {
                         self.archive.settle(&key).await?;
                         match blocking(segment, SealedSegment::read).await {
-                            Ok(ours) => Ok(Answer::Put(compare_blocking(key.to_string(), object, ours).await)),
+                            Ok(ours) => {
+                                let tag = tag.filter(|_| object == ours);
+                                Ok(Answer::Found { put: compare_blocking(key.to_string(), object, ours).await, tag })
+                            }
                             Err(error) => unreadable(segment, &error, attempt),
                         }
                     }
@@ -457,7 +461,8 @@ mod tests {
         let object = object(&requests, &segment, dir.path());
         assert_eq!(fs::metadata(object).unwrap().ino(), fs::metadata(&segment.path).unwrap().ino());
         // As after a crash before it was removed.
-        assert!(matches!(requests.upload(&segment).await, Answer::Put(Put::Exists { end: Offset(2) })));
+        let found = requests.upload(&segment).await;
+        assert!(matches!(found, Answer::Found { put: Put::Exists { end: Offset(2) }, .. }), "{found:?}");
     }
 
     #[tokio::test]

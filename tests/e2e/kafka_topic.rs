@@ -223,9 +223,13 @@ fn a_topic_with_the_brokers_defaults_is_taken_and_what_it_lacks_is_named() {
     assert_eq!(largest.len(), 960 << 10);
     // It says nothing to the oracle.
     let elsewhere = on_kafka_alone(&services, "defaults-large").set("queue.kafka.properties.compression.codec", "none");
-    services.create_topic_with("defaults-large", &[]);
+    services.create_topic_with("defaults-large", &[("min.insync.replicas", "2")]);
     let large = elsewhere.start();
     assert_eq!(large.post(None, largest.as_bytes()).status, 200);
+    let readiness = large.readiness();
+    let minimum = "min.insync.replicas of topic defaults-large is 2, and it has 1 replica(s)";
+    assert!(readiness["dependencies"]["kafka_topic"]["reason"].to_string().contains(minimum), "{readiness}");
+    assert!(large.log().contains(minimum), "{}", large.log());
     large.terminate();
 
     let readiness = daemon.readiness();
@@ -270,8 +274,8 @@ fn an_open_transaction_of_another_program_is_named_and_what_waits_behind_it_is_l
         let readiness = daemon.readiness();
         let reason = readiness["dependencies"]["kafka"]["reason"].as_str()?.to_owned();
         assert_eq!(readiness["ready"], true, "events are taken all the while");
-        (readiness["degraded"] == true && reason.contains("partition 0 from offset 5 on (11 offsets wait)"))
-            .then_some(())
+        let is_named = reason.contains("partition 0 from offset 5 on (11 offsets wait)");
+        (readiness["degraded"] == true && is_named && reason.contains("kafka-transactions")).then_some(())
     });
     assert_eq!(ledger.acknowledged(), 15);
 

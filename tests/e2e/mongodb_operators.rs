@@ -214,6 +214,26 @@ fn old_server(wire_version: i32) -> String {
 }
 
 #[test]
+fn a_database_that_stays_in_force_in_spite_of_the_url_is_said_once() {
+    let Some(services) = services() else { return };
+    let url = |database: &str| format!("mongodb://{}/{database}?directConnection=true", services.mongodb.address());
+    let mut daemon = Setup::new("in-force").set("store.kind", "mongodb").set("store.url", url("")).start();
+    post(&daemon, r#"{"type":"a"}"#);
+    wait_counted(&daemon, 1);
+    assert!(daemon.log().contains("MongoDB, database ingestd\n"), "{}", daemon.log());
+    daemon.terminate();
+    daemon.set("store.url", url("ingestd_test_in_force"));
+    daemon.restart();
+    post(&daemon, r#"{"type":"a"}"#);
+    wait_counted(&daemon, 2);
+    let log = daemon.log();
+    assert_eq!(log.matches("stays in use, though store.url names").count(), 1, "{log}");
+    assert!(log.contains("database ingestd_test_in_force (or ingestd, if that holds aggregates from before)"), "{log}");
+    daemon.terminate();
+    services.mongodb_command("ingestd", doc! { "dropDatabase": 1 });
+}
+
+#[test]
 fn a_server_that_is_too_old_is_called_so() {
     let daemon =
         Setup::new("old").set("store.kind", "mongodb").set("store.url", format!("mongodb://{}", old_server(8)));

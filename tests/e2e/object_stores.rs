@@ -1,5 +1,7 @@
 //! Object stores as they are met: not atomic, locked, not to be listed, behind variables of the environment.
 
+use std::time::{Duration, Instant};
+
 use crate::support::{
     PATIENCE,
     daemon::{Ran, Setup},
@@ -101,7 +103,13 @@ fn seaweedfs_lets_one_of_many_win() {
 
 #[test]
 fn an_object_that_another_writer_has_overwritten_halts_its_partition_and_verify_finds_what_is_gone() {
-    let s3 = S3::start(Behaviour::default());
+    overwritten(Behaviour::default());
+    // Its own PUT is found by the next attempt, and watched as well.
+    overwritten(Behaviour { loses_answers: true, ..Behaviour::default() });
+}
+
+fn overwritten(behaviour: Behaviour) {
+    let s3 = S3::start(behaviour);
     let daemon = on(&s3).set("spool.max_records", 50).set("spool.max_age", "5s").start();
     let ledger = Ledger::new();
     let archived = |records: f64| {
@@ -284,4 +292,46 @@ fn a_gcs_endpoint_is_called_base_url_over_http_and_without_a_signature_nobody_is
     let line = archive_line(&check(&["--connect"], &settings, &[]), 0);
     assert!(line.contains(&format!("gs://bucket/raw at {url}")), "{line}");
     assert!(gcs.keys().contains(&"raw/_chain/probe.json".to_owned()), "{:?}", gcs.keys());
+}
+
+#[test]
+fn an_archive_that_takes_one_partitions_objects_and_not_anothers_is_unavailable_for_as_long_and_said_so_once() {
+    let Some(services) = services() else { return };
+    let s3 = S3::start(Behaviour { refuses: Some("1-"), ..Behaviour::default() });
+    let daemon = on(&s3)
+        .set("queue.kind", "kafka")
+        .set("queue.topic", "half")
+        .set("queue.kafka.brokers", services.kafka.address())
+        .set("queue.kafka.group", "half")
+        .set("queue.kafka.partitions", "2")
+        .set("spool.max_age", "100ms")
+        .set("upload.backoff", "50ms")
+        .set("upload.max_backoff", "200ms")
+        .start();
+    let store = || daemon.readiness()["dependencies"]["object_store"].clone();
+    let mut clients = (0..).map(|n| format!("client-{n}"));
+    let mut post = || {
+        let client = clients.next().expect("endless");
+        assert_eq!(daemon.post(None, format!(r#"{{"type":"a","client_id":"{client}"}}"#).as_bytes()).status, 200);
+    };
+    eventually("one partition's objects are refused", PATIENCE, || {
+        post();
+        (store()["available"] == false).then_some(())
+    });
+    let archived = || daemon.metric("ingestd_events_archived_total").unwrap_or_default();
+    // The other partition's are put, again and again, all the while.
+    let (began, before) = (Instant::now(), archived());
+    while began.elapsed() < Duration::from_secs(4) || archived() < before + 10.0 {
+        assert!(began.elapsed() < PATIENCE, "nothing is archived");
+        post();
+        let now = store();
+        assert!(now["available"] == false && now["reason"].to_string().contains("SlowDown"), "{now}");
+    }
+    let lines = daemon
+        .log()
+        .lines()
+        .filter(|line| line.contains("dependency unavailable") && line.contains("object_store"))
+        .count();
+    assert_eq!(lines, 1, "{}", daemon.log());
+    daemon.kill();
 }

@@ -52,16 +52,20 @@ impl Piped {
 
     /// To `timeout`, which passes it on.
     fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "it runs");
+        assert!(send(name, self.child.id()).is_ok_and(|status| status.success()), "it runs");
     }
+}
+
+/// By the shell's own `kill`: the program is not everywhere.
+fn send(signal: &str, pid: u32) -> std::io::Result<std::process::ExitStatus> {
+    Command::new("sh").args(["-c", "kill -$0 $1", signal, &pid.to_string()]).status()
 }
 
 impl Drop for Piped {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
             // A stop that does not end is killed by `timeout`.
-            let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+            let _ = send("TERM", self.child.id());
             let _ = self.child.wait();
         }
     }

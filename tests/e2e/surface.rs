@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use crate::support::{
     PATIENCE,
     daemon::{Daemon, Setup},
-    eventually,
+    eventually, free_port,
     http::Client,
+    raw,
 };
 
 const LINES: Option<&str> = Some("application/x-ndjson");
@@ -269,4 +270,74 @@ fn a_second_signal_ends_a_drain_at_once_with_status_4() {
     let _ = request.read_to_string(&mut answer);
     assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
     daemon.assert_no_panic();
+}
+
+#[test]
+fn a_host_name_is_bound_at_all_its_addresses_and_a_byte_order_mark_is_no_part_of_a_secret() {
+    let port = free_port();
+    let secret = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(secret.path(), "\u{feff}test\n").expect("it can be written");
+    let daemon = Setup::new("names")
+        .set("http.listen", format!("localhost:{port}"))
+        .set("archive.url", "s3://bucket/raw")
+        .set("archive.options.endpoint", "http://127.0.0.1:1")
+        .set("archive.options.access_key_id", "test")
+        .set("archive.options.secret_access_key_file", secret.path().display())
+        .start();
+    let addresses: Vec<_> = std::net::ToSocketAddrs::to_socket_addrs(&("localhost", port)).expect("a name").collect();
+    assert!(!addresses.is_empty());
+    for address in addresses {
+        let answer = Client::new().get(&format!("http://{address}/health")).expect("it is bound there, too");
+        assert_eq!(answer.status, 200, "{address}");
+    }
+    daemon.terminate();
+    std::fs::write(secret.path(), b"\xff\xfet\0e\0s\0t\0").expect("it can be written");
+    let check = daemon.command(&["check"]);
+    assert!(
+        check.status == Some(78) && check.error.contains("UTF-16") && check.error.contains("secret_access_key_file"),
+        "{check:?}"
+    );
+}
+
+#[test]
+fn metrics_come_as_the_scraper_asks_for_them() {
+    let daemon = Setup::new("scraper").start();
+    let ask = |headers: &str| {
+        let address = daemon.admin_url("").trim_start_matches("http://").to_owned();
+        let request = format!("GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}\r\n");
+        let mut outcome = raw::exchange(&address, request.as_bytes(), 1, true, PATIENCE);
+        outcome.answers.remove(0)
+    };
+    let (open, text) =
+        (ask("accept: application/openmetrics-text;version=1.0.0\r\n"), ask("accept: text/plain;version=0.0.4\r\n"));
+    assert!(
+        open.head.contains("content-type: application/openmetrics-text") && open.body.ends_with(b"# EOF\n"),
+        "{}",
+        open.head
+    );
+    assert!(text.head.contains("content-type: text/plain; version=0.0.4"), "{}", text.head);
+    let text = String::from_utf8(text.body).expect("text");
+    assert!(text.contains("# TYPE ingestd_events_accepted_total counter") && !text.contains("# EOF"), "{text}");
+    let zipped = ask("accept: text/plain;version=0.0.4\r\naccept-encoding: gzip\r\n");
+    assert!(zipped.head.contains("content-encoding: gzip") && zipped.body.starts_with(b"\x1f\x8b"), "{}", zipped.head);
+    daemon.terminate();
+}
+
+#[test]
+fn of_pipelined_requests_each_answer_is_its_own_requests() {
+    let daemon = Setup::new("pipelined").start();
+    let post = |version: &str, header: &str| {
+        format!("POST /v1/events HTTP/{version}\r\nhost: a\r\n{header}content-length: 12\r\n\r\n{{\"type\":\"a\"}}")
+    };
+    for last in [post("1.1", "connection: close\r\n"), post("1.0", "")] {
+        let requests = post("1.1", "") + &last;
+        let outcome = raw::exchange(daemon.http_address(), requests.as_bytes(), 2, true, PATIENCE);
+        assert_eq!(outcome.summary(), "200, 200, closed");
+        assert!(!outcome.answers[0].head.to_lowercase().contains("connection: close"), "{}", outcome.answers[0].head);
+        assert!(outcome.answers[0].head.starts_with("HTTP/1.1 "), "{}", outcome.answers[0].head);
+    }
+    eventually("all four stand in the log", PATIENCE, || {
+        (daemon.metric("ingestd_events_archived_total")? == 4.0).then_some(())
+    });
+    daemon.terminate();
 }

@@ -18,6 +18,10 @@ pub struct Behaviour {
     pub locked: bool,
     /// The checksum that S3's own SDKs send is refused.
     pub refuses_checksums: bool,
+    /// The first answer to each PUT of an object of the chain is lost: it is stored, and the connection ends.
+    pub loses_answers: bool,
+    /// PUTs of objects whose name begins like this are answered by 503.
+    pub refuses: Option<&'static str>,
     /// No right to list, so a key that is missing is answered by 403, as the right to be told so is that one (AWS).
     pub lists_not: bool,
 }
@@ -110,6 +114,13 @@ fn serve(client: &TcpStream, state: &Mutex<State>, behaviour: Behaviour) -> Opti
     let has_checksum = head.to_lowercase().contains("\nx-amz-checksum-");
     let mut content_range = String::new();
     let (status, tag, answer) = match method {
+        "PUT"
+            if behaviour
+                .refuses
+                .is_some_and(|name| key.rsplit('/').next().is_some_and(|key| key.starts_with(name))) =>
+        {
+            (503, None, error("SlowDown", "Please reduce your request rate."))
+        }
         "PUT" if behaviour.locked && !has_checksum => (
             400,
             None,
@@ -131,7 +142,11 @@ fn serve(client: &TcpStream, state: &Mutex<State>, behaviour: Behaviour) -> Opti
             } else {
                 state.written += 1;
                 let tag = state.written;
+                let is_lost = behaviour.loses_answers && key.contains("/topic=") && !stands;
                 state.objects.insert(key, (body, tag));
+                if is_lost {
+                    return None;
+                }
                 (200, Some(tag), Vec::new())
             }
         }

@@ -1,5 +1,7 @@
 //! Which database the store is kept in.
 
+use std::fmt;
+
 use mongodb::{
     Client,
     bson::{Document, doc},
@@ -56,6 +58,17 @@ impl DatabaseChoice {
             Self::DEFAULT,
         );
         Ok(Self::DEFAULT.to_owned())
+    }
+}
+
+impl fmt::Display for DatabaseChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(name) => write!(f, "database {name}"),
+            Self::OfUrl(name) => {
+                write!(f, "database {name} (or {}, if that holds aggregates from before)", Self::DEFAULT)
+            }
+        }
     }
 }
 
