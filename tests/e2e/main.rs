@@ -24,7 +24,7 @@ mod process;
 mod queue_kafka;
 mod reading;
 mod refusals;
-mod store_mongo;
+mod store;
 #[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;

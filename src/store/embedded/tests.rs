@@ -1,3 +1,5 @@
+//! What the embedded store alone does; what every store does is in `tests/e2e/store/conformance.rs`.
+
 use std::os::unix::fs::PermissionsExt;
 
 use chrono::Utc;
@@ -33,10 +35,6 @@ fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> Buck
     BucketDelta { key, partition, aggregate: 0, first, last, count }
 }
 
-fn identity(name: &str) -> TopicIdentity {
-    TopicIdentity(name.into())
-}
-
 /// The rows of an answer, read back.
 fn read(rows: Rows) -> Vec<serde_json::Value> {
     serde_json::from_slice(&[b"[", &*rows.into_json(), b"]"].concat()).unwrap()
@@ -49,19 +47,6 @@ async fn counts(store: &EmbeddedStore) -> Vec<(serde_json::Value, u64)> {
 }
 
 #[tokio::test]
-async fn a_flush_that_is_repeated_is_fenced_and_changes_nothing() {
-    let dir = TempDir::new().unwrap();
-    let store = open(&dir, options());
-    store.prepare().await.unwrap();
-    let flush = [delta(0, r#"["a"]"#, 0, 4, 5), delta(0, r#"["b"]"#, 5, 5, 1)];
-    assert_eq!(store.flush(&flush, &[]).await.unwrap(), Flushed::default());
-    assert_eq!(store.flush(&flush, &[]).await.unwrap().fenced, [Partition(0)]);
-    assert_eq!(counts(&store).await, [(json!("a"), 5), (json!("b"), 1)]);
-    assert_eq!(store.flush(&[delta(0, r#"["a"]"#, 6, 6, 1)], &[]).await.unwrap(), Flushed::default());
-    assert_eq!(counts(&store).await, [(json!("a"), 6), (json!("b"), 1)]);
-}
-
-#[tokio::test]
 async fn of_a_fenced_partition_nothing_is_applied_and_the_others_are() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir, options());
@@ -70,37 +55,6 @@ async fn of_a_fenced_partition_nothing_is_applied_and_the_others_are() {
     let flush = [delta(0, r#"["new"]"#, 3, 3, 1), delta(0, r#"["a"]"#, 4, 4, 1), delta(1, r#"["a"]"#, 0, 0, 1)];
     assert_eq!(store.flush(&flush, &[]).await.unwrap().fenced, [Partition(0)]);
     assert_eq!(counts(&store).await, [(json!("a"), 11)]);
-}
-
-#[tokio::test]
-async fn fences_are_the_buckets_at_or_beyond_the_committed_offset() {
-    let dir = TempDir::new().unwrap();
-    let store = open(&dir, options());
-    store.prepare().await.unwrap();
-    let flush = [delta(0, r#"["a"]"#, 0, 4, 5), delta(0, r#"["b"]"#, 5, 5, 1), delta(1, r#"["b"]"#, 7, 9, 1)];
-    store.flush(&flush, &[]).await.unwrap();
-    let fences = store.fences(Partition(0), Offset(5), &identity("x")).await.unwrap();
-    assert_eq!(fences, [Fence { aggregate: 0, key: flush[1].key.clone(), last_offset: Offset(5) }]);
-}
-
-#[tokio::test]
-async fn buckets_of_another_topic_of_the_same_name_are_refused() {
-    let dir = TempDir::new().unwrap();
-    let store = open(&dir, options());
-    store.prepare().await.unwrap();
-    store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
-    let refused = store.fences(Partition(0), Offset(0), &identity("y")).await;
-    assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
-}
-
-#[tokio::test]
-async fn a_changed_definition_is_refused() {
-    let dir = TempDir::new().unwrap();
-    open(&dir, options()).prepare().await.unwrap();
-    let mut changed = options();
-    changed.aggregates[0].window = Duration::from_secs(1);
-    let refused = open(&dir, changed).prepare().await;
-    assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("new name")), "{refused:?}");
 }
 
 #[tokio::test]
@@ -117,23 +71,6 @@ async fn a_newer_format_is_refused_and_the_files_are_private() {
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
     let refused = EmbeddedStore::open(&path, options(), Handle::current());
     assert!(refused.is_err_and(|error| error.to_string().contains("format 99")));
-}
-
-#[tokio::test]
-async fn rows_are_sorted_by_value_and_cut_at_the_limit() {
-    let dir = TempDir::new().unwrap();
-    let store = open(&dir, options());
-    store.prepare().await.unwrap();
-    let flush = [r#"["a!"]"#, r#"["a"]"#, "[10]", "[9]", "[null]"].map(|group| delta(0, group, 0, 0, 1));
-    store.flush(&flush, &[]).await.unwrap();
-    let (from, to) = (Timestamp(60_000).to_datetime(), Timestamp(60_001).to_datetime());
-    let query = |limit, from| Query { aggregate: "by_type".to_owned(), from, to, limit };
-    let rows = store.query(query(4, from)).await.unwrap();
-    let truncated = rows.truncated();
-    let groups: Vec<_> = read(rows).iter().map(|row| row["group"]["type"].clone()).collect();
-    assert_eq!((groups, truncated), (vec![json!(null), json!(9), json!(10), json!("a")], true));
-    let later = from + chrono::TimeDelta::microseconds(1);
-    assert!(read(store.query(query(10, later)).await.unwrap()).is_empty());
 }
 
 #[tokio::test]

@@ -1,0 +1,65 @@
+//! The stores against real ones, behind their seam.
+
+mod conformance;
+mod mongo;
+
+use std::sync::Arc;
+
+use ingestd::store::{Store, StoreOptions, embedded::EmbeddedStore};
+use rusqlite::Connection;
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+use conformance::Backend;
+
+struct Embedded(TempDir);
+
+impl Embedded {
+    fn path(&self) -> std::path::PathBuf {
+        self.0.path().join("store.db")
+    }
+}
+
+impl Backend for Embedded {
+    async fn open(&self, options: StoreOptions) -> Arc<dyn Store> {
+        Arc::new(EmbeddedStore::open(&self.path(), options, Handle::current()).unwrap())
+    }
+
+    async fn events(&self) -> u64 {
+        let connection = Connection::open(self.path()).unwrap();
+        connection.query_row("SELECT count(*) FROM event", [], |row| row.get(0)).unwrap()
+    }
+}
+
+/// Each of the suite's tests, on each backend.
+macro_rules! conformance {
+    ($($test:ident)*) => {
+        mod embedded {
+            $(#[tokio::test]
+            async fn $test() {
+                super::conformance::$test(&super::Embedded(super::TempDir::new().unwrap())).await;
+            })*
+        }
+
+        mod mongodb {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                let Some(place) = super::mongo::Place::new(stringify!($test)).await else { return };
+                super::conformance::$test(&place).await;
+            })*
+        }
+    };
+}
+
+conformance! {
+    a_flush_that_is_repeated_is_fenced_and_changes_nothing
+    a_fenced_partition_is_folded_again_behind_its_fences_and_the_others_go_on
+    of_two_writers_at_once_one_is_fenced
+    fences_are_the_buckets_at_or_beyond_the_committed_offset_with_the_keys_that_were_written
+    buckets_of_another_topic_of_the_same_name_are_refused
+    rows_are_summed_over_partitions_sorted_and_cut_at_the_limit
+    an_aggregate_that_is_not_configured_is_refused
+    a_changed_definition_is_refused
+    events_are_kept_once_whatever_they_hold
+    a_rehearsal_leaves_nothing
+}

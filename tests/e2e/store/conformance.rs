@@ -1,0 +1,220 @@
+//! What each store does, behind its seam: one suite, run on every backend.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use ingestd::{
+    config::AggregateConfig,
+    position::{Offset, Partition, Timestamp, TopicIdentity},
+    store::{BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},
+};
+use serde_json::{Value, json};
+
+/// A place for one test's data, and the stores that are opened on it.
+pub trait Backend {
+    /// A store on this place, not prepared. What another one has written is there.
+    async fn open(&self, options: StoreOptions) -> Arc<dyn Store>;
+
+    /// The number of processed events that are kept.
+    async fn events(&self) -> u64;
+}
+
+pub fn options() -> StoreOptions {
+    StoreOptions {
+        topic: "events".to_owned(),
+        generation: 0,
+        aggregates: vec![AggregateConfig {
+            name: "by_type".to_owned(),
+            window: Duration::from_secs(60),
+            group_by: vec!["type".to_owned(), "$dollar.dot".to_owned()],
+        }],
+        events: false,
+        events_ttl: Duration::from_secs(3600),
+        timeout: Duration::from_secs(30),
+    }
+}
+
+pub fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> BucketDelta {
+    let key = BucketKey { window_start: Timestamp(60_000), group: group.into() };
+    let (partition, first, last) = (Partition(partition), Offset(first), Offset(last));
+    BucketDelta { key, partition, aggregate: 0, first, last, count }
+}
+
+pub fn event(offset: u64, client: &str, json: &str) -> ProcessedEvent {
+    ProcessedEvent {
+        partition: Partition(0),
+        offset: Offset(offset),
+        time: Timestamp(0).to_datetime(),
+        received: Timestamp::now(),
+        event_type: "t".to_owned(),
+        client: Some(client.to_owned()),
+        id: Some("i".to_owned()),
+        json: json.as_bytes().to_vec(),
+    }
+}
+
+pub fn identity(name: &str) -> TopicIdentity {
+    TopicIdentity(name.into())
+}
+
+/// The rows of the window that all deltas are of.
+pub async fn rows(store: &Arc<dyn Store>, limit: usize) -> Rows {
+    let (from, to) = (Timestamp(60_000).to_datetime(), Timestamp(60_001).to_datetime());
+    store.query(Query { aggregate: "by_type".to_owned(), from, to, limit }).await.unwrap()
+}
+
+/// The rows of an answer, read back.
+pub fn read(rows: Rows) -> Vec<Value> {
+    serde_json::from_slice(&[b"[", &*rows.into_json(), b"]"].concat()).unwrap()
+}
+
+/// The groups' values in the order of `group_by`, with their counts.
+pub async fn counts(store: &Arc<dyn Store>) -> Vec<(Value, u64)> {
+    let rows = read(rows(store, 100).await).into_iter();
+    let values = |row: &Value| json!([row["group"]["type"], row["group"]["$dollar.dot"]]);
+    rows.map(|row| (values(&row), row["count"].as_u64().expect("a count"))).collect()
+}
+
+async fn prepared(backend: &impl Backend, options: StoreOptions) -> Arc<dyn Store> {
+    let store = backend.open(options).await;
+    assert_eq!(store.prepare().await.unwrap(), [""; 0]);
+    store
+}
+
+pub async fn a_flush_that_is_repeated_is_fenced_and_changes_nothing(backend: &impl Backend) {
+    let store = prepared(backend, options()).await;
+    // More than one statement of a server takes.
+    let flush: Vec<_> = (0..2500).map(|n| delta(n % 2, &format!("[{n},null]"), 0, 9, 10)).collect();
+    assert_eq!(store.flush(&flush, &[]).await.unwrap(), Flushed::default());
+    assert_eq!(store.flush(&flush, &[]).await.unwrap().fenced, [Partition(0), Partition(1)]);
+    assert_eq!(store.flush(&[delta(0, "[0,null]", 10, 10, 1)], &[]).await.unwrap(), Flushed::default());
+    let rows = rows(&store, 10_000).await;
+    assert!(!rows.truncated());
+    let rows = read(rows);
+    assert_eq!((rows.len(), rows.iter().filter_map(|row| row["count"].as_u64()).sum::<u64>()), (2500, 25_001));
+}
+
+/// What a fence keeps out is not lost: what was folded again behind the fences completes the counts.
+pub async fn a_fenced_partition_is_folded_again_behind_its_fences_and_the_others_go_on(backend: &impl Backend) {
+    let store = prepared(backend, options()).await;
+    store.flush(&[delta(0, r#"["a",1]"#, 0, 9, 10)], &[]).await.unwrap();
+    // A worker that did not know of these ten: record 3 is of another group, and 4 of the one that was counted.
+    let late = [delta(0, r#"["new",1]"#, 3, 3, 1), delta(0, r#"["a",1]"#, 4, 4, 1), delta(1, r#"["a",1]"#, 0, 0, 1)];
+    assert_eq!(store.flush(&late, &[]).await.unwrap().fenced, [Partition(0)]);
+    let fences = store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
+    let fences: BTreeMap<_, _> = fences.into_iter().map(|fence| (fence.key.group, fence.last_offset)).collect();
+    let again: Vec<_> =
+        late[..2].iter().filter(|delta| fences.get(&delta.key.group) < Some(&delta.first)).cloned().collect();
+    assert_eq!(store.flush(&again, &[]).await.unwrap(), Flushed::default());
+    assert_eq!(counts(&store).await, [(json!(["a", 1]), 11), (json!(["new", 1]), 1)]);
+}
+
+pub async fn of_two_writers_at_once_one_is_fenced(backend: &impl Backend) {
+    let one = prepared(backend, options()).await;
+    let other = backend.open(options()).await;
+    for round in 0..20 {
+        let flush = [delta(0, r#"["a",null]"#, round, round, 1)];
+        let (one, other) = tokio::join!(one.flush(&flush, &[]), other.flush(&flush, &[]));
+        assert_eq!(one.unwrap().fenced.len() + other.unwrap().fenced.len(), 1, "round {round}");
+    }
+    assert_eq!(counts(&one).await, [(json!(["a", null]), 20)]);
+}
+
+pub async fn fences_are_the_buckets_at_or_beyond_the_committed_offset_with_the_keys_that_were_written(
+    backend: &impl Backend,
+) {
+    let store = prepared(backend, StoreOptions { generation: 3, ..options() }).await;
+    let long = format!("[\"{}\",{{\"a\": 1}}]", "x".repeat(2000));
+    let groups = ["[\"a/\\\"b\\\"\",1.50]", "[123456789012345678901,true]", &long];
+    let flush = groups.map(|group| delta(0, group, 5, 5, 1));
+    store.flush(&flush, &[]).await.unwrap();
+    store.flush(&[delta(0, "[1,1]", 0, 4, 1), delta(1, "[1,1]", 9, 9, 1)], &[]).await.unwrap();
+    let mut fences = store.fences(Partition(0), Offset(5), &identity("x")).await.unwrap();
+    fences.sort_by(|a, b| a.key.cmp(&b.key));
+    let mut expected = flush.map(|delta| Fence { aggregate: 0, key: delta.key, last_offset: Offset(5) });
+    expected.sort_by(|a, b| a.key.cmp(&b.key));
+    assert_eq!(fences, expected);
+}
+
+pub async fn buckets_of_another_topic_of_the_same_name_are_refused(backend: &impl Backend) {
+    let store = prepared(backend, options()).await;
+    store.flush(&[delta(0, "[1,1]", 0, 4, 1)], &[]).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap().len(), 1);
+    }
+    let refused = store.fences(Partition(0), Offset(0), &identity("y")).await;
+    assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
+    // A new generation is counted for itself.
+    let next = backend.open(StoreOptions { generation: 1, ..options() }).await;
+    assert_eq!(next.fences(Partition(0), Offset(0), &identity("y")).await.unwrap(), []);
+}
+
+pub async fn rows_are_summed_over_partitions_sorted_and_cut_at_the_limit(backend: &impl Backend) {
+    let store = prepared(backend, options()).await;
+    let next = backend.open(StoreOptions { generation: 1, ..options() }).await;
+    let groups = ["[\"a!\",1]", "[\"a\",{\"x\": 1}]", "[10,1]", "[9,1]", "[null,1]"];
+    store.flush(&groups.map(|group| delta(0, group, 0, 0, 1)), &[]).await.unwrap();
+    store.flush(&[delta(1, "[9,1]", 0, 4, 5)], &[]).await.unwrap();
+    next.flush(&[delta(1, "[9,1]", 0, 6, 7)], &[]).await.unwrap();
+    let expected = [
+        (json!([null, 1]), 1),
+        (json!([9, 1]), 13),
+        (json!([10, 1]), 1),
+        (json!(["a", "{\"x\": 1}"]), 1),
+        (json!(["a!", 1]), 1),
+    ];
+    assert_eq!(counts(&store).await, expected);
+    let first = rows(&store, 4).await;
+    let truncated = first.truncated();
+    assert_eq!((read(first).len(), truncated), (4, true));
+    // Both ends of the range are exact, though windows begin at whole milliseconds.
+    let (from, to) =
+        (Timestamp(60_000).to_datetime() + chrono::TimeDelta::microseconds(1), Timestamp(60_001).to_datetime());
+    let later = store.query(Query { aggregate: "by_type".to_owned(), from, to, limit: 10 }).await.unwrap();
+    assert_eq!(read(later), [json!(0); 0]);
+}
+
+pub async fn an_aggregate_that_is_not_configured_is_refused(backend: &impl Backend) {
+    let store = prepared(backend, options()).await;
+    let (from, to) = (Timestamp(0).to_datetime(), Timestamp(60_001).to_datetime());
+    let refused = store.query(Query { aggregate: "by_tpye".to_owned(), from, to, limit: 10 }).await;
+    assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("by_tpye")), "it is not refused by name");
+}
+
+pub async fn a_changed_definition_is_refused(backend: &impl Backend) {
+    prepared(backend, options()).await;
+    let (mut shorter, mut coarser) = (options(), options());
+    shorter.aggregates[0].window = Duration::from_secs(1);
+    coarser.aggregates[0].group_by.pop();
+    for changed in [shorter, coarser] {
+        let refused = backend.open(changed).await.prepare().await;
+        assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("new name")), "{refused:?}");
+    }
+    prepared(backend, options()).await;
+}
+
+pub async fn events_are_kept_once_whatever_they_hold(backend: &impl Backend) {
+    let store = prepared(backend, StoreOptions { events: true, ..options() }).await;
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(89), "]".repeat(89));
+    let wide = format!("{{\"a\":[{}1]}}", "1,".repeat(500_000));
+    let jsons = [
+        "{\"n\":1,\"f\":0.1}",
+        "{\"a.b\":{\"$set\":1},\"\":2}",
+        "{\"$x\":1}",
+        &deep,
+        &wide,
+        "{\"a\":1,\"a\":2}",
+        "{\"big\":123456789012345678901}",
+    ];
+    let events: Vec<_> = (0..).zip(jsons).map(|(offset, json)| event(offset, "c", json)).collect();
+    for _ in 0..2 {
+        assert_eq!(store.flush(&[], &events).await.unwrap(), Flushed::default());
+    }
+    assert_eq!(backend.events().await, 7);
+}
+
+pub async fn a_rehearsal_leaves_nothing(backend: &impl Backend) {
+    let store = prepared(backend, StoreOptions { events: true, ..options() }).await;
+    store.rehearse().await.unwrap();
+    assert_eq!((counts(&store).await, backend.events().await), (vec![], 0));
+    assert_eq!(store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap(), []);
+}
