@@ -159,7 +159,7 @@ impl Aggregator {
             }
             Err(error) => {
                 actor.store_failed(&error);
-                ctx.run_later(flush::pause(attempts + 1), move |actor, ctx| actor.prepare(attempts + 1, ctx));
+                ctx.run_later(flush::BACKOFF.pause(attempts + 1), move |actor, ctx| actor.prepare(attempts + 1, ctx));
             }
         }));
     }
@@ -204,7 +204,7 @@ impl Aggregator {
             Err(failure) => {
                 actor.waits(partition, epoch, &failure);
                 actor.failed(failure);
-                ctx.run_later(flush::pause(attempts + 1), move |actor, ctx| {
+                ctx.run_later(flush::BACKOFF.pause(attempts + 1), move |actor, ctx| {
                     actor.load(partition, epoch, attempts + 1, ctx);
                 });
             }
@@ -347,7 +347,7 @@ impl Aggregator {
             Err(failure) => {
                 self.failed(failure);
                 self.metrics.flush_retries.inc();
-                let pause = flush::pause(flush.attempts);
+                let pause = flush::BACKOFF.pause(flush.attempts);
                 self.flush = Some(flush);
                 if self.patience.is_some_and(|until| Instant::now() + pause > until) {
                     self.give_up();

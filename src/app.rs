@@ -15,7 +15,7 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -24,6 +24,7 @@ use std::{
 use actix::System;
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustix::fs::Mode;
 use tokio::{runtime::Handle, sync::mpsc};
 
@@ -36,6 +37,7 @@ use self::{
 };
 use crate::{
     admin::{self, AdminServer, AdminState, Desk},
+    backoff::Backoff,
     config::{self, Config, LiveConfig, QueueKind, Role, Roles, Sources},
     data_dir::DataDir,
     health::{Closed, Health},
@@ -220,9 +222,9 @@ impl Daemon {
             return Ok(());
         }
         let (health, dead_letters) = (self.health.clone(), self.roles.aggregate() || self.buffers(&config));
-        let backoff = config.supervision.backoff;
+        let backoff = Backoff::new(config.supervision.backoff, RestartPolicy::LONGEST / 3);
         let prepared = self.io.spawn(async move {
-            for attempt in 0.. {
+            for attempt in 1.. {
                 let config = config.clone();
                 // librdkafka's admin calls block, each with a deadline.
                 let prepared = tokio::task::spawn_blocking(move || kafka::prepare(&config, dead_letters)).await;
@@ -241,8 +243,7 @@ impl Daemon {
                     Ok(Err(error)) => return Err(error.to_string()),
                     Err(error) => return Err(error.to_string()),
                 }
-                let pause = backoff.saturating_mul(1 << attempt.min(8)).min(RestartPolicy::LONGEST / 3);
-                tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+                tokio::time::sleep(backoff.pause(attempt)).await;
             }
             health.dependency(kafka::DEPENDENCY, Ok(()));
             Ok(())
@@ -366,7 +367,7 @@ fn reloader(sources: Sources, config: LiveConfig, log_level: LogLevel) -> Reload
     });
     let log_level = Mutex::new(log_level);
     let on_change = Box::new(move |config: &Config| {
-        let level = log_level.lock().unwrap_or_else(PoisonError::into_inner);
+        let level = log_level.lock();
         if let Err(error) = level.set(&config.logging.level) {
             tracing::error!(%error, "logging.level not changed");
         }

@@ -217,6 +217,7 @@ pub struct UploadConfig {
     /// The first pause after a failed attempt; doubled each time, with jitter.
     #[serde(with = "duration")]
     pub backoff: Duration,
+    /// The longest, without its jitter of ±20 %.
     #[serde(with = "duration")]
     pub max_backoff: Duration,
 }

@@ -3,11 +3,9 @@
 //! A process with an ingestor is *ready* when it can accept events; a failing sink makes it *degraded*. [`Closed`]
 //! has the reasons for which requests are refused.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
 use crate::{position::Partition, queue::embedded};
@@ -179,7 +177,7 @@ pub struct Health(Arc<Mutex<State>>);
 
 impl Health {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub fn actor(&self, actor: ActorName, state: ActorState, reason: impl Into<Option<String>>) {

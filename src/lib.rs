@@ -36,6 +36,7 @@ pub mod admin;
 pub mod aggregate;
 pub mod app;
 pub mod archive;
+pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod consume;

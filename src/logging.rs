@@ -136,7 +136,8 @@ fn filter(level: &str) -> anyhow::Result<EnvFilter> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use parking_lot::Mutex;
+    use std::sync::Arc;
 
     use super::*;
 
@@ -145,7 +146,7 @@ mod tests {
 
     impl io::Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -165,7 +166,7 @@ mod tests {
             tracing::warn!(target: "rdkafka::client", "warning");
             tracing::error!(target: "actix_http::h1::dispatcher", "a client's fault");
         });
-        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+        String::from_utf8(written.0.lock().clone()).unwrap()
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! The metrics of the daemon, in one place, named as the documentation names them.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
-};
+use std::{collections::BTreeMap, sync::atomic::AtomicU64};
 
+use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -244,7 +242,7 @@ impl Metrics {
     }
 
     fn lags_by_partition(&self) -> MutexGuard<'_, BTreeMap<(SinkName, String, Partition), u64>> {
-        self.lags.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lags.lock()
     }
 
     pub fn lost(&self, sink: SinkName, topic: &str, partition: Partition, records: u64) {

@@ -8,9 +8,10 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -54,7 +55,7 @@ impl Reloader {
     /// # Errors
     /// What is wrong with the new configuration; the old one stays in force.
     pub fn reload(&self, cause: &'static str) -> Result<Reloaded, String> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn.lock();
         let old = self.live.load_full();
         let outcome = (self.load)().and_then(|new| (self.apply)(&old, new));
         let (config, reloaded) = outcome.inspect_err(|error| {
@@ -117,7 +118,7 @@ impl FileWatch {
     /// Looks at the files, and reloads when a content changed and stood still since the check before (a file that is
     /// being written is left alone). Reads files: call it on a blocking thread.
     pub fn check(&self) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         // Each of them is looked at.
         let changed = seen.iter_mut().filter_map(|(path, seen)| seen.changed(path).then_some(())).count() > 0;
         if changed {

@@ -11,16 +11,18 @@ mod injected;
 use std::{
     collections::VecDeque,
     panic::{self, AssertUnwindSafe},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use actix::{Actor, Addr, Arbiter, AsyncContext, Context, Handler, Message, dev::ToEnvelope};
 use arc_swap::ArcSwapOption;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    backoff::Backoff,
     health::{ActorName, ActorState, Health},
     metrics::Metrics,
 };
@@ -76,12 +78,9 @@ pub struct RestartPolicy {
 impl RestartPolicy {
     pub const LONGEST: Duration = Duration::from_secs(30);
 
-    /// The pause before restart number `restarts` (from 1) of the window: exponential, with ±20 % jitter so that
-    /// actors that failed together do not return together.
+    /// The pause before restart number `restarts` (from 1) of the window.
     fn pause(&self, restarts: u32) -> Duration {
-        let factor = 2u32.saturating_pow(restarts.saturating_sub(1).min(16));
-        let pause = self.backoff.saturating_mul(factor).min(Self::LONGEST);
-        pause.mul_f64(0.8 + 0.4 * fastrand::f64())
+        Backoff::new(self.backoff, Self::LONGEST).pause(restarts)
     }
 }
 
@@ -109,7 +108,7 @@ impl Fences {
     const ANOTHER_PROCESS: usize = 3;
 
     fn times(&self) -> MutexGuard<'_, Vec<Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Notes a fence at `now`; whether they are so many that it is another process.

@@ -211,7 +211,7 @@ fn answer(questions: &Receiver<Question>, probe: &dyn DiskProbe, check_file: Opt
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     use arc_swap::ArcSwap;
     use tokio::sync::mpsc;
@@ -224,13 +224,13 @@ mod tests {
 
     impl FakeDisk {
         fn set(&self, used_percent: Option<u64>) {
-            *self.0.lock().unwrap() = used_percent;
+            *self.0.lock() = used_percent;
         }
     }
 
     impl DiskProbe for FakeDisk {
         fn usage(&self) -> io::Result<DiskUsage> {
-            let used = self.0.lock().unwrap().ok_or_else(|| io::Error::other("no such device"))?;
+            let used = self.0.lock().ok_or_else(|| io::Error::other("no such device"))?;
             Ok(DiskUsage { used, available: 100 - used, inodes: None })
         }
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    backoff::Backoff,
     dlq::{DeadLetter, DeadLetterWriter},
     position::Partition,
     queue::Epoch,
@@ -106,11 +107,5 @@ pub async fn attempt(
     Attempt { letters_written: true, outcome }
 }
 
-/// The pause after a number of failed attempts: doubled each time, with ±20 % jitter, so that workers whose store was
-/// away do not return together.
-pub fn pause(attempts: u32) -> Duration {
-    const FIRST: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(10);
-    let pause = FIRST.saturating_mul(2u32.saturating_pow(attempts.saturating_sub(1).min(16))).min(LONGEST);
-    pause.mul_f64(0.8 + 0.4 * fastrand::f64())
-}
+/// Between two attempts on a store that is away.
+pub const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));

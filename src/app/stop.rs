@@ -5,12 +5,9 @@
 //! uploader finishes what it can → positions are committed → the actors end → the admin endpoint last. A second signal
 //! (of another kind only after a second), or the deadline, ends it at once, with the names of what was stuck.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
@@ -65,14 +62,14 @@ struct Steps(Arc<Mutex<BTreeSet<&'static str>>>);
 
 impl Steps {
     async fn run<T>(&self, name: &'static str, step: impl Future<Output = T>) -> T {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        self.0.lock().insert(name);
         let outcome = step.await;
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.0.lock().remove(name);
         outcome
     }
 
     fn stuck(&self) -> String {
-        let steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let steps = self.0.lock();
         steps.iter().copied().collect::<Vec<_>>().join(", ")
     }
 }

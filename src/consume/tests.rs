@@ -1,6 +1,6 @@
 //! A consumer between a source and a sink that only note what they are told.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 
 use actix::Addr;
 use crossbeam_channel::{Receiver, unbounded};
@@ -83,12 +83,12 @@ impl Fixture {
         let events: Mutex<Option<SourceEvents>> = Mutex::default();
         let consumer = Consumer::create(|ctx| {
             Consumer::new(parts, ctx, |tell| {
-                *events.lock().unwrap() = Some(tell);
+                *events.lock() = Some(tell);
                 Ok(SourceHandle { commands: to_source, thread: std::thread::spawn(|| Ok(())) })
             })
             .unwrap()
         });
-        let source = events.into_inner().unwrap().unwrap();
+        let source = events.into_inner().unwrap();
         Self { consumer, heard, source, commands, health, metrics }
     }
 

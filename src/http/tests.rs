@@ -3,11 +3,11 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::Mutex,
     time::Instant,
 };
 
 use actix_web::{HttpResponse, web};
+use parking_lot::Mutex;
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn listen_at(sockets: Vec<TcpListener>, max_connections: usize) -> Arc<Mutex<Vec
         max_connections,
         keep_alive: Duration::from_secs(75),
         max_body: Arc::new(|| 10),
-        on_refusal: Arc::new(move |status| heard.lock().unwrap().push(status.as_u16())),
+        on_refusal: Arc::new(move |status| heard.lock().push(status.as_u16())),
     };
     let routes = |app: &mut ServiceConfig| {
         app.route("/", web::to(|| async { HttpResponse::Ok().body("hello") }));
@@ -97,7 +97,7 @@ async fn pipelined_requests_are_answered_in_turn_and_a_broken_one_ends_them() {
         assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
     })
     .await;
-    assert_eq!(*refused.lock().unwrap(), [400]);
+    assert_eq!(*refused.lock(), [400]);
 }
 
 #[actix_rt::test]
@@ -133,7 +133,7 @@ async fn each_answer_is_its_own_requests_and_an_upgrade_is_ignored() {
         assert_eq!(answers, expected, "and the fifth is none of this connection");
     })
     .await;
-    assert!(refused.lock().unwrap().is_empty());
+    assert!(refused.lock().is_empty());
 }
 
 #[actix_rt::test]
@@ -157,7 +157,7 @@ async fn a_body_that_nobody_reads_is_not_asked_for_and_ends_its_connection() {
         assert!(gone, "still open: {ended:?}");
     })
     .await;
-    assert_eq!(*refused.lock().unwrap(), [413]);
+    assert_eq!(*refused.lock(), [413]);
 }
 
 #[test]

@@ -3,11 +3,12 @@
 //! requests, it waits in the producer's mailbox, whose bound is the backpressure that clients hear.
 
 use std::sync::{
-    Arc, PoisonError, RwLock, RwLockWriteGuard, TryLockError,
+    Arc,
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use actix::{Message, dev::SendError};
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use super::{Producer, Publish};
 use crate::{
@@ -94,11 +95,7 @@ impl Entrance {
         if publish.events.len() > SMALL || self.shared.waiting.load(Ordering::Acquire) > 0 {
             return not_here(publish);
         }
-        let open = match self.shared.open.try_read() {
-            Ok(open) => open,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return not_here(publish),
-        };
+        let Some(open) = self.shared.open.try_read() else { return not_here(publish) };
         match &*open {
             Some(open) => open.appender.append(publish, 0),
             None => not_here(publish),
@@ -137,7 +134,7 @@ impl Entrance {
 
     /// For the producer, in the order of its mailbox. A closed entrance refuses the events.
     pub(super) fn append_queued(&self, publish: Publish, from: usize) -> Result<(), Full> {
-        match &*self.shared.open.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.shared.open.read() {
             Some(open) => open.appender.append(publish, from),
             None => {
                 publish.ticket.refused(publish.events.len() - from, "the producer is stopping");
@@ -147,7 +144,7 @@ impl Entrance {
     }
 
     fn lock(&self) -> RwLockWriteGuard<'_, Option<Open>> {
-        self.shared.open.write().unwrap_or_else(PoisonError::into_inner)
+        self.shared.open.write()
     }
 }
 

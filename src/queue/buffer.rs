@@ -30,7 +30,7 @@ mod transaction;
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -38,6 +38,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 
 use self::{
@@ -153,7 +154,7 @@ impl Buffer {
                 supervise::watched(forwarder, Forwarder::run, died);
             })
             .context("cannot start the forwarder's thread")?;
-        *buffer.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        *buffer.thread.lock() = Some(thread);
         Ok(buffer)
     }
 
@@ -187,7 +188,7 @@ impl Buffer {
     pub fn close(&self) {
         self.stopping.store(true, Ordering::Release);
         self.switch.wake();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {

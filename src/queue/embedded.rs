@@ -25,7 +25,7 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -35,6 +35,7 @@ use std::{
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use futures::future::BoxFuture;
+use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
@@ -137,14 +138,13 @@ impl LogEnd {
     fn set(&self, end: Offset) {
         self.end.store(end.0, Ordering::Release);
         // Under the lock, so that no reader checks and then waits past this.
-        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.lock.lock();
         self.moved.notify_all();
     }
 
     /// Returns when the end is beyond `position`, or after `timeout`.
     fn wait_beyond(&self, position: Offset, timeout: Duration) {
-        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = self.moved.wait_timeout_while(guard, timeout, |()| self.get() <= position);
+        let _ = self.moved.wait_while_for(&mut self.lock.lock(), |()| self.get() <= position, timeout);
     }
 }
 
@@ -293,7 +293,7 @@ impl EmbeddedLog {
         // An error says that the thread has ended already, here and below.
         let _ = self.writer.send(Write::Stop(done));
         let outcome = outcome.recv().unwrap_or_else(|_| Err("the embedded log's thread had ended before".to_owned()));
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {

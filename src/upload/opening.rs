@@ -171,7 +171,7 @@ fn unreadable(error: HeadError) -> object_store::Result<Result<Offset, Unusable>
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     use futures::FutureExt;
 
@@ -189,12 +189,12 @@ mod tests {
 
     impl Heads for Fake {
         async fn head(&self, _: Partition) -> Result<Option<Head>, HeadError> {
-            Ok(self.head.lock().unwrap().clone())
+            Ok(self.head.lock().clone())
         }
 
         async fn pin(&self, _: Partition, head: &Head) -> object_store::Result<bool> {
             if !self.refuses {
-                *self.head.lock().unwrap() = Some(head.clone());
+                *self.head.lock() = Some(head.clone());
             }
             Ok(!self.refuses)
         }
@@ -204,7 +204,7 @@ mod tests {
         }
 
         async fn find_end(&self, _: Partition) -> Result<Option<(Offset, String)>, HeadError> {
-            *self.listed.lock().unwrap() += 1;
+            *self.listed.lock() += 1;
             Ok(self.found.map(|end| (end, "key".to_owned())))
         }
     }
@@ -240,10 +240,10 @@ mod tests {
     fn the_chain_begins_at_the_head_and_the_committed_offset_only_pins_the_first() {
         let fake = Fake { head: head(7, "id"), ..Fake::default() };
         assert_eq!(open(&fake, Some(3), 0).unwrap().unwrap(), Offset(7));
-        assert_eq!(*fake.listed.lock().unwrap(), 0);
+        assert_eq!(*fake.listed.lock(), 0);
         let fake = Fake::default();
         assert_eq!(open(&fake, Some(3), 0).unwrap().unwrap(), Offset(3));
-        assert_eq!(fake.head.lock().unwrap().as_ref().unwrap().end, Offset(3));
+        assert_eq!(fake.head.lock().as_ref().unwrap().end, Offset(3));
     }
 
     #[test]
@@ -261,7 +261,7 @@ mod tests {
         let mut known = Known::default();
         known.met(Offset(9));
         assert_eq!(open_knowing(&fake, Some(12), 0, known).unwrap().unwrap(), Offset(20));
-        assert_eq!(*fake.listed.lock().unwrap(), 0);
+        assert_eq!(*fake.listed.lock(), 0);
         known.met(Offset(20));
         assert_eq!(open_knowing(&fake, Some(12), 0, known).unwrap().unwrap(), Offset(30), "it shows no more");
         assert_eq!(open(&fake, Some(21), 0).unwrap().unwrap(), Offset(30), "it shows less than is committed");
@@ -274,7 +274,7 @@ mod tests {
         let open = |known| open_knowing(&fake, Some(3), 0, known).unwrap().unwrap();
         known.archived(Offset(8));
         known.met(Offset(9));
-        assert_eq!((open(known), *fake.listed.lock().unwrap()), (Offset(9), 0), "a race");
+        assert_eq!((open(known), *fake.listed.lock()), (Offset(9), 0), "a race");
         known.met(Offset(10));
         assert_eq!(open(known), Offset(20));
         known = Known::default();

@@ -1,14 +1,10 @@
 //! The uploader's requests to the object store. They run on the I/O runtime and return only when an answer is known:
 //! what may pass is tried again without end, with back-off and jitter.
 
-use std::{
-    collections::BTreeMap,
-    io::ErrorKind,
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{collections::BTreeMap, io::ErrorKind, sync::Arc, time::Instant};
 
 use object_store::path::Path;
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
@@ -22,6 +18,7 @@ use super::{
     window::Window,
 };
 use crate::{
+    backoff::Backoff,
     config::{Config, LiveConfig, Provider},
     health::{ActorName, ActorState, Health},
     metrics::Metrics,
@@ -82,14 +79,14 @@ impl Requests {
     }
 
     fn failing(&self, partition: Partition, reason: String) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = self.failing.lock();
         failing.insert(partition, reason.clone());
         self.health.dependency(DEPENDENCY, Err(reason.clone()));
         self.health.actor(ActorName::Uploader, ActorState::Failing, reason);
     }
 
     fn working(&self, partition: Partition) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = self.failing.lock();
         let was_failing = failing.remove(&partition).is_some();
         if let Some(reason) = failing.values().next() {
             self.health.dependency(DEPENDENCY, Err(reason.clone()));
@@ -108,12 +105,9 @@ impl Requests {
         self.failing(partition, explain(error, &config));
         self.metrics.upload_retries.inc();
         let upload = &config.upload;
-        let pause = if max {
-            upload.max_backoff
-        } else {
-            upload.backoff.saturating_mul(1 << attempt.min(16)).min(upload.max_backoff)
-        };
-        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        let backoff = Backoff::new(upload.backoff, upload.max_backoff);
+        let pause = if max { backoff.longest() } else { backoff.pause(attempt + 1) };
+        tokio::time::sleep(pause).await;
     }
 
     /// Finds the end of a partition's chain; returns only when it is known, or cannot be used at all.

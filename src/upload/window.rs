@@ -4,11 +4,9 @@
 //! A store that does not answer then holds one segment in memory instead of `upload.max_parallel`, and one that comes back
 //! is not met by all partitions at once.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// An answer says nothing any more about the store when it is so old.
@@ -77,7 +75,7 @@ impl Window {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

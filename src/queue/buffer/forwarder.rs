@@ -16,6 +16,7 @@ use super::{
     transaction::{Failure, Outgoing, Transactions},
 };
 use crate::{
+    backoff::Backoff,
     config::Config,
     dlq::DeadLetter,
     position::{Offset, Partition, Timestamp},
@@ -38,9 +39,8 @@ const MAX_BYTES: usize = 2 * 1024 * 1024;
 /// they wait in the producer's mailbox, and are answered within a second.
 const HOLD: Duration = Duration::from_millis(500);
 const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
-/// After a failure; doubled each time, with jitter.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// After a failure.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 
 pub(super) struct Forwarder {
     buffer: Arc<Buffer>,
@@ -102,7 +102,7 @@ impl Forwarder {
     }
 
     fn forward(&mut self) -> End {
-        let mut pause = FIRST_PAUSE;
+        let mut failures = 0;
         while self.tick() {
             if !self.buffer.prepared.load(std::sync::atomic::Ordering::Acquire) {
                 std::thread::sleep(TICK);
@@ -115,7 +115,7 @@ impl Forwarder {
             let began = Instant::now();
             let reason = match self.step() {
                 Ok(()) => {
-                    pause = FIRST_PAUSE;
+                    failures = 0;
                     self.buffer.health.dependency(FORWARDER, Ok(()));
                     continue;
                 }
@@ -143,8 +143,8 @@ impl Forwarder {
             self.buffer.switch.update(Rule::release);
             tracing::debug!(reason, "forwarding failed, trying again");
             self.buffer.health.dependency(FORWARDER, Err(format!("cannot forward the buffer to Kafka: {reason}")));
-            let until = Instant::now() + pause.mul_f64(0.8 + 0.4 * fastrand::f64());
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            failures += 1;
+            let until = Instant::now() + BACKOFF.pause(failures);
             while Instant::now() < until && self.tick() {
                 std::thread::sleep(TICK.min(until.saturating_duration_since(Instant::now())));
             }

@@ -24,10 +24,11 @@
 //! before that rest is sent, and between two such there is no order to be kept: neither was answered when the other came.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::position::Offset;
@@ -166,7 +167,7 @@ impl Switch {
     }
 
     pub fn rule(&self) -> MutexGuard<'_, Rule> {
-        self.rule.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rule.lock()
     }
 
     /// Changes the rule's state and lets the forwarder look at it.
@@ -185,8 +186,7 @@ impl Switch {
     /// may carry all that waits.
     pub fn hold(&self, longest: Duration) {
         self.update(|rule| rule.hold(Instant::now() + longest));
-        let rule = self.changed.wait_timeout_while(self.rule(), longest, |rule| !rule.is_written());
-        drop(rule.unwrap_or_else(PoisonError::into_inner));
+        let _ = self.changed.wait_while_for(&mut self.rule(), |rule| !rule.is_written(), longest);
     }
 
     /// Kafka can be reached, or cannot.
@@ -196,8 +196,9 @@ impl Switch {
 
     /// Waits until the forwarder may send, at most `timeout`; whether it may.
     pub fn wait(&self, timeout: Duration) -> bool {
-        let rule = self.changed.wait_timeout_while(self.rule(), timeout, |rule| !rule.may_forward());
-        rule.unwrap_or_else(PoisonError::into_inner).0.may_forward()
+        let mut rule = self.rule();
+        let _ = self.changed.wait_while_for(&mut rule, |rule| !rule.may_forward(), timeout);
+        rule.may_forward()
     }
 
     /// Wakes whoever waits.

@@ -4,13 +4,11 @@
 //! Every wait is cut into slices, between which the forwarder can say how it does and be told to stop.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{
     ClientConfig, ClientContext, Offset as KafkaOffset, TopicPartitionList,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
@@ -321,8 +319,8 @@ struct Outcomes {
 }
 
 impl Outcomes {
-    fn failed(&self) -> std::sync::MutexGuard<'_, Vec<(usize, Code)>> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failed(&self) -> MutexGuard<'_, Vec<(usize, Code)>> {
+        self.failed.lock()
     }
 
     fn forget(&self) {

@@ -6,13 +6,14 @@
 //! nothing, events whose key belongs there are refused here at once, and those without a key go to the others.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use crossbeam_channel::{Sender, bounded};
+use parking_lot::{RwLock, RwLockReadGuard};
 use rdkafka::{
     ClientConfig, ClientContext,
     config::RDKafkaLogLevel,
@@ -92,7 +93,7 @@ impl KafkaAppender {
         if !self.link.has_failed() {
             return;
         }
-        let mut writer = self.writer.write().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.write();
         // Others that saw the failure waited here while the first one replaced it.
         let Some(failed) =
             writer.as_mut().filter(|writer| self.link.has_failed() && writer.tried.elapsed() >= REPLACE_EVERY)
@@ -111,7 +112,7 @@ impl KafkaAppender {
     }
 
     fn writer(&self) -> RwLockReadGuard<'_, Option<Writer>> {
-        self.writer.read().unwrap_or_else(PoisonError::into_inner)
+        self.writer.read()
     }
 
     /// Appends; `in_flight` is dropped when the last event that was taken now is answered.
@@ -177,7 +178,7 @@ impl Appender for KafkaAppender {
 
 impl Drop for KafkaAppender {
     fn drop(&mut self) {
-        retire(self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+        retire(self.writer.get_mut().take());
     }
 }
 

@@ -9,17 +9,14 @@
 //! A record that is larger than the topic of the dead letters takes is kept without its value, headers and key: the
 //! header `ingestd-value-omitted` tells the value's size in bytes. The archive has the record whole.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use futures::{
     FutureExt,
     future::{BoxFuture, try_join_all},
 };
+use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, ClientContext,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
@@ -83,7 +80,7 @@ impl KafkaDeadLetters {
 
     /// The producer; a new one where there is none yet, or where a fatal error ended the one before.
     fn producer(&self) -> anyhow::Result<Letters> {
-        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut producer = self.producer.lock();
         let made = match producer.take() {
             Some(working) if working.client().fatal_error().is_none() => working,
             failed => {
@@ -153,7 +150,7 @@ impl Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let Some(producer) = self.producer.take() else { return };
-        let failed = self.slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let failed = self.slot.lock().take();
         // The last one's drop joins a thread, and here may be an arbiter.
         let closing =
             std::thread::Builder::new().name("kafka-retire".to_owned()).spawn(move || drop((failed, producer)));

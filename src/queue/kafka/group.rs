@@ -4,11 +4,9 @@
 //! the partitions change hands (commit, pause) and leaves a note of it; the source acts on the note when `poll`
 //! returns.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::BTreeSet;
 
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{
     ClientContext, Offset as KafkaOffset, TopicPartitionList,
     config::RDKafkaLogLevel,
@@ -55,7 +53,7 @@ impl Group {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// What happened since it was asked last, in its order.

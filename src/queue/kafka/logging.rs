@@ -1,11 +1,9 @@
 //! librdkafka's log lines as `tracing` events with the target `rdkafka`, a few of each level at a time: a broker that
 //! is away makes one every few milliseconds.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::{ClientContext, config::RDKafkaLogLevel, error::KafkaError, types::RDKafkaErrorCode as Code};
 
 /// Lines of one level that pass in each [`WINDOW`].
@@ -22,7 +20,7 @@ impl Limit {
 
     /// Whether a line may pass, and how many did not before it.
     fn admit(&self, now: Instant) -> Option<u32> {
-        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = self.0.lock();
         match window.as_mut() {
             Some((began, passed, dropped)) if now.duration_since(*began) < WINDOW => {
                 if *passed == LINES {
@@ -94,11 +92,11 @@ pub(in crate::queue) struct Logging {
 impl Logging {
     /// What librdkafka said last about its connections: `Connect to … failed: Connection refused`.
     pub(in crate::queue) fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_error.lock().clone()
     }
 
     pub(in crate::queue) fn note(&self, reason: &str) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        *self.last_error.lock() = Some(reason.to_owned());
     }
 }
 

@@ -14,6 +14,7 @@ use rdkafka::{
 };
 
 use crate::{
+    backoff,
     position::Timestamp,
     queue::kafka::{
         clock::{self, Side},
@@ -92,7 +93,7 @@ impl<C: ProducerContext + 'static> Probe<C> {
             if now || link.is_due(asked.elapsed().mul_f64(jitter)) {
                 self.ask(link);
                 asked = Instant::now();
-                jitter = 0.8 + 0.4 * fastrand::f64();
+                jitter = backoff::jitter();
             }
         }
     }

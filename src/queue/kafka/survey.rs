@@ -5,13 +5,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rdkafka::{
     ClientConfig, Offset as KafkaOffset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -20,6 +21,7 @@ use rdkafka::{
 };
 
 use crate::{
+    backoff::Backoff,
     position::{Offset, Partition, TopicIdentity},
     queue::kafka::{
         group::Group,
@@ -35,8 +37,8 @@ const DEADLINE: Duration = Duration::from_secs(3);
 const ONE_DEADLINE: Duration = Duration::from_secs(2);
 /// The log's ends are looked at so often, for the lag; it also shows whether the brokers still answer.
 const TICK: Duration = Duration::from_secs(3);
-/// After a failed question; doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// After a failed question.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), TICK);
 
 /// The first offset that the log holds, and the one behind the last record that can be read: behind it stand at most those
 /// of transactions that are open, and of others since the first of them began.
@@ -103,7 +105,7 @@ struct State {
 
 impl Wanted {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -172,7 +174,7 @@ struct Surveyor {
 impl Surveyor {
     fn run(&self) {
         let mut pause = TICK;
-        let mut failed = FIRST_PAUSE;
+        let mut failures = 0;
         let mut stranded = Stranded::default();
         while let Some((asked, watched)) = self.next(pause) {
             match self.survey(&asked, &watched) {
@@ -180,10 +182,10 @@ impl Surveyor {
                     stranded.answered();
                     if self.answered(&asked, &findings) {
                         pause = TICK;
-                        failed = FIRST_PAUSE;
+                        failures = 0;
                     } else {
-                        pause = failed.mul_f64(0.8 + 0.4 * fastrand::f64());
-                        failed = (failed * 2).min(TICK);
+                        failures += 1;
+                        pause = BACKOFF.pause(failures);
                     }
                     // An error says that the source has gone.
                     if findings.into_iter().any(|finding| self.findings.send(finding).is_err()) {
@@ -191,8 +193,8 @@ impl Surveyor {
                     }
                 }
                 Err(error) => {
-                    pause = failed.mul_f64(0.8 + 0.4 * fastrand::f64());
-                    failed = (failed * 2).min(TICK);
+                    failures += 1;
+                    pause = BACKOFF.pause(failures);
                     let reason = match self.consumer.context().last_error() {
                         Some(said) => format!("{error}; librdkafka says: {said}"),
                         None => error.to_string(),
@@ -230,8 +232,7 @@ impl Surveyor {
                 state.now = false;
                 return Some((state.asked.clone(), state.watched.clone()));
             }
-            let waited = self.wanted.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let _ = self.wanted.changed.wait_for(&mut state, left);
         }
     }
 

@@ -9,13 +9,14 @@
 //! records, and a lone record's batch with it. The sources of a process share it.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use parking_lot::Mutex;
 use rdkafka::{
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer},
@@ -57,7 +58,7 @@ pub struct Vigils(Arc<Mutex<Weak<Vigil>>>);
 impl Vigils {
     /// The present one, or a new one: the first source's, or where the last one's thread has ended.
     pub(super) fn share(&self, config: &Config) -> anyhow::Result<Arc<Vigil>> {
-        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = self.0.lock();
         if let Some(vigil) = present.upgrade().filter(|vigil| !vigil.is_finished()) {
             return Ok(vigil);
         }
@@ -123,7 +124,7 @@ impl Vigil {
 
     /// The latest answer, when its question was asked after `before`.
     pub fn sighting(&self, before: Instant) -> Option<Sighting> {
-        let latest = self.latest.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = self.latest.0.lock();
         latest.as_ref().filter(|sighting| sighting.asked > before).cloned()
     }
 
@@ -153,7 +154,7 @@ fn keep(asked: &Receiver<()>, latest: &Latest, mut look: impl FnMut(Duration) ->
         let pace = match look(DEADLINE) {
             Ok(identity) => {
                 let sighting = Sighting { asked: now, identity };
-                *latest.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(sighting);
+                *latest.0.lock() = Some(sighting);
                 PACE
             }
             // The survey reports that the brokers do not answer.

@@ -2,13 +2,11 @@
 //!
 //! `PRAGMA user_version` is the format's version. `bucket.grp` is the group's JSON text, which is its identity.
 
-use std::{
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use chrono::DateTime;
+use parking_lot::Mutex;
 use rusqlite::{Connection, InterruptHandle, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde_json::Value;
 
@@ -286,7 +284,7 @@ struct Cancelled {
 
 impl Cancel {
     pub fn cancel(&self) {
-        let mut cancelled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cancelled = self.0.lock();
         cancelled.yes = true;
         if let Some(running) = &cancelled.running {
             running.interrupt();
@@ -296,12 +294,12 @@ impl Cancel {
     /// Interrupts what runs on this connection.
     pub fn watch(&self, connection: &Connection) {
         let running = connection.get_interrupt_handle();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).running = Some(running);
+        self.0.lock().running = Some(running);
     }
 
     /// An interruption that comes before a statement runs is lost, so that it has to be asked for.
     fn check(&self) -> Result<(), StoreError> {
-        match self.0.lock().unwrap_or_else(PoisonError::into_inner).yes {
+        match self.0.lock().yes {
             true => Err(StoreError::Unavailable("the query was given up".to_owned())),
             false => Ok(()),
         }

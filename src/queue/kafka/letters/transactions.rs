@@ -1,10 +1,8 @@
 //! The transactions that close letters.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::{
     ClientContext,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
@@ -180,8 +178,8 @@ impl Transactions {
 struct Deliveries(Mutex<Option<(usize, Code)>>);
 
 impl Deliveries {
-    fn failed(&self) -> std::sync::MutexGuard<'_, Option<(usize, Code)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failed(&self) -> MutexGuard<'_, Option<(usize, Code)>> {
+        self.0.lock()
     }
 }
 
