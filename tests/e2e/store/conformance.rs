@@ -170,7 +170,7 @@ pub async fn rows_are_summed_over_partitions_sorted_and_cut_at_the_limit(backend
     let (from, to) =
         (Timestamp(60_000).to_datetime() + chrono::TimeDelta::microseconds(1), Timestamp(60_001).to_datetime());
     let later = store.query(Query { aggregate: "by_type".to_owned(), from, to, limit: 10 }).await.unwrap();
-    assert_eq!(read(later), [json!(0); 0]);
+    assert!(read(later).is_empty());
 }
 
 pub async fn an_aggregate_that_is_not_configured_is_refused(backend: &impl Backend) {
