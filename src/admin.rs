@@ -35,7 +35,7 @@ mod exposition;
 mod problem;
 mod status;
 
-pub use dead_letters::Desk;
+pub use dead_letters::DeadLetterService;
 use problem::Problem;
 
 /// Operators, scrapers and health checks; whatever opens more is broken. One that holds them all idle has them for seconds.
@@ -53,7 +53,7 @@ pub struct AdminState {
     pub metrics: Arc<Metrics>,
     /// Present where this process aggregates.
     pub store: Option<Arc<dyn Store>>,
-    pub dead_letters: Desk,
+    pub dead_letters: DeadLetterService,
     pub reloader: Arc<Reloader>,
     /// The actors that run here, by name.
     pub roles: Vec<&'static str>,

@@ -25,8 +25,9 @@ use crate::{
     consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Unassign},
     dlq::{DeadLetterWriter, Source},
     event::EventFields,
-    health::{ActorName, ActorState, Health, SinkName},
+    health::{ActorState, Health},
     metrics::Metrics,
+    names::{ActorName, SinkName, dependency},
     position::{Offset, Partition},
     queue::{Assignment, Batch, Epoch},
     store::{Blocked, Fence, Flushed, RefusedEvent, Store, StoreError},
@@ -111,8 +112,8 @@ impl Aggregator {
             text: String::new(),
         };
         let dependency = match at_start.store.kind {
-            StoreKind::Mongodb => "mongodb",
-            StoreKind::Embedded | StoreKind::None => "embedded_store",
+            StoreKind::Mongodb => dependency::MONGODB,
+            StoreKind::Embedded | StoreKind::None => dependency::EMBEDDED_STORE,
         };
         drop(at_start);
         Self {

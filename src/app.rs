@@ -36,7 +36,7 @@ use self::{
     wiring::Running,
 };
 use crate::{
-    admin::{self, AdminServer, AdminState, Desk},
+    admin::{self, AdminServer, AdminState, DeadLetterService},
     backoff::Backoff,
     config::{self, Config, LiveConfig, QueueKind, Role, Roles, Sources},
     data_dir::DataDir,
@@ -44,7 +44,8 @@ use crate::{
     ingest,
     logging::{self, LogLevel},
     metrics::Metrics,
-    queue::kafka::{self, TopicError, Vigils},
+    names::dependency,
+    queue::kafka::{self, TopicError, TopicWatches},
     reload::{Reloaded, Reloader},
     store::{self, Store},
     supervise::{Escalation, RestartPolicy, Slot, Supervision},
@@ -107,7 +108,7 @@ struct Daemon {
     health: Health,
     metrics: Arc<Metrics>,
     supervision: Supervision,
-    vigils: Vigils,
+    topic_watches: TopicWatches,
     escalated: mpsc::UnboundedReceiver<Escalation>,
     started: Instant,
     heartbeat: Arc<AtomicU64>,
@@ -141,7 +142,7 @@ impl Daemon {
             health,
             metrics,
             supervision,
-            vigils: Vigils::default(),
+            topic_watches: TopicWatches::default(),
             escalated,
             started: Instant::now(),
             heartbeat: Arc::default(),
@@ -161,8 +162,8 @@ impl Daemon {
         let at_the_end = store.clone();
         self.health.close(Closed::Starting, "the daemon is starting");
         let addresses = Addresses::of(ingest_sockets.as_deref(), &admin_sockets);
-        let desk = Desk::default();
-        let admin = admin::serve(admin_sockets, self.admin_state(store.clone(), desk.clone()))?;
+        let dead_letters = DeadLetterService::default();
+        let admin = admin::serve(admin_sockets, self.admin_state(store.clone(), dead_letters.clone()))?;
         let mut running = Running::default();
         let spooler = Slot::default();
         running.guarded.push(self.watch(spooler.clone()));
@@ -170,7 +171,7 @@ impl Daemon {
         if config.queue.kind == QueueKind::Embedded {
             running.log = Some(self.open_log()?);
         }
-        desk.open(self.letters(running.log.as_ref()));
+        dead_letters.open(self.letters(running.log.as_ref()));
         running.buffer = self.open_buffer(&config)?;
         if let Some(sockets) = ingest_sockets {
             // Answers 503 with the reason until the queue is there.
@@ -198,7 +199,7 @@ impl Daemon {
         Ok(status)
     }
 
-    fn admin_state(&self, store: Option<Arc<dyn Store>>, dead_letters: Desk) -> AdminState {
+    fn admin_state(&self, store: Option<Arc<dyn Store>>, dead_letters: DeadLetterService) -> AdminState {
         AdminState {
             config: self.config.clone(),
             config_file: self.sources.file().map(Path::to_owned),
@@ -234,18 +235,18 @@ impl Daemon {
                             tracing::warn!("{concern}");
                         }
                         let concerns = topic.concerns.join("; ");
-                        health.remark(kafka::TOPIC, (!concerns.is_empty()).then_some(concerns));
+                        health.remark(dependency::KAFKA_TOPIC, (!concerns.is_empty()).then_some(concerns));
                         break;
                     }
                     Ok(Err(error @ TopicError::Unreachable { .. })) => {
-                        health.dependency(kafka::DEPENDENCY, Err(error.to_string()))
+                        health.dependency(dependency::KAFKA, Err(error.to_string()))
                     }
                     Ok(Err(error)) => return Err(error.to_string()),
                     Err(error) => return Err(error.to_string()),
                 }
                 tokio::time::sleep(backoff.pause(attempt)).await;
             }
-            health.dependency(kafka::DEPENDENCY, Ok(()));
+            health.dependency(dependency::KAFKA, Ok(()));
             Ok(())
         });
         let abort = prepared.abort_handle();

@@ -94,7 +94,7 @@ pub fn runtime() -> anyhow::Result<Runtime> {
 /// # Errors
 /// One sentence on what is missing.
 pub fn open(config: Config, topic: Option<String>, runtime: &Runtime) -> anyhow::Result<ArchiveReader> {
-    let topic = topic.unwrap_or_else(|| config.queue.topic_generation());
+    let topic = topic.unwrap_or_else(|| config.queue.name().to_string());
     let archive = Archive::open_existing(&config, topic)?;
     Ok(ArchiveReader::new(archive, config, runtime.handle().clone()))
 }

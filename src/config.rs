@@ -20,6 +20,8 @@ mod size;
 mod sources;
 mod validate;
 
+use crate::position::TopicName;
+
 pub use error::{ConfigError, ConfigErrors};
 pub use load::load;
 pub use object_store::{Given, NO_CHECKSUM, Provider, Settings};
@@ -425,12 +427,9 @@ impl EventConfig {
 }
 
 impl QueueConfig {
-    /// `topic`, or `topic@generation` for a generation above 0: part of archive paths and bucket ids.
-    pub fn topic_generation(&self) -> String {
-        match self.generation {
-            0 => self.topic.clone(),
-            generation => format!("{}@{generation}", self.topic),
-        }
+    /// Part of archive paths and bucket ids.
+    pub fn name(&self) -> TopicName<'_> {
+        TopicName { topic: &self.topic, generation: self.generation }
     }
 }
 

@@ -22,8 +22,9 @@ pub use self::protocol::{
     Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Sink, SinkReplies, SinkStarted, Unassign,
 };
 use crate::{
-    health::{ActorState, Halted, Health, SinkName},
+    health::{ActorState, Halted, Health},
     metrics::{Metrics, SinkLabel},
+    names::SinkName,
     position::Partition,
     queue::{Assignment, Batch, SourceCommand, SourceEvent, SourceEvents, SourceHandle},
     supervise::{Escalation, Escalations, Fences, Slot, panic_message},

@@ -18,7 +18,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use crate::position::{Offset, Partition, Timestamp};
+use crate::position::{Offset, Partition, Timestamp, TopicName};
 
 pub use filter::{Filter, moment};
 
@@ -55,10 +55,8 @@ pub const REFUSED_BY_STORE: &str = "refused_by_store";
 impl DeadLetter {
     /// `topic/partition/offset` (the topic with its generation, where that is above 0).
     pub fn id(&self) -> String {
-        match self.generation {
-            0 => format!("{}/{}/{}", self.topic, self.partition, self.offset),
-            generation => format!("{}@{generation}/{}/{}", self.topic, self.partition, self.offset),
-        }
+        let name = TopicName { topic: &self.topic, generation: self.generation };
+        format!("{name}/{}/{}", self.partition, self.offset)
     }
 }
 

@@ -8,37 +8,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
-use crate::{position::Partition, queue::embedded};
-
-/// The seven actors; consumers once for each sink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ActorName {
-    Ingestor,
-    Producer,
-    ConsumerArchive,
-    ConsumerAggregate,
-    Spooler,
-    Uploader,
-    Aggregator,
-    Watchdog,
-}
-
-impl ActorName {
-    /// As metrics, logs and readiness write it: `consumer-archive`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ingestor => "ingestor",
-            Self::Producer => "producer",
-            Self::ConsumerArchive => "consumer-archive",
-            Self::ConsumerAggregate => "consumer-aggregate",
-            Self::Spooler => "spooler",
-            Self::Uploader => "uploader",
-            Self::Aggregator => "aggregator",
-            Self::Watchdog => "watchdog",
-        }
-    }
-}
+use crate::{
+    names::{ActorName, SinkName, dependency},
+    position::Partition,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -60,44 +33,11 @@ pub struct ActorStatus {
     pub reason: Option<String>,
 }
 
-/// A dependency outside the process: `kafka`, `mongodb`, `object_store`, `disk`, `embedded_log`, `embedded_store`,
-/// `kafka_topic`, `buffer`, `forwarder` …
+/// How one of [`names::dependency`](crate::names::dependency) is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DependencyStatus {
     pub available: bool,
     pub reason: Option<String>,
-}
-
-/// Which group of the queue: each sink has its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SinkName {
-    Archive,
-    Aggregate,
-}
-
-impl SinkName {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Archive => "archive",
-            Self::Aggregate => "aggregate",
-        }
-    }
-
-    /// The actor that takes the batches.
-    pub fn sink(self) -> ActorName {
-        match self {
-            Self::Archive => ActorName::Spooler,
-            Self::Aggregate => ActorName::Aggregator,
-        }
-    }
-
-    pub fn consumer(self) -> ActorName {
-        match self {
-            Self::Archive => ActorName::ConsumerArchive,
-            Self::Aggregate => ActorName::ConsumerAggregate,
-        }
-    }
 }
 
 /// A partition that stands still until the operator does something.
@@ -282,7 +222,7 @@ impl Health {
         let refuses = |dependency: &str| !state.is_available(dependency);
         let ready = if runs(ActorName::Ingestor) {
             // The door stays open: the log takes events again before anybody could tell from outside.
-            open && !refuses(embedded::DEPENDENCY) && works(ActorName::Ingestor) && works(ActorName::Producer)
+            open && !refuses(dependency::EMBEDDED_LOG) && works(ActorName::Ingestor) && works(ActorName::Producer)
         } else {
             open && (sinks.is_empty() || sinks.iter().any(|works| *works))
         };
@@ -323,11 +263,11 @@ mod tests {
     #[test]
     fn a_log_that_cannot_be_written_makes_an_ingesting_process_unready_and_leaves_the_door_open() {
         let health = running(&[ActorName::Ingestor, ActorName::Producer]);
-        health.dependency(embedded::DEPENDENCY, Err("it has reached its quota".to_owned()));
+        health.dependency(dependency::EMBEDDED_LOG, Err("it has reached its quota".to_owned()));
         assert!(!health.readiness().ready && health.closed().is_none());
-        health.dependency(embedded::DEPENDENCY, Ok(()));
+        health.dependency(dependency::EMBEDDED_LOG, Ok(()));
         assert!(health.readiness().ready);
-        health.dependency(embedded::READING, Err("a damaged record".to_owned()));
+        health.dependency(dependency::EMBEDDED_LOG_READING, Err("a damaged record".to_owned()));
         let readiness = health.readiness();
         assert!(readiness.ready && readiness.degraded);
     }

@@ -31,10 +31,11 @@ pub use self::check::admit;
 use self::handler::{Intake, routes};
 use crate::{
     config::{HttpConfig, LiveConfig},
-    health::{ActorName, ActorState, Health},
+    health::{ActorState, Health},
     http,
     metrics::Metrics,
-    produce::Entrance,
+    names::ActorName,
+    produce::Ingress,
 };
 
 /// Stops the server: no new connections, requests in flight are finished. The reply comes when they are, or after
@@ -89,12 +90,12 @@ impl Ingestor {
     /// `sockets` are clones of what [`bind`] returned.
     pub fn new(
         sockets: Vec<TcpListener>,
-        entrance: Entrance,
+        ingress: Ingress,
         config: LiveConfig,
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let intake = web::Data::new(Intake::new(entrance, config.clone(), health.clone(), metrics));
+        let intake = web::Data::new(Intake::new(ingress, config.clone(), health.clone(), metrics));
         Self { sockets, intake, config, health, server: None }
     }
 

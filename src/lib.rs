@@ -30,7 +30,8 @@
 //!   configuration of a running daemon.
 //! - [`archive`] is for the archive's operators, apart from the daemon: list, cat, verify, skip, drain.
 //! - [`http`] is the server under both listeners: connections with deadlines for all that they do.
-//! - [`tls`] chooses the cryptography. [`position`] names where a record stands. [`cli`] is the command line.
+//! - [`tls`] chooses the cryptography, [`backoff`] the pause before another attempt. [`cli`] is the command line.
+//! - [`names`] is what actors, sinks and dependencies are called; [`position`] says where a record stands.
 
 pub mod admin;
 pub mod aggregate;
@@ -48,6 +49,7 @@ pub mod http;
 pub mod ingest;
 pub mod logging;
 pub mod metrics;
+pub mod names;
 pub mod position;
 pub mod produce;
 pub mod queue;

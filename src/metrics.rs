@@ -12,8 +12,8 @@ use serde::Serialize;
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::{
-    health::{ActorName, SinkName},
     logging,
+    names::{ActorName, SinkName},
     position::Partition,
 };
 

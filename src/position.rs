@@ -49,6 +49,22 @@ impl fmt::Display for Partition {
     }
 }
 
+/// A topic with its generation, as paths and ids write it: `events`, or `events@2` for a generation above 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicName<'a> {
+    pub topic: &'a str,
+    pub generation: u32,
+}
+
+impl fmt::Display for TopicName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.generation {
+            0 => f.write_str(self.topic),
+            generation => write!(f, "{}@{generation}", self.topic),
+        }
+    }
+}
+
 /// Milliseconds since 1970-01-01T00:00:00Z, as Kafka's record timestamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]

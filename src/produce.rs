@@ -1,10 +1,10 @@
 //! The producer: takes the accepted events of one request, appends them to the queue, and lets the request know when
 //! each is durable.
 //!
-//! Requests come by the [`Entrance`]. Those that wait for the queue are in the mailbox, which is bounded: a full one is
+//! Requests come by the [`Ingress`]. Those that wait for the queue are in the mailbox, which is bounded: a full one is
 //! answered with 429, so load that the queue cannot take is heard by the client instead of growing memory.
 
-mod entrance;
+mod ingress;
 
 use std::{
     sync::{
@@ -21,10 +21,11 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-pub use self::entrance::{Entrance, NotTaken};
-use self::entrance::{Incarnation, Queued};
+use self::ingress::{Incarnation, Queued};
+pub use self::ingress::{Ingress, NotTaken};
 use crate::{
-    health::{ActorName, ActorState, Health},
+    health::{ActorState, Health},
+    names::ActorName,
     position::Timestamp,
     queue::{Appender, Full},
 };
@@ -173,7 +174,7 @@ pub struct Flush(pub Duration);
 
 /// The producer actor: it owns what is appended to, and takes the requests that wait for it.
 pub struct Producer {
-    entrance: Entrance,
+    ingress: Ingress,
     incarnation: Incarnation,
     health: Health,
 }
@@ -186,15 +187,15 @@ impl Producer {
     /// How long to wait when the queue's buffers are full, before the rest of a request is appended.
     const FULL_PAUSE: Duration = Duration::from_millis(2);
 
-    /// Opens the entrance.
-    pub fn new(entrance: Entrance, appender: Box<dyn Appender>, health: Health) -> Self {
-        let incarnation = entrance.open(appender);
-        Self { entrance, incarnation, health }
+    /// Opens the ingress.
+    pub fn new(ingress: Ingress, appender: Box<dyn Appender>, health: Health) -> Self {
+        let incarnation = ingress.open(appender);
+        Self { ingress, incarnation, health }
     }
 
     /// Appends, and holds the mailbox while the queue is full: order is kept and the backpressure is heard.
     fn append(&mut self, Queued { publish, from, place }: Queued, ctx: &mut Context<Self>) {
-        if let Err(Full { publish, next }) = self.entrance.append_queued(publish, from) {
+        if let Err(Full { publish, next }) = self.ingress.append_queued(publish, from) {
             let pause = tokio::time::sleep(Self::FULL_PAUSE).into_actor(self);
             ctx.wait(pause.map(move |(), actor, ctx| actor.append(Queued { publish, from: next, place }, ctx)));
         }
@@ -213,7 +214,7 @@ impl Actor for Producer {
 impl Drop for Producer {
     /// After a panic too: requests hear that it is being restarted, and what was not answered is.
     fn drop(&mut self) {
-        drop(self.entrance.close(self.incarnation));
+        drop(self.ingress.close(self.incarnation));
     }
 }
 
@@ -229,7 +230,7 @@ impl Handler<Flush> for Producer {
     type Result = ResponseActFuture<Self, Result<(), usize>>;
 
     fn handle(&mut self, Flush(timeout): Flush, _: &mut Self::Context) -> Self::Result {
-        let Some(appender) = self.entrance.close(self.incarnation) else {
+        let Some(appender) = self.ingress.close(self.incarnation) else {
             return Box::pin(async { Ok(()) }.into_actor(self));
         };
         // librdkafka's flush blocks.
@@ -239,7 +240,7 @@ impl Handler<Flush> for Producer {
         });
         Box::pin(flush.into_actor(self).map(|flushed, actor, _| match flushed {
             Ok((appender, flushed)) => {
-                actor.entrance.reopen(actor.incarnation, appender);
+                actor.ingress.reopen(actor.incarnation, appender);
                 flushed
             }
             // The flush itself panicked: nothing is known of what was unanswered.

@@ -31,8 +31,9 @@ use self::{
 use crate::{
     config::{LiveConfig, OnGap, QueueKind},
     consume::{Assign, Drain, Hold, Reassign, Replies, SetHold, Unassign},
-    health::{ActorName, ActorState, Health, SinkName},
+    health::{ActorState, Health},
     metrics::Metrics,
+    names::{ActorName, SinkName},
     position::{Offset, Partition},
     queue::{Batch, Epoch},
     supervise::Slot,
@@ -162,7 +163,7 @@ impl Spooler {
         };
         let shared_queue = now.queue.kind == QueueKind::Kafka;
         let rules = Rules {
-            topic_folder: segment::topic_folder(&now.queue.topic, now.queue.generation),
+            topic_folder: now.queue.name().to_string(),
             archive: now.archive.url.clone(),
             sole_member_of: (now.archive.is_local() && shared_queue)
                 .then(|| format!("{}-archive", now.queue.kafka.group)),

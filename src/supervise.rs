@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    health::{ActorName, ActorState, Health},
+    health::{ActorState, Health},
     metrics::Metrics,
+    names::ActorName,
 };
 
 /// The address of an actor's present incarnation; empty while there is none.

@@ -53,8 +53,9 @@ use self::{
 use crate::{
     config::LiveConfig,
     consume::Drain,
-    health::{ActorName, ActorState, Health},
+    health::{ActorState, Health},
     metrics::Metrics,
+    names::ActorName,
     position::{Offset, Partition, TopicIdentity},
     queue::{Assignment, Epoch},
     spool::{
@@ -65,7 +66,6 @@ use crate::{
 };
 
 /// The name of this dependency in readiness.
-pub const DEPENDENCY: &str = "object_store";
 
 /// From the spooler: find out how far this partition's chain reaches, and answer `ChainOpened`.
 #[derive(Debug, Clone, Message)]

@@ -22,8 +22,9 @@ use tokio::sync::oneshot;
 pub use self::disk::{DiskProbe, DiskState, DiskUsage, FileSystem};
 use crate::{
     config::LiveConfig,
-    health::{ActorName, ActorState, Closed, Health},
+    health::{ActorState, Closed, Health},
     metrics::Metrics,
+    names::{ActorName, dependency},
 };
 
 /// A reading that takes longer is reported; it is still awaited.
@@ -88,7 +89,7 @@ impl Watchdog {
             Some(asked) if asked.elapsed() > OVERDUE => {
                 let (dir, seconds) = (self.dir(), asked.elapsed().as_secs());
                 let reason = format!("the file system of {dir} has not answered for {seconds} s: look at the mount");
-                self.health.dependency("disk", Err(reason));
+                self.health.dependency(dependency::DISK, Err(reason));
             }
             Some(_) => {}
         }
@@ -117,13 +118,13 @@ impl Watchdog {
     fn take(&mut self, usage: io::Result<DiskUsage>) {
         match usage {
             Ok(usage) => {
-                self.health.dependency("disk", Ok(()));
+                self.health.dependency(dependency::DISK, Ok(()));
                 self.metrics.disk_used_ratio.set(usage.ratio());
                 self.judge(usage);
             }
             Err(error) => {
                 let reason = format!("the file system of {} cannot be read: {error}", self.dir());
-                self.health.dependency("disk", Err(reason));
+                self.health.dependency(dependency::DISK, Err(reason));
             }
         }
         if let Some(disk) = self.disk {
@@ -287,11 +288,17 @@ mod tests {
         let mut bench = start(71);
         bench.hears(true).await;
         bench.disk.set(None);
-        while bench.health.readiness().dependencies["disk"].available {
+        while bench.health.readiness().dependencies[dependency::DISK].available {
             bench.heard.recv().await.unwrap();
         }
         assert_eq!(bench.health.closed().map(|(closed, _)| closed), Some(Closed::DiskFull));
-        assert!(bench.health.readiness().dependencies["disk"].reason.as_deref().unwrap().contains("no such device"));
+        assert!(
+            bench.health.readiness().dependencies[dependency::DISK]
+                .reason
+                .as_deref()
+                .unwrap()
+                .contains("no such device")
+        );
     }
 
     #[actix_rt::test]

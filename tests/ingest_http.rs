@@ -11,10 +11,11 @@ use actix::{Actor, Addr};
 use arc_swap::ArcSwap;
 use ingestd::{
     config::{ByteSize, Config, HttpConfig, LiveConfig},
-    health::{ActorName, ActorState, Closed, Health},
+    health::{ActorState, Closed, Health},
     ingest::{Ingestor, StopAccepting, bind},
     metrics::Metrics,
-    produce::{Entrance, Producer, Publish},
+    names::ActorName,
+    produce::{Ingress, Producer, Publish},
     queue::{Appender, Full},
     supervise::Slot,
 };
@@ -99,9 +100,9 @@ impl Daemon {
         let (health, metrics, producer) = (Health::default(), Arc::new(Metrics::default()), Slot::default());
         let (queue, log) = (Arc::new(Mutex::new(queue)), Arc::new(Mutex::new(Log::default())));
         let fake = FakeQueue { queue: queue.clone(), log: log.clone() };
-        let entrance = Entrance::new(producer.clone());
-        producer.set(Some(Producer::new(entrance.clone(), Box::new(fake), health.clone()).start()));
-        let ingestor = Ingestor::new(sockets, entrance, config.clone(), health.clone(), metrics.clone()).start();
+        let ingress = Ingress::new(producer.clone());
+        producer.set(Some(Producer::new(ingress.clone(), Box::new(fake), health.clone()).start()));
+        let ingestor = Ingestor::new(sockets, ingress, config.clone(), health.clone(), metrics.clone()).start();
         Self { address, ingestor, producer, config, health, metrics, queue, log }
     }
 
@@ -344,7 +345,7 @@ async fn a_passing_failure_is_503_for_the_whole_request() {
     assert_eq!(daemon.metric("ingestd_events_accepted_total"), "0");
 
     daemon.producer.set(None);
-    // It closes the entrance when it is dropped, which is when its thread comes to it.
+    // It closes the ingress when it is dropped, which is when its thread comes to it.
     let refused = async {
         loop {
             let reply = daemon.post_json(r#"{"type":"a"}"#).await;

@@ -18,19 +18,19 @@ use crate::dlq::{DeadLetters, Filter, LettersError, PATIENCE};
 
 /// The letters of this process, which are there once its queue is.
 #[derive(Clone)]
-pub struct Desk {
+pub struct DeadLetterService {
     letters: Arc<OnceLock<Arc<dyn DeadLetters>>>,
     /// One operation at a time: each reads a whole topic or holds a transaction.
     turn: Arc<Semaphore>,
 }
 
-impl Default for Desk {
+impl Default for DeadLetterService {
     fn default() -> Self {
         Self { letters: Arc::default(), turn: Arc::new(Semaphore::new(1)) }
     }
 }
 
-impl Desk {
+impl DeadLetterService {
     /// Opens it, once.
     pub fn open(&self, letters: Arc<dyn DeadLetters>) {
         // The first stands.

@@ -117,7 +117,7 @@ mod tests {
     use flate2::read::GzDecoder;
 
     use super::*;
-    use crate::{health::SinkName, metrics::Metrics, position::Partition};
+    use crate::{metrics::Metrics, names::SinkName, position::Partition};
 
     fn headers(name: HeaderName, values: &[&'static str]) -> HeaderMap {
         let mut headers = HeaderMap::new();

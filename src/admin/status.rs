@@ -21,7 +21,7 @@ pub fn status(state: &AdminState) -> Value {
         "uptime_seconds": uptime.as_secs(),
         "config_file": state.config_file,
         "data_dir": config.data.dir,
-        "queue": { "kind": config.queue.kind, "topic": config.queue.topic_generation() },
+        "queue": { "kind": config.queue.kind, "topic": config.queue.name().to_string() },
         "archive": config.archive.url,
         "store": config.store.kind,
         "ready": readiness.ready,

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     config::Config,
-    health::{ActorName, ActorState, SinkName},
+    health::ActorState,
+    names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
     reload::Reloaded,
     store::{BucketDelta, Fence, Flushed, ProcessedEvent, Query, Row, Rows, StoreError},
@@ -79,7 +80,7 @@ fn state() -> AdminState {
         health: Health::default(),
         metrics: Arc::default(),
         store: Some(Arc::new(FakeStore::Rows)),
-        dead_letters: Desk::default(),
+        dead_letters: DeadLetterService::default(),
         roles: vec!["ingestor", "producer"],
         version: "0.1.0",
         commit: "abc",

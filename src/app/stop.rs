@@ -19,6 +19,7 @@ use crate::{
     consume::{Consumer, Drain, Leave, Left, Sink, StopFetching},
     health::{Closed, Health},
     ingest::StopAccepting,
+    names::dependency,
     produce::Flush,
     spool::Settled,
     supervise::Slot,
@@ -172,7 +173,7 @@ async fn stop_archive(archive: ArchiveSink, health: &Health, deadline: Instant, 
     steps.run("spooler (seal)", stop_fetching(&archive.consumer)).await;
     if let Some(uploader) = archive.uploader.get() {
         let share = deadline.saturating_duration_since(Instant::now()).mul_f64(UPLOADS_SHARE);
-        let patience = if health.is_away(upload::DEPENDENCY) { share.min(UPLOADS_TRY) } else { share };
+        let patience = if health.is_away(dependency::OBJECT_STORE) { share.min(UPLOADS_TRY) } else { share };
         let drained = tokio::time::timeout(patience, uploader.send(Drain));
         if steps.run("uploader", drained).await.is_err() {
             tracing::warn!("sealed segments wait on disk; they are uploaded after the next start");

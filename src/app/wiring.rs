@@ -15,9 +15,9 @@ use crate::{
     config::Config,
     consume::{Consumer, ConsumerParts, QueueName, Replies, Sink},
     dlq::{DeadLetterWriter, DeadLetters},
-    health::{ActorName, SinkName},
     ingest::Ingestor,
-    produce::{Entrance, Producer},
+    names::{ActorName, SinkName, dependency},
+    produce::{Ingress, Producer},
     queue::{
         Appender, ByteBudget, SourceEvents, SourceHandle,
         buffer::Buffer,
@@ -171,7 +171,7 @@ impl Daemon {
         slot: Slot<Consumer<S>>,
         log: Option<EmbeddedLog>,
     ) -> Guarded {
-        let queue = QueueName(if log.is_some() { embedded::READING } else { kafka::DEPENDENCY });
+        let queue = QueueName(if log.is_some() { dependency::EMBEDDED_LOG_READING } else { dependency::KAFKA });
         let parts = ConsumerParts {
             name,
             topic: config.queue.topic.clone(),
@@ -183,7 +183,7 @@ impl Daemon {
             fences: Arc::default(),
         };
         let (live, instance, metrics) = (self.config.clone(), self.data_dir.instance.clone(), self.metrics.clone());
-        let vigils = self.vigils.clone();
+        let topic_watches = self.topic_watches.clone();
         let start_source = move |events: SourceEvents| -> anyhow::Result<SourceHandle> {
             let budget = |bytes| ByteBudget::new(bytes, metrics.depth(name.sink()));
             let largest = live.load().batch.max_bytes.0;
@@ -191,7 +191,7 @@ impl Daemon {
                 Some(log) => log.source(name, live.clone(), budget(largest / LOCAL_PART), events),
                 None => {
                     let budget = budget(largest.saturating_mul(BATCHES_IN_FLIGHT));
-                    kafka::source::spawn(live.clone(), name, &instance, &vigils, budget, events)
+                    kafka::source::spawn(live.clone(), name, &instance, &topic_watches, budget, events)
                 }
             }
         };
@@ -200,8 +200,8 @@ impl Daemon {
 
     pub(super) fn start_ingest(&self, running: &mut Running, sockets: Vec<TcpListener>) {
         let producer: Slot<Producer> = Slot::default();
-        let entrance = Entrance::new(producer.clone());
-        let opened = entrance.clone();
+        let ingress = Ingress::new(producer.clone());
+        let opened = ingress.clone();
         let (live, health, metrics) = (self.config.clone(), self.health.clone(), self.metrics.clone());
         let (log, buffer) = (running.log.clone(), running.buffer.clone());
         running.guarded.push(supervise(ActorName::Producer, producer.clone(), &self.supervision, move |_| {
@@ -219,7 +219,7 @@ impl Daemon {
         running.guarded.push(supervise(ActorName::Ingestor, ingestor.clone(), &self.supervision, move |_| {
             let sockets = sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>();
             let sockets = sockets.context("the listening sockets cannot be shared")?;
-            Ok(Ingestor::new(sockets, entrance.clone(), live.clone(), health.clone(), metrics.clone()))
+            Ok(Ingestor::new(sockets, ingress.clone(), live.clone(), health.clone(), metrics.clone()))
         }));
         running.ingestor = Some(ingestor);
     }

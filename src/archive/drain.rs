@@ -22,7 +22,7 @@ use super::{ArchiveReader, readable};
 use crate::{
     data_dir,
     position::{Offset, Partition},
-    spool::segment::{self, SealedSegment, UnreadableHeader, topic_folder},
+    spool::segment::{self, SealedSegment, UnreadableHeader},
     upload::{Head, ProbeError, explain_probe, objects::ListedObject, opening::Heads as _},
 };
 
@@ -158,7 +158,7 @@ impl Draining<'_> {
 
     /// Why a segment is not this archive's and topic's.
     fn foreign(&self, SealedSegment { header, .. }: &SealedSegment) -> Option<String> {
-        let (config, topic) = (self.reader.config(), topic_folder(&header.topic, header.generation));
+        let (config, topic) = (self.reader.config(), header.topic_name().to_string());
         if topic != self.reader.archive().topic() {
             let (name, generation) = (&header.topic, header.generation);
             return Some(format!(

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{in_flight::Share, replies::Problem, split::Format};
+use super::{in_flight::Reservation, replies::Problem, split::Format};
 use crate::{config::HttpConfig, http::Connection};
 
 /// What the headers say that the body is.
@@ -72,7 +72,7 @@ pub async fn read(
         // Parts of the body are named by 32-bit positions.
         max_body: http.max_body.as_usize().min(u32::MAX as usize),
         length: 0,
-        share: Share::new(in_flight, http.max_in_flight),
+        share: Reservation::new(in_flight, http.max_in_flight),
     };
     let declared = text(request.headers(), CONTENT_LENGTH)?.and_then(|length| length.parse::<usize>().ok());
     if declared.is_some_and(|length| length > incoming.max_body) {
@@ -101,7 +101,7 @@ struct Incoming {
     payload: web::Payload,
     max_body: usize,
     length: usize,
-    share: Share,
+    share: Reservation,
 }
 
 impl Incoming {

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     ids::Ids,
-    in_flight::Share,
+    in_flight::Reservation,
     replies::{Problem, longest_answer},
     split::{Events, Format, split},
 };
@@ -66,7 +66,7 @@ pub fn check(
     http: &HttpConfig,
     fields: &EventFields,
     received: Timestamp,
-    share: &mut Share,
+    share: &mut Reservation,
 ) -> Result<Checked, Problem> {
     let mut ids = Ids::new(received);
     let mut checked = Checked::default();
@@ -172,7 +172,7 @@ mod tests {
     fn checked(body: &str) -> Checked {
         let fields = EventFields::from(&EventConfig::default());
         let http = HttpConfig { max_event: ByteSize(64), ..HttpConfig::default() };
-        let mut share = Share::new(&Gauge::default(), http.max_in_flight);
+        let mut share = Reservation::new(&Gauge::default(), http.max_in_flight);
         check(body.as_bytes(), Format::Json, &http, &fields, Timestamp(0), &mut share).unwrap()
     }
 
@@ -211,7 +211,7 @@ mod tests {
         let body = format!("[{}]", vec!["1"; 10_000].join(","));
         let refused = |limit: u64| {
             let http = HttpConfig { max_in_flight: ByteSize(limit), ..HttpConfig::default() };
-            let mut share = Share::new(&in_flight, http.max_in_flight);
+            let mut share = Reservation::new(&in_flight, http.max_in_flight);
             let fields = EventFields::from(&EventConfig::default());
             let checked = check(body.as_bytes(), Format::Json, &http, &fields, Timestamp(0), &mut share);
             assert!(in_flight.get() > 2_000_000, "10,000 errors with a sentence each: {}", in_flight.get());

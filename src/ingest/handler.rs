@@ -18,23 +18,24 @@ use tokio_util::task::TaskTracker;
 use super::{
     body,
     check::{Checked, check},
-    in_flight::Share,
+    in_flight::Reservation,
     replies::{Problem, summary},
     split::Format,
 };
 use crate::{
     config::{Config, LiveConfig},
     event::{Code, EventFields},
-    health::{ActorName, Health},
+    health::Health,
     metrics::{Metrics, ReasonLabel, StatusLabel},
+    names::{ActorName, dependency},
     position::Timestamp,
-    produce::{Delivery, Entrance, NotTaken, Publish, Ticket},
+    produce::{Delivery, Ingress, NotTaken, Publish, Ticket},
     queue::kafka,
 };
 
 /// What the workers share. Limits are read from the live configuration once a request.
 pub struct Intake {
-    entrance: Entrance,
+    ingress: Ingress,
     config: LiveConfig,
     /// As at the start: what the log's readers go by, too.
     fields: EventFields,
@@ -71,13 +72,13 @@ const LONG_PARSE: usize = 256 * 1024;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Intake {
-    pub fn new(entrance: Entrance, config: LiveConfig, health: Health, metrics: Arc<Metrics>) -> Self {
+    pub fn new(ingress: Ingress, config: LiveConfig, health: Health, metrics: Arc<Metrics>) -> Self {
         let fields = EventFields::from(&config.load().event);
         let answered_ok = metrics.requests.get_or_create_owned(&StatusLabel { status: 200 });
         let waiting = metrics.depth(ActorName::Producer);
         waiting.set(0);
         let under_way = TaskTracker::new();
-        Self { entrance, config, fields, health, metrics, answered_ok, under_way, waiting }
+        Self { ingress, config, fields, health, metrics, answered_ok, under_way, waiting }
     }
 
     /// Resolves when no request is being handled.
@@ -94,7 +95,7 @@ impl Intake {
         let format = body::format(request.headers())?;
         let body = body::read(request, payload, &config.http, &self.metrics.in_flight_bytes).await?;
         let received = Timestamp::now();
-        let mut share = Share::new(&self.metrics.in_flight_bytes, config.http.max_in_flight);
+        let mut share = Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight);
         let mut checked = if body.len() < LONG_PARSE {
             check(&body, format, &config.http, &self.fields, received, &mut share)?
         } else {
@@ -119,8 +120,8 @@ impl Intake {
         format: Format,
         config: &Arc<Config>,
         received: Timestamp,
-        mut share: Share,
-    ) -> Result<(Checked, Share), Problem> {
+        mut share: Reservation,
+    ) -> Result<(Checked, Reservation), Problem> {
         let (intake, body, config) = (self.clone(), body.clone(), config.clone());
         let checking = move || {
             let checked = check(&body, format, &config.http, &intake.fields, received, &mut share)?;
@@ -149,7 +150,7 @@ impl Intake {
             ticket,
         };
         let _waiting = Waiting::enter(&self.waiting);
-        self.entrance.publish(publish).map_err(not_taken)?;
+        self.ingress.publish(publish).map_err(not_taken)?;
         // The whole timeout again, after that for the body: the queue's own delivery timeout is just below it, so that
         // an answer "unknown" stays rare.
         let delivery = self.confirmed(delivery, config.http.request_timeout).await.map_err(|why| unknown(&why))?;
@@ -176,7 +177,7 @@ impl Intake {
                 Err(_) if wait >= left => return Err(late()),
                 Err(_) => {}
             }
-            if let Some(outage) = self.health.outage(&[kafka::DEPENDENCY, kafka::TOPIC]) {
+            if let Some(outage) = self.health.outage(&[dependency::KAFKA, dependency::KAFKA_TOPIC]) {
                 return Err(outage);
             }
             wait = LOOK_AGAIN;

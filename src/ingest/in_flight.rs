@@ -8,13 +8,13 @@ use crate::config::ByteSize;
 
 /// What one request takes of it: bytes of its body, what its events cost besides, its answer. The gauge itself is the
 /// count, so that what is shown is what is enforced.
-pub struct Share {
+pub struct Reservation {
     bytes: i64,
     limit: i64,
     in_flight: Gauge,
 }
 
-impl Share {
+impl Reservation {
     pub fn new(in_flight: &Gauge, limit: ByteSize) -> Self {
         Self { bytes: 0, limit: i64::try_from(limit.0).unwrap_or(i64::MAX), in_flight: in_flight.clone() }
     }
@@ -38,7 +38,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.in_flight.dec_by(self.bytes);
     }
@@ -47,7 +47,7 @@ impl Drop for Share {
 /// Bytes and their share, which live equally long.
 struct Held<B> {
     bytes: B,
-    _share: Share,
+    _share: Reservation,
 }
 
 impl<B: AsRef<[u8]>> AsRef<[u8]> for Held<B> {
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn shares_never_exceed_the_budget_and_come_back() {
         let in_flight = Gauge::default();
-        let share = || Share::new(&in_flight, ByteSize(10));
+        let share = || Reservation::new(&in_flight, ByteSize(10));
         let (mut first, mut second) = (share(), share());
         assert!(first.grow(6).is_ok());
         assert_eq!(second.grow(5).unwrap_err().status(), 429);

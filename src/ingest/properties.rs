@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     check::{Checked, EventId, check},
-    in_flight::Share,
+    in_flight::Reservation,
     replies::{Problem, longest_answer, summary_json},
     split::Format,
 };
@@ -78,7 +78,7 @@ fn verdict(event: &[u8]) -> Result<(), Code> {
 
 fn checked(body: &[u8], format: Format) -> Result<Checked, Problem> {
     let http = HttpConfig { max_events: usize::MAX, max_event: ByteSize(u64::MAX), ..HttpConfig::default() };
-    let mut share = Share::new(&Gauge::default(), ByteSize(u64::MAX));
+    let mut share = Reservation::new(&Gauge::default(), ByteSize(u64::MAX));
     check(body, format, &http, &EventFields::from(&EventConfig::default()), Timestamp(0), &mut share)
 }
 

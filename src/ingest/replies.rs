@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{
     check::{Checked, EventId},
-    in_flight::Share,
+    in_flight::Reservation,
     split::Unsplittable,
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
 /// 200 where all events are accepted (also none of none), 207 where some are, 400 where none is.
 ///
 /// The answer counts as the request's `share` until the client has it: a client may take its time with that.
-pub fn summary(body: &[u8], checked: &Checked, share: Share) -> HttpResponse {
+pub fn summary(body: &[u8], checked: &Checked, share: Reservation) -> HttpResponse {
     let status = match (checked.accepted.is_empty(), checked.errors.is_empty()) {
         (_, true) => StatusCode::OK,
         (false, false) => StatusCode::MULTI_STATUS,

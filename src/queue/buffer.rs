@@ -48,8 +48,9 @@ use self::{
 };
 use crate::{
     config::{Config, LiveConfig},
-    health::{ActorName, Closed, Health},
+    health::{Closed, Health},
     metrics::Metrics,
+    names::{ActorName, dependency},
     position::Offset,
     queue::{
         Appender,
@@ -58,11 +59,6 @@ use crate::{
     },
     supervise::{self, Escalation, Escalations},
 };
-
-/// The name of the buffer's file in readiness.
-pub const DEPENDENCY: &str = "buffer";
-/// The name of the way from the buffer into Kafka.
-const FORWARDER: &str = "forwarder";
 
 const FILE: &str = "buffer.db";
 /// The buffer's only reader.
@@ -105,7 +101,7 @@ impl Buffer {
         let answered = switch.clone();
         let purpose = Purpose {
             file: FILE,
-            dependency: DEPENDENCY,
+            dependency: dependency::BUFFER,
             readers: vec![READER],
             // They count as produced when Kafka has them.
             counts: Counter::default(),
@@ -226,7 +222,7 @@ impl Buffer {
             let why = if kafka_up { "are being forwarded to Kafka" } else { "wait in buffer.db until Kafka is back" };
             format!("{waiting} events {why}; new ones are put behind them")
         };
-        self.health.remark(DEPENDENCY, (waiting > 0).then(words));
+        self.health.remark(dependency::BUFFER, (waiting > 0).then(words));
         let quota = self.config.load().queue.embedded.quota;
         if self.log.stored() >= quota.0 && (waiting > 0 || !kafka_up) {
             let why = format!("{waiting} events wait in the buffer, which has reached queue.embedded.quota ({quota})");

@@ -45,8 +45,9 @@ pub(super) use self::reader::read;
 use crate::{
     config::LiveConfig,
     dlq::{DeadLetter, DeadLetterWriter, Source, door::Admitted},
-    health::{ActorName, Health, SinkName},
+    health::Health,
     metrics::Metrics,
+    names::{ActorName, SinkName, dependency},
     position::{Offset, TopicIdentity},
     produce::Publish,
     queue::{Appender, ByteBudget, Full, SourceEvents, SourceHandle},
@@ -57,11 +58,6 @@ use crate::{
 const WRITER_QUEUE: usize = 4096;
 
 pub use letters::EmbeddedLetters;
-
-/// The name of this dependency in readiness: whether events can be written. A process that ingests is unready without.
-pub const DEPENDENCY: &str = "embedded_log";
-/// Whether the sinks can read it. Events are accepted even when they cannot.
-pub const READING: &str = "embedded_log_reading";
 
 /// To the writer's thread.
 enum Write {
@@ -164,7 +160,7 @@ impl EmbeddedLog {
     ) -> anyhow::Result<Self> {
         let purpose = Purpose {
             file: "log.db",
-            dependency: DEPENDENCY,
+            dependency: dependency::EMBEDDED_LOG,
             readers: sinks.into_iter().map(SinkName::as_str).collect(),
             counts: metrics.events_produced.clone(),
             retains: true,

@@ -6,18 +6,13 @@
 //!   `probe` asks them when records stay `unanswered`, for which `writable` has the rule. `placement` tells a key's
 //!   partition, `clock` whether the brokers take our time.
 //! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, with its `origin`, `survey`
-//!   asks the brokers where the group and the log stand, `vigil` whether the topic is still the same, `partitions` holds
-//!   what is delivered, `delivery` cuts it into batches, `share` knows whether that is the whole topic, `tail` ends that
-//!   hold no records, `standing` what is wrong.
+//!   asks the brokers where the group and the log stand, `topic_watch` whether the topic is still the same, `partitions` holds
+//!   what is delivered, `delivery` cuts it into batches, `ownership` knows whether that is the whole topic, `tail` ends that
+//!   hold no records, `source_status` what is wrong.
 //! - `stranded` tells a client that lost its way to the brokers from brokers that are away; such a client is replaced.
 //! - [`dead_letters`] keeps what cannot be parsed; [`letters`] is what operators do with it.
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
-
-/// The name of this dependency in readiness.
-pub const DEPENDENCY: &str = "kafka";
-/// The name in readiness of what the brokers make of the topic.
-pub const TOPIC: &str = "kafka_topic";
 
 pub mod appender;
 pub(super) mod clock;
@@ -31,20 +26,20 @@ pub mod letters;
 mod link;
 pub(super) mod logging;
 mod origin;
+mod ownership;
 mod partitions;
 mod placement;
 mod polled;
 mod probe;
 pub mod settings;
-mod share;
 pub mod source;
-mod standing;
+mod source_status;
 mod stranded;
 mod survey;
 mod tail;
 pub mod topic;
+mod topic_watch;
 mod unanswered;
-mod vigil;
 mod writable;
 
 pub use appender::KafkaAppender;
@@ -52,4 +47,4 @@ pub use dead_letters::KafkaDeadLetters;
 pub use letters::KafkaLetters;
 pub use link::UNANSWERED_REQUEST;
 pub use topic::{TopicError, TopicReady, check, prepare};
-pub use vigil::Vigils;
+pub use topic_watch::TopicWatches;

@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::position::{Offset, Partition, Timestamp, TopicIdentity};
+use crate::position::{Offset, Partition, Timestamp, TopicIdentity, TopicName};
 
 /// Raised when the header or the data change their meaning.
 pub const VERSION: u32 = 1;
@@ -46,6 +46,13 @@ pub struct SegmentHeader {
     pub bytes: u64,
     /// CRC32C of the data.
     pub crc32c: u32,
+}
+
+impl SegmentHeader {
+    /// The topic's folder in the spool and in the archive.
+    pub fn topic_name(&self) -> TopicName<'_> {
+        TopicName { topic: &self.topic, generation: self.generation }
+    }
 }
 
 /// A segment that only a confirmed PUT may remove.
@@ -116,7 +123,7 @@ impl SealedSegment {
     /// Moves both files below `folder`, keeping their place in it recognisable. Blocks.
     pub fn move_to(&self, folder: &Path) -> io::Result<PathBuf> {
         let header = &self.header;
-        let folder = folder.join(topic_folder(&header.topic, header.generation)).join(header.partition.to_string());
+        let folder = folder.join(header.topic_name().to_string()).join(header.partition.to_string());
         set_aside(&self.path, &folder)
     }
 }
@@ -134,14 +141,6 @@ pub fn set_aside(data: &Path, folder: &Path) -> io::Result<PathBuf> {
     ignore_missing(fs::rename(header_path(data), header_path(&target)))?;
     sync_dir(folder)?;
     Ok(target)
-}
-
-/// The folder of a topic in the spool: the topic with its generation, as in the archive.
-pub fn topic_folder(topic: &str, generation: u32) -> String {
-    match generation {
-        0 => topic.to_owned(),
-        generation => format!("{topic}@{generation}"),
-    }
 }
 
 pub(super) fn open_path(folder: &Path, x: Offset) -> PathBuf {
@@ -277,7 +276,7 @@ fn read_header(path: &Path) -> Result<SegmentHeader, HeaderError> {
     }
     let header: SegmentHeader = serde_json::from_str(header.get())?;
     // A file that was moved by hand would go into another partition's chain.
-    let folder = format!("{}/{}", topic_folder(&header.topic, header.generation), header.partition);
+    let folder = format!("{}/{}", header.topic_name(), header.partition);
     let stands_there = path.parent().is_some_and(|parent| parent.ends_with(&folder))
         && path.file_stem().is_some_and(|stem| *stem == *format!("{:020}", header.x.0));
     if !stands_there {

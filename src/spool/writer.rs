@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::LiveConfig,
-    position::{Offset, Partition, TopicIdentity},
+    position::{Offset, Partition, TopicIdentity, TopicName},
     queue::{Batch, Epoch},
     supervise,
 };
@@ -95,6 +95,12 @@ pub(super) struct SegmentOrigin {
     pub(super) archive: String,
 }
 
+impl SegmentOrigin {
+    fn topic_name(&self) -> TopicName<'_> {
+        TopicName { topic: &self.topic, generation: self.generation }
+    }
+}
+
 pub(super) struct SpoolWriter {
     /// `<data.dir>/spool/<topic>`.
     folder: PathBuf,
@@ -131,7 +137,7 @@ impl SpoolWriter {
         let (commands, receiver) = unbounded();
         let lines = LineEncoder::new(config.load().event.key_field().to_owned());
         let writer = Self {
-            folder: data_dir.join("spool").join(segment::topic_folder(&origin.topic, origin.generation)),
+            folder: data_dir.join("spool").join(origin.topic_name().to_string()),
             orphaned: data_dir.join("orphaned"),
             origin,
             config,
@@ -224,15 +230,11 @@ impl SpoolWriter {
     fn scan(&self, partition: Partition) -> io::Result<Vec<SealedSegment>> {
         let Scan { segments, unreadable } = segment::scan(&self.partition_folder(partition))?;
         for UnreadableHeader { path, why, .. } in unreadable {
-            let orphaned = self.orphaned.join(self.topic_folder()).join(partition.to_string());
+            let orphaned = self.orphaned.join(self.origin.topic_name().to_string()).join(partition.to_string());
             let path = segment::set_aside(&path, &orphaned)?;
             tracing::error!(path = %path.display(), why, "segment set aside");
         }
         Ok(segments)
-    }
-
-    fn topic_folder(&self) -> String {
-        segment::topic_folder(&self.origin.topic, self.origin.generation)
     }
 
     /// Segments of partitions that went elsewhere wait for their return: only an assignment tells where they belong.

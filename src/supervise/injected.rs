@@ -8,7 +8,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use actix::{Actor, AsyncContext, Context};
 
-use crate::health::ActorName;
+use crate::names::ActorName;
 
 const FOLDER: &str = "INGESTD_PANICS";
 const LOOK_EVERY: Duration = Duration::from_millis(20);

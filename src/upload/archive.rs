@@ -62,7 +62,7 @@ impl Archive {
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let url = &config.archive.url;
         let root = Root::open(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
-        let topic = segment::topic_folder(&config.queue.topic, config.queue.generation);
+        let topic = config.queue.name().to_string();
         // S3 Express lists in no order, nor does a folder.
         let lists_in_order = !config.archive.is_local()
             && !config.archive.options.keys().any(|name| name.trim_start_matches("aws_") == "s3_express");

@@ -9,7 +9,6 @@ use rustix::io::Errno;
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::{
-    DEPENDENCY,
     archive::{self, Archive, ProbeError},
     chain::Put,
     compare,
@@ -20,8 +19,9 @@ use super::{
 use crate::{
     backoff::Backoff,
     config::{Config, LiveConfig, Provider},
-    health::{ActorName, ActorState, Health},
+    health::{ActorState, Health},
     metrics::Metrics,
+    names::{ActorName, dependency},
     position::{Offset, Partition},
     queue::Assignment,
     spool::{News, segment::SealedSegment},
@@ -81,7 +81,7 @@ impl Requests {
     fn failing(&self, partition: Partition, reason: String) {
         let mut failing = self.failing.lock();
         failing.insert(partition, reason.clone());
-        self.health.dependency(DEPENDENCY, Err(reason.clone()));
+        self.health.dependency(dependency::OBJECT_STORE, Err(reason.clone()));
         self.health.actor(ActorName::Uploader, ActorState::Failing, reason);
     }
 
@@ -89,11 +89,11 @@ impl Requests {
         let mut failing = self.failing.lock();
         let was_failing = failing.remove(&partition).is_some();
         if let Some(reason) = failing.values().next() {
-            self.health.dependency(DEPENDENCY, Err(reason.clone()));
+            self.health.dependency(dependency::OBJECT_STORE, Err(reason.clone()));
             return;
         }
-        self.health.dependency(DEPENDENCY, Ok(()));
-        self.health.remark(DEPENDENCY, self.place.clone());
+        self.health.dependency(dependency::OBJECT_STORE, Ok(()));
+        self.health.remark(dependency::OBJECT_STORE, self.place.clone());
         if was_failing {
             self.health.actor(ActorName::Uploader, ActorState::Running, None);
         }

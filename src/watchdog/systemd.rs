@@ -47,7 +47,10 @@ pub fn status_line(readiness: &Readiness, closed: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::{ActorName, ActorState, Closed, Health};
+    use crate::{
+        health::{ActorState, Closed, Health},
+        names::ActorName,
+    };
 
     #[test]
     fn the_status_line_says_why_and_stays_one_line() {

@@ -15,13 +15,14 @@ use crossbeam_channel::{Receiver, unbounded};
 use ingestd::{
     config::Config,
     dlq::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, Source},
-    health::{Health, SinkName},
+    health::Health,
     metrics::Metrics,
+    names::SinkName,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     produce::{Delivery, Key, NewRecord, Publish, Span, Ticket},
     queue::{
         Appender, Assignment, Batch, ByteBudget, Epoch, SourceCommand, SourceEvent, SourceHandle,
-        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, Vigils},
+        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, TopicWatches},
     },
 };
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
@@ -97,7 +98,8 @@ impl Reader {
         let live = Arc::new(ArcSwap::from_pointee(config.clone()));
         let tell = Box::new(move |event| drop(sender.send(event)));
         let source =
-            kafka::source::spawn(live, SinkName::Archive, instance, &Vigils::default(), budget.clone(), tell).unwrap();
+            kafka::source::spawn(live, SinkName::Archive, instance, &TopicWatches::default(), budget.clone(), tell)
+                .unwrap();
         Self { source, events, expected: BTreeMap::new(), assignments: Vec::new(), seen: Vec::new() }
     }
 

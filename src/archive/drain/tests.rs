@@ -51,7 +51,7 @@ impl Retired {
             crc32c: crc32c::crc32c(&data),
         };
         change(&mut header);
-        let folder = self.dir.path().join("spool").join(topic_folder(&header.topic, header.generation)).join("0");
+        let folder = self.dir.path().join("spool").join(header.topic_name().to_string()).join("0");
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join(format!("{x:020}.zst"));
         fs::write(&path, data).unwrap();

@@ -11,14 +11,15 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use rusqlite::Connection;
 
 use super::{
-    Buffer, DOUBT, FORWARDER, READER,
-    position::{Position, Standing},
+    Buffer, DOUBT, READER,
+    position::{Position, Resume},
     transaction::{Failure, Outgoing, Transactions},
 };
 use crate::{
     backoff::Backoff,
     config::Config,
     dlq::DeadLetter,
+    names::dependency,
     position::{Offset, Partition, Timestamp},
     queue::{
         buffer::switch::Rule,
@@ -116,7 +117,7 @@ impl Forwarder {
             let reason = match self.step() {
                 Ok(()) => {
                     failures = 0;
-                    self.buffer.health.dependency(FORWARDER, Ok(()));
+                    self.buffer.health.dependency(dependency::FORWARDER, Ok(()));
                     continue;
                 }
                 Err(Failure::Stopped) => return End::Stopped,
@@ -142,7 +143,9 @@ impl Forwarder {
             self.transactions = None;
             self.buffer.switch.update(Rule::release);
             tracing::debug!(reason, "forwarding failed, trying again");
-            self.buffer.health.dependency(FORWARDER, Err(format!("cannot forward the buffer to Kafka: {reason}")));
+            self.buffer
+                .health
+                .dependency(dependency::FORWARDER, Err(format!("cannot forward the buffer to Kafka: {reason}")));
             failures += 1;
             let until = Instant::now() + BACKOFF.pause(failures);
             while Instant::now() < until && self.tick() {
@@ -216,11 +219,11 @@ impl Forwarder {
         let transactions = Transactions::open(&self.config, &id, &|| self.tick())?;
         let (at, path) = (self.position.at, self.buffer.log.path().display());
         let refused = match self.position.compare(transactions.committed()?) {
-            Standing::GoesOn(position) => {
+            Resume::GoesOn(position) => {
                 self.move_to(position);
                 return Ok(transactions);
             }
-            Standing::Forgotten { to } => {
+            Resume::Forgotten { to } => {
                 tracing::error!(
                     from = %at, %to, group = id,
                     "Kafka has forgotten how far the buffer was forwarded (offsets.retention.minutes, or the topic was \
@@ -228,17 +231,17 @@ impl Forwarder {
                 );
                 return Ok(transactions);
             }
-            Standing::New => {
+            Resume::New => {
                 // From here on a position that is missing is one that was forgotten.
                 transactions.commit(&[], at, &|| self.tick())?;
                 return Ok(transactions);
             }
-            Standing::OlderCopy { position, known } => format!(
+            Resume::OlderCopy { position, known } => format!(
                 "{path} is an older copy of itself: Kafka has its events up to {position} (group {id}), and the file \
                  knows of none beyond {known}; move it away (its events before {position} are in Kafka, those that \
                  were accepted since the copy was put here are not)"
             ),
-            Standing::OtherCopy { position, to } => format!(
+            Resume::OtherCopy { position, to } => format!(
                 "another process forwards a copy of {path}: Kafka has events up to {position} (group {id}), while this \
                  file was forwarded up to {at} or {to}; end one of the two, and give it a data.dir of its own (the \
                  events of this file from {at} on that only it accepted are not in Kafka)"

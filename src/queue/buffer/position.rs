@@ -19,7 +19,7 @@ pub(super) struct Position {
 
 /// Where the file stands beside Kafka's position.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Resume {
     /// Nothing was ever forwarded.
     New,
     GoesOn(Offset),
@@ -57,14 +57,14 @@ impl Position {
     }
 
     /// What `committed`, Kafka's position, says.
-    pub fn compare(self, committed: Option<Offset>) -> Standing {
+    pub fn compare(self, committed: Option<Offset>) -> Resume {
         let Self { at, doubt } = self;
         match (committed, doubt) {
-            (None, None) => Standing::New,
-            (None, Some(to)) => Standing::Forgotten { to },
-            (Some(position), _) if position <= at || Some(position) == doubt => Standing::GoesOn(position.max(at)),
-            (Some(position), Some(to)) if position < to => Standing::OtherCopy { position, to },
-            (Some(position), _) => Standing::OlderCopy { position, known: doubt.unwrap_or(at) },
+            (None, None) => Resume::New,
+            (None, Some(to)) => Resume::Forgotten { to },
+            (Some(position), _) if position <= at || Some(position) == doubt => Resume::GoesOn(position.max(at)),
+            (Some(position), Some(to)) if position < to => Resume::OtherCopy { position, to },
+            (Some(position), _) => Resume::OlderCopy { position, known: doubt.unwrap_or(at) },
         }
     }
 }
@@ -79,16 +79,16 @@ mod tests {
         let doubtful = Position { at, doubt: Some(to) };
         let sure = Position { at, doubt: None };
         for (position, committed, standing) in [
-            (sure, None, Standing::New),
-            (sure, Some(200), Standing::GoesOn(at)),
-            (sure, Some(201), Standing::OlderCopy { position: Offset(201), known: at }),
-            (doubtful, None, Standing::Forgotten { to }),
-            (doubtful, Some(200), Standing::GoesOn(at)),
-            (doubtful, Some(230), Standing::GoesOn(to)),
-            (doubtful, Some(205), Standing::OtherCopy { position: Offset(205), to }),
-            (doubtful, Some(231), Standing::OlderCopy { position: Offset(231), known: to }),
+            (sure, None, Resume::New),
+            (sure, Some(200), Resume::GoesOn(at)),
+            (sure, Some(201), Resume::OlderCopy { position: Offset(201), known: at }),
+            (doubtful, None, Resume::Forgotten { to }),
+            (doubtful, Some(200), Resume::GoesOn(at)),
+            (doubtful, Some(230), Resume::GoesOn(to)),
+            (doubtful, Some(205), Resume::OtherCopy { position: Offset(205), to }),
+            (doubtful, Some(231), Resume::OlderCopy { position: Offset(231), known: to }),
             // A group's position that was moved back by hand: what was committed stays committed.
-            (doubtful, Some(150), Standing::GoesOn(at)),
+            (doubtful, Some(150), Resume::GoesOn(at)),
         ] {
             assert_eq!(position.compare(committed.map(Offset)), standing, "{position:?}, {committed:?}");
         }

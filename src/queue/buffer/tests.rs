@@ -63,7 +63,7 @@ fn events_wait_across_restarts_and_are_not_left_behind() {
     let health = Health::default();
     let buffer = open(folder.path(), &config, &health).unwrap();
     assert!(buffer.is_established());
-    let remark = || health.readiness().dependencies.get(DEPENDENCY).and_then(|status| status.reason.clone());
+    let remark = || health.readiness().dependencies.get(dependency::BUFFER).and_then(|status| status.reason.clone());
     eventually("readiness tells what waits", || remark().is_some_and(|remark| remark.starts_with("3 events wait")));
     buffer.close();
 }

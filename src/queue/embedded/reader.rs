@@ -12,7 +12,7 @@ use rusqlite::{Connection, blob::Blob};
 use super::{EmbeddedLog, Write, schema};
 use crate::{
     config::LiveConfig,
-    health::SinkName,
+    names::SinkName,
     position::{Offset, Partition},
     queue::{
         Assignment, Batch, ByteBudget, Epoch, SourceCommand, SourceEvent, SourceEvents, SourceHandle,

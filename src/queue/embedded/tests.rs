@@ -29,7 +29,7 @@ fn open_with(folder: &Path, config: Config, health: Health) -> EmbeddedLog {
 
 /// What health says of the log.
 fn why_unavailable(health: &Health) -> Option<String> {
-    health.readiness().dependencies[DEPENDENCY].reason.clone()
+    health.readiness().dependencies[dependency::EMBEDDED_LOG].reason.clone()
 }
 
 fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {

@@ -14,7 +14,8 @@ use super::{ChangeReply, LetterChange, LogEnd, Purpose, Write, letters, schema};
 use crate::{
     config::LiveConfig,
     dlq::{DeadLetter, State, door::Admitted},
-    health::{Health, SinkName},
+    health::Health,
+    names::SinkName,
     position::{Offset, Timestamp},
     produce::Publish,
     queue::record::{ID_HEADER, RecordBuffer},

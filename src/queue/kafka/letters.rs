@@ -27,7 +27,7 @@ use crate::{
         door::{Admitted, Door},
     },
     event,
-    position::{Offset, Timestamp},
+    position::{Offset, Timestamp, TopicName},
 };
 
 use reader::{Place, Reader, Seen};
@@ -53,10 +53,8 @@ pub(super) fn known(config: &Config, source: &Source, from: Offset) -> Result<BT
     let Some(received) = reader.received(&config.queue.topic, source.partition, from, deadline)? else {
         return Ok(known);
     };
-    let prefix = match source.generation {
-        0 => format!("{}/{}/", source.topic, source.partition),
-        generation => format!("{}@{generation}/{}/", source.topic, source.partition),
-    };
+    let name = TopicName { topic: &source.topic, generation: source.generation };
+    let prefix = format!("{name}/{}/", source.partition);
     reader.scan(Some(Timestamp(received.0.saturating_sub(SKEW))), Instant::now() + WHOLE, |seen| {
         if let Some(offset) = seen.id.strip_prefix(&prefix).and_then(|offset| offset.parse().ok().map(Offset))
             && offset >= from

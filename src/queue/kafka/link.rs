@@ -19,6 +19,7 @@ use rdkafka::error::KafkaError;
 
 use crate::{
     health::{Closed, Health},
+    names::dependency,
     queue::{
         buffer::switch::Switch,
         kafka::{
@@ -238,8 +239,8 @@ impl Link {
                 None => self.health.open(Closed::QueueUnavailable),
             },
         }
-        self.health.dependency(super::DEPENDENCY, away.map_or(Ok(()), Err));
-        self.health.dependency(super::TOPIC, topic.map_or(Ok(()), Err));
+        self.health.dependency(dependency::KAFKA, away.map_or(Ok(()), Err));
+        self.health.dependency(dependency::KAFKA_TOPIC, topic.map_or(Ok(()), Err));
     }
 
     /// The producer cannot be used any more and has to be replaced.
@@ -348,13 +349,13 @@ mod tests {
         let link = Link::new("kafka:9092", health.clone(), None);
         assert!(health.closed().is_some(), "closed until the brokers answer");
         link.sees(unwritable(&[1]));
-        assert!(health.closed().is_none() && health.outage(&[super::super::TOPIC]).is_some());
+        assert!(health.closed().is_none() && health.outage(&[dependency::KAFKA_TOPIC]).is_some());
         link.acknowledged();
         assert!(link.unwritable().is_some(), "the other partition's acknowledgement");
         link.sees(unwritable(&[0, 1]));
         assert!(health.closed().is_some_and(|(_, why)| why.contains("partition(s) 0, 1: no leader")));
         link.sees(unwritable(&[]));
-        assert!(health.closed().is_none() && health.outage(&[super::super::TOPIC]).is_none());
+        assert!(health.closed().is_none() && health.outage(&[dependency::KAFKA_TOPIC]).is_none());
     }
 
     #[test]

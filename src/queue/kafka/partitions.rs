@@ -188,7 +188,7 @@ impl Partitions {
         Ok(())
     }
 
-    /// Whether batches wait for an answer of the vigil.
+    /// Whether batches wait for an answer of the topic watch.
     pub fn has_unproven(&self) -> bool {
         !self.unproven.is_empty()
     }

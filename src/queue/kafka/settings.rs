@@ -16,7 +16,7 @@ use rdkafka::{
     ClientConfig, config::RDKafkaLogLevel, consumer::BaseConsumer, error::KafkaError, producer::BaseProducer,
 };
 
-use crate::{config::Config, health::SinkName};
+use crate::{config::Config, names::SinkName};
 
 /// What a record may be larger than `http.max_event`: its key, its headers and the protocol's framing.
 const HEADROOM: u64 = 64 * 1024;

@@ -11,7 +11,7 @@
 //! records.
 //!
 //! **One topic.** A source reads the topic that it announced first, told by its identity. Batches are handed on only
-//! when `vigil` has shown that they are of that topic; when another one stands under its name, the
+//! when `topic_watch` has shown that they are of that topic; when another one stands under its name, the
 //! source ends with [`SourceEvent::Failed`]: its successor announces the new topic, and the sinks judge it.
 //!
 //! **Leaving** is `leave`'s.
@@ -41,7 +41,7 @@ use rdkafka::{
 use self::leave::Leaving;
 use crate::{
     config::{LiveConfig, StoreKind},
-    health::SinkName,
+    names::SinkName,
     position::{Offset, Partition, TopicIdentity},
     queue::{
         Assignment, ByteBudget, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
@@ -49,13 +49,13 @@ use crate::{
             commits::Committer,
             group::{Change, Group},
             origin::Origin,
+            ownership::Ownership,
             partitions::{Partitions, Starved},
             settings,
-            share::Share,
-            standing::Standing,
+            source_status::SourceStatus,
             survey::{Finding, LogRange, Survey, Surveyed},
             tail::Tails,
-            vigil::{Sighting, Vigil, Vigils},
+            topic_watch::{Sighting, TopicWatch, TopicWatches},
         },
     },
     supervise::panic_message,
@@ -68,7 +68,7 @@ const QUIET_POLL: Duration = Duration::from_millis(500);
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 /// The wait while a batch is due and must not be handed on.
 const HELD_BACK: Duration = Duration::from_millis(20);
-/// The wait while a batch was cut and the vigil has yet to answer.
+/// The wait while a batch was cut and the topic watch has yet to answer.
 const UNPROVEN: Duration = Duration::from_millis(5);
 /// Records taken in one round, before commands are looked at again.
 const ROUND: usize = 2000;
@@ -87,7 +87,7 @@ pub fn spawn(
     config: LiveConfig,
     sink: SinkName,
     instance_id: &str,
-    vigils: &Vigils,
+    topic_watches: &TopicWatches,
     budget: ByteBudget,
     events: SourceEvents,
 ) -> anyhow::Result<SourceHandle> {
@@ -99,7 +99,7 @@ pub fn spawn(
     consumer.subscribe(&[&topic]).with_context(|| format!("cannot subscribe to topic {topic}"))?;
     let consumer = Arc::new(consumer);
     let survey = Survey::start(consumer.clone(), settings::client(&now), &topic, now.queue.generation)?;
-    let vigil = vigils.share(&now)?;
+    let topic_watch = topic_watches.share(&now)?;
     let committer = Committer::start(consumer.clone())?;
     let (commands, receiver) = unbounded();
     let source = Source {
@@ -109,7 +109,7 @@ pub fn spawn(
         config: config.clone(),
         consumer,
         survey,
-        vigil,
+        topic_watch,
         identity: None,
         proven: None,
         sighted: Instant::now(),
@@ -118,11 +118,11 @@ pub fn spawn(
         budget,
         events,
         round: 0,
-        share: Share::new(settings::new_partitions_within(&settings)),
+        ownership: Ownership::new(settings::new_partitions_within(&settings)),
         paused: false,
         starved: None,
         parked: false,
-        standing: Standing::default(),
+        status: SourceStatus::default(),
         compare: None,
         tails: Tails::new(&now),
         active: Instant::now(),
@@ -140,12 +140,12 @@ struct Source {
     topic: String,
     consumer: Arc<BaseConsumer<Group>>,
     survey: Survey,
-    vigil: Arc<Vigil>,
+    topic_watch: Arc<TopicWatch>,
     /// Of the topic that was announced; a source has one.
     identity: Option<TopicIdentity>,
     /// When it was asked for, and stood, last.
     proven: Option<Instant>,
-    /// What the vigil asked before this is known, or of the topic before ours.
+    /// What the topic watch asked before this is known, or of the topic before ours.
     sighted: Instant,
     committer: Committer,
     commands: Receiver<SourceCommand>,
@@ -154,14 +154,14 @@ struct Source {
     partitions: Partitions,
     /// Numbers the surveys, so that the answer to an older one can be told apart.
     round: u64,
-    share: Share,
+    ownership: Ownership,
     /// By the sink.
     paused: bool,
     /// Since when a batch has waited for budget.
     starved: Option<Instant>,
     /// By ourselves, because that lasts.
     parked: bool,
-    standing: Standing,
+    status: SourceStatus,
     compare: Option<Compare>,
     tails: Tails,
     /// When something was last asked, decided by the group, or read.
@@ -239,7 +239,7 @@ impl Source {
             if let Some(end) = self.look_at_topic() {
                 return end;
             }
-            if self.survey.is_finished() || self.committer.is_finished() || self.vigil.is_finished() {
+            if self.survey.is_finished() || self.committer.is_finished() || self.topic_watch.is_finished() {
                 return End::Fatal(Code::Fail, "a thread of it panicked".to_owned());
             }
             self.tell_standing();
@@ -287,7 +287,7 @@ impl Source {
             }
             let full = match polled {
                 Some(Ok(message)) => {
-                    self.standing.progressed();
+                    self.status.progressed();
                     self.partitions.take(Partition(message.partition()), &message, &config.batch)
                 }
                 Some(Err(error)) => {
@@ -307,7 +307,7 @@ impl Source {
         // A poll in which the group decided something brings no record and so was the last one.
         self.rebalance();
         if let Some(reason) = consumer.context().take_unreachable() {
-            self.standing.disconnected(format!("all brokers are down: {reason}"));
+            self.status.disconnected(format!("all brokers are down: {reason}"));
         }
         None
     }
@@ -320,9 +320,9 @@ impl Source {
             // The next answer says that this is over.
             Some(code @ (Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL)) => {
                 let said = self.consumer.context().last_error().map(|said| format!("; librdkafka says: {said}"));
-                self.standing.disconnected(format!("topic {}: {code}{}", self.topic, said.unwrap_or_default()));
+                self.status.disconnected(format!("topic {}: {code}{}", self.topic, said.unwrap_or_default()));
             }
-            Some(code) if self.standing.heed(code, &self.topic, Instant::now()) => {}
+            Some(code) if self.status.apply(code, &self.topic, Instant::now()) => {}
             _ => tracing::warn!(sink = self.sink.as_str(), %error, "the Kafka consumer reports an error"),
         }
     }
@@ -355,14 +355,14 @@ impl Source {
         self.survey.watch(self.partitions.all());
         self.survey(new);
         if self.partitions.len() == 0 {
-            self.share.lost();
+            self.ownership.lost();
         }
-        self.compare_share();
+        self.compare_ownership();
     }
 
     /// Surveys everything again when our share became the whole topic, or ceased to be, where the sink depends on it.
-    fn compare_share(&mut self) {
-        let changed = self.share.take_changed(self.partitions.len(), Instant::now());
+    fn compare_ownership(&mut self) {
+        let changed = self.ownership.take_changed(self.partitions.len(), Instant::now());
         if changed && self.writes_alone() {
             self.survey(self.partitions.all());
         }
@@ -393,15 +393,15 @@ impl Source {
                 if let Some(end) = self.compare_identity(&origin.identity) {
                     return Some(end);
                 }
-                self.share.counted(partition_count, self.partitions.len(), Instant::now());
+                self.ownership.counted(partition_count, self.partitions.len(), Instant::now());
                 self.announce(partitions, &origin);
             }
             Finding::Log { ranges, partition_count } => {
                 let answered = ranges.iter().map(|(partition, _)| *partition).collect();
-                self.standing.answered(self.partitions.all(), &answered, Instant::now());
-                self.standing.ends(&ranges, Instant::now());
-                self.share.counted(partition_count, self.partitions.len(), Instant::now());
-                self.compare_share();
+                self.status.answered(self.partitions.all(), &answered, Instant::now());
+                self.status.ends(&ranges, Instant::now());
+                self.ownership.counted(partition_count, self.partitions.len(), Instant::now());
+                self.compare_ownership();
                 for (partition, log) in ranges.iter().filter(|(partition, _)| self.partitions.holds(*partition)) {
                     let delivered = self.partitions.delivered(*partition);
                     // A reader sees no records behind an open transaction, and there may be any number.
@@ -415,7 +415,7 @@ impl Source {
                 }
                 self.compare_positions(&ranges);
             }
-            Finding::Unreachable(reason) => self.standing.unanswered(reason),
+            Finding::Unreachable(reason) => self.status.unanswered(reason),
             Finding::Stranded => {
                 let reason = "it finds no broker any more, while a new client is answered".to_owned();
                 return Some(End::Fatal(Code::AllBrokersDown, reason));
@@ -424,15 +424,15 @@ impl Source {
         None
     }
 
-    /// The topic as the vigil saw it after it was announced.
+    /// The topic as the topic watch saw it after it was announced.
     fn look_at_topic(&mut self) -> Option<End> {
         self.identity.as_ref()?;
-        let Sighting { asked, identity } = self.vigil.sighting(self.sighted)?;
+        let Sighting { asked, identity } = self.topic_watch.sighting(self.sighted)?;
         let end = self.compare_identity(&identity);
         if end.is_none() {
             self.sighted = asked;
             self.proven = Some(asked);
-            self.standing.vigil_unneeded();
+            self.status.watch_unneeded();
         }
         end
     }
@@ -445,7 +445,7 @@ impl Source {
 
     fn announce(&mut self, surveyed: Vec<Surveyed>, origin: &Origin) {
         let (held, now) = (self.partitions.len(), Instant::now());
-        let holds_all = self.share.holds_all(held, now);
+        let holds_all = self.ownership.holds_all(held, now);
         let mut assignments = Vec::new();
         for Surveyed { partition, round, committed, log } in surveyed {
             if self.partitions.surveyed(partition, round) {
@@ -457,8 +457,8 @@ impl Source {
             }
         }
         if !assignments.is_empty() {
-            self.standing.progressed();
-            self.share.tell(held, now);
+            self.status.progressed();
+            self.ownership.tell(held, now);
             if self.identity.is_none() {
                 self.identity = Some(origin.identity.clone());
                 self.sighted = now;
@@ -487,7 +487,7 @@ impl Source {
     }
 
     fn tell_standing(&mut self) {
-        if let Some(outcome) = self.standing.news(Instant::now()) {
+        if let Some(outcome) = self.status.news(Instant::now()) {
             (self.events)(outcome.map_or_else(SourceEvent::Unavailable, |()| SourceEvent::Available));
         }
     }
@@ -515,7 +515,7 @@ impl Source {
     /// Cuts the batches that are due, as far as the budget goes, and hands on those that are known to be of this topic.
     fn hand_on(&mut self) {
         if self.paused {
-            self.standing.vigil_unneeded();
+            self.status.watch_unneeded();
             return;
         }
         let config = self.config.load();
@@ -526,10 +526,10 @@ impl Source {
             }
         }
         if self.partitions.has_unproven() {
-            self.vigil.ask();
-            self.standing.waits_for_vigil(Instant::now());
+            self.topic_watch.ask();
+            self.status.waits_for_watch(Instant::now());
         } else {
-            self.standing.vigil_unneeded();
+            self.status.watch_unneeded();
         }
         match cut {
             Ok(()) => {
@@ -543,9 +543,9 @@ impl Source {
     }
 
     fn close(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
-        let Self { consumer, survey, vigil, committer, sink, partitions, tails, topic, .. } = self;
+        let Self { consumer, survey, topic_watch, committer, sink, partitions, tails, topic, .. } = self;
         // They share the consumer, whose last owner closes it.
         drop(partitions);
-        Leaving { consumer, survey, vigil, committer, tails, sink, topic }.leave(positions)
+        Leaving { consumer, survey, topic_watch, committer, tails, sink, topic }.leave(positions)
     }
 }

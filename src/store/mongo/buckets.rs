@@ -10,7 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    position::{Offset, Partition, Timestamp},
+    position::{Offset, Partition, Timestamp, TopicName},
     store::{
         BucketDelta, BucketKey, Fence, Row, StoreOptions,
         group::{self, GroupValue},
@@ -41,10 +41,7 @@ impl<'a> Buckets<'a> {
 
     /// Names a partition, in ids.
     pub fn source(options: &StoreOptions, partition: Partition) -> String {
-        match options.generation {
-            0 => format!("{}/{partition}", options.topic),
-            generation => format!("{}@{generation}/{partition}", options.topic),
-        }
+        format!("{}/{partition}", TopicName { topic: &options.topic, generation: options.generation })
     }
 
     fn id_prefix(&self, partition: Partition, window_start: Timestamp) -> String {

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::Config,
     dlq::LettersError,
-    health::SinkName,
+    names::SinkName,
     queue::kafka::{logging::Logging, settings},
 };
 
@@ -124,7 +124,7 @@ fn fronts(spans: &[(Span, bool)]) -> BTreeMap<i32, i64> {
 
 /// The record that a letter of this topic and generation came from.
 fn source(config: &Config, id: &str) -> Option<(i32, i64)> {
-    let rest = id.strip_prefix(&config.queue.topic_generation())?.strip_prefix('/')?;
+    let rest = id.strip_prefix(&config.queue.name().to_string())?.strip_prefix('/')?;
     let (partition, offset) = rest.split_once('/')?;
     Some((partition.parse().ok()?, offset.parse().ok()?))
 }

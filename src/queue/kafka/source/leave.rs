@@ -9,9 +9,9 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::{
-    health::SinkName,
+    names::SinkName,
     position::{Offset, Partition},
-    queue::kafka::{commits::Committer, group::Group, settings, survey::Survey, tail::Tails, vigil::Vigil},
+    queue::kafka::{commits::Committer, group::Group, settings, survey::Survey, tail::Tails, topic_watch::TopicWatch},
 };
 
 /// How long the last commit, and then the leaving, may take.
@@ -23,7 +23,7 @@ const COMMIT_EXPECTED: Duration = Duration::from_millis(500);
 pub(super) struct Leaving {
     pub consumer: Arc<BaseConsumer<Group>>,
     pub survey: Survey,
-    pub vigil: Arc<Vigil>,
+    pub topic_watch: Arc<TopicWatch>,
     pub committer: Committer,
     pub tails: Tails,
     pub sink: SinkName,
@@ -34,7 +34,7 @@ impl Leaving {
     /// Commits, leaves and ends, each within a bound; the error says that the last commit failed. A static member leaves
     /// without a word: started again within `session.timeout.ms` it has its partitions back at once.
     pub fn leave(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
-        let Self { consumer, survey, vigil, committer, tails, sink, topic } = self;
+        let Self { consumer, survey, topic_watch, committer, tails, sink, topic } = self;
         let group = consumer.context();
         group.confirm(positions);
         let began = Instant::now();
@@ -67,7 +67,7 @@ impl Leaving {
             // A panic was reported by the thread that it ended.
             let _ = committer.join();
             let _ = survey.stop().join();
-            drop(vigil);
+            drop(topic_watch);
             tails.finish();
             drop(consumer);
             drop(done);

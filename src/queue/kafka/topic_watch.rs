@@ -1,4 +1,4 @@
-//! The vigil: a thread that asks the brokers again and again whether the topic is still the one that was announced.
+//! The topic watch: a thread that asks the brokers again and again whether the topic is still the one that was announced.
 //!
 //! A topic that is deleted and created anew within moments goes unnoticed by librdkafka, which fetches on at the old
 //! offset. Yet a topic that was deleted never comes back: when the brokers still name the announced identity, then
@@ -51,26 +51,26 @@ pub(super) struct Sighting {
     pub identity: TopicIdentity,
 }
 
-/// Where the sources of a process find the vigil that they share.
+/// Where the sources of a process find the topic watch that they share.
 #[derive(Clone, Default)]
-pub struct Vigils(Arc<Mutex<Weak<Vigil>>>);
+pub struct TopicWatches(Arc<Mutex<Weak<TopicWatch>>>);
 
-impl Vigils {
+impl TopicWatches {
     /// The present one, or a new one: the first source's, or where the last one's thread has ended.
-    pub(super) fn share(&self, config: &Config) -> anyhow::Result<Arc<Vigil>> {
+    pub(super) fn share(&self, config: &Config) -> anyhow::Result<Arc<TopicWatch>> {
         let mut present = self.0.lock();
-        if let Some(vigil) = present.upgrade().filter(|vigil| !vigil.is_finished()) {
-            return Ok(vigil);
+        if let Some(topic_watch) = present.upgrade().filter(|topic_watch| !topic_watch.is_finished()) {
+            return Ok(topic_watch);
         }
-        let vigil = Arc::new(Vigil::start(config)?);
-        *present = Arc::downgrade(&vigil);
-        Ok(vigil)
+        let topic_watch = Arc::new(TopicWatch::start(config)?);
+        *present = Arc::downgrade(&topic_watch);
+        Ok(topic_watch)
     }
 }
 
-/// The sources' end of the vigil. The last one's drop ends it, and blocks until its last question is answered or given up, so
+/// The sources' end of the topic watch. The last one's drop ends it, and blocks until its last question is answered or given up, so
 /// whoever cannot wait drops it elsewhere.
-pub(super) struct Vigil {
+pub(super) struct TopicWatch {
     /// `None` only while it is dropped.
     ask: Option<Sender<()>>,
     latest: Arc<Latest>,
@@ -81,7 +81,7 @@ pub(super) struct Vigil {
 #[derive(Default)]
 struct Latest(Mutex<Option<Sighting>>);
 
-impl Vigil {
+impl TopicWatch {
     fn start(config: &Config) -> anyhow::Result<Self> {
         // Without a group: its questions never make the broker create a topic.
         let settings = settings::client(config);
@@ -93,7 +93,7 @@ impl Vigil {
         let latest = Arc::new(Latest::default());
         let seen = latest.clone();
         let thread = std::thread::Builder::new()
-            .name("kafka-vigil".to_owned())
+            .name("kafka-watch".to_owned())
             .spawn(move || {
                 let mut stranded = Stranded::default();
                 keep(&asked, &seen, |deadline| {
@@ -134,7 +134,7 @@ impl Vigil {
     }
 }
 
-impl Drop for Vigil {
+impl Drop for TopicWatch {
     fn drop(&mut self) {
         self.ask = None;
         if let Some(thread) = self.thread.take() {
@@ -180,17 +180,17 @@ mod tests {
 
     #[test]
     fn sources_that_run_at_the_same_time_share_one_and_the_last_one_ends_it() {
-        let (vigils, config) = (Vigils::default(), config());
-        let one = vigils.share(&config).unwrap();
-        let other = vigils.share(&config).unwrap();
+        let (topic_watches, config) = (TopicWatches::default(), config());
+        let one = topic_watches.share(&config).unwrap();
+        let other = topic_watches.share(&config).unwrap();
         assert!(Arc::ptr_eq(&one, &other));
         drop(one);
-        let again = vigils.share(&config).unwrap();
+        let again = topic_watches.share(&config).unwrap();
         assert!(Arc::ptr_eq(&other, &again), "it has not ended");
         let latest = Arc::downgrade(&other.latest);
         drop((other, again));
         assert!(latest.upgrade().is_none(), "its thread has ended");
-        assert!(!vigils.share(&config).unwrap().is_finished());
+        assert!(!topic_watches.share(&config).unwrap().is_finished());
     }
 
     #[test]
@@ -201,10 +201,10 @@ mod tests {
         ask.send(()).unwrap();
         drop(ask);
         keep(&asked, &latest, |_| Ok(TopicIdentity("one".into())));
-        let vigil = Vigil { ask: None, latest, thread: None };
-        let sighting = vigil.sighting(began).unwrap();
+        let topic_watch = TopicWatch { ask: None, latest, thread: None };
+        let sighting = topic_watch.sighting(began).unwrap();
         assert_eq!(sighting.identity, TopicIdentity("one".into()));
-        assert!(vigil.sighting(sighting.asked).is_none());
-        assert!(vigil.sighting(Instant::now()).is_none());
+        assert!(topic_watch.sighting(sighting.asked).is_none());
+        assert!(topic_watch.sighting(Instant::now()).is_none());
     }
 }

@@ -36,7 +36,7 @@ const OPEN: Duration = Duration::from_secs(15);
 
 /// The state of it.
 #[derive(Debug, Default)]
-pub(super) struct Standing {
+pub(super) struct SourceStatus {
     /// The brokers were heard of at all.
     heard: bool,
     silent_surveys: u32,
@@ -57,7 +57,7 @@ pub(super) struct Standing {
     told: Option<Result<(), String>>,
 }
 
-impl Standing {
+impl SourceStatus {
     /// The brokers answered, about these of our partitions.
     pub fn answered(&mut self, held: BTreeSet<Partition>, about: &BTreeSet<Partition>, now: Instant) {
         self.heard = true;
@@ -99,18 +99,18 @@ impl Standing {
         self.refused = None;
     }
 
-    /// A batch waits for an answer of the vigil.
-    pub fn waits_for_vigil(&mut self, now: Instant) {
+    /// A batch waits for an answer of the topic watch.
+    pub fn waits_for_watch(&mut self, now: Instant) {
         self.unproven.get_or_insert(now);
     }
 
-    /// The vigil has answered, or nothing waits for it.
-    pub fn vigil_unneeded(&mut self) {
+    /// The topic watch has answered, or nothing waits for it.
+    pub fn watch_unneeded(&mut self) {
         self.unproven = None;
     }
 
     /// Takes an error of the consumer's; whether it is one that is shown, or passing.
-    pub fn heed(&mut self, code: Code, topic: &str, now: Instant) -> bool {
+    pub fn apply(&mut self, code: Code, topic: &str, now: Instant) -> bool {
         match code {
             // Said by the context already, or passing: librdkafka tries again.
             Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve | Code::OperationTimedOut => {}
@@ -211,102 +211,102 @@ mod tests {
     }
 
     /// After a first survey that was answered for all.
-    fn healthy(now: Instant) -> Standing {
-        let mut standing = Standing::default();
-        standing.answered(set(&[0, 1]), &set(&[0, 1]), now);
-        assert_eq!(standing.news(now), Some(Ok(())));
-        standing
+    fn healthy(now: Instant) -> SourceStatus {
+        let mut status = SourceStatus::default();
+        status.answered(set(&[0, 1]), &set(&[0, 1]), now);
+        assert_eq!(status.news(now), Some(Ok(())));
+        status
     }
 
-    fn reason(standing: &mut Standing, now: Instant) -> String {
-        standing.news(now).expect("news").expect_err("a complaint")
+    fn reason(status: &mut SourceStatus, now: Instant) -> String {
+        status.news(now).expect("news").expect_err("a complaint")
     }
 
     #[test]
     fn a_missing_right_stays_shown_until_an_assignment_or_a_record() {
         let now = Instant::now();
-        let mut standing = healthy(now);
+        let mut status = healthy(now);
         for code in [Code::GroupAuthorizationFailed, Code::TopicAuthorizationFailed] {
-            assert!(standing.heed(code, "events", now));
-            assert!(reason(&mut standing, now).contains("right"));
-            standing.answered(set(&[0, 1]), &set(&[0, 1]), now);
-            assert_eq!(standing.news(now), None, "an answer of the brokers says nothing about rights");
-            standing.progressed();
-            assert_eq!(standing.news(now), Some(Ok(())));
+            assert!(status.apply(code, "events", now));
+            assert!(reason(&mut status, now).contains("right"));
+            status.answered(set(&[0, 1]), &set(&[0, 1]), now);
+            assert_eq!(status.news(now), None, "an answer of the brokers says nothing about rights");
+            status.progressed();
+            assert_eq!(status.news(now), Some(Ok(())));
         }
     }
 
     #[test]
     fn a_batch_that_cannot_be_read_is_shown_for_as_long_as_it_is_fetched() {
         let now = Instant::now();
-        let mut standing = healthy(now);
+        let mut status = healthy(now);
         for code in [Code::BadMessage, Code::BadCompression, Code::NotImplemented] {
-            assert!(standing.heed(code, "events", now));
+            assert!(status.apply(code, "events", now));
         }
-        assert!(reason(&mut standing, now).contains("cannot be read"));
+        assert!(reason(&mut status, now).contains("cannot be read"));
         // Another partition goes on.
-        standing.progressed();
-        assert_eq!(standing.news(now + UNREADABLE / 2), None);
-        assert_eq!(standing.news(now + UNREADABLE), Some(Ok(())));
+        status.progressed();
+        assert_eq!(status.news(now + UNREADABLE / 2), None);
+        assert_eq!(status.news(now + UNREADABLE), Some(Ok(())));
     }
 
     #[test]
     fn a_partition_that_nobody_answers_for_is_named_when_it_lasts() {
         let now = Instant::now();
-        let mut standing = healthy(now);
-        standing.answered(set(&[0, 1]), &set(&[0]), now);
-        assert_eq!(standing.news(now + LEADERLESS / 2), None);
-        standing.answered(set(&[0, 1]), &set(&[0]), now + LEADERLESS);
-        assert!(reason(&mut standing, now + LEADERLESS).contains("partition(s) 1:"));
-        standing.answered(set(&[0, 1]), &set(&[0, 1]), now + LEADERLESS);
-        assert_eq!(standing.news(now + LEADERLESS), Some(Ok(())));
+        let mut status = healthy(now);
+        status.answered(set(&[0, 1]), &set(&[0]), now);
+        assert_eq!(status.news(now + LEADERLESS / 2), None);
+        status.answered(set(&[0, 1]), &set(&[0]), now + LEADERLESS);
+        assert!(reason(&mut status, now + LEADERLESS).contains("partition(s) 1:"));
+        status.answered(set(&[0, 1]), &set(&[0, 1]), now + LEADERLESS);
+        assert_eq!(status.news(now + LEADERLESS), Some(Ok(())));
     }
 
     #[test]
     fn a_transaction_that_stays_open_is_named_with_its_first_offset() {
         let now = Instant::now();
-        let mut standing = healthy(now);
+        let mut status = healthy(now);
         let ends = |end, high| [(Partition(1), LogRange { start: Offset(0), end: Offset(end), high: Offset(high) })];
-        standing.ends(&ends(5, 9), now);
-        standing.ends(&ends(7, 9), now + OPEN / 2);
-        assert_eq!(standing.news(now + OPEN), None, "another one each time");
-        standing.ends(&ends(7, 207), now + OPEN);
-        let reason = reason(&mut standing, now + OPEN * 2);
+        status.ends(&ends(5, 9), now);
+        status.ends(&ends(7, 9), now + OPEN / 2);
+        assert_eq!(status.news(now + OPEN), None, "another one each time");
+        status.ends(&ends(7, 207), now + OPEN);
+        let reason = reason(&mut status, now + OPEN * 2);
         assert!(reason.contains("partition 1 from offset 7 on (200 offsets wait)"), "{reason}");
-        standing.ends(&ends(208, 208), now + OPEN * 2);
-        assert_eq!(standing.news(now + OPEN * 2), Some(Ok(())));
+        status.ends(&ends(208, 208), now + OPEN * 2);
+        assert_eq!(status.news(now + OPEN * 2), Some(Ok(())));
     }
 
     #[test]
     fn a_batch_that_decompresses_to_too_much_is_told_with_the_setting_first() {
         let now = Instant::now();
-        let mut standing = healthy(now);
-        assert!(standing.heed(Code::BadCompression, "events", now));
-        let reason = reason(&mut standing, now);
+        let mut status = healthy(now);
+        assert!(status.apply(Code::BadCompression, "events", now));
+        let reason = reason(&mut status, now);
         assert!(reason.find("receive.message.max.bytes") < reason.find("kafka-delete-records"), "{reason}");
     }
 
     #[test]
     fn a_batch_that_waits_long_for_its_topics_identity_is_shown() {
         let now = Instant::now();
-        let mut standing = healthy(now);
-        standing.waits_for_vigil(now);
-        standing.waits_for_vigil(now + UNPROVEN / 2);
-        assert_eq!(standing.news(now + UNPROVEN / 2), None);
-        assert!(reason(&mut standing, now + UNPROVEN).contains("topic's id"));
-        standing.vigil_unneeded();
-        assert_eq!(standing.news(now + UNPROVEN), Some(Ok(())));
+        let mut status = healthy(now);
+        status.waits_for_watch(now);
+        status.waits_for_watch(now + UNPROVEN / 2);
+        assert_eq!(status.news(now + UNPROVEN / 2), None);
+        assert!(reason(&mut status, now + UNPROVEN).contains("topic's id"));
+        status.watch_unneeded();
+        assert_eq!(status.news(now + UNPROVEN), Some(Ok(())));
     }
 
     #[test]
     fn one_unanswered_survey_is_no_outage_and_a_second_is() {
         let now = Instant::now();
-        let mut standing = healthy(now);
-        standing.unanswered("no".to_owned());
-        assert_eq!(standing.news(now), None);
-        standing.unanswered("no".to_owned());
-        assert_eq!(reason(&mut standing, now), "no");
-        standing.answered(set(&[0]), &set(&[0]), now);
-        assert_eq!(standing.news(now), Some(Ok(())));
+        let mut status = healthy(now);
+        status.unanswered("no".to_owned());
+        assert_eq!(status.news(now), None);
+        status.unanswered("no".to_owned());
+        assert_eq!(reason(&mut status, now), "no");
+        status.answered(set(&[0]), &set(&[0]), now);
+        assert_eq!(status.news(now), Some(Ok(())));
     }
 }

@@ -21,7 +21,7 @@ const SMALL: usize = 16;
 
 /// Outlives the producer's incarnations.
 #[derive(Clone, Default)]
-pub struct Entrance {
+pub struct Ingress {
     producer: Slot<Producer>,
     shared: Arc<Shared>,
 }
@@ -41,7 +41,7 @@ struct Open {
     appender: Box<dyn Appender>,
 }
 
-/// Which producer opened the entrance: a late drop of another one must not close it.
+/// Which producer opened the ingress: a late drop of another one must not close it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Incarnation(u64);
 
@@ -73,7 +73,7 @@ impl Drop for Place {
     }
 }
 
-impl Entrance {
+impl Ingress {
     pub fn new(producer: Slot<Producer>) -> Self {
         Self { producer, shared: Arc::default() }
     }
@@ -132,7 +132,7 @@ impl Entrance {
         taken.map(|open| open.appender)
     }
 
-    /// For the producer, in the order of its mailbox. A closed entrance refuses the events.
+    /// For the producer, in the order of its mailbox. A closed ingress refuses the events.
     pub(super) fn append_queued(&self, publish: Publish, from: usize) -> Result<(), Full> {
         match &*self.shared.open.read() {
             Some(open) => open.appender.append(publish, from),
@@ -201,13 +201,13 @@ mod tests {
 
     #[test]
     fn a_small_request_is_appended_at_once_and_a_large_one_is_not() {
-        let entrance = Entrance::default();
-        entrance.open(room(100));
+        let ingress = Ingress::default();
+        ingress.open(room(100));
         let (small, mut reply) = publish(SMALL);
-        assert_eq!(entrance.publish(small), Ok(()));
+        assert_eq!(ingress.publish(small), Ok(()));
         assert_eq!(reply.try_recv().unwrap().durable, SMALL);
         let (large, _reply) = publish(SMALL + 1);
-        assert_eq!(entrance.publish(large), Err(NotTaken::Restarting), "there is no producer");
+        assert_eq!(ingress.publish(large), Err(NotTaken::Restarting), "there is no producer");
     }
 
     /// Lets nobody go before there are two.
@@ -233,47 +233,47 @@ mod tests {
 
     #[test]
     fn small_requests_are_appended_beside_each_other() {
-        let entrance = Entrance::default();
-        entrance.open(Box::new(Two::default()));
+        let ingress = Ingress::default();
+        ingress.open(Box::new(Two::default()));
         std::thread::scope(|scope| {
             for _ in 0..2 {
-                scope.spawn(|| assert_eq!(entrance.publish(publish(1).0), Ok(())));
+                scope.spawn(|| assert_eq!(ingress.publish(publish(1).0), Ok(())));
             }
         });
     }
 
     #[test]
     fn nobody_passes_those_that_wait() {
-        let entrance = Entrance::default();
-        entrance.open(room(100));
-        entrance.shared.waiting.fetch_add(1, Ordering::AcqRel);
-        let place = Place(entrance.shared.clone());
-        assert_eq!(entrance.publish(publish(1).0), Err(NotTaken::Restarting));
+        let ingress = Ingress::default();
+        ingress.open(room(100));
+        ingress.shared.waiting.fetch_add(1, Ordering::AcqRel);
+        let place = Place(ingress.shared.clone());
+        assert_eq!(ingress.publish(publish(1).0), Err(NotTaken::Restarting));
         drop(place);
-        assert_eq!(entrance.publish(publish(1).0), Ok(()));
+        assert_eq!(ingress.publish(publish(1).0), Ok(()));
     }
 
     #[test]
     fn what_was_appended_in_part_is_answered_by_its_ticket() {
-        let entrance = Entrance::default();
-        entrance.open(room(2));
+        let ingress = Ingress::default();
+        ingress.open(room(2));
         let (three, mut reply) = publish(3);
-        assert_eq!(entrance.publish(three), Ok(()));
+        assert_eq!(ingress.publish(three), Ok(()));
         let delivery = reply.try_recv().unwrap();
         assert_eq!((delivery.durable, delivery.refused.is_some()), (2, true));
         let (one, mut reply) = publish(1);
-        assert_eq!(entrance.publish(one), Err(NotTaken::Restarting), "nothing of it");
+        assert_eq!(ingress.publish(one), Err(NotTaken::Restarting), "nothing of it");
         assert_eq!(reply.try_recv(), Err(TryRecvError::Closed));
     }
 
     #[test]
     fn an_incarnation_that_ends_late_closes_nothing_of_the_next_one() {
-        let entrance = Entrance::default();
-        let first = entrance.open(room(1));
-        let second = entrance.open(room(1));
-        assert!(entrance.close(first).is_none());
-        assert_eq!(entrance.publish(publish(1).0), Ok(()));
-        assert!(entrance.close(second).is_some());
-        assert_eq!(entrance.publish(publish(1).0), Err(NotTaken::Restarting));
+        let ingress = Ingress::default();
+        let first = ingress.open(room(1));
+        let second = ingress.open(room(1));
+        assert!(ingress.close(first).is_none());
+        assert_eq!(ingress.publish(publish(1).0), Ok(()));
+        assert!(ingress.close(second).is_some());
+        assert_eq!(ingress.publish(publish(1).0), Err(NotTaken::Restarting));
     }
 }

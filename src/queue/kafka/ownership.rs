@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct Ownership {
     /// How long new partitions may stand without an owner.
     patience: Duration,
     /// Of the topic, as last heard.
@@ -17,7 +17,7 @@ pub(super) struct Share {
     told: Option<bool>,
 }
 
-impl Share {
+impl Ownership {
     pub fn new(patience: Duration) -> Self {
         Self { patience, partitions: None, outgrown: None, told: None }
     }
@@ -59,8 +59,8 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(20);
 
     /// Holds all of four partitions, and has said so.
-    fn sole(now: Instant) -> Share {
-        let mut share = Share::new(PATIENCE);
+    fn sole(now: Instant) -> Ownership {
+        let mut share = Ownership::new(PATIENCE);
         share.counted(4, 4, now);
         share.tell(4, now);
         assert_eq!(share.told, Some(true));
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn one_that_held_a_part_never_holds_all_of_a_topic_that_grows() {
         let now = Instant::now();
-        let mut share = Share::new(PATIENCE);
+        let mut share = Ownership::new(PATIENCE);
         share.counted(4, 2, now);
         share.counted(8, 2, now);
         assert!(!share.holds_all(4, now));
