@@ -23,7 +23,6 @@ use crate::{
     produce::Flush,
     spool::Settled,
     supervise::Slot,
-    upload,
 };
 
 /// How it ended.

@@ -21,7 +21,7 @@ use crate::{
     queue::{
         Appender, ByteBudget, SourceEvents, SourceHandle,
         buffer::Buffer,
-        embedded::{self, EmbeddedLetters, EmbeddedLog},
+        embedded::{EmbeddedLetters, EmbeddedLog},
         kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters},
     },
     reload::FileWatch,

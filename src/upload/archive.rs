@@ -31,7 +31,7 @@ use super::{
 use crate::{
     config::{Config, Given, Settings},
     position::{Offset, Partition},
-    spool::segment::{self, SegmentHeader},
+    spool::segment::SegmentHeader,
     supervise::panic_message,
 };
 

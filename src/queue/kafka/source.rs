@@ -396,7 +396,13 @@ impl Source {
                 self.ownership.counted(partition_count, self.partitions.len(), Instant::now());
                 self.announce(partitions, &origin);
             }
-            Finding::Log { ranges, partition_count } => {
+            Finding::Log { mut ranges, partition_count } => {
+                // Where nothing is fetched, that end is an old one, perhaps of a log that was longer.
+                for (partition, log) in &mut ranges {
+                    if self.partitions.delivered(*partition).is_none() {
+                        log.high = log.end;
+                    }
+                }
                 let answered = ranges.iter().map(|(partition, _)| *partition).collect();
                 self.status.answered(self.partitions.all(), &answered, Instant::now());
                 self.status.ends(&ranges, Instant::now());
@@ -452,7 +458,8 @@ impl Source {
                 if let Some(committed) = committed {
                     self.consumer.context().stands(partition, committed);
                 }
-                let (log_start, log_end, identity) = (log.start, log.high, origin.identity.clone());
+                // What was archived or counted is compared with what the brokers say now.
+                let (log_start, log_end, identity) = (log.start, log.end, origin.identity.clone());
                 assignments.push(Assignment { partition, committed, log_start, log_end, identity, holds_all });
             }
         }

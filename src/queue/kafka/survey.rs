@@ -46,7 +46,8 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), TICK);
 pub(super) struct LogRange {
     pub start: Offset,
     pub end: Offset,
-    /// The one that the next record gets: beyond `end` while a transaction is open.
+    /// The one that the next record gets, as the last fetch told: beyond `end` while a transaction is open, and old where
+    /// nothing is fetched. It counts as lag, and decides nothing.
     pub high: Offset,
 }
 
