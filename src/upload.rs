@@ -65,8 +65,6 @@ use crate::{
     supervise::{Slot, panic_message},
 };
 
-/// The name of this dependency in readiness.
-
 /// From the spooler: find out how far this partition's chain reaches, and answer `ChainOpened`.
 #[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
