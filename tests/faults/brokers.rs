@@ -110,8 +110,11 @@ fn with_one_or_two_of_three_brokers_away_events_are_buffered_within_seconds() {
     let setup = buffering(brokers.setup("quorum")).set("queue.kafka.partitions", "6");
     let daemon = setup.set("queue.kafka.replication", "3").start();
     for topic in ["quorum", "quorum.dlq"] {
-        brokers.wait_in_sync(topic, 3);
-        assert_eq!(brokers.partitions(topic).len(), 6, "{topic}");
+        // Not every broker knows of it at once.
+        eventually("six partitions on three brokers", PATIENCE, || {
+            let partitions = brokers.partitions(topic);
+            (partitions.iter().filter(|partition| partition.in_sync == 3).count() == 6).then_some(())
+        });
     }
     let ledger = Ledger::new();
     let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
