@@ -1,6 +1,10 @@
 //! What readers of the archive find: the recipes of docs/reading.md, and what stands there of an older release.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use chrono::{DateTime, Utc};
 use rusqlite::Connection;
@@ -36,6 +40,13 @@ fn post(daemon: &Daemon, event: &str) -> u16 {
     daemon.post(None, event.as_bytes()).status
 }
 
+/// Waits until both sinks have read this many events since the daemon's start, so that a stop carries them on.
+fn both_sinks_have_read(daemon: &Daemon, events: usize) {
+    eventually("both sinks have read all", PATIENCE, || {
+        (daemon.metric("ingestd_events_consumed_total")? >= 2.0 * events as f64).then_some(())
+    });
+}
+
 fn verified(daemon: &Daemon) -> Value {
     let report = daemon.run(&["archive", "verify", "--json"]);
     assert!(report.status.success(), "{report:?}");
@@ -52,9 +63,7 @@ fn what_not_every_reader_takes_is_refused_or_stands_as_raw_and_an_object_of_an_o
         assert_eq!(post(&daemon, event), 200);
     }
     let after = Utc::now();
-    eventually("it is spooled", PATIENCE, || {
-        (daemon.metric("ingestd_events_consumed_total")? >= 2.0 * UNREADABLE.len() as f64).then_some(())
-    });
+    both_sinks_have_read(&daemon, UNREADABLE.len());
     // Another writer was faster: commit da1f0d3, which let all JSON stand as events.
     let lines: String = (0..)
         .zip(UNREADABLE)
@@ -88,6 +97,7 @@ fn what_not_every_reader_takes_is_refused_or_stands_as_raw_and_an_object_of_an_o
     // It goes on behind it, by its own rule; the door has changed its mind.
     daemon.restart();
     assert_eq!(post(&daemon, UNREADABLE[0].0), 200);
+    both_sinks_have_read(&daemon, 1);
     daemon.terminate();
     let report = verified(&daemon);
     assert_eq!(
@@ -147,4 +157,50 @@ fn what_was_accepted_under_another_key_is_counted_once_over_a_change_between_a_f
     let letters = daemon.command(&["dlq", "list", "--json"]).json(0);
     assert_eq!(letters["dead_letters"], serde_json::json!([]));
     daemon.terminate();
+}
+
+/// What a killed daemon of commit da1f0d3 left: `data` with five events in its log, all counted and not all positions
+/// committed, and two sealed segments (offsets 1 to 5, of which three events are no I-JSON), and `archive` with offset 0.
+fn unpack_older(folder: &Path) {
+    let packed: &[u8] = include_bytes!("reading/da1f0d3.tar.zst");
+    let mut tar = Command::new("tar").args(["-x", "-C"]).arg(folder).stdin(Stdio::piped()).spawn().expect("tar runs");
+    zstd::stream::copy_decode(packed, tar.stdin.take().expect("it is piped")).expect("tar reads all");
+    assert!(tar.wait().expect("it ends").success());
+    // A segment belongs to one archive, and this one stands where the test has its folders.
+    for start in [1, 3] {
+        let path = folder.join(format!("data/spool/events/0/{start:020}.json"));
+        let sealed = fs::read_to_string(&path).expect("it was unpacked");
+        let header = sealed.split_once(r#""header":"#).and_then(|(_, rest)| rest.strip_suffix('}')).expect("a header");
+        let here = header.replace("file:///srv/archive", &archive_of(folder));
+        assert_ne!(here, header);
+        let sealed = format!(r#"{{"crc32c":{},"header":{here}}}"#, crc32c::crc32c(here.as_bytes()));
+        fs::write(&path, sealed).expect("it can be written");
+    }
+}
+
+fn archive_of(folder: &Path) -> String {
+    format!("file://{}/archive", folder.display())
+}
+
+#[test]
+fn a_data_directory_of_an_older_release_with_sealed_segments_is_carried_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    unpack_older(folder.path());
+    let daemon = Setup::new("upgraded")
+        .data(folder.path().join("data"))
+        .set("archive.url", archive_of(folder.path()))
+        .set("aggregator.flush_interval", "100ms")
+        .start();
+    assert_eq!(post(&daemon, UNREADABLE[0].0), 400);
+    assert_eq!(post(&daemon, r#"{"type":"a","client_id":"c"}"#), 200);
+    eventually("six are archived", PATIENCE, || {
+        let partition = &verified(&daemon)["partitions"][0];
+        (partition["records"] == 6 && partition["end"] == 6).then_some(())
+    });
+    eventually("each is counted once", PATIENCE, || (counts(&daemon) == [4, 2]).then_some(()));
+    // The segments were sealed by the rule of before, and stand as they are.
+    assert_eq!(verified(&daemon)["partitions"][0]["unreadable_events_in_all"], 3);
+    assert_eq!(daemon.readiness()["degraded"], false);
+    daemon.terminate();
+    assert_eq!(fs::read_dir(folder.path().join("data/spool/events/0")).expect("a folder").count(), 0);
 }
