@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use rustix::fs::Mode;
 use tokio::{runtime::Handle, sync::mpsc};
 
-pub use self::check::{CheckLine, check};
+pub use self::check::{BACKENDS, CheckLine, check};
 use self::{
     banner::Addresses,
     signals::{Signal, Signals},
@@ -223,7 +223,7 @@ impl Daemon {
             return Ok(());
         }
         let (health, dead_letters) = (self.health.clone(), self.roles.aggregate() || self.buffers(&config));
-        let backoff = Backoff::new(config.supervision.backoff, RestartPolicy::LONGEST / 3);
+        let backoff = Backoff::new(config.supervision.backoff, config::LONGEST_RESTART / 3);
         let prepared = self.io.spawn(async move {
             for attempt in 1.. {
                 let config = config.clone();
@@ -361,9 +361,10 @@ async fn tell_systemd(health: Health) {
 }
 
 fn reloader(sources: Sources, config: LiveConfig, log_level: LogLevel) -> Reloader {
+    let backends = sources.backends();
     let load = Box::new(move || sources.load().map_err(|errors| errors.to_string()));
     let apply = Box::new(|old: &Config, new: Config| {
-        let (config, diff) = config::apply(old, &new).map_err(|errors| errors.to_string())?;
+        let (config, diff) = config::apply(old, &new, backends).map_err(|errors| errors.to_string())?;
         Ok((config, Reloaded { applied: diff.live, needs_restart: diff.needs_restart }))
     });
     let log_level = Mutex::new(log_level);

@@ -9,7 +9,10 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, ConfigErrors, Setting, Sources};
+use crate::{
+    app::BACKENDS,
+    config::{Config, ConfigErrors, Setting, Sources},
+};
 
 mod archive;
 mod check;
@@ -97,7 +100,7 @@ impl Options {
         if let Some(value) = self.roles {
             settings.push(Setting { flag: "--roles", key: "roles".to_owned(), value });
         }
-        Sources::new(self.config, settings)
+        Sources::new(self.config, settings, BACKENDS)
     }
 }
 

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 mod error;
 mod keys;
 mod load;
-mod object_store;
 mod read;
 mod reload;
 mod roles;
@@ -23,12 +22,18 @@ mod validate;
 use crate::position::TopicName;
 
 pub use error::{ConfigError, ConfigErrors};
+pub use keys::LONGEST_RESTART;
+pub(crate) use keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, nearest};
 pub use load::load;
-pub use object_store::{Given, NO_CHECKSUM, Provider, Settings};
 pub use reload::{Diff, apply, diff};
 pub use roles::{Role, Roles};
+pub(crate) use secrets::shown;
 pub use size::ByteSize;
 pub use sources::{Setting, Sources};
+pub(crate) use sources::{is_archive_option, is_kafka_property};
+#[cfg(test)]
+pub(crate) use validate::tests::errors_by;
+pub use validate::{Check, Rules, is_address};
 
 /// The configuration in force. Reload swaps it; only live keys ever differ from the start's.
 pub type LiveConfig = Arc<ArcSwap<Config>>;

@@ -25,9 +25,10 @@ use crate::{
     health::{ActorState, Halted, Health},
     metrics::{Metrics, SinkLabel},
     names::SinkName,
+    panics::panic_message,
     position::Partition,
     queue::{Assignment, Batch, SourceCommand, SourceEvent, SourceEvents, SourceHandle},
-    supervise::{Escalation, Escalations, Fences, Slot, panic_message},
+    supervise::{Escalation, Escalations, Fences, Slot},
 };
 
 /// From the source's thread.

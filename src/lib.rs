@@ -50,6 +50,7 @@ pub mod ingest;
 pub mod logging;
 pub mod metrics;
 pub mod names;
+pub mod panics;
 pub mod position;
 pub mod produce;
 pub mod queue;

@@ -25,7 +25,7 @@ use tracing_subscriber::{
 use self::lines::Lines;
 use crate::{
     config::{LogFormat, LoggingConfig},
-    supervise::panic_message,
+    panics::panic_message,
 };
 
 /// Libraries that say too much below this; a filter that names one of them decides itself.

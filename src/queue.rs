@@ -15,6 +15,7 @@ pub mod buffer;
 pub mod embedded;
 pub mod kafka;
 pub mod record;
+pub mod validate;
 
 use std::{
     sync::{

@@ -8,6 +8,7 @@ pub mod embedded;
 mod group;
 pub mod mongo;
 mod rows;
+pub mod validate;
 
 use std::{sync::Arc, time::Duration};
 

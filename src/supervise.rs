@@ -23,9 +23,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
+    config::LONGEST_RESTART,
     health::{ActorState, Health},
     metrics::Metrics,
     names::ActorName,
+    panics::panic_message,
 };
 
 /// The address of an actor's present incarnation; empty while there is none.
@@ -72,16 +74,14 @@ impl<A: Actor> Slot<A> {
 pub struct RestartPolicy {
     pub max_restarts: u32,
     pub window: Duration,
-    /// The first pause; doubled with each restart in the window, at most [`RestartPolicy::LONGEST`].
+    /// The first pause; doubled with each restart in the window, at most [`LONGEST_RESTART`].
     pub backoff: Duration,
 }
 
 impl RestartPolicy {
-    pub const LONGEST: Duration = Duration::from_secs(30);
-
     /// The pause before restart number `restarts` (from 1) of the window.
     fn pause(&self, restarts: u32) -> Duration {
-        Backoff::new(self.backoff, Self::LONGEST).pause(restarts)
+        Backoff::new(self.backoff, LONGEST_RESTART).pause(restarts)
     }
 }
 
@@ -262,15 +262,6 @@ pub fn watched<T>(mut state: T, body: impl FnOnce(&mut T), died: impl FnOnce(&T,
     }
 }
 
-/// What a panic said.
-pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
-    payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
-}
-
 #[cfg(test)]
 mod tests {
     use actix::{Handler, Message, System};
@@ -399,6 +390,6 @@ mod tests {
             RestartPolicy { max_restarts: 9, window: Duration::from_secs(1), backoff: Duration::from_millis(100) };
         assert!(policy.pause(1) <= Duration::from_millis(120));
         assert!(policy.pause(4) >= Duration::from_millis(640));
-        assert!(policy.pause(60) <= RestartPolicy::LONGEST.mul_f64(1.2));
+        assert!(policy.pause(60) <= LONGEST_RESTART.mul_f64(1.2));
     }
 }

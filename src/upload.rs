@@ -15,8 +15,10 @@ pub mod objects;
 pub mod opening;
 mod race;
 mod requests;
+pub mod settings;
 mod skip;
 mod store;
+pub mod validate;
 mod watch;
 mod window;
 
@@ -56,13 +58,14 @@ use crate::{
     health::{ActorState, Health},
     metrics::Metrics,
     names::ActorName,
+    panics::panic_message,
     position::{Offset, Partition, TopicIdentity},
     queue::{Assignment, Epoch},
     spool::{
         Archived, ChainHalted, ChainOpened, Damaged, Followed, GapNews, Spooler, UploaderStarted,
         segment::{SealedSegment, SegmentHeader},
     },
-    supervise::{Slot, panic_message},
+    supervise::Slot,
 };
 
 /// From the spooler: find out how far this partition's chain reaches, and answer `ChainOpened`.

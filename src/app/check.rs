@@ -1,11 +1,14 @@
 //! `ingestd check --connect`: asks each dependency once whether it can be used as configured.
 
 use crate::{
-    config::{Config, OnUnavailable, QueueKind},
-    queue::kafka,
+    config::{Config, OnUnavailable, QueueKind, Rules},
+    queue::{self, kafka},
     store::{self, Store},
-    upload::{Archive, ProbeError, Race, explain_probe, place},
+    upload::{self, Archive, ProbeError, Race, explain_probe, place},
 };
+
+/// Who knows rules beyond those of the configuration itself: each backend of its own section.
+pub const BACKENDS: &[Rules] = &[queue::validate::validate, upload::validate::validate, store::validate::validate];
 
 /// One thing that was checked.
 #[derive(Debug, Clone)]

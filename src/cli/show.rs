@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use crate::config::{Config, Settings, Sources};
+use crate::{
+    config::{Config, Sources},
+    upload::settings::Settings,
+};
 
 pub(super) fn show(sources: &Sources, json: bool) -> ExitCode {
     let config = match super::load(sources) {

@@ -1,7 +1,14 @@
 //! Every key there is, what kind of value it takes, and the range of it that makes sense by itself. Rules between keys
 //! are in `validate`.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::Config;
 
 /// What a key's value is; it decides how text (`--set`, the environment) is read.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +47,9 @@ const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// MongoDB's limit of `expireAfterSeconds` is 2³¹ − 1 seconds; ten years stay far below.
 const LONGEST_TTL: Duration = TEN_YEARS;
+
+/// The longest pause between two starts of an actor.
+pub const LONGEST_RESTART: Duration = Duration::from_secs(30);
 
 pub(super) const WINDOW: Kind = Kind::Duration(SECOND, Duration::from_secs(366 * 24 * 3600));
 
@@ -102,15 +112,15 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("disk.check_interval", Kind::Duration(MS, HOUR)),
     ("supervision.max_restarts", Kind::Integer(0, 1_000_000)),
     ("supervision.window", Kind::Duration(MS, DAY)),
-    ("supervision.backoff", Kind::Duration(MS, crate::supervise::RestartPolicy::LONGEST)),
+    ("supervision.backoff", Kind::Duration(MS, LONGEST_RESTART)),
     ("shutdown.timeout", Kind::Duration(Duration::from_millis(100), HOUR)),
     ("logging.level", Kind::Text),
     ("logging.format", Kind::OneOf(&["text", "json"])),
 ];
 
 /// The two tables whose names are not ours.
-pub(super) const ARCHIVE_OPTIONS: &str = "archive.options";
-pub(super) const KAFKA_PROPERTIES: &str = "queue.kafka.properties";
+pub const ARCHIVE_OPTIONS: &str = "archive.options";
+pub const KAFKA_PROPERTIES: &str = "queue.kafka.properties";
 
 /// What a dotted path means.
 pub(super) enum Meaning<'a> {
@@ -171,7 +181,7 @@ pub(super) fn unknown(path: &str) -> String {
 }
 
 /// The candidate that is a typing error away from `given`.
-pub(super) fn nearest<'a>(given: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(given: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let tolerated = (given.len() / 4).clamp(1, 4);
     candidates
         .map(|candidate| (strsim::damerau_levenshtein(given, candidate), candidate))
@@ -180,10 +190,33 @@ pub(super) fn nearest<'a>(given: &str, candidates: impl Iterator<Item = &'a str>
         .map(|(_, candidate)| candidate)
 }
 
+/// Each key with its value; lists are values.
+pub(super) fn flatten(config: &Config) -> BTreeMap<String, Value> {
+    let mut flat = BTreeMap::new();
+    // A configuration is made of strings, numbers, lists and maps with string keys, which JSON all has.
+    if let Ok(value) = serde_json::to_value(config) {
+        descend(String::new(), value, &mut flat);
+    }
+    flat
+}
+
+fn descend(path: String, value: Value, flat: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let path = if path.is_empty() { name } else { format!("{path}.{name}") };
+                descend(path, value, flat);
+            }
+        }
+        value => {
+            flat.insert(path, value);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, reload::flatten};
 
     #[test]
     fn the_keys_are_those_of_the_configuration() {

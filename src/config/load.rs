@@ -42,7 +42,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
         config.aggregate = default_aggregates(&config.event);
     }
     allow_http(&mut config);
-    errors.extend(validate(&config, &Origins::new(origins)));
+    errors.extend(validate(&config, &Origins::new(origins), sources.backends()));
     if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
 }
 
@@ -77,7 +77,7 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
-    use crate::config::{ByteSize, reload::flatten};
+    use crate::config::{ByteSize, keys::flatten};
 
     fn loaded(file: &str, environment: &[(&str, &str)], settings: &[&str]) -> Result<Config, String> {
         let folder = tempfile::tempdir().unwrap();

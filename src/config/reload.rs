@@ -1,13 +1,13 @@
 //! What a changed configuration changes: live keys at once, the others after a restart.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{
     Config, ConfigError, ConfigErrors, QueueKind,
-    validate::{Origins, validate},
+    keys::flatten,
+    validate::{Origins, Rules, validate},
 };
 
 /// The keys in which two configurations differ, dotted.
@@ -59,7 +59,7 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
 ///
 /// # Errors
 /// When the two together break a rule that neither breaks alone: a restart would take the new one as a whole.
-pub fn apply(old: &Config, new: &Config) -> Result<(Config, Diff), ConfigErrors> {
+pub fn apply(old: &Config, new: &Config, backends: &[Rules]) -> Result<(Config, Diff), ConfigErrors> {
     let diff = diff(old, new);
     let failed = |error: serde_json::Error| {
         let origin = "reload".to_owned();
@@ -74,32 +74,8 @@ pub fn apply(old: &Config, new: &Config) -> Result<(Config, Diff), ConfigErrors>
         }
     }
     let mixture: Config = serde_json::from_value(mixture).map_err(failed)?;
-    let errors = validate(&mixture, &Origins::named("reload with the keys that need a restart as they are"));
+    let errors = validate(&mixture, &Origins::named("reload with the keys that need a restart as they are"), backends);
     if errors.is_empty() { Ok((mixture, diff)) } else { Err(ConfigErrors(errors)) }
-}
-
-/// Each key with its value; lists are values.
-pub(super) fn flatten(config: &Config) -> BTreeMap<String, Value> {
-    let mut flat = BTreeMap::new();
-    // A configuration is made of strings, numbers, lists and maps with string keys, which JSON all has.
-    if let Ok(value) = serde_json::to_value(config) {
-        descend(String::new(), value, &mut flat);
-    }
-    flat
-}
-
-fn descend(path: String, value: Value, flat: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                let path = if path.is_empty() { name } else { format!("{path}.{name}") };
-                descend(path, value, flat);
-            }
-        }
-        value => {
-            flat.insert(path, value);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -118,7 +94,7 @@ mod tests {
         new.http.listen = "127.0.0.1:9999".to_owned();
         new.archive.options.insert("region".to_owned(), "eu-west-1".to_owned());
         new.aggregate.clear();
-        let (mixture, diff) = apply(&old, &new).unwrap();
+        let (mixture, diff) = apply(&old, &new, &[]).unwrap();
         assert_eq!(diff.live, ["logging.level", "spool.max_age"]);
         assert_eq!(diff.needs_restart, ["aggregate", "archive.options.region", "http.listen"]);
         let mut expected = old.clone();
@@ -144,7 +120,7 @@ mod tests {
         let mut new = old.clone();
         new.spool.max_bytes = ByteSize(64 << 20);
         new.upload.max_in_flight = ByteSize(64 << 20);
-        let errors = apply(&old, &new).unwrap_err();
+        let errors = apply(&old, &new, &[]).unwrap_err();
         assert!(errors.to_string().contains("upload.max_in_flight"), "{errors}");
     }
 

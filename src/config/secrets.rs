@@ -11,7 +11,7 @@ use super::{
 const HIDDEN: &str = "***";
 
 /// The value as it may be shown: a secret becomes `***`, also inside a URL.
-pub(super) fn shown(key: &str, value: &str) -> String {
+pub fn shown(key: &str, value: &str) -> String {
     if value.is_empty() {
         return String::new();
     }

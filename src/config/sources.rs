@@ -17,6 +17,7 @@ use super::{
     keys::{self, ARCHIVE_OPTIONS, KAFKA_PROPERTIES, Meaning, below},
     load::load,
     read, secrets,
+    validate::Rules,
 };
 
 /// A key and its value from the command line.
@@ -43,6 +44,7 @@ pub struct Sources {
     file: Option<PathBuf>,
     environment: Vec<(String, OsString)>,
     settings: Vec<Setting>,
+    backends: &'static [Rules],
 }
 
 impl Sources {
@@ -51,7 +53,7 @@ impl Sources {
 
     /// The given file, which must exist; else `./config.toml` if it is there now. From then on it must stay: a reload
     /// that meets the moment in which an editor replaces it must not fall back to the defaults.
-    pub fn new(file: Option<PathBuf>, settings: Vec<Setting>) -> Self {
+    pub fn new(file: Option<PathBuf>, settings: Vec<Setting>, backends: &'static [Rules]) -> Self {
         let default = PathBuf::from(Self::DEFAULT_FILE);
         let file = file.or_else(|| default.exists().then_some(default));
         let mut environment: Vec<(String, OsString)> = env::vars_os()
@@ -59,7 +61,7 @@ impl Sources {
             .filter(|(name, _)| name.starts_with(Self::PREFIX))
             .collect();
         environment.sort();
-        Self { file, environment, settings }
+        Self { file, environment, settings, backends }
     }
 
     /// Reads and checks them.
@@ -68,6 +70,11 @@ impl Sources {
     /// Everything that is wrong.
     pub fn load(&self) -> Result<Config, ConfigErrors> {
         load(self)
+    }
+
+    /// What else a configuration is checked by.
+    pub fn backends(&self) -> &'static [Rules] {
+        self.backends
     }
 
     /// The configuration file, where there is one.
@@ -106,7 +113,7 @@ impl Sources {
     pub(super) fn of(file: Option<&Path>, environment: &[(&str, &str)], settings: &[&str]) -> Self {
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect();
         let settings = settings.iter().map(|setting| setting.parse().expect("KEY=VALUE")).collect();
-        Self { file: file.map(Path::to_owned), environment, settings }
+        Self { file: file.map(Path::to_owned), environment, settings, backends: crate::app::BACKENDS }
     }
 }
 
@@ -291,7 +298,7 @@ fn secret_file(path: &str) -> Option<&str> {
 }
 
 /// Whether one of the stores has an option of that name.
-pub(super) fn is_archive_option(name: &str) -> bool {
+pub fn is_archive_option(name: &str) -> bool {
     AmazonS3ConfigKey::from_str(name).is_ok()
         || GoogleConfigKey::from_str(name).is_ok()
         || AzureConfigKey::from_str(name).is_ok()
@@ -310,7 +317,7 @@ fn key_of_variable(name: &str) -> String {
 }
 
 /// Also those that this build of librdkafka lacks, which are refused by that name.
-pub(super) fn is_kafka_property(name: &str) -> bool {
+pub fn is_kafka_property(name: &str) -> bool {
     match ClientConfig::new().set(name, "x").create_native_config() {
         Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => false,
         Ok(_) | Err(_) => true,

@@ -9,11 +9,10 @@ use std::{
 use serde_json::Value;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{Config, ConfigError, QueueKind, StoreKind, reload::flatten, roles, secrets};
+use super::{Config, ConfigError, QueueKind, StoreKind, keys::flatten, roles, secrets};
 
-mod archive;
-mod queue;
-mod store;
+/// The rules of one backend for the sections that are its own.
+pub type Rules = fn(&mut Check<'_>);
 
 /// Where each key that is not at its default was given.
 pub(super) struct Origins {
@@ -32,8 +31,8 @@ impl Origins {
     }
 }
 
-/// Everything that is wrong.
-pub(super) fn validate(config: &Config, origins: &Origins) -> Vec<ConfigError> {
+/// Everything that is wrong, by the rules here and those of the backends.
+pub(super) fn validate(config: &Config, origins: &Origins, backends: &[Rules]) -> Vec<ConfigError> {
     let mut check = Check { config, origins, flat: flatten(config), errors: Vec::new() };
     for rule in roles::broken_rules(config) {
         check.fault("roles", rule);
@@ -44,22 +43,24 @@ pub(super) fn validate(config: &Config, origins: &Origins) -> Vec<ConfigError> {
     check.sizes();
     check.disk();
     check.logging();
-    check.queue();
-    check.archive();
-    check.store();
+    for rules in backends {
+        rules(&mut check);
+    }
     check.aggregates();
     check.errors
 }
 
-struct Check<'a> {
-    config: &'a Config,
+/// A configuration that is being checked, and what was found.
+pub struct Check<'a> {
+    pub config: &'a Config,
     origins: &'a Origins,
     flat: BTreeMap<String, Value>,
-    errors: Vec<ConfigError>,
+    pub errors: Vec<ConfigError>,
 }
 
 impl Check<'_> {
-    fn fault(&mut self, key: &str, rule: impl Into<String>) {
+    /// The value of this key is at fault, for this rule.
+    pub fn fault(&mut self, key: &str, rule: impl Into<String>) {
         let value = self.flat.get(key).map(|value| match value {
             Value::String(text) => format!("{:?}", secrets::shown(key, text)),
             value => value.to_string(),
@@ -69,7 +70,7 @@ impl Check<'_> {
     }
 
     /// A name that nobody knows may be that of a secret with a slip in it: its value is not shown.
-    fn unknown(&mut self, key: &str, rule: impl Into<String>) {
+    pub fn unknown(&mut self, key: &str, rule: impl Into<String>) {
         self.fault(key, rule);
         if let Some(error) = self.errors.last_mut() {
             error.value = None;
@@ -197,17 +198,17 @@ impl Check<'_> {
         }
     }
 
-    fn is_kafka(&self) -> bool {
+    pub fn is_kafka(&self) -> bool {
         self.config.queue.kind == QueueKind::Kafka
     }
 
-    fn is_mongodb(&self) -> bool {
+    pub fn is_mongodb(&self) -> bool {
         self.config.store.kind == StoreKind::Mongodb
     }
 }
 
 /// `HOST:PORT`; port 0 lets the system choose.
-fn is_address(text: &str) -> bool {
+pub fn is_address(text: &str) -> bool {
     if text.parse::<SocketAddr>().is_ok() {
         return true;
     }
@@ -245,14 +246,18 @@ fn log_filter(text: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// The errors of a configuration that is the default but for what `change` does.
-    pub(super) fn errors(change: impl FnOnce(&mut Config)) -> Vec<String> {
+    pub(crate) fn errors_by(backends: &[Rules], change: impl FnOnce(&mut Config)) -> Vec<String> {
         let mut config = Config::default();
         change(&mut config);
-        validate(&config, &Origins::named("test")).iter().map(ToString::to_string).collect()
+        validate(&config, &Origins::named("test"), backends).iter().map(ToString::to_string).collect()
+    }
+
+    fn errors(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        errors_by(&[], change)
     }
 
     #[test]

@@ -26,13 +26,14 @@ use super::{
     opening::{Head, HeadError, Heads},
     race::RaceError,
     requests,
+    settings::{Given, Settings},
     store::Root,
 };
 use crate::{
-    config::{Config, Given, Settings},
+    config::Config,
+    panics::panic_message,
     position::{Offset, Partition},
     spool::segment::SegmentHeader,
-    supervise::panic_message,
 };
 
 /// Last objects read at once, to find where they end.

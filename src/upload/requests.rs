@@ -13,12 +13,13 @@ use super::{
     chain::Put,
     compare,
     opening::{self, HeadError, Heads as _, Known, Unusable},
+    settings::Provider,
     watch::Watched,
     window::Window,
 };
 use crate::{
     backoff::Backoff,
-    config::{Config, LiveConfig, Provider},
+    config::{Config, LiveConfig},
     health::{ActorState, Health},
     metrics::Metrics,
     names::{ActorName, dependency},

@@ -19,12 +19,12 @@ use object_store::{
 use tokio::sync::OnceCell;
 use url::Url;
 
-use super::{client::Connector, local};
-use crate::{
-    config::{Config, Given, NO_CHECKSUM, Provider, Settings},
-    supervise::panic_message,
-    tls,
+use super::{
+    client::Connector,
+    local,
+    settings::{Given, NO_CHECKSUM, Provider, Settings},
 };
+use crate::{config::Config, panics::panic_message, tls};
 
 /// How long a connection to the store may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -42,6 +42,7 @@ use self::leave::Leaving;
 use crate::{
     config::{LiveConfig, StoreKind},
     names::SinkName,
+    panics::panic_message,
     position::{Offset, Partition, TopicIdentity},
     queue::{
         Assignment, ByteBudget, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
@@ -58,7 +59,6 @@ use crate::{
             topic_watch::{Sighting, TopicWatch, TopicWatches},
         },
     },
-    supervise::panic_message,
 };
 
 /// The longest wait for a record; commands and findings wait as long.

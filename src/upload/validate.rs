@@ -4,15 +4,11 @@ use std::collections::BTreeMap;
 
 use url::Url;
 
-use super::Check;
-use crate::{
-    config::{
-        Given, Provider, Settings,
-        keys::{ARCHIVE_OPTIONS, nearest},
-        sources::is_archive_option,
-    },
-    upload,
+use super::{
+    build, prefixes,
+    settings::{Given, Provider, Settings},
 };
+use crate::config::{ARCHIVE_OPTIONS, Check, is_archive_option, nearest};
 
 /// For "did you mean" only: what people set.
 const COMMON: &[&str] = &[
@@ -43,8 +39,13 @@ const COMMON: &[&str] = &[
     "virtual_hosted_style_request",
 ];
 
+/// The rules of `[archive]`.
+pub fn validate(check: &mut Check<'_>) {
+    check.archive();
+}
+
 impl Check<'_> {
-    pub(super) fn archive(&mut self) {
+    fn archive(&mut self) {
         let provider = match place(&self.config.archive.url) {
             Ok(provider) => provider,
             Err(rule) => return self.fault("archive.url", rule),
@@ -92,7 +93,7 @@ impl Check<'_> {
         if !is_sound {
             return;
         }
-        if let Err(unbuildable) = upload::build(&settings, &archive.url, self.config.upload.timeout) {
+        if let Err(unbuildable) = build(&settings, &archive.url, self.config.upload.timeout) {
             match settings.all.values().find(|given| unbuildable.by.as_ref() == Some(&given.by)) {
                 Some(given) => self.setting(given, unbuildable.why),
                 None => self.fault("archive.url", unbuildable.why),
@@ -124,7 +125,7 @@ fn place(text: &str) -> Result<Option<Provider>, String> {
         return Err("must be without port: where the store is, archive.options says".to_owned());
     }
     if Provider::of(text).is_some() {
-        upload::prefixes(text).map_err(|error| error.to_string())?;
+        prefixes(text).map_err(|error| error.to_string())?;
     }
     let has_host = url.host_str().is_some_and(|host| !host.is_empty());
     match url.scheme() {
@@ -152,10 +153,11 @@ fn option(canonical: &str, value: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::errors;
+    use super::validate;
+    use crate::config::errors_by;
 
     fn with(url: &str, options: &[(&str, &str)]) -> Vec<String> {
-        errors(|config| {
+        errors_by(&[validate], |config| {
             config.archive.url = url.to_owned();
             config.archive.options =
                 options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

@@ -2,11 +2,8 @@
 
 use rdkafka::{config::ClientConfig, error::KafkaError};
 
-use super::{Check, is_address};
-use crate::{
-    config::{OnUnavailable, keys::KAFKA_PROPERTIES, secrets, sources::is_kafka_property},
-    queue::kafka::settings,
-};
+use super::kafka::settings;
+use crate::config::{Check, KAFKA_PROPERTIES, OnUnavailable, is_address, is_kafka_property, shown};
 
 /// Kafka's limit of topic names; groups have none of their own.
 const LONGEST_NAME: usize = 249;
@@ -45,8 +42,13 @@ const MECHANISMS: &str = "PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512, beside mutual 
 const AUTO_CREATE: &str = "allow.auto.create.topics";
 const COMMITS: &str = "only what a sink has confirmed as durable may be committed";
 
+/// The rules of `[queue]`.
+pub fn validate(check: &mut Check<'_>) {
+    check.queue();
+}
+
 impl Check<'_> {
-    pub(super) fn queue(&mut self) {
+    fn queue(&mut self) {
         let queue = &self.config.queue;
         if queue.on_unavailable == OnUnavailable::Buffer && !self.is_kafka() {
             let rule = "\"buffer\" is for queue.kind = \"kafka\": the embedded log is on this machine's disk already";
@@ -81,7 +83,7 @@ impl Check<'_> {
                     continue;
                 }
                 // librdkafka quotes values.
-                let hidden = secrets::shown(&key, value) != *value;
+                let hidden = shown(&key, value) != *value;
                 let description = if hidden { "the value is not one that it takes" } else { description.as_str() };
                 self.fault(&key, format!("librdkafka refuses it: {description} (see its CONFIGURATION.md)"));
             } else {
@@ -171,8 +173,12 @@ fn try_property(property: &str, value: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::errors, *};
-    use crate::config::QueueKind;
+    use super::*;
+    use crate::config::{Config, QueueKind, errors_by};
+
+    fn errors(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        errors_by(&[validate], change)
+    }
 
     fn property_errors(property: &str, value: &str) -> Vec<String> {
         errors(|config| {

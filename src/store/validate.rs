@@ -2,13 +2,18 @@
 
 use mongodb::options::ConnectionString;
 
-use super::Check;
-use crate::store::mongo::DatabaseChoice;
+use super::mongo::DatabaseChoice;
+use crate::config::{Check, StoreKind};
+
+/// The rules of `[store]`.
+pub fn validate(check: &mut Check<'_>) {
+    check.store();
+}
 
 impl Check<'_> {
-    pub(super) fn store(&mut self) {
+    fn store(&mut self) {
         let store = &self.config.store;
-        if store.events && store.kind == crate::config::StoreKind::None {
+        if store.events && store.kind == StoreKind::None {
             self.fault("store.events", "needs a store, and store.kind is none");
         }
         if !self.is_mongodb() {
@@ -107,11 +112,11 @@ fn database(name: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::errors, *};
-    use crate::config::StoreKind;
+    use super::*;
+    use crate::config::{StoreKind, errors_by};
 
     fn with(url: &str) -> Vec<String> {
-        errors(|config| {
+        errors_by(&[validate], |config| {
             config.store.kind = StoreKind::Mongodb;
             config.store.url = url.to_owned();
         })

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, str::FromStr};
 use object_store::{aws::AmazonS3ConfigKey, azure::AzureConfigKey, gcp::GoogleConfigKey};
 use url::Url;
 
-use super::{ArchiveConfig, keys::ARCHIVE_OPTIONS};
+use crate::config::{ARCHIVE_OPTIONS, ArchiveConfig};
 
 /// The kinds of store that are reached over a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
