@@ -10,9 +10,8 @@ use divan::{Bencher, black_box, counter::ItemsCount};
 use ingestd::{
     config::{Config, LiveConfig},
     health::Health,
+    log::{Appender, NewRecord, Publish, Span, Ticket, embedded::EmbeddedLog},
     position::Offset,
-    produce::{NewRecord, Publish, Span, Ticket},
-    queue::{Appender, embedded::EmbeddedLog},
     spool::open::OpenSegment,
 };
 use prometheus_client::metrics::counter::Counter;

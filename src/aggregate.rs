@@ -23,13 +23,15 @@ use tokio::sync::oneshot;
 use crate::{
     config::{LiveConfig, StoreKind},
     consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Unassign},
-    dlq::{DeadLetterWriter, Source},
     event::EventFields,
     health::{ActorState, Health},
+    log::{
+        Assignment, Batch, Epoch,
+        dead_letters::{DeadLetterWriter, Source},
+    },
     metrics::Metrics,
     names::{ActorName, SinkName, dependency},
     position::{Offset, Partition},
-    queue::{Assignment, Batch, Epoch},
     store::{Blocked, Fence, Flushed, RefusedEvent, Store, StoreError},
 };
 

@@ -23,11 +23,11 @@ pub use self::protocol::{
 };
 use crate::{
     health::{ActorState, Halted, Health},
+    log::{Assignment, Batch, SourceCommand, SourceEvent, SourceEvents, SourceHandle},
     metrics::{Metrics, SinkLabel},
     names::SinkName,
     panics::panic_message,
     position::Partition,
-    queue::{Assignment, Batch, SourceCommand, SourceEvent, SourceEvents, SourceHandle},
     supervise::{Escalation, Escalations, Fences, Slot},
 };
 

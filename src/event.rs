@@ -25,7 +25,7 @@ use chrono::{DateTime, FixedOffset, Timelike};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    config::{EventConfig, OnUnreadable},
+    config::{ByteSize, EventConfig, OnUnreadable},
     position::Timestamp,
 };
 
@@ -155,14 +155,14 @@ const LATEST: i64 = 253_402_300_799_999;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rules {
     /// Whoever may still refuse it.
-    Door,
+    ReplayCheck,
     /// Whoever finds it in the log.
     Log,
 }
 
 /// Checks a whole event that is to be accepted, and reads its head.
 pub fn parse<'a>(value: &'a [u8], fields: &EventFields) -> Result<Event<'a>, Invalid> {
-    read_by(Rules::Door, value, fields).map(|(event, _)| event)
+    read_by(Rules::ReplayCheck, value, fields).map(|(event, _)| event)
 }
 
 /// Checks a whole record of the log and reads its head, with the fields that were found on the way.
@@ -176,8 +176,8 @@ fn read_by<'f, 'a>(
     fields: &'f EventFields,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
     let scan = match (rules, fields.on_unreadable) {
-        (Rules::Door, OnUnreadable::Reject) => fields::scan_readable,
-        (Rules::Door, OnUnreadable::Accept) | (Rules::Log, _) => fields::scan,
+        (Rules::ReplayCheck, OnUnreadable::Reject) => fields::scan_readable,
+        (Rules::ReplayCheck, OnUnreadable::Accept) | (Rules::Log, _) => fields::scan,
     };
     let found = Found { fields, values: scan(value, &fields.names)? };
     let [event_type, id, time, ..] = fields.head.map(|index| fields.names[index].as_str());
@@ -323,6 +323,18 @@ fn is_read_by_others(text: &str, time: &DateTime<FixedOffset>) -> bool {
 /// 1 to `most` characters.
 fn has_length(text: &str, most: usize) -> bool {
     !text.is_empty() && (text.len() <= most || text.chars().nth(most).is_none())
+}
+
+/// Checks one event, and reads what is read of it.
+///
+/// # Errors
+/// Why it is not accepted.
+pub fn admit<'e>(event: &'e [u8], max_event: ByteSize, fields: &EventFields) -> Result<Event<'e>, Invalid> {
+    if event.len() > max_event.as_usize() {
+        let message = format!("{} bytes are more than an event may have: {max_event} (http.max_event)", event.len());
+        return Err(Invalid::new(Code::TooLarge, message));
+    }
+    parse(event, fields)
 }
 
 #[cfg(test)]

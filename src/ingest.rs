@@ -27,15 +27,14 @@ use actix_web::{
 };
 use anyhow::Context as _;
 
-pub use self::check::admit;
 use self::handler::{Intake, routes};
 use crate::{
     config::{HttpConfig, LiveConfig},
     health::{ActorState, Health},
     http,
+    log::Ingress,
     metrics::Metrics,
     names::ActorName,
-    produce::Ingress,
 };
 
 /// Stops the server: no new connections, requests in flight are finished. The reply comes when they are, or after

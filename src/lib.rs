@@ -13,14 +13,14 @@
 //! ```
 //!
 //! 1. [`ingest`]: a request's body is split into events, each checked by [`event`]; nothing is copied or rewritten.
-//! 2. [`produce`]: a small request appends them to the [`queue`] where it is handled, others by a message to the
-//!    producer. The request's ticket hears when each is durable; only then the client gets its 2xx.
+//! 2. [`log`]: a small request appends them to the log (Kafka's, or the embedded one) where it is handled, others by a
+//!    message to the producer. The request's ticket hears when each is durable; only then the client gets its 2xx.
 //! 3. [`consume`]: each sink is a consumer group of its own. Batches go to the sink, confirmed positions come back and
 //!    are committed. Here the one cursor rule is written down.
 //! 4. [`spool`]: the archive's sink compresses batches into segments; [`upload`] puts each as a create-only object, in
 //!    the order of the partition's chain, and follows what another writer has put.
 //! 5. [`aggregate`]: the other sink folds batches into buckets and flushes them into the [`store`] behind fences;
-//!    records that are no events go to the [`dlq`].
+//!    records that are no events become dead letters ([`log::dead_letters`]).
 //!
 //! # Around it
 //!
@@ -42,18 +42,16 @@ pub mod cli;
 pub mod config;
 pub mod consume;
 pub mod data_dir;
-pub mod dlq;
 pub mod event;
 pub mod health;
 pub mod http;
 pub mod ingest;
+pub mod log;
 pub mod logging;
 pub mod metrics;
 pub mod names;
 pub mod panics;
 pub mod position;
-pub mod produce;
-pub mod queue;
 pub mod reload;
 pub mod spool;
 pub mod sqlite;

@@ -32,10 +32,10 @@ use crate::{
     config::{LiveConfig, OnGap, QueueKind},
     consume::{Assign, Drain, Hold, Reassign, Replies, SetHold, Unassign},
     health::{ActorState, Health},
+    log::{Batch, Epoch},
     metrics::Metrics,
     names::{ActorName, SinkName},
     position::{Offset, Partition},
-    queue::{Batch, Epoch},
     supervise::Slot,
     upload::{AskAboutGap, OpenChain, Upload, Uploader},
 };

@@ -56,11 +56,11 @@ use crate::{
     config::LiveConfig,
     consume::Drain,
     health::{ActorState, Health},
+    log::{Assignment, Epoch},
     metrics::Metrics,
     names::ActorName,
     panics::panic_message,
     position::{Offset, Partition, TopicIdentity},
-    queue::{Assignment, Epoch},
     spool::{
         Archived, ChainHalted, ChainOpened, Damaged, Followed, GapNews, Spooler, UploaderStarted,
         segment::{SealedSegment, SegmentHeader},

@@ -13,10 +13,9 @@ use ingestd::{
     config::{ByteSize, Config, HttpConfig, LiveConfig},
     health::{ActorState, Closed, Health},
     ingest::{Ingestor, StopAccepting, bind},
+    log::{Appender, Full, Ingress, Producer, Publish},
     metrics::Metrics,
     names::ActorName,
-    produce::{Ingress, Producer, Publish},
-    queue::{Appender, Full},
     supervise::Slot,
 };
 use serde_json::{Value, json};

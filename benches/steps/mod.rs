@@ -11,8 +11,8 @@ use ingestd::{
     config::EventConfig,
     event::{self, EventFields},
     ingest::split::{Format, split},
+    log::record::{ID_HEADER, RecordBuffer},
     position::{Offset, Partition, Timestamp},
-    queue::record::{ID_HEADER, RecordBuffer},
     spool::line::LineEncoder,
 };
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use super::{AdminState, problem::Problem};
-use crate::dlq::{DeadLetters, Filter, LettersError, PATIENCE};
+use crate::log::dead_letters::{DeadLetters, Filter, LettersError, PATIENCE};
 
 /// The letters of this process, which are there once its queue is.
 #[derive(Clone)]

@@ -7,9 +7,11 @@ use std::{
 
 use crate::{
     backoff::Backoff,
-    dlq::{DeadLetter, DeadLetterWriter},
+    log::{
+        Epoch,
+        dead_letters::{DeadLetter, DeadLetterWriter},
+    },
     position::Partition,
-    queue::Epoch,
     store::{BucketDelta, Flushed, ProcessedEvent, Store, StoreError},
 };
 

@@ -8,10 +8,13 @@ use super::{
     grouping::Grouping,
 };
 use crate::{
-    dlq::{DeadLetter, REFUSED_BY_STORE},
     event::{self, Event, EventFields, Invalid},
+    log::{
+        Batch, Epoch,
+        dead_letters::{DeadLetter, REFUSED_BY_STORE},
+        record::Record,
+    },
     position::{Offset, Partition, Timestamp},
-    queue::{Batch, Epoch, record::Record},
     store::ProcessedEvent,
 };
 
@@ -149,8 +152,8 @@ mod tests {
     use super::*;
     use crate::{
         config::Config,
+        log::{ByteBudget, record::RecordBuffer},
         position::Offset,
-        queue::{ByteBudget, record::RecordBuffer},
     };
 
     #[test]

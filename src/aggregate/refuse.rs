@@ -2,8 +2,8 @@
 
 use crate::{
     config::{Config, QueueKind, StoreKind},
+    log::Assignment,
     position::Offset,
-    queue::Assignment,
     store::Fence,
 };
 

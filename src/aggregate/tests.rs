@@ -15,9 +15,8 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     config::{Config, QueueKind},
-    dlq::DeadLetter,
+    log::{ByteBudget, dead_letters::DeadLetter, record::RecordBuffer},
     position::{Timestamp, TopicIdentity},
-    queue::{ByteBudget, record::RecordBuffer},
     store::{BucketDelta, BucketKey, ProcessedEvent, Query, Rows},
 };
 

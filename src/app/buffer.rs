@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Daemon;
 use crate::{
     config::{Config, OnUnavailable, QueueKind},
-    queue::buffer::{self, Buffer},
+    log::buffer::{self, Buffer},
 };
 
 impl Daemon {

@@ -2,13 +2,13 @@
 
 use crate::{
     config::{Config, OnUnavailable, QueueKind, Rules},
-    queue::{self, kafka},
+    log::{self, kafka},
     store::{self, Store},
     upload::{self, Archive, ProbeError, Race, explain_probe, place},
 };
 
 /// Who knows rules beyond those of the configuration itself: each backend of its own section.
-pub const BACKENDS: &[Rules] = &[queue::validate::validate, upload::validate::validate, store::validate::validate];
+pub const BACKENDS: &[Rules] = &[log::validate::validate, upload::validate::validate, store::validate::validate];
 
 /// One thing that was checked.
 #[derive(Debug, Clone)]

@@ -19,8 +19,8 @@ use crate::{
     consume::{Consumer, Drain, Leave, Left, Sink, StopFetching},
     health::{Closed, Health},
     ingest::StopAccepting,
+    log::Flush,
     names::dependency,
-    produce::Flush,
     spool::Settled,
     supervise::Slot,
 };

@@ -66,7 +66,7 @@ pub fn parse(text: &[u8]) -> Result<Line<'_>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{position::Timestamp, queue::record::RecordBuffer, spool::line::LineEncoder};
+    use crate::{log::record::RecordBuffer, position::Timestamp, spool::line::LineEncoder};
 
     #[test]
     fn every_line_that_is_written_reads_back() {

@@ -11,15 +11,16 @@ use super::{CONFIGURATION, FAILURE, Options, load, print};
 use crate::{
     config::{Config, LiveConfig, QueueKind},
     data_dir::DataDir,
-    dlq::{
-        DeadLetters, Filter, FullLetter, HeaderText, LettersError, Listed, Purge, Replay, client::AdminClient, moment,
-    },
     health::Health,
-    position::{Partition, Timestamp},
-    queue::{
+    log::{
+        dead_letters::{
+            DeadLetters, Filter, FullLetter, HeaderText, LettersError, Listed, Purge, Replay, client::AdminClient,
+            moment,
+        },
         embedded::{EmbeddedLetters, EmbeddedLog},
         kafka::KafkaLetters,
     },
+    position::{Partition, Timestamp},
 };
 
 #[derive(Debug, Subcommand)]
@@ -261,7 +262,7 @@ fn list_text(listed: &Listed) -> String {
         .dead_letters
         .iter()
         .map(|letter| {
-            let state = if letter.state == crate::dlq::State::Open { "" } else { letter.state.as_str() };
+            let state = if letter.state == crate::log::dead_letters::State::Open { "" } else { letter.state.as_str() };
             let state = if state.is_empty() { String::new() } else { format!(" ({state})") };
             let (time, size) = (letter.time.to_rfc3339(), letter.size);
             format!("{time}  {}{state}  {} bytes  {}: {}", letter.id, size, letter.reason, one_line(&letter.message))

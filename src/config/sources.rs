@@ -108,13 +108,6 @@ impl Sources {
         }
         layers
     }
-
-    #[cfg(test)]
-    pub(super) fn of(file: Option<&Path>, environment: &[(&str, &str)], settings: &[&str]) -> Self {
-        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect();
-        let settings = settings.iter().map(|setting| setting.parse().expect("KEY=VALUE")).collect();
-        Self { file: file.map(Path::to_owned), environment, settings, backends: crate::app::BACKENDS }
-    }
 }
 
 impl fmt::Display for Sources {
@@ -327,6 +320,14 @@ pub fn is_kafka_property(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Sources {
+        pub(in crate::config) fn of(file: Option<&Path>, environment: &[(&str, &str)], settings: &[&str]) -> Self {
+            let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect();
+            let settings = settings.iter().map(|setting| setting.parse().expect("KEY=VALUE")).collect();
+            Self { file: file.map(Path::to_owned), environment, settings, backends: crate::app::BACKENDS }
+        }
+    }
 
     fn secret(bytes: &[u8]) -> Result<String, String> {
         let folder = tempfile::tempdir().unwrap();

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    log::{Assignment, Epoch},
     position::{Offset, Partition},
-    queue::{Assignment, Epoch},
 };
 
 /// A partition that is ours.

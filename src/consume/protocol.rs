@@ -6,8 +6,8 @@ use actix::{Actor, Context, Handler, Message};
 
 use super::Consumer;
 use crate::{
+    log::{Assignment, Batch, Epoch},
     position::{Offset, Partition},
-    queue::{Assignment, Batch, Epoch},
     supervise::Slot,
 };
 

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     health::Readiness,
+    log::Epoch,
     position::{Offset, TopicIdentity},
-    queue::Epoch,
 };
 
 /// What the sink heard of, by partition.

@@ -11,10 +11,10 @@ use super::{
     split::{Events, Format, split},
 };
 use crate::{
-    config::{ByteSize, HttpConfig},
-    event::{Code, Event, EventFields, Invalid, parse},
+    config::HttpConfig,
+    event::{self, Code, EventFields, Invalid},
+    log::{Key, NewRecord, Span},
     position::Timestamp,
-    produce::{Key, NewRecord, Span},
 };
 
 /// The events of one body. `records[i]` and `accepted[i]` are the same event.
@@ -71,7 +71,7 @@ pub fn check(
     let mut ids = Ids::new(received);
     let mut checked = Checked::default();
     let mut accept = |index: usize, event: &[u8]| -> Result<(), Invalid> {
-        let head = admit(event, http.max_event, fields)?;
+        let head = event::admit(event, http.max_event, fields)?;
         let (id, assigned_id) = match head.id {
             Some(Cow::Borrowed(id)) => (EventId::InBody(span(body, id.as_bytes())), None),
             Some(Cow::Owned(id)) => (EventId::Unescaped(id), None),
@@ -108,18 +108,6 @@ pub fn check(
     checked.errors = errors;
     share.grow(checked.unescaped.len() + checked.errors_size() + longest_answer(&checked))?;
     Ok(checked)
-}
-
-/// Checks one event, and reads what is read of it.
-///
-/// # Errors
-/// Why it is not accepted.
-pub fn admit<'e>(event: &'e [u8], max_event: ByteSize, fields: &EventFields) -> Result<Event<'e>, Invalid> {
-    if event.len() > max_event.as_usize() {
-        let message = format!("{} bytes are more than an event may have: {max_event} (http.max_event)", event.len());
-        return Err(Invalid::new(Code::TooLarge, message));
-    }
-    parse(event, fields)
 }
 
 impl Checked {
@@ -167,7 +155,7 @@ mod tests {
     use prometheus_client::metrics::gauge::Gauge;
 
     use super::*;
-    use crate::config::EventConfig;
+    use crate::config::{ByteSize, EventConfig};
 
     fn checked(body: &str) -> Checked {
         let fields = EventFields::from(&EventConfig::default());

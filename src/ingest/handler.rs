@@ -26,11 +26,10 @@ use crate::{
     config::{Config, LiveConfig},
     event::{Code, EventFields},
     health::Health,
+    log::{Delivery, Ingress, NotTaken, Publish, Ticket, kafka},
     metrics::{Metrics, ReasonLabel, StatusLabel},
     names::{ActorName, dependency},
     position::Timestamp,
-    produce::{Delivery, Ingress, NotTaken, Publish, Ticket},
-    queue::kafka,
 };
 
 /// What the workers share. Limits are read from the live configuration once a request.

@@ -16,8 +16,8 @@ use super::{
 use crate::{
     config::{ByteSize, EventConfig, HttpConfig},
     event::{self, Code, EventFields, MAX_DEPTH},
+    log::{Key, Span},
     position::Timestamp,
-    produce::{Key, Span},
 };
 
 /// A body's events as the grammar finds them.

@@ -19,8 +19,8 @@ use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD};
 
 use crate::{
     event,
+    log::record::{Headers, ID_HEADER, Record},
     position::Timestamp,
-    queue::record::{Headers, ID_HEADER, Record},
 };
 
 /// Writes lines; keeps what consecutive records share.
@@ -185,7 +185,7 @@ pub fn decode_raw(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{position::Offset, queue::record::RecordBuffer};
+    use crate::{log::record::RecordBuffer, position::Offset};
 
     fn line_of(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> String {
         let mut buffer = RecordBuffer::default();

@@ -22,8 +22,8 @@ use super::{
 use crate::{
     config::OnGap,
     consume::{Begin, Confirm, Halt, Reassign},
+    log::{Assignment, Epoch},
     position::{Offset, Partition, TopicIdentity},
-    queue::{Assignment, Epoch},
 };
 
 /// What is to be done next, in this order.

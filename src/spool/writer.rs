@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     config::LiveConfig,
+    log::{Batch, Epoch},
     position::{Offset, Partition, TopicIdentity, TopicName},
-    queue::{Batch, Epoch},
     supervise,
 };
 

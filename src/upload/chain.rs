@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{position::Offset, queue::Epoch, spool::segment::SealedSegment};
+use crate::{log::Epoch, position::Offset, spool::segment::SealedSegment};
 
 /// What a create-only PUT of a segment found.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use std::future::Future;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    log::Assignment,
     position::{Offset, Partition, TopicIdentity},
-    queue::Assignment,
 };
 
 /// How far a partition's chain is known to reach. It may be old, but is never beyond a real end.

@@ -21,10 +21,10 @@ use crate::{
     backoff::Backoff,
     config::{Config, LiveConfig},
     health::{ActorState, Health},
+    log::Assignment,
     metrics::Metrics,
     names::{ActorName, dependency},
     position::{Offset, Partition},
-    queue::Assignment,
     spool::{News, segment::SealedSegment},
 };
 

@@ -14,16 +14,16 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, unbounded};
 use ingestd::{
     config::Config,
-    dlq::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, Source},
     health::Health,
+    log::{
+        Appender, Assignment, Batch, ByteBudget, Delivery, Epoch, Key, NewRecord, Publish, SourceCommand, SourceEvent,
+        SourceHandle, Span, Ticket,
+        dead_letters::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, Source},
+        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, TopicWatches},
+    },
     metrics::Metrics,
     names::SinkName,
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    produce::{Delivery, Key, NewRecord, Publish, Span, Ticket},
-    queue::{
-        Appender, Assignment, Batch, ByteBudget, Epoch, SourceCommand, SourceEvent, SourceHandle,
-        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, TopicWatches},
-    },
 };
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use rdkafka::{

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ingestd::{
     aggregate::{Coverage, PartitionFold},
     consume::assignments::Assignments,
+    log::{Assignment, Epoch},
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    queue::{Assignment, Epoch},
     store::{BucketDelta, BucketKey, Fence},
 };
 

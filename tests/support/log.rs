@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use chrono::{DateTime, Utc};
-use ingestd::queue::record::RecordBuffer;
+use ingestd::log::record::RecordBuffer;
 use mongodb::bson::Document;
 use rusqlite::{Connection, OpenFlags};
 

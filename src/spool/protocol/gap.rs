@@ -12,8 +12,8 @@ use super::{Effect, Phase, Protocol};
 use crate::{
     config::OnGap,
     consume::{Halt, Reassign},
+    log::Epoch,
     position::{Offset, Partition},
-    queue::Epoch,
 };
 
 /// What the operator has said of a hole: records below the offset may be missing; or why the word cannot be read.

@@ -8,8 +8,8 @@ use std::{
 };
 
 use ingestd::{
+    log::Assignment,
     position::{Offset, Partition, TopicIdentity},
-    queue::Assignment,
     upload::{
         chain::Put,
         opening::{Head, HeadError, Heads},

@@ -11,8 +11,8 @@ use std::{
 use ingestd::{
     config::OnGap,
     consume::{Begin, Confirm, Halt, Reassign, assignments::Assignments},
+    log::{Assignment, Epoch},
     position::{Offset, Timestamp, TopicIdentity},
-    queue::{Assignment, Epoch},
     spool::{
         protocol::{Effect, Protocol, Rules, Taken},
         segment::{SealedSegment, SegmentHeader, VERSION},

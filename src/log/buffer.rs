@@ -1,0 +1,267 @@
+//! The buffer (`queue.on_unavailable = "buffer"`): while Kafka is away, events are made durable in `buffer.db`, a log
+//! like the embedded one, and a forwarder carries them into Kafka when it is back.
+//!
+//! **Invariants.**
+//! - A 2xx is sent after the fsync that holds the event, or after Kafka's acknowledgement; never in between.
+//! - Of two events of one key, the one that was accepted first stands first in the topic: [`switch`] has the rule.
+//! - Each event of the buffer stands in the topic exactly once: the transaction that carries records commits the
+//!   position behind them with them, to the consumer group `<group>-buffer-<identity>` (partition 0 of the topic; the
+//!   offset is one of the buffer's). Whoever begins, first ends what an earlier life left open (`init_transactions`),
+//!   then asks that group, and goes on there.
+//! - The transactional id and the group are named after the buffer's identity, which is made with the file. So a buffer
+//!   that was begun anew has no position of the old one, and two processes with copies of one buffer fence each
+//!   other, on whatever machines they run.
+//! - Kafka forgets positions of groups that are idle (`offsets.retention.minutes`, 7 days), and with a topic that is
+//!   deleted. Therefore a mark with the range of each transaction is fsynced here before its commit, and is over when
+//!   the cursor here has passed it. A mark that is not over, where Kafka has no position, is doubt: it is reported with
+//!   its range, and the range is sent again, because nothing that was accepted may be lost.
+//! - A position in Kafka beyond every mark says that the file is an older copy of itself, and stops the process: records
+//!   appended after the copy was made would be taken for forwarded ones.
+//! - A buffer belongs to one topic and group: under other names, it is refused until it is empty.
+//!
+//! `queue.embedded.quota` bounds the buffer; forwarded records are trimmed at once.
+
+mod appender;
+mod forwarder;
+mod position;
+pub mod switch;
+mod transaction;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+
+use self::{
+    forwarder::Forwarder,
+    position::Position,
+    switch::{Rule, Switch},
+};
+use crate::{
+    config::{Config, LiveConfig},
+    health::{Closed, Health},
+    log::{
+        Appender,
+        embedded::{EmbeddedLog, Purpose, schema},
+        kafka::KafkaAppender,
+    },
+    metrics::Metrics,
+    names::{ActorName, dependency},
+    position::Offset,
+    supervise::{self, Escalation, Escalations},
+};
+
+const FILE: &str = "buffer.db";
+/// The buffer's only reader.
+const READER: &str = "forwarder";
+/// Rows of `meta`.
+const DESTINATION: &str = "destination";
+const DOUBT: &str = "doubt";
+/// For the last cursor at the stop.
+const SETTLING: Duration = Duration::from_secs(2);
+
+/// An open buffer.
+pub struct Buffer {
+    log: EmbeddedLog,
+    switch: Arc<Switch>,
+    config: LiveConfig,
+    health: Health,
+    metrics: Arc<Metrics>,
+    /// Its topic was found to be right by an earlier life.
+    established: bool,
+    /// The topics were found to be right in this life, so that the forwarder may send.
+    prepared: AtomicBool,
+    stopping: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Buffer {
+    /// Opens or creates `buffer.db` in `data_dir`, and starts its threads. Nothing is forwarded before
+    /// [`Self::prepared`].
+    ///
+    /// # Errors
+    /// When the file cannot be used, or holds events for another topic or group.
+    pub fn open(
+        data_dir: &Path,
+        config: LiveConfig,
+        health: Health,
+        metrics: Arc<Metrics>,
+        escalations: Escalations,
+    ) -> anyhow::Result<Arc<Self>> {
+        let switch = Arc::new(Switch::new(Rule::new(Offset(0), Offset(0)), metrics.buffer_records.clone()));
+        let answered = switch.clone();
+        let purpose = Purpose {
+            file: FILE,
+            dependency: dependency::BUFFER,
+            readers: vec![READER],
+            // They count as produced when Kafka has them.
+            counts: Counter::default(),
+            retains: false,
+            full: "Kafka is away, and the buffer",
+            room_when: "when Kafka takes its events",
+            on_answered: Some(Box::new(move |requests, end| answered.update(|rule| rule.answered(requests, end)))),
+        };
+        let log = EmbeddedLog::open_for(purpose, data_dir, config.clone(), health.clone(), escalations.clone())?;
+        let database = log.open_reader()?;
+        let position = Position::read(&database)?;
+        switch.update(|rule| *rule = Rule::new(log.end(), position.at));
+        let (destination, known) = (destination(&config.load()), schema::meta(&database, DESTINATION)?);
+        let waiting = switch.rule().waiting();
+        if let Some(known) = known.as_ref().filter(|known| **known != destination && waiting > 0) {
+            // Nothing was written that is not known to be durable.
+            let _ = log.close();
+            bail!(
+                "{} holds {waiting} events for {known}, and this is {destination}: start once with those names until \
+                 ingestd_buffer_records is 0, or move the file away",
+                log.path().display()
+            );
+        }
+        let buffer = Arc::new(Self {
+            log,
+            switch,
+            config,
+            health,
+            metrics,
+            established: known == Some(destination),
+            prepared: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        });
+        if waiting > 0 {
+            tracing::info!(events = waiting, "events of an earlier start wait in the buffer");
+        }
+        let forwarder = Forwarder::new(buffer.clone(), database, position, escalations.clone());
+        let thread = std::thread::Builder::new()
+            .name("forwarder".to_owned())
+            .spawn(move || {
+                let died = |_: &Forwarder, reason| {
+                    // The receiver is gone only when the process ends already.
+                    let _ = escalations.send(Escalation::Failed { actor: ActorName::Producer, reason });
+                };
+                supervise::watched(forwarder, Forwarder::run, died);
+            })
+            .context("cannot start the forwarder's thread")?;
+        *buffer.thread.lock() = Some(thread);
+        Ok(buffer)
+    }
+
+    /// Whether events can be taken before Kafka was asked for the topic: an earlier life found it right.
+    pub fn is_established(&self) -> bool {
+        self.established
+    }
+
+    /// The topics are there and right: from now on the forwarder sends.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn prepared(&self) -> anyhow::Result<()> {
+        self.log.write_meta(DESTINATION, destination(&self.config.load()))?;
+        self.prepared.store(true, Ordering::Release);
+        self.switch.wake();
+        Ok(())
+    }
+
+    /// The write side: in front of Kafka's.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the settings.
+    pub fn appender(&self) -> anyhow::Result<Box<dyn Appender>> {
+        let (health, metrics) = (self.health.clone(), self.metrics.clone());
+        let kafka = KafkaAppender::behind(Some(self.switch.clone()), &self.config.load(), health, metrics)?;
+        Ok(Box::new(appender::BufferingAppender::new(self.switch.clone(), kafka, self.log.appender())))
+    }
+
+    /// Ends the threads; a transaction under way is committed or given up within seconds. Blocks.
+    pub fn close(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.switch.wake();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the forwarder's thread had panicked");
+        }
+        let (forwarded, waiting) = {
+            let rule = self.switch.rule();
+            (rule.forwarded(), rule.waiting())
+        };
+        self.log.settle_cursor(READER, forwarded, SETTLING);
+        if let Err(error) = self.log.close() {
+            tracing::warn!(error, "how far the buffer was forwarded is not noted here; Kafka knows it, too");
+        }
+        if waiting > 0 {
+            tracing::info!("{waiting} events wait in the buffer for the next start");
+        }
+    }
+
+    /// The transactional id of the forwarder, and the group that holds its position.
+    fn id(&self) -> String {
+        format!("{}-buffer-{}", self.config.load().queue.kafka.group, self.log.identity())
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Says in readiness what waits, and closes the door while there is no room for more.
+    fn report(&self) {
+        let (waiting, kafka_up) = {
+            let rule = self.switch.rule();
+            (rule.waiting(), rule.kafka_up())
+        };
+        let words = || {
+            let why = if kafka_up { "are being forwarded to Kafka" } else { "wait in buffer.db until Kafka is back" };
+            format!("{waiting} events {why}; new ones are put behind them")
+        };
+        self.health.remark(dependency::BUFFER, (waiting > 0).then(words));
+        let quota = self.config.load().queue.embedded.quota;
+        if self.log.stored() >= quota.0 && (waiting > 0 || !kafka_up) {
+            let why = format!("{waiting} events wait in the buffer, which has reached queue.embedded.quota ({quota})");
+            self.health.close(Closed::QueueUnavailable, why);
+        } else {
+            self.health.open(Closed::QueueUnavailable);
+        }
+    }
+}
+
+/// Where a buffer's events go.
+fn destination(config: &Config) -> String {
+    format!("queue.topic = {:?}, queue.kafka.group = {:?}", config.queue.topic, config.queue.kafka.group)
+}
+
+/// Refuses to leave events behind: without `queue.on_unavailable = "buffer"` nobody forwards them.
+///
+/// # Errors
+/// When `buffer.db` holds some, or cannot be read.
+pub fn refuse_left_over(data_dir: &Path) -> anyhow::Result<()> {
+    let path = data_dir.join(FILE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let look = || -> anyhow::Result<u64> {
+        let database = schema::open_reader(&path)?;
+        Ok(schema::next_offset(&database)?.since(Position::read(&database)?.at))
+    };
+    let waiting = look().with_context(|| format!("cannot read {}", path.display()))?;
+    if waiting > 0 {
+        bail!(
+            "{} holds {waiting} accepted events that Kafka may not have: start an ingesting process on this data.dir \
+             with queue.kind = \"kafka\" and queue.on_unavailable = \"buffer\" until ingestd_buffer_records is 0, or \
+             move the file away",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

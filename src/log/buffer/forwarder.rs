@@ -1,0 +1,334 @@
+//! The forwarder: a thread that carries the buffer's records into Kafka, in their order, one transaction after another.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+use rusqlite::Connection;
+
+use super::{
+    Buffer, DOUBT, READER,
+    position::{Position, Resume},
+    transaction::{Failure, Outgoing, Transactions},
+};
+use crate::{
+    backoff::Backoff,
+    config::Config,
+    log::{
+        buffer::switch::Rule,
+        dead_letters::DeadLetter,
+        embedded,
+        kafka::settings::TRANSACTION_TIMEOUT,
+        record::{Record, RecordBuffer},
+    },
+    names::dependency,
+    position::{Offset, Partition, Timestamp},
+    supervise::{Escalation, Escalations, Fences},
+};
+
+/// How often it says how it does, and looks whether it has to stop.
+const TICK: Duration = Duration::from_millis(200);
+/// What one transaction carries: some hundredths of a second's work, so that readers, who see nothing of an open
+/// transaction and nothing behind it, are not held up.
+const MAX_RECORDS: usize = 2000;
+const MAX_BYTES: usize = 2 * 1024 * 1024;
+/// How long new requests are held for the transaction behind which nothing waits, and how long they are not after that:
+/// they wait in the producer's mailbox, and are answered within a second.
+const HOLD: Duration = Duration::from_millis(500);
+const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
+/// After a failure.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+
+pub(super) struct Forwarder {
+    buffer: Arc<Buffer>,
+    /// The keys that it reads need a restart.
+    config: Arc<Config>,
+    database: Connection,
+    position: Position,
+    /// Only while there is something to forward: a connection to each broker is not kept for days of nothing.
+    transactions: Option<Transactions>,
+    /// Events that the brokers refuse, and why; their dead letters go in their place.
+    refused: BTreeMap<Offset, Refusal>,
+    /// Records of the next transaction, at most: fewer while it has to be found out which one is refused.
+    limit: usize,
+    /// Not before then are new requests held again.
+    next_hold: Instant,
+    fences: Fences,
+    escalations: Escalations,
+    reported: Cell<Option<Instant>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Refusal {
+    code: Code,
+    /// The topic of the dead letters takes it as it is.
+    whole: bool,
+}
+
+/// What ends the forwarder's work, though not its thread.
+enum End {
+    Stopped,
+    /// It must not go on; the process is on its way to stop.
+    Escalated,
+}
+
+impl Forwarder {
+    pub(super) fn new(buffer: Arc<Buffer>, database: Connection, position: Position, escalations: Escalations) -> Self {
+        Self {
+            config: buffer.config.load_full(),
+            buffer,
+            database,
+            position,
+            transactions: None,
+            refused: BTreeMap::new(),
+            limit: MAX_RECORDS,
+            next_hold: Instant::now(),
+            fences: Fences::default(),
+            escalations,
+            reported: Cell::new(None),
+        }
+    }
+
+    pub(super) fn run(&mut self) {
+        if matches!(self.forward(), End::Escalated) {
+            // Readiness stays true to the end of the stop.
+            while self.tick() {
+                std::thread::sleep(TICK);
+            }
+        }
+    }
+
+    fn forward(&mut self) -> End {
+        let mut failures = 0;
+        while self.tick() {
+            if !self.buffer.prepared.load(std::sync::atomic::Ordering::Acquire) {
+                std::thread::sleep(TICK);
+                continue;
+            }
+            if !self.buffer.switch.wait(TICK) {
+                self.transactions = None;
+                continue;
+            }
+            let began = Instant::now();
+            let reason = match self.step() {
+                Ok(()) => {
+                    failures = 0;
+                    self.buffer.health.dependency(dependency::FORWARDER, Ok(()));
+                    continue;
+                }
+                Err(Failure::Stopped) => return End::Stopped,
+                Err(Failure::Fenced(reason)) => {
+                    // A transaction whose time was over is fenced by its coordinator, not by another process.
+                    let by_time = began.elapsed() >= TRANSACTION_TIMEOUT / 2;
+                    if !by_time && self.fences.are_another_process(Instant::now()) {
+                        let reason = format!(
+                            "another process forwards a copy of {}: {reason}",
+                            self.buffer.log.path().display()
+                        );
+                        // The receiver is gone only when the process ends already.
+                        let _ = self.escalations.send(Escalation::Fenced { reason });
+                        return End::Escalated;
+                    }
+                    format!("its transactional id was taken: {reason}")
+                }
+                Err(Failure::Ended) => return End::Escalated,
+                Err(Failure::Passing(reason)) => reason,
+                // Heeded by the step.
+                Err(Failure::Refused(_) | Failure::Unclear) => continue,
+            };
+            self.transactions = None;
+            self.buffer.switch.update(Rule::release);
+            tracing::debug!(reason, "forwarding failed, trying again");
+            self.buffer
+                .health
+                .dependency(dependency::FORWARDER, Err(format!("cannot forward the buffer to Kafka: {reason}")));
+            failures += 1;
+            let until = Instant::now() + BACKOFF.pause(failures);
+            while Instant::now() < until && self.tick() {
+                std::thread::sleep(TICK.min(until.saturating_duration_since(Instant::now())));
+            }
+        }
+        End::Stopped
+    }
+
+    /// Reports when it is time to; whether to go on.
+    fn tick(&self) -> bool {
+        if self.reported.get().is_none_or(|at| at.elapsed() >= TICK) {
+            self.reported.set(Some(Instant::now()));
+            self.buffer.report();
+        }
+        !self.buffer.is_stopping()
+    }
+
+    /// One transaction.
+    fn step(&mut self) -> Result<(), Failure> {
+        let transactions = match self.transactions.take() {
+            Some(transactions) => transactions,
+            None => self.begin()?,
+        };
+        self.hold();
+        let Some((records, to)) = self.read()? else {
+            self.transactions = Some(transactions);
+            return Ok(());
+        };
+        let from = self.position.at;
+        let batch: Vec<Record<'_>> =
+            records.iter().filter(|record| from <= record.offset && record.offset < to).collect();
+        let outgoing: Vec<Outgoing<'_>> = batch.iter().map(|record| self.outgoing(*record)).collect();
+        let mark = Position::mark(from, to);
+        self.buffer.log.write_meta(DOUBT, mark).map_err(|error| Failure::Passing(format!("{error:#}")))?;
+        self.position.doubt = Some(to);
+        match transactions.commit(&outgoing, to, &|| self.tick()) {
+            Ok(()) => {
+                let letters = outgoing.iter().filter(|outgoing| matches!(outgoing, Outgoing::Letter { .. })).count();
+                self.committed(to, batch.len() - letters, letters);
+                self.limit = (self.limit * 2).min(MAX_RECORDS);
+            }
+            Err(Failure::Refused(refused)) => {
+                self.position.doubt = None;
+                for (index, code) in refused {
+                    self.refuse(&batch[index], code)?;
+                }
+            }
+            Err(Failure::Unclear) => {
+                self.position.doubt = None;
+                self.limit = (batch.len() / 2).max(1);
+            }
+            Err(failure) => return Err(failure),
+        }
+        self.transactions = Some(transactions);
+        Ok(())
+    }
+
+    /// Has new requests held where the next transaction may be the last.
+    fn hold(&mut self) {
+        let fits = self.buffer.switch.rule().waiting() <= self.limit as u64;
+        if fits && Instant::now() >= self.next_hold {
+            self.buffer.switch.hold(HOLD);
+            self.next_hold = Instant::now() + HOLD + BETWEEN_HOLDS;
+        }
+    }
+
+    /// Takes the transactional id, and finds out where to go on.
+    fn begin(&mut self) -> Result<Transactions, Failure> {
+        let id = self.buffer.id();
+        let transactions = Transactions::open(&self.config, &id, &|| self.tick())?;
+        let (at, path) = (self.position.at, self.buffer.log.path().display());
+        let refused = match self.position.compare(transactions.committed()?) {
+            Resume::GoesOn(position) => {
+                self.move_to(position);
+                return Ok(transactions);
+            }
+            Resume::Forgotten { to } => {
+                tracing::error!(
+                    from = %at, %to, group = id,
+                    "Kafka has forgotten how far the buffer was forwarded (offsets.retention.minutes, or the topic was \
+                     deleted): its events in this range may be in the topic already, and are sent again"
+                );
+                return Ok(transactions);
+            }
+            Resume::New => {
+                // From here on a position that is missing is one that was forgotten.
+                transactions.commit(&[], at, &|| self.tick())?;
+                return Ok(transactions);
+            }
+            Resume::OlderCopy { position, known } => format!(
+                "{path} is an older copy of itself: Kafka has its events up to {position} (group {id}), and the file \
+                 knows of none beyond {known}; move it away (its events before {position} are in Kafka, those that \
+                 were accepted since the copy was put here are not)"
+            ),
+            Resume::OtherCopy { position, to } => format!(
+                "another process forwards a copy of {path}: Kafka has events up to {position} (group {id}), while this \
+                 file was forwarded up to {at} or {to}; end one of the two, and give it a data.dir of its own (the \
+                 events of this file from {at} on that only it accepted are not in Kafka)"
+            ),
+        };
+        // The receiver is gone only when the process ends already.
+        let _ = self.escalations.send(Escalation::Refused { reason: refused });
+        Err(Failure::Ended)
+    }
+
+    /// The records of the next transaction, among others, and the position behind it.
+    fn read(&self) -> Result<Option<(RecordBuffer, Offset)>, Failure> {
+        let from = self.position.at;
+        if from >= self.buffer.log.end() {
+            return Ok(None);
+        }
+        let path = self.buffer.log.path();
+        let read = embedded::read(&self.database, path, from, self.limit, MAX_BYTES, Vec::new())
+            .map_err(|error| Failure::Passing(format!("{error:#}")))?;
+        let Some((records, end)) = read else {
+            return Err(Failure::Passing(format!("{} does not hold its events from {from} on", path.display())));
+        };
+        // Chunks are whole, and the first may begin before and be longer.
+        let to = Offset(from.0 + self.limit as u64).min(end);
+        Ok(Some((records, to)))
+    }
+
+    fn outgoing<'r>(&self, record: Record<'r>) -> Outgoing<'r> {
+        let Some(refusal) = self.refused.get(&record.offset) else { return Outgoing::Event(record) };
+        let (reason, why) = match refusal.code {
+            Code::MessageSizeTooLarge => ("too_large", "the topic's max.message.bytes"),
+            _ => ("refused_by_broker", "such as the topic's message.timestamp.before.max.ms"),
+        };
+        let owned = |bytes: &[u8]| bytes.to_vec();
+        let letter = DeadLetter {
+            // It has no position in the topic, and must not be taken for the record that has it.
+            topic: format!("{}.buffer-{}", self.config.queue.topic, self.buffer.log.identity()),
+            generation: self.config.queue.generation,
+            partition: Partition(0),
+            offset: record.offset,
+            received: record.received,
+            reason: reason.to_owned(),
+            message: format!(
+                "received at {} and forwarded from the buffer, it is refused by the broker: {} ({why})",
+                record.received.to_rfc3339(),
+                refusal.code
+            ),
+            time: Timestamp::now(),
+            key: record.key.map(owned),
+            value: record.value.map(owned),
+            headers: record.headers.iter().map(|(name, value)| (name.to_owned(), value.map(owned))).collect(),
+        };
+        Outgoing::Letter { letter: Box::new(letter), whole: refusal.whole }
+    }
+
+    /// Notes that the brokers do not take a record for this reason; its letter, when that is what they refused.
+    fn refuse(&mut self, record: &Record<'_>, code: Code) -> Result<(), Failure> {
+        match self.refused.get_mut(&record.offset) {
+            None => {
+                self.refused.insert(record.offset, Refusal { code, whole: true });
+            }
+            Some(refusal) if refusal.whole && code == Code::MessageSizeTooLarge => refusal.whole = false,
+            Some(_) => {
+                return Err(Failure::Passing(format!(
+                    "the topic of the dead letters refuses the one of the buffer's event {}: {code}",
+                    record.offset
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, to: Offset, events: usize, letters: usize) {
+        let metrics = &self.buffer.metrics;
+        metrics.events_forwarded.inc_by(events as u64);
+        metrics.events_produced.inc_by(events as u64);
+        if letters > 0 {
+            metrics.events_dead_lettered.inc_by(letters as u64);
+            tracing::warn!(letters, "events of the buffer that Kafka refuses were written as dead letters");
+        }
+        self.move_to(to);
+    }
+
+    fn move_to(&mut self, at: Offset) {
+        self.position = Position { at, doubt: None };
+        self.refused = self.refused.split_off(&at);
+        self.buffer.log.move_cursor(READER, at);
+        self.buffer.switch.update(|rule: &mut Rule| rule.committed(at));
+    }
+}

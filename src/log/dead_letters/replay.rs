@@ -1,0 +1,150 @@
+//! What a replayed letter has to pass: the ingestor's check, with the configuration of now.
+
+use uuid::Uuid;
+
+use super::{DeadLetter, REPLAYED_HEADER, Refused};
+use crate::{
+    config::{ByteSize, Config},
+    event::{self, EventFields},
+    log::record::ID_HEADER,
+    position::Timestamp,
+};
+
+/// What a letter's value has to satisfy.
+pub struct ReplayCheck {
+    fields: EventFields,
+    max_event: ByteSize,
+}
+
+/// A letter's record, as it is to be appended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// The letter's.
+    pub id: String,
+    /// Now: the log's records are in the order of their receipt, and its retention goes by that.
+    pub received: Timestamp,
+    pub key: Option<Vec<u8>>,
+    pub value: Vec<u8>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Admitted {
+    /// About the memory that it takes.
+    pub fn size(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len));
+        self.value.len() + self.key.as_ref().map_or(0, Vec::len) + headers.sum::<usize>()
+    }
+}
+
+impl ReplayCheck {
+    pub fn of(config: &Config) -> Self {
+        Self { fields: EventFields::from(&config.event), max_event: config.http.max_event }
+    }
+
+    /// The record of `letter`, with `correction` in the place of its value. `omitted` is the size of a value that was
+    /// not kept.
+    ///
+    /// # Errors
+    /// It is no valid event, with the ingestor's code and message.
+    pub fn admit(
+        &self,
+        letter: &DeadLetter,
+        omitted: Option<u64>,
+        correction: Option<&[u8]>,
+    ) -> Result<Admitted, Refused> {
+        let id = letter.id();
+        let value = match (correction, omitted) {
+            (Some(correction), _) => correction.to_vec(),
+            (None, Some(size)) => {
+                let message = format!(
+                    "its value of {size} bytes was too large to be kept with it: take it from the archive, and replay \
+                     it with --value FILE"
+                );
+                return Err(Refused { id, reason: "value_omitted".to_owned(), message });
+            }
+            (None, None) => letter.value.clone().unwrap_or_default(),
+        };
+        let (key, has_id) = match event::admit(&value, self.max_event, &self.fields) {
+            Ok(event) => (event.key.map(|key| key.as_bytes().to_vec()), event.id.is_some()),
+            Err(invalid) => {
+                return Err(Refused { id, reason: invalid.code.as_str().to_owned(), message: invalid.message });
+            }
+        };
+        // Of a letter that was a replay already, the latest id is told; that letter knows the one before.
+        let mut headers: Vec<_> = letter.headers.iter().filter(|(name, _)| name != REPLAYED_HEADER).cloned().collect();
+        if !has_id && !headers.iter().any(|(name, _)| name == ID_HEADER) {
+            headers.push((ID_HEADER.to_owned(), Some(Uuid::now_v7().to_string().into_bytes())));
+        }
+        headers.push((REPLAYED_HEADER.to_owned(), Some(id.clone().into_bytes())));
+        Ok(Admitted { id, received: Timestamp::now(), key, value, headers })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::{Offset, Partition};
+
+    fn letter(value: &[u8], headers: &[(&str, &str)]) -> DeadLetter {
+        DeadLetter {
+            topic: "events".to_owned(),
+            generation: 0,
+            partition: Partition(0),
+            offset: Offset(7),
+            received: Timestamp(1000),
+            reason: "missing_type".to_owned(),
+            message: "no type".to_owned(),
+            time: Timestamp(2000),
+            key: None,
+            value: Some(value.to_vec()),
+            headers: headers.iter().map(|(n, v)| ((*n).to_owned(), Some(v.as_bytes().to_vec()))).collect(),
+        }
+    }
+
+    fn check() -> ReplayCheck {
+        let mut config = Config::default();
+        config.event.type_field = "kind".to_owned();
+        config.http.max_event = ByteSize(60);
+        ReplayCheck::of(&config)
+    }
+
+    fn header<'a>(admitted: &'a Admitted, wanted: &str) -> Vec<&'a [u8]> {
+        let of_name = admitted.headers.iter().filter(|(name, _)| name == wanted);
+        of_name.map(|(_, value)| value.as_deref().unwrap_or_default()).collect()
+    }
+
+    #[test]
+    fn a_record_keeps_its_bytes_and_headers_and_says_which_letter_it_was() {
+        let value = br#"{"kind":"a", "client_id":"c"}"#;
+        let letter = letter(value, &[("id", "u"), ("x", "y"), (REPLAYED_HEADER, "events/0/1")]);
+        let admitted = check().admit(&letter, None, None).unwrap();
+        assert_eq!((admitted.value.as_slice(), admitted.key.as_deref()), (value.as_slice(), Some(b"c".as_slice())));
+        assert_eq!(header(&admitted, "id"), [b"u"]);
+        assert_eq!(header(&admitted, "x"), [b"y"]);
+        assert_eq!(header(&admitted, REPLAYED_HEADER), [b"events/0/7"]);
+    }
+
+    #[test]
+    fn an_event_without_any_id_gets_one_as_at_the_front_door() {
+        let admitted = check().admit(&letter(br#"{"kind":"a"}"#, &[]), None, None).unwrap();
+        assert_eq!(header(&admitted, "id")[0].len(), 36);
+        let own = check().admit(&letter(br#"{"kind":"a","event_id":"e"}"#, &[]), None, None).unwrap();
+        assert!(header(&own, "id").is_empty());
+    }
+
+    #[test]
+    fn what_is_no_event_by_the_present_configuration_is_refused_with_the_ingestors_code() {
+        let large = format!(r#"{{"kind":"{}"}}"#, "x".repeat(60));
+        for (value, reason) in [(r#"{"type":"a"}"#, "missing_type"), ("x", "invalid_json"), (&*large, "too_large")] {
+            let refused = check().admit(&letter(value.as_bytes(), &[]), None, None).unwrap_err();
+            assert_eq!((&*refused.id, &*refused.reason), ("events/0/7", reason));
+        }
+    }
+
+    #[test]
+    fn a_value_that_was_not_kept_is_asked_for() {
+        let refused = check().admit(&letter(b"", &[]), Some(99), None).unwrap_err();
+        assert!(refused.message.contains("99 bytes") && refused.message.contains("--value"), "{refused:?}");
+        assert!(check().admit(&letter(b"", &[]), Some(99), Some(br#"{"kind":"a"}"#)).is_ok());
+    }
+}

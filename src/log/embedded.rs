@@ -1,0 +1,350 @@
+//! The embedded log: one partition in an SQLite database, for running alone. The [`buffer`](super::buffer) in front of
+//! Kafka is one, too, in a file of its own (`Purpose`).
+//!
+//! **Format** (`log.db`, `user_version` 2). A row of `chunks` holds consecutive records of one group commit, encoded as
+//! [`record`](super::record) says, each with its own checksum: `base` (offset of the first), `count`, `received` (the
+//! latest of its records) and `records`. `cursors` holds each sink's position, `dead_letters` the dead letters, `meta`
+//! the log's identity and the end of what was trimmed.
+//!
+//! **Invariants.**
+//! - A ticket is answered `durable` only after the COMMIT that holds its events returned with `synchronous=FULL`, which
+//!   in WAL mode means: the WAL is fsynced.
+//! - Offsets never repeat, also after everything was trimmed: the next offset is the larger of `trimmed` and the end of
+//!   the last chunk, and trimming moves `trimmed` in the transaction that deletes.
+//! - Nothing at or beyond a cursor of a sink that is on is ever trimmed.
+//!
+//! **Group commit.** One thread writes. While it fsyncs, requests queue up; it takes all of them for its next commit, so
+//! the group grows with the load and an idle log commits at once.
+
+mod dead_letters;
+mod reader;
+pub(super) mod schema;
+mod writer;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use futures::future::BoxFuture;
+use parking_lot::{Condvar, Mutex};
+use prometheus_client::metrics::counter::Counter;
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+pub(super) use self::reader::read;
+
+use crate::{
+    config::LiveConfig,
+    health::Health,
+    log::{
+        Appender, ByteBudget, Full, Publish, SourceEvents, SourceHandle,
+        dead_letters::{DeadLetter, DeadLetterWriter, Source, replay::Admitted},
+    },
+    metrics::Metrics,
+    names::{ActorName, SinkName, dependency},
+    position::{Offset, TopicIdentity},
+    supervise::{self, Escalation, Escalations},
+};
+
+/// Requests that wait for the writer. A group commit takes them all; the producer's mailbox waits behind this.
+const WRITER_QUEUE: usize = 4096;
+
+pub use dead_letters::EmbeddedLetters;
+
+/// To the writer's thread.
+enum Write {
+    Append(Publish),
+    /// A reader's position. Not answered: losing the latest ones in a crash repeats work, which the readers recognise.
+    Cursor(&'static str, Offset),
+    /// A reader's last position at the stop; answered when it was tried to make it durable, which [`Write::Stop`] does
+    /// once more.
+    LastCursor(&'static str, Option<Offset>, Sender<()>),
+    DeadLetters(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>),
+    /// What an operator does with letters; answered for each, when durable, with whether it was open.
+    Letters(LetterChange, ChangeReply),
+    /// A row of `meta`; answered when durable.
+    Meta(&'static str, String, Sender<Result<(), String>>),
+    /// Answered when everything sent before it is durable or refused.
+    Flush(Sender<()>),
+    /// The last one; answered with whether the sinks' last positions are durable.
+    Stop(Sender<Result<(), String>>),
+}
+
+type ChangeReply = Sender<Result<Vec<bool>, String>>;
+
+enum LetterChange {
+    Replay(Vec<Admitted>),
+    Purge(Vec<String>),
+}
+
+/// Hears how many requests the writer has answered at once, and the end of what is durable. Must not block.
+pub(super) type OnAnswered = Box<dyn Fn(usize, Offset) + Send>;
+
+/// What a log is for: the queue itself, or a buffer in front of another one.
+pub(super) struct Purpose {
+    /// In `data.dir`.
+    pub file: &'static str,
+    /// As readiness names it.
+    pub dependency: &'static str,
+    /// Nothing at or beyond the cursor of one of these is trimmed.
+    pub readers: Vec<&'static str>,
+    /// Counts events when they are durable here.
+    pub counts: Counter,
+    /// `queue.embedded.retention` holds; otherwise records go as soon as all readers have them.
+    pub retains: bool,
+    /// As messages call it, which requests hear when it is full.
+    pub full: &'static str,
+    /// When there is room again.
+    pub room_when: &'static str,
+    pub on_answered: Option<OnAnswered>,
+}
+
+/// An open embedded log. Dropping it does not stop its thread: [`EmbeddedLog::close`] does.
+#[derive(Clone)]
+pub struct EmbeddedLog {
+    path: Arc<PathBuf>,
+    writer: Sender<Write>,
+    end: Arc<LogEnd>,
+    identity: TopicIdentity,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// The offset that the next record will get; readers wait for it to move.
+struct LogEnd {
+    end: AtomicU64,
+    /// Bytes of the records that the log holds: what the quota is compared with.
+    stored: AtomicU64,
+    moved: Condvar,
+    lock: Mutex<()>,
+}
+
+impl LogEnd {
+    fn get(&self) -> Offset {
+        Offset(self.end.load(Ordering::Acquire))
+    }
+
+    fn set(&self, end: Offset) {
+        self.end.store(end.0, Ordering::Release);
+        // Under the lock, so that no reader checks and then waits past this.
+        let _guard = self.lock.lock();
+        self.moved.notify_all();
+    }
+
+    /// Returns when the end is beyond `position`, or after `timeout`.
+    fn wait_beyond(&self, position: Offset, timeout: Duration) {
+        let _ = self.moved.wait_while_for(&mut self.lock.lock(), |()| self.get() <= position, timeout);
+    }
+}
+
+impl EmbeddedLog {
+    /// Opens or creates `log.db` in `data_dir` and starts its writer, whose panic ends the process: requests would hear
+    /// 503 for ever. `sinks` are those whose cursors hold records back.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or was written by a newer release.
+    pub fn open(
+        data_dir: &Path,
+        sinks: Vec<SinkName>,
+        config: LiveConfig,
+        health: Health,
+        metrics: Arc<Metrics>,
+        escalations: Escalations,
+    ) -> anyhow::Result<Self> {
+        let purpose = Purpose {
+            file: "log.db",
+            dependency: dependency::EMBEDDED_LOG,
+            readers: sinks.into_iter().map(SinkName::as_str).collect(),
+            counts: metrics.events_produced.clone(),
+            retains: true,
+            full: "the embedded log",
+            room_when: "when the sinks have caught up",
+            on_answered: None,
+        };
+        Self::open_for(purpose, data_dir, config, health, escalations)
+    }
+
+    /// The same for any purpose.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) fn open_for(
+        purpose: Purpose,
+        data_dir: &Path,
+        config: LiveConfig,
+        health: Health,
+        escalations: Escalations,
+    ) -> anyhow::Result<Self> {
+        let path = data_dir.join(purpose.file);
+        let database =
+            schema::open_writer(&path).with_context(|| format!("cannot open the embedded log {}", path.display()))?;
+        let identity = schema::identity(&database).with_context(|| format!("cannot read {}", path.display()))?;
+        let next = schema::next_offset(&database).with_context(|| format!("cannot read {}", path.display()))?;
+        let end = Arc::new(LogEnd {
+            end: AtomicU64::new(next.0),
+            stored: AtomicU64::new(0),
+            moved: Condvar::new(),
+            lock: Mutex::new(()),
+        });
+        let (sender, receiver): (Sender<Write>, Receiver<Write>) = bounded(WRITER_QUEUE);
+        let name = format!("{}-writer", purpose.file.trim_end_matches(".db"));
+        let writer = writer::Writer::new(database, next, end.clone(), purpose, config, health)?;
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || {
+                let died = |_: &writer::Writer, reason| {
+                    // The receiver is gone only when the process ends already.
+                    let _ = escalations.send(Escalation::Failed { actor: ActorName::Producer, reason });
+                };
+                supervise::watched(writer, |writer| writer.run(&receiver), died);
+            })
+            .context("cannot start the embedded log's thread")?;
+        let thread = Arc::new(Mutex::new(Some(thread)));
+        Ok(Self { path: Arc::new(path), writer: sender, end, identity, thread })
+    }
+
+    pub fn appender(&self) -> EmbeddedAppender {
+        EmbeddedAppender { writer: self.writer.clone() }
+    }
+
+    /// Starts the reading side of one sink on a thread of its own.
+    ///
+    /// # Errors
+    /// When the log cannot be opened for reading.
+    pub fn source(
+        &self,
+        sink: SinkName,
+        config: LiveConfig,
+        budget: ByteBudget,
+        events: SourceEvents,
+    ) -> anyhow::Result<SourceHandle> {
+        reader::spawn(self.clone(), sink, config, budget, events)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn identity(&self) -> &TopicIdentity {
+        &self.identity
+    }
+
+    /// The offset that the next record will get.
+    pub(super) fn end(&self) -> Offset {
+        self.end.get()
+    }
+
+    /// Bytes of the records that it holds.
+    pub(super) fn stored(&self) -> u64 {
+        self.end.stored.load(Ordering::Acquire)
+    }
+
+    /// Moves a reader's cursor; it becomes durable within seconds. Blocks for the writer's queue only.
+    pub(super) fn move_cursor(&self, reader: &'static str, position: Offset) {
+        // An error says that the log is closed.
+        let _ = self.writer.send(Write::Cursor(reader, position));
+    }
+
+    /// Moves a reader's cursor and waits until it is durable, at most `timeout`.
+    pub(super) fn settle_cursor(&self, reader: &'static str, position: Offset, timeout: Duration) {
+        let (done, written) = bounded(1);
+        if self.writer.send_timeout(Write::LastCursor(reader, Some(position), done), timeout).is_ok() {
+            // An error says that the writer has ended, or that it takes too long: the position is found again.
+            let _ = written.recv_timeout(timeout);
+        }
+    }
+
+    /// Writes a row of `meta` and waits until it is durable. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn write_meta(&self, name: &'static str, value: String) -> anyhow::Result<()> {
+        let (done, written) = bounded(1);
+        let ended = || anyhow::anyhow!("the thread that writes {} has ended", self.path.display());
+        self.writer.send(Write::Meta(name, value, done)).map_err(|_| ended())?;
+        written.recv().map_err(|_| ended())?.map_err(anyhow::Error::msg)
+    }
+
+    /// Opens it for [`read`].
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn open_reader(&self) -> anyhow::Result<Connection> {
+        schema::open_reader(&self.path)
+    }
+
+    /// Ends the writer after what was sent to it, and joins its thread. Blocks.
+    ///
+    /// # Errors
+    /// Why the sinks' last positions are not durable: what is behind the ones before is read again.
+    pub fn close(&self) -> Result<(), String> {
+        let (done, outcome) = bounded(1);
+        // An error says that the thread has ended already, here and below.
+        let _ = self.writer.send(Write::Stop(done));
+        let outcome = outcome.recv().unwrap_or_else(|_| Err("the embedded log's thread had ended before".to_owned()));
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the embedded log's thread had panicked");
+        }
+        outcome
+    }
+}
+
+impl DeadLetterWriter for EmbeddedLog {
+    fn write(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<()>> {
+        let (reply, written) = oneshot::channel();
+        let sent = self.writer.try_send(Write::DeadLetters(letters, reply));
+        Box::pin(async move {
+            sent.map_err(|_| anyhow::anyhow!("the embedded log's queue is full or its thread has ended"))?;
+            written.await.context("the embedded log's thread has ended")?
+        })
+    }
+
+    fn known(&self, source: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
+        let path = self.path.clone();
+        // SQLite blocks.
+        let known =
+            tokio::task::spawn_blocking(move || dead_letters::known(&schema::open_reader(&path)?, &source, from));
+        Box::pin(async move { known.await.context("the letters could not be read")? })
+    }
+}
+
+/// The write side, for the producer.
+pub struct EmbeddedAppender {
+    writer: Sender<Write>,
+}
+
+impl Appender for EmbeddedAppender {
+    fn append(&self, publish: Publish, from: usize) -> Result<(), Full> {
+        match self.writer.try_send(Write::Append(publish)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(Write::Append(publish))) => Err(Full { publish, next: from }),
+            Err(TrySendError::Disconnected(Write::Append(publish))) => {
+                publish.ticket.refused(publish.events.len() - from, "the embedded log has ended");
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn flush(&self, timeout: Duration) -> Result<(), usize> {
+        let (done, flushed) = bounded(1);
+        let waiting = self.writer.len();
+        let deadline = std::time::Instant::now() + timeout;
+        self.writer.send_timeout(Write::Flush(done), timeout).map_err(|_| waiting)?;
+        flushed.recv_deadline(deadline).map_err(|_| waiting.max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,284 @@
+//! The reading side of the embedded log for one sink: a thread that waits for the log's end to move.
+
+use std::{
+    io::Read as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use rusqlite::{Connection, blob::Blob};
+
+use super::{EmbeddedLog, Write, schema};
+use crate::{
+    config::LiveConfig,
+    log::{
+        Assignment, Batch, ByteBudget, Epoch, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
+        record::RecordBuffer,
+    },
+    names::SinkName,
+    position::{Offset, Partition},
+    supervise,
+};
+
+/// The embedded log's only partition.
+const PARTITION: Partition = Partition(0);
+/// How soon a command is heard while the log is idle.
+const IDLE: Duration = Duration::from_millis(50);
+/// How soon to look again for room in the byte budget: a few batches' worth of a sink's work.
+const NO_ROOM: Duration = Duration::from_millis(2);
+/// How often the consumer hears of the log's end.
+const TELL_END: Duration = Duration::from_millis(200);
+/// The pause after a failed read.
+const RETRY: Duration = Duration::from_secs(1);
+
+struct Reader {
+    log: EmbeddedLog,
+    sink: SinkName,
+    database: Connection,
+    config: LiveConfig,
+    budget: ByteBudget,
+    events: SourceEvents,
+    commands: Receiver<SourceCommand>,
+    /// `None` while the partition is held.
+    delivering: Option<(Epoch, Offset)>,
+    paused: bool,
+    failing: bool,
+    /// Bytes of the last batch: the next one is probably as long, and does not have to be moved while it grows.
+    usual: usize,
+    /// The log's end as the consumer knows it.
+    told_end: Offset,
+    told_at: Instant,
+}
+
+pub(super) fn spawn(
+    log: EmbeddedLog,
+    sink: SinkName,
+    config: LiveConfig,
+    budget: ByteBudget,
+    events: SourceEvents,
+) -> anyhow::Result<SourceHandle> {
+    let (commands, receiver): (Sender<SourceCommand>, _) = unbounded();
+    let database = schema::open_reader(&log.path)?;
+    let reader = Reader {
+        log,
+        sink,
+        database,
+        config,
+        budget,
+        events,
+        commands: receiver,
+        delivering: None,
+        paused: false,
+        failing: false,
+        usual: 0,
+        told_end: Offset(0),
+        told_at: Instant::now(),
+    };
+    let thread = std::thread::Builder::new().name(format!("log-{}", sink.as_str())).spawn(move || {
+        let died = |reader: &Reader, reason| (reader.events)(SourceEvent::Failed(reason));
+        supervise::watched(reader, Reader::run, died);
+        Ok(())
+    })?;
+    Ok(SourceHandle { commands, thread })
+}
+
+impl Reader {
+    fn run(&mut self) {
+        self.assign();
+        let mut pause = Duration::ZERO;
+        loop {
+            match self.commands.recv_timeout(pause) {
+                Ok(SourceCommand::Close(positions)) => return self.leave(&positions),
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.tell_end();
+            pause = if self.commands.is_empty() { self.read() } else { Duration::ZERO };
+        }
+    }
+
+    /// Keeps the lag true, also while nothing is delivered.
+    fn tell_end(&mut self) {
+        let end = self.log.end.get();
+        if end != self.told_end && self.told_at.elapsed() >= TELL_END {
+            (self.told_end, self.told_at) = (end, Instant::now());
+            (self.events)(SourceEvent::LogEnd(PARTITION, end));
+        }
+    }
+
+    fn assign(&mut self) {
+        self.delivering = None;
+        match self.assignment() {
+            Ok(assignment) => (self.events)(SourceEvent::Assigned(vec![assignment])),
+            Err(error) => {
+                (self.events)(SourceEvent::Failed(format!("cannot read {}: {error}", self.log.path.display())))
+            }
+        }
+    }
+
+    fn assignment(&self) -> rusqlite::Result<Assignment> {
+        Ok(Assignment {
+            partition: PARTITION,
+            committed: schema::cursor(&self.database, self.sink.as_str())?,
+            log_start: schema::log_start(&self.database)?,
+            log_end: self.log.end.get(),
+            identity: self.log.identity.clone(),
+            holds_all: true,
+        })
+    }
+
+    fn obey(&mut self, command: SourceCommand) {
+        match command {
+            SourceCommand::Begin { epoch, at, .. } => self.delivering = Some((epoch, at)),
+            SourceCommand::Hold(_) => self.delivering = None,
+            SourceCommand::Pause => self.paused = true,
+            SourceCommand::Resume => self.paused = false,
+            SourceCommand::Commit(positions) => {
+                if let Some((_, position)) = positions.last() {
+                    // Blocks for the writer's queue only; an error says that the log is closed.
+                    let _ = self.log.writer.send(Write::Cursor(self.sink.as_str(), *position));
+                }
+            }
+            SourceCommand::Reassign | SourceCommand::ReassignPartition(_) => self.assign(),
+            SourceCommand::Close(_) => {}
+        }
+    }
+
+    /// The consumer has counted what is left before this.
+    fn leave(&self, positions: &[(Partition, Offset)]) {
+        let (done, written) = bounded(1);
+        let position = positions.last().map(|(_, position)| *position);
+        if self.log.writer.send(Write::LastCursor(self.sink.as_str(), position, done)).is_ok() {
+            // An error says that the writer has ended.
+            let _ = written.recv();
+        }
+    }
+
+    /// Delivers a batch when there are records and a permit; returns how long to listen for commands before the next.
+    fn read(&mut self) -> Duration {
+        let Some((epoch, from)) = self.delivering.filter(|_| !self.paused) else { return IDLE };
+        if self.log.end.get() <= from {
+            self.log.end.wait_beyond(from, IDLE);
+            return Duration::ZERO;
+        }
+        if !self.budget.has_room() {
+            return NO_ROOM;
+        }
+        match self.batch(epoch, from) {
+            Ok(Some(batch)) => {
+                self.delivering = Some((epoch, batch.to));
+                self.usual = batch.records.size();
+                if std::mem::take(&mut self.failing) {
+                    (self.events)(SourceEvent::Available);
+                }
+                (self.events)(SourceEvent::Batch(batch));
+                Duration::ZERO
+            }
+            // The records at the position were trimmed: the sink decides where to go on.
+            Ok(None) => {
+                self.assign();
+                IDLE
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    (self.events)(SourceEvent::Unavailable(format!("{error:#}")));
+                }
+                RETRY
+            }
+        }
+    }
+
+    /// `None` when the log does not hold `from` any more.
+    fn batch(&self, epoch: Epoch, from: Offset) -> anyhow::Result<Option<Batch>> {
+        let config = self.config.load();
+        let (max_records, max_bytes) = (config.batch.max_records, config.batch.max_bytes.as_usize());
+        let buffer = Vec::with_capacity(self.usual);
+        let read = read(&self.database, &self.log.path, from, max_records, max_bytes, buffer).map_err(|error| {
+            if !error.is::<Damaged>() {
+                return error;
+            }
+            anyhow::anyhow!(
+                "{error}; stop and restore it, or move it away and raise queue.generation: what the sinks have not of it is \
+                 lost then"
+            )
+        });
+        let Some((records, to)) = read? else {
+            return Ok(None);
+        };
+        let permit = self.budget.take(records.size());
+        Ok(Some(Batch { partition: PARTITION, epoch, from, to, records, permit }))
+    }
+}
+
+/// Records do not match their checksums.
+#[derive(Debug, thiserror::Error)]
+#[error("{path} is damaged between offsets {from} and {to}: {corrupt}")]
+struct Damaged {
+    path: String,
+    from: Offset,
+    to: Offset,
+    corrupt: String,
+}
+
+/// Whole chunks from the one that holds `from` on, and where they end; records below `from` are the caller's to skip.
+/// The first chunk comes whatever its size. `None` when the log does not hold `from` any more. They are put into `bytes`,
+/// which is empty.
+///
+/// # Errors
+/// When the file cannot be read, or its first chunk there is damaged.
+pub fn read(
+    database: &Connection,
+    path: &Path,
+    from: Offset,
+    max_records: usize,
+    max_bytes: usize,
+    mut bytes: Vec<u8>,
+) -> anyhow::Result<Option<(RecordBuffer, Offset)>> {
+    let mut chunks = database.prepare_cached(
+        "SELECT base, count, length(records) FROM chunks
+         WHERE base >= coalesce((SELECT max(base) FROM chunks WHERE base <= ?1), 0) ORDER BY base",
+    )?;
+    let mut rows = chunks.query([from.as_i64()])?;
+    let (mut to, mut records, mut chunks_read) = (from, 0, 0);
+    // Read in the snapshot of the query, without copies on the way.
+    let mut chunk: Option<Blob<'_>> = None;
+    while let Some(row) = rows.next()? {
+        let (row_id, count, length): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (base, end) = (Offset(row_id.cast_unsigned()), Offset((row_id + count).cast_unsigned()));
+        let (count, length) = (count.cast_unsigned() as usize, length.cast_unsigned() as usize);
+        if base > to {
+            // Only retention leaves a gap, and only before the first chunk.
+            return Ok(None);
+        }
+        if records > 0 && (records + count > max_records || bytes.len() + length > max_bytes) {
+            break;
+        }
+        if end <= from {
+            continue;
+        }
+        match &mut chunk {
+            Some(chunk) => chunk.reopen(row_id)?,
+            None => chunk = Some(database.blob_open("main", "chunks", "records", row_id, true)?),
+        }
+        bytes.reserve(length);
+        if let Some(chunk) = &mut chunk {
+            chunk.read_to_end(&mut bytes)?;
+        }
+        records += count;
+        chunks_read += 1;
+        to = end;
+    }
+    if to == from {
+        return Ok(None);
+    }
+    match RecordBuffer::from_bytes(bytes) {
+        Ok(records) => Ok(Some((records, to))),
+        // Those before the damaged one are whole: one chunk at a time.
+        Err(_) if chunks_read > 1 => read(database, path, from, 0, 0, Vec::new()),
+        Err(corrupt) => {
+            Err(Damaged { path: path.display().to_string(), from, to, corrupt: corrupt.to_string() }.into())
+        }
+    }
+}

@@ -1,0 +1,415 @@
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, unbounded};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::{
+    config::Config,
+    log::{
+        Batch, Delivery, Epoch, NewRecord, SourceCommand, SourceEvent, Span, Ticket,
+        dead_letters::{DeadLetters, Filter},
+    },
+    position::{Partition, Timestamp},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn open(folder: &Path) -> EmbeddedLog {
+    open_with(folder, Config::default(), Health::default())
+}
+
+fn open_with(folder: &Path, config: Config, health: Health) -> EmbeddedLog {
+    let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
+    let (escalations, _) = mpsc::unbounded_channel();
+    EmbeddedLog::open(folder, vec![SinkName::Archive], config, health, Arc::default(), escalations).unwrap()
+}
+
+/// What health says of the log.
+fn why_unavailable(health: &Health) -> Option<String> {
+    health.readiness().dependencies[dependency::EMBEDDED_LOG].reason.clone()
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Appends one request of `events` events of `size` bytes and waits until it is durable.
+fn append(log: &EmbeddedLog, events: usize, size: usize) {
+    let delivery = try_append(log, events, size);
+    assert_eq!(delivery.durable, events, "{delivery:?}");
+}
+
+fn try_append(log: &EmbeddedLog, events: usize, size: usize) -> Delivery {
+    let (ticket, reply) = Ticket::new(events, Counter::default());
+    let body = Bytes::from(vec![b'x'; size]);
+    let value = Span { start: 0, end: size as u32 };
+    let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, assigned_id: None }).collect();
+    let received = Timestamp::now();
+    let publish = Publish { body, unescaped: Bytes::new(), events, received, ticket };
+    assert!(log.appender().append(publish, 0).is_ok());
+    reply.blocking_recv().unwrap()
+}
+
+struct Reader {
+    source: SourceHandle,
+    events: Receiver<SourceEvent>,
+}
+
+impl Reader {
+    fn start(log: &EmbeddedLog) -> Self {
+        Self::with_budget(log, 64 << 20)
+    }
+
+    fn with_budget(log: &EmbeddedLog, bytes: u64) -> Self {
+        let (sender, events) = unbounded();
+        let tell = Box::new(move |event| drop(sender.send(event)));
+        let config: LiveConfig = Arc::new(ArcSwap::from_pointee(Config::default()));
+        let budget = ByteBudget::new(bytes, Gauge::default());
+        Self { source: log.source(SinkName::Archive, config, budget, tell).unwrap(), events }
+    }
+
+    fn until<T>(&self, mut wanted: impl FnMut(SourceEvent) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let event = self.events.recv_deadline(deadline).expect("an event in time");
+            if let Some(found) = wanted(event) {
+                return found;
+            }
+        }
+    }
+
+    fn begin(&self, at: u64) {
+        let (partition, epoch, at) = (Partition(0), Epoch::fresh(), Offset(at));
+        self.source.commands.send(SourceCommand::Begin { partition, epoch, at }).unwrap();
+    }
+
+    fn batch(&self) -> Batch {
+        self.until(|event| match event {
+            SourceEvent::Batch(batch) => Some(batch),
+            _ => None,
+        })
+    }
+
+    fn close(self, position: u64) {
+        self.source.commands.send(SourceCommand::Close(vec![(Partition(0), Offset(position))])).unwrap();
+        self.source.thread.join().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn batches_are_contiguous_and_begin_where_they_were_asked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, 2500, 10);
+    let reader = Reader::start(&log);
+    reader.begin(1500);
+    let (mut next, mut offsets) = (Offset(1500), Vec::new());
+    while next < Offset(2500) {
+        let batch = reader.batch();
+        assert_eq!(batch.from, next);
+        offsets.extend(batch.records.iter().map(|record| record.offset.0).filter(|offset| *offset >= 1500));
+        next = batch.to;
+    }
+    assert!(offsets.iter().copied().eq(1500..2500));
+    reader.close(2500);
+    log.close().unwrap();
+}
+
+#[test]
+fn without_a_budget_two_batches_are_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, 4500, 10);
+    let reader = Reader::with_budget(&log, 0);
+    reader.begin(0);
+    let mut taken = reader.batch();
+    while taken.to < Offset(4500) {
+        let next = reader.batch();
+        let soon = Instant::now() + Duration::from_millis(50);
+        while let Ok(event) = reader.events.recv_deadline(soon) {
+            assert!(!matches!(event, SourceEvent::Batch(_)), "a third one");
+        }
+        taken = next;
+    }
+    reader.close(4500);
+    log.close().unwrap();
+}
+
+#[test]
+fn offsets_do_not_repeat_after_everything_was_trimmed() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, 10, 10);
+    Reader::start(&log).close(10);
+    log.close().unwrap();
+    let log = open(folder.path());
+    append(&log, 1, 10);
+    let reader = Reader::start(&log);
+    let assignment = reader.until(|event| match event {
+        SourceEvent::Assigned(mut assignments) => assignments.pop(),
+        _ => None,
+    });
+    assert_eq!((assignment.committed, assignment.log_start), (Some(Offset(10)), Offset(10)));
+    assert_eq!(assignment.log_end, Offset(11));
+    reader.close(11);
+    log.close().unwrap();
+}
+
+#[test]
+fn what_is_trimmed_goes_back_to_the_file_system_also_when_nothing_is_appended_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    for _ in 0..150 {
+        append(&log, 1, 1_000_000);
+    }
+    let size = || std::fs::metadata(folder.path().join("log.db")).unwrap().len();
+    Reader::start(&log).close(150);
+    // More than one housekeeping gives back.
+    let deadline = Instant::now() + PATIENCE;
+    while size() > 1 << 20 {
+        assert!(Instant::now() < deadline, "{} bytes are left", size());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    log.close().unwrap();
+}
+
+#[test]
+fn a_log_at_its_quota_is_unavailable_and_writes_nothing_until_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut config, health) = (Config::default(), Health::default());
+    config.queue.embedded.quota = crate::config::ByteSize(100_000);
+    let log = open_with(folder.path(), config, health.clone());
+    append(&log, 1, 100_000);
+    eventually("full", || why_unavailable(&health).is_some_and(|why| why.contains("queue.embedded.quota")));
+    let delivery = try_append(&log, 2, 10);
+    assert!(delivery.durable == 0 && delivery.unavailable.is_none(), "{delivery:?}");
+    assert!(delivery.refused.is_some_and(|why| why.contains("queue.embedded.quota")));
+    Reader::start(&log).close(1);
+    eventually("room", || why_unavailable(&health).is_none());
+    append(&log, 1, 10);
+    assert_eq!(log.end.get(), Offset(2), "what was refused is not in the log");
+    log.close().unwrap();
+}
+
+#[test]
+fn a_stop_says_when_the_last_positions_are_not_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, 3, 10);
+    let other = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    Reader::start(&log).close(3);
+    let failed = log.close().unwrap_err();
+    assert!(failed.contains("cannot be written"), "{failed}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_unavailable_until_it_can_also_when_nobody_tries() {
+    let folder = tempfile::tempdir().unwrap();
+    let health = Health::default();
+    let log = open_with(folder.path(), Config::default(), health.clone());
+    let other = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let delivery = try_append(&log, 1, 10);
+    assert!(delivery.durable == 0 && delivery.unavailable.is_none(), "{delivery:?}");
+    assert!(delivery.refused.is_some_and(|why| why.contains("cannot be written")));
+    eventually("unavailable", || why_unavailable(&health).is_some_and(|why| why.contains("cannot be written")));
+    other.execute_batch("ROLLBACK").unwrap();
+    eventually("available", || why_unavailable(&health).is_none());
+    append(&log, 1, 10);
+    log.close().unwrap();
+}
+
+/// What a reader finds as the log's start, once that has moved beyond `from`.
+fn start_beyond(folder: &Path, from: u64) -> Offset {
+    let database = schema::open_reader(&folder.join("log.db")).unwrap();
+    eventually("trimmed", || schema::log_start(&database).unwrap() > Offset(from));
+    schema::log_start(&database).unwrap()
+}
+
+#[test]
+fn retention_keeps_what_was_received_too_late_also_when_the_clock_was_set_back_since() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = Config::default();
+    config.queue.embedded.retention = Duration::from_secs(3600);
+    let log = open_with(folder.path(), config.clone(), Health::default());
+    (0..4).for_each(|_| append(&log, 1, 10));
+    log.close().unwrap();
+    let long_ago = Timestamp::now().0 - 2 * 3600 * 1000;
+    let database = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    database.execute("UPDATE chunks SET received = ?1 WHERE base <> 2", [long_ago]).unwrap();
+    let log = open_with(folder.path(), config, Health::default());
+    Reader::start(&log).close(4);
+    assert_eq!(start_beyond(folder.path(), 0), Offset(2), "the records behind it are old enough, but not before it");
+    log.close().unwrap();
+}
+
+#[test]
+fn without_retention_the_clock_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    (0..4).for_each(|_| append(&log, 1, 10));
+    log.close().unwrap();
+    let tomorrow = Timestamp::now().0 + 24 * 3600 * 1000;
+    let database = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    database.execute("UPDATE chunks SET received = ?1", [tomorrow]).unwrap();
+    let log = open(folder.path());
+    Reader::start(&log).close(3);
+    assert_eq!(start_beyond(folder.path(), 0), Offset(3));
+    log.close().unwrap();
+}
+
+#[test]
+fn pages_go_back_to_the_file_system_in_steps_that_no_request_waits_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    for _ in 0..120 {
+        append(&log, 1, 1_000_000);
+    }
+    let size = |name| std::fs::metadata(folder.path().join(name)).unwrap().len();
+    // What stays lies behind what goes, and has to be moved: each page that is goes through the write-ahead log.
+    Reader::start(&log).close(60);
+    let mut wal = 0;
+    eventually("the file is half as large", || {
+        wal = wal.max(size("log.db-wal"));
+        size("log.db") < 70_000_000
+    });
+    assert!(wal < 24 << 20, "{wal} bytes at once");
+    log.close().unwrap();
+}
+
+#[test]
+fn a_damaged_record_is_reported_and_not_delivered() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    // A chunk each.
+    (0..4).for_each(|_| append(&log, 3, 10));
+    let database = rusqlite::Connection::open(folder.path().join("log.db")).unwrap();
+    let third = |row: &rusqlite::Row<'_>| row.get("records");
+    let mut records: Vec<u8> = database.query_row("SELECT * FROM chunks WHERE base = 6", [], third).unwrap();
+    let last = records.len() - 1;
+    records[last] ^= 1;
+    database.execute("UPDATE chunks SET records = ?1 WHERE base = 6", [records]).unwrap();
+    let reader = Reader::start(&log);
+    reader.begin(0);
+    let mut delivered = Offset(0);
+    let reason = reader.until(|event| match event {
+        SourceEvent::Unavailable(reason) => Some(reason),
+        SourceEvent::Batch(batch) => {
+            delivered = batch.to;
+            None
+        }
+        _ => None,
+    });
+    assert_eq!(delivered, Offset(6), "what is whole before it is");
+    assert!(reason.contains("log.db is damaged between offsets 6 and 9"), "{reason}");
+    reader.close(0);
+    log.close().unwrap();
+}
+
+/// `log.db` as version 1 had it.
+const VERSION_1: &str = "
+    CREATE TABLE chunks (base INTEGER PRIMARY KEY, count INTEGER NOT NULL, received INTEGER NOT NULL, records BLOB NOT NULL);
+    CREATE TABLE cursors (sink TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    CREATE TABLE dead_letters (
+        id TEXT PRIMARY KEY, topic TEXT NOT NULL, generation INTEGER NOT NULL, partition INTEGER NOT NULL,
+        offset INTEGER NOT NULL, received INTEGER NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL,
+        time INTEGER NOT NULL, key BLOB, value BLOB, headers TEXT NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO meta VALUES ('trimmed', 7), ('identity', 'x');
+    INSERT INTO dead_letters VALUES
+        ('events/0/3', 'events', 0, 0, 3, 1, 'invalid_json', 'm', 2, NULL, x'78', '[[\"id\",\"u\"],[\"none\",null]]'),
+        ('events/0/4', 'events', 0, 0, 4, 1, 'invalid_json', 'm', 2, NULL, x'ff', '[]');
+    PRAGMA user_version = 1;
+";
+
+fn letter(offset: u64, value: &[u8], headers: &[(&str, Option<&[u8]>)]) -> DeadLetter {
+    DeadLetter {
+        topic: "events".to_owned(),
+        generation: 0,
+        partition: Partition(0),
+        offset: Offset(offset),
+        received: Timestamp(1),
+        reason: "missing_type".to_owned(),
+        message: "m".to_owned(),
+        time: Timestamp(3),
+        key: Some(b"\xfe".to_vec()),
+        value: Some(value.to_vec()),
+        headers: headers.iter().map(|(name, value)| ((*name).to_owned(), value.map(<[u8]>::to_vec))).collect(),
+    }
+}
+
+fn write(log: &EmbeddedLog, letter: DeadLetter) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(DeadLetterWriter::write(log, vec![letter])).unwrap();
+}
+
+fn letters_of(log: &EmbeddedLog) -> EmbeddedLetters {
+    EmbeddedLetters::new(log.clone(), Arc::new(ArcSwap::from_pointee(Config::default())))
+}
+
+#[test]
+fn letters_of_the_version_before_are_kept_with_their_headers() {
+    let folder = tempfile::tempdir().unwrap();
+    rusqlite::Connection::open(folder.path().join("log.db")).unwrap().execute_batch(VERSION_1).unwrap();
+    for _ in 0..2 {
+        let log = open(folder.path());
+        let letters = letters_of(&log);
+        let shown = serde_json::to_value(letters.show("events/0/3").unwrap()).unwrap();
+        let headers = serde_json::json!([{ "name": "id", "value": "u" }, { "name": "none", "value": null }]);
+        assert_eq!((&shown["headers"], &shown["value"], &shown["state"]), (&headers, &"x".into(), &"open".into()));
+        let shown = serde_json::to_value(letters.show("events/0/4").unwrap()).unwrap();
+        assert_eq!((&shown["headers"], &shown["value_base64"]), (&serde_json::json!([]), &"/w==".into()));
+        log.close().unwrap();
+    }
+}
+
+#[test]
+fn a_letters_bytes_come_back_as_they_were_also_in_its_replay() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    let bytes = b"\xff\x00\x80".as_slice();
+    write(&log, letter(9, br#"{"type":"a"}"#, &[("bin", Some(bytes)), ("null", None)]));
+    let letters = letters_of(&log);
+    let shown = letters.show("events/0/9").unwrap();
+    assert_eq!(shown.key_base64.as_deref(), Some("/g=="));
+    assert_eq!(shown.headers[0].clone().into_bytes().unwrap(), ("bin".to_owned(), Some(bytes.to_vec())));
+    let replayed = letters.replay(&Filter::default(), None).unwrap();
+    assert_eq!(replayed.replayed, ["events/0/9"]);
+    let reader = Reader::start(&log);
+    reader.begin(0);
+    let batch = reader.batch();
+    let record = batch.records.iter().next().unwrap();
+    let headers: Vec<_> = record.headers.iter().collect();
+    assert_eq!(headers[..2], [("bin", Some(bytes)), ("null", None)]);
+    assert_eq!(headers.last(), Some(&("ingestd-replayed", Some(b"events/0/9".as_slice()))));
+    reader.close(1);
+    log.close().unwrap();
+}
+
+#[test]
+fn a_purged_letter_that_is_written_again_stays_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    let letters = letters_of(&log);
+    write(&log, letter(9, b"x", &[]));
+    // The aggregates' cursor is not beyond it: after a crash its record is read again.
+    let everything = Filter { to: Some(Timestamp(i64::MAX)), ..Filter::default() };
+    assert_eq!(letters.purge(&everything).unwrap().purged, ["events/0/9"]);
+    write(&log, letter(9, b"x", &[]));
+    assert_eq!(letters.list(&Filter::default()).unwrap().dead_letters, []);
+    let source = Source { topic: "events".to_owned(), generation: 0, partition: Partition(0) };
+    let known = dead_letters::known(&schema::open_reader(&log.path).unwrap(), &source, Offset(9)).unwrap();
+    assert_eq!(known.len(), 1, "its record is not counted either");
+    assert_eq!(letters.show("events/0/9").unwrap().value, None);
+    log.close().unwrap();
+}

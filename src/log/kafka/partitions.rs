@@ -1,0 +1,299 @@
+//! The partitions that the group gave to a source: what each waits for, and whether librdkafka fetches it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Offset as KafkaOffset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaResult,
+    message::BorrowedMessage,
+};
+
+use crate::{
+    config::BatchConfig,
+    log::{
+        Batch, ByteBudget, Epoch,
+        kafka::{delivery::Delivery, group::Group, survey::LogRange},
+    },
+    position::{Offset, Partition},
+};
+
+/// A seek is answered by librdkafka itself, not by a broker.
+const SEEK: Duration = Duration::from_secs(1);
+
+/// The budget has no room for the next batch.
+pub(super) struct Starved;
+
+pub(super) struct Partitions {
+    topic: String,
+    consumer: Arc<BaseConsumer<Group>>,
+    held: BTreeMap<Partition, Held>,
+    /// Cut, each at its moment, and not yet known to be of the topic that was announced. Bounded by the budget, whose
+    /// permits they hold.
+    unproven: VecDeque<(Instant, Batch)>,
+}
+
+struct Held {
+    phase: Phase,
+    fetcher: Fetcher,
+}
+
+enum Phase {
+    /// The answer of this round of the survey is awaited.
+    Surveyed {
+        round: u64,
+    },
+    /// The sink knows, and has not begun (or holds).
+    Waiting,
+    Delivered(Delivery),
+}
+
+/// librdkafka's side of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fetcher {
+    Paused,
+    Running,
+    /// Ended by an out-of-range error, or suspected to be: it takes no seek, it has to be assigned anew.
+    Ended,
+    /// In no assignment of librdkafka's, to be put into it at the position where it begins.
+    Absent,
+}
+
+impl Partitions {
+    pub fn new(topic: &str, consumer: Arc<BaseConsumer<Group>>) -> Self {
+        Self { topic: topic.to_owned(), consumer, held: BTreeMap::new(), unproven: VecDeque::new() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    pub fn all(&self) -> BTreeSet<Partition> {
+        self.held.keys().copied().collect()
+    }
+
+    pub fn holds(&self, partition: Partition) -> bool {
+        self.held.contains_key(&partition)
+    }
+
+    /// The group gave it to us; librdkafka does not fetch it yet.
+    pub fn assigned(&mut self, partition: Partition) {
+        self.held.insert(partition, Held { phase: Phase::Waiting, fetcher: Fetcher::Absent });
+    }
+
+    /// It is not ours any more; what is buffered of it is dropped.
+    pub fn revoked(&mut self, partition: Partition) {
+        self.drop_unproven(partition);
+        self.held.remove(&partition);
+    }
+
+    /// Stops these partitions until this round of the survey has an answer. Returns those that we hold.
+    pub fn await_survey(&mut self, partitions: BTreeSet<Partition>, round: u64) -> BTreeSet<Partition> {
+        let held: BTreeSet<_> = partitions.into_iter().filter(|partition| self.holds(*partition)).collect();
+        for partition in &held {
+            self.set(*partition, Phase::Surveyed { round });
+        }
+        held
+    }
+
+    /// Whether this is the answer that the partition waits for; from now on it waits for the sink.
+    pub fn surveyed(&mut self, partition: Partition, round: u64) -> bool {
+        let awaited = matches!(
+            self.held.get(&partition).map(|held| &held.phase),
+            Some(Phase::Surveyed { round: awaited }) if *awaited == round
+        );
+        if awaited {
+            self.set(partition, Phase::Waiting);
+        }
+        awaited
+    }
+
+    /// Delivers from `at` on; also a seek. Ignored while a survey is awaited (the sink has not seen the announcement
+    /// that will follow), and from an older epoch.
+    pub fn begin(&mut self, partition: Partition, epoch: Epoch, at: Offset) {
+        match self.held.get(&partition).map(|held| &held.phase) {
+            None | Some(Phase::Surveyed { .. }) => {}
+            Some(Phase::Delivered(delivery)) if epoch < delivery.epoch => {}
+            Some(_) => self.set(partition, Phase::Delivered(Delivery::new(epoch, at))),
+        }
+    }
+
+    /// Delivers nothing more until the next `begin`.
+    pub fn hold(&mut self, partition: Partition) {
+        if matches!(self.held.get(&partition).map(|held| &held.phase), Some(Phase::Delivered(_))) {
+            self.set(partition, Phase::Waiting);
+        }
+    }
+
+    fn set(&mut self, partition: Partition, phase: Phase) {
+        self.stop(&[partition]);
+        self.drop_unproven(partition);
+        if let Some(held) = self.held.get_mut(&partition) {
+            held.phase = phase;
+        }
+    }
+
+    fn drop_unproven(&mut self, partition: Partition) {
+        self.unproven.retain(|(_, batch)| batch.partition != partition);
+    }
+
+    /// Takes a record over; says whether its partition has a full batch now. Records of partitions that are not
+    /// delivered are dropped: they are fetched again when they are.
+    pub fn take(&mut self, partition: Partition, message: &BorrowedMessage<'_>, limits: &BatchConfig) -> bool {
+        match self.held.get_mut(&partition) {
+            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running }) => {
+                delivery.take(message);
+                delivery.is_full(limits)
+            }
+            _ => false,
+        }
+    }
+
+    fn deliveries(&self) -> impl Iterator<Item = (Partition, &Delivery)> {
+        self.held.iter().filter_map(|(partition, held)| match &held.phase {
+            Phase::Delivered(delivery) => Some((*partition, delivery)),
+            _ => None,
+        })
+    }
+
+    /// The time until a batch is due; `None` while nothing is buffered.
+    pub fn due_in(&self, limits: &BatchConfig) -> Option<Duration> {
+        let now = Instant::now();
+        self.deliveries().filter_map(|(_, delivery)| delivery.due_in(limits, now)).min()
+    }
+
+    /// Cuts the batches that are due, the longest waiting first, as far as the budget goes. They wait for
+    /// [`Self::take_proven`].
+    pub fn cut_due(&mut self, limits: &BatchConfig, budget: &ByteBudget) -> Result<(), Starved> {
+        let now = Instant::now();
+        let buffered: usize = self.deliveries().map(|(_, delivery)| delivery.size()).sum();
+        // Many partitions with a little each go early, so that what waits here is bounded by two batches.
+        let early = buffered >= 2 * limits.max_bytes.as_usize();
+        let mut due: Vec<_> = self
+            .deliveries()
+            .filter(|(_, delivery)| delivery.due_in(limits, now).is_some_and(|due| early || due.is_zero()))
+            .map(|(partition, delivery)| (delivery.since(), partition))
+            .collect();
+        due.sort_unstable();
+        for (_, partition) in due {
+            if let Some(Held { phase: Phase::Delivered(delivery), .. }) = self.held.get_mut(&partition) {
+                let permit = budget.try_take(delivery.size()).ok_or(Starved)?;
+                self.unproven.push_back((now, delivery.cut(partition, permit)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether batches wait for an answer of the topic watch.
+    pub fn has_unproven(&self) -> bool {
+        !self.unproven.is_empty()
+    }
+
+    /// The next batch that was cut before `asked`, when the topic was still the one that was announced.
+    pub fn take_proven(&mut self, asked: Instant) -> Option<Batch> {
+        let (cut, _) = self.unproven.front()?;
+        if *cut < asked { self.unproven.pop_front().map(|(_, batch)| batch) } else { None }
+    }
+
+    /// Where a partition is delivered and nothing waits here: all records below are handed on.
+    pub fn delivered(&self, partition: Partition) -> Option<Offset> {
+        match self.held.get(&partition) {
+            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running })
+                if delivery.since().is_none() =>
+            {
+                Some(delivery.next())
+            }
+            _ => None,
+        }
+    }
+
+    /// After an out-of-range error, which does not say for which partition: the delivered ones whose position is
+    /// outside the log. **Every** partition is assigned anew before it is fetched again, whatever it waits for and
+    /// whether its range is known: one that librdkafka stopped looks like one that has nothing to fetch, and takes no
+    /// seek. Where nothing was wrong it goes on where it was.
+    pub fn outside(&mut self, ranges: &[(Partition, LogRange)]) -> BTreeSet<Partition> {
+        self.stop_all();
+        for held in self.held.values_mut().filter(|held| held.fetcher != Fetcher::Absent) {
+            held.fetcher = Fetcher::Ended;
+        }
+        let mut outside = BTreeSet::new();
+        for (partition, log) in ranges {
+            let Some(Held { phase: Phase::Delivered(delivery), .. }) = self.held.get(partition) else { continue };
+            if delivery.next() < log.start || delivery.next() > log.end {
+                tracing::warn!(
+                    topic = self.topic, %partition, position = %delivery.next(), log_start = %log.start,
+                    log_end = %log.end, "the position is outside the log"
+                );
+                outside.insert(*partition);
+            }
+        }
+        outside
+    }
+
+    /// Makes librdkafka fetch what is delivered and not fetched.
+    pub fn start_all(&mut self) {
+        for (partition, held) in &mut self.held {
+            let Phase::Delivered(delivery) = &held.phase else { continue };
+            if held.fetcher != Fetcher::Running
+                && let Err(error) = start(&self.consumer, &self.topic, *partition, &mut held.fetcher, delivery.next())
+            {
+                // A partition that was assigned a moment ago takes no seek yet.
+                tracing::debug!(topic = self.topic, %partition, %error, "not started yet, trying again");
+            }
+        }
+    }
+
+    /// Makes librdkafka fetch nothing; what is buffered stays.
+    pub fn stop_all(&mut self) {
+        let all: Vec<_> = self.held.keys().copied().collect();
+        self.stop(&all);
+    }
+
+    fn stop(&mut self, partitions: &[Partition]) {
+        let mut running = TopicPartitionList::new();
+        for partition in partitions {
+            if let Some(held) = self.held.get_mut(partition)
+                && held.fetcher == Fetcher::Running
+            {
+                held.fetcher = Fetcher::Paused;
+                running.add_partition(&self.topic, partition.0);
+            }
+        }
+        if running.count() > 0
+            && let Err(error) = self.consumer.pause(&running)
+        {
+            tracing::warn!(topic = self.topic, %error, "librdkafka refuses to pause");
+        }
+    }
+}
+
+/// Makes librdkafka fetch a partition that is not fetched, from `at` on.
+fn start(
+    consumer: &BaseConsumer<Group>,
+    topic: &str,
+    partition: Partition,
+    fetcher: &mut Fetcher,
+    at: Offset,
+) -> KafkaResult<()> {
+    let at = KafkaOffset::Offset(at.as_i64());
+    let mut one = TopicPartitionList::new();
+    one.add_partition_offset(topic, partition.0, at)?;
+    if *fetcher == Fetcher::Ended {
+        consumer.pause(&one)?;
+        consumer.incremental_unassign(&one)?;
+        *fetcher = Fetcher::Absent;
+    }
+    if *fetcher == Fetcher::Absent {
+        consumer.incremental_assign(&one)?;
+        consumer.pause(&one)?;
+        *fetcher = Fetcher::Paused;
+    }
+    consumer.seek(topic, partition.0, at, SEEK)?;
+    consumer.resume(&one)?;
+    *fetcher = Fetcher::Running;
+    Ok(())
+}

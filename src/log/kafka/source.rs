@@ -1,0 +1,558 @@
+//! The read side: one thread for each sink that owns a consumer of the sink's group, and hands batches on.
+//!
+//! **A partition's life here.** Assigned (not fetched yet) → surveyed: where its group and its log stand → announced
+//! ([`SourceEvent::Assigned`]) → begun by the sink ([`SourceCommand::Begin`]) → delivered. It goes back to being
+//! surveyed when its position is outside the log, when the sink asks, and, where the sink writes alone, when this process's
+//! share of the topic becomes the whole or ceases to be.
+//!
+//! **Positions.** Where to fetch is decided here, never by librdkafka, which is never given a logical offset: each
+//! (re)start is a seek of a paused partition to the end of what was taken, then a resume. A seek of one that is not
+//! paused could let records of the old position through, and the offsets between would look like offsets without
+//! records.
+//!
+//! **One topic.** A source reads the topic that it announced first, told by its identity. Batches are handed on only
+//! when `topic_watch` has shown that they are of that topic; when another one stands under its name, the
+//! source ends with [`SourceEvent::Failed`]: its successor announces the new topic, and the sinks judge it.
+//!
+//! **Leaving** is `leave`'s.
+//!
+//! **Without budget** nothing is polled for a moment, which keeps what librdkafka has prefetched; when it lasts, the
+//! partitions are paused and polling goes on, because a member that does not poll is thrown out of its group.
+
+mod leave;
+
+use std::{
+    collections::BTreeSet,
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, TryRecvError, unbounded};
+use rdkafka::{
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    message::Message as _,
+    types::RDKafkaErrorCode as Code,
+};
+
+use self::leave::Leaving;
+use crate::{
+    config::{LiveConfig, StoreKind},
+    log::{
+        Assignment, ByteBudget, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
+        kafka::{
+            commits::Committer,
+            group::{Change, Group},
+            origin::Origin,
+            ownership::Ownership,
+            partitions::{Partitions, Starved},
+            settings,
+            source_status::SourceStatus,
+            survey::{Finding, LogRange, Survey, Surveyed},
+            tail::Tails,
+            topic_watch::{Sighting, TopicWatch, TopicWatches},
+        },
+    },
+    names::SinkName,
+    panics::panic_message,
+    position::{Offset, Partition, TopicIdentity},
+};
+
+/// The longest wait for a record; commands and findings wait as long.
+const POLL: Duration = Duration::from_millis(50);
+/// The same when nothing has happened for [`QUIET_AFTER`]: each wait costs an idle daemon some 70 µs.
+const QUIET_POLL: Duration = Duration::from_millis(500);
+const QUIET_AFTER: Duration = Duration::from_secs(2);
+/// The wait while a batch is due and must not be handed on.
+const HELD_BACK: Duration = Duration::from_millis(20);
+/// The wait while a batch was cut and the topic watch has yet to answer.
+const UNPROVEN: Duration = Duration::from_millis(5);
+/// Records taken in one round, before commands are looked at again.
+const ROUND: usize = 2000;
+/// Without budget for so long the partitions are paused.
+const PARK_AFTER: Duration = Duration::from_secs(1);
+/// After an out-of-range error the positions are compared with the log; not more often than this.
+const COMPARE_EVERY: Duration = Duration::from_secs(1);
+
+/// Starts the source of one sink.
+///
+/// `instance_id` is this process's static membership (KIP-345): another process with the same one fences this one.
+///
+/// # Errors
+/// When librdkafka refuses the settings, or a thread cannot be started. Brokers that are away are no error.
+pub fn spawn(
+    config: LiveConfig,
+    sink: SinkName,
+    instance_id: &str,
+    topic_watches: &TopicWatches,
+    budget: ByteBudget,
+    events: SourceEvents,
+) -> anyhow::Result<SourceHandle> {
+    let now = config.load();
+    let topic = now.queue.topic.clone();
+    let settings = settings::consumer(&now, sink, instance_id);
+    let consumer = BaseConsumer::from_config_and_context(&settings, Group::new(&topic))
+        .with_context(|| format!("queue.kafka: no consumer can be made for the {} group", sink.as_str()))?;
+    consumer.subscribe(&[&topic]).with_context(|| format!("cannot subscribe to topic {topic}"))?;
+    let consumer = Arc::new(consumer);
+    let survey = Survey::start(consumer.clone(), settings::client(&now), &topic, now.queue.generation)?;
+    let topic_watch = topic_watches.share(&now)?;
+    let committer = Committer::start(consumer.clone())?;
+    let (commands, receiver) = unbounded();
+    let source = Source {
+        sink,
+        partitions: Partitions::new(&topic, consumer.clone()),
+        topic,
+        config: config.clone(),
+        consumer,
+        survey,
+        topic_watch,
+        identity: None,
+        proven: None,
+        sighted: Instant::now(),
+        committer,
+        commands: receiver,
+        budget,
+        events,
+        round: 0,
+        ownership: Ownership::new(settings::new_partitions_within(&settings)),
+        paused: false,
+        starved: None,
+        parked: false,
+        status: SourceStatus::default(),
+        compare: None,
+        tails: Tails::new(&now),
+        active: Instant::now(),
+    };
+    let thread = std::thread::Builder::new()
+        .name(format!("kafka-{}", sink.as_str()))
+        .spawn(move || source.run())
+        .context("cannot start the thread that reads from Kafka")?;
+    Ok(SourceHandle { commands, thread })
+}
+
+struct Source {
+    config: LiveConfig,
+    sink: SinkName,
+    topic: String,
+    consumer: Arc<BaseConsumer<Group>>,
+    survey: Survey,
+    topic_watch: Arc<TopicWatch>,
+    /// Of the topic that was announced; a source has one.
+    identity: Option<TopicIdentity>,
+    /// When it was asked for, and stood, last.
+    proven: Option<Instant>,
+    /// What the topic watch asked before this is known, or of the topic before ours.
+    sighted: Instant,
+    committer: Committer,
+    commands: Receiver<SourceCommand>,
+    budget: ByteBudget,
+    events: SourceEvents,
+    partitions: Partitions,
+    /// Numbers the surveys, so that the answer to an older one can be told apart.
+    round: u64,
+    ownership: Ownership,
+    /// By the sink.
+    paused: bool,
+    /// Since when a batch has waited for budget.
+    starved: Option<Instant>,
+    /// By ourselves, because that lasts.
+    parked: bool,
+    status: SourceStatus,
+    compare: Option<Compare>,
+    tails: Tails,
+    /// When something was last asked, decided by the group, or read.
+    active: Instant,
+}
+
+/// A comparison of all positions with the log, after an out-of-range error.
+struct Compare {
+    since: Instant,
+    asked: bool,
+}
+
+/// What ends the loop.
+enum End {
+    Close(Vec<(Partition, Offset)>),
+    Fatal(Code, String),
+    /// Another topic stands under the name.
+    Replaced(TopicIdentity, TopicIdentity),
+}
+
+impl Source {
+    fn run(mut self) -> Result<(), String> {
+        // A panic must be heard of, too: the consumer would wait for records for ever.
+        let served = panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let end = served.unwrap_or_else(|payload| {
+            End::Fatal(Code::Fail, format!("its thread panicked: {}", panic_message(payload.as_ref())))
+        });
+        let event = match end {
+            End::Close(positions) => return self.close(&positions),
+            End::Fatal(Code::FencedInstanceId, reason) => SourceEvent::Fenced(format!(
+                "another process has this one's membership of group {}: {reason}",
+                settings::group(&self.config.load(), self.sink)
+            )),
+            End::Fatal(_, reason) => SourceEvent::Failed(format!("the Kafka consumer failed for good: {reason}")),
+            End::Replaced(was, is) => {
+                // Positions in the old topic say nothing about the new one.
+                self.consumer.context().forget();
+                SourceEvent::Failed(format!(
+                    "topic {} was deleted and created anew while it was read (identity {was}, now {is}); nothing of \
+                     the new one was taken as the old one's",
+                    self.topic
+                ))
+            }
+        };
+        (self.events)(event);
+        // The consumer is of no use any more, and its owner has yet to close it.
+        let positions = loop {
+            match self.commands.recv() {
+                Ok(SourceCommand::Close(positions)) => break positions,
+                Ok(_) => {}
+                Err(_) => break Vec::new(),
+            }
+        };
+        self.close(&positions)
+    }
+
+    fn serve(&mut self) -> End {
+        loop {
+            loop {
+                match self.commands.try_recv() {
+                    Ok(SourceCommand::Close(positions)) => return End::Close(positions),
+                    Ok(command) => {
+                        self.active = Instant::now();
+                        self.obey(command);
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return End::Close(Vec::new()),
+                }
+            }
+            while let Ok(finding) = self.survey.findings.try_recv() {
+                if let Some(end) = self.learn(finding) {
+                    return end;
+                }
+            }
+            if let Some(end) = self.look_at_topic() {
+                return end;
+            }
+            if self.survey.is_finished() || self.committer.is_finished() || self.topic_watch.is_finished() {
+                return End::Fatal(Code::Fail, "a thread of it panicked".to_owned());
+            }
+            self.tell_standing();
+            self.hand_on();
+            if !self.paused && !self.parked {
+                self.partitions.start_all();
+            }
+            self.ask_for_comparison();
+            if let Some(since) = self.starved
+                && !self.parked
+            {
+                if since.elapsed() < PARK_AFTER {
+                    std::thread::sleep(Duration::from_millis(2));
+                    continue;
+                }
+                self.parked = true;
+                self.partitions.stop_all();
+            }
+            if let Some((code, reason)) = self.fetch() {
+                return End::Fatal(code, reason);
+            }
+        }
+    }
+
+    /// Takes what librdkafka has, and waits for it a little when there is nothing. Returns the error that ends all.
+    fn fetch(&mut self) -> Option<(Code, String)> {
+        let config = self.config.load_full();
+        // Messages borrow the consumer, and taking one changes `self`.
+        let consumer = self.consumer.clone();
+        let mut wait = match self.partitions.due_in(&config.batch) {
+            None if self.active.elapsed() >= QUIET_AFTER => QUIET_POLL,
+            None => POLL,
+            Some(due) if self.paused || self.parked => due.clamp(HELD_BACK, POLL),
+            Some(due) => due.clamp(Duration::from_millis(1), POLL),
+        };
+        if self.partitions.has_unproven() && !self.paused {
+            wait = wait.min(UNPROVEN);
+        }
+        for _ in 0..ROUND {
+            let polled = consumer.poll(wait);
+            let nothing = polled.is_none();
+            // Once a round: the clock's answer costs as much as a record.
+            if !nothing && !wait.is_zero() {
+                self.active = Instant::now();
+            }
+            let full = match polled {
+                Some(Ok(message)) => {
+                    self.status.progressed();
+                    self.partitions.take(Partition(message.partition()), &message, &config.batch)
+                }
+                Some(Err(error)) => {
+                    if let Some(fatal) = consumer.client().fatal_error() {
+                        return Some(fatal);
+                    }
+                    self.heed(&error);
+                    false
+                }
+                None => false,
+            };
+            if nothing || full {
+                break;
+            }
+            wait = Duration::ZERO;
+        }
+        // A poll in which the group decided something brings no record and so was the last one.
+        self.rebalance();
+        if let Some(reason) = consumer.context().take_unreachable() {
+            self.status.disconnected(format!("all brokers are down: {reason}"));
+        }
+        None
+    }
+
+    fn heed(&mut self, error: &KafkaError) {
+        match error.rdkafka_error_code() {
+            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => {
+                self.compare.get_or_insert(Compare { since: Instant::now(), asked: false });
+            }
+            // The next answer says that this is over.
+            Some(code @ (Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL)) => {
+                let said = self.consumer.context().last_error().map(|said| format!("; librdkafka says: {said}"));
+                self.status.disconnected(format!("topic {}: {code}{}", self.topic, said.unwrap_or_default()));
+            }
+            Some(code) if self.status.apply(code, &self.topic, Instant::now()) => {}
+            _ => tracing::warn!(sink = self.sink.as_str(), %error, "the Kafka consumer reports an error"),
+        }
+    }
+
+    /// Acts on what the group decided while `poll` ran.
+    fn rebalance(&mut self) {
+        let changes = self.consumer.context().take_changes();
+        if changes.is_empty() {
+            return;
+        }
+        self.active = Instant::now();
+        let mut new = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::Assigned(partitions) => {
+                    for partition in partitions {
+                        self.partitions.assigned(partition);
+                        new.insert(partition);
+                    }
+                }
+                Change::Revoked(partitions) => {
+                    for partition in &partitions {
+                        self.partitions.revoked(*partition);
+                        new.remove(partition);
+                    }
+                    (self.events)(SourceEvent::Revoked(partitions));
+                }
+            }
+        }
+        self.survey.watch(self.partitions.all());
+        self.survey(new);
+        if self.partitions.len() == 0 {
+            self.ownership.lost();
+        }
+        self.compare_ownership();
+    }
+
+    /// Surveys everything again when our share became the whole topic, or ceased to be, where the sink depends on it.
+    fn compare_ownership(&mut self) {
+        let changed = self.ownership.take_changed(self.partitions.len(), Instant::now());
+        if changed && self.writes_alone() {
+            self.survey(self.partitions.all());
+        }
+    }
+
+    /// The sink writes what no other worker can write to, and has to hear when there is one. Another sink would only
+    /// read again what it has not yet made durable.
+    fn writes_alone(&self) -> bool {
+        let config = self.config.load();
+        match self.sink {
+            SinkName::Archive => config.archive.is_local(),
+            SinkName::Aggregate => config.store.kind == StoreKind::Embedded,
+        }
+    }
+
+    /// Stops these partitions and asks where they stand; the answer is announced.
+    fn survey(&mut self, partitions: BTreeSet<Partition>) {
+        self.round += 1;
+        let asked = self.partitions.await_survey(partitions, self.round);
+        if !asked.is_empty() {
+            self.survey.ask(asked, self.round);
+        }
+    }
+
+    fn learn(&mut self, finding: Finding) -> Option<End> {
+        match finding {
+            Finding::Surveyed { partitions, origin, partition_count } => {
+                if let Some(end) = self.compare_identity(&origin.identity) {
+                    return Some(end);
+                }
+                self.ownership.counted(partition_count, self.partitions.len(), Instant::now());
+                self.announce(partitions, &origin);
+            }
+            Finding::Log { mut ranges, partition_count } => {
+                // Where nothing is fetched, that end is an old one, perhaps of a log that was longer.
+                for (partition, log) in &mut ranges {
+                    if self.partitions.delivered(*partition).is_none() {
+                        log.high = log.end;
+                    }
+                }
+                let answered = ranges.iter().map(|(partition, _)| *partition).collect();
+                self.status.answered(self.partitions.all(), &answered, Instant::now());
+                self.status.ends(&ranges, Instant::now());
+                self.ownership.counted(partition_count, self.partitions.len(), Instant::now());
+                self.compare_ownership();
+                for (partition, log) in ranges.iter().filter(|(partition, _)| self.partitions.holds(*partition)) {
+                    let delivered = self.partitions.delivered(*partition);
+                    // A reader sees no records behind an open transaction, and there may be any number.
+                    let is_closed = log.high == log.end;
+                    (self.events)(match delivered {
+                        Some(from) if is_closed && self.tails.is_empty(*partition, delivered, log.end) => {
+                            SourceEvent::EmptyTail { partition: *partition, from, to: log.end }
+                        }
+                        _ => SourceEvent::LogEnd(*partition, log.high),
+                    });
+                }
+                self.compare_positions(&ranges);
+            }
+            Finding::Unreachable(reason) => self.status.unanswered(reason),
+            Finding::Stranded => {
+                let reason = "it finds no broker any more, while a new client is answered".to_owned();
+                return Some(End::Fatal(Code::AllBrokersDown, reason));
+            }
+        }
+        None
+    }
+
+    /// The topic as the topic watch saw it after it was announced.
+    fn look_at_topic(&mut self) -> Option<End> {
+        self.identity.as_ref()?;
+        let Sighting { asked, identity } = self.topic_watch.sighting(self.sighted)?;
+        let end = self.compare_identity(&identity);
+        if end.is_none() {
+            self.sighted = asked;
+            self.proven = Some(asked);
+            self.status.watch_unneeded();
+        }
+        end
+    }
+
+    /// Ends the source when this is not the topic that it announced.
+    fn compare_identity(&self, identity: &TopicIdentity) -> Option<End> {
+        let announced = self.identity.as_ref().filter(|announced| announced.contradicts(&identity.0))?;
+        Some(End::Replaced(announced.clone(), identity.clone()))
+    }
+
+    fn announce(&mut self, surveyed: Vec<Surveyed>, origin: &Origin) {
+        let (held, now) = (self.partitions.len(), Instant::now());
+        let holds_all = self.ownership.holds_all(held, now);
+        let mut assignments = Vec::new();
+        for Surveyed { partition, round, committed, log } in surveyed {
+            if self.partitions.surveyed(partition, round) {
+                if let Some(committed) = committed {
+                    self.consumer.context().stands(partition, committed);
+                }
+                // What was archived or counted is compared with what the brokers say now.
+                let (log_start, log_end, identity) = (log.start, log.end, origin.identity.clone());
+                assignments.push(Assignment { partition, committed, log_start, log_end, identity, holds_all });
+            }
+        }
+        if !assignments.is_empty() {
+            self.status.progressed();
+            self.ownership.tell(held, now);
+            if self.identity.is_none() {
+                self.identity = Some(origin.identity.clone());
+                self.sighted = now;
+                self.consumer.context().belongs_to(origin.clone());
+            }
+            (self.events)(SourceEvent::Assigned(assignments));
+        }
+    }
+
+    fn ask_for_comparison(&mut self) {
+        if let Some(compare) = &mut self.compare
+            && !compare.asked
+            && compare.since.elapsed() >= COMPARE_EVERY
+        {
+            compare.asked = true;
+            self.survey.look();
+        }
+    }
+
+    /// Partitions whose position is outside the log are announced anew, so that the sink decides.
+    fn compare_positions(&mut self, ranges: &[(Partition, LogRange)]) {
+        if self.compare.take_if(|compare| compare.asked).is_some() {
+            let outside = self.partitions.outside(ranges);
+            self.survey(outside);
+        }
+    }
+
+    fn tell_standing(&mut self) {
+        if let Some(outcome) = self.status.news(Instant::now()) {
+            (self.events)(outcome.map_or_else(SourceEvent::Unavailable, |()| SourceEvent::Available));
+        }
+    }
+
+    fn obey(&mut self, command: SourceCommand) {
+        match command {
+            SourceCommand::Begin { partition, epoch, at } => self.partitions.begin(partition, epoch, at),
+            SourceCommand::Hold(partition) => self.partitions.hold(partition),
+            SourceCommand::Pause => {
+                self.paused = true;
+                self.partitions.stop_all();
+            }
+            SourceCommand::Resume => self.paused = false,
+            SourceCommand::Commit(positions) => {
+                self.consumer.context().confirm(&positions);
+                self.committer.wake();
+            }
+            SourceCommand::Reassign => self.survey(self.partitions.all()),
+            SourceCommand::ReassignPartition(partition) => self.survey(BTreeSet::from([partition])),
+            // Taken by the loop.
+            SourceCommand::Close(_) => {}
+        }
+    }
+
+    /// Cuts the batches that are due, as far as the budget goes, and hands on those that are known to be of this topic.
+    fn hand_on(&mut self) {
+        if self.paused {
+            self.status.watch_unneeded();
+            return;
+        }
+        let config = self.config.load();
+        let cut = self.partitions.cut_due(&config.batch, &self.budget);
+        if let Some(proven) = self.proven {
+            while let Some(batch) = self.partitions.take_proven(proven) {
+                (self.events)(SourceEvent::Batch(batch));
+            }
+        }
+        if self.partitions.has_unproven() {
+            self.topic_watch.ask();
+            self.status.waits_for_watch(Instant::now());
+        } else {
+            self.status.watch_unneeded();
+        }
+        match cut {
+            Ok(()) => {
+                self.starved = None;
+                self.parked = false;
+            }
+            Err(Starved) => {
+                self.starved.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    fn close(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
+        let Self { consumer, survey, topic_watch, committer, sink, partitions, tails, topic, .. } = self;
+        // They share the consumer, whose last owner closes it.
+        drop(partitions);
+        Leaving { consumer, survey, topic_watch, committer, tails, sink, topic }.leave(positions)
+    }
+}
