@@ -148,11 +148,14 @@ impl Intake {
             received,
             ticket,
         };
+        let asked = Arc::downgrade(&publish.ticket);
+        let is_buffered = move || asked.upgrade().is_some_and(|ticket| ticket.is_buffered());
         let _waiting = Waiting::enter(&self.waiting);
         self.ingress.publish(publish).map_err(not_taken)?;
         // The whole timeout again, after that for the body: the queue's own delivery timeout is just below it, so that
         // an answer "unknown" stays rare.
-        let delivery = self.confirmed(delivery, config.http.request_timeout).await.map_err(|why| unknown(&why))?;
+        let delivery =
+            self.confirmed(delivery, is_buffered, config.http.request_timeout).await.map_err(|why| unknown(&why))?;
         if let Some(reason) = delivery.unavailable {
             self.metrics.events_produced_unanswered.inc_by(delivery.durable as u64);
             return Err(unknown(&reason));
@@ -164,8 +167,14 @@ impl Intake {
         Ok(delivery.too_large)
     }
 
-    /// Waits for the queue's answer, at most `timeout`; while it is known that Kafka takes nothing, for moments.
-    async fn confirmed(&self, mut delivery: Receiver<Delivery>, timeout: Duration) -> Result<Delivery, String> {
+    /// Waits for the log's answer, at most `timeout`; while it is known that Kafka takes nothing, for moments unless
+    /// the buffer has the events.
+    async fn confirmed(
+        &self,
+        mut delivery: Receiver<Delivery>,
+        is_buffered: impl Fn() -> bool,
+        timeout: Duration,
+    ) -> Result<Delivery, String> {
         let late = || "the queue did not confirm in time (http.request_timeout)".to_owned();
         let deadline = Instant::now() + timeout;
         let mut wait = kafka::UNANSWERED_REQUEST;
@@ -176,7 +185,9 @@ impl Intake {
                 Err(_) if wait >= left => return Err(late()),
                 Err(_) => {}
             }
-            if let Some(outage) = self.health.outage(&[dependency::KAFKA, dependency::KAFKA_TOPIC]) {
+            if !is_buffered()
+                && let Some(outage) = self.health.outage(&[dependency::KAFKA, dependency::KAFKA_TOPIC])
+            {
                 return Err(outage);
             }
             wait = LOOK_AGAIN;

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -111,6 +111,8 @@ pub struct Ticket {
     outcome: Mutex<Outcome>,
     /// Counts events that became durable when nobody waited for them any more.
     late: Counter,
+    /// Its events are on their way to this machine's disk, whatever Kafka does.
+    is_buffered: AtomicBool,
 }
 
 struct Outcome {
@@ -127,8 +129,19 @@ impl Ticket {
             durable: AtomicUsize::new(0),
             outcome: Mutex::new(Outcome { delivery: Delivery::default(), reply: Some(reply) }),
             late,
+            is_buffered: AtomicBool::new(false),
         };
         (Arc::new(ticket), receiver)
+    }
+
+    /// Its events go to the buffer, and wait for no broker.
+    pub fn buffered(&self) {
+        self.is_buffered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Self::buffered`] was said.
+    pub fn is_buffered(&self) -> bool {
+        self.is_buffered.load(Ordering::Relaxed)
     }
 
     /// `events` events are durable.

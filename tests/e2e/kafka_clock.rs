@@ -1,6 +1,6 @@
 //! A clock that Kafka does not take: since 4.0 brokers refuse records from more than an hour ahead of their own.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use serde_json::Value;
 
@@ -99,4 +99,29 @@ fn a_clock_that_the_brokers_do_not_take_is_named_and_no_event_is_lost_or_refused
         assert_eq!(log.matches("Kafka refuses events for their time").count(), 1, "one line: {log}");
         daemon.terminate();
     }
+}
+
+#[test]
+fn a_bound_that_is_taken_off_the_topic_opens_the_door_and_records_from_a_far_time_are_not_sent_to_it() {
+    let Some(services) = services() else { return };
+    let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
+    let Some(clock) = Clock::new(folder.path()) else { return };
+    let daemon = clock.give(setup(&services, "clockbound")).start();
+    assert_eq!(post(&daemon).0, 200);
+    clock.step(2 * HOUR);
+    eventually("it is unready", PATIENCE, || {
+        (post(&daemon).0 == 503 && daemon.readiness()["ready"] == false).then_some(())
+    });
+    services.alter_topic("clockbound", BOUND, &i64::MAX.to_string());
+    eventually("it takes events again", PATIENCE, || (post(&daemon).0 == 200).then_some(()));
+    assert_eq!(check(&clock, &services, "clockbound").0, Some(0));
+    // As many comparisons as there would have been are over.
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(post(&daemon).0, 200);
+    let records = services.read_topic("clockbound");
+    let latest = chrono::Utc::now().timestamp_millis() + 3 * HOUR * 1000;
+    let (far, near): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.received > latest);
+    // The bound may go between the question for it and the record.
+    assert!(near.len() == 3 && far.len() <= 1, "{records:?}");
+    daemon.terminate();
 }

@@ -41,13 +41,16 @@ impl Appender for BufferingAppender {
             }
             // It is kept, and comes again before all others.
             Way::Held => Err(Full { publish, next: from }),
-            Way::Buffer => self.buffer.append(publish, 0).inspect_err(|_| {
-                // The writer never got it.
-                self.switch.update(|rule| {
-                    let end = rule.forwarded();
-                    rule.answered(1, end);
-                });
-            }),
+            Way::Buffer => {
+                publish.ticket.buffered();
+                self.buffer.append(publish, 0).inspect_err(|_| {
+                    // The writer never got it.
+                    self.switch.update(|rule| {
+                        let end = rule.forwarded();
+                        rule.answered(1, end);
+                    });
+                })
+            }
         }
     }
 

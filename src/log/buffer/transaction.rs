@@ -24,7 +24,7 @@ use crate::{
     log::{
         dead_letters::DeadLetter,
         kafka::{
-            clock,
+            clock::{self, Verdict},
             dead_letters::writer,
             logging::{self, Logging},
             settings,
@@ -177,10 +177,15 @@ impl Transactions {
             }
         }
         // That our clock is wrong is no fault of theirs.
-        if self.producer.context().time_refused.load(Ordering::Acquire)
-            && let Some((_, reason)) = clock::complaint(&self.plain, &self.topic)
-        {
-            return Err(Failure::Passing(reason));
+        if self.producer.context().time_refused.load(Ordering::Acquire) {
+            match clock::judge(&self.plain, &self.topic) {
+                Verdict::Right => {}
+                Verdict::Wrong(_, reason) => return Err(Failure::Passing(reason)),
+                Verdict::Unknown(reason) => {
+                    let reason = format!("Kafka refuses a record, and whether for its time is not known: {reason}");
+                    return Err(Failure::Passing(reason));
+                }
+            }
         }
         let mut failed = self.producer.context().take();
         failed.append(&mut refused_here);

@@ -127,6 +127,14 @@ impl KafkaAppender {
             return Ok(());
         };
         let (unwritable, now) = (self.link.unwritable(), Instant::now());
+        // A request of which one event is refused is answered 503 as a whole, and comes again: then nothing of it is sent.
+        let refused = unwritable.as_deref().filter(|_| from == 0);
+        let refused =
+            refused.and_then(|it| publish.events.iter().find_map(|event| place(it, publish.key(event)).err()));
+        if let Some(why) = refused {
+            publish.ticket.refused(publish.events.len(), &why);
+            return Ok(());
+        }
         for (index, event) in publish.events.iter().enumerate().skip(from) {
             let key = publish.key(event);
             let partition = match unwritable.as_deref().map(|topic| place(topic, key)) {

@@ -3,7 +3,8 @@
 //! A broker refuses a record whose timestamp is too far from its own clock: `message.timestamp.after.max.ms`, an hour by
 //! default since Kafka 4.0, and `message.timestamp.before.max.ms` (KIP-937). Only that refusal says what time it is there:
 //! "should be within [from, to]", in milliseconds since 1970 (KIP-467). So the clocks are compared by a record that the
-//! topic has to refuse, and nothing is written.
+//! topic has to refuse, and nothing is written. (One is where the bound is taken off the topic in the moment between the
+//! question for it and the record: empty, as what no producer of ours writes.)
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -11,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, bounded};
 use rdkafka::{
     ClientConfig,
     client::{Client, DefaultClientContext},
@@ -20,6 +21,10 @@ use rdkafka::{
 use rdkafka_sys as sys;
 
 use crate::{log::kafka::writable::Scout, position::Timestamp};
+
+/// A wider bound is none, in milliseconds: no clock misses it, and [`Side::far`] does not either. The default of most is
+/// `Long.MAX_VALUE`.
+const WIDEST: i64 = 30 * 365 * 24 * 3_600_000;
 
 /// For the answer to one record.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -38,11 +43,9 @@ impl Bounds {
             // Then the brokers' time is taken, whatever ours says.
             return Self { before: None, after: None };
         }
-        let bound = |name| {
-            let millis = value(name).or_else(|| value("message.timestamp.difference.max.ms"))?.parse().ok()?;
-            // No bound is Long.MAX_VALUE.
-            (millis < i64::MAX / 2).then_some(millis)
-        };
+        let millis = |name| value(name)?.parse().ok().filter(|millis| *millis < WIDEST);
+        // From 3.6 to 3.9 a broker has all three, and takes the old one where the new ones are at their defaults.
+        let bound = |name| millis(name).or_else(|| millis("message.timestamp.difference.max.ms"));
         Self { before: bound("message.timestamp.before.max.ms"), after: bound("message.timestamp.after.max.ms") }
     }
 
@@ -131,57 +134,115 @@ pub(in crate::log) fn is_refusal(code: Code) -> bool {
     matches!(code, Code::InvalidTimestamp | Code::InvalidRecord | Code::InvalidDifferentRecord)
 }
 
-/// What is wrong with this machine's time, as far as the topic minds; `None` also without an answer. Blocks, for some
-/// seconds at most.
-pub(in crate::log) fn complaint(plain: &ClientConfig, topic: &str) -> Option<(Side, String)> {
-    let side = Scout::open(plain, topic).ok()?.clock_bounds()?.side()?;
-    ask(plain, topic, side)?.complaint(topic, Timestamp::now())
+/// What the topic makes of this machine's time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::log) enum Verdict {
+    /// It takes records of now, or of any time.
+    Right,
+    /// It does not, on this side and with this reason.
+    Wrong(Side, String),
+    /// There was no answer, for this reason.
+    Unknown(String),
 }
 
-/// The times that the topic takes, where a record is refused on this side; `None` without an answer. The topic must be
-/// there. Blocks, for some seconds at most.
-pub(in crate::log) fn ask(plain: &ClientConfig, topic: &str, side: Side) -> Option<Taken> {
-    let mut settings = plain.clone();
-    settings.set("acks", "all").set("linger.ms", "0").set("message.timeout.ms", DEADLINE.as_millis().to_string());
-    let topic = CString::new(topic).ok()?;
-    let (told, answer) = bounded::<Option<String>>(1);
-    // Declared before the client, which ends before it.
-    let told = Box::new(told);
-    let native = settings.create_native_config().ok()?;
-    // SAFETY: the name is copied, and what the opaque pointer points to outlives the client.
-    let added = unsafe {
-        let opaque = ptr::from_ref::<Told>(&told).cast_mut().cast();
-        sys::rd_kafka_conf_interceptor_add_on_new(native.ptr(), INTERCEPTOR.as_ptr(), Some(on_new), opaque)
+/// Compares the clocks by the bounds of now. Blocks, for some seconds at most.
+pub(in crate::log) fn judge(plain: &ClientConfig, topic: &str) -> Verdict {
+    let silent = || Verdict::Unknown(format!("topic {topic} does not say which times it takes"));
+    let scout = Scout::open(plain, topic).map_err(|error| format!("{error:#}"));
+    let Some(sender) = Sender::open(plain, topic) else { return silent() };
+    // Without a bound the record would stand in the topic: the settings are asked for at the last moment.
+    let side = match scout.and_then(|scout| scout.clock_bounds()).map(Bounds::side) {
+        Ok(Some(side)) => side,
+        Ok(None) => return Verdict::Right,
+        Err(reason) => return Verdict::Unknown(format!("the settings of topic {topic} are not told: {reason}")),
     };
-    if added != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-        return None;
+    match sender.ask(side) {
+        Answer::Refused(taken) => match taken.complaint(topic, Timestamp::now()) {
+            Some((side, reason)) => Verdict::Wrong(side, reason),
+            None => Verdict::Right,
+        },
+        Answer::Stored => Verdict::Right,
+        Answer::None => silent(),
     }
-    let client = Client::new(&settings, native, sys::rd_kafka_type_t::RD_KAFKA_PRODUCER, DefaultClientContext).ok()?;
-    // SAFETY: each argument is of the type that its tag says, and a value that is empty is not looked at.
-    let sent = unsafe {
-        use sys::rd_kafka_vtype_t as tag;
-        sys::rd_kafka_producev(
-            client.native_ptr(),
-            tag::RD_KAFKA_VTYPE_TOPIC,
-            topic.as_ptr(),
-            tag::RD_KAFKA_VTYPE_MSGFLAGS,
-            sys::RD_KAFKA_MSG_F_COPY as c_int,
-            tag::RD_KAFKA_VTYPE_VALUE,
-            topic.as_ptr().cast::<c_void>(),
-            0_usize,
-            tag::RD_KAFKA_VTYPE_TIMESTAMP,
-            side.far(),
-            tag::RD_KAFKA_VTYPE_END,
-        )
-    };
-    if sent != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-        return None;
+}
+
+/// What became of a record from a time that is far away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::log) enum Answer {
+    /// The topic takes these.
+    Refused(Taken),
+    /// The bound was taken away a moment ago.
+    Stored,
+    None,
+}
+
+/// Sends a record that the topic has to refuse on this side, where it has a bound. The topic must be there. Blocks, for
+/// some seconds at most.
+pub(in crate::log) fn ask(plain: &ClientConfig, topic: &str, side: Side) -> Answer {
+    Sender::open(plain, topic).map_or(Answer::None, |sender| sender.ask(side))
+}
+
+/// A client that sends one record, and is connected.
+struct Sender {
+    /// Ends before what its interceptor points to.
+    client: Client<DefaultClientContext>,
+    _told: Box<Told>,
+    answer: Receiver<Result<(), String>>,
+    topic: CString,
+}
+
+impl Sender {
+    fn open(plain: &ClientConfig, topic: &str) -> Option<Self> {
+        let mut settings = plain.clone();
+        settings.set("acks", "all").set("linger.ms", "0").set("message.timeout.ms", DEADLINE.as_millis().to_string());
+        let (told, answer) = bounded(1);
+        let told = Box::new(told);
+        let native = settings.create_native_config().ok()?;
+        // SAFETY: the name is copied, and what the opaque pointer points to outlives the client.
+        let added = unsafe {
+            let opaque = ptr::from_ref::<Told>(&told).cast_mut().cast();
+            sys::rd_kafka_conf_interceptor_add_on_new(native.ptr(), INTERCEPTOR.as_ptr(), Some(on_new), opaque)
+        };
+        if added != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return None;
+        }
+        let kind = sys::rd_kafka_type_t::RD_KAFKA_PRODUCER;
+        let client = Client::new(&settings, native, kind, DefaultClientContext).ok()?;
+        client.fetch_metadata(Some(topic), DEADLINE).ok()?;
+        Some(Self { client, _told: told, answer, topic: CString::new(topic).ok()? })
     }
-    Taken::of(&answer.recv_timeout(DEADLINE).ok()??)
+
+    fn ask(&self, side: Side) -> Answer {
+        // SAFETY: each argument is of the type that its tag says, and a value that is empty is not looked at.
+        let sent = unsafe {
+            use sys::rd_kafka_vtype_t as tag;
+            sys::rd_kafka_producev(
+                self.client.native_ptr(),
+                tag::RD_KAFKA_VTYPE_TOPIC,
+                self.topic.as_ptr(),
+                tag::RD_KAFKA_VTYPE_MSGFLAGS,
+                sys::RD_KAFKA_MSG_F_COPY as c_int,
+                tag::RD_KAFKA_VTYPE_VALUE,
+                self.topic.as_ptr().cast::<c_void>(),
+                0_usize,
+                tag::RD_KAFKA_VTYPE_TIMESTAMP,
+                side.far(),
+                tag::RD_KAFKA_VTYPE_END,
+            )
+        };
+        if sent != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Answer::None;
+        }
+        match self.answer.recv_timeout(DEADLINE) {
+            Ok(Ok(())) => Answer::Stored,
+            Ok(Err(said)) => Taken::of(&said).map_or(Answer::None, Answer::Refused),
+            Err(_) => Answer::None,
+        }
+    }
 }
 
 /// Hands on what the broker said of the one record.
-type Told = Sender<Option<String>>;
+type Told = crossbeam_channel::Sender<Result<(), String>>;
 
 const INTERCEPTOR: &CStr = c"clock";
 
@@ -206,12 +267,14 @@ unsafe extern "C" fn on_acknowledgement(
     opaque: *mut c_void,
 ) -> sys::rd_kafka_resp_err_t {
     // SAFETY: the message is a producer's and live, its text null or live, too; the sender outlives the client.
-    let (told, text) = unsafe {
+    let (told, code, text) = unsafe {
         let text = sys::rd_kafka_message_produce_errstr(message);
-        (&*opaque.cast::<Told>(), (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned()))
+        let text = (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned());
+        (&*opaque.cast::<Told>(), (*message).err, text.unwrap_or_default())
     };
+    let is_stored = code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
     // Whoever asked may have given up.
-    let _ = told.try_send(text);
+    let _ = told.try_send(if is_stored { Ok(()) } else { Err(text) });
     sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
 }
 
@@ -256,5 +319,10 @@ mod tests {
         assert_eq!(bounds(&[("message.timestamp.difference.max.ms", "1000")]), Some(Side::Ahead));
         assert_eq!(bounds(&[(after, "3600000"), ("message.timestamp.type", "LogAppendTime")]), None);
         assert_eq!(bounds(&[]), None);
+        // As Kafka 3.9 describes a topic that has the old setting alone.
+        let unset = "9223372036854775807";
+        let old = [(after, unset), (before, unset), ("message.timestamp.difference.max.ms", "1000")];
+        assert_eq!(bounds(&old), Some(Side::Ahead));
+        assert_eq!(bounds(&[(after, "999999999999999"), (before, unset)]), None, "some 30,000 years");
     }
 }

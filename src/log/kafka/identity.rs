@@ -108,7 +108,11 @@ pub(super) fn leader_answers<C: ClientContext>(
     let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: the client is live for as long as it is borrowed, and the list is ours, which is filled before this returns.
     let code = unsafe { sys::rd_kafka_offsets_for_times(client.native_ptr(), list.ptr(), timeout_ms) };
-    no_error(code).is_ok() && list.elements().iter().all(|element| element.error().is_ok())
+    // SAFETY: the list is ours, and holds one element.
+    let of_partition = unsafe { (*(*list.ptr()).elems).err };
+    // Codes below 0 are librdkafka's own, those above a broker's answer: that it leads no more, for instance.
+    let is_told = |code: sys::rd_kafka_resp_err_t| code as i32 >= 0;
+    is_told(code) && is_told(of_partition)
 }
 
 /// The metadata of each committed offset in an answer about one topic; what is not UTF-8 with U+FFFD in its place.

@@ -325,6 +325,13 @@ impl Line {
         (!self.retired.load(Ordering::Acquire)).then_some(&self.link)
     }
 
+    /// Says something of the brokers, unless another producer says it by now.
+    pub fn tell(&self, what: impl FnOnce(&Link)) {
+        if let Some(link) = self.live() {
+            what(link);
+        }
+    }
+
     pub fn explain(&self, error: &KafkaError) -> String {
         self.link.explain(error)
     }

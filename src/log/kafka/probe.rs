@@ -2,12 +2,11 @@
 //! records wait for longer than they should, and while partitions take no writes.
 
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, bounded, select};
 use rdkafka::{
     ClientConfig,
     producer::{BaseProducer, Producer, ProducerContext},
@@ -16,20 +15,23 @@ use rdkafka::{
 use crate::{
     backoff,
     log::kafka::{
-        clock::{self, Side},
+        clock::{self, Verdict},
         link::{Line, Link},
         stranded::Stranded,
-        writable::{Scout, Sight, Writability},
+        writable::{Scout, Sight, Silent, Writability},
     },
-    position::Timestamp,
 };
 
 /// One question by way of the producer.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// The same while requests wait for the answer.
+const QUESTION: Duration = Duration::from_millis(1500);
 /// How often it looks whether something is to be asked: a part of what a record may wait.
 const TICK: Duration = Duration::from_millis(250);
 /// The clocks, which takes two new clients, while they agree and records are refused all the same.
 const COMPARE_EVERY: Duration = Duration::from_secs(5);
+/// The same while they do not.
+const COMPARE_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Probe<C: ProducerContext + 'static> {
     producer: Arc<BaseProducer<C>>,
@@ -43,8 +45,9 @@ pub(super) struct Probe<C: ProducerContext + 'static> {
     minimum: Option<usize>,
     /// It was asked for.
     informed: bool,
-    /// When the clocks were compared last after a refusal, and agreed.
-    agreed: Option<Instant>,
+    silent: Silent,
+    /// When the clocks were compared last after a refusal.
+    compared: Option<Instant>,
 }
 
 impl<C: ProducerContext + 'static> Probe<C> {
@@ -60,7 +63,8 @@ impl<C: ProducerContext + 'static> Probe<C> {
             scout: None,
             minimum: None,
             informed: false,
-            agreed: None,
+            silent: Silent::default(),
+            compared: None,
         }
     }
 
@@ -84,86 +88,94 @@ impl<C: ProducerContext + 'static> Probe<C> {
                 link.failed(&reason);
             }
             // Records may be refused for other reasons, and by the thousand.
-            if self.agreed.is_none_or(|at| at.elapsed() >= COMPARE_EVERY) && link.take_refused_time() {
-                match clock::complaint(&self.plain, &self.topic) {
-                    Some((side, reason)) => link.clock_is_wrong(side, &reason),
-                    None => self.agreed = Some(Instant::now()),
+            if self.compared.is_none_or(|at| at.elapsed() >= COMPARE_EVERY) && link.take_refused_time() {
+                self.compared = Some(Instant::now());
+                if let Verdict::Wrong(side, reason) = clock::judge(&self.plain, &self.topic) {
+                    line.tell(|link| link.clock_is_wrong(side, &reason));
                 }
             }
             if now || link.is_due(asked.elapsed().mul_f64(jitter)) {
-                self.ask(link);
+                self.ask(&line);
                 asked = Instant::now();
                 jitter = backoff::jitter();
             }
         }
     }
 
-    fn ask(&mut self, link: &Link) {
-        if let Some(side) = link.clock() {
-            self.compare_clocks(link, side);
+    /// Each question takes up to some seconds, in which another producer may take this one's place: what comes of it is
+    /// told by way of the line, which knows.
+    fn ask(&mut self, line: &Line) {
+        let Some(link) = line.live() else { return };
+        if link.clock().is_some() && self.compared.is_none_or(|at| at.elapsed() >= COMPARE_AGAIN) {
+            self.compare_clocks(line);
         }
         let is_well = !link.is_away() && link.unwritable().is_none() && !link.is_suspicious();
         let mut is_heard = true;
         if is_well && self.informed {
             self.scout = None;
-            let answer = self.answers();
+            let answer = answers(&self.producer, &self.topic, self.minimum, DEADLINE);
             is_heard = answer.is_ok();
             if answer.is_ok_and(|topic| topic.is_some_and(|topic| topic.unwritable.is_empty())) {
                 self.stranded.answered();
-                link.answered();
+                line.tell(Link::answered);
                 return;
             }
         }
-        self.find_out(link, is_heard);
+        self.find_out(line, is_heard);
     }
 
     /// While our time is refused: whether it still is.
-    fn compare_clocks(&self, link: &Link, side: Side) {
-        let Some(taken) = clock::ask(&self.plain, &self.topic, side) else { return };
-        match taken.complaint(&self.topic, Timestamp::now()) {
-            Some((side, reason)) => link.clock_is_wrong(side, &reason),
-            None => link.clock_is_right(),
+    fn compare_clocks(&mut self, line: &Line) {
+        self.compared = Some(Instant::now());
+        match clock::judge(&self.plain, &self.topic) {
+            Verdict::Wrong(side, reason) => line.tell(|link| link.clock_is_wrong(side, &reason)),
+            Verdict::Right => line.tell(Link::clock_is_right),
+            Verdict::Unknown(_) => {}
         }
     }
 
-    /// Asks by way of the producer: `None` where the topic is not known.
-    fn answers(&self) -> Result<Option<Writability>, String> {
-        let metadata = self.producer.client().fetch_metadata(Some(&self.topic), DEADLINE);
-        let metadata = metadata.map_err(|error| error.to_string())?;
-        Ok(Writability::of(&metadata, &self.topic, self.minimum, &BTreeSet::new()))
-    }
-
     /// `is_heard`: as far as is known, the producer is answered.
-    fn find_out(&mut self, link: &Link, is_heard: bool) {
+    fn find_out(&mut self, line: &Line, is_heard: bool) {
         let began = Instant::now();
-        let sight = self.look();
-        match sight {
+        let own = self.ask_by_the_producer();
+        match self.look() {
             Err(reason) => {
                 // The next one begins anew with the configured brokers.
                 self.scout = None;
-                if link.has_acknowledged_since(began) {
-                    return;
-                }
-                link.down(&reason);
+                // The producer knows all brokers, and a new client those of the configuration alone.
+                let own = own.and_then(|own| own.recv_timeout(QUESTION).ok()).and_then(Result::ok);
+                line.tell(|link| match own {
+                    _ if link.has_acknowledged_since(began) => {}
+                    Some(Some(topic)) if !link.acknowledges_nothing() => {
+                        link.sees(topic);
+                        link.answered();
+                    }
+                    _ => {
+                        link.down(&reason);
+                    }
+                });
             }
-            Ok(Sight::Missing) => {
+            Ok(Sight::Missing) => line.tell(|link| {
                 link.down(&format!(
                     "topic {} does not exist: it was deleted, or not created yet; a start creates it where \
                      queue.kafka.create_topic is true",
                     self.topic
                 ));
-            }
+            }),
             Ok(Sight::Topic(topic)) => {
                 self.informed = true;
                 let is_clear = topic.unwritable.is_empty();
-                link.sees(topic);
-                if !is_clear {
-                    return;
-                }
-                if link.clock().is_none() && link.acknowledges_nothing() {
-                    link.idle();
-                } else if link.is_away() || !is_heard {
-                    self.confirm(link);
+                let mut is_to_be_confirmed = false;
+                line.tell(|link| {
+                    link.sees(topic);
+                    if is_clear && link.clock().is_none() && link.acknowledges_nothing() {
+                        link.idle();
+                    } else {
+                        is_to_be_confirmed = is_clear && (link.is_away() || !is_heard);
+                    }
+                });
+                if is_to_be_confirmed {
+                    self.confirm(line);
                 }
             }
         }
@@ -175,25 +187,50 @@ impl<C: ProducerContext + 'static> Probe<C> {
             None => Scout::open(&self.plain, &self.topic).map_err(|error| format!("{error:#}"))?,
         };
         // Before the first answer nothing is on its way, and a broker that is slow to answer is none that is away.
-        self.scout.insert(scout).look(&mut self.minimum, self.informed)
+        self.scout.insert(scout).look(&mut self.minimum, &mut self.silent, self.informed)
+    }
+
+    /// The producer is asked beside the scout, on a thread that ends by the question's deadline; nobody waits for it where
+    /// the scout was answered.
+    fn ask_by_the_producer(&self) -> Option<Receiver<Result<Option<Writability>, String>>> {
+        let (told, answer) = bounded(1);
+        let (producer, topic, minimum) = (self.producer.clone(), self.topic.clone(), self.minimum);
+        let ask = move || {
+            let _ = told.send(answers(&producer, &topic, minimum, QUESTION));
+        };
+        std::thread::Builder::new().name("kafka-ask".to_owned()).spawn(ask).ok().map(|_| answer)
     }
 
     /// The brokers are well; whether the producer finds them, too.
-    fn confirm(&mut self, link: &Link) {
-        match self.answers() {
+    fn confirm(&mut self, line: &Line) {
+        match answers(&self.producer, &self.topic, self.minimum, DEADLINE) {
             Ok(_) => {
                 self.stranded.answered();
-                link.answered();
+                line.tell(Link::answered);
             }
             Err(error) => {
-                link.down(&error);
                 // The scout was answered a moment ago.
-                if self.stranded.unanswered(Instant::now(), || true) {
-                    link.failed("it finds no broker any more, while a new client is answered");
-                    // The next event finds the door open, and replaces this producer.
-                    link.answered();
-                }
+                let is_stranded = self.stranded.unanswered(Instant::now(), || true);
+                line.tell(|link| {
+                    link.down(&error);
+                    if is_stranded {
+                        link.failed("it finds no broker any more, while a new client is answered");
+                        // The next event finds the door open, and replaces this producer.
+                        link.answered();
+                    }
+                });
             }
         }
     }
+}
+
+/// Asks by way of the producer: `None` where the topic is not known.
+fn answers<C: ProducerContext>(
+    producer: &BaseProducer<C>,
+    topic: &str,
+    minimum: Option<usize>,
+    deadline: Duration,
+) -> Result<Option<Writability>, String> {
+    let metadata = producer.client().fetch_metadata(Some(topic), deadline).map_err(|error| error.to_string())?;
+    Ok(Writability::of(&metadata, topic, minimum, &Silent::default()))
 }

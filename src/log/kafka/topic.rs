@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::{
     config::Config,
     log::kafka::{
-        clock::{self, Bounds},
+        clock::{self, Answer, Bounds},
         identity::topic_identity,
         logging::{self, Logging},
         settings,
@@ -253,8 +253,8 @@ impl<'a> Brokers<'a> {
             return Ok(String::new());
         };
         let bounds = Bounds::of(|name| found.get(name).and_then(|entry| entry.value.as_deref()));
-        let taken = bounds.side().and_then(|side| clock::ask(&settings::client(self.config), topic, side));
-        let Some(taken) = taken else { return Ok(String::new()) };
+        let asked = bounds.side().map(|side| clock::ask(&settings::client(self.config), topic, side));
+        let Some(Answer::Refused(taken)) = asked else { return Ok(String::new()) };
         let now = Timestamp::now();
         let difference = taken.difference(bounds, now).filter(|millis| millis.abs() >= NOTABLE);
         let difference = difference.map(|millis| {

@@ -6,10 +6,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{TcpStream, ToSocketAddrs},
-    time::Duration,
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    time::{Duration, Instant},
 };
 
+use crossbeam_channel::bounded;
 use rdkafka::{
     ClientConfig,
     admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier},
@@ -49,11 +50,11 @@ impl<'m> From<&'m MetadataPartition> for Seen<'m> {
 impl Seen<'_> {
     /// Why it takes no write. No more in-sync replicas are asked for than it has replicas at all: brokers from 3.7 on take
     /// the write then.
-    fn refuses(&self, minimum: Option<usize>, unreachable: &BTreeSet<i32>) -> Option<String> {
+    fn refuses(&self, minimum: Option<usize>, silent: &Silent) -> Option<String> {
         if self.leader < 0 {
             return Some("no leader".to_owned());
         }
-        if unreachable.contains(&self.leader) {
+        if silent.brokers.contains_key(&self.leader) {
             return Some(format!("the leader, broker {}, does not answer", self.leader));
         }
         let wanted = minimum.unwrap_or(1).min(self.replicas);
@@ -64,20 +65,20 @@ impl Seen<'_> {
                 self.replicas
             ));
         }
-        let away = self.in_sync.iter().find(|broker| unreachable.contains(broker))?;
+        let away = self.in_sync.iter().find(|broker| silent.is_away(**broker))?;
         Some(format!("broker {away}, one of the in-sync replicas, does not answer"))
     }
 }
 
 impl Writability {
     /// What metadata says of the topic; `None` where it knows no such topic.
-    pub fn of(metadata: &Metadata, topic: &str, minimum: Option<usize>, unreachable: &BTreeSet<i32>) -> Option<Self> {
+    pub fn of(metadata: &Metadata, topic: &str, minimum: Option<usize>, silent: &Silent) -> Option<Self> {
         let topic = metadata.topics().iter().find(|found| found.name() == topic)?;
         if topic.partitions().is_empty() {
             return None;
         }
         let refuses = |partition: &MetadataPartition| {
-            let why = Seen::from(partition).refuses(minimum, unreachable)?;
+            let why = Seen::from(partition).refuses(minimum, silent)?;
             Some((usize::try_from(partition.id()).ok()?, why))
         };
         let unwritable = topic.partitions().iter().filter_map(refuses).collect();
@@ -102,6 +103,29 @@ impl Writability {
         }
         let wanted = fastrand::usize(..writable);
         (0..self.partitions).filter(|partition| !self.unwritable.contains_key(partition)).nth(wanted)
+    }
+}
+
+/// The brokers that do not answer this process, each with when that was first seen.
+#[derive(Debug, Default)]
+pub(super) struct Silent {
+    brokers: BTreeMap<i32, Instant>,
+}
+
+impl Silent {
+    /// A leader drops a follower that has not fetched for `replica.lag.time.max.ms`, 30 s by default, and the controller
+    /// one that is dead before that. What is in sync for longer answers its leader, if not us.
+    const DROPPED_BY_THEN: Duration = Duration::from_secs(35);
+
+    fn is_away(&self, follower: i32) -> bool {
+        self.brokers.get(&follower).is_some_and(|since| since.elapsed() < Self::DROPPED_BY_THEN)
+    }
+
+    fn are_now(&mut self, silent: &BTreeSet<i32>) {
+        self.brokers.retain(|broker, _| silent.contains(broker));
+        for broker in silent {
+            self.brokers.entry(*broker).or_insert_with(Instant::now);
+        }
     }
 }
 
@@ -130,11 +154,11 @@ impl Scout {
     }
 
     /// Asks the brokers, and, where records may be waiting for it, whether each answers; `minimum` is the topic's
-    /// `min.insync.replicas` as last known. Blocks for some seconds at most.
+    /// `min.insync.replicas` as last known, `silent` who did not answer before. Blocks for some seconds at most.
     ///
     /// # Errors
     /// A sentence, when no broker answers.
-    pub fn look(&self, minimum: &mut Option<usize>, of_each: bool) -> Result<Sight, String> {
+    pub fn look(&self, minimum: &mut Option<usize>, silent: &mut Silent, of_each: bool) -> Result<Sight, String> {
         let metadata = self.admin.inner().fetch_metadata(Some(&self.topic), QUESTION).map_err(|error| {
             let said = self.admin.inner().context().last_error().map(|said| format!(" ({said})")).unwrap_or_default();
             format!("{error}{said}")
@@ -149,27 +173,34 @@ impl Scout {
         if let Some(found) = self.minimum() {
             *minimum = Some(found);
         }
-        let unreachable = if of_each { self.unreachable(&metadata) } else { BTreeSet::new() };
-        let sight = Writability::of(&metadata, &self.topic, *minimum, &unreachable);
+        silent.are_now(&if of_each { self.unreachable(&metadata) } else { BTreeSet::new() });
+        let sight = Writability::of(&metadata, &self.topic, *minimum, silent);
         Ok(sight.map_or(Sight::Missing, Sight::Topic))
     }
 
     fn minimum(&self) -> Option<usize> {
-        self.settings()?.get("min.insync.replicas")?.value.as_deref()?.parse().ok()
+        self.settings().ok()?.get("min.insync.replicas")?.value.as_deref()?.parse().ok()
     }
 
     /// What the topic lets a clock differ by.
-    pub fn clock_bounds(&self) -> Option<Bounds> {
+    ///
+    /// # Errors
+    /// Why its settings are not told.
+    pub fn clock_bounds(&self) -> Result<Bounds, String> {
         let settings = self.settings()?;
-        Some(Bounds::of(|name| settings.get(name).and_then(|entry| entry.value.as_deref())))
+        Ok(Bounds::of(|name| settings.get(name).and_then(|entry| entry.value.as_deref())))
     }
 
-    /// The topic's; `None` where they are not told, for want of a right for instance.
-    fn settings(&self) -> Option<ConfigResource> {
+    /// The topic's.
+    ///
+    /// # Errors
+    /// Why they are not told: there is no right to ask for instance.
+    fn settings(&self) -> Result<ConfigResource, String> {
         let options = AdminOptions::new().request_timeout(Some(QUESTION));
         let resource = [ResourceSpecifier::Topic(&self.topic)];
-        let answer = self.runtime.block_on(self.admin.describe_configs(&resource, &options)).ok()?;
-        answer.into_iter().next()?.ok()
+        let answer = self.runtime.block_on(self.admin.describe_configs(&resource, &options));
+        let answer = answer.map_err(|error| error.to_string())?.into_iter().next();
+        answer.ok_or("an empty answer")?.map_err(|code| code.to_string())
     }
 
     /// The brokers of in-sync replicas that do not answer. Those that lead are asked for the start of a log, which also
@@ -206,9 +237,17 @@ impl Scout {
     }
 }
 
-fn takes_a_connection(address: (&str, u16)) -> bool {
-    let Ok(mut addresses) = address.to_socket_addrs() else { return false };
-    addresses.any(|address| TcpStream::connect_timeout(&address, PING).is_ok())
+/// Whether somebody listens there; also where the name does not resolve in time, which says nothing about the broker.
+fn takes_a_connection((host, port): (&str, u16)) -> bool {
+    let (resolved, addresses) = bounded::<Vec<SocketAddr>>(1);
+    let name = host.to_owned();
+    // The resolver has deadlines of its own, which add up to much more: nobody waits for this thread.
+    let resolver = std::thread::Builder::new().name("kafka-resolve".to_owned()).spawn(move || {
+        let found = (name.as_str(), port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+        let _ = resolved.send(found);
+    });
+    let addresses = resolver.ok().and_then(|_| addresses.recv_timeout(PING).ok()).unwrap_or_default();
+    addresses.is_empty() || addresses.iter().take(2).any(|it| TcpStream::connect_timeout(it, PING).is_ok())
 }
 
 #[cfg(test)]
@@ -216,8 +255,26 @@ mod tests {
     use super::*;
 
     fn refuses(leader: i32, replicas: usize, in_sync: &[i32], minimum: usize, unreachable: &[i32]) -> Option<String> {
-        let unreachable = unreachable.iter().copied().collect();
-        Seen { leader, replicas, in_sync }.refuses(Some(minimum), &unreachable)
+        let mut silent = Silent::default();
+        silent.are_now(&unreachable.iter().copied().collect());
+        Seen { leader, replicas, in_sync }.refuses(Some(minimum), &silent)
+    }
+
+    #[test]
+    fn a_follower_that_stays_in_sync_answers_its_leader_if_not_us() {
+        let mut silent = Silent::default();
+        silent.are_now(&[2].into());
+        let follows = Seen { leader: 1, replicas: 2, in_sync: &[1, 2] };
+        let leads = Seen { leader: 2, replicas: 2, in_sync: &[1, 2] };
+        assert!(follows.refuses(Some(2), &silent).is_some());
+        let before = Instant::now().checked_sub(Silent::DROPPED_BY_THEN).expect("the machine runs for longer");
+        silent.brokers.insert(2, before);
+        silent.are_now(&[2].into());
+        assert_eq!(follows.refuses(Some(2), &silent), None);
+        assert!(leads.refuses(Some(2), &silent).is_some(), "its own partitions take nothing from us");
+        silent.are_now(&BTreeSet::new());
+        silent.are_now(&[2].into());
+        assert!(follows.refuses(Some(2), &silent).is_some(), "it was back in between");
     }
 
     #[test]
