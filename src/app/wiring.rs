@@ -114,7 +114,7 @@ impl Daemon {
     fn start_archive(&self, running: &mut Running, config: &Config, spooler: Slot<Spooler>) -> anyhow::Result<()> {
         // Checked before anything starts; each incarnation opens it anew.
         Archive::open(config)?;
-        upload::sweep(config)?;
+        upload::sweep(config);
         let uploader: Slot<Uploader> = Slot::default();
         let consumer: Slot<Consumer<Spooler>> = Slot::default();
         let replies: Replies = Arc::new(consumer.clone());

@@ -101,7 +101,8 @@ impl MongoStore {
         let store = self.clone();
         let mut task = self.io.spawn(async move {
             let client = store.connect().await?;
-            let database = client.database(store.database.get_or_try_init(|| store.choice.settle(client)).await?);
+            let settle = || store.choice.settle(client, &store.options.topic);
+            let database = client.database(store.database.get_or_try_init(settle).await?);
             call(store, database).await
         });
         let _abort = AbortOnDrop(task.abort_handle());
@@ -297,6 +298,8 @@ impl MongoStore {
                 let statements: Vec<Document> = part.iter().map(|delta| buckets.statement(delta)).collect();
                 let Sent { mut taken, refused, others } = self.send(&database, &buckets, part, statements).await?;
                 if !refused.is_empty() {
+                    let may_pass = refused.iter().any(|(_, error)| !code::is_of_the_document(error.code));
+                    reply::before_the_second_attempt(may_pass).await;
                     let deltas: Vec<&BucketDelta> = refused.iter().map(|(delta, _)| *delta).collect();
                     let plainer = deltas.iter().map(|delta| buckets.plain_statement(delta)).collect();
                     let mut again = self.send(&database, &buckets, &deltas, plainer).await?;

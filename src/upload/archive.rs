@@ -26,7 +26,7 @@ use super::{
     opening::{Head, HeadError, Heads},
     race::RaceError,
     requests,
-    settings::{Given, Settings},
+    settings::{Given, Provider, Settings},
     store::Root,
 };
 use crate::{
@@ -43,6 +43,8 @@ pub struct Archive {
     root: Root,
     /// Where requests go, where that is not the cloud itself.
     pub(super) endpoint: Option<String>,
+    /// `None` for a folder.
+    provider: Option<Provider>,
     /// The topic with its generation.
     pub(super) topic: String,
     /// For one request; object stores that do not answer by then are tried again.
@@ -65,12 +67,15 @@ impl Archive {
         let root = Root::open(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
         let topic = config.queue.name().to_string();
         // S3 Express lists in no order, nor does a folder.
-        let lists_in_order = !config.archive.is_local()
-            && !config.archive.options.keys().any(|name| name.trim_start_matches("aws_") == "s3_express");
+        let settings = Settings::of(&config.archive);
+        let is_express = settings.as_ref().and_then(|settings| settings.get("aws_s3_express"));
+        let is_express = is_express.is_some_and(|given| !matches!(given.value.as_str(), "false" | "0" | "no" | "off"));
+        let lists_in_order = !config.archive.is_local() && !is_express;
+        let provider = Provider::of(url);
         let local = Local::open(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
         let timeout = config.upload.timeout;
-        let endpoint = Settings::of(&config.archive).and_then(|settings| Some(settings.endpoint()?.value.clone()));
-        Ok(Self { root, endpoint, topic, timeout, lists_in_order, local, ends: Semaphore::new(ENDS_AT_ONCE) })
+        let endpoint = settings.and_then(|settings| Some(settings.endpoint()?.value.clone()));
+        Ok(Self { root, endpoint, provider, topic, timeout, lists_in_order, local, ends: Semaphore::new(ENDS_AT_ONCE) })
     }
 
     /// Opens an archive that is there, for a topic as its paths name it: `topic`, or `topic@generation`.
@@ -208,11 +213,19 @@ impl Archive {
         };
         let folder = Path::from("_chain");
         let first = async { self.store().await?.list(Some(&folder)).try_next().await };
-        self.within(first).await.map_err(denied("list the bucket (s3:ListBucket)"))?;
+        self.within(first).await.map_err(denied(self.right("list the bucket", "s3:ListBucket")))?;
         match self.get(&Path::from(format!("_chain/missing-{}", Uuid::now_v7().simple()))).await {
             Ok(_) | Err(E::NotFound { .. }) => Ok(()),
-            Err(error) => Err(denied("be told that a key is missing (s3:ListBucket and s3:GetObject)")(error)),
+            Err(error) => {
+                let to = self.right("be told that a key is missing", "s3:ListBucket and s3:GetObject");
+                Err(denied(to)(error))
+            }
         }
+    }
+
+    /// With the names that S3 has for it.
+    fn right(&self, to: &str, on_s3: &str) -> String {
+        if self.provider == Some(Provider::S3) { format!("{to} ({on_s3})") } else { to.to_owned() }
     }
 
     /// Two create-only PUTs of one object must give one refusal; a store that overwrites silently would lose data.
@@ -315,7 +328,7 @@ pub enum ProbeError {
     #[error(transparent)]
     Race(RaceError),
     #[error("there is no right to {to}: {error}")]
-    Right { to: &'static str, error: object_store::Error },
+    Right { to: String, error: object_store::Error },
     #[error(transparent)]
     Store(object_store::Error),
 }

@@ -160,7 +160,7 @@ fn cause(error: &object_store::Error) -> Option<ErrorKind> {
 
 /// The folder that the configuration names.
 pub(super) fn folder(config: &Config) -> PathBuf {
-    match config.archive.url.strip_prefix("file:").map(|rest| rest.trim_start_matches("//")) {
+    match config.archive.url.strip_prefix("file:").map(|rest| rest.strip_prefix("//").unwrap_or(rest)) {
         Some("") | None => config.data.dir.join("archive"),
         Some(path) => path.into(),
     }
@@ -177,25 +177,36 @@ pub(super) fn open_store(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>
 }
 
 /// Removes what writes that were interrupted left in a local archive. Only while no other process writes there: once at
-/// the start, under the data directory's lock.
-///
-/// # Errors
-/// When the folder cannot be looked through.
-pub fn sweep(config: &Config) -> anyhow::Result<()> {
+/// the start, under the data directory's lock. What cannot be looked at is left, and said.
+pub fn sweep(config: &Config) {
     if !config.archive.is_local() {
-        return Ok(());
+        return;
     }
     let folder = folder(config);
-    sweep_staging(&folder).with_context(|| format!("cannot look through {}", folder.display()))
+    let ours = |name: &str| name == "_chain" || name.starts_with("topic=");
+    let swept = fs::read_dir(&folder).and_then(|mut entries| {
+        entries.try_for_each(|entry| match entry? {
+            entry if ours(&entry.file_name().to_string_lossy()) => sweep_staging(&entry.path()),
+            _ => Ok(()),
+        })
+    });
+    if let Err(error) = swept {
+        tracing::warn!(folder = %folder.display(), %error, "what interrupted writes left in the archive is not all removed");
+    }
 }
 
-/// Removes the `…#n` files that a write which was interrupted left behind.
+/// Removes the `….ndjson.zst#n` and `….json#n` that a write which was interrupted left behind.
 fn sweep_staging(folder: &FilePath) -> io::Result<()> {
+    let is_staged = |name: &str| {
+        name.rsplit_once('#').is_some_and(|(object, n)| {
+            (object.ends_with(".ndjson.zst") || object.ends_with(".json")) && n.parse::<u32>().is_ok()
+        })
+    };
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             sweep_staging(&entry.path())?;
-        } else if entry.file_name().to_string_lossy().rsplit_once('#').is_some_and(|(_, n)| n.parse::<u32>().is_ok()) {
+        } else if is_staged(&entry.file_name().to_string_lossy()) {
             fs::remove_file(entry.path())?;
         }
     }
@@ -207,6 +218,25 @@ mod tests {
     use std::os::unix::fs::{MetadataExt as _, symlink};
 
     use super::*;
+
+    #[test]
+    fn a_start_removes_what_was_staged_for_objects_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let staged = ["topic=a/date=x/0-1.ndjson.zst#1", "_chain/a/0.json#22"];
+        let others = ["report#3", "shared/0-1.ndjson.zst#1", "topic=a/notes#1", "topic=a/date=x/0-1.ndjson.zst"];
+        for file in staged.iter().chain(&others) {
+            let file = folder.path().join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "x").unwrap();
+        }
+        sweep(&config(folder.path(), &url));
+        let stands = |file: &&str| folder.path().join(file).exists();
+        assert_eq!(
+            (staged.iter().filter(|file| stands(file)).count(), others.iter().filter(|file| stands(file)).count()),
+            (0, 4)
+        );
+    }
 
     fn config(data_dir: &FilePath, url: &str) -> Config {
         let mut config = Config::default();

@@ -1,7 +1,12 @@
 //! The uploader's requests to the object store. They run on the I/O runtime and return only when an answer is known:
 //! what may pass is tried again without end, with back-off and jitter.
 
-use std::{collections::BTreeMap, io::ErrorKind, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use object_store::path::Path;
 use parking_lot::Mutex;
@@ -27,6 +32,15 @@ use crate::{
     position::{Offset, Partition},
     spool::{News, segment::SealedSegment},
 };
+
+/// So long a question about a gap counts as failed. It is asked every few seconds, for as long as the partition is ours.
+const GAP_FAILURE: Duration = Duration::from_secs(15);
+
+/// Why the store cannot be used for a partition.
+struct Failing {
+    reason: String,
+    until: Option<Instant>,
+}
 
 /// Attempts after which a sector that the disk cannot read is given up.
 const UNREADABLE_AFTER: u32 = 5;
@@ -57,7 +71,7 @@ pub(super) struct Requests {
     memory: Semaphore,
     memory_kib: u32,
     /// The partitions whose requests fail now: one that works says nothing of the others.
-    failing: Mutex<BTreeMap<Partition, String>>,
+    failing: Mutex<BTreeMap<Partition, Failing>>,
 }
 
 impl Requests {
@@ -79,17 +93,20 @@ impl Requests {
         }
     }
 
-    fn failing(&self, partition: Partition, reason: String) {
+    /// `until` is when it is forgotten where nobody says it again: a partition may be another worker's by then.
+    fn failing(&self, partition: Partition, reason: String, until: Option<Instant>) {
         let mut failing = self.failing.lock();
-        failing.insert(partition, reason.clone());
+        failing.insert(partition, Failing { reason: reason.clone(), until });
         self.health.dependency(dependency::OBJECT_STORE, Err(reason.clone()));
         self.health.actor(ActorName::Uploader, ActorState::Failing, reason);
     }
 
     fn working(&self, partition: Partition) {
         let mut failing = self.failing.lock();
-        let was_failing = failing.remove(&partition).is_some();
-        if let Some(reason) = failing.values().next() {
+        let was_failing = !failing.is_empty();
+        failing.remove(&partition);
+        failing.retain(|_, it| it.until.is_none_or(|until| until > Instant::now()));
+        if let Some(Failing { reason, .. }) = failing.values().next() {
             self.health.dependency(dependency::OBJECT_STORE, Err(reason.clone()));
             return;
         }
@@ -103,7 +120,7 @@ impl Requests {
     /// Shows what failed and waits: longer each time, and at once the longest for what a retry alone will not mend.
     async fn pause(&self, partition: Partition, attempt: u32, error: &object_store::Error) {
         let (max, config) = (is_lasting(error), self.config.load_full());
-        self.failing(partition, explain(error, &config));
+        self.failing(partition, explain(error, &config), None);
         self.metrics.upload_retries.inc();
         let upload = &config.upload;
         let backoff = Backoff::new(upload.backoff, upload.max_backoff);
@@ -131,7 +148,7 @@ impl Requests {
         match probe {
             Ok(()) => {}
             Err(ProbeError::Store(error)) => return Err(error),
-            Err(ProbeError::Right { to, error }) => return Err(without_right(to, error)),
+            Err(ProbeError::Right { to, error }) => return Err(without_right(&to, error)),
             Err(error @ (ProbeError::Overwrites | ProbeError::Race(_))) => {
                 return Ok(Err(Unusable {
                     reason: error.to_string(),
@@ -162,7 +179,8 @@ impl Requests {
                 Some(news)
             }
             Err(error) => {
-                self.failing(partition, explain(&error, &self.config.load()));
+                let until = Instant::now() + GAP_FAILURE;
+                self.failing(partition, explain(&error, &self.config.load()), Some(until));
                 None
             }
         }
@@ -201,7 +219,7 @@ impl Requests {
         match created {
             Ok(tag) => Ok(Answer::Created { tag }),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                let _memory = self.room_for(segment).await;
+                let _memory = self.room(segment.header.bytes).await;
                 // Before the bytes: what is overwritten in between is found by them, or has another tag later.
                 let tag = if self.archive.local.is_some() { None } else { self.archive.tag(&key).await.ok().flatten() };
                 match self.archive.get(&key).await {
@@ -247,7 +265,7 @@ impl Requests {
                 Err(error) => return Ok(Err(error)),
             }
         }
-        let _memory = self.room_for(segment).await;
+        let _memory = self.room(segment.header.bytes).await;
         let started = Instant::now();
         let data = blocking(segment, SealedSegment::read).await?;
         Ok(self.archive.create(key, data.into()).await.inspect(|_| self.took(started)))
@@ -261,6 +279,7 @@ impl Requests {
             _ => return false,
         }
         // A tag may mean anything; bytes do not.
+        let _memory = self.room(object.bytes).await;
         match self.archive.get(&object.key).await {
             Ok(bytes) => (bytes.len() as u64, crc32c::crc32c(&bytes)) != (object.bytes, object.crc32c),
             Err(_) => false,
@@ -271,9 +290,9 @@ impl Requests {
         self.metrics.upload_duration.observe(started.elapsed().as_secs_f64());
     }
 
-    /// A segment's share of `upload.max_in_flight`.
-    async fn room_for(&self, segment: &SealedSegment) -> Option<SemaphorePermit<'_>> {
-        let kib = u32::try_from(segment.header.bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
+    /// Of `upload.max_in_flight`, for so many bytes.
+    async fn room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
         // `None` would say that the semaphore was closed, which it never is.
         self.memory.acquire_many(kib).await.ok()
     }

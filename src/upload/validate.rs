@@ -129,7 +129,7 @@ fn place(text: &str) -> Result<Option<Provider>, String> {
     }
     let has_host = url.host_str().is_some_and(|host| !host.is_empty());
     match url.scheme() {
-        "file" if text.starts_with("file:///") && url.path() != "/" => Ok(None),
+        "file" if text.starts_with("file:///") && !text.starts_with("file:////") && url.path() != "/" => Ok(None),
         "s3" if has_host => Ok(Some(Provider::S3)),
         "gs" if has_host => Ok(Some(Provider::Gcs)),
         "az" if has_host => Ok(Some(Provider::Azure)),
@@ -172,8 +172,18 @@ mod tests {
         assert_eq!(with("az://c/x", &[("account_name", "a")]), [""; 0]);
         assert!(with("az://c/x", &[])[0].contains("needs archive.options.account_name"));
         assert!(with("s3://b", &[("secret_access_key", "x")])[0].contains("needs archive.options.access_key_id"));
-        for bad in ["", "File", "file:archive", "file://archive", "file:///", "s3:", "s3://", "ftp://x", "https://s3/b"]
-        {
+        for bad in [
+            "",
+            "File",
+            "file:archive",
+            "file://archive",
+            "file:///",
+            "file:////srv",
+            "s3:",
+            "s3://",
+            "ftp://x",
+            "https://s3/b",
+        ] {
             assert_eq!(with(bad, &[]).len(), 1, "{bad}");
         }
         assert!(with("s3://key:hunter2@bucket", &[])[0].contains("archive.options"));

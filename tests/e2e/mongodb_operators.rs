@@ -230,7 +230,18 @@ fn a_database_that_stays_in_force_in_spite_of_the_url_is_said_once() {
     assert_eq!(log.matches("stays in use, though store.url names").count(), 1, "{log}");
     assert!(log.contains("database ingestd_test_in_force (or ingestd, if that holds aggregates from before)"), "{log}");
     daemon.terminate();
-    services.mongodb_command("ingestd", doc! { "dropDatabase": 1 });
+
+    // A neighbour's aggregates are no reason to write among them.
+    let new = Setup::new("beside").set("store.kind", "mongodb").set("store.url", url("ingestd_test_in_force"));
+    let new = new.set("queue.topic", "another").start();
+    post(&new, r#"{"type":"a"}"#);
+    wait_counted(&new, 1);
+    assert!(!new.log().contains("stays in use"), "{}", new.log());
+    assert_eq!(services.documents("ingestd_test_in_force", "ingestd_sources").len(), 1);
+    new.terminate();
+    for database in ["ingestd", "ingestd_test_in_force"] {
+        services.mongodb_command(database, doc! { "dropDatabase": 1 });
+    }
 }
 
 #[test]

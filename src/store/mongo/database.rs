@@ -15,8 +15,8 @@ use crate::config::StoreConfig;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DatabaseChoice {
     Fixed(String),
-    /// The URL's, where [`DatabaseChoice::DEFAULT`] holds nothing of ours: earlier releases had everything there,
-    /// whatever the URL said.
+    /// The URL's, where [`DatabaseChoice::DEFAULT`] holds nothing of this topic: earlier releases had everything there,
+    /// whatever the URL said, and so may a neighbour.
     OfUrl(String),
 }
 
@@ -47,9 +47,9 @@ impl DatabaseChoice {
     }
 
     /// The one that is used. Asks the server where the URL names it.
-    pub(super) async fn settle(&self, client: &Client) -> Result<String, Failure> {
+    pub(super) async fn settle(&self, client: &Client, topic: &str) -> Result<String, Failure> {
         let Self::OfUrl(name) = self else { return Ok(self.name().to_owned()) };
-        if holds_ours(client, name).await? || !holds_ours(client, Self::DEFAULT).await? {
+        if holds(client, name, topic).await? || !holds(client, Self::DEFAULT, topic).await? {
             return Ok(name.clone());
         }
         tracing::warn!(
@@ -72,15 +72,18 @@ impl fmt::Display for DatabaseChoice {
     }
 }
 
-async fn holds_ours(client: &Client, database: &str) -> Result<bool, Failure> {
-    let list = doc! {
-        "listCollections": 1,
-        "filter": { "name": MongoStore::DEFINITIONS },
-        "nameOnly": true,
-        "authorizedCollections": true,
+/// Whether events of this topic, of any generation, were counted in the database.
+async fn holds(client: &Client, database: &str, topic: &str) -> Result<bool, Failure> {
+    // The ids are `topic/partition` and `topic@generation/partition`; the end is the character after.
+    let within =
+        |from: char, to: char| doc! { "_id": { "$gte": format!("{topic}{from}"), "$lt": format!("{topic}{to}") } };
+    let find = doc! {
+        "find": MongoStore::SOURCES,
+        "filter": { "$or": [within('/', '0'), within('@', 'A')] },
+        "limit": 1,
     };
-    let listed = client.database(database).run_command(list).selection_criteria(primary()).await;
-    match listed.map_err(Failure::from) {
+    let found = client.database(database).run_command(find).selection_criteria(primary()).await;
+    match found.map_err(Failure::from) {
         Ok(reply) => Ok(!first_batch(&reply).is_empty()),
         // Who may not look into it has written nothing there.
         Err(failure) if failure.code() == Some(code::UNAUTHORIZED) => Ok(false),

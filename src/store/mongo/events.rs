@@ -14,7 +14,9 @@ use mongodb::{
     bson::{DateTime, RawArrayBuf, RawDocumentBuf, doc, rawdoc},
 };
 
-use super::{Buckets, Failure, MongoStore, StatementError, Wanted, WriteReply, code, primary};
+use super::{
+    Buckets, Failure, MongoStore, StatementError, Wanted, WriteReply, code, primary, reply::before_the_second_attempt,
+};
 use crate::store::{ProcessedEvent, RefusedEvent, StoreOptions};
 
 use document::Form;
@@ -56,6 +58,7 @@ pub async fn write(
         let (mut certain, uncertain) = insert(store, database, &rest, form).await?;
         // For a reason that is not known to be theirs they fail a second time before anything is made of it.
         let again: Vec<&ProcessedEvent> = uncertain.into_iter().map(|(event, _)| event).collect();
+        before_the_second_attempt(!again.is_empty()).await;
         let (mut found_certain, uncertain) = insert(store, database, &again, form).await?;
         certain.append(&mut found_certain);
         certain.extend(uncertain);

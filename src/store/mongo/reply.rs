@@ -1,11 +1,12 @@
 //! The reply to a write command. `ok: 1` says only that the command was run: whether its statements took effect stands
 //! in `writeErrors`, and whether that is durable in `writeConcernError`.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use mongodb::bson::{Bson, Document};
 
 use super::Failure;
+use crate::backoff::jitter;
 
 /// Whether the driver says that a server is too old for it. It speaks of wire versions.
 pub fn is_too_old(message: &str) -> bool {
@@ -29,10 +30,12 @@ pub mod code {
     /// NetworkTimeout, ShutdownInProgress, LockFailed, WriteConflict, ReadConcernMajorityNotAvailableYet, ExceededMemoryLimit,
     /// StaleEpoch, CommandNotSupportedOnView, PrimarySteppedDown, NotImplemented, StaleDbVersion, ExceededTimeLimit,
     /// ClientDisconnect, TenantMigrationConflict, SocketException, NotWritablePrimary, Interrupted (three), StaleConfig,
-    /// NotPrimary (two), OutOfDiskSpace; and the quotas of two hosted services.
-    const PASSING: [i32; 34] = [
+    /// NotPrimary (two), OutOfDiskSpace; NetworkInterfaceExceededTimeLimit, ElectionInProgress,
+    /// TransactionExceededLifetimeLimitSeconds, InterruptedDueToStorageChange, TemporarilyUnavailable (the cache is too
+    /// full); and the quotas of two hosted services.
+    const PASSING: [i32; 39] = [
         6, 7, 13, 24, 50, 63, 64, 89, 91, 107, 112, 134, 146, 150, 166, 189, 238, 249, 262, 279, 325, 9001, 10107,
-        10058, 11600, 11601, 11602, 13388, 13435, 13436, 14031, 8000, 16500, 16501,
+        10058, 11600, 11601, 11602, 13388, 13435, 13436, 14031, 202, 216, 290, 355, 365, 8000, 16500, 16501,
     ];
 
     /// Whether the statement's own document is at fault, so that trying again is in vain.
@@ -44,6 +47,13 @@ pub mod code {
     /// Of codes that are in neither list (each kind of index has some of its own) it has to be found out.
     pub fn is_passing(code: i32) -> bool {
         PASSING.contains(&code)
+    }
+}
+
+/// Before the second attempt: waits where one failed for a reason that is in neither list, and may pass.
+pub async fn before_the_second_attempt(may_pass: bool) {
+    if may_pass {
+        tokio::time::sleep(Duration::from_millis(300).mul_f64(jitter())).await;
     }
 }
 

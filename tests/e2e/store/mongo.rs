@@ -251,8 +251,9 @@ async fn the_database_of_the_url_is_used_unless_the_default_one_holds_aggregates
     let client = Client::with_uri_str(&url).await.unwrap();
     let (default, shop) = (client.database("ingestd"), client.database("ingestd_test_shop"));
     let of_url = url.replace("/?", "/ingestd_test_shop?");
-    let prepare = async || {
-        let store = MongoStore::new(&config(&of_url, ""), options(), Handle::current()).unwrap();
+    let prepare = async |topic: &str| {
+        let options = StoreOptions { topic: topic.to_owned(), ..options() };
+        let store = MongoStore::new(&config(&of_url, ""), options, Handle::current()).unwrap();
         store.prepare().await.unwrap();
         let kept = async |database: &Database| {
             let names = database.list_collection_names().await.unwrap();
@@ -263,11 +264,16 @@ async fn the_database_of_the_url_is_used_unless_the_default_one_holds_aggregates
     for database in [&default, &shop] {
         database.drop().await.unwrap();
     }
-    assert_eq!(prepare().await, (false, true));
-    // What an earlier release made, which did not look at the URL's.
+    assert_eq!(prepare("events").await, (false, true));
+    // What an earlier release made and counted, which did not look at the URL's.
     shop.drop().await.unwrap();
-    MongoStore::new(&config(&url, ""), options(), Handle::current()).unwrap().prepare().await.unwrap();
-    assert_eq!(prepare().await, (true, false));
+    let earlier = StoreOptions { topic: "events".to_owned(), ..options() };
+    let earlier = MongoStore::new(&config(&url, ""), earlier, Handle::current()).unwrap();
+    earlier.prepare().await.unwrap();
+    earlier.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
+    assert_eq!(prepare("events").await, (true, false));
+    // Of another topic it is a neighbour's.
+    assert_eq!(prepare("event").await, (true, true));
     for database in [&default, &shop] {
         database.drop().await.unwrap();
     }
