@@ -8,11 +8,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::ItemsCount};
 use ingestd::{
+    archive::spool::open::OpenSegment,
     config::{Config, LiveConfig},
     health::Health,
     log::{Appender, NewRecord, Publish, Span, Ticket, embedded::EmbeddedLog},
     position::Offset,
-    spool::open::OpenSegment,
 };
 use prometheus_client::metrics::counter::Counter;
 use steps::{BATCH, RECEIVED, STEPS, Step};

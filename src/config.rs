@@ -336,7 +336,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoggingConfig {
-    /// A `tracing` filter: `info`, or `info,ingestd::upload=debug`.
+    /// A `tracing` filter: `info`, or `info,ingestd::archive=debug`.
     pub level: String,
     pub format: LogFormat,
 }

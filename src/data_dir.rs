@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::spool::segment::create_private_dir;
+use crate::files::{create_private, create_private_dir};
 
 /// An open data directory. Its lock is held until it is dropped, also by a `kill -9`: the kernel gives it back.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ fn instance(path: &Path) -> anyhow::Result<String> {
 
 fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let staged = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
+    let mut file = create_private(&staged)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(staged, path)

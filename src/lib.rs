@@ -17,8 +17,9 @@
 //!    message to the producer. The request's ticket hears when each is durable; only then the client gets its 2xx.
 //! 3. [`consume`]: each sink is a consumer group of its own. Batches go to the sink, confirmed positions come back and
 //!    are committed. Here the one cursor rule is written down.
-//! 4. [`spool`]: the archive's sink compresses batches into segments; [`upload`] puts each as a create-only object, in
-//!    the order of the partition's chain, and follows what another writer has put.
+//! 4. [`archive`]: the spooler compresses batches into segments; the uploader puts each as a create-only object, in the
+//!    order of the partition's chain, and follows what another writer has put. Its tools are for operators, apart from
+//!    the daemon: list, cat, verify, skip, drain.
 //! 5. [`aggregate`]: the other sink folds batches into buckets and flushes them into the [`store`] behind fences;
 //!    records that are no events become dead letters ([`log::dead_letters`]).
 //!
@@ -28,7 +29,6 @@
 //! - [`supervise`] keeps each actor alive; [`health`] is what they say of themselves; [`metrics`] what they count.
 //! - [`watchdog`] closes the door before the disk is full; [`admin`] is the operators' endpoint; [`reload`] changes the
 //!   configuration of a running daemon.
-//! - [`archive`] is for the archive's operators, apart from the daemon: list, cat, verify, skip, drain.
 //! - [`http`] is the server under both listeners: connections with deadlines for all that they do.
 //! - [`tls`] chooses the cryptography, [`backoff`] the pause before another attempt. [`cli`] is the command line.
 //! - [`names`] is what actors, sinks and dependencies are called; [`position`] says where a record stands.
@@ -43,6 +43,7 @@ pub mod config;
 pub mod consume;
 pub mod data_dir;
 pub mod event;
+pub mod files;
 pub mod health;
 pub mod http;
 pub mod ingest;
@@ -53,10 +54,8 @@ pub mod names;
 pub mod panics;
 pub mod position;
 pub mod reload;
-pub mod spool;
 pub mod sqlite;
 pub mod store;
 pub mod supervise;
 pub mod tls;
-pub mod upload;
 pub mod watchdog;

@@ -161,7 +161,7 @@ mod tests {
         let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
         let subscriber = tracing_subscriber::registry().with(filter(level).unwrap()).with(output);
         tracing::subscriber::with_default(subscriber, || {
-            tracing::info!(target: "ingestd::upload", "ours");
+            tracing::info!(target: "ingestd::archive::upload", "ours");
             tracing::info!(target: "rdkafka::client", "chatter");
             tracing::warn!(target: "rdkafka::client", "warning");
             tracing::error!(target: "actix_http::h1::dispatcher", "a client's fault");

@@ -8,12 +8,12 @@ use std::{
 
 use ingestd::{
     aggregate::PartitionFold,
+    archive::spool::line::LineEncoder,
     config::EventConfig,
     event::{self, EventFields},
     ingest::split::{Format, split},
     log::record::{ID_HEADER, RecordBuffer},
     position::{Offset, Partition, Timestamp},
-    spool::line::LineEncoder,
 };
 
 /// Of one batch, as `batch.max_records`.

@@ -3,10 +3,10 @@
 use std::net::TcpListener;
 
 use crate::{
+    archive::upload,
     config::{Config, QueueKind, Roles, StoreKind},
     data_dir::DataDir,
     store::mongo::DatabaseChoice,
-    upload,
 };
 
 /// Where the process listens.

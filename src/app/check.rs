@@ -1,10 +1,10 @@
 //! `ingestd check --connect`: asks each dependency once whether it can be used as configured.
 
 use crate::{
+    archive::upload::{self, Archive, ProbeError, Race, explain_probe, place},
     config::{Config, OnUnavailable, QueueKind, Rules},
     log::{self, kafka},
     store::{self, Store},
-    upload::{self, Archive, ProbeError, Race, explain_probe, place},
 };
 
 /// Who knows rules beyond those of the configuration itself: each backend of its own section.

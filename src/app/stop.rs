@@ -16,12 +16,12 @@ use super::{
 };
 use crate::{
     admin::AdminServer,
+    archive::spool::Settled,
     consume::{Consumer, Drain, Leave, Left, Sink, StopFetching},
     health::{Closed, Health},
     ingest::StopAccepting,
     log::Flush,
     names::dependency,
-    spool::Settled,
     supervise::Slot,
 };
 

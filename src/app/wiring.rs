@@ -12,6 +12,10 @@ use anyhow::Context;
 use super::Daemon;
 use crate::{
     aggregate::Aggregator,
+    archive::{
+        spool::{DiskPressure, Spooler},
+        upload::{self, Archive, Uploader},
+    },
     config::Config,
     consume::{Consumer, ConsumerParts, QueueName, Replies, Sink},
     ingest::Ingestor,
@@ -24,10 +28,8 @@ use crate::{
     },
     names::{ActorName, SinkName, dependency},
     reload::FileWatch,
-    spool::{DiskPressure, Spooler},
     store::Store,
     supervise::{Guarded, Slot, supervise},
-    upload::{self, Archive, Uploader},
     watchdog::{FileSystem, Watchdog, WatchdogHooks},
 };
 

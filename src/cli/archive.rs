@@ -17,15 +17,17 @@ use tokio::runtime::Runtime;
 use super::{FAILURE, Options};
 use crate::{
     archive::{
-        self, ArchiveReader, Offsets, Selection,
-        cat::CatError,
-        drain::{self, Fate, Outcome},
-        skip,
-        verify::{self, PartitionReport, Report, UnreadableEvents},
+        tools::{
+            self, ArchiveReader, Offsets, Selection,
+            cat::CatError,
+            drain::{self, Fate, Outcome},
+            skip,
+            verify::{self, PartitionReport, Report, UnreadableEvents},
+        },
+        upload::{objects::ListedObject, place},
     },
     config::Config,
     position::{Offset, Partition},
-    upload::{objects::ListedObject, place},
 };
 
 #[derive(Debug, Subcommand)]
@@ -152,7 +154,7 @@ fn on_archive(
     topic: Option<String>,
     act: impl FnOnce(&ArchiveReader) -> anyhow::Result<ExitCode>,
 ) -> ExitCode {
-    with_config(options, |config, runtime| act(&archive::open(config, topic, runtime)?))
+    with_config(options, |config, runtime| act(&tools::open(config, topic, runtime)?))
 }
 
 fn with_config(options: Options, act: impl FnOnce(Config, &Runtime) -> anyhow::Result<ExitCode>) -> ExitCode {
@@ -162,14 +164,14 @@ fn with_config(options: Options, act: impl FnOnce(Config, &Runtime) -> anyhow::R
     };
     // What is written into a local archive is for its owner, as the daemon writes it.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
-    archive::runtime().and_then(|runtime| act(config, &runtime)).unwrap_or_else(|error| {
+    tools::runtime().and_then(|runtime| act(config, &runtime)).unwrap_or_else(|error| {
         eprintln!("ingestd: {error:#}");
         ExitCode::from(FAILURE)
     })
 }
 
 fn list(reader: &ArchiveReader, selection: &Selection, json: bool) -> anyhow::Result<ExitCode> {
-    let objects = archive::list(reader, selection)?;
+    let objects = tools::list(reader, selection)?;
     if objects.is_empty() {
         note_nothing(reader);
     }
@@ -196,7 +198,7 @@ fn list(reader: &ArchiveReader, selection: &Selection, json: bool) -> anyhow::Re
 
 fn cat(reader: &ArchiveReader, selection: &Selection) -> anyhow::Result<ExitCode> {
     let mut out = io::BufWriter::with_capacity(256 * 1024, io::stdout().lock());
-    match archive::cat::cat(reader, selection, &mut out) {
+    match tools::cat::cat(reader, selection, &mut out) {
         Ok(printed) => {
             for sentence in &printed.damaged {
                 eprintln!("ingestd: {sentence}");

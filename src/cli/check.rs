@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::{
     app::{self, CheckLine},
+    archive::upload::Race,
     config::Sources,
-    upload::Race,
 };
 
 pub(super) fn check(sources: &Sources, connect: bool, thorough: bool, json: bool) -> ExitCode {

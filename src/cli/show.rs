@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use crate::{
+    archive::upload::settings::Settings,
     config::{Config, Sources},
-    upload::settings::Settings,
 };
 
 pub(super) fn show(sources: &Sources, json: bool) -> ExitCode {

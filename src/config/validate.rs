@@ -236,7 +236,7 @@ fn field_name(name: &str) -> Result<(), String> {
 /// `EnvFilter` takes a mistyped level for a target.
 fn log_filter(text: &str) -> Result<(), String> {
     const RULE: &str =
-        "must be a level (off, error, warn, info, debug, trace), also by target: info,ingestd::upload=debug";
+        "must be a level (off, error, warn, info, debug, trace), also by target: info,ingestd::archive=debug";
     let parts = || text.split(',').map(str::trim);
     let is_level = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
     if parts().all(|part| !part.is_empty() && is_level(part)) && EnvFilter::try_new(text).is_ok() {
@@ -277,7 +277,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_mistyped_level_is_no_target() {
-        for good in ["info", "INFO,ingestd::upload=debug", "off", "warn,ingestd[{topic=events}]=trace"] {
+        for good in ["info", "INFO,ingestd::archive=debug", "off", "warn,ingestd[{topic=events}]=trace"] {
             assert_eq!(log_filter(good), Ok(()), "{good}");
         }
         for bad in ["", "inof", "info,", "info,ingestd=debgu"] {

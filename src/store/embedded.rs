@@ -4,8 +4,8 @@
 mod database;
 
 use std::{
-    fs::{DirBuilder, OpenOptions},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
@@ -18,6 +18,7 @@ use futures::future::BoxFuture;
 use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
+    files::create_private_dir,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},
 };
@@ -49,11 +50,7 @@ impl EmbeddedStore {
     /// The file cannot be used; the message says why.
     pub fn open(path: &Path, options: StoreOptions, io: Handle) -> anyhow::Result<Self> {
         if let Some(dir) = path.parent() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)
-                .with_context(|| format!("cannot create {dir:?}"))?;
+            create_private_dir(dir).with_context(|| format!("cannot create {dir:?}"))?;
         }
         // SQLite gives its other files the mode of this one.
         OpenOptions::new()

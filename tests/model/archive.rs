@@ -16,8 +16,8 @@ use std::{
 };
 
 use ingestd::{
+    archive::spool::segment::SealedSegment,
     position::{Offset, Partition},
-    spool::segment::SealedSegment,
 };
 
 use crate::schedule::{Draw, Step, Trace, Violation, WORKERS, breaks, holds};

@@ -12,6 +12,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
+    types::RDKafkaErrorCode,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -117,7 +118,8 @@ impl Brokers {
         }
         eventually("the topic is made", PATIENCE, || {
             let answer = self.io.block_on(admin.create_topics([&new], &AdminOptions::new())).ok()?;
-            answer[0].is_ok().then_some(())
+            // Where an answer was lost the topic is there at the next attempt.
+            matches!(answer[0], Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))).then_some(())
         });
     }
 

@@ -8,12 +8,12 @@ use std::{
 };
 
 use ingestd::{
-    log::Assignment,
-    position::{Offset, Partition, TopicIdentity},
-    upload::{
+    archive::upload::{
         chain::Put,
         opening::{Head, HeadError, Heads},
     },
+    log::Assignment,
+    position::{Offset, Partition, TopicIdentity},
 };
 
 use super::{File, PARTITION, Without, lock};

@@ -9,18 +9,20 @@ use std::{
 };
 
 use ingestd::{
+    archive::{
+        spool::{
+            protocol::{Effect, Protocol, Rules, Taken},
+            segment::{SealedSegment, SegmentHeader, VERSION},
+        },
+        upload::{
+            chain::{Chain, Put, Step},
+            opening::{Head, Known, Unusable, end_of_chain},
+        },
+    },
     config::OnGap,
     consume::{Begin, Confirm, Halt, Reassign, assignments::Assignments},
     log::{Assignment, Epoch},
     position::{Offset, Timestamp, TopicIdentity},
-    spool::{
-        protocol::{Effect, Protocol, Rules, Taken},
-        segment::{SealedSegment, SegmentHeader, VERSION},
-    },
-    upload::{
-        chain::{Chain, Put, Step},
-        opening::{Head, Known, Unusable, end_of_chain},
-    },
 };
 
 use super::{

@@ -1,0 +1,161 @@
+//! The archive as its operators meet it: what stands there, its lines, whether its chains are whole, and the two things
+//! that only an operator can decide or do: to leave a hole, and to send what a retired machine kept.
+//!
+//! Nothing here takes part in the daemon. All of it is safe beside running ones: reading changes nothing, and what is
+//! written goes through the same create-only PUTs under the same rules (section 4 of the design).
+
+pub mod cat;
+pub mod drain;
+pub mod line;
+pub mod reader;
+pub mod skip;
+pub mod verify;
+
+#[cfg(test)]
+mod by_hand;
+
+use chrono::{DateTime, Utc};
+use tokio::runtime::{Builder, Runtime};
+
+pub use self::reader::ArchiveReader;
+use crate::{
+    archive::upload::{
+        Archive, HeadError, explain,
+        objects::{ListedObject, ObjectName},
+    },
+    config::Config,
+    position::{Offset, Partition},
+};
+
+/// Which records are asked for. Empty: all.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    pub partitions: Vec<Partition>,
+    /// By the time of receipt: from this one on.
+    pub from: Option<DateTime<Utc>>,
+    /// And before this one.
+    pub to: Option<DateTime<Utc>>,
+    /// By offset, in each partition.
+    pub offsets: Offsets,
+}
+
+/// `[from, to)`; without an end, all to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offsets {
+    pub from: Offset,
+    pub to: Option<Offset>,
+}
+
+impl Selection {
+    pub fn has_partition(&self, partition: Partition) -> bool {
+        self.partitions.is_empty() || self.partitions.contains(&partition)
+    }
+
+    /// Whether the hour in the key, which is that of the object's first record alone, meets the times asked for.
+    pub fn meets_hour(&self, name: &ObjectName) -> bool {
+        let start = name.hour_start();
+        let end = start + chrono::TimeDelta::hours(1);
+        self.to.is_none_or(|to| start < to) && self.from.is_none_or(|from| end > from)
+    }
+
+    fn has_record(&self, offset: Offset, received: DateTime<Utc>) -> bool {
+        self.offsets.from <= offset
+            && self.offsets.to.is_none_or(|to| offset < to)
+            && self.from.is_none_or(|from| from <= received)
+            && self.to.is_none_or(|to| received < to)
+    }
+
+    /// Whether each record is asked for, so that none has to be looked at.
+    fn is_everything(&self) -> bool {
+        self.from.is_none() && self.to.is_none() && self.offsets == Offsets::default()
+    }
+
+    /// Whether the object can hold a record that is asked for. By its place in the chain alone: the times in keys are
+    /// those of first records, and times need not ascend, so they rule nothing out.
+    fn may_hold(&self, object: &ListedObject, next: Option<&ListedObject>) -> bool {
+        let ends_before =
+            |next: &ListedObject| next.name.partition == object.name.partition && next.name.x <= self.offsets.from;
+        self.has_partition(object.name.partition)
+            && self.offsets.to.is_none_or(|to| object.name.x < to)
+            && !next.is_some_and(ends_before)
+    }
+}
+
+/// The runtime on which a command talks to the store.
+///
+/// # Errors
+/// When the machine gives no thread.
+pub fn runtime() -> anyhow::Result<Runtime> {
+    Ok(Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?)
+}
+
+/// Opens the archive that the configuration names, for its topic or another one.
+///
+/// # Errors
+/// One sentence on what is missing.
+pub fn open(config: Config, topic: Option<String>, runtime: &Runtime) -> anyhow::Result<ArchiveReader> {
+    let topic = topic.unwrap_or_else(|| config.queue.name().to_string());
+    let archive = Archive::open_existing(&config, topic)?;
+    Ok(ArchiveReader::new(archive, config, runtime.handle().clone()))
+}
+
+/// What stands in the archive, in the order of the chains.
+///
+/// # Errors
+/// One sentence on why the store does not answer.
+pub fn list(reader: &ArchiveReader, selection: &Selection) -> anyhow::Result<Vec<ListedObject>> {
+    let listing = reader.block_on(reader.list()).map_err(|error| reader.sentence(&error))?;
+    let mut objects = listing.objects;
+    objects.retain(|object| selection.has_partition(object.name.partition) && selection.meets_hour(&object.name));
+    Ok(objects)
+}
+
+impl ArchiveReader {
+    /// A failure of the store, as one sentence for the operator.
+    pub fn sentence(&self, error: &object_store::Error) -> anyhow::Error {
+        anyhow::anyhow!(explain(error, self.config()))
+    }
+}
+
+/// Separates what the store failed at, which may pass, from what it gave and cannot be read.
+async fn readable<T>(request: impl Future<Output = Result<T, HeadError>>) -> object_store::Result<Result<T, String>> {
+    match request.await {
+        Ok(found) => Ok(Ok(found)),
+        Err(HeadError::Unreadable(what)) => Ok(Err(what)),
+        Err(HeadError::Store(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(x: u64, hour: i64) -> ListedObject {
+        ListedObject { name: ObjectName { partition: Partition(0), x: Offset(x), hour }, size: 1 }
+    }
+
+    #[test]
+    fn an_object_is_passed_over_only_where_the_chain_rules_it_out() {
+        let selection = |from, to: Option<u64>| Selection {
+            offsets: Offsets { from: Offset(from), to: to.map(Offset) },
+            ..Selection::default()
+        };
+        let (first, second) = (object(0, 0), object(10, 0));
+        assert!(!selection(10, None).may_hold(&first, Some(&second)));
+        assert!(selection(9, None).may_hold(&first, Some(&second)));
+        assert!(selection(10, None).may_hold(&first, None), "nobody knows where the last one ends");
+        assert!(!selection(0, Some(10)).may_hold(&second, None));
+        let other = Selection { partitions: vec![Partition(1)], ..Selection::default() };
+        assert!(!other.may_hold(&first, None));
+        let late = Selection { from: Some(Utc::now()), ..Selection::default() };
+        assert!(late.may_hold(&first, Some(&second)), "a record of now may follow one of 1970");
+    }
+
+    #[test]
+    fn an_hour_is_listed_when_any_of_it_is_asked_for() {
+        let at = |minutes: i64| DateTime::from_timestamp(minutes * 60, 0);
+        let listed = |from, to| Selection { from, to, ..Selection::default() }.meets_hour(&object(0, 1).name);
+        assert!(listed(None, None) && listed(at(119), None) && listed(None, at(61)));
+        assert!(!listed(at(120), None) && !listed(None, at(60)));
+    }
+}

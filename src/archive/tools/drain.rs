@@ -1,0 +1,304 @@
+//! `archive drain`: sends the sealed segments that a retired machine left in its data directory.
+//!
+//! The rules are the uploader's (4.2, 4.3): create-only PUTs at the chain's end, in order, and what stands is followed.
+//! So it is safe beside live workers, which follow what is put here just as they follow each other. Without the log
+//! there is less to go by than in a daemon (4.5), so a segment is removed only when each of its records was found in
+//! the archive; whatever else may be true of it, it stays where it is and is reported.
+
+mod coverage;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+
+use self::coverage::{Coverage, coverage};
+use super::{ArchiveReader, readable};
+use crate::{
+    archive::{
+        spool::segment::{self, SealedSegment, UnreadableHeader},
+        upload::{Head, ProbeError, explain_probe, objects::ListedObject, opening::Heads as _},
+    },
+    data_dir,
+    position::{Offset, Partition},
+};
+
+/// What to do about records that the archive has not.
+const AGAIN: &str = "Run a worker of this topic until its lag is 0, and drain again; if the log has lost them, \
+                     this file alone has its records: keep it (zstdcat shows them)";
+
+/// What became of one segment.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its data.
+    pub file: PathBuf,
+    /// As the spool's folder names it.
+    pub topic: String,
+    /// Partition, chain position and end; none where its header cannot be read.
+    pub range: Option<(Partition, Offset, Offset)>,
+    pub fate: Fate,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Its object stands now; removed here.
+    Sent,
+    /// The archive had its records already; removed here.
+    Archived,
+    /// Nothing was changed: why, and what to do.
+    Left(String),
+}
+
+/// Sends what can be sent, and tells each segment's fate. Blocks.
+///
+/// # Errors
+/// When `dir` is no data directory or in use, or when the store does not answer.
+pub fn drain(reader: &ArchiveReader, dir: &Path, mut tell: impl FnMut(&Outcome)) -> anyhow::Result<()> {
+    let spool = dir.join("spool");
+    if !spool.is_dir() && !dir.join("instance").is_file() {
+        bail!("{} is no data directory of ingestd: it has neither spool/ nor instance", dir.display());
+    }
+    let _lock = data_dir::lock(dir)?;
+    let mut probed = false;
+    for topic in folders(&spool)? {
+        for partition in folders(&topic.path)? {
+            let (segments, unreadable) = segment::sealed_in(&partition.path)
+                .with_context(|| format!("cannot look through {}", partition.path.display()))?;
+            for UnreadableHeader { path: file, why, .. } in unreadable {
+                let why = format!("its header cannot be read ({why}): what it holds is shown by zstdcat");
+                tell(&Outcome { file, topic: topic.name.clone(), range: None, fate: Fate::Left(why) });
+            }
+            if !segments.is_empty() && !probed {
+                let probe = reader.block_on(reader.archive().probe());
+                probe.map_err(|error| explain(reader, &error))?;
+                probed = true;
+            }
+            let mut draining =
+                Draining { reader, dir, topic: &topic.name, folder: &partition.name, chain: None, put: None };
+            draining.segments(segments, &mut tell)?;
+        }
+    }
+    Ok(())
+}
+
+fn explain(reader: &ArchiveReader, error: &ProbeError) -> anyhow::Error {
+    anyhow::anyhow!(explain_probe(error, reader.config()))
+}
+
+struct Folder {
+    name: String,
+    path: PathBuf,
+}
+
+/// Those below `parent`, by name; none where it does not exist.
+fn folders(parent: &Path) -> anyhow::Result<Vec<Folder>> {
+    let read = || -> io::Result<Vec<Folder>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(parent)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                found.push(Folder { name: entry.file_name().to_string_lossy().into_owned(), path: entry.path() });
+            }
+        }
+        found.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(found)
+    };
+    match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        found => found.with_context(|| format!("cannot look through {}", parent.display())),
+    }
+}
+
+/// One partition's chain, as far as it is known.
+struct Chain {
+    head: Head,
+    end: Offset,
+    objects: Vec<ListedObject>,
+    /// Nothing was put since the objects were listed.
+    listed: bool,
+}
+
+struct Draining<'a> {
+    reader: &'a ArchiveReader,
+    dir: &'a Path,
+    /// The folders that the segments lie in.
+    topic: &'a str,
+    folder: &'a str,
+    chain: Option<Chain>,
+    /// The object that was put last.
+    put: Option<String>,
+}
+
+/// Why the chain cannot be used; the store's failures are errors.
+type Usable<T> = anyhow::Result<Result<T, String>>;
+
+impl Draining<'_> {
+    /// At most so often a segment is tried while others extend the chain.
+    const ATTEMPTS: usize = 10;
+
+    fn segments(&mut self, segments: Vec<SealedSegment>, tell: &mut impl FnMut(&Outcome)) -> anyhow::Result<()> {
+        for segment in segments {
+            let fate = match self.foreign(&segment) {
+                Some(why) => Fate::Left(why),
+                None => self.segment(&segment)?,
+            };
+            if !matches!(fate, Fate::Left(_)) {
+                segment
+                    .remove()
+                    .with_context(|| format!("{} is in the archive, but cannot be removed", segment.path.display()))?;
+            }
+            let range = Some((segment.header.partition, segment.x(), segment.end()));
+            tell(&Outcome { file: segment.path, topic: self.topic.to_owned(), range, fate });
+        }
+        self.write_head()
+    }
+
+    /// Why a segment is not this archive's and topic's.
+    fn foreign(&self, SealedSegment { header, .. }: &SealedSegment) -> Option<String> {
+        let (config, topic) = (self.reader.config(), header.topic_name().to_string());
+        if topic != self.reader.archive().topic() {
+            let (name, generation) = (&header.topic, header.generation);
+            return Some(format!(
+                "it is of topic {topic}: drain again with --set queue.topic={name} --set queue.generation={generation}"
+            ));
+        }
+        let url = &config.archive.url;
+        if header.archive != *url {
+            return Some(format!("it was made for the archive {}, not {url}: drain it with that one", header.archive));
+        }
+        if url == "file:" && fs::canonicalize(self.dir).ok() != fs::canonicalize(&config.data.dir).ok() {
+            return Some(format!(
+                "it was made for the archive in {0}/archive: drain with --set data.dir={0}",
+                self.dir.display()
+            ));
+        }
+        None
+    }
+
+    fn segment(&mut self, segment: &SealedSegment) -> anyhow::Result<Fate> {
+        let data = match segment.read() {
+            Ok(data) => Bytes::from(data),
+            Err(error) => {
+                return Ok(Fate::Left(format!(
+                    "{error}: its records are archived from the log, or lost with this file"
+                )));
+            }
+        };
+        for _ in 0..Self::ATTEMPTS {
+            let chain = match self.chain.take() {
+                Some(chain) => chain,
+                None => match self.open(segment)? {
+                    Ok(chain) => chain,
+                    Err(why) => return Ok(Fate::Left(why)),
+                },
+            };
+            if let Err(why) = same_topic(&chain, segment) {
+                self.chain = Some(chain);
+                return Ok(Fate::Left(why));
+            }
+            if chain.end != segment.x() && !chain.listed {
+                continue;
+            }
+            if chain.end != segment.x() {
+                let fate = self.judge(&chain, segment, &data)?;
+                self.chain = Some(chain);
+                return Ok(fate);
+            }
+            let key = self.reader.archive().key(&segment.header);
+            let put = self.reader.block_on(self.reader.retry(|| self.reader.archive().create(&key, data.clone())));
+            match put {
+                Ok(_) => {
+                    self.put = Some(key.to_string());
+                    self.chain = Some(Chain { end: segment.end(), listed: false, ..chain });
+                    return Ok(Fate::Sent);
+                }
+                // Whose object it is, the next look shows; our own, where the answer to an attempt was lost.
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
+                Err(error) => return Err(self.reader.sentence(&error)),
+            }
+        }
+        Ok(Fate::Left("others extend its partition's chain all the time: drain again".to_owned()))
+    }
+
+    /// Of a segment that is not the next one of the chain: does the archive have its records?
+    fn judge(&self, chain: &Chain, segment: &SealedSegment, data: &[u8]) -> anyhow::Result<Fate> {
+        let x = segment.x();
+        Ok(match coverage(self.reader, &chain.objects, segment, data)? {
+            Coverage::Whole => Fate::Archived,
+            Coverage::Differs(what) => Fate::Left(format!("{what}: compare both before you remove it by hand")),
+            Coverage::Missing { .. } if x > chain.end => Fate::Left(format!(
+                "it does not chain yet: the archive ends at {0}, and offsets {0} to {x} come before it. {AGAIN}",
+                chain.end
+            )),
+            Coverage::Missing { first, end } => {
+                Fate::Left(format!("offsets {first} to {end} are not in the archive. {AGAIN}"))
+            }
+        })
+    }
+
+    /// Reads the head, and finds the chain's true end.
+    fn open(&self, segment: &SealedSegment) -> Usable<Chain> {
+        let (reader, partition) = (self.reader, segment.header.partition);
+        let archive = reader.archive();
+        let head = reader.block_on(reader.retry(|| readable(archive.head(partition))));
+        let head = match head.map_err(|error| reader.sentence(&error))? {
+            Ok(Some(head)) => head,
+            Ok(None) => {
+                return Ok(Err(format!(
+                    "the archive has no chain of partition {partition}: a worker of this topic begins one when it starts"
+                )));
+            }
+            Err(what) => return Ok(Err(format!("the archive's chain cannot be read: {what}"))),
+        };
+        let listing = reader.block_on(reader.list()).map_err(|error| reader.sentence(&error))?;
+        let mut objects = listing.objects;
+        objects.retain(|object| object.name.partition == partition);
+        let mut end = head.end;
+        if let Some(last) = objects.last() {
+            let key = last.name.key(archive.topic());
+            let settled = reader.block_on(reader.retry(|| archive.settle(&key)));
+            settled.map_err(|error| reader.sentence(&error))?;
+            match coverage::end_of(reader, last)? {
+                Ok(last) => end = end.max(last),
+                Err(why) => return Ok(Err(format!("the archive's chain cannot be read: {why}"))),
+            }
+        }
+        Ok(Ok(Chain { head, end, objects, listed: true }))
+    }
+
+    /// Brings the head up to date: who starts next finds the end at once, and a worker that stands halted at a hole
+    /// sees by it that the hole was filled.
+    fn write_head(&mut self) -> anyhow::Result<()> {
+        let Some(Chain { head, end, objects, .. }) = self.chain.take() else { return Ok(()) };
+        let (archive, partition) = (self.reader.archive(), self.folder.parse().map(Partition)?);
+        let last = || objects.last().map(|object| object.name.key(archive.topic()).to_string());
+        let head = Head { end, key: self.put.take().or_else(last), ..head };
+        let written = self.reader.block_on(async {
+            match archive.head(partition).await {
+                Ok(Some(now)) if now.end < end => archive.write_head(partition, &head).await,
+                _ => Ok(()),
+            }
+        });
+        if let Err(error) = written {
+            // An older head is allowed; draining again writes it.
+            tracing::debug!(%partition, %error, "head not rewritten; the older one stands");
+        }
+        Ok(())
+    }
+}
+
+fn same_topic(chain: &Chain, segment: &SealedSegment) -> Result<(), String> {
+    let (archived, ours) = (&chain.head.identity, &segment.header.identity);
+    if archived.contradicts(&ours.0) {
+        return Err(format!(
+            "it is of another topic of the same name (identity {ours}, the archive's is {archived}): it belongs to no \
+             chain of this archive"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,316 @@
+//! `archive verify`: reads every object of a topic, and says where the promises of section 4 do not hold.
+//!
+//! Heads are read before the objects are listed, because a head may be old and never beyond the end: so a chain that
+//! grows meanwhile shows no fault. A LIST is no moment in time either (an object may come to stand in a folder that was
+//! passed already), so a gap is believed only when another LIST has nothing to fill it with.
+
+mod chain;
+mod object;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use futures::{StreamExt, stream};
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use self::{chain::Walk, object::Checked};
+use super::{ArchiveReader, readable};
+use crate::{
+    archive::upload::{
+        objects::{ListedObject, Listing, ObjectName},
+        opening::Heads as _,
+    },
+    position::{Offset, Partition},
+};
+
+/// How often a gap is looked at again.
+const ROUNDS: usize = 3;
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// Offsets between two objects that stand in none.
+    Gap,
+    /// An object begins before the end of the one before: records stand twice, or it belongs to no chain.
+    Overlap,
+    /// It cannot be decompressed to its end, its checksum does not match, or it holds nothing.
+    Damaged,
+    /// A line that is no line.
+    UnreadableLine,
+    /// An offset that is not above the one before.
+    Order,
+    /// An offset below the object's chain position.
+    Outside,
+    /// Date and hour in the key are not those of the first record.
+    Name,
+    /// A key that no daemon writes: it stands in no chain.
+    Stray,
+    /// A head, or a word of the operator, that cannot be true or cannot be read.
+    Head,
+}
+
+impl FaultKind {
+    /// As JSON and tables write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gap => "gap",
+            Self::Overlap => "overlap",
+            Self::Damaged => "damaged",
+            Self::UnreadableLine => "unreadable_line",
+            Self::Order => "order",
+            Self::Outside => "outside",
+            Self::Name => "name",
+            Self::Stray => "stray",
+            Self::Head => "head",
+        }
+    }
+}
+
+/// One fault; several lines of an object with the same kind of fault are one, told by the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    pub kind: FaultKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Lines of the object with this fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lines: Option<u64>,
+    pub message: String,
+}
+
+/// Offsets from an object's chain position to its first record. Retention tore it, or no record was ever there (the
+/// markers of transactions): the archive alone cannot tell which.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hole {
+    pub from: Offset,
+    pub to: Offset,
+    pub key: String,
+}
+
+/// Lines of one object whose event not every reader of JSON can read. They are whole and no faults: an older release let
+/// such events stand as they came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreadableEvents {
+    pub key: String,
+    pub lines: u64,
+    /// The first one's, and what is the matter with it.
+    pub offset: Offset,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PartitionReport {
+    pub partition: Partition,
+    pub objects: u64,
+    pub records: u64,
+    /// Compressed.
+    pub bytes: u64,
+    /// The first offset that is present: what stood before may have been expired.
+    pub first_offset: Option<Offset>,
+    /// Where the chain ends; none where that is not known.
+    pub end: Option<Offset>,
+    pub head_end: Option<Offset>,
+    /// The first [`Report::MOST`] of them.
+    pub holes: Vec<Hole>,
+    pub holes_in_all: u64,
+    /// Of the first [`Report::MOST`] objects with such lines.
+    pub unreadable_events: Vec<UnreadableEvents>,
+    /// Lines.
+    pub unreadable_events_in_all: u64,
+    /// The first [`Report::MOST`] of them.
+    pub faults: Vec<Fault>,
+    pub faults_in_all: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    pub topic: String,
+    pub ok: bool,
+    pub partitions: Vec<PartitionReport>,
+    /// What belongs to no partition.
+    pub faults: Vec<Fault>,
+}
+
+impl Report {
+    /// Holes and faults that are told in full for each partition; all are counted.
+    pub const MOST: usize = 1000;
+
+    pub fn objects(&self) -> u64 {
+        self.partitions.iter().map(|partition| partition.objects).sum()
+    }
+
+    pub fn records(&self) -> u64 {
+        self.partitions.iter().map(|partition| partition.records).sum()
+    }
+
+    pub fn faults_in_all(&self) -> u64 {
+        self.faults.len() as u64 + self.partitions.iter().map(|partition| partition.faults_in_all).sum::<u64>()
+    }
+}
+
+/// Reads all objects of the selected partitions (none: of all).
+///
+/// # Errors
+/// When the store does not answer.
+pub fn verify(reader: &ArchiveReader, partitions: &[Partition], progress: &ProgressBar) -> anyhow::Result<Report> {
+    reader
+        .block_on(Verification::run(reader, partitions, progress, async || reader.list().await))
+        .map_err(|error| reader.sentence(&error))
+}
+
+struct Verification {
+    heads: BTreeMap<Partition, Head>,
+    objects: BTreeMap<ObjectName, Checked>,
+    strays: BTreeSet<String>,
+}
+
+/// The end that the chain's head names, and what is wrong with the files beside it.
+#[derive(Default)]
+struct Head {
+    end: Option<Offset>,
+    faults: Vec<Fault>,
+}
+
+impl Verification {
+    async fn run(
+        reader: &ArchiveReader,
+        partitions: &[Partition],
+        progress: &ProgressBar,
+        mut list: impl AsyncFnMut() -> object_store::Result<Listing>,
+    ) -> object_store::Result<Report> {
+        let wanted = |partition| partitions.is_empty() || partitions.contains(&partition);
+        let mut verification = Self { heads: BTreeMap::new(), objects: BTreeMap::new(), strays: BTreeSet::new() };
+        verification.read_heads(reader, &wanted).await?;
+        for round in 0..ROUNDS {
+            let Listing { mut objects, strays, .. } = list().await?;
+            if partitions.is_empty() {
+                verification.strays.extend(strays);
+            }
+            objects.retain(|object| wanted(object.name.partition) && !verification.objects.contains_key(&object.name));
+            if round > 0 {
+                // What has come to stand at the end is for the next run.
+                objects.retain(|object| verification.is_within(&object.name));
+                if objects.is_empty() {
+                    break;
+                }
+            }
+            verification.check(reader, objects, progress).await?;
+            if !verification.has_gap() {
+                break;
+            }
+        }
+        Ok(verification.report(reader.archive().topic()))
+    }
+
+    async fn read_heads(
+        &mut self,
+        reader: &ArchiveReader,
+        wanted: &impl Fn(Partition) -> bool,
+    ) -> object_store::Result<()> {
+        let archive = reader.archive();
+        let files = reader.retry(|| archive.list_chain_files()).await?;
+        self.strays.extend(files.strays);
+        for partition in files.heads.into_iter().filter(|partition| wanted(*partition)) {
+            match reader.retry(|| readable(archive.head(partition))).await? {
+                Ok(head) => self.heads.entry(partition).or_default().end = head.map(|head| head.end),
+                Err(what) => self.heads.entry(partition).or_default().faults.push(head_fault(what)),
+            }
+        }
+        for partition in files.skips.into_iter().filter(|partition| wanted(*partition)) {
+            if let Err(what) = reader.retry(|| readable(archive.skip(partition))).await? {
+                self.heads.entry(partition).or_default().faults.push(head_fault(what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the objects, a bounded number at once, each piece by piece.
+    async fn check(
+        &mut self,
+        reader: &ArchiveReader,
+        objects: Vec<ListedObject>,
+        progress: &ProgressBar,
+    ) -> object_store::Result<()> {
+        progress.inc_length(objects.iter().map(|object| object.size).sum());
+        // After a failure, those under way come to their end: the runtime that they read on would go from under them.
+        let failed = AtomicBool::new(false);
+        let check = |object: ListedObject| {
+            let (reader, over) = (reader.clone(), failed.load(Ordering::Relaxed));
+            async move {
+                if over {
+                    return Ok(None);
+                }
+                let checked = tokio::task::spawn_blocking(move || object::check(&reader, &object)).await;
+                let panicked = |error| object_store::Error::Generic { store: "archive", source: Box::new(error) };
+                Ok::<_, object_store::Error>(Some((object, checked.map_err(panicked)??)))
+            }
+        };
+        let parallel = reader.config().upload.max_parallel;
+        let mut checking = stream::iter(objects.into_iter().map(check)).buffer_unordered(parallel);
+        let mut outcome = Ok(());
+        while let Some(checked) = checking.next().await {
+            match checked {
+                Ok(Some((object, checked))) => {
+                    progress.inc(object.size);
+                    self.objects.insert(object.name, checked);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    outcome = Err(error);
+                }
+            }
+        }
+        outcome
+    }
+
+    fn of(&self, partition: Partition) -> impl DoubleEndedIterator<Item = (&ObjectName, &Checked)> {
+        let first = |partition| ObjectName { partition, x: Offset(0), hour: i64::MIN };
+        let next = Partition(partition.0.saturating_add(1));
+        self.objects.range(first(partition)..first(next))
+    }
+
+    fn partitions(&self) -> BTreeSet<Partition> {
+        self.objects.keys().map(|name| name.partition).chain(self.heads.keys().copied()).collect()
+    }
+
+    fn is_within(&self, name: &ObjectName) -> bool {
+        self.of(name.partition).next_back().is_some_and(|(last, _)| name.x < last.x)
+    }
+
+    fn has_gap(&self) -> bool {
+        self.partitions().into_iter().any(|partition| Walk::along(self.of(partition)).has_gap)
+    }
+
+    fn report(mut self, topic: &str) -> Report {
+        let heads = std::mem::take(&mut self.heads);
+        let strays = std::mem::take(&mut self.strays);
+        let faults: Vec<Fault> = strays.into_iter().map(stray).collect();
+        let partitions: BTreeSet<Partition> = self.partitions().into_iter().chain(heads.keys().copied()).collect();
+        let none = Head::default();
+        let partitions: Vec<_> = partitions
+            .into_iter()
+            .map(|partition| {
+                let head = heads.get(&partition).unwrap_or(&none);
+                chain::report(topic, partition, self.of(partition), head)
+            })
+            .collect();
+        let ok = faults.is_empty() && partitions.iter().all(|partition| partition.faults_in_all == 0);
+        Report { topic: topic.to_owned(), ok, partitions, faults }
+    }
+}
+
+fn head_fault(message: String) -> Fault {
+    Fault { kind: FaultKind::Head, key: None, lines: None, message: format!("cannot be read: {message}") }
+}
+
+fn stray(key: String) -> Fault {
+    let message = "no daemon writes this key: it stands in no chain".to_owned();
+    Fault { kind: FaultKind::Stray, key: Some(key), lines: None, message }
+}
