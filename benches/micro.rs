@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::ItemsCount};
-use ingestd::{
+use ingestd::internals::{
     archive::spool::open::OpenSegment,
     config::{Config, LiveConfig},
     health::Health,

@@ -45,19 +45,11 @@ use crate::{
     log::kafka::{self, TopicError, TopicWatches},
     logging::{self, LogLevel},
     metrics::Metrics,
-    names::dependency,
+    names::{dependency, exit},
     reload::{Reloaded, Reloader},
     store::{self, Store},
     supervise::{Escalation, RestartPolicy, Slot, Supervision},
 };
-
-/// Exit statuses, as the documentation names them.
-pub mod exit {
-    pub const FAILURE: u8 = 1;
-    pub const FENCED: u8 = 3;
-    pub const DEADLINE: u8 = 4;
-    pub const CONFIGURATION: u8 = 78;
-}
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// What is away for so long is not about to come.

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     app::BACKENDS,
     config::{Config, ConfigErrors, Setting, Sources},
+    names::exit,
 };
 
 mod archive;
@@ -19,11 +20,6 @@ mod check;
 mod dlq;
 mod run;
 mod show;
-
-/// A dependency does not work, or the daemon failed.
-const FAILURE: u8 = 1;
-/// `EX_CONFIG` of sysexits.h: starting again changes nothing. Usage errors are clap's 2.
-const CONFIGURATION: u8 = 78;
 
 /// Takes events over HTTP and carries each exactly once into an archive and into aggregates.
 #[derive(Debug, Parser)]
@@ -132,7 +128,7 @@ pub fn version() -> &'static str {
 fn load(sources: &Sources) -> Result<Config, (ConfigErrors, ExitCode)> {
     sources.load().map_err(|errors| {
         eprintln!("{errors}");
-        (errors, ExitCode::from(CONFIGURATION))
+        (errors, ExitCode::from(exit::CONFIGURATION))
     })
 }
 
@@ -142,7 +138,7 @@ fn print(text: &str) -> ExitCode {
     match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("stdout cannot be written: {error}");
-            ExitCode::from(FAILURE)
+            ExitCode::from(exit::FAILURE)
         }
         _ => ExitCode::SUCCESS,
     }

@@ -33,29 +33,34 @@
 //! - [`tls`] chooses the cryptography, [`backoff`] the pause before another attempt. [`cli`] is the command line.
 //! - [`names`] is what actors, sinks and dependencies are called; [`position`] says where a record stands.
 
-pub mod admin;
-pub mod aggregate;
-pub mod app;
-pub mod archive;
-pub mod backoff;
+// Its readers are those who work on it: it is built with what is private (`./dev docs`).
+#![allow(rustdoc::private_intra_doc_links)]
+
+mod admin;
+mod aggregate;
+mod app;
+mod archive;
+mod backoff;
 pub mod cli;
-pub mod config;
-pub mod consume;
-pub mod data_dir;
-pub mod event;
-pub mod files;
-pub mod health;
-pub mod http;
-pub mod ingest;
-pub mod log;
-pub mod logging;
-pub mod metrics;
-pub mod names;
-pub mod panics;
-pub mod position;
-pub mod reload;
-pub mod sqlite;
-pub mod store;
-pub mod supervise;
-pub mod tls;
-pub mod watchdog;
+mod config;
+mod consume;
+mod data_dir;
+mod event;
+mod files;
+mod health;
+mod http;
+mod ingest;
+#[doc(hidden)]
+pub mod internals;
+mod log;
+mod logging;
+mod metrics;
+mod names;
+mod panics;
+mod position;
+mod reload;
+mod sqlite;
+mod store;
+mod supervise;
+mod tls;
+mod watchdog;

@@ -39,11 +39,6 @@ pub struct StatusLabel {
     pub status: u16,
 }
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct OutcomeLabel {
-    pub outcome: &'static str,
-}
-
 /// Records between a sink's durable position and the end of the log, for one partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Lag {

@@ -82,3 +82,15 @@ pub mod dependency {
     pub const EMBEDDED_STORE: &str = "embedded_store";
     pub const DISK: &str = "disk";
 }
+
+/// What a process ends with, as the documentation names it.
+pub mod exit {
+    /// Something went wrong that the log names.
+    pub const FAILURE: u8 = 1;
+    /// Another process has this one's place.
+    pub const FENCED: u8 = 3;
+    /// The stop's deadline was over before all was done.
+    pub const DEADLINE: u8 = 4;
+    /// `EX_CONFIG` of sysexits.h: the configuration is at fault, and a restart mends nothing.
+    pub const CONFIGURATION: u8 = 78;
+}

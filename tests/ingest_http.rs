@@ -9,7 +9,7 @@ use std::{
 
 use actix::{Actor, Addr};
 use arc_swap::ArcSwap;
-use ingestd::{
+use ingestd::internals::{
     config::{ByteSize, Config, HttpConfig, LiveConfig},
     health::{ActorState, Closed, Health},
     ingest::{Ingestor, StopAccepting, bind},

@@ -6,7 +6,7 @@ use std::{
     hint::black_box,
 };
 
-use ingestd::{
+use ingestd::internals::{
     aggregate::PartitionFold,
     archive::spool::line::LineEncoder,
     config::EventConfig,

@@ -41,7 +41,7 @@ pub(crate) use self::store::{build, prefixes};
 pub use self::{
     archive::Archive,
     compare::{RecordLine, segment_lines},
-    errors::{ProbeError, RaceError, explain, explain_probe, is_lasting, place},
+    errors::{ProbeError, explain, explain_probe, is_lasting, place},
     local::sweep,
     opening::{Head, HeadError},
     race::Race,

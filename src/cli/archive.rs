@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::{FAILURE, Options};
+use super::Options;
 use crate::{
     archive::{
         tools::{
@@ -27,6 +27,7 @@ use crate::{
         upload::{objects::ListedObject, place},
     },
     config::Config,
+    names::exit,
     position::{Offset, Partition},
 };
 
@@ -166,7 +167,7 @@ fn with_config(options: Options, act: impl FnOnce(Config, &Runtime) -> anyhow::R
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
     tools::runtime().and_then(|runtime| act(config, &runtime)).unwrap_or_else(|error| {
         eprintln!("ingestd: {error:#}");
-        ExitCode::from(FAILURE)
+        ExitCode::from(exit::FAILURE)
     })
 }
 
@@ -203,7 +204,7 @@ fn cat(reader: &ArchiveReader, selection: &Selection) -> anyhow::Result<ExitCode
             for sentence in &printed.damaged {
                 eprintln!("ingestd: {sentence}");
             }
-            Ok(if printed.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) })
+            Ok(if printed.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILURE) })
         }
         Err(CatError::Output(error)) => {
             // What is left in the buffer goes nowhere.
@@ -224,7 +225,7 @@ fn verify(reader: &ArchiveReader, partitions: &[Partition], json: bool) -> anyho
     }
     let text = if json { json!(report).to_string() } else { table(&report) };
     let printed = super::print(&text);
-    Ok(if report.ok { printed } else { ExitCode::from(FAILURE) })
+    Ok(if report.ok { printed } else { ExitCode::from(exit::FAILURE) })
 }
 
 fn skip(reader: &ArchiveReader, partition: Partition, to: Offset, json: bool) -> anyhow::Result<ExitCode> {
@@ -275,7 +276,7 @@ fn drain(reader: &ArchiveReader, dir: &Path, json: bool) -> anyhow::Result<ExitC
     if !json {
         super::print(&format!("{sent} segments sent, {archived} were archived already, {left} left"));
     }
-    Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) })
+    Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILURE) })
 }
 
 /// On a terminal only; what is piped stays clean.
@@ -353,7 +354,7 @@ fn written(outcome: io::Result<()>) -> ExitCode {
     match outcome {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             eprintln!("stdout cannot be written: {error}");
-            ExitCode::from(FAILURE)
+            ExitCode::from(exit::FAILURE)
         }
         _ => ExitCode::SUCCESS,
     }

@@ -8,6 +8,7 @@ use crate::{
     app::{self, CheckLine},
     archive::upload::Race,
     config::Sources,
+    names::exit,
 };
 
 pub(super) fn check(sources: &Sources, connect: bool, thorough: bool, json: bool) -> ExitCode {
@@ -25,7 +26,7 @@ pub(super) fn check(sources: &Sources, connect: bool, thorough: bool, json: bool
     let ok = dependencies.iter().all(|line| line.outcome.is_ok());
     let report = if json { as_json(ok, sources, &dependencies) } else { as_text(sources, &dependencies) };
     let printed = super::print(&report);
-    if ok { printed } else { ExitCode::from(super::FAILURE) }
+    if ok { printed } else { ExitCode::from(exit::FAILURE) }
 }
 
 fn as_text(sources: &Sources, dependencies: &[CheckLine]) -> String {

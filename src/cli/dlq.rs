@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{CONFIGURATION, FAILURE, Options, load, print};
+use super::{Options, load, print};
 use crate::{
     config::{Config, LiveConfig, QueueKind},
     data_dir::DataDir,
@@ -20,6 +20,7 @@ use crate::{
         embedded::{EmbeddedLetters, EmbeddedLog},
         kafka::KafkaLetters,
     },
+    names::exit,
     position::{Partition, Timestamp},
 };
 
@@ -144,7 +145,7 @@ pub(super) fn dlq(options: Options, command: Command) -> ExitCode {
 
 fn failed(error: &LettersError) -> ExitCode {
     eprintln!("ingestd dlq: {error}");
-    ExitCode::from(FAILURE)
+    ExitCode::from(exit::FAILURE)
 }
 
 struct Refusal {
@@ -154,15 +155,17 @@ struct Refusal {
 
 /// The daemon where one listens, else what it would work on.
 fn open(config: Config, admin: Option<&str>) -> Result<Opened, Refusal> {
-    let refuse = |why: String| Refusal { exit: FAILURE, why };
+    let refuse = |why: String| Refusal { exit: exit::FAILURE, why };
     let asked = |client: AdminClient| Opened { letters: Box::new(client), local: None };
     if let Some(url) = admin {
         let client = AdminClient::new(url).map_err(|why| Refusal { exit: 2, why: format!("--admin: {why}") })?;
         return Ok(asked(client));
     }
     if let Some(url) = url_of(&config.admin.listen) {
-        let client = AdminClient::new(&url)
-            .map_err(|why| Refusal { exit: CONFIGURATION, why: format!("admin.listen: {why}: give --admin URL") })?;
+        let client = AdminClient::new(&url).map_err(|why| Refusal {
+            exit: exit::CONFIGURATION,
+            why: format!("admin.listen: {why}: give --admin URL"),
+        })?;
         if client.is_listened_to() {
             return Ok(asked(client));
         }
@@ -221,7 +224,7 @@ fn work(letters: &dyn DeadLetters, command: &Command, filter: &Filter, json: boo
             let correction = value.as_ref().map(read_value).transpose()?;
             let done = letters.replay(filter, correction.as_deref())?;
             let printed = show(json, &done, replay_text);
-            Ok(if done.refused.is_empty() { printed } else { ExitCode::from(FAILURE) })
+            Ok(if done.refused.is_empty() { printed } else { ExitCode::from(exit::FAILURE) })
         }
         Command::Purge { .. } => Ok(show(json, &letters.purge(filter)?, purge_text)),
     }
@@ -252,7 +255,7 @@ fn show<T: Serialize + ?Sized>(json: bool, result: &T, text: impl Fn(&T) -> Stri
         Ok(json) => print(&json),
         Err(error) => {
             eprintln!("ingestd dlq: the result cannot be written as JSON: {error}");
-            ExitCode::from(FAILURE)
+            ExitCode::from(exit::FAILURE)
         }
     }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use crate::{
     archive::upload::settings::Settings,
     config::{Config, Sources},
+    names::exit,
 };
 
 pub(super) fn show(sources: &Sources, json: bool) -> ExitCode {
@@ -21,7 +22,7 @@ pub(super) fn show(sources: &Sources, json: bool) -> ExitCode {
         Ok(text) => super::print(&text),
         Err(error) => {
             eprintln!("the configuration cannot be written: {error}");
-            ExitCode::from(super::FAILURE)
+            ExitCode::from(exit::FAILURE)
         }
     }
 }

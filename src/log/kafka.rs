@@ -44,5 +44,5 @@ mod writable;
 pub use appender::KafkaAppender;
 pub use dead_letters::{KafkaLetters, writer::KafkaDeadLetters};
 pub use link::UNANSWERED_REQUEST;
-pub use topic::{TopicError, TopicReady, check, prepare};
+pub use topic::{TopicError, check, prepare};
 pub use topic_watch::TopicWatches;

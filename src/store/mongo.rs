@@ -43,7 +43,6 @@ use crate::{
         ceil_millis, definition_changed, topic_recreated,
     },
 };
-
 use buckets::Buckets;
 pub use database::DatabaseChoice;
 use indexes::{Refusal, Wanted};

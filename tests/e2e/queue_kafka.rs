@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, unbounded};
-use ingestd::{
+use ingestd::internals::{
     config::Config,
     health::Health,
     log::{

@@ -5,7 +5,7 @@ mod mongo;
 
 use std::sync::Arc;
 
-use ingestd::store::{Store, StoreOptions, embedded::EmbeddedStore};
+use ingestd::internals::store::{Store, StoreOptions, embedded::EmbeddedStore};
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::runtime::Handle;

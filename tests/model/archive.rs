@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use ingestd::{
+use ingestd::internals::{
     archive::spool::segment::SealedSegment,
     position::{Offset, Partition},
 };

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ingestd::{
+use ingestd::internals::{
     aggregate::{Coverage, PartitionFold},
     consume::assignments::Assignments,
     log::{Assignment, Epoch},

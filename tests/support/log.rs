@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use chrono::{DateTime, Utc};
-use ingestd::log::record::RecordBuffer;
+use ingestd::internals::log::record::RecordBuffer;
 use mongodb::bson::Document;
 use rusqlite::{Connection, OpenFlags};
 

@@ -331,7 +331,7 @@ impl Services {
     }
 
     fn s3(&self, bucket: &str) -> AmazonS3 {
-        ingestd::tls::install();
+        ingestd::internals::tls::install();
         let store = AmazonS3Builder::new()
             .with_endpoint(format!("http://{}", self.s3.address()))
             .with_allow_http(true)

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use ingestd::{
+use ingestd::internals::{
     config::AggregateConfig,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},

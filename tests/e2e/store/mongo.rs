@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use ingestd::{
+use ingestd::internals::{
     config::StoreConfig,
     position::{Offset, Partition},
     store::{Flushed, ProcessedEvent, Store, StoreOptions, mongo::MongoStore},

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use ingestd::{
+use ingestd::internals::{
     archive::upload::{
         chain::Put,
         opening::{Head, HeadError, Heads},

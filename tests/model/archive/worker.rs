@@ -8,7 +8,7 @@ use std::{
     task::Context,
 };
 
-use ingestd::{
+use ingestd::internals::{
     archive::{
         spool::{
             protocol::{Effect, Protocol, Rules, Taken},

@@ -177,7 +177,7 @@ fn archive_against_log<'a>(
 fn difference(line: &Line, record: &LogRecord) -> Option<String> {
     let json = record.value.as_deref().is_some_and(|value| {
         let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(value).is_ok();
-        is_json && std::str::from_utf8(value).is_ok_and(|text| ingestd::event::check(text).is_ok())
+        is_json && std::str::from_utf8(value).is_ok_and(|text| ingestd::internals::event::check(text).is_ok())
     });
     let value = if json { record.value.as_deref().map(archived_form) } else { record.value.clone() };
     if line.raw == json || line.value != value {

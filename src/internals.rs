@@ -1,0 +1,127 @@
+//! What the tests and the benches drive piece by piece. No part of this is an interface for other programs.
+
+pub mod aggregate {
+    pub use crate::aggregate::{Coverage, PartitionFold};
+}
+
+pub mod archive {
+
+    pub mod spool {
+
+        pub mod line {
+            pub use crate::archive::spool::line::LineEncoder;
+        }
+
+        pub mod open {
+            pub use crate::archive::spool::open::OpenSegment;
+        }
+
+        pub mod protocol {
+            pub use crate::archive::spool::protocol::{Effect, Protocol, Rules, Taken};
+        }
+
+        pub mod segment {
+            pub use crate::archive::spool::segment::{SealedSegment, SegmentHeader, VERSION};
+        }
+    }
+
+    pub mod upload {
+
+        pub mod chain {
+            pub use crate::archive::upload::chain::{Chain, Put, Step};
+        }
+
+        pub mod opening {
+            pub use crate::archive::upload::opening::{Head, HeadError, Heads, Known, Unusable, end_of_chain};
+        }
+    }
+}
+
+pub mod config {
+    pub use crate::config::{
+        AggregateConfig, ByteSize, Config, EventConfig, HttpConfig, LiveConfig, OnGap, StoreConfig,
+    };
+}
+
+pub mod consume {
+    pub use crate::consume::{Begin, Confirm, Halt, Reassign};
+
+    pub mod assignments {
+        pub use crate::consume::assignments::Assignments;
+    }
+}
+
+pub mod event {
+    pub use crate::event::{EventFields, check, parse};
+}
+
+pub mod health {
+    pub use crate::health::{ActorState, Closed, Health};
+}
+
+pub mod ingest {
+    pub use crate::ingest::{Ingestor, StopAccepting, bind};
+
+    pub mod split {
+        pub use crate::ingest::split::{Format, split};
+    }
+}
+
+pub mod log {
+    pub use crate::log::{
+        Appender, Assignment, Batch, ByteBudget, Delivery, Epoch, Full, Ingress, Key, NewRecord, Producer, Publish,
+        SourceCommand, SourceEvent, SourceHandle, Span, Ticket,
+    };
+
+    pub mod dead_letters {
+        pub use crate::log::dead_letters::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, Source};
+    }
+
+    pub mod embedded {
+        pub use crate::log::embedded::EmbeddedLog;
+    }
+
+    pub mod kafka {
+        pub use crate::log::kafka::{
+            KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, TopicWatches, check, prepare, settings, source,
+        };
+    }
+
+    pub mod record {
+        pub use crate::log::record::{ID_HEADER, RecordBuffer};
+    }
+}
+
+pub mod metrics {
+    pub use crate::metrics::Metrics;
+}
+
+pub mod names {
+    pub use crate::names::{ActorName, SinkName};
+}
+
+pub mod position {
+    pub use crate::position::{Offset, Partition, Timestamp, TopicIdentity};
+}
+
+pub mod store {
+    pub use crate::store::{
+        BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
+    };
+
+    pub mod embedded {
+        pub use crate::store::embedded::EmbeddedStore;
+    }
+
+    pub mod mongo {
+        pub use crate::store::mongo::MongoStore;
+    }
+}
+
+pub mod supervise {
+    pub use crate::supervise::Slot;
+}
+
+pub mod tls {
+    pub use crate::tls::install;
+}
