@@ -12,7 +12,7 @@ pub mod skip;
 pub mod verify;
 
 #[cfg(test)]
-mod by_hand;
+mod manual_skip;
 
 use chrono::{DateTime, Utc};
 use tokio::runtime::{Builder, Runtime};

@@ -1,48 +1,48 @@
-//! Kafka as the queue.
+//! Kafka as the log.
 //!
 //! - [`settings`] turns our configuration into librdkafka's; the promises of this daemon are in it.
 //! - [`topic`] makes sure before the start that the topic can hold what we accept; [`identity`] says which topic it is.
-//! - [`appender`] writes; `link` knows whether the brokers take it, and closes the door for events when not: by what
-//!   `probe` asks them when records stay `unanswered`, for which `writable` has the rule. `placement` tells a key's
+//! - [`appender`] writes; `broker_status` knows whether the brokers take it, and closes the door for events when not: by
+//!   what `probe` asks them when records stay `unanswered`, for which `writable` has the rule. `placement` tells a key's
 //!   partition, `clock` whether the brokers take our time.
-//! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, with its `origin`, `survey`
-//!   asks the brokers where the group and the log stand, `topic_watch` whether the topic is still the same, `partitions` holds
-//!   what is delivered, `delivery` cuts it into batches, `ownership` knows whether that is the whole topic, `tail` ends that
-//!   hold no records, `source_status` what is wrong.
-//! - `stranded` tells a client that lost its way to the brokers from brokers that are away; such a client is replaced.
+//! - [`source`] reads: `group` answers rebalances, `commits` commits what the sink confirmed, with its
+//!   `commit_metadata`, `offsets` asks the brokers where the group and the log stand, `topic_watch` whether the topic is
+//!   still the same, `partitions` holds what is delivered, `delivery` cuts it into batches, `ownership` knows whether that
+//!   is the whole topic, `empty_ends` which ends of a log hold no records, `source_status` what is wrong.
+//! - `reconnect` tells a client that lost its way to the brokers from brokers that are away; such a client is replaced.
 //! - [`dead_letters`] is what operators do with records that cannot be counted; its `writer` keeps them.
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
 
 pub mod appender;
+mod broker_status;
 pub(super) mod clock;
+mod commit_metadata;
 mod commits;
 pub mod dead_letters;
 mod delivery;
+mod empty_ends;
 mod group;
 mod headers;
 pub mod identity;
-mod link;
 pub(super) mod logging;
-mod origin;
+mod offsets;
 mod ownership;
 mod partitions;
 mod placement;
-mod polled;
 mod probe;
+mod producer;
+mod reconnect;
 pub mod settings;
 pub mod source;
 mod source_status;
-mod stranded;
-mod survey;
-mod tail;
 pub mod topic;
 mod topic_watch;
 mod unanswered;
 mod writable;
 
 pub use appender::KafkaAppender;
+pub use broker_status::UNANSWERED_REQUEST;
 pub use dead_letters::{KafkaLetters, writer::KafkaDeadLetters};
-pub use link::UNANSWERED_REQUEST;
 pub use topic::{TopicError, check, prepare};
 pub use topic_watch::TopicWatches;

@@ -380,7 +380,7 @@ fn a_missing_right_on_the_group_stays_reported_while_the_brokers_answer() {
     let denied = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED; 1000];
     cluster.request_errors(RDKafkaApiKey::JoinGroup, &denied);
     let reader = Reader::start(&config, "one", &ByteBudget::new(1 << 20, Gauge::default()));
-    // What was said last, after two rounds of the survey, which the brokers answer all the while.
+    // What was said last, after two lookups, which the brokers answer all the while.
     let mut last = None;
     let deadline = Instant::now() + Duration::from_secs(8);
     while Instant::now() < deadline {

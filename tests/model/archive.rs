@@ -29,7 +29,7 @@ const ARCHIVE: &str = "memory:";
 enum Op {
     Produce,
     Assign,
-    Survey,
+    LookUp,
     Fetch,
     Deliver,
     Seal,
@@ -50,7 +50,7 @@ const DRAW: Draw<'static, Op> = Draw {
     weights: &[
         (Op::Produce, 50),
         (Op::Assign, 10),
-        (Op::Survey, 40),
+        (Op::LookUp, 40),
         (Op::Fetch, 80),
         (Op::Deliver, 160),
         (Op::Seal, 60),
@@ -145,7 +145,7 @@ impl World<'_> {
         match op {
             Op::Produce => lock(&self.shared).produce(choice),
             Op::Assign => self.assign(worker, choice.is_multiple_of(2)),
-            Op::Survey => self.survey(worker),
+            Op::LookUp => self.look_up(worker),
             Op::Fetch => self.fetch(worker, choice),
             Op::Deliver => self.deliver(worker, choice),
             Op::Seal => self.seal(worker),
@@ -230,21 +230,21 @@ impl World<'_> {
                 if let Some(epoch) = life.consumer.revoked(PARTITION) {
                     life.to_spooler.push_back(ToSpooler::Unassign(epoch));
                 }
-                (life.source, life.surveying) = (None, false);
+                (life.source, life.looking_up) = (None, false);
             }
         }
         self.generation += 1;
         let generation = self.generation;
         let life = self.workers[worker].life.get_or_insert_with(|| Life::new(generation));
-        (life.generation, life.surveying, life.source, life.to_commit) = (generation, true, None, None);
+        (life.generation, life.looking_up, life.source, life.to_commit) = (generation, true, None, None);
         self.trace
             .say(|| format!("worker {worker} is assigned the partition (generation {generation}, zombie: {zombie})"));
     }
 
-    fn survey(&mut self, worker: usize) {
+    fn look_up(&mut self, worker: usize) {
         let assignment = lock(&self.shared).assignment(self.committed);
-        let Some(life) = self.workers[worker].life.as_mut().filter(|life| life.surveying) else { return };
-        life.surveying = false;
+        let Some(life) = self.workers[worker].life.as_mut().filter(|life| life.looking_up) else { return };
+        life.looking_up = false;
         let epoch = life.consumer.assigned(&assignment);
         self.trace.say(|| {
             format!(
@@ -260,7 +260,7 @@ impl World<'_> {
         let Some(life) = &mut self.workers[worker].life else { return };
         let Some((epoch, from)) = life.source else { return };
         if from < shared.log_start {
-            (life.source, life.surveying) = (None, true);
+            (life.source, life.looking_up) = (None, true);
             return self.trace.saw("out of range");
         }
         let to = Offset(from.0 + 1 + u64::from(choice % 5)).min(shared.log_end());
@@ -415,7 +415,7 @@ impl World<'_> {
         self.assign(0, true);
         let rounds = 30 + 6 * lock(&self.shared).log_end().0;
         for _ in 0..rounds {
-            self.survey(0);
+            self.look_up(0);
             // Each mailbox once, then all in turn.
             self.deliver(0, 0b11_10_01_00_11_10_01_00);
             self.fetch(0, 4);

@@ -23,7 +23,7 @@ const GROUPS: [&str; 3] = ["a", "b", "c"];
 enum Op {
     Produce,
     Assign,
-    Survey,
+    LookUp,
     Load,
     Fetch,
     Deliver,
@@ -41,7 +41,7 @@ const DRAW: Draw<'static, Op> = Draw {
     weights: &[
         (Op::Produce, 40),
         (Op::Assign, 10),
-        (Op::Survey, 40),
+        (Op::LookUp, 40),
         (Op::Load, 60),
         (Op::Fetch, 90),
         (Op::Deliver, 120),
@@ -101,7 +101,7 @@ struct Life {
     consumer: Assignments,
     /// Where the source fetches next.
     source: Option<(Epoch, Offset)>,
-    surveying: bool,
+    looking_up: bool,
     sink: Option<Sink>,
     to_sink: VecDeque<ToSink>,
     to_consumer: VecDeque<ToConsumer>,
@@ -159,7 +159,7 @@ impl World<'_> {
                 self.log.extend(groups.map(|group| (group < GROUPS.len()).then_some(group)));
             }
             Op::Assign => self.assign(worker, choice.is_multiple_of(2)),
-            Op::Survey => self.survey(worker),
+            Op::LookUp => self.look_up(worker),
             Op::Load => self.load(worker),
             Op::Fetch => self.fetch(worker, choice),
             Op::Deliver => self.deliver(worker, choice),
@@ -179,7 +179,7 @@ impl World<'_> {
             }
             Op::SinkPanic => {
                 if let Some(life) = &mut self.workers[worker] {
-                    (life.sink, life.surveying, life.source) = (None, true, None);
+                    (life.sink, life.looking_up, life.source) = (None, true, None);
                     life.to_sink.clear();
                     self.trace.say(|| format!("the aggregator of worker {worker} panics"));
                 }
@@ -223,7 +223,7 @@ impl World<'_> {
                 if let Some(epoch) = life.consumer.revoked(PARTITION) {
                     life.to_sink.push_back(ToSink::Unassign(epoch));
                 }
-                (life.source, life.surveying) = (None, false);
+                (life.source, life.looking_up) = (None, false);
             }
         }
         self.generation = generation;
@@ -231,18 +231,18 @@ impl World<'_> {
             generation,
             consumer: Assignments::default(),
             source: None,
-            surveying: true,
+            looking_up: true,
             sink: None,
             to_sink: VecDeque::new(),
             to_consumer: VecDeque::new(),
             to_commit: None,
         });
-        (life.generation, life.surveying, life.source, life.to_commit) = (generation, true, None, None);
+        (life.generation, life.looking_up, life.source, life.to_commit) = (generation, true, None, None);
         self.trace
             .say(|| format!("worker {worker} is assigned the partition (generation {generation}, zombie: {zombie})"));
     }
 
-    fn survey(&mut self, worker: usize) {
+    fn look_up(&mut self, worker: usize) {
         let assignment = Assignment {
             partition: PARTITION,
             committed: self.committed,
@@ -251,8 +251,8 @@ impl World<'_> {
             identity: TopicIdentity("id".into()),
             holds_all: true,
         };
-        let Some(life) = self.workers[worker].as_mut().filter(|life| life.surveying) else { return };
-        life.surveying = false;
+        let Some(life) = self.workers[worker].as_mut().filter(|life| life.looking_up) else { return };
+        life.looking_up = false;
         let epoch = life.consumer.assigned(&assignment);
         self.trace.say(|| format!("worker {worker} learns: committed {:?}", assignment.committed));
         life.to_sink.push_back(ToSink::Assign(epoch, assignment));
@@ -284,7 +284,7 @@ impl World<'_> {
         let Some((epoch, from)) = life.source else { return };
         if from < self.log_start {
             // Out of range: announced anew.
-            (life.source, life.surveying) = (None, true);
+            (life.source, life.looking_up) = (None, true);
             return self.trace.saw("out of range");
         }
         let to = Offset(from.0 + 1 + u64::from(choice % 5)).min(end);
@@ -471,7 +471,7 @@ impl World<'_> {
         self.workers = [const { None }; WORKERS];
         self.assign(0, true);
         for _ in 0..20 + 4 * self.log.len() {
-            self.survey(0);
+            self.look_up(0);
             self.load(0);
             self.deliver(0, 0b111_000);
             self.fetch(0, 4);
@@ -507,7 +507,7 @@ impl Life {
             }
             ToConsumer::Reassign(epoch) => {
                 if self.consumer.reassign(PARTITION, epoch) {
-                    (self.source, self.surveying) = (None, true);
+                    (self.source, self.looking_up) = (None, true);
                 }
             }
         }

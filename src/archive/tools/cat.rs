@@ -78,7 +78,7 @@ fn is_selected(selection: &Selection, text: &[u8], unreadable: &mut u64) -> bool
 mod tests {
     use super::*;
     use crate::{
-        archive::tools::{Offsets, by_hand::ByHand},
+        archive::tools::{Offsets, manual_skip::ManualSkip},
         position::Offset,
     };
 
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn lines_come_in_the_order_of_the_chains_and_of_the_partitions_asked_for() {
-        let archive = ByHand::new();
+        let archive = ManualSkip::new();
         // The later one of the chain has the earlier date.
         archive.object(0, 0, &[(0, "2026-11-24T00:00:00Z"), (1, "2026-11-24T00:00:00Z")]);
         archive.object(0, 2, &[(2, "2026-11-23T08:00:00Z")]);
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn times_select_records_and_not_objects() {
-        let archive = ByHand::new();
+        let archive = ManualSkip::new();
         archive.object(0, 0, &[(0, "2026-11-23T08:00:00Z"), (1, "2026-11-23T11:30:00Z"), (2, "2026-11-23T07:00:00Z")]);
         archive.object(
             0,
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_is_damaged_is_named_and_the_rest_is_printed() {
-        let archive = ByHand::new();
+        let archive = ManualSkip::new();
         let cut = archive.object(0, 0, &[(0, "2026-11-23T08:00:00Z")]);
         archive.object(0, 1, &[(1, "2026-11-23T08:00:00Z")]);
         let bytes = std::fs::read(&cut).unwrap();
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn an_object_of_many_pieces_is_read_whole() {
-        let archive = ByHand::new();
+        let archive = ManualSkip::new();
         let lines: Vec<String> = (0..100)
             .map(|offset| {
                 // Random, so that the object is larger than a piece.

@@ -30,11 +30,10 @@ use crate::{
         Appender, Full, Publish, Ticket,
         buffer::switch::{InFlight, Switch},
         kafka::{
-            clock,
-            link::{Line, Link},
-            logging, placement,
-            polled::PolledProducer,
+            broker_status::{BrokerStatus, Reporter},
+            clock, logging, placement,
             probe::Probe,
+            producer::PolledProducer,
             settings,
             unanswered::Handed,
             writable::Writability,
@@ -53,7 +52,7 @@ pub struct KafkaAppender {
     /// Of a client that asks and writes nothing.
     plain: ClientConfig,
     topic: String,
-    link: Arc<Link>,
+    brokers: Arc<BrokerStatus>,
     metrics: Arc<Metrics>,
     /// Shared by those that append; alone for whoever replaces it. `None` only while it is dropped.
     writer: RwLock<Option<Writer>>,
@@ -81,29 +80,29 @@ impl KafkaAppender {
         let settings = settings::producer(config);
         let plain = settings::client(config);
         let topic = config.queue.topic.clone();
-        let link = Arc::new(Link::new(&config.queue.kafka.brokers, health, buffer));
-        let writer = Writer::start(&settings, &plain, &topic, &link, &metrics)?;
-        Ok(Self { settings, plain, topic, link, metrics, writer: RwLock::new(Some(writer)) })
+        let brokers = Arc::new(BrokerStatus::new(&config.queue.kafka.brokers, health, buffer));
+        let writer = Writer::start(&settings, &plain, &topic, &brokers, &metrics)?;
+        Ok(Self { settings, plain, topic, brokers, metrics, writer: RwLock::new(Some(writer)) })
     }
 
     /// After a fatal error a producer refuses everything; a new one goes on. What the old one held is answered with
     /// the error.
     fn replace_failed(&self) {
-        if !self.link.has_failed() {
+        if !self.brokers.has_failed() {
             return;
         }
         let mut writer = self.writer.write();
         // Others that saw the failure waited here while the first one replaced it.
         let Some(failed) =
-            writer.as_mut().filter(|writer| self.link.has_failed() && writer.tried.elapsed() >= REPLACE_EVERY)
+            writer.as_mut().filter(|writer| self.brokers.has_failed() && writer.tried.elapsed() >= REPLACE_EVERY)
         else {
             return;
         };
         failed.tried = Instant::now();
-        match Writer::start(&self.settings, &self.plain, &self.topic, &self.link, &self.metrics) {
+        match Writer::start(&self.settings, &self.plain, &self.topic, &self.brokers, &self.metrics) {
             Ok(new) => {
                 tracing::warn!("the Kafka producer failed for good and was replaced");
-                self.link.mended();
+                self.brokers.mended();
                 retire(writer.replace(new));
             }
             Err(error) => tracing::error!(error = format!("{error:#}"), "the Kafka producer cannot be replaced"),
@@ -126,7 +125,7 @@ impl KafkaAppender {
             publish.ticket.unavailable(publish.events.len() - from, "the Kafka producer is stopping");
             return Ok(());
         };
-        let (unwritable, now) = (self.link.unwritable(), Instant::now());
+        let (unwritable, now) = (self.brokers.unwritable(), Instant::now());
         // A request of which one event is refused is answered 503 as a whole, and comes again: then nothing of it is sent.
         let refused = unwritable.as_deref().filter(|_| from == 0);
         let refused =
@@ -149,7 +148,7 @@ impl KafkaAppender {
                 ticket: publish.ticket.clone(),
                 index,
                 _request: request.clone(),
-                _handed: self.link.hand(now),
+                _handed: self.brokers.hand(now),
             });
             let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.topic, sent)
                 .payload(publish.value(event))
@@ -165,7 +164,7 @@ impl KafkaAppender {
             match writer.producer.send(record).map_err(|(error, _)| error) {
                 Ok(()) => {}
                 Err(KafkaError::MessageProduction(Code::QueueFull)) => return Err(Full { publish, next: index }),
-                Err(error) => refuse(&writer.line, &publish.ticket, index, &error),
+                Err(error) => refuse(&writer.reporter, &publish.ticket, index, &error),
             }
         }
         Ok(())
@@ -193,7 +192,7 @@ impl Drop for KafkaAppender {
 /// Nobody waits for this one: what the writer still held gets its answer there.
 fn retire(writer: Option<Writer>) {
     let Some(writer) = writer else { return };
-    writer.line.retire();
+    writer.reporter.retire();
     if let Err(error) = std::thread::Builder::new().name("kafka-retire".to_owned()).spawn(move || drop(writer)) {
         tracing::warn!(%error, "no thread to close the Kafka producer on, closing it here");
     }
@@ -226,37 +225,37 @@ fn place(topic: &Writability, key: Option<&[u8]>) -> Result<Option<i32>, String>
 }
 
 /// An event is not written, for this reason.
-fn refuse(line: &Line, ticket: &Ticket, index: usize, error: &KafkaError) {
+fn refuse(reporter: &Reporter, ticket: &Ticket, index: usize, error: &KafkaError) {
     match error.rdkafka_error_code() {
         Some(Code::MessageSizeTooLarge) => ticket.too_large(index),
-        _ => ticket.unavailable(1, &line.explain(error)),
+        _ => ticket.unavailable(1, &reporter.explain(error)),
     }
 }
 
 /// Where librdkafka reports what became of each record, and of the brokers.
 struct Deliveries {
     topic: String,
-    line: Arc<Line>,
+    reporter: Arc<Reporter>,
     metrics: Arc<Metrics>,
     /// Asks for a probe now.
     wake: Sender<()>,
 }
 
 impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        logging::forward(level, facility, line);
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, reporter: &str) {
+        logging::forward(level, facility, reporter);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(target: "rdkafka", %error, reason, "the producer reports an error");
-        let Some(link) = self.line.live() else { return };
+        let Some(brokers) = self.reporter.live() else { return };
         match error.rdkafka_error_code() {
-            Some(Code::AllBrokersDown) if link.down("all brokers are down") => {
+            Some(Code::AllBrokersDown) if brokers.down("all brokers are down") => {
                 // Full means that one is asked for already.
                 let _ = self.wake.try_send(());
             }
             Some(Code::AllBrokersDown) => {}
-            _ => link.note(reason),
+            _ => brokers.note(reason),
         }
     }
 }
@@ -268,14 +267,14 @@ impl ProducerContext for Deliveries {
         match delivery {
             Ok(_) => {
                 self.metrics.events_produced.inc();
-                if let Some(link) = self.line.live() {
-                    link.acknowledged();
+                if let Some(brokers) = self.reporter.live() {
+                    brokers.acknowledged();
                 }
                 sent.ticket.durable(1);
             }
             Err((error, _)) => match error.rdkafka_error_code() {
                 Some(code) if clock::is_refusal(code) => self.refused(&sent, code, error),
-                _ => refuse(&self.line, &sent.ticket, sent.index, error),
+                _ => refuse(&self.reporter, &sent.ticket, sent.index, error),
             },
         }
     }
@@ -284,12 +283,12 @@ impl ProducerContext for Deliveries {
 impl Deliveries {
     /// A broker refused the batch with this event: nothing of it is written.
     fn refused(&self, sent: &Sent, code: Code, error: &KafkaError) {
-        if let Some(link) = self.line.live() {
-            link.refused_time();
+        if let Some(brokers) = self.reporter.live() {
+            brokers.refused_time();
             // Full means that one is asked for already.
             let _ = self.wake.try_send(());
         }
-        let said = self.line.explain(error);
+        let said = self.reporter.explain(error);
         let reason = match code {
             Code::InvalidTimestamp => format!(
                 "{said}; its time, which is this machine's, is further from the brokers' clock than topic {} allows \
@@ -305,7 +304,7 @@ impl Deliveries {
 /// A producer and its probe.
 struct Writer {
     producer: PolledProducer<Deliveries>,
-    line: Arc<Line>,
+    reporter: Arc<Reporter>,
     /// When it was made, or its replacement was last tried.
     tried: Instant,
     /// Dropped to stop the probe.
@@ -318,22 +317,23 @@ impl Writer {
         settings: &ClientConfig,
         plain: &ClientConfig,
         topic: &str,
-        link: &Arc<Link>,
+        brokers: &Arc<BrokerStatus>,
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         // One request for a probe waits at most: more would ask the same.
         let (wake, woken) = bounded(1);
         let (stop, stopped) = bounded(0);
         let _ = wake.try_send(());
-        let line = Arc::new(Line::new(link.clone()));
-        let context = Deliveries { topic: topic.to_owned(), line: line.clone(), metrics: metrics.clone(), wake };
+        let reporter = Arc::new(Reporter::new(brokers.clone()));
+        let context =
+            Deliveries { topic: topic.to_owned(), reporter: reporter.clone(), metrics: metrics.clone(), wake };
         let producer = PolledProducer::start(settings, context)?;
-        let probe = Probe::new(producer.shared(), plain.clone(), topic, line.clone());
+        let probe = Probe::new(producer.shared(), plain.clone(), topic, reporter.clone());
         let probe = std::thread::Builder::new()
             .name("kafka-probe".to_owned())
             .spawn(move || probe.run(&woken, &stopped))
             .context("cannot start the thread that probes Kafka")?;
-        Ok(Self { producer, line, tried: Instant::now(), stop: Some(stop), probe: Some(probe) })
+        Ok(Self { producer, reporter, tried: Instant::now(), stop: Some(stop), probe: Some(probe) })
     }
 }
 
@@ -442,13 +442,13 @@ mod tests {
         cluster.broker_down(1).unwrap();
         let delivery = deliver(&appender, &[10]);
         assert!(delivery.unavailable.is_some(), "{delivery:?}");
-        assert!(appender.link.is_away());
+        assert!(appender.brokers.is_away());
         cluster.broker_up(1).unwrap();
         // Each event waits for the connection as long as a request would.
         let deadline = Instant::now() + Duration::from_secs(30);
         while deliver(&appender, &[10]).durable == 0 {
             assert!(Instant::now() < deadline, "the broker is back and takes nothing");
         }
-        assert!(!appender.link.is_away());
+        assert!(!appender.brokers.is_away());
     }
 }

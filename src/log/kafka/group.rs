@@ -16,7 +16,7 @@ use rdkafka::{
 };
 
 use crate::{
-    log::kafka::{commits::Commits, logging, origin::Origin},
+    log::kafka::{commit_metadata::CommitMetadata, commits::Commits, logging},
     position::{Offset, Partition},
 };
 
@@ -40,7 +40,7 @@ struct State {
     changes: Vec<Change>,
     commits: Commits,
     /// Goes with each position as its metadata; known before there is any.
-    origin: Option<Origin>,
+    written_by: Option<CommitMetadata>,
     /// The positions are committed already and the partitions stay with this member.
     closing: bool,
     unreachable: Option<String>,
@@ -110,8 +110,8 @@ impl Group {
     }
 
     /// What the positions belong to that are confirmed from now on.
-    pub(super) fn belongs_to(&self, origin: Origin) {
-        self.state().origin = Some(origin);
+    pub(super) fn belongs_to(&self, written_by: CommitMetadata) {
+        self.state().written_by = Some(written_by);
     }
 
     /// A list for librdkafka, each partition at its offset, with what it belongs to.
@@ -120,7 +120,7 @@ impl Group {
             .iter()
             .map(|(partition, offset)| (self.topic.clone(), partition.0, KafkaOffset::Offset(offset.as_i64())))
             .collect();
-        let metadata = self.state().origin.as_ref().map(Origin::to_metadata);
+        let metadata = self.state().written_by.as_ref().map(CommitMetadata::to_metadata);
         if let Some(metadata) = metadata {
             list.elements().iter_mut().for_each(|element| element.set_metadata(&metadata));
         }

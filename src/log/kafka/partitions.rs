@@ -17,7 +17,7 @@ use crate::{
     config::BatchConfig,
     log::{
         Batch, ByteBudget, Epoch,
-        kafka::{delivery::Delivery, group::Group, survey::LogRange},
+        kafka::{delivery::Delivery, group::Group, offsets::LogRange},
     },
     position::{Offset, Partition},
 };
@@ -43,8 +43,8 @@ struct Held {
 }
 
 enum Phase {
-    /// The answer of this round of the survey is awaited.
-    Surveyed {
+    /// The answer of this lookup is awaited.
+    PartitionOffsets {
         round: u64,
     },
     /// The sink knows, and has not begun (or holds).
@@ -91,20 +91,20 @@ impl Partitions {
         self.held.remove(&partition);
     }
 
-    /// Stops these partitions until this round of the survey has an answer. Returns those that we hold.
-    pub fn await_survey(&mut self, partitions: BTreeSet<Partition>, round: u64) -> BTreeSet<Partition> {
+    /// Stops these partitions until this lookup has an answer. Returns those that we hold.
+    pub fn await_lookup(&mut self, partitions: BTreeSet<Partition>, round: u64) -> BTreeSet<Partition> {
         let held: BTreeSet<_> = partitions.into_iter().filter(|partition| self.holds(*partition)).collect();
         for partition in &held {
-            self.set(*partition, Phase::Surveyed { round });
+            self.set(*partition, Phase::PartitionOffsets { round });
         }
         held
     }
 
     /// Whether this is the answer that the partition waits for; from now on it waits for the sink.
-    pub fn surveyed(&mut self, partition: Partition, round: u64) -> bool {
+    pub fn found(&mut self, partition: Partition, round: u64) -> bool {
         let awaited = matches!(
             self.held.get(&partition).map(|held| &held.phase),
-            Some(Phase::Surveyed { round: awaited }) if *awaited == round
+            Some(Phase::PartitionOffsets { round: awaited }) if *awaited == round
         );
         if awaited {
             self.set(partition, Phase::Waiting);
@@ -112,11 +112,11 @@ impl Partitions {
         awaited
     }
 
-    /// Delivers from `at` on; also a seek. Ignored while a survey is awaited (the sink has not seen the announcement
+    /// Delivers from `at` on; also a seek. Ignored while a lookup is awaited (the sink has not seen the announcement
     /// that will follow), and from an older epoch.
     pub fn begin(&mut self, partition: Partition, epoch: Epoch, at: Offset) {
         match self.held.get(&partition).map(|held| &held.phase) {
-            None | Some(Phase::Surveyed { .. }) => {}
+            None | Some(Phase::PartitionOffsets { .. }) => {}
             Some(Phase::Delivered(delivery)) if epoch < delivery.epoch => {}
             Some(_) => self.set(partition, Phase::Delivered(Delivery::new(epoch, at))),
         }

@@ -15,9 +15,9 @@ use rdkafka::{
 use crate::{
     backoff,
     log::kafka::{
+        broker_status::{BrokerStatus, Reporter},
         clock::{self, Verdict},
-        link::{Line, Link},
-        stranded::Stranded,
+        reconnect::Reconnect,
         writable::{Scout, Sight, Silent, Writability},
     },
 };
@@ -37,8 +37,8 @@ pub(super) struct Probe<C: ProducerContext + 'static> {
     producer: Arc<BaseProducer<C>>,
     plain: ClientConfig,
     topic: String,
-    line: Arc<Line>,
-    stranded: Stranded,
+    reporter: Arc<Reporter>,
+    reconnect: Reconnect,
     /// While there is something to find out.
     scout: Option<Scout>,
     /// The topic's `min.insync.replicas`, as last known.
@@ -52,14 +52,14 @@ pub(super) struct Probe<C: ProducerContext + 'static> {
 
 impl<C: ProducerContext + 'static> Probe<C> {
     /// `plain` are the settings of a client that asks and writes nothing.
-    pub fn new(producer: Arc<BaseProducer<C>>, plain: ClientConfig, topic: &str, line: Arc<Line>) -> Self {
-        let stranded = Stranded::default();
+    pub fn new(producer: Arc<BaseProducer<C>>, plain: ClientConfig, topic: &str, reporter: Arc<Reporter>) -> Self {
+        let reconnect = Reconnect::default();
         Self {
             producer,
             plain,
             topic: topic.to_owned(),
-            line,
-            stranded,
+            reporter,
+            reconnect,
             scout: None,
             minimum: None,
             informed: false,
@@ -79,23 +79,23 @@ impl<C: ProducerContext + 'static> Probe<C> {
                 recv(woken) -> _ => true,
                 default(TICK) => false,
             };
-            let line = self.line.clone();
-            let Some(link) = line.live() else { continue };
+            let reporter = self.reporter.clone();
+            let Some(brokers) = reporter.live() else { continue };
             // No callback tells of it.
-            if !link.has_failed()
+            if !brokers.has_failed()
                 && let Some((_, reason)) = self.producer.client().fatal_error()
             {
-                link.failed(&reason);
+                brokers.failed(&reason);
             }
             // Records may be refused for other reasons, and by the thousand.
-            if self.compared.is_none_or(|at| at.elapsed() >= COMPARE_EVERY) && link.take_refused_time() {
+            if self.compared.is_none_or(|at| at.elapsed() >= COMPARE_EVERY) && brokers.take_refused_time() {
                 self.compared = Some(Instant::now());
                 if let Verdict::Wrong(side, reason) = clock::judge(&self.plain, &self.topic) {
-                    line.tell(|link| link.clock_is_wrong(side, &reason));
+                    reporter.tell(|brokers| brokers.clock_is_wrong(side, &reason));
                 }
             }
-            if now || link.is_due(asked.elapsed().mul_f64(jitter)) {
-                self.ask(&line);
+            if now || brokers.is_due(asked.elapsed().mul_f64(jitter)) {
+                self.ask(&reporter);
                 asked = Instant::now();
                 jitter = backoff::jitter();
             }
@@ -104,38 +104,38 @@ impl<C: ProducerContext + 'static> Probe<C> {
 
     /// Each question takes up to some seconds, in which another producer may take this one's place: what comes of it is
     /// told by way of the line, which knows.
-    fn ask(&mut self, line: &Line) {
-        let Some(link) = line.live() else { return };
-        if link.clock().is_some() && self.compared.is_none_or(|at| at.elapsed() >= COMPARE_AGAIN) {
-            self.compare_clocks(line);
+    fn ask(&mut self, reporter: &Reporter) {
+        let Some(brokers) = reporter.live() else { return };
+        if brokers.clock().is_some() && self.compared.is_none_or(|at| at.elapsed() >= COMPARE_AGAIN) {
+            self.compare_clocks(reporter);
         }
-        let is_well = !link.is_away() && link.unwritable().is_none() && !link.is_suspicious();
+        let is_well = !brokers.is_away() && brokers.unwritable().is_none() && !brokers.is_suspicious();
         let mut is_heard = true;
         if is_well && self.informed {
             self.scout = None;
             let answer = answers(&self.producer, &self.topic, self.minimum, DEADLINE);
             is_heard = answer.is_ok();
             if answer.is_ok_and(|topic| topic.is_some_and(|topic| topic.unwritable.is_empty())) {
-                self.stranded.answered();
-                line.tell(Link::answered);
+                self.reconnect.answered();
+                reporter.tell(BrokerStatus::answered);
                 return;
             }
         }
-        self.find_out(line, is_heard);
+        self.find_out(reporter, is_heard);
     }
 
     /// While our time is refused: whether it still is.
-    fn compare_clocks(&mut self, line: &Line) {
+    fn compare_clocks(&mut self, reporter: &Reporter) {
         self.compared = Some(Instant::now());
         match clock::judge(&self.plain, &self.topic) {
-            Verdict::Wrong(side, reason) => line.tell(|link| link.clock_is_wrong(side, &reason)),
-            Verdict::Right => line.tell(Link::clock_is_right),
+            Verdict::Wrong(side, reason) => reporter.tell(|brokers| brokers.clock_is_wrong(side, &reason)),
+            Verdict::Right => reporter.tell(BrokerStatus::clock_is_right),
             Verdict::Unknown(_) => {}
         }
     }
 
     /// `is_heard`: as far as is known, the producer is answered.
-    fn find_out(&mut self, line: &Line, is_heard: bool) {
+    fn find_out(&mut self, reporter: &Reporter, is_heard: bool) {
         let began = Instant::now();
         let own = self.ask_by_the_producer();
         match self.look() {
@@ -144,19 +144,19 @@ impl<C: ProducerContext + 'static> Probe<C> {
                 self.scout = None;
                 // The producer knows all brokers, and a new client those of the configuration alone.
                 let own = own.and_then(|own| own.recv_timeout(QUESTION).ok()).and_then(Result::ok);
-                line.tell(|link| match own {
-                    _ if link.has_acknowledged_since(began) => {}
-                    Some(Some(topic)) if !link.acknowledges_nothing() => {
-                        link.sees(topic);
-                        link.answered();
+                reporter.tell(|brokers| match own {
+                    _ if brokers.has_acknowledged_since(began) => {}
+                    Some(Some(topic)) if !brokers.acknowledges_nothing() => {
+                        brokers.sees(topic);
+                        brokers.answered();
                     }
                     _ => {
-                        link.down(&reason);
+                        brokers.down(&reason);
                     }
                 });
             }
-            Ok(Sight::Missing) => line.tell(|link| {
-                link.down(&format!(
+            Ok(Sight::Missing) => reporter.tell(|brokers| {
+                brokers.down(&format!(
                     "topic {} does not exist: it was deleted, or not created yet; a start creates it where \
                      queue.kafka.create_topic is true",
                     self.topic
@@ -166,16 +166,16 @@ impl<C: ProducerContext + 'static> Probe<C> {
                 self.informed = true;
                 let is_clear = topic.unwritable.is_empty();
                 let mut is_to_be_confirmed = false;
-                line.tell(|link| {
-                    link.sees(topic);
-                    if is_clear && link.clock().is_none() && link.acknowledges_nothing() {
-                        link.idle();
+                reporter.tell(|brokers| {
+                    brokers.sees(topic);
+                    if is_clear && brokers.clock().is_none() && brokers.acknowledges_nothing() {
+                        brokers.idle();
                     } else {
-                        is_to_be_confirmed = is_clear && (link.is_away() || !is_heard);
+                        is_to_be_confirmed = is_clear && (brokers.is_away() || !is_heard);
                     }
                 });
                 if is_to_be_confirmed {
-                    self.confirm(line);
+                    self.confirm(reporter);
                 }
             }
         }
@@ -202,21 +202,21 @@ impl<C: ProducerContext + 'static> Probe<C> {
     }
 
     /// The brokers are well; whether the producer finds them, too.
-    fn confirm(&mut self, line: &Line) {
+    fn confirm(&mut self, reporter: &Reporter) {
         match answers(&self.producer, &self.topic, self.minimum, DEADLINE) {
             Ok(_) => {
-                self.stranded.answered();
-                line.tell(Link::answered);
+                self.reconnect.answered();
+                reporter.tell(BrokerStatus::answered);
             }
             Err(error) => {
                 // The scout was answered a moment ago.
-                let is_stranded = self.stranded.unanswered(Instant::now(), || true);
-                line.tell(|link| {
-                    link.down(&error);
+                let is_stranded = self.reconnect.unanswered(Instant::now(), || true);
+                reporter.tell(|brokers| {
+                    brokers.down(&error);
                     if is_stranded {
-                        link.failed("it finds no broker any more, while a new client is answered");
+                        brokers.failed("it finds no broker any more, while a new client is answered");
                         // The next event finds the door open, and replaces this producer.
-                        link.answered();
+                        brokers.answered();
                     }
                 });
             }

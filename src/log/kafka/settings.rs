@@ -263,7 +263,7 @@ pub fn consumer(config: &Config, sink: SinkName, instance_id: &str) -> ClientCon
         // … and of one partition so much, so that several share it. As it is compressed: in memory it may be ten times that,
         // for each of 16 partitions, before the queue's bound is looked at again.
         .set("fetch.message.max.bytes", (48 * 1024).to_string())
-        // Each question of the survey, and a partition that begins, may wait behind a fetch that finds nothing; each of those
+        // Each lookup of offsets, and a partition that begins, may wait behind a fetch that finds nothing; each of those
         // costs an idle daemon and its broker some 100 µs.
         .set("fetch.wait.max.ms", "500")
         .set("message.max.bytes", record_limit(config).to_string());

@@ -1,8 +1,8 @@
 //! The read side: one thread for each sink that owns a consumer of the sink's group, and hands batches on.
 //!
-//! **A partition's life here.** Assigned (not fetched yet) → surveyed: where its group and its log stand → announced
+//! **A partition's life here.** Assigned (not fetched yet) → looked up: where its group and its log stand → announced
 //! ([`SourceEvent::Assigned`]) → begun by the sink ([`SourceCommand::Begin`]) → delivered. It goes back to being
-//! surveyed when its position is outside the log, when the sink asks, and, where the sink writes alone, when this process's
+//! looked up when its position is outside the log, when the sink asks, and, where the sink writes alone, when this process's
 //! share of the topic becomes the whole or ceases to be.
 //!
 //! **Positions.** Where to fetch is decided here, never by librdkafka, which is never given a logical offset: each
@@ -44,15 +44,15 @@ use crate::{
     log::{
         Assignment, ByteBudget, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
         kafka::{
+            commit_metadata::CommitMetadata,
             commits::Committer,
+            empty_ends::EmptyEnds,
             group::{Change, Group},
-            origin::Origin,
+            offsets::{Finding, LogRange, OffsetReader, PartitionOffsets},
             ownership::Ownership,
             partitions::{Partitions, Starved},
             settings,
             source_status::SourceStatus,
-            survey::{Finding, LogRange, Survey, Surveyed},
-            tail::Tails,
             topic_watch::{Sighting, TopicWatch, TopicWatches},
         },
     },
@@ -98,7 +98,7 @@ pub fn spawn(
         .with_context(|| format!("queue.kafka: no consumer can be made for the {} group", sink.as_str()))?;
     consumer.subscribe(&[&topic]).with_context(|| format!("cannot subscribe to topic {topic}"))?;
     let consumer = Arc::new(consumer);
-    let survey = Survey::start(consumer.clone(), settings::client(&now), &topic, now.queue.generation)?;
+    let offsets = OffsetReader::start(consumer.clone(), settings::client(&now), &topic, now.queue.generation)?;
     let topic_watch = topic_watches.share(&now)?;
     let committer = Committer::start(consumer.clone())?;
     let (commands, receiver) = unbounded();
@@ -108,7 +108,7 @@ pub fn spawn(
         topic,
         config: config.clone(),
         consumer,
-        survey,
+        offsets,
         topic_watch,
         identity: None,
         proven: None,
@@ -124,7 +124,7 @@ pub fn spawn(
         parked: false,
         status: SourceStatus::default(),
         compare: None,
-        tails: Tails::new(&now),
+        empty_ends: EmptyEnds::new(&now),
         active: Instant::now(),
     };
     let thread = std::thread::Builder::new()
@@ -139,7 +139,7 @@ struct Source {
     sink: SinkName,
     topic: String,
     consumer: Arc<BaseConsumer<Group>>,
-    survey: Survey,
+    offsets: OffsetReader,
     topic_watch: Arc<TopicWatch>,
     /// Of the topic that was announced; a source has one.
     identity: Option<TopicIdentity>,
@@ -152,7 +152,7 @@ struct Source {
     budget: ByteBudget,
     events: SourceEvents,
     partitions: Partitions,
-    /// Numbers the surveys, so that the answer to an older one can be told apart.
+    /// Numbers the lookups, so that the answer to an older one can be told apart.
     round: u64,
     ownership: Ownership,
     /// By the sink.
@@ -163,7 +163,7 @@ struct Source {
     parked: bool,
     status: SourceStatus,
     compare: Option<Compare>,
-    tails: Tails,
+    empty_ends: EmptyEnds,
     /// When something was last asked, decided by the group, or read.
     active: Instant,
 }
@@ -231,7 +231,7 @@ impl Source {
                     Err(TryRecvError::Disconnected) => return End::Close(Vec::new()),
                 }
             }
-            while let Ok(finding) = self.survey.findings.try_recv() {
+            while let Ok(finding) = self.offsets.findings.try_recv() {
                 if let Some(end) = self.learn(finding) {
                     return end;
                 }
@@ -239,7 +239,7 @@ impl Source {
             if let Some(end) = self.look_at_topic() {
                 return end;
             }
-            if self.survey.is_finished() || self.committer.is_finished() || self.topic_watch.is_finished() {
+            if self.offsets.is_finished() || self.committer.is_finished() || self.topic_watch.is_finished() {
                 return End::Fatal(Code::Fail, "a thread of it panicked".to_owned());
             }
             self.tell_standing();
@@ -352,19 +352,19 @@ impl Source {
                 }
             }
         }
-        self.survey.watch(self.partitions.all());
-        self.survey(new);
+        self.offsets.watch(self.partitions.all());
+        self.look_up(new);
         if self.partitions.len() == 0 {
             self.ownership.lost();
         }
         self.compare_ownership();
     }
 
-    /// Surveys everything again when our share became the whole topic, or ceased to be, where the sink depends on it.
+    /// Looks everything up again when our share became the whole topic, or ceased to be, where the sink depends on it.
     fn compare_ownership(&mut self) {
         let changed = self.ownership.take_changed(self.partitions.len(), Instant::now());
         if changed && self.writes_alone() {
-            self.survey(self.partitions.all());
+            self.look_up(self.partitions.all());
         }
     }
 
@@ -379,22 +379,22 @@ impl Source {
     }
 
     /// Stops these partitions and asks where they stand; the answer is announced.
-    fn survey(&mut self, partitions: BTreeSet<Partition>) {
+    fn look_up(&mut self, partitions: BTreeSet<Partition>) {
         self.round += 1;
-        let asked = self.partitions.await_survey(partitions, self.round);
+        let asked = self.partitions.await_lookup(partitions, self.round);
         if !asked.is_empty() {
-            self.survey.ask(asked, self.round);
+            self.offsets.ask(asked, self.round);
         }
     }
 
     fn learn(&mut self, finding: Finding) -> Option<End> {
         match finding {
-            Finding::Surveyed { partitions, origin, partition_count } => {
-                if let Some(end) = self.compare_identity(&origin.identity) {
+            Finding::PartitionOffsets { partitions, written_by, partition_count } => {
+                if let Some(end) = self.compare_identity(&written_by.identity) {
                     return Some(end);
                 }
                 self.ownership.counted(partition_count, self.partitions.len(), Instant::now());
-                self.announce(partitions, &origin);
+                self.announce(partitions, &written_by);
             }
             Finding::Log { mut ranges, partition_count } => {
                 // Where nothing is fetched, that end is an old one, perhaps of a log that was longer.
@@ -413,7 +413,7 @@ impl Source {
                     // A reader sees no records behind an open transaction, and there may be any number.
                     let is_closed = log.high == log.end;
                     (self.events)(match delivered {
-                        Some(from) if is_closed && self.tails.is_empty(*partition, delivered, log.end) => {
+                        Some(from) if is_closed && self.empty_ends.is_empty(*partition, delivered, log.end) => {
                             SourceEvent::EmptyTail { partition: *partition, from, to: log.end }
                         }
                         _ => SourceEvent::LogEnd(*partition, log.high),
@@ -422,7 +422,7 @@ impl Source {
                 self.compare_positions(&ranges);
             }
             Finding::Unreachable(reason) => self.status.unanswered(reason),
-            Finding::Stranded => {
+            Finding::NeedsReconnect => {
                 let reason = "it finds no broker any more, while a new client is answered".to_owned();
                 return Some(End::Fatal(Code::AllBrokersDown, reason));
             }
@@ -449,17 +449,17 @@ impl Source {
         Some(End::Replaced(announced.clone(), identity.clone()))
     }
 
-    fn announce(&mut self, surveyed: Vec<Surveyed>, origin: &Origin) {
+    fn announce(&mut self, found: Vec<PartitionOffsets>, written_by: &CommitMetadata) {
         let (held, now) = (self.partitions.len(), Instant::now());
         let holds_all = self.ownership.holds_all(held, now);
         let mut assignments = Vec::new();
-        for Surveyed { partition, round, committed, log } in surveyed {
-            if self.partitions.surveyed(partition, round) {
+        for PartitionOffsets { partition, round, committed, log } in found {
+            if self.partitions.found(partition, round) {
                 if let Some(committed) = committed {
                     self.consumer.context().stands(partition, committed);
                 }
                 // What was archived or counted is compared with what the brokers say now.
-                let (log_start, log_end, identity) = (log.start, log.end, origin.identity.clone());
+                let (log_start, log_end, identity) = (log.start, log.end, written_by.identity.clone());
                 assignments.push(Assignment { partition, committed, log_start, log_end, identity, holds_all });
             }
         }
@@ -467,9 +467,9 @@ impl Source {
             self.status.progressed();
             self.ownership.tell(held, now);
             if self.identity.is_none() {
-                self.identity = Some(origin.identity.clone());
+                self.identity = Some(written_by.identity.clone());
                 self.sighted = now;
-                self.consumer.context().belongs_to(origin.clone());
+                self.consumer.context().belongs_to(written_by.clone());
             }
             (self.events)(SourceEvent::Assigned(assignments));
         }
@@ -481,7 +481,7 @@ impl Source {
             && compare.since.elapsed() >= COMPARE_EVERY
         {
             compare.asked = true;
-            self.survey.look();
+            self.offsets.look();
         }
     }
 
@@ -489,7 +489,7 @@ impl Source {
     fn compare_positions(&mut self, ranges: &[(Partition, LogRange)]) {
         if self.compare.take_if(|compare| compare.asked).is_some() {
             let outside = self.partitions.outside(ranges);
-            self.survey(outside);
+            self.look_up(outside);
         }
     }
 
@@ -512,8 +512,8 @@ impl Source {
                 self.consumer.context().confirm(&positions);
                 self.committer.wake();
             }
-            SourceCommand::Reassign => self.survey(self.partitions.all()),
-            SourceCommand::ReassignPartition(partition) => self.survey(BTreeSet::from([partition])),
+            SourceCommand::Reassign => self.look_up(self.partitions.all()),
+            SourceCommand::ReassignPartition(partition) => self.look_up(BTreeSet::from([partition])),
             // Taken by the loop.
             SourceCommand::Close(_) => {}
         }
@@ -550,9 +550,9 @@ impl Source {
     }
 
     fn close(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
-        let Self { consumer, survey, topic_watch, committer, sink, partitions, tails, topic, .. } = self;
+        let Self { consumer, offsets, topic_watch, committer, sink, partitions, empty_ends, topic, .. } = self;
         // They share the consumer, whose last owner closes it.
         drop(partitions);
-        Leaving { consumer, survey, topic_watch, committer, tails, sink, topic }.leave(positions)
+        Leaving { consumer, offsets, topic_watch, committer, empty_ends, sink, topic }.leave(positions)
     }
 }

@@ -1,4 +1,4 @@
-//! What speaks against a source's work at present: one outcome for operators, out of what librdkafka and the survey say.
+//! What speaks against a source's work at present: one outcome for operators, out of what librdkafka and the offset reader say.
 //!
 //! The brokers answering is not enough. librdkafka says once that a right is missing, and then is silent; a batch that
 //! cannot be read is fetched again and again, and looks like a partition without records; a partition without a leader
@@ -12,12 +12,12 @@ use std::{
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use crate::{
-    log::kafka::survey::LogRange,
+    log::kafka::offsets::LogRange,
     position::{Offset, Partition},
 };
 
-/// The brokers count as away after so many unanswered surveys: one alone may be a leader's election.
-const SILENT_SURVEYS: u32 = 2;
+/// The brokers count as away after so many unanswered lookups: one alone may be a leader's election.
+const SILENT_LOOKUPS: u32 = 2;
 /// A partition that nobody has answered for so long is shown: an election takes seconds.
 const LEADERLESS: Duration = Duration::from_secs(30);
 /// A batch that cannot be read is fetched again many times within this.
@@ -39,7 +39,7 @@ const OPEN: Duration = Duration::from_secs(15);
 pub(super) struct SourceStatus {
     /// The brokers were heard of at all.
     heard: bool,
-    silent_surveys: u32,
+    silent_lookups: u32,
     /// The brokers do not answer, or know no such topic or user.
     unreachable: Option<String>,
     /// A right is missing; until an assignment or a record says otherwise.
@@ -61,7 +61,7 @@ impl SourceStatus {
     /// The brokers answered, about these of our partitions.
     pub fn answered(&mut self, held: BTreeSet<Partition>, about: &BTreeSet<Partition>, now: Instant) {
         self.heard = true;
-        self.silent_surveys = 0;
+        self.silent_lookups = 0;
         self.unreachable = None;
         self.silent.retain(|partition, _| held.contains(partition) && !about.contains(partition));
         for partition in held.difference(about) {
@@ -69,7 +69,7 @@ impl SourceStatus {
         }
     }
 
-    /// The logs' ends, at each tick of the survey.
+    /// The logs' ends, at each lookup.
     pub fn ends(&mut self, ranges: &[(Partition, LogRange)], now: Instant) {
         for (partition, log) in ranges {
             let since = self.open.remove(partition).filter(|(begins, ..)| *begins == log.end);
@@ -81,10 +81,10 @@ impl SourceStatus {
         self.open.retain(|partition, _| ranges.iter().any(|(answered, _)| answered == partition));
     }
 
-    /// A survey was not answered.
+    /// A lookup was not answered.
     pub fn unanswered(&mut self, reason: String) {
-        self.silent_surveys += 1;
-        if self.silent_surveys >= SILENT_SURVEYS {
+        self.silent_lookups += 1;
+        if self.silent_lookups >= SILENT_LOOKUPS {
             self.unreachable = Some(reason);
         }
     }
@@ -210,7 +210,7 @@ mod tests {
         partitions.iter().copied().map(Partition).collect()
     }
 
-    /// After a first survey that was answered for all.
+    /// After a first lookup that was answered for all.
     fn healthy(now: Instant) -> SourceStatus {
         let mut status = SourceStatus::default();
         status.answered(set(&[0, 1]), &set(&[0, 1]), now);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn one_unanswered_survey_is_no_outage_and_a_second_is() {
+    fn one_unanswered_lookup_is_no_outage_and_a_second_is() {
         let now = Instant::now();
         let mut status = healthy(now);
         status.unanswered("no".to_owned());

@@ -28,8 +28,8 @@ use crate::{
     log::kafka::{
         identity::topic_identity,
         logging::Logging,
+        reconnect::{Reconnect, a_new_client_is_answered},
         settings,
-        stranded::{Stranded, a_new_client_is_answered},
     },
     position::TopicIdentity,
 };
@@ -95,12 +95,12 @@ impl TopicWatch {
         let thread = std::thread::Builder::new()
             .name("kafka-watch".to_owned())
             .spawn(move || {
-                let mut stranded = Stranded::default();
+                let mut reconnect = Reconnect::default();
                 keep(&asked, &seen, |deadline| {
                     let seen = topic_identity(client.client(), &topic, deadline);
                     if seen.is_ok() {
-                        stranded.answered();
-                    } else if stranded.unanswered(Instant::now(), || a_new_client_is_answered(&settings, &topic)) {
+                        reconnect.answered();
+                    } else if reconnect.unanswered(Instant::now(), || a_new_client_is_answered(&settings, &topic)) {
                         tracing::warn!("the client that watches the topic finds no broker any more, making a new one");
                         match BaseConsumer::from_config_and_context(&settings, Logging::default()) {
                             Ok(new) => client = new,
@@ -157,7 +157,7 @@ fn keep(asked: &Receiver<()>, latest: &Latest, mut look: impl FnMut(Duration) ->
                 *latest.0.lock() = Some(sighting);
                 PACE
             }
-            // The survey reports that the brokers do not answer.
+            // The offset reader reports that the brokers do not answer.
             Err(error) => {
                 tracing::debug!(%error, "the topic's identity is not known, asking again");
                 PACE_OF_FAILURES

@@ -96,7 +96,7 @@ pub struct Life {
     pub consumer: Assignments,
     /// Where the source fetches next.
     pub source: Option<(Epoch, Offset)>,
-    pub surveying: bool,
+    pub looking_up: bool,
     pub to_commit: Option<Offset>,
     pub halted: Option<String>,
     on_gap: OnGap,
@@ -119,7 +119,7 @@ impl Life {
             generation,
             consumer: Assignments::default(),
             source: None,
-            surveying: true,
+            looking_up: true,
             to_commit: None,
             halted: None,
             on_gap: OnGap::Halt,
@@ -174,7 +174,7 @@ impl Life {
             }
             ToConsumer::Reassign(Reassign { partition, epoch }) => {
                 if self.consumer.reassign(partition, epoch) {
-                    (self.source, self.surveying) = (None, true);
+                    (self.source, self.looking_up) = (None, true);
                 }
             }
             ToConsumer::Halt(Halt { partition, epoch, reason, .. }) => {
@@ -185,7 +185,7 @@ impl Life {
             ToConsumer::SinkStarted => {
                 // What the group revoked meanwhile is not asked for again.
                 if self.consumer.lag(PARTITION).is_some() {
-                    (self.source, self.surveying) = (None, true);
+                    (self.source, self.looking_up) = (None, true);
                 }
             }
         }

@@ -8,7 +8,7 @@ use crate::{
     archive::{
         spool::segment::SegmentHeader,
         tools::{
-            by_hand::{self, ByHand, TOPIC, compressed},
+            manual_skip::{self, ManualSkip, TOPIC, compressed},
             verify::verify,
         },
     },
@@ -19,17 +19,17 @@ const HOUR: &str = "2026-11-23T08:00:00Z";
 
 struct Retired {
     dir: TempDir,
-    archive: ByHand,
+    archive: ManualSkip,
 }
 
 impl Retired {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("spool")).unwrap();
-        Self { dir, archive: ByHand::new() }
+        Self { dir, archive: ManualSkip::new() }
     }
 
-    /// A sealed segment `[x, end)`, with the records that [`ByHand::object`] writes.
+    /// A sealed segment `[x, end)`, with the records that [`ManualSkip::object`] writes.
     fn sealed(&self, x: u64, end: u64) -> PathBuf {
         self.sealed_with(x, end, |_| {})
     }
@@ -41,7 +41,7 @@ impl Retired {
             version: segment::VERSION,
             topic: TOPIC.to_owned(),
             generation: 0,
-            identity: by_hand::identity(),
+            identity: manual_skip::identity(),
             archive: self.archive.config().archive.url,
             partition: Partition(0),
             x: Offset(x),

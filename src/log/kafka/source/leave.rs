@@ -9,7 +9,10 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::{
-    log::kafka::{commits::Committer, group::Group, settings, survey::Survey, tail::Tails, topic_watch::TopicWatch},
+    log::kafka::{
+        commits::Committer, empty_ends::EmptyEnds, group::Group, offsets::OffsetReader, settings,
+        topic_watch::TopicWatch,
+    },
     names::SinkName,
     position::{Offset, Partition},
 };
@@ -22,10 +25,10 @@ const COMMIT_EXPECTED: Duration = Duration::from_millis(500);
 /// What a source leaves behind.
 pub(super) struct Leaving {
     pub consumer: Arc<BaseConsumer<Group>>,
-    pub survey: Survey,
+    pub offsets: OffsetReader,
     pub topic_watch: Arc<TopicWatch>,
     pub committer: Committer,
-    pub tails: Tails,
+    pub empty_ends: EmptyEnds,
     pub sink: SinkName,
     pub topic: String,
 }
@@ -34,7 +37,7 @@ impl Leaving {
     /// Commits, leaves and ends, each within a bound; the error says that the last commit failed. A static member leaves
     /// without a word: started again within `session.timeout.ms` it has its partitions back at once.
     pub fn leave(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
-        let Self { consumer, survey, topic_watch, committer, tails, sink, topic } = self;
+        let Self { consumer, offsets, topic_watch, committer, empty_ends, sink, topic } = self;
         let group = consumer.context();
         group.confirm(positions);
         let began = Instant::now();
@@ -66,9 +69,9 @@ impl Leaving {
         let leave = move || {
             // A panic was reported by the thread that it ended.
             let _ = committer.join();
-            let _ = survey.stop().join();
+            let _ = offsets.stop().join();
             drop(topic_watch);
-            tails.finish();
+            empty_ends.finish();
             drop(consumer);
             drop(done);
         };

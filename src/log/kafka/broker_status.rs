@@ -46,7 +46,7 @@ const LONGEST_PROBE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(750);
 
 /// Shared by the producers' callbacks, their probes and the appender.
-pub(super) struct Link {
+pub(super) struct BrokerStatus {
     brokers: String,
     health: Health,
     /// Takes the events while the brokers are away; then the door is its business.
@@ -76,7 +76,7 @@ struct State {
     clock: Option<Side>,
 }
 
-impl Link {
+impl BrokerStatus {
     /// Away until the first answer.
     pub(super) fn new(brokers: &str, health: Health, buffer: Option<Arc<Switch>>) -> Self {
         let connecting = format!("connecting to Kafka at {brokers}");
@@ -308,32 +308,32 @@ impl Link {
     }
 }
 
-/// What one producer says to the [`Link`], until another has its place: its end takes seconds, in which its connections
+/// What one producer says to the [`BrokerStatus`], until another has its place: its end takes seconds, in which its connections
 /// may go and its probe may fail.
-pub(super) struct Line {
-    link: Arc<Link>,
+pub(super) struct Reporter {
+    brokers: Arc<BrokerStatus>,
     retired: AtomicBool,
 }
 
-impl Line {
-    pub fn new(link: Arc<Link>) -> Self {
-        Self { link, retired: AtomicBool::new(false) }
+impl Reporter {
+    pub fn new(brokers: Arc<BrokerStatus>) -> Self {
+        Self { brokers, retired: AtomicBool::new(false) }
     }
 
     /// For what concerns the brokers.
-    pub fn live(&self) -> Option<&Link> {
-        (!self.retired.load(Ordering::Acquire)).then_some(&self.link)
+    pub fn live(&self) -> Option<&BrokerStatus> {
+        (!self.retired.load(Ordering::Acquire)).then_some(&self.brokers)
     }
 
     /// Says something of the brokers, unless another producer says it by now.
-    pub fn tell(&self, what: impl FnOnce(&Link)) {
-        if let Some(link) = self.live() {
-            what(link);
+    pub fn tell(&self, what: impl FnOnce(&BrokerStatus)) {
+        if let Some(brokers) = self.live() {
+            what(brokers);
         }
     }
 
     pub fn explain(&self, error: &KafkaError) -> String {
-        self.link.explain(error)
+        self.brokers.explain(error)
     }
 
     pub fn retire(&self) {
@@ -353,15 +353,15 @@ mod tests {
     #[test]
     fn one_partition_without_a_leader_closes_the_door_for_nobody_and_all_of_them_do() {
         let health = Health::default();
-        let link = Link::new("kafka:9092", health.clone(), None);
+        let brokers = BrokerStatus::new("kafka:9092", health.clone(), None);
         assert!(health.closed().is_some(), "closed until the brokers answer");
-        link.sees(unwritable(&[1]));
+        brokers.sees(unwritable(&[1]));
         assert!(health.closed().is_none() && health.outage(&[dependency::KAFKA_TOPIC]).is_some());
-        link.acknowledged();
-        assert!(link.unwritable().is_some(), "the other partition's acknowledgement");
-        link.sees(unwritable(&[0, 1]));
+        brokers.acknowledged();
+        assert!(brokers.unwritable().is_some(), "the other partition's acknowledgement");
+        brokers.sees(unwritable(&[0, 1]));
         assert!(health.closed().is_some_and(|(_, why)| why.contains("partition(s) 0, 1: no leader")));
-        link.sees(unwritable(&[]));
+        brokers.sees(unwritable(&[]));
         assert!(health.closed().is_none() && health.outage(&[dependency::KAFKA_TOPIC]).is_none());
     }
 
@@ -370,29 +370,29 @@ mod tests {
         use crate::{log::buffer::switch::Rule, position::Offset};
         let switch =
             Arc::new(Switch::new(Rule::new(Offset(0), Offset(0)), prometheus_client::metrics::gauge::Gauge::default()));
-        let link = Link::new("kafka:9092", Health::default(), Some(switch.clone()));
-        link.answered();
+        let brokers = BrokerStatus::new("kafka:9092", Health::default(), Some(switch.clone()));
+        brokers.answered();
         assert!(switch.rule().kafka_up());
-        link.sees(unwritable(&[1]));
-        link.acknowledged();
+        brokers.sees(unwritable(&[1]));
+        brokers.acknowledged();
         assert!(!switch.rule().kafka_up());
-        link.sees(unwritable(&[]));
+        brokers.sees(unwritable(&[]));
         assert!(switch.rule().kafka_up());
     }
 
     #[test]
     fn while_our_time_is_refused_no_answer_of_the_brokers_opens_the_door() {
         let health = Health::default();
-        let link = Link::new("kafka:9092", health.clone(), None);
-        link.answered();
-        link.note("Connection refused");
-        link.clock_is_wrong(Side::Ahead, "an hour ahead");
-        link.acknowledged();
-        link.answered();
+        let brokers = BrokerStatus::new("kafka:9092", health.clone(), None);
+        brokers.answered();
+        brokers.note("Connection refused");
+        brokers.clock_is_wrong(Side::Ahead, "an hour ahead");
+        brokers.acknowledged();
+        brokers.answered();
         let (_, reason) = health.closed().expect("it is closed");
         assert!(reason.contains("an hour ahead") && !reason.contains("Connection refused"), "{reason}");
-        link.clock_is_right();
-        link.answered();
+        brokers.clock_is_right();
+        brokers.answered();
         assert!(health.closed().is_none());
     }
 }

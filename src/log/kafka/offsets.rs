@@ -1,4 +1,4 @@
-//! The survey: a thread beside the source's that asks the brokers where the group and the log stand. Its questions
+//! The offset reader: a thread beside the source's that asks the brokers where the group and the log stand. Its questions
 //! block, for seconds when a broker hangs; the source has to go on polling meanwhile, or it loses its membership.
 //!
 //! It uses the source's own client, which is thread-safe, so it costs no further connection.
@@ -23,10 +23,10 @@ use rdkafka::{
 use crate::{
     backoff::Backoff,
     log::kafka::{
+        commit_metadata::CommitMetadata,
         group::Group,
         identity::{commit_metadata, high_watermark, topic_identity},
-        origin::Origin,
-        stranded::{Stranded, a_new_client_is_answered},
+        reconnect::{Reconnect, a_new_client_is_answered},
     },
     position::{Offset, Partition, TopicIdentity},
 };
@@ -53,7 +53,7 @@ pub(super) struct LogRange {
 
 /// What is known of a partition that was asked for.
 #[derive(Debug)]
-pub(super) struct Surveyed {
+pub(super) struct PartitionOffsets {
     pub partition: Partition,
     /// The number under which it was asked for.
     pub round: u64,
@@ -63,9 +63,9 @@ pub(super) struct Surveyed {
 
 #[derive(Debug)]
 pub(super) enum Finding {
-    Surveyed {
-        partitions: Vec<Surveyed>,
-        origin: Origin,
+    PartitionOffsets {
+        partitions: Vec<PartitionOffsets>,
+        written_by: CommitMetadata,
         partition_count: usize,
     },
     /// The log of each watched partition, at every tick.
@@ -76,13 +76,13 @@ pub(super) enum Finding {
     /// The brokers did not answer; they are asked again.
     Unreachable(String),
     /// This client finds none of them any more, while a new one does.
-    Stranded,
+    NeedsReconnect,
 }
 
-/// The source's end of the survey.
-pub(super) struct Survey {
+/// The source's end of the offset reader.
+pub(super) struct OffsetReader {
     wanted: Arc<Wanted>,
-    /// Bounded: the source empties it several times a second, and the survey can wait.
+    /// Bounded: the source empties it several times a second, and the reader can wait.
     pub findings: Receiver<Finding>,
     thread: JoinHandle<()>,
 }
@@ -95,7 +95,7 @@ struct Wanted {
 
 #[derive(Default)]
 struct State {
-    /// Partitions to be surveyed, each with its round.
+    /// Partitions to be found, each with its round.
     asked: BTreeMap<Partition, u64>,
     /// Partitions whose log is looked at with every tick.
     watched: BTreeSet<Partition>,
@@ -110,7 +110,7 @@ impl Wanted {
     }
 }
 
-impl Survey {
+impl OffsetReader {
     pub(super) fn start(
         consumer: Arc<BaseConsumer<Group>>,
         plain: ClientConfig,
@@ -120,16 +120,16 @@ impl Survey {
         let wanted = Arc::new(Wanted::default());
         let (sender, findings) = bounded(16);
         let wanted_too = wanted.clone();
-        let surveyor =
-            Surveyor { consumer, plain, topic: topic.to_owned(), generation, wanted: wanted_too, findings: sender };
+        let reader =
+            Reader { consumer, plain, topic: topic.to_owned(), generation, wanted: wanted_too, findings: sender };
         let thread = std::thread::Builder::new()
-            .name("kafka-survey".to_owned())
-            .spawn(move || surveyor.run())
+            .name("kafka-offsets".to_owned())
+            .spawn(move || reader.run())
             .context("cannot start the thread that asks Kafka for positions")?;
         Ok(Self { wanted, findings, thread })
     }
 
-    /// Asks for these partitions. The answer comes as [`Finding::Surveyed`] when the brokers give it.
+    /// Asks for these partitions. The answer comes as [`Finding::PartitionOffsets`] when the brokers give it.
     pub(super) fn ask(&self, partitions: impl IntoIterator<Item = Partition>, round: u64) {
         let mut state = self.wanted.state();
         state.asked.extend(partitions.into_iter().map(|partition| (partition, round)));
@@ -162,7 +162,7 @@ impl Survey {
     }
 }
 
-struct Surveyor {
+struct Reader {
     consumer: Arc<BaseConsumer<Group>>,
     /// Of a client without a group.
     plain: ClientConfig,
@@ -172,15 +172,15 @@ struct Surveyor {
     findings: Sender<Finding>,
 }
 
-impl Surveyor {
+impl Reader {
     fn run(&self) {
         let mut pause = TICK;
         let mut failures = 0;
-        let mut stranded = Stranded::default();
+        let mut reconnect = Reconnect::default();
         while let Some((asked, watched)) = self.next(pause) {
-            match self.survey(&asked, &watched) {
+            match self.look_up(&asked, &watched) {
                 Ok(findings) => {
-                    stranded.answered();
+                    reconnect.answered();
                     if self.answered(&asked, &findings) {
                         pause = TICK;
                         failures = 0;
@@ -203,8 +203,8 @@ impl Surveyor {
                     if self.findings.send(Finding::Unreachable(reason)).is_err() {
                         return;
                     }
-                    if stranded.unanswered(Instant::now(), || self.is_alone_without_answer())
-                        && self.findings.send(Finding::Stranded).is_err()
+                    if reconnect.unanswered(Instant::now(), || self.is_alone_without_answer())
+                        && self.findings.send(Finding::NeedsReconnect).is_err()
                     {
                         return;
                     }
@@ -213,7 +213,7 @@ impl Surveyor {
         }
     }
 
-    /// A survey may fail at one broker, or for want of a right; this is about finding any broker at all.
+    /// A lookup may fail at one broker, or for want of a right; this is about finding any broker at all.
     fn is_alone_without_answer(&self) -> bool {
         topic_identity(self.consumer.client(), &self.topic, DEADLINE).is_err()
             && a_new_client_is_answered(&self.plain, &self.topic)
@@ -240,13 +240,13 @@ impl Surveyor {
     /// Forgets what was answered, unless it was asked again meanwhile; whether that was all of `asked`. A partition
     /// without a leader is asked for again.
     fn answered(&self, asked: &BTreeMap<Partition, u64>, findings: &[Finding]) -> bool {
-        let surveyed = findings.iter().flat_map(|finding| match finding {
-            Finding::Surveyed { partitions, .. } => partitions.as_slice(),
+        let found = findings.iter().flat_map(|finding| match finding {
+            Finding::PartitionOffsets { partitions, .. } => partitions.as_slice(),
             _ => &[],
         });
         let mut state = self.wanted.state();
         let mut answers = 0;
-        for Surveyed { partition, round, .. } in surveyed {
+        for PartitionOffsets { partition, round, .. } in found {
             answers += 1;
             if state.asked.get(partition) == Some(round) {
                 state.asked.remove(partition);
@@ -260,7 +260,7 @@ impl Surveyor {
         if self.wanted.state().stop { Err(KafkaError::Canceled) } else { Ok(()) }
     }
 
-    fn survey(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Vec<Finding>> {
+    fn look_up(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Vec<Finding>> {
         // Asked before and after: what is found between is of one topic.
         let identity = if asked.is_empty() { None } else { Some(self.identity()?) };
         self.go_on()?;
@@ -283,26 +283,26 @@ impl Surveyor {
         if let Some(identity) = identity {
             self.go_on()?;
             let committed = self.ask_committed(asked.keys().filter(|partition| range(partition).is_some()))?;
-            let origin = Origin { identity, generation: self.generation };
-            let surveyed = |(partition, round): (&Partition, &u64)| {
+            let written_by = CommitMetadata { identity, generation: self.generation };
+            let found = |(partition, round): (&Partition, &u64)| {
                 let log = range(partition)?;
                 let committed = committed.get(partition).and_then(|(position, metadata)| {
-                    let accepted = origin.accepts(*position, metadata, log.end);
+                    let accepted = written_by.accepts(*position, metadata, log.end);
                     if !accepted {
                         tracing::warn!(topic = self.topic, %partition, %position, metadata, log_end = %log.end,
                             "the group's position is of another topic of this name, and is not used");
                     }
                     accepted.then_some(*position)
                 });
-                Some(Surveyed { partition: *partition, round: *round, committed, log })
+                Some(PartitionOffsets { partition: *partition, round: *round, committed, log })
             };
-            let partitions: Vec<Surveyed> = asked.iter().filter_map(surveyed).collect();
+            let partitions: Vec<PartitionOffsets> = asked.iter().filter_map(found).collect();
             self.go_on()?;
-            if origin.identity != self.identity()? {
+            if written_by.identity != self.identity()? {
                 return Err(KafkaError::MetadataFetch(Code::UnknownTopicId));
             }
             if !partitions.is_empty() {
-                findings.push(Finding::Surveyed { partitions, origin, partition_count });
+                findings.push(Finding::PartitionOffsets { partitions, written_by, partition_count });
             }
         }
         Ok(findings)

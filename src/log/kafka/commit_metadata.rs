@@ -8,12 +8,12 @@ const OURS: &str = "ingestd";
 
 /// The topic, and how often the operator began anew with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Origin {
+pub(super) struct CommitMetadata {
     pub identity: TopicIdentity,
     pub generation: u32,
 }
 
-impl Origin {
+impl CommitMetadata {
     /// `ingestd generation=0 topic=<identity>`
     pub fn to_metadata(&self) -> String {
         format!("{OURS} generation={} topic={}", self.generation, self.identity)
@@ -49,34 +49,34 @@ impl Origin {
 mod tests {
     use super::*;
 
-    fn origin(identity: &str, generation: u32) -> Origin {
-        Origin { identity: TopicIdentity(identity.into()), generation }
+    fn written_by(identity: &str, generation: u32) -> CommitMetadata {
+        CommitMetadata { identity: TopicIdentity(identity.into()), generation }
     }
 
     #[test]
     fn a_position_of_a_topic_that_is_gone_says_nothing_about_its_successor() {
-        let metadata = origin("old", 0).to_metadata();
+        let metadata = written_by("old", 0).to_metadata();
         for generation in [0, 1] {
-            assert!(!origin("new", generation).accepts(Offset(5), &metadata, Offset(50)));
-            assert!(origin("old", generation).accepts(Offset(5), &metadata, Offset(50)));
+            assert!(!written_by("new", generation).accepts(Offset(5), &metadata, Offset(50)));
+            assert!(written_by("old", generation).accepts(Offset(5), &metadata, Offset(50)));
         }
         // Brokers that give no ids.
-        assert!(origin(TopicIdentity::UNAVAILABLE, 0).accepts(Offset(5), &metadata, Offset(50)));
+        assert!(written_by(TopicIdentity::UNAVAILABLE, 0).accepts(Offset(5), &metadata, Offset(50)));
     }
 
     #[test]
     fn a_position_beyond_the_log_counts_until_the_generation_is_raised() {
-        let metadata = origin("a", 3).to_metadata();
-        assert!(origin("a", 3).accepts(Offset(9), &metadata, Offset(5)));
-        assert!(!origin("a", 4).accepts(Offset(9), &metadata, Offset(5)));
-        assert!(origin("a", 0).accepts(Offset(9), "", Offset(5)));
-        assert!(!origin("a", 1).accepts(Offset(9), "", Offset(5)));
+        let metadata = written_by("a", 3).to_metadata();
+        assert!(written_by("a", 3).accepts(Offset(9), &metadata, Offset(5)));
+        assert!(!written_by("a", 4).accepts(Offset(9), &metadata, Offset(5)));
+        assert!(written_by("a", 0).accepts(Offset(9), "", Offset(5)));
+        assert!(!written_by("a", 1).accepts(Offset(9), "", Offset(5)));
     }
 
     #[test]
     fn positions_that_other_tools_committed_are_taken() {
         for metadata in ["", "reset by kcat", "ingestd", "ingestd generation=x topic=y", "ingestd generation=1"] {
-            assert!(origin("a", 2).accepts(Offset(5), metadata, Offset(5)), "{metadata}");
+            assert!(written_by("a", 2).accepts(Offset(5), metadata, Offset(5)), "{metadata}");
         }
     }
 }

@@ -14,12 +14,12 @@ use crate::{config::Config, position::TopicIdentity};
 
 pub(super) const TOPIC: &str = "events";
 
-pub(super) struct ByHand {
+pub(super) struct ManualSkip {
     folder: TempDir,
     runtime: Runtime,
 }
 
-impl ByHand {
+impl ManualSkip {
     pub(super) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), runtime: super::runtime().unwrap() }
     }

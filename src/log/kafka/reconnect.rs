@@ -20,14 +20,14 @@ const DEADLINE: Duration = Duration::from_secs(3);
 
 /// The questions of one client that went unanswered.
 #[derive(Debug, Default)]
-pub(super) struct Stranded {
+pub(super) struct Reconnect {
     /// When a new client asked last.
     asked: Option<Instant>,
     /// When one was answered first.
     found: Option<Instant>,
 }
 
-impl Stranded {
+impl Reconnect {
     pub fn answered(&mut self) {
         *self = Self::default();
     }
@@ -62,7 +62,7 @@ mod tests {
     fn a_client_is_stranded_when_new_ones_are_answered_for_longer_than_it_needs_to_find_out() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut stranded = Stranded::default();
+        let mut stranded = Reconnect::default();
         assert!(!stranded.unanswered(at(0), || false), "the brokers are away for everybody");
         assert!(!stranded.unanswered(at(1), || panic!("asked again at once")));
         assert!(!stranded.unanswered(at(5), || true), "they are back; the client has its own time to find out");

@@ -29,24 +29,24 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
 
 /// What is known of the ends of the logs that are read.
-pub(super) struct Tails {
+pub(super) struct EmptyEnds {
     settings: ClientConfig,
     topic: String,
     /// Where each stood, and its log's end, when it was looked at last.
-    looked: BTreeMap<Partition, Tail>,
-    empty: BTreeMap<Partition, Tail>,
+    looked: BTreeMap<Partition, EmptyEnd>,
+    empty: BTreeMap<Partition, EmptyEnd>,
     /// The one question that is being asked.
-    asking: Option<(Partition, Tail, JoinHandle<bool>)>,
+    asking: Option<(Partition, EmptyEnd, JoinHandle<bool>)>,
 }
 
 /// `[from, to)`, up to the log's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tail {
+struct EmptyEnd {
     from: Offset,
     to: Offset,
 }
 
-impl Tails {
+impl EmptyEnds {
     pub fn new(config: &Config) -> Self {
         Self {
             settings: settings::dead_letter_reader(config),
@@ -60,35 +60,35 @@ impl Tails {
     /// Called with each look at the logs: whether nothing but markers stands between what was delivered, where all of
     /// that is handed on, and the log's end.
     pub fn is_empty(&mut self, partition: Partition, delivered: Option<Offset>, end: Offset) -> bool {
-        if let Some((asked, tail, thread)) = self.asking.take_if(|(_, _, thread)| thread.is_finished())
+        if let Some((asked, stretch, thread)) = self.asking.take_if(|(_, _, thread)| thread.is_finished())
             && thread.join().unwrap_or(false)
         {
-            self.empty.insert(asked, tail);
+            self.empty.insert(asked, stretch);
         }
         let Some(from) = delivered.filter(|from| *from < end) else {
             self.looked.remove(&partition);
             return false;
         };
-        let tail = Tail { from, to: end };
-        if self.empty.get(&partition) == Some(&tail) {
+        let stretch = EmptyEnd { from, to: end };
+        if self.empty.get(&partition) == Some(&stretch) {
             return true;
         }
-        if self.looked.insert(partition, tail) == Some(tail) && self.asking.is_none() {
-            self.ask(partition, tail);
+        if self.looked.insert(partition, stretch) == Some(stretch) && self.asking.is_none() {
+            self.ask(partition, stretch);
         }
         false
     }
 
-    fn ask(&mut self, partition: Partition, tail: Tail) {
+    fn ask(&mut self, partition: Partition, stretch: EmptyEnd) {
         let (settings, topic) = (self.settings.clone(), self.topic.clone());
         let ask = move || {
-            holds_nothing(&settings, &topic, partition, tail.from).unwrap_or_else(|error| {
+            holds_nothing(&settings, &topic, partition, stretch.from).unwrap_or_else(|error| {
                 tracing::debug!(%error, %partition, "the end of a log could not be looked at, trying again");
                 false
             })
         };
-        match std::thread::Builder::new().name("kafka-tail".to_owned()).spawn(ask) {
-            Ok(thread) => self.asking = Some((partition, tail, thread)),
+        match std::thread::Builder::new().name("kafka-empty-end".to_owned()).spawn(ask) {
+            Ok(thread) => self.asking = Some((partition, stretch, thread)),
             Err(error) => tracing::debug!(%error, "no thread to look at the end of a log with, trying again"),
         }
     }
