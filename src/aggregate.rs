@@ -190,13 +190,13 @@ impl Aggregator {
         let load = async move {
             let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
             // Where nothing is read again, nothing can be a letter already.
-            let buried = if at < log_end { letters.known(source, at).await } else { Ok(BTreeSet::new()) };
-            let buried = buried.map_err(|why| Failure::DeadLetters(format!("dead letters cannot be read: {why:#}")))?;
-            Ok((fences, buried))
+            let dead_lettered = if at < log_end { letters.known(source, at).await } else { Ok(BTreeSet::new()) };
+            let dead_lettered = dead_lettered.map_err(|why| Failure::DeadLetters(format!("dead letters cannot be read: {why:#}")))?;
+            Ok((fences, dead_lettered))
         };
         ctx.spawn(load.into_actor(self).map(move |loaded, actor, ctx| match loaded {
-            Ok((fences, buried)) => {
-                actor.begin(partition, epoch, fences, buried);
+            Ok((fences, dead_lettered)) => {
+                actor.begin(partition, epoch, fences, dead_lettered);
                 actor.works();
             }
             Err(Failure::Store(StoreError::Refused(reason))) => {
@@ -214,7 +214,7 @@ impl Aggregator {
         }));
     }
 
-    fn begin(&mut self, partition: Partition, epoch: Epoch, fences: Vec<Fence>, buried: BTreeSet<Offset>) {
+    fn begin(&mut self, partition: Partition, epoch: Epoch, fences: Vec<Fence>, dead_lettered: BTreeSet<Offset>) {
         let Some(Assigned { epoch: present, state }) = self.partitions.get_mut(&partition) else { return };
         let State::Loading(assignment, _) = state else { return };
         if *present != epoch {
@@ -234,7 +234,7 @@ impl Aggregator {
         let committed = assignment.committed;
         let refused = self.refused.get(&partition).cloned().unwrap_or_default();
         let fold = PartitionFold::assign(partition, at, self.reader.grouping.aggregates(), fences);
-        *state = State::Open(OpenPartition::new(epoch, fold, buried, refused));
+        *state = State::Open(OpenPartition::new(epoch, fold, dead_lettered, refused));
         if lost > 0 {
             tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
                 "the log removed records before they were counted, counting goes on behind them");

@@ -1,6 +1,8 @@
 //! ingestd takes events over HTTP, answers only when they are safe, and carries each exactly once into an archive of
 //! raw files and into aggregates that can be queried.
 //!
+//! Words of ours are explained in `docs/glossary.md`.
+//!
 //! # The journey of an event
 //!
 //! ```text

@@ -37,7 +37,7 @@ pub struct OpenPartition {
     /// A seek was asked for and no batch has come from there yet: batches in flight before it are not answered each.
     pub seeking: bool,
     /// Records that are letters already; the cursor leaves them behind.
-    buried: BTreeSet<Offset>,
+    dead_lettered: BTreeSet<Offset>,
     /// Records that the store refuses for good, and why.
     refused: BTreeMap<Offset, String>,
     letters: Vec<DeadLetter>,
@@ -53,9 +53,9 @@ impl OpenPartition {
     /// And each of its headers.
     const HEADER_BYTES: usize = 64;
 
-    pub fn new(epoch: Epoch, fold: PartitionFold, buried: BTreeSet<Offset>, refused: BTreeMap<Offset, String>) -> Self {
+    pub fn new(epoch: Epoch, fold: PartitionFold, dead_lettered: BTreeSet<Offset>, refused: BTreeMap<Offset, String>) -> Self {
         let (letters, events) = (Vec::new(), Vec::new());
-        Self { epoch, fold, seeking: false, buried, refused, letters, events, bytes: 0, records: 0 }
+        Self { epoch, fold, seeking: false, dead_lettered, refused, letters, events, bytes: 0, records: 0 }
     }
 
     /// About the memory that is held until the next flush begins.
@@ -67,7 +67,7 @@ impl OpenPartition {
     pub fn take(&mut self, batch: &Batch, reader: &mut Reader) {
         let cursor = self.fold.cursor();
         for record in batch.records.iter().filter(|record| record.offset >= cursor) {
-            if self.buried.remove(&record.offset) {
+            if self.dead_lettered.remove(&record.offset) {
                 continue;
             }
             if let Some(why) = self.refused.remove(&record.offset) {

@@ -163,7 +163,7 @@ impl SpoolWriter {
             };
             match command {
                 Ok(SpoolCommand::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(command) => self.obey(command),
+                Ok(command) => self.handle(command),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             // Under load no wait times out, so ages are looked at here too.
@@ -174,7 +174,7 @@ impl SpoolWriter {
         }
     }
 
-    fn obey(&mut self, command: SpoolCommand) {
+    fn handle(&mut self, command: SpoolCommand) {
         match command {
             SpoolCommand::Scan { partition, epoch } => {
                 // Not dropped: the log may not have its records any more.

@@ -90,7 +90,7 @@ impl Reader {
         loop {
             match self.commands.recv_timeout(pause) {
                 Ok(SourceCommand::Close(positions)) => return self.leave(&positions),
-                Ok(command) => self.obey(command),
+                Ok(command) => self.handle(command),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -129,7 +129,7 @@ impl Reader {
         })
     }
 
-    fn obey(&mut self, command: SourceCommand) {
+    fn handle(&mut self, command: SourceCommand) {
         match command {
             SourceCommand::Begin { epoch, at, .. } => self.delivering = Some((epoch, at)),
             SourceCommand::Hold(_) => self.delivering = None,

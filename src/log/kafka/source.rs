@@ -225,7 +225,7 @@ impl Source {
                     Ok(SourceCommand::Close(positions)) => return End::Close(positions),
                     Ok(command) => {
                         self.active = Instant::now();
-                        self.obey(command);
+                        self.handle(command);
                     }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return End::Close(Vec::new()),
@@ -294,7 +294,7 @@ impl Source {
                     if let Some(fatal) = consumer.client().fatal_error() {
                         return Some(fatal);
                     }
-                    self.heed(&error);
+                    self.on_error(&error);
                     false
                 }
                 None => false,
@@ -312,7 +312,7 @@ impl Source {
         None
     }
 
-    fn heed(&mut self, error: &KafkaError) {
+    fn on_error(&mut self, error: &KafkaError) {
         match error.rdkafka_error_code() {
             Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => {
                 self.compare.get_or_insert(Compare { since: Instant::now(), asked: false });
@@ -499,7 +499,7 @@ impl Source {
         }
     }
 
-    fn obey(&mut self, command: SourceCommand) {
+    fn handle(&mut self, command: SourceCommand) {
         match command {
             SourceCommand::Begin { partition, epoch, at } => self.partitions.begin(partition, epoch, at),
             SourceCommand::Hold(partition) => self.partitions.hold(partition),
