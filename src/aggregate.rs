@@ -191,7 +191,8 @@ impl Aggregator {
             let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
             // Where nothing is read again, nothing can be a letter already.
             let dead_lettered = if at < log_end { letters.known(source, at).await } else { Ok(BTreeSet::new()) };
-            let dead_lettered = dead_lettered.map_err(|why| Failure::DeadLetters(format!("dead letters cannot be read: {why:#}")))?;
+            let dead_lettered =
+                dead_lettered.map_err(|why| Failure::DeadLetters(format!("dead letters cannot be read: {why:#}")))?;
             Ok((fences, dead_lettered))
         };
         ctx.spawn(load.into_actor(self).map(move |loaded, actor, ctx| match loaded {

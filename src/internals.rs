@@ -39,7 +39,7 @@ pub mod archive {
 
 pub mod config {
     pub use crate::config::{
-        AggregateConfig, ByteSize, Config, EventConfig, HttpConfig, LiveConfig, OnGap, StoreConfig,
+        AggregateConfig, ByteSize, Config, EventConfig, HttpConfig, LiveConfig, OnGap, QueueKind, StoreConfig,
     };
 }
 
@@ -74,11 +74,11 @@ pub mod log {
     };
 
     pub mod dead_letters {
-        pub use crate::log::dead_letters::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, Source};
+        pub use crate::log::dead_letters::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, LettersError, Source};
     }
 
     pub mod embedded {
-        pub use crate::log::embedded::EmbeddedLog;
+        pub use crate::log::embedded::{EmbeddedLetters, EmbeddedLog};
     }
 
     pub mod kafka {

@@ -53,7 +53,12 @@ impl OpenPartition {
     /// And each of its headers.
     const HEADER_BYTES: usize = 64;
 
-    pub fn new(epoch: Epoch, fold: PartitionFold, dead_lettered: BTreeSet<Offset>, refused: BTreeMap<Offset, String>) -> Self {
+    pub fn new(
+        epoch: Epoch,
+        fold: PartitionFold,
+        dead_lettered: BTreeSet<Offset>,
+        refused: BTreeMap<Offset, String>,
+    ) -> Self {
         let (letters, events) = (Vec::new(), Vec::new());
         Self { epoch, fold, seeking: false, dead_lettered, refused, letters, events, bytes: 0, records: 0 }
     }

@@ -201,7 +201,9 @@ fn a_data_directory_of_an_older_release_with_sealed_segments_is_carried_on() {
         let partition = &verified(&daemon)["partitions"][0];
         (partition["records"] == 6 && partition["end"] == 6).then_some(())
     });
-    eventually("each is counted once", PATIENCE, || (counts_in(&daemon, "?from=2026-11-28T23:00:00Z") == [4, 2]).then_some(()));
+    eventually("each is counted once", PATIENCE, || {
+        (counts_in(&daemon, "?from=2026-11-28T23:00:00Z") == [4, 2]).then_some(())
+    });
     // The segments were sealed by the rule of before, and stand as they are.
     assert_eq!(verified(&daemon)["partitions"][0]["unreadable_events_in_all"], 3);
     assert_eq!(daemon.readiness()["degraded"], false);

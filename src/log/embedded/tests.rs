@@ -9,10 +9,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     config::Config,
-    log::{
-        Batch, Delivery, Epoch, NewRecord, SourceCommand, SourceEvent, Span, Ticket,
-        dead_letters::{DeadLetters, Filter},
-    },
+    log::{Batch, Delivery, Epoch, NewRecord, SourceCommand, SourceEvent, Span, Ticket, dead_letters::DeadLetters},
     position::{Partition, Timestamp},
 };
 
@@ -332,27 +329,6 @@ const VERSION_1: &str = "
     PRAGMA user_version = 1;
 ";
 
-fn letter(offset: u64, value: &[u8], headers: &[(&str, Option<&[u8]>)]) -> DeadLetter {
-    DeadLetter {
-        topic: "events".to_owned(),
-        generation: 0,
-        partition: Partition(0),
-        offset: Offset(offset),
-        received: Timestamp(1),
-        reason: "missing_type".to_owned(),
-        message: "m".to_owned(),
-        time: Timestamp(3),
-        key: Some(b"\xfe".to_vec()),
-        value: Some(value.to_vec()),
-        headers: headers.iter().map(|(name, value)| ((*name).to_owned(), value.map(<[u8]>::to_vec))).collect(),
-    }
-}
-
-fn write(log: &EmbeddedLog, letter: DeadLetter) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(DeadLetterWriter::write(log, vec![letter])).unwrap();
-}
-
 fn letters_of(log: &EmbeddedLog) -> EmbeddedLetters {
     EmbeddedLetters::new(log.clone(), Arc::new(ArcSwap::from_pointee(Config::default())))
 }
@@ -371,45 +347,4 @@ fn letters_of_the_version_before_are_kept_with_their_headers() {
         assert_eq!((&shown["headers"], &shown["value_base64"]), (&serde_json::json!([]), &"/w==".into()));
         log.close().unwrap();
     }
-}
-
-#[test]
-fn a_letters_bytes_come_back_as_they_were_also_in_its_replay() {
-    let folder = tempfile::tempdir().unwrap();
-    let log = open(folder.path());
-    let bytes = b"\xff\x00\x80".as_slice();
-    write(&log, letter(9, br#"{"type":"a"}"#, &[("bin", Some(bytes)), ("null", None)]));
-    let letters = letters_of(&log);
-    let shown = letters.show("events/0/9").unwrap();
-    assert_eq!(shown.key_base64.as_deref(), Some("/g=="));
-    assert_eq!(shown.headers[0].clone().into_bytes().unwrap(), ("bin".to_owned(), Some(bytes.to_vec())));
-    let replayed = letters.replay(&Filter::default(), None).unwrap();
-    assert_eq!(replayed.replayed, ["events/0/9"]);
-    let reader = Reader::start(&log);
-    reader.begin(0);
-    let batch = reader.batch();
-    let record = batch.records.iter().next().unwrap();
-    let headers: Vec<_> = record.headers.iter().collect();
-    assert_eq!(headers[..2], [("bin", Some(bytes)), ("null", None)]);
-    assert_eq!(headers.last(), Some(&("ingestd-replayed", Some(b"events/0/9".as_slice()))));
-    reader.close(1);
-    log.close().unwrap();
-}
-
-#[test]
-fn a_purged_letter_that_is_written_again_stays_away() {
-    let folder = tempfile::tempdir().unwrap();
-    let log = open(folder.path());
-    let letters = letters_of(&log);
-    write(&log, letter(9, b"x", &[]));
-    // The aggregates' cursor is not beyond it: after a crash its record is read again.
-    let everything = Filter { to: Some(Timestamp(i64::MAX)), ..Filter::default() };
-    assert_eq!(letters.purge(&everything).unwrap().purged, ["events/0/9"]);
-    write(&log, letter(9, b"x", &[]));
-    assert_eq!(letters.list(&Filter::default()).unwrap().dead_letters, []);
-    let source = Source { topic: "events".to_owned(), generation: 0, partition: Partition(0) };
-    let known = dead_letters::known(&schema::open_reader(&log.path).unwrap(), &source, Offset(9)).unwrap();
-    assert_eq!(known.len(), 1, "its record is not counted either");
-    assert_eq!(letters.show("events/0/9").unwrap().value, None);
-    log.close().unwrap();
 }
