@@ -63,6 +63,7 @@ impl Stage<'_> {
             }
             System::Ingestd => {
                 self.services.create_bucket(BUCKET);
+                self.services.pass_race(BUCKET, &name, &format!("http://{}", self.services.s3.address()));
                 let setup = usual(self.services.setup(&name))
                     .roles("worker")
                     .set("queue.topic", &topic)
