@@ -487,15 +487,21 @@ fn an_older_copy_of_the_buffer_stops_the_process() {
 fn a_forwarder_whose_transactional_id_is_taken_again_and_again_ends_with_status_3() {
     let Some(services) = services() else { return };
     const NAME: &str = "buffer-fence";
+    const FILLER: &str = r#"{"type":"filler"}"#;
     let mut daemon = setup(&services, NAME).roles("ingest").start();
     let (clients, url) = (Clients::default(), daemon.events_url());
     clients.send_accepted(&url, 20);
     wait_forwarded(&daemon);
     let id = forwarder_id(&daemon, NAME);
+    // So many that the forwarder has not caught up before it was fenced often enough.
+    let filler = format!("[{}]", [FILLER; 1000].join(","));
     let exit = clients.send_while(&url, || {
         let outage = kill_kafka(&services, &daemon);
-        let enough = clients.accepted() + 3000;
+        let enough = clients.accepted() + 1000;
         eventually("events are buffered", PATIENCE, || (clients.accepted() >= enough).then_some(()));
+        for _ in 0..200 {
+            assert_eq!(daemon.post(None, filler.as_bytes()).status, 200);
+        }
         outage.end();
         eventually("the process ends", PATIENCE, || {
             if daemon.exit().is_none() {
@@ -510,6 +516,9 @@ fn a_forwarder_whose_transactional_id_is_taken_again_and_again_ends_with_status_
     assert!(daemon.log().contains("another process forwards a copy"), "{}", daemon.log());
     daemon.restart();
     wait_forwarded(&daemon);
-    clients.check(&services.read_topic(NAME), &[]);
+    let (filler, sent): (Vec<_>, Vec<_>) =
+        services.read_topic(NAME).into_iter().partition(|record| record.value.as_deref() == Some(FILLER.as_bytes()));
+    assert_eq!(filler.len(), 200_000);
+    clients.check(&sent, &[]);
     daemon.terminate();
 }
