@@ -16,6 +16,8 @@
 use std::io::Write;
 
 use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use crate::{
     event,
@@ -175,6 +177,14 @@ pub fn is_same_value(event: &str, raw: &[u8]) -> bool {
     let start = text.iter().position(|byte| !is_space(byte)).unwrap_or(text.len());
     let end = text.iter().rposition(|byte| !is_space(byte)).map_or(start, |last| last + 1);
     &text[start..end] == event.as_bytes()
+}
+
+/// Reads a field that is there, also with the value `null`: the event `null` is another record than none at all.
+///
+/// # Errors
+/// The reader's.
+pub fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// The bytes of a `"raw"` field.

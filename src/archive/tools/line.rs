@@ -1,11 +1,11 @@
 //! The lines of an archive object, read back.
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    archive::spool::line::decode_raw,
+    archive::spool::line::{decode_raw, present},
     event::{self, Unreadable},
     position::Offset,
 };
@@ -35,11 +35,6 @@ struct AsWritten<'a> {
     event: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     raw: Option<&'a RawValue>,
-}
-
-/// A field that is there, also with the value `null`.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// Reads a line; fields that are not known here may stand in it.

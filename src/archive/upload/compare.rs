@@ -6,11 +6,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    archive::spool::line::{decode_raw, is_same_value},
+    archive::spool::line::{decode_raw, is_same_value, present},
     position::Offset,
 };
 
@@ -22,11 +22,6 @@ pub struct RecordLine<'a> {
     event: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     raw: Option<&'a RawValue>,
-}
-
-/// A field that is there, also with the value `null`: the event `null` is another record than none at all.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 impl<'a> RecordLine<'a> {
