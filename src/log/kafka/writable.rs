@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,10 @@ use crate::log::kafka::{clock::Bounds, identity::leader_answers, logging::Loggin
 const QUESTION: Duration = Duration::from_millis(1500);
 /// Whether one broker answers: asked while requests wait.
 const PING: Duration = Duration::from_millis(1200);
+
+/// Threads that wait for the resolver at the same time, which may hang; beyond them nothing is known of a name.
+const RESOLVERS: usize = 16;
+static RESOLVING: AtomicUsize = AtomicUsize::new(0);
 
 /// What the topic takes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -239,13 +244,22 @@ impl Scout {
 
 /// Whether somebody listens there; also where the name does not resolve in time, which says nothing about the broker.
 fn takes_a_connection((host, port): (&str, u16)) -> bool {
+    if RESOLVING.fetch_add(1, Ordering::AcqRel) >= RESOLVERS {
+        RESOLVING.fetch_sub(1, Ordering::AcqRel);
+        return true;
+    }
     let (resolved, addresses) = bounded::<Vec<SocketAddr>>(1);
     let name = host.to_owned();
     // The resolver has deadlines of its own, which add up to much more: nobody waits for this thread.
     let resolver = std::thread::Builder::new().name("kafka-resolve".to_owned()).spawn(move || {
         let found = (name.as_str(), port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+        RESOLVING.fetch_sub(1, Ordering::AcqRel);
+        // Whoever asked may have given up.
         let _ = resolved.send(found);
     });
+    if resolver.is_err() {
+        RESOLVING.fetch_sub(1, Ordering::AcqRel);
+    }
     let addresses = resolver.ok().and_then(|_| addresses.recv_timeout(PING).ok()).unwrap_or_default();
     addresses.is_empty() || addresses.iter().take(2).any(|it| TcpStream::connect_timeout(it, PING).is_ok())
 }
