@@ -5,6 +5,9 @@ pub mod aggregate {
 }
 
 pub mod archive {
+    pub mod partition {
+        pub use crate::archive::partition::{BatchVerdict, Effect, Input, Moment, Partitions, PutAnswer, Rules};
+    }
 
     pub mod spool {
 
@@ -16,20 +19,12 @@ pub mod archive {
             pub use crate::archive::spool::open::OpenSegment;
         }
 
-        pub mod protocol {
-            pub use crate::archive::spool::protocol::{Effect, Protocol, Rules, Taken};
-        }
-
         pub mod segment {
             pub use crate::archive::spool::segment::{SealedSegment, SegmentHeader, VERSION};
         }
     }
 
     pub mod upload {
-
-        pub mod chain {
-            pub use crate::archive::upload::chain::{Chain, Put, Step};
-        }
 
         pub mod opening {
             pub use crate::archive::upload::opening::{Head, HeadError, Heads, Known, Unusable, end_of_chain};

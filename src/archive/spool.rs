@@ -1,13 +1,13 @@
 //! The spooler: the archive's sink. Appends batches to the partitions' open segments, seals them, hands sealed ones to
-//! the uploader in order, and confirms to the consumer only what the uploader knows to be archived.
+//! the uploader in order, and confirms to the consumer only what is known to be archived.
 //!
 //! An open segment is disposable, because the log has its records; a sealed one is not. What follows from each message
-//! is decided by the [`protocol`], without I/O; files and compression are the business of a thread of its own
-//! (`writer`); this actor does what the one says with the other.
+//! is decided by the machine in [`partition`](super::partition), without I/O; files and compression are the business of a
+//! thread of its own (`writer`), and requests to the object store that of the uploader; this actor does what the machine
+//! says with both.
 
 pub mod line;
 pub mod open;
-pub mod protocol;
 pub mod recover;
 pub mod segment;
 mod writer;
@@ -16,25 +16,20 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
-use self::{
-    protocol::{Effect, Protocol, Rules, Taken},
-    writer::{SegmentOrigin, SpoolCommand, SpoolEvent, SpoolThread, SpoolWriter},
-};
+use self::writer::{SegmentOrigin, SpoolCommand, SpoolEvent, SpoolThread, SpoolWriter};
 use crate::{
     archive::{
-        messages::{
-            Archived, AskAboutGap, ChainHalted, ChainOpened, Damaged, Followed, GapAnswered, OpenChain, Upload,
-            UploaderStarted,
-        },
-        upload::Uploader,
+        messages::{Found, Transfer, WhenUploaded},
+        partition::{BatchVerdict, Effect, Input, Moment, Partitions, Rules},
+        upload::{Uploader, opening::Head},
     },
-    config::{LiveConfig, OnGap, QueueKind},
+    config::{LiveConfig, QueueKind},
     consume::{Assign, Drain, Hold, Reassign, Replies, SetHold, Unassign},
     health::{ActorState, Health},
     log::Batch,
@@ -58,7 +53,7 @@ pub struct Spooler {
     writer: Option<SpoolThread>,
     uploader: Slot<Uploader>,
     replies: Replies,
-    protocol: Protocol,
+    partitions: Partitions,
     config: LiveConfig,
     topic: String,
     queue_kind: QueueKind,
@@ -69,6 +64,8 @@ pub struct Spooler {
     /// So many segments wait that none is sealed for its age.
     behind: bool,
     draining: bool,
+    /// Whoever waits for all uploads to end.
+    when_uploaded: Vec<oneshot::Sender<Vec<(Partition, Head)>>>,
     ticks: u32,
     health: Health,
     metrics: Arc<Metrics>,
@@ -82,9 +79,7 @@ impl Spooler {
     const SETTLED_TICKS: u32 = 30;
     /// How soon a partition begins again after its segment could not be written.
     const RETRY: Duration = Duration::from_secs(1);
-    /// How often the archive is asked about a hole, in ticks.
-    const ASK_TICKS: u32 = 3;
-    /// How often holes, and reloaded `archive.on_gap` and `spool.quota`, are looked at.
+    /// How often gaps and heads, and reloaded `archive.on_gap` and `spool.quota`, are looked at.
     const TICK: Duration = Duration::from_secs(1);
 
     /// Starts the spool's thread.
@@ -121,7 +116,7 @@ impl Spooler {
             writer: Some(writer),
             uploader,
             replies,
-            protocol: Protocol::new(rules),
+            partitions: Partitions::new(rules),
             topic: now.queue.topic.clone(),
             queue_kind: now.queue.kind,
             config,
@@ -130,6 +125,7 @@ impl Spooler {
             failing: BTreeSet::new(),
             behind: false,
             draining: false,
+            when_uploaded: Vec::new(),
             ticks: 0,
             health,
             metrics,
@@ -143,41 +139,64 @@ impl Spooler {
         }
     }
 
-    fn on_gap(&self) -> OnGap {
-        self.config.load().archive.on_gap
-    }
-
-    /// Does what the protocol says, in its order.
-    fn perform(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Scan { partition, epoch } => self.command(SpoolCommand::Scan { partition, epoch }),
-                Effect::BeginSegments { partition, epoch, x, identity } => {
-                    self.command(SpoolCommand::Begin { partition, epoch, x, identity });
-                }
-                Effect::EndSegments(partition) => self.command(SpoolCommand::End(partition)),
-                Effect::CloseSegments(partition) => self.command(SpoolCommand::Close(partition)),
-                Effect::Remove(segment) => self.command(SpoolCommand::Remove(segment)),
-                Effect::Orphan { segment, why } => self.command(SpoolCommand::Orphan { segment, why }),
-                Effect::OpenChain { epoch, assignment } => self.uploader.tell(OpenChain { epoch, assignment }),
-                Effect::Upload { epoch, segment } => self.uploader.tell(Upload { epoch, segment }),
-                Effect::Begin(begin) => self.replies.begin(begin),
-                Effect::Confirm(confirm) => self.replies.confirm(confirm),
-                Effect::Reassign(reassign) => self.replies.reassign(reassign),
-                Effect::Halt(halt) => self.replies.halt(halt),
-                Effect::Lost { partition, from, to } => {
-                    let lost = to.since(from);
-                    self.metrics.lost(SinkName::Archive, &self.topic, partition, lost);
-                    tracing::error!(%partition, %from, %to, lost, "records were removed from the log before they were archived");
-                }
-                Effect::Skipped { partition, from, to } => {
-                    self.health.release(SinkName::Archive, partition);
-                    tracing::warn!(%partition, %from, %to, "going on without them, as the operator said");
-                }
-                Effect::AskAboutGap { partition, epoch } => self.uploader.tell(AskAboutGap { partition, epoch }),
-            }
+    /// Does what follows from it.
+    fn on(&mut self, input: Input, ctx: &mut Context<Self>) {
+        let moment = Moment { at: Instant::now(), on_gap: self.config.load().archive.on_gap };
+        for effect in self.partitions.on(input, moment) {
+            self.perform(effect, ctx);
         }
         self.show_spool();
+        if self.partitions.is_idle() {
+            for waiting in self.when_uploaded.drain(..) {
+                // An error says that nobody waits any more.
+                let _ = waiting.send(self.partitions.last_heads(moment.at));
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        match effect {
+            Effect::Scan { partition, epoch } => self.command(SpoolCommand::Scan { partition, epoch }),
+            Effect::BeginSegments { partition, epoch, chain_offset, identity } => {
+                self.command(SpoolCommand::Begin { partition, epoch, x: chain_offset, identity });
+            }
+            Effect::EndSegments(partition) => self.command(SpoolCommand::End(partition)),
+            Effect::CloseSegments(partition) => self.command(SpoolCommand::Close(partition)),
+            Effect::Remove(segment) => self.command(SpoolCommand::Remove(segment)),
+            Effect::Orphan { segment, why } => self.command(SpoolCommand::Orphan { segment, why }),
+            Effect::OpenChain { epoch, assignment, known } => {
+                self.uploader.tell(Transfer::OpenChain { epoch, assignment, known });
+            }
+            Effect::Put { epoch, segment } => self.uploader.tell(Transfer::Put { epoch, segment }),
+            Effect::AskAboutGap { partition, epoch, end } => {
+                self.uploader.tell(Transfer::AskAboutGap { partition, epoch, end });
+            }
+            Effect::WriteHead { partition, head } => self.uploader.tell(Transfer::WriteHead { partition, head }),
+            Effect::Begin(begin) => self.replies.begin(begin),
+            Effect::Confirm(confirm) => self.replies.confirm(confirm),
+            Effect::Reassign(reassign) => self.replies.reassign(reassign),
+            Effect::ReassignSoon(reassign) => Self::reassign_soon(reassign, ctx),
+            Effect::Halt(halt) => self.replies.halt(halt),
+            Effect::Archived { records } => {
+                self.metrics.events_archived.inc_by(records);
+            }
+            Effect::Followed { partition, end } => {
+                tracing::info!(%partition, %end, "another writer's object stands at our position; following it");
+            }
+            Effect::Lost { partition, from, to } => {
+                let lost = to.since(from);
+                self.metrics.lost(SinkName::Archive, &self.topic, partition, lost);
+                tracing::error!(%partition, %from, %to, lost, "records were removed from the log before they were archived");
+            }
+            Effect::Skipped { partition, from, to } => {
+                self.health.release(SinkName::Archive, partition);
+                tracing::warn!(%partition, %from, %to, "going on without them, as the operator said");
+            }
+        }
+    }
+
+    fn reassign_soon(reassign: Reassign, ctx: &mut Context<Self>) {
+        ctx.run_later(Self::RETRY, move |spooler, _| spooler.replies.reassign(reassign));
     }
 
     /// The partition is written again, or no longer ours.
@@ -189,12 +208,14 @@ impl Spooler {
 
     /// Fetching is held while sealed segments fill the quota or a full disk.
     fn show_spool(&mut self) {
-        let bytes = self.protocol.sealed_bytes();
-        let behind = self.protocol.sealed_segments() >= Self::BEHIND;
+        let bytes = self.partitions.sealed_bytes();
+        let behind = self.partitions.sealed_segments() >= Self::BEHIND;
         if std::mem::replace(&mut self.behind, behind) != behind {
             self.command(SpoolCommand::SealByAge(!behind));
         }
         self.metrics.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let uploads = self.partitions.uploads();
+        self.metrics.depth(ActorName::Uploader).set(i64::try_from(uploads).unwrap_or(i64::MAX));
         self.hold(Hold::SpoolQuota, bytes >= self.config.load().spool.quota.0);
         // The embedded log is freed only by archiving it: one segment at a time goes on, and frees more than it takes.
         self.hold(Hold::DiskFull, self.disk_full && (self.queue_kind == QueueKind::Kafka || bytes > 0));
@@ -206,22 +227,16 @@ impl Spooler {
         }
     }
 
-    fn tick(&mut self) {
+    fn tick(&mut self, ctx: &mut Context<Self>) {
         self.ticks += 1;
         if self.ticks == Self::SETTLED_TICKS {
-            self.command(SpoolCommand::NameOthers(self.protocol.partitions()));
+            self.command(SpoolCommand::NameOthers(self.partitions.assigned()));
         }
-        self.show_spool();
         // Said again, in case the consumer was rebuilt and does not know.
         for (hold, _) in self.held.iter().filter(|(_, on)| **on) {
             self.replies.hold(SetHold { hold: *hold, on: true });
         }
-        let effects = match self.on_gap() {
-            OnGap::Skip => self.protocol.skip_gaps(),
-            OnGap::Halt if self.ticks.is_multiple_of(Self::ASK_TICKS) => self.protocol.ask_about_gaps(),
-            OnGap::Halt => Vec::new(),
-        };
-        self.perform(effects);
+        self.on(Input::Tick, ctx);
     }
 }
 
@@ -231,7 +246,7 @@ impl Actor for Spooler {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.health.actor(ActorName::Spooler, ActorState::Running, None);
         self.replies.started();
-        ctx.run_interval(Self::TICK, |spooler, _| spooler.tick());
+        ctx.run_interval(Self::TICK, |spooler, ctx| spooler.tick(ctx));
     }
 }
 
@@ -248,21 +263,19 @@ impl Drop for Spooler {
 impl Handler<Assign> for Spooler {
     type Result = ();
 
-    fn handle(&mut self, Assign { epoch, assignment }: Assign, _: &mut Self::Context) {
-        let effects = self.protocol.assigned(epoch, assignment);
-        self.perform(effects);
+    fn handle(&mut self, Assign { epoch, assignment }: Assign, ctx: &mut Self::Context) {
+        self.on(Input::Assigned { epoch, assignment }, ctx);
     }
 }
 
 impl Handler<Unassign> for Spooler {
     type Result = ();
 
-    fn handle(&mut self, Unassign { partition, epoch }: Unassign, _: &mut Self::Context) {
-        let effects = self.protocol.unassigned(partition, epoch);
-        if !effects.is_empty() {
+    fn handle(&mut self, Unassign { partition, epoch }: Unassign, ctx: &mut Self::Context) {
+        if self.partitions.is_current(partition, epoch) {
             self.works(partition);
         }
-        self.perform(effects);
+        self.on(Input::Unassigned { partition, epoch }, ctx);
     }
 }
 
@@ -273,10 +286,10 @@ impl Handler<Batch> for Spooler {
         if self.draining {
             return;
         }
-        match self.protocol.batch(batch.partition, batch.epoch, batch.from, batch.to) {
-            Taken::From(from) => self.command(SpoolCommand::Append { batch, from }),
-            Taken::Refused(begin) => self.replies.begin(begin),
-            Taken::Ignored => {}
+        match self.partitions.batch(batch.partition, batch.epoch, batch.from, batch.to) {
+            BatchVerdict::From(from) => self.command(SpoolCommand::Append { batch, from }),
+            BatchVerdict::Refused(begin) => self.replies.begin(begin),
+            BatchVerdict::Ignored => {}
         }
     }
 }
@@ -291,20 +304,18 @@ impl Handler<FromWriter> for Spooler {
                 ctx.stop();
             }
             SpoolEvent::Scanned { partition, epoch, segments: Ok(segments) } => {
-                let effects = self.protocol.scanned(partition, epoch, segments, self.on_gap());
-                self.perform(effects);
+                self.on(Input::Scanned { partition, epoch, segments }, ctx);
             }
             SpoolEvent::Sealed { epoch, segment } => {
                 let partition = segment.header.partition;
-                let effects = self.protocol.sealed(epoch, segment);
-                if !effects.is_empty() {
+                if self.partitions.is_current(partition, epoch) {
                     self.works(partition);
                 }
-                self.perform(effects);
+                self.on(Input::Sealed { epoch, segment }, ctx);
             }
             SpoolEvent::Scanned { partition, epoch, segments: Err(error) }
             | SpoolEvent::Failed { partition, epoch, error } => {
-                if !self.protocol.is_current(partition, epoch) {
+                if !self.partitions.is_current(partition, epoch) {
                     return;
                 }
                 let reason = format!("partition {partition} cannot be spooled: {error}");
@@ -315,79 +326,36 @@ impl Handler<FromWriter> for Spooler {
                     tracing::debug!(reason, "spool failed again");
                 }
                 self.health.actor(ActorName::Spooler, ActorState::Failing, reason);
-                ctx.run_later(Self::RETRY, move |spooler, _| {
-                    spooler.replies.reassign(Reassign { partition, epoch });
-                });
+                Self::reassign_soon(Reassign { partition, epoch }, ctx);
             }
         }
     }
 }
 
-impl Handler<ChainOpened> for Spooler {
+impl Handler<Found> for Spooler {
     type Result = ();
 
-    fn handle(&mut self, ChainOpened { partition, epoch, end }: ChainOpened, _: &mut Self::Context) {
-        let effects = self.protocol.chain_opened(partition, epoch, end, self.on_gap());
-        self.perform(effects);
+    fn handle(&mut self, Found(input): Found, ctx: &mut Self::Context) {
+        let begins_anew = matches!(input, Input::UploaderStarted);
+        self.on(input, ctx);
+        if begins_anew {
+            self.replies.started();
+        }
     }
 }
 
-impl Handler<Archived> for Spooler {
-    type Result = ();
+impl Handler<WhenUploaded> for Spooler {
+    type Result = ResponseFuture<Vec<(Partition, Head)>>;
 
-    fn handle(&mut self, Archived { epoch, segment }: Archived, _: &mut Self::Context) {
-        self.metrics.events_archived.inc_by(segment.header.records);
-        let effects = self.protocol.archived(epoch, segment);
-        self.perform(effects);
-    }
-}
-
-impl Handler<Followed> for Spooler {
-    type Result = ();
-
-    fn handle(&mut self, Followed { partition, epoch, end }: Followed, _: &mut Self::Context) {
-        let effects = self.protocol.followed(partition, epoch, end);
-        self.perform(effects);
-    }
-}
-
-impl Handler<Damaged> for Spooler {
-    type Result = ();
-
-    fn handle(&mut self, Damaged { epoch, segment, why }: Damaged, ctx: &mut Self::Context) {
-        let partition = segment.header.partition;
-        let effects = self.protocol.damaged(segment, why);
-        self.perform(effects);
-        // A disk that cannot even move it would be asked in a loop.
-        ctx.run_later(Self::RETRY, move |spooler, _| spooler.replies.reassign(Reassign { partition, epoch }));
-    }
-}
-
-impl Handler<ChainHalted> for Spooler {
-    type Result = ();
-
-    fn handle(&mut self, ChainHalted { partition, epoch, reason, action }: ChainHalted, _: &mut Self::Context) {
-        let effects = self.protocol.chain_halted(partition, epoch, reason, action);
-        self.perform(effects);
-    }
-}
-
-impl Handler<GapAnswered> for Spooler {
-    type Result = ();
-
-    fn handle(&mut self, GapAnswered { partition, epoch, news }: GapAnswered, _: &mut Self::Context) {
-        let effects = self.protocol.gap_news(partition, epoch, news);
-        self.perform(effects);
-    }
-}
-
-impl Handler<UploaderStarted> for Spooler {
-    type Result = ();
-
-    /// The uploader lost its queues: every partition begins anew.
-    fn handle(&mut self, _: UploaderStarted, _: &mut Self::Context) {
-        self.protocol.uploads_lost();
-        self.replies.started();
+    fn handle(&mut self, _: WhenUploaded, _: &mut Self::Context) -> Self::Result {
+        let (done, uploaded) = oneshot::channel();
+        if self.partitions.is_idle() {
+            let _ = done.send(self.partitions.last_heads(Instant::now()));
+        } else {
+            self.when_uploaded.push(done);
+        }
+        // An error says that the actor has died.
+        Box::pin(async move { uploaded.await.unwrap_or_default() })
     }
 }
 

@@ -1,13 +1,12 @@
-//! The uploader: puts sealed segments into the archive, each partition's strictly in order, as create-only objects.
+//! The uploader: performs what the spooler's machine ([`partition`](super::partition)) asks of the object store: where a
+//! chain ends, create-only PUTs of sealed segments, heads, and what is said of a gap. It decides nothing.
 //!
-//! What may go next and what follows from an answer is decided by the [`chain`], without I/O. The requests themselves
-//! run on the I/O runtime, which outlives the actors: a bounded number of partitions in parallel, each with its segment
-//! in memory unless the archive takes its file (`local`). What may pass is tried again without end, with back-off and
+//! The requests run on the I/O runtime, which outlives the actors: a bounded number of partitions in parallel, each with its
+//! segment in memory unless the archive takes its file (`local`). What may pass is tried again without end, with back-off and
 //! jitter; what will not (a missing bucket, no permission) is shown, and tried again at the longest pause, so that it heals
 //! when the operator mends it.
 
 mod archive;
-pub mod chain;
 mod client;
 mod compare;
 mod errors;
@@ -34,8 +33,8 @@ use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture,
 };
 use futures::FutureExt as _;
-use object_store::path::Path;
-use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle};
+use parking_lot::Mutex;
+use tokio::{runtime::Handle, task::JoinHandle};
 
 pub(crate) use self::store::{build, prefixes};
 pub use self::{
@@ -48,18 +47,17 @@ pub use self::{
     skip::Skip,
 };
 use self::{
-    chain::{Chain, Put, Step},
-    opening::{Known, Unusable},
-    requests::{Answer, Requests},
+    requests::Requests,
     watch::{Watch, Watched},
 };
 use crate::{
     archive::{
-        messages::{
-            Archived, AskAboutGap, ChainHalted, ChainOpened, Damaged, Followed, GapAnswered, OpenChain, Upload,
-            UploaderStarted,
+        messages::{Found, Transfer, WhenUploaded},
+        partition::{Input, PutAnswer},
+        spool::{
+            Spooler,
+            segment::{SealedSegment, SegmentHeader},
         },
-        spool::{Spooler, segment::SegmentHeader},
     },
     config::LiveConfig,
     consume::Drain,
@@ -68,55 +66,34 @@ use crate::{
     metrics::Metrics,
     names::ActorName,
     panics::panic_message,
-    position::{Offset, Partition, TopicIdentity},
+    position::Partition,
     supervise::Slot,
 };
-
-/// From the I/O runtime: the chain's end was found.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Opened {
-    partition: Partition,
-    epoch: Epoch,
-    outcome: Result<Offset, Unusable>,
-}
-
-/// From the I/O runtime: the answer to a PUT.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Answered {
-    partition: Partition,
-    epoch: Epoch,
-    answer: Answer,
-}
-
-/// From the I/O runtime: this object is not what was put.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct Replaced {
-    partition: Partition,
-    key: Path,
-}
 
 /// From the I/O runtime: a request ended without an answer. The guardian builds the actor anew.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct RequestPanicked(String);
 
-/// A partition's chain, and its request that is under way.
-struct Partitioned {
-    chain: Chain,
-    identity: TopicIdentity,
-    request: Option<JoinHandle<()>>,
-    /// The question about its hole, while it is under way: one at a time, however often it is asked.
-    asked: Option<JoinHandle<()>>,
-    head_written: Instant,
-    /// The key of the last object, while the head does not name it yet.
-    unwritten_key: Option<String>,
+/// What is under way for a partition's present assignment.
+struct Tasks {
+    epoch: Epoch,
+    /// The question for the chain's end, or a PUT.
+    request: JoinHandle<()>,
+    /// The question about its gap: one at a time, however often it is asked.
+    asking: Option<JoinHandle<()>>,
     /// Objects of ours that are looked at again.
-    watch: Watch,
+    watch: Arc<Mutex<Watch>>,
     /// The look that is under way.
     looking: Option<JoinHandle<()>>,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        // A PUT that is cut off may have taken effect: that is the case of a lost reply.
+        self.request.abort();
+        [&self.asking, &self.looking].into_iter().flatten().for_each(JoinHandle::abort);
+    }
 }
 
 /// The uploader actor.
@@ -124,18 +101,14 @@ pub struct Uploader {
     requests: Arc<Requests>,
     io: Handle,
     spooler: Slot<Spooler>,
-    partitions: BTreeMap<Partition, Partitioned>,
-    /// What this process has seen of the chains: a head may be older.
-    known: BTreeMap<Partition, Known>,
-    /// Whoever waits for all queues to be empty.
-    drained: Vec<oneshot::Sender<()>>,
+    tasks: BTreeMap<Partition, Tasks>,
     /// Heads on their way, at most a few a partition.
     head_writes: Vec<JoinHandle<()>>,
 }
 
 impl Uploader {
-    /// Heads are rewritten at most this often; an older one costs the next start a LIST of what came after it.
-    const HEAD_INTERVAL: Duration = Duration::from_secs(5);
+    /// How often objects are looked at again.
+    const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
     pub fn new(
         archive: Archive,
@@ -145,62 +118,27 @@ impl Uploader {
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self {
-            requests: Arc::new(Requests::new(archive, config, health, metrics)),
-            io,
-            spooler,
-            partitions: BTreeMap::new(),
-            known: BTreeMap::new(),
-            drained: Vec::new(),
-            head_writes: Vec::new(),
-        }
+        let requests = Arc::new(Requests::new(archive, config, health, metrics));
+        Self { requests, io, spooler, tasks: BTreeMap::new(), head_writes: Vec::new() }
     }
 
-    fn current(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut Partitioned> {
-        self.partitions.get_mut(&partition).filter(|partitioned| partitioned.chain.epoch == epoch)
+    fn of(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut Tasks> {
+        self.tasks.get_mut(&partition).filter(|tasks| tasks.epoch == epoch)
     }
 
-    /// Starts the next PUT of a partition when one is due.
-    fn proceed(&mut self, partition: Partition, ctx: &Context<Self>) {
-        let Some(partitioned) = self.partitions.get_mut(&partition) else { return };
-        if let Some(segment) = partitioned.chain.due() {
-            let (requests, addr, epoch) = (self.requests.clone(), ctx.address(), partitioned.chain.epoch);
-            partitioned.request = Some(self.io.spawn(async move {
-                match AssertUnwindSafe(requests.upload(&segment)).catch_unwind().await {
-                    Ok(answer) => addr.do_send(Answered { partition, epoch, answer }),
-                    Err(panic) => addr.do_send(RequestPanicked(panic_message(panic.as_ref()).to_owned())),
-                }
-            }));
-        }
-        self.show_depth();
-        if self.is_idle() {
-            self.write_stale_heads();
-            self.drained.drain(..).for_each(|drained| {
-                let _ = drained.send(());
-            });
-        }
-    }
-
-    /// Shows how many segments wait or are on their way.
-    fn show_depth(&self) {
-        let waiting: usize = self.partitions.values().map(|partitioned| partitioned.chain.waiting()).sum();
-        self.requests.metrics.depth(ActorName::Uploader).set(i64::try_from(waiting).unwrap_or(i64::MAX));
-    }
-
-    fn is_idle(&self) -> bool {
-        self.partitions.values().all(|partitioned| partitioned.chain.is_idle())
+    /// Runs a request whose answer is told to the spooler.
+    fn request(&self, answer: impl Future<Output = Input> + Send + 'static, ctx: &Context<Self>) -> JoinHandle<()> {
+        let (spooler, addr): (_, Addr<Self>) = (self.spooler.clone(), ctx.address());
+        self.io.spawn(async move {
+            match AssertUnwindSafe(answer).catch_unwind().await {
+                Ok(found) => spooler.tell(Found(found)),
+                Err(panic) => addr.do_send(RequestPanicked(panic_message(panic.as_ref()).to_owned())),
+            }
+        })
     }
 
     /// Rewrites the head in the background; a failure leaves an older one, which is allowed.
-    fn write_head(&mut self, partition: Partition, only_after: Duration) {
-        let Some(partitioned) = self.partitions.get_mut(&partition) else { return };
-        let Some(end) = partitioned.chain.end() else { return };
-        if partitioned.unwritten_key.is_none() || partitioned.head_written.elapsed() < only_after {
-            return;
-        }
-        partitioned.head_written = Instant::now();
-        let key = partitioned.unwritten_key.take();
-        let head = Head { version: Head::VERSION, end, key, identity: partitioned.identity.clone() };
+    fn write_head(&mut self, partition: Partition, head: Head) {
         let requests = self.requests.clone();
         self.head_writes.retain(|write| !write.is_finished());
         self.head_writes.push(self.io.spawn(async move {
@@ -210,44 +148,38 @@ impl Uploader {
         }));
     }
 
-    /// While nothing waits, heads are brought up to date, so that a quiet end of the day is found at once.
-    fn write_stale_heads(&mut self) {
-        let partitions: Vec<Partition> = self.partitions.keys().copied().collect();
-        for partition in partitions {
-            let pause = if self.drained.is_empty() { Self::HEAD_INTERVAL } else { Duration::ZERO };
-            self.write_head(partition, pause);
-        }
-    }
-
     /// Asks for the recent objects of each partition whether they still are what was put.
-    fn look_again(&mut self, ctx: &Context<Self>) {
-        for (partition, partitioned) in &mut self.partitions {
-            if partitioned.looking.as_ref().is_some_and(|looking| !looking.is_finished()) {
+    fn look_again(&mut self) {
+        for (partition, tasks) in &mut self.tasks {
+            if tasks.looking.as_ref().is_some_and(|looking| !looking.is_finished()) {
                 continue;
             }
-            let due = partitioned.watch.due(Instant::now());
+            let due = tasks.watch.lock().due(Instant::now());
             if due.is_empty() {
                 continue;
             }
-            let (partition, requests, addr) = (*partition, self.requests.clone(), ctx.address());
-            partitioned.looking = Some(self.io.spawn(async move {
+            let (partition, epoch) = (*partition, tasks.epoch);
+            let (requests, spooler) = (self.requests.clone(), self.spooler.clone());
+            tasks.looking = Some(self.io.spawn(async move {
                 for object in due {
                     if requests.is_replaced(&object).await {
-                        return addr.do_send(Replaced { partition, key: object.key });
+                        return spooler.tell(Found(Input::Replaced { partition, epoch, key: object.key.to_string() }));
                     }
                 }
             }));
         }
     }
+}
 
-    /// An object of our own ends there.
-    fn archived(&mut self, partition: Partition, end: Offset, key: String) {
-        self.known.entry(partition).or_default().archived(end);
-        if let Some(partitioned) = self.partitions.get_mut(&partition) {
-            partitioned.unwritten_key = Some(key);
-        }
-        self.write_head(partition, Self::HEAD_INTERVAL);
+/// Puts a segment, and has its object looked at again if it is ours.
+async fn put(requests: Arc<Requests>, epoch: Epoch, segment: SealedSegment, watch: Arc<Mutex<Watch>>) -> Input {
+    let key = requests.archive.key(&segment.header);
+    let (answer, tag) = requests.upload(&segment).await;
+    let SegmentHeader { partition, end, bytes, crc32c, .. } = segment.header;
+    if matches!(answer, PutAnswer::Created) || answer == (PutAnswer::Exists { end }) {
+        watch.lock().put(Watched { key: key.clone(), tag, bytes, crc32c, at: Instant::now() });
     }
+    Input::Put { partition, epoch, key: key.to_string(), answer }
 }
 
 impl Actor for Uploader {
@@ -255,153 +187,48 @@ impl Actor for Uploader {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.requests.health.actor(ActorName::Uploader, ActorState::Running, None);
-        self.show_depth();
-        self.spooler.tell(UploaderStarted);
-        ctx.run_interval(Self::HEAD_INTERVAL, |uploader, ctx| {
-            uploader.write_stale_heads();
-            uploader.look_again(ctx);
-        });
+        self.spooler.tell(Found(Input::UploaderStarted));
+        ctx.run_interval(Self::LOOK_INTERVAL, |uploader, _| uploader.look_again());
     }
 }
 
-impl Drop for Uploader {
-    fn drop(&mut self) {
-        // A PUT that is cut off may have taken effect: that is the case of a lost reply.
-        let requests = self.partitions.values().flat_map(|it| [&it.request, &it.asked, &it.looking]);
-        requests.flatten().for_each(JoinHandle::abort);
-    }
-}
-
-impl Handler<OpenChain> for Uploader {
+impl Handler<Transfer> for Uploader {
     type Result = ();
 
-    fn handle(&mut self, OpenChain { epoch, assignment }: OpenChain, ctx: &mut Self::Context) {
-        let partition = assignment.partition;
-        let known = self.known.get(&partition).copied().unwrap_or_default();
-        let (requests, addr): (_, Addr<Self>) = (self.requests.clone(), ctx.address());
-        let identity = assignment.identity.clone();
-        let request = self.io.spawn(async move {
-            match AssertUnwindSafe(requests.open(&assignment, known)).catch_unwind().await {
-                Ok(outcome) => addr.do_send(Opened { partition, epoch, outcome }),
-                Err(panic) => addr.do_send(RequestPanicked(panic_message(panic.as_ref()).to_owned())),
+    fn handle(&mut self, transfer: Transfer, ctx: &mut Self::Context) {
+        let requests = self.requests.clone();
+        match transfer {
+            Transfer::OpenChain { epoch, assignment, known } => {
+                let partition = assignment.partition;
+                let open =
+                    async move { Input::Opened { partition, epoch, outcome: requests.open(&assignment, known).await } };
+                let request = self.request(open, ctx);
+                let tasks = Tasks { epoch, request, asking: None, watch: Arc::default(), looking: None };
+                self.tasks.insert(partition, tasks);
             }
-        });
-        let partitioned = Partitioned {
-            chain: Chain::new(epoch),
-            identity,
-            request: Some(request),
-            asked: None,
-            head_written: Instant::now(),
-            unwritten_key: None,
-            watch: Watch::default(),
-            looking: None,
-        };
-        if let Some(Partitioned { request, asked, looking, .. }) = self.partitions.insert(partition, partitioned) {
-            [request, asked, looking].iter().flatten().for_each(JoinHandle::abort);
-        }
-    }
-}
-
-impl Handler<Opened> for Uploader {
-    type Result = ();
-
-    fn handle(&mut self, Opened { partition, epoch, outcome }: Opened, _: &mut Self::Context) {
-        let Some(partitioned) = self.current(partition, epoch) else { return };
-        match outcome {
-            Ok(end) => {
-                partitioned.chain.opened(end);
-                self.spooler.tell(ChainOpened { partition, epoch, end });
-            }
-            Err(Unusable { reason, action }) => {
-                self.spooler.tell(ChainHalted { partition, epoch, reason, action });
-            }
-        }
-    }
-}
-
-impl Handler<AskAboutGap> for Uploader {
-    type Result = ();
-
-    fn handle(&mut self, AskAboutGap { partition, epoch }: AskAboutGap, _: &mut Self::Context) {
-        let (requests, spooler, io) = (self.requests.clone(), self.spooler.clone(), self.io.clone());
-        let Some(partitioned) = self.current(partition, epoch) else { return };
-        // While segments of ours are on their way, the chain grows by them.
-        let Some(end) = partitioned.chain.end().filter(|_| partitioned.chain.is_idle()) else { return };
-        if partitioned.asked.as_ref().is_none_or(JoinHandle::is_finished) {
-            partitioned.asked = Some(io.spawn(async move {
-                // Without an answer it is asked again in a few seconds.
-                if let Some(news) = requests.about_gap(partition, end).await {
-                    spooler.tell(GapAnswered { partition, epoch, news });
+            Transfer::Put { epoch, segment } => {
+                let partition = segment.header.partition;
+                // What was told to an earlier incarnation is told to this one anew.
+                let Some(watch) = self.of(partition, epoch).map(|tasks| tasks.watch.clone()) else { return };
+                let request = self.request(put(requests, epoch, segment, watch), ctx);
+                if let Some(tasks) = self.of(partition, epoch) {
+                    tasks.request = request;
                 }
-            }));
-        }
-    }
-}
-
-impl Handler<Upload> for Uploader {
-    type Result = ();
-
-    fn handle(&mut self, Upload { epoch, segment }: Upload, ctx: &mut Self::Context) {
-        let partition = segment.header.partition;
-        if let Some(partitioned) = self.current(partition, epoch)
-            && partitioned.chain.enqueue(segment)
-        {
-            self.proceed(partition, ctx);
-        }
-    }
-}
-
-impl Handler<Answered> for Uploader {
-    type Result = ();
-
-    fn handle(&mut self, Answered { partition, epoch, answer }: Answered, ctx: &mut Self::Context) {
-        let Some(partitioned) = self.partitions.get_mut(&partition).filter(|each| each.chain.epoch == epoch) else {
-            return;
-        };
-        let (put, tag) = match answer {
-            Answer::Created { tag } => (Put::Created, tag),
-            Answer::Found { put, tag } => (put, tag),
-            Answer::Damaged(why) => {
-                if let Some(segment) = partitioned.chain.damaged() {
-                    self.spooler.tell(Damaged { epoch, segment, why });
+            }
+            Transfer::AskAboutGap { partition, epoch, end } => {
+                let (io, spooler) = (self.io.clone(), self.spooler.clone());
+                let Some(tasks) = self.of(partition, epoch) else { return };
+                if tasks.asking.as_ref().is_none_or(JoinHandle::is_finished) {
+                    tasks.asking = Some(io.spawn(async move {
+                        // Without an answer it is asked again in a few seconds.
+                        if let Some(answer) = requests.about_gap(partition, end).await {
+                            spooler.tell(Found(Input::GapAnswered { partition, epoch, answer }));
+                        }
+                    }));
                 }
-                return self.proceed(partition, ctx);
             }
-        };
-        match partitioned.chain.answered(put) {
-            Some(Step::Archived(segment)) => {
-                let key = self.requests.archive.key(&segment.header);
-                let SegmentHeader { bytes, crc32c, .. } = segment.header;
-                partitioned.watch.put(Watched { key: key.clone(), tag, bytes, crc32c, at: Instant::now() });
-                self.archived(partition, segment.end(), key.to_string());
-                self.spooler.tell(Archived { epoch, segment });
-            }
-            Some(Step::Follow { end }) => {
-                tracing::info!(%partition, %end, "another writer's object stands at our position; following it");
-                self.known.entry(partition).or_default().met(end);
-                self.spooler.tell(Followed { partition, epoch, end });
-            }
-            Some(Step::Halt { reason }) => {
-                let action = "compare that object with the log; to archive from here on beside it, raise queue.generation and restart";
-                self.spooler.tell(ChainHalted { partition, epoch, reason, action: action.to_owned() });
-            }
-            None => {}
+            Transfer::WriteHead { partition, head } => self.write_head(partition, head),
         }
-        self.proceed(partition, ctx);
-    }
-}
-
-impl Handler<Replaced> for Uploader {
-    type Result = ();
-
-    fn handle(&mut self, Replaced { partition, key }: Replaced, _: &mut Self::Context) {
-        let Some(partitioned) = self.partitions.get_mut(&partition) else { return };
-        partitioned.chain.halt();
-        let reason = format!(
-            "{key} is not the object that was put: another writer has overwritten it, so the store does not honour create-only PUTs"
-        );
-        let action = "find what is missing by `ingestd archive verify`, move the archive to a store that honours them (`ingestd check --connect --thorough`), and restart";
-        self.spooler.tell(ChainHalted { partition, epoch: partitioned.chain.epoch, reason, action: action.to_owned() });
     }
 }
 
@@ -417,19 +244,19 @@ impl Handler<RequestPanicked> for Uploader {
 impl Handler<Drain> for Uploader {
     type Result = ResponseActFuture<Self, ()>;
 
-    /// Replies when every queue is empty and the heads are written; the caller has the deadline. What is left stays sealed on disk.
+    /// Replies when nothing more can be put and the heads are written; the caller has the deadline. What is left stays sealed
+    /// on disk.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
-        let (done, drained) = oneshot::channel();
-        self.drained.push(done);
-        if self.is_idle() {
-            self.write_stale_heads();
-            self.drained.drain(..).for_each(|drained| {
-                let _ = drained.send(());
-            });
-        }
-        // An error says that the actor has died.
-        let drained = async move { drop(drained.await) };
-        Box::pin(drained.into_actor(self).then(|(), uploader, _| {
+        let spooler = self.spooler.get();
+        let uploaded = async move {
+            match spooler {
+                // An error says that the actor has died.
+                Some(spooler) => spooler.send(WhenUploaded).await.unwrap_or_default(),
+                None => Vec::new(),
+            }
+        };
+        Box::pin(uploaded.into_actor(self).then(|heads, uploader, _| {
+            heads.into_iter().for_each(|(partition, head)| uploader.write_head(partition, head));
             let writes = std::mem::take(&mut uploader.head_writes);
             // What was cut off leaves an older head, which is allowed.
             async move { drop(futures::future::join_all(writes).await) }.into_actor(uploader)

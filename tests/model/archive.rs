@@ -1,5 +1,5 @@
-//! The archive: [`Protocol`], [`Chain`], [`end_of_chain`] and [`Assignments`] under three workers, against an object
-//! store with create-only PUTs.
+//! The archive: [`Partitions`], [`end_of_chain`] and [`Assignments`] under three workers, against an object store with
+//! create-only PUTs.
 //!
 //! Invariants: a record stands in at most one object, always. At rest every record that the log holds, or that the log
 //! removed after it had been archived, stands in one, and each object begins where the one before it ends.
@@ -8,7 +8,7 @@ mod store;
 mod worker;
 
 use store::{Late, Shared};
-use worker::{Answer, Life, ToSpooler, ToUploader};
+use worker::{Life, ToSpooler};
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +16,10 @@ use std::{
 };
 
 use ingestd::internals::{
-    archive::spool::segment::SealedSegment,
+    archive::{
+        partition::{Input, PutAnswer},
+        spool::segment::SealedSegment,
+    },
     position::{Offset, Partition},
 };
 
@@ -33,6 +36,7 @@ enum Op {
     Fetch,
     Deliver,
     Seal,
+    Tick,
     Request,
     Commit,
     Network,
@@ -54,6 +58,7 @@ const DRAW: Draw<'static, Op> = Draw {
         (Op::Fetch, 80),
         (Op::Deliver, 160),
         (Op::Seal, 60),
+        (Op::Tick, 15),
         (Op::Request, 110),
         (Op::Commit, 30),
         (Op::Network, 30),
@@ -149,6 +154,11 @@ impl World<'_> {
             Op::Fetch => self.fetch(worker, choice),
             Op::Deliver => self.deliver(worker, choice),
             Op::Seal => self.seal(worker),
+            Op::Tick => {
+                if let Some(life) = &mut self.workers[worker].life {
+                    life.tick(self.trace);
+                }
+            }
             Op::Request => self.request(worker, choice)?,
             Op::Commit => self.commit(worker, choice),
             Op::Network => self.network(choice)?,
@@ -228,7 +238,8 @@ impl World<'_> {
         if !zombie {
             for life in self.workers.iter_mut().filter_map(|worker| worker.life.as_mut()) {
                 if let Some(epoch) = life.consumer.revoked(PARTITION) {
-                    life.to_spooler.push_back(ToSpooler::Unassign(epoch));
+                    let unassigned = Input::Unassigned { partition: PARTITION, epoch };
+                    life.to_spooler.push_back(ToSpooler::Input(unassigned));
                 }
                 (life.source, life.looking_up) = (None, false);
             }
@@ -252,7 +263,7 @@ impl World<'_> {
                 assignment.committed, assignment.log_start, assignment.log_end
             )
         });
-        life.to_spooler.push_back(ToSpooler::Assign(epoch, assignment));
+        life.to_spooler.push_back(ToSpooler::Input(Input::Assigned { epoch, assignment }));
     }
 
     fn fetch(&mut self, worker: usize, choice: u32) {
@@ -291,7 +302,7 @@ impl World<'_> {
                 }
                 2 => {
                     if let Some(message) = life.to_uploader.pop_front() {
-                        let aborted = life.uploader_hears(message, disk, self.trace);
+                        let aborted = life.uploader_hears(message, disk);
                         let mut shared = lock(&self.shared);
                         shared.network.extend(aborted.map(Late::Put));
                         shared.network.extend(life.heads.drain(..).map(Late::Head));
@@ -328,7 +339,7 @@ impl World<'_> {
         }
         let Some((epoch, segment)) = life.put_under_way() else { return Ok(()) };
         let Some(file) = disk.iter().find(|file| file.segment == segment).cloned() else {
-            life.to_uploader.push_back(ToUploader::Answered(epoch, Answer::Damaged));
+            life.answered(epoch, PutAnswer::Damaged { why: "gone".to_owned() });
             return Ok(());
         };
         let mut shared = lock(&self.shared);
@@ -352,7 +363,7 @@ impl World<'_> {
             if life.generation != self.generation {
                 self.trace.saw("a zombie's PUT");
             }
-            life.to_uploader.push_back(ToUploader::Answered(epoch, Answer::Put(put)));
+            life.answered(epoch, put);
         }
         Ok(())
     }

@@ -15,7 +15,6 @@ use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::{
     archive::Archive,
-    chain::Put,
     compare,
     errors::{ProbeError, explain, is_lasting, place, without_right},
     opening::{self, HeadError, Heads as _, Known, Unusable},
@@ -23,7 +22,10 @@ use super::{
     window::Window,
 };
 use crate::{
-    archive::{messages::GapAnswer, spool::segment::SealedSegment},
+    archive::{
+        partition::{GapAnswer, PutAnswer},
+        spool::segment::SealedSegment,
+    },
     backoff::Backoff,
     config::LiveConfig,
     health::{ActorState, Health},
@@ -44,16 +46,6 @@ struct Failing {
 
 /// Attempts after which a sector that the disk cannot read is given up.
 const UNREADABLE_AFTER: u32 = 5;
-
-#[derive(Debug)]
-pub(super) enum Answer {
-    /// The object is ours, with the tag that the store gave it.
-    Created { tag: Option<String> },
-    /// Another one stands there; with its tag where it is ours as well, byte by byte: the answer to its PUT was lost.
-    Found { put: Put, tag: Option<String> },
-    /// The segment's file does not match its header.
-    Damaged(String),
-}
 
 /// What the requests share.
 pub(super) struct Requests {
@@ -186,15 +178,16 @@ impl Requests {
         }
     }
 
-    /// Puts a segment; returns only when an answer is known.
-    pub(super) async fn upload(&self, segment: &SealedSegment) -> Answer {
+    /// Puts a segment; returns only when an answer is known. With it comes the tag of the object, where the store gave one and
+    /// the object is ours, byte by byte (the answer to an earlier PUT of it may have been lost).
+    pub(super) async fn upload(&self, segment: &SealedSegment) -> (PutAnswer, Option<String>) {
         let mut attempt = 0;
         loop {
             // Given back for the pause, so that what fails holds up nobody.
             let turn = self.uploads.turn().await;
             let error = match self.try_upload(segment, attempt).await {
                 Ok(answer) => {
-                    if !matches!(answer, Answer::Damaged(_)) {
+                    if !matches!(answer, (PutAnswer::Damaged { .. }, _)) {
                         self.uploads.answered();
                         self.working(segment.header.partition);
                     }
@@ -210,14 +203,18 @@ impl Requests {
     }
 
     /// One attempt; an error is passing.
-    async fn try_upload(&self, segment: &SealedSegment, attempt: u32) -> object_store::Result<Answer> {
+    async fn try_upload(
+        &self,
+        segment: &SealedSegment,
+        attempt: u32,
+    ) -> object_store::Result<(PutAnswer, Option<String>)> {
         let key = self.archive.key(&segment.header);
         let created = match self.create(segment, &key).await {
             Ok(created) => created,
             Err(error) => return unreadable(segment, &error, attempt),
         };
         match created {
-            Ok(tag) => Ok(Answer::Created { tag }),
+            Ok(tag) => Ok((PutAnswer::Created, tag)),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
                 let _memory = self.room(segment.header.bytes).await;
                 // Before the bytes: what is overwritten in between is found by them, or has another tag later.
@@ -228,7 +225,7 @@ impl Requests {
                         match blocking(segment, SealedSegment::read).await {
                             Ok(ours) => {
                                 let tag = tag.filter(|_| object == ours);
-                                Ok(Answer::Found { put: compare_blocking(key.to_string(), object, ours).await, tag })
+                                Ok((compare_blocking(key.to_string(), object, ours).await, tag))
                             }
                             Err(error) => unreadable(segment, &error, attempt),
                         }
@@ -308,13 +305,17 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// What a segment is whose file cannot be read.
-fn unreadable(segment: &SealedSegment, error: &std::io::Error, attempt: u32) -> object_store::Result<Answer> {
+fn unreadable(
+    segment: &SealedSegment,
+    error: &std::io::Error,
+    attempt: u32,
+) -> object_store::Result<(PutAnswer, Option<String>)> {
     match error {
         error if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) => {
-            Ok(Answer::Damaged(error.to_string()))
+            Ok((PutAnswer::Damaged { why: error.to_string() }, None))
         }
         error if error.raw_os_error() == Some(Errno::IO.raw_os_error()) && attempt >= UNREADABLE_AFTER => {
-            Ok(Answer::Damaged(format!("the disk cannot read it: {error}")))
+            Ok((PutAnswer::Damaged { why: format!("the disk cannot read it: {error}") }, None))
         }
         // Passing: too many open files, a disk that is away.
         error => {
@@ -324,14 +325,14 @@ fn unreadable(segment: &SealedSegment, error: &std::io::Error, attempt: u32) -> 
     }
 }
 
-async fn compare_blocking(key: String, object: bytes::Bytes, ours: Vec<u8>) -> Put {
+async fn compare_blocking(key: String, object: bytes::Bytes, ours: Vec<u8>) -> PutAnswer {
     let compared = tokio::task::spawn_blocking(move || compare::compare(&object, &ours)).await;
     match compared {
-        Ok(Ok(end)) => Put::Exists { end },
+        Ok(Ok(end)) => PutAnswer::Exists { end },
         Ok(Err(error)) => {
-            Put::Conflict { reason: format!("the object {key} stands where the next one would go: {error:#}") }
+            PutAnswer::Conflict { reason: format!("the object {key} stands where the next one would go: {error:#}") }
         }
-        Err(error) => Put::Conflict { reason: format!("the object {key} cannot be compared: {error}") },
+        Err(error) => PutAnswer::Conflict { reason: format!("the object {key} cannot be compared: {error}") },
     }
 }
 
@@ -366,12 +367,12 @@ mod tests {
     async fn a_segment_on_the_archives_disk_is_linked_once() {
         let dir = tempfile::tempdir().unwrap();
         let (segment, requests) = segment_and_requests(dir.path(), "spool/t/0/1.zst");
-        assert!(matches!(requests.upload(&segment).await, Answer::Created { .. }));
+        assert!(matches!(requests.upload(&segment).await, (PutAnswer::Created, _)));
         let object = object(&requests, &segment, dir.path());
         assert_eq!(fs::metadata(object).unwrap().ino(), fs::metadata(&segment.path).unwrap().ino());
         // As after a crash before it was removed.
         let found = requests.upload(&segment).await;
-        assert!(matches!(found, Answer::Found { put: Put::Exists { end: Offset(2) }, .. }), "{found:?}");
+        assert!(matches!(found, (PutAnswer::Exists { end: Offset(2) }, _)), "{found:?}");
     }
 
     #[tokio::test]
@@ -381,7 +382,7 @@ mod tests {
         let path = other.path().join("1.zst");
         fs::rename(&segment.path, &path).unwrap();
         segment.path = path;
-        assert!(matches!(requests.upload(&segment).await, Answer::Created { .. }));
+        assert!(matches!(requests.upload(&segment).await, (PutAnswer::Created, _)));
         let object = object(&requests, &segment, dir.path());
         assert_eq!(fs::read(&object).unwrap(), fs::read(&segment.path).unwrap());
         assert_ne!(fs::metadata(object).unwrap().ino(), fs::metadata(&segment.path).unwrap().ino());
@@ -392,7 +393,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (segment, requests) = segment_and_requests(dir.path(), "spool/t/0/1.zst");
         fs::write(&segment.path, "damaged").unwrap();
-        assert!(matches!(requests.upload(&segment).await, Answer::Damaged(_)));
+        assert!(matches!(requests.upload(&segment).await, (PutAnswer::Damaged { .. }, _)));
         assert!(!object(&requests, &segment, dir.path()).exists());
     }
 }

@@ -8,9 +8,9 @@ use std::{
 };
 
 use ingestd::internals::{
-    archive::upload::{
-        chain::Put,
-        opening::{Head, HeadError, Heads},
+    archive::{
+        partition::PutAnswer,
+        upload::opening::{Head, HeadError, Heads},
     },
     log::Assignment,
     position::{Offset, Partition, TopicIdentity},
@@ -67,7 +67,7 @@ impl Shared {
     }
 
     /// A create-only PUT, and the comparison with what stands there.
-    pub fn create(&mut self, file: &File, without: Without) -> Result<Put, Violation> {
+    pub fn create(&mut self, file: &File, without: Without) -> Result<PutAnswer, Violation> {
         let first = file.records[0];
         let hour = self.log[first.0 as usize].expect("a record");
         let key = match without {
@@ -82,8 +82,8 @@ impl Shared {
                         self.place.remove(offset);
                     }
                 }
-                Without::Following => return Ok(Put::Created),
-                _ => return Ok(Put::Exists { end: there.segment.end() }),
+                Without::Following => return Ok(PutAnswer::Created),
+                _ => return Ok(PutAnswer::Exists { end: there.segment.end() }),
             }
         }
         for offset in &file.records {
@@ -92,7 +92,7 @@ impl Shared {
             }
         }
         self.objects.insert(key, file.clone());
-        Ok(Put::Created)
+        Ok(PutAnswer::Created)
     }
 }
 

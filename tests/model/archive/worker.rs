@@ -1,23 +1,19 @@
-//! One process that archives the partition, or believes so: mailboxes between its actors, and what is not decided by
-//! the code under test: the spool's thread, and the uploader's requests.
+//! One process that archives the partition, or believes so: mailboxes between its actors, and what decides nothing: the
+//! spool's thread, and the uploader's requests.
 
 use std::{
     collections::VecDeque,
     pin::Pin,
     sync::{Arc, Mutex},
     task::Context,
+    time::{Duration, Instant},
 };
 
 use ingestd::internals::{
     archive::{
-        spool::{
-            protocol::{Effect, Protocol, Rules, Taken},
-            segment::{SealedSegment, SegmentHeader, VERSION},
-        },
-        upload::{
-            chain::{Chain, Put, Step},
-            opening::{Head, Known, Unusable, end_of_chain},
-        },
+        partition::{BatchVerdict, Effect, Input, Moment, Partitions, PutAnswer, Rules},
+        spool::segment::{SealedSegment, SegmentHeader, VERSION},
+        upload::opening::{Head, Known, Unusable, end_of_chain},
     },
     config::OnGap,
     consume::{Begin, Confirm, Halt, Reassign, assignments::Assignments},
@@ -32,16 +28,8 @@ use super::{
 use crate::schedule::Trace;
 
 pub enum ToSpooler {
-    Assign(Epoch, Assignment),
-    Unassign(Epoch),
+    Input(Input),
     Batch { epoch: Epoch, from: Offset, to: Offset, records: Vec<Offset> },
-    Scanned(Epoch, Vec<SealedSegment>),
-    Sealed(Epoch, SealedSegment),
-    ChainOpened(Epoch, Offset),
-    Archived(Epoch, SealedSegment),
-    Followed(Epoch, Offset),
-    Damaged(Epoch, SealedSegment),
-    ChainHalted(Epoch, String),
 }
 
 pub enum ToThread {
@@ -53,17 +41,10 @@ pub enum ToThread {
     Remove(SealedSegment),
 }
 
-#[derive(Debug)]
-pub enum Answer {
-    Put(Put),
-    Damaged,
-}
-
 pub enum ToUploader {
-    Open(Epoch, Assignment),
-    Opened(Epoch, Result<Offset, Unusable>),
-    Upload(Epoch, SealedSegment),
-    Answered(Epoch, Answer),
+    Open(Epoch, Assignment, Known),
+    Put(Epoch, SealedSegment),
+    WriteHead(Head),
 }
 
 pub enum ToConsumer {
@@ -79,9 +60,11 @@ type Opening = Pin<Box<dyn Future<Output = object_store::Result<Result<Offset, U
 
 enum Request {
     /// Not asked yet.
-    ToOpen(Epoch, Assignment),
-    Opening(Epoch, Assignment, Opening),
+    ToOpen(Epoch, Assignment, Known),
+    Opening(Epoch, Assignment, Known, Opening),
     Put(Epoch, SealedSegment),
+    /// None is under way for this assignment.
+    Answered(Epoch),
 }
 
 /// The spool thread's state of the partition.
@@ -100,11 +83,10 @@ pub struct Life {
     pub to_commit: Option<Offset>,
     pub halted: Option<String>,
     on_gap: OnGap,
-    spooler: Protocol,
+    spooler: Partitions,
+    at: Instant,
     spooling: Option<Spooling>,
-    chain: Option<Chain>,
     request: Option<Request>,
-    known: Known,
     /// Heads on their way.
     pub heads: Vec<Head>,
     pub to_spooler: VecDeque<ToSpooler>,
@@ -123,11 +105,10 @@ impl Life {
             to_commit: None,
             halted: None,
             on_gap: OnGap::Halt,
-            spooler: protocol(),
+            spooler: partitions(),
+            at: Instant::now(),
             spooling: None,
-            chain: None,
             request: None,
-            known: Known::default(),
             heads: Vec::new(),
             to_spooler: VecDeque::new(),
             to_thread: VecDeque::new(),
@@ -140,7 +121,7 @@ impl Life {
 
     /// Its thread ends with it, after what it was told; a fresh one asks for everything anew.
     pub fn spooler_panics(&mut self) {
-        self.spooler = protocol();
+        self.spooler = partitions();
         self.spooling = None;
         self.to_spooler.clear();
         self.to_thread.retain(|command| matches!(command, ToThread::Remove(_)));
@@ -150,10 +131,9 @@ impl Life {
     /// A PUT that is cut off may have taken effect, or do so later.
     pub fn uploader_panics(&mut self, disk: &[File]) -> Option<File> {
         let cut_off = self.put_under_way();
-        (self.chain, self.request, self.known) = (None, None, Known::default());
+        self.request = None;
         self.to_uploader.clear();
-        self.spooler.uploads_lost();
-        self.to_consumer.push_back(ToConsumer::SinkStarted);
+        self.to_spooler.push_back(ToSpooler::Input(Input::UploaderStarted));
         let (_, segment) = cut_off?;
         disk.iter().find(|file| file.segment == segment).cloned()
     }
@@ -194,41 +174,39 @@ impl Life {
     // ---- spooler
 
     pub fn spooler_hears(&mut self, message: ToSpooler, skips_cursor: bool, trace: &mut Trace) {
-        let effects = match message {
-            ToSpooler::Assign(epoch, assignment) => self.spooler.assigned(epoch, assignment),
-            ToSpooler::Unassign(epoch) => self.spooler.unassigned(PARTITION, epoch),
+        // Of every second worker, heads are written with each object; of the others, once in a while.
+        self.at += Duration::from_secs(if self.generation.is_multiple_of(2) { 10 } else { 1 });
+        match message {
+            ToSpooler::Input(input) => {
+                let begins_anew = matches!(input, Input::UploaderStarted);
+                self.on(input, trace);
+                if begins_anew {
+                    self.to_consumer.push_back(ToConsumer::SinkStarted);
+                }
+            }
             ToSpooler::Batch { epoch, from, to, records } => {
                 let from = match self.spooler.batch(PARTITION, epoch, from, to) {
-                    Taken::From(from) => from,
-                    Taken::Refused(_) if skips_cursor => from,
-                    Taken::Refused(begin) => {
+                    BatchVerdict::From(from) => from,
+                    BatchVerdict::Refused(_) if skips_cursor => from,
+                    BatchVerdict::Refused(begin) => {
                         trace.saw("refused beyond the cursor");
                         return self.to_consumer.push_back(ToConsumer::Begin(begin));
                     }
-                    Taken::Ignored => return,
+                    BatchVerdict::Ignored => return,
                 };
                 let records = records.into_iter().filter(|offset| *offset >= from).collect();
-                return self.to_thread.push_back(ToThread::Append { epoch, records });
+                self.to_thread.push_back(ToThread::Append { epoch, records });
             }
-            ToSpooler::Scanned(epoch, segments) => self.spooler.scanned(PARTITION, epoch, segments, self.on_gap),
-            ToSpooler::Sealed(epoch, segment) => self.spooler.sealed(epoch, segment),
-            ToSpooler::ChainOpened(epoch, end) => self.spooler.chain_opened(PARTITION, epoch, end, self.on_gap),
-            ToSpooler::Archived(epoch, segment) => self.spooler.archived(epoch, segment),
-            ToSpooler::Followed(epoch, end) => self.spooler.followed(PARTITION, epoch, end),
-            ToSpooler::Damaged(epoch, segment) => {
-                self.to_consumer.push_back(ToConsumer::Reassign(Reassign { partition: PARTITION, epoch }));
-                self.spooler.damaged(segment, "gone".to_owned())
-            }
-            ToSpooler::ChainHalted(epoch, reason) => self.spooler.chain_halted(PARTITION, epoch, reason, String::new()),
-        };
-        self.perform(effects, trace);
+        }
     }
 
-    fn perform(&mut self, effects: Vec<Effect>, trace: &mut Trace) {
-        for effect in effects {
+    fn on(&mut self, input: Input, trace: &mut Trace) {
+        for effect in self.spooler.on(input, Moment { at: self.at, on_gap: self.on_gap }) {
             match effect {
                 Effect::Scan { epoch, .. } => self.to_thread.push_back(ToThread::Scan(epoch)),
-                Effect::BeginSegments { epoch, x, .. } => self.to_thread.push_back(ToThread::Begin { epoch, x }),
+                Effect::BeginSegments { epoch, chain_offset, .. } => {
+                    self.to_thread.push_back(ToThread::Begin { epoch, x: chain_offset });
+                }
                 Effect::EndSegments(_) => self.to_thread.push_back(ToThread::End),
                 Effect::CloseSegments(_) => self.to_thread.push_back(ToThread::Close),
                 Effect::Remove(segment) => self.to_thread.push_back(ToThread::Remove(segment)),
@@ -236,14 +214,19 @@ impl Life {
                     trace.saw("orphaned");
                     self.to_thread.push_back(ToThread::Remove(segment));
                 }
-                Effect::OpenChain { epoch, assignment } => {
-                    self.to_uploader.push_back(ToUploader::Open(epoch, assignment));
+                Effect::OpenChain { epoch, assignment, known } => {
+                    self.to_uploader.push_back(ToUploader::Open(epoch, assignment, known));
                 }
-                Effect::Upload { epoch, segment } => self.to_uploader.push_back(ToUploader::Upload(epoch, segment)),
+                Effect::Put { epoch, segment } => self.to_uploader.push_back(ToUploader::Put(epoch, segment)),
+                Effect::WriteHead { head, .. } => self.to_uploader.push_back(ToUploader::WriteHead(head)),
                 Effect::Begin(begin) => self.to_consumer.push_back(ToConsumer::Begin(begin)),
                 Effect::Confirm(confirm) => self.to_consumer.push_back(ToConsumer::Confirm(confirm)),
-                Effect::Reassign(reassign) => self.to_consumer.push_back(ToConsumer::Reassign(reassign)),
+                Effect::Reassign(reassign) | Effect::ReassignSoon(reassign) => {
+                    self.to_consumer.push_back(ToConsumer::Reassign(reassign));
+                }
                 Effect::Halt(halt) => self.to_consumer.push_back(ToConsumer::Halt(halt)),
+                Effect::Archived { .. } => {}
+                Effect::Followed { .. } => trace.saw("followed"),
                 Effect::Lost { .. } => trace.saw("gap"),
                 Effect::Skipped { .. } => {
                     trace.saw("gap skipped");
@@ -255,11 +238,15 @@ impl Life {
         }
     }
 
+    pub fn tick(&mut self, trace: &mut Trace) {
+        self.at += Duration::from_secs(1);
+        self.on(Input::Tick, trace);
+    }
+
     /// From here on the operator allows what retention tore.
     pub fn skip_gaps(&mut self, trace: &mut Trace) {
         self.on_gap = OnGap::Skip;
-        let effects = self.spooler.skip_gaps();
-        self.perform(effects, trace);
+        self.tick(trace);
     }
 
     // ---- the spool's thread
@@ -271,7 +258,8 @@ impl Life {
                 self.spooling = None;
                 disk.sort_by_key(|file| file.segment.x());
                 let segments = disk.iter().map(|file| file.segment.clone()).collect();
-                self.to_spooler.push_back(ToSpooler::Scanned(epoch, segments));
+                let scanned = Input::Scanned { partition: PARTITION, epoch, segments };
+                self.to_spooler.push_back(ToSpooler::Input(scanned));
             }
             ToThread::Begin { epoch, x } => self.spooling = Some(Spooling { epoch, x, records: Vec::new() }),
             ToThread::Append { epoch, mut records } => {
@@ -300,7 +288,8 @@ impl Life {
         // A file of the same name is replaced.
         disk.retain(|other| other.segment.x() != x);
         disk.push(file.clone());
-        self.to_spooler.push_back(ToSpooler::Sealed(spooling.epoch, file.segment.clone()));
+        let sealed = Input::Sealed { epoch: spooling.epoch, segment: file.segment.clone() };
+        self.to_spooler.push_back(ToSpooler::Input(sealed));
         Some(file)
     }
 
@@ -317,23 +306,25 @@ impl Life {
     /// rule taken out, where the chain begins.
     pub fn poll_opening(&mut self, shared: &Arc<Mutex<Shared>>, without: Without, begin: Option<Offset>) -> bool {
         match self.request.take() {
-            Some(Request::ToOpen(epoch, assignment)) => {
-                let (questions, known) = (Questions { shared: shared.clone(), without }, self.known);
+            Some(Request::ToOpen(epoch, assignment, known)) => {
+                let questions = Questions { shared: shared.clone(), without };
                 let asked = assignment.clone();
                 let opening = Box::pin(async move { end_of_chain(&questions, &asked, known).await });
-                self.request = Some(Request::Opening(epoch, assignment, opening));
+                self.request = Some(Request::Opening(epoch, assignment, known, opening));
                 true
             }
-            Some(Request::Opening(epoch, assignment, mut opening)) => {
-                match opening.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
-                    std::task::Poll::Pending => self.request = Some(Request::Opening(epoch, assignment, opening)),
+            Some(Request::Opening(epoch, assignment, known, mut opening)) => {
+                self.request = Some(match opening.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
+                    std::task::Poll::Pending => Request::Opening(epoch, assignment, known, opening),
                     std::task::Poll::Ready(Ok(outcome)) => {
-                        let outcome = outcome.map(|end| begin.unwrap_or(end));
-                        self.to_uploader.push_back(ToUploader::Opened(epoch, outcome));
+                        let outcome: Result<Offset, Unusable> = outcome.map(|end| begin.unwrap_or(end));
+                        let opened = Input::Opened { partition: PARTITION, epoch, outcome };
+                        self.to_spooler.push_back(ToSpooler::Input(opened));
+                        Request::Answered(epoch)
                     }
                     // Passing: asked again.
-                    std::task::Poll::Ready(Err(_)) => self.request = Some(Request::ToOpen(epoch, assignment)),
-                }
+                    std::task::Poll::Ready(Err(_)) => Request::ToOpen(epoch, assignment, known),
+                });
                 true
             }
             other => {
@@ -343,79 +334,36 @@ impl Life {
         }
     }
 
+    /// The PUT under way is answered.
+    pub fn answered(&mut self, epoch: Epoch, answer: PutAnswer) {
+        self.request = Some(Request::Answered(epoch));
+        let put = Input::Put { partition: PARTITION, epoch, key: "key".to_owned(), answer };
+        self.to_spooler.push_back(ToSpooler::Input(put));
+    }
+
     /// Returns the file of a PUT that was cut off: it may still land.
-    pub fn uploader_hears(&mut self, message: ToUploader, disk: &[File], trace: &mut Trace) -> Option<File> {
+    pub fn uploader_hears(&mut self, message: ToUploader, disk: &[File]) -> Option<File> {
         match message {
-            ToUploader::Open(epoch, assignment) => {
+            ToUploader::Open(epoch, assignment, known) => {
                 let cut_off = self.put_under_way();
-                self.chain = Some(Chain::new(epoch));
-                self.request = Some(Request::ToOpen(epoch, assignment));
+                self.request = Some(Request::ToOpen(epoch, assignment, known));
                 let (_, segment) = cut_off?;
                 return disk.iter().find(|file| file.segment == segment).cloned();
             }
-            ToUploader::Opened(epoch, outcome) => {
-                let chain = self.chain.as_mut().filter(|chain| chain.epoch == epoch)?;
-                self.to_spooler.push_back(match outcome {
-                    Ok(end) => {
-                        chain.opened(end);
-                        ToSpooler::ChainOpened(epoch, end)
-                    }
-                    Err(Unusable { reason, .. }) => ToSpooler::ChainHalted(epoch, reason),
-                });
-            }
-            ToUploader::Upload(epoch, segment) => {
-                let chain = self.chain.as_mut().filter(|chain| chain.epoch == epoch)?;
-                if chain.enqueue(segment) {
-                    self.proceed();
+            ToUploader::Put(epoch, segment) => {
+                // What was told to one that has panicked is told to the next one anew.
+                if matches!(self.request, Some(Request::Answered(of)) if of == epoch) {
+                    self.request = Some(Request::Put(epoch, segment));
                 }
             }
-            ToUploader::Answered(epoch, answer) => {
-                let chain = self.chain.as_mut().filter(|chain| chain.epoch == epoch)?;
-                self.request = None;
-                match answer {
-                    Answer::Damaged => {
-                        if let Some(segment) = chain.damaged() {
-                            self.to_spooler.push_back(ToSpooler::Damaged(epoch, segment));
-                        }
-                    }
-                    Answer::Put(put) => match chain.answered(put) {
-                        Some(Step::Archived(segment)) => {
-                            self.archived(segment.end());
-                            self.to_spooler.push_back(ToSpooler::Archived(epoch, segment));
-                        }
-                        Some(Step::Follow { end }) => {
-                            trace.saw("followed");
-                            self.known.met(end);
-                            self.to_spooler.push_back(ToSpooler::Followed(epoch, end));
-                        }
-                        Some(Step::Halt { reason }) => {
-                            self.to_spooler.push_back(ToSpooler::ChainHalted(epoch, reason));
-                        }
-                        None => {}
-                    },
-                }
-                self.proceed();
-            }
+            ToUploader::WriteHead(head) => self.heads.push(head),
         }
         None
     }
-
-    fn archived(&mut self, end: Offset) {
-        self.known.archived(end);
-        self.heads.push(Head { version: Head::VERSION, end, key: None, identity: TopicIdentity("id".into()) });
-    }
-
-    fn proceed(&mut self) {
-        if let Some(chain) = &mut self.chain
-            && let Some(segment) = chain.due()
-        {
-            self.request = Some(Request::Put(chain.epoch, segment));
-        }
-    }
 }
 
-fn protocol() -> Protocol {
-    Protocol::new(Rules { topic_folder: "events".to_owned(), archive: ARCHIVE.to_owned(), sole_member_of: None })
+fn partitions() -> Partitions {
+    Partitions::new(Rules { topic_folder: "events".to_owned(), archive: ARCHIVE.to_owned(), sole_member_of: None })
 }
 
 fn segment(x: Offset, end: Offset, records: &[Offset]) -> SealedSegment {
