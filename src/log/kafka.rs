@@ -39,6 +39,7 @@ mod source_status;
 pub mod topic;
 mod topic_watch;
 mod unanswered;
+mod unowned;
 mod writable;
 
 pub use appender::KafkaAppender;

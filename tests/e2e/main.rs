@@ -13,6 +13,7 @@ mod dead_letters;
 mod dev_script;
 mod hostile;
 mod kafka_clock;
+mod kafka_group;
 mod kafka_reasons;
 mod kafka_topic;
 mod keys;

@@ -27,6 +27,7 @@ use crate::{
         group::Group,
         identity::{commit_metadata, high_watermark, topic_identity},
         reconnect::{Reconnect, a_new_client_is_answered},
+        unowned::{self, Unowned},
     },
     position::{Offset, Partition, TopicIdentity},
 };
@@ -114,14 +115,22 @@ impl OffsetReader {
     pub(super) fn start(
         consumer: Arc<BaseConsumer<Group>>,
         plain: ClientConfig,
+        membership: Membership,
         topic: &str,
         generation: u32,
     ) -> anyhow::Result<Self> {
         let wanted = Arc::new(Wanted::default());
         let (sender, findings) = bounded(16);
         let wanted_too = wanted.clone();
-        let reader =
-            Reader { consumer, plain, topic: topic.to_owned(), generation, wanted: wanted_too, findings: sender };
+        let reader = Reader {
+            consumer,
+            plain,
+            membership,
+            topic: topic.to_owned(),
+            generation,
+            wanted: wanted_too,
+            findings: sender,
+        };
         let thread = std::thread::Builder::new()
             .name("kafka-offsets".to_owned())
             .spawn(move || reader.run())
@@ -162,10 +171,19 @@ impl OffsetReader {
     }
 }
 
+/// How a member joins the group.
+pub(super) struct Membership {
+    pub group: String,
+    pub settings: ClientConfig,
+    /// One that the group does not read.
+    pub other_topic: String,
+}
+
 struct Reader {
     consumer: Arc<BaseConsumer<Group>>,
     /// Of a client without a group.
     plain: ClientConfig,
+    membership: Membership,
     topic: String,
     generation: u32,
     wanted: Arc<Wanted>,
@@ -177,6 +195,7 @@ impl Reader {
         let mut pause = TICK;
         let mut failures = 0;
         let mut reconnect = Reconnect::default();
+        let mut group = Unowned::new(Instant::now());
         while let Some((asked, watched)) = self.next(pause) {
             match self.look_up(&asked, &watched) {
                 Ok(findings) => {
@@ -188,6 +207,7 @@ impl Reader {
                         failures += 1;
                         pause = BACKOFF.pause(failures);
                     }
+                    self.look_at_group(&mut group, &watched, &findings);
                     // An error says that the source has gone.
                     if findings.into_iter().any(|finding| self.findings.send(finding).is_err()) {
                         return;
@@ -210,6 +230,38 @@ impl Reader {
                     }
                 }
             }
+        }
+    }
+
+    /// Has the group divide its partitions anew where nobody reads one.
+    fn look_at_group(&self, group: &mut Unowned, watched: &BTreeSet<Partition>, findings: &[Finding]) {
+        let counted = findings.iter().find_map(|finding| match finding {
+            Finding::Log { partition_count, .. } => Some(*partition_count),
+            _ => None,
+        });
+        let Some(count) = counted.filter(|count| watched.len() < *count && group.is_due(Instant::now())) else {
+            return;
+        };
+        let Membership { group: name, settings, other_topic } = &self.membership;
+        let unowned = match unowned::ask(&self.consumer, name, &self.topic, count) {
+            Ok(unowned) => group.found(unowned),
+            // Brokers that are away are reported by the lookups.
+            Err(error) => return tracing::debug!(group = name, %error, "the group cannot be asked who reads what"),
+        };
+        if unowned.is_empty() {
+            return;
+        }
+        let partitions: Vec<i32> = unowned.iter().map(|partition| partition.0).collect();
+        tracing::warn!(
+            group = name,
+            topic = self.topic,
+            ?partitions,
+            "nobody in the group reads these partitions, as after a worker that died while they changed hands; a member joins for a moment, so that the group divides them anew"
+        );
+        let (settings, topic, other_topic) = (settings.clone(), self.topic.clone(), other_topic.clone());
+        let join = move || unowned::rejoin(&settings, &topic, &other_topic);
+        if let Err(error) = std::thread::Builder::new().name("kafka-rejoin".to_owned()).spawn(join) {
+            tracing::warn!(%error, "no thread to join the group on");
         }
     }
 

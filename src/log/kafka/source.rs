@@ -48,7 +48,7 @@ use crate::{
             commits::Committer,
             empty_ends::EmptyEnds,
             group::{Change, Group},
-            offsets::{Finding, LogRange, OffsetReader, PartitionOffsets},
+            offsets::{Finding, LogRange, Membership, OffsetReader, PartitionOffsets},
             ownership::Ownership,
             partitions::{Partitions, Starved},
             settings,
@@ -98,7 +98,13 @@ pub fn spawn(
         .with_context(|| format!("queue.kafka: no consumer can be made for the {} group", sink.as_str()))?;
     consumer.subscribe(&[&topic]).with_context(|| format!("cannot subscribe to topic {topic}"))?;
     let consumer = Arc::new(consumer);
-    let offsets = OffsetReader::start(consumer.clone(), settings::client(&now), &topic, now.queue.generation)?;
+    let membership = Membership {
+        group: settings::group(&now, sink),
+        settings: settings.clone(),
+        other_topic: settings::dead_letter_topic(&now),
+    };
+    let (plain, generation) = (settings::client(&now), now.queue.generation);
+    let offsets = OffsetReader::start(consumer.clone(), plain, membership, &topic, generation)?;
     let topic_watch = topic_watches.share(&now)?;
     let committer = Committer::start(consumer.clone())?;
     let (commands, receiver) = unbounded();
