@@ -108,9 +108,7 @@ fn a_stop_whose_last_positions_are_not_committed_says_so_and_ends_with_1() {
     let mut daemon = on_kafka_alone(&services, "uncommitted").set("spool.max_age", "1h").start();
     let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
     ledger.post(&daemon.events_url(), 100, 1, PATIENCE);
-    eventually("both sinks have read all", PATIENCE, || {
-        (daemon.metric("ingestd_events_consumed_total")? >= 200.0).then_some(())
-    });
+    daemon.wait_read(100);
     {
         let kafka = services.kafka.process();
         let _frozen = kafka.freeze();
@@ -122,9 +120,7 @@ fn a_stop_whose_last_positions_are_not_committed_says_so_and_ends_with_1() {
     daemon.restart();
     oracle.settle_archive(PATIENCE);
     ledger.post(&daemon.events_url(), 100, 1, PATIENCE);
-    eventually("both sinks have read on", PATIENCE, || {
-        (daemon.metric("ingestd_events_consumed_total")? >= 200.0).then_some(())
-    });
+    daemon.wait_read(100);
     daemon.terminate();
     oracle.settle_archive(PATIENCE);
 }

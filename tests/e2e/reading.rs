@@ -40,13 +40,6 @@ fn post(daemon: &Daemon, event: &str) -> u16 {
     daemon.post(None, event.as_bytes()).status
 }
 
-/// Waits until both sinks have read this many events since the daemon's start, so that a stop carries them on.
-fn both_sinks_have_read(daemon: &Daemon, events: usize) {
-    eventually("both sinks have read all", PATIENCE, || {
-        (daemon.metric("ingestd_events_consumed_total")? >= 2.0 * events as f64).then_some(())
-    });
-}
-
 fn verified(daemon: &Daemon) -> Value {
     let report = daemon.run(&["archive", "verify", "--json"]);
     assert!(report.status.success(), "{report:?}");
@@ -63,7 +56,7 @@ fn what_not_every_reader_takes_is_refused_or_stands_as_raw_and_an_object_of_an_o
         assert_eq!(post(&daemon, event), 200);
     }
     let after = Utc::now();
-    both_sinks_have_read(&daemon, UNREADABLE.len());
+    daemon.wait_read(UNREADABLE.len());
     // Another writer was faster: commit da1f0d3, which let all JSON stand as events.
     let lines: String = (0..)
         .zip(UNREADABLE)
@@ -97,7 +90,7 @@ fn what_not_every_reader_takes_is_refused_or_stands_as_raw_and_an_object_of_an_o
     // It goes on behind it, by its own rule; the door has changed its mind.
     daemon.restart();
     assert_eq!(post(&daemon, UNREADABLE[0].0), 200);
-    both_sinks_have_read(&daemon, 1);
+    daemon.wait_read(1);
     daemon.terminate();
     let report = verified(&daemon);
     assert_eq!(

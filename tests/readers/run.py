@@ -143,7 +143,10 @@ def post(url, event, daemon):
             with urllib.request.urlopen(request, timeout=PATIENCE):
                 return
         except urllib.error.HTTPError as refused:
-            sys.exit(f"refused: {refused.read().decode()}: {event[:80]}")
+            # While it starts, a daemon listens and says 503.
+            if refused.code != 503 or time.monotonic() > deadline:
+                sys.exit(f"refused: {refused.read().decode()}: {event[:80]}")
+            time.sleep(0.05)
         except urllib.error.URLError as away:
             if daemon.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"the daemon cannot be reached: {away}")

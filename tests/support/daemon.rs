@@ -323,6 +323,16 @@ impl Daemon {
         sum(&self.client.get(&self.admin_url("/metrics")).ok()?.body, name, label)
     }
 
+    /// Waits until each sink has read so many records since the daemon's start, so that a stop carries them on.
+    #[track_caller]
+    pub fn wait_read(&self, records: usize) {
+        let read = |sink: &str| self.try_metric("ingestd_events_consumed_total", &format!("sink={sink:?}"));
+        eventually("both sinks have read all", PATIENCE, || {
+            let all = |sink| read(sink).is_some_and(|read| read >= records as f64);
+            (all("archive") && all("aggregate")).then_some(())
+        });
+    }
+
     pub fn signal(&self, name: &str) {
         self.process.signal(name);
     }
