@@ -1,5 +1,4 @@
-//! Every key there is, what kind of value it takes, and the range of it that makes sense by itself. Rules between keys
-//! are in `validate`.
+//! What a key is, and what a dotted path means. The keys are declared in `sections`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::Config;
+use super::{Config, sections::SECTIONS};
 
 /// What a key's value is; it decides how text (`--set`, the environment) is read.
 #[derive(Debug, Clone, Copy)]
@@ -26,97 +25,55 @@ pub(super) enum Kind {
     OneOf(&'static [&'static str]),
     /// Of strings; as text also `a,b`.
     List,
-    /// A table of names that are not ours (they may contain dots) and strings.
-    Options,
+    /// A table of names that are not ours (they may contain dots) and strings; `config.toml` has these as examples.
+    Options(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
     /// `[[aggregate]]`.
     Aggregates,
 }
 
-const KIB: u64 = 1024;
-const MIB: u64 = 1024 * KIB;
-const GIB: u64 = 1024 * MIB;
-const PIB: u64 = 1024 * 1024 * GIB;
+/// When a changed value is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// At a reload: it is read at each use.
+    Live,
+    /// So with the embedded queue; on Kafka, librdkafka's `message.max.bytes` and `message.timeout.ms` follow from it when the
+    /// producer is made.
+    LiveWithoutKafka,
+    /// After a restart.
+    Restart,
+}
 
-const ZERO: Duration = Duration::ZERO;
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
-const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
+/// A declared key.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub change: Change,
+    /// What `config.toml` says of it, and of the keys below it that say nothing.
+    #[cfg(test)]
+    pub about: &'static [&'static str],
+}
 
-/// MongoDB's limit of `expireAfterSeconds` is 2³¹ − 1 seconds; ten years stay far below.
-const LONGEST_TTL: Duration = TEN_YEARS;
+/// A declared section.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Section {
+    /// Its name and a dot; nothing for the keys outside of sections.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))]
+    pub prefix: &'static str,
+    pub keys: &'static [Key],
+    #[cfg(test)]
+    pub about: &'static [&'static str],
+}
+
+pub(super) fn keys() -> impl Iterator<Item = &'static Key> + Clone {
+    SECTIONS.iter().flat_map(|section| section.keys)
+}
 
 /// The longest pause between two starts of an actor.
 pub const LONGEST_RESTART: Duration = Duration::from_secs(30);
 
-pub(super) const WINDOW: Kind = Kind::Duration(SECOND, Duration::from_secs(366 * 24 * 3600));
-
-pub(super) const KEYS: &[(&str, Kind)] = &[
-    ("roles", Kind::List),
-    ("data.dir", Kind::Text),
-    ("http.listen", Kind::Text),
-    ("http.max_body", Kind::Size(1, GIB)),
-    // A record is one message of Kafka (`message.max.bytes` ends at 10⁹) and one value of SQLite.
-    ("http.max_event", Kind::Size(1, 256 * MIB)),
-    ("http.max_events", Kind::Integer(1, 10_000_000)),
-    ("http.request_timeout", Kind::Duration(Duration::from_millis(100), HOUR)),
-    ("http.max_in_flight", Kind::Size(1, PIB)),
-    ("admin.listen", Kind::Text),
-    ("event.type_field", Kind::Text),
-    ("event.id_field", Kind::Text),
-    ("event.time_field", Kind::Text),
-    ("event.client_field", Kind::Text),
-    ("event.key_field", Kind::Text),
-    ("event.on_unreadable", Kind::OneOf(&["reject", "accept"])),
-    ("queue.kind", Kind::OneOf(&["embedded", "kafka"])),
-    ("queue.on_unavailable", Kind::OneOf(&["reject", "buffer"])),
-    ("queue.topic", Kind::Text),
-    ("queue.generation", Kind::Integer(0, u32::MAX as i64)),
-    ("queue.embedded.quota", Kind::Size(1, PIB)),
-    ("queue.embedded.retention", Kind::Duration(ZERO, TEN_YEARS)),
-    ("queue.kafka.brokers", Kind::Text),
-    ("queue.kafka.group", Kind::Text),
-    ("queue.kafka.create_topic", Kind::Flag),
-    ("queue.kafka.partitions", Kind::Integer(1, 100_000)),
-    // Kafka's field is an int16.
-    ("queue.kafka.replication", Kind::Integer(1, i16::MAX as i64)),
-    ("queue.kafka.properties", Kind::Options),
-    ("batch.max_records", Kind::Integer(1, 10_000_000)),
-    ("batch.max_bytes", Kind::Size(1, GIB)),
-    ("batch.max_wait", Kind::Duration(MS, MINUTE)),
-    ("spool.max_bytes", Kind::Size(1, 4 * GIB)),
-    ("spool.max_records", Kind::Integer(1, i64::MAX)),
-    ("spool.max_age", Kind::Duration(MS, DAY)),
-    ("spool.quota", Kind::Size(1, PIB)),
-    ("upload.max_parallel", Kind::Integer(1, 1024)),
-    ("upload.max_in_flight", Kind::Size(1, PIB)),
-    ("upload.timeout", Kind::Duration(Duration::from_millis(100), HOUR)),
-    ("upload.backoff", Kind::Duration(MS, MINUTE)),
-    ("upload.max_backoff", Kind::Duration(MS, HOUR)),
-    ("archive.url", Kind::Text),
-    ("archive.options", Kind::Options),
-    ("archive.on_gap", Kind::OneOf(&["halt", "skip"])),
-    ("store.kind", Kind::OneOf(&["embedded", "mongodb", "none"])),
-    ("store.url", Kind::Text),
-    ("store.database", Kind::Text),
-    ("store.events", Kind::Flag),
-    ("store.events_ttl", Kind::Duration(SECOND, LONGEST_TTL)),
-    ("aggregator.flush_interval", Kind::Duration(MS, HOUR)),
-    ("aggregator.flush_buckets", Kind::Integer(1, 10_000_000)),
-    ("aggregator.timeout", Kind::Duration(Duration::from_millis(100), HOUR)),
-    ("aggregate", Kind::Aggregates),
-    ("disk.max_used_percent", Kind::Percent),
-    ("disk.resume_percent", Kind::Percent),
-    ("disk.check_interval", Kind::Duration(MS, HOUR)),
-    ("supervision.max_restarts", Kind::Integer(0, 1_000_000)),
-    ("supervision.window", Kind::Duration(MS, DAY)),
-    ("supervision.backoff", Kind::Duration(MS, LONGEST_RESTART)),
-    ("shutdown.timeout", Kind::Duration(Duration::from_millis(100), HOUR)),
-    ("logging.level", Kind::Text),
-    ("logging.format", Kind::OneOf(&["text", "json"])),
-];
+/// Of an aggregate.
+pub(super) const WINDOW: Kind = Kind::Duration(Duration::from_secs(1), Duration::from_secs(366 * 24 * 3600));
 
 /// The two tables whose names are not ours.
 pub const ARCHIVE_OPTIONS: &str = "archive.options";
@@ -135,15 +92,15 @@ pub(super) enum Meaning<'a> {
 }
 
 pub(super) fn meaning(path: &str) -> Meaning<'_> {
-    if let Some((_, kind)) = KEYS.iter().find(|(key, _)| *key == path) {
-        return Meaning::Key(*kind);
+    if let Some(key) = keys().find(|key| key.name == path) {
+        return Meaning::Key(key.kind);
     }
     for table in [ARCHIVE_OPTIONS, KAFKA_PROPERTIES] {
         if let Some(name) = below(path, table).filter(|name| !name.is_empty()) {
             return Meaning::Option { table, name };
         }
     }
-    match KEYS.iter().any(|(key, _)| below(key, path).is_some()) {
+    match keys().any(|key| below(key.name, path).is_some()) {
         true => Meaning::Section,
         false => Meaning::Unknown,
     }
@@ -156,7 +113,7 @@ pub(super) fn below<'a>(path: &'a str, section: &str) -> Option<&'a str> {
 
 /// Why an unknown key is refused, with the nearest known one, or what its section knows.
 pub(super) fn unknown(path: &str) -> String {
-    let keys = KEYS.iter().map(|(key, _)| *key).chain(["store.url_file"]);
+    let keys = keys().map(|key| key.name).chain(["store.url_file"]);
     if let Some(key) = nearest(path, keys.clone()) {
         return format!("unknown key; did you mean {key}?");
     }
@@ -221,7 +178,7 @@ mod tests {
     #[test]
     fn the_keys_are_those_of_the_configuration() {
         let flat = flatten(&Config::default());
-        let mut known: Vec<&str> = KEYS.iter().map(|(key, _)| *key).collect();
+        let mut known: Vec<&str> = keys().map(|key| key.name).collect();
         known.retain(|key| ![ARCHIVE_OPTIONS, KAFKA_PROPERTIES].contains(key));
         known.sort_unstable();
         assert_eq!(flat.keys().map(String::as_str).collect::<Vec<_>>(), known);

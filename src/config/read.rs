@@ -19,7 +19,7 @@ pub(super) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::List if !text.trim_start().starts_with('[') => toml::Value::String(text.to_owned()),
         Kind::List => toml_value(text).ok_or(LIST)?,
         Kind::Aggregates => toml_value(text).ok_or(AGGREGATES)?,
-        Kind::Options => return Err(OPTIONS.to_owned()),
+        Kind::Options(_) => return Err(OPTIONS.to_owned()),
     };
     from_toml(kind, &value)
 }
@@ -61,7 +61,7 @@ pub(super) fn from_toml(kind: Kind, value: &toml::Value) -> Result<Value, String
         },
         Kind::List => list(value),
         Kind::Aggregates => aggregates(value),
-        Kind::Options => Err(OPTIONS.to_owned()),
+        Kind::Options(_) => Err(OPTIONS.to_owned()),
     }
 }
 

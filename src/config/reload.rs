@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     Config, ConfigError, ConfigErrors, QueueKind,
-    keys::flatten,
+    keys::{Change, flatten, keys},
     validate::{Origins, Rules, validate},
 };
 
@@ -18,32 +18,13 @@ pub struct Diff {
     pub needs_restart: Vec<String>,
 }
 
-/// Read at each use. A name that ends in a dot stands for the section.
-const LIVE: &[&str] = &[
-    "http.max_body",
-    "http.max_event",
-    "http.max_events",
-    "http.request_timeout",
-    "http.max_in_flight",
-    "batch.",
-    "spool.",
-    "upload.backoff",
-    "upload.max_backoff",
-    "archive.on_gap",
-    "aggregator.flush_interval",
-    "aggregator.flush_buckets",
-    "queue.embedded.",
-    "shutdown.timeout",
-    "disk.",
-    "logging.level",
-];
-
-/// On Kafka, librdkafka's `message.max.bytes` and `message.timeout.ms` follow from these when the producer is made.
-const RESTART_ON_KAFKA: &[&str] = &["http.max_event", "http.request_timeout"];
-
 fn is_live(key: &str, config: &Config) -> bool {
-    let listed = LIVE.iter().any(|live| key == *live || live.ends_with('.') && key.starts_with(live));
-    listed && !(config.queue.kind == QueueKind::Kafka && RESTART_ON_KAFKA.contains(&key))
+    // Names below a table are no keys; they all need a restart.
+    match keys().find(|known| known.name == key).map(|known| known.change) {
+        Some(Change::Live) => true,
+        Some(Change::LiveWithoutKafka) => config.queue.kind != QueueKind::Kafka,
+        Some(Change::Restart) | None => false,
+    }
 }
 
 /// Compares the configuration in force with a new one.
@@ -122,40 +103,5 @@ mod tests {
         new.upload.max_in_flight = ByteSize(64 << 20);
         let errors = apply(&old, &new, &[]).unwrap_err();
         assert!(errors.to_string().contains("upload.max_in_flight"), "{errors}");
-    }
-
-    /// A comment is that of the keys below it, up to the next; one above a section's head is that of the section.
-    #[test]
-    fn config_toml_marks_the_live_keys() {
-        let (mut section, mut section_is_live, mut comment) = (String::new(), false, String::new());
-        let (mut after_key, mut seen) = (false, 0);
-        for line in include_str!("../../config.toml").lines() {
-            if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-                (section, section_is_live) = (name.to_owned(), comment.contains("Live"));
-                comment.clear();
-            } else if let Some((name, _)) = line.strip_prefix('#').and_then(|rest| rest.split_once(" = "))
-                && !name.starts_with(' ')
-                && !section.is_empty()
-            {
-                let key = format!("{section}.{name}");
-                let marked = section_is_live || comment.contains("Live");
-                assert_eq!(marked, is_live(&key, &Config::default()), "{key}: {comment}");
-                (after_key, seen) = (true, seen + 1);
-            } else {
-                if std::mem::take(&mut after_key) {
-                    comment.clear();
-                }
-                comment.push_str(line);
-            }
-        }
-        assert!(seen > 40, "{seen} keys");
-    }
-
-    #[test]
-    fn every_live_key_exists() {
-        let flat = flatten(&Config::default());
-        for live in LIVE.iter().chain(RESTART_ON_KAFKA) {
-            assert!(flat.keys().any(|key| key == live || live.ends_with('.') && key.starts_with(live)), "{live}");
-        }
     }
 }

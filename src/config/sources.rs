@@ -178,7 +178,7 @@ impl Layer {
             let path = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };
             match (keys::meaning(&path), value) {
                 (Meaning::Section, toml::Value::Table(table))
-                | (Meaning::Key(keys::Kind::Options), toml::Value::Table(table)) => self.walk(origin, &path, table),
+                | (Meaning::Key(keys::Kind::Options(_)), toml::Value::Table(table)) => self.walk(origin, &path, table),
                 (Meaning::Section, _) => self.error(origin, &path, None, "is a section: write it as a table"),
                 // Dotted keys, which TOML reads as tables.
                 (Meaning::Option { .. }, toml::Value::Table(table)) => self.walk(origin, &path, table),

@@ -1,0 +1,446 @@
+//! Every key, declared once: what `config.toml` says of it, its type, its default, what values it takes by itself (rules
+//! between keys are in `validate`), and whether a reload changes it. [`SECTIONS`] has them all; `config.toml` is written from
+//! them.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    AggregateConfig, ByteSize, default_aggregates, duration,
+    keys::{Change, Key, Kind, LONGEST_RESTART, Section},
+};
+use Change::{Live, LiveWithoutKafka, Restart};
+use Kind::{Aggregates, Flag, Integer, List, OneOf, Options, Percent, Size, Text};
+
+/// A word that a key takes, by the name of its variant in small letters.
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$each:meta])* $variant:ident = $word:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$each])* #[serde(rename = $word)] $variant),*
+        }
+
+        impl $name {
+            const WORDS: &[&str] = &[$($word),*];
+        }
+    };
+}
+
+/// A section: its name with a dot, its keys (type, default, kind, what a reload does), and the sections below it.
+macro_rules! section {
+    (
+        $prefix:literal
+        $(#[doc = $about:literal])*
+        $name:ident {
+            $(
+                $(#[doc = $doc:literal])*
+                $(#[serde($with:meta)])?
+                $key:ident: $type:ty = $default:expr, $kind:expr, $change:expr;
+            )*
+            $(+ $below:ident: $section:ident;)*
+        }
+    ) => {
+        $(#[doc = $about])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            $(
+                $(#[doc = $doc])*
+                $(#[serde($with)])?
+                pub $key: $type,
+            )*
+            $(pub $below: $section,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($key: $default,)* $($below: $section::default(),)* }
+            }
+        }
+
+        impl $name {
+            pub(super) const SECTION: Section = Section {
+                prefix: $prefix,
+                #[cfg(test)]
+                about: &[$($about),*],
+                keys: &[$(Key {
+                    name: concat!($prefix, stringify!($key)),
+                    kind: $kind,
+                    change: $change,
+                    #[cfg(test)]
+                    about: &[$($doc),*],
+                }),*],
+            };
+        }
+    };
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+const PIB: u64 = 1024 * 1024 * GIB;
+
+const MS: Duration = Duration::from_millis(1);
+const ATTEMPT: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
+
+/// MongoDB's limit of `expireAfterSeconds` is 2³¹ − 1 seconds; ten years stay far below.
+const LONGEST_TTL: Duration = TEN_YEARS;
+/// A record is one message of Kafka (`message.max.bytes` ends at 10⁹) and one value of SQLite.
+const LARGEST_EVENT: u64 = 256 * MIB;
+/// Kafka's field is an int16.
+const MOST_REPLICAS: i64 = i16::MAX as i64;
+
+pub(super) const SECTIONS: &[Section] = &[
+    Config::SECTION,
+    DataConfig::SECTION,
+    HttpConfig::SECTION,
+    AdminConfig::SECTION,
+    EventConfig::SECTION,
+    QueueConfig::SECTION,
+    EmbeddedQueueConfig::SECTION,
+    KafkaConfig::SECTION,
+    BatchConfig::SECTION,
+    SpoolConfig::SECTION,
+    UploadConfig::SECTION,
+    ArchiveConfig::SECTION,
+    StoreConfig::SECTION,
+    AggregatorConfig::SECTION,
+    DiskConfig::SECTION,
+    SupervisionConfig::SECTION,
+    ShutdownConfig::SECTION,
+    LoggingConfig::SECTION,
+];
+
+section! {
+    ""
+    Config {
+        /// What this process runs: "all", or some of the groups "ingest", "archive", "aggregate", "worker" (archive and
+        /// aggregate), or of the actors "ingestor", "producer", "consumer", "spooler", "uploader", "aggregator", "watchdog".
+        /// The embedded queue needs all in one process. Command line: --roles ingest
+        roles: Vec<String> = vec!["all".to_owned()], List, Restart;
+        /// What is counted, by windows of the events' own time. Any [[aggregate]] replaces this one, whose fields follow
+        /// event.client_field and event.type_field. One aggregate's definition must not change: give a changed one a new name.
+        aggregate: Vec<AggregateConfig> = default_aggregates(&EventConfig::default()), Aggregates, Restart;
+        + data: DataConfig;
+        + http: HttpConfig;
+        + admin: AdminConfig;
+        + event: EventConfig;
+        + queue: QueueConfig;
+        + batch: BatchConfig;
+        + spool: SpoolConfig;
+        + upload: UploadConfig;
+        + archive: ArchiveConfig;
+        + store: StoreConfig;
+        + aggregator: AggregatorConfig;
+        + disk: DiskConfig;
+        + supervision: SupervisionConfig;
+        + shutdown: ShutdownConfig;
+        + logging: LoggingConfig;
+    }
+}
+
+section! {
+    "data."
+    DataConfig {
+        /// Below it live the spool, the embedded log and store, and the local archive. One process has it at a time.
+        dir: PathBuf = PathBuf::from("data"), Text, Restart;
+    }
+}
+
+section! {
+    "http."
+    HttpConfig {
+        /// The public side: POST /v1/events and GET /health. A name is bound at all of its addresses.
+        listen: String = "127.0.0.1:8080".to_owned(), Text, Restart;
+        /// Largest request.
+        max_body: ByteSize = ByteSize(16 * MIB), Size(1, GIB), Live;
+        /// Largest event. A Kafka topic that is created gets room for it (and 64 KiB), an existing one must have it: up to
+        /// 960KiB the brokers' default does.
+        max_event: ByteSize = ByteSize(960 * KIB), Size(1, LARGEST_EVENT), LiveWithoutKafka;
+        /// Events in a request.
+        max_events: usize = 10_000, Integer(1, 10_000_000), Live;
+        /// After it a request is answered, whatever the state of the queue; after 3s, when Kafka is known to take nothing. On
+        /// Kafka the delivery timeout is below it.
+        #[serde(with = "duration")]
+        request_timeout: Duration = Duration::from_secs(10), Kind::Duration(ATTEMPT, HOUR), LiveWithoutKafka;
+        /// Bytes of all requests that are being handled, with some 300 for each event and its place in the answer; beyond it
+        /// clients hear 429. At least max_body, and it should be above 300 times max_events as well.
+        max_in_flight: ByteSize = ByteSize(64 * MIB), Size(1, PIB), Live;
+    }
+}
+
+section! {
+    "admin."
+    AdminConfig {
+        /// The operators' side: health, metrics, status, reload, queries, dead letters. Without authentication: keep it private.
+        listen: String = "127.0.0.1:9600".to_owned(), Text, Restart;
+    }
+}
+
+section! {
+    "event."
+    /// The fields at the top of an event that are read.
+    EventConfig {
+        type_field: String = "type".to_owned(), Text, Restart;
+        id_field: String = "event_id".to_owned(), Text, Restart;
+        time_field: String = "timestamp".to_owned(), Text, Restart;
+        client_field: String = "client_id".to_owned(), Text, Restart;
+        /// Its value is the key of the log record, which decides the partition. Empty: client_field.
+        key_field: String = String::new(), Text, Restart;
+        /// Events that not every reader of JSON can read (RFC 7493: a name twice in one object, half of a surrogate pair, a
+        /// number beyond a double's range; numbers of more than 1,000 characters, names of more than 50,000 bytes): "reject"
+        /// them as invalid_json, or "accept" them: counted as any other, and "raw" in the archive (docs/reading.md).
+        on_unreadable: OnUnreadable = OnUnreadable::Reject, OneOf(OnUnreadable::WORDS), Restart;
+    }
+}
+
+choice! {
+    /// What the ingestor does with an event that not every reader of JSON can read.
+    OnUnreadable {
+        /// It is refused as `invalid_json`.
+        Reject = "reject",
+        /// It is taken and counted as any other, and stands as `"raw"` in the archive.
+        Accept = "accept",
+    }
+}
+
+section! {
+    "queue."
+    QueueConfig {
+        /// "embedded" (a log in data.dir) or "kafka".
+        kind: QueueKind = QueueKind::Embedded, OneOf(QueueKind::WORDS), Restart;
+        /// What happens to events while Kafka is away: "reject" them with 503, or "buffer" them in data.dir, up to
+        /// queue.embedded.quota: accepted when they are on the disk, and forwarded in their order when Kafka is back. Away is
+        /// also a topic of which one partition takes no writes.
+        on_unavailable: OnUnavailable = OnUnavailable::Reject, OneOf(OnUnavailable::WORDS), Restart;
+        /// The topic; dead letters go to <topic>.dlq. Part of the archive's paths.
+        topic: String = "events".to_owned(), Text, Restart;
+        /// Raise it when the topic was deleted and made anew: the archive's paths and the buckets start afresh.
+        generation: u32 = 0, Integer(0, u32::MAX as i64), Restart;
+        + embedded: EmbeddedQueueConfig;
+        + kafka: KafkaConfig;
+    }
+}
+
+choice! {
+    /// Where the log is.
+    QueueKind { Embedded = "embedded", Kafka = "kafka" }
+}
+
+choice! {
+    /// What happens to events while Kafka is away.
+    OnUnavailable {
+        /// They are refused with 503.
+        Reject = "reject",
+        /// They are made durable in `data.dir`, and forwarded when Kafka is back.
+        Buffer = "buffer",
+    }
+}
+
+section! {
+    "queue.embedded."
+    EmbeddedQueueConfig {
+        /// At this size events are refused with 503, and the process is unready, until a tenth of it is free again. The buffer
+        /// in front of Kafka has the same.
+        quota: ByteSize = ByteSize(8 * GIB), Size(1, PIB), Live;
+        /// How long records stay that all sinks have.
+        #[serde(with = "duration")]
+        retention: Duration = Duration::ZERO, Kind::Duration(Duration::ZERO, TEN_YEARS), Live;
+    }
+}
+
+section! {
+    "queue.kafka."
+    KafkaConfig {
+        /// HOST:PORT, several separated by commas. Needed for kind = "kafka".
+        brokers: String = String::new(), Text, Restart;
+        /// The consumer groups are <group>-archive and <group>-aggregate; dead letters are read and replayed as <group>-dlq.
+        group: String = "ingestd".to_owned(), Text, Restart;
+        /// Create the topic, and that of the dead letters, when they are missing: with so many partitions and replicas. A topic
+        /// that exists with fewer replicas, or other partitions, is taken and named. Brokers never create one for this daemon.
+        create_topic: bool = true, Flag, Restart;
+        partitions: i32 = 4, Integer(1, 100_000), Restart;
+        replication: i32 = 1, Integer(1, MOST_REPLICAS), Restart;
+        /// Any librdkafka setting, but for those that would break a promise (they are refused by name). Values are strings;
+        /// numbers and booleans are taken as such. In the environment underscores stand for dots:
+        /// INGESTD__QUEUE__KAFKA__PROPERTIES__SASL_PASSWORD is sasl.password, …__SASL_PASSWORD_FILE is sasl.password_file.
+        properties: BTreeMap<String, String> = BTreeMap::new(), Options(&[
+            r#""security.protocol" = "SASL_SSL""#,
+            r#""sasl.mechanism" = "SCRAM-SHA-512""#,
+            r#""sasl.username" = "ingestd""#,
+            r#""sasl.password_file" = "/run/secrets/kafka-password""#,
+        ]), Restart;
+    }
+}
+
+section! {
+    "batch."
+    /// What a consumer hands on at once: whichever bound is met first.
+    BatchConfig {
+        max_records: usize = 1000, Integer(1, 10_000_000), Live;
+        max_bytes: ByteSize = ByteSize(4 * MIB), Size(1, GIB), Live;
+        #[serde(with = "duration")]
+        max_wait: Duration = Duration::from_millis(200), Kind::Duration(MS, MINUTE), Live;
+    }
+}
+
+section! {
+    "spool."
+    /// The segments on disk that become the archive's objects: sealed at whichever bound is met first.
+    SpoolConfig {
+        /// Compressed; at most upload.max_in_flight.
+        max_bytes: ByteSize = ByteSize(16 * MIB), Size(1, 4 * GIB), Live;
+        max_records: u64 = 1_000_000, Integer(1, i64::MAX), Live;
+        #[serde(with = "duration")]
+        max_age: Duration = MINUTE, Kind::Duration(MS, DAY), Live;
+        /// Of all segments that wait; beyond it fetching for the archive pauses.
+        quota: ByteSize = ByteSize(8 * GIB), Size(1, PIB), Live;
+    }
+}
+
+section! {
+    "upload."
+    UploadConfig {
+        /// Partitions that upload at the same time at most (one at first, one more with each answer of the store, one again when
+        /// it does not answer), and the bytes of their segments in memory (the archive below data.dir takes their files as they
+        /// are).
+        max_parallel: usize = 4, Integer(1, 1024), Restart;
+        max_in_flight: ByteSize = ByteSize(32 * MIB), Size(1, PIB), Restart;
+        /// One attempt; a store that does not answer by then is tried again.
+        #[serde(with = "duration")]
+        timeout: Duration = MINUTE, Kind::Duration(ATTEMPT, HOUR), Restart;
+        /// The first pause after a failed attempt, and the longest: doubled each time, with jitter of ±20 %.
+        #[serde(with = "duration")]
+        backoff: Duration = Duration::from_millis(200), Kind::Duration(MS, MINUTE), Live;
+        #[serde(with = "duration")]
+        max_backoff: Duration = Duration::from_secs(15), Kind::Duration(MS, HOUR), Live;
+    }
+}
+
+section! {
+    "archive."
+    ArchiveConfig {
+        /// "file:" (archive/ below data.dir), "file:///absolute/path", "s3://bucket/prefix", "gs://bucket/prefix",
+        /// "az://container/prefix", or "none". Keys begin with the prefix as it is typed. Several workers need a store that all
+        /// share, not a folder.
+        url: String = "file:".to_owned(), Text, Restart;
+        /// What to do where the log has lost records before they were archived: "halt" that partition until `ingestd archive
+        /// skip` or this says that they may be left (a reload suffices), or "skip" them.
+        on_gap: OnGap = OnGap::Halt, OneOf(OnGap::WORDS), Live;
+        /// As the object_store library names them; S3: endpoint, region, access_key_id, secret_access_key, session_token,
+        /// virtual_hosted_style_request, checksum_algorithm (sha256, crc64nvme or none) …; GCS: base_url, service_account,
+        /// application_credentials …; Azure: endpoint, account_name, account_key …; all: allow_http (implied by an endpoint or
+        /// base_url of http://), allow_invalid_certificates, connect_timeout, timeout, proxy_url.
+        /// What is empty is not set. Secrets are also taken from the environment under the clouds' own names (AWS_ACCESS_KEY_ID
+        /// …), and here as INGESTD__ARCHIVE__OPTIONS__SECRET_ACCESS_KEY. What is said here wins, whole: the environment's
+        /// endpoints are not asked where one is named here, and its tokens and roles do not go with keys that are named here.
+        options: BTreeMap<String, String> = BTreeMap::new(), Options(&[
+            r#"endpoint = "http://127.0.0.1:8333""#,
+            r#"region = "us-east-1""#,
+            r#"access_key_id = "ingestd""#,
+            r#"secret_access_key_file = "/run/secrets/s3-secret""#,
+        ]), Restart;
+    }
+}
+
+choice! {
+    /// What the archive does at a gap.
+    OnGap { Halt = "halt", Skip = "skip" }
+}
+
+section! {
+    "store."
+    /// Where the aggregates are kept.
+    StoreConfig {
+        /// "embedded" (a file in data.dir), "mongodb", or "none" (no aggregates).
+        kind: StoreKind = StoreKind::Embedded, OneOf(StoreKind::WORDS), Restart;
+        /// mongodb://user:password@host:27017/?authSource=admin. Options that weaken the write concern are refused. In a file of
+        /// its own: url_file = "/run/secrets/mongodb-url"
+        url: String = String::new(), Text, Restart;
+        /// Empty: the one that the URL names, unless that is admin, local or config; else "ingestd". Where "ingestd" holds
+        /// aggregates already and the URL's does not, "ingestd" stays in use.
+        database: String = String::new(), Text, Restart;
+        /// Keep each parsed event as a document, too, for so long. Turned off, those that are kept go at their time all the same.
+        events: bool = false, Flag, Restart;
+        #[serde(with = "duration")]
+        events_ttl: Duration = Duration::from_secs(30 * 24 * 3600), Kind::Duration(SECOND, LONGEST_TTL), Restart;
+    }
+}
+
+choice! {
+    /// Where the aggregates are kept.
+    StoreKind { Embedded = "embedded", Mongodb = "mongodb", None = "none" }
+}
+
+section! {
+    "aggregator."
+    /// When counts are written.
+    AggregatorConfig {
+        /// Whichever bound is met first: the time, or so many buckets that were touched.
+        #[serde(with = "duration")]
+        flush_interval: Duration = SECOND, Kind::Duration(MS, HOUR), Live;
+        flush_buckets: usize = 10_000, Integer(1, 10_000_000), Live;
+        /// One attempt; a store that does not answer by then is tried again.
+        #[serde(with = "duration")]
+        timeout: Duration = Duration::from_secs(30), Kind::Duration(ATTEMPT, HOUR), Restart;
+    }
+}
+
+section! {
+    "disk."
+    /// Of the file system that holds data.dir, as df prints it. Above max_used_percent, or with fewer than 64 free inodes, events
+    /// are refused with 503 and fetching pauses; below resume_percent, and with 128 inodes, both go on.
+    DiskConfig {
+        max_used_percent: f64 = 70.0, Percent, Live;
+        resume_percent: f64 = 65.0, Percent, Live;
+        #[serde(with = "duration")]
+        check_interval: Duration = SECOND, Kind::Duration(MS, HOUR), Live;
+    }
+}
+
+section! {
+    "supervision."
+    /// An actor that fails is built anew, after a pause that doubles; one that fails more often than this within the window
+    /// ends the process.
+    SupervisionConfig {
+        max_restarts: u32 = 5, Integer(0, 1_000_000), Restart;
+        #[serde(with = "duration")]
+        window: Duration = MINUTE, Kind::Duration(MS, DAY), Restart;
+        #[serde(with = "duration")]
+        backoff: Duration = Duration::from_millis(200), Kind::Duration(MS, LONGEST_RESTART), Restart;
+    }
+}
+
+section! {
+    "shutdown."
+    ShutdownConfig {
+        /// For a stop in order; past it the process names what is stuck and exits with 4.
+        #[serde(with = "duration")]
+        timeout: Duration = Duration::from_secs(30), Kind::Duration(ATTEMPT, HOUR), Live;
+    }
+}
+
+section! {
+    "logging."
+    LoggingConfig {
+        /// off, error, warn, info, debug or trace, also by target: "info,ingestd::archive=debug".
+        level: String = "info".to_owned(), Text, Live;
+        /// "text" or "json", on stderr.
+        format: LogFormat = LogFormat::Text, OneOf(LogFormat::WORDS), Restart;
+    }
+}
+
+choice! {
+    /// How a line of the log is written.
+    LogFormat { Text = "text", Json = "json" }
+}
+
+#[cfg(test)]
+mod tests;
