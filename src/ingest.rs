@@ -1,6 +1,6 @@
 //! The ingestor: the HTTP server that takes events and answers when they are safe.
 //!
-//! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits → `split` finds
+//! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits → `format` finds
 //! its events and `check` checks each → the producer makes the valid ones durable → `replies` says what became of them.
 //!
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
@@ -8,13 +8,13 @@
 
 mod body;
 mod check;
+pub mod format;
 mod handler;
 mod ids;
 mod in_flight;
 #[cfg(test)]
 mod properties;
 mod replies;
-pub mod split;
 
 use std::{io::ErrorKind, net::TcpListener, sync::Arc, thread, time::Duration};
 

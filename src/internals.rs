@@ -57,8 +57,8 @@ pub mod health {
 pub mod ingest {
     pub use crate::ingest::{Ingestor, StopAccepting, bind};
 
-    pub mod split {
-        pub use crate::ingest::split::{Format, split};
+    pub mod format {
+        pub use crate::ingest::format::{Format, split};
     }
 }
 

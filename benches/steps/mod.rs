@@ -11,7 +11,7 @@ use ingestd::internals::{
     archive::spool::line::LineEncoder,
     config::EventConfig,
     event::{self, EventFields},
-    ingest::split::{Format, split},
+    ingest::format::{Format, split},
     log::record::{ID_HEADER, RecordBuffer},
     position::{Offset, Partition, Timestamp},
 };

@@ -158,7 +158,7 @@ impl Spooler {
         match effect {
             Effect::Scan { partition, epoch } => self.command(SpoolCommand::Scan { partition, epoch }),
             Effect::BeginSegments { partition, epoch, chain_offset, identity } => {
-                self.command(SpoolCommand::Begin { partition, epoch, x: chain_offset, identity });
+                self.command(SpoolCommand::Begin { partition, epoch, chain_offset, identity });
             }
             Effect::EndSegments(partition) => self.command(SpoolCommand::End(partition)),
             Effect::CloseSegments(partition) => self.command(SpoolCommand::Close(partition)),

@@ -1,5 +1,5 @@
 //! The archive as its operators meet it: what stands there, its lines, whether its chains are whole, and the two things
-//! that only an operator can decide or do: to leave a hole, and to send what a retired machine kept.
+//! that only an operator can decide or do: to leave a gap, and to send what a retired machine kept.
 //!
 //! Nothing here takes part in the daemon. All of it is safe beside running ones: reading changes nothing, and what is
 //! written goes through the same create-only PUTs under the same rules (section 4 of the design).
@@ -73,10 +73,11 @@ impl Selection {
     /// Whether the object can hold a record that is asked for. By its place in the chain alone: the times in keys are
     /// those of first records, and times need not ascend, so they rule nothing out.
     fn may_hold(&self, object: &ListedObject, next: Option<&ListedObject>) -> bool {
-        let ends_before =
-            |next: &ListedObject| next.name.partition == object.name.partition && next.name.x <= self.offsets.from;
+        let ends_before = |next: &ListedObject| {
+            next.name.partition == object.name.partition && next.name.chain_offset <= self.offsets.from
+        };
         self.has_partition(object.name.partition)
-            && self.offsets.to.is_none_or(|to| object.name.x < to)
+            && self.offsets.to.is_none_or(|to| object.name.chain_offset < to)
             && !next.is_some_and(ends_before)
     }
 }
@@ -131,7 +132,7 @@ mod tests {
     use super::*;
 
     fn object(x: u64, hour: i64) -> ListedObject {
-        ListedObject { name: ObjectName { partition: Partition(0), x: Offset(x), hour }, size: 1 }
+        ListedObject { name: ObjectName { partition: Partition(0), chain_offset: Offset(x), hour }, size: 1 }
     }
 
     #[test]

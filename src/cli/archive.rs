@@ -181,9 +181,9 @@ fn list(reader: &ArchiveReader, selection: &Selection, json: bool) -> anyhow::Re
         let (name, key) = (object.name, object.name.key(topic));
         let hour = name.hour_start().to_rfc3339_opts(SecondsFormat::Secs, true);
         match json {
-            true => json!({"key": key.as_ref(), "partition": name.partition, "x": name.x, "size": object.size, "hour": hour})
+            true => json!({"key": key.as_ref(), "partition": name.partition, "x": name.chain_offset, "size": object.size, "hour": hour})
                 .to_string(),
-            false => format!("{:>9}  {:>20}  {:>10}  {hour}  {key}", name.partition, name.x, size(object.size)),
+            false => format!("{:>9}  {:>20}  {:>10}  {hour}  {key}", name.partition, name.chain_offset, size(object.size)),
         }
     };
     let mut out = io::BufWriter::new(io::stdout().lock());

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::{in_flight::Reservation, replies::Problem, split::Format};
+use super::{format::Format, in_flight::Reservation, replies::Problem};
 use crate::{config::HttpConfig, http::Connection};
 
 /// What the headers say that the body is.
@@ -32,11 +32,9 @@ pub fn format(headers: &HeaderMap) -> Result<Format, Problem> {
         return Ok(Format::Json);
     };
     let mut parts = content_type.split(';').map(str::trim);
-    let format = match parts.next() {
-        Some(media) if media.eq_ignore_ascii_case("application/json") => Format::Json,
-        Some(media) if media.eq_ignore_ascii_case("application/x-ndjson") => Format::Ndjson,
-        _ => return Err(unsupported()),
-    };
+    let media_type = parts.next().unwrap_or_default();
+    let known = Format::ALL.into_iter().find(|format| format.media_type().eq_ignore_ascii_case(media_type));
+    let format = known.ok_or_else(unsupported)?;
     let is_utf_8 = |parameter: &str| match parameter.split_once('=') {
         Some((name, charset)) if name.trim().eq_ignore_ascii_case("charset") => {
             let charset = charset.trim().trim_matches('"');
@@ -48,7 +46,8 @@ pub fn format(headers: &HeaderMap) -> Result<Format, Problem> {
 }
 
 fn unsupported() -> Problem {
-    let detail = "Content-Type must be application/json or application/x-ndjson, in UTF-8";
+    let media_types = Format::ALL.map(Format::media_type).join(" or ");
+    let detail = format!("Content-Type must be {media_types}, in UTF-8");
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
 }
 

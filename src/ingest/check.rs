@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use uuid::Uuid;
 
 use super::{
+    format::{Events, Format, split},
     ids::Ids,
     in_flight::Reservation,
     replies::{Problem, longest_answer},
-    split::{Events, Format, split},
 };
 use crate::{
     config::HttpConfig,

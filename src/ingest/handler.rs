@@ -18,9 +18,9 @@ use tokio_util::task::TaskTracker;
 use super::{
     body,
     check::{Checked, check},
+    format::Format,
     in_flight::Reservation,
     replies::{Problem, summary},
-    split::Format,
 };
 use crate::{
     config::{Config, LiveConfig},

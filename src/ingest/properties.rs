@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use super::{
     check::{Checked, EventId, check},
+    format::Format,
     in_flight::Reservation,
     replies::{Problem, longest_answer, summary_json},
-    split::Format,
 };
 use crate::{
     config::{ByteSize, EventConfig, HttpConfig},

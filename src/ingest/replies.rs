@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use super::{
     check::{Checked, EventId},
+    format::Unsplittable,
     in_flight::Reservation,
-    split::Unsplittable,
 };
 use crate::{
     event::{Code, Invalid},

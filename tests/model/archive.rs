@@ -84,7 +84,7 @@ enum Without {
     PinnedStart,
     /// A log that starts beyond the head is taken at its word: nobody lists for the chain's true end.
     ListingAtGaps,
-    /// Nobody lists, and the key is the chain position alone (which makes up for it).
+    /// Nobody lists, and the key is the chain offset alone (which makes up for it).
     ListingWithPositionAsKey,
     /// Nobody lists, and the key is the first record alone.
     ListingAndPositionInKey,
@@ -322,7 +322,12 @@ impl World<'_> {
         let Worker { life: Some(life), disk, .. } = &mut self.workers[worker] else { return };
         if let Some(file) = life.seal(disk) {
             self.trace.say(|| {
-                format!("worker {worker} seals [{}, {}) {:?}", file.segment.x(), file.segment.end(), file.records)
+                format!(
+                    "worker {worker} seals [{}, {}) {:?}",
+                    file.segment.chain_offset(),
+                    file.segment.end(),
+                    file.records
+                )
             });
             if !in_order {
                 lock(&self.shared).network.push(Late::Put(file));
@@ -358,7 +363,7 @@ impl World<'_> {
             }
             _ => Some(shared.create(&file, self.without)?),
         };
-        self.trace.say(|| format!("worker {worker} puts [{}, {}): {answer:?}", segment.x(), segment.end()));
+        self.trace.say(|| format!("worker {worker} puts [{}, {}): {answer:?}", segment.chain_offset(), segment.end()));
         if let Some(put) = answer {
             if life.generation != self.generation {
                 self.trace.saw("a zombie's PUT");
@@ -397,7 +402,8 @@ impl World<'_> {
             Late::Put(file) => {
                 self.trace.saw("late PUT");
                 lock(&self.shared).create(&file, self.without)?;
-                self.trace.say(|| format!("a PUT of [{}, {}) lands late", file.segment.x(), file.segment.end()));
+                self.trace
+                    .say(|| format!("a PUT of [{}, {}) lands late", file.segment.chain_offset(), file.segment.end()));
             }
             Late::Head(head) => {
                 self.trace.say(|| format!("the head says {}", head.end));
@@ -453,10 +459,10 @@ impl World<'_> {
             return Err(Violation(format!("not archived any more: offset {offset}")));
         }
         let mut chain: Vec<_> = shared.objects.values().collect();
-        chain.sort_by_key(|file| file.segment.x());
+        chain.sort_by_key(|file| file.segment.chain_offset());
         for pair in chain.windows(2) {
-            if pair[0].segment.end() != pair[1].segment.x() {
-                let (end, x) = (pair[0].segment.end(), pair[1].segment.x());
+            if pair[0].segment.end() != pair[1].segment.chain_offset() {
+                let (end, x) = (pair[0].segment.end(), pair[1].segment.chain_offset());
                 return Err(Violation(format!("an object ends at {end}, and the next begins at {x}")));
             }
         }

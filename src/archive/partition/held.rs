@@ -90,7 +90,7 @@ impl Held {
             return;
         }
         if let Some(segment) = self.chain_end.and_then(|end| self.sealed.get(&end)) {
-            self.putting = Some(segment.x());
+            self.putting = Some(segment.chain_offset());
             effects.push(Effect::Put { epoch: self.epoch, segment: segment.clone() });
         }
     }
@@ -208,25 +208,25 @@ impl Tracked {
             identity: &held.assignment.identity,
             archive: &rules.archive,
         };
-        let Plan { keep, remove, trusts_log, orphan, x, fetch } = recover::plan(segments, &situation);
+        let Plan { keep, remove, trusts_log, orphan, chain_offset, fetch } = recover::plan(segments, &situation);
         // The log may have been asked long ago, before the store could be reached: asked once more.
         let unsure = trusts_log || fetch == Fetch::BeyondLog;
         if unsure && !std::mem::replace(&mut self.rechecked, true) {
             effects.push(Effect::Reassign(held.reassign()));
             return;
         }
-        held.sealed = keep.into_iter().map(|segment| (segment.x(), segment)).collect();
+        held.sealed = keep.into_iter().map(|segment| (segment.chain_offset(), segment)).collect();
         effects.extend(remove.into_iter().map(Effect::Remove));
         effects.extend(orphan.into_iter().map(|(segment, why)| Effect::Orphan { segment, why }));
         held.put_next(effects);
         held.confirm(chain_end, effects);
         match fetch {
-            Fetch::FromChain => self.begin(x, x, effects),
-            Fetch::Gap { log_start } => self.gap(x, log_start, rules, moment, effects),
+            Fetch::FromChain => self.begin(chain_offset, chain_offset, effects),
+            Fetch::Gap { log_start } => self.gap(chain_offset, log_start, rules, moment, effects),
             Fetch::BeyondLog => {
                 let log_end = held.assignment.log_end;
                 let reason = format!(
-                    "the archive reaches offset {x}, but the log ends at {log_end}: this is not the log that was archived"
+                    "the archive reaches offset {chain_offset}, but the log ends at {log_end}: this is not the log that was archived"
                 );
                 let action = "if the topic was created anew, raise queue.generation and restart".to_owned();
                 held.halt(reason, action, effects);
@@ -245,7 +245,7 @@ impl Tracked {
 
     pub(super) fn sealed(&mut self, segment: SealedSegment, effects: &mut Vec<Effect>) {
         let Some(held) = self.held.as_mut().filter(|held| held.is_ours()) else { return };
-        held.sealed.insert(segment.x(), segment);
+        held.sealed.insert(segment.chain_offset(), segment);
         held.put_next(effects);
     }
 
@@ -253,17 +253,17 @@ impl Tracked {
         let Some(held) = &mut self.held else { return };
         // One whose chain was stopped meanwhile is judged at the next assignment, as all that is on disk.
         let under_way = held.putting.take().filter(|_| held.chain_end.is_some());
-        let Some(segment) = under_way.and_then(|x| held.sealed.remove(&x)) else { return };
+        let Some(segment) = under_way.and_then(|at| held.sealed.remove(&at)) else { return };
         match answer {
             PutAnswer::Created => self.archived(segment, key, moment, effects),
             // Our own object: the answer to an earlier attempt was lost.
             PutAnswer::Exists { end } if end == segment.end() => self.archived(segment, key, moment, effects),
             PutAnswer::Exists { end } => {
-                held.sealed.insert(segment.x(), segment);
+                held.sealed.insert(segment.chain_offset(), segment);
                 self.followed(end, effects);
             }
             PutAnswer::Conflict { reason } => {
-                held.sealed.insert(segment.x(), segment);
+                held.sealed.insert(segment.chain_offset(), segment);
                 let action = "compare that object with the log; to archive from here on beside it, raise queue.generation and restart";
                 self.stop_chain(reason, action.to_owned(), effects);
             }

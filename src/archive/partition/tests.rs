@@ -61,7 +61,7 @@ impl Machine {
 
 fn puts(effects: &[Effect]) -> Vec<(u64, u64)> {
     let put = |effect: &Effect| match effect {
-        Effect::Put { segment, .. } => Some((segment.x().0, segment.end().0)),
+        Effect::Put { segment, .. } => Some((segment.chain_offset().0, segment.end().0)),
         _ => None,
     };
     effects.iter().filter_map(put).collect()

@@ -46,9 +46,14 @@ impl OpenSegment {
     ///
     /// # Errors
     /// The file system's.
-    pub fn create(folder: &Path, x: Offset, first_offset: Offset, first_received: Timestamp) -> io::Result<Self> {
+    pub fn create(
+        folder: &Path,
+        chain_offset: Offset,
+        first_offset: Offset,
+        first_received: Timestamp,
+    ) -> io::Result<Self> {
         files::create_private_dir(folder)?;
-        let file = files::create_private(&segment::open_path(folder, x))?;
+        let file = files::create_private(&segment::open_path(folder, chain_offset))?;
         let sink = Checksummed { file: BufWriter::new(file), crc32c: 0, bytes: 0 };
         let mut data = zstd::Encoder::new(sink, COMPRESSION_LEVEL)?;
         data.window_log(WINDOW_LOG)?;

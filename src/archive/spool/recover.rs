@@ -27,26 +27,26 @@ pub struct Plan {
     /// Some of these only the log has: it must have been asked just now.
     pub trusts_log: bool,
     pub orphan: Vec<(SealedSegment, String)>,
-    /// The chain position of the next segment: the end of the archive and of what is kept.
-    pub x: Offset,
+    /// The chain offset of the next segment: the end of the archive and of what is kept.
+    pub chain_offset: Offset,
     pub fetch: Fetch,
 }
 
 /// Where reading begins.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub enum Fetch {
-    /// At the chain position.
+    /// At the chain offset.
     #[default]
     FromChain,
-    /// The log begins only here: records between the chain position and it are gone.
+    /// The log begins only here: records between the chain offset and it are gone.
     Gap { log_start: Offset },
-    /// The chain position lies beyond the log's end: this is another log than the archived one.
+    /// The chain offset lies beyond the log's end: this is another log than the archived one.
     BeyondLog,
 }
 
 /// `segments` in the order of their positions.
 pub fn plan(segments: Vec<SealedSegment>, situation: &Situation<'_>) -> Plan {
-    let mut plan = Plan { x: situation.chain_end, ..Plan::default() };
+    let mut plan = Plan { chain_offset: situation.chain_end, ..Plan::default() };
     for segment in segments {
         let header = &segment.header;
         if header.identity.contradicts(&situation.identity.0) {
@@ -55,25 +55,25 @@ pub fn plan(segments: Vec<SealedSegment>, situation: &Situation<'_>) -> Plan {
         } else if header.archive != situation.archive {
             let why = format!("it was made for the archive {}", header.archive);
             plan.orphan.push((segment, why));
-        } else if header.x == plan.x {
-            plan.x = header.end;
+        } else if header.chain_offset == plan.chain_offset {
+            plan.chain_offset = header.end;
             plan.keep.push(segment);
         } else if header.end <= situation.chain_end {
             plan.remove.push(segment);
-        } else if header.x >= situation.log_start && header.end <= situation.log_end {
+        } else if header.chain_offset >= situation.log_start && header.end <= situation.log_end {
             plan.trusts_log = true;
             plan.remove.push(segment);
         } else {
             let why = format!(
                 "it holds offsets {} to {}, which neither follow the archive's end {} nor stand in the log any more",
-                header.x, header.end, situation.chain_end
+                header.chain_offset, header.end, situation.chain_end
             );
             plan.orphan.push((segment, why));
         }
     }
-    plan.fetch = if plan.x < situation.log_start {
+    plan.fetch = if plan.chain_offset < situation.log_start {
         Fetch::Gap { log_start: situation.log_start }
-    } else if plan.x > situation.log_end {
+    } else if plan.chain_offset > situation.log_end {
         Fetch::BeyondLog
     } else {
         Fetch::FromChain
@@ -103,7 +103,7 @@ mod tests {
         let plan = plan_for(vec![segment(0, 10), segment(10, 20), segment(20, 30)], 10, 0);
         assert_eq!(plan.keep, [segment(10, 20), segment(20, 30)]);
         assert_eq!(plan.remove, [segment(0, 10)]);
-        assert_eq!((plan.x, plan.fetch), (Offset(30), Fetch::FromChain));
+        assert_eq!((plan.chain_offset, plan.fetch), (Offset(30), Fetch::FromChain));
     }
 
     #[test]
@@ -125,7 +125,7 @@ mod tests {
     fn what_the_disk_still_holds_shortens_the_gap() {
         let plan = plan_for(vec![segment(10, 20)], 10, 25);
         assert_eq!(plan.keep, [segment(10, 20)]);
-        assert_eq!((plan.x, plan.fetch), (Offset(20), Fetch::Gap { log_start: Offset(25) }));
+        assert_eq!((plan.chain_offset, plan.fetch), (Offset(20), Fetch::Gap { log_start: Offset(25) }));
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
         let mut other_archive = segment(10, 20);
         other_archive.header.archive = "s3://b".into();
         let plan = plan_for(vec![other_topic, other_archive], 10, 0);
-        assert_eq!((plan.orphan.len(), plan.keep.len(), plan.x), (2, 0, Offset(10)));
+        assert_eq!((plan.orphan.len(), plan.keep.len(), plan.chain_offset), (2, 0, Offset(10)));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Segments on disk: a run of records of one partition, stored as the archive object's final bytes.
 //!
 //! ```text
-//! <data.dir>/spool/<topic>/<partition>/<x>.open   being written; disposable, the log has its records
-//! <data.dir>/spool/<topic>/<partition>/<x>.zst    sealed: zstd-compressed NDJSON
-//! <data.dir>/spool/<topic>/<partition>/<x>.json   its header; a segment is sealed when this file exists
+//! <data.dir>/spool/<topic>/<partition>/<chain offset>.open   being written; disposable, the log has its records
+//! <data.dir>/spool/<topic>/<partition>/<chain offset>.zst    sealed: zstd-compressed NDJSON
+//! <data.dir>/spool/<topic>/<partition>/<chain offset>.json   its header; a segment is sealed when this file exists
 //! ```
-//! `x` (20 digits) is the chain position: the end of the object before. Sealing is: fsync the data, rename it, fsync and
+//! The chain offset (20 digits) is the end of the object before. Sealing is: fsync the data, rename it, fsync and
 //! rename the header, fsync the folder. So a header is never seen without its whole data.
 
 use std::{
@@ -37,8 +37,9 @@ pub struct SegmentHeader {
     /// `archive.url`: a segment goes to the archive that it was made for.
     pub archive: String,
     pub partition: Partition,
-    /// The chain position: the end of the object before.
-    pub x: Offset,
+    /// The end of the object before.
+    #[serde(rename = "x")]
+    pub chain_offset: Offset,
     /// The last record's offset + 1.
     pub end: Offset,
     pub first_offset: Offset,
@@ -67,8 +68,8 @@ pub struct SealedSegment {
 }
 
 impl SealedSegment {
-    pub fn x(&self) -> Offset {
-        self.header.x
+    pub fn chain_offset(&self) -> Offset {
+        self.header.chain_offset
     }
 
     pub fn end(&self) -> Offset {
@@ -146,12 +147,12 @@ pub fn set_aside(data: &Path, folder: &Path) -> io::Result<PathBuf> {
     Ok(target)
 }
 
-pub(super) fn open_path(folder: &Path, x: Offset) -> PathBuf {
-    folder.join(format!("{:020}.open", x.0))
+pub(super) fn open_path(folder: &Path, chain_offset: Offset) -> PathBuf {
+    folder.join(format!("{:020}.open", chain_offset.0))
 }
 
-pub(super) fn sealed_path(folder: &Path, x: Offset) -> PathBuf {
-    folder.join(format!("{:020}.zst", x.0))
+pub(super) fn sealed_path(folder: &Path, chain_offset: Offset) -> PathBuf {
+    folder.join(format!("{:020}.zst", chain_offset.0))
 }
 
 pub(super) fn header_path(data: &Path) -> PathBuf {
@@ -161,8 +162,8 @@ pub(super) fn header_path(data: &Path) -> PathBuf {
 /// Makes a written and closed `.open` file a sealed segment. Blocks for its fsyncs.
 pub(super) fn seal(folder: &Path, header: SegmentHeader, data: &File) -> io::Result<SealedSegment> {
     data.sync_all()?;
-    let path = sealed_path(folder, header.x);
-    fs::rename(open_path(folder, header.x), &path)?;
+    let path = sealed_path(folder, header.chain_offset);
+    fs::rename(open_path(folder, header.chain_offset), &path)?;
     let staged = path.with_extension("tmp");
     let mut file = create_private(&staged)?;
     file.write_all(&encode_header(&header)?)?;
@@ -233,7 +234,7 @@ pub fn sealed_in(folder: &Path) -> io::Result<(Vec<SealedSegment>, Vec<Unreadabl
             }
         }
     }
-    segments.sort_by_key(SealedSegment::x);
+    segments.sort_by_key(SealedSegment::chain_offset);
     Ok((segments, unreadable))
 }
 
@@ -281,9 +282,9 @@ fn read_header(path: &Path) -> Result<SegmentHeader, HeaderError> {
     // A file that was moved by hand would go into another partition's chain.
     let folder = format!("{}/{}", header.topic_name(), header.partition);
     let stands_there = path.parent().is_some_and(|parent| parent.ends_with(&folder))
-        && path.file_stem().is_some_and(|stem| *stem == *format!("{:020}", header.x.0));
+        && path.file_stem().is_some_and(|stem| *stem == *format!("{:020}", header.chain_offset.0));
     if !stands_there {
-        return Err(HeaderError::Misplaced(format!("{folder}/{:020}", header.x.0)));
+        return Err(HeaderError::Misplaced(format!("{folder}/{:020}", header.chain_offset.0)));
     }
     Ok(header)
 }
@@ -305,7 +306,7 @@ pub fn sealed_for_tests(x: u64, end: u64) -> SealedSegment {
         identity: TopicIdentity("id".into()),
         archive: "file:".into(),
         partition: Partition(0),
-        x: Offset(x),
+        chain_offset: Offset(x),
         end: Offset(end),
         first_offset: Offset(x),
         first_received: Timestamp(0),
@@ -326,7 +327,7 @@ mod tests {
         create_private_dir(&folder).unwrap();
         let mut header = sealed_for_tests(x, x + 2).header;
         (header.bytes, header.crc32c) = (4, crc32c::crc32c(b"data"));
-        let path = sealed_path(&folder, header.x);
+        let path = sealed_path(&folder, header.chain_offset);
         fs::write(&path, b"data").unwrap();
         fs::write(header_path(&path), change(encode_header(&header).unwrap())).unwrap();
         folder
@@ -347,7 +348,7 @@ mod tests {
         }
         let Scan { segments, unreadable } = scan(&folder).unwrap();
         assert_eq!((segments.len(), unreadable.len()), (1, 0));
-        assert_eq!((segments[0].x(), segments[0].read().unwrap()), (Offset(10), b"data".to_vec()));
+        assert_eq!((segments[0].chain_offset(), segments[0].read().unwrap()), (Offset(10), b"data".to_vec()));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
     }
 

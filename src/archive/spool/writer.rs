@@ -36,11 +36,11 @@ pub(super) enum SpoolCommand {
     },
     /// Say in the log which partitions, beside these, have sealed segments on disk.
     NameOthers(Vec<Partition>),
-    /// Begin a partition at chain position `x`; an open segment is dropped.
+    /// Begin a partition at this chain offset; an open segment is dropped.
     Begin {
         partition: Partition,
         epoch: Epoch,
-        x: Offset,
+        chain_offset: Offset,
         identity: TopicIdentity,
     },
     /// Spool the batch's records from `from` on.
@@ -118,7 +118,7 @@ pub(super) struct SpoolWriter {
 struct Spooling {
     epoch: Epoch,
     identity: TopicIdentity,
-    x: Offset,
+    chain_offset: Offset,
     open: Option<OpenSegment>,
 }
 
@@ -184,9 +184,9 @@ impl SpoolWriter {
                 (self.events)(SpoolEvent::Scanned { partition, epoch, segments });
             }
             SpoolCommand::NameOthers(assigned) => self.name_others(&assigned),
-            SpoolCommand::Begin { partition, epoch, x, identity } => {
+            SpoolCommand::Begin { partition, epoch, chain_offset, identity } => {
                 self.end(partition);
-                self.partitions.insert(partition, Spooling { epoch, identity, x, open: None });
+                self.partitions.insert(partition, Spooling { epoch, identity, chain_offset, open: None });
             }
             SpoolCommand::Append { batch, from } => {
                 let partition = batch.partition;
@@ -259,8 +259,8 @@ impl SpoolWriter {
 
     /// Drops the open segment: its file is removed here or by the next scan.
     fn end(&mut self, partition: Partition) {
-        if let Some(Spooling { x, open: Some(_), .. }) = self.partitions.remove(&partition) {
-            let _ = std::fs::remove_file(segment::open_path(&self.partition_folder(partition), x));
+        if let Some(Spooling { chain_offset, open: Some(_), .. }) = self.partitions.remove(&partition) {
+            let _ = std::fs::remove_file(segment::open_path(&self.partition_folder(partition), chain_offset));
         }
     }
 
@@ -273,7 +273,9 @@ impl SpoolWriter {
             let Some(spooling) = self.partitions.get_mut(&partition) else { return Ok(()) };
             let open = match &mut spooling.open {
                 Some(open) => open,
-                none => none.insert(OpenSegment::create(&folder, spooling.x, record.offset, record.received)?),
+                none => {
+                    none.insert(OpenSegment::create(&folder, spooling.chain_offset, record.offset, record.received)?)
+                }
             };
             self.lines.encode(&record, &mut self.piece);
             open.last = record.offset;
@@ -314,7 +316,7 @@ impl SpoolWriter {
             identity: spooling.identity.clone(),
             archive: self.origin.archive.clone(),
             partition,
-            x: spooling.x,
+            chain_offset: spooling.chain_offset,
             end,
             first_offset,
             first_received,
@@ -323,7 +325,7 @@ impl SpoolWriter {
             crc32c,
         };
         let segment = segment::seal(&folder, header, &file)?;
-        spooling.x = end;
+        spooling.chain_offset = end;
         (self.events)(SpoolEvent::Sealed { epoch: spooling.epoch, segment });
         Ok(())
     }

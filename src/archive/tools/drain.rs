@@ -39,7 +39,7 @@ pub struct Outcome {
     pub file: PathBuf,
     /// As the spool's folder names it.
     pub topic: String,
-    /// Partition, chain position and end; none where its header cannot be read.
+    /// Partition, chain offset and end; none where its header cannot be read.
     pub range: Option<(Partition, Offset, Offset)>,
     pub fate: Fate,
 }
@@ -152,7 +152,7 @@ impl Draining<'_> {
                     .remove()
                     .with_context(|| format!("{} is in the archive, but cannot be removed", segment.path.display()))?;
             }
-            let range = Some((segment.header.partition, segment.x(), segment.end()));
+            let range = Some((segment.header.partition, segment.chain_offset(), segment.end()));
             tell(&Outcome { file: segment.path, topic: self.topic.to_owned(), range, fate });
         }
         self.write_head()
@@ -201,10 +201,10 @@ impl Draining<'_> {
                 self.chain = Some(chain);
                 return Ok(Fate::Left(why));
             }
-            if chain.end != segment.x() && !chain.listed {
+            if chain.end != segment.chain_offset() && !chain.listed {
                 continue;
             }
-            if chain.end != segment.x() {
+            if chain.end != segment.chain_offset() {
                 let fate = self.judge(&chain, segment, &data)?;
                 self.chain = Some(chain);
                 return Ok(fate);
@@ -227,7 +227,7 @@ impl Draining<'_> {
 
     /// Of a segment that is not the next one of the chain: does the archive have its records?
     fn judge(&self, chain: &Chain, segment: &SealedSegment, data: &[u8]) -> anyhow::Result<Fate> {
-        let x = segment.x();
+        let x = segment.chain_offset();
         Ok(match coverage(self.reader, &chain.objects, segment, data)? {
             Coverage::Whole => Fate::Archived,
             Coverage::Differs(what) => Fate::Left(format!("{what}: compare both before you remove it by hand")),
@@ -271,8 +271,8 @@ impl Draining<'_> {
         Ok(Ok(Chain { head, end, objects, listed: true }))
     }
 
-    /// Brings the head up to date: who starts next finds the end at once, and a worker that stands halted at a hole
-    /// sees by it that the hole was filled.
+    /// Brings the head up to date: who starts next finds the end at once, and a worker that stands halted at a gap
+    /// sees by it that the gap was filled.
     fn write_head(&mut self) -> anyhow::Result<()> {
         let Some(Chain { head, end, objects, .. }) = self.chain.take() else { return Ok(()) };
         let (archive, partition) = (self.reader.archive(), self.folder.parse().map(Partition)?);

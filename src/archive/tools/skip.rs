@@ -1,4 +1,4 @@
-//! `archive skip`: the operator's word that records which retention removed may be missing from the archive (4.4).
+//! `archive skip`: the operator's marker that records which retention removed may be missing from the archive (4.4).
 
 use anyhow::bail;
 
@@ -12,11 +12,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Said {
     pub key: String,
-    /// Where the partition's chain ends: from here to the word's offset records may be missing.
+    /// Where the partition's chain ends: from here to the marker's offset records may be missing.
     pub end: Offset,
 }
 
-/// Puts the word beside the partition's head, for whichever worker holds the partition.
+/// Puts the marker beside the partition's head, for whichever worker holds the partition.
 ///
 /// # Errors
 /// When there is no such chain, when it reaches that far already, or when the store does not answer.

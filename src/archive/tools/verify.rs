@@ -45,13 +45,13 @@ pub enum FaultKind {
     UnreadableLine,
     /// An offset that is not above the one before.
     Order,
-    /// An offset below the object's chain position.
+    /// An offset below the object's chain offset.
     Outside,
     /// Date and hour in the key are not those of the first record.
     Name,
     /// A key that no daemon writes: it stands in no chain.
     Stray,
-    /// A head, or a word of the operator, that cannot be true or cannot be read.
+    /// A head, or a marker of the operator, that cannot be true or cannot be read.
     Head,
 }
 
@@ -84,7 +84,7 @@ pub struct Fault {
     pub message: String,
 }
 
-/// Offsets from an object's chain position to its first record. Retention tore it, or no record was ever there (the
+/// Offsets from an object's chain offset to its first record. Retention tore it, or no record was ever there (the
 /// markers of transactions): the archive alone cannot tell which.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Hole {
@@ -271,7 +271,7 @@ impl Verification {
     }
 
     fn of(&self, partition: Partition) -> impl DoubleEndedIterator<Item = (&ObjectName, &Checked)> {
-        let first = |partition| ObjectName { partition, x: Offset(0), hour: i64::MIN };
+        let first = |partition| ObjectName { partition, chain_offset: Offset(0), hour: i64::MIN };
         let next = Partition(partition.0.saturating_add(1));
         self.objects.range(first(partition)..first(next))
     }
@@ -281,7 +281,7 @@ impl Verification {
     }
 
     fn is_within(&self, name: &ObjectName) -> bool {
-        self.of(name.partition).next_back().is_some_and(|(last, _)| name.x < last.x)
+        self.of(name.partition).next_back().is_some_and(|(last, _)| name.chain_offset < last.chain_offset)
     }
 
     fn has_gap(&self) -> bool {

@@ -3,7 +3,7 @@
 //! ```text
 //! <prefix>/topic=<topic>/date=YYYY-MM-DD/hour=HH/<partition>-<x, 20 digits>.ndjson.zst
 //! <prefix>/_chain/<topic>/<partition>.json        the head: how far the chain is known to reach
-//! <prefix>/_chain/<topic>/<partition>.skip.json   the operator's word that a hole may be left (`skip`)
+//! <prefix>/_chain/<topic>/<partition>.skip.json   the operator's marker that a gap may be left (`skip`)
 //! <prefix>/_chain/probe.json                      shows that the store refuses a second create-only PUT
 //! <prefix>/_chain/race.json                       says that it let one of many at the same time win (`race`)
 //! <prefix>/_chain/race-<id>                       what they put
@@ -270,9 +270,9 @@ impl Archive {
         let mut objects = self.store().await?.list(Some(&folder));
         let mut last: Option<(Path, Offset)> = None;
         while let Some(object) = self.within(objects.try_next()).await? {
-            let Some((found, x)) = object.location.filename().and_then(parse_name) else { continue };
-            if found == partition && last.as_ref().is_none_or(|(_, last)| *last < x) {
-                last = Some((object.location, x));
+            let Some((found, at)) = object.location.filename().and_then(parse_name) else { continue };
+            if found == partition && last.as_ref().is_none_or(|(_, last)| *last < at) {
+                last = Some((object.location, at));
             }
         }
         Ok(last.map(|(key, _)| key))

@@ -17,15 +17,19 @@ const MOST_HOURS: i64 = 24;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ObjectName {
     pub partition: Partition,
-    /// The chain position: the end of the object before.
-    pub x: Offset,
+    /// The chain offset: the end of the object before.
+    pub chain_offset: Offset,
     /// Of the first record's timestamp, in hours since 1970-01-01T00:00:00Z.
     pub hour: i64,
 }
 
 impl ObjectName {
     pub fn of(header: &SegmentHeader) -> Self {
-        Self { partition: header.partition, x: header.x, hour: hour_of(header.first_received.to_datetime()) }
+        Self {
+            partition: header.partition,
+            chain_offset: header.chain_offset,
+            hour: hour_of(header.first_received.to_datetime()),
+        }
     }
 
     /// The key, below the archive's prefix.
@@ -38,17 +42,17 @@ impl ObjectName {
     }
 
     fn stem(&self) -> String {
-        format!("{}-{:020}", self.partition, self.x.0)
+        format!("{}-{:020}", self.partition, self.chain_offset.0)
     }
 
     /// `None` where it is not exactly the key that [`Self::key`] writes.
     fn parse(key: &Path, topic: &str) -> Option<Self> {
         let mut parts = key.as_ref().rsplit('/');
         let (name, hour, date) = (parts.next()?, parts.next()?, parts.next()?);
-        let (partition, x) = parse_name(name)?;
+        let (partition, chain_offset) = parse_name(name)?;
         let date = NaiveDate::parse_from_str(date.strip_prefix("date=")?, "%Y-%m-%d").ok()?;
         let hour = date.and_hms_opt(hour.strip_prefix("hour=")?.parse().ok()?, 0, 0)?.and_utc();
-        let parsed = Self { partition, x, hour: hour_of(hour) };
+        let parsed = Self { partition, chain_offset, hour: hour_of(hour) };
         (parsed.key(topic) == *key).then_some(parsed)
     }
 
@@ -92,7 +96,7 @@ impl Listing {
     }
 }
 
-/// The partitions whose chain has files of its own: heads, and words of the operator.
+/// The partitions whose chain has files of its own: heads, and markers of the operator.
 #[derive(Debug, Default)]
 pub struct ChainFiles {
     pub heads: Vec<Partition>,
@@ -151,7 +155,7 @@ impl Archive {
         partition: Partition,
         end: Offset,
     ) -> object_store::Result<Option<ObjectName>> {
-        let first = ObjectName { partition, x: end, hour };
+        let first = ObjectName { partition, chain_offset: end, hour };
         let folder = first.folder(&self.topic);
         // Comes right before that object's key: a LIST gives what comes after it.
         let after = folder.clone().join(first.stem());
@@ -164,7 +168,7 @@ impl Archive {
                 _ => {}
             }
         }
-        Ok(newest.filter(|name| name.x >= end))
+        Ok(newest.filter(|name| name.chain_offset >= end))
     }
 
     /// What stands below `_chain/<topic>/`.
@@ -187,10 +191,10 @@ impl Archive {
     }
 }
 
-/// `<partition>-<x>.ndjson.zst`
+/// `<partition>-<chain offset>.ndjson.zst`
 pub(super) fn parse_name(name: &str) -> Option<(Partition, Offset)> {
-    let (partition, x) = name.strip_suffix(".ndjson.zst")?.split_once('-')?;
-    Some((Partition(partition.parse().ok()?), Offset(x.parse().ok()?)))
+    let (partition, chain_offset) = name.strip_suffix(".ndjson.zst")?.split_once('-')?;
+    Some((Partition(partition.parse().ok()?), Offset(chain_offset.parse().ok()?)))
 }
 
 #[cfg(test)]
@@ -202,7 +206,7 @@ mod tests {
 
     #[test]
     fn keys_read_back_and_others_are_not_taken_for_ours() {
-        let name = ObjectName { partition: Partition(3), x: Offset(42), hour: 498_728 };
+        let name = ObjectName { partition: Partition(3), chain_offset: Offset(42), hour: 498_728 };
         let key = name.key("t@2");
         assert_eq!(key.as_ref(), "topic=t@2/date=2026-11-23/hour=08/3-00000000000000000042.ndjson.zst");
         assert_eq!(ObjectName::parse(&key, "t@2"), Some(name));
@@ -228,8 +232,9 @@ mod tests {
         let time = Utc::now();
         let now = hour_of(time);
         let began = now - 30;
-        let key =
-            |x, hour, partition| ObjectName { partition: Partition(partition), x: Offset(x), hour }.key(&archive.topic);
+        let key = |x, hour, partition| {
+            ObjectName { partition: Partition(partition), chain_offset: Offset(x), hour }.key(&archive.topic)
+        };
         let mut head = Head {
             version: 1,
             end: Offset(9),
@@ -263,7 +268,7 @@ mod tests {
     fn a_record_of_a_far_year_has_a_key_that_reads_back() {
         // Microseconds that a foreign producer wrote where milliseconds belong.
         let time = Timestamp(1_795_420_800_123_000).to_datetime();
-        let name = ObjectName { partition: Partition(0), x: Offset(0), hour: hour_of(time) };
+        let name = ObjectName { partition: Partition(0), chain_offset: Offset(0), hour: hour_of(time) };
         assert_eq!(ObjectName::parse(&name.key("t"), "t"), Some(name), "{}", name.key("t"));
     }
 }

@@ -151,7 +151,7 @@ impl Requests {
         opening::end_of_chain(&self.archive, assignment, known).await
     }
 
-    /// How things stand with a hole behind the chain's `end`, asked once; `None` when the store does not answer, which is
+    /// How things stand with a gap behind the chain's `end`, asked once; `None` when the store does not answer, which is
     /// shown.
     pub(super) async fn about_gap(&self, partition: Partition, end: Offset) -> Option<GapAnswer> {
         let news = async {

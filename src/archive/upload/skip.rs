@@ -1,4 +1,4 @@
-//! The operator's word that a hole torn by retention may be left (4.4): an object beside the chain's head, so that
+//! The operator's marker that a gap torn by retention may be left (4.4): an object beside the chain's head, so that
 //! whichever worker holds the partition finds it.
 
 use bytes::Bytes;
@@ -27,7 +27,7 @@ impl Archive {
         Path::from(format!("_chain/{}/{partition}.skip.json", self.topic))
     }
 
-    /// The operator's word on this partition, if there is one.
+    /// The operator's marker on this partition, if there is one.
     ///
     /// # Errors
     /// When it cannot be read; what a newer release wrote is not obeyed.
@@ -46,7 +46,7 @@ impl Archive {
         Ok(Some(skip))
     }
 
-    /// Says it, in the place of an earlier word. Returns the key.
+    /// Says it, in the place of an earlier one. Returns the key.
     pub async fn write_skip(&self, partition: Partition, skip: &Skip) -> object_store::Result<Path> {
         let path = self.skip_path(partition);
         // A struct of strings and numbers always serialises.

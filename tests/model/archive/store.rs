@@ -31,7 +31,7 @@ pub struct Shared {
     /// The hour of each offset's record; `None` where the log has an offset without a record.
     log: Vec<Option<u8>>,
     pub log_start: Offset,
-    /// By key, which depends on the chain position and on the hour of the first record.
+    /// By key, which depends on the chain offset and on the hour of the first record.
     pub objects: BTreeMap<(Offset, u8), File>,
     /// Where each archived record stands.
     pub place: BTreeMap<Offset, (Offset, u8)>,
@@ -71,9 +71,9 @@ impl Shared {
         let first = file.records[0];
         let hour = self.log[first.0 as usize].expect("a record");
         let key = match without {
-            Without::ListingWithPositionAsKey => (file.segment.x(), 0),
+            Without::ListingWithPositionAsKey => (file.segment.chain_offset(), 0),
             Without::ListingAndPositionInKey => (first, hour),
-            _ => (file.segment.x(), hour),
+            _ => (file.segment.chain_offset(), hour),
         };
         if let Some(there) = self.objects.get(&key) {
             match without {
@@ -144,7 +144,7 @@ impl Heads for Questions {
             return Ok(None);
         }
         // As production finds it: the last object by its position, and that object's end.
-        let last = shared.objects.values().max_by_key(|file| file.segment.x());
+        let last = shared.objects.values().max_by_key(|file| file.segment.chain_offset());
         Ok(last.map(|file| (file.segment.end(), "key".to_owned())))
     }
 }

@@ -34,7 +34,7 @@ pub enum ToSpooler {
 
 pub enum ToThread {
     Scan(Epoch),
-    Begin { epoch: Epoch, x: Offset },
+    Begin { epoch: Epoch, chain_offset: Offset },
     Append { epoch: Epoch, records: Vec<Offset> },
     End,
     Close,
@@ -70,7 +70,7 @@ enum Request {
 /// The spool thread's state of the partition.
 struct Spooling {
     epoch: Epoch,
-    x: Offset,
+    chain_offset: Offset,
     records: Vec<Offset>,
 }
 
@@ -205,7 +205,7 @@ impl Life {
             match effect {
                 Effect::Scan { epoch, .. } => self.to_thread.push_back(ToThread::Scan(epoch)),
                 Effect::BeginSegments { epoch, chain_offset, .. } => {
-                    self.to_thread.push_back(ToThread::Begin { epoch, x: chain_offset });
+                    self.to_thread.push_back(ToThread::Begin { epoch, chain_offset });
                 }
                 Effect::EndSegments(_) => self.to_thread.push_back(ToThread::End),
                 Effect::CloseSegments(_) => self.to_thread.push_back(ToThread::Close),
@@ -256,12 +256,14 @@ impl Life {
             ToThread::Scan(epoch) => {
                 self.seal(disk);
                 self.spooling = None;
-                disk.sort_by_key(|file| file.segment.x());
+                disk.sort_by_key(|file| file.segment.chain_offset());
                 let segments = disk.iter().map(|file| file.segment.clone()).collect();
                 let scanned = Input::Scanned { partition: PARTITION, epoch, segments };
                 self.to_spooler.push_back(ToSpooler::Input(scanned));
             }
-            ToThread::Begin { epoch, x } => self.spooling = Some(Spooling { epoch, x, records: Vec::new() }),
+            ToThread::Begin { epoch, chain_offset } => {
+                self.spooling = Some(Spooling { epoch, chain_offset, records: Vec::new() })
+            }
             ToThread::Append { epoch, mut records } => {
                 // Batches of an earlier assignment come before its end.
                 if let Some(spooling) = self.spooling.as_mut().filter(|spooling| spooling.epoch == epoch) {
@@ -274,7 +276,7 @@ impl Life {
                 self.spooling = None;
             }
             // By its name, which is the position.
-            ToThread::Remove(segment) => disk.retain(|file| file.segment.x() != segment.x()),
+            ToThread::Remove(segment) => disk.retain(|file| file.segment.chain_offset() != segment.chain_offset()),
         }
     }
 
@@ -282,11 +284,11 @@ impl Life {
     pub fn seal(&mut self, disk: &mut Vec<File>) -> Option<File> {
         let spooling = self.spooling.as_mut().filter(|spooling| !spooling.records.is_empty())?;
         let records = std::mem::take(&mut spooling.records);
-        let (x, end) = (spooling.x, records.last()?.next());
-        spooling.x = end;
-        let file = File { segment: segment(x, end, &records), records };
+        let (chain_offset, end) = (spooling.chain_offset, records.last()?.next());
+        spooling.chain_offset = end;
+        let file = File { segment: segment(chain_offset, end, &records), records };
         // A file of the same name is replaced.
-        disk.retain(|other| other.segment.x() != x);
+        disk.retain(|other| other.segment.chain_offset() != chain_offset);
         disk.push(file.clone());
         let sealed = Input::Sealed { epoch: spooling.epoch, segment: file.segment.clone() };
         self.to_spooler.push_back(ToSpooler::Input(sealed));
@@ -366,7 +368,7 @@ fn partitions() -> Partitions {
     Partitions::new(Rules { topic_folder: "events".to_owned(), archive: ARCHIVE.to_owned(), sole_member_of: None })
 }
 
-fn segment(x: Offset, end: Offset, records: &[Offset]) -> SealedSegment {
+fn segment(chain_offset: Offset, end: Offset, records: &[Offset]) -> SealedSegment {
     let header = SegmentHeader {
         version: VERSION,
         topic: "events".to_owned(),
@@ -374,7 +376,7 @@ fn segment(x: Offset, end: Offset, records: &[Offset]) -> SealedSegment {
         identity: TopicIdentity("id".into()),
         archive: ARCHIVE.to_owned(),
         partition: PARTITION,
-        x,
+        chain_offset,
         end,
         first_offset: records[0],
         first_received: Timestamp(0),
@@ -382,5 +384,5 @@ fn segment(x: Offset, end: Offset, records: &[Offset]) -> SealedSegment {
         bytes: 1,
         crc32c: 0,
     };
-    SealedSegment { header, path: format!("{x}.zst").into() }
+    SealedSegment { header, path: format!("{chain_offset}.zst").into() }
 }

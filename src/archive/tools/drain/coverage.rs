@@ -38,8 +38,8 @@ pub(super) fn coverage(
     let mut missing: Option<(Offset, Offset)> = None;
     let mut miss = |offset: Offset| missing = Some((missing.map_or(offset, |(first, _)| first), offset.next()));
     for (at, object) in objects.iter().enumerate() {
-        let ends_before = objects.get(at + 1).is_some_and(|next| next.name.x <= segment.x());
-        if object.name.x >= segment.end() || ends_before {
+        let ends_before = objects.get(at + 1).is_some_and(|next| next.name.chain_offset <= segment.chain_offset());
+        if object.name.chain_offset >= segment.end() || ends_before {
             continue;
         }
         let key = object.name.key(reader.archive().topic());

@@ -44,7 +44,7 @@ impl Retired {
             identity: manual_skip::identity(),
             archive: self.archive.config().archive.url,
             partition: Partition(0),
-            x: Offset(x),
+            chain_offset: Offset(x),
             end: Offset(end),
             first_offset: Offset(x),
             first_received: Timestamp(HOUR.parse::<chrono::DateTime<chrono::Utc>>().unwrap().timestamp_millis()),

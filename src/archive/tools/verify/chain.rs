@@ -21,7 +21,7 @@ impl<'a> Walk<'a> {
         let mut walk = Self { end: None, has_gap: false, faults: Vec::new() };
         // What was expired at the front is no fault, so the first one may begin anywhere.
         for (name, checked) in objects.filter(|(_, checked)| !checked.gone) {
-            let x = name.x;
+            let x = name.chain_offset;
             match walk.end {
                 Some(end) if end < x => {
                     walk.has_gap = true;
@@ -74,8 +74,8 @@ pub(super) fn report<'a>(
         if let Some(events) = &checked.unreadable {
             report.unreadable(events.clone());
         }
-        if let Some(first) = checked.first.filter(|first| *first > name.x) {
-            report.hole(Hole { from: name.x, to: first, key: name.key(topic).to_string() });
+        if let Some(first) = checked.first.filter(|first| *first > name.chain_offset) {
+            report.hole(Hole { from: name.chain_offset, to: first, key: name.key(topic).to_string() });
         }
     }
     head.faults.iter().for_each(|fault| report.fault(fault.clone()));

@@ -85,7 +85,7 @@ impl Checking {
                 self.fault(FaultKind::Name, |_| format!("its first record came at {received}, in another hour"));
             }
         }
-        let x = self.name.x;
+        let x = self.name.chain_offset;
         if *offset < x {
             self.fault(FaultKind::Outside, |line| format!("line {line} holds offset {offset}, below the object's {x}"));
         }

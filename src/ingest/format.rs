@@ -1,11 +1,8 @@
-//! Splits a request's body into its events: parts of the body, nothing copied, no tree built.
+//! The formats of a body: each has a file here, which splits it into its events: parts of the body, nothing copied, no tree
+//! built.
 
-use std::fmt;
-
-use serde::de::{Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
-use serde_json::value::RawValue;
-
-use crate::event;
+mod json;
+mod ndjson;
 
 /// How a body holds its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +11,26 @@ pub enum Format {
     Json,
     /// An event a line; each non-blank line stands alone.
     Ndjson,
+}
+
+impl Format {
+    pub(super) const ALL: [Self; 2] = [Self::Json, Self::Ndjson];
+
+    /// As `Content-Type` names it, without parameters.
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Ndjson => "application/x-ndjson",
+        }
+    }
+
+    /// At most `max_events` events; where there are none, the body was an empty array.
+    fn split(self, body: &[u8], max_events: usize) -> Result<Events<'_>, Unsplittable> {
+        match self {
+            Self::Json => json::split(body, max_events),
+            Self::Ndjson => ndjson::split(body, max_events),
+        }
+    }
 }
 
 /// The events of a body, not yet checked.
@@ -56,58 +73,7 @@ pub fn split(body: &[u8], format: Format, max_events: usize) -> Result<Events<'_
     if BYTE_ORDER_MARKS.iter().any(|mark| body.starts_with(mark)) {
         return Err(Unsplittable::ByteOrderMark);
     }
-    match format {
-        Format::Ndjson => lines(body, max_events).map(Events::Many),
-        Format::Json => {
-            let value = trim(body);
-            match value.first() {
-                None => Err(Unsplittable::Empty),
-                Some(b'{') => Ok(Events::One(value)),
-                Some(b'[') => elements(body, max_events).map(Events::Many),
-                Some(_) => Err(scalar(value)),
-            }
-        }
-    }
-}
-
-fn lines(body: &[u8], max_events: usize) -> Result<Vec<&[u8]>, Unsplittable> {
-    let mut lines = Vec::new();
-    let mut start = 0;
-    for end in memchr::memchr_iter(b'\n', body).chain([body.len()]) {
-        let line = trim(&body[start..end]);
-        start = end + 1;
-        if line.is_empty() {
-            continue;
-        }
-        if lines.len() == max_events {
-            return Err(Unsplittable::TooMany(max_events));
-        }
-        lines.push(line);
-    }
-    if lines.is_empty() { Err(Unsplittable::Empty) } else { Ok(lines) }
-}
-
-fn elements(body: &[u8], max_events: usize) -> Result<Vec<&[u8]>, Unsplittable> {
-    let text = std::str::from_utf8(body)
-        .map_err(|error| Unsplittable::Syntax(format!("not valid UTF-8 at byte {}", error.valid_up_to())))?;
-    if let Some(elements) = event::elements(text, max_events) {
-        return Ok(elements);
-    }
-    let mut elements = Vec::new();
-    let mut json = serde_json::Deserializer::from_str(text);
-    let outcome = json.deserialize_seq(Elements { elements: &mut elements, max_events }).and_then(|()| json.end());
-    if elements.len() > max_events {
-        return Err(Unsplittable::TooMany(max_events));
-    }
-    outcome.map_err(|error| Unsplittable::Syntax(error.to_string()))?;
-    Ok(elements)
-}
-
-fn scalar(value: &[u8]) -> Unsplittable {
-    match serde_json::from_slice::<IgnoredAny>(value) {
-        Ok(_) => Unsplittable::NeitherObjectNorArray,
-        Err(error) => Unsplittable::Syntax(error.to_string()),
-    }
+    format.split(body, max_events)
 }
 
 fn trim(mut bytes: &[u8]) -> &[u8] {
@@ -122,30 +88,6 @@ fn trim(mut bytes: &[u8]) -> &[u8] {
         bytes = rest;
     }
     bytes
-}
-
-/// Takes the elements of an array, one more than `max_events` at most.
-struct Elements<'e, 'a> {
-    elements: &'e mut Vec<&'a [u8]>,
-    max_events: usize,
-}
-
-impl<'a> Visitor<'a> for Elements<'_, 'a> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of objects")
-    }
-
-    fn visit_seq<A: SeqAccess<'a>>(self, mut array: A) -> Result<(), A::Error> {
-        while let Some(element) = array.next_element::<&'a RawValue>()? {
-            self.elements.push(element.get().as_bytes());
-            if self.elements.len() > self.max_events {
-                return Err(A::Error::custom("too many elements"));
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
