@@ -78,6 +78,7 @@ fn check_nothing_else_is_left(daemon: Daemon, sockets: usize, mut stored: Vec<Ve
     let loud: Vec<_> = log.lines().filter(|line| line.contains(" ERROR ") || line.contains(" WARN ")).collect();
     assert!(loud.is_empty(), "clients write no lines into the log: {loud:?}");
     assert_eq!(daemon.metric("ingestd_events_accepted_total"), Some(stored.len() as f64));
+    daemon.wait_read(stored.len());
     daemon.terminate();
 
     let mut archive = Archive::local(&daemon.data().join("archive"));

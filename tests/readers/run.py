@@ -110,11 +110,11 @@ def free_port():
 def write_archive(binary, data):
     """Posts the events to a daemon that takes them all, and stops it. In the order of their offsets."""
     sent = list(events())
-    address = f"127.0.0.1:{free_port()}"
+    address, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
     settings = {
         "data.dir": data,
         "http.listen": address,
-        "admin.listen": f"127.0.0.1:{free_port()}",
+        "admin.listen": admin,
         "event.on_unreadable": "accept",
         "spool.max_records": 10,
         "disk.max_used_percent": 99.5,
@@ -126,6 +126,7 @@ def write_archive(binary, data):
     try:
         for event, _ in sent:
             post(f"http://{address}/v1/events", event, daemon)
+        wait_read(f"http://{admin}/metrics", len(sent))
         daemon.send_signal(signal.SIGTERM)
         if daemon.wait(PATIENCE) != 0:
             sys.exit(f"the daemon ended with {daemon.returncode}:\n{(data / 'log').read_text()}")
@@ -151,6 +152,19 @@ def post(url, event, daemon):
             if daemon.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"the daemon cannot be reached: {away}")
             time.sleep(0.05)
+
+
+def wait_read(url, records):
+    """Until the archive has read all: a stop leaves what is not read yet to the next start."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as metrics:
+            read = re.search(r'^ingestd_events_consumed_total\{.*sink="archive".*\} (\d+)', metrics.read().decode(), re.MULTILINE)
+        if read and int(read[1]) >= records:
+            return
+        if time.monotonic() > deadline:
+            sys.exit(f"the archive has read {read[1] if read else 0} of {records} records in {PATIENCE} s")
+        time.sleep(0.05)
 
 
 def recipes():
