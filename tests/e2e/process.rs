@@ -9,18 +9,26 @@ use std::{
 };
 
 use crate::support::{
-    PATIENCE, daemon::Setup, eventually, free_port, http::Client, program, scratch, services::services,
+    PATIENCE,
+    daemon::Setup,
+    eventually, free_port,
+    http::Client,
+    program,
+    s3::{Behaviour, S3},
+    scratch,
+    services::services,
 };
 
 /// A daemon whose stdout and stderr are pipes of this test. Killed at its end, and after a while in any case.
 struct Piped {
     child: Child,
+    http: String,
     admin: String,
     folder: tempfile::TempDir,
 }
 
 impl Piped {
-    fn start() -> Self {
+    fn start(settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
         let (http, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
         let mut command = Command::new("timeout");
@@ -38,12 +46,44 @@ impl Piped {
             ("admin.listen", &admin),
             ("disk.max_used_percent", "99.5"),
             ("disk.resume_percent", "99"),
-        ] {
+        ]
+        .iter()
+        .chain(settings)
+        {
             command.args(["--set", &format!("{key}={value}")]);
         }
         std::fs::write(folder.path().join("config.toml"), "").expect("the folder was just made");
         command.current_dir(folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Self { child: command.spawn().expect("coreutils are installed"), admin, folder }
+        Self { child: command.spawn().expect("coreutils are installed"), http, admin, folder }
+    }
+
+    fn wait_ready(&self, client: &Client) {
+        eventually("ready", PATIENCE, || (client.get(&self.url("/health/ready")).ok()?.status == 200).then_some(()));
+    }
+
+    fn metric(&self, client: &Client, name: &str) -> Option<f64> {
+        let metrics = client.get(&self.url("/metrics")).ok()?;
+        metrics.body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// Until its pipe is full and lines are dropped: each reload of a file that is wrong is a long line.
+    fn fill_log(&self, client: &Client) {
+        let wrong: String = (0..1000).map(|key| format!("unknown_key_{key} = 1\n")).collect();
+        std::fs::write(self.folder.path().join("config.toml"), wrong).expect("it can be written");
+        let dropped = || self.metric(client, "ingestd_log_lines_dropped_total");
+        let before = dropped();
+        eventually("lines are dropped", PATIENCE, || {
+            let reloaded = client.post(&self.url("/reload"), None, b"").expect("it answers");
+            assert_eq!(reloaded.status, 422, "{reloaded:?}");
+            (dropped()? > before.unwrap_or(0.0)).then_some(())
+        });
+    }
+
+    /// Asks for a stop, which ends in order.
+    fn stop(&mut self) {
+        self.signal("TERM");
+        let status = eventually("it ends", PATIENCE, || self.child.try_wait().expect("it is our child"));
+        assert_eq!(status.code(), Some(0), "in order");
     }
 
     fn url(&self, path: &str) -> String {
@@ -73,27 +113,10 @@ impl Drop for Piped {
 
 #[test]
 fn whoever_reads_the_log_may_stand_still_and_nothing_else_does() {
-    let mut daemon = Piped::start();
+    let mut daemon = Piped::start(&[]);
     let client = Client::new();
-    let [metrics, reload] = ["/metrics", "/reload"].map(|path| daemon.url(path));
-    let ready = || (client.get(&daemon.url("/health/ready")).ok()?.status == 200).then_some(());
-    eventually("ready", PATIENCE, ready);
-    let dropped = || {
-        let metrics = client.get(&metrics).ok()?;
-        let lines = metrics.body.lines().find_map(|line| line.strip_prefix("ingestd_log_lines_dropped_total "))?;
-        lines.parse::<f64>().ok()
-    };
-    // Each reload of it is a long line, and a pipe holds 64 KiB.
-    let wrong: String = (0..1000).map(|key| format!("unknown_key_{key} = 1\n")).collect();
-    std::fs::write(daemon.folder.path().join("config.toml"), wrong).expect("it can be written");
-    let reload = || {
-        let reloaded = client.post(&reload, None, b"").expect("it answers");
-        assert_eq!(reloaded.status, 422, "{reloaded:?}");
-    };
-    eventually("lines are dropped", PATIENCE, || {
-        reload();
-        (dropped()? > 0.0).then_some(())
-    });
+    daemon.wait_ready(&client);
+    daemon.fill_log(&client);
     // Somebody reads again.
     let mut log = daemon.child.stderr.take().expect("it is piped");
     let (mut read, mut piece) = (String::new(), [0; 65536]);
@@ -104,14 +127,36 @@ fn whoever_reads_the_log_may_stand_still_and_nothing_else_does() {
         read.push_str(&String::from_utf8_lossy(&piece[..bytes]));
     }
     // And stands still again, until the end.
-    let before = dropped();
-    eventually("lines are dropped again", PATIENCE, || {
-        reload();
-        (dropped() > before).then_some(())
+    daemon.fill_log(&client);
+    daemon.stop();
+}
+
+#[test]
+fn an_archive_that_was_away_goes_on_although_nobody_reads_the_log() {
+    // It takes no object, and neither a chain's head.
+    let s3 = S3::start(Behaviour { refuses: Some("0"), ..Behaviour::default() });
+    let mut daemon = Piped::start(&[
+        ("archive.url", "s3://bucket/raw"),
+        ("archive.options.endpoint", &s3.url()),
+        ("archive.options.access_key_id", "test"),
+        ("archive.options.secret_access_key", "test"),
+        ("spool.max_age", "100ms"),
+    ]);
+    let client = Client::new();
+    daemon.wait_ready(&client);
+    let events = format!("http://{}/v1/events", daemon.http);
+    let post = || assert_eq!(client.post(&events, None, br#"{"type":"a"}"#).expect("it answers").status, 200);
+    post();
+    eventually("the archive is away", PATIENCE, || {
+        client.get(&daemon.url("/health/ready")).ok()?.body.contains("Please reduce your request rate").then_some(())
     });
-    daemon.signal("TERM");
-    let status = eventually("it ends", PATIENCE, || daemon.child.try_wait().expect("it is our child"));
-    assert_eq!(status.code(), Some(0), "in order");
+    daemon.fill_log(&client);
+    post();
+    s3.behave(Behaviour::default());
+    eventually("both are archived", PATIENCE, || {
+        (daemon.metric(&client, "ingestd_events_archived_total")? == 2.0).then_some(())
+    });
+    daemon.stop();
 }
 
 #[test]

@@ -32,6 +32,7 @@ struct State {
     /// The heads of all requests.
     seen: Vec<String>,
     written: u64,
+    behaviour: Behaviour,
 }
 
 pub struct S3 {
@@ -43,13 +44,13 @@ impl S3 {
     pub fn start(behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let state: Arc<Mutex<State>> = Arc::default();
+        let state = Arc::new(Mutex::new(State { behaviour, ..State::default() }));
         let shared = state.clone();
         // Ends with the process: a connection that is dropped ends its thread, and nobody else is told the port.
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let state = shared.clone();
-                thread::spawn(move || while serve(&client, &state, behaviour).is_some() {});
+                thread::spawn(move || while serve(&client, &state).is_some() {});
             }
         });
         Self { address, state }
@@ -61,6 +62,11 @@ impl S3 {
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// From the next request on.
+    pub fn behave(&self, behaviour: Behaviour) {
+        self.state().behaviour = behaviour;
     }
 
     pub fn keys(&self) -> Vec<String> {
@@ -87,7 +93,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 /// One request and its answer; `None` when the connection is over.
-fn serve(client: &TcpStream, state: &Mutex<State>, behaviour: Behaviour) -> Option<()> {
+fn serve(client: &TcpStream, state: &Mutex<State>) -> Option<()> {
     let mut from = BufReader::new(client);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -95,7 +101,11 @@ fn serve(client: &TcpStream, state: &Mutex<State>, behaviour: Behaviour) -> Opti
             return None;
         }
     }
-    lock(state).seen.push(head.clone());
+    let behaviour = {
+        let mut state = lock(state);
+        state.seen.push(head.clone());
+        state.behaviour
+    };
     let header = |name: &str| {
         head.lines().find_map(|line| {
             let (found, value) = line.split_once(':')?;
