@@ -167,7 +167,7 @@ struct Tracked {
     partition: Partition,
     /// How far the chain was seen to reach: a head may be older.
     known: Known,
-    /// The log was asked once more, because much hangs on its answer; until the partition begins.
+    /// The log is asked once more, because much hangs on its answer; the next assignment takes it.
     rechecked: bool,
     /// Where the operator's marker reaches, while the partition is opened anew because of it.
     skip_allowed: Option<Offset>,

@@ -95,6 +95,17 @@ impl Held {
         }
     }
 
+    /// Of a revoked partition: what the chain does not go on with stays on disk until the next assignment here, and must not
+    /// count as waiting until then.
+    fn leave_what_does_not_go_on(&mut self) {
+        if !self.is_ours()
+            && self.putting.is_none()
+            && !self.chain_end.is_some_and(|end| self.sealed.contains_key(&end))
+        {
+            self.sealed.clear();
+        }
+    }
+
     /// The head, if it is older than the chain, and (where it `may_wait`) old enough to be rewritten.
     pub(super) fn head_to_write(&mut self, at: Instant, may_wait: bool) -> Option<Head> {
         let (end, key) = (self.chain_end?, self.unwritten_key.as_ref()?);
@@ -153,6 +164,8 @@ impl Tracked {
         held.phase = Phase::Leaving;
         if held.chain_end.is_none() {
             self.held = None;
+        } else {
+            held.leave_what_does_not_go_on();
         }
         effects.push(Effect::EndSegments(self.partition));
     }
@@ -215,6 +228,8 @@ impl Tracked {
             effects.push(Effect::Reassign(held.reassign()));
             return;
         }
+        // The answer holds for this assignment alone: it may end without having begun.
+        self.rechecked = false;
         held.sealed = keep.into_iter().map(|segment| (segment.chain_offset(), segment)).collect();
         effects.extend(remove.into_iter().map(Effect::Remove));
         effects.extend(orphan.into_iter().map(|(segment, why)| Effect::Orphan { segment, why }));
@@ -237,7 +252,7 @@ impl Tracked {
     /// Spools records from `at` on into a segment at `chain_offset`.
     pub(super) fn begin(&mut self, chain_offset: Offset, at: Offset, effects: &mut Vec<Effect>) {
         let Some(held) = &mut self.held else { return };
-        (held.phase, held.cursor, self.rechecked) = (Phase::Spooling, at, false);
+        (held.phase, held.cursor) = (Phase::Spooling, at);
         let (partition, epoch, identity) = (self.partition, held.epoch, held.assignment.identity.clone());
         effects.push(Effect::BeginSegments { partition, epoch, chain_offset, identity });
         effects.push(Effect::Begin(Begin { partition, epoch, at }));
@@ -271,6 +286,7 @@ impl Tracked {
         }
         if let Some(held) = &mut self.held {
             held.put_next(effects);
+            held.leave_what_does_not_go_on();
         }
     }
 

@@ -7,6 +7,7 @@ use crate::archive::spool::segment::sealed_for_tests as segment;
 
 struct Machine {
     partitions: Partitions,
+    assignment: Assignment,
     epoch: Epoch,
     at: Instant,
 }
@@ -16,8 +17,7 @@ const KEY: &str = "key";
 impl Machine {
     /// Of one partition that is assigned, with a log of `[log_start, 100)`.
     fn assigned(log_start: u64) -> Self {
-        let rules = Rules { topic_folder: "events".to_owned(), archive: "memory:".to_owned(), sole_member_of: None };
-        let mut machine = Self { partitions: Partitions::new(rules), epoch: Epoch::fresh(), at: Instant::now() };
+        let rules = Rules { topic_folder: "events".to_owned(), archive: "file:".to_owned(), sole_member_of: None };
         let assignment = Assignment {
             partition: Partition(0),
             committed: None,
@@ -26,6 +26,9 @@ impl Machine {
             identity: TopicIdentity("id".into()),
             holds_all: true,
         };
+        let partitions = Partitions::new(rules);
+        let mut machine =
+            Self { partitions, assignment: assignment.clone(), epoch: Epoch::fresh(), at: Instant::now() };
         machine.on(Input::Assigned { epoch: machine.epoch, assignment });
         machine
     }
@@ -150,6 +153,43 @@ fn sealed_segments_of_a_revoked_partition_go_on_until_its_chain_stops() {
     machine.sealed(&[(0, 10)]);
     machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
     assert_eq!(machine.partitions.sealed_segments(), 0);
+}
+
+#[test]
+fn what_a_revoked_partitions_chain_does_not_go_on_with_holds_nothing_up() {
+    for answer in [exists(7), PutAnswer::Damaged { why: "gone".into() }] {
+        let mut machine = Machine::open_at(0);
+        machine.sealed(&[(0, 10), (10, 20)]);
+        machine.answered(answer);
+        assert!(machine.partitions.sealed_segments() > 0, "they wait for the next assignment");
+        machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
+        assert_eq!(machine.partitions.sealed_segments(), 0, "which is another machine's");
+    }
+    // Nor when a later segment is missing.
+    let mut machine = Machine::open_at(0);
+    machine.sealed(&[(0, 10), (15, 20)]);
+    machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
+    machine.answered(PutAnswer::Created);
+    assert_eq!(machine.partitions.sealed_segments(), 0);
+}
+
+#[test]
+fn the_log_is_asked_once_more_in_each_assignment_that_trusts_it() {
+    // The log holds [30, 100), and the chain ends at 5: [40, 50) on disk stands behind a break, and in the log.
+    let assigned = |machine: &mut Machine| {
+        machine.epoch = Epoch::fresh();
+        let assignment = machine.assignment.clone();
+        machine.on(Input::Assigned { epoch: machine.epoch, assignment });
+        let segments = vec![segment(40, 50)];
+        machine.on(Input::Scanned { partition: Partition(0), epoch: machine.epoch, segments });
+        let effects = machine.opened(5);
+        (effects.iter().any(|effect| matches!(effect, Effect::Reassign(_))), removed(&effects))
+    };
+    let mut machine = Machine::assigned(30);
+    assert_eq!(assigned(&mut machine), (true, 0), "it is asked again");
+    assert_eq!(assigned(&mut machine), (false, 1), "and believed");
+    machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
+    assert_eq!(assigned(&mut machine), (true, 0), "much later its old answer is worth nothing");
 }
 
 #[test]
