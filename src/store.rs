@@ -6,6 +6,7 @@
 
 pub mod embedded;
 mod group;
+mod measure;
 pub mod mongo;
 mod rows;
 pub mod validate;
@@ -16,6 +17,7 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use thiserror::Error;
 
+pub use measure::Measures;
 pub use rows::{Row, Rows};
 
 use crate::{
@@ -41,7 +43,7 @@ pub struct BucketDelta {
     pub aggregate: usize,
     pub first: Offset,
     pub last: Offset,
-    pub count: u64,
+    pub measures: Measures,
 }
 
 /// The `last_offset` of a bucket that may hold records at or after the committed offset.

@@ -8,7 +8,7 @@ use hashbrown::{Equivalent, HashMap};
 
 use crate::{
     position::{Offset, Partition, Timestamp},
-    store::{BucketDelta, BucketKey, Fence},
+    store::{BucketDelta, BucketKey, Fence, Measures},
 };
 
 /// What a batch means to a fold, by the cursor rule.
@@ -26,7 +26,7 @@ pub enum Coverage {
 struct Tally {
     first: Offset,
     last: Offset,
-    count: u64,
+    measures: Measures,
 }
 
 /// A bucket's key, borrowed, so that a hit allocates nothing. Its hash must be that of [`BucketKey`]: same fields, same
@@ -65,7 +65,7 @@ pub struct PartitionFold {
 
 impl PartitionFold {
     /// What a touched bucket costs beside its group's text: key, tally, statement.
-    const BUCKET_BYTES: usize = 256;
+    const BUCKET_BYTES: usize = 248 + size_of::<Measures>();
 
     /// The partition was committed up to `at`; `fences` are its buckets with `last_offset >= at`.
     pub fn assign(partition: Partition, at: Offset, aggregates: usize, fences: Vec<Fence>) -> Self {
@@ -115,19 +115,27 @@ impl PartitionFold {
         }
     }
 
-    /// Counts the record at `offset` in one bucket, unless it is below the cursor or counted there already. Offsets
-    /// ascend. Says whether it was counted.
-    pub fn count(&mut self, aggregate: usize, offset: Offset, window_start: Timestamp, group: &str) -> bool {
+    /// Adds the record at `offset` to one bucket, unless it is below the cursor or was added there already. Offsets
+    /// ascend. Says whether it was added.
+    #[inline]
+    pub fn add(
+        &mut self,
+        aggregate: usize,
+        offset: Offset,
+        window_start: Timestamp,
+        group: &str,
+        measures: Measures,
+    ) -> bool {
         let key = Borrowed { window_start, group };
         if offset < self.cursor || self.fences[aggregate].get(&key).is_some_and(|fence| offset <= *fence) {
             return false;
         }
         if let Some(tally) = self.buckets[aggregate].get_mut(&key) {
             tally.last = offset;
-            tally.count += 1;
+            tally.measures.merge(measures);
         } else {
             let key = BucketKey { window_start, group: group.into() };
-            self.buckets[aggregate].insert(key, Tally { first: offset, last: offset, count: 1 });
+            self.buckets[aggregate].insert(key, Tally { first: offset, last: offset, measures });
             self.touched += 1;
             self.bytes += Self::BUCKET_BYTES + group.len();
         }
@@ -161,7 +169,7 @@ impl PartitionFold {
                 aggregate,
                 first: tally.first,
                 last: tally.last,
-                count: tally.count,
+                measures: tally.measures,
             }));
         }
         (self.touched, self.bytes) = (0, 0);
@@ -196,15 +204,17 @@ mod tests {
     }
 
     fn fold(fold: &mut PartitionFold, from: u64, groups: &[&str]) -> Vec<bool> {
-        let counted =
-            (from..).zip(groups).map(|(offset, group)| fold.count(0, Offset(offset), WINDOW, group)).collect();
+        let one = Measures { count: 1 };
+        let added =
+            (from..).zip(groups).map(|(offset, group)| fold.add(0, Offset(offset), WINDOW, group, one)).collect();
         fold.advance(Offset(from + groups.len() as u64));
-        counted
+        added
     }
 
     fn flush(fold: &mut PartitionFold) -> Vec<(String, u64, u64, u64)> {
         let deltas = fold.begin_flush().into_iter();
-        let mut deltas: Vec<_> = deltas.map(|d| (d.key.group.to_string(), d.first.0, d.last.0, d.count)).collect();
+        let mut deltas: Vec<_> =
+            deltas.map(|d| (d.key.group.to_string(), d.first.0, d.last.0, d.measures.count)).collect();
         deltas.sort();
         deltas
     }

@@ -91,8 +91,8 @@ impl OpenPartition {
         let time = event.time.unwrap_or(record.received);
         let fold = &mut self.fold;
         let mut counted = false;
-        reader.grouping.buckets(&found, time, &mut reader.text, |aggregate, window_start, group| {
-            counted |= fold.count(aggregate, record.offset, window_start, group);
+        reader.grouping.buckets(&found, time, &mut reader.text, |aggregate, window_start, group, measures| {
+            counted |= fold.add(aggregate, record.offset, window_start, group, measures);
         });
         self.records += u64::from(counted);
         if reader.keep_events {

@@ -389,12 +389,12 @@ impl MongoStore {
         let (index, definition) = self.options.aggregate(&query.aggregate).map_err(Failure::Store)?;
         let date = |time| Bson::DateTime(mongodb::bson::DateTime::from_millis(ceil_millis(time)));
         let limit = i64::try_from(query.limit).unwrap_or(i64::MAX).saturating_add(1);
+        let mut totals =
+            doc! { "_id": { "window_start": "$window_start", "group": { "$ifNull": ["$group", "$key"] } } };
+        totals.extend(buckets::totals());
         let pipeline = [
             doc! { "$match": { "window_start": { "$gte": date(query.from), "$lt": date(query.to) } } },
-            doc! { "$group": {
-                "_id": { "window_start": "$window_start", "group": { "$ifNull": ["$group", "$key"] } },
-                "count": { "$sum": "$count" },
-            } },
+            doc! { "$group": totals },
             doc! { "$sort": { "_id.window_start": 1, "_id.group": 1 } },
             doc! { "$limit": limit },
         ];

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     position::{Offset, Partition, Timestamp, TopicName},
     store::{
-        BucketDelta, BucketKey, Fence, Row, StoreOptions,
+        BucketDelta, BucketKey, Fence, Measures, Row, StoreOptions,
         group::{self, GroupValue},
     },
 };
@@ -84,13 +84,11 @@ impl<'a> Buckets<'a> {
             "generation": i64::from(self.options.generation),
         };
         insert.extend(group);
+        let mut update = merge(delta.measures);
+        update.extend(doc! { "$set": { "last_offset": delta.last.as_i64() }, "$setOnInsert": insert });
         doc! {
             "q": { "_id": self.id(delta), "last_offset": { "$lt": delta.first.as_i64() } },
-            "u": {
-                "$inc": { "count": i64::try_from(delta.count).unwrap_or(i64::MAX) },
-                "$set": { "last_offset": delta.last.as_i64() },
-                "$setOnInsert": insert,
-            },
+            "u": update,
             "upsert": true,
         }
     }
@@ -141,6 +139,25 @@ pub fn split<'a>(deltas: &'a [&'a BucketDelta]) -> impl Iterator<Item = &'a [&'a
     })
 }
 
+/// Adds what was measured to a bucket, each measure by its operator. (`$set` is that of the offset.)
+fn merge(measures: Measures) -> Document {
+    doc! { "$inc": { "count": i64::try_from(measures.count).unwrap_or(i64::MAX) } }
+}
+
+/// The measures of several buckets, as accumulators of a `$group`, for [`row`].
+pub fn totals() -> Document {
+    doc! { "count": { "$sum": "$count" } }
+}
+
+fn measures(totals: &Document) -> Option<Measures> {
+    let count = match totals.get("count")? {
+        Bson::Int32(count) => u64::from(count.unsigned_abs()),
+        Bson::Int64(count) => count.unsigned_abs(),
+        _ => return None,
+    };
+    Some(Measures { count })
+}
+
 /// A row of the query's pipeline.
 pub fn row(fields: &[String], document: &Document) -> Option<Row> {
     let id = document.get_document("_id").ok()?;
@@ -151,15 +168,10 @@ pub fn row(fields: &[String], document: &Document) -> Option<Row> {
         Bson::String(text) => group::values(text, fields.len()).into_iter().map(Value::from).collect(),
         _ => return None,
     };
-    let count = match document.get("count")? {
-        Bson::Int32(count) => u64::from(count.unsigned_abs()),
-        Bson::Int64(count) => count.unsigned_abs(),
-        _ => return None,
-    };
     Some(Row {
         window_start: super::datetime(*id.get_datetime("window_start").ok()?),
         group: fields.iter().cloned().zip(group).collect(),
-        count,
+        measures: measures(document)?,
     })
 }
 
@@ -217,7 +229,7 @@ mod tests {
             aggregate: 0,
             first: Offset(5),
             last: Offset(9),
-            count: 4,
+            measures: Measures { count: 4 },
         }
     }
 

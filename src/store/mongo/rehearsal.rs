@@ -14,7 +14,7 @@ use super::{Buckets, Failure, MongoStore, events};
 use crate::{
     config::AggregateConfig,
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, Flushed, ProcessedEvent, Query, StoreError, StoreOptions},
+    store::{BucketDelta, BucketKey, Flushed, Measures, ProcessedEvent, Query, StoreError, StoreOptions},
 };
 
 const PARTITION: Partition = Partition(0);
@@ -43,7 +43,7 @@ impl MongoStore {
             aggregate: 0,
             first: Offset(0),
             last: Offset(1),
-            count: 2,
+            measures: Measures { count: 2 },
         });
         let events: Vec<_> = self.options.events.then(event).into_iter().collect();
         // The second time is a repetition, of which nothing may take effect.
