@@ -340,7 +340,7 @@ pub fn query(path: &Path, options: &StoreOptions, query: &Query, cancel: &Cancel
     while let Some(row) = rows.next()? {
         cancel.check()?;
         let (window_start, group): (i64, String) = (row.get(0)?, row.get(1)?);
-        let values = group::values(&group, definition.group_by.len()).into_iter().map(Value::from);
+        let values = group::values(&group, definition.group_by.len());
         let row = Row {
             window_start: DateTime::from_timestamp_millis(window_start).unwrap_or_default(),
             group: definition.group_by.iter().cloned().zip(values).collect(),

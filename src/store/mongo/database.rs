@@ -86,7 +86,7 @@ async fn holds(client: &Client, database: &str, topic: &str) -> Result<bool, Fai
     match found.map_err(Failure::from) {
         Ok(reply) => Ok(!first_batch(&reply).is_empty()),
         // Who may not look into it has written nothing there.
-        Err(failure) if failure.code() == Some(code::UNAUTHORIZED) => Ok(false),
+        Err(failure) if failure.refusal().is_some_and(|why| why.code == code::UNAUTHORIZED) => Ok(false),
         Err(failure) => Err(failure),
     }
 }

@@ -15,7 +15,10 @@ use mongodb::{
 };
 
 use super::{
-    Buckets, Failure, MongoStore, StatementError, Wanted, WriteReply, code, primary, reply::before_the_second_attempt,
+    Buckets, Failure, MongoStore,
+    indexes::Wanted,
+    primary,
+    reply::{StatementError, WriteReply, before_the_second_attempt, code},
 };
 use crate::store::{ProcessedEvent, RefusedEvent, StoreOptions};
 

@@ -69,6 +69,12 @@ pub fn shortened(text: &str) -> Cow<'_, str> {
     format!("{} …", &text[..end]).into()
 }
 
+/// The server's answer to a command that it does not run.
+pub struct Refusal {
+    pub code: i32,
+    pub message: String,
+}
+
 /// Why one statement took no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatementError {
@@ -122,7 +128,7 @@ impl WriteReply {
 
     /// What took effect is durable.
     pub fn concern_ok(self) -> Result<(), Failure> {
-        self.concern.map_or(Ok(()), |why| Err(Failure::unavailable(&format!("a write is not durable yet: {why}"))))
+        self.concern.map_or(Ok(()), |why| Err(Failure::unavailable(format!("a write is not durable yet: {why}"))))
     }
 }
 

@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt};
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, rawdoc};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::store::{ProcessedEvent, group::Number};
+use crate::store::{ProcessedEvent, group::exact_number};
 
 /// What an event is kept as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ fn numbers_are_exact(json: &[u8]) -> bool {
                 let number =
                     json[at..].iter().take_while(|byte| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'));
                 let end = at + number.count();
-                if std::str::from_utf8(&json[at..end]).ok().and_then(Number::exactly).is_none() {
+                if std::str::from_utf8(&json[at..end]).ok().and_then(exact_number).is_none() {
                     return false;
                 }
                 at = end;
