@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
 use rusqlite::{Connection, blob::Blob};
 
 use super::{EmbeddedLog, Write, schema};
@@ -58,7 +58,7 @@ pub(super) fn spawn(
     budget: ByteBudget,
     events: SourceEvents,
 ) -> anyhow::Result<SourceHandle> {
-    let (commands, receiver): (Sender<SourceCommand>, _) = unbounded();
+    let (sender, commands) = unbounded();
     let database = schema::open_reader(&log.path)?;
     let reader = Reader {
         log,
@@ -67,7 +67,7 @@ pub(super) fn spawn(
         config,
         budget,
         events,
-        commands: receiver,
+        commands,
         delivering: None,
         paused: false,
         failing: false,
@@ -80,7 +80,7 @@ pub(super) fn spawn(
         supervise::watched(reader, Reader::run, died);
         Ok(())
     })?;
-    Ok(SourceHandle { commands, thread })
+    Ok(SourceHandle { commands: sender, thread })
 }
 
 impl Reader {
@@ -137,8 +137,7 @@ impl Reader {
             SourceCommand::Resume => self.paused = false,
             SourceCommand::Commit(positions) => {
                 if let Some((_, position)) = positions.last() {
-                    // Blocks for the writer's queue only; an error says that the log is closed.
-                    let _ = self.log.writer.send(Write::Cursor(self.sink.as_str(), *position));
+                    self.log.move_cursor(self.sink.as_str(), *position);
                 }
             }
             SourceCommand::Reassign | SourceCommand::ReassignPartition(_) => self.assign(),
@@ -148,9 +147,11 @@ impl Reader {
 
     /// The consumer has counted what is left before this.
     fn leave(&self, positions: &[(Partition, Offset)]) {
+        if let Some((_, position)) = positions.last() {
+            self.log.move_cursor(self.sink.as_str(), *position);
+        }
         let (done, written) = bounded(1);
-        let position = positions.last().map(|(_, position)| *position);
-        if self.log.writer.send(Write::LastCursor(self.sink.as_str(), position, done)).is_ok() {
+        if self.log.writer.send(Write::Flush(done)).is_ok() {
             // An error says that the writer has ended.
             let _ = written.recv();
         }

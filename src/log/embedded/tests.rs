@@ -51,7 +51,7 @@ fn try_append(log: &EmbeddedLog, events: usize, size: usize) -> Delivery {
     let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, assigned_id: None }).collect();
     let received = Timestamp::now();
     let publish = Publish { body, unescaped: Bytes::new(), events, received, ticket };
-    assert!(log.appender().append(publish, 0).is_ok());
+    assert!(log.append(publish, 0).is_ok());
     reply.blocking_recv().unwrap()
 }
 
