@@ -57,7 +57,6 @@ pub struct PartitionFold {
     fences_end: Offset,
     /// By aggregate.
     buckets: Vec<HashMap<BucketKey, Tally>>,
-    touched: usize,
     bytes: usize,
     /// Where the cursor stood when the flush in flight began.
     in_flight: Option<Offset>,
@@ -84,7 +83,6 @@ impl PartitionFold {
             fences: by_aggregate,
             fences_end,
             buckets: (0..aggregates).map(|_| HashMap::new()).collect(),
-            touched: 0,
             bytes: 0,
             in_flight: None,
         }
@@ -97,7 +95,7 @@ impl PartitionFold {
 
     /// Buckets touched since the last flush began.
     pub fn touched(&self) -> usize {
-        self.touched
+        self.buckets.iter().map(HashMap::len).sum()
     }
 
     /// About the memory that these buckets take.
@@ -136,7 +134,6 @@ impl PartitionFold {
         } else {
             let key = BucketKey { window_start, group: group.into() };
             self.buckets[aggregate].insert(key, Tally { first: offset, last: offset, measures });
-            self.touched += 1;
             self.bytes += Self::BUCKET_BYTES + group.len();
         }
         true
@@ -161,7 +158,7 @@ impl PartitionFold {
         debug_assert!(self.in_flight.is_none(), "one flush at a time");
         self.in_flight = Some(self.cursor);
         let partition = self.partition;
-        let mut deltas = Vec::with_capacity(self.touched);
+        let mut deltas = Vec::with_capacity(self.touched());
         for (aggregate, buckets) in self.buckets.iter_mut().enumerate() {
             deltas.extend(buckets.drain().map(|(key, tally)| BucketDelta {
                 key,
@@ -172,7 +169,7 @@ impl PartitionFold {
                 measures: tally.measures,
             }));
         }
-        (self.touched, self.bytes) = (0, 0);
+        self.bytes = 0;
         deltas
     }
 
