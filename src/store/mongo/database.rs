@@ -27,14 +27,12 @@ impl DatabaseChoice {
 
     /// Of `store.database` and `store.url`.
     pub fn of(store: &StoreConfig) -> Self {
-        let url = ConnectionString::parse(&store.url).ok();
-        Self::new(&store.database, url.and_then(|url| url.default_database).as_deref())
-    }
-
-    fn new(given: &str, of_url: Option<&str>) -> Self {
-        match of_url.filter(|name| *name != Self::DEFAULT && !Self::SYSTEM.contains(name)) {
-            _ if !given.is_empty() => Self::Fixed(given.to_owned()),
-            Some(name) => Self::OfUrl(name.to_owned()),
+        if !store.database.is_empty() {
+            return Self::Fixed(store.database.clone());
+        }
+        let of_url = ConnectionString::parse(&store.url).ok().and_then(|url| url.default_database);
+        match of_url.filter(|name| name != Self::DEFAULT && !Self::SYSTEM.contains(&name.as_str())) {
+            Some(name) => Self::OfUrl(name),
             None => Self::Fixed(Self::DEFAULT.to_owned()),
         }
     }

@@ -58,14 +58,13 @@ pub async fn write(
     let mut rest: Vec<&ProcessedEvent> = events.iter().collect();
     let mut reasons = Vec::new();
     for form in [Form::Document, Form::Raw, Form::Omitted] {
-        let (mut certain, uncertain) = insert(store, database, &rest, form).await?;
+        let refused = insert(store, database, &rest, form).await?;
+        let (mut refused, uncertain): (Vec<_>, Vec<_>) = refused.into_iter().partition(|(_, reason)| reason.certain);
         // For a reason that is not known to be theirs they fail a second time before anything is made of it.
         let again: Vec<&ProcessedEvent> = uncertain.into_iter().map(|(event, _)| event).collect();
         before_the_second_attempt(!again.is_empty()).await;
-        let (mut found_certain, uncertain) = insert(store, database, &again, form).await?;
-        certain.append(&mut found_certain);
-        certain.extend(uncertain);
-        (rest, reasons) = certain.into_iter().unzip();
+        refused.extend(insert(store, database, &again, form).await?);
+        (rest, reasons) = refused.into_iter().unzip();
         if rest.is_empty() {
             return Ok(Vec::new());
         }
@@ -85,16 +84,14 @@ pub async fn write(
         .collect())
 }
 
-type Refused<'e> = Vec<(&'e ProcessedEvent, Reason)>;
-
-/// Gives back those that cannot be taken in this form, and why: first where that is certain.
+/// Gives back those that cannot be taken in this form, and why.
 async fn insert<'e>(
     store: &MongoStore,
     database: &Database,
     events: &[&'e ProcessedEvent],
     form: Form,
-) -> Result<(Refused<'e>, Refused<'e>), Failure> {
-    let (mut refused, mut uncertain) = (Vec::new(), Vec::new());
+) -> Result<Vec<(&'e ProcessedEvent, Reason)>, Failure> {
+    let mut refused = Vec::new();
     let mut next = 0;
     while next < events.len() {
         let (mut documents, mut bytes, mut part) = (RawArrayBuf::new(), 0, Vec::new());
@@ -127,13 +124,12 @@ async fn insert<'e>(
             };
             tracing::debug!(partition = %event.partition, offset = %event.offset, code = error.code, error.message,
                 "processed event refused in this form");
-            let certain = is_of_the_document(error);
-            let reason = Reason { message: format!("{} (code {})", error.message, error.code), certain };
-            if certain { &mut refused } else { &mut uncertain }.push((*event, reason));
+            let message = format!("{} (code {})", error.message, error.code);
+            refused.push((*event, Reason { message, certain: is_of_the_document(error) }));
         }
         reply.concern_ok()?;
     }
-    Ok((refused, uncertain))
+    Ok(refused)
 }
 
 async fn insert_raw(store: &MongoStore, database: &Database, documents: RawArrayBuf) -> Result<WriteReply, Failure> {
