@@ -113,7 +113,7 @@ impl Buffer {
         let log = EmbeddedLog::open_for(purpose, data_dir, config.clone(), health.clone(), escalations.clone())?;
         let database = schema::open_reader(&log.path)?;
         let position = Position::read(&database)?;
-        switch.update(|rule| *rule = Rule::new(log.end(), position.at));
+        switch.update(|rule| *rule = Rule::new(log.end.get(), position.at));
         let (destination, known) = (destination(&config.load()), schema::meta(&database, DESTINATION)?);
         let waiting = switch.rule().waiting();
         if let Some(known) = known.as_ref().filter(|known| **known != destination && waiting > 0) {
@@ -224,7 +224,7 @@ impl Buffer {
         };
         self.health.remark(dependency::BUFFER, (waiting > 0).then(words));
         let quota = self.config.load().queue.embedded.quota;
-        if self.log.stored() >= quota.0 && (waiting > 0 || !kafka_up) {
+        if self.log.end.stored() >= quota.0 && (waiting > 0 || !kafka_up) {
             let why = format!("{waiting} events wait in the buffer, which has reached queue.embedded.quota ({quota})");
             self.health.close(Closed::QueueUnavailable, why);
         } else {

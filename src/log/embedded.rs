@@ -45,7 +45,7 @@ use crate::{
     config::LiveConfig,
     health::Health,
     log::{
-        Appender, ByteBudget, Full, Publish, SourceEvents, SourceHandle,
+        Appender, Full, Publish,
         dead_letters::{DeadLetter, DeadLetterWriter, Source, replay::Admitted},
     },
     metrics::Metrics,
@@ -83,9 +83,6 @@ enum LetterChange {
     Purge(Vec<String>),
 }
 
-/// Hears how many requests the writer has answered at once, and the end of what is durable. Must not block.
-pub(super) type OnAnswered = Box<dyn Fn(usize, Offset) + Send>;
-
 /// What a log is for: the queue itself, or a buffer in front of another one.
 pub(super) struct Purpose {
     /// In `data.dir`.
@@ -98,11 +95,13 @@ pub(super) struct Purpose {
     pub counts: Counter,
     /// `queue.embedded.retention` holds; otherwise records go as soon as all readers have them.
     pub retains: bool,
-    /// As messages call it, which requests hear when it is full.
+    /// As it is called in the message that requests get when it is full.
     pub full: &'static str,
     /// When there is room again.
     pub room_when: &'static str,
-    pub on_answered: Option<OnAnswered>,
+    /// Called with the number of requests that the writer has answered at once, and the end of what is durable. Must not
+    /// block.
+    pub on_answered: Option<Box<dyn Fn(usize, Offset) + Send>>,
 }
 
 /// An open embedded log. Dropping it does not stop its thread: [`EmbeddedLog::close`] does.
@@ -110,29 +109,30 @@ pub(super) struct Purpose {
 pub struct EmbeddedLog {
     pub(super) path: Arc<PathBuf>,
     pub(super) identity: TopicIdentity,
+    pub(super) end: Arc<LogEnd>,
     writer: Sender<Write>,
-    end: Arc<LogEnd>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
-/// The offset that the next record will get; readers wait for it to move.
-struct LogEnd {
+/// Where the log ends; readers wait for that to move.
+pub(super) struct LogEnd {
     end: Mutex<Offset>,
     moved: Condvar,
-    /// Bytes of the records that the log holds: what the quota is compared with.
     stored: AtomicU64,
 }
 
 impl LogEnd {
-    fn get(&self) -> Offset {
+    /// The offset that the next record will get.
+    pub fn get(&self) -> Offset {
         *self.end.lock()
     }
 
-    fn stored(&self) -> u64 {
+    /// Bytes of the records that the log holds: what the quota is compared with.
+    pub fn stored(&self) -> u64 {
         self.stored.load(Ordering::Acquire)
     }
 
-    /// Records of so many bytes are durable, up to `end`. The writer alone calls this, and the next.
+    /// Records of `bytes` bytes more are durable, up to `end`. Only the writer calls this and `trim`.
     fn append(&self, end: Offset, bytes: u64) {
         self.stored.store(self.stored() + bytes, Ordering::Release);
         *self.end.lock() = end;
@@ -150,7 +150,7 @@ impl LogEnd {
 }
 
 impl EmbeddedLog {
-    /// Opens or creates `log.db` in `data_dir` and starts its writer, whose panic ends the process: requests would hear
+    /// Opens or creates `log.db` in `data_dir` and starts its writer, whose panic ends the process: requests would get
     /// 503 for ever. `sinks` are those whose cursors hold records back.
     ///
     /// # Errors
@@ -208,31 +208,7 @@ impl EmbeddedLog {
             })
             .context("cannot start the embedded log's thread")?;
         let thread = Arc::new(Mutex::new(Some(thread)));
-        Ok(Self { path: Arc::new(path), identity, writer: sender, end, thread })
-    }
-
-    /// Starts the reading side of one sink on a thread of its own.
-    ///
-    /// # Errors
-    /// When the log cannot be opened for reading.
-    pub fn source(
-        &self,
-        sink: SinkName,
-        config: LiveConfig,
-        budget: ByteBudget,
-        events: SourceEvents,
-    ) -> anyhow::Result<SourceHandle> {
-        reader::spawn(self.clone(), sink, config, budget, events)
-    }
-
-    /// The offset that the next record will get.
-    pub(super) fn end(&self) -> Offset {
-        self.end.get()
-    }
-
-    /// Bytes of the records that it holds.
-    pub(super) fn stored(&self) -> u64 {
-        self.end.stored()
+        Ok(Self { path: Arc::new(path), identity, end, writer: sender, thread })
     }
 
     /// Moves a reader's cursor; it becomes durable within seconds. Blocks for the writer's queue only.

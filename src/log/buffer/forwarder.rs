@@ -253,7 +253,7 @@ impl Forwarder {
     /// The records of the next transaction, among others, and the position behind it.
     fn read(&self) -> Result<Option<(RecordBuffer, Offset)>, Failure> {
         let from = self.position.at;
-        if from >= self.buffer.log.end() {
+        if from >= self.buffer.log.end.get() {
             return Ok(None);
         }
         let path = &self.buffer.log.path;

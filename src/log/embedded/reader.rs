@@ -23,11 +23,11 @@ use crate::{
 
 /// The embedded log's only partition.
 const PARTITION: Partition = Partition(0);
-/// How soon a command is heard while the log is idle.
+/// How soon a command is taken while the log is idle.
 const IDLE: Duration = Duration::from_millis(50);
 /// How soon to look again for room in the byte budget: a few batches' worth of a sink's work.
 const NO_ROOM: Duration = Duration::from_millis(2);
-/// How often the consumer hears of the log's end.
+/// How often the consumer is sent the log's end.
 const TELL_END: Duration = Duration::from_millis(200);
 /// The pause after a failed read.
 const RETRY: Duration = Duration::from_secs(1);
@@ -51,36 +51,42 @@ struct Reader {
     told_at: Instant,
 }
 
-pub(super) fn spawn(
-    log: EmbeddedLog,
-    sink: SinkName,
-    config: LiveConfig,
-    budget: ByteBudget,
-    events: SourceEvents,
-) -> anyhow::Result<SourceHandle> {
-    let (sender, commands) = unbounded();
-    let database = schema::open_reader(&log.path)?;
-    let reader = Reader {
-        log,
-        sink,
-        database,
-        config,
-        budget,
-        events,
-        commands,
-        delivering: None,
-        paused: false,
-        failing: false,
-        usual: 0,
-        told_end: Offset(0),
-        told_at: Instant::now(),
-    };
-    let thread = std::thread::Builder::new().name(format!("log-{}", sink.as_str())).spawn(move || {
-        let died = |reader: &Reader, reason| (reader.events)(SourceEvent::Failed(reason));
-        supervise::watched(reader, Reader::run, died);
-        Ok(())
-    })?;
-    Ok(SourceHandle { commands: sender, thread })
+impl EmbeddedLog {
+    /// Starts the reading side of one sink on a thread of its own.
+    ///
+    /// # Errors
+    /// When the log cannot be opened for reading.
+    pub fn source(
+        &self,
+        sink: SinkName,
+        config: LiveConfig,
+        budget: ByteBudget,
+        events: SourceEvents,
+    ) -> anyhow::Result<SourceHandle> {
+        let (sender, commands) = unbounded();
+        let database = schema::open_reader(&self.path)?;
+        let reader = Reader {
+            log: self.clone(),
+            sink,
+            database,
+            config,
+            budget,
+            events,
+            commands,
+            delivering: None,
+            paused: false,
+            failing: false,
+            usual: 0,
+            told_end: Offset(0),
+            told_at: Instant::now(),
+        };
+        let thread = std::thread::Builder::new().name(format!("log-{}", sink.as_str())).spawn(move || {
+            let died = |reader: &Reader, reason| (reader.events)(SourceEvent::Failed(reason));
+            supervise::watched(reader, Reader::run, died);
+            Ok(())
+        })?;
+        Ok(SourceHandle { commands: sender, thread })
+    }
 }
 
 impl Reader {

@@ -9,7 +9,10 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     config::Config,
-    log::{Batch, Delivery, Epoch, NewRecord, SourceCommand, SourceEvent, Span, Ticket, dead_letters::DeadLetters},
+    log::{
+        Batch, ByteBudget, Delivery, Epoch, NewRecord, SourceCommand, SourceEvent, SourceHandle, Span, Ticket,
+        dead_letters::DeadLetters,
+    },
     position::{Partition, Timestamp},
 };
 

@@ -56,7 +56,7 @@ pub(super) struct Writer {
     full: bool,
     /// There are pages to give back to the disk, as far as is known.
     free_pages: bool,
-    /// What the dependency's state was last told.
+    /// The state of the dependency as it was last reported.
     told: Option<String>,
 }
 
@@ -176,7 +176,7 @@ impl Writer {
         }
     }
 
-    /// One transaction for the whole group; the tickets hear of it after the fsync.
+    /// One transaction for the whole group; the tickets are answered after the fsync.
     fn commit(&mut self, group: &mut Group) {
         let answered = group.publishes.len() + group.refused;
         if group.publishes.is_empty() && group.letters.is_empty() && group.meta.is_empty() {
@@ -218,14 +218,14 @@ impl Writer {
         self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
     }
 
-    /// Before the tickets, so that whoever has an answer finds it counted.
+    /// Before the tickets, so that a request that has its answer is counted.
     fn tell_answered(&self, requests: usize) {
         if let Some(on_answered) = self.purpose.on_answered.as_ref().filter(|_| requests > 0) {
             on_answered(requests, self.end.get());
         }
     }
 
-    /// Why the log takes no events, with so many bytes about to be committed.
+    /// Why the log takes no events, with `group` bytes about to be committed.
     fn no_room(&mut self, group: u64) -> Option<String> {
         let quota = self.config.load().queue.embedded.quota;
         let stored = self.end.stored() + group;
