@@ -71,7 +71,7 @@ pub struct Aggregator {
     /// The next attempt of it, while it waits for that.
     retry: Option<SpawnHandle>,
     /// Records that the store refuses for good, and why, until the position is beyond them: they become letters when
-    /// they are read again. A new aggregator hears of them again.
+    /// they are read again. A new aggregator finds them again.
     refused: BTreeMap<Partition, BTreeMap<Offset, String>>,
     /// Fences beyond the log's end, which has been asked for again since.
     ahead: BTreeMap<Partition, Offset>,

@@ -2,7 +2,7 @@
 //!
 //! Invariant of each bucket in the store: `count` = number of matching records with offset ≤ `last_offset`. A fold
 //! therefore counts a record for a bucket only when it lies beyond that bucket's fence, and remembers the first offset
-//! that it counted, so that the store can tell whether anybody else has been there since.
+//! that it counted, so that the store can see whether another writer was there since.
 
 use hashbrown::{Equivalent, HashMap};
 

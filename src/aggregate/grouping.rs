@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::{config::AggregateConfig, event::Found, position::Timestamp, store::Measures};
+use crate::{
+    config::AggregateConfig,
+    event::Found,
+    position::Timestamp,
+    store::{Measures, window_start},
+};
 
 /// How the configured aggregates group events.
 #[derive(Debug)]
@@ -101,12 +106,6 @@ fn write_group<'a>(text: &mut String, longest: usize, values: impl Iterator<Item
         }
     }
     text.push(']');
-}
-
-/// Windows are aligned to 1970-01-01T00:00:00Z.
-fn window_start(time: Timestamp, window: Duration) -> Timestamp {
-    let window = i64::try_from(window.as_millis()).unwrap_or(i64::MAX).max(1);
-    Timestamp(time.0.saturating_sub(time.0.rem_euclid(window)))
 }
 
 #[cfg(test)]

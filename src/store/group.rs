@@ -30,7 +30,7 @@ pub fn exact_number(text: &str) -> Option<Number> {
         return text.parse::<i64>().ok().map(Number::from);
     }
     let float: f64 = text.parse().ok()?;
-    // One that is infinite is none that JSON has.
+    // JSON has no infinite numbers.
     let number = Number::from_f64(float)?;
     (decimal(text)? == decimal(&float.to_string())?).then_some(number)
 }

@@ -24,15 +24,15 @@ use anyhow::bail;
 use chrono::DateTime;
 use futures::future::BoxFuture;
 use mongodb::{
-    Client, Collection, Database,
-    bson::{Document, doc},
+    Client,
+    bson::{Bson, doc},
     error::{Error, ErrorKind},
     options::{
-        Acknowledgment, ClientOptions, CollectionOptions, ConnectionString, HostInfo, ReadConcern, ReadConcernLevel,
-        ReadPreference, SelectionCriteria, WriteConcern,
+        Acknowledgment, ClientOptions, ConnectionString, HostInfo, ReadConcernLevel, ReadPreference, SelectionCriteria,
+        WriteConcern,
     },
 };
-use serde_json::Value;
+use serde_json::{Number, Value};
 use tokio::{runtime::Handle, sync::OnceCell};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -40,12 +40,17 @@ use crate::{
     config::StoreConfig,
     position::{Offset, Partition, TopicIdentity},
     store::{
-        BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions, definition_changed,
+        Answer, BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
+        definition_changed,
     },
 };
 use buckets::Buckets;
 pub use database::DatabaseChoice;
-use reply::{Refusal, WriteReply, code, shortened};
+use database::StoreDatabase;
+use reply::{Refusal, code, shortened};
+
+const DEFINITIONS: &str = "ingestd_aggregates";
+const SOURCES: &str = "ingestd_sources";
 
 /// Aggregates in MongoDB.
 #[derive(Clone)]
@@ -66,8 +71,6 @@ impl MongoStore {
     /// How long to look for a server before a call fails; the callers' own back-off goes on from there.
     const SERVER_SELECTION: Duration = Duration::from_secs(5);
     const CLOSING: Duration = Duration::from_secs(1);
-    const DEFINITIONS: &str = "ingestd_aggregates";
-    const SOURCES: &str = "ingestd_sources";
 
     /// Reads the URL; the server needs not be in reach.
     ///
@@ -89,7 +92,7 @@ impl MongoStore {
     }
 
     /// Runs a call on the I/O runtime, bounded by the configured timeout. Dropping the future ends the call.
-    async fn call<T, F>(&self, call: impl FnOnce(Self, Database) -> F + Send + 'static) -> Result<T, StoreError>
+    async fn call<T, F>(&self, call: impl FnOnce(StoreDatabase) -> F + Send + 'static) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Failure>> + Send,
@@ -99,7 +102,7 @@ impl MongoStore {
             let client = store.connect().await?;
             let settle = || store.choice.settle(client, &store.options.topic);
             let database = client.database(store.database.get_or_try_init(settle).await?);
-            call(store, database).await
+            call(StoreDatabase { database, options: store.options }).await
         });
         match tokio::time::timeout(self.options.timeout, AbortOnDropHandle::new(task)).await {
             Ok(Ok(Ok(value))) => Ok(value),
@@ -137,11 +140,13 @@ impl MongoStore {
                 self.database.get().map_or(self.choice.name(), String::as_str),
                 shortened(&command.message)
             )),
-            ErrorKind::ServerSelection { message, .. } if reply::is_too_old(message) => {
+            ErrorKind::ServerSelection { message, .. }
+                if message.contains("reports wire version") && message.contains("requires at least") =>
+            {
                 self.unavailable("is older than MongoDB 4.4, which is the oldest that can be used: upgrade it")
             }
             ErrorKind::ServerSelection { message, .. } => {
-                // The message is the driver's view of all servers; the first error in it is what people look for.
+                // The message is the driver's view of all servers; the first error in it says what is wrong.
                 let cause = message.split("Error: Kind: ").nth(1).and_then(|rest| rest.split(", labels").next());
                 let cause = cause.unwrap_or("no primary answered");
                 self.unavailable(&format!("cannot be reached; is it running, is store.url right? ({cause})"))
@@ -151,63 +156,14 @@ impl MongoStore {
             kind => self.unavailable(&shortened(&kind.to_string())),
         }
     }
-
-    fn write_concern(&self) -> Document {
-        // With a time limit of its own, so that statements that nobody waits for do not pile up in the server.
-        let timeout = i64::try_from(self.options.timeout.as_millis()).unwrap_or(i64::MAX);
-        doc! { "w": "majority", "j": true, "wtimeout": timeout }
-    }
-
-    /// Runs a command that writes, on the primary.
-    async fn command(&self, database: &Database, mut command: Document) -> Result<Document, Failure> {
-        command.insert("writeConcern", self.write_concern());
-        Ok(database.run_command(command).selection_criteria(primary()).await?)
-    }
-
-    async fn write(&self, database: &Database, command: Document) -> Result<WriteReply, Failure> {
-        Ok(WriteReply::read(&self.command(database, command).await?))
-    }
-
-    async fn prepare(self, database: Database) -> Result<Vec<String>, Failure> {
-        for aggregate in &self.options.aggregates {
-            let window_ms = i64::try_from(aggregate.window.as_millis()).unwrap_or(i64::MAX);
-            let definition = doc! { "window_ms": window_ms, "group_by": aggregate.group_by.clone() };
-            let upsert = doc! {
-                "q": { "_id": &aggregate.name }, "u": { "$setOnInsert": definition.clone() }, "upsert": true,
-            };
-            self.write(&database, doc! { "update": Self::DEFINITIONS, "updates": [upsert] }).await?.ok()?;
-            let found = majority(&database, Self::DEFINITIONS).find_one(doc! { "_id": &aggregate.name }).await?;
-            let Some(mut found) = found else {
-                return Err(Failure::unavailable("a definition that was just written is not there yet"));
-            };
-            found.remove("_id");
-            if found != definition {
-                let window = found.get_i64("window_ms").unwrap_or_default();
-                let group_by = found.get_array("group_by").map(|names| {
-                    Value::from(names.iter().map(|name| name.as_str().unwrap_or_default()).collect::<Vec<_>>())
-                });
-                let changed = definition_changed(aggregate, window, &group_by.unwrap_or_default().to_string());
-                return Err(Failure::Store(changed));
-            }
-        }
-        // Of a large collection an index takes longer than counting should wait for.
-        let patience = self.options.timeout / 2;
-        tokio::time::timeout(patience, indexes::ensure(&self, &database)).await.unwrap_or_else(|_| {
-            Ok(vec![format!(
-                "indexes of the database {:?} are not there after {patience:?}: queries are slower until they are; if the \
-                 server does not go on by itself, make those of docs/design.md, 3.5, by hand",
-                database.name()
-            )])
-        })
-    }
 }
 
 impl Store for MongoStore {
-    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
-        Box::pin(self.call(Self::prepare))
+    fn prepare(&self) -> Answer<'_, Vec<String>> {
+        Box::pin(self.call(prepare))
     }
 
-    fn rehearse(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn rehearse(&self) -> Answer<'_, ()> {
         Box::pin(self.call(rehearsal::rehearse))
     }
 
@@ -216,30 +172,24 @@ impl Store for MongoStore {
         partition: Partition,
         committed: Offset,
         identity: &'a TopicIdentity,
-    ) -> BoxFuture<'a, Result<Vec<Fence>, StoreError>> {
+    ) -> Answer<'a, Vec<Fence>> {
         let identity = identity.clone();
-        Box::pin(self.call(move |store, database| async move {
-            buckets::fences(&store, &database, partition, committed, &identity).await
-        }))
+        Box::pin(self.call(move |store| async move { buckets::fences(&store, partition, committed, &identity).await }))
     }
 
-    fn flush<'a>(
-        &'a self,
-        deltas: &'a [BucketDelta],
-        events: &'a [ProcessedEvent],
-    ) -> BoxFuture<'a, Result<Flushed, StoreError>> {
+    fn flush<'a>(&'a self, deltas: &'a [BucketDelta], events: &'a [ProcessedEvent]) -> Answer<'a, Flushed> {
         let (deltas, events) = (deltas.to_vec(), events.to_vec());
-        Box::pin(self.call(move |store, database| async move {
-            let refused = events::write(&store, &database, &events).await?;
+        Box::pin(self.call(move |store| async move {
+            let refused = events::write(&store, &events).await?;
             let is_refused = |delta: &BucketDelta| refused.iter().any(|event| event.partition == delta.partition);
             let deltas: Vec<&BucketDelta> = deltas.iter().filter(|delta| !is_refused(delta)).collect();
-            let flushed = buckets::write(&store, &database, &deltas).await?;
+            let flushed = buckets::write(&store, &deltas).await?;
             Ok(Flushed { refused, ..flushed })
         }))
     }
 
-    fn query(&self, query: Query) -> BoxFuture<'_, Result<Rows, StoreError>> {
-        Box::pin(self.call(move |store, database| async move { buckets::rows(&store, &database, &query).await }))
+    fn query(&self, query: Query) -> Answer<'_, Rows> {
+        Box::pin(self.call(move |store| async move { buckets::rows(&store, &query).await }))
     }
 
     /// A client that is dropped while its runtime ends panics in a task of the driver.
@@ -254,7 +204,41 @@ impl Store for MongoStore {
     }
 }
 
-/// Why a call failed, before it is told as a [`StoreError`].
+/// Compares the definitions with those that are known, and makes the indexes.
+async fn prepare(store: StoreDatabase) -> Result<Vec<String>, Failure> {
+    for aggregate in &store.options.aggregates {
+        let window_ms = i64::try_from(aggregate.window.as_millis()).unwrap_or(i64::MAX);
+        let definition = doc! { "window_ms": window_ms, "group_by": aggregate.group_by.clone() };
+        let upsert = doc! {
+            "q": { "_id": &aggregate.name }, "u": { "$setOnInsert": definition.clone() }, "upsert": true,
+        };
+        store.write(doc! { "update": DEFINITIONS, "updates": [upsert] }).await?.ok()?;
+        let found = store.majority(DEFINITIONS).find_one(doc! { "_id": &aggregate.name }).await?;
+        let Some(mut found) = found else {
+            return Err(Failure::unavailable("a definition that was just written is not there yet"));
+        };
+        found.remove("_id");
+        if found != definition {
+            let window = found.get_i64("window_ms").unwrap_or_default();
+            let group_by = found.get_array("group_by").map(|names| {
+                Value::from(names.iter().map(|name| name.as_str().unwrap_or_default()).collect::<Vec<_>>())
+            });
+            let changed = definition_changed(aggregate, window, &group_by.unwrap_or_default().to_string());
+            return Err(Failure::Store(changed));
+        }
+    }
+    // Of a large collection an index takes longer than counting should wait for.
+    let patience = store.options.timeout / 2;
+    tokio::time::timeout(patience, indexes::ensure(&store)).await.unwrap_or_else(|_| {
+        Ok(vec![format!(
+            "indexes of the database {:?} are not there after {patience:?}: queries are slower until they are; if the \
+             server does not go on by itself, make those of docs/design.md, 3.5, by hand",
+            store.database.name()
+        )])
+    })
+}
+
+/// Why a call failed, before it becomes a [`StoreError`].
 enum Failure {
     Driver(Error),
     Store(StoreError),
@@ -284,32 +268,28 @@ fn primary() -> SelectionCriteria {
     SelectionCriteria::ReadPreference(ReadPreference::Primary)
 }
 
-/// Reads what cannot be rolled back any more.
-fn majority(database: &Database, collection: &str) -> Collection<Document> {
-    let options = CollectionOptions::builder().read_concern(ReadConcern::majority()).build();
-    database.collection_with_options(collection, options)
-}
-
 /// Refuses options that ask for less than the fence needs; what is refused would have no effect, so that nobody should
 /// believe that it has.
 fn refuse_weaker(url: &ConnectionString) -> anyhow::Result<()> {
-    if let Some(concern) = &url.write_concern {
-        let weaker = !matches!(concern.w, None | Some(Acknowledgment::Majority)) || concern.journal == Some(false);
-        if weaker {
-            bail!(
-                "store.url weakens the write concern: buckets need w=majority and journal=true, remove w and journal"
-            );
-        }
+    let weaker = |concern: &WriteConcern| {
+        !matches!(concern.w, None | Some(Acknowledgment::Majority)) || concern.journal == Some(false)
+    };
+    if url.write_concern.as_ref().is_some_and(weaker) {
+        bail!("store.url weakens the write concern: buckets need w=majority and journal=true, remove w and journal");
     }
-    let reads_enough =
-        |concern: &ReadConcern| matches!(concern.level, ReadConcernLevel::Majority | ReadConcernLevel::Linearizable);
-    if url.read_concern.as_ref().is_some_and(|concern| !reads_enough(concern)) {
+    let level = url.read_concern.as_ref().map(|concern| &concern.level);
+    if !matches!(level, None | Some(ReadConcernLevel::Majority | ReadConcernLevel::Linearizable)) {
         bail!("store.url weakens the read concern: fences need readConcernLevel=majority, remove readConcernLevel");
     }
     if !matches!(url.read_preference, None | Some(ReadPreference::Primary)) {
         bail!("store.url reads from secondaries: fences are read from the primary, remove readPreference");
     }
     Ok(())
+}
+
+/// An integer as 64 bits, all else as a double.
+fn bson_number(number: &Number) -> Bson {
+    number.as_i64().map(Bson::Int64).or_else(|| number.as_f64().map(Bson::Double)).unwrap_or(Bson::Null)
 }
 
 /// A calendar time that MongoDB gave; its range is larger than a calendar's.

@@ -2,7 +2,7 @@
 //!
 //! `PRAGMA user_version` is the format's version. `bucket.grp` is the group's JSON text, which is its identity.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use chrono::DateTime;
@@ -53,7 +53,7 @@ const UPGRADES: [&str; 1] = ["
     CREATE INDEX event_received ON event (received);
 "];
 
-/// Adds a delta to its bucket, each measure in its way, where nobody has been there since its first record.
+/// Adds a delta to its bucket, each measure in its way, unless another writer has advanced that bucket beyond `first`.
 const UPSERT: &str = "
     INSERT INTO bucket (aggregate, window_start, grp, topic, generation, partition, last_offset, count)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?9)
@@ -193,9 +193,7 @@ impl Database {
     /// One transaction. Of a partition with a bucket that is fenced, nothing is applied.
     pub fn flush(&mut self, deltas: &[BucketDelta], events: &[ProcessedEvent]) -> Result<Flushed, StoreError> {
         self.ensure_prepared()?;
-        let mut partitions: Vec<Partition> = deltas.iter().map(|delta| delta.partition).collect();
-        partitions.sort_unstable();
-        partitions.dedup();
+        let partitions: BTreeSet<Partition> = deltas.iter().map(|delta| delta.partition).collect();
         let mut fenced = Vec::new();
         let mut transaction = write(&mut self.connection)?;
         for partition in partitions {

@@ -3,13 +3,11 @@
 mod document;
 
 use futures::TryStreamExt;
-use mongodb::{
-    Database,
-    bson::{Bson, Document, doc},
-};
+use mongodb::bson::{Bson, Document, doc};
 
 use super::{
-    Failure, MongoStore, majority,
+    Failure, SOURCES,
+    database::StoreDatabase,
     reply::{StatementError, WriteReply, before_the_second_attempt, code},
 };
 use crate::{
@@ -23,12 +21,12 @@ pub use document::Buckets;
 const FENCE_READS: usize = 5;
 
 /// Adds the deltas to their buckets.
-pub async fn write(store: &MongoStore, database: &Database, deltas: &[&BucketDelta]) -> Result<Flushed, Failure> {
+pub async fn write(store: &StoreDatabase, deltas: &[&BucketDelta]) -> Result<Flushed, Failure> {
     let mut flushed = Flushed::default();
     for (index, buckets) in Buckets::of_all(&store.options).enumerate() {
         let of_aggregate: Vec<&BucketDelta> = deltas.iter().copied().filter(|delta| delta.aggregate == index).collect();
         for part in document::split(&of_aggregate) {
-            write_part(store, database, &buckets, part, &mut flushed).await?;
+            write_part(store, &buckets, part, &mut flushed).await?;
         }
     }
     flushed.fenced.sort_unstable();
@@ -38,20 +36,19 @@ pub async fn write(store: &MongoStore, database: &Database, deltas: &[&BucketDel
 
 /// Of one command: sends a bucket that is refused once more, in its plainer form.
 async fn write_part(
-    store: &MongoStore,
-    database: &Database,
+    store: &StoreDatabase,
     buckets: &Buckets<'_>,
     part: &[&BucketDelta],
     flushed: &mut Flushed,
 ) -> Result<(), Failure> {
     let statements = part.iter().map(|delta| buckets.statement(delta)).collect();
-    let Sent { mut taken, refused, others } = send(store, database, buckets, part, statements).await?;
+    let Sent { mut taken, refused, others } = send(store, buckets, part, statements).await?;
     if !refused.is_empty() {
         let may_pass = refused.iter().any(|(_, error)| !code::is_of_the_document(error.code));
         before_the_second_attempt(may_pass).await;
         let deltas: Vec<&BucketDelta> = refused.iter().map(|(delta, _)| *delta).collect();
         let plainer = deltas.iter().map(|delta| buckets.plain_statement(delta)).collect();
-        let again = send(store, database, buckets, &deltas, plainer).await?;
+        let again = send(store, buckets, &deltas, plainer).await?;
         taken.extend(again.taken);
         for (delta, StatementError { code, message, .. }) in again.refused {
             // Where nothing else is stored either, it may be the collection's fault, and pass.
@@ -64,7 +61,7 @@ async fn write_part(
             flushed.block(delta.partition, reason);
         }
     }
-    if taken.is_empty() { Ok(()) } else { judge_taken(database, buckets, &taken, flushed).await }
+    if taken.is_empty() { Ok(()) } else { judge_taken(store, buckets, &taken, flushed).await }
 }
 
 /// What came of some statements.
@@ -80,14 +77,13 @@ struct Sent<'d> {
 
 /// Sends the statements of `deltas`, in any of their forms.
 async fn send<'d>(
-    store: &MongoStore,
-    database: &Database,
+    store: &StoreDatabase,
     buckets: &Buckets<'_>,
     deltas: &[&'d BucketDelta],
     statements: Vec<Document>,
 ) -> Result<Sent<'d>, Failure> {
     let command = doc! { "update": buckets.collection(), "updates": statements, "ordered": false };
-    let mut reply = store.write(database, command).await?;
+    let mut reply = store.write(command).await?;
     let mut sent = Sent { others: reply.effects > 0, ..Sent::default() };
     for error in std::mem::take(&mut reply.errors) {
         match deltas.get(error.index) {
@@ -105,14 +101,14 @@ async fn send<'d>(
 /// The others of a partition that is fenced may have taken effect: all of them are dropped and the fences read again,
 /// which shows what did. Where no fence will show why the key was taken that would go on for ever.
 async fn judge_taken(
-    database: &Database,
+    store: &StoreDatabase,
     buckets: &Buckets<'_>,
     taken: &[(&BucketDelta, StatementError)],
     flushed: &mut Flushed,
 ) -> Result<(), Failure> {
     let name = buckets.collection();
     let ids: Vec<String> = taken.iter().map(|(delta, _)| buckets.id(delta)).collect();
-    let found = majority(database, &name).find(doc! { "_id": { "$in": &ids } }).projection(doc! { "group": 0 }).await?;
+    let found = store.majority(&name).find(doc! { "_id": { "$in": &ids } }).projection(doc! { "group": 0 }).await?;
     let found: Vec<Document> = found.try_collect().await?;
     for ((delta, error), id) in taken.iter().zip(ids) {
         let document = found.iter().find(|document| document.get_str("_id").is_ok_and(|found| found == id));
@@ -137,16 +133,15 @@ async fn judge_taken(
 /// (or a majority not confirmed) and that a crash undoes. So: read, write something durably, read again; what was there
 /// both times came before the write and is durable as well.
 pub async fn fences(
-    store: &MongoStore,
-    database: &Database,
+    store: &StoreDatabase,
     partition: Partition,
     committed: Offset,
     identity: &TopicIdentity,
 ) -> Result<Vec<Fence>, Failure> {
-    let mut before = find_fences(store, database, partition, committed).await?;
+    let mut before = find_fences(store, partition, committed).await?;
     for _ in 0..FENCE_READS {
-        claim(store, database, partition, identity).await?;
-        let after = find_fences(store, database, partition, committed).await?;
+        claim(store, partition, identity).await?;
+        let after = find_fences(store, partition, committed).await?;
         if after == before {
             return Ok(after);
         }
@@ -155,16 +150,11 @@ pub async fn fences(
     Err(Failure::unavailable("another worker still writes to the buckets of this partition"))
 }
 
-async fn find_fences(
-    store: &MongoStore,
-    database: &Database,
-    partition: Partition,
-    committed: Offset,
-) -> Result<Vec<Fence>, Failure> {
+async fn find_fences(store: &StoreDatabase, partition: Partition, committed: Offset) -> Result<Vec<Fence>, Failure> {
     let mut fences = Vec::new();
     for buckets in Buckets::of_all(&store.options) {
         let name = buckets.collection();
-        let collection = majority(database, &name);
+        let collection = store.majority(&name);
         let mut cursor = collection.find(buckets.fence_filter(partition, committed)).sort(doc! { "_id": 1 }).await?;
         while let Some(bucket) = cursor.try_next().await? {
             let fence = buckets.fence(partition, &bucket);
@@ -176,20 +166,15 @@ async fn find_fences(
 }
 
 /// A durable write that says which topic is counted, and refuses when it was another one.
-async fn claim(
-    store: &MongoStore,
-    database: &Database,
-    partition: Partition,
-    identity: &TopicIdentity,
-) -> Result<(), Failure> {
+async fn claim(store: &StoreDatabase, partition: Partition, identity: &TopicIdentity) -> Result<(), Failure> {
     let claim = doc! {
-        "findAndModify": MongoStore::SOURCES,
+        "findAndModify": SOURCES,
         "query": { "_id": Buckets::source(&store.options, partition) },
         "update": { "$inc": { "claims": 1_i64 }, "$setOnInsert": { "identity": &*identity.0 } },
         "upsert": true,
         "new": true,
     };
-    let reply = store.command(database, claim).await?;
+    let reply = store.command(claim).await?;
     WriteReply::read(&reply).ok()?;
     let known = reply.get_document("value").ok().and_then(|source| source.get_str("identity").ok());
     if known.is_some_and(|known| !identity.contradicts(known)) {
@@ -200,7 +185,7 @@ async fn claim(
 }
 
 /// The answer to a query.
-pub async fn rows(store: &MongoStore, database: &Database, query: &Query) -> Result<Rows, Failure> {
+pub async fn rows(store: &StoreDatabase, query: &Query) -> Result<Rows, Failure> {
     let (index, definition) = store.options.aggregate(&query.aggregate).map_err(Failure::Store)?;
     let date = |time| Bson::DateTime(mongodb::bson::DateTime::from_millis(ceil_millis(time)));
     let limit = i64::try_from(query.limit).unwrap_or(i64::MAX).saturating_add(1);
@@ -210,7 +195,8 @@ pub async fn rows(store: &MongoStore, database: &Database, query: &Query) -> Res
         doc! { "$sort": { "_id.window_start": 1, "_id.group": 1 } },
         doc! { "$limit": limit },
     ];
-    let mut cursor = database
+    let mut cursor = store
+        .database
         .collection::<Document>(&Buckets::new(&store.options, index).collection())
         .aggregate(pipeline)
         .allow_disk_use(true)

@@ -1,15 +1,18 @@
-//! Which database the store is kept in.
+//! Which database the store is kept in, and its commands.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use mongodb::{
-    Client,
+    Client, Collection, Database,
     bson::{Document, doc},
-    options::ConnectionString,
+    options::{CollectionOptions, ConnectionString, ReadConcern},
 };
 
-use super::{Failure, MongoStore, code, primary};
-use crate::config::StoreConfig;
+use super::{
+    Failure, SOURCES, primary,
+    reply::{WriteReply, code},
+};
+use crate::{config::StoreConfig, store::StoreOptions};
 
 /// What the configuration says of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,13 +73,43 @@ impl fmt::Display for DatabaseChoice {
     }
 }
 
+/// The database that is used.
+pub(super) struct StoreDatabase {
+    pub database: Database,
+    pub options: Arc<StoreOptions>,
+}
+
+impl StoreDatabase {
+    pub fn write_concern(&self) -> Document {
+        // With a time limit of its own, so that statements whose caller has given up do not pile up in the server.
+        let timeout = i64::try_from(self.options.timeout.as_millis()).unwrap_or(i64::MAX);
+        doc! { "w": "majority", "j": true, "wtimeout": timeout }
+    }
+
+    /// Runs a command that writes, on the primary.
+    pub async fn command(&self, mut command: Document) -> Result<Document, Failure> {
+        command.insert("writeConcern", self.write_concern());
+        Ok(self.database.run_command(command).selection_criteria(primary()).await?)
+    }
+
+    pub async fn write(&self, command: Document) -> Result<WriteReply, Failure> {
+        Ok(WriteReply::read(&self.command(command).await?))
+    }
+
+    /// A collection, of which what cannot be rolled back any more is read.
+    pub fn majority(&self, collection: &str) -> Collection<Document> {
+        let options = CollectionOptions::builder().read_concern(ReadConcern::majority()).build();
+        self.database.collection_with_options(collection, options)
+    }
+}
+
 /// Whether events of this topic, of any generation, were counted in the database.
 async fn holds(client: &Client, database: &str, topic: &str) -> Result<bool, Failure> {
     // The ids are `topic/partition` and `topic@generation/partition`; the end is the character after.
     let within =
         |from: char, to: char| doc! { "_id": { "$gte": format!("{topic}{from}"), "$lt": format!("{topic}{to}") } };
     let find = doc! {
-        "find": MongoStore::SOURCES,
+        "find": SOURCES,
         "filter": { "$or": [within('/', '0'), within('@', 'A')] },
         "limit": 1,
     };

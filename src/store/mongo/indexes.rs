@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use mongodb::{
-    Database,
-    bson::{Bson, Document, doc},
-};
+use mongodb::bson::{Bson, Document, doc};
 
 use super::{
-    Buckets, Failure, MongoStore,
-    database::first_batch,
+    Failure,
+    buckets::Buckets,
+    database::{StoreDatabase, first_batch},
     events, primary,
     reply::{Refusal, code},
 };
@@ -57,7 +55,7 @@ fn step(wanted: &Wanted, standing: &[&Document]) -> Step {
     }
 }
 
-/// Directions come as whatever number somebody has written.
+/// A direction may be written as any type of number.
 fn same_keys(one: &Document, other: &Document) -> bool {
     one.len() == other.len()
         && one.iter().zip(other).all(|((name, direction), (other_name, other_direction))| {
@@ -83,26 +81,25 @@ fn seconds(value: &Bson) -> Option<i64> {
 ///
 /// # Errors
 /// The server is away, so that this is to be tried again.
-pub async fn ensure(store: &MongoStore, database: &Database) -> Result<Vec<String>, Failure> {
+pub async fn ensure(store: &StoreDatabase) -> Result<Vec<String>, Failure> {
     let mut remarks = Vec::new();
     for buckets in Buckets::of_all(&store.options) {
-        ensure_on(store, database, &buckets.collection(), &Buckets::indexes(), &mut remarks).await?;
+        ensure_on(store, &buckets.collection(), &Buckets::indexes(), &mut remarks).await?;
     }
     if store.options.events {
         let wanted = events::indexes(store.options.events_ttl);
-        ensure_on(store, database, events::COLLECTION, &wanted, &mut remarks).await?;
+        ensure_on(store, events::COLLECTION, &wanted, &mut remarks).await?;
     }
     Ok(remarks)
 }
 
 async fn ensure_on(
-    store: &MongoStore,
-    database: &Database,
+    store: &StoreDatabase,
     collection: &str,
     wanted: &[Wanted],
     remarks: &mut Vec<String>,
 ) -> Result<(), Failure> {
-    let list = database.run_command(doc! { "listIndexes": collection }).selection_criteria(primary());
+    let list = store.database.run_command(doc! { "listIndexes": collection }).selection_criteria(primary());
     // Where that is refused, nothing is there yet, or it cannot be seen: then it shows when it is made.
     let standing = or_refusal(list.await.map_err(Failure::from))?.unwrap_or_default();
     let standing = first_batch(&standing);
@@ -115,12 +112,12 @@ async fn ensure_on(
                     new.insert("expireAfterSeconds", expiry);
                 }
                 let create = doc! { "createIndexes": collection, "indexes": [new] };
-                or_refusal(store.command(database, create).await)?.map_err(|why| not_made(collection, index, &why))
+                or_refusal(store.command(create).await)?.map_err(|why| not_made(collection, index, &why))
             }
             Step::ChangeExpiry(name) => {
                 let expiry = index.expiry.unwrap_or_default();
                 let change = doc! { "collMod": collection, "index": { "name": &name, "expireAfterSeconds": expiry } };
-                or_refusal(store.command(database, change.clone()).await)?
+                or_refusal(store.command(change.clone()).await)?
                     .map_err(|why| not_changed(collection, &name, expiry, &change, &why))
             }
         };

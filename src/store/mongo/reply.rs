@@ -8,11 +8,6 @@ use mongodb::bson::{Bson, Document};
 use super::Failure;
 use crate::backoff::jitter;
 
-/// Whether the driver says that a server is too old for it. It speaks of wire versions.
-pub fn is_too_old(message: &str) -> bool {
-    message.contains("reports wire version") && message.contains("requires at least")
-}
-
 /// Error codes of the server.
 pub mod code {
     pub const UNAUTHORIZED: i32 = 13;

@@ -13,7 +13,7 @@ use crate::{
     position::{Offset, Partition, Timestamp, TopicName},
     store::{
         BucketDelta, BucketKey, Fence, Measures, Row, StoreOptions, group,
-        mongo::{datetime, indexes::Wanted},
+        mongo::{bson_number, datetime, indexes::Wanted},
     },
 };
 
@@ -70,7 +70,7 @@ impl<'a> Buckets<'a> {
         }
     }
 
-    /// An upsert that adds the delta only where nobody else was in the meantime.
+    /// An upsert that adds the delta only where no other writer was in the meantime.
     pub fn statement(&self, delta: &BucketDelta) -> Document {
         let group = &delta.key.group;
         let fields = &self.options.aggregates[self.aggregate].group_by;
@@ -193,10 +193,7 @@ pub fn row(fields: &[String], document: &Document) -> Option<Row> {
 fn bson(value: Value) -> Bson {
     match value {
         Value::Bool(bool) => Bson::Boolean(bool),
-        Value::Number(number) => match number.as_i64() {
-            Some(integer) => Bson::Int64(integer),
-            None => number.as_f64().map_or(Bson::Null, Bson::Double),
-        },
+        Value::Number(number) => bson_number(&number),
         Value::String(text) => Bson::String(text),
         // No other value is one of a group.
         Value::Null | Value::Array(_) | Value::Object(_) => Bson::Null,
