@@ -75,13 +75,10 @@ pub(super) fn open_writer(path: &Path) -> anyhow::Result<Connection> {
         database.pragma_update(None, "page_size", PAGE_SIZE)?;
         database.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
-    database.pragma_update(None, "journal_mode", "WAL")?;
-    database.pragma_update(None, "synchronous", "FULL")?;
+    sqlite::set_up_writer(&database, path)?;
     // Without a limit the WAL file keeps its largest size for ever.
     database.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
     database.pragma_update(None, "cache_size", CACHE)?;
-    sqlite::bound_memory(&database)?;
-    sqlite::keep_temporary_files_beside(&database, path)?;
     database.busy_timeout(Duration::from_secs(5))?;
     if version < VERSION {
         let transaction = database.transaction()?;

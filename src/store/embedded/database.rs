@@ -90,10 +90,7 @@ impl Database {
             let connection = Connection::open(path)?;
             // Takes effect only before the first table exists; freed pages can then be given back to the disk.
             connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-            connection.pragma_update(None, "journal_mode", "WAL")?;
-            connection.pragma_update(None, "synchronous", "FULL")?;
-            sqlite::bound_memory(&connection)?;
-            sqlite::keep_temporary_files_beside(&connection, path)?;
+            sqlite::set_up_writer(&connection, path)?;
             let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             Ok((connection, version))
         };
