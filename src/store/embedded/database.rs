@@ -53,7 +53,7 @@ const UPGRADES: [&str; 1] = ["
     CREATE INDEX event_received ON event (received);
 "];
 
-/// Adds a delta to its bucket, each measure in its way, unless another writer has advanced that bucket beyond `first`.
+/// Adds a delta to its bucket, each measure in its way, unless another writer has advanced that bucket to `first` or further.
 const UPSERT: &str = "
     INSERT INTO bucket (aggregate, window_start, grp, topic, generation, partition, last_offset, count)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?9)
