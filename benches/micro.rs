@@ -48,7 +48,6 @@ fn commit_to_the_embedded_log(bencher: Bencher<'_, '_>, events: usize) {
     let config = LiveConfig::new(Arc::new(Config::default()).into());
     let log = EmbeddedLog::open(folder.path(), vec![], config, Health::default(), Arc::default(), escalations);
     let log = log.expect("a log");
-    let appender = log.appender();
     let mut body = Vec::new();
     let mut record = |(_, event): (String, String)| {
         let start = body.len() as u32;
@@ -61,7 +60,7 @@ fn commit_to_the_embedded_log(bencher: Bencher<'_, '_>, events: usize) {
         let (ticket, durable) = Ticket::new(events, Counter::default());
         let (body, events) = (body.clone(), records.clone());
         let publish = Publish { body, unescaped: Bytes::new(), events, received: RECEIVED, ticket };
-        assert!(appender.append(publish, 0).is_ok(), "its queue is empty");
+        assert!(log.append(publish, 0).is_ok(), "its queue is empty");
         durable.blocking_recv().expect("it answers").durable
     });
     log.close().expect("nothing is left");

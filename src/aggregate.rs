@@ -23,7 +23,6 @@ use tokio::sync::oneshot;
 use crate::{
     config::{LiveConfig, StoreKind},
     consume::{Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Unassign},
-    event::EventFields,
     health::{ActorState, Health},
     log::{
         Assignment, Batch, Epoch,
@@ -35,9 +34,8 @@ use crate::{
     store::{Blocked, Fence, Flushed, RefusedEvent, Store, StoreError},
 };
 
-use flush::{Attempt, Failure, Flush, Part, Statements};
+use flush::{Failure, Flush, Part, Statements};
 pub use fold::{Coverage, PartitionFold};
-use grouping::Grouping;
 use open::{OpenPartition, Reader};
 use refuse::{Ahead, ahead, refuse};
 
@@ -73,7 +71,7 @@ pub struct Aggregator {
     /// The next attempt of it, while it waits for that.
     retry: Option<SpawnHandle>,
     /// Records that the store refuses for good, and why, until the position is beyond them: they become letters when
-    /// they are read again. A new aggregator hears of them again.
+    /// they are read again. A new aggregator finds them again.
     refused: BTreeMap<Partition, BTreeMap<Offset, String>>,
     /// Fences beyond the log's end, which has been asked for again since.
     ahead: BTreeMap<Partition, Offset>,
@@ -103,21 +101,11 @@ impl Aggregator {
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let at_start = config.load();
-        let grouping = Grouping::new(&at_start.aggregate);
-        let reader = Reader {
-            topic: at_start.queue.topic.clone(),
-            generation: at_start.queue.generation,
-            fields: EventFields::from(&at_start.event).selecting(grouping.fields()),
-            grouping,
-            keep_events: at_start.store.events,
-            text: String::new(),
-        };
-        let dependency = match at_start.store.kind {
+        let reader = Reader::new(&config.load());
+        let dependency = match config.load().store.kind {
             StoreKind::Mongodb => dependency::MONGODB,
             StoreKind::Embedded | StoreKind::None => dependency::EMBEDDED_STORE,
         };
-        drop(at_start);
         Self {
             store,
             dead_letters,
@@ -156,7 +144,9 @@ impl Aggregator {
                 }
                 actor.remark = (!remarks.is_empty()).then(|| remarks.join("; "));
                 actor.works();
-                for (partition, epoch) in actor.loading() {
+                let assigned: Vec<_> =
+                    actor.partitions.iter().map(|(partition, held)| (*partition, held.epoch)).collect();
+                for (partition, epoch) in assigned {
                     actor.load(partition, epoch, 0, ctx);
                 }
             }
@@ -167,24 +157,18 @@ impl Aggregator {
         }));
     }
 
-    fn loading(&self) -> Vec<(Partition, Epoch)> {
-        let loading = self.partitions.iter().filter(|(_, assigned)| matches!(assigned.state, State::Loading(..)));
-        loading.map(|(partition, assigned)| (*partition, assigned.epoch)).collect()
+    /// The state of a partition, while this assignment of it lasts.
+    fn state(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut State> {
+        let assigned = self.partitions.get_mut(&partition).filter(|assigned| assigned.epoch == epoch);
+        assigned.map(|assigned| &mut assigned.state)
     }
 
     /// Loads the fences of an assigned partition, until that succeeds or the partition is taken away.
     fn load(&mut self, partition: Partition, epoch: Epoch, attempts: u32, ctx: &mut Context<Self>) {
-        let Some(Assigned { epoch: present, state: State::Loading(assignment, _) }) = self.partitions.get(&partition)
-        else {
-            return;
-        };
-        if *present != epoch {
-            return;
-        }
-        let store = self.store.clone();
+        let Some(State::Loading(assignment, _)) = self.state(partition, epoch) else { return };
         let at = assignment.first_undone();
         let (identity, log_end) = (assignment.identity.clone(), assignment.log_end);
-        let letters = self.dead_letters.clone();
+        let (store, letters) = (self.store.clone(), self.dead_letters.clone());
         let (topic, generation) = (self.reader.topic.clone(), self.reader.generation);
         let source = Source { topic, generation, partition };
         let load = async move {
@@ -206,7 +190,9 @@ impl Aggregator {
                 actor.halt(partition, epoch, reason, action);
             }
             Err(failure) => {
-                actor.waits(partition, epoch, &failure);
+                if let Some(State::Loading(_, reason)) = actor.state(partition, epoch) {
+                    *reason = Some(failure.to_string());
+                }
                 actor.failed(failure);
                 ctx.run_later(flush::BACKOFF.pause(attempts + 1), move |actor, ctx| {
                     actor.load(partition, epoch, attempts + 1, ctx);
@@ -216,12 +202,9 @@ impl Aggregator {
     }
 
     fn begin(&mut self, partition: Partition, epoch: Epoch, fences: Vec<Fence>, dead_lettered: BTreeSet<Offset>) {
-        let Some(Assigned { epoch: present, state }) = self.partitions.get_mut(&partition) else { return };
-        let State::Loading(assignment, _) = state else { return };
-        if *present != epoch {
-            return;
-        }
-        match ahead(&fences, assignment.log_end, self.ahead.remove(&partition)) {
+        let Some(State::Loading(assignment, _)) = self.state(partition, epoch) else { return };
+        let (at, committed, log_end) = (assignment.first_undone(), assignment.committed, assignment.log_end);
+        match ahead(&fences, log_end, self.ahead.remove(&partition)) {
             Ahead::None => {}
             Ahead::AskAgain(fence) => {
                 self.ahead.insert(partition, fence);
@@ -230,12 +213,11 @@ impl Aggregator {
             }
             Ahead::Refused((reason, action)) => return self.halt(partition, epoch, reason, action),
         }
-        let at = assignment.first_undone();
-        let lost = assignment.committed.map_or(0, |committed| at.since(committed));
-        let committed = assignment.committed;
+        let lost = committed.map_or(0, |committed| at.since(committed));
         let refused = self.refused.get(&partition).cloned().unwrap_or_default();
         let fold = PartitionFold::assign(partition, at, self.reader.grouping.aggregates(), fences);
-        *state = State::Open(OpenPartition::new(epoch, fold, dead_lettered, refused));
+        let state = State::Open(OpenPartition::new(fold, dead_lettered, refused));
+        self.partitions.insert(partition, Assigned { epoch, state });
         if lost > 0 {
             tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
                 "the log removed records before they were counted, counting goes on behind them");
@@ -247,7 +229,7 @@ impl Aggregator {
     }
 
     fn halt(&mut self, partition: Partition, epoch: Epoch, reason: String, action: &str) {
-        if self.partitions.get(&partition).is_some_and(|assigned| assigned.epoch == epoch) {
+        if self.state(partition, epoch).is_some() {
             self.partitions.remove(&partition);
             self.replies.halt(Halt { partition, epoch, reason, action: action.to_owned() });
         }
@@ -258,13 +240,6 @@ impl Aggregator {
             State::Open(open) => Some(open),
             State::Loading(..) => None,
         })
-    }
-
-    fn open_mut(&mut self, partition: Partition, epoch: Epoch) -> Option<&mut OpenPartition> {
-        match self.partitions.get_mut(&partition) {
-            Some(Assigned { epoch: present, state: State::Open(open) }) if *present == epoch => Some(open),
-            _ => None,
-        }
     }
 
     /// What the folds hold, as a share of what a flush is made for: 1 asks for a flush.
@@ -299,7 +274,7 @@ impl Aggregator {
             if let State::Open(open) = &mut assigned.state
                 && open.fold.is_dirty()
             {
-                parts.push(open.begin_flush(*partition, &mut statements));
+                parts.push(open.begin_flush(*partition, assigned.epoch, &mut statements));
             }
         }
         if parts.is_empty() {
@@ -336,13 +311,13 @@ impl Aggregator {
             timeout,
         );
         self.flush = Some(flush);
-        ctx.spawn(attempt.into_actor(self).map(|attempt, actor, ctx| actor.attempted(attempt, ctx)));
+        ctx.spawn(attempt.into_actor(self).map(|outcome, actor, ctx| actor.attempted(outcome, ctx)));
     }
 
-    fn attempted(&mut self, attempt: Attempt, ctx: &mut Context<Self>) {
+    fn attempted(&mut self, outcome: Result<Flushed, Failure>, ctx: &mut Context<Self>) {
         let Some(mut flush) = self.flush.take() else { return };
-        flush.letters_written = attempt.letters_written;
-        match attempt.outcome {
+        flush.letters_written = !matches!(outcome, Err(Failure::DeadLetters(_)));
+        match outcome {
             Ok(flushed) => {
                 self.works();
                 self.metrics.flush_duration.observe(flush.began.elapsed().as_secs_f64());
@@ -406,7 +381,7 @@ impl Aggregator {
                 continue;
             }
             self.metrics.events_aggregated.inc_by(part.records);
-            if let Some(open) = self.open_mut(part.partition, part.epoch) {
+            if let Some(State::Open(open)) = self.state(part.partition, part.epoch) {
                 let position = open.fold.flushed();
                 if let Some(refused) = self.refused.get_mut(&part.partition) {
                     refused.retain(|offset, _| *offset >= position);
@@ -423,7 +398,7 @@ impl Aggregator {
     }
 
     fn drop_fold(&mut self, Part { partition, epoch, .. }: Part) {
-        if self.open_mut(partition, epoch).is_some() {
+        if matches!(self.state(partition, epoch), Some(State::Open(_))) {
             self.partitions.remove(&partition);
             self.replies.reassign(Reassign { partition, epoch });
         }
@@ -455,15 +430,6 @@ impl Aggregator {
         }) {
             Some(reason) => self.fails(reason),
             None => self.health.actor(ActorName::Aggregator, ActorState::Running, None),
-        }
-    }
-
-    /// Notes why a partition is not loaded.
-    fn waits(&mut self, partition: Partition, epoch: Epoch, failure: &Failure) {
-        if let Some(Assigned { epoch: present, state: State::Loading(_, reason) }) = self.partitions.get_mut(&partition)
-            && *present == epoch
-        {
-            *reason = Some(failure.to_string());
         }
     }
 

@@ -101,7 +101,7 @@ pub mod position {
 
 pub mod store {
     pub use crate::store::{
-        BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
+        BucketDelta, BucketKey, Fence, Flushed, Measures, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
     };
 
     pub mod embedded {

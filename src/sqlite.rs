@@ -25,14 +25,13 @@ pub fn give_back_pages(database: &Connection, pages: u32) -> rusqlite::Result<bo
 /// connection with large pages takes what an idle one with small pages leaves, some 17 MiB in the first seconds of load.
 const MEMORY: i64 = 6 << 20;
 
-/// Bounds the memory of all connections in this process.
-pub fn bound_memory(database: &Connection) -> rusqlite::Result<()> {
-    database.query_row(&format!("PRAGMA soft_heap_limit = {MEMORY}"), [], |_| Ok(()))
-}
-
-/// Has the files that SQLite makes for moments (the journal of a statement, a sort) made in the folder of the database
-/// `path`: a service may have no other that it can write to. Holds for all connections in this process.
-pub fn keep_temporary_files_beside(database: &Connection, path: &Path) -> rusqlite::Result<()> {
+/// Sets up the connection that writes the database `path`: a commit is durable when it returns (the write-ahead log is
+/// fsynced). Bounds the memory of all connections in this process, and has the files that SQLite makes for moments (the
+/// journal of a statement, a sort) made in the folder of `path`: a service may have no other that it can write to.
+pub fn set_up_writer(database: &Connection, path: &Path) -> rusqlite::Result<()> {
+    database.pragma_update(None, "journal_mode", "WAL")?;
+    database.pragma_update(None, "synchronous", "FULL")?;
+    database.query_row(&format!("PRAGMA soft_heap_limit = {MEMORY}"), [], |_| Ok(()))?;
     match path.parent().and_then(Path::to_str).filter(|folder| !folder.is_empty()) {
         Some(folder) => database.pragma_update(None, "temp_store_directory", folder),
         // Then they are made where SQLite looks by itself, the present folder among others.

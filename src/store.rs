@@ -2,10 +2,11 @@
 //!
 //! **The fence.** Invariant of each bucket: `count` = number of matching records of its partition with offset ≤
 //! `last_offset`. A flush adds to a bucket only where `last_offset < first offset folded since the last flush`, so the
-//! same records are never added twice, whoever tries.
+//! same records are never added twice, by whatever writer.
 
 pub mod embedded;
 mod group;
+mod measure;
 pub mod mongo;
 mod rows;
 pub mod validate;
@@ -16,6 +17,7 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use thiserror::Error;
 
+pub use measure::Measures;
 pub use rows::{Row, Rows};
 
 use crate::{
@@ -41,7 +43,7 @@ pub struct BucketDelta {
     pub aggregate: usize,
     pub first: Offset,
     pub last: Offset,
-    pub count: u64,
+    pub measures: Measures,
 }
 
 /// The `last_offset` of a bucket that may hold records at or after the committed offset.
@@ -125,16 +127,19 @@ pub struct RefusedEvent {
     pub message: String,
 }
 
+/// What a store answers.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
 /// A store. All calls may be cancelled by dropping them; a flush may then have taken effect or not, which is what the
 /// fences are for.
 pub trait Store: Send + Sync {
     /// Creates what is missing (indexes, tables) and compares the aggregates' definitions with those it knows. Gives back
     /// what is not as it should be though counting goes on, each with what to do.
-    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>>;
+    fn prepare(&self) -> Answer<'_, Vec<String>>;
 
     /// For a check, after [`Store::prepare`]: flushes, reads and queries something of its own, and removes it. The error
     /// says what the store does otherwise.
-    fn rehearse(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn rehearse(&self) -> Answer<'_, ()> {
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -148,17 +153,13 @@ pub trait Store: Send + Sync {
         partition: Partition,
         committed: Offset,
         identity: &'a TopicIdentity,
-    ) -> BoxFuture<'a, Result<Vec<Fence>, StoreError>>;
+    ) -> Answer<'a, Vec<Fence>>;
 
     /// Makes the deltas and events durable. An error says nothing about what took effect: send the identical ones again.
-    fn flush<'a>(
-        &'a self,
-        deltas: &'a [BucketDelta],
-        events: &'a [ProcessedEvent],
-    ) -> BoxFuture<'a, Result<Flushed, StoreError>>;
+    fn flush<'a>(&'a self, deltas: &'a [BucketDelta], events: &'a [ProcessedEvent]) -> Answer<'a, Flushed>;
 
     /// The rows of one aggregate. Dropping the call ends the query. An aggregate that the store does not know is [`StoreError::Refused`].
-    fn query(&self, query: Query) -> BoxFuture<'_, Result<Rows, StoreError>>;
+    fn query(&self, query: Query) -> Answer<'_, Rows>;
 
     /// At the end of the process: closes connections in order, within moments. Nothing may be asked afterwards.
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -214,6 +215,12 @@ pub fn open(config: &Config, io: tokio::runtime::Handle) -> anyhow::Result<Optio
         }
         StoreKind::Mongodb => Some(Arc::new(mongo::MongoStore::new(&config.store, options, io)?)),
     })
+}
+
+/// The start of the window that a moment is in: windows are counted from 1970-01-01T00:00:00Z.
+pub fn window_start(time: Timestamp, window: Duration) -> Timestamp {
+    let window = i64::try_from(window.as_millis()).unwrap_or(i64::MAX).max(1);
+    Timestamp(time.0.saturating_sub(time.0.rem_euclid(window)))
 }
 
 /// The first whole millisecond at or after `time`: window starts are whole milliseconds, and both ends of a query's

@@ -11,7 +11,8 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 use super::{AdminState, problem::Problem};
 use crate::{
     config::{AggregateConfig, Config, StoreKind},
-    store::{Query, StoreError},
+    position::Timestamp,
+    store::{self, Query, StoreError},
 };
 
 /// That RFC 3339 can write.
@@ -149,10 +150,9 @@ fn millis(window: Duration) -> i64 {
     i64::try_from(window.as_millis()).unwrap_or(i64::MAX).max(1)
 }
 
-/// The start of the window that a moment is in: windows are counted from 1970-01-01T00:00:00Z.
+/// The start of the window that a moment is in.
 fn floor(at: DateTime<Utc>, window: Duration) -> DateTime<Utc> {
-    let at = at.timestamp_millis();
-    DateTime::from_timestamp_millis(at - at.rem_euclid(millis(window))).unwrap_or_default()
+    store::window_start(Timestamp(at.timestamp_millis()), window).to_datetime()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::{
     names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
     reload::Reloaded,
-    store::{BucketDelta, Fence, Flushed, ProcessedEvent, Query, Row, Rows, StoreError},
+    store::{BucketDelta, Fence, Flushed, Measures, ProcessedEvent, Query, Row, Rows, StoreError},
 };
 
 #[derive(Clone, Copy)]
@@ -53,7 +53,7 @@ impl Store for FakeStore {
             match self {
                 Self::Rows => {
                     let group = json!({ "client_id": "client-1", "type": null }).as_object().unwrap().clone();
-                    let row = Row { window_start: query.from, group, count: 42 };
+                    let row = Row { window_start: query.from, group, measures: Measures { count: 42 } };
                     let mut rows = Rows::default();
                     // One more than is asked for, where it is asked for one.
                     let _ = rows.push(&row, query.limit) && query.limit == 1 && rows.push(&row, query.limit);

@@ -70,16 +70,12 @@ impl Flush {
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
+    /// Dead letters are not durable, and nothing else was sent.
     #[error("{0}")]
     DeadLetters(String),
+    /// Dead letters are durable.
     #[error(transparent)]
     Store(StoreError),
-}
-
-/// What came of one attempt.
-pub struct Attempt {
-    pub letters_written: bool,
-    pub outcome: Result<Flushed, Failure>,
 }
 
 /// Makes dead letters durable, then the rest.
@@ -89,24 +85,17 @@ pub async fn attempt(
     statements: Arc<Statements>,
     letters_written: bool,
     timeout: Duration,
-) -> Attempt {
+) -> Result<Flushed, Failure> {
     if !letters_written && !statements.letters.is_empty() {
+        let failed = |why| Failure::DeadLetters(format!("dead letters cannot be written: {why}"));
         let write = tokio::time::timeout(timeout, writer.write(statements.letters.clone()));
-        let failed = match write.await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(format!("dead letters cannot be written: {error:#}")),
-            Err(_) => Some(format!("dead letters cannot be written: no answer within {timeout:?}")),
-        };
-        if let Some(why) = failed {
-            return Attempt { letters_written: false, outcome: Err(Failure::DeadLetters(why)) };
-        }
+        let written = write.await.map_err(|_| failed(format!("no answer within {timeout:?}")))?;
+        written.map_err(|error| failed(format!("{error:#}")))?;
     }
-    let outcome = if statements.deltas.is_empty() && statements.events.is_empty() {
-        Ok(Flushed::default())
-    } else {
-        store.flush(&statements.deltas, &statements.events).await.map_err(Failure::Store)
-    };
-    Attempt { letters_written: true, outcome }
+    if statements.deltas.is_empty() && statements.events.is_empty() {
+        return Ok(Flushed::default());
+    }
+    store.flush(&statements.deltas, &statements.events).await.map_err(Failure::Store)
 }
 
 /// Between two attempts on a store that is away.

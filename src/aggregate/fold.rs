@@ -2,13 +2,13 @@
 //!
 //! Invariant of each bucket in the store: `count` = number of matching records with offset ≤ `last_offset`. A fold
 //! therefore counts a record for a bucket only when it lies beyond that bucket's fence, and remembers the first offset
-//! that it counted, so that the store can tell whether anybody else has been there since.
+//! that it counted, so that the store can see whether another writer was there since.
 
 use hashbrown::{Equivalent, HashMap};
 
 use crate::{
     position::{Offset, Partition, Timestamp},
-    store::{BucketDelta, BucketKey, Fence},
+    store::{BucketDelta, BucketKey, Fence, Measures},
 };
 
 /// What a batch means to a fold, by the cursor rule.
@@ -26,7 +26,7 @@ pub enum Coverage {
 struct Tally {
     first: Offset,
     last: Offset,
-    count: u64,
+    measures: Measures,
 }
 
 /// A bucket's key, borrowed, so that a hit allocates nothing. Its hash must be that of [`BucketKey`]: same fields, same
@@ -57,7 +57,6 @@ pub struct PartitionFold {
     fences_end: Offset,
     /// By aggregate.
     buckets: Vec<HashMap<BucketKey, Tally>>,
-    touched: usize,
     bytes: usize,
     /// Where the cursor stood when the flush in flight began.
     in_flight: Option<Offset>,
@@ -65,7 +64,7 @@ pub struct PartitionFold {
 
 impl PartitionFold {
     /// What a touched bucket costs beside its group's text: key, tally, statement.
-    const BUCKET_BYTES: usize = 256;
+    const BUCKET_BYTES: usize = 248 + size_of::<Measures>();
 
     /// The partition was committed up to `at`; `fences` are its buckets with `last_offset >= at`.
     pub fn assign(partition: Partition, at: Offset, aggregates: usize, fences: Vec<Fence>) -> Self {
@@ -84,7 +83,6 @@ impl PartitionFold {
             fences: by_aggregate,
             fences_end,
             buckets: (0..aggregates).map(|_| HashMap::new()).collect(),
-            touched: 0,
             bytes: 0,
             in_flight: None,
         }
@@ -97,7 +95,7 @@ impl PartitionFold {
 
     /// Buckets touched since the last flush began.
     pub fn touched(&self) -> usize {
-        self.touched
+        self.buckets.iter().map(HashMap::len).sum()
     }
 
     /// About the memory that these buckets take.
@@ -115,20 +113,27 @@ impl PartitionFold {
         }
     }
 
-    /// Counts the record at `offset` in one bucket, unless it is below the cursor or counted there already. Offsets
-    /// ascend. Says whether it was counted.
-    pub fn count(&mut self, aggregate: usize, offset: Offset, window_start: Timestamp, group: &str) -> bool {
+    /// Adds the record at `offset` to one bucket, unless it is below the cursor or was added there already. Offsets
+    /// ascend. Says whether it was added.
+    #[inline]
+    pub fn add(
+        &mut self,
+        aggregate: usize,
+        offset: Offset,
+        window_start: Timestamp,
+        group: &str,
+        measures: Measures,
+    ) -> bool {
         let key = Borrowed { window_start, group };
         if offset < self.cursor || self.fences[aggregate].get(&key).is_some_and(|fence| offset <= *fence) {
             return false;
         }
         if let Some(tally) = self.buckets[aggregate].get_mut(&key) {
             tally.last = offset;
-            tally.count += 1;
+            tally.measures.merge(measures);
         } else {
             let key = BucketKey { window_start, group: group.into() };
-            self.buckets[aggregate].insert(key, Tally { first: offset, last: offset, count: 1 });
-            self.touched += 1;
+            self.buckets[aggregate].insert(key, Tally { first: offset, last: offset, measures });
             self.bytes += Self::BUCKET_BYTES + group.len();
         }
         true
@@ -153,7 +158,7 @@ impl PartitionFold {
         debug_assert!(self.in_flight.is_none(), "one flush at a time");
         self.in_flight = Some(self.cursor);
         let partition = self.partition;
-        let mut deltas = Vec::with_capacity(self.touched);
+        let mut deltas = Vec::with_capacity(self.touched());
         for (aggregate, buckets) in self.buckets.iter_mut().enumerate() {
             deltas.extend(buckets.drain().map(|(key, tally)| BucketDelta {
                 key,
@@ -161,10 +166,10 @@ impl PartitionFold {
                 aggregate,
                 first: tally.first,
                 last: tally.last,
-                count: tally.count,
+                measures: tally.measures,
             }));
         }
-        (self.touched, self.bytes) = (0, 0);
+        self.bytes = 0;
         deltas
     }
 
@@ -196,15 +201,17 @@ mod tests {
     }
 
     fn fold(fold: &mut PartitionFold, from: u64, groups: &[&str]) -> Vec<bool> {
-        let counted =
-            (from..).zip(groups).map(|(offset, group)| fold.count(0, Offset(offset), WINDOW, group)).collect();
+        let one = Measures { count: 1 };
+        let added =
+            (from..).zip(groups).map(|(offset, group)| fold.add(0, Offset(offset), WINDOW, group, one)).collect();
         fold.advance(Offset(from + groups.len() as u64));
-        counted
+        added
     }
 
     fn flush(fold: &mut PartitionFold) -> Vec<(String, u64, u64, u64)> {
         let deltas = fold.begin_flush().into_iter();
-        let mut deltas: Vec<_> = deltas.map(|d| (d.key.group.to_string(), d.first.0, d.last.0, d.count)).collect();
+        let mut deltas: Vec<_> =
+            deltas.map(|d| (d.key.group.to_string(), d.first.0, d.last.0, d.measures.count)).collect();
         deltas.sort();
         deltas
     }

@@ -1,10 +1,15 @@
-//! From an event to its buckets: the window of its time, and the text of its group.
+//! From an event to its buckets: the window of its time, the text of its group, and what is measured of it.
 
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::{config::AggregateConfig, event::Found, position::Timestamp};
+use crate::{
+    config::AggregateConfig,
+    event::Found,
+    position::Timestamp,
+    store::{Measures, window_start},
+};
 
 /// How the configured aggregates group events.
 #[derive(Debug)]
@@ -19,6 +24,8 @@ struct Aggregate {
     window: Duration,
     /// Indexes into `fields`, in the order of `group_by`.
     group_by: Vec<usize>,
+    /// And of what is measured.
+    measured: Vec<usize>,
 }
 
 impl Grouping {
@@ -27,13 +34,17 @@ impl Grouping {
         let aggregates = aggregates
             .iter()
             .map(|aggregate| {
-                let index_of = |field: &String| {
+                let mut index_of = |field: &str| {
                     fields.iter().position(|known| known == field).unwrap_or_else(|| {
-                        fields.push(field.clone());
+                        fields.push(field.to_owned());
                         fields.len() - 1
                     })
                 };
-                Aggregate { window: aggregate.window, group_by: aggregate.group_by.iter().map(index_of).collect() }
+                Aggregate {
+                    window: aggregate.window,
+                    group_by: aggregate.group_by.iter().map(|field| index_of(field)).collect(),
+                    measured: Measures::fields(aggregate).map(index_of).collect(),
+                }
             })
             .collect();
         Self { fields, aggregates }
@@ -49,19 +60,20 @@ impl Grouping {
         &self.fields
     }
 
-    /// Calls `bucket` with each aggregate's index, window and group text. `text` is scratch space.
+    /// Calls `bucket` with each aggregate's index, window, group text and measures. `text` is scratch space.
     pub fn buckets(
         &self,
         found: &Found<'_, '_>,
         time: Timestamp,
         text: &mut String,
-        mut bucket: impl FnMut(usize, Timestamp, &str),
+        mut bucket: impl FnMut(usize, Timestamp, &str, Measures),
     ) {
         for (index, aggregate) in self.aggregates.iter().enumerate() {
             text.clear();
             let longest = LONGEST_VALUE.min(LONGEST_GROUP / aggregate.group_by.len().max(1));
             write_group(text, longest, aggregate.group_by.iter().map(|field| found.selected(*field)));
-            bucket(index, window_start(time, aggregate.window), text);
+            let measures = Measures::of_record(aggregate.measured.iter().map(|field| found.selected(*field)));
+            bucket(index, window_start(time, aggregate.window), text, measures);
         }
     }
 }
@@ -96,12 +108,6 @@ fn write_group<'a>(text: &mut String, longest: usize, values: impl Iterator<Item
     text.push(']');
 }
 
-/// Windows are aligned to 1970-01-01T00:00:00Z.
-fn window_start(time: Timestamp, window: Duration) -> Timestamp {
-    let window = i64::try_from(window.as_millis()).unwrap_or(i64::MAX).max(1);
-    Timestamp(time.0.saturating_sub(time.0.rem_euclid(window)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,7 +128,7 @@ mod tests {
         let mut buckets = Vec::new();
         let value = br#"{"a":"\u0061\"","b":{"x": 1},"type":"t"}"#;
         let (_, found) = event::read(value, &fields).unwrap();
-        grouping.buckets(&found, Timestamp(61_500), &mut String::new(), |index, window, group| {
+        grouping.buckets(&found, Timestamp(61_500), &mut String::new(), |index, window, group, _| {
             buckets.push((index, window.0, group.to_owned()));
         });
         assert_eq!(buckets, [(0, 60_000, r#"[{"x": 1},"a\""]"#.to_owned()), (1, 61_000, r#"[null,"a\""]"#.to_owned())]);
@@ -138,7 +144,7 @@ mod tests {
         let event = format!("{{\"type\":\"t\",{}}}", event.join(","));
         let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
         let (_, found) = event::read(event.as_bytes(), &fields).unwrap();
-        grouping.buckets(&found, Timestamp(0), &mut String::new(), |_, _, group| size = group.len());
+        grouping.buckets(&found, Timestamp(0), &mut String::new(), |_, _, group, _| size = group.len());
         assert!(size <= LONGEST_GROUP, "{size}");
     }
 

@@ -8,6 +8,7 @@ use super::{
     grouping::Grouping,
 };
 use crate::{
+    config::Config,
     event::{self, Event, EventFields, Invalid},
     log::{
         Batch, Epoch,
@@ -31,8 +32,21 @@ pub struct Reader {
     pub text: String,
 }
 
+impl Reader {
+    pub fn new(config: &Config) -> Self {
+        let grouping = Grouping::new(&config.aggregate);
+        Self {
+            topic: config.queue.topic.clone(),
+            generation: config.queue.generation,
+            fields: EventFields::from(&config.event).selecting(grouping.fields()),
+            grouping,
+            keep_events: config.store.events,
+            text: String::new(),
+        }
+    }
+}
+
 pub struct OpenPartition {
-    pub epoch: Epoch,
     pub fold: PartitionFold,
     /// A seek was asked for and no batch has come from there yet: batches in flight before it are not answered each.
     pub seeking: bool,
@@ -53,14 +67,9 @@ impl OpenPartition {
     /// And each of its headers.
     const HEADER_BYTES: usize = 64;
 
-    pub fn new(
-        epoch: Epoch,
-        fold: PartitionFold,
-        dead_lettered: BTreeSet<Offset>,
-        refused: BTreeMap<Offset, String>,
-    ) -> Self {
+    pub fn new(fold: PartitionFold, dead_lettered: BTreeSet<Offset>, refused: BTreeMap<Offset, String>) -> Self {
         let (letters, events) = (Vec::new(), Vec::new());
-        Self { epoch, fold, seeking: false, dead_lettered, refused, letters, events, bytes: 0, records: 0 }
+        Self { fold, seeking: false, dead_lettered, refused, letters, events, bytes: 0, records: 0 }
     }
 
     /// About the memory that is held until the next flush begins.
@@ -91,8 +100,8 @@ impl OpenPartition {
         let time = event.time.unwrap_or(record.received);
         let fold = &mut self.fold;
         let mut counted = false;
-        reader.grouping.buckets(&found, time, &mut reader.text, |aggregate, window_start, group| {
-            counted |= fold.count(aggregate, record.offset, window_start, group);
+        reader.grouping.buckets(&found, time, &mut reader.text, |aggregate, window_start, group, measures| {
+            counted |= fold.add(aggregate, record.offset, window_start, group, measures);
         });
         self.records += u64::from(counted);
         if reader.keep_events {
@@ -140,13 +149,13 @@ impl OpenPartition {
     }
 
     /// Moves what is to be made durable into `statements`.
-    pub fn begin_flush(&mut self, partition: Partition, statements: &mut Statements) -> Part {
+    pub fn begin_flush(&mut self, partition: Partition, epoch: Epoch, statements: &mut Statements) -> Part {
         let letters = self.letters.len() as u64;
         statements.letters.append(&mut self.letters);
         statements.events.append(&mut self.events);
         statements.deltas.append(&mut self.fold.begin_flush());
         self.bytes = 0;
-        Part { partition, epoch: self.epoch, records: std::mem::take(&mut self.records), letters }
+        Part { partition, epoch, records: std::mem::take(&mut self.records), letters }
     }
 }
 
@@ -155,35 +164,18 @@ mod tests {
     use prometheus_client::metrics::gauge::Gauge;
 
     use super::*;
-    use crate::{
-        config::Config,
-        log::{ByteBudget, record::RecordBuffer},
-        position::Offset,
-    };
+    use crate::log::{ByteBudget, record::RecordBuffer};
 
     #[test]
     fn a_dead_letter_takes_the_memory_of_its_key_and_headers_too() {
-        let config = Config::default();
-        let grouping = Grouping::new(&config.aggregate);
-        let mut reader = Reader {
-            topic: "events".to_owned(),
-            generation: 0,
-            fields: EventFields::from(&config.event).selecting(grouping.fields()),
-            grouping,
-            keep_events: false,
-            text: String::new(),
-        };
+        let mut reader = Reader::new(&Config::default());
         let large = vec![b'x'; 100_000];
         let mut records = RecordBuffer::default();
         records.push(Offset(0), Timestamp(0), Some(&large), Some(b"no event"), [("h", Some(&large[..])), ("g", None)]);
         let permit = ByteBudget::new(1, Gauge::default()).take(1);
         let (partition, epoch, from, to) = (Partition(0), Epoch::fresh(), Offset(0), Offset(1));
-        let mut open = OpenPartition::new(
-            epoch,
-            PartitionFold::assign(partition, from, 1, Vec::new()),
-            BTreeSet::new(),
-            BTreeMap::new(),
-        );
+        let fold = PartitionFold::assign(partition, from, 1, Vec::new());
+        let mut open = OpenPartition::new(fold, BTreeSet::new(), BTreeMap::new());
         open.take(&Batch { partition, epoch, from, to, records, permit }, &mut reader);
         assert_eq!(open.letters.len(), 1);
         assert!(open.bytes() >= 200_000, "{}", open.bytes());

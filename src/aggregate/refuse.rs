@@ -42,7 +42,7 @@ pub enum Ahead {
     Refused(Refusal),
 }
 
-/// `known` is the fence for which the log's end was asked again: an end that was told after it must be beyond it.
+/// `known` is the fence for which the log's end was asked again: an end that was read after it must be beyond it.
 pub fn ahead(fences: &[Fence], log_end: Offset, known: Option<Offset>) -> Ahead {
     let beyond = fences.iter().map(|fence| fence.last_offset).filter(|fence| *fence >= log_end);
     match (beyond.min(), known) {

@@ -17,13 +17,13 @@ use crate::{
     config::{Config, QueueKind},
     log::{ByteBudget, dead_letters::DeadLetter, record::RecordBuffer},
     position::{Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, ProcessedEvent, Query, Rows},
+    store::{BucketDelta, BucketKey, Measures, ProcessedEvent, Query, Rows},
 };
 
 /// Buckets in memory with the fence of the real stores.
 #[derive(Default)]
 struct MemoryStore {
-    buckets: Mutex<HashMap<(Partition, BucketKey), (u64, Offset)>>,
+    buckets: Mutex<HashMap<(Partition, BucketKey), (Measures, Offset)>>,
     away: AtomicBool,
     /// The next flush takes effect, and its answer is lost.
     lose_answer: AtomicBool,
@@ -34,7 +34,8 @@ struct MemoryStore {
 impl MemoryStore {
     fn counts(&self) -> Vec<(String, u64)> {
         let buckets = self.buckets.lock().unwrap();
-        let mut counts: Vec<_> = buckets.iter().map(|((_, key), (count, _))| (key.group.to_string(), *count)).collect();
+        let mut counts: Vec<_> =
+            buckets.iter().map(|((_, key), (held, _))| (key.group.to_string(), held.count)).collect();
         counts.sort();
         counts
     }
@@ -78,8 +79,9 @@ impl Store for MemoryStore {
                         fenced.push(delta.partition);
                     }
                     bucket => {
-                        let bucket = bucket.or_default();
-                        *bucket = (bucket.0 + delta.count, delta.last);
+                        let (measures, last) = bucket.or_default();
+                        measures.merge(delta.measures);
+                        *last = delta.last;
                     }
                 }
             }

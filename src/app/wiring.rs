@@ -207,7 +207,7 @@ impl Daemon {
         let (log, buffer) = (running.log.clone(), running.buffer.clone());
         running.guarded.push(supervise(ActorName::Producer, producer.clone(), &self.supervision, move |_| {
             let appender: Box<dyn Appender> = match (&log, &buffer) {
-                (Some(log), _) => Box::new(log.appender()),
+                (Some(log), _) => Box::new(log.clone()),
                 (None, Some(buffer)) => buffer.appender()?,
                 (None, None) => Box::new(KafkaAppender::new(&live.load(), health.clone(), metrics.clone())?),
             };

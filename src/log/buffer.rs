@@ -111,9 +111,9 @@ impl Buffer {
             on_answered: Some(Box::new(move |requests, end| answered.update(|rule| rule.answered(requests, end)))),
         };
         let log = EmbeddedLog::open_for(purpose, data_dir, config.clone(), health.clone(), escalations.clone())?;
-        let database = log.open_reader()?;
+        let database = schema::open_reader(&log.path)?;
         let position = Position::read(&database)?;
-        switch.update(|rule| *rule = Rule::new(log.end(), position.at));
+        switch.update(|rule| *rule = Rule::new(log.end.get(), position.at));
         let (destination, known) = (destination(&config.load()), schema::meta(&database, DESTINATION)?);
         let waiting = switch.rule().waiting();
         if let Some(known) = known.as_ref().filter(|known| **known != destination && waiting > 0) {
@@ -122,7 +122,7 @@ impl Buffer {
             bail!(
                 "{} holds {waiting} events for {known}, and this is {destination}: start once with those names until \
                  ingestd_buffer_records is 0, or move the file away",
-                log.path().display()
+                log.path.display()
             );
         }
         let buffer = Arc::new(Self {
@@ -177,7 +177,7 @@ impl Buffer {
     pub fn appender(&self) -> anyhow::Result<Box<dyn Appender>> {
         let (health, metrics) = (self.health.clone(), self.metrics.clone());
         let kafka = KafkaAppender::behind(Some(self.switch.clone()), &self.config.load(), health, metrics)?;
-        Ok(Box::new(appender::BufferingAppender::new(self.switch.clone(), kafka, self.log.appender())))
+        Ok(Box::new(appender::BufferingAppender::new(self.switch.clone(), kafka, self.log.clone())))
     }
 
     /// Ends the threads; a transaction under way is committed or given up within seconds. Blocks.
@@ -205,7 +205,7 @@ impl Buffer {
 
     /// The transactional id of the forwarder, and the group that holds its position.
     fn id(&self) -> String {
-        format!("{}-buffer-{}", self.config.load().queue.kafka.group, self.log.identity())
+        format!("{}-buffer-{}", self.config.load().queue.kafka.group, self.log.identity)
     }
 
     fn is_stopping(&self) -> bool {
@@ -224,7 +224,7 @@ impl Buffer {
         };
         self.health.remark(dependency::BUFFER, (waiting > 0).then(words));
         let quota = self.config.load().queue.embedded.quota;
-        if self.log.stored() >= quota.0 && (waiting > 0 || !kafka_up) {
+        if self.log.end.stored() >= quota.0 && (waiting > 0 || !kafka_up) {
             let why = format!("{waiting} events wait in the buffer, which has reached queue.embedded.quota ({quota})");
             self.health.close(Closed::QueueUnavailable, why);
         } else {

@@ -29,15 +29,14 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Sender, TrySendError, bounded};
 use futures::future::BoxFuture;
 use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
-use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 pub(super) use self::reader::read;
@@ -46,7 +45,7 @@ use crate::{
     config::LiveConfig,
     health::Health,
     log::{
-        Appender, ByteBudget, Full, Publish, SourceEvents, SourceHandle,
+        Appender, Full, Publish,
         dead_letters::{DeadLetter, DeadLetterWriter, Source, replay::Admitted},
     },
     metrics::Metrics,
@@ -65,29 +64,24 @@ enum Write {
     Append(Publish),
     /// A reader's position. Not answered: losing the latest ones in a crash repeats work, which the readers recognise.
     Cursor(&'static str, Offset),
-    /// A reader's last position at the stop; answered when it was tried to make it durable, which [`Write::Stop`] does
-    /// once more.
-    LastCursor(&'static str, Option<Offset>, Sender<()>),
     DeadLetters(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>),
     /// What an operator does with letters; answered for each, when durable, with whether it was open.
-    Letters(LetterChange, ChangeReply),
+    Letters(LetterChange, Reply<Vec<bool>>),
     /// A row of `meta`; answered when durable.
-    Meta(&'static str, String, Sender<Result<(), String>>),
-    /// Answered when everything sent before it is durable or refused.
+    Meta(&'static str, String, Reply<()>),
+    /// Answered when everything sent before it is durable or refused; it was tried to make positions durable, too.
     Flush(Sender<()>),
-    /// The last one; answered with whether the sinks' last positions are durable.
-    Stop(Sender<Result<(), String>>),
+    /// The last one; tries that once more, and is answered with whether the sinks' last positions are durable.
+    Stop(Reply<()>),
 }
 
-type ChangeReply = Sender<Result<Vec<bool>, String>>;
+/// Takes what came of a request, or why it was not done.
+type Reply<T> = Sender<Result<T, String>>;
 
 enum LetterChange {
     Replay(Vec<Admitted>),
     Purge(Vec<String>),
 }
-
-/// Hears how many requests the writer has answered at once, and the end of what is durable. Must not block.
-pub(super) type OnAnswered = Box<dyn Fn(usize, Offset) + Send>;
 
 /// What a log is for: the queue itself, or a buffer in front of another one.
 pub(super) struct Purpose {
@@ -101,52 +95,62 @@ pub(super) struct Purpose {
     pub counts: Counter,
     /// `queue.embedded.retention` holds; otherwise records go as soon as all readers have them.
     pub retains: bool,
-    /// As messages call it, which requests hear when it is full.
+    /// As it is called in the message that requests get when it is full.
     pub full: &'static str,
     /// When there is room again.
     pub room_when: &'static str,
-    pub on_answered: Option<OnAnswered>,
+    /// Called with the number of requests that the writer has answered at once, and the end of what is durable. Must not
+    /// block.
+    pub on_answered: Option<Box<dyn Fn(usize, Offset) + Send>>,
 }
 
 /// An open embedded log. Dropping it does not stop its thread: [`EmbeddedLog::close`] does.
 #[derive(Clone)]
 pub struct EmbeddedLog {
-    path: Arc<PathBuf>,
+    pub(super) path: Arc<PathBuf>,
+    pub(super) identity: TopicIdentity,
+    pub(super) end: Arc<LogEnd>,
     writer: Sender<Write>,
-    end: Arc<LogEnd>,
-    identity: TopicIdentity,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
-/// The offset that the next record will get; readers wait for it to move.
-struct LogEnd {
-    end: AtomicU64,
-    /// Bytes of the records that the log holds: what the quota is compared with.
-    stored: AtomicU64,
+/// Where the log ends; readers wait for that to move.
+pub(super) struct LogEnd {
+    end: Mutex<Offset>,
     moved: Condvar,
-    lock: Mutex<()>,
+    stored: AtomicU64,
 }
 
 impl LogEnd {
-    fn get(&self) -> Offset {
-        Offset(self.end.load(Ordering::Acquire))
+    /// The offset that the next record will get.
+    pub fn get(&self) -> Offset {
+        *self.end.lock()
     }
 
-    fn set(&self, end: Offset) {
-        self.end.store(end.0, Ordering::Release);
-        // Under the lock, so that no reader checks and then waits past this.
-        let _guard = self.lock.lock();
+    /// Bytes of the records that the log holds: what the quota is compared with.
+    pub fn stored(&self) -> u64 {
+        self.stored.load(Ordering::Acquire)
+    }
+
+    /// Records of `bytes` bytes more are durable, up to `end`. Only the writer calls this and `trim`.
+    fn append(&self, end: Offset, bytes: u64) {
+        self.stored.store(self.stored() + bytes, Ordering::Release);
+        *self.end.lock() = end;
         self.moved.notify_all();
+    }
+
+    fn trim(&self, bytes: u64) {
+        self.stored.store(self.stored().saturating_sub(bytes), Ordering::Release);
     }
 
     /// Returns when the end is beyond `position`, or after `timeout`.
     fn wait_beyond(&self, position: Offset, timeout: Duration) {
-        let _ = self.moved.wait_while_for(&mut self.lock.lock(), |()| self.get() <= position, timeout);
+        let _ = self.moved.wait_while_for(&mut self.end.lock(), |end| *end <= position, timeout);
     }
 }
 
 impl EmbeddedLog {
-    /// Opens or creates `log.db` in `data_dir` and starts its writer, whose panic ends the process: requests would hear
+    /// Opens or creates `log.db` in `data_dir` and starts its writer, whose panic ends the process: requests would get
     /// 503 for ever. `sinks` are those whose cursors hold records back.
     ///
     /// # Errors
@@ -188,15 +192,11 @@ impl EmbeddedLog {
             schema::open_writer(&path).with_context(|| format!("cannot open the embedded log {}", path.display()))?;
         let identity = schema::identity(&database).with_context(|| format!("cannot read {}", path.display()))?;
         let next = schema::next_offset(&database).with_context(|| format!("cannot read {}", path.display()))?;
-        let end = Arc::new(LogEnd {
-            end: AtomicU64::new(next.0),
-            stored: AtomicU64::new(0),
-            moved: Condvar::new(),
-            lock: Mutex::new(()),
-        });
-        let (sender, receiver): (Sender<Write>, Receiver<Write>) = bounded(WRITER_QUEUE);
+        let stored = AtomicU64::new(schema::stored(&database)?);
+        let end = Arc::new(LogEnd { end: Mutex::new(next), moved: Condvar::new(), stored });
+        let (sender, receiver) = bounded(WRITER_QUEUE);
         let name = format!("{}-writer", purpose.file.trim_end_matches(".db"));
-        let writer = writer::Writer::new(database, next, end.clone(), purpose, config, health)?;
+        let writer = writer::Writer::new(database, end.clone(), purpose, config, health)?;
         let thread = std::thread::Builder::new()
             .name(name)
             .spawn(move || {
@@ -208,43 +208,7 @@ impl EmbeddedLog {
             })
             .context("cannot start the embedded log's thread")?;
         let thread = Arc::new(Mutex::new(Some(thread)));
-        Ok(Self { path: Arc::new(path), writer: sender, end, identity, thread })
-    }
-
-    pub fn appender(&self) -> EmbeddedAppender {
-        EmbeddedAppender { writer: self.writer.clone() }
-    }
-
-    /// Starts the reading side of one sink on a thread of its own.
-    ///
-    /// # Errors
-    /// When the log cannot be opened for reading.
-    pub fn source(
-        &self,
-        sink: SinkName,
-        config: LiveConfig,
-        budget: ByteBudget,
-        events: SourceEvents,
-    ) -> anyhow::Result<SourceHandle> {
-        reader::spawn(self.clone(), sink, config, budget, events)
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn identity(&self) -> &TopicIdentity {
-        &self.identity
-    }
-
-    /// The offset that the next record will get.
-    pub(super) fn end(&self) -> Offset {
-        self.end.get()
-    }
-
-    /// Bytes of the records that it holds.
-    pub(super) fn stored(&self) -> u64 {
-        self.end.stored.load(Ordering::Acquire)
+        Ok(Self { path: Arc::new(path), identity, end, writer: sender, thread })
     }
 
     /// Moves a reader's cursor; it becomes durable within seconds. Blocks for the writer's queue only.
@@ -256,7 +220,9 @@ impl EmbeddedLog {
     /// Moves a reader's cursor and waits until it is durable, at most `timeout`.
     pub(super) fn settle_cursor(&self, reader: &'static str, position: Offset, timeout: Duration) {
         let (done, written) = bounded(1);
-        if self.writer.send_timeout(Write::LastCursor(reader, Some(position), done), timeout).is_ok() {
+        let deadline = Instant::now() + timeout;
+        let sent = |write| self.writer.send_deadline(write, deadline).is_ok();
+        if sent(Write::Cursor(reader, position)) && sent(Write::Flush(done)) {
             // An error says that the writer has ended, or that it takes too long: the position is found again.
             let _ = written.recv_timeout(timeout);
         }
@@ -271,14 +237,6 @@ impl EmbeddedLog {
         let ended = || anyhow::anyhow!("the thread that writes {} has ended", self.path.display());
         self.writer.send(Write::Meta(name, value, done)).map_err(|_| ended())?;
         written.recv().map_err(|_| ended())?.map_err(anyhow::Error::msg)
-    }
-
-    /// Opens it for [`read`].
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub(super) fn open_reader(&self) -> anyhow::Result<Connection> {
-        schema::open_reader(&self.path)
     }
 
     /// Ends the writer after what was sent to it, and joins its thread. Blocks.
@@ -319,12 +277,7 @@ impl DeadLetterWriter for EmbeddedLog {
     }
 }
 
-/// The write side, for the producer.
-pub struct EmbeddedAppender {
-    writer: Sender<Write>,
-}
-
-impl Appender for EmbeddedAppender {
+impl Appender for EmbeddedLog {
     fn append(&self, publish: Publish, from: usize) -> Result<(), Full> {
         match self.writer.try_send(Write::Append(publish)) {
             Ok(()) => Ok(()),
@@ -340,8 +293,8 @@ impl Appender for EmbeddedAppender {
     fn flush(&self, timeout: Duration) -> Result<(), usize> {
         let (done, flushed) = bounded(1);
         let waiting = self.writer.len();
-        let deadline = std::time::Instant::now() + timeout;
-        self.writer.send_timeout(Write::Flush(done), timeout).map_err(|_| waiting)?;
+        let deadline = Instant::now() + timeout;
+        self.writer.send_deadline(Write::Flush(done), deadline).map_err(|_| waiting)?;
         flushed.recv_deadline(deadline).map_err(|_| waiting.max(1))
     }
 }

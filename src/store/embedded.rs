@@ -14,13 +14,12 @@ use std::{
 
 use anyhow::Context;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use futures::future::BoxFuture;
 use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
     files::create_private_dir,
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},
+    store::{Answer, BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},
 };
 
 use database::{Cancel, Database};
@@ -39,7 +38,7 @@ pub struct EmbeddedStore {
 
 impl EmbeddedStore {
     /// The aggregator has one request under way, and one more for each partition that it is assigned (the embedded log
-    /// has one). A full channel means that the disk hangs: callers hear so and try again.
+    /// has one). A full channel means that the disk hangs: callers get an error and try again.
     const REQUESTS: usize = 64;
     /// How often events past their time are looked for.
     const EXPIRY: Duration = Duration::from_secs(10);
@@ -108,11 +107,8 @@ impl Drop for EmbeddedStore {
 }
 
 impl Store for EmbeddedStore {
-    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
-        Box::pin(async move {
-            self.run(Database::prepare).await?;
-            Ok(Vec::new())
-        })
+    fn prepare(&self) -> Answer<'_, Vec<String>> {
+        Box::pin(self.run(|database| database.prepare().map(|()| Vec::new())))
     }
 
     fn fences<'a>(
@@ -120,21 +116,17 @@ impl Store for EmbeddedStore {
         partition: Partition,
         committed: Offset,
         identity: &'a TopicIdentity,
-    ) -> BoxFuture<'a, Result<Vec<Fence>, StoreError>> {
+    ) -> Answer<'a, Vec<Fence>> {
         let identity = identity.clone();
         Box::pin(self.run(move |database| database.fences(partition, committed, &identity)))
     }
 
-    fn flush<'a>(
-        &'a self,
-        deltas: &'a [BucketDelta],
-        events: &'a [ProcessedEvent],
-    ) -> BoxFuture<'a, Result<Flushed, StoreError>> {
+    fn flush<'a>(&'a self, deltas: &'a [BucketDelta], events: &'a [ProcessedEvent]) -> Answer<'a, Flushed> {
         let (deltas, events) = (deltas.to_vec(), events.to_vec());
         Box::pin(self.run(move |database| database.flush(&deltas, &events)))
     }
 
-    fn query(&self, query: Query) -> BoxFuture<'_, Result<Rows, StoreError>> {
+    fn query(&self, query: Query) -> Answer<'_, Rows> {
         Box::pin(async move {
             let (path, options) = (self.path.clone(), self.options.clone());
             let cancel = Cancel::default();

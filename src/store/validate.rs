@@ -7,51 +7,42 @@ use crate::config::{Check, StoreKind};
 
 /// The rules of `[store]`.
 pub fn validate(check: &mut Check<'_>) {
-    check.store();
-}
-
-impl Check<'_> {
-    fn store(&mut self) {
-        let store = &self.config.store;
-        if store.events && store.kind == StoreKind::None {
-            self.fault("store.events", "needs a store, and store.kind is none");
-        }
-        if !self.is_mongodb() {
-            return;
-        }
-        if store.url.is_empty() {
-            return self.fault("store.url", "is needed for store.kind = \"mongodb\": mongodb://HOST:PORT");
-        }
-        if let Err(rules) = connection(&store.url) {
-            for rule in rules {
-                self.fault("store.url", rule);
-            }
-        }
-        let given = !store.database.is_empty();
-        if let Err(rule) = database(DatabaseChoice::of(store).name()) {
-            if given {
-                self.fault("store.database", rule);
-            } else {
-                self.fault("store.url", format!("names a database, whose name {rule}"));
-            }
+    let store = &check.config.store;
+    if store.events && store.kind == StoreKind::None {
+        check.fault("store.events", "needs a store, and store.kind is none");
+    }
+    if !check.is_mongodb() {
+        return;
+    }
+    if store.url.is_empty() {
+        return check.fault("store.url", "is needed for store.kind = \"mongodb\": mongodb://HOST:PORT");
+    }
+    for rule in connection(&store.url) {
+        check.fault("store.url", rule);
+    }
+    if let Err(rule) = database(DatabaseChoice::of(store).name()) {
+        if store.database.is_empty() {
+            check.fault("store.url", format!("names a database, whose name {rule}"));
+        } else {
+            check.fault("store.database", rule);
         }
     }
 }
 
-fn connection(url: &str) -> Result<(), Vec<String>> {
+/// What is wrong with a URL.
+fn connection(url: &str) -> Vec<String> {
     if ConnectionString::parse(url).is_err() {
         if let Some(rules) = bad_options(url) {
-            return Err(rules);
+            return rules;
         }
         // The driver's message quotes parts of the URL, any of which may be a piece of the password.
         let rule = "is not a MongoDB connection string, and not shown as it may hold a password: it must be \
                     mongodb://USER:PASSWORD@HOST:PORT/?OPTIONS with user and password percent-encoded";
-        return Err(vec![rule.to_owned()]);
+        return vec![rule.to_owned()];
     }
     let query = url.split_once('?').map_or("", |(_, query)| query);
     let options = query.split('&').filter_map(|option| option.split_once('='));
-    let rules: Vec<String> = options.filter_map(|(name, value)| weakens(name, value)).collect();
-    if rules.is_empty() { Ok(()) } else { Err(rules) }
+    options.filter_map(|(name, value)| weakens(name, value)).collect()
 }
 
 /// What is wrong with the options of a URL that is right without them. `None` where a part of them may be a password.

@@ -50,7 +50,7 @@ impl Backend for Embedded {
     }
 
     fn appender(&self) -> Box<dyn Appender> {
-        Box::new(self.log.appender())
+        Box::new(self.log.clone())
     }
 
     fn source(&self, budget: &ByteBudget, tell: SourceEvents) -> SourceHandle {

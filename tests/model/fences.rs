@@ -11,7 +11,7 @@ use ingestd::internals::{
     consume::assignments::Assignments,
     log::{Assignment, Epoch},
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, Fence},
+    store::{BucketDelta, BucketKey, Fence, Measures},
 };
 
 use crate::schedule::{Draw, Step, Trace, Violation, WORKERS, breaks, holds};
@@ -336,7 +336,7 @@ impl World<'_> {
                 }
                 for offset in from.0..to.0 {
                     if let Some(group) = log[offset as usize] {
-                        fold.count(0, Offset(offset), Timestamp(0), GROUPS[group]);
+                        fold.add(0, Offset(offset), Timestamp(0), GROUPS[group], Measures { count: 1 });
                     }
                 }
                 fold.advance(to);
@@ -412,9 +412,10 @@ impl World<'_> {
         if found.is_some_and(|(_, last)| last >= statement.first) && self.without != Without::FencedUpserts {
             return Ok(false);
         }
-        let count = found.map_or(0, |(count, _)| count) + statement.count;
+        let count = found.map_or(0, |(count, _)| count) + statement.measures.count;
         self.buckets.insert(group, (count, statement.last));
-        self.trace.say(|| format!("bucket {group}: +{} -> {count}, up to {}", statement.count, statement.last));
+        self.trace
+            .say(|| format!("bucket {group}: +{} -> {count}, up to {}", statement.measures.count, statement.last));
         self.check(group)?;
         Ok(true)
     }

@@ -8,7 +8,7 @@ use std::{
 use crate::log::{
     Appender, Full, Publish,
     buffer::switch::{InFlight, Rule, Switch, Way},
-    embedded::EmbeddedAppender,
+    embedded::EmbeddedLog,
     kafka::KafkaAppender,
 };
 
@@ -16,11 +16,11 @@ use crate::log::{
 pub struct BufferingAppender {
     switch: Arc<Switch>,
     kafka: KafkaAppender,
-    buffer: EmbeddedAppender,
+    buffer: EmbeddedLog,
 }
 
 impl BufferingAppender {
-    pub(super) fn new(switch: Arc<Switch>, kafka: KafkaAppender, buffer: EmbeddedAppender) -> Self {
+    pub(super) fn new(switch: Arc<Switch>, kafka: KafkaAppender, buffer: EmbeddedLog) -> Self {
         Self { switch, kafka, buffer }
     }
 }

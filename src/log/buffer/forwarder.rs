@@ -125,10 +125,8 @@ impl Forwarder {
                     // A transaction whose time was over is fenced by its coordinator, not by another process.
                     let by_time = began.elapsed() >= TRANSACTION_TIMEOUT / 2;
                     if !by_time && self.fences.are_another_process(Instant::now()) {
-                        let reason = format!(
-                            "another process forwards a copy of {}: {reason}",
-                            self.buffer.log.path().display()
-                        );
+                        let reason =
+                            format!("another process forwards a copy of {}: {reason}", self.buffer.log.path.display());
                         // The receiver is gone only when the process ends already.
                         let _ = self.escalations.send(Escalation::Fenced { reason });
                         return End::Escalated;
@@ -217,7 +215,7 @@ impl Forwarder {
     fn begin(&mut self) -> Result<Transactions, Failure> {
         let id = self.buffer.id();
         let transactions = Transactions::open(&self.config, &id, &|| self.tick())?;
-        let (at, path) = (self.position.at, self.buffer.log.path().display());
+        let (at, path) = (self.position.at, self.buffer.log.path.display());
         let refused = match self.position.compare(transactions.committed()?) {
             Resume::GoesOn(position) => {
                 self.move_to(position);
@@ -255,10 +253,10 @@ impl Forwarder {
     /// The records of the next transaction, among others, and the position behind it.
     fn read(&self) -> Result<Option<(RecordBuffer, Offset)>, Failure> {
         let from = self.position.at;
-        if from >= self.buffer.log.end() {
+        if from >= self.buffer.log.end.get() {
             return Ok(None);
         }
-        let path = self.buffer.log.path();
+        let path = &self.buffer.log.path;
         let read = embedded::read(&self.database, path, from, self.limit, MAX_BYTES, Vec::new())
             .map_err(|error| Failure::Passing(format!("{error:#}")))?;
         let Some((records, end)) = read else {
@@ -278,7 +276,7 @@ impl Forwarder {
         let owned = |bytes: &[u8]| bytes.to_vec();
         let letter = DeadLetter {
             // It has no position in the topic, and must not be taken for the record that has it.
-            topic: format!("{}.buffer-{}", self.config.queue.topic, self.buffer.log.identity()),
+            topic: format!("{}.buffer-{}", self.config.queue.topic, self.buffer.log.identity),
             generation: self.config.queue.generation,
             partition: Partition(0),
             offset: record.offset,

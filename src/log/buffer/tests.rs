@@ -86,13 +86,13 @@ fn a_full_buffer_refuses_events_and_closes_the_door() {
 fn a_mark_that_the_cursor_has_not_passed_is_doubt() {
     let folder = tempfile::tempdir().unwrap();
     let buffer = open(folder.path(), &config("events"), &Health::default()).unwrap();
-    let read = || Position::read(&buffer.log.open_reader().unwrap()).unwrap();
+    let read = || Position::read(&schema::open_reader(&buffer.log.path).unwrap()).unwrap();
     assert_eq!(read(), Position { at: Offset(0), doubt: None });
     buffer.log.write_meta(DOUBT, Position::mark(Offset(5), Offset(9))).unwrap();
     assert_eq!(read(), Position { at: Offset(5), doubt: Some(Offset(9)) }, "what is before the mark was committed");
     buffer.log.settle_cursor(READER, Offset(9), PATIENCE);
     assert_eq!(read(), Position { at: Offset(9), doubt: None });
     buffer.log.write_meta(DOUBT, "9".to_owned()).unwrap();
-    assert!(Position::read(&buffer.log.open_reader().unwrap()).is_err());
+    assert!(Position::read(&schema::open_reader(&buffer.log.path).unwrap()).is_err());
     buffer.close();
 }

@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeSet,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -17,7 +16,8 @@ use crate::{
     config::LiveConfig,
     log::dead_letters::{
         BATCH_BYTES, BATCH_LETTERS, DeadLetter, DeadLetters, Filter, FullLetter, HeaderText, LettersError, Listed,
-        PATIENCE, Purge, Replay, Source, State, Summary, replay::ReplayCheck,
+        PATIENCE, Purge, Replay, Source, State, Summary,
+        replay::{Admitted, ReplayCheck},
     },
     position::{Offset, Partition, Timestamp},
 };
@@ -100,15 +100,12 @@ const SELECT: &str = "
 fn select(database: &Connection, filter: &Filter, limit: usize) -> rusqlite::Result<Listed> {
     let ids = (!filter.ids.is_empty()).then(|| serde_json::Value::from(filter.ids.clone()).to_string());
     let mut statement = database.prepare(SELECT)?;
-    let rows = statement.query_map(
-        named_params! {
-            ":from": filter.from.map(|time| time.0), ":to": filter.to.map(|time| time.0), ":reason": filter.reason,
-            ":partition": filter.partition.map(|partition| partition.0), ":all": filter.all, ":ids": ids,
-            ":limit": i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1),
-        },
-        summary,
-    )?;
-    let mut dead_letters = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    let parameters = named_params! {
+        ":from": filter.from.map(|time| time.0), ":to": filter.to.map(|time| time.0), ":reason": filter.reason,
+        ":partition": filter.partition.map(|partition| partition.0), ":all": filter.all, ":ids": ids,
+        ":limit": i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1),
+    };
+    let mut dead_letters = statement.query_map(parameters, summary)?.collect::<rusqlite::Result<Vec<_>>>()?;
     let truncated = dead_letters.len() > limit;
     dead_letters.truncate(limit);
     Ok(Listed { dead_letters, truncated })
@@ -137,12 +134,11 @@ fn state(text: &str) -> State {
 
 fn load(database: &Connection, id: &str) -> rusqlite::Result<Option<(DeadLetter, State)>> {
     let read = |row: &Row<'_>| {
-        let headers: String = row.get(10)?;
-        let corrupt = |error: Box<dyn std::error::Error + Send + Sync>| {
-            rusqlite::Error::FromSqlConversionFailure(10, rusqlite::types::Type::Text, error)
+        let headers = |json: String| -> Result<_, Box<dyn std::error::Error + Send + Sync>> {
+            let headers: Vec<HeaderText> = serde_json::from_str(&json)?;
+            Ok(headers.into_iter().map(HeaderText::into_bytes).collect::<Result<_, _>>()?)
         };
-        let headers: Vec<HeaderText> = serde_json::from_str(&headers).map_err(|error| corrupt(error.into()))?;
-        let headers = headers.into_iter().map(HeaderText::into_bytes).collect::<Result<_, _>>();
+        let corrupt = |error| rusqlite::Error::FromSqlConversionFailure(10, rusqlite::types::Type::Text, error);
         let letter = DeadLetter {
             topic: row.get(0)?,
             generation: row.get(1)?,
@@ -154,7 +150,7 @@ fn load(database: &Connection, id: &str) -> rusqlite::Result<Option<(DeadLetter,
             time: Timestamp(row.get(7)?),
             key: row.get(8)?,
             value: row.get(9)?,
-            headers: headers.map_err(|error| corrupt(error.into()))?,
+            headers: headers(row.get(10)?).map_err(corrupt)?,
         };
         Ok((letter, state(&row.get::<_, String>(11)?)))
     };
@@ -183,18 +179,18 @@ impl EmbeddedLetters {
     }
 
     fn cannot_read(&self, error: &rusqlite::Error) -> LettersError {
-        cannot_read(&self.log.path, error)
+        let path = self.log.path.display();
+        LettersError::Unavailable(format!("the dead letters in {path} cannot be read: {error}"))
     }
 
     /// The letters to change. Those that are named must exist.
     fn selected(&self, database: &Connection, filter: &Filter) -> Result<Listed, LettersError> {
         let limit = filter.limit.unwrap_or(Filter::CHANGE_LIMIT);
         let listed = select(database, filter, limit).map_err(|error| self.cannot_read(&error))?;
+        let known = |id: &String| database.prepare_cached("SELECT 1 FROM dead_letters WHERE id = ?1")?.exists([id]);
         let mut missing = Vec::new();
         for id in &filter.ids {
-            let mut known = database.prepare_cached("SELECT 1 FROM dead_letters WHERE id = ?1");
-            let known = known.as_mut().map_err(|error| self.cannot_read(error))?.exists([id]);
-            if !known.map_err(|error| self.cannot_read(&error))? {
+            if !known(id).map_err(|error| self.cannot_read(&error))? {
                 missing.push(id.as_str());
             }
         }
@@ -214,10 +210,18 @@ impl EmbeddedLetters {
             Err(RecvTimeoutError::Disconnected) => Err(unavailable("the embedded log's thread has ended")),
         }
     }
-}
 
-fn cannot_read(path: &Path, error: &rusqlite::Error) -> LettersError {
-    LettersError::Unavailable(format!("the dead letters in {} cannot be read: {error}", path.display()))
+    fn replay_batch(&self, batch: Vec<Admitted>, done: &mut Replay) -> Result<(), LettersError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = batch.iter().map(|record| record.id.clone()).collect();
+        let replayed = self.change(LetterChange::Replay(batch))?;
+        for (id, replayed) in ids.into_iter().zip(replayed) {
+            if replayed { &mut done.replayed } else { &mut done.already }.push(id);
+        }
+        Ok(())
+    }
 }
 
 impl DeadLetters for EmbeddedLetters {
@@ -280,23 +284,5 @@ impl DeadLetters for EmbeddedLetters {
             done.purged.extend(part.iter().zip(purged).filter(|(_, purged)| *purged).map(|(id, _)| id.clone()));
         }
         Ok(done)
-    }
-}
-
-impl EmbeddedLetters {
-    fn replay_batch(
-        &self,
-        batch: Vec<crate::log::dead_letters::replay::Admitted>,
-        done: &mut Replay,
-    ) -> Result<(), LettersError> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<_> = batch.iter().map(|record| record.id.clone()).collect();
-        let replayed = self.change(LetterChange::Replay(batch))?;
-        for (id, replayed) in ids.into_iter().zip(replayed) {
-            if replayed { &mut done.replayed } else { &mut done.already }.push(id);
-        }
-        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
 use rusqlite::{Connection, blob::Blob};
 
 use super::{EmbeddedLog, Write, schema};
@@ -23,11 +23,11 @@ use crate::{
 
 /// The embedded log's only partition.
 const PARTITION: Partition = Partition(0);
-/// How soon a command is heard while the log is idle.
+/// How soon a command is taken while the log is idle.
 const IDLE: Duration = Duration::from_millis(50);
 /// How soon to look again for room in the byte budget: a few batches' worth of a sink's work.
 const NO_ROOM: Duration = Duration::from_millis(2);
-/// How often the consumer hears of the log's end.
+/// How often the consumer is sent the log's end.
 const TELL_END: Duration = Duration::from_millis(200);
 /// The pause after a failed read.
 const RETRY: Duration = Duration::from_secs(1);
@@ -51,36 +51,42 @@ struct Reader {
     told_at: Instant,
 }
 
-pub(super) fn spawn(
-    log: EmbeddedLog,
-    sink: SinkName,
-    config: LiveConfig,
-    budget: ByteBudget,
-    events: SourceEvents,
-) -> anyhow::Result<SourceHandle> {
-    let (commands, receiver): (Sender<SourceCommand>, _) = unbounded();
-    let database = schema::open_reader(&log.path)?;
-    let reader = Reader {
-        log,
-        sink,
-        database,
-        config,
-        budget,
-        events,
-        commands: receiver,
-        delivering: None,
-        paused: false,
-        failing: false,
-        usual: 0,
-        told_end: Offset(0),
-        told_at: Instant::now(),
-    };
-    let thread = std::thread::Builder::new().name(format!("log-{}", sink.as_str())).spawn(move || {
-        let died = |reader: &Reader, reason| (reader.events)(SourceEvent::Failed(reason));
-        supervise::watched(reader, Reader::run, died);
-        Ok(())
-    })?;
-    Ok(SourceHandle { commands, thread })
+impl EmbeddedLog {
+    /// Starts the reading side of one sink on a thread of its own.
+    ///
+    /// # Errors
+    /// When the log cannot be opened for reading.
+    pub fn source(
+        &self,
+        sink: SinkName,
+        config: LiveConfig,
+        budget: ByteBudget,
+        events: SourceEvents,
+    ) -> anyhow::Result<SourceHandle> {
+        let (sender, commands) = unbounded();
+        let database = schema::open_reader(&self.path)?;
+        let reader = Reader {
+            log: self.clone(),
+            sink,
+            database,
+            config,
+            budget,
+            events,
+            commands,
+            delivering: None,
+            paused: false,
+            failing: false,
+            usual: 0,
+            told_end: Offset(0),
+            told_at: Instant::now(),
+        };
+        let thread = std::thread::Builder::new().name(format!("log-{}", sink.as_str())).spawn(move || {
+            let died = |reader: &Reader, reason| (reader.events)(SourceEvent::Failed(reason));
+            supervise::watched(reader, Reader::run, died);
+            Ok(())
+        })?;
+        Ok(SourceHandle { commands: sender, thread })
+    }
 }
 
 impl Reader {
@@ -137,8 +143,7 @@ impl Reader {
             SourceCommand::Resume => self.paused = false,
             SourceCommand::Commit(positions) => {
                 if let Some((_, position)) = positions.last() {
-                    // Blocks for the writer's queue only; an error says that the log is closed.
-                    let _ = self.log.writer.send(Write::Cursor(self.sink.as_str(), *position));
+                    self.log.move_cursor(self.sink.as_str(), *position);
                 }
             }
             SourceCommand::Reassign | SourceCommand::ReassignPartition(_) => self.assign(),
@@ -148,9 +153,11 @@ impl Reader {
 
     /// The consumer has counted what is left before this.
     fn leave(&self, positions: &[(Partition, Offset)]) {
+        if let Some((_, position)) = positions.last() {
+            self.log.move_cursor(self.sink.as_str(), *position);
+        }
         let (done, written) = bounded(1);
-        let position = positions.last().map(|(_, position)| *position);
-        if self.log.writer.send(Write::LastCursor(self.sink.as_str(), position, done)).is_ok() {
+        if self.log.writer.send(Write::Flush(done)).is_ok() {
             // An error says that the writer has ended.
             let _ = written.recv();
         }

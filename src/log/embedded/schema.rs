@@ -75,24 +75,20 @@ pub(super) fn open_writer(path: &Path) -> anyhow::Result<Connection> {
         database.pragma_update(None, "page_size", PAGE_SIZE)?;
         database.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
-    database.pragma_update(None, "journal_mode", "WAL")?;
-    database.pragma_update(None, "synchronous", "FULL")?;
+    sqlite::set_up_writer(&database, path)?;
     // Without a limit the WAL file keeps its largest size for ever.
     database.pragma_update(None, "journal_size_limit", 64 * 1024 * 1024)?;
     database.pragma_update(None, "cache_size", CACHE)?;
-    sqlite::bound_memory(&database)?;
-    sqlite::keep_temporary_files_beside(&database, path)?;
     database.busy_timeout(Duration::from_secs(5))?;
-    if version == 0 {
+    if version < VERSION {
         let transaction = database.transaction()?;
-        transaction.execute_batch(TABLES)?;
-        let identity = uuid::Uuid::now_v7().to_string();
-        transaction.execute("INSERT INTO meta VALUES ('identity', ?1)", [identity])?;
-        transaction.pragma_update(None, "user_version", VERSION)?;
-        transaction.commit()?;
-    } else if version < VERSION {
-        let transaction = database.transaction()?;
-        transaction.execute_batch(FROM_1)?;
+        if version == 0 {
+            transaction.execute_batch(TABLES)?;
+            let identity = uuid::Uuid::now_v7().to_string();
+            transaction.execute("INSERT INTO meta VALUES ('identity', ?1)", [identity])?;
+        } else {
+            transaction.execute_batch(FROM_1)?;
+        }
         transaction.pragma_update(None, "user_version", VERSION)?;
         transaction.commit()?;
     }
@@ -127,6 +123,13 @@ pub(super) fn log_start(database: &Connection) -> rusqlite::Result<Offset> {
     let first: Option<i64> =
         database.query_row("SELECT base FROM chunks ORDER BY base LIMIT 1", [], |row| row.get(0)).optional()?;
     Ok(Offset(first.unwrap_or(trimmed(database)?).cast_unsigned()))
+}
+
+/// Bytes of the records that the log holds.
+pub(super) fn stored(database: &Connection) -> rusqlite::Result<u64> {
+    let stored: i64 =
+        database.query_row("SELECT coalesce(sum(length(records)), 0) FROM chunks", [], |row| row.get(0))?;
+    Ok(stored.cast_unsigned())
 }
 
 fn trimmed(database: &Connection) -> rusqlite::Result<i64> {

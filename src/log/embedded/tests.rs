@@ -9,7 +9,10 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     config::Config,
-    log::{Batch, Delivery, Epoch, NewRecord, SourceCommand, SourceEvent, Span, Ticket, dead_letters::DeadLetters},
+    log::{
+        Batch, ByteBudget, Delivery, Epoch, NewRecord, SourceCommand, SourceEvent, SourceHandle, Span, Ticket,
+        dead_letters::DeadLetters,
+    },
     position::{Partition, Timestamp},
 };
 
@@ -51,7 +54,7 @@ fn try_append(log: &EmbeddedLog, events: usize, size: usize) -> Delivery {
     let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, assigned_id: None }).collect();
     let received = Timestamp::now();
     let publish = Publish { body, unescaped: Bytes::new(), events, received, ticket };
-    assert!(log.appender().append(publish, 0).is_ok());
+    assert!(log.append(publish, 0).is_ok());
     reply.blocking_recv().unwrap()
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::{Connection, Transaction, params};
 use tokio::sync::oneshot;
 
-use super::{ChangeReply, LetterChange, LogEnd, Purpose, Write, dead_letters, schema};
+use super::{LetterChange, LogEnd, Purpose, Reply, Write, dead_letters, schema};
 use crate::{
     config::LiveConfig,
     health::Health,
@@ -43,13 +43,10 @@ const ROOM: f64 = 0.9;
 
 pub(super) struct Writer {
     database: Connection,
-    next: Offset,
     end: Arc<LogEnd>,
     purpose: Purpose,
     config: LiveConfig,
     health: Health,
-    /// Bytes in `chunks`, for the quota.
-    stored: u64,
     cursors: BTreeMap<&'static str, Offset>,
     cursors_changed: bool,
     housekeeping_at: Instant,
@@ -59,38 +56,32 @@ pub(super) struct Writer {
     full: bool,
     /// There are pages to give back to the disk, as far as is known.
     free_pages: bool,
-    /// What the dependency's state was last told.
+    /// The state of the dependency as it was last reported.
     told: Option<String>,
 }
-
-/// A row's name and value, and who waits for it.
-type MetaRow = (&'static str, String, Sender<Result<(), String>>);
 
 /// What a commit holds, to be answered after it.
 #[derive(Default)]
 struct Group {
     publishes: Vec<Publish>,
     letters: Vec<(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)>,
-    meta: Vec<MetaRow>,
+    meta: Vec<(&'static str, String, Reply<()>)>,
     written: Vec<Sender<()>>,
-    changes: Vec<(LetterChange, ChangeReply)>,
+    changes: Vec<(LetterChange, Reply<Vec<bool>>)>,
     /// Requests that were refused before the commit.
     refused: usize,
     bytes: usize,
-    stop: Option<Sender<Result<(), String>>>,
+    stop: Option<Reply<()>>,
 }
 
 impl Writer {
     pub(super) fn new(
         database: Connection,
-        next: Offset,
         end: Arc<LogEnd>,
         purpose: Purpose,
         config: LiveConfig,
         health: Health,
     ) -> anyhow::Result<Self> {
-        let stored: i64 =
-            database.query_row("SELECT coalesce(sum(length(records)), 0) FROM chunks", [], |row| row.get(0))?;
         let mut cursors = BTreeMap::new();
         for reader in &purpose.readers {
             if let Some(position) = schema::cursor(&database, reader)? {
@@ -98,16 +89,12 @@ impl Writer {
             }
         }
         health.dependency(purpose.dependency, Ok(()));
-        let stored = stored.cast_unsigned();
-        end.stored.store(stored, Ordering::Release);
         Ok(Self {
             database,
-            next,
             end,
             purpose,
             config,
             health,
-            stored,
             cursors,
             cursors_changed: false,
             housekeeping_at: Instant::now() + HOUSEKEEPING,
@@ -174,12 +161,6 @@ impl Writer {
                 group.publishes.push(publish);
             }
             Write::Cursor(reader, position) => self.move_cursor(reader, position),
-            Write::LastCursor(reader, position, done) => {
-                if let Some(position) = position {
-                    self.move_cursor(reader, position);
-                }
-                group.written.push(done);
-            }
             Write::DeadLetters(letters, reply) => group.letters.push((letters, reply)),
             Write::Meta(name, value, done) => group.meta.push((name, value, done)),
             Write::Letters(change, reply) => group.changes.push((change, reply)),
@@ -191,79 +172,63 @@ impl Writer {
     fn move_cursor(&mut self, reader: &'static str, position: Offset) {
         if self.cursors.insert(reader, position) != Some(position) && !self.cursors_changed {
             self.cursors_changed = true;
-            self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
+            self.housekeep_soon();
         }
     }
 
-    /// One transaction for the whole group; the tickets hear of it after the fsync.
+    /// One transaction for the whole group; the tickets are answered after the fsync.
     fn commit(&mut self, group: &mut Group) {
         let answered = group.publishes.len() + group.refused;
         if group.publishes.is_empty() && group.letters.is_empty() && group.meta.is_empty() {
             return self.tell_answered(answered);
         }
-        let publishes = std::mem::take(&mut group.publishes);
-        let letters = std::mem::take(&mut group.letters);
-        let meta = std::mem::take(&mut group.meta);
-        match self.write(&publishes, &letters, &meta) {
+        let outcome = match self.write(group) {
             Ok((next, bytes)) => {
-                self.next = next;
-                self.set_stored(self.stored + bytes);
-                self.end.set(next);
-                self.tell_answered(answered);
-                let events: usize = publishes.iter().map(|publish| publish.events.len()).sum();
+                self.end.append(next, bytes);
+                let events: usize = group.publishes.iter().map(|publish| publish.events.len()).sum();
                 self.purpose.counts.inc_by(events as u64);
-                for publish in publishes {
-                    publish.ticket.durable(publish.events.len());
-                }
-                for (_, reply) in letters {
-                    // The aggregator that asked is gone; the letters stand.
-                    let _ = reply.send(Ok(()));
-                }
-                for (_, _, done) in meta {
-                    // Whoever waited has given up; the row stands.
-                    let _ = done.send(Ok(()));
-                }
-                self.failing = None;
+                Ok(())
             }
-            Err(NotWritten { error, unknown }) => {
-                self.tell_answered(answered);
-                let why = self.cannot_be_written(&error);
-                for publish in publishes {
-                    let events = publish.events.len();
-                    if unknown {
-                        publish.ticket.unavailable(events, &why)
-                    } else {
-                        publish.ticket.refused(events, &why)
-                    }
-                }
-                for (_, reply) in letters {
-                    let _ = reply.send(Err(anyhow::anyhow!(why.clone())));
-                }
-                for (_, _, done) in meta {
-                    let _ = done.send(Err(why.clone()));
-                }
-                self.failing = Some(why);
-                self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
+            Err(NotWritten { error, unknown }) => Err((self.cannot_be_written(&error), unknown)),
+        };
+        self.tell_answered(answered);
+        for publish in group.publishes.drain(..) {
+            let events = publish.events.len();
+            match &outcome {
+                Ok(()) => publish.ticket.durable(events),
+                Err((why, true)) => publish.ticket.unavailable(events, why),
+                Err((why, false)) => publish.ticket.refused(events, why),
             }
+        }
+        let outcome = outcome.map_err(|(why, _)| why);
+        // Those that asked may have given up; what was written stands.
+        for (_, reply) in group.letters.drain(..) {
+            let _ = reply.send(outcome.clone().map_err(anyhow::Error::msg));
+        }
+        for (_, _, done) in group.meta.drain(..) {
+            let _ = done.send(outcome.clone());
+        }
+        self.failing = outcome.err();
+        if self.failing.is_some() {
+            self.housekeep_soon();
         }
     }
 
-    /// Before the tickets, so that whoever has an answer finds it counted.
+    fn housekeep_soon(&mut self) {
+        self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
+    }
+
+    /// Before the tickets, so that a request that has its answer is counted.
     fn tell_answered(&self, requests: usize) {
         if let Some(on_answered) = self.purpose.on_answered.as_ref().filter(|_| requests > 0) {
-            on_answered(requests, self.next);
+            on_answered(requests, self.end.get());
         }
     }
 
-    fn set_stored(&mut self, stored: u64) {
-        self.stored = stored;
-        self.end.stored.store(stored, Ordering::Release);
-    }
-
-    /// Why the log takes no events, with so many bytes about to be committed.
+    /// Why the log takes no events, with `group` bytes about to be committed.
     fn no_room(&mut self, group: u64) -> Option<String> {
         let quota = self.config.load().queue.embedded.quota;
-        let stored = self.stored + group;
+        let stored = self.end.stored() + group;
         let bound = if self.full { (quota.0 as f64 * ROOM) as u64 } else { quota.0 };
         self.full = stored >= bound;
         self.full.then(|| {
@@ -283,15 +248,11 @@ impl Writer {
         }
     }
 
-    fn write(
-        &mut self,
-        publishes: &[Publish],
-        letters: &[(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>)],
-        meta: &[MetaRow],
-    ) -> Result<(Offset, u64), NotWritten> {
+    /// The end of the log after it, and the bytes that were appended.
+    fn write(&mut self, group: &Group) -> Result<(Offset, u64), NotWritten> {
         let transaction = self.database.transaction()?;
-        let mut chunks = Chunks::new(&transaction, self.next);
-        for publish in publishes {
+        let mut chunks = Chunks::new(&transaction, self.end.get());
+        for publish in &group.publishes {
             for record in &publish.events {
                 let mut id_text = uuid::Uuid::encode_buffer();
                 let id = record.assigned_id.map(|id| &*id.hyphenated().encode_lower(&mut id_text));
@@ -301,10 +262,10 @@ impl Writer {
         }
         chunks.close()?;
         let (next, bytes) = (chunks.next, chunks.bytes);
-        for letter in letters.iter().flat_map(|(letters, _)| letters) {
+        for letter in group.letters.iter().flat_map(|(letters, _)| letters) {
             dead_letters::insert(&transaction, letter)?;
         }
-        for (name, value, _) in meta {
+        for (name, value, _) in &group.meta {
             transaction
                 .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2")?
                 .execute(params![name, value])?;
@@ -318,11 +279,9 @@ impl Writer {
     fn change_letters(&mut self, change: &LetterChange) -> Result<Vec<bool>, String> {
         let changed = match change {
             LetterChange::Replay(records) => {
-                let quota = self.config.load().queue.embedded.quota.0;
-                if self.stored >= quota {
-                    return Err(
-                        "the embedded log has reached queue.embedded.quota; the sinks have to catch up".to_owned()
-                    );
+                if self.end.stored() >= self.config.load().queue.embedded.quota.0 {
+                    let why = "the embedded log has reached queue.embedded.quota; the sinks have to catch up";
+                    return Err(why.to_owned());
                 }
                 self.replay(records)
             }
@@ -334,7 +293,7 @@ impl Writer {
     /// Appends the records of the letters that are open, and closes these.
     fn replay(&mut self, records: &[Admitted]) -> rusqlite::Result<Vec<bool>> {
         let transaction = self.database.transaction()?;
-        let mut chunks = Chunks::new(&transaction, self.next);
+        let mut chunks = Chunks::new(&transaction, self.end.get());
         let mut replayed = Vec::with_capacity(records.len());
         for record in records {
             let open = dead_letters::close(&transaction, &record.id, State::Replayed)?;
@@ -347,9 +306,7 @@ impl Writer {
         chunks.close()?;
         let (next, bytes) = (chunks.next, chunks.bytes);
         transaction.commit()?;
-        self.next = next;
-        self.set_stored(self.stored + bytes);
-        self.end.set(next);
+        self.end.append(next, bytes);
         self.purpose.counts.inc_by(replayed.iter().filter(|open| **open).count() as u64);
         Ok(replayed)
     }
@@ -361,7 +318,7 @@ impl Writer {
             ids.iter().map(|id| dead_letters::purge(&transaction, id, counted)).collect::<rusqlite::Result<_>>()?;
         transaction.commit()?;
         // Their pages go back to the disk.
-        self.housekeeping_at = self.housekeeping_at.min(Instant::now() + HOUSEKEEPING);
+        self.housekeep_soon();
         Ok(purged)
     }
 
@@ -436,7 +393,7 @@ impl Writer {
         }
         transaction.commit()?;
         self.cursors_changed = false;
-        self.set_stored(self.stored.saturating_sub(freed));
+        self.end.trim(freed);
         self.free_pages |= trimmed > 0;
         Ok(trimmed == TRIM_ROWS)
     }

@@ -2,7 +2,7 @@
 //!
 //! `PRAGMA user_version` is the format's version. `bucket.grp` is the group's JSON text, which is its identity.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use chrono::DateTime;
@@ -14,7 +14,7 @@ use crate::{
     position::{Offset, Partition, Timestamp, TopicIdentity},
     sqlite,
     store::{
-        BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Row, Rows, StoreError, StoreOptions,
+        BucketDelta, BucketKey, Fence, Flushed, Measures, ProcessedEvent, Query, Row, Rows, StoreError, StoreOptions,
         ceil_millis, definition_changed, group, topic_recreated,
     },
 };
@@ -53,11 +53,19 @@ const UPGRADES: [&str; 1] = ["
     CREATE INDEX event_received ON event (received);
 "];
 
+/// Adds a delta to its bucket, each measure in its way, unless another writer has advanced that bucket to `first` or further.
 const UPSERT: &str = "
-    INSERT INTO bucket (aggregate, window_start, grp, topic, generation, partition, count, last_offset)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-    ON CONFLICT DO UPDATE SET count = count + excluded.count, last_offset = excluded.last_offset
-    WHERE last_offset < ?9";
+    INSERT INTO bucket (aggregate, window_start, grp, topic, generation, partition, last_offset, count)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?9)
+    ON CONFLICT DO UPDATE SET last_offset = excluded.last_offset, count = count + excluded.count
+    WHERE last_offset < ?8";
+
+/// The measures of several buckets, for [`totals`].
+const TOTALS: &str = "sum(count)";
+
+fn totals(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Measures> {
+    Ok(Measures { count: row.get::<_, i64>(first)?.unsigned_abs() })
+}
 
 /// Events removed at once: some milliseconds of work.
 const EXPIRE_AT_ONCE: i64 = 1000;
@@ -82,10 +90,7 @@ impl Database {
             let connection = Connection::open(path)?;
             // Takes effect only before the first table exists; freed pages can then be given back to the disk.
             connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-            connection.pragma_update(None, "journal_mode", "WAL")?;
-            connection.pragma_update(None, "synchronous", "FULL")?;
-            sqlite::bound_memory(&connection)?;
-            sqlite::keep_temporary_files_beside(&connection, path)?;
+            sqlite::set_up_writer(&connection, path)?;
             let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
             Ok((connection, version))
         };
@@ -185,9 +190,7 @@ impl Database {
     /// One transaction. Of a partition with a bucket that is fenced, nothing is applied.
     pub fn flush(&mut self, deltas: &[BucketDelta], events: &[ProcessedEvent]) -> Result<Flushed, StoreError> {
         self.ensure_prepared()?;
-        let mut partitions: Vec<Partition> = deltas.iter().map(|delta| delta.partition).collect();
-        partitions.sort_unstable();
-        partitions.dedup();
+        let partitions: BTreeSet<Partition> = deltas.iter().map(|delta| delta.partition).collect();
         let mut fenced = Vec::new();
         let mut transaction = write(&mut self.connection)?;
         for partition in partitions {
@@ -203,9 +206,9 @@ impl Database {
                         self.options.topic,
                         self.options.generation,
                         partition.0,
-                        i64::try_from(delta.count).unwrap_or(i64::MAX),
                         delta.last.as_i64(),
                         delta.first.as_i64(),
+                        i64::try_from(delta.measures.count).unwrap_or(i64::MAX),
                     ])?;
                     if changed == 0 {
                         applied = false;
@@ -321,7 +324,7 @@ pub fn query(path: &Path, options: &StoreOptions, query: &Query, cancel: &Cancel
     let by_field: String =
         (0..definition.group_by.len()).map(|field| format!("json_extract(grp, '$[{field}]'), ")).collect();
     let mut statement = connection.prepare(&format!(
-        "SELECT window_start, grp, sum(count) FROM bucket
+        "SELECT window_start, grp, {TOTALS} FROM bucket
          WHERE aggregate = ? AND window_start >= ? AND window_start < ?
          GROUP BY window_start, grp ORDER BY window_start, {by_field} grp LIMIT ?",
     ))?;
@@ -331,12 +334,12 @@ pub fn query(path: &Path, options: &StoreOptions, query: &Query, cancel: &Cancel
     let mut rows = statement.query(range)?;
     while let Some(row) = rows.next()? {
         cancel.check()?;
-        let (window_start, group, count): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let values = group::values(&group, definition.group_by.len()).into_iter().map(Value::from);
+        let (window_start, group): (i64, String) = (row.get(0)?, row.get(1)?);
+        let values = group::values(&group, definition.group_by.len());
         let row = Row {
             window_start: DateTime::from_timestamp_millis(window_start).unwrap_or_default(),
             group: definition.group_by.iter().cloned().zip(values).collect(),
-            count: count.unsigned_abs(),
+            measures: totals(row, 2)?,
         };
         if !found.push(&row, query.limit) {
             break;

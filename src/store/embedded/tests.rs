@@ -8,7 +8,10 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{config::AggregateConfig, store::BucketKey};
+use crate::{
+    config::AggregateConfig,
+    store::{BucketKey, Measures},
+};
 
 fn options() -> StoreOptions {
     StoreOptions {
@@ -32,7 +35,7 @@ fn open(dir: &TempDir, options: StoreOptions) -> EmbeddedStore {
 fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> BucketDelta {
     let key = BucketKey { window_start: Timestamp(60_000), group: group.into() };
     let (partition, first, last) = (Partition(partition), Offset(first), Offset(last));
-    BucketDelta { key, partition, aggregate: 0, first, last, count }
+    BucketDelta { key, partition, aggregate: 0, first, last, measures: Measures { count } }
 }
 
 /// The rows of an answer, read back.

@@ -1,258 +1,215 @@
-//! A bucket as a document, and the statement that keeps its fence.
-//!
-//! `_id` is `<topic>[@<generation>]/<partition>/<window start in ms>/<group>`, with the group's JSON text, or where that
-//! is long its SHA-256 (the text then stands in the field `key`). In `group`, `%`, `.` and `$` in a field's name are
-//! written `%25`, `%2E` and `%24`: MongoDB gives them a meaning of their own. Where an index of an operator takes no such
-//! `group`, the text stands in `key` instead.
+//! The buckets of all aggregates: flushes behind their fences, the fences of a partition, and the rows of a query.
 
-use mongodb::bson::{Bson, DateTime, Document, doc};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
+mod document;
 
+use futures::TryStreamExt;
+use mongodb::bson::{Bson, Document, doc};
+
+use super::{
+    Failure, SOURCES,
+    database::StoreDatabase,
+    reply::{StatementError, WriteReply, before_the_second_attempt, code},
+};
 use crate::{
-    position::{Offset, Partition, Timestamp, TopicName},
-    store::{
-        BucketDelta, BucketKey, Fence, Row, StoreOptions,
-        group::{self, GroupValue},
-    },
+    position::{Offset, Partition, TopicIdentity},
+    store::{BucketDelta, Fence, Flushed, Query, Rows, ceil_millis, topic_recreated},
 };
 
-/// The longest group text that stands in an `_id`, in bytes.
-const LONGEST: usize = 512;
-/// Statements in one command; the server takes 100,000.
-const STATEMENTS: usize = 1000;
-/// Bytes of one command's statements; the server takes 48,000,000 for a message and 16 MiB for a document.
-const BYTES: usize = 8 << 20;
+pub use document::Buckets;
 
-/// The buckets of one aggregate.
-pub struct Buckets<'a> {
-    options: &'a StoreOptions,
-    aggregate: usize,
+/// How often fences are read until they hold still, before the caller's back-off takes over.
+const FENCE_READS: usize = 5;
+
+/// Adds the deltas to their buckets.
+pub async fn write(store: &StoreDatabase, deltas: &[&BucketDelta]) -> Result<Flushed, Failure> {
+    let mut flushed = Flushed::default();
+    for (index, buckets) in Buckets::of_all(&store.options).enumerate() {
+        let of_aggregate: Vec<&BucketDelta> = deltas.iter().copied().filter(|delta| delta.aggregate == index).collect();
+        for part in document::split(&of_aggregate) {
+            write_part(store, &buckets, part, &mut flushed).await?;
+        }
+    }
+    flushed.fenced.sort_unstable();
+    flushed.fenced.dedup();
+    Ok(flushed)
 }
 
-impl<'a> Buckets<'a> {
-    pub fn new(options: &'a StoreOptions, aggregate: usize) -> Self {
-        Self { options, aggregate }
-    }
-
-    pub fn collection(&self) -> String {
-        format!("aggregate_{}", self.options.aggregates[self.aggregate].name)
-    }
-
-    /// Names a partition, in ids.
-    pub fn source(options: &StoreOptions, partition: Partition) -> String {
-        format!("{}/{partition}", TopicName { topic: &options.topic, generation: options.generation })
-    }
-
-    fn id_prefix(&self, partition: Partition, window_start: Timestamp) -> String {
-        format!("{}/{}/", Self::source(self.options, partition), window_start.0)
-    }
-
-    pub fn id(&self, delta: &BucketDelta) -> String {
-        let BucketKey { window_start, group } = &delta.key;
-        let prefix = self.id_prefix(delta.partition, *window_start);
-        if group.len() <= LONGEST {
-            prefix + group
-        } else {
-            prefix + &format!("sha256:{}", hex::encode(Sha256::digest(group.as_bytes())))
+/// Of one command: sends a bucket that is refused once more, in its plainer form.
+async fn write_part(
+    store: &StoreDatabase,
+    buckets: &Buckets<'_>,
+    part: &[&BucketDelta],
+    flushed: &mut Flushed,
+) -> Result<(), Failure> {
+    let statements = part.iter().map(|delta| buckets.statement(delta)).collect();
+    let Sent { mut taken, refused, others } = send(store, buckets, part, statements).await?;
+    if !refused.is_empty() {
+        let may_pass = refused.iter().any(|(_, error)| !code::is_of_the_document(error.code));
+        before_the_second_attempt(may_pass).await;
+        let deltas: Vec<&BucketDelta> = refused.iter().map(|(delta, _)| *delta).collect();
+        let plainer = deltas.iter().map(|delta| buckets.plain_statement(delta)).collect();
+        let again = send(store, buckets, &deltas, plainer).await?;
+        taken.extend(again.taken);
+        for (delta, StatementError { code, message, .. }) in again.refused {
+            // Where nothing else is stored either, it may be the collection's fault, and pass.
+            if !code::is_of_the_document(code) && !others && !again.others {
+                return Err(Failure::unavailable(message));
+            }
+            let (name, id) = (buckets.collection(), buckets.id(delta));
+            let reason =
+                format!("an index or a rule of the collection {name} refuses the bucket {id} (code {code}): {message}");
+            flushed.block(delta.partition, reason);
         }
     }
+    if taken.is_empty() { Ok(()) } else { judge_taken(store, buckets, &taken, flushed).await }
+}
 
-    /// An upsert that adds the delta only where nobody else was in the meantime.
-    pub fn statement(&self, delta: &BucketDelta) -> Document {
-        let group = &delta.key.group;
-        let fields = &self.options.aggregates[self.aggregate].group_by;
-        let values = group::values(group, fields.len()).into_iter().map(bson);
-        let values: Document = fields.iter().map(|field| escape(field)).zip(values).collect();
-        let mut insert = doc! { "group": values };
-        if group.len() > LONGEST {
-            insert.insert("key", &**group);
+/// What came of some statements.
+#[derive(Default)]
+struct Sent<'d> {
+    /// Buckets whose key is taken.
+    taken: Vec<(&'d BucketDelta, StatementError)>,
+    /// Buckets that are refused in this form.
+    refused: Vec<(&'d BucketDelta, StatementError)>,
+    /// Others took effect.
+    others: bool,
+}
+
+/// Sends the statements of `deltas`, in any of their forms.
+async fn send<'d>(
+    store: &StoreDatabase,
+    buckets: &Buckets<'_>,
+    deltas: &[&'d BucketDelta],
+    statements: Vec<Document>,
+) -> Result<Sent<'d>, Failure> {
+    let command = doc! { "update": buckets.collection(), "updates": statements, "ordered": false };
+    let mut reply = store.write(command).await?;
+    let mut sent = Sent { others: reply.effects > 0, ..Sent::default() };
+    for error in std::mem::take(&mut reply.errors) {
+        match deltas.get(error.index) {
+            Some(delta) if error.code == code::DUPLICATE_KEY => sent.taken.push((*delta, error)),
+            Some(delta) if !code::is_passing(error.code) => sent.refused.push((*delta, error)),
+            _ => return Err(Failure::unavailable(error.message)),
         }
-        self.upsert(delta, insert)
     }
+    reply.concern_ok()?;
+    Ok(sent)
+}
 
-    /// The same with the group's text alone.
-    pub fn plain_statement(&self, delta: &BucketDelta) -> Document {
-        self.upsert(delta, doc! { "key": &*delta.key.group })
-    }
-
-    fn upsert(&self, delta: &BucketDelta, group: Document) -> Document {
-        let mut insert = doc! {
-            "window_start": DateTime::from_millis(delta.key.window_start.0),
-            "topic": &self.options.topic,
-            "partition": delta.partition.0,
-            "generation": i64::from(self.options.generation),
+/// Of buckets whose key is taken: by another writer of ours, whose fence says what is counted, or by something else.
+///
+/// The others of a partition that is fenced may have taken effect: all of them are dropped and the fences read again,
+/// which shows what did. Where no fence will show why the key was taken that would go on for ever.
+async fn judge_taken(
+    store: &StoreDatabase,
+    buckets: &Buckets<'_>,
+    taken: &[(&BucketDelta, StatementError)],
+    flushed: &mut Flushed,
+) -> Result<(), Failure> {
+    let name = buckets.collection();
+    let ids: Vec<String> = taken.iter().map(|(delta, _)| buckets.id(delta)).collect();
+    let found = store.majority(&name).find(doc! { "_id": { "$in": &ids } }).projection(doc! { "group": 0 }).await?;
+    let found: Vec<Document> = found.try_collect().await?;
+    for ((delta, error), id) in taken.iter().zip(ids) {
+        let document = found.iter().find(|document| document.get_str("_id").is_ok_and(|found| found == id));
+        let reason = match document.map(|document| buckets.fence_of(delta.partition, document)) {
+            Some(Some(fence)) if fence.last_offset >= delta.first => {
+                flushed.fenced.push(delta.partition);
+                continue;
+            }
+            Some(None) => format!("the document with the _id {id} in the collection {name} is no bucket of ours"),
+            None if error.in_another_index => {
+                format!("a unique index of the collection {name} keeps the bucket {id} out: {}", error.message)
+            }
+            // It was removed, or came, between the two commands.
+            Some(Some(_)) | None => return Err(Failure::unavailable(&error.message)),
         };
-        insert.extend(group);
-        doc! {
-            "q": { "_id": self.id(delta), "last_offset": { "$lt": delta.first.as_i64() } },
-            "u": {
-                "$inc": { "count": i64::try_from(delta.count).unwrap_or(i64::MAX) },
-                "$set": { "last_offset": delta.last.as_i64() },
-                "$setOnInsert": insert,
-            },
-            "upsert": true,
-        }
+        flushed.block(delta.partition, reason);
     }
-
-    pub fn fence_filter(&self, partition: Partition, committed: Offset) -> Document {
-        doc! {
-            "topic": &self.options.topic,
-            "generation": i64::from(self.options.generation),
-            "partition": partition.0,
-            "last_offset": { "$gte": committed.as_i64() },
-        }
-    }
-
-    /// As [`Buckets::fence`], of a document that was not found by [`Buckets::fence_filter`], and that it may never find.
-    pub fn fence_of(&self, partition: Partition, document: &Document) -> Option<Fence> {
-        let is_ours = document.get_str("topic").is_ok_and(|topic| topic == self.options.topic)
-            && document.get_i64("generation").is_ok_and(|it| it == i64::from(self.options.generation))
-            && document.get_i32("partition").is_ok_and(|it| it == partition.0);
-        if is_ours { self.fence(partition, document) } else { None }
-    }
-
-    /// `None` when the document is no bucket of this partition.
-    pub fn fence(&self, partition: Partition, bucket: &Document) -> Option<Fence> {
-        let window_start = Timestamp(bucket.get_datetime("window_start").ok()?.timestamp_millis());
-        let group = match bucket.get_str("key") {
-            Ok(group) => group,
-            Err(_) => bucket.get_str("_id").ok()?.strip_prefix(&self.id_prefix(partition, window_start))?,
-        };
-        let last_offset = Offset::from_kafka(bucket.get_i64("last_offset").ok()?)?;
-        Some(Fence { aggregate: self.aggregate, key: BucketKey { window_start, group: group.into() }, last_offset })
-    }
+    Ok(())
 }
 
-/// Cuts deltas into commands that the server takes.
-pub fn split<'a>(deltas: &'a [&'a BucketDelta]) -> impl Iterator<Item = &'a [&'a BucketDelta]> {
-    let mut rest = deltas;
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = rest.iter().take(STATEMENTS).take_while(|delta| {
-            // The group stands in the filter or in `key`, and in `group`, where an array of short values grows.
-            let first = bytes == 0;
-            bytes += 512 + 3 * delta.key.group.len();
-            first || bytes <= BYTES
-        });
-        let (part, after) = rest.split_at(fits.count());
-        rest = after;
-        (!part.is_empty()).then_some(part)
-    })
+/// Fences must be durable before records are skipped for them. A read may see a bucket that the server has not journaled
+/// (or a majority not confirmed) and that a crash undoes. So: read, write something durably, read again; what was there
+/// both times came before the write and is durable as well.
+pub async fn fences(
+    store: &StoreDatabase,
+    partition: Partition,
+    committed: Offset,
+    identity: &TopicIdentity,
+) -> Result<Vec<Fence>, Failure> {
+    let mut before = find_fences(store, partition, committed).await?;
+    for _ in 0..FENCE_READS {
+        claim(store, partition, identity).await?;
+        let after = find_fences(store, partition, committed).await?;
+        if after == before {
+            return Ok(after);
+        }
+        before = after;
+    }
+    Err(Failure::unavailable("another worker still writes to the buckets of this partition"))
 }
 
-/// A row of the query's pipeline.
-pub fn row(fields: &[String], document: &Document) -> Option<Row> {
-    let id = document.get_document("_id").ok()?;
-    let group: Vec<Value> = match id.get("group")? {
-        Bson::Document(group) => {
-            fields.iter().map(|field| group.get(escape(field)).map_or(Value::Null, json)).collect()
+async fn find_fences(store: &StoreDatabase, partition: Partition, committed: Offset) -> Result<Vec<Fence>, Failure> {
+    let mut fences = Vec::new();
+    for buckets in Buckets::of_all(&store.options) {
+        let name = buckets.collection();
+        let collection = store.majority(&name);
+        let mut cursor = collection.find(buckets.fence_filter(partition, committed)).sort(doc! { "_id": 1 }).await?;
+        while let Some(bucket) = cursor.try_next().await? {
+            let fence = buckets.fence(partition, &bucket);
+            let not_ours = || Failure::unavailable(format!("a document of {name} is no bucket of ours"));
+            fences.push(fence.ok_or_else(not_ours)?);
         }
-        Bson::String(text) => group::values(text, fields.len()).into_iter().map(Value::from).collect(),
-        _ => return None,
+    }
+    Ok(fences)
+}
+
+/// A durable write that says which topic is counted, and refuses when it was another one.
+async fn claim(store: &StoreDatabase, partition: Partition, identity: &TopicIdentity) -> Result<(), Failure> {
+    let claim = doc! {
+        "findAndModify": SOURCES,
+        "query": { "_id": Buckets::source(&store.options, partition) },
+        "update": { "$inc": { "claims": 1_i64 }, "$setOnInsert": { "identity": &*identity.0 } },
+        "upsert": true,
+        "new": true,
     };
-    let count = match document.get("count")? {
-        Bson::Int32(count) => u64::from(count.unsigned_abs()),
-        Bson::Int64(count) => count.unsigned_abs(),
-        _ => return None,
-    };
-    Some(Row {
-        window_start: super::datetime(*id.get_datetime("window_start").ok()?),
-        group: fields.iter().cloned().zip(group).collect(),
-        count,
-    })
-}
-
-fn bson(value: GroupValue) -> Bson {
-    match value {
-        GroupValue::Null => Bson::Null,
-        GroupValue::Bool(bool) => Bson::Boolean(bool),
-        GroupValue::Integer(integer) => Bson::Int64(integer),
-        GroupValue::Float(float) => Bson::Double(float),
-        GroupValue::Text(text) => Bson::String(text),
+    let reply = store.command(claim).await?;
+    WriteReply::read(&reply).ok()?;
+    let known = reply.get_document("value").ok().and_then(|source| source.get_str("identity").ok());
+    if known.is_some_and(|known| !identity.contradicts(known)) {
+        Ok(())
+    } else {
+        Err(Failure::Store(topic_recreated(&store.options, partition)))
     }
 }
 
-fn json(value: &Bson) -> Value {
-    match value {
-        Bson::Boolean(bool) => (*bool).into(),
-        Bson::Int32(integer) => (*integer).into(),
-        Bson::Int64(integer) => (*integer).into(),
-        Bson::Double(float) => (*float).into(),
-        Bson::String(text) => text.as_str().into(),
-        _ => Value::Null,
-    }
-}
-
-fn escape(field: &str) -> String {
-    field.replace('%', "%25").replace('.', "%2E").replace('$', "%24")
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::config::AggregateConfig;
-
-    fn options() -> StoreOptions {
-        StoreOptions {
-            topic: "events".to_owned(),
-            generation: 2,
-            aggregates: vec![AggregateConfig {
-                name: "a".to_owned(),
-                window: Duration::from_secs(60),
-                group_by: vec!["$x.y%".to_owned()],
-            }],
-            events: false,
-            events_ttl: Duration::from_secs(3600),
-            timeout: Duration::from_secs(1),
+/// The answer to a query.
+pub async fn rows(store: &StoreDatabase, query: &Query) -> Result<Rows, Failure> {
+    let (index, definition) = store.options.aggregate(&query.aggregate).map_err(Failure::Store)?;
+    let date = |time| Bson::DateTime(mongodb::bson::DateTime::from_millis(ceil_millis(time)));
+    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX).saturating_add(1);
+    let pipeline = [
+        doc! { "$match": { "window_start": { "$gte": date(query.from), "$lt": date(query.to) } } },
+        document::totals(),
+        doc! { "$sort": { "_id.window_start": 1, "_id.group": 1 } },
+        doc! { "$limit": limit },
+    ];
+    let mut cursor = store
+        .database
+        .collection::<Document>(&Buckets::new(&store.options, index).collection())
+        .aggregate(pipeline)
+        .allow_disk_use(true)
+        .max_time(store.options.timeout)
+        .await?;
+    let mut rows = Rows::default();
+    while let Some(row) = cursor.try_next().await? {
+        let row = document::row(&definition.group_by, &row).ok_or_else(|| {
+            Failure::unavailable(format!("a document of aggregate {:?} is no bucket of ours", query.aggregate))
+        })?;
+        if !rows.push(&row, query.limit) {
+            break;
         }
     }
-
-    fn delta(group: &str) -> BucketDelta {
-        BucketDelta {
-            key: BucketKey { window_start: Timestamp(60_000), group: group.into() },
-            partition: Partition(3),
-            aggregate: 0,
-            first: Offset(5),
-            last: Offset(9),
-            count: 4,
-        }
-    }
-
-    #[test]
-    fn a_fence_has_the_key_that_was_written_however_long_it_is() {
-        let options = options();
-        let buckets = Buckets::new(&options, 0);
-        for group in [r#"["a/b"]"#.to_owned(), "[1.50]".to_owned(), format!("[\"{}\"]", "x".repeat(1000))] {
-            let delta = delta(&group);
-            let plain = buckets.plain_statement(&delta);
-            let insert = |statement: &Document| {
-                let update = statement.get_document("u").unwrap();
-                update.get_document("$setOnInsert").unwrap().clone()
-            };
-            assert!(!insert(&plain).contains_key("group") && insert(&plain).get_str("key").unwrap() == group);
-            let statement = buckets.statement(&delta);
-            assert_eq!(statement.get("q"), plain.get("q"));
-            let id = statement.get_document("q").unwrap().get_str("_id").unwrap();
-            assert!(id.starts_with("events@2/3/60000/") && id.len() < 600, "{id}");
-            let update = statement.get_document("u").unwrap();
-            let mut document = update.get_document("$setOnInsert").unwrap().clone();
-            assert_eq!(document.get_document("group").unwrap().keys().collect::<Vec<_>>(), ["%24x%2Ey%25"]);
-            document.insert("_id", id);
-            document.extend(update.get_document("$set").unwrap().clone());
-            let fence = buckets.fence(Partition(3), &document).unwrap();
-            assert_eq!((fence.key, fence.last_offset), (delta.key, Offset(9)));
-        }
-    }
-
-    #[test]
-    fn a_flush_is_cut_into_commands_that_the_server_takes() {
-        let (small, large) = (delta("[1]"), delta(&"x".repeat(5 << 20)));
-        let sizes = |deltas: &[&BucketDelta]| split(deltas).map(<[_]>::len).collect::<Vec<_>>();
-        assert_eq!(sizes(&vec![&small; 2001]), [1000, 1000, 1]);
-        assert_eq!(sizes(&[&small, &large, &large, &small]), [1, 1, 1, 1]);
-        assert_eq!(sizes(&[]), [] as [usize; 0]);
-    }
+    Ok(rows)
 }

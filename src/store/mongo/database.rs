@@ -1,15 +1,18 @@
-//! Which database the store is kept in.
+//! Which database the store is kept in, and its commands.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use mongodb::{
-    Client,
+    Client, Collection, Database,
     bson::{Document, doc},
-    options::ConnectionString,
+    options::{CollectionOptions, ConnectionString, ReadConcern},
 };
 
-use super::{Failure, MongoStore, code, primary};
-use crate::config::StoreConfig;
+use super::{
+    Failure, SOURCES, primary,
+    reply::{WriteReply, code},
+};
+use crate::{config::StoreConfig, store::StoreOptions};
 
 /// What the configuration says of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,14 +30,12 @@ impl DatabaseChoice {
 
     /// Of `store.database` and `store.url`.
     pub fn of(store: &StoreConfig) -> Self {
-        let url = ConnectionString::parse(&store.url).ok();
-        Self::new(&store.database, url.and_then(|url| url.default_database).as_deref())
-    }
-
-    fn new(given: &str, of_url: Option<&str>) -> Self {
-        match of_url.filter(|name| *name != Self::DEFAULT && !Self::SYSTEM.contains(name)) {
-            _ if !given.is_empty() => Self::Fixed(given.to_owned()),
-            Some(name) => Self::OfUrl(name.to_owned()),
+        if !store.database.is_empty() {
+            return Self::Fixed(store.database.clone());
+        }
+        let of_url = ConnectionString::parse(&store.url).ok().and_then(|url| url.default_database);
+        match of_url.filter(|name| name != Self::DEFAULT && !Self::SYSTEM.contains(&name.as_str())) {
+            Some(name) => Self::OfUrl(name),
             None => Self::Fixed(Self::DEFAULT.to_owned()),
         }
     }
@@ -72,13 +73,43 @@ impl fmt::Display for DatabaseChoice {
     }
 }
 
+/// The database that is used.
+pub(super) struct StoreDatabase {
+    pub database: Database,
+    pub options: Arc<StoreOptions>,
+}
+
+impl StoreDatabase {
+    pub fn write_concern(&self) -> Document {
+        // With a time limit of its own, so that statements whose caller has given up do not pile up in the server.
+        let timeout = i64::try_from(self.options.timeout.as_millis()).unwrap_or(i64::MAX);
+        doc! { "w": "majority", "j": true, "wtimeout": timeout }
+    }
+
+    /// Runs a command that writes, on the primary.
+    pub async fn command(&self, mut command: Document) -> Result<Document, Failure> {
+        command.insert("writeConcern", self.write_concern());
+        Ok(self.database.run_command(command).selection_criteria(primary()).await?)
+    }
+
+    pub async fn write(&self, command: Document) -> Result<WriteReply, Failure> {
+        Ok(WriteReply::read(&self.command(command).await?))
+    }
+
+    /// A collection, of which what cannot be rolled back any more is read.
+    pub fn majority(&self, collection: &str) -> Collection<Document> {
+        let options = CollectionOptions::builder().read_concern(ReadConcern::majority()).build();
+        self.database.collection_with_options(collection, options)
+    }
+}
+
 /// Whether events of this topic, of any generation, were counted in the database.
 async fn holds(client: &Client, database: &str, topic: &str) -> Result<bool, Failure> {
     // The ids are `topic/partition` and `topic@generation/partition`; the end is the character after.
     let within =
         |from: char, to: char| doc! { "_id": { "$gte": format!("{topic}{from}"), "$lt": format!("{topic}{to}") } };
     let find = doc! {
-        "find": MongoStore::SOURCES,
+        "find": SOURCES,
         "filter": { "$or": [within('/', '0'), within('@', 'A')] },
         "limit": 1,
     };
@@ -86,7 +117,7 @@ async fn holds(client: &Client, database: &str, topic: &str) -> Result<bool, Fai
     match found.map_err(Failure::from) {
         Ok(reply) => Ok(!first_batch(&reply).is_empty()),
         // Who may not look into it has written nothing there.
-        Err(failure) if failure.code() == Some(code::UNAUTHORIZED) => Ok(false),
+        Err(failure) if failure.refusal().is_some_and(|why| why.code == code::UNAUTHORIZED) => Ok(false),
         Err(failure) => Err(failure),
     }
 }

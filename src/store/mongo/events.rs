@@ -9,13 +9,14 @@ mod document;
 
 use std::time::Duration;
 
-use mongodb::{
-    Database,
-    bson::{DateTime, RawArrayBuf, RawDocumentBuf, doc, rawdoc},
-};
+use mongodb::bson::{DateTime, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 
 use super::{
-    Buckets, Failure, MongoStore, StatementError, Wanted, WriteReply, code, primary, reply::before_the_second_attempt,
+    Buckets, Failure,
+    database::StoreDatabase,
+    indexes::Wanted,
+    primary,
+    reply::{StatementError, WriteReply, before_the_second_attempt, code},
 };
 use crate::store::{ProcessedEvent, RefusedEvent, StoreOptions};
 
@@ -47,28 +48,23 @@ struct Reason {
 
 /// Inserts what is not there yet. A document that the server does not take is written in a plainer form, so that one
 /// event never stops all others; gives back those that it takes in none.
-pub async fn write(
-    store: &MongoStore,
-    database: &Database,
-    events: &[ProcessedEvent],
-) -> Result<Vec<RefusedEvent>, Failure> {
+pub async fn write(store: &StoreDatabase, events: &[ProcessedEvent]) -> Result<Vec<RefusedEvent>, Failure> {
     let mut rest: Vec<&ProcessedEvent> = events.iter().collect();
     let mut reasons = Vec::new();
     for form in [Form::Document, Form::Raw, Form::Omitted] {
-        let (mut certain, uncertain) = insert(store, database, &rest, form).await?;
+        let refused = insert(store, &rest, form).await?;
+        let (mut refused, uncertain): (Vec<_>, Vec<_>) = refused.into_iter().partition(|(_, reason)| reason.certain);
         // For a reason that is not known to be theirs they fail a second time before anything is made of it.
         let again: Vec<&ProcessedEvent> = uncertain.into_iter().map(|(event, _)| event).collect();
         before_the_second_attempt(!again.is_empty()).await;
-        let (mut found_certain, uncertain) = insert(store, database, &again, form).await?;
-        certain.append(&mut found_certain);
-        certain.extend(uncertain);
-        (rest, reasons) = certain.into_iter().unzip();
+        refused.extend(insert(store, &again, form).await?);
+        (rest, reasons) = refused.into_iter().unzip();
         if rest.is_empty() {
             return Ok(Vec::new());
         }
     }
     if let Some(Reason { message, .. }) = reasons.iter().find(|reason| !reason.certain)
-        && !takes_documents(store, database).await?
+        && !takes_documents(store).await?
     {
         return Err(Failure::unavailable(message));
     }
@@ -82,16 +78,13 @@ pub async fn write(
         .collect())
 }
 
-type Refused<'e> = Vec<(&'e ProcessedEvent, Reason)>;
-
-/// Gives back those that cannot be taken in this form, and why: first where that is certain.
+/// Gives back those that cannot be taken in this form, and why.
 async fn insert<'e>(
-    store: &MongoStore,
-    database: &Database,
+    store: &StoreDatabase,
     events: &[&'e ProcessedEvent],
     form: Form,
-) -> Result<(Refused<'e>, Refused<'e>), Failure> {
-    let (mut refused, mut uncertain) = (Vec::new(), Vec::new());
+) -> Result<Vec<(&'e ProcessedEvent, Reason)>, Failure> {
+    let mut refused = Vec::new();
     let mut next = 0;
     while next < events.len() {
         let (mut documents, mut bytes, mut part) = (RawArrayBuf::new(), 0, Vec::new());
@@ -116,7 +109,7 @@ async fn insert<'e>(
         if part.is_empty() {
             continue;
         }
-        let reply = insert_raw(store, database, documents).await?;
+        let reply = insert_raw(store, documents).await?;
         let stands = |error: &&StatementError| error.code == code::DUPLICATE_KEY && !error.in_another_index;
         for error in reply.errors.iter().filter(|error| !stands(error)) {
             let Some(event) = part.get(error.index).filter(|_| !code::is_passing(error.code)) else {
@@ -124,19 +117,18 @@ async fn insert<'e>(
             };
             tracing::debug!(partition = %event.partition, offset = %event.offset, code = error.code, error.message,
                 "processed event refused in this form");
-            let certain = is_of_the_document(error);
-            let reason = Reason { message: format!("{} (code {})", error.message, error.code), certain };
-            if certain { &mut refused } else { &mut uncertain }.push((*event, reason));
+            let message = format!("{} (code {})", error.message, error.code);
+            refused.push((*event, Reason { message, certain: is_of_the_document(error) }));
         }
         reply.concern_ok()?;
     }
-    Ok((refused, uncertain))
+    Ok(refused)
 }
 
-async fn insert_raw(store: &MongoStore, database: &Database, documents: RawArrayBuf) -> Result<WriteReply, Failure> {
+async fn insert_raw(store: &StoreDatabase, documents: RawArrayBuf) -> Result<WriteReply, Failure> {
     let concern = RawDocumentBuf::try_from(&store.write_concern()).map_err(mongodb::error::Error::from)?;
     let command = rawdoc! { "insert": COLLECTION, "ordered": false, "documents": documents, "writeConcern": concern };
-    Ok(WriteReply::read(&database.run_raw_command(command).selection_criteria(primary()).await?))
+    Ok(WriteReply::read(&store.database.run_raw_command(command).selection_criteria(primary()).await?))
 }
 
 /// A unique index of an operator refuses it in every form.
@@ -146,14 +138,14 @@ fn is_of_the_document(error: &StatementError) -> bool {
 
 /// Whether the collection judges documents at all: tried with one of no event, which is removed again. (Where that fails,
 /// the index on `received` removes it.)
-async fn takes_documents(store: &MongoStore, database: &Database) -> Result<bool, Failure> {
+async fn takes_documents(store: &StoreDatabase) -> Result<bool, Failure> {
     let id = format!("ingestd-check/{:016x}", fastrand::u64(..));
     let old = DateTime::from_millis(0);
     let document = rawdoc! { "_id": id.as_str(), "time": old, "received": old, "omitted": true };
-    let reply = insert_raw(store, database, RawArrayBuf::from_iter([document])).await?;
+    let reply = insert_raw(store, RawArrayBuf::from_iter([document])).await?;
     let judged = reply.errors.iter().all(|error| error.code == code::DUPLICATE_KEY || is_of_the_document(error));
     let remove = doc! { "delete": COLLECTION, "deletes": [{ "q": { "_id": id }, "limit": 1 }] };
-    store.write(database, remove).await?.ok()?;
+    store.write(remove).await?.ok()?;
     Ok(judged)
 }
 

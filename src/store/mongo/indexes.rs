@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use mongodb::{
-    Database,
-    bson::{Bson, Document, doc},
-};
+use mongodb::bson::{Bson, Document, doc};
 
-use super::{Failure, MongoStore, code, database::first_batch, primary};
+use super::{
+    Failure,
+    buckets::Buckets,
+    database::{StoreDatabase, first_batch},
+    events, primary,
+    reply::{Refusal, code},
+};
 
 /// An index that readers and the daemon are faster with, or that lets documents expire.
 pub struct Wanted {
@@ -52,7 +55,7 @@ fn step(wanted: &Wanted, standing: &[&Document]) -> Step {
     }
 }
 
-/// Directions come as whatever number somebody has written.
+/// A direction may be written as any type of number.
 fn same_keys(one: &Document, other: &Document) -> bool {
     one.len() == other.len()
         && one.iter().zip(other).all(|((name, direction), (other_name, other_direction))| {
@@ -74,23 +77,32 @@ fn seconds(value: &Bson) -> Option<i64> {
     }
 }
 
-/// Makes those that are missing; gives back what cannot be done.
+/// Makes those of all collections that are missing; gives back what cannot be done.
 ///
 /// # Errors
 /// The server is away, so that this is to be tried again.
-pub async fn ensure(
-    store: &MongoStore,
-    database: &Database,
+pub async fn ensure(store: &StoreDatabase) -> Result<Vec<String>, Failure> {
+    let mut remarks = Vec::new();
+    for buckets in Buckets::of_all(&store.options) {
+        ensure_on(store, &buckets.collection(), &Buckets::indexes(), &mut remarks).await?;
+    }
+    if store.options.events {
+        let wanted = events::indexes(store.options.events_ttl);
+        ensure_on(store, events::COLLECTION, &wanted, &mut remarks).await?;
+    }
+    Ok(remarks)
+}
+
+async fn ensure_on(
+    store: &StoreDatabase,
     collection: &str,
     wanted: &[Wanted],
-) -> Result<Vec<String>, Failure> {
-    let standing = match run(database, doc! { "listIndexes": collection }).await? {
-        Ok(reply) => reply,
-        // Nothing is there yet, or it cannot be seen: then it shows when it is made.
-        Err(_) => Document::new(),
-    };
+    remarks: &mut Vec<String>,
+) -> Result<(), Failure> {
+    let list = store.database.run_command(doc! { "listIndexes": collection }).selection_criteria(primary());
+    // Where that is refused, nothing is there yet, or it cannot be seen: then it shows when it is made.
+    let standing = or_refusal(list.await.map_err(Failure::from))?.unwrap_or_default();
     let standing = first_batch(&standing);
-    let mut remarks = Vec::new();
     for index in wanted {
         let done = match step(index, &standing) {
             Step::Nothing => continue,
@@ -99,39 +111,24 @@ pub async fn ensure(
                 if let Some(expiry) = index.expiry {
                     new.insert("expireAfterSeconds", expiry);
                 }
-                let create = doc! {
-                    "createIndexes": collection, "indexes": [new], "writeConcern": store.write_concern(),
-                };
-                run(database, create).await?.map_err(|why| not_made(collection, index, &why))
+                let create = doc! { "createIndexes": collection, "indexes": [new] };
+                or_refusal(store.command(create).await)?.map_err(|why| not_made(collection, index, &why))
             }
             Step::ChangeExpiry(name) => {
                 let expiry = index.expiry.unwrap_or_default();
                 let change = doc! { "collMod": collection, "index": { "name": &name, "expireAfterSeconds": expiry } };
-                let mut command = change.clone();
-                command.insert("writeConcern", store.write_concern());
-                run(database, command).await?.map_err(|why| not_changed(collection, &name, expiry, &change, &why))
+                or_refusal(store.command(change.clone()).await)?
+                    .map_err(|why| not_changed(collection, &name, expiry, &change, &why))
             }
         };
         remarks.extend(done.err());
     }
-    Ok(remarks)
+    Ok(())
 }
 
 /// What the server says to a command: the inner error is its refusal.
-async fn run(database: &Database, command: Document) -> Result<Result<Document, Refusal>, Failure> {
-    match database.run_command(command).selection_criteria(primary()).await.map_err(Failure::from) {
-        Ok(reply) => Ok(Ok(reply)),
-        Err(failure) => match failure.refusal() {
-            Some(refusal) => Ok(Err(refusal)),
-            None => Err(failure),
-        },
-    }
-}
-
-/// The server's answer to a command that it does not run.
-pub struct Refusal {
-    pub code: i32,
-    pub message: String,
+fn or_refusal(reply: Result<Document, Failure>) -> Result<Result<Document, Refusal>, Failure> {
+    reply.map(Ok).or_else(|failure| failure.refusal().map(Err).ok_or(failure))
 }
 
 fn not_made(collection: &str, index: &Wanted, Refusal { code, message }: &Refusal) -> String {

@@ -4,94 +4,91 @@
 use std::time::Duration;
 
 use chrono::DateTime;
-use mongodb::{
-    Database,
-    bson::{Document, doc},
-};
+use mongodb::bson::{Document, doc};
 use serde_json::Value;
 
-use super::{Buckets, Failure, MongoStore, events};
+use super::{Buckets, Failure, SOURCES, buckets, database::StoreDatabase, events};
 use crate::{
     config::AggregateConfig,
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, Flushed, ProcessedEvent, Query, StoreError, StoreOptions},
+    store::{BucketDelta, BucketKey, Flushed, Measures, ProcessedEvent, Query, StoreError, StoreOptions},
 };
 
 const PARTITION: Partition = Partition(0);
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// Runs all of it in a collection of its own, and in that of the events where they are kept, and removes what it wrote.
-pub async fn rehearse(store: MongoStore, database: Database) -> Result<(), Failure> {
+pub async fn rehearse(store: StoreDatabase) -> Result<(), Failure> {
     // A name that no aggregate may have, and that two checks at once do not share.
     let name = format!("check-{:016x}", fastrand::u64(..));
-    let group_by = store.options.aggregates.first().map(|aggregate| aggregate.group_by.clone());
-    let aggregate = AggregateConfig { name: name.clone(), window: WINDOW, group_by: group_by.unwrap_or_default() };
+    let group_by = store.options.aggregates.first().map(|aggregate| aggregate.group_by.clone()).unwrap_or_default();
+    let aggregate = AggregateConfig { name: name.clone(), window: WINDOW, group_by };
     let options = StoreOptions { topic: name, aggregates: vec![aggregate], ..(*store.options).clone() };
-    let rehearsal = MongoStore { options: options.into(), ..store };
-    let outcome = rehearsal.run_through(&database).await;
-    let removed = rehearsal.remove(&database).await;
+    let store = StoreDatabase { options: options.into(), ..store };
+    let outcome = run_through(&store).await;
+    let removed = remove(&store).await;
     outcome.and(removed)
 }
 
-impl MongoStore {
-    async fn run_through(&self, database: &Database) -> Result<(), Failure> {
-        let aggregate = &self.options.aggregates[0];
-        let values = Value::from(vec!["x"; aggregate.group_by.len()]).to_string();
-        let deltas = [0, 1].map(|window| BucketDelta {
-            key: BucketKey { window_start: Timestamp(window * 60_000), group: values.as_str().into() },
-            partition: PARTITION,
-            aggregate: 0,
-            first: Offset(0),
-            last: Offset(1),
-            count: 2,
-        });
-        let events: Vec<_> = self.options.events.then(event).into_iter().collect();
-        // The second time is a repetition, of which nothing may take effect.
-        for fenced in [Vec::new(), vec![PARTITION]] {
-            // A rule of the operator's may refuse this event and take all others: those that it refuses become dead letters.
-            events::write(self, database, &events).await?;
-            let flushed = self.clone().write_buckets(database.clone(), deltas.to_vec()).await?;
-            let expected = Flushed { fenced, ..Flushed::default() };
-            if flushed != expected {
-                return Err(otherwise(&format!("{flushed:?} came of a flush, instead of {expected:?}")));
-            }
+async fn run_through(store: &StoreDatabase) -> Result<(), Failure> {
+    let aggregate = &store.options.aggregates[0];
+    let values = Value::from(vec!["x"; aggregate.group_by.len()]).to_string();
+    let mut measures = Measures::of_record(std::iter::empty());
+    measures.merge(measures);
+    let deltas = [0, 1].map(|window| BucketDelta {
+        key: BucketKey { window_start: Timestamp(window * 60_000), group: values.as_str().into() },
+        partition: PARTITION,
+        aggregate: 0,
+        first: Offset(0),
+        last: Offset(1),
+        measures,
+    });
+    let events: Vec<_> = store.options.events.then(event).into_iter().collect();
+    // The second time is a repetition, of which nothing may take effect.
+    for fenced in [Vec::new(), vec![PARTITION]] {
+        // A rule of the operator's may refuse this event and take all others: those that it refuses become dead letters.
+        events::write(store, &events).await?;
+        let flushed = buckets::write(store, &deltas.each_ref()).await?;
+        let expected = Flushed { fenced, ..Flushed::default() };
+        if flushed != expected {
+            return Err(otherwise(format!("{flushed:?} came of a flush, instead of {expected:?}")));
         }
-        let identity = TopicIdentity(self.options.topic.as_str().into());
-        let fences = self.clone().read_fences(database.clone(), PARTITION, Offset(0), identity).await?;
-        let found: Vec<Offset> = fences.iter().map(|fence| fence.last_offset).collect();
-        if found != [Offset(1); 2] {
-            return Err(otherwise(&format!("the fences {found:?} were read, instead of two at 1")));
-        }
-        let to = DateTime::from_timestamp_millis(120_000).unwrap_or_default();
-        let query = Query { aggregate: aggregate.name.clone(), from: DateTime::default(), to, limit: 10 };
-        let rows = self.clone().read_rows(database.clone(), query).await?.into_json();
-        let rows: Vec<Value> = serde_json::from_slice(&[b"[", &*rows, b"]"].concat()).unwrap_or_default();
-        let counts: Vec<_> = rows.iter().map(|row| row["count"].as_u64()).collect();
-        if counts != [Some(2); 2] {
-            return Err(otherwise(&format!("the counts {counts:?} were queried, instead of two of 2")));
-        }
-        Ok(())
     }
+    let identity = TopicIdentity(store.options.topic.as_str().into());
+    let fences = buckets::fences(store, PARTITION, Offset(0), &identity).await?;
+    let found: Vec<Offset> = fences.iter().map(|fence| fence.last_offset).collect();
+    if found != [Offset(1); 2] {
+        return Err(otherwise(format!("the fences {found:?} were read, instead of two at 1")));
+    }
+    let to = DateTime::from_timestamp_millis(120_000).unwrap_or_default();
+    let query = Query { aggregate: aggregate.name.clone(), from: DateTime::default(), to, limit: 10 };
+    let rows = buckets::rows(store, &query).await?.into_json();
+    let rows: Vec<Value> = serde_json::from_slice(&[b"[", &*rows, b"]"].concat()).unwrap_or_default();
+    let counts: Vec<_> = rows.iter().map(|row| row["count"].as_u64()).collect();
+    if counts != [Some(2); 2] {
+        return Err(otherwise(format!("the counts {counts:?} were queried, instead of two of 2")));
+    }
+    Ok(())
+}
 
-    async fn remove(&self, database: &Database) -> Result<(), Failure> {
-        let drop = doc! { "drop": Buckets::new(&self.options, 0).collection() };
-        match database.run_command(drop).await {
-            Ok(_) => {}
-            // Not even the first statement was taken.
-            Err(error) if Failure::Driver(error.clone()).refusal().is_some() => {}
-            Err(error) => return Err(error.into()),
-        }
-        self.delete(database, Self::SOURCES, Buckets::source(&self.options, PARTITION)).await?;
-        if self.options.events {
-            self.delete(database, events::COLLECTION, events::id(&self.options, &event())).await?;
-        }
-        Ok(())
+async fn remove(store: &StoreDatabase) -> Result<(), Failure> {
+    let drop = doc! { "drop": Buckets::new(&store.options, 0).collection() };
+    if let Err(failure) = store.database.run_command(drop).await.map_err(Failure::from)
+        // Otherwise not even the first statement was taken.
+        && failure.refusal().is_none()
+    {
+        return Err(failure);
     }
+    delete(store, SOURCES, Buckets::source(&store.options, PARTITION)).await?;
+    if store.options.events {
+        delete(store, events::COLLECTION, events::id(&store.options, &event())).await?;
+    }
+    Ok(())
+}
 
-    async fn delete(&self, database: &Database, collection: &str, id: String) -> Result<(), Failure> {
-        let delete: Document = doc! { "q": { "_id": id }, "limit": 1 };
-        self.write(database, doc! { "delete": collection, "deletes": [delete] }).await?.ok()
-    }
+async fn delete(store: &StoreDatabase, collection: &str, id: String) -> Result<(), Failure> {
+    let delete: Document = doc! { "q": { "_id": id }, "limit": 1 };
+    store.write(doc! { "delete": collection, "deletes": [delete] }).await?.ok()
 }
 
 fn event() -> ProcessedEvent {
@@ -107,7 +104,7 @@ fn event() -> ProcessedEvent {
     }
 }
 
-fn otherwise(what: &str) -> Failure {
+fn otherwise(what: String) -> Failure {
     Failure::Store(StoreError::Refused(format!(
         "it takes the statements of the aggregates and does not do what MongoDB does: {what}; use MongoDB from 4.4 on"
     )))

@@ -8,11 +8,6 @@ use mongodb::bson::{Bson, Document};
 use super::Failure;
 use crate::backoff::jitter;
 
-/// Whether the driver says that a server is too old for it. It speaks of wire versions.
-pub fn is_too_old(message: &str) -> bool {
-    message.contains("reports wire version") && message.contains("requires at least")
-}
-
 /// Error codes of the server.
 pub mod code {
     pub const UNAUTHORIZED: i32 = 13;
@@ -69,6 +64,12 @@ pub fn shortened(text: &str) -> Cow<'_, str> {
     format!("{} …", &text[..end]).into()
 }
 
+/// The server's answer to a command that it does not run.
+pub struct Refusal {
+    pub code: i32,
+    pub message: String,
+}
+
 /// Why one statement took no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatementError {
@@ -122,7 +123,7 @@ impl WriteReply {
 
     /// What took effect is durable.
     pub fn concern_ok(self) -> Result<(), Failure> {
-        self.concern.map_or(Ok(()), |why| Err(Failure::unavailable(&format!("a write is not durable yet: {why}"))))
+        self.concern.map_or(Ok(()), |why| Err(Failure::unavailable(format!("a write is not durable yet: {why}"))))
     }
 }
 

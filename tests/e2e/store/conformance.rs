@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use ingestd::internals::{
     config::AggregateConfig,
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},
+    store::{
+        BucketDelta, BucketKey, Fence, Flushed, Measures, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
+    },
 };
 use serde_json::{Value, json};
 
@@ -36,7 +38,7 @@ pub fn options() -> StoreOptions {
 pub fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> BucketDelta {
     let key = BucketKey { window_start: Timestamp(60_000), group: group.into() };
     let (partition, first, last) = (Partition(partition), Offset(first), Offset(last));
-    BucketDelta { key, partition, aggregate: 0, first, last, count }
+    BucketDelta { key, partition, aggregate: 0, first, last, measures: Measures { count } }
 }
 
 pub fn event(offset: u64, client: &str, json: &str) -> ProcessedEvent {

@@ -1,0 +1,285 @@
+//! A bucket as a document, and the statement that keeps its fence.
+//!
+//! `_id` is `<topic>[@<generation>]/<partition>/<window start in ms>/<group>`, with the group's JSON text, or where that
+//! is long its SHA-256 (the text then stands in the field `key`). In `group`, `%`, `.` and `$` in a field's name are
+//! written `%25`, `%2E` and `%24`: MongoDB gives them a meaning of their own. Where an index of an operator takes no such
+//! `group`, the text stands in `key` instead.
+
+use mongodb::bson::{Bson, DateTime, Document, doc};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    position::{Offset, Partition, Timestamp, TopicName},
+    store::{
+        BucketDelta, BucketKey, Fence, Measures, Row, StoreOptions, group,
+        mongo::{bson_number, datetime, indexes::Wanted},
+    },
+};
+
+/// The longest group text that stands in an `_id`, in bytes.
+const LONGEST: usize = 512;
+/// Statements in one command; the server takes 100,000.
+const STATEMENTS: usize = 1000;
+/// Bytes of one command's statements; the server takes 48,000,000 for a message and 16 MiB for a document.
+const BYTES: usize = 8 << 20;
+
+/// The buckets of one aggregate.
+pub struct Buckets<'a> {
+    options: &'a StoreOptions,
+    aggregate: usize,
+}
+
+impl<'a> Buckets<'a> {
+    pub fn new(options: &'a StoreOptions, aggregate: usize) -> Self {
+        Self { options, aggregate }
+    }
+
+    /// Those of each aggregate.
+    pub fn of_all(options: &'a StoreOptions) -> impl Iterator<Item = Self> {
+        (0..options.aggregates.len()).map(move |aggregate| Self { options, aggregate })
+    }
+
+    pub fn indexes() -> [Wanted; 2] {
+        [
+            Wanted::new("window_start", doc! { "window_start": 1 }),
+            Wanted::new("fence", doc! { "topic": 1, "generation": 1, "partition": 1, "last_offset": 1 }),
+        ]
+    }
+
+    pub fn collection(&self) -> String {
+        format!("aggregate_{}", self.options.aggregates[self.aggregate].name)
+    }
+
+    /// Names a partition, in ids.
+    pub fn source(options: &StoreOptions, partition: Partition) -> String {
+        format!("{}/{partition}", TopicName { topic: &options.topic, generation: options.generation })
+    }
+
+    fn id_prefix(&self, partition: Partition, window_start: Timestamp) -> String {
+        format!("{}/{}/", Self::source(self.options, partition), window_start.0)
+    }
+
+    pub fn id(&self, delta: &BucketDelta) -> String {
+        let BucketKey { window_start, group } = &delta.key;
+        let prefix = self.id_prefix(delta.partition, *window_start);
+        if group.len() <= LONGEST {
+            prefix + group
+        } else {
+            prefix + &format!("sha256:{}", hex::encode(Sha256::digest(group.as_bytes())))
+        }
+    }
+
+    /// An upsert that adds the delta only where no other writer was in the meantime.
+    pub fn statement(&self, delta: &BucketDelta) -> Document {
+        let group = &delta.key.group;
+        let fields = &self.options.aggregates[self.aggregate].group_by;
+        let values = group::values(group, fields.len()).into_iter().map(bson);
+        let values: Document = fields.iter().map(|field| escape(field)).zip(values).collect();
+        let mut insert = doc! { "group": values };
+        if group.len() > LONGEST {
+            insert.insert("key", &**group);
+        }
+        self.upsert(delta, insert)
+    }
+
+    /// The same with the group's text alone.
+    pub fn plain_statement(&self, delta: &BucketDelta) -> Document {
+        self.upsert(delta, doc! { "key": &*delta.key.group })
+    }
+
+    fn upsert(&self, delta: &BucketDelta, group: Document) -> Document {
+        let mut insert = doc! {
+            "window_start": DateTime::from_millis(delta.key.window_start.0),
+            "topic": &self.options.topic,
+            "partition": delta.partition.0,
+            "generation": i64::from(self.options.generation),
+        };
+        insert.extend(group);
+        let mut update = merge(delta.measures);
+        update.extend(doc! { "$set": { "last_offset": delta.last.as_i64() }, "$setOnInsert": insert });
+        doc! {
+            "q": { "_id": self.id(delta), "last_offset": { "$lt": delta.first.as_i64() } },
+            "u": update,
+            "upsert": true,
+        }
+    }
+
+    pub fn fence_filter(&self, partition: Partition, committed: Offset) -> Document {
+        doc! {
+            "topic": &self.options.topic,
+            "generation": i64::from(self.options.generation),
+            "partition": partition.0,
+            "last_offset": { "$gte": committed.as_i64() },
+        }
+    }
+
+    /// As [`Buckets::fence`], of a document that was not found by [`Buckets::fence_filter`], and that it may never find.
+    pub fn fence_of(&self, partition: Partition, document: &Document) -> Option<Fence> {
+        let is_ours = document.get_str("topic").is_ok_and(|topic| topic == self.options.topic)
+            && document.get_i64("generation").is_ok_and(|it| it == i64::from(self.options.generation))
+            && document.get_i32("partition").is_ok_and(|it| it == partition.0);
+        if is_ours { self.fence(partition, document) } else { None }
+    }
+
+    /// `None` when the document is no bucket of this partition.
+    pub fn fence(&self, partition: Partition, bucket: &Document) -> Option<Fence> {
+        let window_start = Timestamp(bucket.get_datetime("window_start").ok()?.timestamp_millis());
+        let group = match bucket.get_str("key") {
+            Ok(group) => group,
+            Err(_) => bucket.get_str("_id").ok()?.strip_prefix(&self.id_prefix(partition, window_start))?,
+        };
+        let last_offset = Offset::from_kafka(bucket.get_i64("last_offset").ok()?)?;
+        Some(Fence { aggregate: self.aggregate, key: BucketKey { window_start, group: group.into() }, last_offset })
+    }
+}
+
+/// Cuts deltas into commands that the server takes.
+pub fn split<'a, 'd>(deltas: &'a [&'d BucketDelta]) -> impl Iterator<Item = &'a [&'d BucketDelta]> {
+    let mut rest = deltas;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = rest.iter().take(STATEMENTS).take_while(|delta| {
+            // The group stands in the filter or in `key`, and in `group`, where an array of short values grows.
+            let first = bytes == 0;
+            bytes += 512 + 3 * delta.key.group.len();
+            first || bytes <= BYTES
+        });
+        let (part, after) = rest.split_at(fits.count());
+        rest = after;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// Adds what was measured to a bucket, each measure by its operator. (`$set` is that of the offset.)
+fn merge(measures: Measures) -> Document {
+    doc! { "$inc": { "count": i64::try_from(measures.count).unwrap_or(i64::MAX) } }
+}
+
+/// The stage of a query that makes one document for [`row`] of the buckets of all partitions and generations.
+pub fn totals() -> Document {
+    doc! { "$group": {
+        "_id": { "window_start": "$window_start", "group": { "$ifNull": ["$group", "$key"] } },
+        "count": { "$sum": "$count" },
+    } }
+}
+
+fn measures(totals: &Document) -> Option<Measures> {
+    let count = match totals.get("count")? {
+        Bson::Int32(count) => u64::from(count.unsigned_abs()),
+        Bson::Int64(count) => count.unsigned_abs(),
+        _ => return None,
+    };
+    Some(Measures { count })
+}
+
+/// A row of the query's pipeline.
+pub fn row(fields: &[String], document: &Document) -> Option<Row> {
+    let id = document.get_document("_id").ok()?;
+    let group: Vec<Value> = match id.get("group")? {
+        Bson::Document(group) => {
+            fields.iter().map(|field| group.get(escape(field)).map_or(Value::Null, json)).collect()
+        }
+        Bson::String(text) => group::values(text, fields.len()),
+        _ => return None,
+    };
+    Some(Row {
+        window_start: datetime(*id.get_datetime("window_start").ok()?),
+        group: fields.iter().cloned().zip(group).collect(),
+        measures: measures(document)?,
+    })
+}
+
+fn bson(value: Value) -> Bson {
+    match value {
+        Value::Bool(bool) => Bson::Boolean(bool),
+        Value::Number(number) => bson_number(&number),
+        Value::String(text) => Bson::String(text),
+        // No other value is one of a group.
+        Value::Null | Value::Array(_) | Value::Object(_) => Bson::Null,
+    }
+}
+
+fn json(value: &Bson) -> Value {
+    match value {
+        Bson::Boolean(bool) => (*bool).into(),
+        Bson::Int32(integer) => (*integer).into(),
+        Bson::Int64(integer) => (*integer).into(),
+        Bson::Double(float) => (*float).into(),
+        Bson::String(text) => text.as_str().into(),
+        _ => Value::Null,
+    }
+}
+
+fn escape(field: &str) -> String {
+    field.replace('%', "%25").replace('.', "%2E").replace('$', "%24")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::AggregateConfig;
+
+    fn options() -> StoreOptions {
+        StoreOptions {
+            topic: "events".to_owned(),
+            generation: 2,
+            aggregates: vec![AggregateConfig {
+                name: "a".to_owned(),
+                window: Duration::from_secs(60),
+                group_by: vec!["$x.y%".to_owned()],
+            }],
+            events: false,
+            events_ttl: Duration::from_secs(3600),
+            timeout: Duration::from_secs(1),
+        }
+    }
+
+    fn delta(group: &str) -> BucketDelta {
+        BucketDelta {
+            key: BucketKey { window_start: Timestamp(60_000), group: group.into() },
+            partition: Partition(3),
+            aggregate: 0,
+            first: Offset(5),
+            last: Offset(9),
+            measures: Measures { count: 4 },
+        }
+    }
+
+    #[test]
+    fn a_fence_has_the_key_that_was_written_however_long_it_is() {
+        let options = options();
+        let buckets = Buckets::new(&options, 0);
+        for group in [r#"["a/b"]"#.to_owned(), "[1.50]".to_owned(), format!("[\"{}\"]", "x".repeat(1000))] {
+            let delta = delta(&group);
+            let plain = buckets.plain_statement(&delta);
+            let insert = |statement: &Document| {
+                let update = statement.get_document("u").unwrap();
+                update.get_document("$setOnInsert").unwrap().clone()
+            };
+            assert!(!insert(&plain).contains_key("group") && insert(&plain).get_str("key").unwrap() == group);
+            let statement = buckets.statement(&delta);
+            assert_eq!(statement.get("q"), plain.get("q"));
+            let id = statement.get_document("q").unwrap().get_str("_id").unwrap();
+            assert!(id.starts_with("events@2/3/60000/") && id.len() < 600, "{id}");
+            let update = statement.get_document("u").unwrap();
+            let mut document = update.get_document("$setOnInsert").unwrap().clone();
+            assert_eq!(document.get_document("group").unwrap().keys().collect::<Vec<_>>(), ["%24x%2Ey%25"]);
+            document.insert("_id", id);
+            document.extend(update.get_document("$set").unwrap().clone());
+            let fence = buckets.fence(Partition(3), &document).unwrap();
+            assert_eq!((fence.key, fence.last_offset), (delta.key, Offset(9)));
+        }
+    }
+
+    #[test]
+    fn a_flush_is_cut_into_commands_that_the_server_takes() {
+        let (small, large) = (delta("[1]"), delta(&"x".repeat(5 << 20)));
+        let sizes = |deltas: &[&BucketDelta]| split(deltas).map(<[_]>::len).collect::<Vec<_>>();
+        assert_eq!(sizes(&vec![&small; 2001]), [1000, 1000, 1]);
+        assert_eq!(sizes(&[&small, &large, &large, &small]), [1, 1, 1, 1]);
+        assert_eq!(sizes(&[]), [] as [usize; 0]);
+    }
+}
