@@ -29,8 +29,8 @@ use crate::{
     position::Timestamp,
 };
 
-pub use fields::MAX_DEPTH;
-pub use json::Texts;
+pub use fields::{MAX_DEPTH, find_readable};
+pub use json::{Texts, array};
 pub use readable::{Unreadable, check};
 
 /// Which top-level fields are read: those of the head, and further ones that somebody groups by.
@@ -151,18 +151,18 @@ const MAX_ID_CHARS: usize = 256;
 /// 9999-12-31T23:59:59.999Z: the last year that RFC 3339 can write.
 const LATEST: i64 = 253_402_300_799_999;
 
-/// Who asks what an event is.
+/// Whose rules an event is read by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rules {
-    /// Whoever may still refuse it.
-    ReplayCheck,
-    /// Whoever finds it in the log.
+    /// The ingestor's and a replay's, which may still refuse it.
+    Acceptance,
+    /// Those of the log's readers, which find it there.
     Log,
 }
 
 /// Checks a whole event that is to be accepted, and reads its head.
 pub fn parse<'a>(value: &'a [u8], fields: &EventFields) -> Result<Event<'a>, Invalid> {
-    read_by(Rules::ReplayCheck, value, fields).map(|(event, _)| event)
+    read_by(Rules::Acceptance, value, fields).map(|(event, _)| event)
 }
 
 /// Checks a whole record of the log and reads its head, with the fields that were found on the way.
@@ -176,8 +176,8 @@ fn read_by<'f, 'a>(
     fields: &'f EventFields,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
     let scan = match (rules, fields.on_unreadable) {
-        (Rules::ReplayCheck, OnUnreadable::Reject) => fields::scan_readable,
-        (Rules::ReplayCheck, OnUnreadable::Accept) | (Rules::Log, _) => fields::scan,
+        (Rules::Acceptance, OnUnreadable::Reject) => fields::scan_readable,
+        (Rules::Acceptance, OnUnreadable::Accept) | (Rules::Log, _) => fields::scan,
     };
     let found = Found { fields, values: scan(value, &fields.names)? };
     let [event_type, id, time, ..] = fields.head.map(|index| fields.names[index].as_str());
@@ -189,19 +189,6 @@ fn read_by<'f, 'a>(
         key: found.head(4)?.scalar().and_then(key_of),
     };
     Ok((event, found))
-}
-
-/// The JSON texts of a value's fields of these names; one that is no object has none.
-///
-/// # Errors
-/// Why not every reader of JSON can read it.
-pub fn find_readable<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Unreadable> {
-    fields::find_readable(value, names)
-}
-
-/// The elements of a JSON array, at most so many; nothing where it is not one, or perhaps not: serde_json judges those.
-pub fn elements(text: &str, most: usize) -> Option<Vec<&[u8]>> {
-    json::array(text, most)
 }
 
 /// A field's value, as far as the head of an event is concerned.

@@ -16,7 +16,7 @@ mod in_flight;
 mod properties;
 mod replies;
 
-use std::{io::ErrorKind, net::TcpListener, sync::Arc, thread, time::Duration};
+use std::{io::ErrorKind, net::TcpListener, sync::Arc, thread};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture,
@@ -83,8 +83,6 @@ impl Ingestor {
     const MAX_WORKERS: usize = 4;
     /// An idle connection holds some 20 KiB; further ones wait in the kernel's backlog.
     const MAX_CONNECTIONS: usize = 8192;
-    /// Above the idle timeout of common load balancers (60 s), so that they close a connection before we do.
-    const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
     /// `sockets` are clones of what [`bind`] returned.
     pub fn new(
@@ -107,11 +105,10 @@ impl Ingestor {
             name: "ingest",
             workers,
             max_connections: Self::MAX_CONNECTIONS.min(http::affordable_connections()),
-            keep_alive: Self::KEEP_ALIVE,
-            max_body: Arc::new(move || config.load().http.max_body.0),
-            on_refusal: Arc::new(move |status| counting.answered(status)),
+            max_body: Box::new(move || config.load().http.max_body.0),
+            on_refusal: Box::new(move |status| counting.answered(status)),
         };
-        let server = http::serve(sockets, door, move |service| routes(intake.clone())(service))
+        let server = http::serve(sockets, door, move |app| routes(app, intake.clone()))
             .context("the HTTP server cannot use its listening socket")?;
         Ok(server)
     }

@@ -13,8 +13,11 @@ use actix_web::{HttpRequest, HttpResponse, http::StatusCode, http::header, web};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-use super::{AdminState, problem::Problem};
-use crate::log::dead_letters::{DeadLetters, Filter, LettersError, PATIENCE};
+use super::AdminState;
+use crate::{
+    http::Problem,
+    log::dead_letters::{DeadLetters, Filter, LettersError, PATIENCE},
+};
 
 /// The letters of this process, which are there once its queue is.
 #[derive(Clone)]

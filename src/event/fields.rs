@@ -38,7 +38,10 @@ pub fn scan_readable<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>,
     }
 }
 
-/// The fields of any JSON value that every reader can read; one that is no object has none.
+/// Finds the fields called `names` in any JSON value that every reader can read; one that is no object has none.
+///
+/// # Errors
+/// Why not every reader of JSON can read it.
 pub fn find_readable<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Unreadable> {
     let text = std::str::from_utf8(value).map_err(|_| Unreadable::NotJson)?;
     let mut findings = Findings::default();

@@ -73,7 +73,8 @@ fn place(names: &[String], name: &str) -> Option<usize> {
     names.iter().position(|other| other.len() == name.len() && other.as_bytes().first() == first && other == name)
 }
 
-/// The whole of `text` as an array, each element as it stands there. At most `most` elements.
+/// The whole of `text` as an array, each element as it stands there, at most `most`; `None` where it is not one, or perhaps
+/// not: serde_json judges those.
 pub fn array(text: &str, most: usize) -> Option<Vec<&[u8]>> {
     let json = Json(text.as_bytes());
     let mut elements = Vec::new();

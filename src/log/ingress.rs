@@ -8,7 +8,7 @@ use std::sync::{
 };
 
 use actix::{Message, dev::SendError};
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::RwLock;
 
 use super::{Appender, Full, Producer, Publish};
 use crate::supervise::Slot;
@@ -80,10 +80,7 @@ impl Ingress {
     /// # Errors
     /// When the request is not taken, and nothing of it was appended.
     pub fn publish(&self, publish: Publish) -> Result<(), NotTaken> {
-        match self.append(publish) {
-            Ok(()) => Ok(()),
-            Err(Full { publish, next }) => self.queue(publish, next),
-        }
+        self.append(publish).or_else(|Full { publish, next }| self.queue(publish, next))
     }
 
     /// Without waiting, for a lock neither.
@@ -118,15 +115,15 @@ impl Ingress {
     }
 
     pub(super) fn reopen(&self, incarnation: Incarnation, appender: Box<dyn Appender>) {
-        let before = self.lock().replace(Open { incarnation, appender });
+        let before = self.shared.open.write().replace(Open { incarnation, appender });
         // Its threads end outside of the lock.
         drop(before);
     }
 
     /// Takes the appender away, if it is still this incarnation's.
     pub(super) fn close(&self, incarnation: Incarnation) -> Option<Box<dyn Appender>> {
-        let taken = self.lock().take_if(|open| open.incarnation == incarnation);
-        taken.map(|open| open.appender)
+        let taken = self.shared.open.write().take_if(|open| open.incarnation == incarnation)?;
+        Some(taken.appender)
     }
 
     /// For the producer, in the order of its mailbox. A closed ingress refuses the events.
@@ -138,10 +135,6 @@ impl Ingress {
                 Ok(())
             }
         }
-    }
-
-    fn lock(&self) -> RwLockWriteGuard<'_, Option<Open>> {
-        self.shared.open.write()
     }
 }
 
