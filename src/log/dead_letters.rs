@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::position::{Offset, Partition, Timestamp, TopicName};
 
-pub use filter::{Filter, moment};
+pub use filter::Filter;
 
 /// The header of a record that came from a letter: the letter's id.
 pub const REPLAYED_HEADER: &str = "ingestd-replayed";
