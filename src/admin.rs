@@ -211,13 +211,16 @@ async fn status(state: web::Data<AdminState>) -> HttpResponse {
 async fn reload(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let reloader = state.reloader.clone();
     // It reads files.
-    let outcome = web::block(move || reloader.reload("POST /reload"))
-        .await
-        .map_err(|error| Problem::unavailable(format!("the daemon is stopping: {error}")))?;
+    let outcome = blocking(move || reloader.reload("POST /reload")).await?;
     let reloaded = outcome.map_err(|error| {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing changed: the configuration is bad: {error}"))
     })?;
     Ok(HttpResponse::Ok().json(reloaded))
+}
+
+/// Runs what blocks on a thread for it.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    web::block(work).await.map_err(|error| Problem::unavailable(format!("the daemon is stopping: {error}")))
 }
 
 async fn not_found(request: HttpRequest) -> Result<HttpResponse, Problem> {

@@ -23,6 +23,7 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, FixedOffset, Timelike};
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::{
     config::{ByteSize, EventConfig, OnUnreadable},
@@ -248,9 +249,7 @@ fn key_of(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
 
 /// Whether it is the UUID of zeros, with its hyphens or without.
 fn is_nil(text: &str) -> bool {
-    let hyphens: &[usize] = if text.len() == 36 { &[8, 13, 18, 23] } else { &[] };
-    let is_its = |(at, byte): (usize, u8)| byte == if hyphens.contains(&at) { b'-' } else { b'0' };
-    matches!(text.len(), 32 | 36) && text.bytes().enumerate().all(is_its)
+    matches!(text.len(), 32 | 36) && text.starts_with('0') && Uuid::try_parse(text).is_ok_and(|uuid| uuid.is_nil())
 }
 
 fn event_type_of<'a>(field: Field<'a>, name: &str) -> Result<Cow<'a, str>, Invalid> {

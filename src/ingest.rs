@@ -12,9 +12,9 @@ pub mod format;
 mod handler;
 mod ids;
 mod in_flight;
-#[cfg(test)]
-mod properties;
 mod replies;
+#[cfg(test)]
+mod tests;
 
 use std::{io::ErrorKind, net::TcpListener, sync::Arc, thread};
 
@@ -108,9 +108,8 @@ impl Ingestor {
             max_body: Box::new(move || config.load().http.max_body.0),
             on_refusal: Box::new(move |status| counting.answered(status)),
         };
-        let server = http::serve(sockets, door, move |app| routes(app, intake.clone()))
-            .context("the HTTP server cannot use its listening socket")?;
-        Ok(server)
+        http::serve(sockets, door, move |app| routes(app, intake.clone()))
+            .context("the HTTP server cannot use its listening socket")
     }
 
     /// Ends this incarnation; the guardian starts the next one.

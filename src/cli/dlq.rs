@@ -55,21 +55,6 @@ pub(super) struct Shared {
     filter: Filter,
 }
 
-/// The letters, and where no daemon listens the embedded log that they are in.
-struct Opened {
-    letters: Box<dyn DeadLetters>,
-    local: Option<(EmbeddedLog, DataDir)>,
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        if let Some((log, _lock)) = &self.local {
-            // Each operation has said for itself whether it is durable; no sink was read here.
-            let _ = log.close();
-        }
-    }
-}
-
 pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
     let (Command::List(shared) | Command::Show(shared) | Command::Replay { shared, .. } | Command::Purge(shared)) =
         command;
@@ -83,11 +68,16 @@ pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
         );
         return ExitCode::from(2);
     }
-    match open(config, shared.admin.as_deref()) {
-        Ok(opened) => work(&*opened.letters, command, &shared.filter, shared.json)
-            .unwrap_or_else(|error| failed(exit::FAILURE, &error)),
-        Err((exit, why)) => failed(exit, &why),
+    let (letters, local) = match open(config, shared.admin.as_deref()) {
+        Ok(opened) => opened,
+        Err((exit, why)) => return failed(exit, &why),
+    };
+    let done = work(&*letters, command, &shared.filter, shared.json);
+    if let Some((log, _lock)) = local {
+        // Each operation has said for itself whether it is durable; no sink was read here.
+        let _ = log.close();
     }
+    done.unwrap_or_else(|error| failed(exit::FAILURE, &error))
 }
 
 fn failed(exit: u8, why: &dyn Display) -> ExitCode {
@@ -95,25 +85,27 @@ fn failed(exit: u8, why: &dyn Display) -> ExitCode {
     ExitCode::from(exit)
 }
 
+/// The letters, and where no daemon listens the embedded log that they are in, with its lock.
+type Opened = (Box<dyn DeadLetters>, Option<(EmbeddedLog, DataDir)>);
+
 /// The daemon where one listens, else what it would work on. An error is the exit status and why.
 fn open(config: Config, admin: Option<&str>) -> Result<Opened, (u8, String)> {
     let refuse = |why: String| (exit::FAILURE, why);
-    let asked = |client: AdminClient| Opened { letters: Box::new(client), local: None };
     if let Some(url) = admin {
         let client = AdminClient::new(url).map_err(|why| (2, format!("--admin: {why}")))?;
-        return Ok(asked(client));
+        return Ok((Box::new(client), None));
     }
     if let Some(url) = url_of(&config.admin.listen) {
         let client = AdminClient::new(&url)
             .map_err(|why| (exit::CONFIGURATION, format!("admin.listen: {why}: give --admin URL")))?;
         if client.is_listened_to() {
-            return Ok(asked(client));
+            return Ok((Box::new(client), None));
         }
     }
     let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
     let at_start = config.load_full();
     if at_start.queue.kind == QueueKind::Kafka {
-        return Ok(Opened { letters: Box::new(KafkaLetters::new(config)), local: None });
+        return Ok((Box::new(KafkaLetters::new(config)), None));
     }
     let dir = &at_start.data.dir;
     if !dir.join("log.db").is_file() {
@@ -129,7 +121,7 @@ fn open(config: Config, admin: Option<&str>) -> Result<Opened, (u8, String)> {
     // Without sinks nothing is trimmed.
     let log = EmbeddedLog::open(dir, Vec::new(), config.clone(), Health::default(), Arc::default(), escalations);
     let log = log.map_err(|error| refuse(format!("{error:#}")))?;
-    Ok(Opened { letters: Box::new(EmbeddedLetters::new(log.clone(), config)), local: Some((log, lock)) })
+    Ok((Box::new(EmbeddedLetters::new(log.clone(), config)), Some((log, lock))))
 }
 
 /// Where to reach what listens on `listen`; `None` for a port that is chosen at the start.

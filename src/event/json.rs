@@ -1,8 +1,7 @@
-//! A strict, fast reading of JSON: it takes most of what is valid and nothing that is not.
+//! A strict, fast reading of JSON: it takes what is valid and nested no deeper than [`MAX_DEPTH`], and nothing else.
 //!
 //! Events are read three times on their way (in, into the archive, into the aggregates), so this is where time goes.
-//! What is not taken here (broken syntax, escapes in top-level names, nesting beyond [`MAX_DEPTH`]) is left to
-//! serde_json, which judges it and words the error: a property test compares the two. Strings, which are most of an
+//! What is not taken here is left to serde_json, which words the error: property tests compare the two. Strings, which are most of an
 //! event, are searched eight bytes at a time (Mycroft's test for a zero byte; Knuth, TAOCP 7.1.3).
 
 use smallvec::SmallVec;
@@ -43,14 +42,14 @@ pub fn object<'a>(text: &'a str, names: &[String], watch: &mut impl Watch<'a>) -
     } else {
         loop {
             let start = json.after(at, b'"')?;
-            let Str { end, escaped: false } = json.string(start)? else { return None };
-            let name = &text[start..end];
-            watch.name(&json.0[at..=end], false);
+            let Str { end, escaped } = json.string(start)?;
+            watch.name(&json.0[at..=end], escaped);
+            let place = if escaped { escaped_place(names, &text[at..=end])? } else { place(names, &text[start..end]) };
             at = json.white_space(end + 1);
             at = json.white_space(json.after(at, b':')?);
             let value = at;
             at = json.value(value, 1, watch)?;
-            if let Some(place) = place(names, name) {
+            if let Some(place) = place {
                 found[place] = Some(&text[value..at]);
             }
             at = json.white_space(at);
@@ -71,6 +70,12 @@ pub fn object<'a>(text: &'a str, names: &[String], watch: &mut impl Watch<'a>) -
 fn place(names: &[String], name: &str) -> Option<usize> {
     let first = name.as_bytes().first();
     names.iter().position(|other| other.len() == name.len() && other.as_bytes().first() == first && other == name)
+}
+
+/// The same of a name as it stands, with its quotes; nothing where escapes in it are no characters.
+#[cold]
+fn escaped_place(names: &[String], json: &str) -> Option<Option<usize>> {
+    serde_json::from_str::<String>(json).ok().map(|name| place(names, &name))
 }
 
 /// The whole of `text` as an array, each element as it stands there, at most `most`; `None` where it is not one, or perhaps

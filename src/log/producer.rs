@@ -42,14 +42,6 @@ impl Producer {
         let incarnation = ingress.open(appender);
         Self { ingress, incarnation, health }
     }
-
-    /// Appends, and holds the mailbox while the queue is full: order is kept and the backpressure is heard.
-    fn append(&mut self, Queued { publish, from, place }: Queued, ctx: &mut Context<Self>) {
-        if let Err(Full { publish, next }) = self.ingress.append_queued(publish, from) {
-            let pause = tokio::time::sleep(Self::FULL_PAUSE).into_actor(self);
-            ctx.wait(pause.map(move |(), actor, ctx| actor.append(Queued { publish, from: next, place }, ctx)));
-        }
-    }
 }
 
 impl Actor for Producer {
@@ -71,8 +63,12 @@ impl Drop for Producer {
 impl Handler<Queued> for Producer {
     type Result = ();
 
-    fn handle(&mut self, queued: Queued, ctx: &mut Self::Context) {
-        self.append(queued, ctx);
+    /// Appends, and holds the mailbox while the queue is full: order is kept and clients notice the backpressure.
+    fn handle(&mut self, Queued { publish, from, place }: Queued, ctx: &mut Self::Context) {
+        if let Err(Full { publish, next }) = self.ingress.append_queued(publish, from) {
+            let pause = tokio::time::sleep(Self::FULL_PAUSE).into_actor(self);
+            ctx.wait(pause.map(move |(), actor, ctx| actor.handle(Queued { publish, from: next, place }, ctx)));
+        }
     }
 }
 
