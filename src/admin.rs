@@ -64,7 +64,7 @@ pub fn queries() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(aggregates::AT_ONCE))
 }
 
-/// Takes the address, so that one that is taken is heard of before anything else starts.
+/// Binds the address before anything else starts, so that one that is taken is noticed at once.
 ///
 /// # Errors
 /// Names the address, the key, and what to do.

@@ -34,7 +34,7 @@ pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array};
 pub use readable::{Unreadable, check};
 
-/// Which top-level fields are read: those of the head, and further ones that somebody groups by.
+/// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventFields {
     /// Each name once, so that a field of an event is compared with as few as possible.
@@ -133,7 +133,7 @@ impl Code {
     }
 }
 
-/// An event that cannot be accepted, or a record of the log that is none.
+/// Why an event cannot be accepted, or why a record of the log is no event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {message}", code.as_str())]
 pub struct Invalid {
@@ -231,11 +231,11 @@ pub fn unescape(json: &str) -> Result<Cow<'_, str>, serde_json::Error> {
     }
 }
 
-/// A longer one, in bytes, is replaced by `sha256:<hex>`: the record is written with its key beside its value, and the
-/// topic's bound has room for so much beside an event.
+/// Bytes of the longest key that stands as it is; a longer one is replaced by `sha256:<hex>`. The record is written with its
+/// key beside its value, and the topic's bound has this much room beside an event.
 const LONGEST_KEY: usize = 8 << 10;
 
-/// The key that this text is. What stands for a client that is not known is none: all events of all such would have one
+/// The key that this text is. A text that stands for an unknown client is no key: the events of all of them would have one
 /// partition.
 fn key_of(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if is_nil(&text) || text.trim().is_empty() {

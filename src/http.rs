@@ -1,8 +1,8 @@
 //! The HTTP/1.1 server under both listeners: actix's, on connections that cannot be held for ever.
 //!
 //! actix has a deadline for a connection's first head and for idle connections. What it leaves open to a hostile client
-//! is closed here, on the transport, which [`Connection`] tells about; it also hands on one request at a time, so that
-//! each answer is its own request's. Refusals that are not any handler's are problems (RFC 9457), too.
+//! is closed here, on the transport (see [`Connection`]). The transport also hands on one request at a time, so that each
+//! answer is its own request's. Refusals that are not any handler's are problems (RFC 9457), too.
 
 mod bind;
 mod connection;
@@ -34,7 +34,7 @@ pub struct Listener {
     pub workers: usize,
     /// Connections at the same time, over all workers; further ones wait in the kernel's backlog.
     pub max_connections: usize,
-    /// What the largest request body is at present. A client that asks first (`Expect: 100-continue`) is told at once.
+    /// What the largest request body is at present. A client that asks first (`Expect: 100-continue`) is answered at once.
     pub max_body: Box<dyn Fn() -> u64 + Send + Sync>,
     /// Called for each request that was refused before a handler had it.
     pub on_refusal: Box<dyn Fn(StatusCode) + Send + Sync>,

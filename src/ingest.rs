@@ -38,8 +38,8 @@ use crate::{
 };
 
 /// Stops the server: no new connections, requests in flight are finished. The reply comes when they are, or after
-/// half of `shutdown.timeout`. Before it, close the door with `Closed::Draining`, so that clients
-/// on open connections hear why.
+/// half of `shutdown.timeout`. Before it, close the door with `Closed::Draining`, so that clients on open connections
+/// are answered why.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
 pub struct StopAccepting;

@@ -34,35 +34,21 @@ pub fn is_value<'a>(text: &'a str, watch: &mut impl Watch<'a>) -> bool {
 pub fn object<'a>(text: &'a str, names: &[String], watch: &mut impl Watch<'a>) -> Option<Texts<'a>> {
     let json = Json(text.as_bytes());
     let mut found = SmallVec::from_elem(None, names.len());
-    let mut at = json.after(json.white_space(0), b'{')?;
     watch.object_opens();
-    at = json.white_space(at);
-    if json.byte(at)? == b'}' {
-        at += 1;
-    } else {
-        loop {
-            let start = json.after(at, b'"')?;
-            let Str { end, escaped } = json.string(start)?;
-            watch.name(&json.0[at..=end], escaped);
-            let place = if escaped { escaped_place(names, &text[at..=end])? } else { place(names, &text[start..end]) };
-            at = json.white_space(end + 1);
-            at = json.white_space(json.after(at, b':')?);
-            let value = at;
-            at = json.value(value, 1, watch)?;
-            if let Some(place) = place {
-                found[place] = Some(&text[value..at]);
-            }
-            at = json.white_space(at);
-            match json.byte(at)? {
-                b',' => at = json.white_space(at + 1),
-                b'}' => break,
-                _ => return None,
-            }
+    json.only_sequence([b'{', b'}'], |at| {
+        let start = json.after(at, b'"')?;
+        let Str { end, escaped } = json.string(start)?;
+        watch.name(&json.0[at..=end], escaped);
+        let place = if escaped { escaped_place(names, &text[at..=end])? } else { place(names, &text[start..end]) };
+        let value = json.white_space(json.after(json.white_space(end + 1), b':')?);
+        let end = json.value(value, 1, watch)?;
+        if let Some(place) = place {
+            found[place] = Some(&text[value..end]);
         }
-        at += 1;
-    }
+        Some(end)
+    })?;
     watch.object_closes();
-    (json.white_space(at) == text.len()).then_some(found)
+    Some(found)
 }
 
 /// Among `names`. Most fields are none of them, and most of those differ from all in their length or first letter: a
@@ -83,28 +69,16 @@ fn escaped_place(names: &[String], json: &str) -> Option<Option<usize>> {
 pub fn array(text: &str, most: usize) -> Option<Vec<&[u8]>> {
     let json = Json(text.as_bytes());
     let mut elements = Vec::new();
-    let mut at = json.white_space(json.after(json.white_space(0), b'[')?);
-    if json.byte(at)? == b']' {
-        at += 1;
-    } else {
-        loop {
-            let start = at;
-            // An element may be nested as deep as an event.
-            at = json.value(start, 0, &mut ())?;
-            if elements.len() == most {
-                return None;
-            }
-            elements.push(&json.0[start..at]);
-            at = json.white_space(at);
-            match json.byte(at)? {
-                b',' => at = json.white_space(at + 1),
-                b']' => break,
-                _ => return None,
-            }
+    json.only_sequence([b'[', b']'], |start| {
+        // An element may be nested as deep as an event.
+        let end = json.value(start, 0, &mut ())?;
+        if elements.len() == most {
+            return None;
         }
-        at += 1;
-    }
-    (json.white_space(at) == text.len()).then_some(elements)
+        elements.push(&json.0[start..end]);
+        Some(end)
+    })?;
+    Some(elements)
 }
 
 /// Positions in a text. Whatever takes a position and finds what it is for returns the one behind it.
@@ -132,7 +106,24 @@ impl<'a> Json<'a> {
         at
     }
 
-    /// A value inside of so many objects and arrays.
+    /// Reads the whole text as one object or array, each item of it by `item`.
+    #[inline]
+    fn only_sequence(&self, [open, close]: [u8; 2], mut item: impl FnMut(usize) -> Option<usize>) -> Option<()> {
+        let mut at = self.white_space(self.after(self.white_space(0), open)?);
+        if self.byte(at)? != close {
+            loop {
+                at = self.white_space(item(at)?);
+                match self.byte(at)? {
+                    b',' => at = self.white_space(at + 1),
+                    byte if byte == close => break,
+                    _ => return None,
+                }
+            }
+        }
+        (self.white_space(at + 1) == self.0.len()).then_some(())
+    }
+
+    /// A value inside of `inside` objects and arrays.
     fn value(&self, at: usize, inside: usize, watch: &mut impl Watch<'a>) -> Option<usize> {
         match self.byte(at)? {
             b'{' | b'[' => self.nested(at, inside, watch),

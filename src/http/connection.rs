@@ -99,7 +99,7 @@ impl Connection {
         self.taken.set(0);
     }
 
-    /// The connection is not idle any more, if it was: so much of a head is there.
+    /// The connection is not idle any more, if it was: this many bytes of a head are there.
     fn head_begins(&self, taken: usize) {
         if self.idle_since.take().is_some() {
             self.deadline.set(Some(Instant::now() + HEAD_TIMEOUT));
@@ -143,14 +143,14 @@ impl Drop for Exchange {
 pub struct Transport {
     socket: TcpStream,
     connection: Rc<Connection>,
-    /// One of the listener's connections; there is none left for the last few, which the workers have beyond them.
+    /// A permit of the listener's connections. Its workers' shares are rounded up, so that the last few get none.
     slot: Option<OwnedSemaphorePermit>,
     listener: Arc<Listener>,
     /// Of the request that the dispatcher is being given.
     framing: Framing,
     /// Bytes that were read and not handed on: a head that is not whole, or what follows a whole request.
     ahead: BytesMut,
-    /// So many of them belong to the request.
+    /// How many of them belong to the request.
     admitted: usize,
     /// Bytes read since the dispatcher had its turn.
     turn: usize,
@@ -285,8 +285,8 @@ impl Transport {
         let now = Instant::now();
         let deadline = *self.write_deadline.get_or_insert(now + ANSWER_TIMEOUT);
         if now >= deadline {
-            // With a reset: what the client does not take would stay in the kernel for minutes, and so would a client that
-            // is not told. Where that cannot be set, the socket is closed as any other.
+            // The connection is reset: what the client does not take would stay in the kernel for minutes, and the client
+            // would wait as long. Where that cannot be set, the socket is closed as any other.
             let _ = self.socket.set_zero_linger();
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }

@@ -22,7 +22,7 @@ pub enum Framing {
     /// Not yet all of its head.
     #[default]
     Head,
-    /// So many bytes are left of its body.
+    /// This many bytes are left of its body.
     Body(u64),
     Chunked(Chunk),
     /// All of it.

@@ -1,6 +1,6 @@
 //! Answers that concern a whole request: `application/problem+json` (RFC 9457).
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt::Display};
 
 use actix_web::{
     HttpResponse, ResponseError,
@@ -15,7 +15,8 @@ use serde_json::json;
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
 /// An answer that is an error: its status, and what is wrong and what to do.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
 pub struct Problem {
     pub status: StatusCode,
     pub detail: Cow<'static, str>,
@@ -57,7 +58,7 @@ impl Problem {
         Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, detail) }
     }
 
-    pub fn body_too_large(max_body: impl fmt::Display) -> Self {
+    pub fn body_too_large(max_body: impl Display) -> Self {
         let detail = format!("the body is larger than {max_body} bytes (http.max_body): send it in smaller requests");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     }
@@ -106,12 +107,6 @@ impl Problem {
             response.force_close();
         }
         response.body(json)
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.detail)
     }
 }
 

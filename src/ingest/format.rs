@@ -1,5 +1,5 @@
 //! The formats of a body: each has a file here, which splits it into its events: parts of the body, nothing copied, no tree
-//! built. A new one is such a file and its lines in [`Format`].
+//! built. A new one is such a file, and a line of it in each function here.
 
 mod json;
 mod ndjson;
@@ -36,7 +36,7 @@ impl Format {
     /// What `Content-Type` says that the body is.
     ///
     /// # Errors
-    /// 415 where it is none of these, is not in UTF-8, or is said more than once.
+    /// 415 for another media type, another charset than UTF-8, and more than one `Content-Type`.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let unsupported = || {
             let detail = format!("Content-Type must be {}, in UTF-8", Self::ALL.map(Self::media_type).join(" or "));
@@ -65,14 +65,6 @@ impl Format {
     pub(super) fn into_json(self, body: Bytes, _share: &mut Reservation) -> Result<Bytes, Problem> {
         match self {
             Self::Json | Self::Ndjson => Ok(body),
-        }
-    }
-
-    /// At most `max_events` events; where there are none, the body was an empty array.
-    fn split(self, body: &[u8], max_events: usize) -> Result<Events<'_>, Unsplittable> {
-        match self {
-            Self::Json => json::split(body, max_events),
-            Self::Ndjson => ndjson::split(body, max_events),
         }
     }
 }
@@ -130,7 +122,10 @@ pub fn split(body: &[u8], format: Format, max_events: usize) -> Result<Events<'_
     if BYTE_ORDER_MARKS.iter().any(|mark| body.starts_with(mark)) {
         return Err(Unsplittable::ByteOrderMark);
     }
-    format.split(body, max_events)
+    match format {
+        Format::Json => json::split(body, max_events),
+        Format::Ndjson => ndjson::split(body, max_events),
+    }
 }
 
 fn trim(mut bytes: &[u8]) -> &[u8] {

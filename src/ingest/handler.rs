@@ -68,7 +68,7 @@ impl Drop for Waiting {
 /// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
 /// connections to serve.
 const LONG_PARSE: usize = 256 * 1024;
-/// A request that waits for long looks so often whether its queue has gone.
+/// How often a request that waits for long looks whether its queue has gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Intake {

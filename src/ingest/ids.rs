@@ -8,7 +8,7 @@ use crate::position::Timestamp;
 ///
 /// RFC 9562, section 6.2, method 2: the first one's random part comes from the operating system, each next one is one more.
 /// So a request of thousands of events asks the system once, and its ids take four bytes each in a compressed batch, where
-/// random steps took eight. They are no secrets: who knows one id of a request can guess the others.
+/// random steps took eight. They are no secrets: the others of a request can be guessed from one.
 pub struct Ids {
     received: Timestamp,
     /// The latest id; the first is drawn when it is needed.

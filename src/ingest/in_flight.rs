@@ -21,7 +21,7 @@ impl Reservation {
     /// Takes more, without waiting.
     ///
     /// # Errors
-    /// 429 when there is not so much left.
+    /// 429 when less than that is left.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.bytes = self.bytes.saturating_add(bytes);

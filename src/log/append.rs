@@ -18,8 +18,8 @@ use crate::position::Timestamp;
 
 /// The write side of a queue, which several threads use at the same time.
 pub trait Appender: Send + Sync {
-    /// Starts writing the events of `publish` from index `from` on; its ticket hears of each of them exactly once, when
-    /// it is durable or refused. Never blocks for long.
+    /// Starts writing the events of `publish` from index `from` on. Its ticket is called exactly once for each of them,
+    /// when it is durable or refused. Never blocks for long.
     ///
     /// # Errors
     /// [`Full`] gives the request back when the queue's own buffers are full: call again later with the index reached.

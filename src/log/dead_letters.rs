@@ -6,7 +6,7 @@
 //!
 //! What operators do with them stands behind [`DeadLetters`]: the embedded log and Kafka implement it, and
 //! [`client`] asks a running daemon. A replay goes through [`replay`], which is the ingestor's check, and appends the
-//! record and marks its letter in one transaction: it happens once, whatever is killed and whoever else tries.
+//! record and marks its letter in one transaction: it happens once, whatever is killed and however many try.
 
 pub mod client;
 mod filter;

@@ -1,6 +1,6 @@
-//! The way into the queue. A small request is appended where it is handled, by whoever handles it, beside others: a
-//! change of threads costs more than all else that is done for it. Only when the queue is full or closed, and for large
-//! requests, it waits in the producer's mailbox, whose bound is the backpressure that clients hear.
+//! The way into the queue. A small request is appended on the thread that handles it, beside others: a change of threads
+//! costs more than all else that is done for it. Only when the queue is full or closed, and for large requests, it waits in
+//! the producer's mailbox, whose bound is the backpressure on clients.
 
 use std::sync::{
     Arc,
@@ -25,9 +25,9 @@ pub struct Ingress {
 
 #[derive(Default)]
 struct Shared {
-    /// Shared by those that append; alone for whoever opens and closes.
+    /// Locked shared by requests that append, and exclusively to open and close it.
     open: RwLock<Option<Open>>,
-    /// Requests in the mailbox, and the one that the producer holds: who comes now comes behind them.
+    /// Requests in the mailbox, and the one that the producer holds: a request that comes now comes behind them.
     waiting: AtomicUsize,
     incarnations: AtomicU64,
 }
@@ -75,7 +75,7 @@ impl Ingress {
         Self { producer, shared: Arc::default() }
     }
 
-    /// Appends the events, or has the producer do it. What becomes of each its ticket hears.
+    /// Appends the events, or has the producer do it. The ticket learns what becomes of each.
     ///
     /// # Errors
     /// When the request is not taken, and nothing of it was appended.
