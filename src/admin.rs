@@ -18,12 +18,13 @@ use actix_web::{
     web,
 };
 use anyhow::Context as _;
+use serde_json::json;
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
     config::{AdminConfig, LiveConfig},
     health::Health,
-    http,
+    http::{self, Problem},
     metrics::Metrics,
     reload::Reloader,
     store::Store,
@@ -32,17 +33,11 @@ use crate::{
 mod aggregates;
 mod dead_letters;
 mod exposition;
-mod problem;
-mod status;
 
 pub use dead_letters::DeadLetterService;
-use problem::Problem;
 
 /// Operators, scrapers and health checks; whatever opens more is broken. One that holds them all idle has them for seconds.
 const MAX_CONNECTIONS: usize = 256;
-
-/// Above the usual intervals of scrapers.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// What the endpoint shows and calls.
 #[derive(Clone)]
@@ -69,7 +64,7 @@ pub fn queries() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(aggregates::AT_ONCE))
 }
 
-/// Takes the address, so that one that is taken is heard of before anything else starts.
+/// Binds the address before anything else starts, so that one that is taken is noticed at once.
 ///
 /// # Errors
 /// Names the address, the key, and what to do.
@@ -117,10 +112,9 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         name: "admin",
         workers: 1,
         max_connections: MAX_CONNECTIONS,
-        keep_alive: KEEP_ALIVE,
         // Bodies are not read here.
-        max_body: Arc::new(|| u64::MAX),
-        on_refusal: Arc::new(|status| tracing::debug!(%status, "refused a request to the admin endpoint")),
+        max_body: Box::new(|| u64::MAX),
+        on_refusal: Box::new(|status| tracing::debug!(%status, "refused a request to the admin endpoint")),
     };
     let server = http::serve(sockets, door, move |app| routes(app, state.clone()))
         .context("admin.listen: the listener cannot be used")?;
@@ -136,7 +130,7 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
         .service(only("/health/live", "GET, HEAD", get().to(live)))
         .service(only("/health/ready", "GET, HEAD", get().to(ready)))
         .service(only("/metrics", "GET, HEAD", get().to(metrics)))
-        .service(only("/status", "GET, HEAD", get().to(show_status)))
+        .service(only("/status", "GET, HEAD", get().to(status)))
         .service(only("/reload", "POST", web::post().to(reload)))
         .service(only("/v1/aggregates/{name}", "GET, HEAD", get().to(aggregates::query)))
         .service(
@@ -151,7 +145,7 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
 }
 
 async fn live() -> HttpResponse {
-    HttpResponse::Ok().json(serde_json::json!({ "live": true }))
+    HttpResponse::Ok().json(json!({ "live": true }))
 }
 
 async fn ready(state: web::Data<AdminState>) -> HttpResponse {
@@ -171,33 +165,70 @@ async fn metrics(request: HttpRequest, state: web::Data<AdminState>) -> HttpResp
     }
 }
 
-async fn show_status(state: web::Data<AdminState>) -> HttpResponse {
-    HttpResponse::Ok().json(status::status(&state))
+/// What an operator wants to know first, on one page.
+async fn status(state: web::Data<AdminState>) -> HttpResponse {
+    let config = state.config.load();
+    let metrics = &state.metrics;
+    let readiness = state.health.readiness();
+    // Whole seconds: what is below them says nothing.
+    let uptime = Duration::from_secs(state.started.elapsed().as_secs());
+    HttpResponse::Ok().json(json!({
+        "version": state.version,
+        "commit": state.commit,
+        "pid": std::process::id(),
+        "roles": state.roles,
+        "uptime": humantime::format_duration(uptime).to_string(),
+        "uptime_seconds": uptime.as_secs(),
+        "config_file": state.config_file,
+        "data_dir": config.data.dir,
+        "queue": { "kind": config.queue.kind, "topic": config.queue.name().to_string() },
+        "archive": config.archive.url,
+        "store": config.store.kind,
+        "ready": readiness.ready,
+        "degraded": readiness.degraded,
+        "refusing_events": state.health.closed().map(|(_, why)| why),
+        "events": {
+            "accepted": metrics.events_accepted.get(),
+            "produced": metrics.events_produced.get(),
+            "archived": metrics.events_archived.get(),
+            "aggregated": metrics.events_aggregated.get(),
+            "dead_lettered": metrics.events_dead_lettered.get(),
+        },
+        "lag": metrics.lags(),
+        "disk": {
+            "used_percent": (metrics.disk_used_ratio.get() * 1000.0).round() / 10.0,
+            "max_used_percent": config.disk.max_used_percent,
+            "resume_percent": config.disk.resume_percent,
+        },
+        "resident_memory_bytes": metrics.resident_memory(),
+        "spool_bytes": metrics.spool_bytes.get(),
+        "actors": readiness.actors,
+        "dependencies": readiness.dependencies,
+        "halted": readiness.halted,
+    }))
 }
 
 async fn reload(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let reloader = state.reloader.clone();
     // It reads files.
-    let outcome = web::block(move || reloader.reload("POST /reload"))
-        .await
-        .map_err(|error| Problem::unavailable(format!("the daemon is stopping: {error}")))?;
+    let outcome = blocking(move || reloader.reload("POST /reload")).await?;
     let reloaded = outcome.map_err(|error| {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing changed: the configuration is bad: {error}"))
     })?;
     Ok(HttpResponse::Ok().json(reloaded))
 }
 
-async fn not_found(request: HttpRequest) -> HttpResponse {
-    use actix_web::ResponseError as _;
-    Problem::not_found(format!("{} is nothing that the admin endpoint serves", request.path())).error_response()
+/// Runs what blocks on a thread for it.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    web::block(work).await.map_err(|error| Problem::unavailable(format!("the daemon is stopping: {error}")))
 }
 
-async fn method_not_allowed(methods: &'static str) -> HttpResponse {
-    use actix_web::ResponseError as _;
-    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("use {methods}"));
-    let mut response = problem.error_response();
-    response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(methods));
-    response
+async fn not_found(request: HttpRequest) -> Result<HttpResponse, Problem> {
+    Err(Problem::not_found(format!("{} is nothing that the admin endpoint serves", request.path())))
+}
+
+async fn method_not_allowed(methods: &'static str) -> Result<HttpResponse, Problem> {
+    Err(Problem::not_allowed(methods, format!("use {methods}")))
 }
 
 #[cfg(test)]

@@ -8,18 +8,17 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
 
 use crate::{
-    app::BACKENDS,
+    app::{self, BACKENDS, CheckLine},
+    archive::upload::{Race, settings::Settings},
     config::{Config, ConfigErrors, Setting, Sources},
     names::exit,
 };
 
 mod archive;
-mod check;
 mod dlq;
-mod run;
-mod show;
 
 /// Takes events over HTTP and carries each exactly once into an archive and into aggregates.
 #[derive(Debug, Parser)]
@@ -34,10 +33,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon (this is what happens without a command)
-    Run {
-        #[command(flatten)]
-        options: Options,
-    },
+    Run(Options),
     /// Check the configuration, and with --connect whether everything that it names answers
     Check {
         #[command(flatten)]
@@ -53,10 +49,8 @@ enum Command {
         json: bool,
     },
     /// List, show, replay and purge dead letters: of the running daemon, or of its queue while none runs
-    Dlq {
-        #[command(subcommand)]
-        command: dlq::Command,
-    },
+    #[command(subcommand)]
+    Dlq(dlq::Command),
     /// Print the effective configuration as TOML, secrets hidden
     Config {
         #[command(flatten)]
@@ -71,7 +65,7 @@ enum Command {
 }
 
 /// Each command takes them behind its name; before it they mean the same.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 struct Options {
     /// Configuration file; without it ./config.toml, if there is one
     #[arg(long, value_name = "FILE")]
@@ -103,14 +97,21 @@ impl Options {
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
     let Cli { options, command } = Cli::parse();
-    match command.unwrap_or(Command::Run { options: Options::default() }) {
-        Command::Run { options: later } => run::run(options.and_then(later).sources()),
+    match command.unwrap_or(Command::Run(Options::default())) {
+        Command::Run(later) => run(options.and_then(later).sources()),
         Command::Check { options: later, connect, thorough, json } => {
-            check::check(&options.and_then(later).sources(), connect, thorough, json)
+            check(&options.and_then(later).sources(), connect, thorough, json)
         }
-        Command::Dlq { command } => dlq::dlq(options, command),
-        Command::Config { options: later, json } => show::show(&options.and_then(later).sources(), json),
+        Command::Dlq(command) => dlq::dlq(options, &command),
+        Command::Config { options: later, json } => show(&options.and_then(later).sources(), json),
         Command::Archive(command) => archive::archive(command, options),
+    }
+}
+
+fn run(sources: Sources) -> ExitCode {
+    match load(&sources) {
+        Ok(config) => app::run(config, sources),
+        Err((_, exit)) => exit,
     }
 }
 
@@ -144,6 +145,76 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
+/// Is the configuration right, and does everything that it names answer?
+fn check(sources: &Sources, connect: bool, thorough: bool, json: bool) -> ExitCode {
+    let config = match load(sources) {
+        Ok(config) => config,
+        Err((errors, exit)) => {
+            if json {
+                print(&json!({ "ok": false, "errors": errors.0 }).to_string());
+            }
+            return exit;
+        }
+    };
+    let dependencies =
+        if connect { app::check(config, if thorough { Race::THOROUGH } else { Race::USUAL }) } else { Vec::new() };
+    let ok = dependencies.iter().all(|line| line.outcome.is_ok());
+    let report = if json { as_json(ok, sources, &dependencies) } else { as_text(sources, &dependencies) };
+    let printed = print(&report);
+    if ok { printed } else { ExitCode::from(exit::FAILURE) }
+}
+
+fn as_text(sources: &Sources, dependencies: &[CheckLine]) -> String {
+    let mut lines = vec![format!("configuration ok: {sources}")];
+    lines.extend(dependencies.iter().map(|CheckLine { what, outcome }| match outcome {
+        Ok(found) => format!("{what} ok: {found}"),
+        Err(reason) => format!("{what} failed: {reason}"),
+    }));
+    lines.join("\n")
+}
+
+fn as_json(ok: bool, sources: &Sources, dependencies: &[CheckLine]) -> String {
+    let dependencies: Vec<Value> = dependencies
+        .iter()
+        .map(|CheckLine { what, outcome }| {
+            let message = outcome.as_ref().unwrap_or_else(|reason| reason);
+            json!({ "what": what, "ok": outcome.is_ok(), "message": message })
+        })
+        .collect();
+    json!({ "ok": ok, "configuration": sources.to_string(), "dependencies": dependencies }).to_string()
+}
+
+/// Prints the effective configuration.
+fn show(sources: &Sources, json: bool) -> ExitCode {
+    let config = match load(sources) {
+        Ok(config) => in_force(config).without_secrets(),
+        Err((_, exit)) => return exit,
+    };
+    let text = if json {
+        serde_json::to_string_pretty(&config).map_err(|error| error.to_string())
+    } else {
+        toml::to_string(&config).map_err(|error| error.to_string())
+    };
+    match text {
+        Ok(text) => print(&text),
+        Err(error) => {
+            eprintln!("the configuration cannot be written: {error}");
+            ExitCode::from(exit::FAILURE)
+        }
+    }
+}
+
+/// With the archive's endpoint where the environment alone names it: there requests go.
+fn in_force(mut config: Config) -> Config {
+    let settings = Settings::of(&config.archive);
+    if let Some((setting, given)) = settings.as_ref().and_then(Settings::endpoint_setting)
+        && given.from_environment
+    {
+        config.archive.options.insert(setting.to_owned(), given.value.clone());
+    }
+    config
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,8 +223,8 @@ mod tests {
         let cli = Cli::try_parse_from(["ingestd"].iter().chain(arguments)).unwrap();
         match cli.command {
             None => cli.options,
-            Some(Command::Dlq { .. }) => unreachable!("its options stand behind its own commands"),
-            Some(Command::Run { options } | Command::Check { options, .. } | Command::Config { options, .. }) => {
+            Some(Command::Dlq(_)) => unreachable!("its options stand behind its own commands"),
+            Some(Command::Run(options) | Command::Check { options, .. } | Command::Config { options, .. }) => {
                 cli.options.and_then(options)
             }
             Some(Command::Archive(command)) => cli.options.and_then(command.into_options()),

@@ -23,17 +23,18 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, FixedOffset, Timelike};
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::{
     config::{ByteSize, EventConfig, OnUnreadable},
     position::Timestamp,
 };
 
-pub use fields::MAX_DEPTH;
-pub use json::Texts;
+pub use fields::{MAX_DEPTH, find_readable};
+pub use json::{Texts, array};
 pub use readable::{Unreadable, check};
 
-/// Which top-level fields are read: those of the head, and further ones that somebody groups by.
+/// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventFields {
     /// Each name once, so that a field of an event is compared with as few as possible.
@@ -132,7 +133,7 @@ impl Code {
     }
 }
 
-/// An event that cannot be accepted, or a record of the log that is none.
+/// Why an event cannot be accepted, or why a record of the log is no event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {message}", code.as_str())]
 pub struct Invalid {
@@ -151,18 +152,18 @@ const MAX_ID_CHARS: usize = 256;
 /// 9999-12-31T23:59:59.999Z: the last year that RFC 3339 can write.
 const LATEST: i64 = 253_402_300_799_999;
 
-/// Who asks what an event is.
+/// Whose rules an event is read by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rules {
-    /// Whoever may still refuse it.
-    ReplayCheck,
-    /// Whoever finds it in the log.
+    /// The ingestor's and a replay's, which may still refuse it.
+    Acceptance,
+    /// Those of the log's readers, which find it there.
     Log,
 }
 
 /// Checks a whole event that is to be accepted, and reads its head.
 pub fn parse<'a>(value: &'a [u8], fields: &EventFields) -> Result<Event<'a>, Invalid> {
-    read_by(Rules::ReplayCheck, value, fields).map(|(event, _)| event)
+    read_by(Rules::Acceptance, value, fields).map(|(event, _)| event)
 }
 
 /// Checks a whole record of the log and reads its head, with the fields that were found on the way.
@@ -176,8 +177,8 @@ fn read_by<'f, 'a>(
     fields: &'f EventFields,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
     let scan = match (rules, fields.on_unreadable) {
-        (Rules::ReplayCheck, OnUnreadable::Reject) => fields::scan_readable,
-        (Rules::ReplayCheck, OnUnreadable::Accept) | (Rules::Log, _) => fields::scan,
+        (Rules::Acceptance, OnUnreadable::Reject) => fields::scan_readable,
+        (Rules::Acceptance, OnUnreadable::Accept) | (Rules::Log, _) => fields::scan,
     };
     let found = Found { fields, values: scan(value, &fields.names)? };
     let [event_type, id, time, ..] = fields.head.map(|index| fields.names[index].as_str());
@@ -189,19 +190,6 @@ fn read_by<'f, 'a>(
         key: found.head(4)?.scalar().and_then(key_of),
     };
     Ok((event, found))
-}
-
-/// The JSON texts of a value's fields of these names; one that is no object has none.
-///
-/// # Errors
-/// Why not every reader of JSON can read it.
-pub fn find_readable<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Unreadable> {
-    fields::find_readable(value, names)
-}
-
-/// The elements of a JSON array, at most so many; nothing where it is not one, or perhaps not: serde_json judges those.
-pub fn elements(text: &str, most: usize) -> Option<Vec<&[u8]>> {
-    json::array(text, most)
 }
 
 /// A field's value, as far as the head of an event is concerned.
@@ -243,11 +231,11 @@ pub fn unescape(json: &str) -> Result<Cow<'_, str>, serde_json::Error> {
     }
 }
 
-/// A longer one, in bytes, is replaced by `sha256:<hex>`: the record is written with its key beside its value, and the
-/// topic's bound has room for so much beside an event.
+/// Bytes of the longest key that stands as it is; a longer one is replaced by `sha256:<hex>`. The record is written with its
+/// key beside its value, and the topic's bound has this much room beside an event.
 const LONGEST_KEY: usize = 8 << 10;
 
-/// The key that this text is. What stands for a client that is not known is none: all events of all such would have one
+/// The key that this text is. A text that stands for an unknown client is no key: the events of all of them would have one
 /// partition.
 fn key_of(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if is_nil(&text) || text.trim().is_empty() {
@@ -261,9 +249,7 @@ fn key_of(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
 
 /// Whether it is the UUID of zeros, with its hyphens or without.
 fn is_nil(text: &str) -> bool {
-    let hyphens: &[usize] = if text.len() == 36 { &[8, 13, 18, 23] } else { &[] };
-    let is_its = |(at, byte): (usize, u8)| byte == if hyphens.contains(&at) { b'-' } else { b'0' };
-    matches!(text.len(), 32 | 36) && text.bytes().enumerate().all(is_its)
+    matches!(text.len(), 32 | 36) && text.starts_with('0') && Uuid::try_parse(text).is_ok_and(|uuid| uuid.is_nil())
 }
 
 fn event_type_of<'a>(field: Field<'a>, name: &str) -> Result<Cow<'a, str>, Invalid> {

@@ -1,20 +1,21 @@
 //! The HTTP/1.1 server under both listeners: actix's, on connections that cannot be held for ever.
 //!
 //! actix has a deadline for a connection's first head and for idle connections. What it leaves open to a hostile client
-//! is closed here, on the transport, which [`Connection`] tells about; it also hands on one request at a time, so that
-//! each answer is its own request's. Refusals that are not any handler's are problems (RFC 9457), too.
+//! is closed here, on the transport (see [`Connection`]). The transport also hands on one request at a time, so that each
+//! answer is its own request's. Refusals that are not any handler's are problems (RFC 9457), too.
 
 mod bind;
 mod connection;
 mod framing;
-pub mod refusal;
+mod problem;
+mod refusal;
 
 use std::{io, net::TcpListener, num::NonZero, rc::Rc, sync::Arc, time::Duration};
 
 use actix_http::{HttpService, Request, body::BoxBody};
 use actix_service::{ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
-    App, HttpMessage as _,
+    App, HttpMessage as _, ResponseError as _,
     body::MessageBody,
     dev::{AppConfig, Payload, Server, Service as _},
     http::StatusCode,
@@ -22,24 +23,26 @@ use actix_web::{
     web::ServiceConfig,
 };
 use futures::FutureExt;
+use tokio::sync::Semaphore;
 
-use self::connection::{Slots, Transport};
-pub use self::{bind::bind, connection::Connection};
+use self::connection::Transport;
+pub use self::{bind::bind, connection::Connection, problem::Problem};
 
 /// What differs between the listeners.
-#[derive(Clone)]
 pub struct Listener {
     pub name: &'static str,
     pub workers: usize,
     /// Connections at the same time, over all workers; further ones wait in the kernel's backlog.
     pub max_connections: usize,
-    /// How long a connection may be idle between two requests.
-    pub keep_alive: Duration,
-    /// What the largest request body is at present. A client that asks first (`Expect: 100-continue`) is told at once.
-    pub max_body: Arc<dyn Fn() -> u64 + Send + Sync>,
-    /// Hears of each request that was refused before a handler had it.
-    pub on_refusal: Arc<dyn Fn(StatusCode) + Send + Sync>,
+    /// What the largest request body is at present. A client that asks first (`Expect: 100-continue`) is answered at once.
+    pub max_body: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// Called for each request that was refused before a handler had it.
+    pub on_refusal: Box<dyn Fn(StatusCode) + Send + Sync>,
 }
+
+/// How long a connection may be idle between two requests: longer than common load balancers let it (60 s), so that they
+/// close it before we do, and than the usual intervals of scrapers.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// How long idle connections hold up the server's end, in seconds, after all requests were answered.
 const STOP_SECONDS: u64 = 1;
@@ -85,12 +88,11 @@ pub fn serve(
         .shutdown_timeout(STOP_SECONDS)
         .disable_signals();
     let stopping = builder.graceful_shutdown_signal();
-    let slots = Arc::new(Slots::new(listener.max_connections));
-    let name = listener.name;
+    let slots = Arc::new(Semaphore::new(listener.max_connections));
+    let (name, listener) = (listener.name, Arc::new(listener));
     let service = move || {
         let (stopping, routes, slots) = (stopping.clone(), routes.clone(), slots.clone());
-        let (max_body, on_refusal) = (listener.max_body.clone(), listener.on_refusal.clone());
-        let (keep_alive, refused) = (listener.keep_alive, listener.on_refusal.clone());
+        let (listener, expecting) = (listener.clone(), listener.clone());
         let app = move || {
             App::new().configure(&routes).wrap_fn(|mut request, service| {
                 let connection = request.conn_data::<Rc<Connection>>().cloned();
@@ -111,7 +113,7 @@ pub fn serve(
                 async move { stopping.notified().await }
             })
             // The transport's, a little earlier: a head that is not whole is no byte to the dispatcher.
-            .keep_alive(2 * keep_alive)
+            .keep_alive(2 * KEEP_ALIVE)
             // The transport's, which holds for each head, not only for a connection's first.
             .client_request_timeout(Duration::ZERO)
             .client_disconnect_timeout(LINGER)
@@ -119,11 +121,11 @@ pub fn serve(
             .expect(fn_service(move |request: Request| {
                 let declared =
                     request.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse().ok());
-                let max_body = max_body();
+                let max_body = (expecting.max_body)();
                 let expected = match declared {
                     Some(length) if u64::gt(&length, &max_body) => {
-                        on_refusal(StatusCode::PAYLOAD_TOO_LARGE);
-                        Err(refusal::too_large(max_body))
+                        (expecting.on_refusal)(StatusCode::PAYLOAD_TOO_LARGE);
+                        Err(Problem { closing: true, ..Problem::body_too_large(max_body) }.error_response())
                     }
                     _ => Ok(request),
                 };
@@ -137,7 +139,7 @@ pub fn serve(
         fn_service(move |stream: TcpStream| {
             // A connection that is gone already is noticed at its first read.
             let (_, peer) = (stream.set_nodelay(true), stream.peer_addr().ok());
-            let transport = Transport::new(stream, slots.take(), keep_alive, refused.clone());
+            let transport = Transport::new(stream, slots.clone().try_acquire_owned().ok(), listener.clone());
             std::future::ready(Ok::<_, actix_http::error::DispatchError>((transport, peer)))
         })
         .and_then(http)

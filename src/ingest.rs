@@ -12,11 +12,11 @@ pub mod format;
 mod handler;
 mod ids;
 mod in_flight;
-#[cfg(test)]
-mod properties;
 mod replies;
+#[cfg(test)]
+mod tests;
 
-use std::{io::ErrorKind, net::TcpListener, sync::Arc, thread, time::Duration};
+use std::{io::ErrorKind, net::TcpListener, sync::Arc, thread};
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, ResponseActFuture, WrapFuture,
@@ -38,8 +38,8 @@ use crate::{
 };
 
 /// Stops the server: no new connections, requests in flight are finished. The reply comes when they are, or after
-/// half of `shutdown.timeout`. Before it, close the door with `Closed::Draining`, so that clients
-/// on open connections hear why.
+/// half of `shutdown.timeout`. Before it, close the door with `Closed::Draining`, so that clients on open connections
+/// are answered why.
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
 pub struct StopAccepting;
@@ -83,8 +83,6 @@ impl Ingestor {
     const MAX_WORKERS: usize = 4;
     /// An idle connection holds some 20 KiB; further ones wait in the kernel's backlog.
     const MAX_CONNECTIONS: usize = 8192;
-    /// Above the idle timeout of common load balancers (60 s), so that they close a connection before we do.
-    const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
     /// `sockets` are clones of what [`bind`] returned.
     pub fn new(
@@ -107,13 +105,11 @@ impl Ingestor {
             name: "ingest",
             workers,
             max_connections: Self::MAX_CONNECTIONS.min(http::affordable_connections()),
-            keep_alive: Self::KEEP_ALIVE,
-            max_body: Arc::new(move || config.load().http.max_body.0),
-            on_refusal: Arc::new(move |status| counting.answered(status)),
+            max_body: Box::new(move || config.load().http.max_body.0),
+            on_refusal: Box::new(move |status| counting.answered(status)),
         };
-        let server = http::serve(sockets, door, move |service| routes(intake.clone())(service))
-            .context("the HTTP server cannot use its listening socket")?;
-        Ok(server)
+        http::serve(sockets, door, move |app| routes(app, intake.clone()))
+            .context("the HTTP server cannot use its listening socket")
     }
 
     /// Ends this incarnation; the guardian starts the next one.

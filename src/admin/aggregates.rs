@@ -8,9 +8,10 @@ use chrono::{DateTime, Datelike, SecondsFormat, TimeDelta, Utc};
 use futures::stream;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 
-use super::{AdminState, problem::Problem};
+use super::AdminState;
 use crate::{
     config::{AggregateConfig, Config, StoreKind},
+    http::Problem,
     position::Timestamp,
     store::{self, Query, StoreError},
 };

@@ -11,23 +11,20 @@ use std::sync::{Arc, OnceLock};
 
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, http::header, web};
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::Mutex;
 
-use super::{AdminState, problem::Problem};
-use crate::log::dead_letters::{DeadLetters, Filter, LettersError, PATIENCE};
+use super::{AdminState, blocking};
+use crate::{
+    http::Problem,
+    log::dead_letters::{DeadLetters, Filter, LettersError, PATIENCE},
+};
 
 /// The letters of this process, which are there once its queue is.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct DeadLetterService {
     letters: Arc<OnceLock<Arc<dyn DeadLetters>>>,
     /// One operation at a time: each reads a whole topic or holds a transaction.
-    turn: Arc<Semaphore>,
-}
-
-impl Default for DeadLetterService {
-    fn default() -> Self {
-        Self { letters: Arc::default(), turn: Arc::new(Semaphore::new(1)) }
-    }
+    turn: Arc<Mutex<()>>,
 }
 
 impl DeadLetterService {
@@ -43,16 +40,14 @@ impl DeadLetterService {
     ) -> Result<HttpResponse, Problem> {
         let letters = self.letters.get().cloned();
         let letters = letters.ok_or_else(|| Problem::unavailable("the daemon is starting: ask again"))?;
-        let turn = tokio::time::timeout(PATIENCE / 4, self.turn.clone().acquire_owned()).await;
+        let turn = tokio::time::timeout(PATIENCE / 4, self.turn.clone().lock_owned()).await;
         let turn = turn.map_err(|_| Problem::unavailable("another operation on dead letters is running: ask again"))?;
         // It reads and writes with blocking clients, each with a deadline.
-        let outcome = web::block(move || {
+        let outcome = blocking(move || {
             let _turn = turn;
             operation(&*letters)
         });
-        let outcome =
-            outcome.await.map_err(|error| Problem::unavailable(format!("the daemon is stopping: {error}")))?;
-        outcome.map(|answer| HttpResponse::Ok().json(answer)).map_err(Problem::from)
+        Ok(HttpResponse::Ok().json(outcome.await??))
     }
 }
 

@@ -9,7 +9,7 @@ use flate2::{Compression, write::GzEncoder};
 /// A text format of Prometheus's world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// OpenMetrics 1.0, which all scrapers of the last years ask for; also for whoever asks for nothing that there is.
+    /// OpenMetrics 1.0, which all scrapers of the last years ask for, and what is answered where neither is asked for.
     OpenMetrics,
     /// Of 2014, and still what many agents ask for alone.
     Text,

@@ -1,6 +1,6 @@
 //! `ingestd dlq`: the dead letters of the running daemon, or, while none listens, of its queue.
 
-use std::{io::Read, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{fmt::Display, io::Read, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use arc_swap::ArcSwap;
 use clap::{Args, Subcommand};
@@ -14,28 +14,21 @@ use crate::{
     health::Health,
     log::{
         dead_letters::{
-            DeadLetters, Filter, FullLetter, HeaderText, LettersError, Listed, Purge, Replay, client::AdminClient,
-            moment,
+            DeadLetters, Filter, FullLetter, HeaderText, LettersError, Listed, Purge, Replay, State,
+            client::AdminClient,
         },
         embedded::{EmbeddedLetters, EmbeddedLog},
         kafka::KafkaLetters,
     },
     names::exit,
-    position::{Partition, Timestamp},
 };
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// List letters, the oldest first
-    List {
-        #[command(flatten)]
-        shared: Shared,
-    },
+    List(Shared),
     /// Show letters with their bytes, headers and reasons
-    Show {
-        #[command(flatten)]
-        shared: Shared,
-    },
+    Show(Shared),
     /// Send letters through the door again; each one once, however often this is run
     Replay {
         #[command(flatten)]
@@ -45,10 +38,7 @@ pub(super) enum Command {
         value: Option<PathBuf>,
     },
     /// Remove letters for good
-    Purge {
-        #[command(flatten)]
-        shared: Shared,
-    },
+    Purge(Shared),
 }
 
 #[derive(Debug, Args)]
@@ -61,119 +51,61 @@ pub(super) struct Shared {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Found at or after it: an RFC 3339 time, or so long ago (2h)
-    #[arg(long, value_name = "TIME", value_parser = moment)]
-    from: Option<Timestamp>,
-    /// Found before it
-    #[arg(long, value_name = "TIME", value_parser = moment)]
-    to: Option<Timestamp>,
-    /// With this reason, such as invalid_json
-    #[arg(long, value_name = "CODE")]
-    reason: Option<String>,
-    /// Of records of this partition
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(0..))]
-    partition: Option<i32>,
-    /// This letter (topic/partition/offset); may be repeated
-    #[arg(long = "id", value_name = "ID")]
-    ids: Vec<String>,
-    /// At most so many
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    limit: Option<u32>,
-    /// Those that were replayed or purged, too
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    filter: Filter,
 }
 
-impl Shared {
-    fn filter(&self) -> Filter {
-        Filter {
-            from: self.from,
-            to: self.to,
-            reason: self.reason.clone(),
-            partition: self.partition.map(Partition),
-            ids: self.ids.clone(),
-            all: self.all,
-            limit: self.limit.map(|limit| limit as usize),
-        }
-    }
-}
-
-/// The letters and what has to be closed after them.
-struct Opened {
-    letters: Box<dyn DeadLetters>,
-    local: Option<(EmbeddedLog, DataDir)>,
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        if let Some((log, _lock)) = &self.local {
-            // Each operation has said for itself whether it is durable; no sink was read here.
-            let _ = log.close();
-        }
-    }
-}
-
-pub(super) fn dlq(options: Options, command: Command) -> ExitCode {
-    let (Command::List { shared }
-    | Command::Show { shared }
-    | Command::Replay { shared, .. }
-    | Command::Purge { shared }) = &command;
-    let given = Options {
-        config: shared.options.config.clone(),
-        roles: shared.options.roles.clone(),
-        settings: shared.options.settings.clone(),
-    };
-    let config = match load(&options.and_then(given).sources()) {
+pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
+    let (Command::List(shared) | Command::Show(shared) | Command::Replay { shared, .. } | Command::Purge(shared)) =
+        command;
+    let config = match load(&options.and_then(shared.options.clone()).sources()) {
         Ok(config) => config,
         Err((_, exit)) => return exit,
     };
-    let filter = shared.filter();
-    if matches!(command, Command::Purge { .. }) && filter.selects_everything() {
+    if matches!(command, Command::Purge(_)) && shared.filter.selects_everything() {
         eprintln!(
             "ingestd dlq purge: say which: --id, --reason, --partition, --from or --to (--to 0s is all until now)"
         );
         return ExitCode::from(2);
     }
-    match open(config, shared.admin.as_deref()) {
-        Ok(opened) => work(&*opened.letters, &command, &filter, shared.json).unwrap_or_else(|error| failed(&error)),
-        Err(Refusal { exit, why }) => {
-            eprintln!("ingestd dlq: {why}");
-            ExitCode::from(exit)
-        }
+    let (letters, local) = match open(config, shared.admin.as_deref()) {
+        Ok(opened) => opened,
+        Err((exit, why)) => return failed(exit, &why),
+    };
+    let done = work(&*letters, command, &shared.filter, shared.json);
+    if let Some((log, _lock)) = local {
+        // Each operation has said for itself whether it is durable; no sink was read here.
+        let _ = log.close();
     }
+    done.unwrap_or_else(|error| failed(exit::FAILURE, &error))
 }
 
-fn failed(error: &LettersError) -> ExitCode {
-    eprintln!("ingestd dlq: {error}");
-    ExitCode::from(exit::FAILURE)
+fn failed(exit: u8, why: &dyn Display) -> ExitCode {
+    eprintln!("ingestd dlq: {why}");
+    ExitCode::from(exit)
 }
 
-struct Refusal {
-    exit: u8,
-    why: String,
-}
+/// The letters, and where no daemon listens the embedded log that they are in, with its lock.
+type Opened = (Box<dyn DeadLetters>, Option<(EmbeddedLog, DataDir)>);
 
-/// The daemon where one listens, else what it would work on.
-fn open(config: Config, admin: Option<&str>) -> Result<Opened, Refusal> {
-    let refuse = |why: String| Refusal { exit: exit::FAILURE, why };
-    let asked = |client: AdminClient| Opened { letters: Box::new(client), local: None };
+/// The daemon where one listens, else what it would work on. An error is the exit status and why.
+fn open(config: Config, admin: Option<&str>) -> Result<Opened, (u8, String)> {
+    let refuse = |why: String| (exit::FAILURE, why);
     if let Some(url) = admin {
-        let client = AdminClient::new(url).map_err(|why| Refusal { exit: 2, why: format!("--admin: {why}") })?;
-        return Ok(asked(client));
+        let client = AdminClient::new(url).map_err(|why| (2, format!("--admin: {why}")))?;
+        return Ok((Box::new(client), None));
     }
     if let Some(url) = url_of(&config.admin.listen) {
-        let client = AdminClient::new(&url).map_err(|why| Refusal {
-            exit: exit::CONFIGURATION,
-            why: format!("admin.listen: {why}: give --admin URL"),
-        })?;
+        let client = AdminClient::new(&url)
+            .map_err(|why| (exit::CONFIGURATION, format!("admin.listen: {why}: give --admin URL")))?;
         if client.is_listened_to() {
-            return Ok(asked(client));
+            return Ok((Box::new(client), None));
         }
     }
     let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
     let at_start = config.load_full();
     if at_start.queue.kind == QueueKind::Kafka {
-        return Ok(Opened { letters: Box::new(KafkaLetters::new(config)), local: None });
+        return Ok((Box::new(KafkaLetters::new(config)), None));
     }
     let dir = &at_start.data.dir;
     if !dir.join("log.db").is_file() {
@@ -189,7 +121,7 @@ fn open(config: Config, admin: Option<&str>) -> Result<Opened, Refusal> {
     // Without sinks nothing is trimmed.
     let log = EmbeddedLog::open(dir, Vec::new(), config.clone(), Health::default(), Arc::default(), escalations);
     let log = log.map_err(|error| refuse(format!("{error:#}")))?;
-    Ok(Opened { letters: Box::new(EmbeddedLetters::new(log.clone(), config)), local: Some((log, lock)) })
+    Ok((Box::new(EmbeddedLetters::new(log.clone(), config)), Some((log, lock))))
 }
 
 /// Where to reach what listens on `listen`; `None` for a port that is chosen at the start.
@@ -207,8 +139,8 @@ fn url_of(listen: &str) -> Option<String> {
 
 fn work(letters: &dyn DeadLetters, command: &Command, filter: &Filter, json: bool) -> Result<ExitCode, LettersError> {
     match command {
-        Command::List { .. } => Ok(show(json, &letters.list(filter)?, list_text)),
-        Command::Show { .. } => {
+        Command::List(_) => Ok(show(json, &letters.list(filter)?, list_text)),
+        Command::Show(_) => {
             let ids = match filter.ids.as_slice() {
                 [] => letters.list(filter)?.dead_letters.into_iter().map(|letter| letter.id).collect(),
                 ids => ids.to_vec(),
@@ -226,7 +158,7 @@ fn work(letters: &dyn DeadLetters, command: &Command, filter: &Filter, json: boo
             let printed = show(json, &done, replay_text);
             Ok(if done.refused.is_empty() { printed } else { ExitCode::from(exit::FAILURE) })
         }
-        Command::Purge { .. } => Ok(show(json, &letters.purge(filter)?, purge_text)),
+        Command::Purge(_) => Ok(show(json, &letters.purge(filter)?, purge_text)),
     }
 }
 
@@ -253,10 +185,7 @@ fn show<T: Serialize + ?Sized>(json: bool, result: &T, text: impl Fn(&T) -> Stri
     }
     match serde_json::to_string(result) {
         Ok(json) => print(&json),
-        Err(error) => {
-            eprintln!("ingestd dlq: the result cannot be written as JSON: {error}");
-            ExitCode::from(exit::FAILURE)
-        }
+        Err(error) => failed(exit::FAILURE, &format!("the result cannot be written as JSON: {error}")),
     }
 }
 
@@ -265,8 +194,10 @@ fn list_text(listed: &Listed) -> String {
         .dead_letters
         .iter()
         .map(|letter| {
-            let state = if letter.state == crate::log::dead_letters::State::Open { "" } else { letter.state.as_str() };
-            let state = if state.is_empty() { String::new() } else { format!(" ({state})") };
+            let state = match letter.state {
+                State::Open => String::new(),
+                state => format!(" ({})", state.as_str()),
+            };
             let (time, size) = (letter.time.to_rfc3339(), letter.size);
             format!("{time}  {}{state}  {} bytes  {}: {}", letter.id, size, letter.reason, one_line(&letter.message))
         })

@@ -1,8 +1,7 @@
-//! A strict, fast reading of JSON: it takes most of what is valid and nothing that is not.
+//! A strict, fast reading of JSON: it takes what is valid and nested no deeper than [`MAX_DEPTH`], and nothing else.
 //!
 //! Events are read three times on their way (in, into the archive, into the aggregates), so this is where time goes.
-//! What is not taken here (broken syntax, escapes in top-level names, nesting beyond [`MAX_DEPTH`]) is left to
-//! serde_json, which judges it and words the error: a property test compares the two. Strings, which are most of an
+//! What is not taken here is left to serde_json, which words the error: property tests compare the two. Strings, which are most of an
 //! event, are searched eight bytes at a time (Mycroft's test for a zero byte; Knuth, TAOCP 7.1.3).
 
 use smallvec::SmallVec;
@@ -35,35 +34,21 @@ pub fn is_value<'a>(text: &'a str, watch: &mut impl Watch<'a>) -> bool {
 pub fn object<'a>(text: &'a str, names: &[String], watch: &mut impl Watch<'a>) -> Option<Texts<'a>> {
     let json = Json(text.as_bytes());
     let mut found = SmallVec::from_elem(None, names.len());
-    let mut at = json.after(json.white_space(0), b'{')?;
     watch.object_opens();
-    at = json.white_space(at);
-    if json.byte(at)? == b'}' {
-        at += 1;
-    } else {
-        loop {
-            let start = json.after(at, b'"')?;
-            let Str { end, escaped: false } = json.string(start)? else { return None };
-            let name = &text[start..end];
-            watch.name(&json.0[at..=end], false);
-            at = json.white_space(end + 1);
-            at = json.white_space(json.after(at, b':')?);
-            let value = at;
-            at = json.value(value, 1, watch)?;
-            if let Some(place) = place(names, name) {
-                found[place] = Some(&text[value..at]);
-            }
-            at = json.white_space(at);
-            match json.byte(at)? {
-                b',' => at = json.white_space(at + 1),
-                b'}' => break,
-                _ => return None,
-            }
+    json.only_sequence([b'{', b'}'], |at| {
+        let start = json.after(at, b'"')?;
+        let Str { end, escaped } = json.string(start)?;
+        watch.name(&json.0[at..=end], escaped);
+        let place = if escaped { escaped_place(names, &text[at..=end])? } else { place(names, &text[start..end]) };
+        let value = json.white_space(json.after(json.white_space(end + 1), b':')?);
+        let end = json.value(value, 1, watch)?;
+        if let Some(place) = place {
+            found[place] = Some(&text[value..end]);
         }
-        at += 1;
-    }
+        Some(end)
+    })?;
     watch.object_closes();
-    (json.white_space(at) == text.len()).then_some(found)
+    Some(found)
 }
 
 /// Among `names`. Most fields are none of them, and most of those differ from all in their length or first letter: a
@@ -73,32 +58,27 @@ fn place(names: &[String], name: &str) -> Option<usize> {
     names.iter().position(|other| other.len() == name.len() && other.as_bytes().first() == first && other == name)
 }
 
-/// The whole of `text` as an array, each element as it stands there. At most `most` elements.
+/// The same of a name as it stands, with its quotes; nothing where escapes in it are no characters.
+#[cold]
+fn escaped_place(names: &[String], json: &str) -> Option<Option<usize>> {
+    serde_json::from_str::<String>(json).ok().map(|name| place(names, &name))
+}
+
+/// The whole of `text` as an array, each element as it stands there, at most `most`; `None` where it is not one, or perhaps
+/// not: serde_json judges those.
 pub fn array(text: &str, most: usize) -> Option<Vec<&[u8]>> {
     let json = Json(text.as_bytes());
     let mut elements = Vec::new();
-    let mut at = json.white_space(json.after(json.white_space(0), b'[')?);
-    if json.byte(at)? == b']' {
-        at += 1;
-    } else {
-        loop {
-            let start = at;
-            // An element may be nested as deep as an event.
-            at = json.value(start, 0, &mut ())?;
-            if elements.len() == most {
-                return None;
-            }
-            elements.push(&json.0[start..at]);
-            at = json.white_space(at);
-            match json.byte(at)? {
-                b',' => at = json.white_space(at + 1),
-                b']' => break,
-                _ => return None,
-            }
+    json.only_sequence([b'[', b']'], |start| {
+        // An element may be nested as deep as an event.
+        let end = json.value(start, 0, &mut ())?;
+        if elements.len() == most {
+            return None;
         }
-        at += 1;
-    }
-    (json.white_space(at) == text.len()).then_some(elements)
+        elements.push(&json.0[start..end]);
+        Some(end)
+    })?;
+    Some(elements)
 }
 
 /// Positions in a text. Whatever takes a position and finds what it is for returns the one behind it.
@@ -126,7 +106,24 @@ impl<'a> Json<'a> {
         at
     }
 
-    /// A value inside of so many objects and arrays.
+    /// Reads the whole text as one object or array, each item of it by `item`.
+    #[inline]
+    fn only_sequence(&self, [open, close]: [u8; 2], mut item: impl FnMut(usize) -> Option<usize>) -> Option<()> {
+        let mut at = self.white_space(self.after(self.white_space(0), open)?);
+        if self.byte(at)? != close {
+            loop {
+                at = self.white_space(item(at)?);
+                match self.byte(at)? {
+                    b',' => at = self.white_space(at + 1),
+                    byte if byte == close => break,
+                    _ => return None,
+                }
+            }
+        }
+        (self.white_space(at + 1) == self.0.len()).then_some(())
+    }
+
+    /// A value inside of `inside` objects and arrays.
     fn value(&self, at: usize, inside: usize, watch: &mut impl Watch<'a>) -> Option<usize> {
         match self.byte(at)? {
             b'{' | b'[' => self.nested(at, inside, watch),

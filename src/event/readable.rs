@@ -2,7 +2,7 @@
 //!
 //! RFC 8259 lets names repeat, escapes stand for half a character and numbers be of any size, and leaves to each reader
 //! what it makes of that: DuckDB, Spark, ClickHouse, pyarrow, Python and jq refuse such a file, or lose records of it
-//! without a word. RFC 7493 (I-JSON, 2.1 to 2.3) excludes them; its noncharacters harm no reader and are not looked for.
+//! silently. RFC 7493 (I-JSON, 2.1 to 2.3) excludes them; its noncharacters harm no reader and are not looked for.
 //! Whether a record stands as `"event"` or as `"raw"` in the archive follows from this and from its bytes alone.
 
 use std::borrow::Cow;
@@ -103,7 +103,7 @@ impl<'a> Watch<'a> for Findings<'a> {
     }
 
     fn number(&mut self, json: &'a [u8], has_exponent: bool) {
-        /// So many digits are below 1.8e308.
+        /// Numbers of this many digits are below 1.8e308.
         const SAFE: usize = 300;
         if json.len() <= SAFE && !has_exponent {
             return;
@@ -118,7 +118,7 @@ impl<'a> Watch<'a> for Findings<'a> {
 
 /// A name that stands twice among these; their order is lost.
 fn repeated<'n>(names: &'n mut [Cow<'_, [u8]>]) -> Option<&'n [u8]> {
-    /// Up to so many are compared with each other; most differ in their length.
+    /// Up to this many are compared with each other; most differ in their length.
     const FEW: usize = 16;
     if names.len() <= FEW {
         let again = (1..names.len()).find(|at| names[..*at].contains(&names[*at]))?;

@@ -17,10 +17,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -30,10 +27,11 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::OwnedSemaphorePermit,
     time::{Instant, Sleep},
 };
 
-use super::{framing::Framing, refusal};
+use super::{KEEP_ALIVE, Listener, framing::Framing, refusal};
 
 /// For a request's head, which is at most a few packets.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,9 +46,10 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How often an idle connection looks whether connections are scarce.
 const IDLE_LOOK: Duration = Duration::from_secs(5);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Between requests, or in the head of one.
+    #[default]
     Head,
     Body,
     /// The body is read, if there is one, and the answer is not yet handed over.
@@ -60,7 +59,7 @@ enum Phase {
 }
 
 /// Where a connection stands. Shared by its transport and the handlers of its requests, all on one thread.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Connection {
     phase: Cell<Phase>,
     /// Until when the phase may last.
@@ -77,14 +76,7 @@ pub struct Connection {
 
 impl Connection {
     fn new() -> Rc<Self> {
-        Rc::new(Self {
-            phase: Cell::new(Phase::Head),
-            deadline: Cell::new(Some(Instant::now() + HEAD_TIMEOUT)),
-            idle_since: Cell::new(None),
-            taken: Cell::new(0),
-            answered: Cell::new(false),
-            reader: RefCell::new(None),
-        })
+        Rc::new(Self { deadline: Cell::new(Some(Instant::now() + HEAD_TIMEOUT)), ..Self::default() })
     }
 
     /// A request's head has arrived.
@@ -107,7 +99,7 @@ impl Connection {
         self.taken.set(0);
     }
 
-    /// The connection is not idle any more, if it was: so much of a head is there.
+    /// The connection is not idle any more, if it was: this many bytes of a head are there.
     fn head_begins(&self, taken: usize) {
         if self.idle_since.take().is_some() {
             self.deadline.set(Some(Instant::now() + HEAD_TIMEOUT));
@@ -147,49 +139,18 @@ impl Drop for Exchange {
     }
 }
 
-/// The connections of a listener.
-pub struct Slots {
-    open: AtomicUsize,
-    most: usize,
-}
-
-/// One of them.
-pub struct Slot(Arc<Slots>);
-
-impl Slots {
-    pub fn new(most: usize) -> Self {
-        Self { open: AtomicUsize::new(0), most }
-    }
-
-    pub fn take(self: &Arc<Self>) -> Slot {
-        self.open.fetch_add(1, Ordering::AcqRel);
-        Slot(self.clone())
-    }
-
-    /// Above three quarters.
-    fn are_scarce(&self) -> bool {
-        self.open.load(Ordering::Acquire) > self.most / 4 * 3
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 /// A socket whose phases have deadlines.
 pub struct Transport {
     socket: TcpStream,
     connection: Rc<Connection>,
-    slot: Slot,
-    keep_alive: Duration,
-    on_refusal: Arc<dyn Fn(StatusCode) + Send + Sync>,
+    /// A permit of the listener's connections. Its workers' shares are rounded up, so that the last few get none.
+    slot: Option<OwnedSemaphorePermit>,
+    listener: Arc<Listener>,
     /// Of the request that the dispatcher is being given.
     framing: Framing,
     /// Bytes that were read and not handed on: a head that is not whole, or what follows a whole request.
     ahead: BytesMut,
-    /// So many of them belong to the request.
+    /// How many of them belong to the request.
     admitted: usize,
     /// Bytes read since the dispatcher had its turn.
     turn: usize,
@@ -199,17 +160,12 @@ pub struct Transport {
     last: Vec<u8>,
     /// Until when the answer must be written, once the client does not take it.
     write_deadline: Option<Instant>,
-    timers: Timers,
+    /// Timers wake the dispatcher at a deadline. They are made when first needed: most phases end long before.
+    read_timer: Option<Pin<Box<Sleep>>>,
+    write_timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// Wake the dispatcher at a deadline. They are made when first needed: most phases end long before.
-#[derive(Default)]
-struct Timers {
-    read: Option<Pin<Box<Sleep>>>,
-    write: Option<Pin<Box<Sleep>>>,
-}
-
-/// Has the task woken at the deadline, or earlier: whoever is woken looks at its deadline again.
+/// Has the task woken at the deadline, or earlier: a task that is woken looks at its deadline again.
 fn wake_at(timer: &mut Option<Pin<Box<Sleep>>>, deadline: Instant, cx: &mut Context<'_>) {
     let sleep = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
     if sleep.deadline() > deadline || sleep.is_elapsed() {
@@ -221,18 +177,12 @@ fn wake_at(timer: &mut Option<Pin<Box<Sleep>>>, deadline: Instant, cx: &mut Cont
 }
 
 impl Transport {
-    pub fn new(
-        socket: TcpStream,
-        slot: Slot,
-        keep_alive: Duration,
-        on_refusal: Arc<dyn Fn(StatusCode) + Send + Sync>,
-    ) -> Self {
+    pub fn new(socket: TcpStream, slot: Option<OwnedSemaphorePermit>, listener: Arc<Listener>) -> Self {
         Self {
             socket,
             connection: Connection::new(),
             slot,
-            keep_alive,
-            on_refusal,
+            listener,
             framing: Framing::default(),
             ahead: BytesMut::new(),
             admitted: 0,
@@ -240,7 +190,8 @@ impl Transport {
             ended: false,
             last: Vec::new(),
             write_deadline: None,
-            timers: Timers::default(),
+            read_timer: None,
+            write_timer: None,
         }
     }
 
@@ -289,10 +240,16 @@ impl Transport {
 
     /// Between two requests nothing else is being written, so an answer can be put in from here.
     fn refuse(&mut self, status: StatusCode, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        (self.on_refusal)(status);
+        (self.listener.on_refusal)(status);
         // The client need not take it.
         let _ = Pin::new(&mut self.socket).poll_write(cx, &refusal::response(status));
         self.end()
+    }
+
+    /// Whether more than three quarters of the listener's connections are open.
+    fn connections_are_scarce(&self) -> bool {
+        let most = self.listener.max_connections;
+        self.slot.as_ref().is_none_or(|slot| slot.semaphore().available_permits() < most - most / 4 * 3)
     }
 
     /// What becomes of a phase whose time is up; `None` when it may go on.
@@ -302,8 +259,8 @@ impl Transport {
             return None;
         }
         Some(match (self.connection.phase.get(), self.connection.idle_since.get()) {
-            (Phase::Head, Some(since)) if now < since + self.keep_alive && !self.slot.0.are_scarce() => {
-                self.connection.deadline.set(Some((now + IDLE_LOOK).min(since + self.keep_alive)));
+            (Phase::Head, Some(since)) if now < since + KEEP_ALIVE && !self.connections_are_scarce() => {
+                self.connection.deadline.set(Some((now + IDLE_LOOK).min(since + KEEP_ALIVE)));
                 return None;
             }
             (Phase::Head, None) if self.connection.taken.get() > 0 => self.refuse(StatusCode::REQUEST_TIMEOUT, cx),
@@ -328,12 +285,12 @@ impl Transport {
         let now = Instant::now();
         let deadline = *self.write_deadline.get_or_insert(now + ANSWER_TIMEOUT);
         if now >= deadline {
-            // With a reset: what the client does not take would stay in the kernel for minutes, and so would a client that
-            // is not told. Where that cannot be set, the socket is closed as any other.
+            // The connection is reset: what the client does not take would stay in the kernel for minutes, and the client
+            // would wait as long. Where that cannot be set, the socket is closed as any other.
             let _ = self.socket.set_zero_linger();
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        wake_at(&mut self.timers.write, deadline, cx);
+        wake_at(&mut self.write_timer, deadline, cx);
         Poll::Pending
     }
 }
@@ -379,7 +336,7 @@ impl AsyncRead for Transport {
             let Poll::Ready(read) = Pin::new(&mut this.socket).poll_read(cx, buffer) else {
                 this.turn = 0;
                 if let Some(deadline) = this.connection.deadline.get() {
-                    wake_at(&mut this.timers.read, deadline, cx);
+                    wake_at(&mut this.read_timer, deadline, cx);
                 }
                 return Poll::Pending;
             };
@@ -409,7 +366,7 @@ impl AsyncWrite for Transport {
         if this.connection.phase.get() == Phase::Head
             && let Some((start, status)) = refusal::at_the_end_of(buffer)
         {
-            (this.on_refusal)(status);
+            (this.listener.on_refusal)(status);
             this.last = [&buffer[..start], &refusal::response(status)].concat();
             // What does not go at once goes with the flush.
             let _ = this.poll_last(cx)?;

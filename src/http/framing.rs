@@ -22,7 +22,7 @@ pub enum Framing {
     /// Not yet all of its head.
     #[default]
     Head,
-    /// So many bytes are left of its body.
+    /// This many bytes are left of its body.
     Body(u64),
     Chunked(Chunk),
     /// All of it.
@@ -38,7 +38,7 @@ impl Framing {
         let mut admitted = 0;
         if *self == Self::Head {
             match read_head(bytes) {
-                Some(Head { length, body }) => (admitted, *self) = (length, body),
+                Some(head) => (admitted, *self) = head,
                 None => return 0,
             }
         }
@@ -55,36 +55,25 @@ impl Framing {
                     }
                     taken
                 }
-                Self::Chunked(chunk) => match chunk.read(rest) {
-                    ChunksRead::All => rest.len(),
-                    ChunksRead::End(taken) => {
-                        *self = Self::Complete;
-                        taken
+                Self::Chunked(chunk) => {
+                    let (taken, then) = chunk.read(rest);
+                    if let Some(then) = then {
+                        *self = then;
                     }
-                    ChunksRead::Refused => {
-                        *self = Self::Open;
-                        rest.len()
-                    }
-                },
+                    taken
+                }
             }
     }
 }
 
-/// A whole head.
-struct Head {
-    length: usize,
-    /// What follows it.
-    body: Framing,
-}
-
-/// `None` where it is not whole yet.
-fn read_head(bytes: &mut [u8]) -> Option<Head> {
+/// The length of a head, and what follows it; `None` where it is not whole yet.
+fn read_head(bytes: &mut [u8]) -> Option<(usize, Framing)> {
     let mut fields = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
     let mut request = Request::new(&mut []);
     let length = match request.parse_with_uninit_headers(bytes, &mut fields) {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) => return None,
-        Err(_) => return Some(Head { length: 0, body: Framing::Open }),
+        Err(_) => return Some((0, Framing::Open)),
     };
     let (mut declared, mut chunked, mut blank) = (None, false, SmallVec::<[Range<usize>; 4]>::new());
     for field in request.headers.iter() {
@@ -107,7 +96,7 @@ fn read_head(bytes: &mut [u8]) -> Option<Head> {
         Some(length) => Framing::Body(length),
     };
     blank.into_iter().for_each(|place| bytes[place].fill(b' '));
-    Some(Head { length, body })
+    Some((length, body))
 }
 
 /// Where this part of the bytes lies in them.
@@ -142,15 +131,11 @@ enum At {
     EndLf,
 }
 
-enum ChunksRead {
-    All,
-    End(usize),
-    /// These are no chunks.
-    Refused,
-}
-
 impl Chunk {
-    fn read(&mut self, bytes: &[u8]) -> ChunksRead {
+    /// How many of these bytes belong to the body, and how the request goes on where no more chunks come: it is complete,
+    /// or these are no chunks.
+    fn read(&mut self, bytes: &[u8]) -> (usize, Option<Framing>) {
+        let refused = (bytes.len(), Some(Framing::Open));
         let mut next = 0;
         while let Some(byte) = bytes.get(next).copied() {
             if self.at == At::Data {
@@ -167,7 +152,7 @@ impl Chunk {
                     let digit = char::from(byte).to_digit(16).unwrap_or_default();
                     match self.size.checked_mul(16) {
                         Some(size) => self.size = size + u64::from(digit),
-                        None => return ChunksRead::Refused,
+                        None => return refused,
                     }
                     At::Digit
                 }
@@ -181,11 +166,11 @@ impl Chunk {
                 (At::Trailer, b'\r') => At::EndLf,
                 (At::InTrailer, b'\r') => At::TrailerLf,
                 (At::Trailer | At::InTrailer, _) => At::InTrailer,
-                (At::EndLf, b'\n') => return ChunksRead::End(next),
-                _ => return ChunksRead::Refused,
+                (At::EndLf, b'\n') => return (next, Some(Framing::Complete)),
+                _ => return refused,
             };
         }
-        ChunksRead::All
+        (bytes.len(), None)
     }
 }
 

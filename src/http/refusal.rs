@@ -1,15 +1,8 @@
 //! Answers to requests that no handler saw: actix refused them while it parsed, or their time was up.
 
-use actix_http::{Response, body::BoxBody};
-use actix_web::http::{StatusCode, header};
-use serde_json::json;
+use actix_web::http::StatusCode;
 
-/// RFC 9457, with the status's own phrase as its title.
-pub fn problem_json(status: StatusCode, detail: &str) -> Vec<u8> {
-    let title = status.canonical_reason();
-    let problem = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
-    problem.to_string().into_bytes()
-}
+use super::problem::{MEDIA_TYPE, Problem};
 
 /// A whole response, after which the connection ends.
 pub fn response(status: StatusCode) -> Vec<u8> {
@@ -18,24 +11,13 @@ pub fn response(status: StatusCode) -> Vec<u8> {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "the head of the request is too large, or has too many fields",
         _ => "this is not a valid HTTP/1.1 request",
     };
-    let body = problem_json(status, detail);
+    let body = Problem::new(status, detail).json();
     let (code, reason, length) = (status.as_str(), status.canonical_reason().unwrap_or_default(), body.len());
-    let head = format!(
+    let answer = format!(
         "HTTP/1.1 {code} {reason}\r\ncontent-length: {length}\r\nconnection: close\r\n\
-         content-type: application/problem+json\r\n\r\n"
+         content-type: {MEDIA_TYPE}\r\n\r\n{body}"
     );
-    [head.into_bytes(), body].concat()
-}
-
-/// 413 for a body that its client announced and has not sent yet.
-pub fn too_large(max_body: u64) -> Response<BoxBody> {
-    let detail = format!("the body is larger than {max_body} bytes (http.max_body): send it in smaller requests");
-    let status = StatusCode::PAYLOAD_TOO_LARGE;
-    Response::build(status)
-        .insert_header((header::CONTENT_TYPE, "application/problem+json"))
-        .force_close()
-        .body(problem_json(status, &detail))
-        .map_into_boxed_body()
+    answer.into_bytes()
 }
 
 /// Where, at the end of what actix writes between two requests, one of its own refusals begins: a response without a

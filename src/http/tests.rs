@@ -24,9 +24,8 @@ fn listen_at(sockets: Vec<TcpListener>, max_connections: usize) -> Arc<Mutex<Vec
         name: "test",
         workers: 1,
         max_connections,
-        keep_alive: Duration::from_secs(75),
-        max_body: Arc::new(|| 10),
-        on_refusal: Arc::new(move |status| heard.lock().push(status.as_u16())),
+        max_body: Box::new(|| 10),
+        on_refusal: Box::new(move |status| heard.lock().push(status.as_u16())),
     };
     let routes = |app: &mut ServiceConfig| {
         app.route("/", web::to(|| async { HttpResponse::Ok().body("hello") }));

@@ -2,17 +2,19 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
     format::{Events, Format, split},
     ids::Ids,
     in_flight::Reservation,
-    replies::{Problem, longest_answer},
+    replies::longest_answer,
 };
 use crate::{
     config::HttpConfig,
     event::{self, Code, EventFields, Invalid},
+    http::Problem,
     log::{Key, NewRecord, Span},
     position::Timestamp,
 };
@@ -20,6 +22,8 @@ use crate::{
 /// The events of one body. `records[i]` and `accepted[i]` are the same event.
 #[derive(Debug, Default)]
 pub struct Checked {
+    /// What records and ids point into.
+    pub body: Bytes,
     pub records: Vec<NewRecord>,
     /// What `Key::Unescaped` points into.
     pub unescaped: Vec<u8>,
@@ -61,19 +65,20 @@ const EVENT: usize = 2 * (size_of::<&[u8]>() + size_of::<NewRecord>() + size_of:
 /// # Errors
 /// What refuses the body as a whole: then nothing of it is accepted.
 pub fn check(
-    body: &[u8],
+    body: Bytes,
     format: Format,
     http: &HttpConfig,
     fields: &EventFields,
     received: Timestamp,
     share: &mut Reservation,
 ) -> Result<Checked, Problem> {
+    let body = format.into_json(body, share)?;
     let mut ids = Ids::new(received);
     let mut checked = Checked::default();
     let mut accept = |index: usize, event: &[u8]| -> Result<(), Invalid> {
         let head = event::admit(event, http.max_event, fields)?;
         let (id, assigned_id) = match head.id {
-            Some(Cow::Borrowed(id)) => (EventId::InBody(span(body, id.as_bytes())), None),
+            Some(Cow::Borrowed(id)) => (EventId::InBody(span(&body, id.as_bytes())), None),
             Some(Cow::Owned(id)) => (EventId::Unescaped(id), None),
             None => {
                 let id = ids.next();
@@ -81,19 +86,19 @@ pub fn check(
             }
         };
         let key = head.key.map(|key| match key {
-            Cow::Borrowed(key) => Key::InBody(span(body, key.as_bytes())),
+            Cow::Borrowed(key) => Key::InBody(span(&body, key.as_bytes())),
             Cow::Owned(key) => Key::Unescaped(append(&mut checked.unescaped, key.as_bytes())),
         });
-        checked.records.push(NewRecord { value: span(body, event), key, assigned_id });
+        checked.records.push(NewRecord { value: span(&body, event), key, assigned_id });
         checked.accepted.push(Accepted { index, id });
         Ok(())
     };
     let mut errors = Vec::new();
-    let events = split(body, format, http.max_events)?;
+    let events = split(&body, format, http.max_events)?;
     share.grow(EVENT * events.count())?;
     match events {
         Events::One(event) => match accept(0, event) {
-            Err(invalid) if invalid.code == Code::InvalidJson => return Err(Problem::invalid_body(&invalid)),
+            Err(invalid) if invalid.code == Code::InvalidJson => return Err(invalid_body(&invalid)),
             Err(invalid) => errors.push(EventError { index: 0, invalid }),
             Ok(()) => {}
         },
@@ -106,8 +111,15 @@ pub fn check(
         }
     }
     checked.errors = errors;
+    checked.body = body;
     share.grow(checked.unescaped.len() + checked.errors_size() + longest_answer(&checked))?;
     Ok(checked)
+}
+
+/// Broken syntax: nothing of the body is accepted.
+fn invalid_body(invalid: &Invalid) -> Problem {
+    let detail = format!("the body is not valid JSON, nothing was accepted: {}", invalid.message);
+    Problem { code: Some(invalid.code.as_str()), ..Problem::bad_request(detail) }
 }
 
 impl Checked {
@@ -137,7 +149,7 @@ impl Checked {
     }
 }
 
-/// Where `part` stands in the body that it borrows from. Bodies are below 4 GiB (`body::read` sees to it).
+/// Where `part` stands in the body that it borrows from. Bodies are below 4 GiB (`body::read` ensures it).
 fn span(body: &[u8], part: &[u8]) -> Span {
     let start = part.as_ptr().addr() - body.as_ptr().addr();
     Span { start: start as u32, end: (start + part.len()) as u32 }
@@ -161,7 +173,7 @@ mod tests {
         let fields = EventFields::from(&EventConfig::default());
         let http = HttpConfig { max_event: ByteSize(64), ..HttpConfig::default() };
         let mut share = Reservation::new(&Gauge::default(), http.max_in_flight);
-        check(body.as_bytes(), Format::Json, &http, &fields, Timestamp(0), &mut share).unwrap()
+        check(Bytes::copy_from_slice(body.as_bytes()), Format::Json, &http, &fields, Timestamp(0), &mut share).unwrap()
     }
 
     #[test]
@@ -201,9 +213,10 @@ mod tests {
             let http = HttpConfig { max_in_flight: ByteSize(limit), ..HttpConfig::default() };
             let mut share = Reservation::new(&in_flight, http.max_in_flight);
             let fields = EventFields::from(&EventConfig::default());
-            let checked = check(body.as_bytes(), Format::Json, &http, &fields, Timestamp(0), &mut share);
+            let checked =
+                check(Bytes::copy_from_slice(body.as_bytes()), Format::Json, &http, &fields, Timestamp(0), &mut share);
             assert!(in_flight.get() > 2_000_000, "10,000 errors with a sentence each: {}", in_flight.get());
-            checked.err().map(|problem| problem.status().as_u16())
+            checked.err().map(|problem| problem.status.as_u16())
         };
         assert_eq!(refused(2_000_000), Some(429));
         assert_eq!(refused(64 << 20), None);

@@ -1,8 +1,17 @@
 //! The formats of a body: each has a file here, which splits it into its events: parts of the body, nothing copied, no tree
-//! built.
+//! built. A new one is such a file, and a line of it in each function here.
 
 mod json;
 mod ndjson;
+
+use actix_web::http::{
+    StatusCode,
+    header::{CONTENT_TYPE, HeaderMap},
+};
+use bytes::Bytes;
+
+use super::in_flight::Reservation;
+use crate::{event::Code, http::Problem};
 
 /// How a body holds its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,21 +23,48 @@ pub enum Format {
 }
 
 impl Format {
-    pub(super) const ALL: [Self; 2] = [Self::Json, Self::Ndjson];
+    const ALL: [Self; 2] = [Self::Json, Self::Ndjson];
 
     /// As `Content-Type` names it, without parameters.
-    pub(super) fn media_type(self) -> &'static str {
+    fn media_type(self) -> &'static str {
         match self {
             Self::Json => "application/json",
             Self::Ndjson => "application/x-ndjson",
         }
     }
 
-    /// At most `max_events` events; where there are none, the body was an empty array.
-    fn split(self, body: &[u8], max_events: usize) -> Result<Events<'_>, Unsplittable> {
+    /// What `Content-Type` says that the body is.
+    ///
+    /// # Errors
+    /// 415 for another media type, another charset than UTF-8, and more than one `Content-Type`.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let unsupported = || {
+            let detail = format!("Content-Type must be {}, in UTF-8", Self::ALL.map(Self::media_type).join(" or "));
+            Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
+        };
+        let mut given = headers.get_all(CONTENT_TYPE);
+        let Some(content_type) = given.next() else { return Ok(Self::Json) };
+        if given.next().is_some() {
+            return Err(unsupported());
+        }
+        let mut parts = content_type.to_str().map_err(|_| unsupported())?.split(';').map(str::trim);
+        let media_type = parts.next().unwrap_or_default();
+        let is_utf_8 = |parameter: &str| match parameter.split_once('=') {
+            Some((name, charset)) if name.trim().eq_ignore_ascii_case("charset") => {
+                let charset = charset.trim().trim_matches('"');
+                charset.eq_ignore_ascii_case("utf-8") || charset.eq_ignore_ascii_case("utf8")
+            }
+            _ => true,
+        };
+        let known = Self::ALL.into_iter().find(|format| format.media_type().eq_ignore_ascii_case(media_type));
+        known.filter(|_| parts.all(is_utf_8)).ok_or_else(unsupported)
+    }
+
+    /// The JSON texts that are split: the body itself, or what a format that is not JSON rewrites it to, as a part of the
+    /// request's share.
+    pub(super) fn into_json(self, body: Bytes, _share: &mut Reservation) -> Result<Bytes, Problem> {
         match self {
-            Self::Json => json::split(body, max_events),
-            Self::Ndjson => ndjson::split(body, max_events),
+            Self::Json | Self::Ndjson => Ok(body),
         }
     }
 }
@@ -36,7 +72,7 @@ impl Format {
 /// The events of a body, not yet checked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Events<'a> {
-    /// One object. It is not parsed yet, so whoever finds broken syntax in it refuses the whole body.
+    /// One object. It is not parsed yet: broken syntax in it refuses the whole body.
     One(&'a [u8]),
     Many(Vec<&'a [u8]>),
 }
@@ -65,6 +101,19 @@ pub enum Unsplittable {
     TooMany(usize),
 }
 
+impl From<Unsplittable> for Problem {
+    fn from(unsplittable: Unsplittable) -> Self {
+        let (status, code) = match &unsplittable {
+            Unsplittable::TooMany(_) => (StatusCode::PAYLOAD_TOO_LARGE, None),
+            Unsplittable::NeitherObjectNorArray => (StatusCode::BAD_REQUEST, Some(Code::NotAnObject)),
+            Unsplittable::Empty | Unsplittable::ByteOrderMark | Unsplittable::Syntax(_) => {
+                (StatusCode::BAD_REQUEST, Some(Code::InvalidJson))
+            }
+        };
+        Self { code: code.map(Code::as_str), ..Self::new(status, unsplittable.to_string()) }
+    }
+}
+
 const WHITE_SPACE: &[u8] = b" \t\r\n";
 const BYTE_ORDER_MARKS: [&[u8]; 3] = [b"\xef\xbb\xbf", b"\xfe\xff", b"\xff\xfe"];
 
@@ -73,7 +122,10 @@ pub fn split(body: &[u8], format: Format, max_events: usize) -> Result<Events<'_
     if BYTE_ORDER_MARKS.iter().any(|mark| body.starts_with(mark)) {
         return Err(Unsplittable::ByteOrderMark);
     }
-    format.split(body, max_events)
+    match format {
+        Format::Json => json::split(body, max_events),
+        Format::Ndjson => ndjson::split(body, max_events),
+    }
 }
 
 fn trim(mut bytes: &[u8]) -> &[u8] {
@@ -92,11 +144,30 @@ fn trim(mut bytes: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use actix_web::http::header::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;
 
     const NO_LIMIT: usize = usize::MAX;
+
+    #[test]
+    fn the_body_is_json_or_ndjson_in_utf_8() {
+        for (content_types, expected) in [
+            (&[][..], Ok(Format::Json)),
+            (&["application/json"], Ok(Format::Json)),
+            (&["Application/JSON; charset=\"UTF-8\"; profile=x"], Ok(Format::Json)),
+            (&["application/x-ndjson;charset=utf-8"], Ok(Format::Ndjson)),
+            (&["application/json; charset=latin1"], Err(415)),
+            (&["text/plain"], Err(415)),
+            (&[""], Err(415)),
+            (&["application/json", "application/x-ndjson"], Err(415)),
+        ] {
+            let mut headers = HeaderMap::new();
+            content_types.iter().for_each(|given| headers.append(CONTENT_TYPE, HeaderValue::from_static(given)));
+            assert_eq!(Format::of(&headers).map_err(|problem| problem.status.as_u16()), expected, "{content_types:?}");
+        }
+    }
 
     fn many(body: &str, format: Format) -> Vec<&str> {
         match split(body.as_bytes(), format, NO_LIMIT).unwrap() {

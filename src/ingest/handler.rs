@@ -20,12 +20,13 @@ use super::{
     check::{Checked, check},
     format::Format,
     in_flight::Reservation,
-    replies::{Problem, summary},
+    replies::summary,
 };
 use crate::{
     config::{Config, LiveConfig},
-    event::{Code, EventFields},
-    health::Health,
+    event::EventFields,
+    health::{Closed, Health},
+    http::Problem,
     log::{Delivery, Ingress, NotTaken, Publish, Ticket, kafka},
     metrics::{Metrics, ReasonLabel, StatusLabel},
     names::{ActorName, dependency},
@@ -67,7 +68,7 @@ impl Drop for Waiting {
 /// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
 /// connections to serve.
 const LONG_PARSE: usize = 256 * 1024;
-/// A request that waits for long looks so often whether its queue has gone.
+/// How often a request that waits for long looks whether its queue has gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Intake {
@@ -86,44 +87,52 @@ impl Intake {
         self.under_way.wait().await;
     }
 
-    async fn accept(self: &Arc<Self>, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
-        if let Some((closed, why)) = self.health.closed() {
-            return Err(Problem::closed(closed, &why));
-        }
+    /// Refuses a request before anything of it is read.
+    fn admit(&self) -> Result<(), Problem> {
+        self.health.closed().map_or(Ok(()), |(closed, why)| Err(refused_by_gate(closed, &why)))
+    }
+
+    /// Reads a body of this format, checks its events, and makes the valid ones durable. The answer to them is to be a
+    /// part of the reservation.
+    async fn accept(
+        self: &Arc<Self>,
+        request: &HttpRequest,
+        payload: web::Payload,
+        format: Format,
+    ) -> Result<(Checked, Reservation), Problem> {
         let config = self.config.load_full();
-        let format = body::format(request.headers())?;
         let body = body::read(request, payload, &config.http, &self.metrics.in_flight_bytes).await?;
         let received = Timestamp::now();
         let mut share = Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight);
         let mut checked = if body.len() < LONG_PARSE {
-            check(&body, format, &config.http, &self.fields, received, &mut share)?
+            check(body, format, &config.http, &self.fields, received, &mut share)?
         } else {
             let checked;
-            (checked, share) = self.check_aside(&body, format, &config, received, share).await?;
+            (checked, share) = self.check_aside(body, format, config.clone(), received, share).await?;
             checked
         };
         if !checked.records.is_empty() {
-            let too_large = self.publish(&mut checked, &body, received, &config).await?;
+            let too_large = self.publish(&mut checked, received, config.http.request_timeout).await?;
             checked.refuse_too_large(too_large);
         }
         self.metrics.events_accepted.inc_by(checked.accepted.len() as u64);
         for error in &checked.errors {
-            self.rejected(error.invalid.code);
+            self.rejected(error.invalid.code.as_str());
         }
-        Ok(summary(&body, &checked, share))
+        Ok((checked, share))
     }
 
     async fn check_aside(
         self: &Arc<Self>,
-        body: &Bytes,
+        body: Bytes,
         format: Format,
-        config: &Arc<Config>,
+        config: Arc<Config>,
         received: Timestamp,
         mut share: Reservation,
     ) -> Result<(Checked, Reservation), Problem> {
-        let (intake, body, config) = (self.clone(), body.clone(), config.clone());
+        let intake = self.clone();
         let checking = move || {
-            let checked = check(&body, format, &config.http, &intake.fields, received, &mut share)?;
+            let checked = check(body, format, &config.http, &intake.fields, received, &mut share)?;
             Ok((checked, share))
         };
         tokio::task::spawn_blocking(checking).await.unwrap_or_else(|error| {
@@ -136,13 +145,13 @@ impl Intake {
     async fn publish(
         &self,
         checked: &mut Checked,
-        body: &Bytes,
         received: Timestamp,
-        config: &Config,
+        timeout: Duration,
     ) -> Result<Vec<usize>, Problem> {
-        let (ticket, delivery) = Ticket::new(checked.records.len(), self.metrics.events_produced_unanswered.clone());
+        let unanswered = &self.metrics.events_produced_unanswered;
+        let (ticket, delivery) = Ticket::new(checked.records.len(), unanswered.clone());
         let publish = Publish {
-            body: body.clone(),
+            body: checked.body.clone(),
             unescaped: std::mem::take(&mut checked.unescaped).into(),
             events: std::mem::take(&mut checked.records),
             received,
@@ -154,17 +163,14 @@ impl Intake {
         self.ingress.publish(publish).map_err(not_taken)?;
         // The whole timeout again, after that for the body: the queue's own delivery timeout is just below it, so that
         // an answer "unknown" stays rare.
-        let delivery =
-            self.confirmed(delivery, is_buffered, config.http.request_timeout).await.map_err(|why| unknown(&why))?;
-        if let Some(reason) = delivery.unavailable {
-            self.metrics.events_produced_unanswered.inc_by(delivery.durable as u64);
-            return Err(unknown(&reason));
-        }
-        if let Some(reason) = delivery.refused {
-            self.metrics.events_produced_unanswered.inc_by(delivery.durable as u64);
-            return Err(if delivery.durable == 0 { refused(&reason) } else { unknown(&reason) });
-        }
-        Ok(delivery.too_large)
+        let delivery = self.confirmed(delivery, is_buffered, timeout).await.map_err(|why| unknown(&why))?;
+        let problem = match (delivery.unavailable, delivery.refused) {
+            (None, None) => return Ok(delivery.too_large),
+            (None, Some(reason)) if delivery.durable == 0 => refused(&reason),
+            (Some(reason), _) | (None, Some(reason)) => unknown(&reason),
+        };
+        unanswered.inc_by(delivery.durable as u64);
+        Err(problem)
     }
 
     /// Waits for the log's answer, at most `timeout`; while it is known that Kafka takes nothing, for moments unless
@@ -194,6 +200,26 @@ impl Intake {
         }
     }
 
+    /// Answers a request that brings events, and counts it.
+    async fn counted(&self, answer: impl Future<Output = Result<HttpResponse, Problem>>) -> HttpResponse {
+        let started = Instant::now();
+        let _under_way = self.under_way.token();
+        let response = match answer.await {
+            Ok(response) => {
+                self.answered(response.status());
+                response
+            }
+            Err(problem) => {
+                if let Some(code) = problem.code {
+                    self.rejected(code);
+                }
+                self.refuse(problem)
+            }
+        };
+        self.metrics.request_duration.observe(started.elapsed().as_secs_f64());
+        response
+    }
+
     /// Counts an answer.
     pub fn answered(&self, status: StatusCode) {
         if status == StatusCode::OK {
@@ -203,14 +229,29 @@ impl Intake {
         }
     }
 
-    fn rejected(&self, code: Code) {
-        self.metrics.events_rejected.get_or_create(&ReasonLabel { reason: code.as_str() }).inc();
+    fn rejected(&self, code: &'static str) {
+        self.metrics.events_rejected.get_or_create(&ReasonLabel { reason: code }).inc();
     }
 
     fn refuse(&self, problem: Problem) -> HttpResponse {
-        self.answered(problem.status());
+        self.answered(problem.status);
         problem.into_response()
     }
+}
+
+/// New events are refused at present.
+fn refused_by_gate(closed: Closed, why: &str) -> Problem {
+    let (seconds, what) = match closed {
+        // Another daemon, or this one restarted, is there as soon as a load balancer or systemd has noticed.
+        Closed::Draining => (5, "stopping"),
+        // Uploads and trimming, or an operator, have to free the disk first.
+        Closed::DiskFull => (30, "the disk is too full"),
+        // A broker's election or restart takes seconds.
+        Closed::QueueUnavailable => (5, "the queue cannot be reached"),
+        Closed::Starting => (1, "starting"),
+    };
+    let problem = unavailable(seconds, format!("no events are accepted at present: {what} ({why})"));
+    Problem { closing: closed == Closed::Draining, ..problem }
 }
 
 fn not_taken(why: NotTaken) -> Problem {
@@ -218,13 +259,13 @@ fn not_taken(why: NotTaken) -> Problem {
         NotTaken::Busy => Problem::too_busy("too many requests wait for the queue: try again"),
         // A panicked producer is back after a back-off that begins at a fraction of a second.
         NotTaken::Restarting => {
-            Problem::unavailable(1, "the producer is being restarted; nothing of this request was stored")
+            Problem::unavailable("the producer is being restarted; nothing of this request was stored")
         }
     }
 }
 
 fn refused(reason: &str) -> Problem {
-    Problem::unavailable(5, format!("{reason}; nothing of this request was stored: send it again later"))
+    unavailable(5, format!("{reason}; nothing of this request was stored: send it again later"))
 }
 
 fn unknown(reason: &str) -> Problem {
@@ -232,48 +273,45 @@ fn unknown(reason: &str) -> Problem {
         "{reason}; it is not known which events of this request were stored: sending it again may store events twice, \
          with the same id where the client sent one"
     );
-    Problem::unavailable(5, detail)
+    unavailable(5, detail)
+}
+
+fn unavailable(retry_after: u32, detail: String) -> Problem {
+    Problem { retry_after: Some(retry_after), ..Problem::unavailable(detail) }
+}
+
+fn not_allowed(allow: &'static str) -> Problem {
+    Problem::not_allowed(allow, format!("this path takes {allow} only"))
 }
 
 /// The routes: `POST /v1/events`, `GET /health`, nothing else.
-pub fn routes(intake: web::Data<Intake>) -> impl FnOnce(&mut ServiceConfig) {
-    move |service| {
-        service
-            .app_data(intake)
-            .service(web::resource("/v1/events").route(web::post().to(post_events)).default_service(web::to(
-                |intake: web::Data<Intake>| async move { intake.refuse(Problem::not_allowed("POST")) },
-            )))
-            .service(
-                web::resource("/health")
-                    .route(web::get().to(get_health))
-                    .route(web::head().to(get_health))
-                    .default_service(web::to(|intake: web::Data<Intake>| async move {
-                        intake.refuse(Problem::not_allowed("GET, HEAD"))
-                    })),
-            )
-            .default_service(web::to(|intake: web::Data<Intake>| async move {
-                intake.refuse(Problem::new(StatusCode::NOT_FOUND, "events are taken by POST /v1/events"))
-            }));
-    }
+pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
+    let refuse =
+        |problem: fn() -> Problem| web::to(move |intake: web::Data<Intake>| async move { intake.refuse(problem()) });
+    app.app_data(intake)
+        .service(
+            web::resource("/v1/events")
+                .route(web::post().to(post_events))
+                .default_service(refuse(|| not_allowed("POST"))),
+        )
+        .service(
+            web::resource("/health")
+                .route(web::get().to(get_health))
+                .route(web::head().to(get_health))
+                .default_service(refuse(|| not_allowed("GET, HEAD"))),
+        )
+        .default_service(refuse(|| Problem::not_found("events are taken by POST /v1/events")));
 }
 
 async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
-    let started = Instant::now();
-    let _under_way = intake.under_way.token();
-    let response = match intake.accept(&request, payload).await {
-        Ok(response) => {
-            intake.answered(response.status());
-            response
-        }
-        Err(problem) => {
-            if let Some(code) = problem.code() {
-                intake.rejected(code);
-            }
-            intake.refuse(problem)
-        }
+    let answer = async {
+        intake.admit()?;
+        body::check_encoding(request.headers())?;
+        let format = Format::of(request.headers())?;
+        let (checked, share) = intake.accept(&request, payload, format).await?;
+        Ok(summary(&checked, share))
     };
-    intake.metrics.request_duration.observe(started.elapsed().as_secs_f64());
-    response
+    intake.counted(answer).await
 }
 
 /// For load balancers: whether events are accepted, and no more.
@@ -282,5 +320,5 @@ async fn get_health(intake: web::Data<Intake>) -> HttpResponse {
         intake.answered(StatusCode::OK);
         return HttpResponse::Ok().finish();
     }
-    intake.refuse(Problem::unavailable(1, "not ready"))
+    intake.refuse(Problem::unavailable("not ready"))
 }

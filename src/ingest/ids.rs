@@ -1,6 +1,6 @@
 //! The ids that the server assigns to events whose client sent none.
 
-use uuid::Uuid;
+use uuid::{Builder, Uuid, Version};
 
 use crate::position::Timestamp;
 
@@ -8,37 +8,34 @@ use crate::position::Timestamp;
 ///
 /// RFC 9562, section 6.2, method 2: the first one's random part comes from the operating system, each next one is one more.
 /// So a request of thousands of events asks the system once, and its ids take four bytes each in a compressed batch, where
-/// random steps took eight. They are no secrets: who knows one id of a request can guess the others.
+/// random steps took eight. They are no secrets: the others of a request can be guessed from one.
 pub struct Ids {
     received: Timestamp,
-    /// The random part of the latest id; drawn when the first id is needed.
-    random: Option<u128>,
+    /// The latest id; the first is drawn when it is needed.
+    latest: Option<u128>,
 }
 
-/// Bits 80 and up of a UUIDv7 are milliseconds, 64 to 75 and 0 to 61 are random.
+/// Above the random part, which a UUIDv4 has at the same place as a UUIDv7.
 const MILLIS_SHIFT: u32 = 80;
-const VERSION_7: u128 = 7 << 76;
-const VARIANT: u128 = 0b10 << 62;
-const LOW_BITS: u32 = 62;
-const LOW: u128 = (1 << LOW_BITS) - 1;
+/// The highest bit of the last 62 random ones. It starts as 0, so that no number of steps overflows them.
+const HIGHEST: u128 = 1 << 61;
 
 impl Ids {
     pub fn new(received: Timestamp) -> Self {
-        Self { received, random: None }
+        Self { received, latest: None }
     }
 
     pub fn next(&mut self) -> Uuid {
-        let random = match self.random {
-            // The highest of the 74 random bits starts as 0, so that no number of steps overflows them.
-            None => {
-                let drawn = Uuid::new_v4().as_u128();
-                (drawn & LOW) | ((drawn >> MILLIS_SHIFT) & 0x7ff) << LOW_BITS
-            }
-            Some(random) => random + 1,
-        };
-        self.random = Some(random);
+        let next = self.latest.map_or_else(|| self.first(), |latest| latest + 1);
+        self.latest = Some(next);
+        Uuid::from_u128(next)
+    }
+
+    fn first(&self) -> u128 {
         let millis = u128::from(self.received.0.unsigned_abs()) << MILLIS_SHIFT;
-        Uuid::from_u128(millis | VERSION_7 | ((random >> LOW_BITS) << 64) | VARIANT | (random & LOW))
+        let random = Uuid::new_v4().as_u128() % (1 << MILLIS_SHIFT);
+        let id = Builder::from_u128(millis | random).with_version(Version::SortRand).into_uuid();
+        id.as_u128() & !HIGHEST
     }
 }
 
@@ -52,7 +49,8 @@ mod tests {
         let mut ids = Ids::new(received);
         let drawn: Vec<Uuid> = (0..10_000).map(|_| ids.next()).collect();
         assert!(drawn.is_sorted_by(|a, b| a < b));
-        for id in [drawn[0], drawn[9_999], Ids { received, random: Some((1 << 74) - (1 << 33)) }.next()] {
+        let highest = drawn[0].as_u128() | (HIGHEST - 1);
+        for id in [drawn[0], drawn[9_999], Ids { received, latest: Some(highest) }.next()] {
             assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
             let (seconds, nanos) = id.get_timestamp().unwrap().to_unix();
             assert_eq!((seconds, nanos / 1_000_000), (1_795_420_800, 123));

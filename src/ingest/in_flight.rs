@@ -3,8 +3,7 @@
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::replies::Problem;
-use crate::config::ByteSize;
+use crate::{config::ByteSize, http::Problem};
 
 /// What one request takes of it: bytes of its body, what its events cost besides, its answer. The gauge itself is the
 /// count, so that what is shown is what is enforced.
@@ -22,7 +21,7 @@ impl Reservation {
     /// Takes more, without waiting.
     ///
     /// # Errors
-    /// 429 when there is not so much left.
+    /// 429 when less than that is left.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.bytes = self.bytes.saturating_add(bytes);
@@ -66,7 +65,7 @@ mod tests {
         let share = || Reservation::new(&in_flight, ByteSize(10));
         let (mut first, mut second) = (share(), share());
         assert!(first.grow(6).is_ok());
-        assert_eq!(second.grow(5).unwrap_err().status(), 429);
+        assert_eq!(second.grow(5).unwrap_err().status, 429);
         drop(second);
         assert!(first.grow(4).is_ok());
         let held = first.hold(vec![1, 2]);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -18,8 +18,8 @@ use crate::position::Timestamp;
 
 /// The write side of a queue, which several threads use at the same time.
 pub trait Appender: Send + Sync {
-    /// Starts writing the events of `publish` from index `from` on; its ticket hears of each of them exactly once, when
-    /// it is durable or refused. Never blocks for long.
+    /// Starts writing the events of `publish` from index `from` on. Its ticket is called exactly once for each of them,
+    /// when it is durable or refused. Never blocks for long.
     ///
     /// # Errors
     /// [`Full`] gives the request back when the queue's own buffers are full: call again later with the index reached.
@@ -40,7 +40,7 @@ pub struct Full {
 
 /// The accepted events of one request, to be made durable. Each is answered exactly once through the ticket.
 pub struct Publish {
-    /// The request's body as it came (after decompression); events are parts of it.
+    /// The request's body; events are parts of it.
     pub body: Bytes,
     /// Keys that do not stand in the body as they are, because they were escaped.
     pub unescaped: Bytes,
@@ -152,31 +152,27 @@ impl Ticket {
 
     /// The event at `index` is larger than the queue takes.
     pub fn too_large(&self, index: usize) {
-        self.outcome().delivery.too_large.push(index);
+        self.outcome.lock().delivery.too_large.push(index);
         self.count_down(1);
     }
 
     /// `events` events are not known to be durable, for a passing reason.
     pub fn unavailable(&self, events: usize, reason: &str) {
-        self.outcome().delivery.unavailable.get_or_insert_with(|| reason.to_owned());
+        self.outcome.lock().delivery.unavailable.get_or_insert_with(|| reason.to_owned());
         self.count_down(events);
     }
 
     /// Nothing of `events` events was written, for a passing reason.
     pub fn refused(&self, events: usize, reason: &str) {
-        self.outcome().delivery.refused.get_or_insert_with(|| reason.to_owned());
+        self.outcome.lock().delivery.refused.get_or_insert_with(|| reason.to_owned());
         self.count_down(events);
-    }
-
-    fn outcome(&self) -> MutexGuard<'_, Outcome> {
-        self.outcome.lock()
     }
 
     fn count_down(&self, events: usize) {
         if self.unanswered.fetch_sub(events, Ordering::AcqRel) != events {
             return;
         }
-        let mut outcome = self.outcome();
+        let mut outcome = self.outcome.lock();
         let mut delivery = std::mem::take(&mut outcome.delivery);
         delivery.durable = self.durable.load(Ordering::Acquire);
         let Some(reply) = outcome.reply.take() else {

@@ -6,7 +6,7 @@
 //!
 //! What operators do with them stands behind [`DeadLetters`]: the embedded log and Kafka implement it, and
 //! [`client`] asks a running daemon. A replay goes through [`replay`], which is the ingestor's check, and appends the
-//! record and marks its letter in one transaction: it happens once, whatever is killed and whoever else tries.
+//! record and marks its letter in one transaction: it happens once, whatever is killed and however many try.
 
 pub mod client;
 mod filter;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::position::{Offset, Partition, Timestamp, TopicName};
 
-pub use filter::{Filter, moment};
+pub use filter::Filter;
 
 /// The header of a record that came from a letter: the letter's id.
 pub const REPLAYED_HEADER: &str = "ingestd-replayed";

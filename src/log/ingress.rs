@@ -1,6 +1,6 @@
-//! The way into the queue. A small request is appended where it is handled, by whoever handles it, beside others: a
-//! change of threads costs more than all else that is done for it. Only when the queue is full or closed, and for large
-//! requests, it waits in the producer's mailbox, whose bound is the backpressure that clients hear.
+//! The way into the queue. A small request is appended on the thread that handles it, beside others: a change of threads
+//! costs more than all else that is done for it. Only when the queue is full or closed, and for large requests, it waits in
+//! the producer's mailbox, whose bound is the backpressure on clients.
 
 use std::sync::{
     Arc,
@@ -8,7 +8,7 @@ use std::sync::{
 };
 
 use actix::{Message, dev::SendError};
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::RwLock;
 
 use super::{Appender, Full, Producer, Publish};
 use crate::supervise::Slot;
@@ -25,9 +25,9 @@ pub struct Ingress {
 
 #[derive(Default)]
 struct Shared {
-    /// Shared by those that append; alone for whoever opens and closes.
+    /// Locked shared by requests that append, and exclusively to open and close it.
     open: RwLock<Option<Open>>,
-    /// Requests in the mailbox, and the one that the producer holds: who comes now comes behind them.
+    /// Requests in the mailbox, and the one that the producer holds: a request that comes now comes behind them.
     waiting: AtomicUsize,
     incarnations: AtomicU64,
 }
@@ -75,15 +75,12 @@ impl Ingress {
         Self { producer, shared: Arc::default() }
     }
 
-    /// Appends the events, or has the producer do it. What becomes of each its ticket hears.
+    /// Appends the events, or has the producer do it. The ticket learns what becomes of each.
     ///
     /// # Errors
     /// When the request is not taken, and nothing of it was appended.
     pub fn publish(&self, publish: Publish) -> Result<(), NotTaken> {
-        match self.append(publish) {
-            Ok(()) => Ok(()),
-            Err(Full { publish, next }) => self.queue(publish, next),
-        }
+        self.append(publish).or_else(|Full { publish, next }| self.queue(publish, next))
     }
 
     /// Without waiting, for a lock neither.
@@ -118,15 +115,15 @@ impl Ingress {
     }
 
     pub(super) fn reopen(&self, incarnation: Incarnation, appender: Box<dyn Appender>) {
-        let before = self.lock().replace(Open { incarnation, appender });
+        let before = self.shared.open.write().replace(Open { incarnation, appender });
         // Its threads end outside of the lock.
         drop(before);
     }
 
     /// Takes the appender away, if it is still this incarnation's.
     pub(super) fn close(&self, incarnation: Incarnation) -> Option<Box<dyn Appender>> {
-        let taken = self.lock().take_if(|open| open.incarnation == incarnation);
-        taken.map(|open| open.appender)
+        let taken = self.shared.open.write().take_if(|open| open.incarnation == incarnation)?;
+        Some(taken.appender)
     }
 
     /// For the producer, in the order of its mailbox. A closed ingress refuses the events.
@@ -138,10 +135,6 @@ impl Ingress {
                 Ok(())
             }
         }
-    }
-
-    fn lock(&self) -> RwLockWriteGuard<'_, Option<Open>> {
-        self.shared.open.write()
     }
 }
 

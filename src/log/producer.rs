@@ -2,7 +2,7 @@
 //! each is durable.
 //!
 //! Requests come by the [`Ingress`]. Those that wait for the log are in the mailbox, which is bounded: a full one is
-//! answered with 429, so load that the log cannot take is heard by the client instead of growing memory.
+//! answered with 429, so load that the log cannot take is answered to the client instead of growing memory.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub struct Producer {
 impl Producer {
     /// Requests waiting to be appended. Appending takes microseconds, so this is a burst of requests within one
     /// scheduling delay; their bytes are bounded by `http.max_in_flight`. Much less refuses bursts that the queue would
-    /// take; more only lengthens the wait before a client hears that the queue is stuck.
+    /// take; more only lengthens the wait before a client learns that the queue is stuck.
     const MAILBOX: usize = 4096;
     /// How long to wait when the queue's buffers are full, before the rest of a request is appended.
     const FULL_PAUSE: Duration = Duration::from_millis(2);
@@ -41,14 +41,6 @@ impl Producer {
     pub fn new(ingress: Ingress, appender: Box<dyn Appender>, health: Health) -> Self {
         let incarnation = ingress.open(appender);
         Self { ingress, incarnation, health }
-    }
-
-    /// Appends, and holds the mailbox while the queue is full: order is kept and the backpressure is heard.
-    fn append(&mut self, Queued { publish, from, place }: Queued, ctx: &mut Context<Self>) {
-        if let Err(Full { publish, next }) = self.ingress.append_queued(publish, from) {
-            let pause = tokio::time::sleep(Self::FULL_PAUSE).into_actor(self);
-            ctx.wait(pause.map(move |(), actor, ctx| actor.append(Queued { publish, from: next, place }, ctx)));
-        }
     }
 }
 
@@ -62,7 +54,7 @@ impl Actor for Producer {
 }
 
 impl Drop for Producer {
-    /// After a panic too: requests hear that it is being restarted, and what was not answered is.
+    /// After a panic too: requests that come are refused while it is being restarted, and those that wait are answered.
     fn drop(&mut self) {
         drop(self.ingress.close(self.incarnation));
     }
@@ -71,8 +63,12 @@ impl Drop for Producer {
 impl Handler<Queued> for Producer {
     type Result = ();
 
-    fn handle(&mut self, queued: Queued, ctx: &mut Self::Context) {
-        self.append(queued, ctx);
+    /// Appends, and holds the mailbox while the queue is full: order is kept and clients notice the backpressure.
+    fn handle(&mut self, Queued { publish, from, place }: Queued, ctx: &mut Self::Context) {
+        if let Err(Full { publish, next }) = self.ingress.append_queued(publish, from) {
+            let pause = tokio::time::sleep(Self::FULL_PAUSE).into_actor(self);
+            ctx.wait(pause.map(move |(), actor, ctx| actor.handle(Queued { publish, from: next, place }, ctx)));
+        }
     }
 }
 

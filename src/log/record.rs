@@ -89,7 +89,7 @@ impl RecordBuffer {
         Self { bytes: Vec::with_capacity(bytes), count: 0 }
     }
 
-    /// Room for so many bytes more.
+    /// Makes room for this many bytes more.
     pub fn reserve(&mut self, bytes: usize) {
         self.bytes.reserve(bytes);
     }

@@ -21,7 +21,7 @@ pub(super) fn split(body: &[u8], max_events: usize) -> Result<Events<'_>, Unspli
 fn elements(body: &[u8], max_events: usize) -> Result<Vec<&[u8]>, Unsplittable> {
     let text = std::str::from_utf8(body)
         .map_err(|error| Unsplittable::Syntax(format!("not valid UTF-8 at byte {}", error.valid_up_to())))?;
-    if let Some(elements) = event::elements(text, max_events) {
+    if let Some(elements) = event::array(text, max_events) {
         return Ok(elements);
     }
     let mut elements = Vec::new();

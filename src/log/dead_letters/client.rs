@@ -38,7 +38,7 @@ impl AdminClient {
         Ok(Self { url: url.trim_end_matches('/').to_owned(), agent: config.into() })
     }
 
-    /// Whether anybody listens there. One who does not answer in time is one who listens.
+    /// Whether anything listens there, also where it does not answer in time.
     pub fn is_listened_to(&self) -> bool {
         !matches!(self.agent.get(format!("{}/health/live", self.url)).call(), Err(error) if is_refused(&error))
     }

@@ -1,25 +1,36 @@
-//! Which letters an operation is about; as query parameters, it is the same for the endpoint and its client.
+//! Which letters an operation is about: the same as query parameters of the endpoint, for its client, and as options of the
+//! command line.
 
 use chrono::DateTime;
+use clap::{Args, builder::TypedValueParser as _, value_parser};
 
 use super::LettersError;
 use crate::position::{Partition, Timestamp};
 
 /// Selects letters; what is not set selects all.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct Filter {
-    /// Found at or after it.
+    /// Found at or after it: an RFC 3339 time, or so long ago (2h)
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     pub from: Option<Timestamp>,
-    /// Found before it.
+    /// Found before it
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     pub to: Option<Timestamp>,
+    /// With this reason, such as invalid_json
+    #[arg(long, value_name = "CODE")]
     pub reason: Option<String>,
-    /// Of the record.
+    /// Of records of this partition
+    #[arg(long, value_name = "NUMBER", value_parser = value_parser!(i32).range(0..).map(Partition))]
     pub partition: Option<Partition>,
-    /// Any of these.
+    /// This letter (topic/partition/offset); may be repeated
+    #[arg(long = "id", value_name = "ID")]
     pub ids: Vec<String>,
-    /// Those that were replayed or purged, too.
-    pub all: bool,
+    /// At most so many
+    #[arg(long, value_name = "NUMBER", value_parser = value_parser!(u32).range(1..=100_000).map(|limit| limit as usize))]
     pub limit: Option<usize>,
+    /// Those that were replayed or purged, too
+    #[arg(long)]
+    pub all: bool,
 }
 
 impl Filter {
@@ -137,7 +148,7 @@ impl Filter {
 ///
 /// # Errors
 /// One sentence on what it must be.
-pub fn moment(text: &str) -> Result<Timestamp, String> {
+fn moment(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Ok(Timestamp(time.timestamp_millis()));
     }

@@ -70,7 +70,7 @@ impl ReplayCheck {
                 return Err(Refused { id, reason: invalid.code.as_str().to_owned(), message: invalid.message });
             }
         };
-        // Of a letter that was a replay already, the latest id is told; that letter knows the one before.
+        // Of a letter that was a replay already the header names the latest one, which itself names the one before.
         let mut headers: Vec<_> = letter.headers.iter().filter(|(name, _)| name != REPLAYED_HEADER).cloned().collect();
         if !has_id && !headers.iter().any(|(name, _)| name == ID_HEADER) {
             headers.push((ID_HEADER.to_owned(), Some(Uuid::now_v7().to_string().into_bytes())));

@@ -3,6 +3,7 @@
 //!
 //! The second reading is a grammar of its own (RFC 8259, below), and serde_json's trees where it makes them.
 
+use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::Value;
@@ -11,11 +12,12 @@ use super::{
     check::{Checked, EventId, check},
     format::Format,
     in_flight::Reservation,
-    replies::{Problem, longest_answer, summary_json},
+    replies::{longest_answer, summary_json},
 };
 use crate::{
     config::{ByteSize, EventConfig, HttpConfig},
     event::{self, Code, EventFields, MAX_DEPTH},
+    http::Problem,
     log::{Key, Span},
     position::Timestamp,
 };
@@ -79,17 +81,24 @@ fn verdict(event: &[u8]) -> Result<(), Code> {
 fn checked(body: &[u8], format: Format) -> Result<Checked, Problem> {
     let http = HttpConfig { max_events: usize::MAX, max_event: ByteSize(u64::MAX), ..HttpConfig::default() };
     let mut share = Reservation::new(&Gauge::default(), ByteSize(u64::MAX));
-    check(body, format, &http, &EventFields::from(&EventConfig::default()), Timestamp(0), &mut share)
+    check(
+        Bytes::copy_from_slice(body),
+        format,
+        &http,
+        &EventFields::from(&EventConfig::default()),
+        Timestamp(0),
+        &mut share,
+    )
 }
 
 /// All that must hold for one body.
 fn holds(body: &[u8], format: Format) {
     let (checked, events) = match (checked(body, format), expected(body, format)) {
         (Ok(checked), Expected::Events(events)) => (checked, events),
-        (Err(problem), Expected::Refused) => return assert_eq!(problem.status(), 400),
+        (Err(problem), Expected::Refused) => return assert_eq!(problem.status, 400),
         // A single object that only the rules for events refuse, such as its depth.
         (Err(problem), Expected::Events(events)) => {
-            assert_eq!((format, events.len(), problem.code()), (Format::Json, 1, Some(Code::InvalidJson)));
+            assert_eq!((format, events.len(), problem.code), (Format::Json, 1, Some("invalid_json")));
             return assert_eq!(verdict(events[0]), Err(Code::InvalidJson));
         }
         (Ok(checked), Expected::Refused) => panic!("accepted what is no JSON: {checked:?}"),
@@ -131,7 +140,7 @@ fn holds(body: &[u8], format: Format) {
         }
         ids.push(id);
     }
-    let reply = summary_json(body, &checked);
+    let reply = summary_json(&checked);
     assert!(
         reply.len() <= longest_answer(&checked),
         "{} bytes, {} were reserved",

@@ -1,0 +1,121 @@
+//! Answers that concern a whole request: `application/problem+json` (RFC 9457).
+
+use std::{borrow::Cow, fmt::Display};
+
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{
+        StatusCode,
+        header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+    },
+};
+use serde::Serialize;
+use serde_json::json;
+
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// An answer that is an error: its status, and what is wrong and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct Problem {
+    pub status: StatusCode,
+    pub detail: Cow<'static, str>,
+    /// Why a body is refused, by the code of single events.
+    pub code: Option<&'static str>,
+    /// Seconds.
+    pub retry_after: Option<u32>,
+    /// The methods that the path takes.
+    pub allow: Option<&'static str>,
+    /// The connection is of no use after this answer.
+    pub closing: bool,
+}
+
+/// The type is `about:blank`, so the title is the status's own phrase (RFC 9457, 4.2.1).
+#[derive(Serialize)]
+struct Members<'a> {
+    r#type: &'static str,
+    title: Option<&'static str>,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, detail: detail.into(), code: None, retry_after: None, allow: None, closing: false }
+    }
+
+    pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    pub fn not_allowed(allow: &'static str, detail: String) -> Self {
+        Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, detail) }
+    }
+
+    pub fn body_too_large(max_body: impl Display) -> Self {
+        let detail = format!("the body is larger than {max_body} bytes (http.max_body): send it in smaller requests");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+    }
+
+    /// 429: budgets are given back within milliseconds, so the shortest time that the header can say.
+    pub fn too_busy(detail: &'static str) -> Self {
+        Self { retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
+    }
+
+    /// 503, which is worth another try soon.
+    pub fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
+    }
+
+    fn members(&self) -> Members<'_> {
+        Members {
+            r#type: "about:blank",
+            title: self.status.canonical_reason(),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            code: self.code,
+        }
+    }
+
+    /// The members sorted by name, as the admin endpoint and the connections write them.
+    pub fn json(&self) -> String {
+        json!(self.members()).to_string()
+    }
+
+    /// The members in the order of the RFC, as the ingestor writes them.
+    pub fn into_response(self) -> HttpResponse {
+        // Strings and numbers always serialise.
+        self.response(serde_json::to_string(&self.members()).unwrap_or_default())
+    }
+
+    fn response(&self, json: String) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status);
+        response.insert_header((CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE)));
+        if let Some(seconds) = self.retry_after {
+            response.insert_header((RETRY_AFTER, HeaderValue::from(seconds)));
+        }
+        if let Some(allow) = self.allow {
+            response.insert_header((ALLOW, HeaderValue::from_static(allow)));
+        }
+        if self.closing {
+            response.force_close();
+        }
+        response.body(json)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        self.response(self.json())
+    }
+}
