@@ -28,8 +28,7 @@ use mongodb::{
     bson::{Bson, doc},
     error::{Error, ErrorKind},
     options::{
-        Acknowledgment, ClientOptions, ConnectionString, HostInfo, ReadConcernLevel, ReadPreference, SelectionCriteria,
-        WriteConcern,
+        Acknowledgment, ClientOptions, ConnectionString, HostInfo, ReadPreference, SelectionCriteria, WriteConcern,
     },
 };
 use serde_json::{Number, Value};
@@ -75,13 +74,12 @@ impl MongoStore {
     /// Reads the URL; the server needs not be in reach.
     ///
     /// # Errors
-    /// The URL is no MongoDB URL, or asks for less safety than the fence needs.
+    /// The URL is no MongoDB URL.
     pub fn new(config: &StoreConfig, options: StoreOptions, io: Handle) -> anyhow::Result<Self> {
         // Without the driver's reason, which quotes what may be a piece of the password.
         let Ok(url) = ConnectionString::parse(&config.url) else {
             bail!("store.url is no MongoDB URL such as \"mongodb://127.0.0.1:27017\"");
         };
-        refuse_weaker(&url)?;
         let hosts = match &url.host_info {
             HostInfo::HostIdentifiers(hosts) => hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
             HostInfo::DnsRecord(name) => name.clone(),
@@ -266,25 +264,6 @@ impl From<Error> for Failure {
 
 fn primary() -> SelectionCriteria {
     SelectionCriteria::ReadPreference(ReadPreference::Primary)
-}
-
-/// Refuses options that ask for less than the fence needs; what is refused would have no effect, so that nobody should
-/// believe that it has.
-fn refuse_weaker(url: &ConnectionString) -> anyhow::Result<()> {
-    let weaker = |concern: &WriteConcern| {
-        !matches!(concern.w, None | Some(Acknowledgment::Majority)) || concern.journal == Some(false)
-    };
-    if url.write_concern.as_ref().is_some_and(weaker) {
-        bail!("store.url weakens the write concern: buckets need w=majority and journal=true, remove w and journal");
-    }
-    let level = url.read_concern.as_ref().map(|concern| &concern.level);
-    if !matches!(level, None | Some(ReadConcernLevel::Majority | ReadConcernLevel::Linearizable)) {
-        bail!("store.url weakens the read concern: fences need readConcernLevel=majority, remove readConcernLevel");
-    }
-    if !matches!(url.read_preference, None | Some(ReadPreference::Primary)) {
-        bail!("store.url reads from secondaries: fences are read from the primary, remove readPreference");
-    }
-    Ok(())
 }
 
 /// An integer as 64 bits, all else as a double.

@@ -84,8 +84,8 @@ fn weakens(name: &str, value: &str) -> Option<String> {
         ("readpreference" | "readpreferencetags" | "maxstalenessseconds", _) => {
             given("fences are read on the primary, or a bucket could be counted twice")
         }
-        ("readconcernlevel", "local" | "majority" | "linearizable") => None,
-        ("readconcernlevel", _) => given("fences are read with local, majority or linearizable"),
+        ("readconcernlevel", "majority" | "linearizable") => None,
+        ("readconcernlevel", _) => given("fences are read with majority, or a bucket could be counted twice"),
         _ => None,
     }
 }
@@ -115,13 +115,24 @@ mod tests {
 
     #[test]
     fn options_that_weaken_writes_or_reads_are_refused_by_name() {
-        for bad in ["w=1", "w=0", "journal=false", "readPreference=secondary", "READPREFERENCE=nearest", "wtimeoutMS=5"]
-        {
+        for bad in [
+            "w=1",
+            "w=0",
+            "journal=false",
+            "readPreference=secondary",
+            "READPREFERENCE=nearest",
+            "wtimeoutMS=5",
+            "readConcernLevel=local",
+        ] {
             let errors = with(&format!("mongodb://127.0.0.1:27017/?{bad}"));
             let name = bad.split('=').next().unwrap();
             assert!(errors.len() == 1 && errors[0].contains(&format!("option {name}=")), "{bad}: {errors:?}");
         }
-        for good in ["w=majority&journal=true", "readPreference=primary", "replicaSet=rs0&retryWrites=false"] {
+        for good in [
+            "w=majority&journal=true",
+            "readPreference=primary&readConcernLevel=majority",
+            "replicaSet=rs0&retryWrites=false",
+        ] {
             assert_eq!(with(&format!("mongodb://127.0.0.1:27017,b:2/?{good}")), [""; 0], "{good}");
         }
     }
