@@ -12,7 +12,7 @@ pub mod archive {
     pub mod spool {
 
         pub mod line {
-            pub use crate::archive::spool::line::LineEncoder;
+            pub use crate::archive::line::LineEncoder;
         }
 
         pub mod open {

@@ -6,7 +6,6 @@
 //! thread of its own (`writer`), and requests to the object store that of the uploader; this actor does what the machine
 //! says with both.
 
-pub mod line;
 pub mod open;
 pub mod recover;
 pub mod segment;

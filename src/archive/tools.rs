@@ -6,7 +6,6 @@
 
 pub mod cat;
 pub mod drain;
-pub mod line;
 pub mod reader;
 pub mod skip;
 pub mod verify;
@@ -130,9 +129,18 @@ async fn readable<T>(request: impl Future<Output = Result<T, HeadError>>) -> obj
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive::format::ObjectFormat;
 
     fn object(x: u64, hour: i64) -> ListedObject {
-        ListedObject { name: ObjectName { partition: Partition(0), chain_offset: Offset(x), hour }, size: 1 }
+        ListedObject {
+            name: ObjectName {
+                partition: Partition(0),
+                chain_offset: Offset(x),
+                hour,
+                format: ObjectFormat::NdjsonZst,
+            },
+            size: 1,
+        }
     }
 
     #[test]

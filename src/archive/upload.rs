@@ -8,7 +8,6 @@
 
 mod archive;
 mod client;
-mod compare;
 mod errors;
 mod local;
 pub mod objects;
@@ -39,25 +38,18 @@ use tokio::{runtime::Handle, task::JoinHandle};
 pub(crate) use self::store::{build, prefixes};
 pub use self::{
     archive::Archive,
-    compare::{RecordLine, segment_lines},
     errors::{ProbeError, explain, explain_probe, is_lasting, place},
     local::sweep,
     opening::{Head, HeadError},
     race::Race,
     skip::Skip,
 };
-use self::{
-    requests::Requests,
-    watch::{Watch, Watched},
-};
+use self::{requests::Requests, watch::Watch};
 use crate::{
     archive::{
         messages::{Found, Transfer, WhenUploaded},
-        partition::{Input, PutAnswer},
-        spool::{
-            Spooler,
-            segment::{SealedSegment, SegmentHeader},
-        },
+        partition::Input,
+        spool::{Spooler, segment::SealedSegment},
     },
     config::LiveConfig,
     consume::Drain,
@@ -173,13 +165,13 @@ impl Uploader {
 
 /// Puts a segment, and has its object looked at again if it is ours.
 async fn put(requests: Arc<Requests>, epoch: Epoch, segment: SealedSegment, watch: Arc<Mutex<Watch>>) -> Input {
-    let key = requests.archive.key(&segment.header);
-    let (answer, tag) = requests.upload(&segment).await;
-    let SegmentHeader { partition, end, bytes, crc32c, .. } = segment.header;
-    if matches!(answer, PutAnswer::Created) || answer == (PutAnswer::Exists { end }) {
-        watch.lock().put(Watched { key: key.clone(), tag, bytes, crc32c, at: Instant::now() });
+    let key = requests.archive.key(&segment.header).to_string();
+    let (answer, object) = requests.upload(&segment).await;
+    if let Some(object) = object {
+        watch.lock().put(object);
     }
-    Input::Put { partition, epoch, key: key.to_string(), answer }
+    let partition = segment.header.partition;
+    Input::Put { partition, epoch, key, answer }
 }
 
 impl Actor for Uploader {

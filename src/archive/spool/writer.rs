@@ -10,11 +10,11 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::{
-    line::LineEncoder,
     open::{Finished, OpenSegment},
     segment::{self, Scan, SealedSegment, SegmentHeader, UnreadableHeader},
 };
 use crate::{
+    archive::line::LineEncoder,
     config::LiveConfig,
     log::{Batch, Epoch},
     position::{Offset, Partition, TopicIdentity, TopicName},

@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use super::{ArchiveReader, Selection, line, reader::ReadError};
+use super::{ArchiveReader, Selection, reader::ReadError};
+use crate::archive::line::Line;
 
 /// How it ended.
 #[derive(Debug, Default)]
@@ -65,7 +66,7 @@ pub fn cat(reader: &ArchiveReader, selection: &Selection, out: &mut impl Write) 
 }
 
 fn is_selected(selection: &Selection, text: &[u8], unreadable: &mut u64) -> bool {
-    match line::parse(text) {
+    match Line::parse(text) {
         Ok(line) => selection.has_record(line.offset, line.received),
         Err(_) => {
             *unreadable += 1;
@@ -86,7 +87,7 @@ mod tests {
         let mut out = Vec::new();
         let printed = cat(reader, selection, &mut out).unwrap();
         let lines = String::from_utf8(out).unwrap();
-        let offset = |text: &str| line::parse(text.as_bytes()).unwrap().offset.0;
+        let offset = |text: &str| Line::parse(text.as_bytes()).unwrap().offset.0;
         (lines.lines().map(offset).collect(), printed)
     }
 

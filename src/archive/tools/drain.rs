@@ -181,8 +181,13 @@ impl Draining<'_> {
     }
 
     fn segment(&mut self, segment: &SealedSegment) -> anyhow::Result<Fate> {
-        let data = match segment.read() {
-            Ok(data) => Bytes::from(data),
+        let archive = self.reader.archive();
+        let read = || -> io::Result<_> {
+            let data = Bytes::from(segment.read()?);
+            Ok((archive.format.encode(data.clone())?, data))
+        };
+        let (object, data) = match read() {
+            Ok(read) => read,
             Err(error) => {
                 return Ok(Fate::Left(format!(
                     "{error}: its records are archived from the log, or lost with this file"
@@ -209,8 +214,8 @@ impl Draining<'_> {
                 self.chain = Some(chain);
                 return Ok(fate);
             }
-            let key = self.reader.archive().key(&segment.header);
-            let put = self.reader.block_on(self.reader.retry(|| self.reader.archive().create(&key, data.clone())));
+            let key = archive.key(&segment.header);
+            let put = self.reader.block_on(self.reader.retry(|| archive.create(&key, object.clone())));
             match put {
                 Ok(_) => {
                     self.put = Some(key.to_string());

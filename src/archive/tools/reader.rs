@@ -4,7 +4,7 @@
 //! reader that pauses (`| less`) breaks nothing.
 
 use std::{
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufRead, Read},
     sync::Arc,
 };
 
@@ -98,8 +98,7 @@ impl ArchiveReader {
     pub fn lines(&self, object: &ListedObject) -> io::Result<ObjectLines> {
         let key = object.name.key(self.archive.topic());
         let ranges = Ranges { reader: self.clone(), key, size: object.size, at: 0, piece: Bytes::new() };
-        let decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(64 * 1024, ranges))?;
-        Ok(ObjectLines { text: BufReader::with_capacity(128 * 1024, decoder), line: Vec::new() })
+        Ok(ObjectLines { text: object.name.format.lines(ranges)?, line: Vec::new() })
     }
 }
 
@@ -137,7 +136,7 @@ impl Read for Ranges {
 
 /// The lines of one object, of which one is in memory.
 pub struct ObjectLines {
-    text: BufReader<zstd::Decoder<'static, BufReader<Ranges>>>,
+    text: Box<dyn BufRead>,
     line: Vec<u8>,
 }
 

@@ -166,7 +166,7 @@ pub fn verify(reader: &ArchiveReader, partitions: &[Partition], progress: &Progr
 
 struct Verification {
     heads: BTreeMap<Partition, Head>,
-    objects: BTreeMap<ObjectName, Checked>,
+    objects: BTreeMap<Partition, BTreeMap<ObjectName, Checked>>,
     strays: BTreeSet<String>,
 }
 
@@ -192,7 +192,7 @@ impl Verification {
             if partitions.is_empty() {
                 verification.strays.extend(strays);
             }
-            objects.retain(|object| wanted(object.name.partition) && !verification.objects.contains_key(&object.name));
+            objects.retain(|object| wanted(object.name.partition) && !verification.has(&object.name));
             if round > 0 {
                 // What has come to stand at the end is for the next run.
                 objects.retain(|object| verification.is_within(&object.name));
@@ -258,7 +258,7 @@ impl Verification {
             match checked {
                 Ok(Some((object, checked))) => {
                     progress.inc(object.size);
-                    self.objects.insert(object.name, checked);
+                    self.objects.entry(object.name.partition).or_default().insert(object.name, checked);
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -270,37 +270,29 @@ impl Verification {
         outcome
     }
 
-    fn of(&self, partition: Partition) -> impl DoubleEndedIterator<Item = (&ObjectName, &Checked)> {
-        let first = |partition| ObjectName { partition, chain_offset: Offset(0), hour: i64::MIN };
-        let next = Partition(partition.0.saturating_add(1));
-        self.objects.range(first(partition)..first(next))
-    }
-
-    fn partitions(&self) -> BTreeSet<Partition> {
-        self.objects.keys().map(|name| name.partition).chain(self.heads.keys().copied()).collect()
+    fn has(&self, name: &ObjectName) -> bool {
+        self.objects.get(&name.partition).is_some_and(|objects| objects.contains_key(name))
     }
 
     fn is_within(&self, name: &ObjectName) -> bool {
-        self.of(name.partition).next_back().is_some_and(|(last, _)| name.chain_offset < last.chain_offset)
+        let last = self.objects.get(&name.partition).and_then(BTreeMap::last_key_value);
+        last.is_some_and(|(last, _)| name.chain_offset < last.chain_offset)
     }
 
     fn has_gap(&self) -> bool {
-        self.partitions().into_iter().any(|partition| Walk::along(self.of(partition)).has_gap)
+        self.objects.values().any(|objects| Walk::along(objects.iter()).has_gap)
     }
 
     fn report(mut self, topic: &str) -> Report {
-        let heads = std::mem::take(&mut self.heads);
-        let strays = std::mem::take(&mut self.strays);
-        let faults: Vec<Fault> = strays.into_iter().map(stray).collect();
-        let partitions: BTreeSet<Partition> = self.partitions().into_iter().chain(heads.keys().copied()).collect();
-        let none = Head::default();
-        let partitions: Vec<_> = partitions
-            .into_iter()
-            .map(|partition| {
-                let head = heads.get(&partition).unwrap_or(&none);
-                chain::report(topic, partition, self.of(partition), head)
-            })
-            .collect();
+        let faults: Vec<Fault> = self.strays.into_iter().map(stray).collect();
+        for partition in self.heads.keys() {
+            self.objects.entry(*partition).or_default();
+        }
+        let report = |(partition, objects): (Partition, BTreeMap<_, _>)| {
+            let head = self.heads.remove(&partition).unwrap_or_default();
+            chain::report(topic, partition, objects.iter(), &head)
+        };
+        let partitions: Vec<_> = self.objects.into_iter().map(report).collect();
         let ok = faults.is_empty() && partitions.iter().all(|partition| partition.faults_in_all == 0);
         Report { topic: topic.to_owned(), ok, partitions, faults }
     }

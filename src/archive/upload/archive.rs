@@ -20,7 +20,6 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{
-    compare,
     errors::{self, ProbeError},
     local::{self, Local},
     objects::{ObjectName, parse_name},
@@ -29,7 +28,7 @@ use super::{
     store::Root,
 };
 use crate::{
-    archive::spool::segment::SegmentHeader,
+    archive::{format::ObjectFormat, spool::segment::SegmentHeader},
     config::Config,
     panics::panic_message,
     position::{Offset, Partition},
@@ -46,6 +45,8 @@ pub struct Archive {
     provider: Option<Provider>,
     /// The topic with its generation.
     pub(super) topic: String,
+    /// Of objects that are put.
+    pub format: ObjectFormat,
     /// For one request; object stores that do not answer by then are tried again.
     pub(super) timeout: Duration,
     /// A LIST gives the keys in ascending order.
@@ -74,7 +75,8 @@ impl Archive {
         let local = Local::open(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
         let timeout = config.upload.timeout;
         let endpoint = settings.and_then(|settings| Some(settings.endpoint()?.value.clone()));
-        Ok(Self { root, endpoint, provider, topic, timeout, lists_in_order, local, ends: Semaphore::new(ENDS_AT_ONCE) })
+        let (format, ends) = (ObjectFormat::OF_CHAINS, Semaphore::new(ENDS_AT_ONCE));
+        Ok(Self { root, endpoint, provider, topic, format, timeout, lists_in_order, local, ends })
     }
 
     /// Opens an archive that is there, for a topic as its paths name it: `topic`, or `topic@generation`.
@@ -104,7 +106,7 @@ impl Archive {
 
     /// The key of a segment's object.
     pub fn key(&self, header: &SegmentHeader) -> Path {
-        ObjectName::of(header).key(&self.topic)
+        ObjectName::of(header, self.format).key(&self.topic)
     }
 
     fn head_path(&self, partition: Partition) -> Path {
@@ -250,13 +252,13 @@ impl Archive {
         self.put(&self.head_path(partition), encode(head), PutMode::Overwrite).await.map(drop)
     }
 
-    async fn object_end(&self, key: &Path) -> Result<Offset, HeadError> {
+    async fn object_end(&self, key: &Path, format: ObjectFormat) -> Result<Offset, HeadError> {
         // An error would say that the semaphore is closed, which it never is.
         let _turn = self.ends.acquire().await;
         self.settle(key).await.map_err(HeadError::Store)?;
         let object = self.get(key).await.map_err(HeadError::Store)?;
         // Decompressing a large object would hold up the other uploads.
-        match tokio::task::spawn_blocking(move || compare::object_end(&object)).await {
+        match tokio::task::spawn_blocking(move || format.end(&object)).await {
             Ok(Ok(end)) => Ok(end),
             Ok(Err(error)) => Err(HeadError::Unreadable(format!("{key}: {error:#}"))),
             Err(error) => Err(HeadError::Unreadable(format!("{key}: {error}"))),
@@ -265,17 +267,17 @@ impl Archive {
 
     /// The last object of a partition's chain, by LIST over all of the topic's: the dates in their keys are those of the
     /// records, which need not ascend.
-    async fn last_object(&self, partition: Partition) -> object_store::Result<Option<Path>> {
+    async fn last_object(&self, partition: Partition) -> object_store::Result<Option<(Path, ObjectFormat)>> {
         let folder = Path::from(format!("topic={}", self.topic));
         let mut objects = self.store().await?.list(Some(&folder));
-        let mut last: Option<(Path, Offset)> = None;
+        let mut last: Option<(Path, Offset, ObjectFormat)> = None;
         while let Some(object) = self.within(objects.try_next()).await? {
-            let Some((found, at)) = object.location.filename().and_then(parse_name) else { continue };
-            if found == partition && last.as_ref().is_none_or(|(_, last)| *last < at) {
-                last = Some((object.location, at));
+            let Some((found, at, format)) = object.location.filename().and_then(parse_name) else { continue };
+            if found == partition && last.as_ref().is_none_or(|(_, last, _)| *last < at) {
+                last = Some((object.location, at, format));
             }
         }
-        Ok(last.map(|(key, _)| key))
+        Ok(last.map(|(key, _, format)| (key, format)))
     }
 }
 
@@ -308,14 +310,15 @@ impl Heads for Archive {
 
     async fn look_ahead(&self, partition: Partition, head: &Head) -> Result<Option<Offset>, HeadError> {
         match self.newest_after(partition, head, Utc::now()).await.map_err(HeadError::Store)? {
-            Some(key) => self.object_end(&key).await.map(Some),
+            Some(name) => self.object_end(&name.key(&self.topic), name.format).await.map(Some),
             None => Ok(None),
         }
     }
 
     async fn find_end(&self, partition: Partition) -> Result<Option<(Offset, String)>, HeadError> {
-        let Some(key) = self.last_object(partition).await.map_err(HeadError::Store)? else { return Ok(None) };
-        Ok(Some((self.object_end(&key).await?, key.to_string())))
+        let last = self.last_object(partition).await.map_err(HeadError::Store)?;
+        let Some((key, format)) = last else { return Ok(None) };
+        Ok(Some((self.object_end(&key, format).await?, key.to_string())))
     }
 }
 
@@ -341,7 +344,10 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        assert_eq!(parse_name("3-00000000000000000042.ndjson.zst"), Some((Partition(3), Offset(42))));
+        assert_eq!(
+            parse_name("3-00000000000000000042.ndjson.zst"),
+            Some((Partition(3), Offset(42), ObjectFormat::NdjsonZst))
+        );
         assert_eq!(parse_name("3-42.json"), None);
         assert_eq!(parse_name("probe.json"), None);
     }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path};
 use rustix::fs::{CWD, RenameFlags};
 
-use crate::{config::Config, files};
+use crate::{archive::format::ObjectFormat, config::Config, files};
 
 /// What the folder of a local archive can besides its store.
 pub(super) struct Local {
@@ -195,11 +195,11 @@ pub fn sweep(config: &Config) {
     }
 }
 
-/// Removes the `….ndjson.zst#n` and `….json#n` that a write which was interrupted left behind.
+/// Removes what is staged for objects and chain files, `…#n`, that a write which was interrupted left behind.
 fn sweep_staging(folder: &FilePath) -> io::Result<()> {
     let is_staged = |name: &str| {
         name.rsplit_once('#').is_some_and(|(object, n)| {
-            (object.ends_with(".ndjson.zst") || object.ends_with(".json")) && n.parse::<u32>().is_ok()
+            (ObjectFormat::of_name(object).is_some() || object.ends_with(".json")) && n.parse::<u32>().is_ok()
         })
     };
     for entry in fs::read_dir(folder)? {

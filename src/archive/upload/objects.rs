@@ -6,7 +6,7 @@ use object_store::path::Path;
 
 use super::{archive::Archive, opening::Head};
 use crate::{
-    archive::spool::segment::SegmentHeader,
+    archive::{format::ObjectFormat, spool::segment::SegmentHeader},
     position::{Offset, Partition, Timestamp},
 };
 
@@ -21,20 +21,18 @@ pub struct ObjectName {
     pub chain_offset: Offset,
     /// Of the first record's timestamp, in hours since 1970-01-01T00:00:00Z.
     pub hour: i64,
+    pub format: ObjectFormat,
 }
 
 impl ObjectName {
-    pub fn of(header: &SegmentHeader) -> Self {
-        Self {
-            partition: header.partition,
-            chain_offset: header.chain_offset,
-            hour: hour_of(header.first_received.to_datetime()),
-        }
+    pub fn of(header: &SegmentHeader, format: ObjectFormat) -> Self {
+        let hour = hour_of(header.first_received.to_datetime());
+        Self { partition: header.partition, chain_offset: header.chain_offset, hour, format }
     }
 
     /// The key, below the archive's prefix.
     pub fn key(&self, topic: &str) -> Path {
-        self.folder(topic).join(format!("{}.ndjson.zst", self.stem()))
+        self.folder(topic).join(format!("{}{}", self.stem(), self.format.suffix()))
     }
 
     fn folder(&self, topic: &str) -> Path {
@@ -49,10 +47,10 @@ impl ObjectName {
     fn parse(key: &Path, topic: &str) -> Option<Self> {
         let mut parts = key.as_ref().rsplit('/');
         let (name, hour, date) = (parts.next()?, parts.next()?, parts.next()?);
-        let (partition, chain_offset) = parse_name(name)?;
+        let (partition, chain_offset, format) = parse_name(name)?;
         let date = NaiveDate::parse_from_str(date.strip_prefix("date=")?, "%Y-%m-%d").ok()?;
         let hour = date.and_hms_opt(hour.strip_prefix("hour=")?.parse().ok()?, 0, 0)?.and_utc();
-        let parsed = Self { partition, chain_offset, hour: hour_of(hour) };
+        let parsed = Self { partition, chain_offset, hour: hour_of(hour), format };
         (parsed.key(topic) == *key).then_some(parsed)
     }
 
@@ -128,7 +126,7 @@ impl Archive {
         partition: Partition,
         head: &Head,
         now: DateTime<Utc>,
-    ) -> object_store::Result<Option<Path>> {
+    ) -> object_store::Result<Option<ObjectName>> {
         let now = hour_of(now);
         let key = head.key.as_deref().and_then(|key| ObjectName::parse(&Path::parse(key).ok()?, &self.topic));
         let began = key.map_or(now, |name| name.hour);
@@ -145,7 +143,7 @@ impl Archive {
         if hour != now {
             newest = newest.max(self.newest_in(now, partition, head.end).await?);
         }
-        Ok(newest.map(|name| name.key(&self.topic)))
+        Ok(newest)
     }
 
     /// The last object of a partition's in this hour, at or beyond `end`.
@@ -155,7 +153,7 @@ impl Archive {
         partition: Partition,
         end: Offset,
     ) -> object_store::Result<Option<ObjectName>> {
-        let first = ObjectName { partition, chain_offset: end, hour };
+        let first = ObjectName { partition, chain_offset: end, hour, format: self.format };
         let folder = first.folder(&self.topic);
         // Comes right before that object's key: a LIST gives what comes after it.
         let after = folder.clone().join(first.stem());
@@ -191,10 +189,11 @@ impl Archive {
     }
 }
 
-/// `<partition>-<chain offset>.ndjson.zst`
-pub(super) fn parse_name(name: &str) -> Option<(Partition, Offset)> {
-    let (partition, chain_offset) = name.strip_suffix(".ndjson.zst")?.split_once('-')?;
-    Some((Partition(partition.parse().ok()?), Offset(chain_offset.parse().ok()?)))
+/// `<partition>-<chain offset>`, and what objects of a format end in.
+pub(super) fn parse_name(name: &str) -> Option<(Partition, Offset, ObjectFormat)> {
+    let (format, stem) = ObjectFormat::of_name(name)?;
+    let (partition, chain_offset) = stem.split_once('-')?;
+    Some((Partition(partition.parse().ok()?), Offset(chain_offset.parse().ok()?), format))
 }
 
 #[cfg(test)]
@@ -206,7 +205,12 @@ mod tests {
 
     #[test]
     fn keys_read_back_and_others_are_not_taken_for_ours() {
-        let name = ObjectName { partition: Partition(3), chain_offset: Offset(42), hour: 498_728 };
+        let name = ObjectName {
+            partition: Partition(3),
+            chain_offset: Offset(42),
+            hour: 498_728,
+            format: ObjectFormat::NdjsonZst,
+        };
         let key = name.key("t@2");
         assert_eq!(key.as_ref(), "topic=t@2/date=2026-11-23/hour=08/3-00000000000000000042.ndjson.zst");
         assert_eq!(ObjectName::parse(&key, "t@2"), Some(name));
@@ -233,7 +237,8 @@ mod tests {
         let now = hour_of(time);
         let began = now - 30;
         let key = |x, hour, partition| {
-            ObjectName { partition: Partition(partition), chain_offset: Offset(x), hour }.key(&archive.topic)
+            let format = ObjectFormat::NdjsonZst;
+            ObjectName { partition: Partition(partition), chain_offset: Offset(x), hour, format }.key(&archive.topic)
         };
         let mut head = Head {
             version: 1,
@@ -241,7 +246,9 @@ mod tests {
             key: Some(key(5, began, 1).to_string()),
             identity: TopicIdentity("id".into()),
         };
-        let look = async |head: &Head| archive.newest_after(Partition(1), head, time).await.unwrap();
+        let look = async |head: &Head| {
+            archive.newest_after(Partition(1), head, time).await.unwrap().map(|name| name.key(&archive.topic))
+        };
         assert_eq!(look(&head).await, None);
         // Of others, before the head's end, and behind a break.
         let others = [key(5, began, 1), key(20, began, 2), key(20, began, 11), key(100, began + 4, 1)];
@@ -268,7 +275,12 @@ mod tests {
     fn a_record_of_a_far_year_has_a_key_that_reads_back() {
         // Microseconds that a foreign producer wrote where milliseconds belong.
         let time = Timestamp(1_795_420_800_123_000).to_datetime();
-        let name = ObjectName { partition: Partition(0), chain_offset: Offset(0), hour: hour_of(time) };
+        let name = ObjectName {
+            partition: Partition(0),
+            chain_offset: Offset(0),
+            hour: hour_of(time),
+            format: ObjectFormat::NdjsonZst,
+        };
         assert_eq!(ObjectName::parse(&name.key("t"), "t"), Some(name), "{}", name.key("t"));
     }
 }

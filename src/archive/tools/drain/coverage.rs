@@ -1,10 +1,14 @@
 //! Whether the archive has a segment's records: each of them, equal.
 
+use std::io::BufRead as _;
+
 use crate::{
     archive::{
+        format::segment_lines,
+        line::RecordLine,
         spool::segment::SealedSegment,
         tools::{ArchiveReader, reader::ReadError},
-        upload::{RecordLine, objects::ListedObject, segment_lines},
+        upload::objects::ListedObject,
     },
     position::Offset,
 };
@@ -32,8 +36,8 @@ pub(super) fn coverage(
     data: &[u8],
 ) -> anyhow::Result<Coverage> {
     let mut ours = match segment_lines(data) {
-        Ok(lines) => lines.peekable(),
-        Err(error) => return Ok(Coverage::Differs(format!("{}: {error:#}", segment.path.display()))),
+        Ok(lines) => lines.lines().peekable(),
+        Err(error) => return Ok(Coverage::Differs(format!("{}: {error}", segment.path.display()))),
     };
     let mut missing: Option<(Offset, Offset)> = None;
     let mut miss = |offset: Offset| missing = Some((missing.map_or(offset, |(first, _)| first), offset.next()));
@@ -51,7 +55,7 @@ pub(super) fn coverage(
                 Err(ReadError::Store(error)) => return Err(reader.sentence(&error)),
                 Err(error) => return Ok(Coverage::Differs(format!("{key}: {error}"))),
             };
-            let theirs = match std::str::from_utf8(line).map_err(anyhow::Error::from).and_then(RecordLine::parse) {
+            let theirs = match RecordLine::parse(line) {
                 Ok(theirs) => theirs,
                 Err(error) => return Ok(Coverage::Differs(format!("{key}: {error:#}"))),
             };
@@ -61,7 +65,7 @@ pub(super) fn coverage(
                     Some(Ok(line)) => line,
                     Some(Err(error)) => return Ok(Coverage::Differs(format!("{}: {error}", segment.path.display()))),
                 };
-                let our_record = match RecordLine::parse(our_line) {
+                let our_record = match RecordLine::parse(our_line.as_bytes()) {
                     Ok(record) => record,
                     Err(error) => return Ok(Coverage::Differs(format!("{}: {error:#}", segment.path.display()))),
                 };
@@ -82,7 +86,7 @@ pub(super) fn coverage(
         }
     }
     for line in ours {
-        match line.map_err(anyhow::Error::from).and_then(|line| Ok(RecordLine::parse(&line)?.offset)) {
+        match line.map_err(anyhow::Error::from).and_then(|line| Ok(RecordLine::parse(line.as_bytes())?.offset)) {
             Ok(offset) => miss(Offset(offset)),
             Err(error) => return Ok(Coverage::Differs(format!("{}: {error:#}", segment.path.display()))),
         }
@@ -100,13 +104,10 @@ pub(super) fn end_of(reader: &ArchiveReader, object: &ListedObject) -> anyhow::R
     let mut end = None;
     loop {
         match lines.next_line() {
-            Ok(Some(line)) => {
-                let line = std::str::from_utf8(line).map_err(anyhow::Error::from).and_then(RecordLine::parse);
-                match line {
-                    Ok(line) => end = Some(Offset(line.offset).next()),
-                    Err(error) => return Ok(Err(format!("{key}: {error:#}"))),
-                }
-            }
+            Ok(Some(line)) => match RecordLine::parse(line) {
+                Ok(line) => end = Some(Offset(line.offset).next()),
+                Err(error) => return Ok(Err(format!("{key}: {error:#}"))),
+            },
             Ok(None) => return Ok(end.ok_or_else(|| format!("{key}: it holds no record"))),
             Err(ReadError::Store(error)) => return Err(reader.sentence(&error)),
             Err(error) => return Ok(Err(format!("{key}: {error}"))),

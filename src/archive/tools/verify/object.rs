@@ -3,11 +3,8 @@
 use super::{Fault, FaultKind, UnreadableEvents};
 use crate::{
     archive::{
-        tools::{
-            ArchiveReader,
-            line::{self, Line},
-            reader::ReadError,
-        },
+        line::Line,
+        tools::{ArchiveReader, reader::ReadError},
         upload::objects::{ListedObject, ObjectName, hour_of},
     },
     position::Offset,
@@ -67,7 +64,7 @@ impl Checking {
 
     fn line(&mut self, text: &[u8]) {
         self.lines += 1;
-        match line::parse(text) {
+        match Line::parse(text) {
             Ok(line) => self.record(&line),
             Err(why) => self.fault(FaultKind::UnreadableLine, |line| format!("line {line} cannot be read: {why}")),
         }

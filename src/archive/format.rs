@@ -1,0 +1,127 @@
+//! The formats of objects: how an object is named, made of a sealed segment, and read.
+//!
+//! A segment is compressed lines in any case ([`ndjson_zst`]), because it is written bit by bit. What it becomes when it is
+//! put is its object's format. A format that is added has a file below `format/` and a variant with its arms here; everything
+//! else asks [`ObjectFormat`].
+//!
+//! All writers of a chain write one format: that of two at one chain offset only one wins hangs on the object's name.
+
+mod ndjson_zst;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    cmp::Ordering,
+    io::{self, BufRead, Read},
+};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+
+use super::{line::RecordLine, spool::segment::SealedSegment};
+use crate::position::Offset;
+
+/// A format of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObjectFormat {
+    NdjsonZst,
+}
+
+impl ObjectFormat {
+    /// The format of every chain: what may decide it one day is asked here.
+    pub const OF_CHAINS: Self = Self::NdjsonZst;
+
+    const ALL: [Self; 1] = [Self::NdjsonZst];
+
+    /// What the names of its objects end in.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::NdjsonZst => ".ndjson.zst",
+        }
+    }
+
+    /// Whether an object is its segment's file, byte by byte, which can be linked then, or put as it is.
+    pub fn is_the_segment(self) -> bool {
+        match self {
+            Self::NdjsonZst => true,
+        }
+    }
+
+    /// Makes a segment's data an object; the same data always give the same one. Blocks.
+    ///
+    /// # Errors
+    /// When the data cannot be read.
+    pub fn encode(self, data: Bytes) -> io::Result<Bytes> {
+        match self {
+            Self::NdjsonZst => Ok(data),
+        }
+    }
+
+    /// The lines of an object, each with its end. Errors of `object` come through as they are.
+    ///
+    /// # Errors
+    /// When the decoder cannot be made.
+    pub fn lines<'a>(self, object: impl Read + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
+        match self {
+            Self::NdjsonZst => Ok(Box::new(ndjson_zst::lines(object)?)),
+        }
+    }
+
+    /// The format of an object of this name, and the name without its end.
+    pub fn of_name(name: &str) -> Option<(Self, &str)> {
+        Self::ALL.into_iter().find_map(|format| Some((format, name.strip_suffix(format.suffix())?)))
+    }
+
+    /// The object of a segment whose data match its header. Blocks.
+    ///
+    /// # Errors
+    /// As [`SealedSegment::read`] and [`Self::encode`].
+    pub fn object_of(self, segment: &SealedSegment) -> io::Result<Bytes> {
+        self.encode(segment.read()?.into())
+    }
+
+    /// The end (last offset + 1) of an object. Blocks for its decompression.
+    ///
+    /// # Errors
+    /// When it cannot be read to its end, or holds no record.
+    pub fn end(self, object: &[u8]) -> Result<Offset> {
+        let mut end = None;
+        for line in self.lines(object)?.lines() {
+            end = Some(RecordLine::parse(line?.as_bytes())?.offset + 1);
+        }
+        end.map(Offset).context("it holds no record")
+    }
+
+    /// Compares the object that stands with `ours`, which was to go there, and gives its end.
+    ///
+    /// # Errors
+    /// When the object cannot be read, or both hold the same offset and the records differ: says where.
+    pub fn compare(self, object: &[u8], ours: &[u8]) -> Result<Offset> {
+        let mut ours = self.lines(ours)?.lines();
+        let mut our_line = ours.next().transpose()?;
+        let mut end = None;
+        for line in self.lines(object)?.lines() {
+            let line = line?;
+            let theirs = RecordLine::parse(line.as_bytes())?;
+            while let Some(text) = &our_line {
+                let our_record = RecordLine::parse(text.as_bytes())?;
+                match our_record.offset.cmp(&theirs.offset) {
+                    Ordering::Less => our_line = ours.next().transpose()?,
+                    Ordering::Equal if our_record.same_record(&theirs) => break,
+                    Ordering::Equal => bail!("offset {} holds another record than the log", theirs.offset),
+                    Ordering::Greater => break,
+                }
+            }
+            end = Some(theirs.offset + 1);
+        }
+        end.map(Offset).context("it holds no record")
+    }
+}
+
+/// The lines of a segment's data, each with its end.
+///
+/// # Errors
+/// When the decoder cannot be made.
+pub fn segment_lines(data: &[u8]) -> io::Result<impl BufRead> {
+    ndjson_zst::lines(data)
+}
