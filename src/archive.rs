@@ -8,7 +8,6 @@
 
 pub mod format;
 pub mod line;
-pub mod messages;
 pub mod partition;
 pub mod spool;
 pub mod tools;

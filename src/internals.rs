@@ -6,7 +6,9 @@ pub mod aggregate {
 
 pub mod archive {
     pub mod partition {
-        pub use crate::archive::partition::{BatchVerdict, Effect, Input, Moment, Partitions, PutAnswer, Rules};
+        pub use crate::archive::partition::{
+            BatchVerdict, Effect, Input, Moment, Partitions, PutAnswer, Rules, SegmentCommand, Transfer,
+        };
     }
 
     pub mod spool {

@@ -86,29 +86,54 @@ pub enum GapAnswer {
     Skip(SkipMarker),
 }
 
+/// What the spool's thread does with a partition's segments.
+#[derive(Debug)]
+pub enum SegmentCommand {
+    /// Seal what is open, then list the partition's sealed segments.
+    Scan { partition: Partition, epoch: Epoch },
+    /// The next record begins a segment at this chain offset; an open one is dropped.
+    Begin { partition: Partition, epoch: Epoch, chain_offset: Offset, identity: TopicIdentity },
+    /// Drop the open segment.
+    End(Partition),
+    /// Seal the open segment, and begin none: nobody knows how long the log keeps its records.
+    Close(Partition),
+    /// The archive or the log has its records.
+    Remove(SealedSegment),
+    /// It fits nowhere.
+    Orphan { segment: SealedSegment, why: String },
+}
+
+/// What the uploader asks of the store.
+#[derive(Debug, Clone)]
+pub enum Transfer {
+    /// Where does the chain end? Requests of an earlier assignment of the partition are cut off.
+    OpenChain {
+        epoch: Epoch,
+        assignment: Assignment,
+        known: Known,
+    },
+    Put {
+        epoch: Epoch,
+        segment: SealedSegment,
+    },
+    /// How do things stand with the gap behind the chain's `end`?
+    AskAboutGap {
+        partition: Partition,
+        epoch: Epoch,
+        end: Offset,
+    },
+    /// Rewrite the head. A failure leaves an older one, which is allowed.
+    WriteHead {
+        partition: Partition,
+        head: Head,
+    },
+}
+
 /// What is to be done next, in this order.
 #[derive(Debug)]
 pub enum Effect {
-    /// Spool's thread: seal what is open, then list the partition's sealed segments.
-    Scan { partition: Partition, epoch: Epoch },
-    /// Spool's thread: the next record begins a segment at this chain offset; an open one is dropped.
-    BeginSegments { partition: Partition, epoch: Epoch, chain_offset: Offset, identity: TopicIdentity },
-    /// Spool's thread: drop the open segment.
-    EndSegments(Partition),
-    /// Spool's thread: seal the open segment, and begin none. Who knows how long the log keeps its records.
-    CloseSegments(Partition),
-    /// Spool's thread: the archive or the log has its records.
-    Remove(SealedSegment),
-    /// Spool's thread: it fits nowhere.
-    Orphan { segment: SealedSegment, why: String },
-    /// Uploader: find the chain's end. Requests of an earlier assignment of the partition are cut off.
-    OpenChain { epoch: Epoch, assignment: Assignment, known: Known },
-    /// Uploader: put it.
-    Put { epoch: Epoch, segment: SealedSegment },
-    /// Uploader: how do things stand with the gap behind the chain's `end`?
-    AskAboutGap { partition: Partition, epoch: Epoch, end: Offset },
-    /// Uploader: rewrite the head. A failure leaves an older one, which is allowed.
-    WriteHead { partition: Partition, head: Head },
+    Segments(SegmentCommand),
+    Transfer(Transfer),
     /// Consumer.
     Begin(Begin),
     /// Consumer.
@@ -120,13 +145,26 @@ pub enum Effect {
     /// Consumer.
     Halt(Halt),
     /// Operator: so many records were archived.
-    Archived { records: u64 },
+    Archived {
+        records: u64,
+    },
     /// Operator: another writer's object stands at our chain offset, and the chain goes on at its end.
-    Followed { partition: Partition, end: Offset },
+    Followed {
+        partition: Partition,
+        end: Offset,
+    },
     /// Operator: the log removed records before they were archived.
-    Lost { partition: Partition, from: Offset, to: Offset },
+    Lost {
+        partition: Partition,
+        from: Offset,
+        to: Offset,
+    },
     /// Operator: going on without the records that are gone, as allowed.
-    Skipped { partition: Partition, from: Offset, to: Offset },
+    Skipped {
+        partition: Partition,
+        from: Offset,
+        to: Offset,
+    },
 }
 
 /// What becomes of a batch.
@@ -162,6 +200,27 @@ pub struct Moment {
 /// How often the archive is asked about a gap, in ticks.
 const ASK_TICKS: u32 = 3;
 
+/// One input on its way: what holds meanwhile, and what follows from it.
+struct Step<'a> {
+    rules: &'a Rules,
+    moment: Moment,
+    effects: Vec<Effect>,
+}
+
+impl Step<'_> {
+    fn then(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    fn segments(&mut self, command: SegmentCommand) {
+        self.then(Effect::Segments(command));
+    }
+
+    fn transfer(&mut self, transfer: Transfer) {
+        self.then(Effect::Transfer(transfer));
+    }
+}
+
 /// A partition, and what this process has learned of it in all its assignments.
 struct Tracked {
     partition: Partition,
@@ -174,6 +233,13 @@ struct Tracked {
     /// Up to here the lost records were counted: a gap is met again at each assignment.
     counted: Offset,
     held: Option<Held>,
+}
+
+impl Tracked {
+    fn new(partition: Partition) -> Self {
+        let (known, counted) = (Known::default(), Offset(0));
+        Self { partition, known, rechecked: false, skip_allowed: None, counted, held: None }
+    }
 }
 
 /// The state of all partitions.
@@ -236,70 +302,47 @@ impl Partitions {
 
     /// What follows from `input`.
     pub fn on(&mut self, input: Input, moment: Moment) -> Vec<Effect> {
-        let mut effects = Vec::new();
+        let Self { rules, tracked, ticks } = self;
+        let mut step = Step { rules, moment, effects: Vec::new() };
         match input {
             Input::Assigned { epoch, assignment } => {
-                let new = || Tracked {
-                    partition: assignment.partition,
-                    known: Known::default(),
-                    rechecked: false,
-                    skip_allowed: None,
-                    counted: Offset(0),
-                    held: None,
-                };
-                let tracked = self.tracked.entry(assignment.partition).or_insert_with(new);
-                tracked.assigned(epoch, assignment, &self.rules, moment, &mut effects);
+                let partition = assignment.partition;
+                let tracked = tracked.entry(partition).or_insert_with(|| Tracked::new(partition));
+                tracked.assigned(epoch, assignment, &mut step);
             }
-            Input::UploaderStarted => self.tracked.values_mut().for_each(Tracked::uploader_started),
+            Input::UploaderStarted => tracked.values_mut().for_each(Tracked::uploader_started),
             Input::Tick => {
-                self.ticks = self.ticks.wrapping_add(1);
-                let ask = self.ticks.is_multiple_of(ASK_TICKS);
-                for tracked in self.tracked.values_mut() {
-                    tracked.tick(ask, moment, &mut effects);
-                }
+                *ticks = ticks.wrapping_add(1);
+                let ask = ticks.is_multiple_of(ASK_TICKS);
+                tracked.values_mut().for_each(|tracked| tracked.tick(ask, &mut step));
             }
-            Input::Unassigned { partition, epoch } => {
-                if let Some((tracked, _)) = self.of(partition, epoch) {
-                    tracked.unassigned(&mut effects);
-                }
-            }
+            Input::Unassigned { partition, epoch } => of(tracked, partition, epoch, |it| it.unassigned(&mut step)),
             Input::Scanned { partition, epoch, segments } => {
-                if let Some((tracked, rules)) = self.of(partition, epoch) {
-                    tracked.scanned(segments, rules, moment, &mut effects);
-                }
+                of(tracked, partition, epoch, |it| it.scanned(segments, &mut step));
             }
             Input::Sealed { epoch, segment } => {
-                if let Some((tracked, _)) = self.of(segment.header.partition, epoch) {
-                    tracked.sealed(segment, &mut effects);
-                }
+                of(tracked, segment.header.partition, epoch, |it| it.sealed(segment, &mut step));
             }
             Input::Opened { partition, epoch, outcome } => {
-                if let Some((tracked, rules)) = self.of(partition, epoch) {
-                    tracked.opened(outcome, rules, moment, &mut effects);
-                }
+                of(tracked, partition, epoch, |it| it.opened(outcome, &mut step));
             }
             Input::Put { partition, epoch, key, answer } => {
-                if let Some((tracked, _)) = self.of(partition, epoch) {
-                    tracked.put(key, answer, moment, &mut effects);
-                }
+                of(tracked, partition, epoch, |it| it.put(key, answer, &mut step));
             }
             Input::GapAnswered { partition, epoch, answer } => {
-                if let Some((tracked, rules)) = self.of(partition, epoch) {
-                    tracked.gap_answered(answer, rules, &mut effects);
-                }
+                of(tracked, partition, epoch, |it| it.gap_answered(answer, &mut step));
             }
             Input::Replaced { partition, epoch, key } => {
-                if let Some((tracked, _)) = self.of(partition, epoch) {
-                    tracked.replaced(&key, &mut effects);
-                }
+                of(tracked, partition, epoch, |it| it.replaced(&key, &mut step));
             }
         }
-        effects
+        step.effects
     }
 
     /// A batch that covers `[from, to)`.
     pub fn batch(&mut self, partition: Partition, epoch: Epoch, from: Offset, to: Offset) -> BatchVerdict {
-        let held = self.of(partition, epoch).and_then(|(tracked, _)| tracked.held.as_mut());
+        let held = self.tracked.get_mut(&partition).and_then(|tracked| tracked.held.as_mut());
+        let held = held.filter(|held| held.epoch == epoch);
         let Some(held) = held.filter(|held| matches!(held.phase, Phase::Spooling) && to > held.cursor) else {
             return BatchVerdict::Ignored;
         };
@@ -308,11 +351,10 @@ impl Partitions {
         }
         BatchVerdict::From(std::mem::replace(&mut held.cursor, to))
     }
+}
 
-    /// The partition, if this is the assignment that is known of it.
-    fn of(&mut self, partition: Partition, epoch: Epoch) -> Option<(&mut Tracked, &Rules)> {
-        let tracked = self.tracked.get_mut(&partition)?;
-        let known = tracked.held.as_ref().is_some_and(|held| held.epoch == epoch);
-        known.then_some((tracked, &self.rules))
-    }
+/// Acts on the partition, if this is the assignment that is known of it.
+fn of(tracked: &mut BTreeMap<Partition, Tracked>, partition: Partition, epoch: Epoch, act: impl FnOnce(&mut Tracked)) {
+    let is_known = |tracked: &&mut Tracked| tracked.held.as_ref().is_some_and(|held| held.epoch == epoch);
+    tracked.get_mut(&partition).filter(is_known).map(act);
 }

@@ -24,7 +24,6 @@ use tokio::sync::oneshot;
 use self::writer::{SegmentOrigin, SpoolCommand, SpoolEvent, SpoolThread, SpoolWriter};
 use crate::{
     archive::{
-        messages::{Found, Transfer, WhenUploaded},
         partition::{BatchVerdict, Effect, Input, Moment, Partitions, Rules},
         upload::{Uploader, opening::Head},
     },
@@ -42,6 +41,17 @@ use crate::{
 #[derive(Debug, Clone, Copy, Message)]
 #[rtype(result = "()")]
 pub struct DiskPressure(pub bool);
+
+/// From the uploader: what was found. It is about one assignment of a partition: what an earlier one found is told apart by
+/// its epoch.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Found(pub Input);
+
+/// From the uploader, at the stop: answered when nothing more can be put, with the heads that are older than their chains.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Vec<(Partition, Head)>")]
+pub struct WhenUploaded;
 
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -155,22 +165,8 @@ impl Spooler {
 
     fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
         match effect {
-            Effect::Scan { partition, epoch } => self.command(SpoolCommand::Scan { partition, epoch }),
-            Effect::BeginSegments { partition, epoch, chain_offset, identity } => {
-                self.command(SpoolCommand::Begin { partition, epoch, chain_offset, identity });
-            }
-            Effect::EndSegments(partition) => self.command(SpoolCommand::End(partition)),
-            Effect::CloseSegments(partition) => self.command(SpoolCommand::Close(partition)),
-            Effect::Remove(segment) => self.command(SpoolCommand::Remove(segment)),
-            Effect::Orphan { segment, why } => self.command(SpoolCommand::Orphan { segment, why }),
-            Effect::OpenChain { epoch, assignment, known } => {
-                self.uploader.tell(Transfer::OpenChain { epoch, assignment, known });
-            }
-            Effect::Put { epoch, segment } => self.uploader.tell(Transfer::Put { epoch, segment }),
-            Effect::AskAboutGap { partition, epoch, end } => {
-                self.uploader.tell(Transfer::AskAboutGap { partition, epoch, end });
-            }
-            Effect::WriteHead { partition, head } => self.uploader.tell(Transfer::WriteHead { partition, head }),
+            Effect::Segments(command) => self.command(SpoolCommand::Segments(command)),
+            Effect::Transfer(transfer) => self.uploader.tell(transfer),
             Effect::Begin(begin) => self.replies.begin(begin),
             Effect::Confirm(confirm) => self.replies.confirm(confirm),
             Effect::Reassign(reassign) => self.replies.reassign(reassign),

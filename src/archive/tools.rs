@@ -11,7 +11,7 @@ pub mod skip;
 pub mod verify;
 
 #[cfg(test)]
-mod manual_skip;
+mod tests;
 
 use chrono::{DateTime, Utc};
 use tokio::runtime::{Builder, Runtime};
@@ -123,48 +123,5 @@ async fn readable<T>(request: impl Future<Output = Result<T, HeadError>>) -> obj
         Ok(found) => Ok(Ok(found)),
         Err(HeadError::Unreadable(what)) => Ok(Err(what)),
         Err(HeadError::Store(error)) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::archive::format::ObjectFormat;
-
-    fn object(x: u64, hour: i64) -> ListedObject {
-        ListedObject {
-            name: ObjectName {
-                partition: Partition(0),
-                chain_offset: Offset(x),
-                hour,
-                format: ObjectFormat::NdjsonZst,
-            },
-            size: 1,
-        }
-    }
-
-    #[test]
-    fn an_object_is_passed_over_only_where_the_chain_rules_it_out() {
-        let selection = |from, to: Option<u64>| Selection {
-            offsets: Offsets { from: Offset(from), to: to.map(Offset) },
-            ..Selection::default()
-        };
-        let (first, second) = (object(0, 0), object(10, 0));
-        assert!(!selection(10, None).may_hold(&first, Some(&second)));
-        assert!(selection(9, None).may_hold(&first, Some(&second)));
-        assert!(selection(10, None).may_hold(&first, None), "nobody knows where the last one ends");
-        assert!(!selection(0, Some(10)).may_hold(&second, None));
-        let other = Selection { partitions: vec![Partition(1)], ..Selection::default() };
-        assert!(!other.may_hold(&first, None));
-        let late = Selection { from: Some(Utc::now()), ..Selection::default() };
-        assert!(late.may_hold(&first, Some(&second)), "a record of now may follow one of 1970");
-    }
-
-    #[test]
-    fn an_hour_is_listed_when_any_of_it_is_asked_for() {
-        let at = |minutes: i64| DateTime::from_timestamp(minutes * 60, 0);
-        let listed = |from, to| Selection { from, to, ..Selection::default() }.meets_hour(&object(0, 1).name);
-        assert!(listed(None, None) && listed(at(119), None) && listed(None, at(61)));
-        assert!(!listed(at(120), None) && !listed(None, at(60)));
     }
 }

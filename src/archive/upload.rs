@@ -47,9 +47,8 @@ pub use self::{
 use self::{requests::Requests, watch::Watch};
 use crate::{
     archive::{
-        messages::{Found, Transfer, WhenUploaded},
-        partition::Input,
-        spool::{Spooler, segment::SealedSegment},
+        partition::{Input, Transfer},
+        spool::{Found, Spooler, WhenUploaded, segment::SealedSegment},
     },
     config::LiveConfig,
     consume::Drain,
@@ -61,6 +60,11 @@ use crate::{
     position::Partition,
     supervise::Slot,
 };
+
+/// From the spooler. It is about one assignment of a partition: what an earlier one was told is told apart by its epoch.
+impl Message for Transfer {
+    type Result = ();
+}
 
 /// From the I/O runtime: a request ended without an answer. The guardian builds the actor anew.
 #[derive(Debug, Message)]

@@ -61,7 +61,7 @@ impl Machine {
 
 fn puts(effects: &[Effect]) -> Vec<(u64, u64)> {
     let put = |effect: &Effect| match effect {
-        Effect::Put { segment, .. } => Some((segment.chain_offset().0, segment.end().0)),
+        Effect::Transfer(Transfer::Put { segment, .. }) => Some((segment.chain_offset().0, segment.end().0)),
         _ => None,
     };
     effects.iter().filter_map(put).collect()
@@ -75,7 +75,7 @@ fn confirmed(effects: &[Effect]) -> Option<Offset> {
 }
 
 fn removed(effects: &[Effect]) -> usize {
-    effects.iter().filter(|effect| matches!(effect, Effect::Remove(_))).count()
+    effects.iter().filter(|effect| matches!(effect, Effect::Segments(SegmentCommand::Remove(_)))).count()
 }
 
 fn exists(end: u64) -> PutAnswer {
@@ -156,7 +156,7 @@ fn sealed_segments_of_a_revoked_partition_go_on_until_its_chain_stops() {
 fn the_head_is_rewritten_once_in_a_while_by_a_tick_and_at_the_stop() {
     let head = |effects: &[Effect]| {
         effects.iter().find_map(|effect| match effect {
-            Effect::WriteHead { head, .. } => Some((head.end, head.key.clone())),
+            Effect::Transfer(Transfer::WriteHead { head, .. }) => Some((head.end, head.key.clone())),
             _ => None,
         })
     };

@@ -14,7 +14,7 @@ use super::{
     segment::{self, Scan, SealedSegment, SegmentHeader, UnreadableHeader},
 };
 use crate::{
-    archive::line::LineEncoder,
+    archive::{line::LineEncoder, partition::SegmentCommand},
     config::LiveConfig,
     log::{Batch, Epoch},
     position::{Offset, Partition, TopicIdentity, TopicName},
@@ -29,37 +29,17 @@ const AGE_CHECK: Duration = Duration::from_millis(50);
 /// To the spool's thread. The channel has no bound of its own: batches carry permits of their source's byte budget, and
 /// the rest is a handful a segment.
 pub(super) enum SpoolCommand {
-    /// List the partition's sealed segments.
-    Scan {
-        partition: Partition,
-        epoch: Epoch,
-    },
+    Segments(SegmentCommand),
     /// Say in the log which partitions, beside these, have sealed segments on disk.
     NameOthers(Vec<Partition>),
-    /// Begin a partition at this chain offset; an open segment is dropped.
-    Begin {
-        partition: Partition,
-        epoch: Epoch,
-        chain_offset: Offset,
-        identity: TopicIdentity,
-    },
     /// Spool the batch's records from `from` on.
     Append {
         batch: Batch,
         from: Offset,
     },
-    /// Drop the partition's open segment.
-    End(Partition),
-    /// Seal the partition's open segment, and begin none.
-    Close(Partition),
     /// Whether segments are sealed when they reach `spool.max_age`.
     SealByAge(bool),
     SealAll,
-    Remove(SealedSegment),
-    Orphan {
-        segment: SealedSegment,
-        why: String,
-    },
     /// Answered when everything before it is done.
     Barrier(tokio::sync::oneshot::Sender<()>),
     Stop,
@@ -176,49 +156,55 @@ impl SpoolWriter {
 
     fn handle(&mut self, command: SpoolCommand) {
         match command {
-            SpoolCommand::Scan { partition, epoch } => {
-                // Not dropped: the log may not have its records any more.
-                self.seal(partition);
-                self.end(partition);
-                let segments = self.scan(partition);
-                (self.events)(SpoolEvent::Scanned { partition, epoch, segments });
-            }
+            SpoolCommand::Segments(command) => self.handle_segments(command),
             SpoolCommand::NameOthers(assigned) => self.name_others(&assigned),
-            SpoolCommand::Begin { partition, epoch, chain_offset, identity } => {
-                self.end(partition);
-                self.partitions.insert(partition, Spooling { epoch, identity, chain_offset, open: None });
-            }
             SpoolCommand::Append { batch, from } => {
                 let partition = batch.partition;
                 let outcome = self.append(&batch, from);
                 self.note(partition, outcome);
-            }
-            SpoolCommand::End(partition) => self.end(partition),
-            SpoolCommand::Close(partition) => {
-                self.seal(partition);
-                self.end(partition);
             }
             SpoolCommand::SealByAge(on) => self.seals_by_age = on,
             SpoolCommand::SealAll => {
                 let partitions: Vec<Partition> = self.partitions.keys().copied().collect();
                 partitions.into_iter().for_each(|partition| self.seal(partition));
             }
-            SpoolCommand::Remove(segment) => {
+            SpoolCommand::Barrier(done) => {
+                // An error says that nobody waits any more.
+                let _ = done.send(());
+            }
+            SpoolCommand::Stop => {}
+        }
+    }
+
+    fn handle_segments(&mut self, command: SegmentCommand) {
+        match command {
+            SegmentCommand::Scan { partition, epoch } => {
+                // Not dropped: the log may not have its records any more.
+                self.seal(partition);
+                self.end(partition);
+                let segments = self.scan(partition);
+                (self.events)(SpoolEvent::Scanned { partition, epoch, segments });
+            }
+            SegmentCommand::Begin { partition, epoch, chain_offset, identity } => {
+                self.end(partition);
+                self.partitions.insert(partition, Spooling { epoch, identity, chain_offset, open: None });
+            }
+            SegmentCommand::End(partition) => self.end(partition),
+            SegmentCommand::Close(partition) => {
+                self.seal(partition);
+                self.end(partition);
+            }
+            SegmentCommand::Remove(segment) => {
                 if let Err(error) = segment.remove() {
                     tracing::warn!(path = %segment.path.display(), %error, "archived segment not removed");
                 }
             }
-            SpoolCommand::Orphan { segment, why } => match segment.move_to(&self.orphaned) {
+            SegmentCommand::Orphan { segment, why } => match segment.move_to(&self.orphaned) {
                 Ok(path) => tracing::error!(path = %path.display(), why, "segment set aside"),
                 Err(error) => {
                     tracing::error!(path = %segment.path.display(), why, %error, "segment could not be set aside")
                 }
             },
-            SpoolCommand::Barrier(done) => {
-                // Whoever waited has given up.
-                let _ = done.send(());
-            }
-            SpoolCommand::Stop => {}
         }
     }
 

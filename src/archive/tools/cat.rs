@@ -79,7 +79,7 @@ fn is_selected(selection: &Selection, text: &[u8], unreadable: &mut u64) -> bool
 mod tests {
     use super::*;
     use crate::{
-        archive::tools::{Offsets, manual_skip::ManualSkip},
+        archive::tools::{Offsets, tests::MadeArchive},
         position::Offset,
     };
 
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn lines_come_in_the_order_of_the_chains_and_of_the_partitions_asked_for() {
-        let archive = ManualSkip::new();
+        let archive = MadeArchive::new();
         // The later one of the chain has the earlier date.
         archive.object(0, 0, &[(0, "2026-11-24T00:00:00Z"), (1, "2026-11-24T00:00:00Z")]);
         archive.object(0, 2, &[(2, "2026-11-23T08:00:00Z")]);
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn times_select_records_and_not_objects() {
-        let archive = ManualSkip::new();
+        let archive = MadeArchive::new();
         archive.object(0, 0, &[(0, "2026-11-23T08:00:00Z"), (1, "2026-11-23T11:30:00Z"), (2, "2026-11-23T07:00:00Z")]);
         archive.object(
             0,
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn what_is_damaged_is_named_and_the_rest_is_printed() {
-        let archive = ManualSkip::new();
+        let archive = MadeArchive::new();
         let cut = archive.object(0, 0, &[(0, "2026-11-23T08:00:00Z")]);
         archive.object(0, 1, &[(1, "2026-11-23T08:00:00Z")]);
         let bytes = std::fs::read(&cut).unwrap();
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn an_object_of_many_pieces_is_read_whole() {
-        let archive = ManualSkip::new();
+        let archive = MadeArchive::new();
         let lines: Vec<String> = (0..100)
             .map(|offset| {
                 // Random, so that the object is larger than a piece.

@@ -11,7 +11,7 @@ use std::{
 
 use ingestd::internals::{
     archive::{
-        partition::{BatchVerdict, Effect, Input, Moment, Partitions, PutAnswer, Rules},
+        partition::{BatchVerdict, Effect, Input, Moment, Partitions, PutAnswer, Rules, SegmentCommand, Transfer},
         spool::segment::{SealedSegment, SegmentHeader, VERSION},
         upload::opening::{Head, Known, Unusable, end_of_chain},
     },
@@ -203,22 +203,24 @@ impl Life {
     fn on(&mut self, input: Input, trace: &mut Trace) {
         for effect in self.spooler.on(input, Moment { at: self.at, on_gap: self.on_gap }) {
             match effect {
-                Effect::Scan { epoch, .. } => self.to_thread.push_back(ToThread::Scan(epoch)),
-                Effect::BeginSegments { epoch, chain_offset, .. } => {
-                    self.to_thread.push_back(ToThread::Begin { epoch, chain_offset });
-                }
-                Effect::EndSegments(_) => self.to_thread.push_back(ToThread::End),
-                Effect::CloseSegments(_) => self.to_thread.push_back(ToThread::Close),
-                Effect::Remove(segment) => self.to_thread.push_back(ToThread::Remove(segment)),
-                Effect::Orphan { segment, .. } => {
-                    trace.saw("orphaned");
-                    self.to_thread.push_back(ToThread::Remove(segment));
-                }
-                Effect::OpenChain { epoch, assignment, known } => {
-                    self.to_uploader.push_back(ToUploader::Open(epoch, assignment, known));
-                }
-                Effect::Put { epoch, segment } => self.to_uploader.push_back(ToUploader::Put(epoch, segment)),
-                Effect::WriteHead { head, .. } => self.to_uploader.push_back(ToUploader::WriteHead(head)),
+                Effect::Segments(command) => self.to_thread.push_back(match command {
+                    SegmentCommand::Scan { epoch, .. } => ToThread::Scan(epoch),
+                    SegmentCommand::Begin { epoch, chain_offset, .. } => ToThread::Begin { epoch, chain_offset },
+                    SegmentCommand::End(_) => ToThread::End,
+                    SegmentCommand::Close(_) => ToThread::Close,
+                    SegmentCommand::Remove(segment) => ToThread::Remove(segment),
+                    SegmentCommand::Orphan { segment, .. } => {
+                        trace.saw("orphaned");
+                        ToThread::Remove(segment)
+                    }
+                }),
+                Effect::Transfer(transfer) => self.to_uploader.push_back(match transfer {
+                    Transfer::OpenChain { epoch, assignment, known } => ToUploader::Open(epoch, assignment, known),
+                    Transfer::Put { epoch, segment } => ToUploader::Put(epoch, segment),
+                    Transfer::WriteHead { head, .. } => ToUploader::WriteHead(head),
+                    // The model's operator speaks by the configuration.
+                    Transfer::AskAboutGap { .. } => continue,
+                }),
                 Effect::Begin(begin) => self.to_consumer.push_back(ToConsumer::Begin(begin)),
                 Effect::Confirm(confirm) => self.to_consumer.push_back(ToConsumer::Confirm(confirm)),
                 Effect::Reassign(reassign) | Effect::ReassignSoon(reassign) => {
@@ -232,8 +234,6 @@ impl Life {
                     trace.saw("gap skipped");
                     self.halted = None;
                 }
-                // The model's operator speaks by the configuration.
-                Effect::AskAboutGap { .. } => {}
             }
         }
     }
