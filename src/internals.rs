@@ -7,7 +7,7 @@ pub mod aggregate {
 pub mod archive {
     pub mod partition {
         pub use crate::archive::partition::{
-            BatchVerdict, Effect, Input, Moment, Partitions, PutAnswer, Rules, SegmentCommand, Transfer,
+            BatchVerdict, Effect, Input, Moment, News, Partitions, PutAnswer, Rules, SegmentCommand, Transfer,
         };
     }
 
@@ -29,7 +29,7 @@ pub mod archive {
     pub mod upload {
 
         pub mod opening {
-            pub use crate::archive::upload::opening::{Head, HeadError, Heads, Known, Unusable, end_of_chain};
+            pub use crate::archive::upload::opening::{Head, HeadError, Heads, Known, OpenError, end_of_chain};
         }
     }
 }

@@ -48,9 +48,6 @@ impl ObjectFormat {
     }
 
     /// Makes a segment's data an object; the same data always give the same one. Blocks.
-    ///
-    /// # Errors
-    /// When the data cannot be read.
     pub fn encode(self, data: Bytes) -> io::Result<Bytes> {
         match self {
             Self::NdjsonZst => Ok(data),
@@ -58,9 +55,6 @@ impl ObjectFormat {
     }
 
     /// The lines of an object, each with its end. Errors of `object` come through as they are.
-    ///
-    /// # Errors
-    /// When the decoder cannot be made.
     pub fn lines<'a>(self, object: impl Read + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
         match self {
             Self::NdjsonZst => Ok(Box::new(ndjson_zst::lines(object)?)),
@@ -73,9 +67,6 @@ impl ObjectFormat {
     }
 
     /// The object of a segment whose data match its header. Blocks.
-    ///
-    /// # Errors
-    /// As [`SealedSegment::read`] and [`Self::encode`].
     pub fn object_of(self, segment: &SealedSegment) -> io::Result<Bytes> {
         self.encode(segment.read()?.into())
     }
@@ -119,9 +110,6 @@ impl ObjectFormat {
 }
 
 /// The lines of a segment's data, each with its end.
-///
-/// # Errors
-/// When the decoder cannot be made.
 pub fn segment_lines(data: &[u8]) -> io::Result<impl BufRead> {
     ndjson_zst::lines(data)
 }

@@ -202,8 +202,6 @@ pub struct RecordLine<'a> {
 }
 
 impl<'a> RecordLine<'a> {
-    /// # Errors
-    /// When it is no line of an object.
     pub fn parse(line: &'a [u8]) -> anyhow::Result<Self> {
         let line = std::str::from_utf8(line)?;
         serde_json::from_str(line).with_context(|| format!("a line of it is not readable: {line:.80}"))
@@ -236,9 +234,6 @@ pub struct Line<'a> {
 
 impl<'a> Line<'a> {
     /// Reads a line; fields that are not known here may stand in it.
-    ///
-    /// # Errors
-    /// What is wrong with it.
     pub fn parse(text: &'a [u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())?;
         let line: AsWritten<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;

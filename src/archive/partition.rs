@@ -36,42 +36,44 @@ use crate::{
 pub enum Input {
     /// The consumer: the partition is ours.
     Assigned { epoch: Epoch, assignment: Assignment },
-    /// The consumer: it is ours no longer.
-    Unassigned { partition: Partition, epoch: Epoch },
-    /// The spool's thread: the partition's sealed segments on disk, in the order of their chain offsets.
-    Scanned { partition: Partition, epoch: Epoch, segments: Vec<SealedSegment> },
-    /// The spool's thread: a segment was sealed.
-    Sealed { epoch: Epoch, segment: SealedSegment },
-    /// The uploader: where the chain ends, or why it cannot be used.
-    Opened { partition: Partition, epoch: Epoch, outcome: Result<Offset, Unusable> },
-    /// The uploader: what the PUT under way found, and the key of the object.
-    Put { partition: Partition, epoch: Epoch, key: String, answer: PutAnswer },
-    /// The uploader: how things stand with the partition's gap.
-    GapAnswered { partition: Partition, epoch: Epoch, answer: GapAnswer },
-    /// The uploader: an object of ours is not what was put.
-    Replaced { partition: Partition, epoch: Epoch, key: String },
+    /// Something about this assignment; about an earlier one it changes nothing.
+    About { partition: Partition, epoch: Epoch, news: News },
     /// The uploader was started, and knows of nothing that it was told before.
     UploaderStarted,
     /// A second passed.
     Tick,
 }
 
+/// What happened to an assigned partition.
+#[derive(Debug)]
+pub enum News {
+    /// The consumer: it is ours no longer.
+    Unassigned,
+    /// The spool's thread: the partition's sealed segments on disk, in the order of their chain offsets.
+    Scanned(Vec<SealedSegment>),
+    /// The spool's thread: a segment was sealed.
+    Sealed(SealedSegment),
+    /// The uploader: where the chain ends, or why it cannot be used.
+    Opened(Result<Offset, Unusable>),
+    /// The uploader: what the PUT under way found, and the key of the object.
+    Put { key: String, answer: PutAnswer },
+    /// The uploader: how things stand with the partition's gap.
+    GapAnswered(GapAnswer),
+    /// The uploader: the object of ours with this key is not what was put.
+    Replaced(String),
+}
+
 /// What a create-only PUT of a segment found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PutAnswer {
+    /// It is the object now.
     Created,
     /// An object stands there whose records agree with ours where both have them.
-    Exists {
-        end: Offset,
-    },
+    Exists { end: Offset },
     /// An object stands there whose records differ from ours, or that cannot be read.
-    Conflict {
-        reason: String,
-    },
+    Conflict { reason: String },
     /// The segment's file cannot be read as it was sealed; nothing was put.
-    Damaged {
-        why: String,
-    },
+    Damaged { why: String },
 }
 
 /// What the operator has said of a gap: records below the offset may be missing; or why the marker cannot be read.
@@ -107,32 +109,21 @@ pub enum SegmentCommand {
 #[derive(Debug, Clone)]
 pub enum Transfer {
     /// Where does the chain end? Requests of an earlier assignment of the partition are cut off.
-    OpenChain {
-        epoch: Epoch,
-        assignment: Assignment,
-        known: Known,
-    },
-    Put {
-        epoch: Epoch,
-        segment: SealedSegment,
-    },
+    OpenChain { epoch: Epoch, assignment: Assignment, known: Known },
+    /// By a create-only PUT.
+    Put { epoch: Epoch, segment: SealedSegment },
     /// How do things stand with the gap behind the chain's `end`?
-    AskAboutGap {
-        partition: Partition,
-        epoch: Epoch,
-        end: Offset,
-    },
+    AskAboutGap { partition: Partition, epoch: Epoch, end: Offset },
     /// Rewrite the head. A failure leaves an older one, which is allowed.
-    WriteHead {
-        partition: Partition,
-        head: Head,
-    },
+    WriteHead { partition: Partition, head: Head },
 }
 
 /// What is to be done next, in this order.
 #[derive(Debug)]
 pub enum Effect {
+    /// Spool's thread.
     Segments(SegmentCommand),
+    /// Uploader.
     Transfer(Transfer),
     /// Consumer.
     Begin(Begin),
@@ -145,26 +136,13 @@ pub enum Effect {
     /// Consumer.
     Halt(Halt),
     /// Operator: so many records were archived.
-    Archived {
-        records: u64,
-    },
+    Archived { records: u64 },
     /// Operator: another writer's object stands at our chain offset, and the chain goes on at its end.
-    Followed {
-        partition: Partition,
-        end: Offset,
-    },
+    Followed { partition: Partition, end: Offset },
     /// Operator: the log removed records before they were archived.
-    Lost {
-        partition: Partition,
-        from: Offset,
-        to: Offset,
-    },
+    Lost { partition: Partition, from: Offset, to: Offset },
     /// Operator: going on without the records that are gone, as allowed.
-    Skipped {
-        partition: Partition,
-        from: Offset,
-        to: Offset,
-    },
+    Skipped { partition: Partition, from: Offset, to: Offset },
 }
 
 /// What becomes of a batch.
@@ -316,24 +294,12 @@ impl Partitions {
                 let ask = ticks.is_multiple_of(ASK_TICKS);
                 tracked.values_mut().for_each(|tracked| tracked.tick(ask, &mut step));
             }
-            Input::Unassigned { partition, epoch } => of(tracked, partition, epoch, |it| it.unassigned(&mut step)),
-            Input::Scanned { partition, epoch, segments } => {
-                of(tracked, partition, epoch, |it| it.scanned(segments, &mut step));
-            }
-            Input::Sealed { epoch, segment } => {
-                of(tracked, segment.header.partition, epoch, |it| it.sealed(segment, &mut step));
-            }
-            Input::Opened { partition, epoch, outcome } => {
-                of(tracked, partition, epoch, |it| it.opened(outcome, &mut step));
-            }
-            Input::Put { partition, epoch, key, answer } => {
-                of(tracked, partition, epoch, |it| it.put(key, answer, &mut step));
-            }
-            Input::GapAnswered { partition, epoch, answer } => {
-                of(tracked, partition, epoch, |it| it.gap_answered(answer, &mut step));
-            }
-            Input::Replaced { partition, epoch, key } => {
-                of(tracked, partition, epoch, |it| it.replaced(&key, &mut step));
+            Input::About { partition, epoch, news } => {
+                let tracked = tracked.get_mut(&partition);
+                let tracked = tracked.filter(|it| it.held.as_ref().is_some_and(|held| held.epoch == epoch));
+                if let Some(tracked) = tracked {
+                    tracked.on(news, &mut step);
+                }
             }
         }
         step.effects
@@ -351,10 +317,4 @@ impl Partitions {
         }
         BatchVerdict::From(std::mem::replace(&mut held.cursor, to))
     }
-}
-
-/// Acts on the partition, if this is the assignment that is known of it.
-fn of(tracked: &mut BTreeMap<Partition, Tracked>, partition: Partition, epoch: Epoch, act: impl FnOnce(&mut Tracked)) {
-    let is_known = |tracked: &&mut Tracked| tracked.held.as_ref().is_some_and(|held| held.epoch == epoch);
-    tracked.get_mut(&partition).filter(is_known).map(act);
 }

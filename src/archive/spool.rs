@@ -12,7 +12,7 @@ pub mod segment;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -21,10 +21,10 @@ use std::{
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
-use self::writer::{SegmentOrigin, SpoolCommand, SpoolEvent, SpoolThread, SpoolWriter};
+use self::writer::{SpoolCommand, SpoolEvent, SpoolThread, SpoolWriter};
 use crate::{
     archive::{
-        partition::{BatchVerdict, Effect, Input, Moment, Partitions, Rules},
+        partition::{BatchVerdict, Effect, Input, Moment, News, Partitions, Rules},
         upload::{Uploader, opening::Head},
     },
     config::{LiveConfig, QueueKind},
@@ -64,16 +64,14 @@ pub struct Spooler {
     replies: Replies,
     partitions: Partitions,
     config: LiveConfig,
-    topic: String,
-    queue_kind: QueueKind,
     disk_full: bool,
-    held: BTreeMap<Hold, bool>,
+    holds: BTreeSet<Hold>,
     /// Partitions whose last segment could not be written.
     failing: BTreeSet<Partition>,
     /// So many segments wait that none is sealed for its age.
     behind: bool,
     draining: bool,
-    /// Whoever waits for all uploads to end.
+    /// Those who wait for all uploads to end.
     when_uploaded: Vec<oneshot::Sender<Vec<(Partition, Head)>>>,
     ticks: u32,
     health: Health,
@@ -92,9 +90,6 @@ impl Spooler {
     const TICK: Duration = Duration::from_secs(1);
 
     /// Starts the spool's thread.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
     pub fn new(
         data_dir: &Path,
         uploader: Slot<Uploader>,
@@ -105,11 +100,6 @@ impl Spooler {
         ctx: &Context<Self>,
     ) -> anyhow::Result<Self> {
         let now = config.load_full();
-        let origin = SegmentOrigin {
-            topic: now.queue.topic.clone(),
-            generation: now.queue.generation,
-            archive: now.archive.url.clone(),
-        };
         let shared_queue = now.queue.kind == QueueKind::Kafka;
         let rules = Rules {
             topic_folder: now.queue.name().to_string(),
@@ -120,17 +110,15 @@ impl Spooler {
         let addr = ctx.address();
         // A handful of events a segment: the mailbox's capacity must not drop them.
         let events = Box::new(move |event| addr.do_send(FromWriter(event)));
-        let writer = SpoolWriter::spawn(data_dir, origin, config.clone(), events)?;
+        let writer = SpoolWriter::spawn(data_dir, config.clone(), events)?;
         Ok(Self {
             writer: Some(writer),
             uploader,
             replies,
             partitions: Partitions::new(rules),
-            topic: now.queue.topic.clone(),
-            queue_kind: now.queue.kind,
             config,
             disk_full: false,
-            held: BTreeMap::new(),
+            holds: BTreeSet::new(),
             failing: BTreeSet::new(),
             behind: false,
             draining: false,
@@ -155,10 +143,14 @@ impl Spooler {
             self.perform(effect, ctx);
         }
         self.show_spool();
+        self.answer_when_uploaded();
+    }
+
+    fn answer_when_uploaded(&mut self) {
         if self.partitions.is_idle() {
             for waiting in self.when_uploaded.drain(..) {
                 // An error says that nobody waits any more.
-                let _ = waiting.send(self.partitions.last_heads(moment.at));
+                let _ = waiting.send(self.partitions.last_heads(Instant::now()));
             }
         }
     }
@@ -180,7 +172,7 @@ impl Spooler {
             }
             Effect::Lost { partition, from, to } => {
                 let lost = to.since(from);
-                self.metrics.lost(SinkName::Archive, &self.topic, partition, lost);
+                self.metrics.lost(SinkName::Archive, &self.config.load().queue.topic, partition, lost);
                 tracing::error!(%partition, %from, %to, lost, "records were removed from the log before they were archived");
             }
             Effect::Skipped { partition, from, to } => {
@@ -203,7 +195,7 @@ impl Spooler {
 
     /// Fetching is held while sealed segments fill the quota or a full disk.
     fn show_spool(&mut self) {
-        let bytes = self.partitions.sealed_bytes();
+        let (bytes, config) = (self.partitions.sealed_bytes(), self.config.load_full());
         let behind = self.partitions.sealed_segments() >= Self::BEHIND;
         if std::mem::replace(&mut self.behind, behind) != behind {
             self.command(SpoolCommand::SealByAge(!behind));
@@ -211,13 +203,14 @@ impl Spooler {
         self.metrics.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         let uploads = self.partitions.uploads();
         self.metrics.depth(ActorName::Uploader).set(i64::try_from(uploads).unwrap_or(i64::MAX));
-        self.hold(Hold::SpoolQuota, bytes >= self.config.load().spool.quota.0);
+        self.hold(Hold::SpoolQuota, bytes >= config.spool.quota.0);
         // The embedded log is freed only by archiving it: one segment at a time goes on, and frees more than it takes.
-        self.hold(Hold::DiskFull, self.disk_full && (self.queue_kind == QueueKind::Kafka || bytes > 0));
+        self.hold(Hold::DiskFull, self.disk_full && (config.queue.kind == QueueKind::Kafka || bytes > 0));
     }
 
     fn hold(&mut self, hold: Hold, on: bool) {
-        if self.held.insert(hold, on).unwrap_or(false) != on {
+        let changed = if on { self.holds.insert(hold) } else { self.holds.remove(&hold) };
+        if changed {
             self.replies.hold(SetHold { hold, on });
         }
     }
@@ -228,7 +221,7 @@ impl Spooler {
             self.command(SpoolCommand::NameOthers(self.partitions.assigned()));
         }
         // Said again, in case the consumer was rebuilt and does not know.
-        for (hold, _) in self.held.iter().filter(|(_, on)| **on) {
+        for hold in &self.holds {
             self.replies.hold(SetHold { hold: *hold, on: true });
         }
         self.on(Input::Tick, ctx);
@@ -270,7 +263,7 @@ impl Handler<Unassign> for Spooler {
         if self.partitions.is_current(partition, epoch) {
             self.works(partition);
         }
-        self.on(Input::Unassigned { partition, epoch }, ctx);
+        self.on(Input::About { partition, epoch, news: News::Unassigned }, ctx);
     }
 }
 
@@ -298,18 +291,13 @@ impl Handler<FromWriter> for Spooler {
                 tracing::error!(reason, "the spool failed");
                 ctx.stop();
             }
-            SpoolEvent::Scanned { partition, epoch, segments: Ok(segments) } => {
-                self.on(Input::Scanned { partition, epoch, segments }, ctx);
-            }
-            SpoolEvent::Sealed { epoch, segment } => {
-                let partition = segment.header.partition;
-                if self.partitions.is_current(partition, epoch) {
+            SpoolEvent::Done { partition, epoch, outcome: Ok(news) } => {
+                if matches!(news, News::Sealed(_)) && self.partitions.is_current(partition, epoch) {
                     self.works(partition);
                 }
-                self.on(Input::Sealed { epoch, segment }, ctx);
+                self.on(Input::About { partition, epoch, news }, ctx);
             }
-            SpoolEvent::Scanned { partition, epoch, segments: Err(error) }
-            | SpoolEvent::Failed { partition, epoch, error } => {
+            SpoolEvent::Done { partition, epoch, outcome: Err(error) } => {
                 if !self.partitions.is_current(partition, epoch) {
                     return;
                 }
@@ -344,11 +332,8 @@ impl Handler<WhenUploaded> for Spooler {
 
     fn handle(&mut self, _: WhenUploaded, _: &mut Self::Context) -> Self::Result {
         let (done, uploaded) = oneshot::channel();
-        if self.partitions.is_idle() {
-            let _ = done.send(self.partitions.last_heads(Instant::now()));
-        } else {
-            self.when_uploaded.push(done);
-        }
+        self.when_uploaded.push(done);
+        self.answer_when_uploaded();
         // An error says that the actor has died.
         Box::pin(async move { uploaded.await.unwrap_or_default() })
     }

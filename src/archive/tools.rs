@@ -7,23 +7,25 @@
 pub mod cat;
 pub mod drain;
 pub mod reader;
-pub mod skip;
 pub mod verify;
 
 #[cfg(test)]
 mod tests;
 
+use anyhow::{anyhow, bail};
 use chrono::{DateTime, Utc};
 use tokio::runtime::{Builder, Runtime};
 
 pub use self::reader::ArchiveReader;
 use crate::{
     archive::upload::{
-        Archive, HeadError, explain,
+        Archive, HeadError, Skip,
         objects::{ListedObject, ObjectName},
+        opening::Heads as _,
+        place,
     },
     config::Config,
-    position::{Offset, Partition},
+    position::{Offset, Partition, Timestamp},
 };
 
 /// Which records are asked for. Empty: all.
@@ -82,17 +84,11 @@ impl Selection {
 }
 
 /// The runtime on which a command talks to the store.
-///
-/// # Errors
-/// When the machine gives no thread.
 pub fn runtime() -> anyhow::Result<Runtime> {
     Ok(Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?)
 }
 
 /// Opens the archive that the configuration names, for its topic or another one.
-///
-/// # Errors
-/// One sentence on what is missing.
 pub fn open(config: Config, topic: Option<String>, runtime: &Runtime) -> anyhow::Result<ArchiveReader> {
     let topic = topic.unwrap_or_else(|| config.queue.name().to_string());
     let archive = Archive::open_existing(&config, topic)?;
@@ -100,21 +96,43 @@ pub fn open(config: Config, topic: Option<String>, runtime: &Runtime) -> anyhow:
 }
 
 /// What stands in the archive, in the order of the chains.
-///
-/// # Errors
-/// One sentence on why the store does not answer.
 pub fn list(reader: &ArchiveReader, selection: &Selection) -> anyhow::Result<Vec<ListedObject>> {
-    let listing = reader.block_on(reader.list()).map_err(|error| reader.sentence(&error))?;
-    let mut objects = listing.objects;
+    let mut objects = reader.ask(|| reader.archive.list_objects())?.objects;
     objects.retain(|object| selection.has_partition(object.name.partition) && selection.meets_hour(&object.name));
     Ok(objects)
 }
 
-impl ArchiveReader {
-    /// A failure of the store, as one sentence for the operator.
-    pub fn sentence(&self, error: &object_store::Error) -> anyhow::Error {
-        anyhow::anyhow!(explain(error, self.config()))
+/// A marker that was put.
+#[derive(Debug)]
+pub struct Marked {
+    pub key: String,
+    /// Where the partition's chain ends: from here to the marker's offset records may be missing.
+    pub end: Offset,
+}
+
+/// Puts the operator's marker beside the partition's head: records below `to`, which retention removed, may be missing from
+/// the archive (4.4). Whichever worker holds the partition finds it. Blocks.
+///
+/// # Errors
+/// When there is no such chain, when it reaches that far already, or when the store does not answer.
+pub fn skip(reader: &ArchiveReader, partition: Partition, to: Offset) -> anyhow::Result<Marked> {
+    let archive = &reader.archive;
+    let unreadable = |what: String| anyhow!("the archive's chain cannot be read: {what}: restore it first");
+    let head = reader.ask(|| readable(archive.head(partition)))?.map_err(unreadable)?;
+    let last = reader.ask(|| readable(archive.find_end(partition)))?.map_err(unreadable)?;
+    let Some(end) = head.map(|head| head.end).max(last.map(|(end, _)| end)) else {
+        bail!(
+            "topic {} has no partition {partition} in {}: name one that `ingestd archive verify` shows",
+            archive.topic,
+            place(&reader.config)
+        );
+    };
+    if to <= end {
+        bail!("--to {to}: the archive of partition {partition} reaches offset {end} already: name one beyond it");
     }
+    let marker = Skip { version: Skip::VERSION, to, time: Timestamp::now().to_rfc3339() };
+    let key = reader.ask(|| archive.write_skip(partition, &marker))?.to_string();
+    Ok(Marked { key, end })
 }
 
 /// Separates what the store failed at, which may pass, from what it gave and cannot be read.

@@ -18,10 +18,9 @@ use super::Options;
 use crate::{
     archive::{
         tools::{
-            self, ArchiveReader, Offsets, Selection,
+            self, ArchiveReader, Marked, Offsets, Selection,
             cat::CatError,
             drain::{self, Fate, Outcome},
-            skip,
             verify::{self, PartitionReport, Report, UnreadableEvents},
         },
         upload::{objects::ListedObject, place},
@@ -176,7 +175,7 @@ fn list(reader: &ArchiveReader, selection: &Selection, json: bool) -> anyhow::Re
     if objects.is_empty() {
         note_nothing(reader);
     }
-    let topic = reader.archive().topic();
+    let topic = &reader.archive.topic;
     let line = |object: &ListedObject| {
         let (name, key) = (object.name, object.name.key(topic));
         let hour = name.hour_start().to_rfc3339_opts(SecondsFormat::Secs, true);
@@ -229,8 +228,8 @@ fn verify(reader: &ArchiveReader, partitions: &[Partition], json: bool) -> anyho
 }
 
 fn skip(reader: &ArchiveReader, partition: Partition, to: Offset, json: bool) -> anyhow::Result<ExitCode> {
-    let topic = reader.archive().topic();
-    let skip::Said { key, end } = skip::skip(reader, partition, to)?;
+    let topic = &reader.archive.topic;
+    let Marked { key, end } = tools::skip(reader, partition, to)?;
     Ok(super::print(&match json {
         true => json!({"topic": topic, "partition": partition, "end": end, "to": to, "key": key}).to_string(),
         false => format!(
@@ -290,7 +289,7 @@ fn progress() -> ProgressBar {
 
 /// An archive that holds nothing of this topic is whole; but a wrong name should not go unnoticed.
 fn note_nothing(reader: &ArchiveReader) {
-    eprintln!("ingestd: {} holds nothing such of topic {}", place(reader.config()), reader.archive().topic());
+    eprintln!("ingestd: {} holds nothing such of topic {}", place(&reader.config), &reader.archive.topic);
 }
 
 fn table(report: &Report) -> String {
@@ -342,7 +341,7 @@ fn sentence(fault: &verify::Fault) -> String {
         Some(lines) if lines > 1 => format!(" (and {} more lines)", lines - 1),
         _ => String::new(),
     };
-    format!("{}: {place}{}{more}", fault.kind.as_str(), fault.message)
+    format!("{}: {place}{}{more}", fault.kind, fault.message)
 }
 
 fn size(bytes: u64) -> String {

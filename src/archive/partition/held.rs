@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Effect, PutAnswer, SegmentCommand, SkipMarker, Step, Tracked, Transfer};
+use super::{Effect, News, PutAnswer, SegmentCommand, SkipMarker, Step, Tracked, Transfer};
 use crate::{
     archive::{
         spool::{
@@ -43,15 +43,12 @@ pub(super) struct Held {
 
 pub(super) enum Phase {
     /// Waiting for the archive's chain and the disk's segments.
-    Opening {
-        found: Option<Vec<SealedSegment>>,
-    },
+    Opening { found: Option<Vec<SealedSegment>> },
+    /// Begun.
     Spooling,
     /// Halted at a gap that the operator may allow to be left.
-    Gap {
-        log_start: Offset,
-        marker: SkipMarker,
-    },
+    Gap { log_start: Offset, marker: SkipMarker },
+    /// Until somebody does something, and it is assigned anew.
     Halted,
     /// Revoked: nothing is spooled, and what is sealed goes on.
     Leaving,
@@ -128,6 +125,18 @@ impl Held {
 }
 
 impl Tracked {
+    pub(super) fn on(&mut self, news: News, step: &mut Step<'_>) {
+        match news {
+            News::Unassigned => self.unassigned(step),
+            News::Scanned(segments) => self.scanned(segments, step),
+            News::Sealed(segment) => self.sealed(segment, step),
+            News::Opened(outcome) => self.opened(outcome, step),
+            News::Put { key, answer } => self.put(key, answer, step),
+            News::GapAnswered(answer) => self.gap_answered(answer, step),
+            News::Replaced(key) => self.replaced(&key, step),
+        }
+    }
+
     /// Where does the archive end, and what does the disk hold?
     pub(super) fn assigned(&mut self, epoch: Epoch, assignment: Assignment, step: &mut Step<'_>) {
         let held = self.held.insert(Held::new(epoch, assignment.clone(), step.moment.at));
@@ -143,7 +152,7 @@ impl Tracked {
     }
 
     /// What is open is dropped, what is sealed goes on, where its chain does.
-    pub(super) fn unassigned(&mut self, step: &mut Step<'_>) {
+    fn unassigned(&mut self, step: &mut Step<'_>) {
         let Some(held) = self.held.as_mut().filter(|held| held.is_ours()) else { return };
         held.phase = Phase::Leaving;
         if held.chain_end.is_none() {
@@ -161,14 +170,14 @@ impl Tracked {
         }
     }
 
-    pub(super) fn scanned(&mut self, segments: Vec<SealedSegment>, step: &mut Step<'_>) {
+    fn scanned(&mut self, segments: Vec<SealedSegment>, step: &mut Step<'_>) {
         if let Some(Held { phase: Phase::Opening { found }, .. }) = &mut self.held {
             *found = Some(segments);
             self.open_when_known(step);
         }
     }
 
-    pub(super) fn opened(&mut self, outcome: Result<Offset, Unusable>, step: &mut Step<'_>) {
+    fn opened(&mut self, outcome: Result<Offset, Unusable>, step: &mut Step<'_>) {
         let Some(held) = self.held.as_mut().filter(|held| matches!(held.phase, Phase::Opening { .. })) else { return };
         match outcome {
             Ok(end) => {
@@ -226,13 +235,13 @@ impl Tracked {
         step.then(Effect::Begin(Begin { partition, epoch, at }));
     }
 
-    pub(super) fn sealed(&mut self, segment: SealedSegment, step: &mut Step<'_>) {
+    fn sealed(&mut self, segment: SealedSegment, step: &mut Step<'_>) {
         let Some(held) = self.held.as_mut().filter(|held| held.is_ours()) else { return };
         held.sealed.insert(segment.chain_offset(), segment);
         held.put_next(step);
     }
 
-    pub(super) fn put(&mut self, key: String, answer: PutAnswer, step: &mut Step<'_>) {
+    fn put(&mut self, key: String, answer: PutAnswer, step: &mut Step<'_>) {
         let Some(held) = &mut self.held else { return };
         // One whose chain was stopped meanwhile is judged at the next assignment, as all that is on disk.
         let under_way = held.putting.take().filter(|_| held.chain_end.is_some());
@@ -303,7 +312,7 @@ impl Tracked {
         }
     }
 
-    pub(super) fn replaced(&mut self, key: &str, step: &mut Step<'_>) {
+    fn replaced(&mut self, key: &str, step: &mut Step<'_>) {
         let reason = format!(
             "{key} is not the object that was put: another writer has overwritten it, so the store does not honour create-only PUTs"
         );

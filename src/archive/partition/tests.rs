@@ -33,9 +33,13 @@ impl Machine {
     /// And whose chain ends at `end`.
     fn open_at(end: u64) -> Self {
         let mut machine = Self::assigned(0);
-        machine.on(Input::Scanned { partition: Partition(0), epoch: machine.epoch, segments: Vec::new() });
+        machine.about(News::Scanned(Vec::new()));
         machine.opened(end);
         machine
+    }
+
+    fn about(&mut self, news: News) -> Vec<Effect> {
+        self.on(Input::About { partition: Partition(0), epoch: self.epoch, news })
     }
 
     fn on(&mut self, input: Input) -> Vec<Effect> {
@@ -43,19 +47,18 @@ impl Machine {
     }
 
     fn opened(&mut self, end: u64) -> Vec<Effect> {
-        self.on(Input::Opened { partition: Partition(0), epoch: self.epoch, outcome: Ok(Offset(end)) })
+        self.about(News::Opened(Ok(Offset(end))))
     }
 
     /// What is put next after these were sealed.
     fn sealed(&mut self, segments: &[(u64, u64)]) -> Vec<(u64, u64)> {
-        let epoch = self.epoch;
-        let sealed = segments.iter().map(|(x, end)| Input::Sealed { epoch, segment: segment(*x, *end) });
-        let effects: Vec<Effect> = sealed.collect::<Vec<_>>().into_iter().flat_map(|input| self.on(input)).collect();
+        let sealed = segments.iter().map(|(x, end)| News::Sealed(segment(*x, *end)));
+        let effects: Vec<Effect> = sealed.flat_map(|news| self.about(news)).collect();
         puts(&effects)
     }
 
     fn answered(&mut self, answer: PutAnswer) -> Vec<Effect> {
-        self.on(Input::Put { partition: Partition(0), epoch: self.epoch, key: KEY.to_owned(), answer })
+        self.about(News::Put { key: KEY.to_owned(), answer })
     }
 }
 
@@ -137,7 +140,7 @@ fn sealed_segments_of_a_revoked_partition_go_on_until_its_chain_stops() {
     for answer in [PutAnswer::Created, exists(7), PutAnswer::Damaged { why: "gone".into() }] {
         let mut machine = Machine::open_at(0);
         machine.sealed(&[(0, 10), (10, 20)]);
-        machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
+        machine.about(News::Unassigned);
         assert_eq!(machine.partitions.sealed_segments(), 2);
         let effects = machine.answered(answer.clone());
         assert_eq!(confirmed(&effects), None);
@@ -148,7 +151,7 @@ fn sealed_segments_of_a_revoked_partition_go_on_until_its_chain_stops() {
     // One whose chain is not open has nothing to wait for.
     let mut machine = Machine::assigned(0);
     machine.sealed(&[(0, 10)]);
-    machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
+    machine.about(News::Unassigned);
     assert_eq!(machine.partitions.sealed_segments(), 0);
 }
 

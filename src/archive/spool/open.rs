@@ -43,9 +43,6 @@ pub struct Finished {
 
 impl OpenSegment {
     /// Begins the file in the partition's `folder`, which is created when it is missing.
-    ///
-    /// # Errors
-    /// The file system's.
     pub fn create(
         folder: &Path,
         chain_offset: Offset,
@@ -76,9 +73,6 @@ impl OpenSegment {
     }
 
     /// Writes what is still held.
-    ///
-    /// # Errors
-    /// The file system's.
     pub fn finish(self) -> io::Result<Finished> {
         let Checksummed { file, crc32c, bytes } = self.data.finish()?;
         Ok(Finished { file: file.into_inner().map_err(io::IntoInnerError::into_error)?, bytes, crc32c })

@@ -14,10 +14,13 @@ use super::{
     segment::{self, Scan, SealedSegment, SegmentHeader, UnreadableHeader},
 };
 use crate::{
-    archive::{line::LineEncoder, partition::SegmentCommand},
+    archive::{
+        line::LineEncoder,
+        partition::{News, SegmentCommand},
+    },
     config::LiveConfig,
     log::{Batch, Epoch},
-    position::{Offset, Partition, TopicIdentity, TopicName},
+    position::{Offset, Partition, TopicIdentity},
     supervise,
 };
 
@@ -29,63 +32,36 @@ const AGE_CHECK: Duration = Duration::from_millis(50);
 /// To the spool's thread. The channel has no bound of its own: batches carry permits of their source's byte budget, and
 /// the rest is a handful a segment.
 pub(super) enum SpoolCommand {
+    /// As the machine has decided.
     Segments(SegmentCommand),
     /// Say in the log which partitions, beside these, have sealed segments on disk.
     NameOthers(Vec<Partition>),
     /// Spool the batch's records from `from` on.
-    Append {
-        batch: Batch,
-        from: Offset,
-    },
+    Append { batch: Batch, from: Offset },
     /// Whether segments are sealed when they reach `spool.max_age`.
     SealByAge(bool),
+    /// Seal every open segment.
     SealAll,
     /// Answered when everything before it is done.
     Barrier(tokio::sync::oneshot::Sender<()>),
+    /// Ends the thread.
     Stop,
 }
 
 /// From the spool's thread.
 #[derive(Debug)]
 pub(super) enum SpoolEvent {
-    Scanned {
-        partition: Partition,
-        epoch: Epoch,
-        segments: io::Result<Vec<SealedSegment>>,
-    },
-    Sealed {
-        epoch: Epoch,
-        segment: SealedSegment,
-    },
+    /// What was done. After a failure the open segment is lost (the log has its records), and the partition has to begin again.
+    Done { partition: Partition, epoch: Epoch, outcome: io::Result<News> },
     /// The thread panicked.
     Died(String),
-    /// The open segment is lost (the log has its records); the partition has to begin again.
-    Failed {
-        partition: Partition,
-        epoch: Epoch,
-        error: io::Error,
-    },
-}
-
-/// What every segment's header repeats.
-#[derive(Debug, Clone)]
-pub(super) struct SegmentOrigin {
-    pub(super) topic: String,
-    pub(super) generation: u32,
-    pub(super) archive: String,
-}
-
-impl SegmentOrigin {
-    fn topic_name(&self) -> TopicName<'_> {
-        TopicName { topic: &self.topic, generation: self.generation }
-    }
 }
 
 pub(super) struct SpoolWriter {
     /// `<data.dir>/spool/<topic>`.
     folder: PathBuf,
+    /// `<data.dir>/orphaned/<topic>`.
     orphaned: PathBuf,
-    origin: SegmentOrigin,
     config: LiveConfig,
     lines: LineEncoder,
     piece: Vec<u8>,
@@ -110,18 +86,17 @@ pub(super) struct SpoolThread {
 impl SpoolWriter {
     pub(super) fn spawn(
         data_dir: &Path,
-        origin: SegmentOrigin,
         config: LiveConfig,
         events: Box<dyn Fn(SpoolEvent) + Send>,
     ) -> io::Result<SpoolThread> {
         let (commands, receiver) = unbounded();
-        let lines = LineEncoder::new(config.load().event.key_field().to_owned());
+        let now = config.load_full();
+        let topic = now.queue.name().to_string();
         let writer = Self {
-            folder: data_dir.join("spool").join(origin.topic_name().to_string()),
-            orphaned: data_dir.join("orphaned"),
-            origin,
+            folder: data_dir.join("spool").join(&topic),
+            orphaned: data_dir.join("orphaned").join(&topic),
             config,
-            lines,
+            lines: LineEncoder::new(now.event.key_field().to_owned()),
             piece: Vec::with_capacity(PIECE + PIECE / 4),
             partitions: BTreeMap::new(),
             seals_by_age: true,
@@ -182,8 +157,7 @@ impl SpoolWriter {
                 // Not dropped: the log may not have its records any more.
                 self.seal(partition);
                 self.end(partition);
-                let segments = self.scan(partition);
-                (self.events)(SpoolEvent::Scanned { partition, epoch, segments });
+                self.done(partition, epoch, self.scan(partition).map(News::Scanned));
             }
             SegmentCommand::Begin { partition, epoch, chain_offset, identity } => {
                 self.end(partition);
@@ -199,12 +173,15 @@ impl SpoolWriter {
                     tracing::warn!(path = %segment.path.display(), %error, "archived segment not removed");
                 }
             }
-            SegmentCommand::Orphan { segment, why } => match segment.move_to(&self.orphaned) {
-                Ok(path) => tracing::error!(path = %path.display(), why, "segment set aside"),
-                Err(error) => {
-                    tracing::error!(path = %segment.path.display(), why, %error, "segment could not be set aside")
+            SegmentCommand::Orphan { segment, why } => {
+                let folder = self.orphaned.join(segment.header.partition.to_string());
+                match segment::set_aside(&segment.path, &folder) {
+                    Ok(path) => tracing::error!(path = %path.display(), why, "segment set aside"),
+                    Err(error) => {
+                        tracing::error!(path = %segment.path.display(), why, %error, "segment could not be set aside");
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -216,8 +193,7 @@ impl SpoolWriter {
     fn scan(&self, partition: Partition) -> io::Result<Vec<SealedSegment>> {
         let Scan { segments, unreadable } = segment::scan(&self.partition_folder(partition))?;
         for UnreadableHeader { path, why, .. } in unreadable {
-            let orphaned = self.orphaned.join(self.origin.topic_name().to_string()).join(partition.to_string());
-            let path = segment::set_aside(&path, &orphaned)?;
+            let path = segment::set_aside(&path, &self.orphaned.join(partition.to_string()))?;
             tracing::error!(path = %path.display(), why, "segment set aside");
         }
         Ok(segments)
@@ -289,7 +265,7 @@ impl SpoolWriter {
     }
 
     fn try_seal(&mut self, partition: Partition) -> io::Result<()> {
-        let folder = self.partition_folder(partition);
+        let (folder, config) = (self.partition_folder(partition), self.config.load_full());
         let Some(spooling) = self.partitions.get_mut(&partition) else { return Ok(()) };
         let Some(open) = spooling.open.take() else { return Ok(()) };
         let end = open.last.next();
@@ -297,10 +273,10 @@ impl SpoolWriter {
         let Finished { file, bytes, crc32c } = open.finish()?;
         let header = SegmentHeader {
             version: segment::VERSION,
-            topic: self.origin.topic.clone(),
-            generation: self.origin.generation,
+            topic: config.queue.topic.clone(),
+            generation: config.queue.generation,
             identity: spooling.identity.clone(),
-            archive: self.origin.archive.clone(),
+            archive: config.archive.url.clone(),
             partition,
             chain_offset: spooling.chain_offset,
             end,
@@ -312,7 +288,8 @@ impl SpoolWriter {
         };
         let segment = segment::seal(&folder, header, &file)?;
         spooling.chain_offset = end;
-        (self.events)(SpoolEvent::Sealed { epoch: spooling.epoch, segment });
+        let epoch = spooling.epoch;
+        self.done(partition, epoch, Ok(News::Sealed(segment)));
         Ok(())
     }
 
@@ -320,31 +297,31 @@ impl SpoolWriter {
     fn note(&mut self, partition: Partition, outcome: io::Result<()>) {
         let Err(error) = outcome else { return };
         if let Some(spooling) = self.partitions.remove(&partition) {
-            (self.events)(SpoolEvent::Failed { partition, epoch: spooling.epoch, error });
+            self.done(partition, spooling.epoch, Err(error));
         }
+    }
+
+    fn done(&self, partition: Partition, epoch: Epoch, outcome: io::Result<News>) {
+        (self.events)(SpoolEvent::Done { partition, epoch, outcome });
+    }
+
+    /// When each open segment was begun.
+    fn ages(&self) -> impl Iterator<Item = (Partition, Instant)> {
+        let spooling = self.partitions.iter().filter(|_| self.seals_by_age);
+        spooling.filter_map(|(partition, spooling)| Some((*partition, spooling.open.as_ref()?.opened)))
     }
 
     fn next_age_deadline(&self) -> Option<Instant> {
-        if !self.seals_by_age {
-            return None;
-        }
-        let max_age = self.config.load().spool.max_age;
-        let opened =
-            self.partitions.values().filter_map(|spooling| spooling.open.as_ref()).map(|open| open.opened).min()?;
+        let opened = self.ages().map(|(_, opened)| opened).min()?;
         // At least once a second, so that a reload that shortens the age is noticed.
         let now = Instant::now();
-        Some((opened + max_age).clamp(now + AGE_CHECK, now + Duration::from_secs(1)))
+        Some((opened + self.config.load().spool.max_age).clamp(now + AGE_CHECK, now + Duration::from_secs(1)))
     }
 
     fn seal_old(&mut self) {
-        if !self.seals_by_age {
-            return;
-        }
         let max_age = self.config.load().spool.max_age;
-        let is_old = |spooling: &Spooling| spooling.open.as_ref().is_some_and(|open| open.opened.elapsed() >= max_age);
-        let old: Vec<Partition> =
-            self.partitions.iter().filter(|(_, spooling)| is_old(spooling)).map(|(partition, _)| *partition).collect();
-        old.into_iter().for_each(|partition| self.seal(partition));
+        let old: Vec<_> = self.ages().filter(|(_, opened)| opened.elapsed() >= max_age).collect();
+        old.into_iter().for_each(|(partition, _)| self.seal(partition));
     }
 }
 
@@ -356,7 +333,7 @@ fn numbered(topic: &Path) -> impl Iterator<Item = (Partition, PathBuf)> {
 
 /// Says in the log what sealed segments a partition's folder holds, if any.
 fn name(folder: &Path, what: &str) {
-    let (segments, unreadable) = segment::sealed_in(folder).unwrap_or_default();
+    let Scan { segments, unreadable } = segment::sealed_in(folder).unwrap_or_default();
     let bytes: u64 = segments.iter().map(|segment| segment.header.bytes).sum();
     if !segments.is_empty() || !unreadable.is_empty() {
         let unreadable = unreadable.len();

@@ -27,13 +27,13 @@ pub enum CatError {
 /// # Errors
 /// When the store does not answer, or `out` takes no more (a reader that has gone is `BrokenPipe`).
 pub fn cat(reader: &ArchiveReader, selection: &Selection, out: &mut impl Write) -> Result<Printed, CatError> {
-    let listing = reader.block_on(reader.list()).map_err(|error| reader.sentence(&error))?;
+    let objects = reader.ask(|| reader.archive.list_objects())?.objects;
     let mut printed = Printed::default();
-    for (at, object) in listing.objects.iter().enumerate() {
-        if !selection.may_hold(object, listing.objects.get(at + 1)) {
+    for (at, object) in objects.iter().enumerate() {
+        if !selection.may_hold(object, objects.get(at + 1)) {
             continue;
         }
-        let key = object.name.key(reader.archive().topic());
+        let key = reader.key(object);
         let mut lines = reader.lines(object)?;
         let mut unreadable = 0;
         loop {

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     archive::upload::{
-        Archive, is_lasting,
+        Archive, explain, is_lasting,
         objects::{ListedObject, Listing},
     },
     config::Config,
@@ -30,8 +30,8 @@ const ATTEMPTS: u32 = 3;
 /// An archive that is read by a command. Cheap to clone.
 #[derive(Clone)]
 pub struct ArchiveReader {
-    archive: Arc<Archive>,
-    config: Arc<Config>,
+    pub archive: Arc<Archive>,
+    pub config: Arc<Config>,
     io: Handle,
 }
 
@@ -57,19 +57,26 @@ impl ArchiveReader {
         Self { archive: Arc::new(archive), config: Arc::new(config), io }
     }
 
-    pub fn archive(&self) -> &Archive {
-        &self.archive
-    }
-
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
     /// Blocks the calling thread, which must be none of the runtime's own workers.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.io.block_on(future)
     }
 
+    /// Blocks for an answer of the store.
+    pub fn ask<T, F: Future<Output = object_store::Result<T>>>(&self, request: impl Fn() -> F) -> anyhow::Result<T> {
+        self.block_on(self.retry(request)).map_err(|error| self.sentence(&error))
+    }
+
+    /// A failure of the store, as one sentence for the operator.
+    pub fn sentence(&self, error: &object_store::Error) -> anyhow::Error {
+        anyhow::anyhow!(explain(error, &self.config))
+    }
+
+    pub fn key(&self, object: &ListedObject) -> Path {
+        object.name.key(&self.archive.topic)
+    }
+
+    /// What stands below the topic's folder.
     pub async fn list(&self) -> object_store::Result<Listing> {
         self.retry(|| self.archive.list_objects()).await
     }
@@ -92,12 +99,9 @@ impl ArchiveReader {
     }
 
     /// The lines of an object. To be read on a blocking thread.
-    ///
-    /// # Errors
-    /// When the decoder cannot be made.
     pub fn lines(&self, object: &ListedObject) -> io::Result<ObjectLines> {
-        let key = object.name.key(self.archive.topic());
-        let ranges = Ranges { reader: self.clone(), key, size: object.size, at: 0, piece: Bytes::new() };
+        let ranges =
+            Ranges { reader: self.clone(), key: self.key(object), size: object.size, at: 0, piece: Bytes::new() };
         Ok(ObjectLines { text: object.name.format.lines(ranges)?, line: Vec::new() })
     }
 }

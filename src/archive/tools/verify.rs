@@ -11,6 +11,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -55,20 +56,10 @@ pub enum FaultKind {
     Head,
 }
 
-impl FaultKind {
-    /// As JSON and tables write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Gap => "gap",
-            Self::Overlap => "overlap",
-            Self::Damaged => "damaged",
-            Self::UnreadableLine => "unreadable_line",
-            Self::Order => "order",
-            Self::Outside => "outside",
-            Self::Name => "name",
-            Self::Stray => "stray",
-            Self::Head => "head",
-        }
+/// As JSON and tables write it.
+impl fmt::Display for FaultKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
     }
 }
 
@@ -155,9 +146,6 @@ impl Report {
 }
 
 /// Reads all objects of the selected partitions (none: of all).
-///
-/// # Errors
-/// When the store does not answer.
 pub fn verify(reader: &ArchiveReader, partitions: &[Partition], progress: &ProgressBar) -> anyhow::Result<Report> {
     reader
         .block_on(Verification::run(reader, partitions, progress, async || reader.list().await))
@@ -205,7 +193,7 @@ impl Verification {
                 break;
             }
         }
-        Ok(verification.report(reader.archive().topic()))
+        Ok(verification.report(&reader.archive.topic))
     }
 
     async fn read_heads(
@@ -213,7 +201,7 @@ impl Verification {
         reader: &ArchiveReader,
         wanted: &impl Fn(Partition) -> bool,
     ) -> object_store::Result<()> {
-        let archive = reader.archive();
+        let archive = &reader.archive;
         let files = reader.retry(|| archive.list_chain_files()).await?;
         self.strays.extend(files.strays);
         for partition in files.heads.into_iter().filter(|partition| wanted(*partition)) {
@@ -251,7 +239,7 @@ impl Verification {
                 Ok::<_, object_store::Error>(Some((object, checked.map_err(panicked)??)))
             }
         };
-        let parallel = reader.config().upload.max_parallel;
+        let parallel = reader.config.upload.max_parallel;
         let mut checking = stream::iter(objects.into_iter().map(check)).buffer_unordered(parallel);
         let mut outcome = Ok(());
         while let Some(checked) = checking.next().await {

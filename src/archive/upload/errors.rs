@@ -13,30 +13,12 @@ use crate::config::Config;
 pub enum ProbeError {
     #[error("the store overwrites objects in spite of If-None-Match: use a store with conditional writes")]
     Overwrites,
-    #[error(transparent)]
-    Race(RaceError),
-    #[error("there is no right to {to}: {error}")]
-    Right { to: String, error: Error },
-    #[error(transparent)]
-    Store(Error),
-}
-
-impl From<RaceError> for ProbeError {
-    fn from(error: RaceError) -> Self {
-        match error {
-            RaceError::Store(error) => Self::Store(error),
-            lost @ RaceError::Lost { .. } => Self::Race(lost),
-        }
-    }
-}
-
-/// Why a store does not pass.
-#[derive(Debug, thiserror::Error)]
-pub enum RaceError {
     #[error(
         "of {puts} create-only PUTs of one key at the same time, {what} (round {round} of {rounds}): the store looks whether an object is there and writes it later, so that two workers overwrite each other's objects. Use a store whose conditional writes are atomic (docs/stores.md)"
     )]
-    Lost { puts: usize, round: usize, rounds: usize, what: String },
+    Race { puts: usize, round: usize, rounds: usize, what: String },
+    #[error("there is no right to {to}: {error}")]
+    Right { to: String, error: Error },
     #[error(transparent)]
     Store(Error),
 }
@@ -142,7 +124,7 @@ pub fn explain_probe(error: &ProbeError, config: &Config) -> String {
         ProbeError::Right { to, error } => {
             format!("{} gives no right to {to} ({})", place(config), one_line(&error.to_string()))
         }
-        error @ (ProbeError::Overwrites | ProbeError::Race(_)) => format!("{}: {error}", place(config)),
+        error @ (ProbeError::Overwrites | ProbeError::Race { .. }) => format!("{}: {error}", place(config)),
     }
 }
 

@@ -40,9 +40,6 @@ struct Links {
 
 impl Local {
     /// `None` when the archive is no folder.
-    ///
-    /// # Errors
-    /// When there is no such folder.
     pub(super) fn open(config: &Config) -> anyhow::Result<Option<Self>> {
         if !config.archive.is_on() || !config.archive.is_local() {
             return Ok(None);

@@ -4,7 +4,10 @@ use chrono::{DateTime, NaiveDate, Utc};
 use futures::TryStreamExt;
 use object_store::path::Path;
 
-use super::{archive::Archive, opening::Head};
+use super::{
+    archive::Archive,
+    opening::{Head, HeadError},
+};
 use crate::{
     archive::{format::ObjectFormat, spool::segment::SegmentHeader},
     position::{Offset, Partition, Timestamp},
@@ -94,14 +97,6 @@ impl Listing {
     }
 }
 
-/// The partitions whose chain has files of its own: heads, and markers of the operator.
-#[derive(Debug, Default)]
-pub struct ChainFiles {
-    pub heads: Vec<Partition>,
-    pub skips: Vec<Partition>,
-    pub strays: Vec<String>,
-}
-
 impl Archive {
     /// All objects of the topic.
     pub async fn list_objects(&self) -> object_store::Result<Listing> {
@@ -169,28 +164,38 @@ impl Archive {
         Ok(newest.filter(|name| name.chain_offset >= end))
     }
 
-    /// What stands below `_chain/<topic>/`.
-    pub async fn list_chain_files(&self) -> object_store::Result<ChainFiles> {
-        let folder = Path::from(format!("_chain/{}", self.topic));
-        let mut found = self.store().await?.list(Some(&folder));
-        let mut files = ChainFiles::default();
-        while let Some(object) = self.within(found.try_next()).await? {
-            let name = object.location.filename().unwrap_or_default();
-            let partition = |suffix: &str| name.strip_suffix(suffix)?.parse().ok().map(Partition);
-            if let Some(partition) = partition(".skip.json") {
-                files.skips.push(partition);
-            } else if let Some(partition) = partition(".json") {
-                files.heads.push(partition);
-            } else if files.strays.len() < Listing::MOST_STRAYS {
-                files.strays.push(object.location.to_string());
+    /// Where an object ends.
+    pub(super) async fn object_end(&self, key: &Path, format: ObjectFormat) -> Result<Offset, HeadError> {
+        // An error would say that the semaphore is closed, which it never is.
+        let _turn = self.ends.acquire().await;
+        self.settle(key).await?;
+        let object = self.get(key).await?;
+        // Decompressing a large object would hold up the other uploads.
+        match tokio::task::spawn_blocking(move || format.end(&object)).await {
+            Ok(Ok(end)) => Ok(end),
+            Ok(Err(error)) => Err(HeadError::Unreadable(format!("{key}: {error:#}"))),
+            Err(error) => Err(HeadError::Unreadable(format!("{key}: {error}"))),
+        }
+    }
+
+    /// The last object of a partition's chain, by LIST over all of the topic's: the dates in their keys are those of the
+    /// records, which need not ascend.
+    pub(super) async fn last_object(&self, partition: Partition) -> object_store::Result<Option<(Path, ObjectFormat)>> {
+        let folder = Path::from(format!("topic={}", self.topic));
+        let mut objects = self.store().await?.list(Some(&folder));
+        let mut last: Option<(Path, Offset, ObjectFormat)> = None;
+        while let Some(object) = self.within(objects.try_next()).await? {
+            let Some((found, at, format)) = object.location.filename().and_then(parse_name) else { continue };
+            if found == partition && last.as_ref().is_none_or(|(_, last, _)| *last < at) {
+                last = Some((object.location, at, format));
             }
         }
-        Ok(files)
+        Ok(last.map(|(key, _, format)| (key, format)))
     }
 }
 
 /// `<partition>-<chain offset>`, and what objects of a format end in.
-pub(super) fn parse_name(name: &str) -> Option<(Partition, Offset, ObjectFormat)> {
+fn parse_name(name: &str) -> Option<(Partition, Offset, ObjectFormat)> {
     let (format, stem) = ObjectFormat::of_name(name)?;
     let (partition, chain_offset) = stem.split_once('-')?;
     Some((Partition(partition.parse().ok()?), Offset(chain_offset.parse().ok()?), format))
@@ -282,5 +287,15 @@ mod tests {
             format: ObjectFormat::NdjsonZst,
         };
         assert_eq!(ObjectName::parse(&name.key("t"), "t"), Some(name), "{}", name.key("t"));
+    }
+
+    #[test]
+    fn names_read_back() {
+        assert_eq!(
+            parse_name("3-00000000000000000042.ndjson.zst"),
+            Some((Partition(3), Offset(42), ObjectFormat::NdjsonZst))
+        );
+        assert_eq!(parse_name("3-42.json"), None);
+        assert_eq!(parse_name("probe.json"), None);
     }
 }

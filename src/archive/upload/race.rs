@@ -16,8 +16,9 @@ use uuid::Uuid;
 
 use super::{
     archive::Archive,
+    chain_files::json,
     client::{Gate, HeldBack},
-    errors::RaceError,
+    errors::ProbeError,
 };
 
 /// Of each object that is put.
@@ -73,10 +74,7 @@ enum Verdict {
 
 impl Archive {
     /// The race of this archive, unless it was run there before.
-    ///
-    /// # Errors
-    /// [`RaceError`].
-    pub(super) async fn race_once(&self) -> Result<(), RaceError> {
+    pub(super) async fn race_once(&self) -> Result<(), ProbeError> {
         // Of one process: the archive's folder is no other's, and a file system's links are atomic.
         if self.local.is_some() || self.has_passed().await? {
             return Ok(());
@@ -84,38 +82,36 @@ impl Archive {
         self.race(Race::USUAL).await?;
         let Race { puts, rounds } = Race::USUAL;
         let passed = Passed { version: 1, time: Utc::now(), puts, rounds, endpoint: self.endpoint.clone() };
-        // Strings and numbers always serialise.
-        let passed = serde_json::to_vec(&passed).unwrap_or_default().into();
-        self.put(&result(), passed, PutMode::Overwrite).await.map_err(RaceError::Store)?;
+        self.put(&result(), json(&passed), PutMode::Overwrite).await.map_err(ProbeError::Store)?;
         Ok(())
     }
 
-    async fn has_passed(&self) -> Result<bool, RaceError> {
+    async fn has_passed(&self) -> Result<bool, ProbeError> {
         match self.get(&result()).await {
             // What cannot be read is no word to rely on.
             Ok(passed) => {
                 Ok(serde_json::from_slice::<Passed>(&passed).is_ok_and(|passed| passed.endpoint == self.endpoint))
             }
             Err(Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(RaceError::Store(error)),
+            Err(error) => Err(ProbeError::Store(error)),
         }
     }
 
     /// Runs a race, whatever is known. Its objects stay, `_chain/race-…`, since nothing is ever deleted.
     ///
     /// # Errors
-    /// [`RaceError`]: the first round that more than one PUT won ends it.
-    pub async fn race(&self, Race { puts, rounds }: Race) -> Result<(), RaceError> {
+    /// [`ProbeError`]: the first round that more than one PUT won ends it.
+    pub async fn race(&self, Race { puts, rounds }: Race) -> Result<(), ProbeError> {
         let mut unclear = 0;
         let mut round = 1;
         while round <= rounds {
             match self.round(puts).await? {
                 Verdict::OneWon => round += 1,
-                Verdict::Broken(what) => return Err(RaceError::Lost { puts, round, rounds, what }),
+                Verdict::Broken(what) => return Err(ProbeError::Race { puts, round, rounds, what }),
                 Verdict::Unclear(error) => {
                     unclear += 1;
                     if unclear == UNCLEAR {
-                        return Err(RaceError::Store(error));
+                        return Err(ProbeError::Store(error));
                     }
                 }
             }
@@ -123,7 +119,7 @@ impl Archive {
         Ok(())
     }
 
-    async fn round(&self, puts: usize) -> Result<Verdict, RaceError> {
+    async fn round(&self, puts: usize) -> Result<Verdict, ProbeError> {
         let key = Path::from(format!("_chain/race-{}", Uuid::now_v7().simple()));
         let (gate, bodies) = (Gate::new(puts), bodies(puts));
         let put = async |body: &Bytes| {
@@ -141,7 +137,7 @@ impl Archive {
         let stands = match self.get(&key).await {
             Ok(stands) => Some(stands),
             Err(Error::NotFound { .. }) => None,
-            Err(error) => return Err(RaceError::Store(error)),
+            Err(error) => return Err(ProbeError::Store(error)),
         };
         let stands = stands.map(|stands| bodies.iter().position(|body| *body == stands));
         Ok(judge(outcomes, stands))

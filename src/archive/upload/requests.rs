@@ -17,7 +17,7 @@ use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use super::{
     archive::Archive,
     errors::{ProbeError, explain, is_lasting, place, without_right},
-    opening::{self, HeadError, Heads as _, Known, Unusable},
+    opening::{self, HeadError, Heads as _, Known, OpenError, Unusable},
     watch::Watched,
     window::Window,
 };
@@ -134,30 +134,30 @@ impl Requests {
     pub(super) async fn open(&self, assignment: &Assignment, known: Known) -> Result<Offset, Unusable> {
         let mut attempt = 0;
         loop {
-            match self.try_open(assignment, known).await {
-                Ok(outcome) => {
-                    self.working(assignment.partition);
-                    return outcome;
+            let outcome = match self.try_open(assignment, known).await {
+                Err(OpenError::Store(error)) => {
+                    self.pause(assignment.partition, attempt, &error).await;
+                    attempt += 1;
+                    continue;
                 }
-                Err(error) => self.pause(assignment.partition, attempt, &error).await,
-            }
-            attempt += 1;
+                Err(OpenError::Unusable(unusable)) => Err(unusable),
+                Ok(end) => Ok(end),
+            };
+            self.working(assignment.partition);
+            return outcome;
         }
     }
 
-    async fn try_open(&self, assignment: &Assignment, known: Known) -> object_store::Result<Result<Offset, Unusable>> {
-        let probe = self.probed.get_or_try_init(|| self.archive.probe()).await;
-        match probe {
-            Ok(()) => {}
-            Err(ProbeError::Store(error)) => return Err(error),
-            Err(ProbeError::Right { to, error }) => return Err(without_right(&to, error)),
-            Err(error @ (ProbeError::Overwrites | ProbeError::Race(_))) => {
-                return Ok(Err(Unusable {
-                    reason: error.to_string(),
-                    action: "set archive.url to a store that honours create-only PUTs, and restart".to_owned(),
-                }));
-            }
-        }
+    async fn try_open(&self, assignment: &Assignment, known: Known) -> Result<Offset, OpenError> {
+        let unusable = |error| match error {
+            ProbeError::Store(error) => OpenError::Store(error),
+            ProbeError::Right { to, error } => OpenError::Store(without_right(&to, error)),
+            ProbeError::Overwrites | ProbeError::Race { .. } => OpenError::Unusable(Unusable {
+                reason: error.to_string(),
+                action: "set archive.url to a store that honours create-only PUTs, and restart".to_owned(),
+            }),
+        };
+        self.probed.get_or_try_init(|| self.archive.probe()).await.map_err(unusable)?;
         opening::end_of_chain(&self.archive, assignment, known).await
     }
 

@@ -11,9 +11,11 @@ use std::{
 
 use ingestd::internals::{
     archive::{
-        partition::{BatchVerdict, Effect, Input, Moment, Partitions, PutAnswer, Rules, SegmentCommand, Transfer},
+        partition::{
+            BatchVerdict, Effect, Input, Moment, News, Partitions, PutAnswer, Rules, SegmentCommand, Transfer,
+        },
         spool::segment::{SealedSegment, SegmentHeader, VERSION},
-        upload::opening::{Head, Known, Unusable, end_of_chain},
+        upload::opening::{Head, Known, OpenError, end_of_chain},
     },
     config::OnGap,
     consume::{Begin, Confirm, Halt, Reassign, assignments::Assignments},
@@ -30,6 +32,12 @@ use crate::schedule::Trace;
 pub enum ToSpooler {
     Input(Input),
     Batch { epoch: Epoch, from: Offset, to: Offset, records: Vec<Offset> },
+}
+
+impl ToSpooler {
+    pub fn about(epoch: Epoch, news: News) -> Self {
+        Self::Input(Input::About { partition: PARTITION, epoch, news })
+    }
 }
 
 pub enum ToThread {
@@ -56,7 +64,7 @@ pub enum ToConsumer {
     SinkStarted,
 }
 
-type Opening = Pin<Box<dyn Future<Output = object_store::Result<Result<Offset, Unusable>>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Offset, OpenError>> + Send>>;
 
 enum Request {
     /// Not asked yet.
@@ -258,8 +266,7 @@ impl Life {
                 self.spooling = None;
                 disk.sort_by_key(|file| file.segment.chain_offset());
                 let segments = disk.iter().map(|file| file.segment.clone()).collect();
-                let scanned = Input::Scanned { partition: PARTITION, epoch, segments };
-                self.to_spooler.push_back(ToSpooler::Input(scanned));
+                self.to_spooler.push_back(ToSpooler::about(epoch, News::Scanned(segments)));
             }
             ToThread::Begin { epoch, chain_offset } => {
                 self.spooling = Some(Spooling { epoch, chain_offset, records: Vec::new() })
@@ -290,8 +297,7 @@ impl Life {
         // A file of the same name is replaced.
         disk.retain(|other| other.segment.chain_offset() != chain_offset);
         disk.push(file.clone());
-        let sealed = Input::Sealed { epoch: spooling.epoch, segment: file.segment.clone() };
-        self.to_spooler.push_back(ToSpooler::Input(sealed));
+        self.to_spooler.push_back(ToSpooler::about(spooling.epoch, News::Sealed(file.segment.clone())));
         Some(file)
     }
 
@@ -318,14 +324,16 @@ impl Life {
             Some(Request::Opening(epoch, assignment, known, mut opening)) => {
                 self.request = Some(match opening.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
                     std::task::Poll::Pending => Request::Opening(epoch, assignment, known, opening),
-                    std::task::Poll::Ready(Ok(outcome)) => {
-                        let outcome: Result<Offset, Unusable> = outcome.map(|end| begin.unwrap_or(end));
-                        let opened = Input::Opened { partition: PARTITION, epoch, outcome };
-                        self.to_spooler.push_back(ToSpooler::Input(opened));
+                    // Passing: asked again.
+                    std::task::Poll::Ready(Err(OpenError::Store(_))) => Request::ToOpen(epoch, assignment, known),
+                    std::task::Poll::Ready(outcome) => {
+                        let outcome = match outcome {
+                            Err(OpenError::Unusable(unusable)) => Err(unusable),
+                            outcome => Ok(begin.or(outcome.ok()).expect("an end")),
+                        };
+                        self.to_spooler.push_back(ToSpooler::about(epoch, News::Opened(outcome)));
                         Request::Answered(epoch)
                     }
-                    // Passing: asked again.
-                    std::task::Poll::Ready(Err(_)) => Request::ToOpen(epoch, assignment, known),
                 });
                 true
             }
@@ -339,8 +347,7 @@ impl Life {
     /// The PUT under way is answered.
     pub fn answered(&mut self, epoch: Epoch, answer: PutAnswer) {
         self.request = Some(Request::Answered(epoch));
-        let put = Input::Put { partition: PARTITION, epoch, key: "key".to_owned(), answer };
-        self.to_spooler.push_back(ToSpooler::Input(put));
+        self.to_spooler.push_back(ToSpooler::about(epoch, News::Put { key: "key".to_owned(), answer }));
     }
 
     /// Returns the file of a PUT that was cut off: it may still land.

@@ -72,10 +72,12 @@ pub(super) fn report<'a>(
         }
         checked.faults.iter().for_each(|fault| report.fault(fault.clone()));
         if let Some(events) = &checked.unreadable {
-            report.unreadable(events.clone());
+            let UnreadableEvents { lines, .. } = events;
+            tell(&mut report.unreadable_events, &mut report.unreadable_events_in_all, *lines, events.clone());
         }
         if let Some(first) = checked.first.filter(|first| *first > name.chain_offset) {
-            report.hole(Hole { from: name.chain_offset, to: first, key: name.key(topic).to_string() });
+            let hole = Hole { from: name.chain_offset, to: first, key: name.key(topic).to_string() };
+            tell(&mut report.holes, &mut report.holes_in_all, 1, hole);
         }
     }
     head.faults.iter().for_each(|fault| report.fault(fault.clone()));
@@ -90,23 +92,14 @@ pub(super) fn report<'a>(
 
 impl PartitionReport {
     fn fault(&mut self, fault: Fault) {
-        self.faults_in_all += 1;
-        if self.faults.len() < Report::MOST {
-            self.faults.push(fault);
-        }
+        tell(&mut self.faults, &mut self.faults_in_all, 1, fault);
     }
+}
 
-    fn unreadable(&mut self, events: UnreadableEvents) {
-        self.unreadable_events_in_all += events.lines;
-        if self.unreadable_events.len() < Report::MOST {
-            self.unreadable_events.push(events);
-        }
-    }
-
-    fn hole(&mut self, hole: Hole) {
-        self.holes_in_all += 1;
-        if self.holes.len() < Report::MOST {
-            self.holes.push(hole);
-        }
+/// Counts all, and tells the first [`Report::MOST`].
+fn tell<T>(told: &mut Vec<T>, in_all: &mut u64, count: u64, one: T) {
+    *in_all += count;
+    if told.len() < Report::MOST {
+        told.push(one);
     }
 }

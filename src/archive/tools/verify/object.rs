@@ -25,11 +25,8 @@ pub(super) struct Checked {
 }
 
 /// Reads it to its end, or to the damage. Blocks.
-///
-/// # Errors
-/// When the store does not answer.
 pub(super) fn check(reader: &ArchiveReader, object: &ListedObject) -> object_store::Result<Checked> {
-    let mut checking = Checking::new(object, reader.archive().topic());
+    let mut checking = Checking::new(object, &reader.archive.topic);
     let failed = |error: std::io::Error| object_store::Error::Generic { store: "archive", source: Box::new(error) };
     let mut lines = reader.lines(object).map_err(failed)?;
     loop {
