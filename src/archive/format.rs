@@ -76,34 +76,37 @@ impl ObjectFormat {
     /// # Errors
     /// When it cannot be read to its end, or holds no record.
     pub fn end(self, object: &[u8]) -> Result<Offset> {
-        let mut end = None;
-        for line in self.lines(object)?.lines() {
-            end = Some(RecordLine::parse(line?.as_bytes())?.offset + 1);
-        }
-        end.map(Offset).context("it holds no record")
+        self.each_record(object, |_| Ok(()))
     }
 
-    /// Compares the object that stands with `ours`, which was to go there, and gives its end.
+    /// Compares the object that stands with `ours`, which was to go there, and gives its end. Blocks.
     ///
     /// # Errors
     /// When the object cannot be read, or both hold the same offset and the records differ: says where.
     pub fn compare(self, object: &[u8], ours: &[u8]) -> Result<Offset> {
         let mut ours = self.lines(ours)?.lines();
         let mut our_line = ours.next().transpose()?;
-        let mut end = None;
-        for line in self.lines(object)?.lines() {
-            let line = line?;
-            let theirs = RecordLine::parse(line.as_bytes())?;
+        self.each_record(object, |theirs| {
             while let Some(text) = &our_line {
                 let our_record = RecordLine::parse(text.as_bytes())?;
                 match our_record.offset.cmp(&theirs.offset) {
                     Ordering::Less => our_line = ours.next().transpose()?,
-                    Ordering::Equal if our_record.same_record(&theirs) => break,
+                    Ordering::Equal if our_record.same_record(theirs) => break,
                     Ordering::Equal => bail!("offset {} holds another record than the log", theirs.offset),
                     Ordering::Greater => break,
                 }
             }
-            end = Some(theirs.offset + 1);
+            Ok(())
+        })
+    }
+
+    fn each_record(self, object: &[u8], mut each: impl FnMut(&RecordLine<'_>) -> Result<()>) -> Result<Offset> {
+        let mut end = None;
+        for line in self.lines(object)?.lines() {
+            let line = line?;
+            let record = RecordLine::parse(line.as_bytes())?;
+            each(&record)?;
+            end = Some(record.offset + 1);
         }
         end.map(Offset).context("it holds no record")
     }

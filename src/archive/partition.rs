@@ -135,7 +135,7 @@ pub enum Effect {
     ReassignSoon(Reassign),
     /// Consumer.
     Halt(Halt),
-    /// Operator: so many records were archived.
+    /// Operator: records were archived.
     Archived { records: u64 },
     /// Operator: another writer's object stands at our chain offset, and the chain goes on at its end.
     Followed { partition: Partition, end: Offset },

@@ -53,13 +53,9 @@ pub struct Found(pub Input);
 #[rtype(result = "Vec<(Partition, Head)>")]
 pub struct WhenUploaded;
 
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct FromWriter(SpoolEvent);
-
 /// The spooler actor.
 pub struct Spooler {
-    writer: Option<SpoolThread>,
+    writer: SpoolThread,
     uploader: Slot<Uploader>,
     replies: Replies,
     partitions: Partitions,
@@ -68,7 +64,7 @@ pub struct Spooler {
     holds: BTreeSet<Hold>,
     /// Partitions whose last segment could not be written.
     failing: BTreeSet<Partition>,
-    /// So many segments wait that none is sealed for its age.
+    /// [`Self::BEHIND`] segments wait, and none is sealed for its age.
     behind: bool,
     draining: bool,
     /// Those who wait for all uploads to end.
@@ -82,7 +78,7 @@ impl Spooler {
     /// Segments that wait for the archive, above which none is sealed for its age: an outage of a week would leave
     /// hundreds of thousands of small ones.
     const BEHIND: usize = 256;
-    /// By then the group has given each partition to somebody.
+    /// After these ticks the group has given each partition to a worker.
     const SETTLED_TICKS: u32 = 30;
     /// How soon a partition begins again after its segment could not be written.
     const RETRY: Duration = Duration::from_secs(1);
@@ -109,10 +105,10 @@ impl Spooler {
         };
         let addr = ctx.address();
         // A handful of events a segment: the mailbox's capacity must not drop them.
-        let events = Box::new(move |event| addr.do_send(FromWriter(event)));
+        let events = Box::new(move |event| addr.do_send(event));
         let writer = SpoolWriter::spawn(data_dir, config.clone(), events)?;
         Ok(Self {
-            writer: Some(writer),
+            writer,
             uploader,
             replies,
             partitions: Partitions::new(rules),
@@ -130,10 +126,8 @@ impl Spooler {
     }
 
     fn command(&self, command: SpoolCommand) {
-        if let Some(writer) = &self.writer {
-            // An error says that the thread has died, which it has said itself.
-            let _ = writer.commands.send(command);
-        }
+        // An error says that the thread has died, which it has said itself.
+        let _ = self.writer.commands.send(command);
     }
 
     /// Does what follows from it.
@@ -238,16 +232,6 @@ impl Actor for Spooler {
     }
 }
 
-impl Drop for Spooler {
-    fn drop(&mut self) {
-        if let Some(SpoolThread { commands, thread }) = self.writer.take() {
-            let _ = commands.send(SpoolCommand::Stop);
-            // What it still does takes milliseconds, and the next incarnation must find its files at rest.
-            let _ = thread.join();
-        }
-    }
-}
-
 impl Handler<Assign> for Spooler {
     type Result = ();
 
@@ -282,10 +266,10 @@ impl Handler<Batch> for Spooler {
     }
 }
 
-impl Handler<FromWriter> for Spooler {
+impl Handler<SpoolEvent> for Spooler {
     type Result = ();
 
-    fn handle(&mut self, FromWriter(event): FromWriter, ctx: &mut Self::Context) {
+    fn handle(&mut self, event: SpoolEvent, ctx: &mut Self::Context) {
         match event {
             SpoolEvent::Died(reason) => {
                 tracing::error!(reason, "the spool failed");

@@ -4,7 +4,6 @@
 //! Nothing here takes part in the daemon. All of it is safe beside running ones: reading changes nothing, and what is
 //! written goes through the same create-only PUTs under the same rules (section 4 of the design).
 
-pub mod cat;
 pub mod drain;
 pub mod reader;
 pub mod verify;
@@ -12,17 +11,23 @@ pub mod verify;
 #[cfg(test)]
 mod tests;
 
+use std::io::{self, Write};
+
 use anyhow::{anyhow, bail};
 use chrono::{DateTime, Utc};
 use tokio::runtime::{Builder, Runtime};
 
 pub use self::reader::ArchiveReader;
+use self::reader::ReadError;
 use crate::{
-    archive::upload::{
-        Archive, HeadError, Skip,
-        objects::{ListedObject, ObjectName},
-        opening::Heads as _,
-        place,
+    archive::{
+        line::Line,
+        upload::{
+            Archive, HeadError, Skip,
+            objects::{ListedObject, ObjectName},
+            opening::Heads as _,
+            place,
+        },
     },
     config::Config,
     position::{Offset, Partition, Timestamp},
@@ -100,6 +105,60 @@ pub fn list(reader: &ArchiveReader, selection: &Selection) -> anyhow::Result<Vec
     let mut objects = reader.ask(|| reader.archive.list_objects())?.objects;
     objects.retain(|object| selection.has_partition(object.name.partition) && selection.meets_hour(&object.name));
     Ok(objects)
+}
+
+/// Why [`cat`] ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum CatError {
+    #[error("stdout cannot be written: {0}")]
+    Output(#[from] io::Error),
+    #[error(transparent)]
+    Store(#[from] anyhow::Error),
+}
+
+/// Writes the selected lines as they stand, in the order of the chains, and goes on behind what is damaged. Gives a sentence for
+/// each object that could not be read whole. Blocks.
+///
+/// # Errors
+/// When the store does not answer, or `out` takes no more (a reader that has gone is `BrokenPipe`).
+pub fn cat(reader: &ArchiveReader, selection: &Selection, out: &mut impl Write) -> Result<Vec<String>, CatError> {
+    let objects = reader.ask(|| reader.archive.list_objects())?.objects;
+    let mut damaged = Vec::new();
+    for (at, object) in objects.iter().enumerate() {
+        if !selection.may_hold(object, objects.get(at + 1)) {
+            continue;
+        }
+        let key = reader.key(object);
+        let mut unreadable = 0;
+        let read = reader.each_line(object, |text| {
+            if selection.is_everything() || is_selected(selection, text, &mut unreadable) {
+                out.write_all(text)?;
+                out.write_all(b"\n")?;
+            }
+            Ok::<_, io::Error>(())
+        });
+        match read? {
+            // One that is gone has expired since it was listed: as if we had come later.
+            Ok(()) | Err(ReadError::Gone) => {}
+            Err(ReadError::Damaged(why)) => damaged.push(format!("{key}: {why}")),
+            Err(ReadError::Store(error)) => return Err(reader.sentence(&error).into()),
+        }
+        if unreadable > 0 {
+            damaged.push(format!("{key}: {unreadable} lines cannot be read, so nobody knows whether they belong"));
+        }
+    }
+    out.flush()?;
+    Ok(damaged)
+}
+
+fn is_selected(selection: &Selection, text: &[u8], unreadable: &mut u64) -> bool {
+    match Line::parse(text) {
+        Ok(line) => selection.has_record(line.offset, line.received),
+        Err(_) => {
+            *unreadable += 1;
+            false
+        }
+    }
 }
 
 /// A marker that was put.

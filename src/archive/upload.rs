@@ -40,7 +40,7 @@ pub(crate) use self::store::{build, prefixes};
 pub use self::{
     archive::Archive,
     chain_files::Skip,
-    errors::{ProbeError, explain, explain_probe, is_lasting, place},
+    errors::{ProbeError, explain, explain_probe, failed, is_lasting, place},
     local::sweep,
     opening::{Head, HeadError},
     race::Race,

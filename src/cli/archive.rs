@@ -12,20 +12,17 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
 
 use super::Options;
 use crate::{
     archive::{
         tools::{
-            self, ArchiveReader, Marked, Offsets, Selection,
-            cat::CatError,
+            self, ArchiveReader, CatError, Marked, Offsets, Selection,
             drain::{self, Fate, Outcome},
             verify::{self, PartitionReport, Report, UnreadableEvents},
         },
         upload::{objects::ListedObject, place},
     },
-    config::Config,
     names::exit,
     position::{Offset, Partition},
 };
@@ -154,17 +151,14 @@ fn on_archive(
     topic: Option<String>,
     act: impl FnOnce(&ArchiveReader) -> anyhow::Result<ExitCode>,
 ) -> ExitCode {
-    with_config(options, |config, runtime| act(&tools::open(config, topic, runtime)?))
-}
-
-fn with_config(options: Options, act: impl FnOnce(Config, &Runtime) -> anyhow::Result<ExitCode>) -> ExitCode {
     let config = match super::load(&options.sources()) {
         Ok(config) => config,
         Err((_, exit)) => return exit,
     };
     // What is written into a local archive is for its owner, as the daemon writes it.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
-    tools::runtime().and_then(|runtime| act(config, &runtime)).unwrap_or_else(|error| {
+    let acted = tools::runtime().and_then(|runtime| act(&tools::open(config, topic, &runtime)?));
+    acted.unwrap_or_else(|error| {
         eprintln!("ingestd: {error:#}");
         ExitCode::from(exit::FAILURE)
     })
@@ -198,12 +192,12 @@ fn list(reader: &ArchiveReader, selection: &Selection, json: bool) -> anyhow::Re
 
 fn cat(reader: &ArchiveReader, selection: &Selection) -> anyhow::Result<ExitCode> {
     let mut out = io::BufWriter::with_capacity(256 * 1024, io::stdout().lock());
-    match tools::cat::cat(reader, selection, &mut out) {
-        Ok(printed) => {
-            for sentence in &printed.damaged {
+    match tools::cat(reader, selection, &mut out) {
+        Ok(damaged) => {
+            for sentence in &damaged {
                 eprintln!("ingestd: {sentence}");
             }
-            Ok(if printed.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILURE) })
+            Ok(if damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILURE) })
         }
         Err(CatError::Output(error)) => {
             // What is left in the buffer goes nowhere.
@@ -243,16 +237,12 @@ fn drain(reader: &ArchiveReader, dir: &Path, json: bool) -> anyhow::Result<ExitC
     let (mut sent, mut archived, mut left) = (0, 0, 0);
     drain::drain(reader, dir, |outcome| {
         let Outcome { file, topic, range, fate } = outcome;
-        let (word, why) = match fate {
-            Fate::Sent => ("sent", None),
-            Fate::Archived => ("archived", None),
-            Fate::Left(why) => ("left", Some(why)),
+        let (word, count, why) = match fate {
+            Fate::Sent => ("sent", &mut sent, None),
+            Fate::Archived => ("archived", &mut archived, None),
+            Fate::Left(why) => ("left", &mut left, Some(why)),
         };
-        *match fate {
-            Fate::Sent => &mut sent,
-            Fate::Archived => &mut archived,
-            Fate::Left(_) => &mut left,
-        } += 1;
+        *count += 1;
         let file = file.display();
         // A reader that has gone does not stop it: what was begun is better finished.
         super::print(&match (json, range) {

@@ -3,7 +3,7 @@
 //!
 //! Or the gap is filled, from the segments that a retired machine kept (`ingestd archive drain`).
 //!
-//! Whoever goes on has its partition assigned anew first: the chain may have grown meanwhile, and going on from the end
+//! A partition that goes on is assigned anew first: the chain may have grown meanwhile, and going on from the end
 //! that was known when it halted would begin a second chain there.
 
 use super::{Effect, GapAnswer, SkipMarker, Step, Tracked, Transfer, held::Phase};

@@ -9,7 +9,7 @@ use super::{Effect, News, PutAnswer, SegmentCommand, SkipMarker, Step, Tracked, 
 use crate::{
     archive::{
         spool::{
-            recover::{self, Fetch, Plan, Situation},
+            recover::{self, Fetch, Plan},
             segment::SealedSegment,
         },
         upload::opening::{Head, Unusable},
@@ -193,14 +193,8 @@ impl Tracked {
         let Some(held) = &mut self.held else { return };
         let (Some(chain_end), Phase::Opening { found }) = (held.chain_end, &mut held.phase) else { return };
         let Some(segments) = found.take() else { return };
-        let situation = Situation {
-            chain_end,
-            log_start: held.assignment.log_start,
-            log_end: held.assignment.log_end,
-            identity: &held.assignment.identity,
-            archive: &step.rules.archive,
-        };
-        let Plan { keep, remove, trusts_log, orphan, chain_offset, fetch } = recover::plan(segments, &situation);
+        let Plan { keep, remove, trusts_log, orphan, chain_offset, fetch } =
+            recover::plan(segments, chain_end, &held.assignment, &step.rules.archive);
         // The log may have been asked long ago, before the store could be reached: asked once more.
         let unsure = trusts_log || fetch == Fetch::BeyondLog;
         if unsure && !std::mem::replace(&mut self.rechecked, true) {
@@ -243,7 +237,7 @@ impl Tracked {
 
     fn put(&mut self, key: String, answer: PutAnswer, step: &mut Step<'_>) {
         let Some(held) = &mut self.held else { return };
-        // One whose chain was stopped meanwhile is judged at the next assignment, as all that is on disk.
+        // One whose chain was stopped meanwhile is looked at in the next assignment, as all that is on disk.
         let under_way = held.putting.take().filter(|_| held.chain_end.is_some());
         let Some(segment) = under_way.and_then(|at| held.sealed.remove(&at)) else { return };
         match answer {
@@ -297,7 +291,7 @@ impl Tracked {
         held.confirm(end, step);
         // What was sealed while the PUT was under way may go on from there.
         if !(matches!(held.phase, Phase::Spooling) && held.sealed.contains_key(&end)) {
-            // The log may have been trimmed meanwhile: what is on disk is judged by where the log stands now.
+            // The log may have been trimmed meanwhile: what becomes of the disk's segments depends on where the log stands now.
             step.then(Effect::Reassign(held.reassign()));
         }
     }

@@ -4,9 +4,11 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use actix::Message;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::{
@@ -49,7 +51,8 @@ pub(super) enum SpoolCommand {
 }
 
 /// From the spool's thread.
-#[derive(Debug)]
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
 pub(super) enum SpoolEvent {
     /// What was done. After a failure the open segment is lost (the log has its records), and the partition has to begin again.
     Done { partition: Partition, epoch: Epoch, outcome: io::Result<News> },
@@ -80,7 +83,15 @@ struct Spooling {
 
 pub(super) struct SpoolThread {
     pub(super) commands: Sender<SpoolCommand>,
-    pub(super) thread: std::thread::JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for SpoolThread {
+    fn drop(&mut self) {
+        let _ = self.commands.send(SpoolCommand::Stop);
+        // What it still does takes milliseconds, and the next incarnation must find its files at rest.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 impl SpoolWriter {
@@ -106,7 +117,7 @@ impl SpoolWriter {
             let died = |writer: &Self, reason| (writer.events)(SpoolEvent::Died(reason));
             supervise::watched(writer, |writer| writer.run(&receiver), died);
         })?;
-        Ok(SpoolThread { commands, thread })
+        Ok(SpoolThread { commands, thread: Some(thread) })
     }
 
     fn run(&mut self, commands: &Receiver<SpoolCommand>) {

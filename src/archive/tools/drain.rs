@@ -53,7 +53,7 @@ pub enum Fate {
     Left(String),
 }
 
-/// Sends what can be sent, and tells each segment's fate. Blocks.
+/// Sends what can be sent, and hands each segment's fate to `tell`. Blocks.
 ///
 /// # Errors
 /// When `dir` is no data directory or in use, or when the store does not answer.

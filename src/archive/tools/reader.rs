@@ -1,4 +1,4 @@
-//! Reads objects piece by piece: a range of bytes in memory, decompressed as it is asked for, a line at a time.
+//! Reads objects piece by piece: a range of bytes in memory, decoded as it is asked for, a line at a time.
 //!
 //! Ranges instead of one long answer: each is a request of its own, with its deadline and its attempts, so that a
 //! reader that pauses (`| less`) breaks nothing.
@@ -24,7 +24,7 @@ use crate::{
 const PIECE: u64 = 4 << 20;
 /// Above any line that a broker lets happen; what is longer is damage, and must not fill the memory.
 const LONGEST_LINE: u64 = 128 << 20;
-/// Attempts at a request before its failure is told.
+/// Attempts at a request before it has failed.
 const ATTEMPTS: u32 = 3;
 
 /// An archive that is read by a command. Cheap to clone.
@@ -35,7 +35,7 @@ pub struct ArchiveReader {
     io: Handle,
 }
 
-/// Why a line could not be read.
+/// Why an object could not be read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// It was there when the archive was listed: expired in between.
@@ -98,11 +98,29 @@ impl ArchiveReader {
         }
     }
 
-    /// The lines of an object. To be read on a blocking thread.
-    pub fn lines(&self, object: &ListedObject) -> io::Result<ObjectLines> {
+    /// Hands each line of an object to `each`, without its end. To be called on a blocking thread.
+    ///
+    /// # Errors
+    /// Those of `each`; within, why the object could not be read to its end.
+    pub fn each_line<E>(
+        &self,
+        object: &ListedObject,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Result<(), ReadError>, E> {
         let ranges =
             Ranges { reader: self.clone(), key: self.key(object), size: object.size, at: 0, piece: Bytes::new() };
-        Ok(ObjectLines { text: object.name.format.lines(ranges)?, line: Vec::new() })
+        let mut text = match object.name.format.lines(ranges) {
+            Ok(text) => text,
+            Err(error) => return Ok(Err(explain_read(error))),
+        };
+        let mut line = Vec::new();
+        loop {
+            match next_line(&mut text, &mut line) {
+                Ok(Some(line)) => each(line)?,
+                Ok(None) => return Ok(Ok(())),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
     }
 }
 
@@ -138,28 +156,17 @@ impl Read for Ranges {
     }
 }
 
-/// The lines of one object, of which one is in memory.
-pub struct ObjectLines {
-    text: Box<dyn BufRead>,
-    line: Vec<u8>,
-}
-
-impl ObjectLines {
-    /// The next line without its end; `None` after the last.
-    ///
-    /// # Errors
-    /// [`ReadError`]; nothing can be read after one.
-    pub fn next_line(&mut self) -> Result<Option<&[u8]>, ReadError> {
-        self.line.clear();
-        (&mut self.text).take(LONGEST_LINE).read_until(b'\n', &mut self.line).map_err(explain_read)?;
-        match self.line.as_slice() {
-            [] => Ok(None),
-            [line @ .., b'\n'] => Ok(Some(line)),
-            line if line.len() as u64 == LONGEST_LINE => {
-                Err(ReadError::Damaged(format!("a line of it is longer than {} MiB", LONGEST_LINE >> 20)))
-            }
-            _ => Err(ReadError::Damaged("its last line has no end".to_owned())),
+/// The next line without its end, in the place of the one before; `None` after the last.
+fn next_line<'a>(text: &mut impl BufRead, line: &'a mut Vec<u8>) -> Result<Option<&'a [u8]>, ReadError> {
+    line.clear();
+    text.take(LONGEST_LINE).read_until(b'\n', line).map_err(explain_read)?;
+    match line.as_slice() {
+        [] => Ok(None),
+        [line @ .., b'\n'] => Ok(Some(line)),
+        line if line.len() as u64 == LONGEST_LINE => {
+            Err(ReadError::Damaged(format!("a line of it is longer than {} MiB", LONGEST_LINE >> 20)))
         }
+        _ => Err(ReadError::Damaged("its last line has no end".to_owned())),
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{
-    errors::{self, ProbeError},
+    errors::{self, ProbeError, failed},
     local::{self, Local},
     objects::ObjectName,
     settings::{Provider, Settings},
@@ -140,7 +140,7 @@ impl Archive {
         self.within(async { self.store().await?.get_range(key, range).await }).await
     }
 
-    /// Makes an object durable in all its folders, also when it is met and whoever wrote it was killed on the way, or when
+    /// Makes an object durable in all its folders, also when it is met and its writer was killed on the way, or when
     /// another writer is just making a folder above it. For a store other than a folder nothing is to be done.
     pub async fn settle(&self, key: &Path) -> object_store::Result<()> {
         match &self.local {
@@ -162,15 +162,14 @@ impl Archive {
         time: Duration,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
-        let failed = |what: String| Err(object_store::Error::Generic { store: "archive", source: what.into() });
         // What a request has half-built is dropped with it.
         match tokio::time::timeout(time, AssertUnwindSafe(request).catch_unwind()).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(panic)) => failed(format!(
+            Ok(Err(panic)) => Err(failed(format!(
                 "the store's client panicked, perhaps at a value of archive.options: {}",
                 panic_message(panic.as_ref())
-            )),
-            Err(_) => failed(format!("no answer within {}", humantime::format_duration(time))),
+            ))),
+            Err(_) => Err(failed(format!("no answer within {}", humantime::format_duration(time)))),
         }
     }
 

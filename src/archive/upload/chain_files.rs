@@ -45,7 +45,7 @@ impl Archive {
         Path::from(format!("_chain/{}/{partition}{kind}", self.topic))
     }
 
-    /// Reads a file of a chain's, if there is one; what a newer release wrote is not obeyed.
+    /// Reads a file of a chain's, if there is one; one that a newer release wrote is an error.
     async fn read<T: DeserializeOwned>(
         &self,
         key: Path,

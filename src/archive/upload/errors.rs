@@ -23,6 +23,11 @@ pub enum ProbeError {
     Store(Error),
 }
 
+/// A failure that may pass.
+pub fn failed(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Generic { store: "archive", source: source.into() }
+}
+
 /// The store's refusal, with what it refuses.
 pub(super) fn without_right(to: &str, error: Error) -> Error {
     let path = format!("(no right to {to})");
@@ -31,24 +36,22 @@ pub(super) fn without_right(to: &str, error: Error) -> Error {
 
 /// What waiting alone does not mend.
 pub fn is_lasting(error: &Error) -> bool {
-    use object_store::Error as E;
-    is_denied(error) || matches!(error, E::NotFound { .. } | E::NotSupported { .. } | E::NotImplemented { .. })
+    is_denied(error)
+        || matches!(error, Error::NotFound { .. } | Error::NotSupported { .. } | Error::NotImplemented { .. })
 }
 
 /// A right is missing. Of a LIST, the store's client says so in the text alone.
 pub(super) fn is_denied(error: &Error) -> bool {
-    use object_store::Error as E;
-    matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. })
+    matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. })
         || status(error).is_some_and(|status| status.starts_with("401") || status.starts_with("403"))
 }
 
 /// One sentence for the operator.
 pub fn explain(error: &Error, config: &Config) -> String {
-    use object_store::Error as E;
     let place = place(config);
     let said = || format!("{}{}", one_line(&error.to_string()), root_cause(error));
     match error {
-        E::NotFound { .. } => {
+        Error::NotFound { .. } => {
             format!("the bucket or folder of {place} does not exist: create it, or correct archive.url")
         }
         error if is_denied(error) => {
@@ -128,7 +131,7 @@ pub fn explain_probe(error: &ProbeError, config: &Config) -> String {
     }
 }
 
-/// Where the archive is, in words for people: `file:` says little, and neither does the name of a bucket that may be anywhere.
+/// Where the archive is, for people: `file:` says little, and neither does the name of a bucket that may be anywhere.
 pub fn place(config: &Config) -> String {
     if config.archive.is_local() {
         return local::folder(config).display().to_string();

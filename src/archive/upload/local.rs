@@ -19,6 +19,7 @@ use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path};
 use rustix::fs::{CWD, RenameFlags};
 
+use super::errors::failed;
 use crate::{archive::format::ObjectFormat, config::Config, files};
 
 /// What the folder of a local archive can besides its store.
@@ -82,13 +83,10 @@ impl Local {
         let created = tokio::task::spawn_blocking(move || create_by_rename(&object, &data));
         created.await.unwrap_or_else(|error| Err(error.into())).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => object_store::Error::AlreadyExists { path, source: error.into() },
-            _ => {
-                let source = format!(
-                    "{path} cannot be made: the file system has neither hard links nor, it seems, renames that replace nothing \
-                     (RENAME_NOREPLACE): put the archive on another one ({error})"
-                );
-                object_store::Error::Generic { store: "archive", source: source.into() }
-            }
+            _ => failed(format!(
+                "{path} cannot be made: the file system has neither hard links nor, it seems, renames that replace nothing \
+                 (RENAME_NOREPLACE): put the archive on another one ({error})"
+            )),
         })
     }
 
@@ -99,10 +97,8 @@ impl Local {
             let mut folders = object.ancestors().skip(1).take_while(|folder| folder.starts_with(&root));
             folders.try_for_each(|folder| File::open(folder)?.sync_all())
         });
-        settled.await.unwrap_or_else(|error| Err(error.into())).map_err(|error| {
-            let source = format!("the folder of {key} cannot be synced: {error}").into();
-            object_store::Error::Generic { store: "archive", source }
-        })
+        let settled = settled.await.unwrap_or_else(|error| Err(error.into()));
+        settled.map_err(|error| failed(format!("the folder of {key} cannot be synced: {error}")))
     }
 }
 

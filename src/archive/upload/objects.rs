@@ -79,22 +79,14 @@ pub struct ListedObject {
 /// What stands below the topic's folder.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// In the order of the chains. A few words each: a million objects take 40 MB.
+    /// In the order of the chains. A million objects take 40 MB.
     pub objects: Vec<ListedObject>,
     /// Keys that no daemon writes; at most [`Listing::MOST_STRAYS`] of them.
     pub strays: Vec<String>,
-    pub strays_in_all: u64,
 }
 
 impl Listing {
     pub const MOST_STRAYS: usize = 1000;
-
-    fn stray(&mut self, key: &Path) {
-        self.strays_in_all += 1;
-        if self.strays.len() < Self::MOST_STRAYS {
-            self.strays.push(key.to_string());
-        }
-    }
 }
 
 impl Archive {
@@ -106,7 +98,10 @@ impl Archive {
         while let Some(object) = self.within(found.try_next()).await? {
             match ObjectName::parse(&object.location, &self.topic) {
                 Some(name) => listing.objects.push(ListedObject { name, size: object.size }),
-                None => listing.stray(&object.location),
+                None if listing.strays.len() < Listing::MOST_STRAYS => {
+                    listing.strays.push(object.location.to_string());
+                }
+                None => {}
             }
         }
         listing.objects.sort_unstable_by_key(|object| object.name);

@@ -10,6 +10,7 @@ use std::future::Future;
 
 use serde::{Deserialize, Serialize};
 
+use super::errors::failed;
 use crate::{
     log::Assignment,
     position::{Offset, Partition, TopicIdentity},
@@ -58,7 +59,7 @@ impl Known {
     }
 }
 
-/// Why a chain's end cannot be told.
+/// Why a file or an object of a chain is not read.
 #[derive(Debug, thiserror::Error)]
 pub enum HeadError {
     #[error("{0}")]
@@ -137,7 +138,10 @@ pub async fn end_of_chain(heads: &impl Heads, assignment: &Assignment, known: Kn
                 head
             } else {
                 // Another writer pinned it in between: theirs counts.
-                heads.head(partition).await?.ok_or_else(conflict)?
+                let theirs = heads.head(partition).await?;
+                // Some stores answer 409 to requests that fail otherwise.
+                theirs
+                    .ok_or_else(|| failed("the store refuses to create the chain's head, although none stands there"))?
             }
         }
     };
@@ -159,12 +163,6 @@ pub async fn end_of_chain(heads: &impl Heads, assignment: &Assignment, known: Kn
         return Ok(found.map_or(end, |(found, _)| end.max(found)));
     }
     Ok(end)
-}
-
-/// Some stores answer 409 to requests that fail otherwise.
-fn conflict() -> object_store::Error {
-    let source = "the store refuses to create the chain's head, although none stands there".into();
-    object_store::Error::Generic { store: "archive", source }
 }
 
 #[cfg(test)]

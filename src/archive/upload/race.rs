@@ -18,14 +18,14 @@ use super::{
     archive::Archive,
     chain_files::json,
     client::{Gate, HeldBack},
-    errors::ProbeError,
+    errors::{ProbeError, failed},
 };
 
 /// Of each object that is put.
 const BYTES: usize = 20 * 1024;
 /// For each of them, where `upload.timeout` is less: most of it is waiting for the others.
 const TIME: Duration = Duration::from_secs(20);
-/// Rounds without a verdict before the store's answer is told instead.
+/// Rounds without a verdict, after which the store's answer is the error.
 const UNCLEAR: usize = 3;
 
 /// How hard the store is asked.
@@ -40,7 +40,7 @@ pub struct Race {
 impl Race {
     /// Once for an archive, and by each `check --connect`.
     pub const USUAL: Self = Self { puts: 16, rounds: 4 };
-    /// For a store that nobody knows yet.
+    /// For a store that is not known yet.
     pub const THOROUGH: Self = Self { puts: 64, rounds: 32 };
 }
 
@@ -88,7 +88,7 @@ impl Archive {
 
     async fn has_passed(&self) -> Result<bool, ProbeError> {
         match self.get(&result()).await {
-            // What cannot be read is no word to rely on.
+            // One that cannot be read says nothing.
             Ok(passed) => {
                 Ok(serde_json::from_slice::<Passed>(&passed).is_ok_and(|passed| passed.endpoint == self.endpoint))
             }
@@ -182,11 +182,11 @@ fn judge(outcomes: Vec<Outcome>, stands: Option<Option<usize>>) -> Verdict {
         ([_], _) => "it refused too few of many create-only PUTs of one new key",
         ([], _) => "it took none of many create-only PUTs of one new key",
     };
-    let failed = outcomes.into_iter().find_map(|outcome| match outcome {
+    let error = outcomes.into_iter().find_map(|outcome| match outcome {
         Outcome::Failed(error) => Some(error),
         Outcome::Won | Outcome::Refused => None,
     });
-    Verdict::Unclear(failed.unwrap_or_else(|| Error::Generic { store: "archive", source: what.into() }))
+    Verdict::Unclear(error.unwrap_or_else(|| failed(what)))
 }
 
 #[cfg(test)]

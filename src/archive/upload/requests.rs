@@ -16,7 +16,7 @@ use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::{
     archive::Archive,
-    errors::{ProbeError, explain, is_lasting, place, without_right},
+    errors::{ProbeError, explain, failed, is_lasting, place, without_right},
     opening::{self, HeadError, Heads as _, Known, OpenError, Unusable},
     watch::Watched,
     window::Window,
@@ -35,7 +35,7 @@ use crate::{
     position::{Offset, Partition},
 };
 
-/// So long a question about a gap counts as failed. It is asked every few seconds, for as long as the partition is ours.
+/// How long a question about a gap counts as failed. It is asked every few seconds while the partition is ours.
 const GAP_FAILURE: Duration = Duration::from_secs(15);
 
 /// Why the store cannot be used for a partition.
@@ -95,7 +95,7 @@ impl Requests {
         }
     }
 
-    /// `until` is when it is forgotten where nobody says it again: a partition may be another worker's by then.
+    /// `until` is when it is forgotten unless it is said again: a partition may be another worker's by then.
     fn failing(&self, partition: Partition, reason: String, until: Option<Instant>) {
         let mut failing = self.failing.lock();
         failing.insert(partition, Failing { reason: reason.clone(), until });
@@ -193,7 +193,7 @@ impl Requests {
     pub(super) async fn upload(&self, segment: &SealedSegment) -> (PutAnswer, Option<Watched>) {
         let mut attempt = 0;
         loop {
-            // Given back for the pause, so that what fails holds up nobody.
+            // Given back for the pause, so that what fails holds up no other.
             let turn = self.uploads.turn().await;
             let error = match self.try_upload(segment).await {
                 Ok(answer) => {
@@ -227,7 +227,7 @@ impl Requests {
         let tag = if self.archive.local.is_some() { None } else { self.archive.tag(&key).await.ok().flatten() };
         let object = match self.archive.get(&key).await {
             // A conflict with a request that failed: nothing stands there, PUT again.
-            Err(Error::NotFound { source, .. }) => return Err(Error::Generic { store: "archive", source }.into()),
+            Err(Error::NotFound { source, .. }) => return Err(failed(source).into()),
             object => object?,
         };
         self.archive.settle(&key).await?;
@@ -299,7 +299,7 @@ impl Requests {
         self.metrics.upload_duration.observe(started.elapsed().as_secs_f64());
     }
 
-    /// Of `upload.max_in_flight`, for so many bytes.
+    /// Waits for these bytes' part of `upload.max_in_flight`.
     async fn room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
         // `None` would say that the semaphore was closed, which it never is.

@@ -70,7 +70,7 @@ const URLS: &[&str] = &[
     "azure_fabric_token_service_url",
 ];
 
-/// The ways to be somebody, each with its settings.
+/// The ways to sign in, each with its settings.
 const IDENTITIES: &[&[&str]] = &[
     &["aws_access_key_id", "aws_secret_access_key", "aws_session_token"],
     &["aws_web_identity_token_file", "aws_role_arn", "aws_role_session_name"],
@@ -133,19 +133,16 @@ impl Settings {
         options: &BTreeMap<String, String>,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Self {
-        let mut said = BTreeMap::new();
-        for (name, value) in options.iter().filter(|(_, value)| !value.is_empty()) {
-            if let Some(setting) = provider.canonical(name) {
-                let by = format!("{ARCHIVE_OPTIONS}.{name}");
-                said.insert(setting, Given { by, from_environment: false, value: value.clone() });
-            }
-        }
-        let mut around = BTreeMap::new();
-        for (by, value) in environment.filter(|(_, value)| !value.is_empty()) {
-            if let Some(setting) = provider.of_variable(&by).filter(|setting| !is_ours(setting)) {
-                around.insert(setting, Given { by, from_environment: true, value });
-            }
-        }
+        let given = |(name, value): (&String, &String)| {
+            let by = format!("{ARCHIVE_OPTIONS}.{name}");
+            Some((provider.canonical(name)?, Given { by, from_environment: false, value: value.clone() }))
+        };
+        let said: BTreeMap<_, _> = options.iter().filter(|(_, value)| !value.is_empty()).filter_map(given).collect();
+        let given = |(by, value): (String, String)| {
+            let setting = provider.of_variable(&by).filter(|setting| !is_ours(setting))?;
+            Some((setting, Given { by, from_environment: true, value }))
+        };
+        let mut around: BTreeMap<_, _> = environment.filter(|(_, value)| !value.is_empty()).filter_map(given).collect();
         without_what_is_said_otherwise(&said, &mut around);
         // Said is said.
         around.extend(said);

@@ -80,13 +80,9 @@ fn records(
     mut each: impl FnMut(RecordLine<'_>) -> Result<(), Stays>,
 ) -> Result<(), Stays> {
     let unreadable = |error: anyhow::Error| Stays::Because(format!("{}: {error:#}", reader.key(object)));
-    let mut lines = reader.lines(object).map_err(anyhow::Error::from)?;
-    loop {
-        match lines.next_line() {
-            Ok(Some(line)) => each(RecordLine::parse(line).map_err(unreadable)?)?,
-            Ok(None) => return Ok(()),
-            Err(ReadError::Store(error)) => return Err(reader.sentence(&error).into()),
-            Err(error) => return Err(unreadable(error.into())),
-        }
+    match reader.each_line(object, |line| each(RecordLine::parse(line).map_err(unreadable)?))? {
+        Ok(()) => Ok(()),
+        Err(ReadError::Store(error)) => Err(reader.sentence(&error).into()),
+        Err(error) => Err(unreadable(error.into())),
     }
 }

@@ -1,5 +1,7 @@
 //! One object, by itself.
 
+use std::convert::Infallible;
+
 use super::{Fault, FaultKind, UnreadableEvents};
 use crate::{
     archive::{
@@ -27,16 +29,15 @@ pub(super) struct Checked {
 /// Reads it to its end, or to the damage. Blocks.
 pub(super) fn check(reader: &ArchiveReader, object: &ListedObject) -> object_store::Result<Checked> {
     let mut checking = Checking::new(object, &reader.archive.topic);
-    let failed = |error: std::io::Error| object_store::Error::Generic { store: "archive", source: Box::new(error) };
-    let mut lines = reader.lines(object).map_err(failed)?;
-    loop {
-        match lines.next_line() {
-            Ok(Some(text)) => checking.line(text),
-            Ok(None) => return Ok(checking.done()),
-            Err(ReadError::Gone) => return Ok(Checked { gone: true, ..Checked::default() }),
-            Err(ReadError::Damaged(why)) => return Ok(checking.damaged(why)),
-            Err(ReadError::Store(error)) => return Err(error),
-        }
+    let Ok(read) = reader.each_line::<Infallible>(object, |text| {
+        checking.line(text);
+        Ok(())
+    });
+    match read {
+        Ok(()) => Ok(checking.done()),
+        Err(ReadError::Gone) => Ok(Checked { gone: true, ..Checked::default() }),
+        Err(ReadError::Damaged(why)) => Ok(checking.damaged(why)),
+        Err(ReadError::Store(error)) => Err(error),
     }
 }
 
@@ -102,7 +103,7 @@ impl Checking {
         }
     }
 
-    /// Told by the first line that has it, and counted.
+    /// Described by the first line that has it, and counted.
     fn fault(&mut self, kind: FaultKind, message: impl FnOnce(u64) -> String) {
         match self.checked.faults.iter_mut().find(|fault| fault.kind == kind) {
             Some(fault) => fault.lines = fault.lines.map(|lines| lines + 1),
