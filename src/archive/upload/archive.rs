@@ -135,6 +135,14 @@ impl Archive {
         self.within(async { self.store().await?.get(key).await?.bytes().await }).await
     }
 
+    /// What stands there, if anything does.
+    pub(super) async fn find(&self, key: &Path) -> object_store::Result<Option<Bytes>> {
+        match self.get(key).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
     /// A part of an object.
     pub async fn get_range(&self, key: &Path, range: Range<u64>) -> object_store::Result<Bytes> {
         self.within(async { self.store().await?.get_range(key, range).await }).await
@@ -183,7 +191,6 @@ impl Archive {
     /// Does what else a worker will do: reads a key that is missing, and lists. Without the right to list, S3 answers the
     /// first as if the key were not to be read.
     async fn ask_for_rights(&self) -> Result<(), ProbeError> {
-        use object_store::Error as E;
         let denied = |to| {
             move |error| match errors::is_denied(&error) {
                 true => ProbeError::Right { to, error },
@@ -193,13 +200,9 @@ impl Archive {
         let folder = Path::from("_chain");
         let first = async { self.store().await?.list(Some(&folder)).try_next().await };
         self.within(first).await.map_err(denied(self.right("list the bucket", "s3:ListBucket")))?;
-        match self.get(&Path::from(format!("_chain/missing-{}", Uuid::now_v7().simple()))).await {
-            Ok(_) | Err(E::NotFound { .. }) => Ok(()),
-            Err(error) => {
-                let to = self.right("be told that a key is missing", "s3:ListBucket and s3:GetObject");
-                Err(denied(to)(error))
-            }
-        }
+        let missing = Path::from(format!("_chain/missing-{}", Uuid::now_v7().simple()));
+        let to = self.right("be told that a key is missing", "s3:ListBucket and s3:GetObject");
+        self.find(&missing).await.map(drop).map_err(denied(to))
     }
 
     /// With the names that S3 has for it.
@@ -214,10 +217,9 @@ impl Archive {
             match self.create(&path, Bytes::from_static(b"{}")).await {
                 // A refusal proves something only where the object stands: some stores answer 409 to what fails otherwise.
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                    return self.get(&path).await.map(drop).map_err(ProbeError::Store);
+                    return Ok(self.get(&path).await.map(drop)?);
                 }
-                Err(error) => return Err(ProbeError::Store(error)),
-                Ok(_) => {}
+                put => drop(put?),
             }
         }
         Err(ProbeError::Overwrites)

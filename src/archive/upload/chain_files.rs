@@ -51,10 +51,7 @@ impl Archive {
         key: Path,
         is_newer: impl FnOnce(&T) -> bool,
     ) -> Result<Option<T>, HeadError> {
-        let bytes = match self.get(&key).await {
-            Err(Error::NotFound { .. }) => return Ok(None),
-            bytes => bytes?,
-        };
+        let Some(bytes) = self.find(&key).await? else { return Ok(None) };
         let file = serde_json::from_slice(&bytes).map_err(|error| HeadError::Unreadable(format!("{key}: {error}")))?;
         if is_newer(&file) {
             return Err(HeadError::Unreadable(format!("{key} was written by a newer release")));

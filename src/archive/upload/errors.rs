@@ -20,7 +20,7 @@ pub enum ProbeError {
     #[error("there is no right to {to}: {error}")]
     Right { to: String, error: Error },
     #[error(transparent)]
-    Store(Error),
+    Store(#[from] Error),
 }
 
 /// A failure that may pass.

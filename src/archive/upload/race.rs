@@ -82,19 +82,14 @@ impl Archive {
         self.race(Race::USUAL).await?;
         let Race { puts, rounds } = Race::USUAL;
         let passed = Passed { version: 1, time: Utc::now(), puts, rounds, endpoint: self.endpoint.clone() };
-        self.put(&result(), json(&passed), PutMode::Overwrite).await.map_err(ProbeError::Store)?;
-        Ok(())
+        Ok(self.put(&result(), json(&passed), PutMode::Overwrite).await.map(drop)?)
     }
 
     async fn has_passed(&self) -> Result<bool, ProbeError> {
-        match self.get(&result()).await {
-            // One that cannot be read says nothing.
-            Ok(passed) => {
-                Ok(serde_json::from_slice::<Passed>(&passed).is_ok_and(|passed| passed.endpoint == self.endpoint))
-            }
-            Err(Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(ProbeError::Store(error)),
-        }
+        let passed = self.find(&result()).await?;
+        // One that cannot be read says nothing.
+        let passed = passed.and_then(|passed| serde_json::from_slice::<Passed>(&passed).ok());
+        Ok(passed.is_some_and(|passed| passed.endpoint == self.endpoint))
     }
 
     /// Runs a race, whatever is known. Its objects stay, `_chain/race-…`, since nothing is ever deleted.
@@ -134,12 +129,7 @@ impl Archive {
             }
         };
         let outcomes = future::join_all(bodies.iter().map(put)).await;
-        let stands = match self.get(&key).await {
-            Ok(stands) => Some(stands),
-            Err(Error::NotFound { .. }) => None,
-            Err(error) => return Err(ProbeError::Store(error)),
-        };
-        let stands = stands.map(|stands| bodies.iter().position(|body| *body == stands));
+        let stands = self.find(&key).await?.map(|stands| bodies.iter().position(|body| *body == stands));
         Ok(judge(outcomes, stands))
     }
 }
@@ -161,12 +151,8 @@ fn bodies(puts: usize) -> Vec<Bytes> {
 
 /// `stands` is whose bytes do: `Some(None)` for nobody's.
 fn judge(outcomes: Vec<Outcome>, stands: Option<Option<usize>>) -> Verdict {
-    let winners: Vec<usize> = outcomes
-        .iter()
-        .enumerate()
-        .filter(|(_, outcome)| matches!(outcome, Outcome::Won))
-        .map(|(put, _)| put)
-        .collect();
+    let won = |(put, outcome): (usize, &Outcome)| matches!(outcome, Outcome::Won).then_some(put);
+    let winners: Vec<usize> = outcomes.iter().enumerate().filter_map(won).collect();
     let refused = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Refused)).count();
     let what = match (winners.as_slice(), stands) {
         ([_, _, ..], _) => return Verdict::Broken(format!("{} were answered with success", winners.len())),
