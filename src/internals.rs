@@ -29,7 +29,9 @@ pub mod archive {
     pub mod upload {
 
         pub mod opening {
-            pub use crate::archive::upload::opening::{Head, HeadError, Heads, Known, OpenError, end_of_chain};
+            pub use crate::archive::upload::opening::{
+                Head, HeadError, Heads, Known, OpenError, Unusable, end_of_chain,
+            };
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The formats of objects: how an object is named, made of a sealed segment, and read.
 //!
-//! A segment is compressed lines in any case ([`ndjson_zst`]), because it is written bit by bit. What it becomes when it is
-//! put is its object's format. A format that is added has a file below `format/` and a variant with its arms here; everything
+//! A segment holds compressed lines in any case ([`ndjson_zst`]), because it is written piece by piece. What it becomes when it
+//! is put is the object's format. A format that is added has a file below `format/`, and a variant with its arms here; everything
 //! else asks [`ObjectFormat`].
 //!
-//! All writers of a chain write one format: that of two at one chain offset only one wins hangs on the object's name.
+//! All writers of a chain must write one format: of two at one chain offset only one wins because both write one name.
 
 mod ndjson_zst;
 #[cfg(test)]
@@ -24,11 +24,12 @@ use crate::position::Offset;
 /// A format of objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ObjectFormat {
+    /// Lines, compressed by zstd: the segment itself.
     NdjsonZst,
 }
 
 impl ObjectFormat {
-    /// The format of every chain: what may decide it one day is asked here.
+    /// The format that chains have. It is decided here and nowhere else.
     pub const OF_CHAINS: Self = Self::NdjsonZst;
 
     const ALL: [Self; 1] = [Self::NdjsonZst];
@@ -40,7 +41,7 @@ impl ObjectFormat {
         }
     }
 
-    /// Whether an object is its segment's file, byte by byte, which can be linked then, or put as it is.
+    /// Whether an object is its segment's file, byte by byte, so that the file can be linked, or put as it is.
     pub fn is_the_segment(self) -> bool {
         match self {
             Self::NdjsonZst => true,
@@ -54,7 +55,7 @@ impl ObjectFormat {
         }
     }
 
-    /// The lines of an object, each with its end. Errors of `object` come through as they are.
+    /// The lines of an object, each with its end. Errors of `object` must come through as they are.
     pub fn lines<'a>(self, object: impl Read + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
         match self {
             Self::NdjsonZst => Ok(Box::new(ndjson_zst::lines(object)?)),

@@ -15,7 +15,7 @@ use ingestd::internals::{
             BatchVerdict, Effect, Input, Moment, News, Partitions, PutAnswer, Rules, SegmentCommand, Transfer,
         },
         spool::segment::{SealedSegment, SegmentHeader, VERSION},
-        upload::opening::{Head, Known, OpenError, end_of_chain},
+        upload::opening::{Head, Known, OpenError, Unusable, end_of_chain},
     },
     config::OnGap,
     consume::{Begin, Confirm, Halt, Reassign, assignments::Assignments},
@@ -326,14 +326,8 @@ impl Life {
                     std::task::Poll::Pending => Request::Opening(epoch, assignment, known, opening),
                     // Passing: asked again.
                     std::task::Poll::Ready(Err(OpenError::Store(_))) => Request::ToOpen(epoch, assignment, known),
-                    std::task::Poll::Ready(outcome) => {
-                        let outcome = match outcome {
-                            Err(OpenError::Unusable(unusable)) => Err(unusable),
-                            outcome => Ok(begin.or(outcome.ok()).expect("an end")),
-                        };
-                        self.to_spooler.push_back(ToSpooler::about(epoch, News::Opened(outcome)));
-                        Request::Answered(epoch)
-                    }
+                    std::task::Poll::Ready(Err(OpenError::Unusable(unusable))) => self.opened(epoch, Err(unusable)),
+                    std::task::Poll::Ready(Ok(end)) => self.opened(epoch, Ok(begin.unwrap_or(end))),
                 });
                 true
             }
@@ -342,6 +336,11 @@ impl Life {
                 false
             }
         }
+    }
+
+    fn opened(&mut self, epoch: Epoch, outcome: Result<Offset, Unusable>) -> Request {
+        self.to_spooler.push_back(ToSpooler::about(epoch, News::Opened(outcome)));
+        Request::Answered(epoch)
     }
 
     /// The PUT under way is answered.
