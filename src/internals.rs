@@ -6,13 +6,15 @@ pub mod aggregate {
 
 pub mod archive {
     pub mod partition {
-        pub use crate::archive::partition::{BatchVerdict, Effect, Input, Moment, Partitions, PutAnswer, Rules};
+        pub use crate::archive::partition::{
+            BatchVerdict, Effect, Input, Moment, News, Partitions, PutAnswer, Rules, SegmentCommand, Transfer,
+        };
     }
 
     pub mod spool {
 
         pub mod line {
-            pub use crate::archive::spool::line::LineEncoder;
+            pub use crate::archive::line::LineEncoder;
         }
 
         pub mod open {
@@ -27,7 +29,9 @@ pub mod archive {
     pub mod upload {
 
         pub mod opening {
-            pub use crate::archive::upload::opening::{Head, HeadError, Heads, Known, Unusable, end_of_chain};
+            pub use crate::archive::upload::opening::{
+                Head, HeadError, Heads, Known, OpenError, Unusable, end_of_chain,
+            };
         }
     }
 }

@@ -52,7 +52,7 @@ async fn check_archive(config: &Config, race: Race) -> Result<String, String> {
     if config.archive.is_local() {
         return Ok("writable, and create-only PUTs are honoured".to_owned());
     }
-    archive.race(race).await.map_err(|error| explained(error.into()))?;
+    archive.race(race).await.map_err(explained)?;
     let Race { puts, rounds } = race;
     Ok(format!(
         "readable and writable, and of {puts} create-only PUTs at the same time one wins, in each of {rounds} rounds"

@@ -36,42 +36,44 @@ use crate::{
 pub enum Input {
     /// The consumer: the partition is ours.
     Assigned { epoch: Epoch, assignment: Assignment },
-    /// The consumer: it is ours no longer.
-    Unassigned { partition: Partition, epoch: Epoch },
-    /// The spool's thread: the partition's sealed segments on disk, in the order of their chain offsets.
-    Scanned { partition: Partition, epoch: Epoch, segments: Vec<SealedSegment> },
-    /// The spool's thread: a segment was sealed.
-    Sealed { epoch: Epoch, segment: SealedSegment },
-    /// The uploader: where the chain ends, or why it cannot be used.
-    Opened { partition: Partition, epoch: Epoch, outcome: Result<Offset, Unusable> },
-    /// The uploader: what the PUT under way found, and the key of the object.
-    Put { partition: Partition, epoch: Epoch, key: String, answer: PutAnswer },
-    /// The uploader: how things stand with the partition's gap.
-    GapAnswered { partition: Partition, epoch: Epoch, answer: GapAnswer },
-    /// The uploader: an object of ours is not what was put.
-    Replaced { partition: Partition, epoch: Epoch, key: String },
+    /// Something about this assignment; about an earlier one it changes nothing.
+    About { partition: Partition, epoch: Epoch, news: News },
     /// The uploader was started, and knows of nothing that it was told before.
     UploaderStarted,
     /// A second passed.
     Tick,
 }
 
+/// What happened to an assigned partition.
+#[derive(Debug)]
+pub enum News {
+    /// The consumer: it is ours no longer.
+    Unassigned,
+    /// The spool's thread: the partition's sealed segments on disk, in the order of their chain offsets.
+    Scanned(Vec<SealedSegment>),
+    /// The spool's thread: a segment was sealed.
+    Sealed(SealedSegment),
+    /// The uploader: where the chain ends, or why it cannot be used.
+    Opened(Result<Offset, Unusable>),
+    /// The uploader: what the PUT under way found, and the key of the object.
+    Put { key: String, answer: PutAnswer },
+    /// The uploader: how things stand with the partition's gap.
+    GapAnswered(GapAnswer),
+    /// The uploader: the object of ours with this key is not what was put.
+    Replaced(String),
+}
+
 /// What a create-only PUT of a segment found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PutAnswer {
+    /// It is the object now.
     Created,
     /// An object stands there whose records agree with ours where both have them.
-    Exists {
-        end: Offset,
-    },
+    Exists { end: Offset },
     /// An object stands there whose records differ from ours, or that cannot be read.
-    Conflict {
-        reason: String,
-    },
+    Conflict { reason: String },
     /// The segment's file cannot be read as it was sealed; nothing was put.
-    Damaged {
-        why: String,
-    },
+    Damaged { why: String },
 }
 
 /// What the operator has said of a gap: records below the offset may be missing; or why the marker cannot be read.
@@ -86,29 +88,43 @@ pub enum GapAnswer {
     Skip(SkipMarker),
 }
 
+/// What the spool's thread does with a partition's segments.
+#[derive(Debug)]
+pub enum SegmentCommand {
+    /// Seal what is open, then list the partition's sealed segments.
+    Scan { partition: Partition, epoch: Epoch },
+    /// The next record begins a segment at this chain offset; an open one is dropped.
+    Begin { partition: Partition, epoch: Epoch, chain_offset: Offset, identity: TopicIdentity },
+    /// Drop the open segment.
+    End(Partition),
+    /// Seal the open segment, and begin none: nobody knows how long the log keeps its records.
+    Close(Partition),
+    /// The archive or the log has its records.
+    Remove(SealedSegment),
+    /// It fits nowhere.
+    Orphan { segment: SealedSegment, why: String },
+}
+
+/// What the uploader asks of the store.
+#[derive(Debug, Clone)]
+pub enum Transfer {
+    /// Where does the chain end? Requests of an earlier assignment of the partition are cut off.
+    OpenChain { epoch: Epoch, assignment: Assignment, known: Known },
+    /// By a create-only PUT.
+    Put { epoch: Epoch, segment: SealedSegment },
+    /// How do things stand with the gap behind the chain's `end`?
+    AskAboutGap { partition: Partition, epoch: Epoch, end: Offset },
+    /// Rewrite the head. A failure leaves an older one, which is allowed.
+    WriteHead { partition: Partition, head: Head },
+}
+
 /// What is to be done next, in this order.
 #[derive(Debug)]
 pub enum Effect {
-    /// Spool's thread: seal what is open, then list the partition's sealed segments.
-    Scan { partition: Partition, epoch: Epoch },
-    /// Spool's thread: the next record begins a segment at this chain offset; an open one is dropped.
-    BeginSegments { partition: Partition, epoch: Epoch, chain_offset: Offset, identity: TopicIdentity },
-    /// Spool's thread: drop the open segment.
-    EndSegments(Partition),
-    /// Spool's thread: seal the open segment, and begin none. Who knows how long the log keeps its records.
-    CloseSegments(Partition),
-    /// Spool's thread: the archive or the log has its records.
-    Remove(SealedSegment),
-    /// Spool's thread: it fits nowhere.
-    Orphan { segment: SealedSegment, why: String },
-    /// Uploader: find the chain's end. Requests of an earlier assignment of the partition are cut off.
-    OpenChain { epoch: Epoch, assignment: Assignment, known: Known },
-    /// Uploader: put it.
-    Put { epoch: Epoch, segment: SealedSegment },
-    /// Uploader: how do things stand with the gap behind the chain's `end`?
-    AskAboutGap { partition: Partition, epoch: Epoch, end: Offset },
-    /// Uploader: rewrite the head. A failure leaves an older one, which is allowed.
-    WriteHead { partition: Partition, head: Head },
+    /// Spool's thread.
+    Segments(SegmentCommand),
+    /// Uploader.
+    Transfer(Transfer),
     /// Consumer.
     Begin(Begin),
     /// Consumer.
@@ -119,7 +135,7 @@ pub enum Effect {
     ReassignSoon(Reassign),
     /// Consumer.
     Halt(Halt),
-    /// Operator: so many records were archived.
+    /// Operator: records were archived.
     Archived { records: u64 },
     /// Operator: another writer's object stands at our chain offset, and the chain goes on at its end.
     Followed { partition: Partition, end: Offset },
@@ -162,6 +178,27 @@ pub struct Moment {
 /// How often the archive is asked about a gap, in ticks.
 const ASK_TICKS: u32 = 3;
 
+/// One input on its way: what holds meanwhile, and what follows from it.
+struct Step<'a> {
+    rules: &'a Rules,
+    moment: Moment,
+    effects: Vec<Effect>,
+}
+
+impl Step<'_> {
+    fn then(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    fn segments(&mut self, command: SegmentCommand) {
+        self.then(Effect::Segments(command));
+    }
+
+    fn transfer(&mut self, transfer: Transfer) {
+        self.then(Effect::Transfer(transfer));
+    }
+}
+
 /// A partition, and what this process has learned of it in all its assignments.
 struct Tracked {
     partition: Partition,
@@ -174,6 +211,13 @@ struct Tracked {
     /// Up to here the lost records were counted: a gap is met again at each assignment.
     counted: Offset,
     held: Option<Held>,
+}
+
+impl Tracked {
+    fn new(partition: Partition) -> Self {
+        let (known, counted) = (Known::default(), Offset(0));
+        Self { partition, known, rechecked: false, skip_allowed: None, counted, held: None }
+    }
 }
 
 /// The state of all partitions.
@@ -236,70 +280,35 @@ impl Partitions {
 
     /// What follows from `input`.
     pub fn on(&mut self, input: Input, moment: Moment) -> Vec<Effect> {
-        let mut effects = Vec::new();
+        let Self { rules, tracked, ticks } = self;
+        let mut step = Step { rules, moment, effects: Vec::new() };
         match input {
             Input::Assigned { epoch, assignment } => {
-                let new = || Tracked {
-                    partition: assignment.partition,
-                    known: Known::default(),
-                    rechecked: false,
-                    skip_allowed: None,
-                    counted: Offset(0),
-                    held: None,
-                };
-                let tracked = self.tracked.entry(assignment.partition).or_insert_with(new);
-                tracked.assigned(epoch, assignment, &self.rules, moment, &mut effects);
+                let partition = assignment.partition;
+                let tracked = tracked.entry(partition).or_insert_with(|| Tracked::new(partition));
+                tracked.assigned(epoch, assignment, &mut step);
             }
-            Input::UploaderStarted => self.tracked.values_mut().for_each(Tracked::uploader_started),
+            Input::UploaderStarted => tracked.values_mut().for_each(Tracked::uploader_started),
             Input::Tick => {
-                self.ticks = self.ticks.wrapping_add(1);
-                let ask = self.ticks.is_multiple_of(ASK_TICKS);
-                for tracked in self.tracked.values_mut() {
-                    tracked.tick(ask, moment, &mut effects);
-                }
+                *ticks = ticks.wrapping_add(1);
+                let ask = ticks.is_multiple_of(ASK_TICKS);
+                tracked.values_mut().for_each(|tracked| tracked.tick(ask, &mut step));
             }
-            Input::Unassigned { partition, epoch } => {
-                if let Some((tracked, _)) = self.of(partition, epoch) {
-                    tracked.unassigned(&mut effects);
-                }
-            }
-            Input::Scanned { partition, epoch, segments } => {
-                if let Some((tracked, rules)) = self.of(partition, epoch) {
-                    tracked.scanned(segments, rules, moment, &mut effects);
-                }
-            }
-            Input::Sealed { epoch, segment } => {
-                if let Some((tracked, _)) = self.of(segment.header.partition, epoch) {
-                    tracked.sealed(segment, &mut effects);
-                }
-            }
-            Input::Opened { partition, epoch, outcome } => {
-                if let Some((tracked, rules)) = self.of(partition, epoch) {
-                    tracked.opened(outcome, rules, moment, &mut effects);
-                }
-            }
-            Input::Put { partition, epoch, key, answer } => {
-                if let Some((tracked, _)) = self.of(partition, epoch) {
-                    tracked.put(key, answer, moment, &mut effects);
-                }
-            }
-            Input::GapAnswered { partition, epoch, answer } => {
-                if let Some((tracked, rules)) = self.of(partition, epoch) {
-                    tracked.gap_answered(answer, rules, &mut effects);
-                }
-            }
-            Input::Replaced { partition, epoch, key } => {
-                if let Some((tracked, _)) = self.of(partition, epoch) {
-                    tracked.replaced(&key, &mut effects);
+            Input::About { partition, epoch, news } => {
+                let tracked = tracked.get_mut(&partition);
+                let tracked = tracked.filter(|it| it.held.as_ref().is_some_and(|held| held.epoch == epoch));
+                if let Some(tracked) = tracked {
+                    tracked.on(news, &mut step);
                 }
             }
         }
-        effects
+        step.effects
     }
 
     /// A batch that covers `[from, to)`.
     pub fn batch(&mut self, partition: Partition, epoch: Epoch, from: Offset, to: Offset) -> BatchVerdict {
-        let held = self.of(partition, epoch).and_then(|(tracked, _)| tracked.held.as_mut());
+        let held = self.tracked.get_mut(&partition).and_then(|tracked| tracked.held.as_mut());
+        let held = held.filter(|held| held.epoch == epoch);
         let Some(held) = held.filter(|held| matches!(held.phase, Phase::Spooling) && to > held.cursor) else {
             return BatchVerdict::Ignored;
         };
@@ -307,12 +316,5 @@ impl Partitions {
             return BatchVerdict::Refused(Begin { partition, epoch, at: held.cursor });
         }
         BatchVerdict::From(std::mem::replace(&mut held.cursor, to))
-    }
-
-    /// The partition, if this is the assignment that is known of it.
-    fn of(&mut self, partition: Partition, epoch: Epoch) -> Option<(&mut Tracked, &Rules)> {
-        let tracked = self.tracked.get_mut(&partition)?;
-        let known = tracked.held.as_ref().is_some_and(|held| held.epoch == epoch);
-        known.then_some((tracked, &self.rules))
     }
 }

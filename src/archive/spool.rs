@@ -6,14 +6,13 @@
 //! thread of its own (`writer`), and requests to the object store that of the uploader; this actor does what the machine
 //! says with both.
 
-pub mod line;
 pub mod open;
 pub mod recover;
 pub mod segment;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,11 +21,10 @@ use std::{
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, ResponseFuture};
 use tokio::sync::oneshot;
 
-use self::writer::{SegmentOrigin, SpoolCommand, SpoolEvent, SpoolThread, SpoolWriter};
+use self::writer::{SpoolCommand, SpoolEvent, SpoolThread, SpoolWriter};
 use crate::{
     archive::{
-        messages::{Found, Transfer, WhenUploaded},
-        partition::{BatchVerdict, Effect, Input, Moment, Partitions, Rules},
+        partition::{BatchVerdict, Effect, Input, Moment, News, Partitions, Rules},
         upload::{Uploader, opening::Head},
     },
     config::{LiveConfig, QueueKind},
@@ -44,27 +42,32 @@ use crate::{
 #[rtype(result = "()")]
 pub struct DiskPressure(pub bool);
 
+/// From the uploader: what was found. It is about one assignment of a partition: what an earlier one found is told apart by
+/// its epoch.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-struct FromWriter(SpoolEvent);
+pub struct Found(pub Input);
+
+/// From the uploader, at the stop: answered when nothing more can be put, with the heads that are older than their chains.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Vec<(Partition, Head)>")]
+pub struct WhenUploaded;
 
 /// The spooler actor.
 pub struct Spooler {
-    writer: Option<SpoolThread>,
+    writer: SpoolThread,
     uploader: Slot<Uploader>,
     replies: Replies,
     partitions: Partitions,
     config: LiveConfig,
-    topic: String,
-    queue_kind: QueueKind,
     disk_full: bool,
-    held: BTreeMap<Hold, bool>,
+    holds: BTreeSet<Hold>,
     /// Partitions whose last segment could not be written.
     failing: BTreeSet<Partition>,
-    /// So many segments wait that none is sealed for its age.
+    /// [`Self::BEHIND`] segments wait, and none is sealed for its age.
     behind: bool,
     draining: bool,
-    /// Whoever waits for all uploads to end.
+    /// Those who wait for all uploads to end.
     when_uploaded: Vec<oneshot::Sender<Vec<(Partition, Head)>>>,
     ticks: u32,
     health: Health,
@@ -75,7 +78,7 @@ impl Spooler {
     /// Segments that wait for the archive, above which none is sealed for its age: an outage of a week would leave
     /// hundreds of thousands of small ones.
     const BEHIND: usize = 256;
-    /// By then the group has given each partition to somebody.
+    /// After these ticks the group has given each partition to a worker.
     const SETTLED_TICKS: u32 = 30;
     /// How soon a partition begins again after its segment could not be written.
     const RETRY: Duration = Duration::from_secs(1);
@@ -83,9 +86,6 @@ impl Spooler {
     const TICK: Duration = Duration::from_secs(1);
 
     /// Starts the spool's thread.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
     pub fn new(
         data_dir: &Path,
         uploader: Slot<Uploader>,
@@ -96,11 +96,6 @@ impl Spooler {
         ctx: &Context<Self>,
     ) -> anyhow::Result<Self> {
         let now = config.load_full();
-        let origin = SegmentOrigin {
-            topic: now.queue.topic.clone(),
-            generation: now.queue.generation,
-            archive: now.archive.url.clone(),
-        };
         let shared_queue = now.queue.kind == QueueKind::Kafka;
         let rules = Rules {
             topic_folder: now.queue.name().to_string(),
@@ -110,18 +105,16 @@ impl Spooler {
         };
         let addr = ctx.address();
         // A handful of events a segment: the mailbox's capacity must not drop them.
-        let events = Box::new(move |event| addr.do_send(FromWriter(event)));
-        let writer = SpoolWriter::spawn(data_dir, origin, config.clone(), events)?;
+        let events = Box::new(move |event| addr.do_send(event));
+        let writer = SpoolWriter::spawn(data_dir, config.clone(), events)?;
         Ok(Self {
-            writer: Some(writer),
+            writer,
             uploader,
             replies,
             partitions: Partitions::new(rules),
-            topic: now.queue.topic.clone(),
-            queue_kind: now.queue.kind,
             config,
             disk_full: false,
-            held: BTreeMap::new(),
+            holds: BTreeSet::new(),
             failing: BTreeSet::new(),
             behind: false,
             draining: false,
@@ -133,10 +126,8 @@ impl Spooler {
     }
 
     fn command(&self, command: SpoolCommand) {
-        if let Some(writer) = &self.writer {
-            // An error says that the thread has died, which it has said itself.
-            let _ = writer.commands.send(command);
-        }
+        // An error says that the thread has died, which it has said itself.
+        let _ = self.writer.commands.send(command);
     }
 
     /// Does what follows from it.
@@ -146,32 +137,22 @@ impl Spooler {
             self.perform(effect, ctx);
         }
         self.show_spool();
+        self.answer_when_uploaded();
+    }
+
+    fn answer_when_uploaded(&mut self) {
         if self.partitions.is_idle() {
             for waiting in self.when_uploaded.drain(..) {
                 // An error says that nobody waits any more.
-                let _ = waiting.send(self.partitions.last_heads(moment.at));
+                let _ = waiting.send(self.partitions.last_heads(Instant::now()));
             }
         }
     }
 
     fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
         match effect {
-            Effect::Scan { partition, epoch } => self.command(SpoolCommand::Scan { partition, epoch }),
-            Effect::BeginSegments { partition, epoch, chain_offset, identity } => {
-                self.command(SpoolCommand::Begin { partition, epoch, chain_offset, identity });
-            }
-            Effect::EndSegments(partition) => self.command(SpoolCommand::End(partition)),
-            Effect::CloseSegments(partition) => self.command(SpoolCommand::Close(partition)),
-            Effect::Remove(segment) => self.command(SpoolCommand::Remove(segment)),
-            Effect::Orphan { segment, why } => self.command(SpoolCommand::Orphan { segment, why }),
-            Effect::OpenChain { epoch, assignment, known } => {
-                self.uploader.tell(Transfer::OpenChain { epoch, assignment, known });
-            }
-            Effect::Put { epoch, segment } => self.uploader.tell(Transfer::Put { epoch, segment }),
-            Effect::AskAboutGap { partition, epoch, end } => {
-                self.uploader.tell(Transfer::AskAboutGap { partition, epoch, end });
-            }
-            Effect::WriteHead { partition, head } => self.uploader.tell(Transfer::WriteHead { partition, head }),
+            Effect::Segments(command) => self.command(SpoolCommand::Segments(command)),
+            Effect::Transfer(transfer) => self.uploader.tell(transfer),
             Effect::Begin(begin) => self.replies.begin(begin),
             Effect::Confirm(confirm) => self.replies.confirm(confirm),
             Effect::Reassign(reassign) => self.replies.reassign(reassign),
@@ -185,7 +166,7 @@ impl Spooler {
             }
             Effect::Lost { partition, from, to } => {
                 let lost = to.since(from);
-                self.metrics.lost(SinkName::Archive, &self.topic, partition, lost);
+                self.metrics.lost(SinkName::Archive, &self.config.load().queue.topic, partition, lost);
                 tracing::error!(%partition, %from, %to, lost, "records were removed from the log before they were archived");
             }
             Effect::Skipped { partition, from, to } => {
@@ -208,7 +189,7 @@ impl Spooler {
 
     /// Fetching is held while sealed segments fill the quota or a full disk.
     fn show_spool(&mut self) {
-        let bytes = self.partitions.sealed_bytes();
+        let (bytes, config) = (self.partitions.sealed_bytes(), self.config.load_full());
         let behind = self.partitions.sealed_segments() >= Self::BEHIND;
         if std::mem::replace(&mut self.behind, behind) != behind {
             self.command(SpoolCommand::SealByAge(!behind));
@@ -216,13 +197,14 @@ impl Spooler {
         self.metrics.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         let uploads = self.partitions.uploads();
         self.metrics.depth(ActorName::Uploader).set(i64::try_from(uploads).unwrap_or(i64::MAX));
-        self.hold(Hold::SpoolQuota, bytes >= self.config.load().spool.quota.0);
+        self.hold(Hold::SpoolQuota, bytes >= config.spool.quota.0);
         // The embedded log is freed only by archiving it: one segment at a time goes on, and frees more than it takes.
-        self.hold(Hold::DiskFull, self.disk_full && (self.queue_kind == QueueKind::Kafka || bytes > 0));
+        self.hold(Hold::DiskFull, self.disk_full && (config.queue.kind == QueueKind::Kafka || bytes > 0));
     }
 
     fn hold(&mut self, hold: Hold, on: bool) {
-        if self.held.insert(hold, on).unwrap_or(false) != on {
+        let changed = if on { self.holds.insert(hold) } else { self.holds.remove(&hold) };
+        if changed {
             self.replies.hold(SetHold { hold, on });
         }
     }
@@ -233,7 +215,7 @@ impl Spooler {
             self.command(SpoolCommand::NameOthers(self.partitions.assigned()));
         }
         // Said again, in case the consumer was rebuilt and does not know.
-        for (hold, _) in self.held.iter().filter(|(_, on)| **on) {
+        for hold in &self.holds {
             self.replies.hold(SetHold { hold: *hold, on: true });
         }
         self.on(Input::Tick, ctx);
@@ -247,16 +229,6 @@ impl Actor for Spooler {
         self.health.actor(ActorName::Spooler, ActorState::Running, None);
         self.replies.started();
         ctx.run_interval(Self::TICK, |spooler, ctx| spooler.tick(ctx));
-    }
-}
-
-impl Drop for Spooler {
-    fn drop(&mut self) {
-        if let Some(SpoolThread { commands, thread }) = self.writer.take() {
-            let _ = commands.send(SpoolCommand::Stop);
-            // What it still does takes milliseconds, and the next incarnation must find its files at rest.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -275,7 +247,7 @@ impl Handler<Unassign> for Spooler {
         if self.partitions.is_current(partition, epoch) {
             self.works(partition);
         }
-        self.on(Input::Unassigned { partition, epoch }, ctx);
+        self.on(Input::About { partition, epoch, news: News::Unassigned }, ctx);
     }
 }
 
@@ -294,27 +266,22 @@ impl Handler<Batch> for Spooler {
     }
 }
 
-impl Handler<FromWriter> for Spooler {
+impl Handler<SpoolEvent> for Spooler {
     type Result = ();
 
-    fn handle(&mut self, FromWriter(event): FromWriter, ctx: &mut Self::Context) {
+    fn handle(&mut self, event: SpoolEvent, ctx: &mut Self::Context) {
         match event {
             SpoolEvent::Died(reason) => {
                 tracing::error!(reason, "the spool failed");
                 ctx.stop();
             }
-            SpoolEvent::Scanned { partition, epoch, segments: Ok(segments) } => {
-                self.on(Input::Scanned { partition, epoch, segments }, ctx);
-            }
-            SpoolEvent::Sealed { epoch, segment } => {
-                let partition = segment.header.partition;
-                if self.partitions.is_current(partition, epoch) {
+            SpoolEvent::Done { partition, epoch, outcome: Ok(news) } => {
+                if matches!(news, News::Sealed(_)) && self.partitions.is_current(partition, epoch) {
                     self.works(partition);
                 }
-                self.on(Input::Sealed { epoch, segment }, ctx);
+                self.on(Input::About { partition, epoch, news }, ctx);
             }
-            SpoolEvent::Scanned { partition, epoch, segments: Err(error) }
-            | SpoolEvent::Failed { partition, epoch, error } => {
+            SpoolEvent::Done { partition, epoch, outcome: Err(error) } => {
                 if !self.partitions.is_current(partition, epoch) {
                     return;
                 }
@@ -349,11 +316,8 @@ impl Handler<WhenUploaded> for Spooler {
 
     fn handle(&mut self, _: WhenUploaded, _: &mut Self::Context) -> Self::Result {
         let (done, uploaded) = oneshot::channel();
-        if self.partitions.is_idle() {
-            let _ = done.send(self.partitions.last_heads(Instant::now()));
-        } else {
-            self.when_uploaded.push(done);
-        }
+        self.when_uploaded.push(done);
+        self.answer_when_uploaded();
         // An error says that the actor has died.
         Box::pin(async move { uploaded.await.unwrap_or_default() })
     }

@@ -4,27 +4,33 @@
 //! Nothing here takes part in the daemon. All of it is safe beside running ones: reading changes nothing, and what is
 //! written goes through the same create-only PUTs under the same rules (section 4 of the design).
 
-pub mod cat;
 pub mod drain;
-pub mod line;
 pub mod reader;
-pub mod skip;
 pub mod verify;
 
 #[cfg(test)]
-mod manual_skip;
+mod tests;
 
+use std::io::{self, Write};
+
+use anyhow::{anyhow, bail};
 use chrono::{DateTime, Utc};
 use tokio::runtime::{Builder, Runtime};
 
 pub use self::reader::ArchiveReader;
+use self::reader::ReadError;
 use crate::{
-    archive::upload::{
-        Archive, HeadError, explain,
-        objects::{ListedObject, ObjectName},
+    archive::{
+        line::Line,
+        upload::{
+            Archive, HeadError, Skip,
+            objects::{ListedObject, ObjectName},
+            opening::Heads as _,
+            place,
+        },
     },
     config::Config,
-    position::{Offset, Partition},
+    position::{Offset, Partition, Timestamp},
 };
 
 /// Which records are asked for. Empty: all.
@@ -83,17 +89,11 @@ impl Selection {
 }
 
 /// The runtime on which a command talks to the store.
-///
-/// # Errors
-/// When the machine gives no thread.
 pub fn runtime() -> anyhow::Result<Runtime> {
     Ok(Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?)
 }
 
 /// Opens the archive that the configuration names, for its topic or another one.
-///
-/// # Errors
-/// One sentence on what is missing.
 pub fn open(config: Config, topic: Option<String>, runtime: &Runtime) -> anyhow::Result<ArchiveReader> {
     let topic = topic.unwrap_or_else(|| config.queue.name().to_string());
     let archive = Archive::open_existing(&config, topic)?;
@@ -101,21 +101,97 @@ pub fn open(config: Config, topic: Option<String>, runtime: &Runtime) -> anyhow:
 }
 
 /// What stands in the archive, in the order of the chains.
-///
-/// # Errors
-/// One sentence on why the store does not answer.
 pub fn list(reader: &ArchiveReader, selection: &Selection) -> anyhow::Result<Vec<ListedObject>> {
-    let listing = reader.block_on(reader.list()).map_err(|error| reader.sentence(&error))?;
-    let mut objects = listing.objects;
+    let mut objects = reader.ask(|| reader.archive.list_objects())?.objects;
     objects.retain(|object| selection.has_partition(object.name.partition) && selection.meets_hour(&object.name));
     Ok(objects)
 }
 
-impl ArchiveReader {
-    /// A failure of the store, as one sentence for the operator.
-    pub fn sentence(&self, error: &object_store::Error) -> anyhow::Error {
-        anyhow::anyhow!(explain(error, self.config()))
+/// Why [`cat`] ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum CatError {
+    #[error("stdout cannot be written: {0}")]
+    Output(#[from] io::Error),
+    #[error(transparent)]
+    Store(#[from] anyhow::Error),
+}
+
+/// Writes the selected lines as they stand, in the order of the chains, and goes on behind what is damaged. Gives a sentence for
+/// each object that could not be read whole. Blocks.
+///
+/// # Errors
+/// When the store does not answer, or `out` takes no more (a reader that has gone is `BrokenPipe`).
+pub fn cat(reader: &ArchiveReader, selection: &Selection, out: &mut impl Write) -> Result<Vec<String>, CatError> {
+    let objects = reader.ask(|| reader.archive.list_objects())?.objects;
+    let mut damaged = Vec::new();
+    for (at, object) in objects.iter().enumerate() {
+        if !selection.may_hold(object, objects.get(at + 1)) {
+            continue;
+        }
+        let key = reader.key(object);
+        let mut unreadable = 0;
+        let read = reader.each_line(object, |text| {
+            if selection.is_everything() || is_selected(selection, text, &mut unreadable) {
+                out.write_all(text)?;
+                out.write_all(b"\n")?;
+            }
+            Ok::<_, io::Error>(())
+        });
+        match read? {
+            // One that is gone has expired since it was listed: as if we had come later.
+            Ok(()) | Err(ReadError::Gone) => {}
+            Err(ReadError::Damaged(why)) => damaged.push(format!("{key}: {why}")),
+            Err(ReadError::Store(error)) => return Err(reader.sentence(&error).into()),
+        }
+        if unreadable > 0 {
+            damaged.push(format!("{key}: {unreadable} lines cannot be read, so nobody knows whether they belong"));
+        }
     }
+    out.flush()?;
+    Ok(damaged)
+}
+
+fn is_selected(selection: &Selection, text: &[u8], unreadable: &mut u64) -> bool {
+    match Line::parse(text) {
+        Ok(line) => selection.has_record(line.offset, line.received),
+        Err(_) => {
+            *unreadable += 1;
+            false
+        }
+    }
+}
+
+/// A marker that was put.
+#[derive(Debug)]
+pub struct Marked {
+    pub key: String,
+    /// Where the partition's chain ends: from here to the marker's offset records may be missing.
+    pub end: Offset,
+}
+
+/// Puts the operator's marker beside the partition's head: records below `to`, which retention removed, may be missing from
+/// the archive (4.4). Whichever worker holds the partition finds it. Blocks.
+///
+/// # Errors
+/// When there is no such chain, when it reaches that far already, or when the store does not answer.
+pub fn skip(reader: &ArchiveReader, partition: Partition, to: Offset) -> anyhow::Result<Marked> {
+    let archive = &reader.archive;
+    let unreadable = |what: String| anyhow!("the archive's chain cannot be read: {what}: restore it first");
+    let head = reader.ask(|| readable(archive.head(partition)))?.map_err(unreadable)?;
+    let last = reader.ask(|| readable(archive.find_end(partition)))?.map_err(unreadable)?;
+    let Some(end) = head.map(|head| head.end).max(last.map(|(end, _)| end)) else {
+        bail!(
+            "topic {} has no partition {partition} in {}: name one that `ingestd archive verify` shows",
+            archive.topic,
+            place(&reader.config)
+        );
+    };
+    if to <= end {
+        bail!("--to {to}: the archive of partition {partition} reaches offset {end} already: name one beyond it");
+    }
+    let marker = Skip { version: Skip::VERSION, to, time: Timestamp::now().to_rfc3339() };
+    let key = reader.ask(|| archive.write_skip(partition, &marker))?.to_string();
+    Ok(Marked { key, end })
 }
 
 /// Separates what the store failed at, which may pass, from what it gave and cannot be read.
@@ -124,39 +200,5 @@ async fn readable<T>(request: impl Future<Output = Result<T, HeadError>>) -> obj
         Ok(found) => Ok(Ok(found)),
         Err(HeadError::Unreadable(what)) => Ok(Err(what)),
         Err(HeadError::Store(error)) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn object(x: u64, hour: i64) -> ListedObject {
-        ListedObject { name: ObjectName { partition: Partition(0), chain_offset: Offset(x), hour }, size: 1 }
-    }
-
-    #[test]
-    fn an_object_is_passed_over_only_where_the_chain_rules_it_out() {
-        let selection = |from, to: Option<u64>| Selection {
-            offsets: Offsets { from: Offset(from), to: to.map(Offset) },
-            ..Selection::default()
-        };
-        let (first, second) = (object(0, 0), object(10, 0));
-        assert!(!selection(10, None).may_hold(&first, Some(&second)));
-        assert!(selection(9, None).may_hold(&first, Some(&second)));
-        assert!(selection(10, None).may_hold(&first, None), "nobody knows where the last one ends");
-        assert!(!selection(0, Some(10)).may_hold(&second, None));
-        let other = Selection { partitions: vec![Partition(1)], ..Selection::default() };
-        assert!(!other.may_hold(&first, None));
-        let late = Selection { from: Some(Utc::now()), ..Selection::default() };
-        assert!(late.may_hold(&first, Some(&second)), "a record of now may follow one of 1970");
-    }
-
-    #[test]
-    fn an_hour_is_listed_when_any_of_it_is_asked_for() {
-        let at = |minutes: i64| DateTime::from_timestamp(minutes * 60, 0);
-        let listed = |from, to| Selection { from, to, ..Selection::default() }.meets_hour(&object(0, 1).name);
-        assert!(listed(None, None) && listed(at(119), None) && listed(None, at(61)));
-        assert!(!listed(at(120), None) && !listed(None, at(60)));
     }
 }

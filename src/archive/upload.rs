@@ -7,8 +7,8 @@
 //! when the operator mends it.
 
 mod archive;
+mod chain_files;
 mod client;
-mod compare;
 mod errors;
 mod local;
 pub mod objects;
@@ -16,7 +16,6 @@ pub mod opening;
 mod race;
 mod requests;
 pub mod settings;
-mod skip;
 mod store;
 pub mod validate;
 mod watch;
@@ -35,29 +34,22 @@ use actix::{
 use futures::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, task::JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use self::store::{build, prefixes};
 pub use self::{
     archive::Archive,
-    compare::{RecordLine, segment_lines},
-    errors::{ProbeError, explain, explain_probe, is_lasting, place},
+    chain_files::Skip,
+    errors::{ProbeError, explain, explain_probe, failed, is_lasting, place},
     local::sweep,
     opening::{Head, HeadError},
     race::Race,
-    skip::Skip,
 };
-use self::{
-    requests::Requests,
-    watch::{Watch, Watched},
-};
+use self::{requests::Requests, watch::Watch};
 use crate::{
     archive::{
-        messages::{Found, Transfer, WhenUploaded},
-        partition::{Input, PutAnswer},
-        spool::{
-            Spooler,
-            segment::{SealedSegment, SegmentHeader},
-        },
+        partition::{Input, News, Transfer},
+        spool::{Found, Spooler, WhenUploaded, segment::SealedSegment},
     },
     config::LiveConfig,
     consume::Drain,
@@ -70,30 +62,28 @@ use crate::{
     supervise::Slot,
 };
 
+/// From the spooler. It is about one assignment of a partition: what an earlier one was told is told apart by its epoch.
+impl Message for Transfer {
+    type Result = ();
+}
+
 /// From the I/O runtime: a request ended without an answer. The guardian builds the actor anew.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct RequestPanicked(String);
 
-/// What is under way for a partition's present assignment.
+/// What is under way for a partition's present assignment; cut off with it. A PUT that is cut off may have taken effect: that is
+/// the case of a lost reply.
 struct Tasks {
     epoch: Epoch,
     /// The question for the chain's end, or a PUT.
-    request: JoinHandle<()>,
+    request: AbortOnDropHandle<()>,
     /// The question about its gap: one at a time, however often it is asked.
-    asking: Option<JoinHandle<()>>,
+    asking: Option<AbortOnDropHandle<()>>,
     /// Objects of ours that are looked at again.
     watch: Arc<Mutex<Watch>>,
     /// The look that is under way.
-    looking: Option<JoinHandle<()>>,
-}
-
-impl Drop for Tasks {
-    fn drop(&mut self) {
-        // A PUT that is cut off may have taken effect: that is the case of a lost reply.
-        self.request.abort();
-        [&self.asking, &self.looking].into_iter().flatten().for_each(JoinHandle::abort);
-    }
+    looking: Option<AbortOnDropHandle<()>>,
 }
 
 /// The uploader actor.
@@ -127,14 +117,20 @@ impl Uploader {
     }
 
     /// Runs a request whose answer is told to the spooler.
-    fn request(&self, answer: impl Future<Output = Input> + Send + 'static, ctx: &Context<Self>) -> JoinHandle<()> {
+    fn request(
+        &self,
+        partition: Partition,
+        epoch: Epoch,
+        answer: impl Future<Output = News> + Send + 'static,
+        ctx: &Context<Self>,
+    ) -> AbortOnDropHandle<()> {
         let (spooler, addr): (_, Addr<Self>) = (self.spooler.clone(), ctx.address());
-        self.io.spawn(async move {
+        AbortOnDropHandle::new(self.io.spawn(async move {
             match AssertUnwindSafe(answer).catch_unwind().await {
-                Ok(found) => spooler.tell(Found(found)),
+                Ok(news) => spooler.tell(Found(Input::About { partition, epoch, news })),
                 Err(panic) => addr.do_send(RequestPanicked(panic_message(panic.as_ref()).to_owned())),
             }
-        })
+        }))
     }
 
     /// Rewrites the head in the background; a failure leaves an older one, which is allowed.
@@ -160,26 +156,26 @@ impl Uploader {
             }
             let (partition, epoch) = (*partition, tasks.epoch);
             let (requests, spooler) = (self.requests.clone(), self.spooler.clone());
-            tasks.looking = Some(self.io.spawn(async move {
+            tasks.looking = Some(AbortOnDropHandle::new(self.io.spawn(async move {
                 for object in due {
                     if requests.is_replaced(&object).await {
-                        return spooler.tell(Found(Input::Replaced { partition, epoch, key: object.key.to_string() }));
+                        let news = News::Replaced(object.key.to_string());
+                        return spooler.tell(Found(Input::About { partition, epoch, news }));
                     }
                 }
-            }));
+            })));
         }
     }
 }
 
 /// Puts a segment, and has its object looked at again if it is ours.
-async fn put(requests: Arc<Requests>, epoch: Epoch, segment: SealedSegment, watch: Arc<Mutex<Watch>>) -> Input {
-    let key = requests.archive.key(&segment.header);
-    let (answer, tag) = requests.upload(&segment).await;
-    let SegmentHeader { partition, end, bytes, crc32c, .. } = segment.header;
-    if matches!(answer, PutAnswer::Created) || answer == (PutAnswer::Exists { end }) {
-        watch.lock().put(Watched { key: key.clone(), tag, bytes, crc32c, at: Instant::now() });
+async fn put(requests: Arc<Requests>, segment: SealedSegment, watch: Arc<Mutex<Watch>>) -> News {
+    let key = requests.archive.key(&segment.header).to_string();
+    let (answer, object) = requests.upload(&segment).await;
+    if let Some(object) = object {
+        watch.lock().put(object);
     }
-    Input::Put { partition, epoch, key: key.to_string(), answer }
+    News::Put { key, answer }
 }
 
 impl Actor for Uploader {
@@ -200,9 +196,8 @@ impl Handler<Transfer> for Uploader {
         match transfer {
             Transfer::OpenChain { epoch, assignment, known } => {
                 let partition = assignment.partition;
-                let open =
-                    async move { Input::Opened { partition, epoch, outcome: requests.open(&assignment, known).await } };
-                let request = self.request(open, ctx);
+                let open = async move { News::Opened(requests.open(&assignment, known).await) };
+                let request = self.request(partition, epoch, open, ctx);
                 let tasks = Tasks { epoch, request, asking: None, watch: Arc::default(), looking: None };
                 self.tasks.insert(partition, tasks);
             }
@@ -210,7 +205,7 @@ impl Handler<Transfer> for Uploader {
                 let partition = segment.header.partition;
                 // What was told to an earlier incarnation is told to this one anew.
                 let Some(watch) = self.of(partition, epoch).map(|tasks| tasks.watch.clone()) else { return };
-                let request = self.request(put(requests, epoch, segment, watch), ctx);
+                let request = self.request(partition, epoch, put(requests, segment, watch), ctx);
                 if let Some(tasks) = self.of(partition, epoch) {
                     tasks.request = request;
                 }
@@ -218,13 +213,14 @@ impl Handler<Transfer> for Uploader {
             Transfer::AskAboutGap { partition, epoch, end } => {
                 let (io, spooler) = (self.io.clone(), self.spooler.clone());
                 let Some(tasks) = self.of(partition, epoch) else { return };
-                if tasks.asking.as_ref().is_none_or(JoinHandle::is_finished) {
-                    tasks.asking = Some(io.spawn(async move {
+                if tasks.asking.as_ref().is_none_or(AbortOnDropHandle::is_finished) {
+                    tasks.asking = Some(AbortOnDropHandle::new(io.spawn(async move {
                         // Without an answer it is asked again in a few seconds.
                         if let Some(answer) = requests.about_gap(partition, end).await {
-                            spooler.tell(Found(Input::GapAnswered { partition, epoch, answer }));
+                            let news = News::GapAnswered(answer);
+                            spooler.tell(Found(Input::About { partition, epoch, news }));
                         }
-                    }));
+                    })));
                 }
             }
             Transfer::WriteHead { partition, head } => self.write_head(partition, head),

@@ -12,21 +12,17 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
 
 use super::Options;
 use crate::{
     archive::{
         tools::{
-            self, ArchiveReader, Offsets, Selection,
-            cat::CatError,
+            self, ArchiveReader, CatError, Marked, Offsets, Selection,
             drain::{self, Fate, Outcome},
-            skip,
             verify::{self, PartitionReport, Report, UnreadableEvents},
         },
         upload::{objects::ListedObject, place},
     },
-    config::Config,
     names::exit,
     position::{Offset, Partition},
 };
@@ -155,17 +151,14 @@ fn on_archive(
     topic: Option<String>,
     act: impl FnOnce(&ArchiveReader) -> anyhow::Result<ExitCode>,
 ) -> ExitCode {
-    with_config(options, |config, runtime| act(&tools::open(config, topic, runtime)?))
-}
-
-fn with_config(options: Options, act: impl FnOnce(Config, &Runtime) -> anyhow::Result<ExitCode>) -> ExitCode {
     let config = match super::load(&options.sources()) {
         Ok(config) => config,
         Err((_, exit)) => return exit,
     };
     // What is written into a local archive is for its owner, as the daemon writes it.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
-    tools::runtime().and_then(|runtime| act(config, &runtime)).unwrap_or_else(|error| {
+    let acted = tools::runtime().and_then(|runtime| act(&tools::open(config, topic, &runtime)?));
+    acted.unwrap_or_else(|error| {
         eprintln!("ingestd: {error:#}");
         ExitCode::from(exit::FAILURE)
     })
@@ -176,7 +169,7 @@ fn list(reader: &ArchiveReader, selection: &Selection, json: bool) -> anyhow::Re
     if objects.is_empty() {
         note_nothing(reader);
     }
-    let topic = reader.archive().topic();
+    let topic = &reader.archive.topic;
     let line = |object: &ListedObject| {
         let (name, key) = (object.name, object.name.key(topic));
         let hour = name.hour_start().to_rfc3339_opts(SecondsFormat::Secs, true);
@@ -199,12 +192,12 @@ fn list(reader: &ArchiveReader, selection: &Selection, json: bool) -> anyhow::Re
 
 fn cat(reader: &ArchiveReader, selection: &Selection) -> anyhow::Result<ExitCode> {
     let mut out = io::BufWriter::with_capacity(256 * 1024, io::stdout().lock());
-    match tools::cat::cat(reader, selection, &mut out) {
-        Ok(printed) => {
-            for sentence in &printed.damaged {
+    match tools::cat(reader, selection, &mut out) {
+        Ok(damaged) => {
+            for sentence in &damaged {
                 eprintln!("ingestd: {sentence}");
             }
-            Ok(if printed.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILURE) })
+            Ok(if damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILURE) })
         }
         Err(CatError::Output(error)) => {
             // What is left in the buffer goes nowhere.
@@ -229,8 +222,8 @@ fn verify(reader: &ArchiveReader, partitions: &[Partition], json: bool) -> anyho
 }
 
 fn skip(reader: &ArchiveReader, partition: Partition, to: Offset, json: bool) -> anyhow::Result<ExitCode> {
-    let topic = reader.archive().topic();
-    let skip::Said { key, end } = skip::skip(reader, partition, to)?;
+    let topic = &reader.archive.topic;
+    let Marked { key, end } = tools::skip(reader, partition, to)?;
     Ok(super::print(&match json {
         true => json!({"topic": topic, "partition": partition, "end": end, "to": to, "key": key}).to_string(),
         false => format!(
@@ -244,16 +237,12 @@ fn drain(reader: &ArchiveReader, dir: &Path, json: bool) -> anyhow::Result<ExitC
     let (mut sent, mut archived, mut left) = (0, 0, 0);
     drain::drain(reader, dir, |outcome| {
         let Outcome { file, topic, range, fate } = outcome;
-        let (word, why) = match fate {
-            Fate::Sent => ("sent", None),
-            Fate::Archived => ("archived", None),
-            Fate::Left(why) => ("left", Some(why)),
+        let (word, count, why) = match fate {
+            Fate::Sent => ("sent", &mut sent, None),
+            Fate::Archived => ("archived", &mut archived, None),
+            Fate::Left(why) => ("left", &mut left, Some(why)),
         };
-        *match fate {
-            Fate::Sent => &mut sent,
-            Fate::Archived => &mut archived,
-            Fate::Left(_) => &mut left,
-        } += 1;
+        *count += 1;
         let file = file.display();
         // A reader that has gone does not stop it: what was begun is better finished.
         super::print(&match (json, range) {
@@ -290,7 +279,7 @@ fn progress() -> ProgressBar {
 
 /// An archive that holds nothing of this topic is whole; but a wrong name should not go unnoticed.
 fn note_nothing(reader: &ArchiveReader) {
-    eprintln!("ingestd: {} holds nothing such of topic {}", place(reader.config()), reader.archive().topic());
+    eprintln!("ingestd: {} holds nothing such of topic {}", place(&reader.config), &reader.archive.topic);
 }
 
 fn table(report: &Report) -> String {
@@ -342,7 +331,7 @@ fn sentence(fault: &verify::Fault) -> String {
         Some(lines) if lines > 1 => format!(" (and {} more lines)", lines - 1),
         _ => String::new(),
     };
-    format!("{}: {place}{}{more}", fault.kind.as_str(), fault.message)
+    format!("{}: {place}{}{more}", fault.kind, fault.message)
 }
 
 fn size(bytes: u64) -> String {

@@ -17,7 +17,7 @@ use std::{
 
 use ingestd::internals::{
     archive::{
-        partition::{Input, PutAnswer},
+        partition::{Input, News, PutAnswer},
         spool::segment::SealedSegment,
     },
     position::{Offset, Partition},
@@ -238,8 +238,7 @@ impl World<'_> {
         if !zombie {
             for life in self.workers.iter_mut().filter_map(|worker| worker.life.as_mut()) {
                 if let Some(epoch) = life.consumer.revoked(PARTITION) {
-                    let unassigned = Input::Unassigned { partition: PARTITION, epoch };
-                    life.to_spooler.push_back(ToSpooler::Input(unassigned));
+                    life.to_spooler.push_back(ToSpooler::about(epoch, News::Unassigned));
                 }
                 (life.source, life.looking_up) = (None, false);
             }

@@ -3,46 +3,32 @@
 //!
 //! Or the gap is filled, from the segments that a retired machine kept (`ingestd archive drain`).
 //!
-//! Whoever goes on has its partition assigned anew first: the chain may have grown meanwhile, and going on from the end
+//! A partition that goes on is assigned anew first: the chain may have grown meanwhile, and going on from the end
 //! that was known when it halted would begin a second chain there.
 
-use super::{Effect, GapAnswer, Moment, Rules, SkipMarker, Tracked, held::Phase};
+use super::{Effect, GapAnswer, SkipMarker, Step, Tracked, Transfer, held::Phase};
 use crate::{config::OnGap, consume::Halt, position::Offset};
 
 impl Tracked {
     /// Records between the chain's end and the log's start are gone.
-    pub(super) fn gap(
-        &mut self,
-        chain_end: Offset,
-        log_start: Offset,
-        rules: &Rules,
-        moment: Moment,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn gap(&mut self, chain_end: Offset, log_start: Offset, step: &mut Step<'_>) {
         let partition = self.partition;
         let from = chain_end.max(self.counted);
         self.counted = log_start.max(self.counted);
         if from < log_start {
-            effects.push(Effect::Lost { partition, from, to: log_start });
+            step.then(Effect::Lost { partition, from, to: log_start });
         }
         let allowed = self.skip_allowed.take().is_some_and(|to| log_start <= to);
-        if allowed || moment.on_gap == OnGap::Skip {
-            effects.push(Effect::Skipped { partition, from: chain_end, to: log_start });
-            self.begin(chain_end, log_start, effects);
+        if allowed || step.moment.on_gap == OnGap::Skip {
+            step.then(Effect::Skipped { partition, from: chain_end, to: log_start });
+            self.begin(chain_end, log_start, step);
         } else {
-            self.halt_at_gap(chain_end, log_start, Ok(None), rules, effects);
-            self.ask_about_gap(effects);
+            self.halt_at_gap(chain_end, log_start, Ok(None), step);
+            self.ask_about_gap(step);
         }
     }
 
-    fn halt_at_gap(
-        &mut self,
-        chain_end: Offset,
-        log_start: Offset,
-        marker: SkipMarker,
-        rules: &Rules,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn halt_at_gap(&mut self, chain_end: Offset, log_start: Offset, marker: SkipMarker, step: &mut Step<'_>) {
         let but = match &marker {
             // A marker about an earlier gap.
             Ok(Some(to)) if *to <= chain_end => String::new(),
@@ -55,48 +41,48 @@ impl Tracked {
         let action = format!(
             "if they are gone for good: `ingestd archive skip {} {} --to {log_start}`, \
              or set archive.on_gap = \"skip\" and reload",
-            rules.topic_folder, self.partition
+            step.rules.topic_folder, self.partition
         );
         let Some(held) = &mut self.held else { return };
         (held.phase, held.cursor) = (Phase::Gap { log_start, marker }, chain_end);
-        effects.push(Effect::Halt(Halt { partition: self.partition, epoch: held.epoch, reason, action }));
+        step.then(Effect::Halt(Halt { partition: self.partition, epoch: held.epoch, reason, action }));
     }
 
     /// While segments of ours are on their way, the chain grows by them, and nothing is asked.
-    fn ask_about_gap(&self, effects: &mut Vec<Effect>) {
+    fn ask_about_gap(&self, step: &mut Step<'_>) {
         let Some(held) = self.held.as_ref().filter(|held| held.putting.is_none()) else { return };
         if let Some(end) = held.chain_end {
-            effects.push(Effect::AskAboutGap { partition: self.partition, epoch: held.epoch, end });
+            step.transfer(Transfer::AskAboutGap { partition: self.partition, epoch: held.epoch, end });
         }
     }
 
-    pub(super) fn gap_tick(&mut self, ask: bool, moment: Moment, effects: &mut Vec<Effect>) {
+    pub(super) fn gap_tick(&mut self, ask: bool, step: &mut Step<'_>) {
         let at_gap = self.held.as_ref().is_some_and(|held| matches!(held.phase, Phase::Gap { .. }));
-        match moment.on_gap {
-            OnGap::Skip if at_gap => self.reopen(effects),
-            OnGap::Halt if at_gap && ask => self.ask_about_gap(effects),
+        match step.moment.on_gap {
+            OnGap::Skip if at_gap => self.reopen(step),
+            OnGap::Halt if at_gap && ask => self.ask_about_gap(step),
             OnGap::Skip | OnGap::Halt => {}
         }
     }
 
-    fn reopen(&mut self, effects: &mut Vec<Effect>) {
+    fn reopen(&mut self, step: &mut Step<'_>) {
         let Some(held) = &mut self.held else { return };
         held.phase = Phase::Opening { found: None };
-        effects.push(Effect::Reassign(held.reassign()));
+        step.then(Effect::Reassign(held.reassign()));
     }
 
-    pub(super) fn gap_answered(&mut self, answer: GapAnswer, rules: &Rules, effects: &mut Vec<Effect>) {
+    pub(super) fn gap_answered(&mut self, answer: GapAnswer, step: &mut Step<'_>) {
         let Some(held) = &self.held else { return };
         let Phase::Gap { log_start, marker: known } = &held.phase else { return };
         let (chain_end, log_start) = (held.cursor, *log_start);
         match answer {
-            GapAnswer::Grown => self.reopen(effects),
+            GapAnswer::Grown => self.reopen(step),
             GapAnswer::Skip(Ok(Some(to))) if log_start <= to => {
                 self.skip_allowed = Some(to);
-                self.reopen(effects);
+                self.reopen(step);
             }
             GapAnswer::Skip(marker) if marker != *known => {
-                self.halt_at_gap(chain_end, log_start, marker, rules, effects);
+                self.halt_at_gap(chain_end, log_start, marker, step);
             }
             GapAnswer::Skip(_) => {}
         }

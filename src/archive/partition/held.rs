@@ -5,11 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Effect, Moment, PutAnswer, Rules, SkipMarker, Tracked};
+use super::{Effect, News, PutAnswer, SegmentCommand, SkipMarker, Step, Tracked, Transfer};
 use crate::{
     archive::{
         spool::{
-            recover::{self, Fetch, Plan, Situation},
+            recover::{self, Fetch, Plan},
             segment::SealedSegment,
         },
         upload::opening::{Head, Unusable},
@@ -43,15 +43,12 @@ pub(super) struct Held {
 
 pub(super) enum Phase {
     /// Waiting for the archive's chain and the disk's segments.
-    Opening {
-        found: Option<Vec<SealedSegment>>,
-    },
+    Opening { found: Option<Vec<SealedSegment>> },
+    /// Begun.
     Spooling,
     /// Halted at a gap that the operator may allow to be left.
-    Gap {
-        log_start: Offset,
-        marker: SkipMarker,
-    },
+    Gap { log_start: Offset, marker: SkipMarker },
+    /// Until somebody does something, and it is assigned anew.
     Halted,
     /// Revoked: nothing is spooled, and what is sealed goes on.
     Leaving,
@@ -85,13 +82,13 @@ impl Held {
     }
 
     /// Puts the segment that the chain goes on with, unless one is on its way.
-    fn put_next(&mut self, effects: &mut Vec<Effect>) {
+    fn put_next(&mut self, step: &mut Step<'_>) {
         if self.putting.is_some() {
             return;
         }
         if let Some(segment) = self.chain_end.and_then(|end| self.sealed.get(&end)) {
             self.putting = Some(segment.chain_offset());
-            effects.push(Effect::Put { epoch: self.epoch, segment: segment.clone() });
+            step.transfer(Transfer::Put { epoch: self.epoch, segment: segment.clone() });
         }
     }
 
@@ -117,49 +114,56 @@ impl Held {
         Some(Head { version: Head::VERSION, end, key, identity: self.assignment.identity.clone() })
     }
 
-    pub(super) fn write_head(&mut self, at: Instant, effects: &mut Vec<Effect>) {
+    pub(super) fn write_head(&mut self, step: &mut Step<'_>) {
         let partition = self.partition();
-        effects.extend(self.head_to_write(at, true).map(|head| Effect::WriteHead { partition, head }));
-    }
-
-    fn confirm(&self, position: Offset, effects: &mut Vec<Effect>) {
-        if self.is_ours() {
-            effects.push(Effect::Confirm(Confirm { partition: self.partition(), epoch: self.epoch, position }));
+        if let Some(head) = self.head_to_write(step.moment.at, true) {
+            step.transfer(Transfer::WriteHead { partition, head });
         }
     }
 
-    fn halt(&mut self, reason: String, action: String, effects: &mut Vec<Effect>) {
+    fn confirm(&self, position: Offset, step: &mut Step<'_>) {
+        if self.is_ours() {
+            step.then(Effect::Confirm(Confirm { partition: self.partition(), epoch: self.epoch, position }));
+        }
+    }
+
+    fn halt(&mut self, reason: String, action: String, step: &mut Step<'_>) {
         self.phase = Phase::Halted;
         let (partition, epoch) = (self.partition(), self.epoch);
-        effects.push(Effect::CloseSegments(partition));
-        effects.push(Effect::Halt(Halt { partition, epoch, reason, action }));
+        step.segments(SegmentCommand::Close(partition));
+        step.then(Effect::Halt(Halt { partition, epoch, reason, action }));
     }
 }
 
 impl Tracked {
+    pub(super) fn on(&mut self, news: News, step: &mut Step<'_>) {
+        match news {
+            News::Unassigned => self.unassigned(step),
+            News::Scanned(segments) => self.scanned(segments, step),
+            News::Sealed(segment) => self.sealed(segment, step),
+            News::Opened(outcome) => self.opened(outcome, step),
+            News::Put { key, answer } => self.put(key, answer, step),
+            News::GapAnswered(answer) => self.gap_answered(answer, step),
+            News::Replaced(key) => self.replaced(&key, step),
+        }
+    }
+
     /// Where does the archive end, and what does the disk hold?
-    pub(super) fn assigned(
-        &mut self,
-        epoch: Epoch,
-        assignment: Assignment,
-        rules: &Rules,
-        moment: Moment,
-        effects: &mut Vec<Effect>,
-    ) {
-        let held = self.held.insert(Held::new(epoch, assignment.clone(), moment.at));
-        if let Some(group) = &rules.sole_member_of
+    pub(super) fn assigned(&mut self, epoch: Epoch, assignment: Assignment, step: &mut Step<'_>) {
+        let held = self.held.insert(Held::new(epoch, assignment.clone(), step.moment.at));
+        if let Some(group) = &step.rules.sole_member_of
             && !assignment.holds_all
         {
             let reason = format!("another worker is in group {group}: use a shared store");
             let action = "set archive.url to a shared store (s3://, gs://, az://), or run one worker".to_owned();
-            return held.halt(reason, action, effects);
+            return held.halt(reason, action, step);
         }
-        effects.push(Effect::Scan { partition: self.partition, epoch });
-        effects.push(Effect::OpenChain { epoch, assignment, known: self.known });
+        step.segments(SegmentCommand::Scan { partition: self.partition, epoch });
+        step.transfer(Transfer::OpenChain { epoch, assignment, known: self.known });
     }
 
     /// What is open is dropped, what is sealed goes on, where its chain does.
-    pub(super) fn unassigned(&mut self, effects: &mut Vec<Effect>) {
+    fn unassigned(&mut self, step: &mut Step<'_>) {
         let Some(held) = self.held.as_mut().filter(|held| held.is_ours()) else { return };
         held.phase = Phase::Leaving;
         if held.chain_end.is_none() {
@@ -167,7 +171,7 @@ impl Tracked {
         } else {
             held.leave_what_does_not_go_on();
         }
-        effects.push(Effect::EndSegments(self.partition));
+        step.segments(SegmentCommand::End(self.partition));
     }
 
     /// What was told to the uploader is lost, and every partition begins anew. What belonged to revoked ones stays on
@@ -179,184 +183,168 @@ impl Tracked {
         }
     }
 
-    pub(super) fn scanned(
-        &mut self,
-        segments: Vec<SealedSegment>,
-        rules: &Rules,
-        moment: Moment,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn scanned(&mut self, segments: Vec<SealedSegment>, step: &mut Step<'_>) {
         if let Some(Held { phase: Phase::Opening { found }, .. }) = &mut self.held {
             *found = Some(segments);
-            self.open_when_known(rules, moment, effects);
+            self.open_when_known(step);
         }
     }
 
-    pub(super) fn opened(
-        &mut self,
-        outcome: Result<Offset, Unusable>,
-        rules: &Rules,
-        moment: Moment,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn opened(&mut self, outcome: Result<Offset, Unusable>, step: &mut Step<'_>) {
         let Some(held) = self.held.as_mut().filter(|held| matches!(held.phase, Phase::Opening { .. })) else { return };
         match outcome {
             Ok(end) => {
                 held.chain_end = Some(end);
-                self.open_when_known(rules, moment, effects);
+                self.open_when_known(step);
             }
-            Err(Unusable { reason, action }) => self.stop_chain(reason, action, effects),
+            Err(Unusable { reason, action }) => self.stop_chain(reason, action, step),
         }
     }
 
     /// Goes on when both the archive's chain and the disk's segments are known.
-    fn open_when_known(&mut self, rules: &Rules, moment: Moment, effects: &mut Vec<Effect>) {
+    fn open_when_known(&mut self, step: &mut Step<'_>) {
         let Some(held) = &mut self.held else { return };
         let (Some(chain_end), Phase::Opening { found }) = (held.chain_end, &mut held.phase) else { return };
         let Some(segments) = found.take() else { return };
-        let situation = Situation {
-            chain_end,
-            log_start: held.assignment.log_start,
-            log_end: held.assignment.log_end,
-            identity: &held.assignment.identity,
-            archive: &rules.archive,
-        };
-        let Plan { keep, remove, trusts_log, orphan, chain_offset, fetch } = recover::plan(segments, &situation);
+        let Plan { keep, remove, trusts_log, orphan, chain_offset, fetch } =
+            recover::plan(segments, chain_end, &held.assignment, &step.rules.archive);
         // The log may have been asked long ago, before the store could be reached: asked once more.
         let unsure = trusts_log || fetch == Fetch::BeyondLog;
         if unsure && !std::mem::replace(&mut self.rechecked, true) {
-            effects.push(Effect::Reassign(held.reassign()));
+            step.then(Effect::Reassign(held.reassign()));
             return;
         }
         // The answer holds for this assignment alone: it may end without having begun.
         self.rechecked = false;
         held.sealed = keep.into_iter().map(|segment| (segment.chain_offset(), segment)).collect();
-        effects.extend(remove.into_iter().map(Effect::Remove));
-        effects.extend(orphan.into_iter().map(|(segment, why)| Effect::Orphan { segment, why }));
-        held.put_next(effects);
-        held.confirm(chain_end, effects);
+        remove.into_iter().for_each(|segment| step.segments(SegmentCommand::Remove(segment)));
+        orphan.into_iter().for_each(|(segment, why)| step.segments(SegmentCommand::Orphan { segment, why }));
+        held.put_next(step);
+        held.confirm(chain_end, step);
         match fetch {
-            Fetch::FromChain => self.begin(chain_offset, chain_offset, effects),
-            Fetch::Gap { log_start } => self.gap(chain_offset, log_start, rules, moment, effects),
+            Fetch::FromChain => self.begin(chain_offset, chain_offset, step),
+            Fetch::Gap { log_start } => self.gap(chain_offset, log_start, step),
             Fetch::BeyondLog => {
                 let log_end = held.assignment.log_end;
                 let reason = format!(
                     "the archive reaches offset {chain_offset}, but the log ends at {log_end}: this is not the log that was archived"
                 );
                 let action = "if the topic was created anew, raise queue.generation and restart".to_owned();
-                held.halt(reason, action, effects);
+                held.halt(reason, action, step);
             }
         }
     }
 
     /// Spools records from `at` on into a segment at `chain_offset`.
-    pub(super) fn begin(&mut self, chain_offset: Offset, at: Offset, effects: &mut Vec<Effect>) {
+    pub(super) fn begin(&mut self, chain_offset: Offset, at: Offset, step: &mut Step<'_>) {
         let Some(held) = &mut self.held else { return };
         (held.phase, held.cursor) = (Phase::Spooling, at);
         let (partition, epoch, identity) = (self.partition, held.epoch, held.assignment.identity.clone());
-        effects.push(Effect::BeginSegments { partition, epoch, chain_offset, identity });
-        effects.push(Effect::Begin(Begin { partition, epoch, at }));
+        step.segments(SegmentCommand::Begin { partition, epoch, chain_offset, identity });
+        step.then(Effect::Begin(Begin { partition, epoch, at }));
     }
 
-    pub(super) fn sealed(&mut self, segment: SealedSegment, effects: &mut Vec<Effect>) {
+    fn sealed(&mut self, segment: SealedSegment, step: &mut Step<'_>) {
         let Some(held) = self.held.as_mut().filter(|held| held.is_ours()) else { return };
         held.sealed.insert(segment.chain_offset(), segment);
-        held.put_next(effects);
+        held.put_next(step);
     }
 
-    pub(super) fn put(&mut self, key: String, answer: PutAnswer, moment: Moment, effects: &mut Vec<Effect>) {
+    fn put(&mut self, key: String, answer: PutAnswer, step: &mut Step<'_>) {
         let Some(held) = &mut self.held else { return };
-        // One whose chain was stopped meanwhile is judged at the next assignment, as all that is on disk.
+        // One whose chain was stopped meanwhile is looked at in the next assignment, as all that is on disk.
         let under_way = held.putting.take().filter(|_| held.chain_end.is_some());
         let Some(segment) = under_way.and_then(|at| held.sealed.remove(&at)) else { return };
         match answer {
-            PutAnswer::Created => self.archived(segment, key, moment, effects),
+            PutAnswer::Created => self.archived(segment, key, step),
             // Our own object: the answer to an earlier attempt was lost.
-            PutAnswer::Exists { end } if end == segment.end() => self.archived(segment, key, moment, effects),
+            PutAnswer::Exists { end } if end == segment.end() => self.archived(segment, key, step),
             PutAnswer::Exists { end } => {
                 held.sealed.insert(segment.chain_offset(), segment);
-                self.followed(end, effects);
+                self.followed(end, step);
             }
             PutAnswer::Conflict { reason } => {
                 held.sealed.insert(segment.chain_offset(), segment);
                 let action = "compare that object with the log; to archive from here on beside it, raise queue.generation and restart";
-                self.stop_chain(reason, action.to_owned(), effects);
+                self.stop_chain(reason, action.to_owned(), step);
             }
-            PutAnswer::Damaged { why } => self.damaged(segment, why, effects),
+            PutAnswer::Damaged { why } => self.damaged(segment, why, step),
         }
         if let Some(held) = &mut self.held {
-            held.put_next(effects);
+            held.put_next(step);
             held.leave_what_does_not_go_on();
         }
     }
 
     /// The segment's object stands.
-    fn archived(&mut self, segment: SealedSegment, key: String, moment: Moment, effects: &mut Vec<Effect>) {
+    fn archived(&mut self, segment: SealedSegment, key: String, step: &mut Step<'_>) {
         let Some(held) = &mut self.held else { return };
         self.known.archived(segment.end());
         (held.chain_end, held.unwritten_key) = (Some(segment.end()), Some(key));
-        effects.push(Effect::Archived { records: segment.header.records });
+        step.then(Effect::Archived { records: segment.header.records });
         // Confirmed before it is removed; a crash in between finds it again and drops it then.
-        held.confirm(segment.end(), effects);
-        effects.push(Effect::Remove(segment));
-        held.write_head(moment.at, effects);
+        held.confirm(segment.end(), step);
+        step.segments(SegmentCommand::Remove(segment));
+        held.write_head(step);
     }
 
     /// Another object stands where a segment of ours would go; the chain goes on at its end.
-    fn followed(&mut self, end: Offset, effects: &mut Vec<Effect>) {
+    fn followed(&mut self, end: Offset, step: &mut Step<'_>) {
         let Some(held) = &mut self.held else { return };
         self.known.met(end);
-        effects.push(Effect::Followed { partition: self.partition, end });
+        step.then(Effect::Followed { partition: self.partition, end });
         held.chain_end = Some(end);
         let rest = held.sealed.split_off(&end);
         let before = std::mem::replace(&mut held.sealed, rest);
-        effects.extend(before.into_values().filter(|segment| segment.end() <= end).map(Effect::Remove));
+        for segment in before.into_values().filter(|segment| segment.end() <= end) {
+            step.segments(SegmentCommand::Remove(segment));
+        }
         if !held.is_ours() {
             // The partition's next owner goes on from there.
             self.held = None;
             return;
         }
-        held.confirm(end, effects);
+        held.confirm(end, step);
         // What was sealed while the PUT was under way may go on from there.
         if !(matches!(held.phase, Phase::Spooling) && held.sealed.contains_key(&end)) {
-            // The log may have been trimmed meanwhile: what is on disk is judged by where the log stands now.
-            effects.push(Effect::Reassign(held.reassign()));
+            // The log may have been trimmed meanwhile: what becomes of the disk's segments depends on where the log stands now.
+            step.then(Effect::Reassign(held.reassign()));
         }
     }
 
     /// A segment's file cannot be read as it was sealed. The partition is assigned anew: it begins at the archive's end,
     /// and the log still has the records, or says that not.
-    fn damaged(&mut self, segment: SealedSegment, why: String, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Orphan { segment, why });
+    fn damaged(&mut self, segment: SealedSegment, why: String, step: &mut Step<'_>) {
+        step.segments(SegmentCommand::Orphan { segment, why });
         match &mut self.held {
-            Some(held) if held.is_ours() => effects.push(Effect::ReassignSoon(held.reassign())),
+            Some(held) if held.is_ours() => step.then(Effect::ReassignSoon(held.reassign())),
             held => *held = None,
         }
     }
 
-    pub(super) fn replaced(&mut self, key: &str, effects: &mut Vec<Effect>) {
+    fn replaced(&mut self, key: &str, step: &mut Step<'_>) {
         let reason = format!(
             "{key} is not the object that was put: another writer has overwritten it, so the store does not honour create-only PUTs"
         );
         let action = "find what is missing by `ingestd archive verify`, move the archive to a store that honours them (`ingestd check --connect --thorough`), and restart";
-        self.stop_chain(reason, action.to_owned(), effects);
+        self.stop_chain(reason, action.to_owned(), step);
     }
 
     /// The chain cannot go on until the operator does something.
-    fn stop_chain(&mut self, reason: String, action: String, effects: &mut Vec<Effect>) {
+    fn stop_chain(&mut self, reason: String, action: String, step: &mut Step<'_>) {
         match &mut self.held {
             Some(held) if held.is_ours() => {
                 held.chain_end = None;
-                held.halt(reason, action, effects);
+                held.halt(reason, action, step);
             }
             held => *held = None,
         }
     }
 
-    pub(super) fn tick(&mut self, ask: bool, moment: Moment, effects: &mut Vec<Effect>) {
-        self.gap_tick(ask, moment, effects);
+    pub(super) fn tick(&mut self, ask: bool, step: &mut Step<'_>) {
+        self.gap_tick(ask, step);
         if let Some(held) = &mut self.held {
-            held.write_head(moment.at, effects);
+            held.write_head(step);
         }
     }
 }

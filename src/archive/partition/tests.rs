@@ -36,9 +36,13 @@ impl Machine {
     /// And whose chain ends at `end`.
     fn open_at(end: u64) -> Self {
         let mut machine = Self::assigned(0);
-        machine.on(Input::Scanned { partition: Partition(0), epoch: machine.epoch, segments: Vec::new() });
+        machine.about(News::Scanned(Vec::new()));
         machine.opened(end);
         machine
+    }
+
+    fn about(&mut self, news: News) -> Vec<Effect> {
+        self.on(Input::About { partition: Partition(0), epoch: self.epoch, news })
     }
 
     fn on(&mut self, input: Input) -> Vec<Effect> {
@@ -46,25 +50,24 @@ impl Machine {
     }
 
     fn opened(&mut self, end: u64) -> Vec<Effect> {
-        self.on(Input::Opened { partition: Partition(0), epoch: self.epoch, outcome: Ok(Offset(end)) })
+        self.about(News::Opened(Ok(Offset(end))))
     }
 
     /// What is put next after these were sealed.
     fn sealed(&mut self, segments: &[(u64, u64)]) -> Vec<(u64, u64)> {
-        let epoch = self.epoch;
-        let sealed = segments.iter().map(|(x, end)| Input::Sealed { epoch, segment: segment(*x, *end) });
-        let effects: Vec<Effect> = sealed.collect::<Vec<_>>().into_iter().flat_map(|input| self.on(input)).collect();
+        let sealed = segments.iter().map(|(x, end)| News::Sealed(segment(*x, *end)));
+        let effects: Vec<Effect> = sealed.flat_map(|news| self.about(news)).collect();
         puts(&effects)
     }
 
     fn answered(&mut self, answer: PutAnswer) -> Vec<Effect> {
-        self.on(Input::Put { partition: Partition(0), epoch: self.epoch, key: KEY.to_owned(), answer })
+        self.about(News::Put { key: KEY.to_owned(), answer })
     }
 }
 
 fn puts(effects: &[Effect]) -> Vec<(u64, u64)> {
     let put = |effect: &Effect| match effect {
-        Effect::Put { segment, .. } => Some((segment.chain_offset().0, segment.end().0)),
+        Effect::Transfer(Transfer::Put { segment, .. }) => Some((segment.chain_offset().0, segment.end().0)),
         _ => None,
     };
     effects.iter().filter_map(put).collect()
@@ -78,7 +81,7 @@ fn confirmed(effects: &[Effect]) -> Option<Offset> {
 }
 
 fn removed(effects: &[Effect]) -> usize {
-    effects.iter().filter(|effect| matches!(effect, Effect::Remove(_))).count()
+    effects.iter().filter(|effect| matches!(effect, Effect::Segments(SegmentCommand::Remove(_)))).count()
 }
 
 fn exists(end: u64) -> PutAnswer {
@@ -140,7 +143,7 @@ fn sealed_segments_of_a_revoked_partition_go_on_until_its_chain_stops() {
     for answer in [PutAnswer::Created, exists(7), PutAnswer::Damaged { why: "gone".into() }] {
         let mut machine = Machine::open_at(0);
         machine.sealed(&[(0, 10), (10, 20)]);
-        machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
+        machine.about(News::Unassigned);
         assert_eq!(machine.partitions.sealed_segments(), 2);
         let effects = machine.answered(answer.clone());
         assert_eq!(confirmed(&effects), None);
@@ -151,7 +154,7 @@ fn sealed_segments_of_a_revoked_partition_go_on_until_its_chain_stops() {
     // One whose chain is not open has nothing to wait for.
     let mut machine = Machine::assigned(0);
     machine.sealed(&[(0, 10)]);
-    machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
+    machine.about(News::Unassigned);
     assert_eq!(machine.partitions.sealed_segments(), 0);
 }
 
@@ -196,7 +199,7 @@ fn the_log_is_asked_once_more_in_each_assignment_that_trusts_it() {
 fn the_head_is_rewritten_once_in_a_while_by_a_tick_and_at_the_stop() {
     let head = |effects: &[Effect]| {
         effects.iter().find_map(|effect| match effect {
-            Effect::WriteHead { head, .. } => Some((head.end, head.key.clone())),
+            Effect::Transfer(Transfer::WriteHead { head, .. }) => Some((head.end, head.key.clone())),
             _ => None,
         })
     };

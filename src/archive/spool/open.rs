@@ -13,7 +13,7 @@ use crate::{
     position::{Offset, Timestamp},
 };
 
-/// zstd's fastest regular level: the archive's lines compress about tenfold with any, and whoever writes must keep up with
+/// zstd's fastest regular level: the archive's lines compress about tenfold with any, and the spool must keep up with
 /// the log on a shared core.
 const COMPRESSION_LEVEL: i32 = 1;
 
@@ -26,7 +26,7 @@ pub struct OpenSegment {
     data: zstd::Encoder<'static, Checksummed>,
     pub first_offset: Offset,
     pub first_received: Timestamp,
-    /// Kept by whoever writes, as the next ones.
+    /// The last record; the writer keeps it, and what follows.
     pub last: Offset,
     pub records: u64,
     pub opened: Instant,
@@ -43,9 +43,6 @@ pub struct Finished {
 
 impl OpenSegment {
     /// Begins the file in the partition's `folder`, which is created when it is missing.
-    ///
-    /// # Errors
-    /// The file system's.
     pub fn create(
         folder: &Path,
         chain_offset: Offset,
@@ -76,9 +73,6 @@ impl OpenSegment {
     }
 
     /// Writes what is still held.
-    ///
-    /// # Errors
-    /// The file system's.
     pub fn finish(self) -> io::Result<Finished> {
         let Checksummed { file, crc32c, bytes } = self.data.finish()?;
         Ok(Finished { file: file.into_inner().map_err(io::IntoInnerError::into_error)?, bytes, crc32c })

@@ -4,19 +4,7 @@
 //! cannot go into the chain is set aside in `orphaned/`, with the reason.
 
 use super::segment::SealedSegment;
-use crate::position::{Offset, TopicIdentity};
-
-/// What the decision needs to know.
-#[derive(Debug)]
-pub struct Situation<'a> {
-    /// The archive's chain is known to reach this.
-    pub chain_end: Offset,
-    pub log_start: Offset,
-    pub log_end: Offset,
-    pub identity: &'a TopicIdentity,
-    /// `archive.url`.
-    pub archive: &'a str,
-}
+use crate::{log::Assignment, position::Offset};
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -44,36 +32,37 @@ pub enum Fetch {
     BeyondLog,
 }
 
-/// `segments` in the order of their positions.
-pub fn plan(segments: Vec<SealedSegment>, situation: &Situation<'_>) -> Plan {
-    let mut plan = Plan { chain_offset: situation.chain_end, ..Plan::default() };
+/// `segments` in the order of their positions, where the chain of `archive` (its URL) is known to reach `chain_end`.
+pub fn plan(segments: Vec<SealedSegment>, chain_end: Offset, assignment: &Assignment, archive: &str) -> Plan {
+    let Assignment { log_start, log_end, identity, .. } = assignment;
+    let mut plan = Plan { chain_offset: chain_end, ..Plan::default() };
     for segment in segments {
         let header = &segment.header;
-        if header.identity.contradicts(&situation.identity.0) {
+        if header.identity.contradicts(&identity.0) {
             let why = format!("it is of another topic of the same name (identity {})", header.identity);
             plan.orphan.push((segment, why));
-        } else if header.archive != situation.archive {
+        } else if header.archive != archive {
             let why = format!("it was made for the archive {}", header.archive);
             plan.orphan.push((segment, why));
         } else if header.chain_offset == plan.chain_offset {
             plan.chain_offset = header.end;
             plan.keep.push(segment);
-        } else if header.end <= situation.chain_end {
+        } else if header.end <= chain_end {
             plan.remove.push(segment);
-        } else if header.chain_offset >= situation.log_start && header.end <= situation.log_end {
+        } else if header.chain_offset >= *log_start && header.end <= *log_end {
             plan.trusts_log = true;
             plan.remove.push(segment);
         } else {
             let why = format!(
                 "it holds offsets {} to {}, which neither follow the archive's end {} nor stand in the log any more",
-                header.chain_offset, header.end, situation.chain_end
+                header.chain_offset, header.end, chain_end
             );
             plan.orphan.push((segment, why));
         }
     }
-    plan.fetch = if plan.chain_offset < situation.log_start {
-        Fetch::Gap { log_start: situation.log_start }
-    } else if plan.chain_offset > situation.log_end {
+    plan.fetch = if plan.chain_offset < *log_start {
+        Fetch::Gap { log_start: *log_start }
+    } else if plan.chain_offset > *log_end {
         Fetch::BeyondLog
     } else {
         Fetch::FromChain
@@ -84,18 +73,21 @@ pub fn plan(segments: Vec<SealedSegment>, situation: &Situation<'_>) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::spool::segment::sealed_for_tests as segment;
+    use crate::{
+        archive::spool::segment::sealed_for_tests as segment,
+        position::{Partition, TopicIdentity},
+    };
 
     fn plan_for(segments: Vec<SealedSegment>, chain_end: u64, log_start: u64) -> Plan {
-        let identity = TopicIdentity("id".into());
-        let situation = Situation {
-            chain_end: Offset(chain_end),
+        let assignment = Assignment {
+            partition: Partition(0),
+            committed: None,
             log_start: Offset(log_start),
             log_end: Offset(100),
-            identity: &identity,
-            archive: "file:",
+            identity: TopicIdentity("id".into()),
+            holds_all: true,
         };
-        plan(segments, &situation)
+        plan(segments, Offset(chain_end), &assignment, "file:")
     }
 
     #[test]

@@ -88,9 +88,6 @@ impl SealedSegment {
 
     /// Compares the data with the header's size and checksum as [`Self::read`] does, a piece at a time, and makes them durable:
     /// they were where they were sealed, but may have been copied here. Blocks.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
     pub fn check(&self) -> io::Result<()> {
         let mut file = File::open(&self.path)?;
         let (mut bytes, mut crc32c) = (0, 0);
@@ -122,13 +119,6 @@ impl SealedSegment {
     pub fn remove(&self) -> io::Result<()> {
         ignore_missing(fs::remove_file(header_path(&self.path)))?;
         ignore_missing(fs::remove_file(&self.path))
-    }
-
-    /// Moves both files below `folder`, keeping their place in it recognisable. Blocks.
-    pub fn move_to(&self, folder: &Path) -> io::Result<PathBuf> {
-        let header = &self.header;
-        let folder = folder.join(header.topic_name().to_string()).join(header.partition.to_string());
-        set_aside(&self.path, &folder)
     }
 }
 
@@ -178,8 +168,17 @@ pub(super) fn seal(folder: &Path, header: SegmentHeader, data: &File) -> io::Res
 pub struct Scan {
     /// In the order of their positions.
     pub segments: Vec<SealedSegment>,
-    /// To be set aside.
+    /// To be set aside: what stands in a file whose header cannot be read is not known.
     pub unreadable: Vec<UnreadableHeader>,
+}
+
+#[derive(Debug)]
+pub struct UnreadableHeader {
+    /// The data.
+    pub path: PathBuf,
+    pub why: String,
+    /// It is not damaged, but of a newer release.
+    pub newer: bool,
 }
 
 /// Looks through a partition's folder. Leftovers of an interrupted write or seal are removed, since the log has their
@@ -200,42 +199,31 @@ pub fn scan(folder: &Path) -> io::Result<Scan> {
             _ => {}
         }
     }
-    let (segments, unreadable) = sealed_in(folder)?;
-    if let Some(newer) = unreadable.iter().find(|unreadable| unreadable.newer) {
-        return Err(io::Error::other(format!("{}: {}", newer.path.display(), newer.why)));
+    let found = sealed_in(folder)?;
+    match found.unreadable.iter().find(|unreadable| unreadable.newer) {
+        Some(newer) => Err(io::Error::other(format!("{}: {}", newer.path.display(), newer.why))),
+        None => Ok(found),
     }
-    Ok(Scan { segments, unreadable })
 }
 
-/// What stands in a file whose header cannot be read is not known.
-#[derive(Debug)]
-pub struct UnreadableHeader {
-    /// The data.
-    pub path: PathBuf,
-    pub why: String,
-    /// It is not damaged, but of a newer release.
-    pub newer: bool,
-}
-
-/// The sealed segments of a partition's folder in the order of their positions, and those whose header cannot be read.
-/// Unlike [`scan`] it changes nothing. Blocks.
-pub fn sealed_in(folder: &Path) -> io::Result<(Vec<SealedSegment>, Vec<UnreadableHeader>)> {
-    let (mut segments, mut unreadable) = (Vec::new(), Vec::new());
+/// The same, and changes nothing. Blocks.
+pub fn sealed_in(folder: &Path) -> io::Result<Scan> {
+    let mut found = Scan::default();
     for entry in fs::read_dir(folder)? {
         let header = entry?.path();
         if header.extension().is_some_and(|extension| extension == "json") {
             let path = header.with_extension("zst");
             match read_header(&header) {
-                Ok(header) => segments.push(SealedSegment { header, path }),
+                Ok(header) => found.segments.push(SealedSegment { header, path }),
                 Err(error) => {
                     let newer = matches!(error, HeaderError::Newer(_));
-                    unreadable.push(UnreadableHeader { path, why: error.to_string(), newer });
+                    found.unreadable.push(UnreadableHeader { path, why: error.to_string(), newer });
                 }
             }
         }
     }
-    segments.sort_by_key(SealedSegment::chain_offset);
-    Ok((segments, unreadable))
+    found.segments.sort_by_key(SealedSegment::chain_offset);
+    Ok(found)
 }
 
 /// Why a header cannot be used.

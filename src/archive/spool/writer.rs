@@ -4,20 +4,25 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use actix::Message;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::{
-    line::LineEncoder,
     open::{Finished, OpenSegment},
     segment::{self, Scan, SealedSegment, SegmentHeader, UnreadableHeader},
 };
 use crate::{
+    archive::{
+        line::LineEncoder,
+        partition::{News, SegmentCommand},
+    },
     config::LiveConfig,
     log::{Batch, Epoch},
-    position::{Offset, Partition, TopicIdentity, TopicName},
+    position::{Offset, Partition, TopicIdentity},
     supervise,
 };
 
@@ -29,83 +34,37 @@ const AGE_CHECK: Duration = Duration::from_millis(50);
 /// To the spool's thread. The channel has no bound of its own: batches carry permits of their source's byte budget, and
 /// the rest is a handful a segment.
 pub(super) enum SpoolCommand {
-    /// List the partition's sealed segments.
-    Scan {
-        partition: Partition,
-        epoch: Epoch,
-    },
+    /// As the machine has decided.
+    Segments(SegmentCommand),
     /// Say in the log which partitions, beside these, have sealed segments on disk.
     NameOthers(Vec<Partition>),
-    /// Begin a partition at this chain offset; an open segment is dropped.
-    Begin {
-        partition: Partition,
-        epoch: Epoch,
-        chain_offset: Offset,
-        identity: TopicIdentity,
-    },
     /// Spool the batch's records from `from` on.
-    Append {
-        batch: Batch,
-        from: Offset,
-    },
-    /// Drop the partition's open segment.
-    End(Partition),
-    /// Seal the partition's open segment, and begin none.
-    Close(Partition),
+    Append { batch: Batch, from: Offset },
     /// Whether segments are sealed when they reach `spool.max_age`.
     SealByAge(bool),
+    /// Seal every open segment.
     SealAll,
-    Remove(SealedSegment),
-    Orphan {
-        segment: SealedSegment,
-        why: String,
-    },
     /// Answered when everything before it is done.
     Barrier(tokio::sync::oneshot::Sender<()>),
+    /// Ends the thread.
     Stop,
 }
 
 /// From the spool's thread.
-#[derive(Debug)]
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
 pub(super) enum SpoolEvent {
-    Scanned {
-        partition: Partition,
-        epoch: Epoch,
-        segments: io::Result<Vec<SealedSegment>>,
-    },
-    Sealed {
-        epoch: Epoch,
-        segment: SealedSegment,
-    },
+    /// What was done. After a failure the open segment is lost (the log has its records), and the partition has to begin again.
+    Done { partition: Partition, epoch: Epoch, outcome: io::Result<News> },
     /// The thread panicked.
     Died(String),
-    /// The open segment is lost (the log has its records); the partition has to begin again.
-    Failed {
-        partition: Partition,
-        epoch: Epoch,
-        error: io::Error,
-    },
-}
-
-/// What every segment's header repeats.
-#[derive(Debug, Clone)]
-pub(super) struct SegmentOrigin {
-    pub(super) topic: String,
-    pub(super) generation: u32,
-    pub(super) archive: String,
-}
-
-impl SegmentOrigin {
-    fn topic_name(&self) -> TopicName<'_> {
-        TopicName { topic: &self.topic, generation: self.generation }
-    }
 }
 
 pub(super) struct SpoolWriter {
     /// `<data.dir>/spool/<topic>`.
     folder: PathBuf,
+    /// `<data.dir>/orphaned/<topic>`.
     orphaned: PathBuf,
-    origin: SegmentOrigin,
     config: LiveConfig,
     lines: LineEncoder,
     piece: Vec<u8>,
@@ -124,24 +83,31 @@ struct Spooling {
 
 pub(super) struct SpoolThread {
     pub(super) commands: Sender<SpoolCommand>,
-    pub(super) thread: std::thread::JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for SpoolThread {
+    fn drop(&mut self) {
+        let _ = self.commands.send(SpoolCommand::Stop);
+        // What it still does takes milliseconds, and the next incarnation must find its files at rest.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 impl SpoolWriter {
     pub(super) fn spawn(
         data_dir: &Path,
-        origin: SegmentOrigin,
         config: LiveConfig,
         events: Box<dyn Fn(SpoolEvent) + Send>,
     ) -> io::Result<SpoolThread> {
         let (commands, receiver) = unbounded();
-        let lines = LineEncoder::new(config.load().event.key_field().to_owned());
+        let now = config.load_full();
+        let topic = now.queue.name().to_string();
         let writer = Self {
-            folder: data_dir.join("spool").join(origin.topic_name().to_string()),
-            orphaned: data_dir.join("orphaned"),
-            origin,
+            folder: data_dir.join("spool").join(&topic),
+            orphaned: data_dir.join("orphaned").join(&topic),
             config,
-            lines,
+            lines: LineEncoder::new(now.event.key_field().to_owned()),
             piece: Vec::with_capacity(PIECE + PIECE / 4),
             partitions: BTreeMap::new(),
             seals_by_age: true,
@@ -151,7 +117,7 @@ impl SpoolWriter {
             let died = |writer: &Self, reason| (writer.events)(SpoolEvent::Died(reason));
             supervise::watched(writer, |writer| writer.run(&receiver), died);
         })?;
-        Ok(SpoolThread { commands, thread })
+        Ok(SpoolThread { commands, thread: Some(thread) })
     }
 
     fn run(&mut self, commands: &Receiver<SpoolCommand>) {
@@ -176,49 +142,57 @@ impl SpoolWriter {
 
     fn handle(&mut self, command: SpoolCommand) {
         match command {
-            SpoolCommand::Scan { partition, epoch } => {
-                // Not dropped: the log may not have its records any more.
-                self.seal(partition);
-                self.end(partition);
-                let segments = self.scan(partition);
-                (self.events)(SpoolEvent::Scanned { partition, epoch, segments });
-            }
+            SpoolCommand::Segments(command) => self.handle_segments(command),
             SpoolCommand::NameOthers(assigned) => self.name_others(&assigned),
-            SpoolCommand::Begin { partition, epoch, chain_offset, identity } => {
-                self.end(partition);
-                self.partitions.insert(partition, Spooling { epoch, identity, chain_offset, open: None });
-            }
             SpoolCommand::Append { batch, from } => {
                 let partition = batch.partition;
                 let outcome = self.append(&batch, from);
                 self.note(partition, outcome);
-            }
-            SpoolCommand::End(partition) => self.end(partition),
-            SpoolCommand::Close(partition) => {
-                self.seal(partition);
-                self.end(partition);
             }
             SpoolCommand::SealByAge(on) => self.seals_by_age = on,
             SpoolCommand::SealAll => {
                 let partitions: Vec<Partition> = self.partitions.keys().copied().collect();
                 partitions.into_iter().for_each(|partition| self.seal(partition));
             }
-            SpoolCommand::Remove(segment) => {
+            SpoolCommand::Barrier(done) => {
+                // An error says that nobody waits any more.
+                let _ = done.send(());
+            }
+            SpoolCommand::Stop => {}
+        }
+    }
+
+    fn handle_segments(&mut self, command: SegmentCommand) {
+        match command {
+            SegmentCommand::Scan { partition, epoch } => {
+                // Not dropped: the log may not have its records any more.
+                self.seal(partition);
+                self.end(partition);
+                self.done(partition, epoch, self.scan(partition).map(News::Scanned));
+            }
+            SegmentCommand::Begin { partition, epoch, chain_offset, identity } => {
+                self.end(partition);
+                self.partitions.insert(partition, Spooling { epoch, identity, chain_offset, open: None });
+            }
+            SegmentCommand::End(partition) => self.end(partition),
+            SegmentCommand::Close(partition) => {
+                self.seal(partition);
+                self.end(partition);
+            }
+            SegmentCommand::Remove(segment) => {
                 if let Err(error) = segment.remove() {
                     tracing::warn!(path = %segment.path.display(), %error, "archived segment not removed");
                 }
             }
-            SpoolCommand::Orphan { segment, why } => match segment.move_to(&self.orphaned) {
-                Ok(path) => tracing::error!(path = %path.display(), why, "segment set aside"),
-                Err(error) => {
-                    tracing::error!(path = %segment.path.display(), why, %error, "segment could not be set aside")
+            SegmentCommand::Orphan { segment, why } => {
+                let folder = self.orphaned.join(segment.header.partition.to_string());
+                match segment::set_aside(&segment.path, &folder) {
+                    Ok(path) => tracing::error!(path = %path.display(), why, "segment set aside"),
+                    Err(error) => {
+                        tracing::error!(path = %segment.path.display(), why, %error, "segment could not be set aside");
+                    }
                 }
-            },
-            SpoolCommand::Barrier(done) => {
-                // Whoever waited has given up.
-                let _ = done.send(());
             }
-            SpoolCommand::Stop => {}
         }
     }
 
@@ -230,8 +204,7 @@ impl SpoolWriter {
     fn scan(&self, partition: Partition) -> io::Result<Vec<SealedSegment>> {
         let Scan { segments, unreadable } = segment::scan(&self.partition_folder(partition))?;
         for UnreadableHeader { path, why, .. } in unreadable {
-            let orphaned = self.orphaned.join(self.origin.topic_name().to_string()).join(partition.to_string());
-            let path = segment::set_aside(&path, &orphaned)?;
+            let path = segment::set_aside(&path, &self.orphaned.join(partition.to_string()))?;
             tracing::error!(path = %path.display(), why, "segment set aside");
         }
         Ok(segments)
@@ -303,7 +276,7 @@ impl SpoolWriter {
     }
 
     fn try_seal(&mut self, partition: Partition) -> io::Result<()> {
-        let folder = self.partition_folder(partition);
+        let (folder, config) = (self.partition_folder(partition), self.config.load_full());
         let Some(spooling) = self.partitions.get_mut(&partition) else { return Ok(()) };
         let Some(open) = spooling.open.take() else { return Ok(()) };
         let end = open.last.next();
@@ -311,10 +284,10 @@ impl SpoolWriter {
         let Finished { file, bytes, crc32c } = open.finish()?;
         let header = SegmentHeader {
             version: segment::VERSION,
-            topic: self.origin.topic.clone(),
-            generation: self.origin.generation,
+            topic: config.queue.topic.clone(),
+            generation: config.queue.generation,
             identity: spooling.identity.clone(),
-            archive: self.origin.archive.clone(),
+            archive: config.archive.url.clone(),
             partition,
             chain_offset: spooling.chain_offset,
             end,
@@ -326,7 +299,8 @@ impl SpoolWriter {
         };
         let segment = segment::seal(&folder, header, &file)?;
         spooling.chain_offset = end;
-        (self.events)(SpoolEvent::Sealed { epoch: spooling.epoch, segment });
+        let epoch = spooling.epoch;
+        self.done(partition, epoch, Ok(News::Sealed(segment)));
         Ok(())
     }
 
@@ -334,31 +308,31 @@ impl SpoolWriter {
     fn note(&mut self, partition: Partition, outcome: io::Result<()>) {
         let Err(error) = outcome else { return };
         if let Some(spooling) = self.partitions.remove(&partition) {
-            (self.events)(SpoolEvent::Failed { partition, epoch: spooling.epoch, error });
+            self.done(partition, spooling.epoch, Err(error));
         }
+    }
+
+    fn done(&self, partition: Partition, epoch: Epoch, outcome: io::Result<News>) {
+        (self.events)(SpoolEvent::Done { partition, epoch, outcome });
+    }
+
+    /// When each open segment was begun.
+    fn ages(&self) -> impl Iterator<Item = (Partition, Instant)> {
+        let spooling = self.partitions.iter().filter(|_| self.seals_by_age);
+        spooling.filter_map(|(partition, spooling)| Some((*partition, spooling.open.as_ref()?.opened)))
     }
 
     fn next_age_deadline(&self) -> Option<Instant> {
-        if !self.seals_by_age {
-            return None;
-        }
-        let max_age = self.config.load().spool.max_age;
-        let opened =
-            self.partitions.values().filter_map(|spooling| spooling.open.as_ref()).map(|open| open.opened).min()?;
+        let opened = self.ages().map(|(_, opened)| opened).min()?;
         // At least once a second, so that a reload that shortens the age is noticed.
         let now = Instant::now();
-        Some((opened + max_age).clamp(now + AGE_CHECK, now + Duration::from_secs(1)))
+        Some((opened + self.config.load().spool.max_age).clamp(now + AGE_CHECK, now + Duration::from_secs(1)))
     }
 
     fn seal_old(&mut self) {
-        if !self.seals_by_age {
-            return;
-        }
         let max_age = self.config.load().spool.max_age;
-        let is_old = |spooling: &Spooling| spooling.open.as_ref().is_some_and(|open| open.opened.elapsed() >= max_age);
-        let old: Vec<Partition> =
-            self.partitions.iter().filter(|(_, spooling)| is_old(spooling)).map(|(partition, _)| *partition).collect();
-        old.into_iter().for_each(|partition| self.seal(partition));
+        let old: Vec<_> = self.ages().filter(|(_, opened)| opened.elapsed() >= max_age).collect();
+        old.into_iter().for_each(|(partition, _)| self.seal(partition));
     }
 }
 
@@ -370,7 +344,7 @@ fn numbered(topic: &Path) -> impl Iterator<Item = (Partition, PathBuf)> {
 
 /// Says in the log what sealed segments a partition's folder holds, if any.
 fn name(folder: &Path, what: &str) {
-    let (segments, unreadable) = segment::sealed_in(folder).unwrap_or_default();
+    let Scan { segments, unreadable } = segment::sealed_in(folder).unwrap_or_default();
     let bytes: u64 = segments.iter().map(|segment| segment.header.bytes).sum();
     if !segments.is_empty() || !unreadable.is_empty() {
         let unreadable = unreadable.len();

@@ -14,15 +14,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 
-use self::coverage::{Coverage, coverage};
 use super::{ArchiveReader, readable};
 use crate::{
     archive::{
-        spool::segment::{self, SealedSegment, UnreadableHeader},
-        upload::{Head, ProbeError, explain_probe, objects::ListedObject, opening::Heads as _},
+        spool::segment::{self, Scan, SealedSegment, UnreadableHeader},
+        upload::{Head, explain_probe, objects::ListedObject, opening::Heads as _},
     },
     data_dir,
     position::{Offset, Partition},
@@ -54,7 +53,7 @@ pub enum Fate {
     Left(String),
 }
 
-/// Sends what can be sent, and tells each segment's fate. Blocks.
+/// Sends what can be sent, and hands each segment's fate to `tell`. Blocks.
 ///
 /// # Errors
 /// When `dir` is no data directory or in use, or when the store does not answer.
@@ -65,47 +64,37 @@ pub fn drain(reader: &ArchiveReader, dir: &Path, mut tell: impl FnMut(&Outcome))
     }
     let _lock = data_dir::lock(dir)?;
     let mut probed = false;
-    for topic in folders(&spool)? {
-        for partition in folders(&topic.path)? {
-            let (segments, unreadable) = segment::sealed_in(&partition.path)
-                .with_context(|| format!("cannot look through {}", partition.path.display()))?;
+    for (topic, path) in folders(&spool)? {
+        for (folder, path) in folders(&path)? {
+            let Scan { segments, unreadable } =
+                segment::sealed_in(&path).with_context(|| format!("cannot look through {}", path.display()))?;
             for UnreadableHeader { path: file, why, .. } in unreadable {
                 let why = format!("its header cannot be read ({why}): what it holds is shown by zstdcat");
-                tell(&Outcome { file, topic: topic.name.clone(), range: None, fate: Fate::Left(why) });
+                tell(&Outcome { file, topic: topic.clone(), range: None, fate: Fate::Left(why) });
             }
             if !segments.is_empty() && !probed {
-                let probe = reader.block_on(reader.archive().probe());
-                probe.map_err(|error| explain(reader, &error))?;
+                let probe = reader.block_on(reader.archive.probe());
+                probe.map_err(|error| anyhow!(explain_probe(&error, &reader.config)))?;
                 probed = true;
             }
-            let mut draining =
-                Draining { reader, dir, topic: &topic.name, folder: &partition.name, chain: None, put: None };
+            let mut draining = Draining { reader, dir, topic: &topic, folder: &folder, chain: None, put: None };
             draining.segments(segments, &mut tell)?;
         }
     }
     Ok(())
 }
 
-fn explain(reader: &ArchiveReader, error: &ProbeError) -> anyhow::Error {
-    anyhow::anyhow!(explain_probe(error, reader.config()))
-}
-
-struct Folder {
-    name: String,
-    path: PathBuf,
-}
-
-/// Those below `parent`, by name; none where it does not exist.
-fn folders(parent: &Path) -> anyhow::Result<Vec<Folder>> {
-    let read = || -> io::Result<Vec<Folder>> {
+/// The folders below `parent`, by name; none where it does not exist.
+fn folders(parent: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let read = || -> io::Result<Vec<_>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(parent)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
-                found.push(Folder { name: entry.file_name().to_string_lossy().into_owned(), path: entry.path() });
+                found.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
             }
         }
-        found.sort_by(|one, other| one.name.cmp(&other.name));
+        found.sort();
         Ok(found)
     };
     match read() {
@@ -134,8 +123,18 @@ struct Draining<'a> {
     put: Option<String>,
 }
 
-/// Why the chain cannot be used; the store's failures are errors.
-type Usable<T> = anyhow::Result<Result<T, String>>;
+/// Why a segment stays where it is.
+enum Stays {
+    Because(String),
+    /// The store does not answer, and nothing more can be done.
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Stays {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
 
 impl Draining<'_> {
     /// At most so often a segment is tried while others extend the chain.
@@ -143,75 +142,66 @@ impl Draining<'_> {
 
     fn segments(&mut self, segments: Vec<SealedSegment>, tell: &mut impl FnMut(&Outcome)) -> anyhow::Result<()> {
         for segment in segments {
-            let fate = match self.foreign(&segment) {
-                Some(why) => Fate::Left(why),
-                None => self.segment(&segment)?,
+            let fate = match self.is_of_this_archive(&segment).and_then(|()| self.segment(&segment)) {
+                Ok(fate) => {
+                    let what = || format!("{} is in the archive, but cannot be removed", segment.path.display());
+                    segment.remove().with_context(what)?;
+                    fate
+                }
+                Err(Stays::Because(why)) => Fate::Left(why),
+                Err(Stays::Failed(error)) => return Err(error),
             };
-            if !matches!(fate, Fate::Left(_)) {
-                segment
-                    .remove()
-                    .with_context(|| format!("{} is in the archive, but cannot be removed", segment.path.display()))?;
-            }
             let range = Some((segment.header.partition, segment.chain_offset(), segment.end()));
             tell(&Outcome { file: segment.path, topic: self.topic.to_owned(), range, fate });
         }
         self.write_head()
     }
 
-    /// Why a segment is not this archive's and topic's.
-    fn foreign(&self, SealedSegment { header, .. }: &SealedSegment) -> Option<String> {
-        let (config, topic) = (self.reader.config(), header.topic_name().to_string());
-        if topic != self.reader.archive().topic() {
-            let (name, generation) = (&header.topic, header.generation);
-            return Some(format!(
-                "it is of topic {topic}: drain again with --set queue.topic={name} --set queue.generation={generation}"
-            ));
-        }
+    /// And of this topic.
+    fn is_of_this_archive(&self, SealedSegment { header, .. }: &SealedSegment) -> Result<(), Stays> {
+        let (config, topic) = (&self.reader.config, header.topic_name().to_string());
         let url = &config.archive.url;
-        if header.archive != *url {
-            return Some(format!("it was made for the archive {}, not {url}: drain it with that one", header.archive));
-        }
-        if url == "file:" && fs::canonicalize(self.dir).ok() != fs::canonicalize(&config.data.dir).ok() {
-            return Some(format!(
-                "it was made for the archive in {0}/archive: drain with --set data.dir={0}",
-                self.dir.display()
-            ));
-        }
-        None
+        let why = if topic != self.reader.archive.topic {
+            let (name, generation) = (&header.topic, header.generation);
+            format!(
+                "it is of topic {topic}: drain again with --set queue.topic={name} --set queue.generation={generation}"
+            )
+        } else if header.archive != *url {
+            format!("it was made for the archive {}, not {url}: drain it with that one", header.archive)
+        } else if url == "file:" && fs::canonicalize(self.dir).ok() != fs::canonicalize(&config.data.dir).ok() {
+            format!("it was made for the archive in {0}/archive: drain with --set data.dir={0}", self.dir.display())
+        } else {
+            return Ok(());
+        };
+        Err(Stays::Because(why))
     }
 
-    fn segment(&mut self, segment: &SealedSegment) -> anyhow::Result<Fate> {
-        let data = match segment.read() {
-            Ok(data) => Bytes::from(data),
-            Err(error) => {
-                return Ok(Fate::Left(format!(
-                    "{error}: its records are archived from the log, or lost with this file"
-                )));
-            }
+    fn segment(&mut self, segment: &SealedSegment) -> Result<Fate, Stays> {
+        let archive = &self.reader.archive;
+        let unreadable = |error: io::Error| {
+            Stays::Because(format!("{error}: its records are archived from the log, or lost with this file"))
         };
+        let data = Bytes::from(segment.read().map_err(unreadable)?);
+        let object = archive.format.encode(data.clone()).map_err(unreadable)?;
         for _ in 0..Self::ATTEMPTS {
             let chain = match self.chain.take() {
                 Some(chain) => chain,
-                None => match self.open(segment)? {
-                    Ok(chain) => chain,
-                    Err(why) => return Ok(Fate::Left(why)),
-                },
+                None => self.open(segment)?,
             };
-            if let Err(why) = same_topic(&chain, segment) {
+            if let Err(why) = is_of_topic(&chain, segment) {
                 self.chain = Some(chain);
-                return Ok(Fate::Left(why));
+                return Err(why);
             }
             if chain.end != segment.chain_offset() && !chain.listed {
                 continue;
             }
             if chain.end != segment.chain_offset() {
-                let fate = self.judge(&chain, segment, &data)?;
+                let fate = self.compare(&chain, segment, &data);
                 self.chain = Some(chain);
-                return Ok(fate);
+                return fate;
             }
-            let key = self.reader.archive().key(&segment.header);
-            let put = self.reader.block_on(self.reader.retry(|| self.reader.archive().create(&key, data.clone())));
-            match put {
+            let key = archive.key(&segment.header);
+            match self.reader.block_on(self.reader.retry(|| archive.create(&key, object.clone()))) {
                 Ok(_) => {
                     self.put = Some(key.to_string());
                     self.chain = Some(Chain { end: segment.end(), listed: false, ..chain });
@@ -219,64 +209,57 @@ impl Draining<'_> {
                 }
                 // Whose object it is, the next look shows; our own, where the answer to an attempt was lost.
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
-                Err(error) => return Err(self.reader.sentence(&error)),
+                Err(error) => return Err(self.reader.sentence(&error).into()),
             }
         }
-        Ok(Fate::Left("others extend its partition's chain all the time: drain again".to_owned()))
+        Err(Stays::Because("others extend its partition's chain all the time: drain again".to_owned()))
     }
 
     /// Of a segment that is not the next one of the chain: does the archive have its records?
-    fn judge(&self, chain: &Chain, segment: &SealedSegment, data: &[u8]) -> anyhow::Result<Fate> {
+    fn compare(&self, chain: &Chain, segment: &SealedSegment, data: &[u8]) -> Result<Fate, Stays> {
         let x = segment.chain_offset();
-        Ok(match coverage(self.reader, &chain.objects, segment, data)? {
-            Coverage::Whole => Fate::Archived,
-            Coverage::Differs(what) => Fate::Left(format!("{what}: compare both before you remove it by hand")),
-            Coverage::Missing { .. } if x > chain.end => Fate::Left(format!(
+        Err(Stays::Because(match coverage::missing(self.reader, &chain.objects, segment, data) {
+            Ok(None) => return Ok(Fate::Archived),
+            Err(Stays::Failed(error)) => return Err(error.into()),
+            Err(Stays::Because(what)) => format!("{what}: compare both before you remove it by hand"),
+            Ok(Some(_)) if x > chain.end => format!(
                 "it does not chain yet: the archive ends at {0}, and offsets {0} to {x} come before it. {AGAIN}",
                 chain.end
-            )),
-            Coverage::Missing { first, end } => {
-                Fate::Left(format!("offsets {first} to {end} are not in the archive. {AGAIN}"))
-            }
-        })
+            ),
+            Ok(Some((first, end))) => format!("offsets {first} to {end} are not in the archive. {AGAIN}"),
+        }))
     }
 
     /// Reads the head, and finds the chain's true end.
-    fn open(&self, segment: &SealedSegment) -> Usable<Chain> {
+    fn open(&self, segment: &SealedSegment) -> Result<Chain, Stays> {
         let (reader, partition) = (self.reader, segment.header.partition);
-        let archive = reader.archive();
-        let head = reader.block_on(reader.retry(|| readable(archive.head(partition))));
-        let head = match head.map_err(|error| reader.sentence(&error))? {
-            Ok(Some(head)) => head,
-            Ok(None) => {
-                return Ok(Err(format!(
-                    "the archive has no chain of partition {partition}: a worker of this topic begins one when it starts"
-                )));
-            }
-            Err(what) => return Ok(Err(format!("the archive's chain cannot be read: {what}"))),
+        let archive = &reader.archive;
+        let unreadable = |what| Stays::Because(format!("the archive's chain cannot be read: {what}"));
+        let Some(head) = reader.ask(|| readable(archive.head(partition)))?.map_err(unreadable)? else {
+            return Err(Stays::Because(format!(
+                "the archive has no chain of partition {partition}: a worker of this topic begins one when it starts"
+            )));
         };
-        let listing = reader.block_on(reader.list()).map_err(|error| reader.sentence(&error))?;
-        let mut objects = listing.objects;
+        let mut objects = reader.ask(|| archive.list_objects())?.objects;
         objects.retain(|object| object.name.partition == partition);
         let mut end = head.end;
         if let Some(last) = objects.last() {
-            let key = last.name.key(archive.topic());
-            let settled = reader.block_on(reader.retry(|| archive.settle(&key)));
-            settled.map_err(|error| reader.sentence(&error))?;
-            match coverage::end_of(reader, last)? {
-                Ok(last) => end = end.max(last),
-                Err(why) => return Ok(Err(format!("the archive's chain cannot be read: {why}"))),
-            }
+            let key = reader.key(last);
+            reader.ask(|| archive.settle(&key))?;
+            end = end.max(coverage::end_of(reader, last).map_err(|stays| match stays {
+                Stays::Because(why) => unreadable(why),
+                failed => failed,
+            })?);
         }
-        Ok(Ok(Chain { head, end, objects, listed: true }))
+        Ok(Chain { head, end, objects, listed: true })
     }
 
     /// Brings the head up to date: who starts next finds the end at once, and a worker that stands halted at a gap
     /// sees by it that the gap was filled.
     fn write_head(&mut self) -> anyhow::Result<()> {
         let Some(Chain { head, end, objects, .. }) = self.chain.take() else { return Ok(()) };
-        let (archive, partition) = (self.reader.archive(), self.folder.parse().map(Partition)?);
-        let last = || objects.last().map(|object| object.name.key(archive.topic()).to_string());
+        let (archive, partition) = (&self.reader.archive, self.folder.parse().map(Partition)?);
+        let last = || objects.last().map(|object| self.reader.key(object).to_string());
         let head = Head { end, key: self.put.take().or_else(last), ..head };
         let written = self.reader.block_on(async {
             match archive.head(partition).await {
@@ -292,13 +275,13 @@ impl Draining<'_> {
     }
 }
 
-fn same_topic(chain: &Chain, segment: &SealedSegment) -> Result<(), String> {
+fn is_of_topic(chain: &Chain, segment: &SealedSegment) -> Result<(), Stays> {
     let (archived, ours) = (&chain.head.identity, &segment.header.identity);
     if archived.contradicts(&ours.0) {
-        return Err(format!(
+        return Err(Stays::Because(format!(
             "it is of another topic of the same name (identity {ours}, the archive's is {archived}): it belongs to no \
              chain of this archive"
-        ));
+        )));
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! Reads objects piece by piece: a range of bytes in memory, decompressed as it is asked for, a line at a time.
+//! Reads objects piece by piece: a range of bytes in memory, decoded as it is asked for, a line at a time.
 //!
 //! Ranges instead of one long answer: each is a request of its own, with its deadline and its attempts, so that a
 //! reader that pauses (`| less`) breaks nothing.
 
 use std::{
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufRead, Read},
     sync::Arc,
 };
 
@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     archive::upload::{
-        Archive, is_lasting,
+        Archive, explain, is_lasting,
         objects::{ListedObject, Listing},
     },
     config::Config,
@@ -24,18 +24,18 @@ use crate::{
 const PIECE: u64 = 4 << 20;
 /// Above any line that a broker lets happen; what is longer is damage, and must not fill the memory.
 const LONGEST_LINE: u64 = 128 << 20;
-/// Attempts at a request before its failure is told.
+/// Attempts at a request before it has failed.
 const ATTEMPTS: u32 = 3;
 
 /// An archive that is read by a command. Cheap to clone.
 #[derive(Clone)]
 pub struct ArchiveReader {
-    archive: Arc<Archive>,
-    config: Arc<Config>,
+    pub archive: Arc<Archive>,
+    pub config: Arc<Config>,
     io: Handle,
 }
 
-/// Why a line could not be read.
+/// Why an object could not be read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// It was there when the archive was listed: expired in between.
@@ -57,19 +57,26 @@ impl ArchiveReader {
         Self { archive: Arc::new(archive), config: Arc::new(config), io }
     }
 
-    pub fn archive(&self) -> &Archive {
-        &self.archive
-    }
-
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
     /// Blocks the calling thread, which must be none of the runtime's own workers.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.io.block_on(future)
     }
 
+    /// Blocks for an answer of the store.
+    pub fn ask<T, F: Future<Output = object_store::Result<T>>>(&self, request: impl Fn() -> F) -> anyhow::Result<T> {
+        self.block_on(self.retry(request)).map_err(|error| self.sentence(&error))
+    }
+
+    /// A failure of the store, as one sentence for the operator.
+    pub fn sentence(&self, error: &object_store::Error) -> anyhow::Error {
+        anyhow::anyhow!(explain(error, &self.config))
+    }
+
+    pub fn key(&self, object: &ListedObject) -> Path {
+        object.name.key(&self.archive.topic)
+    }
+
+    /// What stands below the topic's folder.
     pub async fn list(&self) -> object_store::Result<Listing> {
         self.retry(|| self.archive.list_objects()).await
     }
@@ -91,15 +98,29 @@ impl ArchiveReader {
         }
     }
 
-    /// The lines of an object. To be read on a blocking thread.
+    /// Hands each line of an object to `each`, without its end. To be called on a blocking thread.
     ///
     /// # Errors
-    /// When the decoder cannot be made.
-    pub fn lines(&self, object: &ListedObject) -> io::Result<ObjectLines> {
-        let key = object.name.key(self.archive.topic());
-        let ranges = Ranges { reader: self.clone(), key, size: object.size, at: 0, piece: Bytes::new() };
-        let decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(64 * 1024, ranges))?;
-        Ok(ObjectLines { text: BufReader::with_capacity(128 * 1024, decoder), line: Vec::new() })
+    /// Those of `each`; within, why the object could not be read to its end.
+    pub fn each_line<E>(
+        &self,
+        object: &ListedObject,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Result<(), ReadError>, E> {
+        let ranges =
+            Ranges { reader: self.clone(), key: self.key(object), size: object.size, at: 0, piece: Bytes::new() };
+        let mut text = match object.name.format.lines(ranges) {
+            Ok(text) => text,
+            Err(error) => return Ok(Err(explain_read(error))),
+        };
+        let mut line = Vec::new();
+        loop {
+            match next_line(&mut text, &mut line) {
+                Ok(Some(line)) => each(line)?,
+                Ok(None) => return Ok(Ok(())),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
     }
 }
 
@@ -135,28 +156,17 @@ impl Read for Ranges {
     }
 }
 
-/// The lines of one object, of which one is in memory.
-pub struct ObjectLines {
-    text: BufReader<zstd::Decoder<'static, BufReader<Ranges>>>,
-    line: Vec<u8>,
-}
-
-impl ObjectLines {
-    /// The next line without its end; `None` after the last.
-    ///
-    /// # Errors
-    /// [`ReadError`]; nothing can be read after one.
-    pub fn next_line(&mut self) -> Result<Option<&[u8]>, ReadError> {
-        self.line.clear();
-        (&mut self.text).take(LONGEST_LINE).read_until(b'\n', &mut self.line).map_err(explain_read)?;
-        match self.line.as_slice() {
-            [] => Ok(None),
-            [line @ .., b'\n'] => Ok(Some(line)),
-            line if line.len() as u64 == LONGEST_LINE => {
-                Err(ReadError::Damaged(format!("a line of it is longer than {} MiB", LONGEST_LINE >> 20)))
-            }
-            _ => Err(ReadError::Damaged("its last line has no end".to_owned())),
+/// The next line without its end, in the place of the one before; `None` after the last.
+fn next_line<'a>(text: &mut impl BufRead, line: &'a mut Vec<u8>) -> Result<Option<&'a [u8]>, ReadError> {
+    line.clear();
+    text.take(LONGEST_LINE).read_until(b'\n', line).map_err(explain_read)?;
+    match line.as_slice() {
+        [] => Ok(None),
+        [line @ .., b'\n'] => Ok(Some(line)),
+        line if line.len() as u64 == LONGEST_LINE => {
+            Err(ReadError::Damaged(format!("a line of it is longer than {} MiB", LONGEST_LINE >> 20)))
         }
+        _ => Err(ReadError::Damaged("its last line has no end".to_owned())),
     }
 }
 

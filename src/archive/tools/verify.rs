@@ -4,13 +4,13 @@
 //! grows meanwhile shows no fault. A LIST is no moment in time either (an object may come to stand in a folder that was
 //! passed already), so a gap is believed only when another LIST has nothing to fill it with.
 
-mod chain;
 mod object;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -18,10 +18,11 @@ use futures::{StreamExt, stream};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use self::{chain::Walk, object::Checked};
+use self::object::Checked;
 use super::{ArchiveReader, readable};
 use crate::{
     archive::upload::{
+        failed as store_error,
         objects::{ListedObject, Listing, ObjectName},
         opening::Heads as _,
     },
@@ -55,24 +56,14 @@ pub enum FaultKind {
     Head,
 }
 
-impl FaultKind {
-    /// As JSON and tables write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Gap => "gap",
-            Self::Overlap => "overlap",
-            Self::Damaged => "damaged",
-            Self::UnreadableLine => "unreadable_line",
-            Self::Order => "order",
-            Self::Outside => "outside",
-            Self::Name => "name",
-            Self::Stray => "stray",
-            Self::Head => "head",
-        }
+/// As JSON and tables write it.
+impl fmt::Display for FaultKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
     }
 }
 
-/// One fault; several lines of an object with the same kind of fault are one, told by the first.
+/// One fault; several lines of an object with the same kind of fault are one, described by the first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fault {
     pub kind: FaultKind,
@@ -138,7 +129,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Holes and faults that are told in full for each partition; all are counted.
+    /// Holes and faults that are listed for each partition; all are counted.
     pub const MOST: usize = 1000;
 
     pub fn objects(&self) -> u64 {
@@ -155,9 +146,6 @@ impl Report {
 }
 
 /// Reads all objects of the selected partitions (none: of all).
-///
-/// # Errors
-/// When the store does not answer.
 pub fn verify(reader: &ArchiveReader, partitions: &[Partition], progress: &ProgressBar) -> anyhow::Result<Report> {
     reader
         .block_on(Verification::run(reader, partitions, progress, async || reader.list().await))
@@ -166,7 +154,7 @@ pub fn verify(reader: &ArchiveReader, partitions: &[Partition], progress: &Progr
 
 struct Verification {
     heads: BTreeMap<Partition, Head>,
-    objects: BTreeMap<ObjectName, Checked>,
+    objects: BTreeMap<Partition, BTreeMap<ObjectName, Checked>>,
     strays: BTreeSet<String>,
 }
 
@@ -192,7 +180,7 @@ impl Verification {
             if partitions.is_empty() {
                 verification.strays.extend(strays);
             }
-            objects.retain(|object| wanted(object.name.partition) && !verification.objects.contains_key(&object.name));
+            objects.retain(|object| wanted(object.name.partition) && !verification.has(&object.name));
             if round > 0 {
                 // What has come to stand at the end is for the next run.
                 objects.retain(|object| verification.is_within(&object.name));
@@ -205,7 +193,7 @@ impl Verification {
                 break;
             }
         }
-        Ok(verification.report(reader.archive().topic()))
+        Ok(verification.report(&reader.archive.topic))
     }
 
     async fn read_heads(
@@ -213,7 +201,7 @@ impl Verification {
         reader: &ArchiveReader,
         wanted: &impl Fn(Partition) -> bool,
     ) -> object_store::Result<()> {
-        let archive = reader.archive();
+        let archive = &reader.archive;
         let files = reader.retry(|| archive.list_chain_files()).await?;
         self.strays.extend(files.strays);
         for partition in files.heads.into_iter().filter(|partition| wanted(*partition)) {
@@ -247,18 +235,17 @@ impl Verification {
                     return Ok(None);
                 }
                 let checked = tokio::task::spawn_blocking(move || object::check(&reader, &object)).await;
-                let panicked = |error| object_store::Error::Generic { store: "archive", source: Box::new(error) };
-                Ok::<_, object_store::Error>(Some((object, checked.map_err(panicked)??)))
+                Ok::<_, object_store::Error>(Some((object, checked.map_err(store_error)??)))
             }
         };
-        let parallel = reader.config().upload.max_parallel;
+        let parallel = reader.config.upload.max_parallel;
         let mut checking = stream::iter(objects.into_iter().map(check)).buffer_unordered(parallel);
         let mut outcome = Ok(());
         while let Some(checked) = checking.next().await {
             match checked {
                 Ok(Some((object, checked))) => {
                     progress.inc(object.size);
-                    self.objects.insert(object.name, checked);
+                    self.objects.entry(object.name.partition).or_default().insert(object.name, checked);
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -270,37 +257,30 @@ impl Verification {
         outcome
     }
 
-    fn of(&self, partition: Partition) -> impl DoubleEndedIterator<Item = (&ObjectName, &Checked)> {
-        let first = |partition| ObjectName { partition, chain_offset: Offset(0), hour: i64::MIN };
-        let next = Partition(partition.0.saturating_add(1));
-        self.objects.range(first(partition)..first(next))
-    }
-
-    fn partitions(&self) -> BTreeSet<Partition> {
-        self.objects.keys().map(|name| name.partition).chain(self.heads.keys().copied()).collect()
+    fn has(&self, name: &ObjectName) -> bool {
+        self.objects.get(&name.partition).is_some_and(|objects| objects.contains_key(name))
     }
 
     fn is_within(&self, name: &ObjectName) -> bool {
-        self.of(name.partition).next_back().is_some_and(|(last, _)| name.chain_offset < last.chain_offset)
+        let last = self.objects.get(&name.partition).and_then(BTreeMap::last_key_value);
+        last.is_some_and(|(last, _)| name.chain_offset < last.chain_offset)
     }
 
     fn has_gap(&self) -> bool {
-        self.partitions().into_iter().any(|partition| Walk::along(self.of(partition)).has_gap)
+        let is_gap = |(_, kind, _): &(_, FaultKind, _)| *kind == FaultKind::Gap;
+        self.objects.values().any(|objects| walk(objects).1.iter().any(is_gap))
     }
 
     fn report(mut self, topic: &str) -> Report {
-        let heads = std::mem::take(&mut self.heads);
-        let strays = std::mem::take(&mut self.strays);
-        let faults: Vec<Fault> = strays.into_iter().map(stray).collect();
-        let partitions: BTreeSet<Partition> = self.partitions().into_iter().chain(heads.keys().copied()).collect();
-        let none = Head::default();
-        let partitions: Vec<_> = partitions
-            .into_iter()
-            .map(|partition| {
-                let head = heads.get(&partition).unwrap_or(&none);
-                chain::report(topic, partition, self.of(partition), head)
-            })
-            .collect();
+        let faults: Vec<Fault> = self.strays.into_iter().map(stray).collect();
+        for partition in self.heads.keys() {
+            self.objects.entry(*partition).or_default();
+        }
+        let report = |(partition, objects): (Partition, BTreeMap<_, _>)| {
+            let head = self.heads.remove(&partition).unwrap_or_default();
+            report_of(topic, partition, objects, head)
+        };
+        let partitions: Vec<_> = self.objects.into_iter().map(report).collect();
         let ok = faults.is_empty() && partitions.iter().all(|partition| partition.faults_in_all == 0);
         Report { topic: topic.to_owned(), ok, partitions, faults }
     }
@@ -313,4 +293,89 @@ fn head_fault(message: String) -> Fault {
 fn stray(key: String) -> Fault {
     let message = "no daemon writes this key: it stands in no chain".to_owned();
     Fault { kind: FaultKind::Stray, key: Some(key), lines: None, message }
+}
+
+/// How a partition's objects follow each other: where the chain ends (none where the last object's end cannot be read), and each
+/// fault with the object that it is found at.
+fn walk(objects: &BTreeMap<ObjectName, Checked>) -> (Option<Offset>, Vec<(ObjectName, FaultKind, String)>) {
+    let (mut end, mut faults) = (None, Vec::new());
+    // What was expired at the front is no fault, so the first one may begin anywhere.
+    for (name, checked) in objects.iter().filter(|(_, checked)| !checked.gone) {
+        let x = name.chain_offset;
+        match end {
+            Some(end) if end < x => {
+                let what = format!("offsets {end} to {x} stand in no object: the one before ends at {end}");
+                faults.push((*name, FaultKind::Gap, what));
+            }
+            Some(end) if end > x => {
+                let what = format!("no object ends at {x}, where it begins: the one before ends at {end}");
+                faults.push((*name, FaultKind::Overlap, what));
+            }
+            _ => {}
+        }
+        // An end that cannot be read may be anywhere; that object's damage is the fault then.
+        end = checked.end.map(|its_end: Offset| its_end.max(end.unwrap_or_default()));
+    }
+    (end, faults)
+}
+
+fn report_of(
+    topic: &str,
+    partition: Partition,
+    mut objects: BTreeMap<ObjectName, Checked>,
+    head: Head,
+) -> PartitionReport {
+    objects.retain(|_, checked| !checked.gone);
+    let (end, of_chain) = walk(&objects);
+    let mut report = PartitionReport {
+        partition,
+        objects: objects.len() as u64,
+        records: objects.values().map(|checked| checked.records).sum(),
+        bytes: objects.values().map(|checked| checked.size).sum(),
+        first_offset: objects.values().find_map(|checked| checked.first),
+        end,
+        head_end: head.end,
+        holes: Vec::new(),
+        holes_in_all: 0,
+        unreadable_events: Vec::new(),
+        unreadable_events_in_all: 0,
+        faults: Vec::new(),
+        faults_in_all: 0,
+    };
+    let mut of_chain = of_chain.into_iter().peekable();
+    for (name, checked) in objects {
+        while let Some((name, kind, message)) = of_chain.next_if(|(at, ..)| *at == name) {
+            report.fault(Fault { kind, key: Some(name.key(topic).to_string()), lines: None, message });
+        }
+        checked.faults.into_iter().for_each(|fault| report.fault(fault));
+        if let Some(events) = checked.unreadable {
+            list(&mut report.unreadable_events, &mut report.unreadable_events_in_all, events.lines, events);
+        }
+        if let Some(first) = checked.first.filter(|first| *first > name.chain_offset) {
+            let hole = Hole { from: name.chain_offset, to: first, key: name.key(topic).to_string() };
+            list(&mut report.holes, &mut report.holes_in_all, 1, hole);
+        }
+    }
+    head.faults.into_iter().for_each(|fault| report.fault(fault));
+    if let (Some(head_end), Some(end)) = (head.end, report.end)
+        && head_end > end
+    {
+        let message = format!("the head says that the chain reaches {head_end}, but its last object ends at {end}");
+        report.fault(Fault { kind: FaultKind::Head, key: None, lines: None, message });
+    }
+    report
+}
+
+impl PartitionReport {
+    fn fault(&mut self, fault: Fault) {
+        list(&mut self.faults, &mut self.faults_in_all, 1, fault);
+    }
+}
+
+/// Counts all, and lists the first [`Report::MOST`].
+fn list<T>(listed: &mut Vec<T>, in_all: &mut u64, count: u64, one: T) {
+    *in_all += count;
+    if listed.len() < Report::MOST {
+        listed.push(one);
+    }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! <prefix>/topic=<topic>/date=YYYY-MM-DD/hour=HH/<partition>-<x, 20 digits>.ndjson.zst
 //! <prefix>/_chain/<topic>/<partition>.json        the head: how far the chain is known to reach
-//! <prefix>/_chain/<topic>/<partition>.skip.json   the operator's marker that a gap may be left (`skip`)
+//! <prefix>/_chain/<topic>/<partition>.skip.json   the operator's marker that a gap may be left (`chain_files`)
 //! <prefix>/_chain/probe.json                      shows that the store refuses a second create-only PUT
 //! <prefix>/_chain/race.json                       says that it let one of many at the same time win (`race`)
 //! <prefix>/_chain/race-<id>                       what they put
@@ -13,26 +13,22 @@ use std::{ops::Range, panic::AssertUnwindSafe, time::Duration};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use chrono::Utc;
 use futures::{FutureExt as _, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{
-    compare,
-    errors::{self, ProbeError},
+    errors::{self, ProbeError, failed},
     local::{self, Local},
-    objects::{ObjectName, parse_name},
-    opening::{Head, HeadError, Heads},
+    objects::ObjectName,
     settings::{Provider, Settings},
     store::Root,
 };
 use crate::{
-    archive::spool::segment::SegmentHeader,
+    archive::{format::ObjectFormat, spool::segment::SegmentHeader},
     config::Config,
     panics::panic_message,
-    position::{Offset, Partition},
 };
 
 /// Last objects read at once, to find where they end.
@@ -45,7 +41,9 @@ pub struct Archive {
     /// `None` for a folder.
     provider: Option<Provider>,
     /// The topic with its generation.
-    pub(super) topic: String,
+    pub topic: String,
+    /// Of objects that are put.
+    pub format: ObjectFormat,
     /// For one request; object stores that do not answer by then are tried again.
     pub(super) timeout: Duration,
     /// A LIST gives the keys in ascending order.
@@ -53,7 +51,7 @@ pub struct Archive {
     /// Of an archive in a folder.
     pub(super) local: Option<Local>,
     /// Bounds the memory when many chains are opened at once: each last object has up to `spool.max_bytes`.
-    ends: Semaphore,
+    pub(super) ends: Semaphore,
 }
 
 impl Archive {
@@ -74,7 +72,8 @@ impl Archive {
         let local = Local::open(config).with_context(|| format!("archive.url {url:?} cannot be used"))?;
         let timeout = config.upload.timeout;
         let endpoint = settings.and_then(|settings| Some(settings.endpoint()?.value.clone()));
-        Ok(Self { root, endpoint, provider, topic, timeout, lists_in_order, local, ends: Semaphore::new(ENDS_AT_ONCE) })
+        let (format, ends) = (ObjectFormat::OF_CHAINS, Semaphore::new(ENDS_AT_ONCE));
+        Ok(Self { root, endpoint, provider, topic, format, timeout, lists_in_order, local, ends })
     }
 
     /// Opens an archive that is there, for a topic as its paths name it: `topic`, or `topic@generation`.
@@ -97,24 +96,12 @@ impl Archive {
         Ok(Self { topic, ..Self::open(config)? })
     }
 
-    /// The topic with its generation.
-    pub fn topic(&self) -> &str {
-        &self.topic
-    }
-
     /// The key of a segment's object.
     pub fn key(&self, header: &SegmentHeader) -> Path {
-        ObjectName::of(header).key(&self.topic)
-    }
-
-    fn head_path(&self, partition: Partition) -> Path {
-        Path::from(format!("_chain/{}/{partition}.json", self.topic))
+        ObjectName::of(header, self.format).key(&self.topic)
     }
 
     /// The store below the archive's prefix.
-    ///
-    /// # Errors
-    /// As [`Root::get`].
     pub(super) async fn store(&self) -> object_store::Result<&dyn ObjectStore> {
         self.root.get().await
     }
@@ -148,12 +135,20 @@ impl Archive {
         self.within(async { self.store().await?.get(key).await?.bytes().await }).await
     }
 
+    /// What stands there, if anything does.
+    pub(super) async fn find(&self, key: &Path) -> object_store::Result<Option<Bytes>> {
+        match self.get(key).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
     /// A part of an object.
     pub async fn get_range(&self, key: &Path, range: Range<u64>) -> object_store::Result<Bytes> {
         self.within(async { self.store().await?.get_range(key, range).await }).await
     }
 
-    /// Makes an object durable in all its folders, also when it is met and whoever wrote it was killed on the way, or when
+    /// Makes an object durable in all its folders, also when it is met and its writer was killed on the way, or when
     /// another writer is just making a folder above it. For a store other than a folder nothing is to be done.
     pub async fn settle(&self, key: &Path) -> object_store::Result<()> {
         match &self.local {
@@ -175,35 +170,27 @@ impl Archive {
         time: Duration,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
-        let failed = |what: String| Err(object_store::Error::Generic { store: "archive", source: what.into() });
         // What a request has half-built is dropped with it.
         match tokio::time::timeout(time, AssertUnwindSafe(request).catch_unwind()).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(panic)) => failed(format!(
+            Ok(Err(panic)) => Err(failed(format!(
                 "the store's client panicked, perhaps at a value of archive.options: {}",
                 panic_message(panic.as_ref())
-            )),
-            Err(_) => failed(format!("no answer within {}", humantime::format_duration(time))),
+            ))),
+            Err(_) => Err(failed(format!("no answer within {}", humantime::format_duration(time)))),
         }
     }
 
     /// What a start asks: the cheap question, and the race where this archive has not seen it yet.
-    ///
-    /// # Errors
-    /// [`ProbeError`].
     pub async fn probe(&self) -> Result<(), ProbeError> {
         self.ask_cheaply().await?;
         self.ask_for_rights().await?;
-        Ok(self.race_once().await?)
+        self.race_once().await
     }
 
     /// Does what else a worker will do: reads a key that is missing, and lists. Without the right to list, S3 answers the
     /// first as if the key were not to be read.
-    ///
-    /// # Errors
-    /// [`ProbeError::Right`], or the store's.
-    pub async fn ask_for_rights(&self) -> Result<(), ProbeError> {
-        use object_store::Error as E;
+    async fn ask_for_rights(&self) -> Result<(), ProbeError> {
         let denied = |to| {
             move |error| match errors::is_denied(&error) {
                 true => ProbeError::Right { to, error },
@@ -213,13 +200,9 @@ impl Archive {
         let folder = Path::from("_chain");
         let first = async { self.store().await?.list(Some(&folder)).try_next().await };
         self.within(first).await.map_err(denied(self.right("list the bucket", "s3:ListBucket")))?;
-        match self.get(&Path::from(format!("_chain/missing-{}", Uuid::now_v7().simple()))).await {
-            Ok(_) | Err(E::NotFound { .. }) => Ok(()),
-            Err(error) => {
-                let to = self.right("be told that a key is missing", "s3:ListBucket and s3:GetObject");
-                Err(denied(to)(error))
-            }
-        }
+        let missing = Path::from(format!("_chain/missing-{}", Uuid::now_v7().simple()));
+        let to = self.right("be told that a key is missing", "s3:ListBucket and s3:GetObject");
+        self.find(&missing).await.map(drop).map_err(denied(to))
     }
 
     /// With the names that S3 has for it.
@@ -228,100 +211,19 @@ impl Archive {
     }
 
     /// Two create-only PUTs of one object must give one refusal; a store that overwrites silently would lose data.
-    ///
-    /// # Errors
-    /// [`ProbeError::Overwrites`] when it does, else the store's.
-    pub async fn ask_cheaply(&self) -> Result<(), ProbeError> {
+    async fn ask_cheaply(&self) -> Result<(), ProbeError> {
         let path = Path::from("_chain/probe.json");
         for _ in 0..2 {
             match self.create(&path, Bytes::from_static(b"{}")).await {
                 // A refusal proves something only where the object stands: some stores answer 409 to what fails otherwise.
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                    return self.get(&path).await.map(drop).map_err(ProbeError::Store);
+                    return Ok(self.get(&path).await.map(drop)?);
                 }
-                Err(error) => return Err(ProbeError::Store(error)),
-                Ok(_) => {}
+                put => drop(put?),
             }
         }
         Err(ProbeError::Overwrites)
     }
-
-    pub async fn write_head(&self, partition: Partition, head: &Head) -> object_store::Result<()> {
-        self.put(&self.head_path(partition), encode(head), PutMode::Overwrite).await.map(drop)
-    }
-
-    async fn object_end(&self, key: &Path) -> Result<Offset, HeadError> {
-        // An error would say that the semaphore is closed, which it never is.
-        let _turn = self.ends.acquire().await;
-        self.settle(key).await.map_err(HeadError::Store)?;
-        let object = self.get(key).await.map_err(HeadError::Store)?;
-        // Decompressing a large object would hold up the other uploads.
-        match tokio::task::spawn_blocking(move || compare::object_end(&object)).await {
-            Ok(Ok(end)) => Ok(end),
-            Ok(Err(error)) => Err(HeadError::Unreadable(format!("{key}: {error:#}"))),
-            Err(error) => Err(HeadError::Unreadable(format!("{key}: {error}"))),
-        }
-    }
-
-    /// The last object of a partition's chain, by LIST over all of the topic's: the dates in their keys are those of the
-    /// records, which need not ascend.
-    async fn last_object(&self, partition: Partition) -> object_store::Result<Option<Path>> {
-        let folder = Path::from(format!("topic={}", self.topic));
-        let mut objects = self.store().await?.list(Some(&folder));
-        let mut last: Option<(Path, Offset)> = None;
-        while let Some(object) = self.within(objects.try_next()).await? {
-            let Some((found, at)) = object.location.filename().and_then(parse_name) else { continue };
-            if found == partition && last.as_ref().is_none_or(|(_, last)| *last < at) {
-                last = Some((object.location, at));
-            }
-        }
-        Ok(last.map(|(key, _)| key))
-    }
-}
-
-impl Heads for Archive {
-    async fn head(&self, partition: Partition) -> Result<Option<Head>, HeadError> {
-        match self.get(&self.head_path(partition)).await {
-            Ok(bytes) => {
-                let head: Head = serde_json::from_slice(&bytes)
-                    .map_err(|error| HeadError::Unreadable(format!("{}: {error}", self.head_path(partition))))?;
-                if head.version > Head::VERSION {
-                    return Err(HeadError::Unreadable(format!(
-                        "{} was written by a newer release",
-                        self.head_path(partition)
-                    )));
-                }
-                Ok(Some(head))
-            }
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(HeadError::Store(error)),
-        }
-    }
-
-    async fn pin(&self, partition: Partition, head: &Head) -> object_store::Result<bool> {
-        match self.create(&self.head_path(partition), encode(head)).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn look_ahead(&self, partition: Partition, head: &Head) -> Result<Option<Offset>, HeadError> {
-        match self.newest_after(partition, head, Utc::now()).await.map_err(HeadError::Store)? {
-            Some(key) => self.object_end(&key).await.map(Some),
-            None => Ok(None),
-        }
-    }
-
-    async fn find_end(&self, partition: Partition) -> Result<Option<(Offset, String)>, HeadError> {
-        let Some(key) = self.last_object(partition).await.map_err(HeadError::Store)? else { return Ok(None) };
-        Ok(Some((self.object_end(&key).await?, key.to_string())))
-    }
-}
-
-fn encode(head: &Head) -> Bytes {
-    // A struct of strings and numbers always serialises.
-    serde_json::to_vec(head).unwrap_or_default().into()
 }
 
 #[cfg(test)]
@@ -337,12 +239,5 @@ mod tests {
         let hangs = std::future::pending::<object_store::Result<()>>();
         let failed = Archive::within_time(Duration::from_millis(1), hangs).await;
         assert!(failed.unwrap_err().to_string().contains("no answer within 1ms"));
-    }
-
-    #[test]
-    fn names_read_back() {
-        assert_eq!(parse_name("3-00000000000000000042.ndjson.zst"), Some((Partition(3), Offset(42))));
-        assert_eq!(parse_name("3-42.json"), None);
-        assert_eq!(parse_name("probe.json"), None);
     }
 }

@@ -2,7 +2,6 @@
 //! before their last byte until all of a race have come as far, so that the store has to decide between them at once.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -11,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, future::BoxFuture, stream};
 use object_store::{
     ClientConfigKey, ClientOptions,
     client::{
@@ -92,10 +91,7 @@ struct Service {
 }
 
 impl HttpService for Service {
-    fn call<'life, 'future>(
-        &'life self,
-        request: HttpRequest,
-    ) -> Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'future>>
+    fn call<'life, 'future>(&'life self, request: HttpRequest) -> BoxFuture<'future, Result<HttpResponse, HttpError>>
     where
         'life: 'future,
         Self: 'future,

@@ -13,32 +13,19 @@ use crate::config::Config;
 pub enum ProbeError {
     #[error("the store overwrites objects in spite of If-None-Match: use a store with conditional writes")]
     Overwrites,
-    #[error(transparent)]
-    Race(RaceError),
-    #[error("there is no right to {to}: {error}")]
-    Right { to: String, error: Error },
-    #[error(transparent)]
-    Store(Error),
-}
-
-impl From<RaceError> for ProbeError {
-    fn from(error: RaceError) -> Self {
-        match error {
-            RaceError::Store(error) => Self::Store(error),
-            lost @ RaceError::Lost { .. } => Self::Race(lost),
-        }
-    }
-}
-
-/// Why a store does not pass.
-#[derive(Debug, thiserror::Error)]
-pub enum RaceError {
     #[error(
         "of {puts} create-only PUTs of one key at the same time, {what} (round {round} of {rounds}): the store looks whether an object is there and writes it later, so that two workers overwrite each other's objects. Use a store whose conditional writes are atomic (docs/stores.md)"
     )]
-    Lost { puts: usize, round: usize, rounds: usize, what: String },
+    Race { puts: usize, round: usize, rounds: usize, what: String },
+    #[error("there is no right to {to}: {error}")]
+    Right { to: String, error: Error },
     #[error(transparent)]
-    Store(Error),
+    Store(#[from] Error),
+}
+
+/// A failure that may pass.
+pub fn failed(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Generic { store: "archive", source: source.into() }
 }
 
 /// The store's refusal, with what it refuses.
@@ -49,24 +36,22 @@ pub(super) fn without_right(to: &str, error: Error) -> Error {
 
 /// What waiting alone does not mend.
 pub fn is_lasting(error: &Error) -> bool {
-    use object_store::Error as E;
-    is_denied(error) || matches!(error, E::NotFound { .. } | E::NotSupported { .. } | E::NotImplemented { .. })
+    is_denied(error)
+        || matches!(error, Error::NotFound { .. } | Error::NotSupported { .. } | Error::NotImplemented { .. })
 }
 
 /// A right is missing. Of a LIST, the store's client says so in the text alone.
 pub(super) fn is_denied(error: &Error) -> bool {
-    use object_store::Error as E;
-    matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. })
+    matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. })
         || status(error).is_some_and(|status| status.starts_with("401") || status.starts_with("403"))
 }
 
 /// One sentence for the operator.
 pub fn explain(error: &Error, config: &Config) -> String {
-    use object_store::Error as E;
     let place = place(config);
     let said = || format!("{}{}", one_line(&error.to_string()), root_cause(error));
     match error {
-        E::NotFound { .. } => {
+        Error::NotFound { .. } => {
             format!("the bucket or folder of {place} does not exist: create it, or correct archive.url")
         }
         error if is_denied(error) => {
@@ -142,11 +127,11 @@ pub fn explain_probe(error: &ProbeError, config: &Config) -> String {
         ProbeError::Right { to, error } => {
             format!("{} gives no right to {to} ({})", place(config), one_line(&error.to_string()))
         }
-        error @ (ProbeError::Overwrites | ProbeError::Race(_)) => format!("{}: {error}", place(config)),
+        error @ (ProbeError::Overwrites | ProbeError::Race { .. }) => format!("{}: {error}", place(config)),
     }
 }
 
-/// Where the archive is, in words for people: `file:` says little, and neither does the name of a bucket that may be anywhere.
+/// Where the archive is, for people: `file:` says little, and neither does the name of a bucket that may be anywhere.
 pub fn place(config: &Config) -> String {
     if config.archive.is_local() {
         return local::folder(config).display().to_string();

@@ -19,7 +19,8 @@ use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path};
 use rustix::fs::{CWD, RenameFlags};
 
-use crate::{config::Config, files};
+use super::errors::failed;
+use crate::{archive::format::ObjectFormat, config::Config, files};
 
 /// What the folder of a local archive can besides its store.
 pub(super) struct Local {
@@ -40,9 +41,6 @@ struct Links {
 
 impl Local {
     /// `None` when the archive is no folder.
-    ///
-    /// # Errors
-    /// When there is no such folder.
     pub(super) fn open(config: &Config) -> anyhow::Result<Option<Self>> {
         if !config.archive.is_on() || !config.archive.is_local() {
             return Ok(None);
@@ -85,13 +83,10 @@ impl Local {
         let created = tokio::task::spawn_blocking(move || create_by_rename(&object, &data));
         created.await.unwrap_or_else(|error| Err(error.into())).map_err(|error| match error.kind() {
             ErrorKind::AlreadyExists => object_store::Error::AlreadyExists { path, source: error.into() },
-            _ => {
-                let source = format!(
-                    "{path} cannot be made: the file system has neither hard links nor, it seems, renames that replace nothing \
-                     (RENAME_NOREPLACE): put the archive on another one ({error})"
-                );
-                object_store::Error::Generic { store: "archive", source: source.into() }
-            }
+            _ => failed(format!(
+                "{path} cannot be made: the file system has neither hard links nor, it seems, renames that replace nothing \
+                 (RENAME_NOREPLACE): put the archive on another one ({error})"
+            )),
         })
     }
 
@@ -102,10 +97,8 @@ impl Local {
             let mut folders = object.ancestors().skip(1).take_while(|folder| folder.starts_with(&root));
             folders.try_for_each(|folder| File::open(folder)?.sync_all())
         });
-        settled.await.unwrap_or_else(|error| Err(error.into())).map_err(|error| {
-            let source = format!("the folder of {key} cannot be synced: {error}").into();
-            object_store::Error::Generic { store: "archive", source }
-        })
+        let settled = settled.await.unwrap_or_else(|error| Err(error.into()));
+        settled.map_err(|error| failed(format!("the folder of {key} cannot be synced: {error}")))
     }
 }
 
@@ -195,11 +188,11 @@ pub fn sweep(config: &Config) {
     }
 }
 
-/// Removes the `….ndjson.zst#n` and `….json#n` that a write which was interrupted left behind.
+/// Removes what is staged for objects and chain files, `…#n`, that a write which was interrupted left behind.
 fn sweep_staging(folder: &FilePath) -> io::Result<()> {
     let is_staged = |name: &str| {
         name.rsplit_once('#').is_some_and(|(object, n)| {
-            (object.ends_with(".ndjson.zst") || object.ends_with(".json")) && n.parse::<u32>().is_ok()
+            (ObjectFormat::of_name(object).is_some() || object.ends_with(".json")) && n.parse::<u32>().is_ok()
         })
     };
     for entry in fs::read_dir(folder)? {

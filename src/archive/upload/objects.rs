@@ -4,9 +4,12 @@ use chrono::{DateTime, NaiveDate, Utc};
 use futures::TryStreamExt;
 use object_store::path::Path;
 
-use super::{archive::Archive, opening::Head};
+use super::{
+    archive::Archive,
+    opening::{Head, HeadError},
+};
 use crate::{
-    archive::spool::segment::SegmentHeader,
+    archive::{format::ObjectFormat, spool::segment::SegmentHeader},
     position::{Offset, Partition, Timestamp},
 };
 
@@ -21,20 +24,18 @@ pub struct ObjectName {
     pub chain_offset: Offset,
     /// Of the first record's timestamp, in hours since 1970-01-01T00:00:00Z.
     pub hour: i64,
+    pub format: ObjectFormat,
 }
 
 impl ObjectName {
-    pub fn of(header: &SegmentHeader) -> Self {
-        Self {
-            partition: header.partition,
-            chain_offset: header.chain_offset,
-            hour: hour_of(header.first_received.to_datetime()),
-        }
+    pub fn of(header: &SegmentHeader, format: ObjectFormat) -> Self {
+        let hour = hour_of(header.first_received.to_datetime());
+        Self { partition: header.partition, chain_offset: header.chain_offset, hour, format }
     }
 
     /// The key, below the archive's prefix.
     pub fn key(&self, topic: &str) -> Path {
-        self.folder(topic).join(format!("{}.ndjson.zst", self.stem()))
+        self.folder(topic).join(format!("{}{}", self.stem(), self.format.suffix()))
     }
 
     fn folder(&self, topic: &str) -> Path {
@@ -49,10 +50,10 @@ impl ObjectName {
     fn parse(key: &Path, topic: &str) -> Option<Self> {
         let mut parts = key.as_ref().rsplit('/');
         let (name, hour, date) = (parts.next()?, parts.next()?, parts.next()?);
-        let (partition, chain_offset) = parse_name(name)?;
+        let (partition, chain_offset, format) = parse_name(name)?;
         let date = NaiveDate::parse_from_str(date.strip_prefix("date=")?, "%Y-%m-%d").ok()?;
         let hour = date.and_hms_opt(hour.strip_prefix("hour=")?.parse().ok()?, 0, 0)?.and_utc();
-        let parsed = Self { partition, chain_offset, hour: hour_of(hour) };
+        let parsed = Self { partition, chain_offset, hour: hour_of(hour), format };
         (parsed.key(topic) == *key).then_some(parsed)
     }
 
@@ -78,30 +79,14 @@ pub struct ListedObject {
 /// What stands below the topic's folder.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// In the order of the chains. A few words each: a million objects take 40 MB.
+    /// In the order of the chains. A million objects take 40 MB.
     pub objects: Vec<ListedObject>,
     /// Keys that no daemon writes; at most [`Listing::MOST_STRAYS`] of them.
     pub strays: Vec<String>,
-    pub strays_in_all: u64,
 }
 
 impl Listing {
     pub const MOST_STRAYS: usize = 1000;
-
-    fn stray(&mut self, key: &Path) {
-        self.strays_in_all += 1;
-        if self.strays.len() < Self::MOST_STRAYS {
-            self.strays.push(key.to_string());
-        }
-    }
-}
-
-/// The partitions whose chain has files of its own: heads, and markers of the operator.
-#[derive(Debug, Default)]
-pub struct ChainFiles {
-    pub heads: Vec<Partition>,
-    pub skips: Vec<Partition>,
-    pub strays: Vec<String>,
 }
 
 impl Archive {
@@ -113,7 +98,10 @@ impl Archive {
         while let Some(object) = self.within(found.try_next()).await? {
             match ObjectName::parse(&object.location, &self.topic) {
                 Some(name) => listing.objects.push(ListedObject { name, size: object.size }),
-                None => listing.stray(&object.location),
+                None if listing.strays.len() < Listing::MOST_STRAYS => {
+                    listing.strays.push(object.location.to_string());
+                }
+                None => {}
             }
         }
         listing.objects.sort_unstable_by_key(|object| object.name);
@@ -128,7 +116,7 @@ impl Archive {
         partition: Partition,
         head: &Head,
         now: DateTime<Utc>,
-    ) -> object_store::Result<Option<Path>> {
+    ) -> object_store::Result<Option<ObjectName>> {
         let now = hour_of(now);
         let key = head.key.as_deref().and_then(|key| ObjectName::parse(&Path::parse(key).ok()?, &self.topic));
         let began = key.map_or(now, |name| name.hour);
@@ -145,7 +133,7 @@ impl Archive {
         if hour != now {
             newest = newest.max(self.newest_in(now, partition, head.end).await?);
         }
-        Ok(newest.map(|name| name.key(&self.topic)))
+        Ok(newest)
     }
 
     /// The last object of a partition's in this hour, at or beyond `end`.
@@ -155,7 +143,7 @@ impl Archive {
         partition: Partition,
         end: Offset,
     ) -> object_store::Result<Option<ObjectName>> {
-        let first = ObjectName { partition, chain_offset: end, hour };
+        let first = ObjectName { partition, chain_offset: end, hour, format: self.format };
         let folder = first.folder(&self.topic);
         // Comes right before that object's key: a LIST gives what comes after it.
         let after = folder.clone().join(first.stem());
@@ -171,30 +159,41 @@ impl Archive {
         Ok(newest.filter(|name| name.chain_offset >= end))
     }
 
-    /// What stands below `_chain/<topic>/`.
-    pub async fn list_chain_files(&self) -> object_store::Result<ChainFiles> {
-        let folder = Path::from(format!("_chain/{}", self.topic));
-        let mut found = self.store().await?.list(Some(&folder));
-        let mut files = ChainFiles::default();
-        while let Some(object) = self.within(found.try_next()).await? {
-            let name = object.location.filename().unwrap_or_default();
-            let partition = |suffix: &str| name.strip_suffix(suffix)?.parse().ok().map(Partition);
-            if let Some(partition) = partition(".skip.json") {
-                files.skips.push(partition);
-            } else if let Some(partition) = partition(".json") {
-                files.heads.push(partition);
-            } else if files.strays.len() < Listing::MOST_STRAYS {
-                files.strays.push(object.location.to_string());
+    /// Where an object ends.
+    pub(super) async fn object_end(&self, key: &Path, format: ObjectFormat) -> Result<Offset, HeadError> {
+        // An error would say that the semaphore is closed, which it never is.
+        let _turn = self.ends.acquire().await;
+        self.settle(key).await?;
+        let object = self.get(key).await?;
+        // Decompressing a large object would hold up the other uploads.
+        match tokio::task::spawn_blocking(move || format.end(&object)).await {
+            Ok(Ok(end)) => Ok(end),
+            Ok(Err(error)) => Err(HeadError::Unreadable(format!("{key}: {error:#}"))),
+            Err(error) => Err(HeadError::Unreadable(format!("{key}: {error}"))),
+        }
+    }
+
+    /// The last object of a partition's chain, by LIST over all of the topic's: the dates in their keys are those of the
+    /// records, which need not ascend.
+    pub(super) async fn last_object(&self, partition: Partition) -> object_store::Result<Option<(Path, ObjectFormat)>> {
+        let folder = Path::from(format!("topic={}", self.topic));
+        let mut objects = self.store().await?.list(Some(&folder));
+        let mut last: Option<(Path, Offset, ObjectFormat)> = None;
+        while let Some(object) = self.within(objects.try_next()).await? {
+            let Some((found, at, format)) = object.location.filename().and_then(parse_name) else { continue };
+            if found == partition && last.as_ref().is_none_or(|(_, last, _)| *last < at) {
+                last = Some((object.location, at, format));
             }
         }
-        Ok(files)
+        Ok(last.map(|(key, _, format)| (key, format)))
     }
 }
 
-/// `<partition>-<chain offset>.ndjson.zst`
-pub(super) fn parse_name(name: &str) -> Option<(Partition, Offset)> {
-    let (partition, chain_offset) = name.strip_suffix(".ndjson.zst")?.split_once('-')?;
-    Some((Partition(partition.parse().ok()?), Offset(chain_offset.parse().ok()?)))
+/// `<partition>-<chain offset>`, and what objects of a format end in.
+fn parse_name(name: &str) -> Option<(Partition, Offset, ObjectFormat)> {
+    let (format, stem) = ObjectFormat::of_name(name)?;
+    let (partition, chain_offset) = stem.split_once('-')?;
+    Some((Partition(partition.parse().ok()?), Offset(chain_offset.parse().ok()?), format))
 }
 
 #[cfg(test)]
@@ -206,7 +205,12 @@ mod tests {
 
     #[test]
     fn keys_read_back_and_others_are_not_taken_for_ours() {
-        let name = ObjectName { partition: Partition(3), chain_offset: Offset(42), hour: 498_728 };
+        let name = ObjectName {
+            partition: Partition(3),
+            chain_offset: Offset(42),
+            hour: 498_728,
+            format: ObjectFormat::NdjsonZst,
+        };
         let key = name.key("t@2");
         assert_eq!(key.as_ref(), "topic=t@2/date=2026-11-23/hour=08/3-00000000000000000042.ndjson.zst");
         assert_eq!(ObjectName::parse(&key, "t@2"), Some(name));
@@ -233,7 +237,8 @@ mod tests {
         let now = hour_of(time);
         let began = now - 30;
         let key = |x, hour, partition| {
-            ObjectName { partition: Partition(partition), chain_offset: Offset(x), hour }.key(&archive.topic)
+            let format = ObjectFormat::NdjsonZst;
+            ObjectName { partition: Partition(partition), chain_offset: Offset(x), hour, format }.key(&archive.topic)
         };
         let mut head = Head {
             version: 1,
@@ -241,7 +246,9 @@ mod tests {
             key: Some(key(5, began, 1).to_string()),
             identity: TopicIdentity("id".into()),
         };
-        let look = async |head: &Head| archive.newest_after(Partition(1), head, time).await.unwrap();
+        let look = async |head: &Head| {
+            archive.newest_after(Partition(1), head, time).await.unwrap().map(|name| name.key(&archive.topic))
+        };
         assert_eq!(look(&head).await, None);
         // Of others, before the head's end, and behind a break.
         let others = [key(5, began, 1), key(20, began, 2), key(20, began, 11), key(100, began + 4, 1)];
@@ -268,7 +275,22 @@ mod tests {
     fn a_record_of_a_far_year_has_a_key_that_reads_back() {
         // Microseconds that a foreign producer wrote where milliseconds belong.
         let time = Timestamp(1_795_420_800_123_000).to_datetime();
-        let name = ObjectName { partition: Partition(0), chain_offset: Offset(0), hour: hour_of(time) };
+        let name = ObjectName {
+            partition: Partition(0),
+            chain_offset: Offset(0),
+            hour: hour_of(time),
+            format: ObjectFormat::NdjsonZst,
+        };
         assert_eq!(ObjectName::parse(&name.key("t"), "t"), Some(name), "{}", name.key("t"));
+    }
+
+    #[test]
+    fn names_read_back() {
+        assert_eq!(
+            parse_name("3-00000000000000000042.ndjson.zst"),
+            Some((Partition(3), Offset(42), ObjectFormat::NdjsonZst))
+        );
+        assert_eq!(parse_name("3-42.json"), None);
+        assert_eq!(parse_name("probe.json"), None);
     }
 }

@@ -10,6 +10,7 @@ use std::future::Future;
 
 use serde::{Deserialize, Serialize};
 
+use super::errors::failed;
 use crate::{
     log::Assignment,
     position::{Offset, Partition, TopicIdentity},
@@ -58,13 +59,13 @@ impl Known {
     }
 }
 
-/// Why a chain's end cannot be told.
+/// Why a file or an object of a chain is not read.
 #[derive(Debug, thiserror::Error)]
 pub enum HeadError {
     #[error("{0}")]
     Unreadable(String),
     #[error(transparent)]
-    Store(object_store::Error),
+    Store(#[from] object_store::Error),
 }
 
 /// Why a chain cannot be opened until the operator does something.
@@ -72,6 +73,32 @@ pub enum HeadError {
 pub struct Unusable {
     pub reason: String,
     pub action: String,
+}
+
+/// Why a chain is not open.
+#[derive(Debug)]
+pub enum OpenError {
+    Unusable(Unusable),
+    /// The store's, which may pass: ask again.
+    Store(object_store::Error),
+}
+
+impl From<object_store::Error> for OpenError {
+    fn from(error: object_store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<HeadError> for OpenError {
+    fn from(error: HeadError) -> Self {
+        match error {
+            HeadError::Store(error) => Self::Store(error),
+            HeadError::Unreadable(what) => Self::Unusable(Unusable {
+                reason: format!("the archive's chain cannot be read: {what}"),
+                action: "restore that object (the daemon overwrites and deletes nothing), and restart".to_owned(),
+            }),
+        }
+    }
 }
 
 /// What the store is asked.
@@ -96,40 +123,30 @@ pub trait Heads: Sync {
     ) -> impl Future<Output = Result<Option<(Offset, String)>, HeadError>> + Send;
 }
 
-/// The chain's end, or why it cannot be used.
-///
-/// # Errors
-/// The store's, which may pass: ask again.
-pub async fn end_of_chain(
-    heads: &impl Heads,
-    assignment: &Assignment,
-    known: Known,
-) -> object_store::Result<Result<Offset, Unusable>> {
+/// The chain's end.
+pub async fn end_of_chain(heads: &impl Heads, assignment: &Assignment, known: Known) -> Result<Offset, OpenError> {
     let partition = assignment.partition;
-    let head = match heads.head(partition).await {
-        Ok(Some(head)) => head,
-        Ok(None) => {
-            let (end, key) = match heads.find_end(partition).await {
-                Ok(Some((end, key))) => (end, Some(key)),
-                Ok(None) => (assignment.committed.unwrap_or(assignment.log_start), None),
-                Err(error) => return unreadable(error),
+    let head = match heads.head(partition).await? {
+        Some(head) => head,
+        None => {
+            let (end, key) = match heads.find_end(partition).await? {
+                Some((end, key)) => (end, Some(key)),
+                None => (assignment.committed.unwrap_or(assignment.log_start), None),
             };
             let head = Head { version: Head::VERSION, end, key, identity: assignment.identity.clone() };
             if heads.pin(partition, &head).await? {
                 head
             } else {
                 // Another writer pinned it in between: theirs counts.
-                match heads.head(partition).await {
-                    Ok(Some(theirs)) => theirs,
-                    Ok(None) => return Err(conflict()),
-                    Err(error) => return unreadable(error),
-                }
+                let theirs = heads.head(partition).await?;
+                // Some stores answer 409 to requests that fail otherwise.
+                theirs
+                    .ok_or_else(|| failed("the store refuses to create the chain's head, although none stands there"))?
             }
         }
-        Err(error) => return unreadable(error),
     };
     if head.identity.contradicts(&assignment.identity.0) {
-        return Ok(Err(Unusable {
+        return Err(OpenError::Unusable(Unusable {
             reason: format!(
                 "the archive was made from another topic of this name (identity {}, now {})",
                 head.identity, assignment.identity
@@ -138,35 +155,14 @@ pub async fn end_of_chain(
         }));
     }
     // Without a look, each object behind an old head would have to be met by a PUT of our own.
-    let seen = match heads.look_ahead(partition, &head).await {
-        Ok(seen) => seen.map_or(head.end, |seen| seen.max(head.end)),
-        Err(error) => return unreadable(error),
-    };
-    let mut end = seen.max(known.end);
+    let seen = heads.look_ahead(partition, &head).await?.map_or(head.end, |seen| seen.max(head.end));
+    let end = seen.max(known.end);
     let sees_too_little = known.finds_an_old_head() && seen <= known.end;
     if sees_too_little || assignment.committed.is_some_and(|committed| committed > end) || assignment.log_start > end {
-        match heads.find_end(partition).await {
-            Ok(found) => end = end.max(found.map_or(end, |(found, _)| found)),
-            Err(error) => return unreadable(error),
-        }
+        let found = heads.find_end(partition).await?;
+        return Ok(found.map_or(end, |(found, _)| end.max(found)));
     }
-    Ok(Ok(end))
-}
-
-/// Some stores answer 409 to requests that fail otherwise.
-fn conflict() -> object_store::Error {
-    let source = "the store refuses to create the chain's head, although none stands there".into();
-    object_store::Error::Generic { store: "archive", source }
-}
-
-fn unreadable(error: HeadError) -> object_store::Result<Result<Offset, Unusable>> {
-    match error {
-        HeadError::Store(error) => Err(error),
-        HeadError::Unreadable(what) => Ok(Err(Unusable {
-            reason: format!("the archive's chain cannot be read: {what}"),
-            action: "restore that object (the daemon overwrites and deletes nothing), and restart".to_owned(),
-        })),
-    }
+    Ok(end)
 }
 
 #[cfg(test)]
@@ -214,12 +210,7 @@ mod tests {
         Mutex::new(Some(Head { version: Head::VERSION, end: Offset(end), key: None, identity }))
     }
 
-    fn open_knowing(
-        fake: &Fake,
-        committed: Option<u64>,
-        log_start: u64,
-        known: Known,
-    ) -> object_store::Result<Result<Offset, Unusable>> {
+    fn open_knowing(fake: &Fake, committed: Option<u64>, log_start: u64, known: Known) -> Result<Offset, OpenError> {
         let assignment = Assignment {
             partition: Partition(0),
             committed: committed.map(Offset),
@@ -232,17 +223,17 @@ mod tests {
         end_of_chain(fake, &assignment, known).now_or_never().unwrap()
     }
 
-    fn open(fake: &Fake, committed: Option<u64>, log_start: u64) -> object_store::Result<Result<Offset, Unusable>> {
+    fn open(fake: &Fake, committed: Option<u64>, log_start: u64) -> Result<Offset, OpenError> {
         open_knowing(fake, committed, log_start, Known::default())
     }
 
     #[test]
     fn the_chain_begins_at_the_head_and_the_committed_offset_only_pins_the_first() {
         let fake = Fake { head: head(7, "id"), ..Fake::default() };
-        assert_eq!(open(&fake, Some(3), 0).unwrap().unwrap(), Offset(7));
+        assert_eq!(open(&fake, Some(3), 0).unwrap(), Offset(7));
         assert_eq!(*fake.listed.lock(), 0);
         let fake = Fake::default();
-        assert_eq!(open(&fake, Some(3), 0).unwrap().unwrap(), Offset(3));
+        assert_eq!(open(&fake, Some(3), 0).unwrap(), Offset(3));
         assert_eq!(fake.head.lock().as_ref().unwrap().end, Offset(3));
     }
 
@@ -250,28 +241,28 @@ mod tests {
     fn behind_an_old_head_the_objects_are_listed() {
         for (committed, log_start) in [(Some(20), 0), (Some(3), 9)] {
             let fake = Fake { head: head(7, "id"), found: Some(Offset(20)), ..Fake::default() };
-            assert_eq!(open(&fake, committed, log_start).unwrap().unwrap(), Offset(20));
+            assert_eq!(open(&fake, committed, log_start).unwrap(), Offset(20));
         }
     }
 
     #[test]
     fn what_was_written_since_the_head_is_found_in_the_hours_after_it() {
         let fake = Fake { head: head(7, "id"), ahead: Some(Offset(20)), found: Some(Offset(30)), ..Fake::default() };
-        assert_eq!(open(&fake, Some(12), 9).unwrap().unwrap(), Offset(20));
+        assert_eq!(open(&fake, Some(12), 9).unwrap(), Offset(20));
         let mut known = Known::default();
         known.met(Offset(9));
-        assert_eq!(open_knowing(&fake, Some(12), 0, known).unwrap().unwrap(), Offset(20));
+        assert_eq!(open_knowing(&fake, Some(12), 0, known).unwrap(), Offset(20));
         assert_eq!(*fake.listed.lock(), 0);
         known.met(Offset(20));
-        assert_eq!(open_knowing(&fake, Some(12), 0, known).unwrap().unwrap(), Offset(30), "it shows no more");
-        assert_eq!(open(&fake, Some(21), 0).unwrap().unwrap(), Offset(30), "it shows less than is committed");
+        assert_eq!(open_knowing(&fake, Some(12), 0, known).unwrap(), Offset(30), "it shows no more");
+        assert_eq!(open(&fake, Some(21), 0).unwrap(), Offset(30), "it shows less than is committed");
     }
 
     #[test]
     fn when_another_writers_objects_are_met_one_after_the_other_the_rest_are_listed() {
         let fake = Fake { head: head(7, "id"), found: Some(Offset(20)), ..Fake::default() };
         let mut known = Known::default();
-        let open = |known| open_knowing(&fake, Some(3), 0, known).unwrap().unwrap();
+        let open = |known| open_knowing(&fake, Some(3), 0, known).unwrap();
         known.archived(Offset(8));
         known.met(Offset(9));
         assert_eq!((open(known), *fake.listed.lock()), (Offset(9), 0), "a race");
@@ -285,18 +276,20 @@ mod tests {
     #[test]
     fn a_committed_offset_beyond_all_objects_moves_no_chain() {
         let fake = Fake { head: head(7, "id"), found: Some(Offset(7)), ..Fake::default() };
-        assert_eq!(open(&fake, Some(20), 0).unwrap().unwrap(), Offset(7));
+        assert_eq!(open(&fake, Some(20), 0).unwrap(), Offset(7));
     }
 
     #[test]
     fn a_store_that_refuses_the_head_and_has_none_fails_instead_of_being_asked_for_ever() {
         let fake = Fake { refuses: true, ..Fake::default() };
-        assert!(open(&fake, None, 0).is_err());
+        assert!(matches!(open(&fake, None, 0), Err(OpenError::Store(_))));
     }
 
     #[test]
     fn an_archive_of_another_topic_of_this_name_is_not_continued() {
         let fake = Fake { head: head(7, "other"), ..Fake::default() };
-        assert!(open(&fake, None, 0).unwrap().unwrap_err().action.contains("queue.generation"));
+        let outcome = open(&fake, None, 0);
+        let Err(OpenError::Unusable(Unusable { action, .. })) = outcome else { panic!("{outcome:?}") };
+        assert!(action.contains("queue.generation"));
     }
 }

@@ -16,15 +16,16 @@ use uuid::Uuid;
 
 use super::{
     archive::Archive,
+    chain_files::json,
     client::{Gate, HeldBack},
-    errors::RaceError,
+    errors::{ProbeError, failed},
 };
 
 /// Of each object that is put.
 const BYTES: usize = 20 * 1024;
 /// For each of them, where `upload.timeout` is less: most of it is waiting for the others.
 const TIME: Duration = Duration::from_secs(20);
-/// Rounds without a verdict before the store's answer is told instead.
+/// Rounds without a verdict, after which the store's answer is the error.
 const UNCLEAR: usize = 3;
 
 /// How hard the store is asked.
@@ -39,7 +40,7 @@ pub struct Race {
 impl Race {
     /// Once for an archive, and by each `check --connect`.
     pub const USUAL: Self = Self { puts: 16, rounds: 4 };
-    /// For a store that nobody knows yet.
+    /// For a store that is not known yet.
     pub const THOROUGH: Self = Self { puts: 64, rounds: 32 };
 }
 
@@ -73,10 +74,7 @@ enum Verdict {
 
 impl Archive {
     /// The race of this archive, unless it was run there before.
-    ///
-    /// # Errors
-    /// [`RaceError`].
-    pub(super) async fn race_once(&self) -> Result<(), RaceError> {
+    pub(super) async fn race_once(&self) -> Result<(), ProbeError> {
         // Of one process: the archive's folder is no other's, and a file system's links are atomic.
         if self.local.is_some() || self.has_passed().await? {
             return Ok(());
@@ -84,38 +82,31 @@ impl Archive {
         self.race(Race::USUAL).await?;
         let Race { puts, rounds } = Race::USUAL;
         let passed = Passed { version: 1, time: Utc::now(), puts, rounds, endpoint: self.endpoint.clone() };
-        // Strings and numbers always serialise.
-        let passed = serde_json::to_vec(&passed).unwrap_or_default().into();
-        self.put(&result(), passed, PutMode::Overwrite).await.map_err(RaceError::Store)?;
-        Ok(())
+        Ok(self.put(&result(), json(&passed), PutMode::Overwrite).await.map(drop)?)
     }
 
-    async fn has_passed(&self) -> Result<bool, RaceError> {
-        match self.get(&result()).await {
-            // What cannot be read is no word to rely on.
-            Ok(passed) => {
-                Ok(serde_json::from_slice::<Passed>(&passed).is_ok_and(|passed| passed.endpoint == self.endpoint))
-            }
-            Err(Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(RaceError::Store(error)),
-        }
+    async fn has_passed(&self) -> Result<bool, ProbeError> {
+        let passed = self.find(&result()).await?;
+        // One that cannot be read says nothing.
+        let passed = passed.and_then(|passed| serde_json::from_slice::<Passed>(&passed).ok());
+        Ok(passed.is_some_and(|passed| passed.endpoint == self.endpoint))
     }
 
     /// Runs a race, whatever is known. Its objects stay, `_chain/race-…`, since nothing is ever deleted.
     ///
     /// # Errors
-    /// [`RaceError`]: the first round that more than one PUT won ends it.
-    pub async fn race(&self, Race { puts, rounds }: Race) -> Result<(), RaceError> {
+    /// [`ProbeError`]: the first round that more than one PUT won ends it.
+    pub async fn race(&self, Race { puts, rounds }: Race) -> Result<(), ProbeError> {
         let mut unclear = 0;
         let mut round = 1;
         while round <= rounds {
             match self.round(puts).await? {
                 Verdict::OneWon => round += 1,
-                Verdict::Broken(what) => return Err(RaceError::Lost { puts, round, rounds, what }),
+                Verdict::Broken(what) => return Err(ProbeError::Race { puts, round, rounds, what }),
                 Verdict::Unclear(error) => {
                     unclear += 1;
                     if unclear == UNCLEAR {
-                        return Err(RaceError::Store(error));
+                        return Err(ProbeError::Store(error));
                     }
                 }
             }
@@ -123,7 +114,7 @@ impl Archive {
         Ok(())
     }
 
-    async fn round(&self, puts: usize) -> Result<Verdict, RaceError> {
+    async fn round(&self, puts: usize) -> Result<Verdict, ProbeError> {
         let key = Path::from(format!("_chain/race-{}", Uuid::now_v7().simple()));
         let (gate, bodies) = (Gate::new(puts), bodies(puts));
         let put = async |body: &Bytes| {
@@ -138,12 +129,7 @@ impl Archive {
             }
         };
         let outcomes = future::join_all(bodies.iter().map(put)).await;
-        let stands = match self.get(&key).await {
-            Ok(stands) => Some(stands),
-            Err(Error::NotFound { .. }) => None,
-            Err(error) => return Err(RaceError::Store(error)),
-        };
-        let stands = stands.map(|stands| bodies.iter().position(|body| *body == stands));
+        let stands = self.find(&key).await?.map(|stands| bodies.iter().position(|body| *body == stands));
         Ok(judge(outcomes, stands))
     }
 }
@@ -165,12 +151,8 @@ fn bodies(puts: usize) -> Vec<Bytes> {
 
 /// `stands` is whose bytes do: `Some(None)` for nobody's.
 fn judge(outcomes: Vec<Outcome>, stands: Option<Option<usize>>) -> Verdict {
-    let winners: Vec<usize> = outcomes
-        .iter()
-        .enumerate()
-        .filter(|(_, outcome)| matches!(outcome, Outcome::Won))
-        .map(|(put, _)| put)
-        .collect();
+    let won = |(put, outcome): (usize, &Outcome)| matches!(outcome, Outcome::Won).then_some(put);
+    let winners: Vec<usize> = outcomes.iter().enumerate().filter_map(won).collect();
     let refused = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Refused)).count();
     let what = match (winners.as_slice(), stands) {
         ([_, _, ..], _) => return Verdict::Broken(format!("{} were answered with success", winners.len())),
@@ -186,11 +168,11 @@ fn judge(outcomes: Vec<Outcome>, stands: Option<Option<usize>>) -> Verdict {
         ([_], _) => "it refused too few of many create-only PUTs of one new key",
         ([], _) => "it took none of many create-only PUTs of one new key",
     };
-    let failed = outcomes.into_iter().find_map(|outcome| match outcome {
+    let error = outcomes.into_iter().find_map(|outcome| match outcome {
         Outcome::Failed(error) => Some(error),
         Outcome::Won | Outcome::Refused => None,
     });
-    Verdict::Unclear(failed.unwrap_or_else(|| Error::Generic { store: "archive", source: what.into() }))
+    Verdict::Unclear(error.unwrap_or_else(|| failed(what)))
 }
 
 #[cfg(test)]

@@ -3,21 +3,21 @@
 
 use std::{
     collections::BTreeMap,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use object_store::path::Path;
+use bytes::Bytes;
+use object_store::{Error, path::Path};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::{
     archive::Archive,
-    compare,
-    errors::{ProbeError, explain, is_lasting, place, without_right},
-    opening::{self, HeadError, Heads as _, Known, Unusable},
+    errors::{ProbeError, explain, failed, is_lasting, place, without_right},
+    opening::{self, HeadError, Heads as _, Known, OpenError, Unusable},
     watch::Watched,
     window::Window,
 };
@@ -35,13 +35,23 @@ use crate::{
     position::{Offset, Partition},
 };
 
-/// So long a question about a gap counts as failed. It is asked every few seconds, for as long as the partition is ours.
+/// How long a question about a gap counts as failed. It is asked every few seconds while the partition is ours.
 const GAP_FAILURE: Duration = Duration::from_secs(15);
 
 /// Why the store cannot be used for a partition.
 struct Failing {
     reason: String,
     until: Option<Instant>,
+}
+
+/// Why an attempt to put a segment gave no answer.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    /// The segment's file cannot be read.
+    #[error(transparent)]
+    Segment(#[from] io::Error),
+    #[error(transparent)]
+    Store(#[from] Error),
 }
 
 /// Attempts after which a sector that the disk cannot read is given up.
@@ -85,7 +95,7 @@ impl Requests {
         }
     }
 
-    /// `until` is when it is forgotten where nobody says it again: a partition may be another worker's by then.
+    /// `until` is when it is forgotten unless it is said again: a partition may be another worker's by then.
     fn failing(&self, partition: Partition, reason: String, until: Option<Instant>) {
         let mut failing = self.failing.lock();
         failing.insert(partition, Failing { reason: reason.clone(), until });
@@ -124,30 +134,30 @@ impl Requests {
     pub(super) async fn open(&self, assignment: &Assignment, known: Known) -> Result<Offset, Unusable> {
         let mut attempt = 0;
         loop {
-            match self.try_open(assignment, known).await {
-                Ok(outcome) => {
-                    self.working(assignment.partition);
-                    return outcome;
+            let outcome = match self.try_open(assignment, known).await {
+                Err(OpenError::Store(error)) => {
+                    self.pause(assignment.partition, attempt, &error).await;
+                    attempt += 1;
+                    continue;
                 }
-                Err(error) => self.pause(assignment.partition, attempt, &error).await,
-            }
-            attempt += 1;
+                Err(OpenError::Unusable(unusable)) => Err(unusable),
+                Ok(end) => Ok(end),
+            };
+            self.working(assignment.partition);
+            return outcome;
         }
     }
 
-    async fn try_open(&self, assignment: &Assignment, known: Known) -> object_store::Result<Result<Offset, Unusable>> {
-        let probe = self.probed.get_or_try_init(|| self.archive.probe()).await;
-        match probe {
-            Ok(()) => {}
-            Err(ProbeError::Store(error)) => return Err(error),
-            Err(ProbeError::Right { to, error }) => return Err(without_right(&to, error)),
-            Err(error @ (ProbeError::Overwrites | ProbeError::Race(_))) => {
-                return Ok(Err(Unusable {
-                    reason: error.to_string(),
-                    action: "set archive.url to a store that honours create-only PUTs, and restart".to_owned(),
-                }));
-            }
-        }
+    async fn try_open(&self, assignment: &Assignment, known: Known) -> Result<Offset, OpenError> {
+        let unusable = |error| match error {
+            ProbeError::Store(error) => OpenError::Store(error),
+            ProbeError::Right { to, error } => OpenError::Store(without_right(&to, error)),
+            ProbeError::Overwrites | ProbeError::Race { .. } => OpenError::Unusable(Unusable {
+                reason: error.to_string(),
+                action: "set archive.url to a store that honours create-only PUTs, and restart".to_owned(),
+            }),
+        };
+        self.probed.get_or_try_init(|| self.archive.probe()).await.map_err(unusable)?;
         opening::end_of_chain(&self.archive, assignment, known).await
     }
 
@@ -178,22 +188,24 @@ impl Requests {
         }
     }
 
-    /// Puts a segment; returns only when an answer is known. With it comes the tag of the object, where the store gave one and
-    /// the object is ours, byte by byte (the answer to an earlier PUT of it may have been lost).
-    pub(super) async fn upload(&self, segment: &SealedSegment) -> (PutAnswer, Option<String>) {
+    /// Puts a segment; returns only when an answer is known. With it comes the object to be looked at again, where the store
+    /// gave a tag and the object is ours, byte by byte (the answer to an earlier PUT of it may have been lost).
+    pub(super) async fn upload(&self, segment: &SealedSegment) -> (PutAnswer, Option<Watched>) {
         let mut attempt = 0;
         loop {
-            // Given back for the pause, so that what fails holds up nobody.
+            // Given back for the pause, so that what fails holds up no other.
             let turn = self.uploads.turn().await;
-            let error = match self.try_upload(segment, attempt).await {
+            let error = match self.try_upload(segment).await {
                 Ok(answer) => {
-                    if !matches!(answer, (PutAnswer::Damaged { .. }, _)) {
-                        self.uploads.answered();
-                        self.working(segment.header.partition);
-                    }
+                    self.uploads.answered();
+                    self.working(segment.header.partition);
                     return answer;
                 }
-                Err(error) => error,
+                Err(Failed::Segment(error)) => match unreadable(segment, error, attempt) {
+                    Ok(damaged) => return (damaged, None),
+                    Err(error) => error,
+                },
+                Err(Failed::Store(error)) => error,
             };
             self.uploads.failed();
             drop(turn);
@@ -202,77 +214,77 @@ impl Requests {
         }
     }
 
-    /// One attempt; an error is passing.
-    async fn try_upload(
-        &self,
-        segment: &SealedSegment,
-        attempt: u32,
-    ) -> object_store::Result<(PutAnswer, Option<String>)> {
+    /// One attempt.
+    async fn try_upload(&self, segment: &SealedSegment) -> Result<(PutAnswer, Option<Watched>), Failed> {
         let key = self.archive.key(&segment.header);
-        let created = match self.create(segment, &key).await {
-            Ok(created) => created,
-            Err(error) => return unreadable(segment, &error, attempt),
-        };
-        match created {
-            Ok(tag) => Ok((PutAnswer::Created, tag)),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                let _memory = self.room(segment.header.bytes).await;
-                // Before the bytes: what is overwritten in between is found by them, or has another tag later.
-                let tag = if self.archive.local.is_some() { None } else { self.archive.tag(&key).await.ok().flatten() };
-                match self.archive.get(&key).await {
-                    Ok(object) => {
-                        self.archive.settle(&key).await?;
-                        match blocking(segment, SealedSegment::read).await {
-                            Ok(ours) => {
-                                let tag = tag.filter(|_| object == ours);
-                                Ok((compare_blocking(key.to_string(), object, ours).await, tag))
-                            }
-                            Err(error) => unreadable(segment, &error, attempt),
-                        }
-                    }
-                    // A conflict with a request that failed: nothing stands there, PUT again.
-                    Err(object_store::Error::NotFound { source, .. }) => {
-                        Err(object_store::Error::Generic { store: "archive", source })
-                    }
-                    Err(error) => Err(error),
-                }
-            }
-            Err(error) => Err(error),
+        match self.create(segment, &key).await {
+            Ok(watched) => return Ok((PutAnswer::Created, watched)),
+            Err(Failed::Store(Error::AlreadyExists { .. } | Error::Precondition { .. })) => {}
+            Err(error) => return Err(error),
         }
+        let _memory = self.room(segment.header.bytes).await;
+        // Before the bytes: what is overwritten in between is found by them, or has another tag later.
+        let tag = if self.archive.local.is_some() { None } else { self.archive.tag(&key).await.ok().flatten() };
+        let object = match self.archive.get(&key).await {
+            // A conflict with a request that failed: nothing stands there, PUT again.
+            Err(Error::NotFound { source, .. }) => return Err(failed(source).into()),
+            object => object?,
+        };
+        self.archive.settle(&key).await?;
+        let ours = self.object_of(segment).await?;
+        let tag = tag.filter(|_| object == ours);
+        let answer = self.compare(&key, object, ours.clone()).await;
+        let is_ours = answer == PutAnswer::Exists { end: segment.end() };
+        Ok((answer, self.watched(segment, key, tag.filter(|_| is_ours), &ours)))
     }
 
     /// Makes the object, of data that match the segment's header.
-    ///
-    /// # Errors
-    /// When the segment cannot be read.
-    async fn create(
-        &self,
-        segment: &SealedSegment,
-        key: &Path,
-    ) -> std::io::Result<object_store::Result<Option<String>>> {
-        if let Some(local) = self.archive.local.as_ref().filter(|local| local.takes_links()) {
+    async fn create(&self, segment: &SealedSegment, key: &Path) -> Result<Option<Watched>, Failed> {
+        let local = self.archive.local.as_ref().filter(|local| local.takes_links());
+        if let Some(local) = local.filter(|_| self.archive.format.is_the_segment()) {
             let started = Instant::now();
             blocking(segment, SealedSegment::check).await?;
-            match self.archive.within(local.link(&segment.path, key)).await {
-                Ok(true) => {
-                    let settled = self.archive.settle(key).await.inspect(|()| self.took(started));
-                    return Ok(settled.map(|()| None));
-                }
-                Ok(false) => {}
-                Err(error) => return Ok(Err(error)),
+            if self.archive.within(local.link(&segment.path, key)).await? {
+                self.archive.settle(key).await?;
+                self.took(started);
+                return Ok(None);
             }
         }
         let _memory = self.room(segment.header.bytes).await;
         let started = Instant::now();
-        let data = blocking(segment, SealedSegment::read).await?;
-        Ok(self.archive.create(key, data.into()).await.inspect(|_| self.took(started)))
+        let object = self.object_of(segment).await?;
+        let tag = self.archive.create(key, object.clone()).await?;
+        self.took(started);
+        Ok(self.watched(segment, key.clone(), tag, &object))
+    }
+
+    async fn object_of(&self, segment: &SealedSegment) -> io::Result<Bytes> {
+        let format = self.archive.format;
+        blocking(segment, move |segment| format.object_of(segment)).await
+    }
+
+    /// Without a tag there is nothing to ask for.
+    fn watched(&self, segment: &SealedSegment, key: Path, tag: Option<String>, object: &Bytes) -> Option<Watched> {
+        let is_the_segment = self.archive.format.is_the_segment();
+        let crc32c = if is_the_segment { segment.header.crc32c } else { crc32c::crc32c(object) };
+        Some(Watched { key, tag: tag?, bytes: object.len() as u64, crc32c, at: Instant::now() })
+    }
+
+    async fn compare(&self, key: &Path, object: Bytes, ours: Bytes) -> PutAnswer {
+        let format = self.archive.format;
+        let reason = match tokio::task::spawn_blocking(move || format.compare(&object, &ours)).await {
+            Ok(Ok(end)) => return PutAnswer::Exists { end },
+            Ok(Err(error)) => format!("the object {key} stands where the next one would go: {error:#}"),
+            Err(error) => format!("the object {key} cannot be compared: {error}"),
+        };
+        PutAnswer::Conflict { reason }
     }
 
     /// Whether an object of ours is still what was put. A store that does not answer is asked again later; one that is gone
     /// was deleted, which no store does by itself.
     pub(super) async fn is_replaced(&self, object: &Watched) -> bool {
         match self.archive.tag(&object.key).await {
-            Ok(tag) if tag != object.tag => {}
+            Ok(tag) if tag.as_ref() != Some(&object.tag) => {}
             _ => return false,
         }
         // A tag may mean anything; bytes do not.
@@ -287,7 +299,7 @@ impl Requests {
         self.metrics.upload_duration.observe(started.elapsed().as_secs_f64());
     }
 
-    /// Of `upload.max_in_flight`, for so many bytes.
+    /// Waits for these bytes' part of `upload.max_in_flight`.
     async fn room(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX).min(self.memory_kib);
         // `None` would say that the semaphore was closed, which it never is.
@@ -298,42 +310,23 @@ impl Requests {
 /// A file of up to `spool.max_bytes`, read and checksummed.
 async fn blocking<T: Send + 'static>(
     segment: &SealedSegment,
-    work: impl FnOnce(&SealedSegment) -> std::io::Result<T> + Send + 'static,
-) -> std::io::Result<T> {
+    work: impl FnOnce(&SealedSegment) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     let segment = segment.clone();
     tokio::task::spawn_blocking(move || work(&segment)).await.unwrap_or_else(|error| Err(error.into()))
 }
 
-/// What a segment is whose file cannot be read.
-fn unreadable(
-    segment: &SealedSegment,
-    error: &std::io::Error,
-    attempt: u32,
-) -> object_store::Result<(PutAnswer, Option<String>)> {
-    match error {
-        error if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) => {
-            Ok((PutAnswer::Damaged { why: error.to_string() }, None))
-        }
-        error if error.raw_os_error() == Some(Errno::IO.raw_os_error()) && attempt >= UNREADABLE_AFTER => {
-            Ok((PutAnswer::Damaged { why: format!("the disk cannot read it: {error}") }, None))
-        }
-        // Passing: too many open files, a disk that is away.
-        error => {
-            let what = format!("the segment {} cannot be read: {error}", segment.path.display());
-            Err(object_store::Error::Generic { store: "spool", source: what.into() })
-        }
+/// What a segment is whose file cannot be read; or why it cannot be read now, which may pass.
+fn unreadable(segment: &SealedSegment, error: io::Error, attempt: u32) -> object_store::Result<PutAnswer> {
+    if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::NotFound) {
+        return Ok(PutAnswer::Damaged { why: error.to_string() });
     }
-}
-
-async fn compare_blocking(key: String, object: bytes::Bytes, ours: Vec<u8>) -> PutAnswer {
-    let compared = tokio::task::spawn_blocking(move || compare::compare(&object, &ours)).await;
-    match compared {
-        Ok(Ok(end)) => PutAnswer::Exists { end },
-        Ok(Err(error)) => {
-            PutAnswer::Conflict { reason: format!("the object {key} stands where the next one would go: {error:#}") }
-        }
-        Err(error) => PutAnswer::Conflict { reason: format!("the object {key} cannot be compared: {error}") },
+    if error.raw_os_error() == Some(Errno::IO.raw_os_error()) && attempt >= UNREADABLE_AFTER {
+        return Ok(PutAnswer::Damaged { why: format!("the disk cannot read it: {error}") });
     }
+    // Too many open files, a disk that is away.
+    let what = format!("the segment {} cannot be read: {error}", segment.path.display());
+    Err(Error::Generic { store: "spool", source: what.into() })
 }
 
 #[cfg(test)]

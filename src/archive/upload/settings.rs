@@ -41,100 +41,67 @@ impl Provider {
 
     /// The setting that a variable of the environment is, as object_store's builders read them.
     fn of_variable(self, name: &str) -> Option<String> {
-        let (prefix, also): (_, &[_]) = match self {
-            Self::S3 => ("AWS_", &[]),
-            Self::Gcs => ("GOOGLE_", &[("SERVICE_ACCOUNT", "google_service_account")]),
-            Self::Azure => ("AZURE_", &[("IDENTITY_ENDPOINT", "azure_msi_endpoint")]),
+        let prefix = match (self, name) {
+            (Self::Gcs, "SERVICE_ACCOUNT") => return Some("google_service_account".to_owned()),
+            (Self::Azure, "IDENTITY_ENDPOINT") => return Some("azure_msi_endpoint".to_owned()),
+            (Self::S3, _) => "AWS_",
+            (Self::Gcs, _) => "GOOGLE_",
+            (Self::Azure, _) => "AZURE_",
         };
-        if let Some((_, setting)) = also.iter().find(|(variable, _)| *variable == name) {
-            return Some((*setting).to_owned());
-        }
         name.starts_with(prefix).then(|| self.canonical(&name.to_ascii_lowercase())).flatten()
     }
-
-    /// Where requests go; of two, the first one counts.
-    fn endpoints(self) -> &'static [&'static str] {
-        match self {
-            Self::S3 => &["aws_endpoint_url_s3", "aws_endpoint"],
-            Self::Gcs => &["google_base_url"],
-            Self::Azure => &["azure_storage_endpoint"],
-        }
-    }
-
-    /// What sends requests elsewhere in spite of an endpoint.
-    fn instead_of_an_endpoint(self) -> &'static [&'static str] {
-        match self {
-            Self::S3 | Self::Gcs => &[],
-            Self::Azure => &["azure_storage_use_emulator", "azure_use_fabric_endpoint"],
-        }
-    }
-
-    /// All that takes a URL.
-    fn urls(self) -> &'static [&'static str] {
-        match self {
-            Self::S3 => &[
-                "aws_endpoint_url_s3",
-                "aws_endpoint",
-                "aws_metadata_endpoint",
-                "aws_endpoint_url_sts",
-                "aws_container_credentials_full_uri",
-            ],
-            Self::Gcs => &["google_base_url"],
-            Self::Azure => &[
-                "azure_storage_endpoint",
-                "azure_msi_endpoint",
-                "azure_storage_authority_host",
-                "azure_fabric_token_service_url",
-            ],
-        }
-    }
-
-    /// The ways to be somebody, each with its settings.
-    fn identities(self) -> &'static [&'static [&'static str]] {
-        match self {
-            Self::S3 => &[
-                &["aws_access_key_id", "aws_secret_access_key", "aws_session_token"],
-                &["aws_web_identity_token_file", "aws_role_arn", "aws_role_session_name"],
-                &["aws_container_credentials_relative_uri"],
-                &["aws_container_credentials_full_uri", "aws_container_authorization_token_file"],
-                &["aws_skip_signature"],
-            ],
-            Self::Gcs => &[
-                &["google_service_account"],
-                &["google_service_account_key"],
-                &["google_application_credentials"],
-                &["google_bearer_token"],
-                &["google_skip_signature"],
-            ],
-            Self::Azure => &[
-                &["azure_storage_account_key"],
-                &[
-                    "azure_storage_client_id",
-                    "azure_storage_client_secret",
-                    "azure_storage_tenant_id",
-                    "azure_federated_token_file",
-                ],
-                &["azure_storage_sas_key"],
-                &["azure_storage_token"],
-                &["azure_msi_endpoint", "azure_object_id", "azure_msi_resource_id"],
-                &["azure_use_azure_cli"],
-                &["azure_skip_signature"],
-            ],
-        }
-    }
-
-    /// Names, each with what belongs to the one that bears it.
-    fn bearers(self) -> &'static [(&'static str, &'static [&'static str])] {
-        match self {
-            Self::S3 => &[("aws_access_key_id", &["aws_secret_access_key", "aws_session_token"])],
-            Self::Gcs => &[],
-            Self::Azure => &[
-                ("azure_storage_account_name", &["azure_storage_account_key", "azure_storage_sas_key"]),
-                ("azure_storage_client_id", &["azure_storage_client_secret"]),
-            ],
-        }
-    }
 }
+
+// What the stores' clients know, by their names for it, each of which says whose it is.
+
+/// Where requests go; of two, the first one counts.
+const ENDPOINTS: &[&str] = &["aws_endpoint_url_s3", "aws_endpoint", "google_base_url", "azure_storage_endpoint"];
+
+/// What sends requests elsewhere in spite of an endpoint.
+const INSTEAD_OF_AN_ENDPOINT: &[&str] = &["azure_storage_use_emulator", "azure_use_fabric_endpoint"];
+
+/// What else takes a URL.
+const URLS: &[&str] = &[
+    "aws_metadata_endpoint",
+    "aws_endpoint_url_sts",
+    "aws_container_credentials_full_uri",
+    "azure_msi_endpoint",
+    "azure_storage_authority_host",
+    "azure_fabric_token_service_url",
+];
+
+/// The ways to sign in, each with its settings.
+const IDENTITIES: &[&[&str]] = &[
+    &["aws_access_key_id", "aws_secret_access_key", "aws_session_token"],
+    &["aws_web_identity_token_file", "aws_role_arn", "aws_role_session_name"],
+    &["aws_container_credentials_relative_uri"],
+    &["aws_container_credentials_full_uri", "aws_container_authorization_token_file"],
+    &["aws_skip_signature"],
+    &["google_service_account"],
+    &["google_service_account_key"],
+    &["google_application_credentials"],
+    &["google_bearer_token"],
+    &["google_skip_signature"],
+    &["azure_storage_account_key"],
+    &[
+        "azure_storage_client_id",
+        "azure_storage_client_secret",
+        "azure_storage_tenant_id",
+        "azure_federated_token_file",
+    ],
+    &["azure_storage_sas_key"],
+    &["azure_storage_token"],
+    &["azure_msi_endpoint", "azure_object_id", "azure_msi_resource_id"],
+    &["azure_use_azure_cli"],
+    &["azure_skip_signature"],
+];
+
+/// Names, each with what belongs to the one that bears it.
+const BEARERS: &[(&str, &[&str])] = &[
+    ("aws_access_key_id", &["aws_secret_access_key", "aws_session_token"]),
+    ("azure_storage_account_name", &["azure_storage_account_key", "azure_storage_sas_key"]),
+    ("azure_storage_client_id", &["azure_storage_client_secret"]),
+];
 
 /// One setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,20 +133,17 @@ impl Settings {
         options: &BTreeMap<String, String>,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Self {
-        let mut said = BTreeMap::new();
-        for (name, value) in options.iter().filter(|(_, value)| !value.is_empty()) {
-            if let Some(setting) = provider.canonical(name) {
-                let by = format!("{ARCHIVE_OPTIONS}.{name}");
-                said.insert(setting, Given { by, from_environment: false, value: value.clone() });
-            }
-        }
-        let mut around = BTreeMap::new();
-        for (by, value) in environment.filter(|(_, value)| !value.is_empty()) {
-            if let Some(setting) = provider.of_variable(&by).filter(|setting| !is_ours(setting)) {
-                around.insert(setting, Given { by, from_environment: true, value });
-            }
-        }
-        without_what_is_said_otherwise(provider, &said, &mut around);
+        let given = |(name, value): (&String, &String)| {
+            let by = format!("{ARCHIVE_OPTIONS}.{name}");
+            Some((provider.canonical(name)?, Given { by, from_environment: false, value: value.clone() }))
+        };
+        let said: BTreeMap<_, _> = options.iter().filter(|(_, value)| !value.is_empty()).filter_map(given).collect();
+        let given = |(by, value): (String, String)| {
+            let setting = provider.of_variable(&by).filter(|setting| !is_ours(setting))?;
+            Some((setting, Given { by, from_environment: true, value }))
+        };
+        let mut around: BTreeMap<_, _> = environment.filter(|(_, value)| !value.is_empty()).filter_map(given).collect();
+        without_what_is_said_otherwise(&said, &mut around);
         // Said is said.
         around.extend(said);
         Self { provider, all: around }
@@ -196,7 +160,7 @@ impl Settings {
 
     /// With the name that the store knows it by.
     pub fn endpoint_setting(&self) -> Option<(&'static str, &Given)> {
-        self.provider.endpoints().iter().find_map(|setting| Some((*setting, self.all.get(*setting)?)))
+        ENDPOINTS.iter().find_map(|setting| Some((*setting, self.all.get(*setting)?)))
     }
 
     /// The endpoint's scheme is `http`.
@@ -211,7 +175,7 @@ impl Settings {
     }
 
     fn broken_rule(&self, setting: &str, value: &str) -> Option<String> {
-        if self.provider.urls().contains(&setting) {
+        if ENDPOINTS.iter().chain(URLS).any(|url| *url == setting) {
             return url_rule(value);
         }
         let plain = |c: char| c.is_ascii_graphic() || c == ' ';
@@ -247,30 +211,19 @@ fn is_ours(setting: &str) -> bool {
         .any(|name| setting.strip_suffix(name).is_some_and(|cloud| cloud.ends_with('_')))
 }
 
-fn without_what_is_said_otherwise(
-    provider: Provider,
-    said: &BTreeMap<String, Given>,
-    around: &mut BTreeMap<String, Given>,
-) {
+fn without_what_is_said_otherwise(said: &BTreeMap<String, Given>, around: &mut BTreeMap<String, Given>) {
     let is_said = |setting: &&str| said.contains_key(*setting);
-    if provider.endpoints().iter().any(&is_said) {
-        for setting in provider.endpoints().iter().chain(provider.instead_of_an_endpoint()) {
-            around.remove(*setting);
-        }
+    if ENDPOINTS.iter().any(is_said) {
+        around.retain(|setting, _| !ENDPOINTS.iter().chain(INSTEAD_OF_AN_ENDPOINT).any(|other| other == setting));
     }
-    if let Some(mine) = provider.identities().iter().find(|identity| identity.iter().any(&is_said)) {
-        for other in
-            provider.identities().iter().filter(|identity| *identity != mine).flat_map(|identity| identity.iter())
+    if let Some(mine) = IDENTITIES.iter().find(|identity| identity.iter().any(is_said)) {
+        let others = IDENTITIES.iter().filter(|identity| *identity != mine);
+        others.copied().flatten().for_each(|setting| drop(around.remove(*setting)));
+    }
+    for (name, theirs) in BEARERS {
+        if let (Some(said), Some(other)) = (said.get(*name), around.get(*name))
+            && said.value != other.value
         {
-            around.remove(*other);
-        }
-    }
-    for (name, theirs) in provider.bearers() {
-        let other = |setting: &str| match (said.get(setting), around.get(setting)) {
-            (Some(said), Some(around)) => said.value != around.value,
-            _ => false,
-        };
-        if other(name) {
             theirs.iter().for_each(|setting| drop(around.remove(*setting)));
         }
     }
@@ -278,7 +231,7 @@ fn without_what_is_said_otherwise(
     let same = |setting: &str| {
         said.get(setting).is_none_or(|said| around.get(setting).is_some_and(|it| it.value == said.value))
     };
-    if provider == Provider::S3 && !(same("aws_access_key_id") && same("aws_secret_access_key")) {
+    if !(same("aws_access_key_id") && same("aws_secret_access_key")) {
         around.remove("aws_session_token");
     }
 }

@@ -41,8 +41,6 @@ pub(super) struct Root {
 }
 
 impl Root {
-    /// # Errors
-    /// When the URL or its options make no store, or a local folder cannot be made.
     pub(super) fn open(config: &Config) -> anyhow::Result<Self> {
         let url = config.archive.url.as_str();
         let (typed, encoded) = match Settings::of(&config.archive) {
@@ -143,40 +141,36 @@ fn builder(settings: &Settings, url: &str, timeout: Duration) -> anyhow::Result<
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_allow_http(settings.is_plain());
     let given = || settings.all.iter().map(|(setting, given)| (setting.as_str(), given.value.as_str()));
+    // The three builders have the same methods, and no trait.
+    macro_rules! store {
+        ($builder:expr, $given:expr) => {{
+            let mut builder = $builder.with_client_options(client).with_retry(retry).with_url(bucket);
+            for (setting, value) in $given {
+                builder = builder.with_config(setting.parse()?, value);
+            }
+            Arc::new(builder.with_http_connector(Connector::default()).build()?)
+        }};
+    }
     Ok(match settings.provider {
         Provider::S3 => {
-            let mut builder = AmazonS3Builder::new().with_client_options(client).with_retry(retry).with_url(bucket);
+            let mut builder = AmazonS3Builder::new();
             // Buckets with Object Lock ask for a checksum, and it costs nothing: the signature has it, too.
             match settings.get(CHECKSUM).map(|given| given.value.as_str()) {
                 Some(NO_CHECKSUM) => {}
                 algorithm => builder = builder.with_config(CHECKSUM.parse()?, algorithm.unwrap_or("sha256")),
             }
-            for (setting, value) in given().filter(|(setting, _)| *setting != CHECKSUM) {
-                builder = builder.with_config(setting.parse()?, value);
-            }
-            Arc::new(builder.with_http_connector(Connector::default()).build()?)
+            store!(builder, given().filter(|(setting, _)| *setting != CHECKSUM))
         }
         Provider::Gcs => {
-            let mut builder =
-                GoogleCloudStorageBuilder::new().with_client_options(client).with_retry(retry).with_url(bucket);
+            let mut builder = GoogleCloudStorageBuilder::new();
             // Its PUTs ask for credentials all the same, by default the metadata address.
             let nobody = |given: &Given| ["true", "1", "yes", "on", "y"].contains(&&*given.value.to_lowercase());
             if settings.get("google_skip_signature").is_some_and(nobody) {
                 let nobody = GcpCredential { bearer: String::new() };
                 builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(nobody)));
             }
-            for (setting, value) in given() {
-                builder = builder.with_config(setting.parse()?, value);
-            }
-            Arc::new(builder.with_http_connector(Connector::default()).build()?)
+            store!(builder, given())
         }
-        Provider::Azure => {
-            let mut builder =
-                MicrosoftAzureBuilder::new().with_client_options(client).with_retry(retry).with_url(bucket);
-            for (setting, value) in given() {
-                builder = builder.with_config(setting.parse()?, value);
-            }
-            Arc::new(builder.with_http_connector(Connector::default()).build()?)
-        }
+        Provider::Azure => store!(MicrosoftAzureBuilder::new(), given()),
     })
 }

@@ -104,7 +104,7 @@ impl Check<'_> {
     fn setting(&mut self, given: &Given, rule: String) {
         self.fault(&given.by, rule);
         if let Some(error) = self.errors.last_mut().filter(|_| given.from_environment) {
-            // Nobody said which variables are secrets.
+            // Which variables are secrets is not known.
             error.origin = "environment".to_owned();
         }
     }

@@ -20,7 +20,7 @@ const MOST: usize = 128;
 #[derive(Debug, Clone)]
 pub(super) struct Watched {
     pub(super) key: Path,
-    pub(super) tag: Option<String>,
+    pub(super) tag: String,
     pub(super) bytes: u64,
     pub(super) crc32c: u32,
     pub(super) at: Instant,
@@ -31,11 +31,8 @@ pub(super) struct Watched {
 pub(super) struct Watch(VecDeque<(Watched, usize)>);
 
 impl Watch {
-    /// Without a tag there is nothing to ask for.
     pub(super) fn put(&mut self, object: Watched) {
-        if object.tag.is_some() {
-            self.0.push_back((object, 0));
-        }
+        self.0.push_back((object, 0));
         if self.0.len() > MOST {
             self.0.pop_front();
         }
@@ -64,9 +61,8 @@ mod tests {
     #[test]
     fn each_object_is_looked_at_three_times_and_then_forgotten() {
         let (mut watch, at) = (Watch::default(), Instant::now());
-        let object = |tag: &str| Watched { key: Path::from(tag), tag: Some(tag.into()), bytes: 1, crc32c: 1, at };
+        let object = |tag: &str| Watched { key: Path::from(tag), tag: tag.into(), bytes: 1, crc32c: 1, at };
         watch.put(object("1"));
-        watch.put(Watched { tag: None, ..object("2") });
         let times = |watch: &mut Watch, second| watch.due(at + Duration::from_secs(second)).len();
         let found: Vec<usize> = [0, 5, 6, 59, 60, 599, 600, 900].map(|second| times(&mut watch, second)).into();
         assert_eq!(found, [0, 1, 0, 0, 1, 0, 1, 0]);

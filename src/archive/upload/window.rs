@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// An answer says nothing any more about the store when it is so old.
@@ -37,7 +37,7 @@ impl Window {
     /// Waits for a turn, first come, first served.
     pub async fn turn(&self) -> Turn<'_> {
         {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             // One that takes long is no silence.
             let quiet = self.permits.available_permits() == state.open;
             if quiet && state.answered.is_none_or(|at| at.elapsed() >= self.stale) {
@@ -50,7 +50,7 @@ impl Window {
 
     /// The store answered.
     pub fn answered(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.answered = Some(Instant::now());
         if state.open == self.most {
             return;
@@ -64,7 +64,7 @@ impl Window {
 
     /// It did not.
     pub fn failed(&self) {
-        self.shut(&mut self.state());
+        self.shut(&mut self.state.lock());
     }
 
     /// To one upload; what is under way goes on.
@@ -72,10 +72,6 @@ impl Window {
         let excess = state.open - 1;
         state.surplus += excess - self.permits.forget_permits(excess);
         state.open = 1;
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
     }
 }
 
@@ -87,7 +83,7 @@ pub(super) struct Turn<'w> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut state = self.window.state();
+        let mut state = self.window.state.lock();
         let Some(permit) = self.permit.take() else { return };
         if state.surplus > 0 {
             state.surplus -= 1;

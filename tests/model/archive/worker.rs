@@ -11,9 +11,11 @@ use std::{
 
 use ingestd::internals::{
     archive::{
-        partition::{BatchVerdict, Effect, Input, Moment, Partitions, PutAnswer, Rules},
+        partition::{
+            BatchVerdict, Effect, Input, Moment, News, Partitions, PutAnswer, Rules, SegmentCommand, Transfer,
+        },
         spool::segment::{SealedSegment, SegmentHeader, VERSION},
-        upload::opening::{Head, Known, Unusable, end_of_chain},
+        upload::opening::{Head, Known, OpenError, Unusable, end_of_chain},
     },
     config::OnGap,
     consume::{Begin, Confirm, Halt, Reassign, assignments::Assignments},
@@ -30,6 +32,12 @@ use crate::schedule::Trace;
 pub enum ToSpooler {
     Input(Input),
     Batch { epoch: Epoch, from: Offset, to: Offset, records: Vec<Offset> },
+}
+
+impl ToSpooler {
+    pub fn about(epoch: Epoch, news: News) -> Self {
+        Self::Input(Input::About { partition: PARTITION, epoch, news })
+    }
 }
 
 pub enum ToThread {
@@ -56,7 +64,7 @@ pub enum ToConsumer {
     SinkStarted,
 }
 
-type Opening = Pin<Box<dyn Future<Output = object_store::Result<Result<Offset, Unusable>>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Offset, OpenError>> + Send>>;
 
 enum Request {
     /// Not asked yet.
@@ -203,22 +211,24 @@ impl Life {
     fn on(&mut self, input: Input, trace: &mut Trace) {
         for effect in self.spooler.on(input, Moment { at: self.at, on_gap: self.on_gap }) {
             match effect {
-                Effect::Scan { epoch, .. } => self.to_thread.push_back(ToThread::Scan(epoch)),
-                Effect::BeginSegments { epoch, chain_offset, .. } => {
-                    self.to_thread.push_back(ToThread::Begin { epoch, chain_offset });
-                }
-                Effect::EndSegments(_) => self.to_thread.push_back(ToThread::End),
-                Effect::CloseSegments(_) => self.to_thread.push_back(ToThread::Close),
-                Effect::Remove(segment) => self.to_thread.push_back(ToThread::Remove(segment)),
-                Effect::Orphan { segment, .. } => {
-                    trace.saw("orphaned");
-                    self.to_thread.push_back(ToThread::Remove(segment));
-                }
-                Effect::OpenChain { epoch, assignment, known } => {
-                    self.to_uploader.push_back(ToUploader::Open(epoch, assignment, known));
-                }
-                Effect::Put { epoch, segment } => self.to_uploader.push_back(ToUploader::Put(epoch, segment)),
-                Effect::WriteHead { head, .. } => self.to_uploader.push_back(ToUploader::WriteHead(head)),
+                Effect::Segments(command) => self.to_thread.push_back(match command {
+                    SegmentCommand::Scan { epoch, .. } => ToThread::Scan(epoch),
+                    SegmentCommand::Begin { epoch, chain_offset, .. } => ToThread::Begin { epoch, chain_offset },
+                    SegmentCommand::End(_) => ToThread::End,
+                    SegmentCommand::Close(_) => ToThread::Close,
+                    SegmentCommand::Remove(segment) => ToThread::Remove(segment),
+                    SegmentCommand::Orphan { segment, .. } => {
+                        trace.saw("orphaned");
+                        ToThread::Remove(segment)
+                    }
+                }),
+                Effect::Transfer(transfer) => self.to_uploader.push_back(match transfer {
+                    Transfer::OpenChain { epoch, assignment, known } => ToUploader::Open(epoch, assignment, known),
+                    Transfer::Put { epoch, segment } => ToUploader::Put(epoch, segment),
+                    Transfer::WriteHead { head, .. } => ToUploader::WriteHead(head),
+                    // The model's operator speaks by the configuration.
+                    Transfer::AskAboutGap { .. } => continue,
+                }),
                 Effect::Begin(begin) => self.to_consumer.push_back(ToConsumer::Begin(begin)),
                 Effect::Confirm(confirm) => self.to_consumer.push_back(ToConsumer::Confirm(confirm)),
                 Effect::Reassign(reassign) | Effect::ReassignSoon(reassign) => {
@@ -232,8 +242,6 @@ impl Life {
                     trace.saw("gap skipped");
                     self.halted = None;
                 }
-                // The model's operator speaks by the configuration.
-                Effect::AskAboutGap { .. } => {}
             }
         }
     }
@@ -258,8 +266,7 @@ impl Life {
                 self.spooling = None;
                 disk.sort_by_key(|file| file.segment.chain_offset());
                 let segments = disk.iter().map(|file| file.segment.clone()).collect();
-                let scanned = Input::Scanned { partition: PARTITION, epoch, segments };
-                self.to_spooler.push_back(ToSpooler::Input(scanned));
+                self.to_spooler.push_back(ToSpooler::about(epoch, News::Scanned(segments)));
             }
             ToThread::Begin { epoch, chain_offset } => {
                 self.spooling = Some(Spooling { epoch, chain_offset, records: Vec::new() })
@@ -290,8 +297,7 @@ impl Life {
         // A file of the same name is replaced.
         disk.retain(|other| other.segment.chain_offset() != chain_offset);
         disk.push(file.clone());
-        let sealed = Input::Sealed { epoch: spooling.epoch, segment: file.segment.clone() };
-        self.to_spooler.push_back(ToSpooler::Input(sealed));
+        self.to_spooler.push_back(ToSpooler::about(spooling.epoch, News::Sealed(file.segment.clone())));
         Some(file)
     }
 
@@ -318,14 +324,10 @@ impl Life {
             Some(Request::Opening(epoch, assignment, known, mut opening)) => {
                 self.request = Some(match opening.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
                     std::task::Poll::Pending => Request::Opening(epoch, assignment, known, opening),
-                    std::task::Poll::Ready(Ok(outcome)) => {
-                        let outcome: Result<Offset, Unusable> = outcome.map(|end| begin.unwrap_or(end));
-                        let opened = Input::Opened { partition: PARTITION, epoch, outcome };
-                        self.to_spooler.push_back(ToSpooler::Input(opened));
-                        Request::Answered(epoch)
-                    }
                     // Passing: asked again.
-                    std::task::Poll::Ready(Err(_)) => Request::ToOpen(epoch, assignment, known),
+                    std::task::Poll::Ready(Err(OpenError::Store(_))) => Request::ToOpen(epoch, assignment, known),
+                    std::task::Poll::Ready(Err(OpenError::Unusable(unusable))) => self.opened(epoch, Err(unusable)),
+                    std::task::Poll::Ready(Ok(end)) => self.opened(epoch, Ok(begin.unwrap_or(end))),
                 });
                 true
             }
@@ -336,11 +338,15 @@ impl Life {
         }
     }
 
+    fn opened(&mut self, epoch: Epoch, outcome: Result<Offset, Unusable>) -> Request {
+        self.to_spooler.push_back(ToSpooler::about(epoch, News::Opened(outcome)));
+        Request::Answered(epoch)
+    }
+
     /// The PUT under way is answered.
     pub fn answered(&mut self, epoch: Epoch, answer: PutAnswer) {
         self.request = Some(Request::Answered(epoch));
-        let put = Input::Put { partition: PARTITION, epoch, key: "key".to_owned(), answer };
-        self.to_spooler.push_back(ToSpooler::Input(put));
+        self.to_spooler.push_back(ToSpooler::about(epoch, News::Put { key: "key".to_owned(), answer }));
     }
 
     /// Returns the file of a PUT that was cut off: it may still land.

@@ -1,40 +1,34 @@
 //! Whether the archive has a segment's records: each of them, equal.
 
+use std::io::BufRead as _;
+
+use super::Stays;
 use crate::{
     archive::{
+        format::segment_lines,
+        line::RecordLine,
         spool::segment::SealedSegment,
         tools::{ArchiveReader, reader::ReadError},
-        upload::{RecordLine, objects::ListedObject, segment_lines},
+        upload::objects::ListedObject,
     },
     position::Offset,
 };
 
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Coverage {
-    Whole,
-    /// Of the segment's records, the first that no object holds, and the offset after the last.
-    Missing {
-        first: Offset,
-        end: Offset,
-    },
-    /// An offset holds another record there, or an object cannot be read.
-    Differs(String),
-}
-
-/// Reads the objects that can hold the segment's offsets, line by line beside it.
+/// Reads the objects that can hold the segment's offsets, line by line beside it. Of the segment's records, gives the first that
+/// no object holds, and the offset after the last; none where all are there.
 ///
 /// # Errors
-/// When the store does not answer.
-pub(super) fn coverage(
+/// When an offset holds another record there, or something cannot be read: says what.
+pub(super) fn missing(
     reader: &ArchiveReader,
     objects: &[ListedObject],
     segment: &SealedSegment,
     data: &[u8],
-) -> anyhow::Result<Coverage> {
-    let mut ours = match segment_lines(data) {
-        Ok(lines) => lines.peekable(),
-        Err(error) => return Ok(Coverage::Differs(format!("{}: {error:#}", segment.path.display()))),
-    };
+) -> Result<Option<(Offset, Offset)>, Stays> {
+    let unreadable = |error: anyhow::Error| Stays::Because(format!("{}: {error:#}", segment.path.display()));
+    let mut ours = segment_lines(data).map_err(|error| unreadable(error.into()))?.lines();
+    let mut next = move || ours.next().transpose().map_err(|error| unreadable(error.into()));
+    let mut our_line = next()?;
     let mut missing: Option<(Offset, Offset)> = None;
     let mut miss = |offset: Offset| missing = Some((missing.map_or(offset, |(first, _)| first), offset.next()));
     for (at, object) in objects.iter().enumerate() {
@@ -42,74 +36,53 @@ pub(super) fn coverage(
         if object.name.chain_offset >= segment.end() || ends_before {
             continue;
         }
-        let key = object.name.key(reader.archive().topic());
-        let mut theirs = reader.lines(object)?;
-        loop {
-            let line = match theirs.next_line() {
-                Ok(Some(line)) => line,
-                Ok(None) => break,
-                Err(ReadError::Store(error)) => return Err(reader.sentence(&error)),
-                Err(error) => return Ok(Coverage::Differs(format!("{key}: {error}"))),
-            };
-            let theirs = match std::str::from_utf8(line).map_err(anyhow::Error::from).and_then(RecordLine::parse) {
-                Ok(theirs) => theirs,
-                Err(error) => return Ok(Coverage::Differs(format!("{key}: {error:#}"))),
-            };
-            loop {
-                let our_line = match ours.peek() {
-                    None => break,
-                    Some(Ok(line)) => line,
-                    Some(Err(error)) => return Ok(Coverage::Differs(format!("{}: {error}", segment.path.display()))),
-                };
-                let our_record = match RecordLine::parse(our_line) {
-                    Ok(record) => record,
-                    Err(error) => return Ok(Coverage::Differs(format!("{}: {error:#}", segment.path.display()))),
-                };
+        records(reader, object, |theirs| {
+            while let Some(line) = &our_line {
+                let our_record = RecordLine::parse(line.as_bytes()).map_err(unreadable)?;
                 let offset = our_record.offset;
                 if offset > theirs.offset {
                     break;
                 }
-                if offset == theirs.offset {
-                    if !our_record.same_record(&theirs) {
-                        return Ok(Coverage::Differs(format!("{key}: offset {offset} holds another record than it")));
-                    }
-                    ours.next();
+                let is_there = offset == theirs.offset;
+                if is_there && !our_record.same_record(&theirs) {
+                    let key = reader.key(object);
+                    return Err(Stays::Because(format!("{key}: offset {offset} holds another record than it")));
+                }
+                our_line = next()?;
+                if is_there {
                     break;
                 }
                 miss(Offset(offset));
-                ours.next();
             }
-        }
+            Ok(())
+        })?;
     }
-    for line in ours {
-        match line.map_err(anyhow::Error::from).and_then(|line| Ok(RecordLine::parse(&line)?.offset)) {
-            Ok(offset) => miss(Offset(offset)),
-            Err(error) => return Ok(Coverage::Differs(format!("{}: {error:#}", segment.path.display()))),
-        }
+    while let Some(line) = our_line {
+        miss(Offset(RecordLine::parse(line.as_bytes()).map_err(unreadable)?.offset));
+        our_line = next()?;
     }
-    Ok(missing.map_or(Coverage::Whole, |(first, end)| Coverage::Missing { first, end }))
+    Ok(missing)
 }
 
-/// The end of an object, or why it cannot be told.
-///
-/// # Errors
-/// When the store does not answer.
-pub(super) fn end_of(reader: &ArchiveReader, object: &ListedObject) -> anyhow::Result<Result<Offset, String>> {
-    let key = object.name.key(reader.archive().topic());
-    let mut lines = reader.lines(object)?;
+/// The end of an object.
+pub(super) fn end_of(reader: &ArchiveReader, object: &ListedObject) -> Result<Offset, Stays> {
     let mut end = None;
-    loop {
-        match lines.next_line() {
-            Ok(Some(line)) => {
-                let line = std::str::from_utf8(line).map_err(anyhow::Error::from).and_then(RecordLine::parse);
-                match line {
-                    Ok(line) => end = Some(Offset(line.offset).next()),
-                    Err(error) => return Ok(Err(format!("{key}: {error:#}"))),
-                }
-            }
-            Ok(None) => return Ok(end.ok_or_else(|| format!("{key}: it holds no record"))),
-            Err(ReadError::Store(error)) => return Err(reader.sentence(&error)),
-            Err(error) => return Ok(Err(format!("{key}: {error}"))),
-        }
+    records(reader, object, |record| {
+        end = Some(Offset(record.offset).next());
+        Ok(())
+    })?;
+    end.ok_or_else(|| Stays::Because(format!("{}: it holds no record", reader.key(object))))
+}
+
+fn records(
+    reader: &ArchiveReader,
+    object: &ListedObject,
+    mut each: impl FnMut(RecordLine<'_>) -> Result<(), Stays>,
+) -> Result<(), Stays> {
+    let unreadable = |error: anyhow::Error| Stays::Because(format!("{}: {error:#}", reader.key(object)));
+    match reader.each_line(object, |line| each(RecordLine::parse(line).map_err(unreadable)?))? {
+        Ok(()) => Ok(()),
+        Err(ReadError::Store(error)) => Err(reader.sentence(&error).into()),
+        Err(error) => Err(unreadable(error.into())),
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     archive::{
         spool::segment::SegmentHeader,
         tools::{
-            manual_skip::{self, ManualSkip, TOPIC, compressed},
+            tests::{self as made, MadeArchive, TOPIC, compressed},
             verify::verify,
         },
     },
@@ -19,17 +19,17 @@ const HOUR: &str = "2026-11-23T08:00:00Z";
 
 struct Retired {
     dir: TempDir,
-    archive: ManualSkip,
+    archive: MadeArchive,
 }
 
 impl Retired {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("spool")).unwrap();
-        Self { dir, archive: ManualSkip::new() }
+        Self { dir, archive: MadeArchive::new() }
     }
 
-    /// A sealed segment `[x, end)`, with the records that [`ManualSkip::object`] writes.
+    /// A sealed segment `[x, end)`, with the records that [`MadeArchive::object`] writes.
     fn sealed(&self, x: u64, end: u64) -> PathBuf {
         self.sealed_with(x, end, |_| {})
     }
@@ -41,7 +41,7 @@ impl Retired {
             version: segment::VERSION,
             topic: TOPIC.to_owned(),
             generation: 0,
-            identity: manual_skip::identity(),
+            identity: made::identity(),
             archive: self.archive.config().archive.url,
             partition: Partition(0),
             chain_offset: Offset(x),

@@ -1,13 +1,12 @@
 //! One object, by itself.
 
+use std::convert::Infallible;
+
 use super::{Fault, FaultKind, UnreadableEvents};
 use crate::{
     archive::{
-        tools::{
-            ArchiveReader,
-            line::{self, Line},
-            reader::ReadError,
-        },
+        line::Line,
+        tools::{ArchiveReader, reader::ReadError},
         upload::objects::{ListedObject, ObjectName, hour_of},
     },
     position::Offset,
@@ -28,21 +27,17 @@ pub(super) struct Checked {
 }
 
 /// Reads it to its end, or to the damage. Blocks.
-///
-/// # Errors
-/// When the store does not answer.
 pub(super) fn check(reader: &ArchiveReader, object: &ListedObject) -> object_store::Result<Checked> {
-    let mut checking = Checking::new(object, reader.archive().topic());
-    let failed = |error: std::io::Error| object_store::Error::Generic { store: "archive", source: Box::new(error) };
-    let mut lines = reader.lines(object).map_err(failed)?;
-    loop {
-        match lines.next_line() {
-            Ok(Some(text)) => checking.line(text),
-            Ok(None) => return Ok(checking.done()),
-            Err(ReadError::Gone) => return Ok(Checked { gone: true, ..Checked::default() }),
-            Err(ReadError::Damaged(why)) => return Ok(checking.damaged(why)),
-            Err(ReadError::Store(error)) => return Err(error),
-        }
+    let mut checking = Checking::new(object, &reader.archive.topic);
+    let Ok(read) = reader.each_line::<Infallible>(object, |text| {
+        checking.line(text);
+        Ok(())
+    });
+    match read {
+        Ok(()) => Ok(checking.done()),
+        Err(ReadError::Gone) => Ok(Checked { gone: true, ..Checked::default() }),
+        Err(ReadError::Damaged(why)) => Ok(checking.damaged(why)),
+        Err(ReadError::Store(error)) => Err(error),
     }
 }
 
@@ -67,7 +62,7 @@ impl Checking {
 
     fn line(&mut self, text: &[u8]) {
         self.lines += 1;
-        match line::parse(text) {
+        match Line::parse(text) {
             Ok(line) => self.record(&line),
             Err(why) => self.fault(FaultKind::UnreadableLine, |line| format!("line {line} cannot be read: {why}")),
         }
@@ -108,7 +103,7 @@ impl Checking {
         }
     }
 
-    /// Told by the first line that has it, and counted.
+    /// Described by the first line that has it, and counted.
     fn fault(&mut self, kind: FaultKind, message: impl FnOnce(u64) -> String) {
         match self.checked.faults.iter_mut().find(|fault| fault.kind == kind) {
             Some(fault) => fault.lines = fault.lines.map(|lines| lines + 1),

@@ -5,20 +5,20 @@ use std::fs;
 use indicatif::ProgressBar;
 
 use super::{Fault, FaultKind, Report, Verification, verify};
-use crate::{archive::tools::manual_skip::ManualSkip, position::Offset};
+use crate::{archive::tools::tests::MadeArchive, position::Offset};
 
 const HOUR: &str = "2026-11-23T08:00:00Z";
 
 /// Two objects, `[0, 2)` and `[2, 4)`, and a head.
-fn whole() -> ManualSkip {
-    let archive = ManualSkip::new();
+fn whole() -> MadeArchive {
+    let archive = MadeArchive::new();
     archive.object(0, 0, &[(0, HOUR), (1, HOUR)]);
     archive.object(0, 2, &[(2, HOUR), (3, "2026-11-22T00:00:00Z")]);
     archive.head(0, 4);
     archive
 }
 
-fn verified(archive: &ManualSkip) -> Report {
+fn verified(archive: &MadeArchive) -> Report {
     verify(&archive.reader(), &[], &ProgressBar::hidden()).unwrap()
 }
 
@@ -28,7 +28,7 @@ fn second() -> String {
 
 /// The one fault that is found.
 #[track_caller]
-fn only(archive: &ManualSkip, kind: FaultKind, word: &str) -> Fault {
+fn only(archive: &MadeArchive, kind: FaultKind, word: &str) -> Fault {
     let report = verified(archive);
     let faults: Vec<_> =
         report.partitions.into_iter().flat_map(|partition| partition.faults).chain(report.faults).collect();

@@ -1,4 +1,4 @@
-//! The lines of an archive object: one JSON object a record.
+//! Records as lines: one JSON object each. So a segment holds them, and so the tools show them.
 //!
 //! ```json
 //! {"offset":42,"received":"2026-11-23T08:00:00.123Z","event":{…}}
@@ -6,23 +6,25 @@
 //! plus `"id"` where the server assigned it, `"key"` where the event does not hold the record's key itself, `"headers"`
 //! (a list of `{"name","value"}`, or `"base64"` where a value is no text) when there are others. The event's bytes stand
 //! as they came, but for CR and LF (in JSON only white space between tokens), which become one space each. A value that
-//! is not JSON, or that not every reader of JSON can read ([`Unreadable`](event::Unreadable)), stands as
+//! is not JSON, or that not every reader of JSON can read ([`Unreadable`]), stands as
 //! `"raw":"<base64>"`, a null value as `"raw":null`. Which of them it is follows from its bytes alone, never from the
 //! configuration: writers that meet at one object write the same.
 //!
-//! Before that rule, all JSON stood as `"event"`. Objects and segments of that time go on to be read, so whoever compares
-//! records asks [`is_same_value`].
+//! Before that rule, all JSON stood as `"event"`. Objects and segments of that time go on to be read, so records are compared
+//! by [`RecordLine::same_record`].
 
-use std::io::Write;
+use std::{borrow::Cow, io::Write};
 
+use anyhow::Context;
 use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::{
-    event,
+    event::{self, Unreadable},
     log::record::{Headers, ID_HEADER, Record},
-    position::Timestamp,
+    position::{Offset, Timestamp},
 };
 
 /// Writes lines; keeps what consecutive records share.
@@ -87,7 +89,7 @@ impl LineEncoder {
 /// A value that every reader can read, and what stands in it under the key's name.
 struct Inspected<'a> {
     text: &'a str,
-    key: Option<std::borrow::Cow<'a, str>>,
+    key: Option<Cow<'a, str>>,
 }
 
 /// `None` when the value is not one JSON value that every reader can read.
@@ -170,7 +172,7 @@ fn write_base64(bytes: &[u8], line: &mut Vec<u8>) {
 }
 
 /// Whether `raw` holds the bytes that stand as this event's text.
-pub fn is_same_value(event: &str, raw: &[u8]) -> bool {
+fn is_same_value(event: &str, raw: &[u8]) -> bool {
     let mut text = Vec::with_capacity(raw.len());
     write_one_line(raw, &mut text);
     let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
@@ -180,22 +182,97 @@ pub fn is_same_value(event: &str, raw: &[u8]) -> bool {
 }
 
 /// Reads a field that is there, also with the value `null`: the event `null` is another record than none at all.
-///
-/// # Errors
-/// The reader's.
-pub fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// The bytes of a `"raw"` field.
-pub fn decode_raw(text: &str) -> Option<Vec<u8>> {
+fn decode_raw(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
+}
+
+/// The parts of a line that a record decides.
+#[derive(Deserialize)]
+pub struct RecordLine<'a> {
+    pub offset: u64,
+    #[serde(borrow, default, deserialize_with = "present")]
+    event: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    raw: Option<&'a RawValue>,
+}
+
+impl<'a> RecordLine<'a> {
+    pub fn parse(line: &'a [u8]) -> anyhow::Result<Self> {
+        let line = std::str::from_utf8(line)?;
+        serde_json::from_str(line).with_context(|| format!("a line of it is not readable: {line:.80}"))
+    }
+
+    /// Also where one writer let stand as `"event"` what another keeps as `"raw"`: these are a rule of the writer's
+    /// release, and the bytes are the record.
+    pub fn same_record(&self, other: &RecordLine<'_>) -> bool {
+        fn text(value: Option<&RawValue>) -> Option<&str> {
+            value.map(RawValue::get)
+        }
+        fn same_bytes(event: &RawValue, raw: &RawValue) -> bool {
+            let raw: Option<Cow<'_, str>> = serde_json::from_str(raw.get()).ok();
+            raw.and_then(|raw| decode_raw(&raw)).is_some_and(|raw| is_same_value(event.get(), &raw))
+        }
+        match (self.event, self.raw, other.event, other.raw) {
+            (Some(event), None, None, Some(raw)) | (None, Some(raw), Some(event), None) => same_bytes(event, raw),
+            _ => text(self.event) == text(other.event) && text(self.raw) == text(other.raw),
+        }
+    }
+}
+
+/// What every line holds.
+#[derive(Debug)]
+pub struct Line<'a> {
+    pub offset: Offset,
+    pub received: DateTime<Utc>,
+    event: Option<&'a RawValue>,
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line; fields that are not known here may stand in it.
+    pub fn parse(text: &'a [u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())?;
+        let line: AsWritten<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        match (line.event, line.raw.map(RawValue::get)) {
+            (Some(_), None) | (None, Some("null")) => {}
+            (None, Some(raw)) => {
+                let bytes = serde_json::from_str(raw).ok().and_then(|raw: String| decode_raw(&raw));
+                bytes.ok_or("\"raw\" is not base64")?;
+            }
+            (Some(_), Some(_)) => return Err("both \"event\" and \"raw\" stand in it".to_owned()),
+            (None, None) => return Err("neither \"event\" nor \"raw\" stands in it".to_owned()),
+        }
+        // Not RFC 3339 alone: a timestamp beyond the year 9999 is written with a sign.
+        let received = line.received.parse().map_err(|_| format!("\"received\" is no time: {:.40}", line.received))?;
+        Ok(Self { offset: Offset(line.offset), received, event: line.event })
+    }
+
+    /// Why not every reader of JSON can read the line, where it is so: an older release let such an event stand as it
+    /// came.
+    pub fn unreadable(&self) -> Option<Unreadable> {
+        self.event.and_then(|event| event::check(event.get()).err())
+    }
+}
+
+#[derive(Deserialize)]
+struct AsWritten<'a> {
+    offset: u64,
+    #[serde(borrow)]
+    received: Cow<'a, str>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    event: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    raw: Option<&'a RawValue>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{log::record::RecordBuffer, position::Offset};
+    use crate::log::record::RecordBuffer;
 
     fn line_of(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[(&str, Option<&[u8]>)]) -> String {
         let mut buffer = RecordBuffer::default();
@@ -266,6 +343,42 @@ mod tests {
         assert_eq!(line_of(None, Some(b"5"), &[("id", Some(b"\xff"))]), expected);
         let expected = format!("{HEAD},\"headers\":[{{\"name\":\"id\",\"value\":null}}],\"event\":5}}\n");
         assert_eq!(line_of(None, Some(b"5"), &[("id", None)]), expected);
+    }
+
+    #[test]
+    fn every_line_that_is_written_reads_back() {
+        let mut buffer = RecordBuffer::default();
+        let times = [1_795_420_800_123, 0, -1, 1_795_420_800_123_000, i64::MAX];
+        let values = [Some(b"{\"a\":1}".as_slice()), Some(b"null"), None, Some(b"\xff"), Some(b"")];
+        for (offset, (time, value)) in times.into_iter().zip(values).enumerate() {
+            buffer.push(Offset(offset as u64), Timestamp(time), Some(b"\xff"), value, [("h", None)]);
+        }
+        for record in buffer.iter() {
+            let mut text = Vec::new();
+            LineEncoder::new(String::new()).encode(&record, &mut text);
+            let line =
+                Line::parse(text.trim_ascii_end()).unwrap_or_else(|why| panic!("{why}: {}", text.escape_ascii()));
+            // To the second: of a time that no calendar holds, the milliseconds alone are written.
+            let seconds = record.received.to_datetime().timestamp();
+            assert_eq!((line.offset, line.received.timestamp()), (record.offset, seconds));
+        }
+    }
+
+    #[test]
+    fn what_is_no_line_says_why() {
+        let broken = [
+            (r#"{"offset":1,"received":"2026-11-23T08:00:00.123Z"}"#, "neither"),
+            (r#"{"offset":1,"received":"2026-11-23T08:00:00.123Z","event":1,"raw":null}"#, "both"),
+            (r#"{"offset":1,"received":"2026-11-23T08:00:00.123Z","raw":"?"}"#, "base64"),
+            (r#"{"offset":1,"received":"yesterday","event":1}"#, "no time"),
+            (r#"{"offset":-1,"received":"2026-11-23T08:00:00.123Z","event":1}"#, "-1"),
+            (r#"{"offset":1,"received":"2026-11-23T08:00:00.123Z","event":}"#, "expected value"),
+            ("", "EOF"),
+        ];
+        for (text, word) in broken {
+            let why = Line::parse(text.as_bytes()).unwrap_err();
+            assert!(why.contains(word), "{text}: {why}");
+        }
     }
 
     mod properties {
