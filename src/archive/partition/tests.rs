@@ -165,13 +165,13 @@ fn what_a_revoked_partitions_chain_does_not_go_on_with_holds_nothing_up() {
         machine.sealed(&[(0, 10), (10, 20)]);
         machine.answered(answer);
         assert!(machine.partitions.sealed_segments() > 0, "they wait for the next assignment");
-        machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
+        machine.about(News::Unassigned);
         assert_eq!(machine.partitions.sealed_segments(), 0, "which is another machine's");
     }
     // Nor when a later segment is missing.
     let mut machine = Machine::open_at(0);
     machine.sealed(&[(0, 10), (15, 20)]);
-    machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
+    machine.about(News::Unassigned);
     machine.answered(PutAnswer::Created);
     assert_eq!(machine.partitions.sealed_segments(), 0);
 }
@@ -184,14 +184,14 @@ fn the_log_is_asked_once_more_in_each_assignment_that_trusts_it() {
         let assignment = machine.assignment.clone();
         machine.on(Input::Assigned { epoch: machine.epoch, assignment });
         let segments = vec![segment(40, 50)];
-        machine.on(Input::Scanned { partition: Partition(0), epoch: machine.epoch, segments });
+        machine.about(News::Scanned(segments));
         let effects = machine.opened(5);
         (effects.iter().any(|effect| matches!(effect, Effect::Reassign(_))), removed(&effects))
     };
     let mut machine = Machine::assigned(30);
     assert_eq!(assigned(&mut machine), (true, 0), "it is asked again");
     assert_eq!(assigned(&mut machine), (false, 1), "and believed");
-    machine.on(Input::Unassigned { partition: Partition(0), epoch: machine.epoch });
+    machine.about(News::Unassigned);
     assert_eq!(assigned(&mut machine), (true, 0), "much later its old answer is worth nothing");
 }
 

@@ -124,15 +124,13 @@ fn place(text: &str) -> Result<Option<Provider>, String> {
     if url.port().is_some() {
         return Err("must be without port: where the store is, archive.options says".to_owned());
     }
-    if Provider::of(text).is_some() {
-        prefixes(text).map_err(|error| error.to_string())?;
-    }
     let has_host = url.host_str().is_some_and(|host| !host.is_empty());
-    match url.scheme() {
-        "file" if text.starts_with("file:///") && !text.starts_with("file:////") && url.path() != "/" => Ok(None),
-        "s3" if has_host => Ok(Some(Provider::S3)),
-        "gs" if has_host => Ok(Some(Provider::Gcs)),
-        "az" if has_host => Ok(Some(Provider::Azure)),
+    match Provider::of(text) {
+        Some(provider) if has_host => {
+            prefixes(text).map_err(|error| error.to_string())?;
+            Ok(Some(provider))
+        }
+        None if text.starts_with("file:///") && !text.starts_with("file:////") && url.path() != "/" => Ok(None),
         _ => Err(RULE.to_owned()),
     }
 }
@@ -181,6 +179,7 @@ mod tests {
             "file:////srv",
             "s3:",
             "s3://",
+            "S3://bucket",
             "ftp://x",
             "https://s3/b",
         ] {
