@@ -4,7 +4,6 @@
 //! MongoDB live on one multi-thread I/O runtime that outlives the actors.
 
 mod banner;
-mod buffer;
 mod check;
 mod signals;
 mod stop;
@@ -23,7 +22,6 @@ use std::{
 
 use actix::System;
 use anyhow::Context;
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustix::fs::Mode;
 use tokio::{runtime::Handle, sync::mpsc};
@@ -38,17 +36,16 @@ use self::{
 use crate::{
     admin::{self, AdminServer, AdminState, DeadLetterService},
     backoff::Backoff,
-    config::{self, Config, LiveConfig, QueueKind, Role, Roles, Sources},
+    config::{self, Config, QueueKind, Role, Roles, Sources},
     data_dir::DataDir,
-    health::{Closed, Health},
+    health::{Closed, Health, Pipeline},
     ingest,
     log::kafka::{self, TopicError, TopicWatches},
     logging::{self, LogLevel},
-    metrics::Metrics,
     names::{dependency, exit},
-    reload::{Reloaded, Reloader},
+    reload::Reloader,
     store::{self, Store},
-    supervise::{Escalation, RestartPolicy, Slot, Supervision},
+    supervise::{Env, Escalation, Slot},
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -91,15 +88,12 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
 
 /// Everything that lives as long as the process.
 struct Daemon {
-    config: LiveConfig,
+    env: Env,
     reloader: Arc<Reloader>,
     sources: Sources,
     roles: Roles,
     data_dir: DataDir,
     io: Handle,
-    health: Health,
-    metrics: Arc<Metrics>,
-    supervision: Supervision,
     topic_watches: TopicWatches,
     escalated: mpsc::UnboundedReceiver<Escalation>,
     started: Instant,
@@ -114,26 +108,16 @@ enum End {
 
 impl Daemon {
     fn new(config: Config, sources: Sources, log_level: LogLevel, roles: Roles, data_dir: DataDir, io: Handle) -> Self {
-        let policy = RestartPolicy {
-            max_restarts: config.supervision.max_restarts,
-            window: config.supervision.window,
-            backoff: config.supervision.backoff,
-        };
-        let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
-        let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
-        let (escalations, escalated) = mpsc::unbounded_channel();
-        let supervision = Supervision { policy, health: health.clone(), metrics: metrics.clone(), escalations };
-        let reloader = Arc::new(reloader(sources.clone(), config.clone(), log_level));
+        let log = (config.queue.kind == QueueKind::Embedded).then_some(dependency::EMBEDDED_LOG);
+        let ingest = if roles.ingest() { Pipeline::INGEST } else { &[] };
+        let (env, escalated) = Env::new(config, Health::of(Pipeline { ingest, log, sinks: roles.sinks() }));
         Self {
-            config,
-            reloader,
+            reloader: Arc::new(reloader(sources.clone(), &env, log_level)),
+            env,
             sources,
             roles,
             data_dir,
             io,
-            health,
-            metrics,
-            supervision,
             topic_watches: TopicWatches::default(),
             escalated,
             started: Instant::now(),
@@ -148,11 +132,14 @@ impl Daemon {
         admin_sockets: Vec<TcpListener>,
         mut signals: Signals,
     ) -> anyhow::Result<u8> {
-        let config = self.config.load_full();
+        let config = self.env.config.load_full();
         let store = store::open(&config, self.io.clone()).context("the store cannot be opened")?;
         let store = store.filter(|_| self.roles.aggregate() || config.store.kind == config::StoreKind::Mongodb);
         let at_the_end = store.clone();
-        self.health.close(Closed::Starting, "the daemon is starting");
+        let starting = self.env.health.gate.reason(Closed::Starting);
+        starting.set("the daemon is starting".to_owned());
+        // Between two incarnations of the producer the gate stays as the last one left it.
+        let _unavailable = self.env.health.gate.reason(Closed::QueueUnavailable);
         let addresses = Addresses::of(ingest_sockets.as_deref(), &admin_sockets);
         let dead_letters = DeadLetterService::default();
         let admin = admin::serve(admin_sockets, self.admin_state(store.clone(), dead_letters.clone()))?;
@@ -170,15 +157,15 @@ impl Daemon {
             self.start_ingest(&mut running, sockets);
         }
         if running.buffer.as_ref().is_some_and(|buffer| buffer.is_established()) {
-            self.health.open(Closed::Starting);
+            starting.set(None);
         }
         logging::banner(&addresses.banner(&config, &self.data_dir, &self.roles));
-        actix_rt::spawn(tell_systemd(self.health.clone()));
+        actix_rt::spawn(tell_systemd(self.env.health.clone()));
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
                 running.buffer.as_ref().map_or(Ok(()), |buffer| buffer.prepared())?;
                 self.start_sinks(&mut running, store, spooler)?;
-                self.health.open(Closed::Starting);
+                starting.set(None);
                 tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = %self.roles, "started");
                 self.wait(&mut signals).await
             }
@@ -193,10 +180,10 @@ impl Daemon {
 
     fn admin_state(&self, store: Option<Arc<dyn Store>>, dead_letters: DeadLetterService) -> AdminState {
         AdminState {
-            config: self.config.clone(),
+            config: self.env.config.clone(),
             config_file: self.sources.file().map(Path::to_owned),
-            health: self.health.clone(),
-            metrics: self.metrics.clone(),
+            health: self.env.health.clone(),
+            metrics: self.env.metrics.clone(),
             store,
             dead_letters,
             reloader: self.reloader.clone(),
@@ -210,11 +197,11 @@ impl Daemon {
 
     /// Has Kafka's topics looked at and made, for as long as the brokers cannot be reached.
     async fn prepare_queue(&mut self, signals: &mut Signals) -> Result<(), End> {
-        let config = self.config.load_full();
+        let config = self.env.config.load_full();
         if config.queue.kind == QueueKind::Embedded {
             return Ok(());
         }
-        let (health, dead_letters) = (self.health.clone(), self.roles.aggregate() || self.buffers(&config));
+        let (health, dead_letters) = (self.env.health.clone(), config.writes_letters_to_kafka());
         let backoff = Backoff::new(config.supervision.backoff, config::LONGEST_RESTART / 3);
         let prepared = self.io.spawn(async move {
             for attempt in 1.. {
@@ -306,7 +293,9 @@ impl Daemon {
         };
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        let timeout = self.config.load().shutdown.timeout;
+        let timeout = self.env.config.load().shutdown.timeout;
+        let draining = self.env.health.gate.reason(Closed::Draining);
+        draining.set("the daemon is stopping: send to another one, or try again".to_owned());
         let beating = async {
             loop {
                 self.beat();
@@ -314,7 +303,7 @@ impl Daemon {
             }
         };
         let stopped = tokio::select! {
-            stopped = stop(running, admin, &self.health, timeout, signals, asked) => stopped,
+            stopped = stop(running, admin, &self.env.health, timeout, signals, asked) => stopped,
             () = beating => Stopped::Cut,
         };
         match stopped {
@@ -352,19 +341,16 @@ async fn tell_systemd(health: Health) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
-fn reloader(sources: Sources, config: LiveConfig, log_level: LogLevel) -> Reloader {
-    let backends = sources.backends();
-    let load = Box::new(move || sources.load().map_err(|errors| errors.to_string()));
-    let apply = Box::new(|old: &Config, new: Config| {
-        let (config, diff) = config::apply(old, &new, backends).map_err(|errors| errors.to_string())?;
-        Ok((config, Reloaded { applied: diff.live, needs_restart: diff.needs_restart }))
-    });
+fn reloader(sources: Sources, env: &Env, log_level: LogLevel) -> Reloader {
+    let next = move |old: &Config| {
+        let applied = sources.load().and_then(|new| config::apply(old, &new, sources.backends()));
+        applied.map_err(|errors| errors.to_string())
+    };
     let log_level = Mutex::new(log_level);
-    let on_change = Box::new(move |config: &Config| {
-        let level = log_level.lock();
-        if let Err(error) = level.set(&config.logging.level) {
+    let on_change = move |config: &Config| {
+        if let Err(error) = log_level.lock().set(&config.logging.level) {
             tracing::error!(%error, "logging.level not changed");
         }
-    });
-    Reloader::new(load, apply, config, vec![on_change])
+    };
+    Reloader::new(env.config.clone(), next, on_change)
 }

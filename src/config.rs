@@ -28,7 +28,7 @@ use crate::position::TopicName;
 pub use error::{ConfigError, ConfigErrors};
 pub use keys::LONGEST_RESTART;
 pub(crate) use keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, nearest};
-pub use reload::apply;
+pub use reload::{Reloaded, apply};
 pub use roles::{Role, Roles};
 pub(crate) use secrets::shown;
 pub use sections::{

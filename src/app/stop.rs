@@ -1,6 +1,6 @@
 //! The stop, in order, within `shutdown.timeout`.
 //!
-//! The door closes → the HTTP server finishes what it has (the producer still runs) → the producer flushes → the
+//! The gate closes → the HTTP server finishes what it has (the producer still runs) → the producer flushes → the
 //! forwarder of the buffer ends → the consumers stop fetching, and their sinks make durable what they hold → the
 //! uploader finishes what it can → positions are committed → the actors end → the admin endpoint last. A second signal
 //! (of another kind only after a second), or the deadline, ends it at once, with the names of what was stuck.
@@ -18,7 +18,7 @@ use crate::{
     admin::AdminServer,
     archive::spool::Settled,
     consume::{Consumer, Drain, Leave, Left, Sink, StopFetching},
-    health::{Closed, Health},
+    health::Health,
     ingest::StopAccepting,
     log::Flush,
     names::dependency,
@@ -82,7 +82,6 @@ pub(super) async fn stop(
     mut signals: Signals,
     asked: Option<Asked>,
 ) -> Stopped {
-    health.close(Closed::Draining, "the daemon is stopping: send to another one, or try again");
     let started = Instant::now();
     let deadline = started + timeout;
     let steps = Steps::default();

@@ -10,23 +10,9 @@ use super::{
     AggregateConfig, ByteSize, default_aggregates, duration,
     keys::{Change, Key, Kind, LONGEST_RESTART, Section},
 };
+use crate::names::words;
 use Change::{Live, LiveWithoutKafka, Restart};
 use Kind::{Aggregates, Flag, Integer, List, OneOf, Options, Percent, Size, Text};
-
-/// A word that a key takes, by the name of its variant in small letters.
-macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident { $($(#[$each:meta])* $variant:ident = $word:literal),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[$each])* #[serde(rename = $word)] $variant),*
-        }
-
-        impl $name {
-            const WORDS: &[&str] = &[$($word),*];
-        }
-    };
-}
 
 /// A section: its name with a dot, its keys (type, default, kind, what a reload does), and the sections below it.
 macro_rules! section {
@@ -201,7 +187,7 @@ section! {
     }
 }
 
-choice! {
+words! {
     /// What the ingestor does with an event that not every reader of JSON can read.
     OnUnreadable {
         /// It is refused as `invalid_json`.
@@ -229,12 +215,12 @@ section! {
     }
 }
 
-choice! {
+words! {
     /// Where the log is.
     QueueKind { Embedded = "embedded", Kafka = "kafka" }
 }
 
-choice! {
+words! {
     /// What happens to events while Kafka is away.
     OnUnavailable {
         /// They are refused with 503.
@@ -350,7 +336,7 @@ section! {
     }
 }
 
-choice! {
+words! {
     /// What the archive does at a gap.
     OnGap { Halt = "halt", Skip = "skip" }
 }
@@ -374,7 +360,7 @@ section! {
     }
 }
 
-choice! {
+words! {
     /// Where the aggregates are kept.
     StoreKind { Embedded = "embedded", Mongodb = "mongodb", None = "none" }
 }
@@ -437,7 +423,7 @@ section! {
     }
 }
 
-choice! {
+words! {
     /// How a line of the log is written.
     LogFormat { Text = "text", Json = "json" }
 }

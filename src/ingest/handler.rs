@@ -87,7 +87,7 @@ impl Intake {
     }
 
     async fn accept(self: &Arc<Self>, request: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
-        if let Some((closed, why)) = self.health.closed() {
+        if let Some((closed, why)) = self.health.gate.closed() {
             return Err(Problem::closed(closed, &why));
         }
         let config = self.config.load_full();

@@ -59,8 +59,9 @@ mod tests {
         assert_eq!(status_line(&health.readiness(), None), "ready");
         health.dependency("mongodb", Err("away".to_owned()));
         assert_eq!(status_line(&health.readiness(), None), "ready, degraded; mongodb unavailable");
-        health.close(Closed::DiskFull, "disk\nfull");
-        let closed = health.closed().map(|(_, why)| why);
+        let full = health.gate.reason(Closed::DiskFull);
+        full.set("disk\nfull".to_owned());
+        let closed = health.gate.closed().map(|(_, why)| why);
         assert!(
             status_line(&health.readiness(), closed.as_deref()).starts_with("refusing events: disk full; mongodb un")
         );

@@ -27,7 +27,7 @@ use crate::{
     },
     names::dependency,
     position::{Offset, Partition, Timestamp},
-    supervise::{Escalation, Escalations, Fences},
+    supervise::{Escalation, Fences},
 };
 
 /// How often it says how it does, and looks whether it has to stop.
@@ -44,7 +44,7 @@ const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 
 pub(super) struct Forwarder {
-    buffer: Arc<Buffer>,
+    pub(super) buffer: Arc<Buffer>,
     /// The keys that it reads need a restart.
     config: Arc<Config>,
     database: Connection,
@@ -58,7 +58,6 @@ pub(super) struct Forwarder {
     /// Not before then are new requests held again.
     next_hold: Instant,
     fences: Fences,
-    escalations: Escalations,
     reported: Cell<Option<Instant>>,
 }
 
@@ -77,9 +76,9 @@ enum End {
 }
 
 impl Forwarder {
-    pub(super) fn new(buffer: Arc<Buffer>, database: Connection, position: Position, escalations: Escalations) -> Self {
+    pub(super) fn new(buffer: Arc<Buffer>, database: Connection, position: Position) -> Self {
         Self {
-            config: buffer.config.load_full(),
+            config: buffer.env.config.load_full(),
             buffer,
             database,
             position,
@@ -88,7 +87,6 @@ impl Forwarder {
             limit: MAX_RECORDS,
             next_hold: Instant::now(),
             fences: Fences::default(),
-            escalations,
             reported: Cell::new(None),
         }
     }
@@ -117,7 +115,7 @@ impl Forwarder {
             let reason = match self.step() {
                 Ok(()) => {
                     failures = 0;
-                    self.buffer.health.dependency(dependency::FORWARDER, Ok(()));
+                    self.buffer.env.health.dependency(dependency::FORWARDER, Ok(()));
                     continue;
                 }
                 Err(Failure::Stopped) => return End::Stopped,
@@ -129,8 +127,7 @@ impl Forwarder {
                             "another process forwards a copy of {}: {reason}",
                             self.buffer.log.path().display()
                         );
-                        // The receiver is gone only when the process ends already.
-                        let _ = self.escalations.send(Escalation::Fenced { reason });
+                        self.buffer.env.escalate(Escalation::Fenced { reason });
                         return End::Escalated;
                     }
                     format!("its transactional id was taken: {reason}")
@@ -143,9 +140,8 @@ impl Forwarder {
             self.transactions = None;
             self.buffer.switch.update(Rule::release);
             tracing::debug!(reason, "forwarding failed, trying again");
-            self.buffer
-                .health
-                .dependency(dependency::FORWARDER, Err(format!("cannot forward the buffer to Kafka: {reason}")));
+            let reason = format!("cannot forward the buffer to Kafka: {reason}");
+            self.buffer.env.health.dependency(dependency::FORWARDER, Err(reason));
             failures += 1;
             let until = Instant::now() + BACKOFF.pause(failures);
             while Instant::now() < until && self.tick() {
@@ -247,8 +243,7 @@ impl Forwarder {
                  events of this file from {at} on that only it accepted are not in Kafka)"
             ),
         };
-        // The receiver is gone only when the process ends already.
-        let _ = self.escalations.send(Escalation::Refused { reason: refused });
+        self.buffer.env.escalate(Escalation::Refused { reason: refused });
         Err(Failure::Ended)
     }
 
@@ -315,7 +310,7 @@ impl Forwarder {
     }
 
     fn committed(&mut self, to: Offset, events: usize, letters: usize) {
-        let metrics = &self.buffer.metrics;
+        let metrics = &self.buffer.env.metrics;
         metrics.events_forwarded.inc_by(events as u64);
         metrics.events_produced.inc_by(events as u64);
         if letters > 0 {
