@@ -208,8 +208,8 @@ impl Daemon {
                 let config = config.clone();
                 // librdkafka's admin calls block, each with a deadline.
                 let prepared = tokio::task::spawn_blocking(move || kafka::prepare(&config, dead_letters)).await;
-                match prepared {
-                    Ok(Ok(topic)) => {
+                match prepared.map_err(|error| error.to_string())? {
+                    Ok(topic) => {
                         for concern in &topic.concerns {
                             tracing::warn!("{concern}");
                         }
@@ -217,10 +217,9 @@ impl Daemon {
                         health.remark(dependency::KAFKA_TOPIC, (!concerns.is_empty()).then_some(concerns));
                         break;
                     }
-                    Ok(Err(error @ TopicError::Unreachable { .. })) => {
-                        health.dependency(dependency::KAFKA, Err(error.to_string()))
+                    Err(error @ TopicError::Unreachable { .. }) => {
+                        health.dependency(dependency::KAFKA, Err(error.to_string()));
                     }
-                    Ok(Err(error)) => return Err(error.to_string()),
                     Err(error) => return Err(error.to_string()),
                 }
                 tokio::time::sleep(backoff.pause(attempt)).await;
@@ -230,11 +229,9 @@ impl Daemon {
         });
         let abort = prepared.abort_handle();
         tokio::select! {
-            prepared = prepared => match prepared {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(reason)) => Err(End::Escalation(Escalation::Refused { reason })),
-                Err(error) => Err(End::Escalation(Escalation::Refused { reason: error.to_string() })),
-            },
+            prepared = prepared => prepared
+                .unwrap_or_else(|error| Err(error.to_string()))
+                .map_err(|reason| End::Escalation(Escalation::Refused { reason })),
             end = self.wait(signals) => {
                 abort.abort();
                 Err(end)
@@ -269,27 +266,23 @@ impl Daemon {
     }
 
     async fn end(self, end: End, running: Running, admin: AdminServer, signals: Signals) -> u8 {
-        let status = match &end {
-            End::Signal(_) => 0,
+        let (status, asked) = match end {
+            End::Signal(asked) => (0, Some(asked)),
             End::Escalation(Escalation::Fenced { reason }) => {
                 tracing::error!(
                     reason,
                     "another process has our membership of a consumer group: stopping, not to be restarted"
                 );
-                exit::FENCED
+                (exit::FENCED, None)
             }
             End::Escalation(Escalation::Failed { actor, reason }) => {
                 tracing::error!(actor = actor.as_str(), reason, "stopping, because an actor failed too often");
-                exit::FAILURE
+                (exit::FAILURE, None)
             }
             End::Escalation(Escalation::Refused { reason }) => {
                 tracing::error!(reason, "stopping, because a dependency refuses what the configuration asks for");
-                exit::FAILURE
+                (exit::FAILURE, None)
             }
-        };
-        let asked = match end {
-            End::Signal(asked) => Some(asked),
-            End::Escalation(_) => None,
         };
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -306,20 +299,15 @@ impl Daemon {
             stopped = stop(running, admin, &self.env.health, timeout, signals, asked) => stopped,
             () = beating => Stopped::Cut,
         };
+        // Why it ended says more than how the stop went: a process that was fenced must not be started again.
+        let or = |of_the_stop| if status == 0 { of_the_stop } else { status };
         match stopped {
             Stopped::InOrder => status,
-            Stopped::Uncommitted => {
-                if status == 0 {
-                    exit::FAILURE
-                } else {
-                    status
-                }
-            }
-            // Threads may hang: nothing more is waited for. Why it ended says more than that it was late: a process that
-            // was fenced must not be started again.
+            Stopped::Uncommitted => or(exit::FAILURE),
             Stopped::Cut => {
+                // Threads may hang: nothing more is waited for.
                 logging::finish();
-                std::process::exit(i32::from(if status == 0 { exit::DEADLINE } else { status }))
+                std::process::exit(i32::from(or(exit::DEADLINE)))
             }
         }
     }

@@ -101,8 +101,6 @@ mod duration {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map_err(|error| {
-            D::Error::custom(format!("{text:?} is not a duration such as \"200ms\", \"1m\" or \"30d\": {error}"))
-        })
+        humantime::parse_duration(&text).map_err(D::Error::custom)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -83,15 +83,9 @@ struct Seen {
     acted_on: Content,
 }
 
-/// What changes whenever a file's content does (of the file behind symbolic links).
-#[derive(PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
+/// What changes whenever a file's content does (of the file behind symbolic links): where it is, how long, and when it was
+/// modified and changed.
+type Stamp = ((u64, u64), u64, (i64, i64), (i64, i64));
 
 impl FileWatch {
     /// Takes the files' present content as the one in force: make it before the configuration is loaded, or right
@@ -119,15 +113,15 @@ impl FileWatch {
 
 impl Seen {
     fn of(path: &Path) -> Self {
-        let (stamp, content) = (stamp(path).ok(), digest(path).ok());
+        let (stamp, content) = (stamp(path), digest(path));
         Self { stamp, latest: content, acted_on: content }
     }
 
     fn changed(&mut self, path: &Path) -> bool {
-        let stamp = stamp(path).ok();
+        let stamp = stamp(path);
         if stamp != self.stamp {
             self.stamp = stamp;
-            self.latest = digest(path).ok();
+            self.latest = digest(path);
             return false;
         }
         let settled = self.latest != self.acted_on;
@@ -136,18 +130,14 @@ impl Seen {
     }
 }
 
-fn stamp(path: &Path) -> io::Result<Stamp> {
-    fs::metadata(path).map(|file| Stamp {
-        device: file.dev(),
-        inode: file.ino(),
-        length: file.len(),
-        modified: (file.mtime(), file.mtime_nsec()),
-        changed: (file.ctime(), file.ctime_nsec()),
-    })
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = fs::metadata(path).ok()?;
+    let (modified, changed) = ((file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec()));
+    Some(((file.dev(), file.ino()), file.len(), modified, changed))
 }
 
-fn digest(path: &Path) -> io::Result<[u8; 32]> {
-    fs::read(path).map(|bytes| Sha256::digest(bytes).into())
+fn digest(path: &Path) -> Content {
+    Some(Sha256::digest(fs::read(path).ok()?).into())
 }
 
 #[cfg(test)]

@@ -163,7 +163,7 @@ impl Guarded {
 pub fn supervise<A, F>(name: ActorName, slot: Slot<A>, env: &Env, build: F) -> Guarded
 where
     A: Actor<Context = Context<A>>,
-    F: FnMut(&mut Context<A>) -> anyhow::Result<A> + Send + 'static,
+    F: FnMut(Env, &mut Context<A>) -> anyhow::Result<A> + Send + 'static,
 {
     #[cfg(debug_assertions)]
     let build = injected::armed(name, build);
@@ -185,13 +185,13 @@ where
 async fn guard<A, F>(name: ActorName, slot: Slot<A>, env: Env, stop: CancellationToken, mut build: F)
 where
     A: Actor<Context = Context<A>>,
-    F: FnMut(&mut Context<A>) -> anyhow::Result<A> + Send + 'static,
+    F: FnMut(Env, &mut Context<A>) -> anyhow::Result<A> + Send + 'static,
 {
     let policy = env.config.load().supervision.clone();
     let backoff = Backoff::new(policy.backoff, LONGEST_RESTART);
     let mut failures: VecDeque<Instant> = VecDeque::new();
     loop {
-        let reason = match incarnate(&slot, &stop, &mut build).await {
+        let reason = match incarnate(&slot, &env, &stop, &mut build).await {
             _ if stop.is_cancelled() => break,
             Ok(()) => "stopped without being asked to".to_owned(),
             Err(reason) => reason,
@@ -223,14 +223,14 @@ where
 }
 
 /// One life of an actor, from its construction to its end.
-async fn incarnate<A, F>(slot: &Slot<A>, stop: &CancellationToken, build: &mut F) -> Result<(), String>
+async fn incarnate<A, F>(slot: &Slot<A>, env: &Env, stop: &CancellationToken, build: &mut F) -> Result<(), String>
 where
     A: Actor<Context = Context<A>>,
-    F: FnMut(&mut Context<A>) -> anyhow::Result<A>,
+    F: FnMut(Env, &mut Context<A>) -> anyhow::Result<A>,
 {
     let mut context = Context::new();
     // What a panic left half-built is dropped.
-    let built = panic::catch_unwind(AssertUnwindSafe(|| build(&mut context)));
+    let built = panic::catch_unwind(AssertUnwindSafe(|| build(env.clone(), &mut context)));
     let built = built.map_err(|payload| format!("panicked while it was built: {}", panic_message(payload.as_ref())))?;
     let actor = built.map_err(|error| format!("{error:#}"))?;
     slot.set(Some(context.address()));
@@ -313,7 +313,7 @@ mod tests {
 
     fn start(slot: &Slot<Fragile>, env: &Env) -> Guarded {
         let mut built = 0;
-        supervise(ActorName::Producer, slot.clone(), env, move |_| {
+        supervise(ActorName::Producer, slot.clone(), env, move |_, _| {
             built += 1;
             Ok(Fragile(built))
         })
@@ -340,7 +340,7 @@ mod tests {
             let (env, _escalated) = env(3);
             let slot = Slot::default();
             let mut built = 0;
-            let guarded = supervise(ActorName::Producer, slot.clone(), &env, move |_| {
+            let guarded = supervise(ActorName::Producer, slot.clone(), &env, move |_, _| {
                 built += 1;
                 assert!(built > 1, "as the test asks");
                 Ok(Fragile(built))

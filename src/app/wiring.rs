@@ -85,10 +85,7 @@ impl Daemon {
             }),
             check_file: Arc::new(move || watch.check()),
         };
-        let env = self.env.clone();
-        supervise(ActorName::Watchdog, Slot::default(), &self.env, move |_| {
-            Ok(Watchdog::new(env.clone(), hooks.clone())?)
-        })
+        supervise(ActorName::Watchdog, Slot::default(), &self.env, move |env, _| Ok(Watchdog::new(env, hooks.clone())?))
     }
 
     /// Builds the sinks, downstream first, so that each actor finds what it feeds.
@@ -129,17 +126,15 @@ impl Daemon {
         let consumer: Slot<Consumer<Spooler>> = Slot::default();
         let replies = replies(&consumer);
 
-        let (env, io, feeds) = (self.env.clone(), self.io.clone(), spooler.clone());
-        running.guarded.push(supervise(ActorName::Uploader, uploader.clone(), &self.env, move |_| {
-            let Env { config, health, metrics, .. } = env.clone();
-            let archive = Archive::open(&config.load())?;
-            Ok(Uploader::new(archive, io.clone(), feeds.clone(), config, health, metrics))
+        let (io, feeds) = (self.io.clone(), spooler.clone());
+        running.guarded.push(supervise(ActorName::Uploader, uploader.clone(), &self.env, move |env, _| {
+            let archive = Archive::open(&env.config.load())?;
+            Ok(Uploader::new(archive, io.clone(), feeds.clone(), env.config, env.health, env.metrics))
         }));
 
-        let (env, data_dir, feeds) = (self.env.clone(), self.data_dir.path.clone(), uploader.clone());
-        running.guarded.push(supervise(ActorName::Spooler, spooler.clone(), &self.env, move |ctx| {
-            let Env { config, health, metrics, .. } = env.clone();
-            Spooler::new(&data_dir, feeds.clone(), replies.clone(), config, health, metrics, ctx)
+        let (data_dir, feeds) = (self.data_dir.path.clone(), uploader.clone());
+        running.guarded.push(supervise(ActorName::Spooler, spooler.clone(), &self.env, move |env, ctx| {
+            Spooler::new(&data_dir, feeds.clone(), replies.clone(), env.config, env.health, env.metrics, ctx)
         }));
 
         let log = running.log.clone();
@@ -156,9 +151,8 @@ impl Daemon {
             Some(log) => Arc::new(log.clone()),
             None => Arc::new(KafkaDeadLetters::new(config)),
         };
-        let env = self.env.clone();
-        running.guarded.push(supervise(ActorName::Aggregator, aggregator.clone(), &self.env, move |_| {
-            let Env { config, health, metrics, .. } = env.clone();
+        running.guarded.push(supervise(ActorName::Aggregator, aggregator.clone(), &self.env, move |env, _| {
+            let Env { config, health, metrics, .. } = env;
             Ok(Aggregator::new(store.clone(), dead_letters.clone(), replies.clone(), config, health, metrics))
         }));
         let log = running.log.clone();
@@ -197,16 +191,16 @@ impl Daemon {
                 }
             }
         };
-        supervise(name.consumer(), slot, &self.env, move |ctx| Consumer::new(parts.clone(), ctx, &start_source))
+        supervise(name.consumer(), slot, &self.env, move |_, ctx| Consumer::new(parts.clone(), ctx, &start_source))
     }
 
     pub(super) fn start_ingest(&self, running: &mut Running, sockets: Vec<TcpListener>) {
         let producer: Slot<Producer> = Slot::default();
         let ingress = Ingress::new(producer.clone());
         let opened = ingress.clone();
-        let (env, log, buffer) = (self.env.clone(), running.log.clone(), running.buffer.clone());
-        running.guarded.push(supervise(ActorName::Producer, producer.clone(), &self.env, move |_| {
-            let Env { config, health, metrics, .. } = env.clone();
+        let (log, buffer) = (running.log.clone(), running.buffer.clone());
+        running.guarded.push(supervise(ActorName::Producer, producer.clone(), &self.env, move |env, _| {
+            let Env { config, health, metrics, .. } = env;
             let appender: Box<dyn Appender> = match (&log, &buffer) {
                 (Some(log), _) => Box::new(log.appender()),
                 (None, Some(buffer)) => buffer.appender()?,
@@ -217,12 +211,10 @@ impl Daemon {
         running.producer = Some(producer);
 
         let ingestor: Slot<Ingestor> = Slot::default();
-        let env = self.env.clone();
-        running.guarded.push(supervise(ActorName::Ingestor, ingestor.clone(), &self.env, move |_| {
-            let Env { config, health, metrics, .. } = env.clone();
+        running.guarded.push(supervise(ActorName::Ingestor, ingestor.clone(), &self.env, move |env, _| {
             let sockets = sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>();
             let sockets = sockets.context("the listening sockets cannot be shared")?;
-            Ok(Ingestor::new(sockets, ingress.clone(), config, health, metrics))
+            Ok(Ingestor::new(sockets, ingress.clone(), env.config, env.health, env.metrics))
         }));
         running.ingestor = Some(ingestor);
     }

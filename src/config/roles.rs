@@ -18,13 +18,13 @@ words! {
     }
 }
 
-const INGEST: [Role; 3] = [Role::Ingestor, Role::Producer, Role::Watchdog];
-const ARCHIVE: [Role; 4] = [Role::Consumer, Role::Spooler, Role::Uploader, Role::Watchdog];
-const AGGREGATE: [Role; 3] = [Role::Consumer, Role::Aggregator, Role::Watchdog];
+const INGEST: &[Role] = &[Role::Ingestor, Role::Producer, Role::Watchdog];
+const ARCHIVE: &[Role] = &[Role::Consumer, Role::Spooler, Role::Uploader, Role::Watchdog];
+const AGGREGATE: &[Role] = &[Role::Consumer, Role::Aggregator, Role::Watchdog];
 const GROUPS: [&str; 5] = ["all", "ingest", "archive", "aggregate", "worker"];
 
 /// The roles in force: groups resolved, sinks that are off left out.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Roles(u8);
 
 impl Roles {
@@ -66,21 +66,15 @@ impl Roles {
         let mut roles = Self::default();
         for name in &config.roles {
             match name.as_str() {
-                "ingest" => roles.add(&INGEST),
-                "archive" => roles.add(&ARCHIVE),
-                "aggregate" => roles.add(&AGGREGATE),
+                "ingest" => roles.add(INGEST),
+                "archive" => roles.add(ARCHIVE),
+                "aggregate" => roles.add(AGGREGATE),
+                "worker" if !archive_on && !aggregate_on => {
+                    return Err("worker has nothing to do: archive.url and store.kind are both none".to_owned());
+                }
                 "all" | "worker" => {
-                    if name == "all" {
-                        roles.add(&INGEST);
-                    } else if !archive_on && !aggregate_on {
-                        return Err("worker has nothing to do: archive.url and store.kind are both none".to_owned());
-                    }
-                    if archive_on {
-                        roles.add(&ARCHIVE);
-                    }
-                    if aggregate_on {
-                        roles.add(&AGGREGATE);
-                    }
+                    let parts = [(name == "all", INGEST), (archive_on, ARCHIVE), (aggregate_on, AGGREGATE)];
+                    parts.iter().filter(|(on, _)| *on).for_each(|(_, part)| roles.add(part));
                 }
                 name => match Role::ALL.iter().find(|role| role.as_str() == name) {
                     Some(role) => roles.add(&[*role]),
@@ -99,12 +93,6 @@ impl fmt::Display for Roles {
     }
 }
 
-impl fmt::Debug for Roles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Roles({self})")
-    }
-}
-
 fn bit(role: Role) -> u8 {
     1 << role as u8
 }
@@ -115,10 +103,8 @@ fn sinks(config: &Config) -> (bool, bool) {
 }
 
 fn unknown(name: &str) -> String {
-    let hint = match nearest(name, Role::WORDS.iter().copied().chain(GROUPS)) {
-        Some(near) => format!("did you mean {near}? "),
-        None => String::new(),
-    };
+    let near = nearest(name, Role::WORDS.iter().copied().chain(GROUPS));
+    let hint = near.map(|near| format!("did you mean {near}? ")).unwrap_or_default();
     format!("{name:?} is no role; {hint}Roles: {}; groups: {}", Role::WORDS.join(", "), GROUPS.join(", "))
 }
 

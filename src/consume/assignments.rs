@@ -68,11 +68,6 @@ impl Assignments {
         self.0.get_mut(&partition).filter(|held| held.epoch == epoch)
     }
 
-    /// Whether the message is about the partition's present assignment.
-    pub fn is_current(&self, partition: Partition, epoch: Epoch) -> bool {
-        self.0.get(&partition).is_some_and(|held| held.epoch == epoch)
-    }
-
     /// The sink knows where to begin. Whether the source is to be told.
     pub fn begin(&mut self, partition: Partition, epoch: Epoch) -> bool {
         self.enter(partition, epoch, Phase::Delivering)

@@ -169,7 +169,8 @@ impl Buffer {
     pub fn appender(&self) -> anyhow::Result<Box<dyn Appender>> {
         let Env { config, health, metrics, .. } = self.env.clone();
         let kafka = KafkaAppender::behind(Some(self.switch.clone()), &config.load(), health, metrics)?;
-        Ok(Box::new(appender::BufferingAppender::new(self.switch.clone(), kafka, self.log.appender())))
+        let (switch, buffer) = (self.switch.clone(), self.log.appender());
+        Ok(Box::new(appender::BufferingAppender { switch, kafka, buffer }))
     }
 
     /// Ends the threads; a transaction under way is committed or given up within seconds. Blocks.

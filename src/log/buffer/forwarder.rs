@@ -3,7 +3,8 @@
 use std::{
     cell::Cell,
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -68,13 +69,6 @@ struct Refusal {
     whole: bool,
 }
 
-/// What ends the forwarder's work, though not its thread.
-enum End {
-    Stopped,
-    /// It must not go on; the process is on its way to stop.
-    Escalated,
-}
-
 impl Forwarder {
     pub(super) fn new(buffer: Arc<Buffer>, database: Connection, position: Position) -> Self {
         Self {
@@ -92,19 +86,19 @@ impl Forwarder {
     }
 
     pub(super) fn run(&mut self) {
-        if matches!(self.forward(), End::Escalated) {
-            // Readiness stays true to the end of the stop.
-            while self.tick() {
-                std::thread::sleep(TICK);
-            }
+        self.forward();
+        // It may not go on while the process is on its way to stop: readiness stays true to the end.
+        while self.tick() {
+            thread::sleep(TICK);
         }
     }
 
-    fn forward(&mut self) -> End {
+    /// Returns when it is stopped, or after an escalation.
+    fn forward(&mut self) {
         let mut failures = 0;
         while self.tick() {
-            if !self.buffer.prepared.load(std::sync::atomic::Ordering::Acquire) {
-                std::thread::sleep(TICK);
+            if !self.buffer.prepared.load(Ordering::Acquire) {
+                thread::sleep(TICK);
                 continue;
             }
             if !self.buffer.switch.wait(TICK) {
@@ -118,7 +112,7 @@ impl Forwarder {
                     self.buffer.env.health.dependency(dependency::FORWARDER, Ok(()));
                     continue;
                 }
-                Err(Failure::Stopped) => return End::Stopped,
+                Err(Failure::Stopped) => return,
                 Err(Failure::Fenced(reason)) => {
                     // A transaction whose time was over is fenced by its coordinator, not by another process.
                     let by_time = began.elapsed() >= TRANSACTION_TIMEOUT / 2;
@@ -128,13 +122,13 @@ impl Forwarder {
                             self.buffer.log.path().display()
                         );
                         self.buffer.env.escalate(Escalation::Fenced { reason });
-                        return End::Escalated;
+                        return;
                     }
                     format!("its transactional id was taken: {reason}")
                 }
-                Err(Failure::Ended) => return End::Escalated,
+                Err(Failure::Ended) => return,
                 Err(Failure::Passing(reason)) => reason,
-                // Heeded by the step.
+                // The step has adapted what it sends next.
                 Err(Failure::Refused(_) | Failure::Unclear) => continue,
             };
             self.transactions = None;
@@ -145,10 +139,9 @@ impl Forwarder {
             failures += 1;
             let until = Instant::now() + BACKOFF.pause(failures);
             while Instant::now() < until && self.tick() {
-                std::thread::sleep(TICK.min(until.saturating_duration_since(Instant::now())));
+                thread::sleep(TICK.min(until.saturating_duration_since(Instant::now())));
             }
         }
-        End::Stopped
     }
 
     /// Reports when it is time to; whether to go on.

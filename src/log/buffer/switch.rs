@@ -208,14 +208,7 @@ impl Switch {
 }
 
 /// Held by each event in flight of one request; when the last one is dropped, the request has landed.
-pub struct InFlight(Arc<Switch>);
-
-impl InFlight {
-    /// For a request that was admitted.
-    pub fn admitted(switch: Arc<Switch>) -> Self {
-        Self(switch)
-    }
-}
+pub struct InFlight(pub(super) Arc<Switch>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
