@@ -28,7 +28,7 @@ use tokio::{runtime::Handle, sync::mpsc};
 
 pub use self::check::{BACKENDS, CheckLine, check};
 use self::{
-    banner::Addresses,
+    banner::{address, banner},
     signals::{Signal, Signals},
     stop::{Asked, Stopped, stop},
     wiring::Running,
@@ -49,7 +49,7 @@ use crate::{
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// What is away for so long is not about to come.
+/// What has been away for this long is not about to come.
 const OUTAGE: Duration = Duration::from_secs(2);
 /// Below the time that systemd gives a start (90 s).
 const LONGEST_START: Duration = Duration::from_secs(60);
@@ -140,7 +140,7 @@ impl Daemon {
         starting.set("the daemon is starting".to_owned());
         // Between two incarnations of the producer the gate stays as the last one left it.
         let _unavailable = self.env.health.gate.reason(Closed::QueueUnavailable);
-        let addresses = Addresses::of(ingest_sockets.as_deref(), &admin_sockets);
+        let (ingest_address, admin_address) = (ingest_sockets.as_deref().map(address), address(&admin_sockets));
         let dead_letters = DeadLetterService::default();
         let admin = admin::serve(admin_sockets, self.admin_state(store.clone(), dead_letters.clone()))?;
         let mut running = Running::default();
@@ -159,7 +159,7 @@ impl Daemon {
         if running.buffer.as_ref().is_some_and(|buffer| buffer.is_established()) {
             starting.set(None);
         }
-        logging::banner(&addresses.banner(&config, &self.data_dir, &self.roles));
+        logging::banner(&banner(ingest_address.as_deref(), &admin_address, &config, &self.data_dir, self.roles));
         actix_rt::spawn(tell_systemd(self.env.health.clone()));
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
@@ -284,7 +284,7 @@ impl Daemon {
                 (exit::FAILURE, None)
             }
         };
-        // Without systemd there is nobody to tell.
+        // Without systemd this does nothing.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         let timeout = self.env.config.load().shutdown.timeout;
         let draining = self.env.health.gate.reason(Closed::Draining);
@@ -325,7 +325,7 @@ async fn tell_systemd(health: Health) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Without systemd there is nobody to tell.
+    // Without systemd this does nothing.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 

@@ -78,7 +78,7 @@ pub struct ConsumerParts<S: Sink> {
 }
 
 impl<S: Sink> Consumer<S> {
-    /// Starts the source with a way to tell this actor.
+    /// Starts the source, which sends its events to this actor.
     ///
     /// # Errors
     /// Those of `start_source`: settings that the queue refuses.

@@ -1,5 +1,5 @@
-//! Logs go to stderr as events with fields, as text or JSON; the level can change while the daemon runs. Nobody but one
-//! thread waits for whoever reads them.
+//! Logs go to stderr as events with fields, as text or JSON; the level can change while the daemon runs. One
+//! thread alone waits for their reader.
 
 mod lines;
 
@@ -55,17 +55,17 @@ static INSTALLED: OnceLock<(LogLevel, Lines)> = OnceLock::new();
 /// How long the end of the process waits for what was said last.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Lines that were dropped, because whoever reads the log stood still.
+/// Counts the lines that were dropped, because the log's reader stood still.
 pub fn dropped() -> Counter {
     static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
     DROPPED.clone()
 }
 
-/// Prints to stdout, without waiting for whoever reads it where the log has begun.
+/// Prints to stdout; once the log has begun, without waiting for the reader.
 pub fn banner(text: &str) {
     match INSTALLED.get() {
         Some((_, lines)) => lines.banner(text.as_bytes().to_vec()),
-        // Whoever started it need not read it.
+        // It need not be read.
         None => _ = io::stdout().write_all(text.as_bytes()),
     }
 }
@@ -111,7 +111,7 @@ pub fn init(config: &LoggingConfig) -> anyhow::Result<LogLevel> {
     Ok(level.clone())
 }
 
-/// As std's own hook writes it, which would wait for whoever reads the log.
+/// As std's own hook writes it, which would wait for the log's reader.
 fn panicked(panic: &PanicHookInfo<'_>) -> String {
     let thread = thread::current();
     let at = panic.location().map_or_else(String::new, |location| format!(" at {location}"));

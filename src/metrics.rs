@@ -17,26 +17,23 @@ use crate::{
     position::Partition,
 };
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct ReasonLabel {
-    pub reason: &'static str,
+macro_rules! labels {
+    ($($name:ident { $($label:ident: $type:ty),* })*) => {
+        $(
+            #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+            pub struct $name {
+                $(pub $label: $type),*
+            }
+        )*
+    };
 }
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct ActorLabel {
-    pub actor: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct PartitionLabel {
-    pub sink: &'static str,
-    pub topic: String,
-    pub partition: i32,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct StatusLabel {
-    pub status: u16,
+labels! {
+    ReasonLabel { reason: &'static str }
+    ActorLabel { actor: &'static str }
+    SinkLabel { sink: &'static str }
+    StatusLabel { status: u16 }
+    PartitionLabel { sink: &'static str, topic: String, partition: i32 }
 }
 
 /// Records between a sink's durable position and the end of the log, for one partition.
@@ -50,16 +47,11 @@ pub struct Lag {
 
 pub type GaugeF64 = Gauge<f64, AtomicU64>;
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct SinkLabel {
-    pub sink: &'static str,
-}
-
 /// Each metric, declared once: its name is the field's (with a unit behind it, where there is one), and its help says what
 /// it counts.
 macro_rules! metrics {
     ($($(#[$doc:meta])* $visible:vis $field:ident $(+ $unit:literal)?: $type:ty $(= $new:expr)?, $help:literal;)*) => {
-        /// Every metric. Counters end in `_total` when scraped. The fields are public: whoever does the thing counts it.
+        /// Every metric. Counters end in `_total` when scraped. The fields are public: what does the thing counts it.
         pub struct Metrics {
             registry: Registry,
             /// What `lag_records` says, readable: a family of gauges cannot be listed.
@@ -155,7 +147,7 @@ impl Metrics {
         self.records_lost.get_or_create(&partition_label(sink, topic, partition)).inc_by(records);
     }
 
-    /// Of the process, in bytes, as it is now; where the system does not tell, as it was told last.
+    /// The memory of the process in bytes, as it is now; where the system does not say, as it said last.
     pub fn resident_memory(&self) -> i64 {
         if let Some(bytes) = resident_memory() {
             self.resident_memory_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));

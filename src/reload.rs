@@ -102,7 +102,7 @@ impl FileWatch {
         // Each of them is looked at.
         let changed = seen.iter_mut().filter_map(|(path, seen)| seen.changed(path).then_some(())).count() > 0;
         if changed {
-            // The reloader has logged what is wrong, and nobody waits for an answer.
+            // The reloader has logged what is wrong.
             let _ = self.reloader.reload("changed file");
             let mut known = std::mem::take(&mut *seen);
             let files = (self.files)().into_iter();

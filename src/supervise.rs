@@ -3,7 +3,7 @@
 //!
 //! actix ends an actor whose handler panics and leaves it at that. A guardian therefore runs the actor's context as a
 //! task of its own on the actor's arbiter and awaits its end: a panic is an error of that task. The address of the
-//! present incarnation stands in a [`Slot`]; whoever sends to the actor looks there.
+//! present incarnation stands in a [`Slot`], where those look who send to the actor.
 
 #[cfg(debug_assertions)]
 mod injected;
@@ -80,9 +80,9 @@ pub enum Escalation {
     Refused { reason: String },
 }
 
-/// Tells a membership that another process took from one that this process took from itself: when a coordinator goes
-/// while we join, its successor may know a membership of ours that we never heard of, and answers "fenced" to the one
-/// that we have. The member is rebuilt then. Another process takes it again and again, outages or not.
+/// Distinguishes a membership that another process took from one that this process took from itself: when a coordinator
+/// goes while we join, its successor may know a membership of ours that we never learned of, and answers "fenced" to the
+/// one that we have. The member is rebuilt then. Another process takes it again and again, outages or not.
 #[derive(Debug, Default)]
 pub struct Fences(Mutex<Vec<Instant>>);
 
@@ -119,7 +119,7 @@ pub struct Env {
 }
 
 impl Env {
-    /// Together with the end that hears of escalations.
+    /// Together with the receiver of escalations.
     pub fn new(config: Config, health: Health) -> (Self, mpsc::UnboundedReceiver<Escalation>) {
         let config = Arc::new(ArcSwap::from_pointee(config));
         let (escalations, escalated) = mpsc::unbounded_channel();
@@ -248,7 +248,7 @@ where
     })
 }
 
-/// Runs the body of a thread; when it panics, `died` hears why, so that nobody waits for a thread that is gone.
+/// Runs the body of a thread; when it panics, `died` is called with the reason, so that nothing waits for a thread that is gone.
 pub fn watched<T>(mut state: T, body: impl FnOnce(&mut T), died: impl FnOnce(&T, String)) {
     // What the panic left half-done is only handed to `died`, and dropped.
     let end = panic::catch_unwind(AssertUnwindSafe(|| body(&mut state)));

@@ -17,6 +17,7 @@ use std::{
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, WrapFuture};
 use crossbeam_channel::{Receiver, Sender};
+use sd_notify::NotifyState;
 use tokio::sync::oneshot;
 
 use self::disk::DiskState;
@@ -147,7 +148,7 @@ impl Watchdog {
         let closed = self.env.health.gate.closed().map(|(_, why)| why);
         let line = systemd::status_line(&self.env.health.readiness(), closed.as_deref());
         if line != self.told_systemd {
-            systemd::status(&line);
+            systemd::notify(NotifyState::Status(&line));
             self.told_systemd = line;
         }
     }
@@ -165,7 +166,7 @@ impl Actor for Watchdog {
         if let Some(interval) = systemd::ping_interval() {
             ctx.run_interval(interval, |watchdog, _| {
                 if (watchdog.hooks.alive)() {
-                    systemd::ping();
+                    systemd::notify(NotifyState::Watchdog);
                 } else {
                     tracing::error!("an actor is stuck: systemd is not pinged and will restart the daemon");
                 }

@@ -5,7 +5,7 @@
 //! uploader finishes what it can → positions are committed → the actors end → the admin endpoint last. A second signal
 //! (of another kind only after a second), or the deadline, ends it at once, with the names of what was stuck.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -42,7 +42,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// A terminal's SIGINT reaches the whole group of processes, and a wrapper that hears of it passes SIGTERM on.
+    /// A terminal's SIGINT reaches the whole group of processes, and a wrapper that receives it passes SIGTERM on.
     const SAME_WISH: Duration = Duration::from_secs(1);
 
     /// Whether another signal wants more than this one: the same once more, or any other a while later.
@@ -57,8 +57,8 @@ const UPLOADS_SHARE: f64 = 0.6;
 const UPLOADS_TRY: Duration = Duration::from_secs(3);
 
 /// What is under way, so that it can be named when it is stuck.
-#[derive(Clone, Default)]
-struct Steps(Arc<Mutex<BTreeSet<&'static str>>>);
+#[derive(Default)]
+struct Steps(Mutex<BTreeSet<&'static str>>);
 
 impl Steps {
     async fn run<T>(&self, name: &'static str, step: impl Future<Output = T>) -> T {

@@ -1,4 +1,4 @@
-//! Builds the actors, each with what it tells and what outlives it.
+//! Builds the actors, each with what it feeds and what outlives it.
 
 use std::{
     io,
@@ -39,7 +39,7 @@ use crate::{
 const BATCHES_IN_FLIGHT: u64 = 2;
 /// The same for the embedded log, as a part of one such batch: a few of the usual ones. What is not read yet is not far away.
 const LOCAL_PART: u64 = 4;
-/// How old the main loop's heartbeat may be before systemd is no longer told that all is well.
+/// How old the main loop's heartbeat may be before systemd's watchdog is no longer pinged.
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(10);
 
 /// The actors of the archive's sink.

@@ -1,6 +1,6 @@
 //! What a changed configuration changes: live keys at once, the others after a restart.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -47,7 +47,8 @@ pub fn apply(old: &Config, new: &Config, backends: &[Rules]) -> Result<(Config, 
         let origin = "reload".to_owned();
         ConfigErrors(vec![ConfigError { origin, key: String::new(), value: None, rule: error.to_string() }])
     })?;
-    let errors = validate(&mixture, &Origins::named("reload with the keys that need a restart as they are"), backends);
+    let otherwise = "reload with the keys that need a restart as they are";
+    let errors = validate(&mixture, &Origins { given: BTreeMap::new(), otherwise }, backends);
     if errors.is_empty() { Ok((mixture, diff)) } else { Err(ConfigErrors(errors)) }
 }
 

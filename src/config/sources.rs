@@ -14,9 +14,8 @@ use rdkafka::{config::ClientConfig, error::KafkaError, types::RDKafkaConfRes};
 use toml::Value as Toml;
 
 use super::{
-    Config, ConfigError, ConfigErrors,
+    ConfigError,
     keys::{self, ARCHIVE_OPTIONS, KAFKA_PROPERTIES, Kind, Meaning, below},
-    load::load,
     read, secrets,
     validate::Rules,
 };
@@ -63,14 +62,6 @@ impl Sources {
             .collect();
         environment.sort();
         Self { file, environment, settings, backends }
-    }
-
-    /// Reads and checks them.
-    ///
-    /// # Errors
-    /// Everything that is wrong.
-    pub fn load(&self) -> Result<Config, ConfigErrors> {
-        load(self)
     }
 
     /// What else a configuration is checked by.
@@ -262,7 +253,7 @@ impl Layer {
 
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// The content of a file that somebody wrote, in whatever editor. The error is a rule.
+/// The text of a file, whichever editor it was written in. The error is a rule.
 fn text(bytes: Vec<u8>) -> Result<String, String> {
     const UTF_16: &str = "is UTF-16: save it as UTF-8";
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {

@@ -6,7 +6,7 @@
 //! - Of two events of one key, the one that was accepted first stands first in the topic: [`switch`] has the rule.
 //! - Each event of the buffer stands in the topic exactly once: the transaction that carries records commits the
 //!   position behind them with them, to the consumer group `<group>-buffer-<identity>` (partition 0 of the topic; the
-//!   offset is one of the buffer's). Whoever begins, first ends what an earlier life left open (`init_transactions`),
+//!   offset is one of the buffer's). Each life first ends what an earlier one left open (`init_transactions`),
 //!   then asks that group, and goes on there.
 //! - The transactional id and the group are named after the buffer's identity, which is made with the file. So a buffer
 //!   that was begun anew has no position of the old one, and two processes with copies of one buffer fence each

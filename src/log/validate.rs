@@ -38,7 +38,7 @@ const REFUSED: &[(&str, &str)] = &[
 const MECHANISM: [&str; 2] = ["sasl.mechanism", "sasl.mechanisms"];
 const MECHANISMS: &str = "PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512, beside mutual TLS";
 
-/// Off for all our clients; whoever says so as well says nothing wrong.
+/// Off for all our clients; a configuration may say so as well.
 const AUTO_CREATE: &str = "allow.auto.create.topics";
 const COMMITS: &str = "only what a sink has confirmed as durable may be committed";
 
@@ -99,7 +99,7 @@ impl Check<'_> {
         }
     }
 
-    /// What librdkafka says only to whoever makes a client.
+    /// What librdkafka says only when a client is made.
     fn clients(&mut self) {
         let Err(reason) = settings::try_out(self.config) else { return };
         let properties = &self.config.queue.kafka.properties;
@@ -126,7 +126,7 @@ impl Check<'_> {
         self.fault(&key, rule);
     }
 
-    /// The client must not be told 503 while librdkafka goes on trying.
+    /// A client must not get its 503 while librdkafka goes on trying.
     fn delivery_timeout(&mut self, key: &str, property: &str, value: &str) {
         if !["message.timeout.ms", "delivery.timeout.ms"].contains(&property) {
             return;

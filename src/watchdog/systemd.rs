@@ -11,16 +11,8 @@ pub fn ping_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|timeout| timeout / 2)
 }
 
-pub fn ping() {
-    notify(NotifyState::Watchdog);
-}
-
-pub fn status(line: &str) {
-    notify(NotifyState::Status(line));
-}
-
 /// One datagram to a local socket that systemd keeps empty: it does not block.
-fn notify(state: NotifyState<'_>) {
+pub fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::debug!(%error, "systemd could not be told");
     }
