@@ -22,7 +22,6 @@ use std::{
 
 use actix::System;
 use anyhow::Context;
-use parking_lot::Mutex;
 use rustix::fs::Mode;
 use tokio::{runtime::Handle, sync::mpsc};
 
@@ -41,11 +40,11 @@ use crate::{
     health::{Closed, Health, Pipeline},
     ingest,
     log::kafka::{self, TopicError, TopicWatches},
-    logging::{self, LogLevel},
+    logging,
     names::{dependency, exit},
     reload::Reloader,
     store::{self, Store},
-    supervise::{Env, Escalation, Slot},
+    supervise::{Env, Escalation},
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -66,7 +65,7 @@ pub fn run(config: Config, sources: Sources) -> ExitCode {
 
 fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let roles = config.roles();
-    let log_level = logging::init(&config.logging)?;
+    logging::init(&config.logging)?;
     // Files 0600, folders 0700, also those that libraries make.
     rustix::process::umask(Mode::from_bits_truncate(0o077));
     let signals = Signals::listen().context("cannot listen to signals")?;
@@ -79,7 +78,7 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
         .enable_all()
         .build()
         .context("cannot start the I/O runtime")?;
-    let daemon = Daemon::new(config, sources, log_level, roles, data_dir, io.handle().clone());
+    let daemon = Daemon::new(config, sources, roles, data_dir, io.handle().clone());
     let status = System::new().block_on(daemon.live(ingest_sockets, admin_sockets, signals))?;
     // Nothing is left to run but what was cut off on purpose.
     io.shutdown_timeout(Duration::from_secs(1));
@@ -107,12 +106,12 @@ enum End {
 }
 
 impl Daemon {
-    fn new(config: Config, sources: Sources, log_level: LogLevel, roles: Roles, data_dir: DataDir, io: Handle) -> Self {
+    fn new(config: Config, sources: Sources, roles: Roles, data_dir: DataDir, io: Handle) -> Self {
         let log = (config.queue.kind == QueueKind::Embedded).then_some(dependency::EMBEDDED_LOG);
         let ingest = if roles.ingest() { Pipeline::INGEST } else { &[] };
         let (env, escalated) = Env::new(config, Health::of(Pipeline { ingest, log, sinks: roles.sinks() }));
         Self {
-            reloader: Arc::new(reloader(sources.clone(), &env, log_level)),
+            reloader: Arc::new(reloader(sources.clone(), &env)),
             env,
             sources,
             roles,
@@ -144,8 +143,7 @@ impl Daemon {
         let dead_letters = DeadLetterService::default();
         let admin = admin::serve(admin_sockets, self.admin_state(store.clone(), dead_letters.clone()))?;
         let mut running = Running::default();
-        let spooler = Slot::default();
-        running.guarded.push(self.watch(spooler.clone()));
+        running.guarded.push(self.watch(running.archive.spooler.clone()));
 
         if config.queue.kind == QueueKind::Embedded {
             running.log = Some(self.open_log()?);
@@ -156,7 +154,7 @@ impl Daemon {
             // Answers 503 with the reason until the queue is there.
             self.start_ingest(&mut running, sockets);
         }
-        if running.buffer.as_ref().is_some_and(|buffer| buffer.is_established()) {
+        if running.buffer.as_ref().is_some_and(|buffer| buffer.established) {
             starting.set(None);
         }
         logging::banner(&banner(ingest_address.as_deref(), &admin_address, &config, &self.data_dir, self.roles));
@@ -164,7 +162,7 @@ impl Daemon {
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
                 running.buffer.as_ref().map_or(Ok(()), |buffer| buffer.prepared())?;
-                self.start_sinks(&mut running, store, spooler)?;
+                self.start_sinks(&mut running, store)?;
                 starting.set(None);
                 tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = %self.roles, "started");
                 self.wait(&mut signals).await
@@ -329,14 +327,13 @@ async fn tell_systemd(health: Health) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
-fn reloader(sources: Sources, env: &Env, log_level: LogLevel) -> Reloader {
+fn reloader(sources: Sources, env: &Env) -> Reloader {
     let next = move |old: &Config| {
         let applied = sources.load().and_then(|new| config::apply(old, &new, sources.backends()));
         applied.map_err(|errors| errors.to_string())
     };
-    let log_level = Mutex::new(log_level);
-    let on_change = move |config: &Config| {
-        if let Err(error) = log_level.lock().set(&config.logging.level) {
+    let on_change = |config: &Config| {
+        if let Err(error) = logging::set_level(&config.logging.level) {
             tracing::error!(%error, "logging.level not changed");
         }
     };

@@ -125,11 +125,11 @@ async fn in_order(
     steps: &Steps,
 ) -> Result<(), String> {
     let Running { ingestor, producer, archive, aggregate, guarded, log, buffer } = running;
-    if let Some(ingestor) = ingestor.and_then(|slot| slot.get()) {
+    if let Some(ingestor) = ingestor.get() {
         // An error says that the actor is gone, and its server with it. The same holds below.
         let _ = steps.run("ingestor (requests in flight)", ingestor.send(StopAccepting)).await;
     }
-    if let Some(producer) = producer.and_then(|slot| slot.get()) {
+    if let Some(producer) = producer.get() {
         let patience = deadline.saturating_duration_since(Instant::now());
         let flushed = steps.run("producer (events not acknowledged)", producer.send(Flush(patience))).await;
         if let Ok(Err(events)) = flushed {
@@ -141,18 +141,11 @@ async fn in_order(
         let closed = tokio::task::spawn_blocking(move || buffer.close());
         let _ = steps.run("forwarder (a transaction under way)", closed).await;
     }
-    let archive = async {
-        match archive {
-            Some(archive) => stop_archive(archive, health, deadline, steps).await,
-            None => Ok(()),
-        }
-    };
     let aggregate = async {
-        let Some(consumer) = aggregate else { return Ok(()) };
-        steps.run("aggregator (flush)", stop_fetching(&consumer)).await;
-        steps.run("consumer-aggregate (commit)", leave(&consumer, "aggregate")).await
+        steps.run("aggregator (flush)", stop_fetching(&aggregate)).await;
+        steps.run("consumer-aggregate (commit)", leave(&aggregate, "aggregate")).await
     };
-    let (archive, aggregate) = futures::join!(archive, aggregate);
+    let (archive, aggregate) = futures::join!(stop_archive(archive, health, deadline, steps), aggregate);
     for actor in guarded {
         steps.run(actor.name.as_str(), actor.stop()).await;
     }

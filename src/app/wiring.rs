@@ -43,19 +43,20 @@ const LOCAL_PART: u64 = 4;
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(10);
 
 /// The actors of the archive's sink.
+#[derive(Clone, Default)]
 pub(super) struct ArchiveSink {
     pub consumer: Slot<Consumer<Spooler>>,
     pub spooler: Slot<Spooler>,
     pub uploader: Slot<Uploader>,
 }
 
-/// What was started, for the stop.
+/// What was started, for the stop. The slots of actors that this process does not run stay empty.
 #[derive(Default)]
 pub(super) struct Running {
-    pub ingestor: Option<Slot<Ingestor>>,
-    pub producer: Option<Slot<Producer>>,
-    pub archive: Option<ArchiveSink>,
-    pub aggregate: Option<Slot<Consumer<Aggregator>>>,
+    pub ingestor: Slot<Ingestor>,
+    pub producer: Slot<Producer>,
+    pub archive: ArchiveSink,
+    pub aggregate: Slot<Consumer<Aggregator>>,
     pub guarded: Vec<Guarded>,
     pub log: Option<EmbeddedLog>,
     pub buffer: Option<Arc<Buffer>>,
@@ -89,15 +90,10 @@ impl Daemon {
     }
 
     /// Builds the sinks, downstream first, so that each actor finds what it feeds.
-    pub(super) fn start_sinks(
-        &self,
-        running: &mut Running,
-        store: Option<Arc<dyn Store>>,
-        spooler: Slot<Spooler>,
-    ) -> anyhow::Result<()> {
+    pub(super) fn start_sinks(&self, running: &mut Running, store: Option<Arc<dyn Store>>) -> anyhow::Result<()> {
         let config = self.env.config.load_full();
         if self.roles.archive() {
-            self.start_archive(running, &config, spooler)?;
+            self.start_archive(running, &config)?;
         }
         if let Some(store) = store.filter(|_| self.roles.aggregate()) {
             self.start_aggregate(running, &config, store);
@@ -118,12 +114,11 @@ impl Daemon {
         buffer::refuse_left_over(&self.data_dir.path).map(|()| None)
     }
 
-    fn start_archive(&self, running: &mut Running, config: &Config, spooler: Slot<Spooler>) -> anyhow::Result<()> {
+    fn start_archive(&self, running: &mut Running, config: &Config) -> anyhow::Result<()> {
         // Checked before anything starts; each incarnation opens it anew.
         Archive::open(config)?;
         upload::sweep(config);
-        let uploader: Slot<Uploader> = Slot::default();
-        let consumer: Slot<Consumer<Spooler>> = Slot::default();
+        let ArchiveSink { consumer, spooler, uploader } = running.archive.clone();
         let replies = replies(&consumer);
 
         let (io, feeds) = (self.io.clone(), spooler.clone());
@@ -132,21 +127,19 @@ impl Daemon {
             Ok(Uploader::new(archive, io.clone(), feeds.clone(), env.config, env.health, env.metrics))
         }));
 
-        let (data_dir, feeds) = (self.data_dir.path.clone(), uploader.clone());
+        let (data_dir, feeds) = (self.data_dir.path.clone(), uploader);
         running.guarded.push(supervise(ActorName::Spooler, spooler.clone(), &self.env, move |env, ctx| {
             Spooler::new(&data_dir, feeds.clone(), replies.clone(), env.config, env.health, env.metrics, ctx)
         }));
 
         let log = running.log.clone();
-        running.guarded.push(self.consume(SinkName::Archive, config, spooler.clone(), consumer.clone(), log));
-        running.archive = Some(ArchiveSink { consumer, spooler, uploader });
+        running.guarded.push(self.consume(SinkName::Archive, config, spooler, consumer, log));
         Ok(())
     }
 
     fn start_aggregate(&self, running: &mut Running, config: &Config, store: Arc<dyn Store>) {
         let aggregator: Slot<Aggregator> = Slot::default();
-        let consumer: Slot<Consumer<Aggregator>> = Slot::default();
-        let replies = replies(&consumer);
+        let replies = replies(&running.aggregate);
         let dead_letters: Arc<dyn DeadLetterWriter> = match &running.log {
             Some(log) => Arc::new(log.clone()),
             None => Arc::new(KafkaDeadLetters::new(config)),
@@ -155,9 +148,8 @@ impl Daemon {
             let Env { config, health, metrics, .. } = env;
             Ok(Aggregator::new(store.clone(), dead_letters.clone(), replies.clone(), config, health, metrics))
         }));
-        let log = running.log.clone();
-        running.guarded.push(self.consume(SinkName::Aggregate, config, aggregator, consumer.clone(), log));
-        running.aggregate = Some(consumer);
+        let (log, consumer) = (running.log.clone(), running.aggregate.clone());
+        running.guarded.push(self.consume(SinkName::Aggregate, config, aggregator, consumer, log));
     }
 
     /// Starts the consumer of a sink; its source is made anew with each incarnation.
@@ -195,11 +187,10 @@ impl Daemon {
     }
 
     pub(super) fn start_ingest(&self, running: &mut Running, sockets: Vec<TcpListener>) {
-        let producer: Slot<Producer> = Slot::default();
-        let ingress = Ingress::new(producer.clone());
+        let ingress = Ingress::new(running.producer.clone());
         let opened = ingress.clone();
         let (log, buffer) = (running.log.clone(), running.buffer.clone());
-        running.guarded.push(supervise(ActorName::Producer, producer.clone(), &self.env, move |env, _| {
+        running.guarded.push(supervise(ActorName::Producer, running.producer.clone(), &self.env, move |env, _| {
             let Env { config, health, metrics, .. } = env;
             let appender: Box<dyn Appender> = match (&log, &buffer) {
                 (Some(log), _) => Box::new(log.appender()),
@@ -208,15 +199,12 @@ impl Daemon {
             };
             Ok(Producer::new(opened.clone(), appender, health))
         }));
-        running.producer = Some(producer);
 
-        let ingestor: Slot<Ingestor> = Slot::default();
-        running.guarded.push(supervise(ActorName::Ingestor, ingestor.clone(), &self.env, move |env, _| {
+        running.guarded.push(supervise(ActorName::Ingestor, running.ingestor.clone(), &self.env, move |env, _| {
             let sockets = sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>();
             let sockets = sockets.context("the listening sockets cannot be shared")?;
             Ok(Ingestor::new(sockets, ingress.clone(), env.config, env.health, env.metrics))
         }));
-        running.ingestor = Some(ingestor);
     }
 }
 

@@ -75,8 +75,8 @@ pub struct Buffer {
     env: Env,
     /// Closes the gate while there is no room for more.
     full: Reason,
-    /// Its topic was found to be right by an earlier life.
-    established: bool,
+    /// Events can be taken before Kafka was asked for the topic: an earlier life found it right.
+    pub established: bool,
     /// The topics were found to be right in this life, so that the forwarder may send.
     prepared: AtomicBool,
     stopping: AtomicBool,
@@ -144,11 +144,6 @@ impl Buffer {
             .context("cannot start the forwarder's thread")?;
         *buffer.thread.lock() = Some(thread);
         Ok(buffer)
-    }
-
-    /// Whether events can be taken before Kafka was asked for the topic: an earlier life found it right.
-    pub fn is_established(&self) -> bool {
-        self.established
     }
 
     /// The topics are there and right: from now on the forwarder sends.

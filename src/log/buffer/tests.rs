@@ -44,7 +44,7 @@ fn events_wait_across_restarts_and_are_not_left_behind() {
     let (folder, config) = (tempfile::tempdir().unwrap(), config("events"));
     refuse_left_over(folder.path()).unwrap();
     let buffer = open(folder.path(), &config, &Health::default()).unwrap();
-    assert!(!buffer.is_established());
+    assert!(!buffer.established);
     buffer.prepared().unwrap();
     let appender = buffer.appender().unwrap();
     assert_eq!(append(&*appender, 3, 10).durable, 3);
@@ -59,7 +59,7 @@ fn events_wait_across_restarts_and_are_not_left_behind() {
 
     let health = Health::default();
     let buffer = open(folder.path(), &config, &health).unwrap();
-    assert!(buffer.is_established());
+    assert!(buffer.established);
     let remark = || health.readiness().dependencies.get(dependency::BUFFER).and_then(|status| status.reason.clone());
     eventually("readiness tells what waits", || remark().is_some_and(|remark| remark.starts_with("3 events wait")));
     buffer.close();
