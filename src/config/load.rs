@@ -2,12 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use figment::{
-    Figment,
-    providers::Serialized,
-    util::nest,
-    value::{Dict, Value},
-};
+use figment::{Figment, providers::Serialized};
 
 use super::{
     Config, ConfigError, ConfigErrors, Sources, default_aggregates,
@@ -26,10 +21,8 @@ impl Sources {
         for layer in self.layers() {
             errors.extend(layer.errors);
             for entry in layer.entries {
-                origins.insert(entry.key(), entry.origin);
-                // The name may contain dots of its own.
-                let named = Value::from(Dict::from([(entry.name, entry.value)]));
-                figment = figment.merge(Serialized::defaults(nest(&entry.section, named)));
+                origins.insert(entry.key, entry.origin);
+                figment = figment.merge(Serialized::defaults(entry.value));
             }
         }
         let mut config: Config = match figment.extract() {

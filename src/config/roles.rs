@@ -29,7 +29,7 @@ pub struct Roles(u8);
 
 impl Roles {
     pub fn has(self, role: Role) -> bool {
-        self.0 & bit(role) != 0
+        self.0 & (1 << role as u8) != 0
     }
 
     /// Accepts events.
@@ -57,7 +57,7 @@ impl Roles {
     }
 
     fn add(&mut self, roles: &[Role]) {
-        roles.iter().for_each(|role| self.0 |= bit(*role));
+        roles.iter().for_each(|role| self.0 |= 1 << *role as u8);
     }
 
     /// `all` and `worker` mean the sinks that are on; a role by its own name, or its sink's, insists on it.
@@ -91,10 +91,6 @@ impl fmt::Display for Roles {
         let names: Vec<&str> = self.iter().map(Role::as_str).collect();
         f.write_str(&names.join(","))
     }
-}
-
-fn bit(role: Role) -> u8 {
-    1 << role as u8
 }
 
 /// Whether the archive and the aggregates are on, in whatever process.

@@ -8,7 +8,10 @@ use std::{
     str::FromStr,
 };
 
-use figment::value::Value;
+use figment::{
+    util::nest,
+    value::{Dict, Value},
+};
 use object_store::{aws::AmazonS3ConfigKey, azure::AzureConfigKey, gcp::GoogleConfigKey};
 use rdkafka::{config::ClientConfig, error::KafkaError, types::RDKafkaConfRes};
 use toml::Value as Toml;
@@ -121,16 +124,9 @@ impl fmt::Display for Sources {
 /// A key with a value that its kind allows.
 pub(super) struct Entry {
     pub origin: String,
-    /// The section or table, and the name in it, which may contain dots.
-    pub section: String,
-    pub name: String,
+    pub key: String,
+    /// In the tables that it stands in.
     pub value: Value,
-}
-
-impl Entry {
-    pub fn key(&self) -> String {
-        if self.section.is_empty() { self.name.clone() } else { format!("{}.{}", self.section, self.name) }
-    }
 }
 
 /// What one source says, and what is wrong with it.
@@ -229,17 +225,19 @@ impl Layer {
     }
 
     fn put(&mut self, path: &str, given: &str, value: Result<Value, String>) {
-        if self.entries.iter().any(|entry| entry.key() == path) {
+        if self.entries.iter().any(|entry| entry.key == path) {
             return self.error(path, None, "is given twice here (a secret by value or by file, not both)");
         }
+        // Names of options may contain dots.
         let (section, name) = match keys::meaning(path) {
             Meaning::Option { table, name } => (table, name),
             _ => path.rsplit_once('.').unwrap_or(("", path)),
         };
         match value {
             Ok(value) => {
-                let (origin, section, name) = (self.origin.clone(), section.to_owned(), name.to_owned());
-                self.entries.push(Entry { origin, section, name, value });
+                let (origin, key) = (self.origin.clone(), path.to_owned());
+                let value = nest(section, Dict::from([(name.to_owned(), value)]).into());
+                self.entries.push(Entry { origin, key, value });
             }
             Err(rule) => self.error(path, Some(secrets::shown(path, given)), rule),
         }
@@ -324,12 +322,8 @@ mod tests {
         let file = folder.path().join("secret");
         fs::write(&file, bytes).unwrap();
         let setting = format!("queue.kafka.properties.sasl.password_file={}", file.display());
-        let layer = Sources::of(None, &[], &[&setting]).layers().pop().unwrap();
-        match (layer.errors.first(), layer.entries.first()) {
-            (Some(error), None) => Err(error.rule.clone()),
-            (None, Some(entry)) => Ok(entry.value.clone().into_string().unwrap()),
-            _ => panic!("one of the two"),
-        }
+        let loaded = Sources::of(None, &[], &[&setting]).load().map_err(|errors| errors.to_string());
+        loaded.map(|config| config.queue.kafka.properties["sasl.password"].clone())
     }
 
     #[test]

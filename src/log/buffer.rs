@@ -196,10 +196,6 @@ impl Buffer {
         format!("{}-buffer-{}", self.env.config.load().queue.kafka.group, self.log.identity())
     }
 
-    fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
-    }
-
     /// Shows in readiness what waits, and closes the gate while there is no room for more.
     fn report(&self) {
         let (waiting, kafka_up) = {

@@ -150,7 +150,7 @@ impl Forwarder {
             self.reported.set(Some(Instant::now()));
             self.buffer.report();
         }
-        !self.buffer.is_stopping()
+        !self.buffer.stopping.load(Ordering::Acquire)
     }
 
     /// One transaction.
