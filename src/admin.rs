@@ -186,7 +186,7 @@ async fn status(state: web::Data<AdminState>) -> HttpResponse {
         "store": config.store.kind,
         "ready": readiness.ready,
         "degraded": readiness.degraded,
-        "refusing_events": state.health.closed().map(|(_, why)| why),
+        "refusing_events": state.health.gate.closed().map(|(_, why)| why),
         "events": {
             "accepted": metrics.events_accepted.get(),
             "produced": metrics.events_produced.get(),

@@ -4,7 +4,6 @@
 //! MongoDB live on one multi-thread I/O runtime that outlives the actors.
 
 mod banner;
-mod buffer;
 mod check;
 mod signals;
 mod stop;
@@ -23,14 +22,12 @@ use std::{
 
 use actix::System;
 use anyhow::Context;
-use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use rustix::fs::Mode;
 use tokio::{runtime::Handle, sync::mpsc};
 
 pub use self::check::{BACKENDS, CheckLine, check};
 use self::{
-    banner::Addresses,
+    banner::{address, banner},
     signals::{Signal, Signals},
     stop::{Asked, Stopped, stop},
     wiring::Running,
@@ -38,21 +35,20 @@ use self::{
 use crate::{
     admin::{self, AdminServer, AdminState, DeadLetterService},
     backoff::Backoff,
-    config::{self, Config, LiveConfig, QueueKind, Role, Roles, Sources},
+    config::{self, Config, QueueKind, Role, Roles, Sources},
     data_dir::DataDir,
-    health::{Closed, Health},
+    health::{Closed, Health, Pipeline},
     ingest,
     log::kafka::{self, TopicError, TopicWatches},
-    logging::{self, LogLevel},
-    metrics::Metrics,
+    logging,
     names::{dependency, exit},
-    reload::{Reloaded, Reloader},
+    reload::Reloader,
     store::{self, Store},
-    supervise::{Escalation, RestartPolicy, Slot, Supervision},
+    supervise::{Env, Escalation},
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// What is away for so long is not about to come.
+/// What has been away for this long is not about to come.
 const OUTAGE: Duration = Duration::from_secs(2);
 /// Below the time that systemd gives a start (90 s).
 const LONGEST_START: Duration = Duration::from_secs(60);
@@ -69,7 +65,7 @@ pub fn run(config: Config, sources: Sources) -> ExitCode {
 
 fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let roles = config.roles();
-    let log_level = logging::init(&config.logging)?;
+    logging::init(&config.logging)?;
     // Files 0600, folders 0700, also those that libraries make.
     rustix::process::umask(Mode::from_bits_truncate(0o077));
     let signals = Signals::listen().context("cannot listen to signals")?;
@@ -82,7 +78,7 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
         .enable_all()
         .build()
         .context("cannot start the I/O runtime")?;
-    let daemon = Daemon::new(config, sources, log_level, roles, data_dir, io.handle().clone());
+    let daemon = Daemon::new(config, sources, roles, data_dir, io.handle().clone());
     let status = System::new().block_on(daemon.live(ingest_sockets, admin_sockets, signals))?;
     // Nothing is left to run but what was cut off on purpose.
     io.shutdown_timeout(Duration::from_secs(1));
@@ -91,15 +87,12 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
 
 /// Everything that lives as long as the process.
 struct Daemon {
-    config: LiveConfig,
+    env: Env,
     reloader: Arc<Reloader>,
     sources: Sources,
     roles: Roles,
     data_dir: DataDir,
     io: Handle,
-    health: Health,
-    metrics: Arc<Metrics>,
-    supervision: Supervision,
     topic_watches: TopicWatches,
     escalated: mpsc::UnboundedReceiver<Escalation>,
     started: Instant,
@@ -113,27 +106,17 @@ enum End {
 }
 
 impl Daemon {
-    fn new(config: Config, sources: Sources, log_level: LogLevel, roles: Roles, data_dir: DataDir, io: Handle) -> Self {
-        let policy = RestartPolicy {
-            max_restarts: config.supervision.max_restarts,
-            window: config.supervision.window,
-            backoff: config.supervision.backoff,
-        };
-        let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
-        let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
-        let (escalations, escalated) = mpsc::unbounded_channel();
-        let supervision = Supervision { policy, health: health.clone(), metrics: metrics.clone(), escalations };
-        let reloader = Arc::new(reloader(sources.clone(), config.clone(), log_level));
+    fn new(config: Config, sources: Sources, roles: Roles, data_dir: DataDir, io: Handle) -> Self {
+        let log = (config.queue.kind == QueueKind::Embedded).then_some(dependency::EMBEDDED_LOG);
+        let ingest = if roles.ingest() { Pipeline::INGEST } else { &[] };
+        let (env, escalated) = Env::new(config, Health::of(Pipeline { ingest, log, sinks: roles.sinks() }));
         Self {
-            config,
-            reloader,
+            reloader: Arc::new(reloader(sources.clone(), &env)),
+            env,
             sources,
             roles,
             data_dir,
             io,
-            health,
-            metrics,
-            supervision,
             topic_watches: TopicWatches::default(),
             escalated,
             started: Instant::now(),
@@ -148,17 +131,19 @@ impl Daemon {
         admin_sockets: Vec<TcpListener>,
         mut signals: Signals,
     ) -> anyhow::Result<u8> {
-        let config = self.config.load_full();
+        let config = self.env.config.load_full();
         let store = store::open(&config, self.io.clone()).context("the store cannot be opened")?;
         let store = store.filter(|_| self.roles.aggregate() || config.store.kind == config::StoreKind::Mongodb);
         let at_the_end = store.clone();
-        self.health.close(Closed::Starting, "the daemon is starting");
-        let addresses = Addresses::of(ingest_sockets.as_deref(), &admin_sockets);
+        let starting = self.env.health.gate.reason(Closed::Starting);
+        starting.set("the daemon is starting".to_owned());
+        // Between two incarnations of the producer the gate stays as the last one left it.
+        let _unavailable = self.env.health.gate.reason(Closed::QueueUnavailable);
+        let (ingest_address, admin_address) = (ingest_sockets.as_deref().map(address), address(&admin_sockets));
         let dead_letters = DeadLetterService::default();
         let admin = admin::serve(admin_sockets, self.admin_state(store.clone(), dead_letters.clone()))?;
         let mut running = Running::default();
-        let spooler = Slot::default();
-        running.guarded.push(self.watch(spooler.clone()));
+        running.guarded.push(self.watch(running.archive.spooler.clone()));
 
         if config.queue.kind == QueueKind::Embedded {
             running.log = Some(self.open_log()?);
@@ -169,16 +154,16 @@ impl Daemon {
             // Answers 503 with the reason until the queue is there.
             self.start_ingest(&mut running, sockets);
         }
-        if running.buffer.as_ref().is_some_and(|buffer| buffer.is_established()) {
-            self.health.open(Closed::Starting);
+        if running.buffer.as_ref().is_some_and(|buffer| buffer.established) {
+            starting.set(None);
         }
-        logging::banner(&addresses.banner(&config, &self.data_dir, &self.roles));
-        actix_rt::spawn(tell_systemd(self.health.clone()));
+        logging::banner(&banner(ingest_address.as_deref(), &admin_address, &config, &self.data_dir, self.roles));
+        actix_rt::spawn(tell_systemd(self.env.health.clone()));
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
                 running.buffer.as_ref().map_or(Ok(()), |buffer| buffer.prepared())?;
-                self.start_sinks(&mut running, store, spooler)?;
-                self.health.open(Closed::Starting);
+                self.start_sinks(&mut running, store)?;
+                starting.set(None);
                 tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = %self.roles, "started");
                 self.wait(&mut signals).await
             }
@@ -193,10 +178,10 @@ impl Daemon {
 
     fn admin_state(&self, store: Option<Arc<dyn Store>>, dead_letters: DeadLetterService) -> AdminState {
         AdminState {
-            config: self.config.clone(),
+            config: self.env.config.clone(),
             config_file: self.sources.file().map(Path::to_owned),
-            health: self.health.clone(),
-            metrics: self.metrics.clone(),
+            health: self.env.health.clone(),
+            metrics: self.env.metrics.clone(),
             store,
             dead_letters,
             reloader: self.reloader.clone(),
@@ -210,19 +195,19 @@ impl Daemon {
 
     /// Has Kafka's topics looked at and made, for as long as the brokers cannot be reached.
     async fn prepare_queue(&mut self, signals: &mut Signals) -> Result<(), End> {
-        let config = self.config.load_full();
+        let config = self.env.config.load_full();
         if config.queue.kind == QueueKind::Embedded {
             return Ok(());
         }
-        let (health, dead_letters) = (self.health.clone(), self.roles.aggregate() || self.buffers(&config));
+        let (health, dead_letters) = (self.env.health.clone(), config.writes_letters_to_kafka());
         let backoff = Backoff::new(config.supervision.backoff, config::LONGEST_RESTART / 3);
         let prepared = self.io.spawn(async move {
             for attempt in 1.. {
                 let config = config.clone();
                 // librdkafka's admin calls block, each with a deadline.
                 let prepared = tokio::task::spawn_blocking(move || kafka::prepare(&config, dead_letters)).await;
-                match prepared {
-                    Ok(Ok(topic)) => {
+                match prepared.map_err(|error| error.to_string())? {
+                    Ok(topic) => {
                         for concern in &topic.concerns {
                             tracing::warn!("{concern}");
                         }
@@ -230,10 +215,9 @@ impl Daemon {
                         health.remark(dependency::KAFKA_TOPIC, (!concerns.is_empty()).then_some(concerns));
                         break;
                     }
-                    Ok(Err(error @ TopicError::Unreachable { .. })) => {
-                        health.dependency(dependency::KAFKA, Err(error.to_string()))
+                    Err(error @ TopicError::Unreachable { .. }) => {
+                        health.dependency(dependency::KAFKA, Err(error.to_string()));
                     }
-                    Ok(Err(error)) => return Err(error.to_string()),
                     Err(error) => return Err(error.to_string()),
                 }
                 tokio::time::sleep(backoff.pause(attempt)).await;
@@ -243,11 +227,9 @@ impl Daemon {
         });
         let abort = prepared.abort_handle();
         tokio::select! {
-            prepared = prepared => match prepared {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(reason)) => Err(End::Escalation(Escalation::Refused { reason })),
-                Err(error) => Err(End::Escalation(Escalation::Refused { reason: error.to_string() })),
-            },
+            prepared = prepared => prepared
+                .unwrap_or_else(|error| Err(error.to_string()))
+                .map_err(|reason| End::Escalation(Escalation::Refused { reason })),
             end = self.wait(signals) => {
                 abort.abort();
                 Err(end)
@@ -282,31 +264,29 @@ impl Daemon {
     }
 
     async fn end(self, end: End, running: Running, admin: AdminServer, signals: Signals) -> u8 {
-        let status = match &end {
-            End::Signal(_) => 0,
+        let (status, asked) = match end {
+            End::Signal(asked) => (0, Some(asked)),
             End::Escalation(Escalation::Fenced { reason }) => {
                 tracing::error!(
                     reason,
                     "another process has our membership of a consumer group: stopping, not to be restarted"
                 );
-                exit::FENCED
+                (exit::FENCED, None)
             }
             End::Escalation(Escalation::Failed { actor, reason }) => {
                 tracing::error!(actor = actor.as_str(), reason, "stopping, because an actor failed too often");
-                exit::FAILURE
+                (exit::FAILURE, None)
             }
             End::Escalation(Escalation::Refused { reason }) => {
                 tracing::error!(reason, "stopping, because a dependency refuses what the configuration asks for");
-                exit::FAILURE
+                (exit::FAILURE, None)
             }
         };
-        let asked = match end {
-            End::Signal(asked) => Some(asked),
-            End::Escalation(_) => None,
-        };
-        // Without systemd there is nobody to tell.
+        // Without systemd this does nothing.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        let timeout = self.config.load().shutdown.timeout;
+        let timeout = self.env.config.load().shutdown.timeout;
+        let draining = self.env.health.gate.reason(Closed::Draining);
+        draining.set("the daemon is stopping: send to another one, or try again".to_owned());
         let beating = async {
             loop {
                 self.beat();
@@ -314,23 +294,18 @@ impl Daemon {
             }
         };
         let stopped = tokio::select! {
-            stopped = stop(running, admin, &self.health, timeout, signals, asked) => stopped,
+            stopped = stop(running, admin, &self.env.health, timeout, signals, asked) => stopped,
             () = beating => Stopped::Cut,
         };
+        // Why it ended says more than how the stop went: a process that was fenced must not be started again.
+        let or = |of_the_stop| if status == 0 { of_the_stop } else { status };
         match stopped {
             Stopped::InOrder => status,
-            Stopped::Uncommitted => {
-                if status == 0 {
-                    exit::FAILURE
-                } else {
-                    status
-                }
-            }
-            // Threads may hang: nothing more is waited for. Why it ended says more than that it was late: a process that
-            // was fenced must not be started again.
+            Stopped::Uncommitted => or(exit::FAILURE),
             Stopped::Cut => {
+                // Threads may hang: nothing more is waited for.
                 logging::finish();
-                std::process::exit(i32::from(if status == 0 { exit::DEADLINE } else { status }))
+                std::process::exit(i32::from(or(exit::DEADLINE)))
             }
         }
     }
@@ -348,23 +323,19 @@ async fn tell_systemd(health: Health) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Without systemd there is nobody to tell.
+    // Without systemd this does nothing.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
-fn reloader(sources: Sources, config: LiveConfig, log_level: LogLevel) -> Reloader {
-    let backends = sources.backends();
-    let load = Box::new(move || sources.load().map_err(|errors| errors.to_string()));
-    let apply = Box::new(|old: &Config, new: Config| {
-        let (config, diff) = config::apply(old, &new, backends).map_err(|errors| errors.to_string())?;
-        Ok((config, Reloaded { applied: diff.live, needs_restart: diff.needs_restart }))
-    });
-    let log_level = Mutex::new(log_level);
-    let on_change = Box::new(move |config: &Config| {
-        let level = log_level.lock();
-        if let Err(error) = level.set(&config.logging.level) {
+fn reloader(sources: Sources, env: &Env) -> Reloader {
+    let next = move |old: &Config| {
+        let applied = sources.load().and_then(|new| config::apply(old, &new, sources.backends()));
+        applied.map_err(|errors| errors.to_string())
+    };
+    let on_change = |config: &Config| {
+        if let Err(error) = logging::set_level(&config.logging.level) {
             tracing::error!(%error, "logging.level not changed");
         }
-    });
-    Reloader::new(load, apply, config, vec![on_change])
+    };
+    Reloader::new(env.config.clone(), next, on_change)
 }

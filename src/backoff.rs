@@ -15,7 +15,7 @@ impl Backoff {
         Self { first, longest }
     }
 
-    /// The pause after so many failures in a row, from 1 on.
+    /// The pause after this number of failures in a row, from 1 on.
     pub fn pause(self, failures: u32) -> Duration {
         let factor = 2u32.saturating_pow(failures.saturating_sub(1).min(16));
         spread(self.first.saturating_mul(factor).min(self.longest))

@@ -28,7 +28,7 @@ use crate::position::TopicName;
 pub use error::{ConfigError, ConfigErrors};
 pub use keys::LONGEST_RESTART;
 pub(crate) use keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, nearest};
-pub use reload::apply;
+pub use reload::{Reloaded, apply};
 pub use roles::{Role, Roles};
 pub(crate) use secrets::shown;
 pub use sections::{
@@ -101,8 +101,6 @@ mod duration {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map_err(|error| {
-            D::Error::custom(format!("{text:?} is not a duration such as \"200ms\", \"1m\" or \"30d\": {error}"))
-        })
+        humantime::parse_duration(&text).map_err(D::Error::custom)
     }
 }

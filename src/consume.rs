@@ -19,16 +19,16 @@ use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, Respon
 
 use self::assignments::Assignments;
 pub use self::protocol::{
-    Assign, Begin, Confirm, Drain, Halt, Hold, Reassign, Replies, SetHold, Sink, SinkReplies, SinkStarted, Unassign,
+    Assign, Begin, Confirm, Drain, FromSink, Halt, Hold, Reassign, Replies, SetHold, Sink, Unassign,
 };
 use crate::{
-    health::{ActorState, Halted, Health},
+    health::{ActorState, Halted},
     log::{Assignment, Batch, SourceCommand, SourceEvent, SourceEvents, SourceHandle},
-    metrics::{Metrics, SinkLabel},
+    metrics::SinkLabel,
     names::SinkName,
     panics::panic_message,
     position::Partition,
-    supervise::{Escalation, Escalations, Fences, Slot},
+    supervise::{Env, Escalation, Fences, Slot},
 };
 
 /// From the source's thread.
@@ -55,64 +55,35 @@ pub struct Left {
     pub committed: Result<(), String>,
 }
 
-/// Which queue a consumer reads, as readiness names it.
-#[derive(Debug, Clone, Copy)]
-pub struct QueueName(pub &'static str);
-
 /// The consumer actor of one sink.
 pub struct Consumer<S: Sink> {
-    name: SinkName,
-    topic: String,
-    queue: QueueName,
-    sink: Slot<S>,
+    parts: Arc<ConsumerParts<S>>,
     source: Option<SourceHandle>,
     assignments: Assignments,
     holds: BTreeSet<Hold>,
     /// Why the source cannot read, as it said last.
     unavailable: Option<String>,
     stopping: bool,
-    health: Health,
-    metrics: Arc<Metrics>,
-    escalations: Escalations,
-    fences: Arc<Fences>,
 }
 
-/// What a consumer is built with, each time it is built.
+/// What outlives the incarnations of a consumer.
 pub struct ConsumerParts<S: Sink> {
     pub name: SinkName,
     pub topic: String,
-    pub queue: QueueName,
+    /// The queue that it reads, as readiness names it.
+    pub queue: &'static str,
     pub sink: Slot<S>,
-    pub health: Health,
-    pub metrics: Arc<Metrics>,
-    pub escalations: Escalations,
-    /// Outlives the incarnations.
-    pub fences: Arc<Fences>,
-}
-
-// Not derived: a sink need not be `Clone` for its slot to be.
-impl<S: Sink> Clone for ConsumerParts<S> {
-    fn clone(&self) -> Self {
-        Self {
-            name: self.name,
-            topic: self.topic.clone(),
-            queue: self.queue,
-            sink: self.sink.clone(),
-            health: self.health.clone(),
-            metrics: self.metrics.clone(),
-            escalations: self.escalations.clone(),
-            fences: self.fences.clone(),
-        }
-    }
+    pub env: Env,
+    pub fences: Fences,
 }
 
 impl<S: Sink> Consumer<S> {
-    /// Starts the source with a way to tell this actor.
+    /// Starts the source, which sends its events to this actor.
     ///
     /// # Errors
     /// Those of `start_source`: settings that the queue refuses.
     pub fn new(
-        parts: ConsumerParts<S>,
+        parts: Arc<ConsumerParts<S>>,
         ctx: &Context<Self>,
         start_source: impl FnOnce(SourceEvents) -> anyhow::Result<SourceHandle>,
     ) -> anyhow::Result<Self> {
@@ -120,19 +91,12 @@ impl<S: Sink> Consumer<S> {
         // Batches are bounded by the source's byte budget, everything else is rare: capacity must not drop either.
         let source = start_source(Box::new(move |event| addr.do_send(FromSource(event))))?;
         Ok(Self {
-            name: parts.name,
-            topic: parts.topic,
-            queue: parts.queue,
-            sink: parts.sink,
+            parts,
             source: Some(source),
             assignments: Assignments::default(),
             holds: BTreeSet::new(),
             unavailable: None,
             stopping: false,
-            health: parts.health,
-            metrics: parts.metrics,
-            escalations: parts.escalations,
-            fences: parts.fences,
         })
     }
 
@@ -145,19 +109,23 @@ impl<S: Sink> Consumer<S> {
 
     fn assigned(&mut self, assignment: Assignment) {
         let (partition, epoch) = (assignment.partition, self.assignments.assigned(&assignment));
-        self.health.release(self.name, partition);
+        self.release(partition);
         self.show_lag(partition);
-        tracing::info!(sink = self.name.as_str(), %partition, committed = ?assignment.committed.map(|o| o.0),
+        tracing::info!(sink = self.parts.name.as_str(), %partition, committed = ?assignment.committed.map(|o| o.0),
             log_start = %assignment.log_start, log_end = %assignment.log_end, "partition assigned");
-        self.sink.tell(Assign { epoch, assignment });
+        self.parts.sink.tell(Assign { epoch, assignment });
     }
 
     fn revoked(&mut self, partition: Partition) {
         let Some(epoch) = self.assignments.revoked(partition) else { return };
-        tracing::info!(sink = self.name.as_str(), %partition, "partition revoked");
-        self.health.release(self.name, partition);
-        self.metrics.forget_lag(self.name, &self.topic, partition);
-        self.sink.tell(Unassign { partition, epoch });
+        tracing::info!(sink = self.parts.name.as_str(), %partition, "partition revoked");
+        self.release(partition);
+        self.parts.env.metrics.forget_lag(self.parts.name, &self.parts.topic, partition);
+        self.parts.sink.tell(Unassign { partition, epoch });
+    }
+
+    fn release(&self, partition: Partition) {
+        self.parts.env.health.release(self.parts.name, partition);
     }
 
     fn batch(&mut self, batch: Batch) {
@@ -165,23 +133,60 @@ impl<S: Sink> Consumer<S> {
         if !self.assignments.delivers(partition, epoch, batch.to) {
             return;
         }
-        let Some(sink) = self.sink.get() else {
+        let Some(sink) = self.parts.sink.get() else {
             // It is being restarted, and will be assigned everything anew: reading on would be for nothing.
             self.assignments.reassign(partition, epoch);
             return self.command(SourceCommand::Hold(partition));
         };
-        self.metrics
-            .events_consumed
-            .get_or_create(&SinkLabel { sink: self.name.as_str() })
-            .inc_by(batch.records.len() as u64);
+        let consumed = &self.parts.env.metrics.events_consumed;
+        consumed.get_or_create(&SinkLabel { sink: self.parts.name.as_str() }).inc_by(batch.records.len() as u64);
         // Past the mailbox's capacity: the source's byte budget bounds them.
         sink.do_send(batch);
         self.show_lag(partition);
     }
 
+    fn halt(&mut self, Halt { partition, epoch, reason, action }: Halt) {
+        if self.assignments.halt(partition, epoch) {
+            self.command(SourceCommand::Hold(partition));
+            let (sink, topic) = (self.parts.name, self.parts.topic.clone());
+            self.parts.env.health.halt(Halted { sink, topic, partition, reason, action });
+        }
+    }
+
+    fn hold(&mut self, SetHold { hold, on }: SetHold) {
+        let held_before = !self.holds.is_empty();
+        let changed = if on { self.holds.insert(hold) } else { self.holds.remove(&hold) };
+        let held = !self.holds.is_empty();
+        if held != held_before && !self.stopping {
+            self.command(if held { SourceCommand::Pause } else { SourceCommand::Resume });
+        }
+        if changed {
+            tracing::info!(sink = self.parts.name.as_str(), reason = hold.reason(), on, "fetching held");
+            self.show_state();
+        }
+    }
+
+    fn sink_started(&mut self) {
+        // The reasons of the last incarnation ended with it; the new one says what holds it.
+        self.holds.clear();
+        if !self.stopping {
+            self.command(SourceCommand::Resume);
+        }
+        self.show_state();
+        self.command(SourceCommand::Reassign);
+    }
+
+    /// Notes whether the source can read, and if not, why.
+    fn available(&mut self, outcome: Result<(), String>) {
+        self.unavailable = outcome.clone().err();
+        let user = self.parts.name.consumer().as_str();
+        self.parts.env.health.dependency_of(self.parts.queue, user, outcome);
+        self.show_state();
+    }
+
     fn show_lag(&self, partition: Partition) {
         if let Some(lag) = self.assignments.lag(partition) {
-            self.metrics.set_lag(self.name, &self.topic, partition, lag);
+            self.parts.env.metrics.set_lag(self.parts.name, &self.parts.topic, partition, lag);
         }
     }
 
@@ -191,7 +196,7 @@ impl<S: Sink> Consumer<S> {
             (None, Some(hold)) => (ActorState::Paused, Some(hold.reason().to_owned())),
             (None, None) => (ActorState::Running, None),
         };
-        self.health.actor(self.name.consumer(), state, reason);
+        self.parts.env.health.actor(self.parts.name.consumer(), state, reason);
     }
 }
 
@@ -235,108 +240,49 @@ impl<S: Sink> Handler<FromSource> for Consumer<S> {
                 self.show_lag(partition);
             }
             SourceEvent::Unavailable(reason) => {
-                self.fences.brokers_away();
-                self.health.dependency_of(self.queue.0, self.name.consumer().as_str(), Err(reason.clone()));
-                self.unavailable = Some(reason);
-                self.show_state();
+                self.parts.fences.brokers_away();
+                self.available(Err(reason));
             }
-            SourceEvent::Available => {
-                self.health.dependency_of(self.queue.0, self.name.consumer().as_str(), Ok(()));
-                self.unavailable = None;
-                self.show_state();
-            }
-            SourceEvent::Fenced(reason) if self.fences.are_another_process(Instant::now()) => {
-                // The receiver is gone only when the process ends already.
-                let _ = self.escalations.send(Escalation::Fenced { reason });
+            SourceEvent::Available => self.available(Ok(())),
+            SourceEvent::Fenced(reason) if self.parts.fences.are_another_process(Instant::now()) => {
+                self.parts.env.escalate(Escalation::Fenced { reason });
             }
             SourceEvent::Fenced(reason) => {
-                tracing::warn!(sink = self.name.as_str(), reason, "membership lost; joining once more");
+                tracing::warn!(sink = self.parts.name.as_str(), reason, "membership lost; joining once more");
                 ctx.stop();
             }
             SourceEvent::Failed(reason) => {
-                tracing::error!(sink = self.name.as_str(), reason, "the source failed");
+                tracing::error!(sink = self.parts.name.as_str(), reason, "the source failed");
                 ctx.stop();
             }
         }
     }
 }
 
-impl<S: Sink> Handler<Begin> for Consumer<S> {
+impl<S: Sink> Handler<FromSink> for Consumer<S> {
     type Result = ();
 
-    fn handle(&mut self, Begin { partition, epoch, at }: Begin, _: &mut Self::Context) {
-        if self.assignments.begin(partition, epoch) && !self.stopping {
-            self.command(SourceCommand::Begin { partition, epoch, at });
-        }
-    }
-}
-
-impl<S: Sink> Handler<Confirm> for Consumer<S> {
-    type Result = ();
-
-    fn handle(&mut self, Confirm { partition, epoch, position }: Confirm, _: &mut Self::Context) {
-        if self.assignments.confirm(partition, epoch, position) {
-            self.command(SourceCommand::Commit(vec![(partition, position)]));
-            self.show_lag(partition);
-        }
-    }
-}
-
-impl<S: Sink> Handler<Halt> for Consumer<S> {
-    type Result = ();
-
-    fn handle(&mut self, halt: Halt, _: &mut Self::Context) {
-        if !self.assignments.halt(halt.partition, halt.epoch) {
-            return;
-        }
-        self.command(SourceCommand::Hold(halt.partition));
-        self.health.halt(Halted {
-            sink: self.name,
-            topic: self.topic.clone(),
-            partition: halt.partition,
-            reason: halt.reason,
-            action: halt.action,
-        });
-    }
-}
-
-impl<S: Sink> Handler<Reassign> for Consumer<S> {
-    type Result = ();
-
-    fn handle(&mut self, Reassign { partition, epoch }: Reassign, _: &mut Self::Context) {
-        if self.assignments.reassign(partition, epoch) {
-            self.command(SourceCommand::ReassignPartition(partition));
-        }
-    }
-}
-
-impl<S: Sink> Handler<SinkStarted> for Consumer<S> {
-    type Result = ();
-
-    fn handle(&mut self, _: SinkStarted, _: &mut Self::Context) {
-        // Whatever held the last incarnation back is its own; the new one says what holds it.
-        self.holds.clear();
-        if !self.stopping {
-            self.command(SourceCommand::Resume);
-        }
-        self.show_state();
-        self.command(SourceCommand::Reassign);
-    }
-}
-
-impl<S: Sink> Handler<SetHold> for Consumer<S> {
-    type Result = ();
-
-    fn handle(&mut self, SetHold { hold, on }: SetHold, _: &mut Self::Context) {
-        let held_before = !self.holds.is_empty();
-        let changed = if on { self.holds.insert(hold) } else { self.holds.remove(&hold) };
-        let held = !self.holds.is_empty();
-        if held != held_before && !self.stopping {
-            self.command(if held { SourceCommand::Pause } else { SourceCommand::Resume });
-        }
-        if changed {
-            tracing::info!(sink = self.name.as_str(), reason = hold.reason(), on, "fetching held");
-            self.show_state();
+    fn handle(&mut self, message: FromSink, _: &mut Self::Context) {
+        match message {
+            FromSink::Begin(Begin { partition, epoch, at }) => {
+                if self.assignments.begin(partition, epoch) && !self.stopping {
+                    self.command(SourceCommand::Begin { partition, epoch, at });
+                }
+            }
+            FromSink::Confirm(Confirm { partition, epoch, position }) => {
+                if self.assignments.confirm(partition, epoch, position) {
+                    self.command(SourceCommand::Commit(vec![(partition, position)]));
+                    self.show_lag(partition);
+                }
+            }
+            FromSink::Halt(halt) => self.halt(halt),
+            FromSink::Reassign(Reassign { partition, epoch }) => {
+                if self.assignments.reassign(partition, epoch) {
+                    self.command(SourceCommand::ReassignPartition(partition));
+                }
+            }
+            FromSink::Hold(hold) => self.hold(hold),
+            FromSink::Started => self.sink_started(),
         }
     }
 }
@@ -348,7 +294,7 @@ impl<S: Sink> Handler<StopFetching> for Consumer<S> {
         self.stopping = true;
         self.command(SourceCommand::Pause);
         // Behind all batches that it was given.
-        let drained = self.sink.get().map(|sink| sink.send(Drain));
+        let drained = self.parts.sink.get().map(|sink| sink.send(Drain));
         Box::pin(async move {
             if let Some(drained) = drained {
                 // An error says that the sink has died: it has nothing left to make durable.

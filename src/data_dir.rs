@@ -32,9 +32,7 @@ struct Instance {
     machine: String,
 }
 
-impl Instance {
-    const VERSION: u32 = 1;
-}
+const VERSION: u32 = 1;
 
 impl DataDir {
     /// Makes the folder where it is missing, locks it, and reads or makes the instance id. On another machine than
@@ -81,7 +79,7 @@ fn instance(path: &Path) -> anyhow::Result<String> {
         Ok(bytes) => {
             let known: Instance = serde_json::from_slice(&bytes)
                 .with_context(|| format!("{} is not readable: remove it to get a new instance id", path.display()))?;
-            if known.version > Instance::VERSION {
+            if known.version > VERSION {
                 bail!("{} was written by a newer release: use that one", path.display());
             }
             if known.machine == machine {
@@ -95,7 +93,7 @@ fn instance(path: &Path) -> anyhow::Result<String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
-    let made = Instance { version: Instance::VERSION, id: format!("ingestd-{}", Uuid::now_v7()), machine };
+    let made = Instance { version: VERSION, id: format!("ingestd-{}", Uuid::now_v7()), machine };
     write_private(path, &serde_json::to_vec_pretty(&made)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(made.id)

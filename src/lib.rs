@@ -28,8 +28,9 @@
 //! # Around it
 //!
 //! - [`app`] builds all of this from the [`config`], downstream first, and stops it in order.
-//! - [`supervise`] keeps each actor alive; [`health`] is what they say of themselves; [`metrics`] what they count.
-//! - [`watchdog`] closes the door before the disk is full; [`admin`] is the operators' endpoint; [`reload`] changes the
+//! - [`supervise`] keeps each actor alive and gives it what all share; [`health`] is what they say of themselves, what
+//!   readiness makes of it, and the gate: whether events are taken; [`metrics`] is what they count.
+//! - [`watchdog`] closes the gate before the disk is full; [`admin`] is the operators' endpoint; [`reload`] changes the
 //!   configuration of a running daemon.
 //! - [`http`] is the server under both listeners: connections with deadlines for all that they do.
 //! - [`tls`] chooses the cryptography, [`backoff`] the pause before another attempt. [`cli`] is the command line.

@@ -86,7 +86,7 @@ pub enum SourceEvent {
     /// These partitions are no longer ours.
     Revoked(Vec<Partition>),
     Batch(Batch),
-    /// The log's end as last heard of, for the lag.
+    /// The log's end as it was known last, for the lag.
     LogEnd(Partition, Offset),
     /// For the lag, too: up to its end the log holds no records, only what takes offsets beside them.
     EmptyTail {
@@ -138,7 +138,7 @@ pub struct SourceHandle {
     pub thread: JoinHandle<Result<(), String>>,
 }
 
-/// How a source tells its consumer. Must not block.
+/// How a source passes events to its consumer. Must not block.
 pub type SourceEvents = Box<dyn Fn(SourceEvent) + Send>;
 
 /// Consecutive records of one partition: one contiguous buffer, and the range of offsets that it covers, also where

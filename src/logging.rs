@@ -1,5 +1,5 @@
-//! Logs go to stderr as events with fields, as text or JSON; the level can change while the daemon runs. Nobody but one
-//! thread waits for whoever reads them.
+//! Logs go to stderr as events with fields, as text or JSON; the level can change while the daemon runs. One
+//! thread alone waits for their reader.
 
 mod lines;
 
@@ -35,37 +35,23 @@ const QUIET: &str = "rdkafka=warn,librdkafka=warn,object_store=warn,mongodb=warn
 /// It calls each broken request an error, so that clients would write the log. They are counted by status.
 const SILENT: &str = "actix_http=off";
 
-/// Changes what is logged.
-#[derive(Clone, Debug)]
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
-
-impl LogLevel {
-    /// Takes a `logging.level`.
-    ///
-    /// # Errors
-    /// When it is no filter; what was logged before goes on.
-    pub fn set(&self, level: &str) -> anyhow::Result<()> {
-        let filter = filter(level).with_context(|| format!("logging.level = {level:?}"))?;
-        self.0.reload(filter).context("the log's filter cannot be changed")
-    }
-}
-
-static INSTALLED: OnceLock<(LogLevel, Lines)> = OnceLock::new();
+/// The process's log: what changes its level, and where its lines go.
+static INSTALLED: OnceLock<(reload::Handle<EnvFilter, Registry>, Lines)> = OnceLock::new();
 
 /// How long the end of the process waits for what was said last.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Lines that were dropped, because whoever reads the log stood still.
+/// Counts the lines that were dropped, because the log's reader stood still.
 pub fn dropped() -> Counter {
     static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
     DROPPED.clone()
 }
 
-/// Prints to stdout, without waiting for whoever reads it where the log has begun.
+/// Prints to stdout; once the log has begun, without waiting for the reader.
 pub fn banner(text: &str) {
     match INSTALLED.get() {
         Some((_, lines)) => lines.banner(text.as_bytes().to_vec()),
-        // Whoever started it need not read it.
+        // It need not be read.
         None => _ = io::stdout().write_all(text.as_bytes()),
     }
 }
@@ -89,29 +75,35 @@ pub fn finish() {
 ///
 /// # Errors
 /// When the level is no filter, or something else has taken the place of the global subscriber.
-pub fn init(config: &LoggingConfig) -> anyhow::Result<LogLevel> {
-    if let Some((level, _)) = INSTALLED.get() {
-        level.set(&config.level)?;
-        return Ok(level.clone());
+pub fn init(config: &LoggingConfig) -> anyhow::Result<()> {
+    if INSTALLED.get().is_none() {
+        let lines = Lines::start(dropped()).context("the log's thread cannot be started")?;
+        // Libraries that log through `log` are bounded once and for all by the level at this point, so it is the
+        // highest; the filter that decides is set below.
+        let (changeable, handle) = reload::Layer::new(EnvFilter::new("trace"));
+        let output = tracing_subscriber::fmt::layer().with_writer(lines.clone());
+        let output = match config.format {
+            LogFormat::Text => output.with_ansi(io::stderr().is_terminal()).boxed(),
+            LogFormat::Json => output.json().flatten_event(true).with_span_list(false).boxed(),
+        };
+        tracing_subscriber::registry().with(changeable).with(output).try_init().context("logging cannot be started")?;
+        INSTALLED.get_or_init(|| (handle, lines));
+        panic::set_hook(Box::new(|panic| say(&panicked(panic))));
     }
-    let lines = Lines::start(dropped()).context("the log's thread cannot be started")?;
-    // Libraries that log through `log` are bounded once and for all by the level at this point, so it is the highest;
-    // the filter that decides is set below.
-    let (changeable, handle) = reload::Layer::new(EnvFilter::new("trace"));
-    let output = tracing_subscriber::fmt::layer().with_writer(lines.clone());
-    let output = match config.format {
-        LogFormat::Text => output.with_ansi(io::stderr().is_terminal()).boxed(),
-        LogFormat::Json => output.json().flatten_event(true).with_span_list(false).boxed(),
-    };
-    tracing_subscriber::registry().with(changeable).with(output).try_init().context("logging cannot be started")?;
-    let level = LogLevel(handle);
-    level.set(&config.level)?;
-    let (level, _) = INSTALLED.get_or_init(|| (level, lines));
-    panic::set_hook(Box::new(|panic| say(&panicked(panic))));
-    Ok(level.clone())
+    set_level(&config.level)
 }
 
-/// As std's own hook writes it, which would wait for whoever reads the log.
+/// Changes what is logged, by a `logging.level`.
+///
+/// # Errors
+/// When it is no filter; what was logged before goes on.
+pub fn set_level(level: &str) -> anyhow::Result<()> {
+    let filter = filter(level).with_context(|| format!("logging.level = {level:?}"))?;
+    let Some((handle, _)) = INSTALLED.get() else { return Ok(()) };
+    handle.reload(filter).context("the log's filter cannot be changed")
+}
+
+/// As std's own hook writes it, which would wait for the log's reader.
 fn panicked(panic: &PanicHookInfo<'_>) -> String {
     let thread = thread::current();
     let at = panic.location().map_or_else(String::new, |location| format!(" at {location}"));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::atomic::AtomicU64};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -17,26 +17,23 @@ use crate::{
     position::Partition,
 };
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct ReasonLabel {
-    pub reason: &'static str,
+macro_rules! labels {
+    ($($name:ident { $($label:ident: $type:ty),* })*) => {
+        $(
+            #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+            pub struct $name {
+                $(pub $label: $type),*
+            }
+        )*
+    };
 }
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct ActorLabel {
-    pub actor: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct PartitionLabel {
-    pub sink: &'static str,
-    pub topic: String,
-    pub partition: i32,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct StatusLabel {
-    pub status: u16,
+labels! {
+    ReasonLabel { reason: &'static str }
+    ActorLabel { actor: &'static str }
+    SinkLabel { sink: &'static str }
+    StatusLabel { status: u16 }
+    PartitionLabel { sink: &'static str, topic: String, partition: i32 }
 }
 
 /// Records between a sink's durable position and the end of the log, for one partition.
@@ -50,50 +47,62 @@ pub struct Lag {
 
 pub type GaugeF64 = Gauge<f64, AtomicU64>;
 
-/// Every metric. Counters end in `_total` when scraped. The fields are public: whoever does the thing counts it.
-pub struct Metrics {
-    registry: Registry,
-    /// What `lag_records` says, readable: a family of gauges cannot be listed.
-    lags: Mutex<BTreeMap<(SinkName, String, Partition), u64>>,
-    /// Events that were answered with 2xx.
-    pub events_accepted: Counter,
-    /// Events acknowledged by the queue.
-    pub events_produced: Counter,
-    /// Records read from the log, by each sink.
-    pub events_consumed: Family<SinkLabel, Counter>,
-    /// Records in confirmed archive objects.
-    pub events_archived: Counter,
-    /// Records counted durably.
-    pub events_aggregated: Counter,
-    pub events_dead_lettered: Counter,
-    /// Events refused, by the code that the client sees.
-    pub events_rejected: Family<ReasonLabel, Counter>,
-    /// Events of requests answered 503 that were written to the log all the same.
-    pub events_produced_unanswered: Counter,
-    /// Events that Kafka acknowledged after they had waited in the buffer; they count as produced, too.
-    pub events_forwarded: Counter,
-    /// Events that wait in the buffer.
-    pub buffer_records: Gauge,
-    /// Records that retention removed before they were read.
-    pub records_lost: Family<PartitionLabel, Counter>,
-    pub requests: Family<StatusLabel, Counter>,
-    pub lag_records: Family<PartitionLabel, Gauge>,
-    pub queue_depth: Family<ActorLabel, Gauge>,
-    pub actor_restarts: Family<ActorLabel, Counter>,
-    pub disk_used_ratio: GaugeF64,
-    pub spool_bytes: Gauge,
-    pub in_flight_bytes: Gauge,
-    resident_memory_bytes: Gauge,
-    pub upload_retries: Counter,
-    pub flush_retries: Counter,
-    pub request_duration: Histogram,
-    pub flush_duration: Histogram,
-    pub upload_duration: Histogram,
+/// Each metric, declared once: its name is the field's (with a unit behind it, where there is one), and its help says what
+/// it counts.
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $visible:vis $field:ident $(+ $unit:literal)?: $type:ty $(= $new:expr)?, $help:literal;)*) => {
+        /// Every metric. Counters end in `_total` when scraped. The fields are public: what does the thing counts it.
+        pub struct Metrics {
+            registry: Registry,
+            /// What `lag_records` says, readable: a family of gauges cannot be listed.
+            lags: Mutex<BTreeMap<(SinkName, String, Partition), u64>>,
+            $(#[doc = $help] $(#[$doc])* $visible $field: $type,)*
+        }
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let mut registry = Registry::with_prefix("ingestd");
+                $(
+                    let $field: $type = metrics!(@new $($new)?);
+                    registry.register(concat!(stringify!($field) $(, $unit)?), $help, $field.clone());
+                )*
+                Self { registry, lags: Mutex::default(), $($field,)* }
+            }
+        }
+    };
+    (@new) => { Default::default() };
+    (@new $new:expr) => { $new };
 }
 
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct SinkLabel {
-    pub sink: &'static str,
+metrics! {
+    pub events_accepted: Counter, "Events answered with 2xx";
+    pub events_produced: Counter, "Events acknowledged by the queue";
+    pub events_consumed: Family<SinkLabel, Counter>, "Records read from the log, by sink";
+    pub events_archived: Counter, "Records in confirmed archive objects";
+    pub events_aggregated: Counter, "Records counted durably";
+    pub events_dead_lettered: Counter, "Records written to the dead letter queue";
+    pub events_rejected: Family<ReasonLabel, Counter>, "Events refused, by code";
+    pub events_produced_unanswered: Counter, "Events in the log whose request was not answered with 2xx";
+    /// They count as produced, too.
+    pub events_forwarded: Counter, "Events that Kafka acknowledged after they had waited in the buffer";
+    pub buffer_records: Gauge, "Events that wait in the buffer for Kafka";
+    pub records_lost: Family<PartitionLabel, Counter>, "Records that retention removed before they were read";
+    pub requests: Family<StatusLabel, Counter>, "Requests to the ingest listener, by status";
+    pub lag_records: Family<PartitionLabel, Gauge>, "Records between the sink's durable position and the log's end";
+    pub queue_depth: Family<ActorLabel, Gauge>,
+        "Requests, batches or segments that were handed to an actor and are not done yet";
+    pub actor_restarts: Family<ActorLabel, Counter>, "Restarts by the guardian";
+    pub disk_used_ratio: GaugeF64, "Used share of the file system of data.dir, as df prints it";
+    pub spool_bytes: Gauge, "Bytes in sealed segments on disk";
+    pub in_flight_bytes: Gauge, "Bytes of requests being handled, with what their events and answers cost";
+    resident_memory_bytes: Gauge, "Resident memory of the process";
+    pub log_lines_dropped: Counter = logging::dropped(),
+        "Lines of the log that were dropped, because whoever reads it stood still";
+    pub upload_retries: Counter, "Uploads tried again";
+    pub flush_retries: Counter, "Aggregate flushes tried again";
+    pub request_duration + "_seconds": Histogram = durations(), "Time from a request's head to its answer";
+    pub flush_duration + "_seconds": Histogram = durations(), "Time of an aggregate flush";
+    pub upload_duration + "_seconds": Histogram = durations(), "Time of one object's upload";
 }
 
 /// Half a millisecond to about a minute.
@@ -101,107 +110,7 @@ fn durations() -> Histogram {
     Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let mut metrics = Self {
-            registry: Registry::with_prefix("ingestd"),
-            lags: Mutex::default(),
-            events_accepted: Counter::default(),
-            events_produced: Counter::default(),
-            events_consumed: Family::default(),
-            events_archived: Counter::default(),
-            events_aggregated: Counter::default(),
-            events_dead_lettered: Counter::default(),
-            events_rejected: Family::default(),
-            events_produced_unanswered: Counter::default(),
-            events_forwarded: Counter::default(),
-            buffer_records: Gauge::default(),
-            records_lost: Family::default(),
-            requests: Family::default(),
-            lag_records: Family::default(),
-            queue_depth: Family::default(),
-            actor_restarts: Family::default(),
-            disk_used_ratio: GaugeF64::default(),
-            spool_bytes: Gauge::default(),
-            in_flight_bytes: Gauge::default(),
-            resident_memory_bytes: Gauge::default(),
-            upload_retries: Counter::default(),
-            flush_retries: Counter::default(),
-            request_duration: durations(),
-            flush_duration: durations(),
-            upload_duration: durations(),
-        };
-        metrics.register();
-        metrics
-    }
-}
-
 impl Metrics {
-    fn register(&mut self) {
-        let r = &mut self.registry;
-        r.register("events_accepted", "Events answered with 2xx", self.events_accepted.clone());
-        r.register("events_produced", "Events acknowledged by the queue", self.events_produced.clone());
-        r.register("events_consumed", "Records read from the log, by sink", self.events_consumed.clone());
-        r.register("events_archived", "Records in confirmed archive objects", self.events_archived.clone());
-        r.register("events_aggregated", "Records counted durably", self.events_aggregated.clone());
-        r.register(
-            "events_dead_lettered",
-            "Records written to the dead letter queue",
-            self.events_dead_lettered.clone(),
-        );
-        r.register("events_rejected", "Events refused, by code", self.events_rejected.clone());
-        r.register(
-            "events_produced_unanswered",
-            "Events in the log whose request was not answered with 2xx",
-            self.events_produced_unanswered.clone(),
-        );
-        r.register(
-            "events_forwarded",
-            "Events that Kafka acknowledged after they had waited in the buffer",
-            self.events_forwarded.clone(),
-        );
-        r.register("buffer_records", "Events that wait in the buffer for Kafka", self.buffer_records.clone());
-        r.register("records_lost", "Records that retention removed before they were read", self.records_lost.clone());
-        r.register("requests", "Requests to the ingest listener, by status", self.requests.clone());
-        r.register(
-            "lag_records",
-            "Records between the sink's durable position and the log's end",
-            self.lag_records.clone(),
-        );
-        r.register(
-            "queue_depth",
-            "Requests, batches or segments that were handed to an actor and are not done yet",
-            self.queue_depth.clone(),
-        );
-        r.register("actor_restarts", "Restarts by the guardian", self.actor_restarts.clone());
-        r.register(
-            "disk_used_ratio",
-            "Used share of the file system of data.dir, as df prints it",
-            self.disk_used_ratio.clone(),
-        );
-        r.register("spool_bytes", "Bytes in sealed segments on disk", self.spool_bytes.clone());
-        r.register(
-            "in_flight_bytes",
-            "Bytes of requests being handled, with what their events and answers cost",
-            self.in_flight_bytes.clone(),
-        );
-        r.register("resident_memory_bytes", "Resident memory of the process", self.resident_memory_bytes.clone());
-        r.register(
-            "log_lines_dropped",
-            "Lines of the log that were dropped, because whoever reads it stood still",
-            logging::dropped(),
-        );
-        r.register("upload_retries", "Uploads tried again", self.upload_retries.clone());
-        r.register("flush_retries", "Aggregate flushes tried again", self.flush_retries.clone());
-        r.register(
-            "request_duration_seconds",
-            "Time from a request's head to its answer",
-            self.request_duration.clone(),
-        );
-        r.register("flush_duration_seconds", "Time of an aggregate flush", self.flush_duration.clone());
-        r.register("upload_duration_seconds", "Time of one object's upload", self.upload_duration.clone());
-    }
-
     /// The gauge of one actor's queue.
     pub fn depth(&self, actor: ActorName) -> Gauge {
         self.queue_depth.get_or_create_owned(&ActorLabel { actor: actor.as_str() })
@@ -213,38 +122,32 @@ impl Metrics {
 
     /// The lag gauge of one partition; removed with [`Self::forget_lag`] when the partition is not ours any more.
     pub fn set_lag(&self, sink: SinkName, topic: &str, partition: Partition, records: u64) {
-        self.lags_by_partition().insert((sink, topic.to_owned(), partition), records);
+        self.lags.lock().insert((sink, topic.to_owned(), partition), records);
         let lag = i64::try_from(records).unwrap_or(i64::MAX);
         self.lag_records.get_or_create(&partition_label(sink, topic, partition)).set(lag);
     }
 
     pub fn forget_lag(&self, sink: SinkName, topic: &str, partition: Partition) {
-        self.lags_by_partition().remove(&(sink, topic.to_owned(), partition));
+        self.lags.lock().remove(&(sink, topic.to_owned(), partition));
         self.lag_records.remove(&partition_label(sink, topic, partition));
     }
 
     /// The lag of every partition that this process holds, by sink, topic and partition.
     pub fn lags(&self) -> Vec<Lag> {
-        let lags = self.lags_by_partition();
-        lags.iter()
-            .map(|((sink, topic, partition), records)| Lag {
-                sink: *sink,
-                topic: topic.clone(),
-                partition: *partition,
-                records: *records,
-            })
-            .collect()
-    }
-
-    fn lags_by_partition(&self) -> MutexGuard<'_, BTreeMap<(SinkName, String, Partition), u64>> {
-        self.lags.lock()
+        let lag = |((sink, topic, partition), records): (&(SinkName, String, Partition), &u64)| Lag {
+            sink: *sink,
+            topic: topic.clone(),
+            partition: *partition,
+            records: *records,
+        };
+        self.lags.lock().iter().map(lag).collect()
     }
 
     pub fn lost(&self, sink: SinkName, topic: &str, partition: Partition, records: u64) {
         self.records_lost.get_or_create(&partition_label(sink, topic, partition)).inc_by(records);
     }
 
-    /// Of the process, in bytes, as it is now; where the system does not tell, as it was told last.
+    /// The memory of the process in bytes, as it is now; where the system does not say, as it said last.
     pub fn resident_memory(&self) -> i64 {
         if let Some(bytes) = resident_memory() {
             self.resident_memory_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));

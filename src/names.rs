@@ -1,50 +1,56 @@
 //! What actors, sinks and dependencies are called, in readiness, metrics, logs and messages alike.
 
-use serde::Serialize;
-
-/// The seven actors; consumers once for each sink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ActorName {
-    Ingestor,
-    Producer,
-    ConsumerArchive,
-    ConsumerAggregate,
-    Spooler,
-    Uploader,
-    Aggregator,
-    Watchdog,
-}
-
-impl ActorName {
-    /// As metrics, logs and readiness write it: `consumer-archive`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ingestor => "ingestor",
-            Self::Producer => "producer",
-            Self::ConsumerArchive => "consumer-archive",
-            Self::ConsumerAggregate => "consumer-aggregate",
-            Self::Spooler => "spooler",
-            Self::Uploader => "uploader",
-            Self::Aggregator => "aggregator",
-            Self::Watchdog => "watchdog",
+/// An enum each of whose variants has a word: in the configuration, in metrics, logs and readiness alike.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$each:meta])* $variant:ident = $word:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+        )]
+        pub enum $name {
+            $($(#[$each])* #[serde(rename = $word)] $variant),*
         }
+
+        #[allow(dead_code, reason = "not each of these enums is listed and printed")]
+        impl $name {
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+            pub const WORDS: &[&str] = &[$($word),*];
+
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),*
+                }
+            }
+        }
+    };
+}
+pub(crate) use words;
+
+words! {
+    /// The seven actors; consumers once for each sink.
+    ActorName {
+        Ingestor = "ingestor",
+        Producer = "producer",
+        ConsumerArchive = "consumer-archive",
+        ConsumerAggregate = "consumer-aggregate",
+        Spooler = "spooler",
+        Uploader = "uploader",
+        Aggregator = "aggregator",
+        Watchdog = "watchdog",
     }
 }
 
-/// Which group of the queue: each sink has its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SinkName {
-    Archive,
-    Aggregate,
+words! {
+    /// Which group of the queue: each sink has its own.
+    SinkName { Archive = "archive", Aggregate = "aggregate" }
 }
 
 impl SinkName {
-    pub fn as_str(self) -> &'static str {
+    /// The actors that carry records there.
+    pub fn actors(self) -> &'static [ActorName] {
         match self {
-            Self::Archive => "archive",
-            Self::Aggregate => "aggregate",
+            Self::Archive => &[ActorName::ConsumerArchive, ActorName::Spooler, ActorName::Uploader],
+            Self::Aggregate => &[ActorName::ConsumerAggregate, ActorName::Aggregator],
         }
     }
 

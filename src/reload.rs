@@ -5,49 +5,38 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use parking_lot::Mutex;
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::config::{Config, LiveConfig};
-
-/// What a reload did: keys, dotted.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Reloaded {
-    /// In force now.
-    pub applied: Vec<String>,
-    /// Different in the file, in force after a restart.
-    pub needs_restart: Vec<String>,
-}
-
-/// Reads and checks the configuration from where it came at the start. The error lists everything that is wrong.
-pub type Load = Box<dyn Fn() -> Result<Config, String> + Send + Sync>;
-
-/// Compares the configuration in force with a new one: what is to be in force, and what differed.
-pub type Apply = Box<dyn Fn(&Config, Config) -> Result<(Config, Reloaded), String> + Send + Sync>;
-
-/// Told of the configuration in force after each reload that changed it (for what does not read it at each use, such
-/// as the log's filter).
-pub type OnChange = Box<dyn Fn(&Config) + Send + Sync>;
+use crate::config::{Config, LiveConfig, Reloaded};
 
 /// Puts a new configuration in force, one reload at a time.
 pub struct Reloader {
-    load: Load,
-    apply: Apply,
+    next: Box<Next>,
     live: LiveConfig,
-    on_change: Vec<OnChange>,
+    on_change: Box<dyn Fn(&Config) + Send + Sync>,
     turn: Mutex<()>,
 }
 
+/// Reads the configuration from where it came at the start, and compares it with the one in force: what is to be in force,
+/// and what differed. The error lists everything that is wrong.
+type Next = dyn Fn(&Config) -> Result<(Config, Reloaded), String> + Send + Sync;
+
 impl Reloader {
-    pub fn new(load: Load, apply: Apply, live: LiveConfig, on_change: Vec<OnChange>) -> Self {
-        Self { load, apply, live, on_change, turn: Mutex::default() }
+    /// `on_change` is called with the configuration in force after each reload that changed it, for what does not read
+    /// it at each use (such as the log's filter).
+    pub fn new(
+        live: LiveConfig,
+        next: impl Fn(&Config) -> Result<(Config, Reloaded), String> + Send + Sync + 'static,
+        on_change: impl Fn(&Config) + Send + Sync + 'static,
+    ) -> Self {
+        Self { next: Box::new(next), live, on_change: Box::new(on_change), turn: Mutex::default() }
     }
 
     /// Reads files: call it on a blocking thread. `cause` says in the log who asked.
@@ -56,15 +45,12 @@ impl Reloader {
     /// What is wrong with the new configuration; the old one stays in force.
     pub fn reload(&self, cause: &'static str) -> Result<Reloaded, String> {
         let _turn = self.turn.lock();
-        let old = self.live.load_full();
-        let outcome = (self.load)().and_then(|new| (self.apply)(&old, new));
-        let (config, reloaded) = outcome.inspect_err(|error| {
+        let (config, reloaded) = (self.next)(&self.live.load_full()).inspect_err(|error| {
             tracing::error!(cause, error, "configuration not reloaded: the one in force stays");
         })?;
         if !reloaded.applied.is_empty() {
             self.live.store(Arc::new(config));
-            let config = self.live.load();
-            self.on_change.iter().for_each(|tell| tell(&config));
+            (self.on_change)(&self.live.load());
         }
         let (applied, needs_restart) = (reloaded.applied.join(", "), reloaded.needs_restart.join(", "));
         if needs_restart.is_empty() {
@@ -97,15 +83,9 @@ struct Seen {
     acted_on: Content,
 }
 
-/// What changes whenever a file's content does (of the file behind symbolic links).
-#[derive(PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
+/// What changes whenever a file's content does (of the file behind symbolic links): where it is, how long, and when it was
+/// modified and changed.
+type Stamp = ((u64, u64), u64, (i64, i64), (i64, i64));
 
 impl FileWatch {
     /// Takes the files' present content as the one in force: make it before the configuration is loaded, or right
@@ -122,7 +102,7 @@ impl FileWatch {
         // Each of them is looked at.
         let changed = seen.iter_mut().filter_map(|(path, seen)| seen.changed(path).then_some(())).count() > 0;
         if changed {
-            // The reloader has logged what is wrong, and nobody waits for an answer.
+            // The reloader has logged what is wrong.
             let _ = self.reloader.reload("changed file");
             let mut known = std::mem::take(&mut *seen);
             let files = (self.files)().into_iter();
@@ -133,15 +113,15 @@ impl FileWatch {
 
 impl Seen {
     fn of(path: &Path) -> Self {
-        let (stamp, content) = (stamp(path).ok(), digest(path).ok());
+        let (stamp, content) = (stamp(path), digest(path));
         Self { stamp, latest: content, acted_on: content }
     }
 
     fn changed(&mut self, path: &Path) -> bool {
-        let stamp = stamp(path).ok();
+        let stamp = stamp(path);
         if stamp != self.stamp {
             self.stamp = stamp;
-            self.latest = digest(path).ok();
+            self.latest = digest(path);
             return false;
         }
         let settled = self.latest != self.acted_on;
@@ -150,18 +130,14 @@ impl Seen {
     }
 }
 
-fn stamp(path: &Path) -> io::Result<Stamp> {
-    fs::metadata(path).map(|file| Stamp {
-        device: file.dev(),
-        inode: file.ino(),
-        length: file.len(),
-        modified: (file.mtime(), file.mtime_nsec()),
-        changed: (file.ctime(), file.ctime_nsec()),
-    })
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = fs::metadata(path).ok()?;
+    let (modified, changed) = ((file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec()));
+    Some(((file.dev(), file.ino()), file.len(), modified, changed))
 }
 
-fn digest(path: &Path) -> io::Result<[u8; 32]> {
-    fs::read(path).map(|bytes| Sha256::digest(bytes).into())
+fn digest(path: &Path) -> Content {
+    Some(Sha256::digest(fs::read(path).ok()?).into())
 }
 
 #[cfg(test)]
@@ -175,19 +151,15 @@ mod tests {
     /// Loads a file that holds `disk.max_used_percent` as a bare number, and counts how often it is asked to.
     fn reloader(path: PathBuf, loads: Arc<AtomicUsize>) -> (Arc<Reloader>, LiveConfig) {
         let live: LiveConfig = Arc::new(ArcSwap::from_pointee(Config::default()));
-        let load = move || {
+        let next = move |old: &Config| {
             loads.fetch_add(1, Ordering::SeqCst);
             let text = fs::read_to_string(&path).map_err(|error| error.to_string())?;
-            let mut config = Config::default();
-            config.disk.max_used_percent = text.trim().parse().map_err(|_| format!("{text:?} is not a number"))?;
-            Ok(config)
-        };
-        let apply = |old: &Config, new: Config| {
-            let same = old.disk == new.disk;
-            let applied = if same { vec![] } else { vec!["disk.max_used_percent".to_owned()] };
+            let mut new = Config::default();
+            new.disk.max_used_percent = text.trim().parse().map_err(|_| format!("{text:?} is not a number"))?;
+            let applied = if old.disk == new.disk { vec![] } else { vec!["disk.max_used_percent".to_owned()] };
             Ok((new, Reloaded { applied, needs_restart: vec![] }))
         };
-        (Arc::new(Reloader::new(Box::new(load), Box::new(apply), live.clone(), vec![])), live)
+        (Arc::new(Reloader::new(live.clone(), next, |_| ())), live)
     }
 
     fn watch(paths: &[&Path], reloader: Arc<Reloader>) -> FileWatch {

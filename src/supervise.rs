@@ -3,7 +3,7 @@
 //!
 //! actix ends an actor whose handler panics and leaves it at that. A guardian therefore runs the actor's context as a
 //! task of its own on the actor's arbiter and awaits its end: a panic is an error of that task. The address of the
-//! present incarnation stands in a [`Slot`]; whoever sends to the actor looks there.
+//! present incarnation stands in a [`Slot`], where those look who send to the actor.
 
 #[cfg(debug_assertions)]
 mod injected;
@@ -16,14 +16,14 @@ use std::{
 };
 
 use actix::{Actor, Addr, Arbiter, AsyncContext, Context, Handler, Message, dev::ToEnvelope};
-use arc_swap::ArcSwapOption;
-use parking_lot::{Mutex, MutexGuard};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    config::LONGEST_RESTART,
+    config::{Config, LONGEST_RESTART, LiveConfig},
     health::{ActorState, Health},
     metrics::Metrics,
     names::ActorName,
@@ -69,22 +69,6 @@ impl<A: Actor> Slot<A> {
     }
 }
 
-/// When a guardian gives up: more than `max_restarts` within `window`.
-#[derive(Debug, Clone, Copy)]
-pub struct RestartPolicy {
-    pub max_restarts: u32,
-    pub window: Duration,
-    /// The first pause; doubled with each restart in the window, at most [`LONGEST_RESTART`].
-    pub backoff: Duration,
-}
-
-impl RestartPolicy {
-    /// The pause before restart number `restarts` (from 1) of the window.
-    fn pause(&self, restarts: u32) -> Duration {
-        Backoff::new(self.backoff, LONGEST_RESTART).pause(restarts)
-    }
-}
-
 /// Why the process has to end.
 #[derive(Debug, Clone)]
 pub enum Escalation {
@@ -96,9 +80,9 @@ pub enum Escalation {
     Refused { reason: String },
 }
 
-/// Tells a membership that another process took from one that this process took from itself: when a coordinator goes
-/// while we join, its successor may know a membership of ours that we never heard of, and answers "fenced" to the one
-/// that we have. The member is rebuilt then. Another process takes it again and again, outages or not.
+/// Distinguishes a membership that another process took from one that this process took from itself: when a coordinator
+/// goes while we join, its successor may know a membership of ours that we never learned of, and answers "fenced" to the
+/// one that we have. The member is rebuilt then. Another process takes it again and again, outages or not.
 #[derive(Debug, Default)]
 pub struct Fences(Mutex<Vec<Instant>>);
 
@@ -108,13 +92,9 @@ impl Fences {
     /// A rolling restart of the brokers moves the coordinator once, or twice.
     const ANOTHER_PROCESS: usize = 3;
 
-    fn times(&self) -> MutexGuard<'_, Vec<Instant>> {
-        self.0.lock()
-    }
-
-    /// Notes a fence at `now`; whether they are so many that it is another process.
+    /// Notes a fence at `now`, and says whether there were so many that it is another process.
     pub fn are_another_process(&self, now: Instant) -> bool {
-        let mut times = self.times();
+        let mut times = self.0.lock();
         times.retain(|time| now.saturating_duration_since(*time) < Self::WINDOW);
         times.push(now);
         times.len() >= Self::ANOTHER_PROCESS
@@ -122,20 +102,35 @@ impl Fences {
 
     /// The brokers are away: fences until now explain themselves.
     pub fn brokers_away(&self) {
-        self.times().clear();
+        self.0.lock().clear();
     }
 }
 
 /// Where guardians and actors report what ends the process.
 pub type Escalations = mpsc::UnboundedSender<Escalation>;
 
-/// What all guardians share.
+/// What all parts of a process share; each has a clone.
 #[derive(Clone)]
-pub struct Supervision {
-    pub policy: RestartPolicy,
+pub struct Env {
+    pub config: LiveConfig,
     pub health: Health,
     pub metrics: Arc<Metrics>,
     pub escalations: Escalations,
+}
+
+impl Env {
+    /// Together with the receiver of escalations.
+    pub fn new(config: Config, health: Health) -> (Self, mpsc::UnboundedReceiver<Escalation>) {
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let (escalations, escalated) = mpsc::unbounded_channel();
+        (Self { config, health, metrics: Arc::default(), escalations }, escalated)
+    }
+
+    /// Has the process end.
+    pub fn escalate(&self, escalation: Escalation) {
+        // The receiver is gone only when the process ends already.
+        let _ = self.escalations.send(escalation);
+    }
 }
 
 /// A guarded actor, as the composition root holds it.
@@ -165,52 +160,52 @@ impl Guarded {
 /// Starts an actor on an arbiter of its own and keeps it alive.
 ///
 /// `build` makes each incarnation, on the actor's arbiter; its errors count as failures.
-pub fn supervise<A, F>(name: ActorName, slot: Slot<A>, supervision: &Supervision, build: F) -> Guarded
+pub fn supervise<A, F>(name: ActorName, slot: Slot<A>, env: &Env, build: F) -> Guarded
 where
     A: Actor<Context = Context<A>>,
-    F: FnMut(&mut Context<A>) -> anyhow::Result<A> + Send + 'static,
+    F: FnMut(Env, &mut Context<A>) -> anyhow::Result<A> + Send + 'static,
 {
     #[cfg(debug_assertions)]
     let build = injected::armed(name, build);
     let arbiter = Arbiter::new();
     let stop = CancellationToken::new();
     let (ended_tx, ended) = oneshot::channel();
-    supervision.health.actor(name, ActorState::Starting, None);
-    let (shared, guard_stop) = (supervision.clone(), stop.clone());
+    env.health.actor(name, ActorState::Starting, None);
+    let (env, guard_stop) = (env.clone(), stop.clone());
     // The guardian's future is not `Send` (it holds the actor's context), so it is made on the arbiter.
     arbiter.spawn_fn(move || {
         actix_rt::spawn(async move {
-            guard(name, slot, shared, guard_stop, build).await;
+            guard(name, slot, env, guard_stop, build).await;
             let _ = ended_tx.send(());
         });
     });
     Guarded { name, stop, ended, arbiter }
 }
 
-async fn guard<A, F>(name: ActorName, slot: Slot<A>, supervision: Supervision, stop: CancellationToken, mut build: F)
+async fn guard<A, F>(name: ActorName, slot: Slot<A>, env: Env, stop: CancellationToken, mut build: F)
 where
     A: Actor<Context = Context<A>>,
-    F: FnMut(&mut Context<A>) -> anyhow::Result<A> + Send + 'static,
+    F: FnMut(Env, &mut Context<A>) -> anyhow::Result<A> + Send + 'static,
 {
+    let policy = env.config.load().supervision.clone();
+    let backoff = Backoff::new(policy.backoff, LONGEST_RESTART);
     let mut failures: VecDeque<Instant> = VecDeque::new();
     loop {
-        let reason = match incarnate(&slot, &stop, &mut build).await {
+        let reason = match incarnate(&slot, &env, &stop, &mut build).await {
             _ if stop.is_cancelled() => break,
             Ok(()) => "stopped without being asked to".to_owned(),
             Err(reason) => reason,
         };
         let now = Instant::now();
         failures.push_back(now);
-        failures.retain(|at| now.duration_since(*at) <= supervision.policy.window);
+        failures.retain(|at| now.duration_since(*at) <= policy.window);
         let restarts = u32::try_from(failures.len()).unwrap_or(u32::MAX);
-        if restarts > supervision.policy.max_restarts {
+        if restarts > policy.max_restarts {
             tracing::error!(actor = name.as_str(), reason, restarts, "actor failed too often, stopping the process");
-            supervision.health.actor(name, ActorState::Stopped, reason.clone());
-            // The receiver is gone only when the process ends already.
-            let _ = supervision.escalations.send(Escalation::Failed { actor: name, reason });
-            return;
+            env.health.actor(name, ActorState::Stopped, reason.clone());
+            return env.escalate(Escalation::Failed { actor: name, reason });
         }
-        let pause = supervision.policy.pause(restarts);
+        let pause = backoff.pause(restarts);
         tracing::error!(
             actor = name.as_str(),
             reason,
@@ -218,24 +213,24 @@ where
             pause_ms = pause.as_millis() as u64,
             "actor failed, restarting"
         );
-        supervision.health.actor(name, ActorState::Restarting, reason);
-        supervision.metrics.actor_restarted(name);
+        env.health.actor(name, ActorState::Restarting, reason);
+        env.metrics.actor_restarted(name);
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             break;
         }
     }
-    supervision.health.actor(name, ActorState::Stopped, None);
+    env.health.actor(name, ActorState::Stopped, None);
 }
 
 /// One life of an actor, from its construction to its end.
-async fn incarnate<A, F>(slot: &Slot<A>, stop: &CancellationToken, build: &mut F) -> Result<(), String>
+async fn incarnate<A, F>(slot: &Slot<A>, env: &Env, stop: &CancellationToken, build: &mut F) -> Result<(), String>
 where
     A: Actor<Context = Context<A>>,
-    F: FnMut(&mut Context<A>) -> anyhow::Result<A>,
+    F: FnMut(Env, &mut Context<A>) -> anyhow::Result<A>,
 {
     let mut context = Context::new();
     // What a panic left half-built is dropped.
-    let built = panic::catch_unwind(AssertUnwindSafe(|| build(&mut context)));
+    let built = panic::catch_unwind(AssertUnwindSafe(|| build(env.clone(), &mut context)));
     let built = built.map_err(|payload| format!("panicked while it was built: {}", panic_message(payload.as_ref())))?;
     let actor = built.map_err(|error| format!("{error:#}"))?;
     slot.set(Some(context.address()));
@@ -253,7 +248,7 @@ where
     })
 }
 
-/// Runs the body of a thread; when it panics, `died` hears why, so that nobody waits for a thread that is gone.
+/// Runs the body of a thread; when it panics, `died` is called with the reason, so that nothing waits for a thread that is gone.
 pub fn watched<T>(mut state: T, body: impl FnOnce(&mut T), died: impl FnOnce(&T, String)) {
     // What the panic left half-done is only handed to `died`, and dropped.
     let end = panic::catch_unwind(AssertUnwindSafe(|| body(&mut state)));
@@ -298,12 +293,11 @@ mod tests {
         }
     }
 
-    fn supervision(max_restarts: u32) -> (Supervision, mpsc::UnboundedReceiver<Escalation>) {
-        let (escalations, escalated) = mpsc::unbounded_channel();
-        let policy = RestartPolicy { max_restarts, window: Duration::from_secs(60), backoff: Duration::from_millis(1) };
-        let supervision =
-            Supervision { policy, health: Health::default(), metrics: Arc::new(Metrics::default()), escalations };
-        (supervision, escalated)
+    fn env(max_restarts: u32) -> (Env, mpsc::UnboundedReceiver<Escalation>) {
+        let mut config = Config::default();
+        config.supervision.max_restarts = max_restarts;
+        config.supervision.backoff = Duration::from_millis(1);
+        Env::new(config, Health::default())
     }
 
     async fn incarnation(slot: &Slot<Fragile>) -> u32 {
@@ -317,9 +311,9 @@ mod tests {
         }
     }
 
-    fn start(slot: &Slot<Fragile>, supervision: &Supervision) -> Guarded {
+    fn start(slot: &Slot<Fragile>, env: &Env) -> Guarded {
         let mut built = 0;
-        supervise(ActorName::Producer, slot.clone(), supervision, move |_| {
+        supervise(ActorName::Producer, slot.clone(), env, move |_, _| {
             built += 1;
             Ok(Fragile(built))
         })
@@ -328,9 +322,9 @@ mod tests {
     #[test]
     fn a_panicked_actor_is_built_again_under_the_same_slot() {
         System::new().block_on(async {
-            let (supervision, _escalated) = supervision(3);
+            let (env, _escalated) = env(3);
             let slot = Slot::default();
-            let guarded = start(&slot, &supervision);
+            let guarded = start(&slot, &env);
             assert_eq!(incarnation(&slot).await, 1);
             let _ = slot.get().unwrap().send(Panic).await;
             while slot.get().is_some_and(|addr| addr.connected()) && incarnation(&slot).await == 1 {}
@@ -343,10 +337,10 @@ mod tests {
     #[test]
     fn an_actor_whose_construction_panics_is_built_again() {
         System::new().block_on(async {
-            let (supervision, _escalated) = supervision(3);
+            let (env, _escalated) = env(3);
             let slot = Slot::default();
             let mut built = 0;
-            let guarded = supervise(ActorName::Producer, slot.clone(), &supervision, move |_| {
+            let guarded = supervise(ActorName::Producer, slot.clone(), &env, move |_, _| {
                 built += 1;
                 assert!(built > 1, "as the test asks");
                 Ok(Fragile(built))
@@ -359,9 +353,9 @@ mod tests {
     #[test]
     fn an_actor_that_fails_too_often_is_escalated() {
         System::new().block_on(async {
-            let (supervision, mut escalated) = supervision(2);
+            let (env, mut escalated) = env(2);
             let slot = Slot::default();
-            let guarded = start(&slot, &supervision);
+            let guarded = start(&slot, &env);
             for number in 1..=3 {
                 while incarnation(&slot).await < number {}
                 let _ = slot.get().unwrap().send(Panic).await;
@@ -382,14 +376,5 @@ mod tests {
         assert!(fences.are_another_process(after(70)));
         fences.brokers_away();
         assert!(!fences.are_another_process(after(71)), "an outage explains those before it");
-    }
-
-    #[test]
-    fn pauses_grow_and_stay_bounded() {
-        let policy =
-            RestartPolicy { max_restarts: 9, window: Duration::from_secs(1), backoff: Duration::from_millis(100) };
-        assert!(policy.pause(1) <= Duration::from_millis(120));
-        assert!(policy.pause(4) >= Duration::from_millis(640));
-        assert!(policy.pause(60) <= LONGEST_RESTART.mul_f64(1.2));
     }
 }

@@ -317,7 +317,8 @@ async fn health_is_200_or_503() {
     until(|| daemon.health.readiness().ready).await;
     assert_eq!(daemon.get("GET /health").await.status, 200);
     assert_eq!(daemon.get("HEAD /health").await.status, 200);
-    daemon.health.close(Closed::DiskFull, "71 % used");
+    let full = daemon.health.gate.reason(Closed::DiskFull);
+    full.set("71 % used".to_owned());
     daemon.get("GET /health").await.problem(503);
 }
 
@@ -325,11 +326,12 @@ async fn health_is_200_or_503() {
 async fn a_closed_door_is_503_with_its_reason() {
     let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
     for (closed, retry_after) in [(Closed::DiskFull, "30"), (Closed::QueueUnavailable, "5"), (Closed::Draining, "5")] {
-        daemon.health.close(closed, "because");
+        let reason = daemon.health.gate.reason(closed);
+        reason.set("because".to_owned());
         let reply = daemon.post_json(r#"{"type":"a"}"#).await;
         assert!(reply.problem(503).contains("because"));
         assert_eq!(reply.header("retry-after"), Some(retry_after), "{closed:?}");
-        daemon.health.open(closed);
+        drop(reason);
     }
     assert_eq!(daemon.post_json(r#"{"type":"a"}"#).await.status, 200);
 }
@@ -384,7 +386,8 @@ async fn stopping_finishes_what_is_in_flight_and_takes_no_more() {
         async move { daemon.post_json(r#"{"type":"a"}"#).await }
     });
     until(|| !daemon.log.lock().unwrap().waiting.is_empty()).await;
-    daemon.health.close(Closed::Draining, "stopping");
+    let draining = daemon.health.gate.reason(Closed::Draining);
+    draining.set("stopping".to_owned());
     let stopped = actix_rt::spawn(daemon.ingestor.send(StopAccepting));
     let publish = daemon.log.lock().unwrap().waiting.pop().unwrap();
     *daemon.queue.lock().unwrap() = Queue::Stores;

@@ -11,11 +11,10 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    config::Config,
+    config::{Config, Reloaded},
     health::ActorState,
     names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
-    reload::Reloaded,
     store::{BucketDelta, Fence, Flushed, Measures, ProcessedEvent, Query, Row, Rows, StoreError},
 };
 
@@ -70,11 +69,12 @@ fn state() -> AdminState {
     let mut config = Config::default();
     config.aggregator.timeout = std::time::Duration::from_millis(1);
     let live: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
-    let apply = |_: &Config, new: Config| {
-        Ok((new, Reloaded { applied: vec!["logging.level".into()], needs_restart: vec!["http.listen".into()] }))
+    let next = |_: &Config| {
+        let reloaded = Reloaded { applied: vec!["logging.level".into()], needs_restart: vec!["http.listen".into()] };
+        Ok((Config::default(), reloaded))
     };
     AdminState {
-        reloader: Arc::new(Reloader::new(Box::new(|| Ok(Config::default())), Box::new(apply), live.clone(), vec![])),
+        reloader: Arc::new(Reloader::new(live.clone(), next, |_| ())),
         config: live,
         config_file: None,
         health: Health::default(),
@@ -179,9 +179,8 @@ async fn a_reload_names_what_was_applied_and_a_bad_file_is_422() {
         (StatusCode::OK, json!({ "applied": ["logging.level"], "needs_restart": ["http.listen"] }))
     );
     let mut bad = state();
-    let load = Box::new(|| Err("config.toml: disk.max_used_percent: 200 is above 100".to_owned()));
-    bad.reloader =
-        Arc::new(Reloader::new(load, Box::new(|_, _| unreachable!("nothing loaded")), bad.config.clone(), vec![]));
+    let next = |_: &Config| Err("config.toml: disk.max_used_percent: 200 is above 100".to_owned());
+    bad.reloader = Arc::new(Reloader::new(bad.config.clone(), next, |_| ()));
     let (status, content_type, body) = ask(bad, TestRequest::post().uri("/reload")).await;
     assert_eq!((status, content_type.as_str()), (StatusCode::UNPROCESSABLE_ENTITY, "application/problem+json"));
     assert!(body["detail"].as_str().unwrap().contains("disk.max_used_percent"), "{body}");

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     config::{Config, QueueKind},
+    consume::FromSink,
     log::{ByteBudget, dead_letters::DeadLetter, record::RecordBuffer},
     position::{Timestamp, TopicIdentity},
     store::{BucketDelta, BucketKey, Measures, ProcessedEvent, Query, Rows},
@@ -132,26 +133,16 @@ enum Reply {
     Started,
 }
 
-struct Listener(mpsc::UnboundedSender<Reply>);
-
-impl crate::consume::SinkReplies for Listener {
-    fn begin(&self, m: Begin) {
-        let _ = self.0.send(Reply::Begin(m.at));
-    }
-    fn confirm(&self, m: Confirm) {
-        let _ = self.0.send(Reply::Confirm(m.position));
-    }
-    fn halt(&self, m: Halt) {
-        let _ = self.0.send(Reply::Halt(m.reason));
-    }
-    fn reassign(&self, _: Reassign) {
-        let _ = self.0.send(Reply::Reassign);
-    }
-    fn hold(&self, m: SetHold) {
-        let _ = self.0.send(Reply::Hold(m.on));
-    }
-    fn started(&self) {
-        let _ = self.0.send(Reply::Started);
+impl From<FromSink> for Reply {
+    fn from(message: FromSink) -> Self {
+        match message {
+            FromSink::Begin(begin) => Self::Begin(begin.at),
+            FromSink::Confirm(confirm) => Self::Confirm(confirm.position),
+            FromSink::Halt(halt) => Self::Halt(halt.reason),
+            FromSink::Reassign(_) => Self::Reassign,
+            FromSink::Hold(hold) => Self::Hold(hold.on),
+            FromSink::Started => Self::Started,
+        }
     }
 }
 
@@ -178,7 +169,8 @@ impl Fixture {
         let (store, letters) = (Arc::new(store), Arc::new(MemoryLetters::default()));
         let (sender, replies) = mpsc::unbounded_channel();
         let config = Arc::new(ArcSwap::from_pointee(config));
-        let (replies_to, health, metrics) = (Arc::new(Listener(sender)), Health::default(), Arc::default());
+        let replies_to = Replies::new(move |message| _ = sender.send(message.into()));
+        let (health, metrics) = (Health::default(), Arc::default());
         let addr = Aggregator::new(store.clone(), letters.clone(), replies_to, config, health.clone(), metrics).start();
         let budget = ByteBudget::new(1 << 30, Gauge::default());
         let mut fixture = Self { addr, store, letters, replies, budget, health };

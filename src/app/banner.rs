@@ -9,63 +9,53 @@ use crate::{
     store::mongo::DatabaseChoice,
 };
 
-/// Where the process listens.
-pub(super) struct Addresses {
-    ingest: Option<String>,
-    admin: String,
+/// Where the process listens; one of the addresses is enough to try.
+pub(super) fn address(sockets: &[TcpListener]) -> String {
+    let address = sockets.first().and_then(|socket| socket.local_addr().ok());
+    address.map_or_else(|| "?".to_owned(), |address| address.to_string())
 }
 
-impl Addresses {
-    pub(super) fn of(ingest: Option<&[TcpListener]>, admin: &[TcpListener]) -> Self {
-        // One of them is enough to try.
-        let name = |sockets: &[TcpListener]| {
-            let address = sockets.first().and_then(|socket| socket.local_addr().ok());
-            address.map_or_else(|| "?".to_owned(), |address| address.to_string())
+/// `ingest` and `admin` are addresses.
+pub(super) fn banner(ingest: Option<&str>, admin: &str, config: &Config, data_dir: &DataDir, roles: Roles) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "  {name:<11}{value}");
+    };
+    let queue = match config.queue.kind {
+        QueueKind::Embedded => format!("embedded log {}", data_dir.path.join("log.db").display()),
+        QueueKind::Kafka => format!("Kafka {}, topic {}", config.queue.kafka.brokers, config.queue.topic),
+    };
+    line("queue", queue);
+    if roles.archive() {
+        let archive = match config.archive.url.as_str() {
+            "file:" => data_dir.path.join("archive").display().to_string(),
+            _ => upload::place(config),
         };
-        Self { ingest: ingest.map(name), admin: name(admin) }
+        line("archive", archive);
     }
-
-    pub(super) fn banner(&self, config: &Config, data_dir: &DataDir, roles: &Roles) -> String {
-        use std::fmt::Write;
-        let mut text = String::new();
-        let mut line = |name: &str, value: String| {
-            // Writing to a String does not fail.
-            let _ = writeln!(text, "  {name:<11}{value}");
+    if roles.aggregate() {
+        let store = match config.store.kind {
+            StoreKind::Mongodb => format!("MongoDB, {}", DatabaseChoice::of(&config.store)),
+            _ => data_dir.path.join("store.db").display().to_string(),
         };
-        let queue = match config.queue.kind {
-            QueueKind::Embedded => format!("embedded log {}", data_dir.path.join("log.db").display()),
-            QueueKind::Kafka => format!("Kafka {}, topic {}", config.queue.kafka.brokers, config.queue.topic),
-        };
-        line("queue", queue);
-        if roles.archive() {
-            let archive = match config.archive.url.as_str() {
-                "file:" => data_dir.path.join("archive").display().to_string(),
-                _ => upload::place(config),
-            };
-            line("archive", archive);
-        }
-        if roles.aggregate() {
-            let store = match config.store.kind {
-                StoreKind::Mongodb => format!("MongoDB, {}", DatabaseChoice::of(&config.store)),
-                _ => data_dir.path.join("store.db").display().to_string(),
-            };
-            line("aggregates", store);
-        }
-        line("admin", format!("http://{}/health/ready  /metrics  /status", self.admin));
-        let mut banner = format!("ingestd {}\n", env!("CARGO_PKG_VERSION"));
-        if let Some(ingest) = &self.ingest {
-            let _ = writeln!(banner, "  {:<11}http://{ingest}/v1/events", "events");
-            banner.push_str(&text);
-            let event = r#"{"type":"login_success","client_id":"client-1"}"#;
-            let _ = writeln!(banner, "try:  curl -i http://{ingest}/v1/events --json '{event}'");
-        } else {
-            banner.push_str(&text);
-        }
-        if roles.aggregate()
-            && let Some(aggregate) = config.aggregate.first()
-        {
-            let _ = writeln!(banner, "then: curl http://{}/v1/aggregates/{}", self.admin, aggregate.name);
-        }
-        banner
+        line("aggregates", store);
     }
+    line("admin", format!("http://{admin}/health/ready  /metrics  /status"));
+    let mut banner = format!("ingestd {}\n", env!("CARGO_PKG_VERSION"));
+    if let Some(ingest) = ingest {
+        let _ = writeln!(banner, "  {:<11}http://{ingest}/v1/events", "events");
+        banner.push_str(&text);
+        let event = r#"{"type":"login_success","client_id":"client-1"}"#;
+        let _ = writeln!(banner, "try:  curl -i http://{ingest}/v1/events --json '{event}'");
+    } else {
+        banner.push_str(&text);
+    }
+    if roles.aggregate()
+        && let Some(aggregate) = config.aggregate.first()
+    {
+        let _ = writeln!(banner, "then: curl http://{admin}/v1/aggregates/{}", aggregate.name);
+    }
+    banner
 }

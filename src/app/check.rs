@@ -2,7 +2,7 @@
 
 use crate::{
     archive::upload::{self, Archive, ProbeError, Race, explain_probe, place},
-    config::{Config, OnUnavailable, QueueKind, Rules},
+    config::{Config, QueueKind, Rules},
     log::{self, kafka},
     store::{self, Store},
 };
@@ -30,9 +30,7 @@ pub fn check(config: Config, race: Race) -> Vec<CheckLine> {
     let mut lines = Vec::new();
     if config.queue.kind == QueueKind::Kafka {
         let what = format!("Kafka {}", config.queue.kafka.brokers);
-        let buffers = config.queue.on_unavailable == OnUnavailable::Buffer && roles.ingest();
-        let writes_letters = roles.aggregate() || buffers;
-        lines.push(CheckLine { what, outcome: kafka::check(config, writes_letters) });
+        lines.push(CheckLine { what, outcome: kafka::check(config, config.writes_letters_to_kafka()) });
     }
     if roles.archive() {
         let what = format!("archive {}", place(config));
@@ -40,7 +38,7 @@ pub fn check(config: Config, race: Race) -> Vec<CheckLine> {
     }
     if roles.aggregate() {
         let outcome = check_store(config, &runtime);
-        lines.push(CheckLine { what: format!("store {:?}", config.store.kind).to_lowercase(), outcome });
+        lines.push(CheckLine { what: format!("store {}", config.store.kind.as_str()), outcome });
     }
     lines
 }

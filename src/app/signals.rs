@@ -33,7 +33,7 @@ impl Signals {
         let (sender, received) = mpsc::channel(WAITING);
         let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             for signal in signals.forever() {
-                // Errors say that nobody listens any more, or that reloads enough are waiting.
+                // Errors say that the receiver is gone, or that enough reloads are waiting.
                 let _ = match signal {
                     SIGTERM => sender.blocking_send(Signal::Stop("SIGTERM")).is_ok(),
                     SIGINT => sender.blocking_send(Signal::Stop("SIGINT")).is_ok(),

@@ -1,11 +1,11 @@
 //! The stop, in order, within `shutdown.timeout`.
 //!
-//! The door closes → the HTTP server finishes what it has (the producer still runs) → the producer flushes → the
+//! The gate closes → the HTTP server finishes what it has (the producer still runs) → the producer flushes → the
 //! forwarder of the buffer ends → the consumers stop fetching, and their sinks make durable what they hold → the
 //! uploader finishes what it can → positions are committed → the actors end → the admin endpoint last. A second signal
 //! (of another kind only after a second), or the deadline, ends it at once, with the names of what was stuck.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use crate::{
     admin::AdminServer,
     archive::spool::Settled,
     consume::{Consumer, Drain, Leave, Left, Sink, StopFetching},
-    health::{Closed, Health},
+    health::Health,
     ingest::StopAccepting,
     log::Flush,
     names::dependency,
@@ -42,7 +42,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// A terminal's SIGINT reaches the whole group of processes, and a wrapper that hears of it passes SIGTERM on.
+    /// A terminal's SIGINT reaches the whole group of processes, and a wrapper that receives it passes SIGTERM on.
     const SAME_WISH: Duration = Duration::from_secs(1);
 
     /// Whether another signal wants more than this one: the same once more, or any other a while later.
@@ -57,8 +57,8 @@ const UPLOADS_SHARE: f64 = 0.6;
 const UPLOADS_TRY: Duration = Duration::from_secs(3);
 
 /// What is under way, so that it can be named when it is stuck.
-#[derive(Clone, Default)]
-struct Steps(Arc<Mutex<BTreeSet<&'static str>>>);
+#[derive(Default)]
+struct Steps(Mutex<BTreeSet<&'static str>>);
 
 impl Steps {
     async fn run<T>(&self, name: &'static str, step: impl Future<Output = T>) -> T {
@@ -82,7 +82,6 @@ pub(super) async fn stop(
     mut signals: Signals,
     asked: Option<Asked>,
 ) -> Stopped {
-    health.close(Closed::Draining, "the daemon is stopping: send to another one, or try again");
     let started = Instant::now();
     let deadline = started + timeout;
     let steps = Steps::default();
@@ -126,11 +125,11 @@ async fn in_order(
     steps: &Steps,
 ) -> Result<(), String> {
     let Running { ingestor, producer, archive, aggregate, guarded, log, buffer } = running;
-    if let Some(ingestor) = ingestor.and_then(|slot| slot.get()) {
+    if let Some(ingestor) = ingestor.get() {
         // An error says that the actor is gone, and its server with it. The same holds below.
         let _ = steps.run("ingestor (requests in flight)", ingestor.send(StopAccepting)).await;
     }
-    if let Some(producer) = producer.and_then(|slot| slot.get()) {
+    if let Some(producer) = producer.get() {
         let patience = deadline.saturating_duration_since(Instant::now());
         let flushed = steps.run("producer (events not acknowledged)", producer.send(Flush(patience))).await;
         if let Ok(Err(events)) = flushed {
@@ -142,18 +141,11 @@ async fn in_order(
         let closed = tokio::task::spawn_blocking(move || buffer.close());
         let _ = steps.run("forwarder (a transaction under way)", closed).await;
     }
-    let archive = async {
-        match archive {
-            Some(archive) => stop_archive(archive, health, deadline, steps).await,
-            None => Ok(()),
-        }
-    };
     let aggregate = async {
-        let Some(consumer) = aggregate else { return Ok(()) };
-        steps.run("aggregator (flush)", stop_fetching(&consumer)).await;
-        steps.run("consumer-aggregate (commit)", leave(&consumer, "aggregate")).await
+        steps.run("aggregator (flush)", stop_fetching(&aggregate)).await;
+        steps.run("consumer-aggregate (commit)", leave(&aggregate, "aggregate")).await
     };
-    let (archive, aggregate) = futures::join!(archive, aggregate);
+    let (archive, aggregate) = futures::join!(stop_archive(archive, health, deadline, steps), aggregate);
     for actor in guarded {
         steps.run(actor.name.as_str(), actor.stop()).await;
     }

@@ -151,24 +151,17 @@ pub fn nearest<'a>(given: &str, candidates: impl Iterator<Item = &'a str>) -> Op
 pub(super) fn flatten(config: &Config) -> BTreeMap<String, Value> {
     let mut flat = BTreeMap::new();
     // A configuration is made of strings, numbers, lists and maps with string keys, which JSON all has.
-    if let Ok(value) = serde_json::to_value(config) {
-        descend(String::new(), value, &mut flat);
+    let mut left = vec![(String::new(), serde_json::to_value(config).unwrap_or_default())];
+    while let Some((path, value)) = left.pop() {
+        match value {
+            Value::Object(fields) => left.extend(fields.into_iter().map(|(name, value)| {
+                let path = if path.is_empty() { name } else { format!("{path}.{name}") };
+                (path, value)
+            })),
+            value => _ = flat.insert(path, value),
+        }
     }
     flat
-}
-
-fn descend(path: String, value: Value, flat: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                let path = if path.is_empty() { name } else { format!("{path}.{name}") };
-                descend(path, value, flat);
-            }
-        }
-        value => {
-            flat.insert(path, value);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -2,48 +2,45 @@
 
 use std::collections::BTreeMap;
 
-use figment::{
-    Figment, Metadata, Profile, Provider,
-    providers::Serialized,
-    value::{Dict, Map, Value},
-};
+use figment::{Figment, providers::Serialized};
 
 use super::{
     Config, ConfigError, ConfigErrors, Sources, default_aggregates,
-    sources::Entry,
     validate::{Origins, validate},
 };
 
-/// Reads and checks the configuration.
-///
-/// # Errors
-/// Everything that is wrong, not only the first.
-pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
-    let mut figment = Figment::from(Serialized::defaults(Config::default()));
-    let mut errors = Vec::new();
-    let mut origins = BTreeMap::new();
-    for layer in sources.layers() {
-        errors.extend(layer.errors);
-        for entry in layer.entries {
-            origins.insert(entry.key(), entry.origin.clone());
-            figment = figment.merge(entry);
+impl Sources {
+    /// Reads and checks the configuration.
+    ///
+    /// # Errors
+    /// Everything that is wrong, not only the first.
+    pub fn load(&self) -> Result<Config, ConfigErrors> {
+        let mut figment = Figment::from(Serialized::defaults(Config::default()));
+        let mut errors = Vec::new();
+        let mut origins = BTreeMap::new();
+        for layer in self.layers() {
+            errors.extend(layer.errors);
+            for entry in layer.entries {
+                origins.insert(entry.key, entry.origin);
+                figment = figment.merge(Serialized::defaults(entry.value));
+            }
         }
-    }
-    let mut config: Config = match figment.extract() {
-        Ok(config) => config,
-        Err(error) => {
-            let key = error.path.join(".");
-            let origin = error.metadata.as_ref().map_or("configuration", |metadata| &metadata.name).to_owned();
-            errors.push(ConfigError { origin, key, value: None, rule: error.kind.to_string() });
-            return Err(ConfigErrors(errors));
+        let mut config: Config = match figment.extract() {
+            Ok(config) => config,
+            Err(error) => {
+                let key = error.path.join(".");
+                let origin = origins.remove(&key).unwrap_or_else(|| "configuration".to_owned());
+                errors.push(ConfigError { origin, key, value: None, rule: error.kind.to_string() });
+                return Err(ConfigErrors(errors));
+            }
+        };
+        if !origins.contains_key("aggregate") {
+            config.aggregate = default_aggregates(&config.event);
         }
-    };
-    if !origins.contains_key("aggregate") {
-        config.aggregate = default_aggregates(&config.event);
+        allow_http(&mut config);
+        errors.extend(validate(&config, &Origins { given: origins, otherwise: "default" }, self.backends()));
+        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
     }
-    allow_http(&mut config);
-    errors.extend(validate(&config, &Origins::new(origins), sources.backends()));
-    if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
 }
 
 /// An `http://` endpoint says already that HTTP is meant.
@@ -55,20 +52,6 @@ fn allow_http(config: &mut Config) {
     let said = options.keys().any(|name| name.ends_with("allow_http"));
     if plain && !said {
         options.insert("allow_http".to_owned(), "true".to_owned());
-    }
-}
-
-impl Provider for Entry {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.origin.clone())
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        let mut dict = Dict::from([(self.name.clone(), self.value.clone())]);
-        for section in self.section.rsplit('.').filter(|section| !section.is_empty()) {
-            dict = Dict::from([(section.to_owned(), Value::from(dict))]);
-        }
-        Ok(Profile::Default.collect(dict))
     }
 }
 

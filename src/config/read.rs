@@ -69,10 +69,8 @@ pub(super) fn from_toml(kind: Kind, value: &toml::Value) -> Result<Value, String
 pub(super) fn option(value: &toml::Value) -> Result<String, String> {
     match value {
         toml::Value::String(text) => Ok(text.clone()),
-        toml::Value::Integer(_) | toml::Value::Float(_) | toml::Value::Boolean(_) | toml::Value::Datetime(_) => {
-            Ok(value.to_string())
-        }
         toml::Value::Array(_) | toml::Value::Table(_) => Err("must be a string".to_owned()),
+        scalar => Ok(scalar.to_string()),
     }
 }
 

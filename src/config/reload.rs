@@ -1,6 +1,6 @@
 //! What a changed configuration changes: live keys at once, the others after a restart.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -10,11 +10,12 @@ use super::{
     validate::{Origins, Rules, validate},
 };
 
-/// The keys in which two configurations differ, dotted.
+/// What a reload changes: the keys in which two configurations differ, dotted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Diff {
-    /// In force as soon as they are applied.
-    pub live: Vec<String>,
+pub struct Reloaded {
+    /// In force as soon as the new configuration is.
+    pub applied: Vec<String>,
+    /// Different in the file, in force after a restart.
     pub needs_restart: Vec<String>,
 }
 
@@ -28,35 +29,38 @@ fn is_live(key: &str, config: &Config) -> bool {
 }
 
 /// Compares the configuration in force with a new one.
-pub fn diff(old: &Config, new: &Config) -> Diff {
+fn diff(old: &Config, new: &Config) -> Reloaded {
     let (before, after) = (flatten(old), flatten(new));
     let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let changed = keys.into_iter().filter(|key| before.get(*key) != after.get(*key)).cloned();
-    let (live, needs_restart) = changed.partition(|key| is_live(key, old));
-    Diff { live, needs_restart }
+    let (applied, needs_restart) = changed.partition(|key| is_live(key, old));
+    Reloaded { applied, needs_restart }
 }
 
 /// The old configuration with the new one's live keys.
 ///
 /// # Errors
 /// When the two together break a rule that neither breaks alone: a restart would take the new one as a whole.
-pub fn apply(old: &Config, new: &Config, backends: &[Rules]) -> Result<(Config, Diff), ConfigErrors> {
+pub fn apply(old: &Config, new: &Config, backends: &[Rules]) -> Result<(Config, Reloaded), ConfigErrors> {
     let diff = diff(old, new);
-    let failed = |error: serde_json::Error| {
+    let mixture = mixture(old, new, &diff.applied).map_err(|error| {
         let origin = "reload".to_owned();
         ConfigErrors(vec![ConfigError { origin, key: String::new(), value: None, rule: error.to_string() }])
-    };
-    let mut mixture = serde_json::to_value(old).map_err(failed)?;
-    let wanted = serde_json::to_value(new).map_err(failed)?;
-    for key in &diff.live {
+    })?;
+    let otherwise = "reload with the keys that need a restart as they are";
+    let errors = validate(&mixture, &Origins { given: BTreeMap::new(), otherwise }, backends);
+    if errors.is_empty() { Ok((mixture, diff)) } else { Err(ConfigErrors(errors)) }
+}
+
+fn mixture(old: &Config, new: &Config, live: &[String]) -> serde_json::Result<Config> {
+    let (mut mixture, new) = (serde_json::to_value(old)?, serde_json::to_value(new)?);
+    for key in live {
         let pointer = format!("/{}", key.replace('.', "/"));
-        if let (Some(present), Some(value)) = (mixture.pointer_mut(&pointer), wanted.pointer(&pointer)) {
+        if let (Some(present), Some(value)) = (mixture.pointer_mut(&pointer), new.pointer(&pointer)) {
             *present = value.clone();
         }
     }
-    let mixture: Config = serde_json::from_value(mixture).map_err(failed)?;
-    let errors = validate(&mixture, &Origins::named("reload with the keys that need a restart as they are"), backends);
-    if errors.is_empty() { Ok((mixture, diff)) } else { Err(ConfigErrors(errors)) }
+    serde_json::from_value(mixture)
 }
 
 #[cfg(test)]
@@ -76,7 +80,7 @@ mod tests {
         new.archive.options.insert("region".to_owned(), "eu-west-1".to_owned());
         new.aggregate.clear();
         let (mixture, diff) = apply(&old, &new, &[]).unwrap();
-        assert_eq!(diff.live, ["logging.level", "spool.max_age"]);
+        assert_eq!(diff.applied, ["logging.level", "spool.max_age"]);
         assert_eq!(diff.needs_restart, ["aggregate", "archive.options.region", "http.listen"]);
         let mut expected = old.clone();
         expected.spool.max_age = Duration::from_secs(5);
@@ -89,7 +93,7 @@ mod tests {
         let mut old = Config::default();
         let mut new = old.clone();
         new.http.max_event = ByteSize(2 << 20);
-        assert_eq!(diff(&old, &new).live, ["http.max_event"]);
+        assert_eq!(diff(&old, &new).applied, ["http.max_event"]);
         old.queue.kind = QueueKind::Kafka;
         new.queue.kind = QueueKind::Kafka;
         assert_eq!(diff(&old, &new).needs_restart, ["http.max_event"]);

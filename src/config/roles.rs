@@ -2,57 +2,34 @@
 
 use std::fmt;
 
-use super::{Config, QueueKind, StoreKind, keys::nearest};
+use super::{Config, OnUnavailable, QueueKind, StoreKind, keys::nearest};
+use crate::names::{SinkName, words};
 
-/// A kind of actor that `roles` can name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    Ingestor,
-    Producer,
-    Consumer,
-    Spooler,
-    Uploader,
-    Aggregator,
-    Watchdog,
-}
-
-impl Role {
-    pub const ALL: [Self; 7] = [
-        Self::Ingestor,
-        Self::Producer,
-        Self::Consumer,
-        Self::Spooler,
-        Self::Uploader,
-        Self::Aggregator,
-        Self::Watchdog,
-    ];
-
-    /// As `roles` writes it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ingestor => "ingestor",
-            Self::Producer => "producer",
-            Self::Consumer => "consumer",
-            Self::Spooler => "spooler",
-            Self::Uploader => "uploader",
-            Self::Aggregator => "aggregator",
-            Self::Watchdog => "watchdog",
-        }
+words! {
+    /// A kind of actor that `roles` can name.
+    Role {
+        Ingestor = "ingestor",
+        Producer = "producer",
+        Consumer = "consumer",
+        Spooler = "spooler",
+        Uploader = "uploader",
+        Aggregator = "aggregator",
+        Watchdog = "watchdog",
     }
 }
 
-const INGEST: [Role; 3] = [Role::Ingestor, Role::Producer, Role::Watchdog];
-const ARCHIVE: [Role; 4] = [Role::Consumer, Role::Spooler, Role::Uploader, Role::Watchdog];
-const AGGREGATE: [Role; 3] = [Role::Consumer, Role::Aggregator, Role::Watchdog];
+const INGEST: &[Role] = &[Role::Ingestor, Role::Producer, Role::Watchdog];
+const ARCHIVE: &[Role] = &[Role::Consumer, Role::Spooler, Role::Uploader, Role::Watchdog];
+const AGGREGATE: &[Role] = &[Role::Consumer, Role::Aggregator, Role::Watchdog];
 const GROUPS: [&str; 5] = ["all", "ingest", "archive", "aggregate", "worker"];
 
 /// The roles in force: groups resolved, sinks that are off left out.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Roles(u8);
 
 impl Roles {
     pub fn has(self, role: Role) -> bool {
-        self.0 & bit(role) != 0
+        self.0 & (1 << role as u8) != 0
     }
 
     /// Accepts events.
@@ -71,11 +48,16 @@ impl Roles {
     }
 
     pub fn iter(self) -> impl Iterator<Item = Role> {
-        Role::ALL.into_iter().filter(move |role| self.has(*role))
+        Role::ALL.iter().copied().filter(move |role| self.has(*role))
+    }
+
+    pub fn sinks(self) -> Vec<SinkName> {
+        let sinks = [(SinkName::Archive, self.archive()), (SinkName::Aggregate, self.aggregate())];
+        sinks.into_iter().filter_map(|(sink, on)| on.then_some(sink)).collect()
     }
 
     fn add(&mut self, roles: &[Role]) {
-        roles.iter().for_each(|role| self.0 |= bit(*role));
+        roles.iter().for_each(|role| self.0 |= 1 << *role as u8);
     }
 
     /// `all` and `worker` mean the sinks that are on; a role by its own name, or its sink's, insists on it.
@@ -84,24 +66,18 @@ impl Roles {
         let mut roles = Self::default();
         for name in &config.roles {
             match name.as_str() {
-                "ingest" => roles.add(&INGEST),
-                "archive" => roles.add(&ARCHIVE),
-                "aggregate" => roles.add(&AGGREGATE),
-                "all" | "worker" => {
-                    if name == "all" {
-                        roles.add(&INGEST);
-                    } else if !archive_on && !aggregate_on {
-                        return Err("worker has nothing to do: archive.url and store.kind are both none".to_owned());
-                    }
-                    if archive_on {
-                        roles.add(&ARCHIVE);
-                    }
-                    if aggregate_on {
-                        roles.add(&AGGREGATE);
-                    }
+                "ingest" => roles.add(INGEST),
+                "archive" => roles.add(ARCHIVE),
+                "aggregate" => roles.add(AGGREGATE),
+                "worker" if !archive_on && !aggregate_on => {
+                    return Err("worker has nothing to do: archive.url and store.kind are both none".to_owned());
                 }
-                name => match Role::ALL.into_iter().find(|role| role.as_str() == name) {
-                    Some(role) => roles.add(&[role]),
+                "all" | "worker" => {
+                    let parts = [(name == "all", INGEST), (archive_on, ARCHIVE), (aggregate_on, AGGREGATE)];
+                    parts.iter().filter(|(on, _)| *on).for_each(|(_, part)| roles.add(part));
+                }
+                name => match Role::ALL.iter().find(|role| role.as_str() == name) {
+                    Some(role) => roles.add(&[*role]),
                     None => return Err(unknown(name)),
                 },
             }
@@ -117,34 +93,34 @@ impl fmt::Display for Roles {
     }
 }
 
-impl fmt::Debug for Roles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Roles({self})")
-    }
-}
-
-fn bit(role: Role) -> u8 {
-    1 << role as u8
-}
-
 /// Whether the archive and the aggregates are on, in whatever process.
 fn sinks(config: &Config) -> (bool, bool) {
     (config.archive.is_on(), config.store.kind != StoreKind::None)
 }
 
 fn unknown(name: &str) -> String {
-    let names: Vec<&str> = Role::ALL.into_iter().map(Role::as_str).collect();
-    let hint = match nearest(name, names.iter().copied().chain(GROUPS)) {
-        Some(near) => format!("did you mean {near}? "),
-        None => String::new(),
-    };
-    format!("{name:?} is no role; {hint}Roles: {}; groups: {}", names.join(", "), GROUPS.join(", "))
+    let near = nearest(name, Role::WORDS.iter().copied().chain(GROUPS));
+    let hint = near.map(|near| format!("did you mean {near}? ")).unwrap_or_default();
+    format!("{name:?} is no role; {hint}Roles: {}; groups: {}", Role::WORDS.join(", "), GROUPS.join(", "))
 }
 
 impl Config {
     /// The roles in force. A configuration that was loaded has some that can work together.
     pub fn roles(&self) -> Roles {
         Roles::resolve(self).unwrap_or_default()
+    }
+
+    /// Whether this process buffers events while Kafka is away. Workers share the front ends' configuration and have
+    /// nothing to buffer.
+    pub fn buffers(&self) -> bool {
+        let wanted = self.queue.on_unavailable == OnUnavailable::Buffer;
+        wanted && self.queue.kind == QueueKind::Kafka && self.roles().ingest()
+    }
+
+    /// Whether it writes dead letters to Kafka: the aggregates' records that cannot be counted, or the buffer's events
+    /// that the brokers refuse.
+    pub fn writes_letters_to_kafka(&self) -> bool {
+        self.queue.kind == QueueKind::Kafka && (self.roles().aggregate() || self.buffers())
     }
 }
 
@@ -156,37 +132,32 @@ pub(super) fn broken_rules(config: &Config) -> Vec<String> {
         Err(rule) => return vec![rule],
     };
     let (archive_on, aggregate_on) = sinks(config);
-    let archives = roles.has(Spooler) || roles.has(Uploader);
-    let rules = [
-        (roles == Roles::default(), "at least one role is needed; all is the default"),
-        (
-            roles != Roles::default() && roles.iter().all(|role| role == Role::Watchdog),
-            "a watchdog alone has nothing to watch",
-        ),
-        (
-            roles.has(Ingestor) && !roles.has(Producer),
-            "an ingestor needs a producer, which writes its events to the queue",
-        ),
-        (roles.has(Producer) && !roles.has(Ingestor), "a producer needs an ingestor, which gives it events"),
-        (roles.has(Spooler) && !roles.has(Consumer), "a spooler needs a consumer, which gives it records"),
-        (
-            roles.has(Spooler) && !roles.has(Uploader),
-            "a spooler needs its uploader: nothing else sends the segments that it seals",
-        ),
-        (
-            roles.has(Uploader) && !roles.has(Spooler),
-            "an uploader needs its spooler, which seals the segments that it sends",
-        ),
-        (roles.has(Aggregator) && !roles.has(Consumer), "an aggregator needs a consumer, which gives it records"),
-        (
-            roles.has(Consumer) && !roles.has(Spooler) && !roles.has(Aggregator),
-            "a consumer needs a spooler or an aggregator to read for",
-        ),
-        (archives && !archive_on, "a spooler and an uploader need an archive, and archive.url is none"),
-        (roles.has(Aggregator) && !aggregate_on, "an aggregator needs a store, and store.kind is none"),
+    let mut broken = Vec::new();
+    if roles == Roles::default() {
+        broken.push("at least one role is needed; all is the default".to_owned());
+    } else if roles.iter().all(|role| role == Role::Watchdog) {
+        broken.push("a watchdog alone has nothing to watch".to_owned());
+    }
+    // Each needs at least one of the others.
+    let needs: [(Role, &[Role], &str); 7] = [
+        (Ingestor, &[Producer], "an ingestor needs a producer, which writes its events to the queue"),
+        (Producer, &[Ingestor], "a producer needs an ingestor, which gives it events"),
+        (Spooler, &[Consumer], "a spooler needs a consumer, which gives it records"),
+        (Spooler, &[Uploader], "a spooler needs its uploader: nothing else sends the segments that it seals"),
+        (Uploader, &[Spooler], "an uploader needs its spooler, which seals the segments that it sends"),
+        (Aggregator, &[Consumer], "an aggregator needs a consumer, which gives it records"),
+        (Consumer, &[Spooler, Aggregator], "a consumer needs a spooler or an aggregator to read for"),
     ];
-    let mut broken: Vec<String> =
-        rules.into_iter().filter(|(is_broken, _)| *is_broken).map(|(_, rule)| rule.to_owned()).collect();
+    let lacks = |others: &[Role]| !others.iter().any(|other| roles.has(*other));
+    broken.extend(
+        needs.iter().filter(|(role, others, _)| roles.has(*role) && lacks(others)).map(|(.., rule)| (*rule).to_owned()),
+    );
+    if (roles.has(Spooler) || roles.has(Uploader)) && !archive_on {
+        broken.push("a spooler and an uploader need an archive, and archive.url is none".to_owned());
+    }
+    if roles.has(Aggregator) && !aggregate_on {
+        broken.push("an aggregator needs a store, and store.kind is none".to_owned());
+    }
     if broken.is_empty() && config.queue.kind == QueueKind::Embedded {
         let mut missing = Vec::new();
         if !roles.ingest() {

@@ -32,7 +32,7 @@ fn is_address(name: &str) -> bool {
     ["url", "uri", "endpoint", "proxy", "servers"].iter().any(|end| name.to_ascii_lowercase().ends_with(end))
 }
 
-/// Whether the option of that name holds a secret. Ids, paths and addresses are none.
+/// Whether the option of that name holds a secret. Ids, paths and addresses are not secrets.
 fn is_secret(name: &str) -> bool {
     const SECRET: [&str; 6] = ["password", "passphrase", "secret", "token", "key", "oauthbearer.config"];
     const HARMLESS: [&str; 7] = ["key_id", "key_enabled", ".location", "_file", ".file", "url", "uri"];

@@ -10,70 +10,60 @@ use super::{
     AggregateConfig, ByteSize, default_aggregates, duration,
     keys::{Change, Key, Kind, LONGEST_RESTART, Section},
 };
+use crate::names::words;
 use Change::{Live, LiveWithoutKafka, Restart};
 use Kind::{Aggregates, Flag, Integer, List, OneOf, Options, Percent, Size, Text};
 
-/// A word that a key takes, by the name of its variant in small letters.
-macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident { $($(#[$each:meta])* $variant:ident = $word:literal),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[$each])* #[serde(rename = $word)] $variant),*
-        }
-
-        impl $name {
-            const WORDS: &[&str] = &[$($word),*];
-        }
-    };
-}
-
-/// A section: its name with a dot, its keys (type, default, kind, what a reload does), and the sections below it.
-macro_rules! section {
-    (
+/// Sections: the name with a dot, the keys (type and how it is written, default, kind, what a reload does), and the
+/// sections below.
+macro_rules! sections {
+    ($(
         $prefix:literal
         $(#[doc = $about:literal])*
         $name:ident {
             $(
                 $(#[doc = $doc:literal])*
-                $(#[serde($with:meta)])?
-                $key:ident: $type:ty = $default:expr, $kind:expr, $change:expr;
+                $key:ident: $type:ty $(as $with:literal)? = $default:expr, $kind:expr, $change:expr;
             )*
             $(+ $below:ident: $section:ident;)*
         }
-    ) => {
-        $(#[doc = $about])*
-        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-        #[serde(default, deny_unknown_fields)]
-        pub struct $name {
-            $(
-                $(#[doc = $doc])*
-                $(#[serde($with)])?
-                pub $key: $type,
-            )*
-            $(pub $below: $section,)*
-        }
-
-        impl Default for $name {
-            fn default() -> Self {
-                Self { $($key: $default,)* $($below: $section::default(),)* }
+    )*) => {
+        $(
+            $(#[doc = $about])*
+            #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+            #[serde(default, deny_unknown_fields)]
+            pub struct $name {
+                $(
+                    $(#[doc = $doc])*
+                    $(#[serde(with = $with)])?
+                    pub $key: $type,
+                )*
+                $(pub $below: $section,)*
             }
-        }
 
-        impl $name {
-            pub(super) const SECTION: Section = Section {
-                prefix: $prefix,
-                #[cfg(test)]
-                about: &[$($about),*],
-                keys: &[$(Key {
-                    name: concat!($prefix, stringify!($key)),
-                    kind: $kind,
-                    change: $change,
+            impl Default for $name {
+                fn default() -> Self {
+                    Self { $($key: $default,)* $($below: $section::default(),)* }
+                }
+            }
+
+            impl $name {
+                const SECTION: Section = Section {
+                    prefix: $prefix,
                     #[cfg(test)]
-                    about: &[$($doc),*],
-                }),*],
-            };
-        }
+                    about: &[$($about),*],
+                    keys: &[$(Key {
+                        name: concat!($prefix, stringify!($key)),
+                        kind: $kind,
+                        change: $change,
+                        #[cfg(test)]
+                        about: &[$($doc),*],
+                    }),*],
+                };
+            }
+        )*
+
+        pub(super) const SECTIONS: &[Section] = &[$($name::SECTION),*];
     };
 }
 
@@ -97,28 +87,7 @@ const LARGEST_EVENT: u64 = 256 * MIB;
 /// Kafka's field is an int16.
 const MOST_REPLICAS: i64 = i16::MAX as i64;
 
-pub(super) const SECTIONS: &[Section] = &[
-    Config::SECTION,
-    DataConfig::SECTION,
-    HttpConfig::SECTION,
-    AdminConfig::SECTION,
-    EventConfig::SECTION,
-    QueueConfig::SECTION,
-    EmbeddedQueueConfig::SECTION,
-    KafkaConfig::SECTION,
-    BatchConfig::SECTION,
-    SpoolConfig::SECTION,
-    UploadConfig::SECTION,
-    ArchiveConfig::SECTION,
-    StoreConfig::SECTION,
-    AggregatorConfig::SECTION,
-    DiskConfig::SECTION,
-    SupervisionConfig::SECTION,
-    ShutdownConfig::SECTION,
-    LoggingConfig::SECTION,
-];
-
-section! {
+sections! {
     ""
     Config {
         /// What this process runs: "all", or some of the groups "ingest", "archive", "aggregate", "worker" (archive and
@@ -144,17 +113,13 @@ section! {
         + shutdown: ShutdownConfig;
         + logging: LoggingConfig;
     }
-}
 
-section! {
     "data."
     DataConfig {
         /// Below it live the spool, the embedded log and store, and the local archive. One process has it at a time.
         dir: PathBuf = PathBuf::from("data"), Text, Restart;
     }
-}
 
-section! {
     "http."
     HttpConfig {
         /// The public side: POST /v1/events and GET /health. A name is bound at all of its addresses.
@@ -168,23 +133,18 @@ section! {
         max_events: usize = 10_000, Integer(1, 10_000_000), Live;
         /// After it a request is answered, whatever the state of the queue; after 3s, when Kafka is known to take nothing. On
         /// Kafka the delivery timeout is below it.
-        #[serde(with = "duration")]
-        request_timeout: Duration = Duration::from_secs(10), Kind::Duration(ATTEMPT, HOUR), LiveWithoutKafka;
+        request_timeout: Duration as "duration" = Duration::from_secs(10), Kind::Duration(ATTEMPT, HOUR), LiveWithoutKafka;
         /// Bytes of all requests that are being handled, with some 300 for each event and its place in the answer; beyond it
         /// clients hear 429. At least max_body, and it should be above 300 times max_events as well.
         max_in_flight: ByteSize = ByteSize(64 * MIB), Size(1, PIB), Live;
     }
-}
 
-section! {
     "admin."
     AdminConfig {
         /// The operators' side: health, metrics, status, reload, queries, dead letters. Without authentication: keep it private.
         listen: String = "127.0.0.1:9600".to_owned(), Text, Restart;
     }
-}
 
-section! {
     "event."
     /// The fields at the top of an event that are read.
     EventConfig {
@@ -199,19 +159,7 @@ section! {
         /// them as invalid_json, or "accept" them: counted as any other, and "raw" in the archive (docs/reading.md).
         on_unreadable: OnUnreadable = OnUnreadable::Reject, OneOf(OnUnreadable::WORDS), Restart;
     }
-}
 
-choice! {
-    /// What the ingestor does with an event that not every reader of JSON can read.
-    OnUnreadable {
-        /// It is refused as `invalid_json`.
-        Reject = "reject",
-        /// It is taken and counted as any other, and stands as `"raw"` in the archive.
-        Accept = "accept",
-    }
-}
-
-section! {
     "queue."
     QueueConfig {
         /// "embedded" (a log in data.dir) or "kafka".
@@ -227,36 +175,16 @@ section! {
         + embedded: EmbeddedQueueConfig;
         + kafka: KafkaConfig;
     }
-}
 
-choice! {
-    /// Where the log is.
-    QueueKind { Embedded = "embedded", Kafka = "kafka" }
-}
-
-choice! {
-    /// What happens to events while Kafka is away.
-    OnUnavailable {
-        /// They are refused with 503.
-        Reject = "reject",
-        /// They are made durable in `data.dir`, and forwarded when Kafka is back.
-        Buffer = "buffer",
-    }
-}
-
-section! {
     "queue.embedded."
     EmbeddedQueueConfig {
         /// At this size events are refused with 503, and the process is unready, until a tenth of it is free again. The buffer
         /// in front of Kafka has the same.
         quota: ByteSize = ByteSize(8 * GIB), Size(1, PIB), Live;
         /// How long records stay that all sinks have.
-        #[serde(with = "duration")]
-        retention: Duration = Duration::ZERO, Kind::Duration(Duration::ZERO, TEN_YEARS), Live;
+        retention: Duration as "duration" = Duration::ZERO, Kind::Duration(Duration::ZERO, TEN_YEARS), Live;
     }
-}
 
-section! {
     "queue.kafka."
     KafkaConfig {
         /// HOST:PORT, several separated by commas. Needed for kind = "kafka".
@@ -278,34 +206,26 @@ section! {
             r#""sasl.password_file" = "/run/secrets/kafka-password""#,
         ]), Restart;
     }
-}
 
-section! {
     "batch."
     /// What a consumer hands on at once: whichever bound is met first.
     BatchConfig {
         max_records: usize = 1000, Integer(1, 10_000_000), Live;
         max_bytes: ByteSize = ByteSize(4 * MIB), Size(1, GIB), Live;
-        #[serde(with = "duration")]
-        max_wait: Duration = Duration::from_millis(200), Kind::Duration(MS, MINUTE), Live;
+        max_wait: Duration as "duration" = Duration::from_millis(200), Kind::Duration(MS, MINUTE), Live;
     }
-}
 
-section! {
     "spool."
     /// The segments on disk that become the archive's objects: sealed at whichever bound is met first.
     SpoolConfig {
         /// Compressed; at most upload.max_in_flight.
         max_bytes: ByteSize = ByteSize(16 * MIB), Size(1, 4 * GIB), Live;
         max_records: u64 = 1_000_000, Integer(1, i64::MAX), Live;
-        #[serde(with = "duration")]
-        max_age: Duration = MINUTE, Kind::Duration(MS, DAY), Live;
+        max_age: Duration as "duration" = MINUTE, Kind::Duration(MS, DAY), Live;
         /// Of all segments that wait; beyond it fetching for the archive pauses.
         quota: ByteSize = ByteSize(8 * GIB), Size(1, PIB), Live;
     }
-}
 
-section! {
     "upload."
     UploadConfig {
         /// Partitions that upload at the same time at most (one at first, one more with each answer of the store, one again when
@@ -314,17 +234,12 @@ section! {
         max_parallel: usize = 4, Integer(1, 1024), Restart;
         max_in_flight: ByteSize = ByteSize(32 * MIB), Size(1, PIB), Restart;
         /// One attempt; a store that does not answer by then is tried again.
-        #[serde(with = "duration")]
-        timeout: Duration = MINUTE, Kind::Duration(ATTEMPT, HOUR), Restart;
+        timeout: Duration as "duration" = MINUTE, Kind::Duration(ATTEMPT, HOUR), Restart;
         /// The first pause after a failed attempt, and the longest: doubled each time, with jitter of ±20 %.
-        #[serde(with = "duration")]
-        backoff: Duration = Duration::from_millis(200), Kind::Duration(MS, MINUTE), Live;
-        #[serde(with = "duration")]
-        max_backoff: Duration = Duration::from_secs(15), Kind::Duration(MS, HOUR), Live;
+        backoff: Duration as "duration" = Duration::from_millis(200), Kind::Duration(MS, MINUTE), Live;
+        max_backoff: Duration as "duration" = Duration::from_secs(15), Kind::Duration(MS, HOUR), Live;
     }
-}
 
-section! {
     "archive."
     ArchiveConfig {
         /// "file:" (archive/ below data.dir), "file:///absolute/path", "s3://bucket/prefix", "gs://bucket/prefix",
@@ -348,14 +263,7 @@ section! {
             r#"secret_access_key_file = "/run/secrets/s3-secret""#,
         ]), Restart;
     }
-}
 
-choice! {
-    /// What the archive does at a gap.
-    OnGap { Halt = "halt", Skip = "skip" }
-}
-
-section! {
     "store."
     /// Where the aggregates are kept.
     StoreConfig {
@@ -369,65 +277,43 @@ section! {
         database: String = String::new(), Text, Restart;
         /// Keep each parsed event as a document, too, for so long. Turned off, those that are kept go at their time all the same.
         events: bool = false, Flag, Restart;
-        #[serde(with = "duration")]
-        events_ttl: Duration = Duration::from_secs(30 * 24 * 3600), Kind::Duration(SECOND, LONGEST_TTL), Restart;
+        events_ttl: Duration as "duration" = 30 * DAY, Kind::Duration(SECOND, LONGEST_TTL), Restart;
     }
-}
 
-choice! {
-    /// Where the aggregates are kept.
-    StoreKind { Embedded = "embedded", Mongodb = "mongodb", None = "none" }
-}
-
-section! {
     "aggregator."
     /// When counts are written.
     AggregatorConfig {
         /// Whichever bound is met first: the time, or so many buckets that were touched.
-        #[serde(with = "duration")]
-        flush_interval: Duration = SECOND, Kind::Duration(MS, HOUR), Live;
+        flush_interval: Duration as "duration" = SECOND, Kind::Duration(MS, HOUR), Live;
         flush_buckets: usize = 10_000, Integer(1, 10_000_000), Live;
         /// One attempt; a store that does not answer by then is tried again.
-        #[serde(with = "duration")]
-        timeout: Duration = Duration::from_secs(30), Kind::Duration(ATTEMPT, HOUR), Restart;
+        timeout: Duration as "duration" = Duration::from_secs(30), Kind::Duration(ATTEMPT, HOUR), Restart;
     }
-}
 
-section! {
     "disk."
     /// Of the file system that holds data.dir, as df prints it. Above max_used_percent, or with fewer than 64 free inodes, events
     /// are refused with 503 and fetching pauses; below resume_percent, and with 128 inodes, both go on.
     DiskConfig {
         max_used_percent: f64 = 70.0, Percent, Live;
         resume_percent: f64 = 65.0, Percent, Live;
-        #[serde(with = "duration")]
-        check_interval: Duration = SECOND, Kind::Duration(MS, HOUR), Live;
+        check_interval: Duration as "duration" = SECOND, Kind::Duration(MS, HOUR), Live;
     }
-}
 
-section! {
     "supervision."
     /// An actor that fails is built anew, after a pause that doubles; one that fails more often than this within the window
     /// ends the process.
     SupervisionConfig {
         max_restarts: u32 = 5, Integer(0, 1_000_000), Restart;
-        #[serde(with = "duration")]
-        window: Duration = MINUTE, Kind::Duration(MS, DAY), Restart;
-        #[serde(with = "duration")]
-        backoff: Duration = Duration::from_millis(200), Kind::Duration(MS, LONGEST_RESTART), Restart;
+        window: Duration as "duration" = MINUTE, Kind::Duration(MS, DAY), Restart;
+        backoff: Duration as "duration" = Duration::from_millis(200), Kind::Duration(MS, LONGEST_RESTART), Restart;
     }
-}
 
-section! {
     "shutdown."
     ShutdownConfig {
         /// For a stop in order; past it the process names what is stuck and exits with 4.
-        #[serde(with = "duration")]
-        timeout: Duration = Duration::from_secs(30), Kind::Duration(ATTEMPT, HOUR), Live;
+        timeout: Duration as "duration" = Duration::from_secs(30), Kind::Duration(ATTEMPT, HOUR), Live;
     }
-}
 
-section! {
     "logging."
     LoggingConfig {
         /// off, error, warn, info, debug or trace, also by target: "info,ingestd::archive=debug".
@@ -437,7 +323,42 @@ section! {
     }
 }
 
-choice! {
+words! {
+    /// What the ingestor does with an event that not every reader of JSON can read.
+    OnUnreadable {
+        /// It is refused as `invalid_json`.
+        Reject = "reject",
+        /// It is taken and counted as any other, and stands as `"raw"` in the archive.
+        Accept = "accept",
+    }
+}
+
+words! {
+    /// Where the log is.
+    QueueKind { Embedded = "embedded", Kafka = "kafka" }
+}
+
+words! {
+    /// What happens to events while Kafka is away.
+    OnUnavailable {
+        /// They are refused with 503.
+        Reject = "reject",
+        /// They are made durable in `data.dir`, and forwarded when Kafka is back.
+        Buffer = "buffer",
+    }
+}
+
+words! {
+    /// What the archive does at a gap.
+    OnGap { Halt = "halt", Skip = "skip" }
+}
+
+words! {
+    /// Where the aggregates are kept.
+    StoreKind { Embedded = "embedded", Mongodb = "mongodb", None = "none" }
+}
+
+words! {
     /// How a line of the log is written.
     LogFormat { Text = "text", Json = "json" }
 }

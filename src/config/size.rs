@@ -35,9 +35,7 @@ impl Serialize for ByteSize {
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse::<bytesize::ByteSize>().map(|size| Self(size.as_u64())).map_err(|error| {
-            D::Error::custom(format!("{text:?} is not a size such as \"64KiB\" or \"16MiB\": {error}"))
-        })
+        text.parse::<bytesize::ByteSize>().map(|size| Self(size.as_u64())).map_err(D::Error::custom)
     }
 }
 

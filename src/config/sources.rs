@@ -8,14 +8,17 @@ use std::{
     str::FromStr,
 };
 
-use figment::value::Value;
+use figment::{
+    util::nest,
+    value::{Dict, Value},
+};
 use object_store::{aws::AmazonS3ConfigKey, azure::AzureConfigKey, gcp::GoogleConfigKey};
 use rdkafka::{config::ClientConfig, error::KafkaError, types::RDKafkaConfRes};
+use toml::Value as Toml;
 
 use super::{
-    Config, ConfigError, ConfigErrors,
-    keys::{self, ARCHIVE_OPTIONS, KAFKA_PROPERTIES, Meaning, below},
-    load::load,
+    ConfigError,
+    keys::{self, ARCHIVE_OPTIONS, KAFKA_PROPERTIES, Kind, Meaning, below},
     read, secrets,
     validate::Rules,
 };
@@ -64,14 +67,6 @@ impl Sources {
         Self { file, environment, settings, backends }
     }
 
-    /// Reads and checks them.
-    ///
-    /// # Errors
-    /// Everything that is wrong.
-    pub fn load(&self) -> Result<Config, ConfigErrors> {
-        load(self)
-    }
-
     /// What else a configuration is checked by.
     pub fn backends(&self) -> &'static [Rules] {
         self.backends
@@ -90,34 +85,32 @@ impl Sources {
 
     /// Lowest precedence first.
     pub(super) fn layers(&self) -> Vec<Layer> {
-        let mut layers = Vec::new();
-        if let Some(path) = &self.file {
-            let mut layer = Layer::default();
+        let file = self.file.iter().map(|path| {
+            let mut layer = Layer::of(path.display().to_string());
             layer.read_file(path);
-            layers.push(layer);
-        }
+            layer
+        });
         let mut environment = Layer::default();
         for (name, value) in &self.environment {
-            environment.read_variable(name, value);
+            environment.origin = format!("environment variable {name}");
+            environment.read_variable(name.strip_prefix(Self::PREFIX).unwrap_or(name), value);
         }
-        layers.push(environment);
-        for Setting { flag, key, value } in &self.settings {
-            let mut layer = Layer::default();
-            layer.put_text(flag, key, value);
-            layers.push(layer);
-        }
-        layers
+        let settings = self.settings.iter().map(|Setting { flag, key, value }| {
+            let mut layer = Layer::of((*flag).to_owned());
+            layer.put_text(key, value);
+            layer
+        });
+        file.chain([environment]).chain(settings).collect()
     }
 }
 
 impl fmt::Display for Sources {
     /// `config.toml, the environment, --set`: those that say something.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut parts = Vec::new();
-        parts.push(match &self.file {
+        let mut parts = vec![match &self.file {
             Some(path) => path.display().to_string(),
             None => format!("defaults, as there is no ./{}", Self::DEFAULT_FILE),
-        });
+        }];
         if !self.environment.is_empty() {
             parts.push("the environment".to_owned());
         }
@@ -131,21 +124,16 @@ impl fmt::Display for Sources {
 /// A key with a value that its kind allows.
 pub(super) struct Entry {
     pub origin: String,
-    /// The section or table, and the name in it, which may contain dots.
-    pub section: String,
-    pub name: String,
+    pub key: String,
+    /// In the tables that it stands in.
     pub value: Value,
-}
-
-impl Entry {
-    pub fn key(&self) -> String {
-        if self.section.is_empty() { self.name.clone() } else { format!("{}.{}", self.section, self.name) }
-    }
 }
 
 /// What one source says, and what is wrong with it.
 #[derive(Default)]
 pub(super) struct Layer {
+    /// Where the next entry comes from.
+    origin: String,
     pub entries: Vec<Entry>,
     pub errors: Vec<ConfigError>,
     /// Files of secrets that it names.
@@ -153,115 +141,117 @@ pub(super) struct Layer {
 }
 
 impl Layer {
+    fn of(origin: String) -> Self {
+        Self { origin, ..Self::default() }
+    }
+
     fn read_file(&mut self, path: &Path) {
-        let origin = path.display().to_string();
         let text = match fs::read(path).map(text) {
             Ok(Ok(text)) => text,
-            Ok(Err(rule)) => return self.error(&origin, "", None, format!("the configuration file {rule}")),
-            Err(error) => {
-                return self.error(&origin, "", None, format!("the configuration file cannot be read: {error}"));
-            }
+            Ok(Err(rule)) => return self.error("", None, format!("the configuration file {rule}")),
+            Err(error) => return self.error("", None, format!("the configuration file cannot be read: {error}")),
         };
         match text.parse::<toml::Table>() {
-            Ok(table) => self.walk(&origin, "", &table),
+            Ok(table) => self.walk("", &table),
             Err(error) => {
                 // Not its Display: that prints the line, which may hold a secret.
                 let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
                 let line = before.matches('\n').count() + 1;
-                self.error(&origin, "", None, format!("line {line}: is not TOML: {}", error.message()));
+                self.error("", None, format!("line {line}: is not TOML: {}", error.message()));
             }
         }
     }
 
-    fn walk(&mut self, origin: &str, section: &str, table: &toml::Table) {
+    fn walk(&mut self, section: &str, table: &toml::Table) {
         for (name, value) in table {
             let path = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };
             match (keys::meaning(&path), value) {
-                (Meaning::Section, toml::Value::Table(table))
-                | (Meaning::Key(keys::Kind::Options(_)), toml::Value::Table(table)) => self.walk(origin, &path, table),
-                (Meaning::Section, _) => self.error(origin, &path, None, "is a section: write it as a table"),
-                // Dotted keys, which TOML reads as tables.
-                (Meaning::Option { .. }, toml::Value::Table(table)) => self.walk(origin, &path, table),
+                // Below an option they are dotted keys, which TOML reads as tables.
+                (Meaning::Section | Meaning::Key(Kind::Options(_)) | Meaning::Option { .. }, Toml::Table(table)) => {
+                    self.walk(&path, table);
+                }
+                (Meaning::Section, _) => self.error(&path, None, "is a section: write it as a table"),
                 (Meaning::Option { .. }, value) => match read::option(value) {
-                    Ok(text) => self.put_text(origin, &path, &text),
-                    Err(rule) => self.error(origin, &path, None, rule),
+                    Ok(text) => self.put_text(&path, &text),
+                    Err(rule) => self.error(&path, None, rule),
                 },
                 (Meaning::Key(kind), value) => {
                     let given = value.as_str().map_or_else(|| value.to_string(), |text| format!("{text:?}"));
-                    self.put(origin, &path, &given, read::from_toml(kind, value));
+                    self.put(&path, &given, read::from_toml(kind, value));
                 }
                 (Meaning::Unknown, value) => match (secret_file(&path), value.as_str()) {
-                    (Some(_), Some(text)) => self.put_text(origin, &path, text),
-                    (Some(_), None) => self.error(origin, &path, None, "must be the path of a file"),
-                    (None, _) => self.error(origin, &path, None, keys::unknown(&path)),
+                    (Some(_), Some(text)) => self.put_text(&path, text),
+                    (Some(_), None) => self.error(&path, None, "must be the path of a file"),
+                    (None, _) => self.error(&path, None, keys::unknown(&path)),
                 },
             }
         }
     }
 
-    fn read_variable(&mut self, variable: &str, value: &OsString) {
-        let origin = format!("environment variable {variable}");
-        let key = key_of_variable(variable.strip_prefix(Sources::PREFIX).unwrap_or(variable));
+    fn read_variable(&mut self, name: &str, value: &OsString) {
+        let key = key_of_variable(name);
         match value.to_str() {
-            Some(text) => self.put_text(&origin, &key, text),
-            None => self.error(&origin, &key, None, "must be UTF-8"),
+            Some(text) => self.put_text(&key, text),
+            None => self.error(&key, None, "must be UTF-8"),
         }
     }
 
-    fn put_text(&mut self, origin: &str, path: &str, text: &str) {
+    fn put_text(&mut self, path: &str, text: &str) {
         // As `$(cat FILE)` leaves it.
         let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         if let Some(key) = secret_file(path) {
-            return self.put_secret(origin, path, key, text);
+            return self.put_secret(path, key, text);
         }
         match keys::meaning(path) {
-            Meaning::Key(kind) => self.put(origin, path, &format!("{text:?}"), read::from_text(kind, text)),
-            Meaning::Option { .. } => self.put(origin, path, "", read::from_text(keys::Kind::Text, text)),
-            Meaning::Section => self.error(origin, path, None, "is a section: set a key in it"),
-            Meaning::Unknown => self.error(origin, path, None, keys::unknown(path)),
+            Meaning::Key(kind) => self.put(path, &format!("{text:?}"), read::from_text(kind, text)),
+            Meaning::Option { .. } => self.put(path, "", read::from_text(Kind::Text, text)),
+            Meaning::Section => self.error(path, None, "is a section: set a key in it"),
+            Meaning::Unknown => self.error(path, None, keys::unknown(path)),
         }
     }
 
-    fn put_secret(&mut self, origin: &str, path: &str, key: &str, file: &str) {
+    fn put_secret(&mut self, path: &str, key: &str, file: &str) {
         self.files.push(PathBuf::from(file));
         match fs::read(file).map(text) {
-            Ok(Ok(secret)) => self.put(origin, key, "", Ok(Value::from(secret.trim()))),
-            Ok(Err(rule)) => self.error(origin, path, Some(format!("{file:?}")), rule),
+            Ok(Ok(secret)) => self.put(key, "", Ok(Value::from(secret.trim()))),
+            Ok(Err(rule)) => self.error(path, Some(format!("{file:?}")), rule),
             // The secret itself where its file's path belongs is a slip that is soon made.
             Err(error) if file.contains(['@', ':']) || !file.contains(['/', '.']) => {
                 let rule = format!("cannot be read: {error}; it must be the path of a file, not the secret itself");
-                self.error(origin, path, None, rule);
+                self.error(path, None, rule);
             }
-            Err(error) => self.error(origin, path, Some(format!("{file:?}")), format!("cannot be read: {error}")),
+            Err(error) => self.error(path, Some(format!("{file:?}")), format!("cannot be read: {error}")),
         }
     }
 
-    fn put(&mut self, origin: &str, path: &str, given: &str, value: Result<Value, String>) {
-        if self.entries.iter().any(|entry| entry.key() == path) {
-            return self.error(origin, path, None, "is given twice here (a secret by value or by file, not both)");
+    fn put(&mut self, path: &str, given: &str, value: Result<Value, String>) {
+        if self.entries.iter().any(|entry| entry.key == path) {
+            return self.error(path, None, "is given twice here (a secret by value or by file, not both)");
         }
+        // Names of options may contain dots.
         let (section, name) = match keys::meaning(path) {
             Meaning::Option { table, name } => (table, name),
             _ => path.rsplit_once('.').unwrap_or(("", path)),
         };
         match value {
             Ok(value) => {
-                let (section, name) = (section.to_owned(), name.to_owned());
-                self.entries.push(Entry { origin: origin.to_owned(), section, name, value });
+                let (origin, key) = (self.origin.clone(), path.to_owned());
+                let value = nest(section, Dict::from([(name.to_owned(), value)]).into());
+                self.entries.push(Entry { origin, key, value });
             }
-            Err(rule) => self.error(origin, path, Some(secrets::shown(path, given)), rule),
+            Err(rule) => self.error(path, Some(secrets::shown(path, given)), rule),
         }
     }
 
-    fn error(&mut self, origin: &str, key: &str, value: Option<String>, rule: impl Into<String>) {
-        let (origin, key) = (origin.to_owned(), key.to_owned());
+    fn error(&mut self, key: &str, value: Option<String>, rule: impl Into<String>) {
+        let (origin, key) = (self.origin.clone(), key.to_owned());
         self.errors.push(ConfigError { origin, key, value, rule: rule.into() });
     }
 }
 
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// The content of a file that somebody wrote, in whatever editor. The error is a rule.
+/// The text of a file, whichever editor it was written in. The error is a rule.
 fn text(bytes: Vec<u8>) -> Result<String, String> {
     const UTF_16: &str = "is UTF-16: save it as UTF-8";
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
@@ -311,10 +301,8 @@ fn key_of_variable(name: &str) -> String {
 
 /// Also those that this build of librdkafka lacks, which are refused by that name.
 pub fn is_kafka_property(name: &str) -> bool {
-    match ClientConfig::new().set(name, "x").create_native_config() {
-        Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => false,
-        Ok(_) | Err(_) => true,
-    }
+    let made = ClientConfig::new().set(name, "x").create_native_config();
+    !matches!(made, Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)))
 }
 
 #[cfg(test)]
@@ -334,12 +322,8 @@ mod tests {
         let file = folder.path().join("secret");
         fs::write(&file, bytes).unwrap();
         let setting = format!("queue.kafka.properties.sasl.password_file={}", file.display());
-        let layer = Sources::of(None, &[], &[&setting]).layers().pop().unwrap();
-        match (layer.errors.first(), layer.entries.first()) {
-            (Some(error), None) => Err(error.rule.clone()),
-            (None, Some(entry)) => Ok(entry.value.clone().into_string().unwrap()),
-            _ => panic!("one of the two"),
-        }
+        let loaded = Sources::of(None, &[], &[&setting]).load().map_err(|errors| errors.to_string());
+        loaded.map(|config| config.queue.kafka.properties["sasl.password"].clone())
     }
 
     #[test]

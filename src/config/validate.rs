@@ -14,21 +14,10 @@ use super::{Config, ConfigError, QueueKind, StoreKind, keys::flatten, roles, sec
 /// The rules of one backend for the sections that are its own.
 pub type Rules = fn(&mut Check<'_>);
 
-/// Where each key that is not at its default was given.
+/// Where each key that is not at its default was given, and what stands for it elsewhere.
 pub(super) struct Origins {
-    given: BTreeMap<String, String>,
-    otherwise: String,
-}
-
-impl Origins {
-    pub fn new(given: BTreeMap<String, String>) -> Self {
-        Self { given, otherwise: "default".to_owned() }
-    }
-
-    /// Where it is not known key by key.
-    pub fn named(origin: &str) -> Self {
-        Self { given: BTreeMap::new(), otherwise: origin.to_owned() }
-    }
+    pub given: BTreeMap<String, String>,
+    pub otherwise: &'static str,
 }
 
 /// Everything that is wrong, by the rules here and those of the backends.
@@ -37,12 +26,16 @@ pub(super) fn validate(config: &Config, origins: &Origins, backends: &[Rules]) -
     for rule in roles::broken_rules(config) {
         check.fault("roles", rule);
     }
-    check.data();
+    if config.data.dir.as_os_str().is_empty() {
+        check.fault("data.dir", "must not be empty");
+    }
     check.http();
     check.event();
     check.sizes();
     check.disk();
-    check.logging();
+    if let Err(rule) = log_filter(&config.logging.level) {
+        check.fault("logging.level", rule);
+    }
     for rules in backends {
         rules(&mut check);
     }
@@ -65,11 +58,11 @@ impl Check<'_> {
             Value::String(text) => format!("{:?}", secrets::shown(key, text)),
             value => value.to_string(),
         });
-        let origin = self.origins.given.get(key).unwrap_or(&self.origins.otherwise).clone();
+        let origin = self.origins.given.get(key).map_or(self.origins.otherwise, String::as_str).to_owned();
         self.errors.push(ConfigError { origin, key: key.to_owned(), value, rule: rule.into() });
     }
 
-    /// A name that nobody knows may be that of a secret with a slip in it: its value is not shown.
+    /// An unknown name may be that of a secret, mistyped: its value is not shown.
     pub fn unknown(&mut self, key: &str, rule: impl Into<String>) {
         self.fault(key, rule);
         if let Some(error) = self.errors.last_mut() {
@@ -86,12 +79,6 @@ impl Check<'_> {
             self.fault(large.0, format!("must be at least {} ({}): {why}", small.0, small.1));
         } else {
             self.fault(small.0, format!("must be at most {} ({}): {why}", large.0, large.1));
-        }
-    }
-
-    fn data(&mut self) {
-        if self.config.data.dir.as_os_str().is_empty() {
-            self.fault("data.dir", "must not be empty");
         }
     }
 
@@ -155,12 +142,6 @@ impl Check<'_> {
         }
         if let Err(rule) = field_name(event.key_field()) {
             self.fault("event.key_field", rule);
-        }
-    }
-
-    fn logging(&mut self) {
-        if let Err(rule) = log_filter(&self.config.logging.level) {
-            self.fault("logging.level", rule);
         }
     }
 
@@ -253,7 +234,8 @@ pub(crate) mod tests {
     pub(crate) fn errors_by(backends: &[Rules], change: impl FnOnce(&mut Config)) -> Vec<String> {
         let mut config = Config::default();
         change(&mut config);
-        validate(&config, &Origins::named("test"), backends).iter().map(ToString::to_string).collect()
+        let origins = Origins { given: BTreeMap::new(), otherwise: "test" };
+        validate(&config, &origins, backends).iter().map(ToString::to_string).collect()
     }
 
     fn errors(change: impl FnOnce(&mut Config)) -> Vec<String> {

@@ -40,7 +40,7 @@ impl Held {
 pub struct Assignments(BTreeMap<Partition, Held>);
 
 impl Assignments {
-    /// The partition is assigned, or assigned anew: the sink is to be told with the epoch returned.
+    /// The partition is assigned, or assigned anew: the sink has to learn the epoch that is returned.
     pub fn assigned(&mut self, assignment: &Assignment) -> Epoch {
         let epoch = Epoch::fresh();
         let held = Held {
@@ -68,22 +68,17 @@ impl Assignments {
         self.0.get_mut(&partition).filter(|held| held.epoch == epoch)
     }
 
-    /// Whether the message is about the partition's present assignment.
-    pub fn is_current(&self, partition: Partition, epoch: Epoch) -> bool {
-        self.0.get(&partition).is_some_and(|held| held.epoch == epoch)
-    }
-
-    /// The sink knows where to begin. Whether the source is to be told.
+    /// The sink knows where to begin. Answers whether the source has to learn it.
     pub fn begin(&mut self, partition: Partition, epoch: Epoch) -> bool {
         self.enter(partition, epoch, Phase::Delivering)
     }
 
-    /// The sink asks for the partition to be assigned anew. Whether the source is to be told.
+    /// The sink asks for the partition to be assigned anew. Answers whether the source has to learn it.
     pub fn reassign(&mut self, partition: Partition, epoch: Epoch) -> bool {
         self.enter(partition, epoch, Phase::Opening)
     }
 
-    /// The partition cannot go on. Whether the source is to be told.
+    /// The partition cannot go on. Answers whether the source has to learn it.
     pub fn halt(&mut self, partition: Partition, epoch: Epoch) -> bool {
         self.enter(partition, epoch, Phase::Halted)
     }
@@ -102,7 +97,7 @@ impl Assignments {
         delivers
     }
 
-    /// The sink has made everything before `position` durable. Whether it is to be committed.
+    /// The sink has made everything before `position` durable. Answers whether it is to be committed.
     pub fn confirm(&mut self, partition: Partition, epoch: Epoch, position: Offset) -> bool {
         self.current(partition, epoch).map(|held| held.position = Some(position)).is_some()
     }

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, Message};
 
-use super::Consumer;
 use crate::{
     log::{Assignment, Batch, Epoch},
     position::{Offset, Partition},
-    supervise::Slot,
 };
 
 /// To the sink: this partition is yours. Answer with [`Begin`] (or [`Halt`]).
@@ -36,27 +34,24 @@ impl Message for Batch {
 #[rtype(result = "()")]
 pub struct Drain;
 
-/// From the sink: deliver this partition from `at` on. The answer to [`Assign`], and later a seek.
-#[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "()")]
+/// Deliver this partition from `at` on. The answer to [`Assign`], and later a seek.
+#[derive(Debug, Clone, Copy)]
 pub struct Begin {
     pub partition: Partition,
     pub epoch: Epoch,
     pub at: Offset,
 }
 
-/// From the sink: everything before `position` is durable.
-#[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "()")]
+/// Everything before `position` is durable.
+#[derive(Debug, Clone, Copy)]
 pub struct Confirm {
     pub partition: Partition,
     pub epoch: Epoch,
     pub position: Offset,
 }
 
-/// From the sink: this partition cannot go on until the operator does something; the others do.
-#[derive(Debug, Clone, Message)]
-#[rtype(result = "()")]
+/// This partition cannot go on until the operator does something; the others do.
+#[derive(Debug, Clone)]
 pub struct Halt {
     pub partition: Partition,
     pub epoch: Epoch,
@@ -65,19 +60,33 @@ pub struct Halt {
     pub action: String,
 }
 
-/// From the sink: ask the queue again where this partition's group and log stand, and assign it anew (after a fence
-/// said that another writer was here).
-#[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "()")]
+/// Ask the queue again where this partition's group and log stand, and assign it anew (after a fence said that another
+/// writer was here).
+#[derive(Debug, Clone, Copy)]
 pub struct Reassign {
     pub partition: Partition,
     pub epoch: Epoch,
 }
 
-/// From the sink: it was started and knows of no partition.
-#[derive(Debug, Clone, Copy, Message)]
+/// Fetch nothing for this reason, or (with `on` false) do not mind it any more.
+#[derive(Debug, Clone)]
+pub struct SetHold {
+    pub hold: Hold,
+    pub on: bool,
+}
+
+/// From the sink.
+#[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct SinkStarted;
+pub enum FromSink {
+    Begin(Begin),
+    Confirm(Confirm),
+    Halt(Halt),
+    Reassign(Reassign),
+    Hold(SetHold),
+    /// It was started and knows of no partition.
+    Started,
+}
 
 /// Why a consumer fetches nothing at present; several may hold at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,14 +97,6 @@ pub enum Hold {
     SpoolQuota,
     /// The sink's store cannot be reached, so that reading on would only fill memory.
     SinkUnavailable,
-}
-
-/// To the consumer: fetch nothing for this reason, or (with `on` false) do not mind it any more.
-#[derive(Debug, Clone, Message)]
-#[rtype(result = "()")]
-pub struct SetHold {
-    pub hold: Hold,
-    pub on: bool,
 }
 
 impl Hold {
@@ -109,42 +110,38 @@ impl Hold {
     }
 }
 
-/// What a sink says to its consumer. A message that finds none (it is being restarted) is dropped without harm: a
-/// restarted consumer assigns everything anew.
-pub trait SinkReplies: Send + Sync {
-    fn begin(&self, begin: Begin);
-    fn confirm(&self, confirm: Confirm);
-    fn halt(&self, halt: Halt);
-    fn reassign(&self, reassign: Reassign);
-    fn hold(&self, hold: SetHold);
-    fn started(&self);
-}
+/// Carries what a sink says to its consumer. A message that finds none (it is being restarted) is dropped without harm:
+/// a restarted consumer assigns everything anew.
+#[derive(Clone)]
+pub struct Replies(Arc<dyn Fn(FromSink) + Send + Sync>);
 
-pub type Replies = Arc<dyn SinkReplies>;
-
-impl<S: Sink> SinkReplies for Slot<Consumer<S>> {
-    fn begin(&self, begin: Begin) {
-        self.tell(begin);
+impl Replies {
+    pub fn new(deliver: impl Fn(FromSink) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(deliver))
     }
 
-    fn confirm(&self, confirm: Confirm) {
-        self.tell(confirm);
+    pub fn begin(&self, begin: Begin) {
+        self.0(FromSink::Begin(begin));
     }
 
-    fn halt(&self, halt: Halt) {
-        self.tell(halt);
+    pub fn confirm(&self, confirm: Confirm) {
+        self.0(FromSink::Confirm(confirm));
     }
 
-    fn reassign(&self, reassign: Reassign) {
-        self.tell(reassign);
+    pub fn halt(&self, halt: Halt) {
+        self.0(FromSink::Halt(halt));
     }
 
-    fn hold(&self, hold: SetHold) {
-        self.tell(hold);
+    pub fn reassign(&self, reassign: Reassign) {
+        self.0(FromSink::Reassign(reassign));
     }
 
-    fn started(&self) {
-        self.tell(SinkStarted);
+    pub fn hold(&self, hold: SetHold) {
+        self.0(FromSink::Hold(hold));
+    }
+
+    pub fn started(&self) {
+        self.0(FromSink::Started);
     }
 }
 

@@ -8,8 +8,10 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    health::Readiness,
+    config::Config,
+    health::{Health, Readiness},
     log::Epoch,
+    metrics::Metrics,
     position::{Offset, TopicIdentity},
 };
 
@@ -66,19 +68,13 @@ struct Fixture {
 impl Fixture {
     fn start() -> Self {
         let (sender, heard) = mpsc::unbounded_channel();
-        let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
+        let (env, _) = Env::new(Config::default(), Health::default());
+        let (health, metrics) = (env.health.clone(), env.metrics.clone());
         let sink = Slot::default();
         sink.set(Some(Listener(sender).start()));
-        let parts = ConsumerParts {
-            name: SinkName::Archive,
-            topic: "events".to_owned(),
-            queue: QueueName("kafka"),
-            sink,
-            health: health.clone(),
-            metrics: metrics.clone(),
-            escalations: mpsc::unbounded_channel().0,
-            fences: Arc::default(),
-        };
+        let topic = "events".to_owned();
+        let (name, queue, fences) = (SinkName::Archive, "kafka", Fences::default());
+        let parts = Arc::new(ConsumerParts { name, topic, queue, sink, env, fences });
         let (to_source, commands) = unbounded();
         let events: Mutex<Option<SourceEvents>> = Mutex::default();
         let consumer = Consumer::create(|ctx| {
@@ -110,7 +106,7 @@ impl Fixture {
 
     /// Readiness after everything was handled that was sent before.
     async fn readiness(&self) -> Readiness {
-        self.consumer.send(SetHold { hold: Hold::DiskFull, on: false }).await.unwrap();
+        self.consumer.send(FromSink::Hold(SetHold { hold: Hold::DiskFull, on: false })).await.unwrap();
         self.health.readiness()
     }
 
@@ -124,7 +120,7 @@ async fn what_a_consumer_held_ends_with_it() {
     let mut f = Fixture::start();
     let (first, second) = (f.assign(0).await, f.assign(1).await);
     let (reason, action) = ("an object stands there".to_owned(), "compare it".to_owned());
-    f.consumer.send(Halt { partition: Partition(0), epoch: first, reason, action }).await.unwrap();
+    f.consumer.send(FromSink::Halt(Halt { partition: Partition(0), epoch: first, reason, action })).await.unwrap();
     assert_eq!((f.readiness().await.halted.len(), f.lags()), (1, 2));
 
     (f.source)(SourceEvent::Failed("the topic was created anew".to_owned()));
@@ -141,7 +137,7 @@ async fn a_hold_that_ends_does_not_make_an_unavailable_queue_look_well() {
     let state = |readiness: Readiness| readiness.actors["consumer-archive"].state;
     (f.source)(SourceEvent::Unavailable("no broker answers".to_owned()));
     for on in [true, false] {
-        f.consumer.send(SetHold { hold: Hold::SpoolQuota, on }).await.unwrap();
+        f.consumer.send(FromSink::Hold(SetHold { hold: Hold::SpoolQuota, on })).await.unwrap();
         assert_eq!(state(f.readiness().await), ActorState::Failing);
     }
     (f.source)(SourceEvent::Available);

@@ -89,7 +89,7 @@ impl Intake {
 
     /// Refuses a request before anything of it is read.
     fn admit(&self) -> Result<(), Problem> {
-        self.health.closed().map_or(Ok(()), |(closed, why)| Err(refused_by_gate(closed, &why)))
+        self.health.gate.closed().map_or(Ok(()), |(closed, why)| Err(refused_by_gate(closed, &why)))
     }
 
     /// Reads a body of this format, checks its events, and makes the valid ones durable. The answer to them is to be a

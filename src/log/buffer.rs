@@ -6,7 +6,7 @@
 //! - Of two events of one key, the one that was accepted first stands first in the topic: [`switch`] has the rule.
 //! - Each event of the buffer stands in the topic exactly once: the transaction that carries records commits the
 //!   position behind them with them, to the consumer group `<group>-buffer-<identity>` (partition 0 of the topic; the
-//!   offset is one of the buffer's). Whoever begins, first ends what an earlier life left open (`init_transactions`),
+//!   offset is one of the buffer's). Each life first ends what an earlier one left open (`init_transactions`),
 //!   then asks that group, and goes on there.
 //! - The transactional id and the group are named after the buffer's identity, which is made with the file. So a buffer
 //!   that was begun anew has no position of the old one, and two processes with copies of one buffer fence each
@@ -47,17 +47,16 @@ use self::{
     switch::{Rule, Switch},
 };
 use crate::{
-    config::{Config, LiveConfig},
-    health::{Closed, Health},
+    config::Config,
+    health::{Closed, Reason},
     log::{
         Appender,
         embedded::{EmbeddedLog, Purpose, schema},
         kafka::KafkaAppender,
     },
-    metrics::Metrics,
     names::{ActorName, dependency},
     position::Offset,
-    supervise::{self, Escalation, Escalations},
+    supervise::{self, Env, Escalation},
 };
 
 const FILE: &str = "buffer.db";
@@ -73,11 +72,11 @@ const SETTLING: Duration = Duration::from_secs(2);
 pub struct Buffer {
     log: EmbeddedLog,
     switch: Arc<Switch>,
-    config: LiveConfig,
-    health: Health,
-    metrics: Arc<Metrics>,
-    /// Its topic was found to be right by an earlier life.
-    established: bool,
+    env: Env,
+    /// Closes the gate while there is no room for more.
+    full: Reason,
+    /// Events can be taken before Kafka was asked for the topic: an earlier life found it right.
+    pub established: bool,
     /// The topics were found to be right in this life, so that the forwarder may send.
     prepared: AtomicBool,
     stopping: AtomicBool,
@@ -90,14 +89,8 @@ impl Buffer {
     ///
     /// # Errors
     /// When the file cannot be used, or holds events for another topic or group.
-    pub fn open(
-        data_dir: &Path,
-        config: LiveConfig,
-        health: Health,
-        metrics: Arc<Metrics>,
-        escalations: Escalations,
-    ) -> anyhow::Result<Arc<Self>> {
-        let switch = Arc::new(Switch::new(Rule::new(Offset(0), Offset(0)), metrics.buffer_records.clone()));
+    pub fn open(data_dir: &Path, env: Env) -> anyhow::Result<Arc<Self>> {
+        let switch = Arc::new(Switch::new(Rule::new(Offset(0), Offset(0)), env.metrics.buffer_records.clone()));
         let answered = switch.clone();
         let purpose = Purpose {
             file: FILE,
@@ -110,11 +103,12 @@ impl Buffer {
             room_when: "when Kafka takes its events",
             on_answered: Some(Box::new(move |requests, end| answered.update(|rule| rule.answered(requests, end)))),
         };
-        let log = EmbeddedLog::open_for(purpose, data_dir, config.clone(), health.clone(), escalations.clone())?;
+        let Env { config, health, escalations, .. } = env.clone();
+        let log = EmbeddedLog::open_for(purpose, data_dir, config, health, escalations)?;
         let database = schema::open_reader(&log.path)?;
         let position = Position::read(&database)?;
         switch.update(|rule| *rule = Rule::new(log.end.get(), position.at));
-        let (destination, known) = (destination(&config.load()), schema::meta(&database, DESTINATION)?);
+        let (destination, known) = (destination(&env.config.load()), schema::meta(&database, DESTINATION)?);
         let waiting = switch.rule().waiting();
         if let Some(known) = known.as_ref().filter(|known| **known != destination && waiting > 0) {
             // Nothing was written that is not known to be durable.
@@ -128,9 +122,8 @@ impl Buffer {
         let buffer = Arc::new(Self {
             log,
             switch,
-            config,
-            health,
-            metrics,
+            full: env.health.gate.reason(Closed::QueueUnavailable),
+            env,
             established: known == Some(destination),
             prepared: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -139,13 +132,12 @@ impl Buffer {
         if waiting > 0 {
             tracing::info!(events = waiting, "events of an earlier start wait in the buffer");
         }
-        let forwarder = Forwarder::new(buffer.clone(), database, position, escalations.clone());
+        let forwarder = Forwarder::new(buffer.clone(), database, position);
         let thread = std::thread::Builder::new()
             .name("forwarder".to_owned())
             .spawn(move || {
-                let died = |_: &Forwarder, reason| {
-                    // The receiver is gone only when the process ends already.
-                    let _ = escalations.send(Escalation::Failed { actor: ActorName::Producer, reason });
+                let died = |forwarder: &Forwarder, reason| {
+                    forwarder.buffer.env.escalate(Escalation::Failed { actor: ActorName::Producer, reason });
                 };
                 supervise::watched(forwarder, Forwarder::run, died);
             })
@@ -154,17 +146,12 @@ impl Buffer {
         Ok(buffer)
     }
 
-    /// Whether events can be taken before Kafka was asked for the topic: an earlier life found it right.
-    pub fn is_established(&self) -> bool {
-        self.established
-    }
-
     /// The topics are there and right: from now on the forwarder sends.
     ///
     /// # Errors
     /// When that cannot be written down.
     pub fn prepared(&self) -> anyhow::Result<()> {
-        self.log.write_meta(DESTINATION, destination(&self.config.load()))?;
+        self.log.write_meta(DESTINATION, destination(&self.env.config.load()))?;
         self.prepared.store(true, Ordering::Release);
         self.switch.wake();
         Ok(())
@@ -175,9 +162,10 @@ impl Buffer {
     /// # Errors
     /// When librdkafka refuses the settings.
     pub fn appender(&self) -> anyhow::Result<Box<dyn Appender>> {
-        let (health, metrics) = (self.health.clone(), self.metrics.clone());
-        let kafka = KafkaAppender::behind(Some(self.switch.clone()), &self.config.load(), health, metrics)?;
-        Ok(Box::new(appender::BufferingAppender::new(self.switch.clone(), kafka, self.log.clone())))
+        let Env { config, health, metrics, .. } = self.env.clone();
+        let kafka = KafkaAppender::behind(Some(self.switch.clone()), &config.load(), health, metrics)?;
+        let (switch, buffer) = (self.switch.clone(), self.log.clone());
+        Ok(Box::new(appender::BufferingAppender { switch, kafka, buffer }))
     }
 
     /// Ends the threads; a transaction under way is committed or given up within seconds. Blocks.
@@ -205,14 +193,10 @@ impl Buffer {
 
     /// The transactional id of the forwarder, and the group that holds its position.
     fn id(&self) -> String {
-        format!("{}-buffer-{}", self.config.load().queue.kafka.group, self.log.identity)
+        format!("{}-buffer-{}", self.env.config.load().queue.kafka.group, self.log.identity)
     }
 
-    fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
-    }
-
-    /// Says in readiness what waits, and closes the door while there is no room for more.
+    /// Shows in readiness what waits, and closes the gate while there is no room for more.
     fn report(&self) {
         let (waiting, kafka_up) = {
             let rule = self.switch.rule();
@@ -222,14 +206,14 @@ impl Buffer {
             let why = if kafka_up { "are being forwarded to Kafka" } else { "wait in buffer.db until Kafka is back" };
             format!("{waiting} events {why}; new ones are put behind them")
         };
-        self.health.remark(dependency::BUFFER, (waiting > 0).then(words));
-        let quota = self.config.load().queue.embedded.quota;
-        if self.log.end.stored() >= quota.0 && (waiting > 0 || !kafka_up) {
-            let why = format!("{waiting} events wait in the buffer, which has reached queue.embedded.quota ({quota})");
-            self.health.close(Closed::QueueUnavailable, why);
-        } else {
-            self.health.open(Closed::QueueUnavailable);
-        }
+        self.env.health.remark(dependency::BUFFER, (waiting > 0).then(words));
+        let quota = self.env.config.load().queue.embedded.quota;
+        let is_full = self.log.end.stored() >= quota.0 && (waiting > 0 || !kafka_up);
+        self.full.set(
+            is_full.then(|| {
+                format!("{waiting} events wait in the buffer, which has reached queue.embedded.quota ({quota})")
+            }),
+        );
     }
 }
 

@@ -38,64 +38,60 @@ const REFUSED: &[(&str, &str)] = &[
 const MECHANISM: [&str; 2] = ["sasl.mechanism", "sasl.mechanisms"];
 const MECHANISMS: &str = "PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512, beside mutual TLS";
 
-/// Off for all our clients; whoever says so as well says nothing wrong.
+/// Off for all our clients; a configuration may say so as well.
 const AUTO_CREATE: &str = "allow.auto.create.topics";
 const COMMITS: &str = "only what a sink has confirmed as durable may be committed";
 
 /// The rules of `[queue]`.
 pub fn validate(check: &mut Check<'_>) {
-    check.queue();
+    let queue = &check.config.queue;
+    if queue.on_unavailable == OnUnavailable::Buffer && !check.is_kafka() {
+        let rule = "\"buffer\" is for queue.kind = \"kafka\": the embedded log is on this machine's disk already";
+        check.fault("queue.on_unavailable", rule);
+    }
+    // Its dead letters have a topic of their own.
+    if let Err(rule) = name(&queue.topic, ".dlq") {
+        check.fault("queue.topic", rule);
+    }
+    if let Err(rule) = name(&queue.kafka.group, "-aggregate") {
+        check.fault("queue.kafka.group", rule);
+    }
+    let brokers: Vec<&str> = queue.kafka.brokers.split(',').map(str::trim).collect();
+    if queue.kafka.brokers.is_empty() {
+        if check.is_kafka() {
+            check.fault("queue.kafka.brokers", "is needed for queue.kind = \"kafka\": HOST:PORT, several by commas");
+        }
+    } else if !brokers.iter().all(|broker| is_broker(broker)) {
+        check.fault("queue.kafka.brokers", "must be HOST:PORT, several separated by commas");
+    }
+    let faults = check.errors.len();
+    for (property, value) in &queue.kafka.properties {
+        let key = format!("{KAFKA_PROPERTIES}.{property}");
+        if property == AUTO_CREATE && value == "false" {
+            continue;
+        }
+        if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused == property) {
+            check.fault(&key, format!("must not be set: {why}"));
+        } else if let Err(description) = try_property(property, value) {
+            if !is_kafka_property(property) {
+                check.unknown(&key, format!("librdkafka refuses it: {description} (see its CONFIGURATION.md)"));
+                continue;
+            }
+            // librdkafka quotes values.
+            let hidden = shown(&key, value) != *value;
+            let description = if hidden { "the value is not one that it takes" } else { description.as_str() };
+            check.fault(&key, format!("librdkafka refuses it: {description} (see its CONFIGURATION.md)"));
+        } else {
+            check.delivery_timeout(&key, property, value);
+            check.mechanism(&key, property, value);
+        }
+    }
+    if check.is_kafka() && check.errors.len() == faults {
+        check.clients();
+    }
 }
 
 impl Check<'_> {
-    fn queue(&mut self) {
-        let queue = &self.config.queue;
-        if queue.on_unavailable == OnUnavailable::Buffer && !self.is_kafka() {
-            let rule = "\"buffer\" is for queue.kind = \"kafka\": the embedded log is on this machine's disk already";
-            self.fault("queue.on_unavailable", rule);
-        }
-        // Its dead letters have a topic of their own.
-        if let Err(rule) = name(&queue.topic, ".dlq") {
-            self.fault("queue.topic", rule);
-        }
-        if let Err(rule) = name(&queue.kafka.group, "-aggregate") {
-            self.fault("queue.kafka.group", rule);
-        }
-        let brokers: Vec<&str> = queue.kafka.brokers.split(',').map(str::trim).collect();
-        if queue.kafka.brokers.is_empty() {
-            if self.is_kafka() {
-                self.fault("queue.kafka.brokers", "is needed for queue.kind = \"kafka\": HOST:PORT, several by commas");
-            }
-        } else if !brokers.iter().all(|broker| is_broker(broker)) {
-            self.fault("queue.kafka.brokers", "must be HOST:PORT, several separated by commas");
-        }
-        let faults = self.errors.len();
-        for (property, value) in &queue.kafka.properties {
-            let key = format!("{KAFKA_PROPERTIES}.{property}");
-            if property == AUTO_CREATE && value == "false" {
-                continue;
-            }
-            if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused == property) {
-                self.fault(&key, format!("must not be set: {why}"));
-            } else if let Err(description) = try_property(property, value) {
-                if !is_kafka_property(property) {
-                    self.unknown(&key, format!("librdkafka refuses it: {description} (see its CONFIGURATION.md)"));
-                    continue;
-                }
-                // librdkafka quotes values.
-                let hidden = shown(&key, value) != *value;
-                let description = if hidden { "the value is not one that it takes" } else { description.as_str() };
-                self.fault(&key, format!("librdkafka refuses it: {description} (see its CONFIGURATION.md)"));
-            } else {
-                self.delivery_timeout(&key, property, value);
-                self.mechanism(&key, property, value);
-            }
-        }
-        if self.is_kafka() && self.errors.len() == faults {
-            self.clients();
-        }
-    }
-
     /// Without tokens its clients would wait for ever, and say nothing.
     fn mechanism(&mut self, key: &str, property: &str, value: &str) {
         if MECHANISM.contains(&property) && value.eq_ignore_ascii_case("OAUTHBEARER") {
@@ -103,7 +99,7 @@ impl Check<'_> {
         }
     }
 
-    /// What librdkafka says only to whoever makes a client.
+    /// What librdkafka says only when a client is made.
     fn clients(&mut self) {
         let Err(reason) = settings::try_out(self.config) else { return };
         let properties = &self.config.queue.kafka.properties;
@@ -130,7 +126,7 @@ impl Check<'_> {
         self.fault(&key, rule);
     }
 
-    /// The client must not be told 503 while librdkafka goes on trying.
+    /// A client must not get its 503 while librdkafka goes on trying.
     fn delivery_timeout(&mut self, key: &str, property: &str, value: &str) {
         if !["message.timeout.ms", "delivery.timeout.ms"].contains(&property) {
             return;

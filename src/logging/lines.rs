@@ -1,4 +1,4 @@
-//! The lines of the log, on their way to whoever reads them.
+//! The lines of the log, on their way to their reader.
 //!
 //! A pipe whose reader stands still takes 64 KiB and then blocks its writers. So lines go through a queue to one thread,
 //! which alone may be blocked; what does not fit into the queue is dropped and counted.
@@ -34,7 +34,7 @@ enum Line {
     Mark(Sender<()>),
 }
 
-/// Where lines go. Nothing of it blocks but [`Lines::flush`], for as long as it is told.
+/// Where lines go. Nothing of it blocks but [`Lines::flush`], for as long as it may.
 #[derive(Clone)]
 pub struct Lines {
     queue: Sender<Line>,
@@ -94,7 +94,7 @@ impl Lines {
             write(&line);
             match line {
                 Line::Log(text) | Line::Banner(text) => _ = self.waiting.fetch_sub(text.len(), Ordering::AcqRel),
-                // Whoever waited may have given up.
+                // `flush` may have given up.
                 Line::Mark(written) => _ = written.send(()),
             }
             let dropped = self.dropped.swap(0, Ordering::AcqRel);

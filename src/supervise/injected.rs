@@ -8,24 +8,25 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use actix::{Actor, AsyncContext, Context};
 
+use super::Env;
 use crate::names::ActorName;
 
 const FOLDER: &str = "INGESTD_PANICS";
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Builds actors that look for their file, between any two of their messages.
-pub(super) fn armed<A, F>(name: ActorName, mut build: F) -> impl FnMut(&mut Context<A>) -> anyhow::Result<A>
+pub(super) fn armed<A, F>(name: ActorName, mut build: F) -> impl FnMut(Env, &mut Context<A>) -> anyhow::Result<A>
 where
     A: Actor<Context = Context<A>>,
-    F: FnMut(&mut Context<A>) -> anyhow::Result<A>,
+    F: FnMut(Env, &mut Context<A>) -> anyhow::Result<A>,
 {
     let file = std::env::var_os(FOLDER).map(|folder| PathBuf::from(folder).join(name.as_str()));
-    move |context| {
+    move |env, context| {
         if let Some(file) = file.clone() {
             context.run_interval(LOOK_EVERY, move |_, _| {
                 assert!(fs::remove_file(&file).is_err(), "{} asked for it", file.display());
             });
         }
-        build(context)
+        build(env, context)
     }
 }

@@ -1,6 +1,6 @@
 //! How full the file system of `data.dir` is, and whether the daemon has to hold back because of it.
 
-use std::{io, path::PathBuf};
+use std::{io, path::Path};
 
 use bytesize::ByteSize;
 
@@ -48,30 +48,18 @@ impl DiskUsage {
     }
 }
 
-/// Where the watchdog reads the disk's usage; tests set it.
-pub trait DiskProbe: Send + Sync {
-    /// May block for as long as the file system does.
-    ///
-    /// # Errors
-    /// The file system cannot be asked.
-    fn usage(&self) -> io::Result<DiskUsage>;
-}
-
-/// The file system that holds a folder.
-pub struct FileSystem {
-    pub dir: PathBuf,
-}
-
-impl DiskProbe for FileSystem {
-    fn usage(&self) -> io::Result<DiskUsage> {
-        let stat = rustix::fs::statvfs(&self.dir)?;
-        Ok(DiskUsage {
-            used: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize),
-            available: stat.f_bavail.saturating_mul(stat.f_frsize),
-            // Btrfs and others have no number.
-            inodes: (stat.f_files > 0).then_some(Inodes { free: stat.f_favail, total: stat.f_files }),
-        })
-    }
+/// Of the file system that holds a folder. May block for as long as that file system does.
+///
+/// # Errors
+/// The file system cannot be asked.
+pub fn usage(dir: &Path) -> io::Result<DiskUsage> {
+    let stat = rustix::fs::statvfs(dir)?;
+    Ok(DiskUsage {
+        used: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize),
+        available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        // Btrfs and others have no number.
+        inodes: (stat.f_files > 0).then_some(Inodes { free: stat.f_favail, total: stat.f_files }),
+    })
 }
 
 /// Full at `max_used_percent`, and until the usage is below `resume_percent`: the gap keeps the daemon from flapping.
@@ -177,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_present_file_system_can_be_asked() {
-        let usage = FileSystem { dir: std::env::temp_dir() }.usage().unwrap();
+        let usage = usage(&std::env::temp_dir()).unwrap();
         assert!((0.0..=1.0).contains(&usage.ratio()));
     }
 }

@@ -11,16 +11,8 @@ pub fn ping_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|timeout| timeout / 2)
 }
 
-pub fn ping() {
-    notify(NotifyState::Watchdog);
-}
-
-pub fn status(line: &str) {
-    notify(NotifyState::Status(line));
-}
-
 /// One datagram to a local socket that systemd keeps empty: it does not block.
-fn notify(state: NotifyState<'_>) {
+pub fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::debug!(%error, "systemd could not be told");
     }
@@ -59,8 +51,9 @@ mod tests {
         assert_eq!(status_line(&health.readiness(), None), "ready");
         health.dependency("mongodb", Err("away".to_owned()));
         assert_eq!(status_line(&health.readiness(), None), "ready, degraded; mongodb unavailable");
-        health.close(Closed::DiskFull, "disk\nfull");
-        let closed = health.closed().map(|(_, why)| why);
+        let full = health.gate.reason(Closed::DiskFull);
+        full.set("disk\nfull".to_owned());
+        let closed = health.gate.closed().map(|(_, why)| why);
         assert!(
             status_line(&health.readiness(), closed.as_deref()).starts_with("refusing events: disk full; mongodb un")
         );

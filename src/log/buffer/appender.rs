@@ -13,16 +13,10 @@ use crate::log::{
 };
 
 /// Sends each request the way that the switch says.
-pub struct BufferingAppender {
-    switch: Arc<Switch>,
-    kafka: KafkaAppender,
-    buffer: EmbeddedLog,
-}
-
-impl BufferingAppender {
-    pub(super) fn new(switch: Arc<Switch>, kafka: KafkaAppender, buffer: EmbeddedLog) -> Self {
-        Self { switch, kafka, buffer }
-    }
+pub(super) struct BufferingAppender {
+    pub switch: Arc<Switch>,
+    pub kafka: KafkaAppender,
+    pub buffer: EmbeddedLog,
 }
 
 impl Appender for BufferingAppender {
@@ -36,7 +30,7 @@ impl Appender for BufferingAppender {
         };
         match way {
             Way::Straight => {
-                let in_flight = InFlight::admitted(self.switch.clone());
+                let in_flight = InFlight(self.switch.clone());
                 self.kafka.append_straight(publish, from, Some(in_flight))
             }
             // It is kept, and comes again before all others.

@@ -3,7 +3,8 @@
 use std::{
     cell::Cell,
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,7 +28,7 @@ use crate::{
     },
     names::dependency,
     position::{Offset, Partition, Timestamp},
-    supervise::{Escalation, Escalations, Fences},
+    supervise::{Escalation, Fences},
 };
 
 /// How often it says how it does, and looks whether it has to stop.
@@ -44,7 +45,7 @@ const BETWEEN_HOLDS: Duration = Duration::from_secs(2);
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
 
 pub(super) struct Forwarder {
-    buffer: Arc<Buffer>,
+    pub(super) buffer: Arc<Buffer>,
     /// The keys that it reads need a restart.
     config: Arc<Config>,
     database: Connection,
@@ -58,7 +59,6 @@ pub(super) struct Forwarder {
     /// Not before then are new requests held again.
     next_hold: Instant,
     fences: Fences,
-    escalations: Escalations,
     reported: Cell<Option<Instant>>,
 }
 
@@ -69,17 +69,10 @@ struct Refusal {
     whole: bool,
 }
 
-/// What ends the forwarder's work, though not its thread.
-enum End {
-    Stopped,
-    /// It must not go on; the process is on its way to stop.
-    Escalated,
-}
-
 impl Forwarder {
-    pub(super) fn new(buffer: Arc<Buffer>, database: Connection, position: Position, escalations: Escalations) -> Self {
+    pub(super) fn new(buffer: Arc<Buffer>, database: Connection, position: Position) -> Self {
         Self {
-            config: buffer.config.load_full(),
+            config: buffer.env.config.load_full(),
             buffer,
             database,
             position,
@@ -88,25 +81,24 @@ impl Forwarder {
             limit: MAX_RECORDS,
             next_hold: Instant::now(),
             fences: Fences::default(),
-            escalations,
             reported: Cell::new(None),
         }
     }
 
     pub(super) fn run(&mut self) {
-        if matches!(self.forward(), End::Escalated) {
-            // Readiness stays true to the end of the stop.
-            while self.tick() {
-                std::thread::sleep(TICK);
-            }
+        self.forward();
+        // It may not go on while the process is on its way to stop: readiness stays true to the end.
+        while self.tick() {
+            thread::sleep(TICK);
         }
     }
 
-    fn forward(&mut self) -> End {
+    /// Returns when it is stopped, or after an escalation.
+    fn forward(&mut self) {
         let mut failures = 0;
         while self.tick() {
-            if !self.buffer.prepared.load(std::sync::atomic::Ordering::Acquire) {
-                std::thread::sleep(TICK);
+            if !self.buffer.prepared.load(Ordering::Acquire) {
+                thread::sleep(TICK);
                 continue;
             }
             if !self.buffer.switch.wait(TICK) {
@@ -117,40 +109,37 @@ impl Forwarder {
             let reason = match self.step() {
                 Ok(()) => {
                     failures = 0;
-                    self.buffer.health.dependency(dependency::FORWARDER, Ok(()));
+                    self.buffer.env.health.dependency(dependency::FORWARDER, Ok(()));
                     continue;
                 }
-                Err(Failure::Stopped) => return End::Stopped,
+                Err(Failure::Stopped) => return,
                 Err(Failure::Fenced(reason)) => {
                     // A transaction whose time was over is fenced by its coordinator, not by another process.
                     let by_time = began.elapsed() >= TRANSACTION_TIMEOUT / 2;
                     if !by_time && self.fences.are_another_process(Instant::now()) {
                         let reason =
                             format!("another process forwards a copy of {}: {reason}", self.buffer.log.path.display());
-                        // The receiver is gone only when the process ends already.
-                        let _ = self.escalations.send(Escalation::Fenced { reason });
-                        return End::Escalated;
+                        self.buffer.env.escalate(Escalation::Fenced { reason });
+                        return;
                     }
                     format!("its transactional id was taken: {reason}")
                 }
-                Err(Failure::Ended) => return End::Escalated,
+                Err(Failure::Ended) => return,
                 Err(Failure::Passing(reason)) => reason,
-                // Heeded by the step.
+                // The step has adapted what it sends next.
                 Err(Failure::Refused(_) | Failure::Unclear) => continue,
             };
             self.transactions = None;
             self.buffer.switch.update(Rule::release);
             tracing::debug!(reason, "forwarding failed, trying again");
-            self.buffer
-                .health
-                .dependency(dependency::FORWARDER, Err(format!("cannot forward the buffer to Kafka: {reason}")));
+            let reason = format!("cannot forward the buffer to Kafka: {reason}");
+            self.buffer.env.health.dependency(dependency::FORWARDER, Err(reason));
             failures += 1;
             let until = Instant::now() + BACKOFF.pause(failures);
             while Instant::now() < until && self.tick() {
-                std::thread::sleep(TICK.min(until.saturating_duration_since(Instant::now())));
+                thread::sleep(TICK.min(until.saturating_duration_since(Instant::now())));
             }
         }
-        End::Stopped
     }
 
     /// Reports when it is time to; whether to go on.
@@ -159,7 +148,7 @@ impl Forwarder {
             self.reported.set(Some(Instant::now()));
             self.buffer.report();
         }
-        !self.buffer.is_stopping()
+        !self.buffer.stopping.load(Ordering::Acquire)
     }
 
     /// One transaction.
@@ -245,8 +234,7 @@ impl Forwarder {
                  events of this file from {at} on that only it accepted are not in Kafka)"
             ),
         };
-        // The receiver is gone only when the process ends already.
-        let _ = self.escalations.send(Escalation::Refused { reason: refused });
+        self.buffer.env.escalate(Escalation::Refused { reason: refused });
         Err(Failure::Ended)
     }
 
@@ -313,7 +301,7 @@ impl Forwarder {
     }
 
     fn committed(&mut self, to: Offset, events: usize, letters: usize) {
-        let metrics = &self.buffer.metrics;
+        let metrics = &self.buffer.env.metrics;
         metrics.events_forwarded.inc_by(events as u64);
         metrics.events_produced.inc_by(events as u64);
         if letters > 0 {

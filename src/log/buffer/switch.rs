@@ -41,7 +41,7 @@ pub enum Way {
     Held,
 }
 
-/// The rule as a state machine. It does nothing itself, and is told the time.
+/// The rule as a state machine. It does nothing itself, and takes the time from its caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     kafka_up: bool,
@@ -124,7 +124,7 @@ impl Rule {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// The writer has answered so many requests, durable or refused.
+    /// The writer has answered this number of requests, durable or refused.
     pub fn answered(&mut self, requests: usize, end: Offset) {
         self.submitted = self.submitted.saturating_sub(requests);
         self.end = self.end.max(end);
@@ -182,7 +182,7 @@ impl Switch {
         answer
     }
 
-    /// Holds new requests for so long at the most, and waits until all before them are written: then the next transaction
+    /// Holds new requests for this time at most, and waits until all before them are written: then the next transaction
     /// may carry all that waits.
     pub fn hold(&self, longest: Duration) {
         self.update(|rule| rule.hold(Instant::now() + longest));
@@ -201,21 +201,14 @@ impl Switch {
         rule.may_forward()
     }
 
-    /// Wakes whoever waits.
+    /// Wakes those that wait.
     pub fn wake(&self) {
         self.changed.notify_all();
     }
 }
 
 /// Held by each event in flight of one request; when the last one is dropped, the request has landed.
-pub struct InFlight(Arc<Switch>);
-
-impl InFlight {
-    /// For a request that was admitted.
-    pub fn admitted(switch: Arc<Switch>) -> Self {
-        Self(switch)
-    }
-}
+pub struct InFlight(pub(super) Arc<Switch>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {

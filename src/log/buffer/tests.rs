@@ -1,9 +1,8 @@
-use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
+    health::Health,
     log::{Delivery, NewRecord, Publish, Span, Ticket},
     position::Timestamp,
 };
@@ -19,9 +18,7 @@ fn config(topic: &str) -> Config {
 }
 
 fn open(folder: &Path, config: &Config, health: &Health) -> anyhow::Result<Arc<Buffer>> {
-    let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config.clone()));
-    let (escalations, _) = mpsc::unbounded_channel();
-    Buffer::open(folder, config, health.clone(), Arc::default(), escalations)
+    Buffer::open(folder, Env::new(config.clone(), health.clone()).0)
 }
 
 fn append(appender: &dyn Appender, events: usize, size: usize) -> Delivery {
@@ -47,7 +44,7 @@ fn events_wait_across_restarts_and_are_not_left_behind() {
     let (folder, config) = (tempfile::tempdir().unwrap(), config("events"));
     refuse_left_over(folder.path()).unwrap();
     let buffer = open(folder.path(), &config, &Health::default()).unwrap();
-    assert!(!buffer.is_established());
+    assert!(!buffer.established);
     buffer.prepared().unwrap();
     let appender = buffer.appender().unwrap();
     assert_eq!(append(&*appender, 3, 10).durable, 3);
@@ -62,7 +59,7 @@ fn events_wait_across_restarts_and_are_not_left_behind() {
 
     let health = Health::default();
     let buffer = open(folder.path(), &config, &health).unwrap();
-    assert!(buffer.is_established());
+    assert!(buffer.established);
     let remark = || health.readiness().dependencies.get(dependency::BUFFER).and_then(|status| status.reason.clone());
     eventually("readiness tells what waits", || remark().is_some_and(|remark| remark.starts_with("3 events wait")));
     buffer.close();
@@ -78,7 +75,7 @@ fn a_full_buffer_refuses_events_and_closes_the_door() {
     assert_eq!(append(&*appender, 1, 2000).durable, 1);
     let reason = append(&*appender, 1, 10).refused.unwrap();
     assert!(reason.contains("queue.embedded.quota"), "{reason}");
-    eventually("the door is closed", || health.closed().is_some_and(|(_, why)| why.contains("1 events wait")));
+    eventually("the door is closed", || health.gate.closed().is_some_and(|(_, why)| why.contains("1 events wait")));
     buffer.close();
 }
 

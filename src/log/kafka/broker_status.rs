@@ -18,7 +18,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rdkafka::error::KafkaError;
 
 use crate::{
-    health::{Closed, Health},
+    health::{Closed, Health, Reason},
     log::{
         buffer::switch::Switch,
         kafka::{
@@ -49,7 +49,9 @@ const LOOK: Duration = Duration::from_millis(750);
 pub(super) struct BrokerStatus {
     brokers: String,
     health: Health,
-    /// Takes the events while the brokers are away; then the door is its business.
+    /// Closes the gate while the brokers take nothing.
+    refusal: Reason,
+    /// Takes the events while the brokers are away; then the gate is its business.
     buffer: Option<Arc<Switch>>,
     epoch: Instant,
     /// Milliseconds from `epoch` to the last answer of a broker.
@@ -80,13 +82,15 @@ impl BrokerStatus {
     /// Away until the first answer.
     pub(super) fn new(brokers: &str, health: Health, buffer: Option<Arc<Switch>>) -> Self {
         let connecting = format!("connecting to Kafka at {brokers}");
+        let refusal = health.gate.reason(Closed::QueueUnavailable);
         match &buffer {
             Some(buffer) => buffer.set_kafka(false),
-            None => health.close(Closed::QueueUnavailable, connecting.clone()),
+            None => refusal.set(connecting.clone()),
         }
         Self {
             brokers: brokers.to_owned(),
             health,
+            refusal,
             buffer,
             epoch: Instant::now(),
             last_answer: AtomicU64::new(0),
@@ -234,10 +238,7 @@ impl BrokerStatus {
         let all = unwritable.as_ref().filter(|topic| topic.unwritable.len() >= topic.partitions).and(topic.clone());
         match &self.buffer {
             Some(buffer) => buffer.set_kafka(away.is_none() && topic.is_none()),
-            None => match away.clone().or(all) {
-                Some(reason) => self.health.close(Closed::QueueUnavailable, reason),
-                None => self.health.open(Closed::QueueUnavailable),
-            },
+            None => self.refusal.set(away.clone().or(all)),
         }
         self.health.dependency(dependency::KAFKA, away.map_or(Ok(()), Err));
         self.health.dependency(dependency::KAFKA_TOPIC, topic.map_or(Ok(()), Err));
@@ -354,15 +355,15 @@ mod tests {
     fn one_partition_without_a_leader_closes_the_door_for_nobody_and_all_of_them_do() {
         let health = Health::default();
         let brokers = BrokerStatus::new("kafka:9092", health.clone(), None);
-        assert!(health.closed().is_some(), "closed until the brokers answer");
+        assert!(health.gate.closed().is_some(), "closed until the brokers answer");
         brokers.sees(unwritable(&[1]));
-        assert!(health.closed().is_none() && health.outage(&[dependency::KAFKA_TOPIC]).is_some());
+        assert!(health.gate.closed().is_none() && health.outage(&[dependency::KAFKA_TOPIC]).is_some());
         brokers.acknowledged();
         assert!(brokers.unwritable().is_some(), "the other partition's acknowledgement");
         brokers.sees(unwritable(&[0, 1]));
-        assert!(health.closed().is_some_and(|(_, why)| why.contains("partition(s) 0, 1: no leader")));
+        assert!(health.gate.closed().is_some_and(|(_, why)| why.contains("partition(s) 0, 1: no leader")));
         brokers.sees(unwritable(&[]));
-        assert!(health.closed().is_none() && health.outage(&[dependency::KAFKA_TOPIC]).is_none());
+        assert!(health.gate.closed().is_none() && health.outage(&[dependency::KAFKA_TOPIC]).is_none());
     }
 
     #[test]
@@ -389,10 +390,10 @@ mod tests {
         brokers.clock_is_wrong(Side::Ahead, "an hour ahead");
         brokers.acknowledged();
         brokers.answered();
-        let (_, reason) = health.closed().expect("it is closed");
+        let (_, reason) = health.gate.closed().expect("it is closed");
         assert!(reason.contains("an hour ahead") && !reason.contains("Connection refused"), "{reason}");
         brokers.clock_is_right();
         brokers.answered();
-        assert!(health.closed().is_none());
+        assert!(health.gate.closed().is_none());
     }
 }
