@@ -1,26 +1,228 @@
-//! Reads `<topic>.dlq`, from its beginning to its end or at single places. A reader is in no group's way: it assigns
-//! partitions itself and commits nothing.
+//! The records of `<topic>.dlq`, where dead letters stand: how they are written, and how they are read.
+//!
+//! A letter is written by an idempotent producer of its own. Its key is the letter's id, so a letter written twice is one
+//! letter to readers, who keep the first of each key. What became of a letter later is a mark of the same key.
+//!
+//! Value and headers are the record's own; what is known of the failure stands in further headers:
+//! `ingestd-reason`, `ingestd-message`, `ingestd-topic`, `ingestd-partition`, `ingestd-offset`, `ingestd-generation`,
+//! `ingestd-received`, `ingestd-time` (both milliseconds since 1970), and `ingestd-key` where the record had a key.
+//!
+//! A record that is larger than the topic of the dead letters takes is kept without its value, headers and key: the
+//! header `ingestd-value-omitted` tells the value's size in bytes. The archive has the record whole.
+//!
+//! A reader is in no group's way: it assigns partitions itself and commits nothing.
 
-use std::time::{Duration, Instant};
-
-use rdkafka::{
-    Message as _, Offset as KafkaOffset, TopicPartitionList,
-    config::FromClientConfigAndContext,
-    consumer::{BaseConsumer, Consumer},
-    error::{KafkaError, KafkaResult},
-    message::BorrowedMessage,
-    types::RDKafkaErrorCode as Code,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use super::{Chosen, by_partition};
+use anyhow::{Context as _, anyhow};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, try_join_all},
+};
+use parking_lot::Mutex;
+use rdkafka::{
+    ClientConfig, Message as _, Offset as KafkaOffset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, KafkaResult},
+    message::{BorrowedMessage, OwnedHeaders},
+    producer::{FutureProducer, FutureRecord, Producer},
+    types::RDKafkaErrorCode as Code,
+};
+use tokio::sync::Semaphore;
+
+use super::Chosen;
 use crate::{
     config::Config,
     log::{
-        dead_letters::{DeadLetter, LettersError, State},
-        kafka::{dead_letters::writer::fact, headers::headers, logging::Logging, settings},
+        dead_letters::{DeadLetter, DeadLetterWriter, LettersError, Source, State},
+        kafka::{
+            client::{self, Context, headers, owned_headers},
+            probe::is_refusal,
+            settings,
+        },
     },
     position::{Offset, Partition, Timestamp},
 };
+
+/// The headers that hold what is known of a failure. They stand behind the record's own, the reason first.
+mod fact {
+    pub const REASON: &str = "ingestd-reason";
+    pub const MESSAGE: &str = "ingestd-message";
+    pub const TOPIC: &str = "ingestd-topic";
+    pub const PARTITION: &str = "ingestd-partition";
+    pub const OFFSET: &str = "ingestd-offset";
+    pub const GENERATION: &str = "ingestd-generation";
+    pub const RECEIVED: &str = "ingestd-received";
+    pub const TIME: &str = "ingestd-time";
+    pub const KEY: &str = "ingestd-key";
+    pub const VALUE_OMITTED: &str = "ingestd-value-omitted";
+    /// In a mark: what became of the letter.
+    pub const MARK: &str = "ingestd-mark";
+}
+
+/// For all letters of one call, above the producer's `message.timeout.ms`, so that its answer comes first.
+const WRITING: Duration = Duration::from_secs(15);
+
+/// How many clients read letters at once while partitions are assigned.
+const READERS: usize = 4;
+
+type Letters = FutureProducer<Context>;
+
+/// Writes letters to Kafka. Its producer is made with the first letter: most daemons never see one.
+pub struct KafkaDeadLetters {
+    config: Arc<Config>,
+    /// Each partition that is assigned is asked for, by a client of its own.
+    readers: Arc<Semaphore>,
+    settings: ClientConfig,
+    topic: Arc<str>,
+    producer: Arc<Mutex<Option<Letters>>>,
+}
+
+impl KafkaDeadLetters {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            config: Arc::new(config.clone()),
+            readers: Arc::new(Semaphore::new(READERS)),
+            settings: settings::dead_letter_producer(config),
+            topic: settings::dead_letter_topic(config).into(),
+            producer: Arc::default(),
+        }
+    }
+
+    /// The producer; a new one where there is none yet, or where a fatal error ended the one before.
+    fn producer(&self) -> anyhow::Result<Letters> {
+        let mut producer = self.producer.lock();
+        let made = match producer.take() {
+            Some(working) if working.client().fatal_error().is_none() => working,
+            failed => {
+                if let Some(failed) = failed {
+                    // Its drop joins a thread.
+                    tokio::task::spawn_blocking(move || drop(failed));
+                }
+                client::open::<Letters>(&self.settings)
+                    .context("librdkafka refuses to make the producer of dead letters")?
+            }
+        };
+        Ok(producer.insert(made).clone())
+    }
+}
+
+impl DeadLetterWriter for KafkaDeadLetters {
+    fn write(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<()>> {
+        let topic = self.topic.clone();
+        let producer = match self.producer() {
+            Ok(producer) => producer,
+            Err(error) => return async { Err(error) }.boxed(),
+        };
+        // Whoever gives up before there is an outcome drops it, too.
+        let lent = Lent { slot: self.producer.clone(), producer: Some(producer) };
+        async move {
+            let sends = letters.iter().flat_map(|letter| Some(send(lent.producer.as_ref()?, &topic, letter)));
+            let outcome = match tokio::time::timeout(WRITING, try_join_all(sends)).await {
+                Ok(outcome) => outcome.map(drop),
+                Err(_) => Err(anyhow!("Kafka did not acknowledge {} dead letter(s) within {WRITING:?}", letters.len())),
+            };
+            if outcome.is_ok() {
+                lent.works();
+            }
+            outcome.with_context(|| format!("cannot write dead letters to topic {topic}"))
+        }
+        .boxed()
+    }
+
+    fn known(&self, source: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
+        let (config, turns) = (self.config.clone(), self.readers.clone());
+        async move {
+            let _turn = turns.acquire_owned().await?;
+            // It polls.
+            let known = tokio::task::spawn_blocking(move || super::known(&config, &source, from));
+            Ok(known.await??)
+        }
+        .boxed()
+    }
+}
+
+/// A producer that is being written with. Dropped before it was found to work it goes, and the next attempt makes a new
+/// one: this one may have lost its way to the brokers (see [`client::Reconnect`]).
+struct Lent {
+    slot: Arc<Mutex<Option<Letters>>>,
+    /// `None` when it is given back.
+    producer: Option<Letters>,
+}
+
+impl Lent {
+    fn works(mut self) {
+        self.producer = None;
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some(producer) = self.producer.take() else { return };
+        let failed = self.slot.lock().take();
+        // The last one's drop joins a thread, and here may be an arbiter.
+        let closing =
+            std::thread::Builder::new().name("kafka-retire".to_owned()).spawn(move || drop((failed, producer)));
+        if let Err(error) = closing {
+            tracing::warn!(%error, "no thread to close the producer of dead letters on, closing it here");
+        }
+    }
+}
+
+async fn send(producer: &Letters, topic: &str, letter: &DeadLetter) -> anyhow::Result<()> {
+    let (mut time, mut whole) = (letter.time, true);
+    loop {
+        let (id, value, headers) = record(letter, whole);
+        let mut record = FutureRecord::to(topic).key(&id).headers(headers).timestamp(time.0);
+        record.payload = value.as_ref();
+        match producer.send(record, WRITING).await.map_err(|(error, _)| error) {
+            Err(KafkaError::MessageProduction(Code::MessageSizeTooLarge)) if whole => whole = false,
+            // The time of the record itself is one that its topic took, where our clock is wrong. Readers go by
+            // `ingestd-time`.
+            Err(KafkaError::MessageProduction(code)) if is_refusal(code) && time != letter.received => {
+                (time, whole) = (letter.received, true);
+            }
+            sent => return sent.map(drop).with_context(|| format!("dead letter {}", letter.id())),
+        }
+    }
+}
+
+/// A letter as a record: its key, value and headers. `whole`: as it is; otherwise without what makes it large.
+pub(in crate::log) fn record(letter: &DeadLetter, whole: bool) -> (String, Option<Vec<u8>>, OwnedHeaders) {
+    let own = letter.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).filter(|_| whole);
+    let facts = [
+        (fact::REASON, letter.reason.clone()),
+        (fact::MESSAGE, letter.message.clone()),
+        (fact::TOPIC, letter.topic.clone()),
+        (fact::PARTITION, letter.partition.to_string()),
+        (fact::OFFSET, letter.offset.to_string()),
+        (fact::GENERATION, letter.generation.to_string()),
+        (fact::RECEIVED, letter.received.0.to_string()),
+        (fact::TIME, letter.time.0.to_string()),
+    ];
+    let facts = facts.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
+    let key = letter.key.as_deref().filter(|_| whole).map(|key| (fact::KEY, Some(key)));
+    let size = letter.value.as_ref().map_or(0, Vec::len).to_string();
+    let omitted = (!whole).then_some((fact::VALUE_OMITTED, Some(size.as_bytes())));
+    let headers = owned_headers(own.chain(facts).chain(key).chain(omitted));
+    (letter.id(), letter.value.clone().filter(|_| whole), headers)
+}
+
+/// The headers of a letter's mark: what became of it, and what filters look at.
+pub(super) fn mark_headers(letter: &DeadLetter, state: State) -> OwnedHeaders {
+    let facts = [
+        // First: readers look for our facts from there.
+        (fact::REASON, letter.reason.clone()),
+        (fact::MARK, state.as_str().to_owned()),
+        (fact::PARTITION, letter.partition.to_string()),
+        (fact::TIME, letter.time.0.to_string()),
+    ];
+    owned_headers(facts.iter().map(|(name, value)| (*name, Some(value.as_bytes()))))
+}
 
 /// One question to the brokers.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -53,7 +255,7 @@ pub(super) struct Seen {
 }
 
 pub(super) struct Reader {
-    consumer: BaseConsumer<Logging>,
+    consumer: BaseConsumer<Context>,
     topic: String,
     brokers: String,
     partitions: Vec<i32>,
@@ -64,7 +266,7 @@ impl Reader {
         let topic = settings::dead_letter_topic(config);
         let brokers = config.queue.kafka.brokers.clone();
         let settings = settings::dead_letter_reader(config);
-        let consumer: BaseConsumer<Logging> = BaseConsumer::from_config_and_context(&settings, Logging::default())
+        let consumer: BaseConsumer<Context> = client::open(&settings)
             .map_err(|error| LettersError::Invalid(format!("queue.kafka: no consumer can be made: {error}")))?;
         let mut reader = Self { consumer, topic, brokers, partitions: Vec::new() };
         let metadata = reader.consumer.fetch_metadata(Some(&reader.topic), DEADLINE);
@@ -155,7 +357,7 @@ impl Reader {
             Some(time) => self.at(time)?,
             None => self.partitions.iter().map(|partition| (*partition, KafkaOffset::Beginning)).collect(),
         };
-        let mut ends = std::collections::BTreeMap::new();
+        let mut ends = BTreeMap::new();
         for partition in &self.partitions {
             let watermarks = self.consumer.fetch_watermarks(&self.topic, *partition, DEADLINE);
             let (start, end) = watermarks.map_err(|error| self.unavailable(&error))?;
@@ -191,7 +393,11 @@ impl Reader {
         mut take: impl FnMut(&Chosen, DeadLetter, Option<u64>) -> Result<(), LettersError>,
     ) -> Result<(), LettersError> {
         // One partition after the other, so that what a caller collects is about as large as it asked for.
-        for (partition, mut wanted) in by_partition(chosen) {
+        let mut places: BTreeMap<i32, BTreeMap<i64, Chosen>> = BTreeMap::new();
+        for letter in chosen {
+            places.entry(letter.place.partition).or_default().insert(letter.place.offset, letter);
+        }
+        for (partition, mut wanted) in places {
             let Some(first) = wanted.keys().next().copied() else { continue };
             self.read(&self.topic, &[(partition, KafkaOffset::Offset(first))], deadline, |event| {
                 match event {
