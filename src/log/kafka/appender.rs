@@ -45,7 +45,7 @@ use crate::{
     metrics::Metrics,
 };
 
-/// A producer that failed for good (librdkafka calls it fatal) is replaced at most so often.
+/// A producer that failed for good (librdkafka calls it fatal) is replaced once in this time at most.
 const REPLACE_EVERY: Duration = Duration::from_secs(5);
 
 /// Writes to one topic.
@@ -56,7 +56,7 @@ pub struct KafkaAppender {
     topic: String,
     brokers: Arc<BrokerStatus>,
     metrics: Arc<Metrics>,
-    /// Shared by those that append; alone for whoever replaces it. `None` only while it is dropped.
+    /// Shared by those that append; alone for the one who replaces it. `None` only while it is dropped.
     writer: RwLock<Option<Writer>>,
 }
 
@@ -217,9 +217,9 @@ fn retire(writer: Option<Writer>) {
 struct Sent {
     ticket: Arc<Ticket>,
     index: usize,
-    /// Told by its drop.
+    /// Its drop says that the request's last event is answered.
     _request: Option<Arc<InFlight>>,
-    /// The same.
+    /// Its drop says that this record is answered.
     _handed: Handed,
 }
 
@@ -365,7 +365,7 @@ impl<R: Deliveries> PolledProducer<R> {
         Ok(Self { producer, ended, thread: Some(thread) })
     }
 
-    /// For whoever asks the brokers by it; to be dropped before this.
+    /// For questions to the brokers; to be dropped before this.
     fn shared(&self) -> Arc<BaseProducer<Context<R>>> {
         self.producer.clone()
     }
@@ -382,7 +382,7 @@ impl<R: Deliveries> Deref for PolledProducer<R> {
 impl<R: Deliveries> Drop for PolledProducer<R> {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Release);
-        // Those that wait hear it at once.
+        // Those that wait are answered at once.
         self.producer.purge(PurgeConfig::default().queue().inflight());
         if let Some(thread) = self.thread.take() {
             // It catches panics.
@@ -391,7 +391,7 @@ impl<R: Deliveries> Drop for PolledProducer<R> {
     }
 }
 
-/// The partition of a key, of so many, where Kafka's producers put it: librdkafka's partitioner `murmur2_random`, which is
+/// The partition of a key, where Kafka's producers put it: librdkafka's partitioner `murmur2_random`, which is
 /// Java's. librdkafka places the records; this is for knowing it beforehand.
 fn partition_of_key(key: &[u8], partitions: usize) -> usize {
     (murmur2(key) & 0x7fff_ffff) as usize % partitions.max(1)

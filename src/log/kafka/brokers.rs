@@ -15,7 +15,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rdkafka::{
     error::KafkaError,
     metadata::{Metadata, MetadataPartition},
@@ -30,18 +30,18 @@ use crate::{
     names::dependency,
 };
 
-/// A connection that is used says by itself that it works; one that is silent for so long is asked.
+/// A connection that is used says by itself that it works; one that is silent for this long is asked.
 const SILENCE: Duration = Duration::from_secs(5);
-/// A record without an answer for so long has the brokers asked why.
+/// After this time without an answer for a record, the brokers are asked why.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
-/// Where no record at all was acknowledged for so long, though one waits, the brokers are away, whatever they say. Longer
+/// Where no record at all was acknowledged for this long, though one waits, the brokers are away, whatever they say. Longer
 /// than a busy broker's pauses, and than it takes to find out by asking.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
-/// So long a request waits when it is known by then that the brokers take nothing.
+/// How long a request waits when it is known by then that the brokers take nothing.
 pub const UNANSWERED_REQUEST: Duration = Duration::from_millis(2700);
 const FIRST_PROBE: Duration = Duration::from_millis(500);
 const LONGEST_PROBE: Duration = Duration::from_secs(5);
-/// While partitions are unwritable they are looked at so often.
+/// The pause between two looks at partitions that are unwritable.
 const LOOK: Duration = Duration::from_millis(750);
 
 /// Shared by the producers' callbacks, their probes and the appender.
@@ -99,10 +99,6 @@ impl BrokerStatus {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -131,7 +127,7 @@ impl BrokerStatus {
         self.last_answer.store(now, Ordering::Relaxed);
         self.last_acknowledged.store(now, Ordering::Relaxed);
         if self.is_away.load(Ordering::Relaxed) {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.pause = FIRST_PROBE;
             self.present(&mut state);
         }
@@ -140,7 +136,7 @@ impl BrokerStatus {
     /// A probe was answered, by way of the producer.
     pub(super) fn answered(&self) {
         self.last_answer.store(self.now(), Ordering::Relaxed);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         self.present(&mut state);
     }
 
@@ -157,7 +153,7 @@ impl BrokerStatus {
 
     /// What the brokers say of the topic.
     pub(super) fn sees(&self, topic: Writability) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if topic.unwritable.is_empty() {
             self.unwritable.store(None);
         } else {
@@ -173,7 +169,7 @@ impl BrokerStatus {
 
     /// The brokers cannot be used. Returns whether that is news.
     pub(super) fn down(&self, reason: &str) -> bool {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let news = state.away.is_none();
         if !news {
             state.pause = (state.pause * 2).min(LONGEST_PROBE);
@@ -195,7 +191,7 @@ impl BrokerStatus {
 
     /// The brokers refuse our time, for this reason. One line in the log for as long as that lasts.
     pub(super) fn clock_is_wrong(&self, side: Side, reason: &str) {
-        if self.state().clock.replace(side).is_none() {
+        if self.state.lock().clock.replace(side).is_none() {
             tracing::error!(reason, "Kafka refuses events for their time: none are sent until the clocks agree");
         }
         self.down(reason);
@@ -203,19 +199,19 @@ impl BrokerStatus {
 
     /// On which side our time was refused, and is until the brokers say otherwise.
     pub(super) fn clock(&self) -> Option<Side> {
-        self.state().clock
+        self.state.lock().clock
     }
 
     /// The brokers take our time again.
     pub(super) fn clock_is_right(&self) {
-        if self.state().clock.take().is_some() {
+        if self.state.lock().clock.take().is_some() {
             tracing::info!("Kafka takes this machine's time again");
         }
     }
 
     /// Nothing is acknowledged, though brokers answer.
     pub(super) fn idle(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.away.is_none() {
             state.pause = (state.pause * 2).min(LONGEST_PROBE);
         }
@@ -223,7 +219,7 @@ impl BrokerStatus {
         self.tell(&mut state);
     }
 
-    /// Says how it is to whoever asks the door, the buffer, or readiness.
+    /// Passes on how it is: to the door, the buffer and readiness.
     fn tell(&self, state: &mut State) {
         self.is_away.store(state.away.is_some(), Ordering::Release);
         let unwritable = self.unwritable.load_full();
@@ -231,12 +227,10 @@ impl BrokerStatus {
         let topic =
             unwritable.as_ref().map(|topic| format!("Kafka at {} takes no events for {}", self.brokers, topic.words()));
         let all = unwritable.as_ref().filter(|topic| topic.unwritable.len() >= topic.partitions).and(topic.clone());
-        match &self.buffer {
-            Some(buffer) => buffer.set_kafka(away.is_none() && topic.is_none()),
-            None => match away.clone().or(all) {
-                Some(reason) => self.health.close(Closed::QueueUnavailable, reason),
-                None => self.health.open(Closed::QueueUnavailable),
-            },
+        match (&self.buffer, away.clone().or(all)) {
+            (Some(buffer), _) => buffer.set_kafka(away.is_none() && topic.is_none()),
+            (None, Some(reason)) => self.health.close(Closed::QueueUnavailable, reason),
+            (None, None) => self.health.open(Closed::QueueUnavailable),
         }
         self.health.dependency(dependency::KAFKA, away.map_or(Ok(()), Err));
         self.health.dependency(dependency::KAFKA_TOPIC, topic.map_or(Ok(()), Err));
@@ -258,13 +252,13 @@ impl BrokerStatus {
 
     /// What librdkafka said about a connection, for the reason that operators see.
     pub(super) fn note(&self, reason: &str) {
-        self.state().last_error = Some(reason.to_owned());
+        self.state.lock().last_error = Some(reason.to_owned());
     }
 
     /// Whether the next probe is due, so long after the last one.
     pub(super) fn is_due(&self, since: Duration) -> bool {
         if self.is_away() {
-            return since >= self.state().pause;
+            return since >= self.state.lock().pause;
         }
         if self.unwritable.load().is_some() {
             return since >= LOOK;
@@ -285,14 +279,14 @@ impl BrokerStatus {
         self.unanswered.oldest(Instant::now()) >= SUSPICIOUS
     }
 
-    /// Whether a record has waited for so long without any other being acknowledged that nothing is.
+    /// Whether a record waits, and no other was acknowledged either, for [`UNACKNOWLEDGED`].
     pub(super) fn acknowledges_nothing(&self) -> bool {
         self.unanswered.oldest(Instant::now()) >= UNACKNOWLEDGED
             && self.since(&self.last_acknowledged) >= UNACKNOWLEDGED
     }
 
     pub(super) fn explain(&self, error: &KafkaError) -> String {
-        let words = self.words(&self.state(), &error.to_string());
+        let words = self.words(&self.state.lock(), &error.to_string());
         match self.unwritable() {
             Some(topic) => format!("{words}: it takes no events for {}", topic.words()),
             None => words,
@@ -340,9 +334,9 @@ impl Reporter {
     }
 }
 
-/// Records are told apart by when they were handed over, this finely.
+/// The precision of the time at which a record was handed over.
 const SLOT: Duration = Duration::from_millis(125);
-/// So many slots go round: records live for less than 16 s as a rule, and older ones are taken for younger ones.
+/// The slots go round: records live for less than 16 s as a rule, and older ones are taken for younger ones.
 const SLOTS: usize = 128;
 
 /// How old the oldest record is that librdkafka has and no broker has answered for: the records, by when they were handed

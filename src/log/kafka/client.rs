@@ -1,4 +1,4 @@
-//! What all clients of librdkafka share: their context, the log lines, how one that is stranded is told from brokers that
+//! What all clients of librdkafka share: their context, the log lines, how a stranded client is told from brokers that
 //! are away, and the questions that the `rdkafka` crate does not wrap.
 //!
 //! That crate wraps neither `DescribeTopics` nor what a fetch says of a log's end, and panics on a header's name or a
@@ -117,7 +117,7 @@ impl<R: Deliveries> ProducerContext for Context<R> {
 
     fn delivery(&self, outcome: &DeliveryResult<'_>, sent: R::Sent) {
         // rdkafka hears of many records at once, and a panic over one would leave those after it without an answer. It is
-        // reported by the hook; what came with the record is dropped, and says so to whoever waits.
+        // reported by the hook; what came with the record is dropped, and answers those that wait.
         let _ = panic::catch_unwind(AssertUnwindSafe(|| self.role.delivered(outcome, sent)));
     }
 }
@@ -232,7 +232,7 @@ pub(super) fn explained(said: &str) -> String {
     format!("{said}{hint}")
 }
 
-/// A new client asks at most so often.
+/// The pause between two questions by a new client.
 const NEW_CLIENT_EVERY: Duration = Duration::from_secs(4);
 /// What the old one may take to notice that the brokers are back: twice its longest pause between two connections.
 const OWN_TIME: Duration = Duration::from_secs(4);
@@ -274,7 +274,7 @@ impl Reconnect {
     }
 }
 
-/// Whether a new client is told the topic's identity.
+/// Whether a new client gets an answer to the question for the topic's identity.
 pub(super) fn a_new_client_is_answered(settings: &ClientConfig, topic: &str) -> bool {
     open::<BaseConsumer<Context>>(settings)
         .is_ok_and(|client| topic_identity(client.client(), topic, NEW_CLIENT_DEADLINE).is_ok())
@@ -430,7 +430,7 @@ pub(super) fn takes_a_connection((host, port): (&str, u16), timeout: Duration) -
     let resolver = std::thread::Builder::new().name("kafka-resolve".to_owned()).spawn(move || {
         let found = (name.as_str(), port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
         RESOLVING.fetch_sub(1, Ordering::AcqRel);
-        // Whoever asked may have given up.
+        // The one who asked may have given up.
         let _ = resolved.send(found);
     });
     if resolver.is_err() {

@@ -4,7 +4,7 @@
 //! the letter's facts that filters look at. Marks are written in transactions; a replay's transaction holds the event
 //! as well, so that a crash leaves both or neither.
 //!
-//! **Once, whoever tries.** The transactional id is `<group>-dlq` for all. Whoever takes it (`init_transactions`) fences
+//! **Once, by whomever.** The transactional id is `<group>-dlq` for all. The one who takes it (`init_transactions`) fences
 //! those who had it, after the coordinator has ended their transaction; only then the topic is read, with
 //! `read_committed`. So what is seen as open was closed by nobody, and nobody else can close it any more.
 
@@ -244,7 +244,7 @@ impl DeadLetters for KafkaLetters {
     }
 }
 
-/// What was done before the time was up stands, and is told.
+/// Whether the time was up. What was done before that stands, and is reported.
 fn is_out_of_time(visited: Result<(), LettersError>, deadline: Instant) -> Result<bool, LettersError> {
     match visited {
         Err(LettersError::Unavailable(_)) if Instant::now() >= deadline => Ok(true),

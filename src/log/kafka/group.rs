@@ -166,7 +166,7 @@ impl Role for Group {
 
 /// From the first position that is due to its commit: those that come meanwhile go with it.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
-/// While the last positions cannot be committed, they are tried again so often.
+/// The pause before the last positions are tried again, where they could not be committed.
 const LAST_TRY_EVERY: Duration = Duration::from_millis(100);
 
 /// The positions of the partitions that are held: what was confirmed, and what of it was sent to the group.
@@ -238,7 +238,7 @@ impl Commits {
 /// It commits synchronously: with `rdkafka`'s event interface nobody hears what became of an asynchronous commit, and one
 /// that failed would be forgotten.
 pub(super) struct Committer {
-    /// Says that something is due. One word that waits says all that several would.
+    /// Says that something is due. One message that waits says all that several would.
     due: Sender<()>,
     /// Sends the deadline of the last commit.
     last: Sender<Instant>,
@@ -368,15 +368,15 @@ impl CommitMetadata {
 
 /// Whether this process holds every partition of the topic in its group, which stores that are not shared depend on.
 ///
-/// The number of partitions is heard from the brokers within seconds, but the group hands new partitions out only when
+/// The number of partitions comes from the brokers within seconds, but the group hands new partitions out only when
 /// a member's own metadata is refreshed. Until then a process that held all holds all that are given out.
 #[derive(Debug)]
 pub(super) struct Ownership {
     /// How long new partitions may stand without an owner.
     patience: Duration,
-    /// Of the topic, as last heard.
+    /// Of the topic, by the last answer.
     partitions: Option<usize>,
-    /// We held all of so many when there came to be more, at this moment.
+    /// How many there were when we held all and there came to be more, and when that was.
     outgrown: Option<(usize, Instant)>,
     /// What was announced last.
     told: Option<bool>,
@@ -387,7 +387,7 @@ impl Ownership {
         Self { patience, partitions: None, outgrown: None, told: None }
     }
 
-    /// The topic has so many partitions, and we hold `held` of them.
+    /// The topic has this number of partitions, and we hold `held` of them.
     pub fn counted(&mut self, partitions: usize, held: usize, now: Instant) {
         let before = self.partitions.replace(partitions);
         if before == Some(held) && partitions > held {
@@ -417,7 +417,7 @@ impl Ownership {
     }
 }
 
-/// So often the group is asked, while this member does not have the whole topic.
+/// The pause between two questions to the group, while this member does not have the whole topic.
 const ASK_EVERY: Duration = Duration::from_secs(8);
 /// One question to the group's coordinator.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -485,7 +485,7 @@ pub(super) fn unowned(
 }
 
 /// The partitions of `topic` in a member's assignment, as consumers encode it: a version, the topics, each with its
-/// partitions, and what the assignor adds; `None` when it is none.
+/// partitions, and what the assignor adds; `None` when it is something else.
 fn owned(assignment: &[u8], topic: &str) -> Option<Vec<Partition>> {
     // A member that was given nothing.
     if assignment.is_empty() {

@@ -12,11 +12,12 @@ use std::{
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use rdkafka::{
     ClientConfig, Offset as KafkaOffset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult},
+    topic_partition_list::TopicPartitionListElem,
     types::RDKafkaErrorCode as Code,
 };
 
@@ -35,7 +36,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(3);
 /// For one partition, when asking for all failed.
 const ONE_DEADLINE: Duration = Duration::from_secs(2);
-/// The log's ends are looked at so often, for the lag; it also shows whether the brokers still answer.
+/// The pause between two looks at the logs' ends, for the lag; they also show whether the brokers still answer.
 const TICK: Duration = Duration::from_secs(3);
 /// After a failed question.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), TICK);
@@ -63,20 +64,21 @@ pub(super) struct PartitionOffsets {
 
 #[derive(Debug)]
 pub(super) enum Finding {
-    PartitionOffsets {
-        partitions: Vec<PartitionOffsets>,
-        written_by: CommitMetadata,
-        partition_count: usize,
-    },
-    /// The log of each watched partition, at every tick.
-    Log {
-        ranges: Vec<(Partition, LogRange)>,
-        partition_count: usize,
-    },
+    /// The brokers answered, at every tick, or because partitions were asked for.
+    Lookup(Lookup),
     /// The brokers did not answer; they are asked again.
     Unreachable(String),
     /// This client finds none of them any more, while a new one does.
     NeedsReconnect,
+}
+
+#[derive(Debug)]
+pub(super) struct Lookup {
+    /// The log of each partition that is watched, or was asked for.
+    pub ranges: Vec<(Partition, LogRange)>,
+    pub partition_count: usize,
+    /// The partitions that were asked for, and what their positions belong to; `None` where none was found.
+    pub found: Option<(Vec<PartitionOffsets>, CommitMetadata)>,
 }
 
 /// The source's end of the offset reader.
@@ -104,12 +106,6 @@ struct State {
     stop: bool,
 }
 
-impl Wanted {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-}
-
 impl OffsetReader {
     pub(super) fn start(
         consumer: Arc<SourceConsumer>,
@@ -120,16 +116,8 @@ impl OffsetReader {
     ) -> anyhow::Result<Self> {
         let wanted = Arc::new(Wanted::default());
         let (sender, findings) = bounded(16);
-        let wanted_too = wanted.clone();
-        let reader = Reader {
-            consumer,
-            plain,
-            membership,
-            topic: topic.to_owned(),
-            generation,
-            wanted: wanted_too,
-            findings: sender,
-        };
+        let (topic, wanted_too) = (topic.to_owned(), wanted.clone());
+        let reader = Reader { consumer, plain, membership, topic, generation, wanted: wanted_too, findings: sender };
         let thread = std::thread::Builder::new()
             .name("kafka-offsets".to_owned())
             .spawn(move || reader.run())
@@ -137,22 +125,22 @@ impl OffsetReader {
         Ok(Self { wanted, findings, thread })
     }
 
-    /// Asks for these partitions. The answer comes as [`Finding::PartitionOffsets`] when the brokers give it.
+    /// Asks for these partitions. The answer comes as [`Lookup::found`] when the brokers give it.
     pub(super) fn ask(&self, partitions: impl IntoIterator<Item = Partition>, round: u64) {
-        let mut state = self.wanted.state();
+        let mut state = self.wanted.state.lock();
         state.asked.extend(partitions.into_iter().map(|partition| (partition, round)));
         self.wanted.changed.notify_one();
     }
 
     /// Asks for the logs' ranges now.
     pub(super) fn look(&self) {
-        self.wanted.state().now = true;
+        self.wanted.state.lock().now = true;
         self.wanted.changed.notify_one();
     }
 
     /// Sets the partitions whose logs are looked at; others are not asked for any more.
     pub(super) fn watch(&self, partitions: BTreeSet<Partition>) {
-        let mut state = self.wanted.state();
+        let mut state = self.wanted.state.lock();
         state.asked.retain(|partition, _| partitions.contains(partition));
         state.watched = partitions;
     }
@@ -162,9 +150,9 @@ impl OffsetReader {
         self.thread.is_finished()
     }
 
-    /// Ends the thread; the question that it asks may take until its deadline, so whoever cannot wait joins elsewhere.
+    /// Ends the thread; the question that it asks may take until its deadline, so one who cannot wait joins elsewhere.
     pub(super) fn stop(self) -> JoinHandle<()> {
-        self.wanted.state().stop = true;
+        self.wanted.state.lock().stop = true;
         self.wanted.changed.notify_one();
         self.thread
     }
@@ -197,47 +185,35 @@ impl Reader {
         let mut group = Unowned::new(Instant::now());
         while let Some((asked, watched)) = self.next(pause) {
             match self.look_up(&asked, &watched) {
-                Ok(findings) => {
+                Ok(lookup) => {
                     reconnect.answered();
-                    if self.answered(&asked, &findings) {
-                        pause = TICK;
-                        failures = 0;
-                    } else {
-                        failures += 1;
-                        pause = BACKOFF.pause(failures);
-                    }
-                    self.look_at_group(&mut group, &watched, &findings);
+                    failures = if self.answered(&asked, lookup.found.as_ref()) { 0 } else { failures + 1 };
+                    self.look_at_group(&mut group, watched.len(), lookup.partition_count);
                     // An error says that the source has gone.
-                    if findings.into_iter().any(|finding| self.findings.send(finding).is_err()) {
+                    if self.findings.send(Finding::Lookup(lookup)).is_err() {
                         return;
                     }
                 }
                 Err(error) => {
                     failures += 1;
-                    pause = BACKOFF.pause(failures);
                     let reason = format!("{error}{}", self.consumer.context().says());
-                    if self.findings.send(Finding::Unreachable(reason)).is_err() {
-                        return;
-                    }
-                    if reconnect.unanswered(Instant::now(), || self.is_alone_without_answer())
-                        && self.findings.send(Finding::NeedsReconnect).is_err()
+                    if self.findings.send(Finding::Unreachable(reason)).is_err()
+                        || reconnect.unanswered(Instant::now(), || self.is_alone_without_answer())
+                            && self.findings.send(Finding::NeedsReconnect).is_err()
                     {
                         return;
                     }
                 }
             }
+            pause = if failures == 0 { TICK } else { BACKOFF.pause(failures) };
         }
     }
 
     /// Has the group divide its partitions anew where nobody reads one.
-    fn look_at_group(&self, group: &mut Unowned, watched: &BTreeSet<Partition>, findings: &[Finding]) {
-        let counted = findings.iter().find_map(|finding| match finding {
-            Finding::Log { partition_count, .. } => Some(*partition_count),
-            _ => None,
-        });
-        let Some(count) = counted.filter(|count| watched.len() < *count && group.is_due(Instant::now())) else {
+    fn look_at_group(&self, group: &mut Unowned, watched: usize, count: usize) {
+        if watched >= count || !group.is_due(Instant::now()) {
             return;
-        };
+        }
         let Membership { group: name, settings, other_topic } = &self.membership;
         let unowned = match group::unowned(&self.consumer, name, &self.topic, count) {
             Ok(unowned) => group.found(unowned),
@@ -274,7 +250,7 @@ impl Reader {
     /// Waits for something to ask, at most `pause`. After a failure the pause holds for what is asked, too.
     fn next(&self, pause: Duration) -> Option<(BTreeMap<Partition, u64>, BTreeSet<Partition>)> {
         let until = Instant::now() + pause;
-        let mut state = self.wanted.state();
+        let mut state = self.wanted.state.lock();
         loop {
             if state.stop {
                 return None;
@@ -291,35 +267,34 @@ impl Reader {
 
     /// Forgets what was answered, unless it was asked again meanwhile; whether that was all of `asked`. A partition
     /// without a leader is asked for again.
-    fn answered(&self, asked: &BTreeMap<Partition, u64>, findings: &[Finding]) -> bool {
-        let found = findings.iter().flat_map(|finding| match finding {
-            Finding::PartitionOffsets { partitions, .. } => partitions.as_slice(),
-            _ => &[],
-        });
-        let mut state = self.wanted.state();
-        let mut answers = 0;
+    fn answered(
+        &self,
+        asked: &BTreeMap<Partition, u64>,
+        found: Option<&(Vec<PartitionOffsets>, CommitMetadata)>,
+    ) -> bool {
+        let found = found.map_or(&[][..], |(partitions, _)| partitions);
+        let mut state = self.wanted.state.lock();
         for PartitionOffsets { partition, round, .. } in found {
-            answers += 1;
             if state.asked.get(partition) == Some(round) {
                 state.asked.remove(partition);
             }
         }
-        answers == asked.len()
+        found.len() == asked.len()
     }
 
     /// Between two questions, each of which may wait behind a fetch that finds nothing.
     fn go_on(&self) -> KafkaResult<()> {
-        if self.wanted.state().stop { Err(KafkaError::Canceled) } else { Ok(()) }
+        if self.wanted.state.lock().stop { Err(KafkaError::Canceled) } else { Ok(()) }
     }
 
-    fn look_up(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Vec<Finding>> {
+    fn look_up(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Lookup> {
         // Asked before and after: what is found between is of one topic.
         let identity = if asked.is_empty() { None } else { Some(self.identity()?) };
         self.go_on()?;
         let partition_count = self.partition_count()?;
         let all: BTreeSet<Partition> = asked.keys().chain(watched).copied().collect();
         if all.is_empty() {
-            return Ok(vec![Finding::Log { ranges: Vec::new(), partition_count }]);
+            return Ok(Lookup { ranges: Vec::new(), partition_count, found: None });
         }
         self.go_on()?;
         let starts = self.ask_log(&all, KafkaOffset::Beginning)?;
@@ -331,7 +306,7 @@ impl Reader {
             Some(LogRange { start, end, high: high.map_or(end, |high| high.max(end)) })
         };
         let ranges = all.iter().filter_map(|partition| Some((*partition, range(partition)?))).collect();
-        let mut findings = vec![Finding::Log { ranges, partition_count }];
+        let mut lookup = Lookup { ranges, partition_count, found: None };
         if let Some(identity) = identity {
             self.go_on()?;
             let committed = self.ask_committed(asked.keys().filter(|partition| range(partition).is_some()))?;
@@ -354,10 +329,10 @@ impl Reader {
                 return Err(KafkaError::MetadataFetch(Code::UnknownTopicId));
             }
             if !partitions.is_empty() {
-                findings.push(Finding::PartitionOffsets { partitions, written_by, partition_count });
+                lookup.found = Some((partitions, written_by));
             }
         }
-        Ok(findings)
+        Ok(lookup)
     }
 
     fn identity(&self) -> KafkaResult<TopicIdentity> {
@@ -379,7 +354,7 @@ impl Reader {
     fn ask_log(&self, partitions: &BTreeSet<Partition>, end: KafkaOffset) -> KafkaResult<BTreeMap<Partition, Offset>> {
         let ask = |partitions: &BTreeSet<Partition>, deadline| {
             let answer = self.consumer.offsets_for_times(self.list(partitions, end)?, deadline)?;
-            Ok(offsets(&answer).0)
+            Ok(offsets(&answer))
         };
         match ask(partitions, DEADLINE) {
             Err(error) if partitions.len() > 1 => {
@@ -397,17 +372,12 @@ impl Reader {
         partitions: impl IntoIterator<Item = &'p Partition>,
     ) -> KafkaResult<BTreeMap<Partition, (Offset, String)>> {
         let answer = self.consumer.committed_offsets(self.list(partitions, KafkaOffset::Invalid)?, DEADLINE)?;
-        // A position that cannot be told is not one that does not exist.
-        let (offsets, failed) = offsets(&answer);
-        if let Some(error) = failed {
-            return Err(error);
-        }
+        // A position that is not answered is not one that does not exist.
+        answer.elements().iter().try_for_each(|element| element.error())?;
         let mut metadata = commit_metadata(&answer);
-        let with_metadata = |(partition, offset)| {
-            let metadata = metadata.remove(&partition).unwrap_or_default();
-            (partition, (offset, metadata))
-        };
-        Ok(offsets.into_iter().map(with_metadata).collect())
+        let with_metadata =
+            |(partition, offset)| (partition, (offset, metadata.remove(&partition).unwrap_or_default()));
+        Ok(offsets(&answer).into_iter().map(with_metadata).collect())
     }
 
     fn list<'p>(
@@ -423,36 +393,26 @@ impl Reader {
     }
 }
 
-/// The offsets in an answer, and the first error; partitions with an error or without an offset are left out.
-fn offsets(answer: &TopicPartitionList) -> (BTreeMap<Partition, Offset>, Option<KafkaError>) {
-    let (mut offsets, mut failed) = (BTreeMap::new(), None);
-    for element in answer.elements() {
-        if let Err(error) = element.error() {
-            failed.get_or_insert(error);
-            continue;
-        }
-        if let KafkaOffset::Offset(offset) = element.offset()
-            && let Some(offset) = Offset::from_kafka(offset)
-        {
-            offsets.insert(Partition(element.partition()), offset);
-        }
-    }
-    (offsets, failed)
+/// The offsets in an answer; partitions with an error or without an offset are left out.
+fn offsets(answer: &TopicPartitionList) -> BTreeMap<Partition, Offset> {
+    let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
+        KafkaOffset::Offset(offset) if element.error().is_ok() => Offset::from_kafka(offset),
+        _ => None,
+    };
+    let elements = answer.elements();
+    elements.iter().filter_map(|element| Some((Partition(element.partition()), offset(element)?))).collect()
 }
 
-//
-// The end of a partition's log may hold no records: the markers of transactions (a replay of dead letters is one) take
-// offsets as well. Nobody delivers them, so a sink that has everything would seem to lag behind for as long as nothing
-// is appended.
-//
-// When a partition has stood still below its log's end from one look to the next, a client of its own reads from
-// there. The end was known before, so when that client is at the end without a record, there is none below it.
-
-/// A client that has heard nothing by then leaves the question open.
+/// A client without an answer by then leaves the question open.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
 
 /// What is known of the ends of the logs that are read.
+///
+/// The end of a partition's log may hold no records: the markers of transactions (a replay of dead letters is one) take
+/// offsets as well. Nobody delivers them, so a sink that has everything would seem to lag behind for as long as nothing
+/// is appended. When a partition has stood still below its log's end from one look to the next, a client of its own reads
+/// from there. The end was known before, so when that client is at the end without a record, there is none below it.
 pub(super) struct EmptyEnds {
     settings: ClientConfig,
     topic: String,

@@ -1,4 +1,5 @@
-//! The partitions that the group gave to a source: what each waits for, and whether librdkafka fetches it.
+//! The partitions that the group gave to a source: what each waits for, whether librdkafka fetches it, its records on their
+//! way into a batch, and what speaks against the source's work at present.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -178,7 +179,7 @@ impl Partitions {
         let mut due: Vec<_> = self
             .deliveries()
             .filter(|(_, delivery)| delivery.due_in(limits, now).is_some_and(|due| early || due.is_zero()))
-            .map(|(partition, delivery)| (delivery.since(), partition))
+            .map(|(partition, delivery)| (delivery.since, partition))
             .collect();
         due.sort_unstable();
         for (_, partition) in due {
@@ -204,10 +205,8 @@ impl Partitions {
     /// Where a partition is delivered and nothing waits here: all records below are handed on.
     pub fn delivered(&self, partition: Partition) -> Option<Offset> {
         match self.held.get(&partition) {
-            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running })
-                if delivery.since().is_none() =>
-            {
-                Some(delivery.next())
+            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running }) if delivery.since.is_none() => {
+                Some(delivery.next)
             }
             _ => None,
         }
@@ -225,9 +224,9 @@ impl Partitions {
         let mut outside = BTreeSet::new();
         for (partition, log) in ranges {
             let Some(Held { phase: Phase::Delivered(delivery), .. }) = self.held.get(partition) else { continue };
-            if delivery.next() < log.start || delivery.next() > log.end {
+            if delivery.next < log.start || delivery.next > log.end {
                 tracing::warn!(
-                    topic = self.topic, %partition, position = %delivery.next(), log_start = %log.start,
+                    topic = self.topic, %partition, position = %delivery.next, log_start = %log.start,
                     log_end = %log.end, "the position is outside the log"
                 );
                 outside.insert(*partition);
@@ -241,7 +240,7 @@ impl Partitions {
         for (partition, held) in &mut self.held {
             let Phase::Delivered(delivery) = &held.phase else { continue };
             if held.fetcher != Fetcher::Running
-                && let Err(error) = start(&self.consumer, &self.topic, *partition, &mut held.fetcher, delivery.next())
+                && let Err(error) = start(&self.consumer, &self.topic, *partition, &mut held.fetcher, delivery.next)
             {
                 // A partition that was assigned a moment ago takes no seek yet.
                 tracing::debug!(topic = self.topic, %partition, %error, "not started yet, trying again");
@@ -300,9 +299,6 @@ fn start(
     Ok(())
 }
 
-//
-// Records of one partition on their way into a batch.
-
 /// What is delivered of one partition since the latest `Begin`.
 ///
 /// Invariant: everything in `[Begin's at, from)` was handed on, `[from, next)` is in `buffer`, and `next` is where
@@ -310,12 +306,13 @@ fn start(
 pub(super) struct Delivery {
     pub epoch: Epoch,
     from: Offset,
-    next: Offset,
+    /// The next offset to be fetched.
+    pub next: Offset,
     buffer: RecordBuffer,
     /// What the batch before took.
     expected: usize,
     /// When the oldest record of the buffer arrived.
-    since: Option<Instant>,
+    pub since: Option<Instant>,
 }
 
 impl Delivery {
@@ -323,18 +320,8 @@ impl Delivery {
         Self { epoch, from: at, next: at, buffer: RecordBuffer::default(), expected: 0, since: None }
     }
 
-    /// The next offset to be fetched.
-    pub fn next(&self) -> Offset {
-        self.next
-    }
-
     pub fn size(&self) -> usize {
         self.buffer.size()
-    }
-
-    /// Since when its oldest record waits.
-    pub fn since(&self) -> Option<Instant> {
-        self.since
     }
 
     /// Takes a message over. Those below `next` were taken before; offsets skipped have no record (a transaction's
@@ -389,35 +376,33 @@ impl Delivery {
     }
 }
 
-//
-// What speaks against a source's work at present: one outcome for operators, out of what librdkafka and the offset reader say.
-//
-// The brokers answering is not enough. librdkafka says once that a right is missing, and then is silent; a batch that
-// cannot be read is fetched again and again, and looks like a partition without records; a partition without a leader
-// is simply not heard of.
-
-/// The brokers count as away after so many unanswered lookups: one alone may be a leader's election.
+/// The number of unanswered lookups after which the brokers count as away: one alone may be a leader's election.
 const SILENT_LOOKUPS: u32 = 2;
-/// A partition that nobody has answered for so long is shown: an election takes seconds.
+/// A partition without an answer for this long is shown: an election takes seconds.
 const LEADERLESS: Duration = Duration::from_secs(30);
 /// A batch that cannot be read is fetched again many times within this.
 const UNREADABLE: Duration = Duration::from_secs(30);
 
-/// librdkafka gives no other word about such a batch than about a damaged one.
+/// librdkafka reports such a batch as it does a damaged one.
 const TOO_LARGE: &str = "It may be larger, once decompressed, than the setting receive.message.max.bytes (100000000 \
                          unless set): raise that first, in queue.kafka.properties, to several times the largest batch (up \
                          to 1000000000; so much memory more may be needed), and restart. Otherwise";
 
-/// A batch that waits for the topic's identity for so long is shown: it is asked for within milliseconds.
+/// A batch that waits for the topic's identity for this long is shown: it is asked for within milliseconds.
 const UNPROVEN: Duration = Duration::from_secs(10);
 
-/// A transaction that is open for so long is shown: those of this daemon are given up before.
+/// A transaction that is open for this long is shown: those of this daemon are given up before.
 const OPEN: Duration = Duration::from_secs(15);
 
-/// The state of it.
+/// What speaks against a source's work at present: one outcome for operators, out of what librdkafka and the offset reader
+/// say.
+///
+/// The brokers answering is not enough. librdkafka says once that a right is missing, and then is silent; a batch that
+/// cannot be read is fetched again and again, and looks like a partition without records; a partition without a leader
+/// is simply not mentioned.
 #[derive(Debug, Default)]
 pub(super) struct SourceStatus {
-    /// The brokers were heard of at all.
+    /// The brokers have answered at all.
     heard: bool,
     silent_lookups: u32,
     /// The brokers do not answer, or know no such topic or user.
@@ -520,7 +505,7 @@ impl SourceStatus {
         true
     }
 
-    /// The outcome, where it differs from the one that was told last. Nothing before the brokers were first heard of.
+    /// The outcome, where it differs from the one that was told last. Nothing before the brokers' first answer.
     pub fn news(&mut self, now: Instant) -> Option<Result<(), String>> {
         self.unreadable.take_if(|(_, said)| now.duration_since(*said) >= UNREADABLE);
         let outcome = match self.complaint(now) {

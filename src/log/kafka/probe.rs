@@ -142,7 +142,7 @@ impl<R: Deliveries> Probe<R> {
         }
     }
 
-    /// `is_heard`: as far as is known, the producer is answered.
+    /// `is_heard`: as far as is known, the producer gets answers.
     fn find_out(&mut self, reporter: &Reporter, is_heard: bool) {
         let began = Instant::now();
         let own = self.ask_by_the_producer();
@@ -194,7 +194,7 @@ impl<R: Deliveries> Probe<R> {
             Some(scout) => scout,
             None => Scout::open(&self.plain, &self.topic).map_err(|error| format!("{error:#}"))?,
         };
-        // Before the first answer nothing is on its way, and a broker that is slow to answer is none that is away.
+        // Before the first answer nothing is on its way, and a broker that is slow to answer is not away.
         self.scout.insert(scout).look(&mut self.minimum, &mut self.silent, self.informed)
     }
 
@@ -329,7 +329,7 @@ impl Scout {
     }
 }
 
-/// A wider bound is none, in milliseconds: no clock misses it, and [`Side::far`] does not either. The default of most is
+/// A wider bound counts as none, in milliseconds: no clock misses it, and [`Side::far`] does not either. The default of most is
 /// `Long.MAX_VALUE`.
 const WIDEST: i64 = 30 * 365 * 24 * 3_600_000;
 
@@ -590,7 +590,7 @@ unsafe extern "C" fn on_acknowledgement(
         (&*opaque.cast::<Told>(), (*message).err, text.unwrap_or_default())
     };
     let is_stored = code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
-    // Whoever asked may have given up.
+    // The one who asked may have given up.
     let _ = told.try_send(if is_stored { Ok(()) } else { Err(text) });
     sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
 }

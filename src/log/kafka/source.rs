@@ -45,7 +45,7 @@ use crate::{
         kafka::{
             client::Context,
             group::{Change, CommitMetadata, Commits, Committer, Group, Ownership, SourceConsumer},
-            offsets::{EmptyEnds, Finding, LogRange, Membership, OffsetReader, PartitionOffsets},
+            offsets::{EmptyEnds, Finding, LogRange, Lookup, Membership, OffsetReader, PartitionOffsets},
             partitions::{Partitions, SourceStatus, Starved},
             settings,
             topic::{Sighting, TopicWatch, TopicWatches},
@@ -67,7 +67,7 @@ const HELD_BACK: Duration = Duration::from_millis(20);
 const UNPROVEN: Duration = Duration::from_millis(5);
 /// Records taken in one round, before commands are looked at again.
 const ROUND: usize = 2000;
-/// Without budget for so long the partitions are paused.
+/// The time without budget after which the partitions are paused.
 const PARK_AFTER: Duration = Duration::from_secs(1);
 /// How long the last commit, and then the leaving, may take.
 const CLOSING: Duration = Duration::from_secs(4);
@@ -189,7 +189,7 @@ enum End {
 
 impl Source {
     fn run(mut self) -> Result<(), String> {
-        // A panic must be heard of, too: the consumer would wait for records for ever.
+        // A panic must be reported, too: the consumer would wait for records for ever.
         let served = panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
         let Err(end) = served.unwrap_or_else(|payload| {
             Err(End::Fatal(Code::Fail, format!("its thread panicked: {}", panic_message(payload.as_ref()))))
@@ -367,7 +367,7 @@ impl Source {
         }
     }
 
-    /// The sink writes what no other worker can write to, and has to hear when there is one. Another sink would only
+    /// The sink writes what no other worker can write to, and has to be informed when there is one. Another sink would only
     /// read again what it has not yet made durable.
     fn writes_alone(&self) -> bool {
         let config = self.config.load();
@@ -388,12 +388,7 @@ impl Source {
 
     fn learn(&mut self, finding: Finding) -> Result<(), End> {
         match finding {
-            Finding::PartitionOffsets { partitions, written_by, partition_count } => {
-                self.compare_identity(&written_by.identity)?;
-                self.ownership.counted(partition_count, self.partitions.len(), Instant::now());
-                self.announce(partitions, &written_by);
-            }
-            Finding::Log { mut ranges, partition_count } => {
+            Finding::Lookup(Lookup { mut ranges, partition_count, found }) => {
                 // Where nothing is fetched, that end is an old one, perhaps of a log that was longer.
                 for (partition, log) in &mut ranges {
                     if self.partitions.delivered(*partition).is_none() {
@@ -417,6 +412,10 @@ impl Source {
                     });
                 }
                 self.compare_positions(&ranges);
+                if let Some((partitions, written_by)) = found {
+                    self.compare_identity(&written_by.identity)?;
+                    self.announce(partitions, &written_by);
+                }
             }
             Finding::Unreachable(reason) => self.status.unanswered(reason),
             Finding::NeedsReconnect => {

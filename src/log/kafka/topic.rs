@@ -30,13 +30,15 @@ use crate::{
 
 /// One question to the brokers.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Clocks that differ by so many milliseconds are not kept by NTP.
+/// Clocks that differ by this number of milliseconds are not kept by NTP.
 const NOTABLE: i64 = 10_000;
 /// What librdkafka has to say is there by then: a question has failed.
 const HEARING: Duration = Duration::from_millis(50);
 /// How long a new topic may take until its partitions have leaders.
 const CREATION: Duration = Duration::from_secs(15);
-/// One question of the topic watch, which is asked so often when nobody waits for an answer.
+/// One question of the topic watch.
+const WATCH_DEADLINE: Duration = Duration::from_secs(3);
+/// The pause between two of them when nobody waits for an answer.
 const WATCH_EVERY: Duration = Duration::from_secs(3);
 /// Not asked more often than this, so that a busy worker is no load for the brokers. What waits for an answer is bounded,
 /// so this bounds the rate too, most where batches are small.
@@ -400,7 +402,7 @@ fn losses<'v>(
     concerns
 }
 
-/// What the least number of in-sync replicas means for a topic with so many.
+/// What the least number of in-sync replicas means for a topic with these replicas.
 fn in_sync(topic: &str, minimum: usize, Found { replication, in_sync, .. }: Found) -> Option<String> {
     if in_sync < minimum.min(replication) {
         return Some(format!(
@@ -480,7 +482,7 @@ impl TopicWatches {
 ///
 /// It has a client of its own, because a question on the source's connection would wait behind a fetch that waits for
 /// records, and a lone record's batch with it. The sources of a process share it. The last one's drop ends it, and blocks until its last question is answered or given up, so
-/// whoever cannot wait drops it elsewhere.
+/// one who cannot wait drops it elsewhere.
 pub(super) struct TopicWatch {
     /// `None` only while it is dropped.
     ask: Option<Sender<()>>,
@@ -561,7 +563,7 @@ fn keep(asked: &Receiver<()>, latest: &Latest, mut look: impl FnMut(Duration) ->
             return;
         }
         let now = Instant::now();
-        let pace = match look(WATCH_EVERY) {
+        let pace = match look(WATCH_DEADLINE) {
             Ok(identity) => {
                 let sighting = Sighting { asked: now, identity };
                 *latest.lock() = Some(sighting);

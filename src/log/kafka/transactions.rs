@@ -138,7 +138,7 @@ impl Transactions {
             if !tick() {
                 return Err(Failure::Stopped);
             }
-            // An abort waits for the answers of all records, which are heard of here.
+            // An abort waits until the outcome of each record was taken, which happens here.
             self.producer.poll(SHORT);
         }
     }

@@ -118,8 +118,8 @@ impl DeadLetterWriter for KafkaDeadLetters {
             Ok(producer) => producer,
             Err(error) => return async { Err(error) }.boxed(),
         };
-        // Whoever gives up before there is an outcome drops it, too.
-        let lent = Lent { slot: self.producer.clone(), producer: Some(producer) };
+        // A caller that gives up before there is an outcome drops it, too.
+        let mut lent = Lent { slot: self.producer.clone(), producer: Some(producer) };
         async move {
             let sends = letters.iter().flat_map(|letter| Some(send(lent.producer.as_ref()?, &topic, letter)));
             let outcome = match tokio::time::timeout(WRITING, try_join_all(sends)).await {
@@ -127,7 +127,7 @@ impl DeadLetterWriter for KafkaDeadLetters {
                 Err(_) => Err(anyhow!("Kafka did not acknowledge {} dead letter(s) within {WRITING:?}", letters.len())),
             };
             if outcome.is_ok() {
-                lent.works();
+                drop(lent.producer.take());
             }
             outcome.with_context(|| format!("cannot write dead letters to topic {topic}"))
         }
@@ -152,12 +152,6 @@ struct Lent {
     slot: Arc<Mutex<Option<Letters>>>,
     /// `None` when it is given back.
     producer: Option<Letters>,
-}
-
-impl Lent {
-    fn works(mut self) {
-        self.producer = None;
-    }
 }
 
 impl Drop for Lent {
@@ -226,7 +220,7 @@ pub(super) fn mark_headers(letter: &DeadLetter, state: State) -> OwnedHeaders {
 
 /// One question to the brokers.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Without a record for so long, the brokers count as away.
+/// The time without a record after which the brokers count as away.
 const SILENCE: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(200);
 
@@ -237,7 +231,7 @@ pub(super) struct Place {
     pub offset: i64,
 }
 
-/// What filters look at; letters and their marks both tell it.
+/// What filters look at; letters and their marks both have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Facts {
     pub time: Timestamp,
@@ -301,14 +295,20 @@ impl Reader {
 
     /// Whether there is nothing to read.
     pub fn is_empty(&self) -> Result<bool, LettersError> {
+        Ok(self.ends()?.is_empty())
+    }
+
+    /// Where each partition ends that holds anything.
+    fn ends(&self) -> Result<BTreeMap<i32, i64>, LettersError> {
+        let mut ends = BTreeMap::new();
         for partition in &self.partitions {
             let watermarks = self.consumer.fetch_watermarks(&self.topic, *partition, DEADLINE);
             let (start, end) = watermarks.map_err(|error| self.unavailable(&error))?;
             if start < end {
-                return Ok(false);
+                ends.insert(*partition, end);
             }
         }
-        Ok(true)
+        Ok(ends)
     }
 
     /// The timestamp of the first record of another topic at or beyond an offset; `None` where there is none yet.
@@ -357,14 +357,7 @@ impl Reader {
             Some(time) => self.at(time)?,
             None => self.partitions.iter().map(|partition| (*partition, KafkaOffset::Beginning)).collect(),
         };
-        let mut ends = BTreeMap::new();
-        for partition in &self.partitions {
-            let watermarks = self.consumer.fetch_watermarks(&self.topic, *partition, DEADLINE);
-            let (start, end) = watermarks.map_err(|error| self.unavailable(&error))?;
-            if start < end {
-                ends.insert(*partition, end);
-            }
-        }
+        let mut ends = self.ends()?;
         self.read(&self.topic, &starts, deadline, |event| {
             match event {
                 // All that was there when the fetch was answered is read; the last offsets may hold no record.
