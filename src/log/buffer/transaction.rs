@@ -16,7 +16,7 @@ use crate::{
     log::{
         dead_letters::DeadLetter,
         kafka::{
-            client::{self, Context, owned_headers},
+            client::{self, Context, list, no_failed, offsets, owned_headers},
             dead_letters::records,
             probe::{Verdict, clock_verdict, is_refusal},
             settings,
@@ -24,7 +24,7 @@ use crate::{
         },
         record::Record,
     },
-    position::{Offset, Timestamp},
+    position::{Offset, Partition, Timestamp},
 };
 
 /// The header with the time of receipt, in milliseconds since 1970: the topic may set the timestamp itself.
@@ -106,12 +106,8 @@ impl Target {
     pub(super) fn committed(&self) -> Result<Option<Offset>, Failure> {
         let ask = || -> KafkaResult<Option<Offset>> {
             let answer = self.positions.committed_offsets(self.position(KafkaOffset::Invalid)?, QUESTION)?;
-            let Some(element) = answer.find_partition(&self.topic, 0) else { return Ok(None) };
-            element.error()?;
-            Ok(match element.offset() {
-                KafkaOffset::Offset(offset) => Offset::from_kafka(offset),
-                _ => None,
-            })
+            no_failed(&answer)?;
+            Ok(offsets(&answer).remove(&Partition(0)))
         };
         ask().map_err(|error| {
             Failure::Passing(format!("cannot ask for its position: {error}{}", self.positions.context().says()))
@@ -119,9 +115,7 @@ impl Target {
     }
 
     fn position(&self, offset: KafkaOffset) -> KafkaResult<TopicPartitionList> {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&self.topic, 0, offset)?;
-        Ok(list)
+        list(&self.topic, [(0, offset)])
     }
 
     /// Commits `outgoing` and, as the position behind it, `to`.

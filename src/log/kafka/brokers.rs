@@ -436,10 +436,7 @@ impl Seen<'_> {
 impl Writability {
     /// What metadata says of the topic; `None` where it knows no such topic.
     pub fn of(metadata: &Metadata, topic: &str, minimum: Option<usize>, silent: &Silent) -> Option<Self> {
-        let topic = metadata.topics().iter().find(|found| found.name() == topic)?;
-        if topic.partitions().is_empty() {
-            return None;
-        }
+        let topic = client::topic_in(metadata, topic).ok()??;
         let refuses = |partition: &MetadataPartition| {
             let why = Seen::from(partition).refuses(minimum, silent)?;
             Some((usize::try_from(partition.id()).ok()?, why))

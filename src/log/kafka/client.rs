@@ -29,7 +29,9 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, KafkaResult},
     message::{self, BorrowedMessage, DeliveryResult, OwnedHeaders},
+    metadata::{Metadata, MetadataTopic},
     producer::ProducerContext,
+    topic_partition_list::TopicPartitionListElem,
     types::RDKafkaErrorCode as Code,
     util::IntoOpaque,
 };
@@ -309,6 +311,44 @@ pub(super) fn headers<'m>(message: &'m BorrowedMessage<'_>) -> SmallVec<[Header<
     }
 }
 
+/// A list for librdkafka: partitions of one topic, each at its offset.
+pub(in crate::log) fn list(
+    topic: &str,
+    places: impl IntoIterator<Item = (i32, KafkaOffset)>,
+) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in places {
+        list.add_partition_offset(topic, partition, offset)?;
+    }
+    Ok(list)
+}
+
+/// The offsets in an answer about one topic; partitions with an error or without an offset are left out.
+pub(in crate::log) fn offsets(answer: &TopicPartitionList) -> BTreeMap<Partition, Offset> {
+    let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
+        KafkaOffset::Offset(offset) if element.error().is_ok() => Offset::from_kafka(offset),
+        _ => None,
+    };
+    let elements = answer.elements();
+    elements.iter().filter_map(|element| Some((Partition(element.partition()), offset(element)?))).collect()
+}
+
+/// The first error in an answer about partitions.
+pub(in crate::log) fn no_failed(answer: &TopicPartitionList) -> KafkaResult<()> {
+    answer.elements().iter().try_for_each(|element| element.error())
+}
+
+/// The topic in an answer of the brokers; `None` where they know no such topic.
+pub(super) fn topic_in<'m>(metadata: &'m Metadata, topic: &str) -> Result<Option<&'m MetadataTopic>, Code> {
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
+    match found.error().map(Code::from) {
+        // There may be an error as well: of a topic that was just created, whose partitions have no leaders yet.
+        _ if !found.partitions().is_empty() => Ok(Some(found)),
+        None | Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(None),
+        Some(code) => Err(code),
+    }
+}
+
 /// The headers of a record that is to be sent.
 pub(in crate::log) fn owned_headers<'h>(
     headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>)>,
@@ -400,10 +440,7 @@ pub(super) fn leader_answers<C: ClientContext>(
     partition: i32,
     timeout: Duration,
 ) -> bool {
-    let mut list = TopicPartitionList::with_capacity(1);
-    if list.add_partition_offset(topic, partition, KafkaOffset::Beginning).is_err() {
-        return false;
-    }
+    let Ok(list) = list(topic, [(partition, KafkaOffset::Beginning)]) else { return false };
     let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: the client is live for as long as it is borrowed, and the list is ours, which is filled before this returns.
     let code = unsafe { sys::rd_kafka_offsets_for_times(client.native_ptr(), list.ptr(), timeout_ms) };

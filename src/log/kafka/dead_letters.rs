@@ -11,12 +11,12 @@
 pub mod records;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
 use rdkafka::{
-    Offset as KafkaOffset, TopicPartitionList,
+    Offset as KafkaOffset,
     admin::AdminOptions,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult},
@@ -35,13 +35,13 @@ use crate::{
             replay::{Admitted, ReplayCheck},
         },
         kafka::{
-            client::{self, Admin, Context, owned_headers},
+            client::{self, Admin, Context, list, no_failed, offsets, owned_headers},
             settings,
             transactions::{Failure, Transactions},
         },
     },
     names::SinkName,
-    position::{Offset, Timestamp, TopicName},
+    position::{Offset, Partition, Timestamp, TopicName},
 };
 
 /// Letters that one operation looks at: some 100 MiB of ids and places.
@@ -441,14 +441,12 @@ fn free(config: &Config, reader: &Reader, deadline: Instant) -> Result<(), Lette
         return Ok(());
     }
     let topic = settings::dead_letter_topic(config);
-    let mut list = TopicPartitionList::new();
-    for (partition, front) in &fronts {
-        list.add_partition_offset(&topic, *partition, KafkaOffset::Offset(*front)).map_err(failed)?;
-    }
+    let fronts = fronts.into_iter().map(|(partition, front)| (partition, KafkaOffset::Offset(front)));
+    let fronts = list(&topic, fronts).map_err(failed)?;
     let admin = Admin::open(&settings::client(config)).map_err(failed)?;
     let options = AdminOptions::new().request_timeout(Some(QUESTION));
-    let deleted = admin.wait(admin.client.delete_records(&list, &options)).map_err(failed)?;
-    deleted.elements().iter().try_for_each(|element| element.error()).map_err(failed)
+    let deleted = admin.wait(admin.client.delete_records(&fronts, &options)).map_err(failed)?;
+    no_failed(&deleted).map_err(failed)
 }
 
 fn failed(error: impl std::fmt::Display) -> LettersError {
@@ -482,39 +480,33 @@ fn fronts(spans: &[(Span, bool)]) -> BTreeMap<i32, i64> {
             }
         }
     }
-    let starts: HashSet<(i32, i64)> =
-        spans.iter().map(|(span, _)| (span.partition, span.first)).filter(|(p, first)| fronts[p] > *first).collect();
-    fronts.retain(|partition, _| starts.iter().any(|(with, _)| with == partition));
+    let moves = |partition, front| spans.iter().any(|(span, _)| span.partition == partition && span.first < front);
+    fronts.retain(|partition, front| moves(*partition, *front));
     fronts
 }
 
 /// The record that a letter of this topic and generation came from.
-fn source(config: &Config, id: &str) -> Option<(i32, i64)> {
+fn source(config: &Config, id: &str) -> Option<(Partition, Offset)> {
     let rest = id.strip_prefix(&config.queue.name().to_string())?.strip_prefix('/')?;
     let (partition, offset) = rest.split_once('/')?;
-    Some((partition.parse().ok()?, offset.parse().ok()?))
+    Some((Partition(partition.parse().ok()?), Offset(offset.parse().ok()?)))
 }
 
 /// Where the aggregates' group stands in these partitions.
-fn committed(config: &Config, sources: impl Iterator<Item = (i32, i64)>) -> Result<HashMap<i32, i64>, LettersError> {
-    let partitions: HashSet<i32> = sources.map(|(partition, _)| partition).collect();
+fn committed(
+    config: &Config,
+    sources: impl Iterator<Item = (Partition, Offset)>,
+) -> Result<BTreeMap<Partition, Offset>, LettersError> {
+    let partitions: BTreeSet<i32> = sources.map(|(partition, _)| partition.0).collect();
     if partitions.is_empty() {
-        return Ok(HashMap::new());
+        return Ok(BTreeMap::new());
     }
     let mut settings = settings::client(config);
     settings.set("group.id", settings::group(config, SinkName::Aggregate));
     let consumer: BaseConsumer<Context> = client::open(&settings).map_err(failed)?;
-    let mut list = TopicPartitionList::new();
-    for partition in partitions {
-        list.add_partition(&config.queue.topic, partition);
-    }
-    let answer = consumer.committed_offsets(list, QUESTION).map_err(failed)?;
-    let elements = answer.elements();
-    let offsets = elements.iter().filter_map(|element| match element.offset() {
-        KafkaOffset::Offset(offset) => Some((element.partition(), offset)),
-        _ => None,
-    });
-    Ok(offsets.collect())
+    let partitions = partitions.into_iter().map(|partition| (partition, KafkaOffset::Invalid));
+    let asked = list(&config.queue.topic, partitions).map_err(failed)?;
+    Ok(offsets(&consumer.committed_offsets(asked, QUESTION).map_err(failed)?))
 }
 
 #[cfg(test)]

@@ -14,10 +14,9 @@ use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 use rdkafka::{
-    ClientConfig, Offset as KafkaOffset, TopicPartitionList,
+    ClientConfig, Offset as KafkaOffset,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult},
-    topic_partition_list::TopicPartitionListElem,
     types::RDKafkaErrorCode as Code,
 };
 
@@ -25,7 +24,10 @@ use crate::{
     backoff::Backoff,
     config::Config,
     log::kafka::{
-        client::{self, Context, Reconnect, a_new_client_is_answered, commit_metadata, high_watermark, topic_identity},
+        client::{
+            self, Context, Reconnect, a_new_client_is_answered, commit_metadata, high_watermark, list, no_failed,
+            offsets, topic_identity, topic_in,
+        },
         group::{self, CommitMetadata, SourceConsumer, Unowned},
         settings,
     },
@@ -341,19 +343,18 @@ impl Reader {
 
     fn partition_count(&self) -> KafkaResult<usize> {
         let metadata = self.consumer.fetch_metadata(Some(&self.topic), DEADLINE)?;
-        let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
-        match topic {
-            Some(topic) if !topic.partitions().is_empty() => Ok(topic.partitions().len()),
-            Some(topic) if let Some(error) = topic.error() => Err(KafkaError::MetadataFetch(error.into())),
-            _ => Err(KafkaError::MetadataFetch(Code::UnknownTopicOrPartition)),
-        }
+        let topic = topic_in(&metadata, &self.topic).map_err(KafkaError::MetadataFetch)?;
+        let unknown = KafkaError::MetadataFetch(Code::UnknownTopicOrPartition);
+        topic.map(|topic| topic.partitions().len()).ok_or(unknown)
     }
 
     /// One end of the log of each partition, in one request a broker: `ListOffsets` takes the logical offsets as
     /// timestamps (-1 latest, -2 earliest).
     fn ask_log(&self, partitions: &BTreeSet<Partition>, end: KafkaOffset) -> KafkaResult<BTreeMap<Partition, Offset>> {
         let ask = |partitions: &BTreeSet<Partition>, deadline| {
-            let answer = self.consumer.offsets_for_times(self.list(partitions, end)?, deadline)?;
+            let answer = self
+                .consumer
+                .offsets_for_times(list(&self.topic, partitions.iter().map(|one| (one.0, end)))?, deadline)?;
             Ok(offsets(&answer))
         };
         match ask(partitions, DEADLINE) {
@@ -371,36 +372,15 @@ impl Reader {
         &self,
         partitions: impl IntoIterator<Item = &'p Partition>,
     ) -> KafkaResult<BTreeMap<Partition, (Offset, String)>> {
-        let answer = self.consumer.committed_offsets(self.list(partitions, KafkaOffset::Invalid)?, DEADLINE)?;
+        let asked = list(&self.topic, partitions.into_iter().map(|one| (one.0, KafkaOffset::Invalid)))?;
+        let answer = self.consumer.committed_offsets(asked, DEADLINE)?;
         // A position that is not answered is not one that does not exist.
-        answer.elements().iter().try_for_each(|element| element.error())?;
+        no_failed(&answer)?;
         let mut metadata = commit_metadata(&answer);
         let with_metadata =
             |(partition, offset)| (partition, (offset, metadata.remove(&partition).unwrap_or_default()));
         Ok(offsets(&answer).into_iter().map(with_metadata).collect())
     }
-
-    fn list<'p>(
-        &self,
-        partitions: impl IntoIterator<Item = &'p Partition>,
-        offset: KafkaOffset,
-    ) -> KafkaResult<TopicPartitionList> {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition_offset(&self.topic, partition.0, offset)?;
-        }
-        Ok(list)
-    }
-}
-
-/// The offsets in an answer; partitions with an error or without an offset are left out.
-fn offsets(answer: &TopicPartitionList) -> BTreeMap<Partition, Offset> {
-    let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
-        KafkaOffset::Offset(offset) if element.error().is_ok() => Offset::from_kafka(offset),
-        _ => None,
-    };
-    let elements = answer.elements();
-    elements.iter().filter_map(|element| Some((Partition(element.partition()), offset(element)?))).collect()
 }
 
 /// A client without an answer by then leaves the question open.
@@ -489,9 +469,7 @@ impl EmptyEnds {
 /// Reads from `from` until there is a record or the end.
 fn holds_nothing(settings: &ClientConfig, topic: &str, partition: Partition, from: Offset) -> KafkaResult<bool> {
     let consumer: BaseConsumer<Context> = client::open(settings)?;
-    let mut at = TopicPartitionList::new();
-    at.add_partition_offset(topic, partition.0, KafkaOffset::Offset(from.as_i64()))?;
-    consumer.assign(&at)?;
+    consumer.assign(&list(topic, [(partition.0, KafkaOffset::Offset(from.as_i64()))])?)?;
     let deadline = Instant::now() + EMPTY_DEADLINE;
     while Instant::now() < deadline {
         match consumer.poll(POLL) {

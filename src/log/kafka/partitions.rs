@@ -19,7 +19,11 @@ use crate::{
     config::BatchConfig,
     log::{
         Batch, ByteBudget, Epoch, Permit,
-        kafka::{client::headers, group::SourceConsumer, offsets::LogRange},
+        kafka::{
+            client::{headers, list},
+            group::SourceConsumer,
+            offsets::LogRange,
+        },
         record::RecordBuffer,
     },
     position::{Offset, Partition, Timestamp},
@@ -281,8 +285,7 @@ fn start(
     at: Offset,
 ) -> KafkaResult<()> {
     let at = KafkaOffset::Offset(at.as_i64());
-    let mut one = TopicPartitionList::new();
-    one.add_partition_offset(topic, partition.0, at)?;
+    let one = list(topic, [(partition.0, at)])?;
     if *fetcher == Fetcher::Ended {
         consumer.pause(&one)?;
         consumer.incremental_unassign(&one)?;

@@ -24,7 +24,7 @@ use crate::{
     backoff,
     log::kafka::{
         brokers::{BrokerStatus, Reporter, Silent, Writability},
-        client::{Admin, Context, Deliveries, Reconnect, leader_answers, takes_a_connection},
+        client::{Admin, Context, Deliveries, Reconnect, leader_answers, takes_a_connection, topic_in},
     },
     position::Timestamp,
 };
@@ -274,12 +274,8 @@ impl Scout {
             let said = client.context().last_error().map(|said| format!(" ({said})")).unwrap_or_default();
             format!("{error}{said}")
         })?;
-        let is_missing = |code: Code| matches!(code, Code::UnknownTopicOrPartition | Code::UnknownTopic);
-        let topic = metadata.topics().iter().find(|found| found.name() == self.topic);
-        match topic.map(|topic| (topic.error().map(Code::from), topic.partitions().is_empty())) {
-            Some((Some(code), true)) if !is_missing(code) => return Err(format!("topic {}: {code}", self.topic)),
-            None | Some((_, true)) => return Ok(None),
-            Some(_) => {}
+        if topic_in(&metadata, &self.topic).map_err(|code| format!("topic {}: {code}", self.topic))?.is_none() {
+            return Ok(None);
         }
         let found = || self.settings().ok()?.get("min.insync.replicas")?.value.as_deref()?.parse().ok();
         *minimum = found().or(*minimum);

@@ -25,7 +25,7 @@ use futures::{
 };
 use parking_lot::Mutex;
 use rdkafka::{
-    ClientConfig, Message as _, Offset as KafkaOffset, TopicPartitionList,
+    ClientConfig, Message as _, Offset as KafkaOffset,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult},
     message::{BorrowedMessage, OwnedHeaders},
@@ -40,7 +40,7 @@ use crate::{
     log::{
         dead_letters::{DeadLetter, DeadLetterWriter, LettersError, Source, State},
         kafka::{
-            client::{self, Context, headers, owned_headers},
+            client::{self, Context, headers, list, owned_headers, topic_in},
             probe::is_refusal,
             settings,
         },
@@ -265,19 +265,15 @@ impl Reader {
         let mut reader = Self { consumer, topic, brokers, partitions: Vec::new() };
         let metadata = reader.consumer.fetch_metadata(Some(&reader.topic), DEADLINE);
         let metadata = metadata.map_err(|error| reader.unavailable(&error))?;
-        let found = metadata.topics().iter().find(|found| found.name() == reader.topic);
-        let partitions: Vec<i32> =
-            found.map(|found| found.partitions().iter().map(|one| one.id()).collect()).unwrap_or_default();
-        if partitions.is_empty() {
-            return Err(match found.and_then(|found| found.error()).map(Code::from) {
-                None | Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => LettersError::Invalid(format!(
-                    "topic {} does not exist at {}: a daemon that aggregates makes it at its start",
-                    reader.topic, reader.brokers
-                )),
-                Some(code) => reader.unavailable(&KafkaError::MetadataFetch(code)),
-            });
-        }
-        reader.partitions = partitions;
+        let found = topic_in(&metadata, &reader.topic);
+        let found = found.map_err(|code| reader.unavailable(&KafkaError::MetadataFetch(code)))?;
+        let Some(found) = found else {
+            return Err(LettersError::Invalid(format!(
+                "topic {} does not exist at {}: a daemon that aggregates makes it at its start",
+                reader.topic, reader.brokers
+            )));
+        };
+        reader.partitions = found.partitions().iter().map(|partition| partition.id()).collect();
         Ok(reader)
     }
 
@@ -331,12 +327,9 @@ impl Reader {
 
     /// Where each partition has the first record of this time or a later one.
     fn at(&self, time: Timestamp) -> Result<Vec<(i32, KafkaOffset)>, LettersError> {
-        let mut list = TopicPartitionList::new();
-        for partition in &self.partitions {
-            let added = list.add_partition_offset(&self.topic, *partition, KafkaOffset::Offset(time.0.max(0)));
-            added.map_err(|error| self.unavailable(&error))?;
-        }
-        let found = self.consumer.offsets_for_times(list, DEADLINE).map_err(|error| self.unavailable(&error))?;
+        let times = self.partitions.iter().map(|partition| (*partition, KafkaOffset::Offset(time.0.max(0))));
+        let found = list(&self.topic, times).and_then(|times| self.consumer.offsets_for_times(times, DEADLINE));
+        let found = found.map_err(|error| self.unavailable(&error))?;
         let elements = found.elements();
         let places = elements.iter().map(|element| {
             element.error()?;
@@ -421,14 +414,8 @@ impl Reader {
         deadline: Instant,
         mut take: impl FnMut(Event<'_, '_>) -> Result<bool, LettersError>,
     ) -> Result<(), LettersError> {
-        let assign = || -> KafkaResult<()> {
-            let mut list = TopicPartitionList::new();
-            for (partition, offset) in from {
-                list.add_partition_offset(topic, *partition, *offset)?;
-            }
-            self.consumer.assign(&list)
-        };
-        assign().map_err(|error| self.unavailable(&error))?;
+        let assigned = list(topic, from.iter().copied()).and_then(|list| self.consumer.assign(&list));
+        assigned.map_err(|error| self.unavailable(&error))?;
         let mut heard = Instant::now();
         let mut last_error = None;
         let mut more = take(Event::Nothing)?;
