@@ -6,7 +6,6 @@
 //! nothing, events whose key belongs there are refused here at once, and those without a key go to the others.
 
 use std::{
-    ops::Deref,
     panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
@@ -97,7 +96,7 @@ impl KafkaAppender {
         let (topic, metrics) = (self.topic.clone(), self.metrics.clone());
         let role = Acknowledgements { topic, reporter: reporter.clone(), metrics, wake };
         let producer = PolledProducer::start(&self.settings, role)?;
-        let probe = Probe::new(producer.shared(), self.plain.clone(), &self.topic, reporter.clone());
+        let probe = Probe::new(producer.client.clone(), self.plain.clone(), &self.topic, reporter.clone());
         let probe = std::thread::Builder::new()
             .name("kafka-probe".to_owned())
             .spawn(move || probe.run(&woken, &stopped))
@@ -176,7 +175,7 @@ impl KafkaAppender {
                 let value: &str = id.hyphenated().encode_lower(&mut text);
                 record = record.headers(owned_headers([(ID_HEADER, Some(value.as_bytes()))]));
             }
-            match writer.producer.send(record).map_err(|(error, _)| error) {
+            match writer.producer.client.send(record).map_err(|(error, _)| error) {
                 Ok(()) => {}
                 Err(KafkaError::MessageProduction(Code::QueueFull)) => return Err(Full { publish, next: index }),
                 Err(error) => refuse(&writer.reporter, &publish.ticket, index, &error),
@@ -192,7 +191,9 @@ impl Appender for KafkaAppender {
     }
 
     fn flush(&self, timeout: Duration) -> Result<(), usize> {
-        let Some(producer) = self.writer.read().as_ref().map(|writer| writer.producer.shared()) else { return Ok(()) };
+        let Some(producer) = self.writer.read().as_ref().map(|writer| writer.producer.client.clone()) else {
+            return Ok(());
+        };
         producer.flush(timeout).map_err(|_| usize::try_from(producer.in_flight_count()).unwrap_or(usize::MAX))
     }
 }
@@ -340,7 +341,8 @@ const POLL: Duration = Duration::from_secs(6);
 /// As rdkafka's `ThreadedProducer`, for one owner. Its drop answers what is not answered, and blocks for [`POLL`] at most
 /// besides.
 struct PolledProducer<R: Deliveries> {
-    producer: Arc<BaseProducer<Context<R>>>,
+    /// Shared for questions to the brokers; these are to be dropped before this.
+    client: Arc<BaseProducer<Context<R>>>,
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -351,8 +353,8 @@ impl<R: Deliveries> PolledProducer<R> {
     fn start(settings: &ClientConfig, role: R) -> anyhow::Result<Self> {
         let producer = BaseProducer::from_config_and_context(settings, Context::new(role))
             .context("queue.kafka: librdkafka refuses to make a producer; see queue.kafka.properties")?;
-        let (producer, ended) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
-        let (polled, over) = (producer.clone(), ended.clone());
+        let (client, ended) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
+        let (polled, over) = (client.clone(), ended.clone());
         let thread = std::thread::Builder::new()
             .name("kafka-producer".to_owned())
             .spawn(move || {
@@ -362,20 +364,7 @@ impl<R: Deliveries> PolledProducer<R> {
                 }
             })
             .context("cannot start the thread that polls the Kafka producer")?;
-        Ok(Self { producer, ended, thread: Some(thread) })
-    }
-
-    /// For questions to the brokers; to be dropped before this.
-    fn shared(&self) -> Arc<BaseProducer<Context<R>>> {
-        self.producer.clone()
-    }
-}
-
-impl<R: Deliveries> Deref for PolledProducer<R> {
-    type Target = BaseProducer<Context<R>>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.producer
+        Ok(Self { client, ended, thread: Some(thread) })
     }
 }
 
@@ -383,7 +372,7 @@ impl<R: Deliveries> Drop for PolledProducer<R> {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Release);
         // Those that wait are answered at once.
-        self.producer.purge(PurgeConfig::default().queue().inflight());
+        self.client.purge(PurgeConfig::default().queue().inflight());
         if let Some(thread) = self.thread.take() {
             // It catches panics.
             let _ = thread.join();

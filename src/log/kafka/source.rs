@@ -11,7 +11,7 @@
 //! records.
 //!
 //! **One topic.** A source reads the topic that it announced first, told by its identity. Batches are handed on only
-//! when `topic_watch` has shown that they are of that topic; when another one stands under its name, the
+//! when the topic watch has shown that they are of that topic; when another one stands under its name, the
 //! source ends with [`SourceEvent::Failed`]: its successor announces the new topic, and the sinks judge it.
 //!
 //! **Leaving.** The last commit and the leaving have a bound each. A static member leaves without a word: started again

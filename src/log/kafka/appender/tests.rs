@@ -130,7 +130,7 @@ fn a_panic_over_one_record_leaves_later_ones_their_answers() {
     let producer = PolledProducer::start(&settings, Told(told)).unwrap();
     for number in 0..2 {
         let record = BaseRecord::<(), [u8], _>::with_opaque_to("events", Box::new(number)).payload(b"{}".as_slice());
-        assert!(producer.send(record).is_ok());
+        assert!(producer.client.send(record).is_ok());
     }
     for number in 0..2 {
         assert_eq!(answers.recv_timeout(Duration::from_secs(30)), Ok(number));
