@@ -14,7 +14,7 @@ use rusqlite::Connection;
 use super::{
     Buffer, DOUBT, READER,
     position::{Position, Resume},
-    transaction::{Failure, Outgoing, Transactions},
+    transaction::{Failure, Outgoing, Target},
 };
 use crate::{
     backoff::Backoff,
@@ -51,7 +51,7 @@ pub(super) struct Forwarder {
     database: Connection,
     position: Position,
     /// Only while there is something to forward: a connection to each broker is not kept for days of nothing.
-    transactions: Option<Transactions>,
+    target: Option<Target>,
     /// Events that the brokers refuse, and why; their dead letters go in their place.
     refused: BTreeMap<Offset, Refusal>,
     /// Records of the next transaction, at most: fewer while it has to be found out which one is refused.
@@ -76,7 +76,7 @@ impl Forwarder {
             buffer,
             database,
             position,
-            transactions: None,
+            target: None,
             refused: BTreeMap::new(),
             limit: MAX_RECORDS,
             next_hold: Instant::now(),
@@ -102,7 +102,7 @@ impl Forwarder {
                 continue;
             }
             if !self.buffer.switch.wait(TICK) {
-                self.transactions = None;
+                self.target = None;
                 continue;
             }
             let began = Instant::now();
@@ -129,7 +129,7 @@ impl Forwarder {
                 // The step has adapted what it sends next.
                 Err(Failure::Refused(_) | Failure::Unclear) => continue,
             };
-            self.transactions = None;
+            self.target = None;
             self.buffer.switch.update(Rule::release);
             tracing::debug!(reason, "forwarding failed, trying again");
             let reason = format!("cannot forward the buffer to Kafka: {reason}");
@@ -153,13 +153,13 @@ impl Forwarder {
 
     /// One transaction.
     fn step(&mut self) -> Result<(), Failure> {
-        let transactions = match self.transactions.take() {
-            Some(transactions) => transactions,
+        let target = match self.target.take() {
+            Some(target) => target,
             None => self.begin()?,
         };
         self.hold();
         let Some((records, to)) = self.read()? else {
-            self.transactions = Some(transactions);
+            self.target = Some(target);
             return Ok(());
         };
         let from = self.position.at;
@@ -169,7 +169,7 @@ impl Forwarder {
         let mark = Position::mark(from, to);
         self.buffer.log.write_meta(DOUBT, mark).map_err(|error| Failure::Passing(format!("{error:#}")))?;
         self.position.doubt = Some(to);
-        match transactions.commit(&outgoing, to, &|| self.tick()) {
+        match target.commit(&outgoing, to, &|| self.tick()) {
             Ok(()) => {
                 let letters = outgoing.iter().filter(|outgoing| matches!(outgoing, Outgoing::Letter { .. })).count();
                 self.committed(to, batch.len() - letters, letters);
@@ -187,7 +187,7 @@ impl Forwarder {
             }
             Err(failure) => return Err(failure),
         }
-        self.transactions = Some(transactions);
+        self.target = Some(target);
         Ok(())
     }
 
@@ -201,14 +201,14 @@ impl Forwarder {
     }
 
     /// Takes the transactional id, and finds out where to go on.
-    fn begin(&mut self) -> Result<Transactions, Failure> {
+    fn begin(&mut self) -> Result<Target, Failure> {
         let id = self.buffer.id();
-        let transactions = Transactions::open(&self.config, &id, &|| self.tick())?;
+        let target = Target::open(&self.config, &id, &|| self.tick())?;
         let (at, path) = (self.position.at, self.buffer.log.path.display());
-        let refused = match self.position.compare(transactions.committed()?) {
+        let refused = match self.position.compare(target.committed()?) {
             Resume::GoesOn(position) => {
                 self.move_to(position);
-                return Ok(transactions);
+                return Ok(target);
             }
             Resume::Forgotten { to } => {
                 tracing::error!(
@@ -216,12 +216,12 @@ impl Forwarder {
                     "Kafka has forgotten how far the buffer was forwarded (offsets.retention.minutes, or the topic was \
                      deleted): its events in this range may be in the topic already, and are sent again"
                 );
-                return Ok(transactions);
+                return Ok(target);
             }
             Resume::New => {
                 // From here on a position that is missing is one that was forgotten.
-                transactions.commit(&[], at, &|| self.tick())?;
-                return Ok(transactions);
+                target.commit(&[], at, &|| self.tick())?;
+                return Ok(target);
             }
             Resume::OlderCopy { position, known } => format!(
                 "{path} is an older copy of itself: Kafka has its events up to {position} (group {id}), and the file \

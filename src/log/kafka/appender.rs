@@ -1,25 +1,29 @@
 //! The write side: events become records, each answered when all in-sync replicas have it (`acks=all`, idempotent).
 //!
-//! A thread that polls the producer calls `Deliveries::delivery`; each record carries its request's ticket
-//! and its index. When the brokers are away the door is closed for new events, so that they are refused at once
+//! A thread that polls the producer calls `Acknowledgements::delivered`; each record carries its request's ticket and its
+//! index. When the brokers are away the door is closed for new events, so that they are refused at once
 //! instead of waiting for their timeout, and a probe on a thread of its own opens it again. While single partitions take
 //! nothing, events whose key belongs there are refused here at once, and those without a key go to the others.
 
 use std::{
-    sync::Arc,
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use crossbeam_channel::{Sender, bounded};
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::RwLock;
 use rdkafka::{
-    ClientConfig, ClientContext,
-    config::RDKafkaLogLevel,
+    ClientConfig,
+    config::FromClientConfigAndContext,
     error::KafkaError,
-    message::{DeliveryResult, Header, OwnedHeaders},
-    producer::{BaseRecord, Producer, ProducerContext},
+    message::DeliveryResult,
+    producer::{BaseProducer, BaseRecord, Producer, PurgeConfig},
     types::RDKafkaErrorCode as Code,
 };
 
@@ -30,20 +34,17 @@ use crate::{
         Appender, Full, Publish, Ticket,
         buffer::switch::{InFlight, Switch},
         kafka::{
-            broker_status::{BrokerStatus, Reporter},
-            clock, logging, placement,
-            probe::Probe,
-            producer::PolledProducer,
+            brokers::{BrokerStatus, Handed, Reporter, Writability},
+            client::{Context, Deliveries, Role, owned_headers},
+            probe::{Probe, is_refusal},
             settings,
-            unanswered::Handed,
-            writable::Writability,
         },
         record::ID_HEADER,
     },
     metrics::Metrics,
 };
 
-/// A producer that failed for good (librdkafka calls it fatal) is replaced at most so often.
+/// A producer that failed for good (librdkafka calls it fatal) is replaced once in this time at most.
 const REPLACE_EVERY: Duration = Duration::from_secs(5);
 
 /// Writes to one topic.
@@ -54,7 +55,7 @@ pub struct KafkaAppender {
     topic: String,
     brokers: Arc<BrokerStatus>,
     metrics: Arc<Metrics>,
-    /// Shared by those that append; alone for whoever replaces it. `None` only while it is dropped.
+    /// Shared by those that append; alone for the one who replaces it. `None` only while it is dropped.
     writer: RwLock<Option<Writer>>,
 }
 
@@ -81,8 +82,26 @@ impl KafkaAppender {
         let plain = settings::client(config);
         let topic = config.queue.topic.clone();
         let brokers = Arc::new(BrokerStatus::new(&config.queue.kafka.brokers, health, buffer));
-        let writer = Writer::start(&settings, &plain, &topic, &brokers, &metrics)?;
-        Ok(Self { settings, plain, topic, brokers, metrics, writer: RwLock::new(Some(writer)) })
+        let mut appender = Self { settings, plain, topic, brokers, metrics, writer: RwLock::new(None) };
+        *appender.writer.get_mut() = Some(appender.start()?);
+        Ok(appender)
+    }
+
+    fn start(&self) -> anyhow::Result<Writer> {
+        // One request for a probe waits at most: more would ask the same.
+        let (wake, woken) = bounded(1);
+        let (stop, stopped) = bounded(0);
+        let _ = wake.try_send(());
+        let reporter = Arc::new(Reporter::new(self.brokers.clone()));
+        let (topic, metrics) = (self.topic.clone(), self.metrics.clone());
+        let role = Acknowledgements { topic, reporter: reporter.clone(), metrics, wake };
+        let producer = PolledProducer::start(&self.settings, role)?;
+        let probe = Probe::new(producer.client.clone(), self.plain.clone(), &self.topic, reporter.clone());
+        let probe = std::thread::Builder::new()
+            .name("kafka-probe".to_owned())
+            .spawn(move || probe.run(&woken, &stopped))
+            .context("cannot start the thread that probes Kafka")?;
+        Ok(Writer { producer, reporter, tried: Instant::now(), stop: Some(stop), probe: Some(probe) })
     }
 
     /// After a fatal error a producer refuses everything; a new one goes on. What the old one held is answered with
@@ -99,7 +118,7 @@ impl KafkaAppender {
             return;
         };
         failed.tried = Instant::now();
-        match Writer::start(&self.settings, &self.plain, &self.topic, &self.brokers, &self.metrics) {
+        match self.start() {
             Ok(new) => {
                 tracing::warn!("the Kafka producer failed for good and was replaced");
                 self.brokers.mended();
@@ -109,10 +128,6 @@ impl KafkaAppender {
         }
     }
 
-    fn writer(&self) -> RwLockReadGuard<'_, Option<Writer>> {
-        self.writer.read()
-    }
-
     /// Appends; `in_flight` is dropped when the last event that was taken now is answered.
     ///
     /// # Errors
@@ -120,7 +135,7 @@ impl KafkaAppender {
     pub fn append_straight(&self, publish: Publish, from: usize, in_flight: Option<InFlight>) -> Result<(), Full> {
         self.replace_failed();
         let request = in_flight.map(Arc::new);
-        let writer = self.writer();
+        let writer = self.writer.read();
         let Some(writer) = &*writer else {
             publish.ticket.unavailable(publish.events.len() - from, "the Kafka producer is stopping");
             return Ok(());
@@ -158,10 +173,9 @@ impl KafkaAppender {
             if let Some(id) = &event.assigned_id {
                 let mut text = uuid::Uuid::encode_buffer();
                 let value: &str = id.hyphenated().encode_lower(&mut text);
-                let headers = OwnedHeaders::new_with_capacity(1);
-                record = record.headers(headers.insert(Header { key: ID_HEADER, value: Some(value) }));
+                record = record.headers(owned_headers([(ID_HEADER, Some(value.as_bytes()))]));
             }
-            match writer.producer.send(record).map_err(|(error, _)| error) {
+            match writer.producer.client.send(record).map_err(|(error, _)| error) {
                 Ok(()) => {}
                 Err(KafkaError::MessageProduction(Code::QueueFull)) => return Err(Full { publish, next: index }),
                 Err(error) => refuse(&writer.reporter, &publish.ticket, index, &error),
@@ -177,7 +191,9 @@ impl Appender for KafkaAppender {
     }
 
     fn flush(&self, timeout: Duration) -> Result<(), usize> {
-        let Some(producer) = self.writer().as_ref().map(|writer| writer.producer.shared()) else { return Ok(()) };
+        let Some(producer) = self.writer.read().as_ref().map(|writer| writer.producer.client.clone()) else {
+            return Ok(());
+        };
         producer.flush(timeout).map_err(|_| usize::try_from(producer.in_flight_count()).unwrap_or(usize::MAX))
     }
 }
@@ -202,9 +218,9 @@ fn retire(writer: Option<Writer>) {
 struct Sent {
     ticket: Arc<Ticket>,
     index: usize,
-    /// Told by its drop.
+    /// Its drop says that the request's last event is answered.
     _request: Option<Arc<InFlight>>,
-    /// The same.
+    /// Its drop says that this record is answered.
     _handed: Handed,
 }
 
@@ -214,7 +230,7 @@ fn place(topic: &Writability, key: Option<&[u8]>) -> Result<Option<i32>, String>
     let why = |partition: usize, why: &str| format!("Kafka takes no events for partition {partition}: {why}");
     match key {
         Some(key) => {
-            let partition = placement::of_key(key, topic.partitions);
+            let partition = partition_of_key(key, topic.partitions);
             topic.unwritable.get(&partition).map_or(Ok(None), |reason| Err(why(partition, reason)))
         }
         None => match topic.any_writable() {
@@ -232,8 +248,8 @@ fn refuse(reporter: &Reporter, ticket: &Ticket, index: usize, error: &KafkaError
     }
 }
 
-/// Where librdkafka reports what became of each record, and of the brokers.
-struct Deliveries {
+/// The role of the producer of events: answers each, and knows how the brokers are.
+struct Acknowledgements {
     topic: String,
     reporter: Arc<Reporter>,
     metrics: Arc<Metrics>,
@@ -241,15 +257,10 @@ struct Deliveries {
     wake: Sender<()>,
 }
 
-impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, reporter: &str) {
-        logging::forward(level, facility, reporter);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "rdkafka", %error, reason, "the producer reports an error");
+impl Role for Acknowledgements {
+    fn error(&self, code: Option<Code>, reason: &str, _: &mut Option<String>) {
         let Some(brokers) = self.reporter.live() else { return };
-        match error.rdkafka_error_code() {
+        match code {
             Some(Code::AllBrokersDown) if brokers.down("all brokers are down") => {
                 // Full means that one is asked for already.
                 let _ = self.wake.try_send(());
@@ -260,11 +271,11 @@ impl ClientContext for Deliveries {
     }
 }
 
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = Box<Sent>;
+impl Deliveries for Acknowledgements {
+    type Sent = Box<Sent>;
 
-    fn delivery(&self, delivery: &DeliveryResult<'_>, sent: Box<Sent>) {
-        match delivery {
+    fn delivered(&self, outcome: &DeliveryResult<'_>, sent: Box<Sent>) {
+        match outcome {
             Ok(_) => {
                 self.metrics.events_produced.inc();
                 if let Some(brokers) = self.reporter.live() {
@@ -273,14 +284,14 @@ impl ProducerContext for Deliveries {
                 sent.ticket.durable(1);
             }
             Err((error, _)) => match error.rdkafka_error_code() {
-                Some(code) if clock::is_refusal(code) => self.refused(&sent, code, error),
+                Some(code) if is_refusal(code) => self.refused(&sent, code, error),
                 _ => refuse(&self.reporter, &sent.ticket, sent.index, error),
             },
         }
     }
 }
 
-impl Deliveries {
+impl Acknowledgements {
     /// A broker refused the batch with this event: nothing of it is written.
     fn refused(&self, sent: &Sent, code: Code, error: &KafkaError) {
         if let Some(brokers) = self.reporter.live() {
@@ -303,38 +314,13 @@ impl Deliveries {
 
 /// A producer and its probe.
 struct Writer {
-    producer: PolledProducer<Deliveries>,
+    producer: PolledProducer<Acknowledgements>,
     reporter: Arc<Reporter>,
     /// When it was made, or its replacement was last tried.
     tried: Instant,
     /// Dropped to stop the probe.
     stop: Option<Sender<()>>,
     probe: Option<JoinHandle<()>>,
-}
-
-impl Writer {
-    fn start(
-        settings: &ClientConfig,
-        plain: &ClientConfig,
-        topic: &str,
-        brokers: &Arc<BrokerStatus>,
-        metrics: &Arc<Metrics>,
-    ) -> anyhow::Result<Self> {
-        // One request for a probe waits at most: more would ask the same.
-        let (wake, woken) = bounded(1);
-        let (stop, stopped) = bounded(0);
-        let _ = wake.try_send(());
-        let reporter = Arc::new(Reporter::new(brokers.clone()));
-        let context =
-            Deliveries { topic: topic.to_owned(), reporter: reporter.clone(), metrics: metrics.clone(), wake };
-        let producer = PolledProducer::start(settings, context)?;
-        let probe = Probe::new(producer.shared(), plain.clone(), topic, reporter.clone());
-        let probe = std::thread::Builder::new()
-            .name("kafka-probe".to_owned())
-            .spawn(move || probe.run(&woken, &stopped))
-            .context("cannot start the thread that probes Kafka")?;
-        Ok(Self { producer, reporter, tried: Instant::now(), stop: Some(stop), probe: Some(probe) })
-    }
 }
 
 impl Drop for Writer {
@@ -347,108 +333,81 @@ impl Drop for Writer {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use prometheus_client::metrics::counter::Counter;
-    use rdkafka::{
-        mocking::MockCluster,
-        types::{RDKafkaApiKey, RDKafkaRespErr},
-    };
+/// The longest wait for an event. A poll spins through its last millisecond, because rdkafka rounds what is left of it
+/// down to none: with the 100 ms of its `ThreadedProducer` an idle daemon took 0.9 % of a core for that. It is also how
+/// long the end of one takes, because a poll goes on until then whatever it hears.
+const POLL: Duration = Duration::from_secs(6);
 
-    use super::*;
-    use crate::{
-        log::{Delivery, NewRecord, Span},
-        position::Timestamp,
-    };
+/// As rdkafka's `ThreadedProducer`, for one owner. Its drop answers what is not answered, and blocks for [`POLL`] at most
+/// besides.
+struct PolledProducer<R: Deliveries> {
+    /// Shared for questions to the brokers; these are to be dropped before this.
+    client: Arc<BaseProducer<Context<R>>>,
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
 
-    type Cluster = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
-
-    fn publish(sizes: &[usize]) -> (Publish, tokio::sync::oneshot::Receiver<Delivery>) {
-        let (ticket, reply) = Ticket::new(sizes.len(), Counter::default());
-        let mut events = Vec::new();
-        let mut start = 0;
-        for size in sizes {
-            let value = Span { start, end: start + *size as u32 };
-            events.push(NewRecord { value, key: None, assigned_id: Some(uuid::Uuid::now_v7()) });
-            start = value.end;
-        }
-        let body = Bytes::from(vec![b'x'; start as usize]);
-        (Publish { body, unescaped: Bytes::new(), events, received: Timestamp::now(), ticket }, reply)
-    }
-
-    fn appender(cluster: &Cluster, request_timeout: Duration) -> KafkaAppender {
-        let mut config = Config::default();
-        config.queue.kafka.brokers = cluster.bootstrap_servers();
-        config.http.request_timeout = request_timeout;
-        KafkaAppender::new(&config, Health::default(), Arc::new(Metrics::default())).unwrap()
-    }
-
-    fn deliver(appender: &KafkaAppender, sizes: &[usize]) -> Delivery {
-        let (publish, reply) = publish(sizes);
-        assert!(appender.append(publish, 0).is_ok());
-        reply.blocking_recv().unwrap()
-    }
-
-    #[test]
-    fn a_record_refused_for_its_size_here_or_by_the_broker_is_that_events_error() {
-        let cluster = MockCluster::new(1).unwrap();
-        cluster.create_topic("events", 1, 1).unwrap();
-        let appender = appender(&cluster, Duration::from_secs(20));
-        let delivery = deliver(&appender, &[10, 2 << 20, 10]);
-        assert_eq!(delivery, Delivery { too_large: vec![1], durable: 2, ..Delivery::default() });
-        cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
-        assert_eq!(deliver(&appender, &[10]).too_large, [0]);
-    }
-
-    #[test]
-    fn a_producer_that_failed_for_good_is_replaced() {
-        let cluster = MockCluster::new(1).unwrap();
-        cluster.create_topic("events", 1, 1).unwrap();
-        let appender = appender(&cluster, Duration::from_secs(20));
-        assert_eq!(deliver(&appender, &[10]).durable, 1);
-        // As after an unclean election, when the new leader has not seen the producer's last batches.
-        let lost = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
-        cluster.request_errors(RDKafkaApiKey::Produce, &[lost]);
-        assert!(deliver(&appender, &[10]).unavailable.is_some());
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while deliver(&appender, &[10]).durable == 0 {
-            assert!(Instant::now() < deadline, "nothing is written any more");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    #[test]
-    fn an_event_goes_where_its_key_belongs_or_is_refused_and_one_without_a_key_goes_elsewhere() {
-        let of = |partition: usize| (partition, "no leader".to_owned());
-        let belongs = placement::of_key(b"client-1", 4);
-        let others: Vec<usize> = (0..4).filter(|partition| *partition != belongs).collect();
-        let topic = Writability { partitions: 4, unwritable: [of(belongs)].into() };
-        let refused = place(&topic, Some(b"client-1")).unwrap_err();
-        assert!(refused.contains(&format!("partition {belongs}: no leader")), "{refused}");
-        let topic = Writability { partitions: 4, unwritable: others.into_iter().map(of).collect() };
-        assert_eq!(place(&topic, Some(b"client-1")), Ok(None));
-        assert_eq!(place(&topic, None), Ok(Some(belongs as i32)));
-        let topic = Writability { partitions: 4, unwritable: (0..4).map(of).collect() };
-        assert!(place(&topic, None).is_err());
-    }
-
-    #[test]
-    fn brokers_that_go_away_close_the_door_and_open_it_when_they_are_back() {
-        let cluster = MockCluster::new(1).unwrap();
-        cluster.create_topic("events", 1, 1).unwrap();
-        let appender = appender(&cluster, Duration::from_secs(4));
-        assert_eq!(deliver(&appender, &[10]).durable, 1);
-        cluster.broker_down(1).unwrap();
-        let delivery = deliver(&appender, &[10]);
-        assert!(delivery.unavailable.is_some(), "{delivery:?}");
-        assert!(appender.brokers.is_away());
-        cluster.broker_up(1).unwrap();
-        // Each event waits for the connection as long as a request would.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while deliver(&appender, &[10]).durable == 0 {
-            assert!(Instant::now() < deadline, "the broker is back and takes nothing");
-        }
-        assert!(!appender.brokers.is_away());
+impl<R: Deliveries> PolledProducer<R> {
+    /// # Errors
+    /// When librdkafka refuses the settings, or there is no thread to be had.
+    fn start(settings: &ClientConfig, role: R) -> anyhow::Result<Self> {
+        let producer = BaseProducer::from_config_and_context(settings, Context::new(role))
+            .context("queue.kafka: librdkafka refuses to make a producer; see queue.kafka.properties")?;
+        let (client, ended) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
+        let (polled, over) = (client.clone(), ended.clone());
+        let thread = std::thread::Builder::new()
+            .name("kafka-producer".to_owned())
+            .spawn(move || {
+                while !over.load(Ordering::Acquire) {
+                    // A panic is reported by its hook. Without the thread nothing would be answered any more.
+                    let _ = panic::catch_unwind(AssertUnwindSafe(|| polled.poll(POLL)));
+                }
+            })
+            .context("cannot start the thread that polls the Kafka producer")?;
+        Ok(Self { client, ended, thread: Some(thread) })
     }
 }
+
+impl<R: Deliveries> Drop for PolledProducer<R> {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        // Those that wait are answered at once.
+        self.client.purge(PurgeConfig::default().queue().inflight());
+        if let Some(thread) = self.thread.take() {
+            // It catches panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The partition of a key, where Kafka's producers put it: librdkafka's partitioner `murmur2_random`, which is
+/// Java's. librdkafka places the records; this is for knowing it beforehand.
+fn partition_of_key(key: &[u8], partitions: usize) -> usize {
+    (murmur2(key) & 0x7fff_ffff) as usize % partitions.max(1)
+}
+
+/// MurmurHash2 with the seed of Java's `Utils.murmur2`.
+fn murmur2(bytes: &[u8]) -> u32 {
+    const SEED: u32 = 0x9747_b28c;
+    const M: u32 = 0x5bd1_e995;
+    const R: u32 = 24;
+    let mut hash = SEED ^ bytes.len() as u32;
+    let (words, rest) = bytes.as_chunks::<4>();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k ^= k >> R;
+        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    if !rest.is_empty() {
+        for (place, byte) in rest.iter().enumerate() {
+            hash ^= u32::from(*byte) << (8 * place);
+        }
+        hash = hash.wrapping_mul(M);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(M);
+    hash ^ (hash >> 15)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,23 +1,35 @@
-//! A consumer's place in its group: rebalances as they happen, and what has to be committed before partitions go.
+//! A consumer's place in its group: rebalances as they happen, the positions that a sink confirmed and the thread that
+//! commits them, and whether anybody reads the partitions that this member does not.
 //!
 //! librdkafka calls back within `poll`, on the source's own thread. The callback only does what has to be done before
 //! the partitions change hands (commit, pause) and leaves a note of it; the source acts on the note when `poll`
 //! returns.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
-use parking_lot::{Mutex, MutexGuard};
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use parking_lot::Mutex;
 use rdkafka::{
-    ClientContext, Offset as KafkaOffset, TopicPartitionList,
-    config::RDKafkaLogLevel,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
-    error::KafkaError,
+    ClientConfig, Offset as KafkaOffset, TopicPartitionList,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, CommitMode, Consumer},
+    error::KafkaResult,
     types::{RDKafkaErrorCode as Code, RDKafkaRespErr},
 };
 
 use crate::{
-    log::kafka::{commit_metadata::CommitMetadata, commits::Commits, logging},
-    position::{Offset, Partition},
+    backoff::jitter,
+    log::kafka::client::{Context, Role},
+    position::{Offset, Partition, TopicIdentity},
 };
 
 /// What became of our share of the partitions.
@@ -29,105 +41,66 @@ pub(super) enum Change {
     Revoked(Vec<Partition>),
 }
 
-/// The context of a source's consumer.
+/// A source's consumer.
+pub(super) type SourceConsumer = BaseConsumer<Context<Group>>;
+
+/// The role of a source's consumer.
 pub(super) struct Group {
     topic: String,
+    /// What the sink confirmed, and what of it was sent to the group.
+    pub commits: Mutex<Commits>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     changes: Vec<Change>,
-    commits: Commits,
     /// Goes with each position as its metadata; known before there is any.
     written_by: Option<CommitMetadata>,
     /// The positions are committed already and the partitions stay with this member.
     closing: bool,
     unreachable: Option<String>,
-    last_error: Option<String>,
 }
 
 impl Group {
-    pub(super) fn new(topic: &str) -> Self {
-        Self { topic: topic.to_owned(), state: Mutex::default() }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+    pub fn new(topic: &str) -> Self {
+        Self { topic: topic.to_owned(), commits: Mutex::default(), state: Mutex::default() }
     }
 
     /// What happened since it was asked last, in its order.
-    pub(super) fn take_changes(&self) -> Vec<Change> {
-        std::mem::take(&mut self.state().changes)
+    pub fn take_changes(&self) -> Vec<Change> {
+        std::mem::take(&mut self.state.lock().changes)
     }
 
     /// That all brokers were lost since it was asked last, and why.
-    pub(super) fn take_unreachable(&self) -> Option<String> {
-        self.state().unreachable.take()
-    }
-
-    /// What librdkafka said last about its connections.
-    pub(super) fn last_error(&self) -> Option<String> {
-        self.state().last_error.clone()
-    }
-
-    /// The group has this position.
-    pub(super) fn stands(&self, partition: Partition, committed: Offset) {
-        self.state().commits.stands(partition, committed);
-    }
-
-    /// Everything before these positions is durable in the sink. Partitions that are not ours are left out.
-    pub(super) fn confirm(&self, positions: &[(Partition, Offset)]) {
-        let mut state = self.state();
-        for (partition, position) in positions {
-            state.commits.confirm(*partition, *position);
-        }
-    }
-
-    /// The positions to commit now.
-    pub(super) fn take_due(&self) -> Vec<(Partition, Offset)> {
-        self.state().commits.take_due(|_| true)
-    }
-
-    /// Whether positions were confirmed that are not committed.
-    pub(super) fn has_due(&self) -> bool {
-        self.state().commits.has_due()
-    }
-
-    /// Those positions were not committed.
-    pub(super) fn not_committed(&self, positions: &[(Partition, Offset)]) {
-        self.state().commits.failed(positions);
-    }
-
-    /// Nothing more is committed of what was confirmed: it was said of a topic that is gone.
-    pub(super) fn forget(&self) {
-        self.state().commits = Commits::default();
+    pub fn take_unreachable(&self) -> Option<String> {
+        self.state.lock().unreachable.take()
     }
 
     /// From now on a revocation is our own leaving.
-    pub(super) fn close(&self) {
-        self.state().closing = true;
+    pub fn close(&self) {
+        self.state.lock().closing = true;
     }
 
     /// What the positions belong to that are confirmed from now on.
-    pub(super) fn belongs_to(&self, written_by: CommitMetadata) {
-        self.state().written_by = Some(written_by);
+    pub fn belongs_to(&self, written_by: CommitMetadata) {
+        self.state.lock().written_by = Some(written_by);
     }
 
     /// A list for librdkafka, each partition at its offset, with what it belongs to.
-    pub(super) fn list(&self, positions: &[(Partition, Offset)]) -> TopicPartitionList {
+    fn list(&self, positions: &[(Partition, Offset)]) -> TopicPartitionList {
         let list: TopicPartitionList = positions
             .iter()
             .map(|(partition, offset)| (self.topic.clone(), partition.0, KafkaOffset::Offset(offset.as_i64())))
             .collect();
-        let metadata = self.state().written_by.as_ref().map(CommitMetadata::to_metadata);
+        let metadata = self.state.lock().written_by.as_ref().map(CommitMetadata::to_metadata);
         if let Some(metadata) = metadata {
             list.elements().iter_mut().for_each(|element| element.set_metadata(&metadata));
         }
         list
     }
 
-    fn assign(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+    fn assign(&self, consumer: &SourceConsumer, partitions: &TopicPartitionList) {
         // Where to begin only the sink knows, and it says so later: until then librdkafka is not to fetch them, so they
         // are in no assignment of its. (Assigned at a logical offset and paused, it looks for that offset again and
         // again, and an answer that comes after the sink's seek carries the partition away to the log's end.)
@@ -136,44 +109,37 @@ impl Group {
             return;
         }
         let partitions = numbers(partitions);
-        let mut state = self.state();
+        let mut commits = self.commits.lock();
         for partition in &partitions {
-            state.commits.hold(*partition);
+            commits.hold(*partition);
         }
-        state.changes.push(Change::Assigned(partitions));
+        self.state.lock().changes.push(Change::Assigned(partitions));
     }
 
-    fn revoke(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+    fn revoke(&self, consumer: &SourceConsumer, partitions: &TopicPartitionList) {
         let revoked = numbers(partitions);
         let lost = consumer.assignment_lost();
-        let due = {
-            let mut state = self.state();
-            let due = state.commits.take_due(|partition| revoked.contains(&partition));
-            if lost || state.closing { Vec::new() } else { due }
-        };
-        if !due.is_empty() {
+        let due = self.commits.lock().take_due(|partition| revoked.contains(&partition));
+        if !due.is_empty() && !lost && !self.state.lock().closing {
             // Bounded by session.timeout.ms while there is no coordinator, and by socket.timeout.ms.
             if let Err(error) = consumer.commit(&self.list(&due), CommitMode::Sync) {
                 tracing::warn!(%error, "positions of revoked partitions are not committed: their next reader repeats");
             }
         }
         // A partition that is not begun, or is being restarted, is in no assignment, and naming it would fail them all.
-        let held: BTreeSet<i32> = consumer
-            .assignment()
-            .map(|held| held.elements().iter().map(|element| element.partition()).collect())
-            .unwrap_or_default();
+        let held = consumer.assignment().map(|held| numbers(&held)).unwrap_or_default();
         let mut going = TopicPartitionList::new();
-        for partition in revoked.iter().filter(|partition| held.contains(&partition.0)) {
+        for partition in revoked.iter().filter(|partition| held.contains(partition)) {
             going.add_partition(&self.topic, partition.0);
         }
         if let Err(error) = consumer.incremental_unassign(&going) {
             tracing::error!(%error, "librdkafka refuses to let revoked partitions go");
         }
-        let mut state = self.state();
+        let mut commits = self.commits.lock();
         for partition in &revoked {
-            state.commits.release(*partition);
+            commits.release(*partition);
         }
-        state.changes.push(Change::Revoked(revoked));
+        self.state.lock().changes.push(Change::Revoked(revoked));
     }
 }
 
@@ -181,27 +147,408 @@ fn numbers(partitions: &TopicPartitionList) -> Vec<Partition> {
     partitions.elements().iter().map(|element| Partition(element.partition())).collect()
 }
 
-impl ClientContext for Group {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        logging::forward(level, facility, line);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "rdkafka", %error, reason, "the consumer reports an error");
-        let mut state = self.state();
-        if error.rdkafka_error_code() == Some(Code::AllBrokersDown) {
-            state.unreachable = Some(state.last_error.clone().unwrap_or_else(|| reason.to_owned()));
+impl Role for Group {
+    fn error(&self, code: Option<Code>, reason: &str, last: &mut Option<String>) {
+        if code == Some(Code::AllBrokersDown) {
+            self.state.lock().unreachable = Some(last.clone().unwrap_or_else(|| reason.to_owned()));
         } else {
-            state.last_error = Some(reason.to_owned());
+            *last = Some(reason.to_owned());
         }
     }
-}
 
-impl ConsumerContext for Group {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+    fn rebalance(&self, consumer: &SourceConsumer, what: RDKafkaRespErr, partitions: &TopicPartitionList) {
         match what {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, partitions),
             _ => self.revoke(consumer, partitions),
         }
     }
 }
+
+/// From the first position that is due to its commit: those that come meanwhile go with it.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// The pause before the last positions are tried again, where they could not be committed.
+const LAST_TRY_EVERY: Duration = Duration::from_millis(100);
+
+/// The positions of the partitions that are held: what was confirmed, and what of it was sent to the group.
+#[derive(Default)]
+pub(super) struct Commits(BTreeMap<Partition, Position>);
+
+#[derive(Default)]
+struct Position {
+    confirmed: Option<Offset>,
+    sent: Option<Offset>,
+}
+
+impl Commits {
+    /// A new assignment: nothing is known of it.
+    pub fn hold(&mut self, partition: Partition) {
+        self.0.insert(partition, Position::default());
+    }
+
+    /// The group has this position already.
+    pub fn stands(&mut self, partition: Partition, committed: Offset) {
+        if let Some(held) = self.0.get_mut(&partition) {
+            held.sent = Some(committed);
+        }
+    }
+
+    pub fn release(&mut self, partition: Partition) {
+        self.0.remove(&partition);
+    }
+
+    /// Everything before these positions is durable in the sink. Never backwards within an assignment, and never for
+    /// partitions that are not held.
+    pub fn confirm(&mut self, positions: &[(Partition, Offset)]) {
+        for (partition, position) in positions {
+            if let Some(held) = self.0.get_mut(partition) {
+                held.confirmed = held.confirmed.max(Some(*position));
+            }
+        }
+    }
+
+    /// The positions that were confirmed and not sent. They count as sent now.
+    pub fn take_due(&mut self, wanted: impl Fn(Partition) -> bool) -> Vec<(Partition, Offset)> {
+        let mut due = Vec::new();
+        for (partition, position) in self.0.iter_mut().filter(|(partition, _)| wanted(**partition)) {
+            if let Some(confirmed) = position.confirmed.filter(|_| position.confirmed != position.sent) {
+                position.sent = position.confirmed;
+                due.push((*partition, confirmed));
+            }
+        }
+        due
+    }
+
+    /// Whether any is due.
+    pub fn has_due(&self) -> bool {
+        self.0.values().any(|position| position.confirmed.is_some() && position.confirmed != position.sent)
+    }
+
+    /// They were not committed after all, and are due again.
+    pub fn failed(&mut self, positions: &[(Partition, Offset)]) {
+        for (partition, _) in positions {
+            if let Some(position) = self.0.get_mut(partition) {
+                position.sent = None;
+            }
+        }
+    }
+}
+
+/// The thread that commits what is due, at most once a second.
+///
+/// It commits synchronously: with `rdkafka`'s event interface nobody hears what became of an asynchronous commit, and one
+/// that failed would be forgotten.
+pub(super) struct Committer {
+    /// Says that something is due. One message that waits says all that several would.
+    due: Sender<()>,
+    /// Sends the deadline of the last commit.
+    last: Sender<Instant>,
+    thread: JoinHandle<()>,
+}
+
+impl Committer {
+    pub fn start(consumer: Arc<SourceConsumer>) -> anyhow::Result<Self> {
+        // One message, the last.
+        let (last, asked) = bounded(1);
+        let (due, woken) = bounded(1);
+        let thread = std::thread::Builder::new()
+            .name("kafka-commit".to_owned())
+            .spawn(move || run(&consumer, &woken, &asked))
+            .context("cannot start the thread that commits to Kafka")?;
+        Ok(Self { due, last, thread })
+    }
+
+    /// To be called after positions were confirmed.
+    pub fn wake(&self) {
+        // Full: it is awake.
+        let _ = self.due.try_send(());
+    }
+
+    /// Whether the thread has ended, which it does unasked by a panic only.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Commits what is due, then ends; until `deadline` a failure is tried again.
+    pub fn finish(self, deadline: Instant) -> JoinHandle<()> {
+        // An error says that the thread has ended.
+        let _ = self.last.send(deadline);
+        self.thread
+    }
+}
+
+fn run(consumer: &SourceConsumer, woken: &Receiver<()>, asked: &Receiver<Instant>) {
+    let Some(deadline) = keep(woken, asked, || commit(consumer)) else { return };
+    while !commit(consumer) && Instant::now() < deadline {
+        std::thread::sleep(LAST_TRY_EVERY);
+    }
+}
+
+/// Commits what is due until the last commit is asked for, and returns that one's deadline; `None` when the source is gone.
+/// `commit` says whether nothing is due any more.
+fn keep(woken: &Receiver<()>, asked: &Receiver<Instant>, mut commit: impl FnMut() -> bool) -> Option<Instant> {
+    loop {
+        select! {
+            recv(asked) -> deadline => return deadline.ok(),
+            // The last commit may have been asked for before the source went, and both be ready here.
+            recv(woken) -> word => if word.is_err() { return asked.recv().ok() },
+        }
+        loop {
+            match asked.recv_timeout(COMMIT_EVERY) {
+                Err(RecvTimeoutError::Timeout) if commit() => break,
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(deadline) => return Some(deadline),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+}
+
+/// Whether nothing is due any more. Blocks: without a coordinator for `session.timeout.ms`, else until it answers or
+/// `socket.timeout.ms` is over.
+fn commit(consumer: &SourceConsumer) -> bool {
+    let group = consumer.context();
+    let due = group.commits.lock().take_due(|_| true);
+    if due.is_empty() {
+        return true;
+    }
+    match consumer.commit(&group.list(&due), CommitMode::Sync) {
+        Ok(()) => true,
+        Err(error) => {
+            // As a rule a rebalance under way.
+            tracing::debug!(%error, "positions are not committed, trying again");
+            group.commits.lock().failed(&due);
+            false
+        }
+    }
+}
+
+/// The first word of our metadata; other tools write what they like.
+const OURS: &str = "ingestd";
+
+/// What a committed position belongs to: the topic, and how often the operator began anew with it. Kafka keeps a group's
+/// offsets by the topic's name alone, also when the topic is deleted and created anew; so each position carries the topic's
+/// identity, and our generation, as its metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CommitMetadata {
+    pub identity: TopicIdentity,
+    pub generation: u32,
+}
+
+impl CommitMetadata {
+    /// `ingestd generation=0 topic=<identity>`
+    pub fn to_metadata(&self) -> String {
+        format!("{OURS} generation={} topic={}", self.generation, self.identity)
+    }
+
+    /// `None` for what another tool, or an older release, wrote.
+    fn from_metadata(metadata: &str) -> Option<Self> {
+        let mut words = metadata.split(' ');
+        if words.next() != Some(OURS) {
+            return None;
+        }
+        let generation = words.next()?.strip_prefix("generation=")?.parse().ok()?;
+        let identity = words.next()?.strip_prefix("topic=")?;
+        Some(Self { identity: TopicIdentity(identity.into()), generation })
+    }
+
+    /// Whether a position that was committed with this metadata says something about this topic, whose log ends at
+    /// `log_end`.
+    ///
+    /// One of an earlier generation does: raising the generation must not read twice what was read. But where it lies
+    /// beyond the log's end, the generation was raised because of that, and it does not.
+    pub fn accepts(&self, position: Offset, metadata: &str, log_end: Offset) -> bool {
+        let within = position <= log_end;
+        match Self::from_metadata(metadata) {
+            Some(of) if of.identity.contradicts(&self.identity.0) => false,
+            Some(of) => within || of.generation == self.generation,
+            None => within || self.generation == 0,
+        }
+    }
+}
+
+/// Whether this process holds every partition of the topic in its group, which stores that are not shared depend on.
+///
+/// The number of partitions comes from the brokers within seconds, but the group hands new partitions out only when
+/// a member's own metadata is refreshed. Until then a process that held all holds all that are given out.
+#[derive(Debug)]
+pub(super) struct Ownership {
+    /// How long new partitions may stand without an owner.
+    patience: Duration,
+    /// Of the topic, by the last answer.
+    partitions: Option<usize>,
+    /// How many there were when we held all and there came to be more, and when that was.
+    outgrown: Option<(usize, Instant)>,
+    /// What was announced last.
+    told: Option<bool>,
+}
+
+impl Ownership {
+    pub fn new(patience: Duration) -> Self {
+        Self { patience, partitions: None, outgrown: None, told: None }
+    }
+
+    /// The topic has this number of partitions, and we hold `held` of them.
+    pub fn counted(&mut self, partitions: usize, held: usize, now: Instant) {
+        let before = self.partitions.replace(partitions);
+        if before == Some(held) && partitions > held {
+            self.outgrown = Some((held, now));
+        }
+    }
+
+    pub fn holds_all(&self, held: usize, now: Instant) -> bool {
+        let waiting = |(all, since): (usize, Instant)| held >= all && now.duration_since(since) < self.patience;
+        self.partitions == Some(held) || self.outgrown.is_some_and(waiting)
+    }
+
+    /// It was announced with an assignment.
+    pub fn tell(&mut self, held: usize, now: Instant) {
+        self.told = Some(self.holds_all(held, now));
+    }
+
+    /// Everything that was announced is gone.
+    pub fn lost(&mut self) {
+        (self.told, self.outgrown) = (None, None);
+    }
+
+    /// Whether the announcement is not true any more; it has to be made again then.
+    pub fn take_changed(&mut self, held: usize, now: Instant) -> bool {
+        let holds_all = self.holds_all(held, now);
+        self.told.take_if(|told| *told != holds_all).is_some()
+    }
+}
+
+/// The pause between two questions to the group, while this member does not have the whole topic.
+const ASK_EVERY: Duration = Duration::from_secs(8);
+/// One question to the group's coordinator.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// How long the member for a moment waits for its place in the group, which may wait for a member that died.
+const JOINING: Duration = Duration::from_secs(30);
+
+/// Partitions that no member of the group reads, though the group is at rest: what was seen of them.
+///
+/// In a cooperative rebalance a partition changes hands in two steps: the member that has it gives it up and joins anew,
+/// and then another one is given it. A static member that dies between the two and comes back is given what it was to
+/// keep, without a rebalance; nobody knows that a second step is due, and the partition stands unread until the group
+/// changes for another reason. (Seen in one of fourteen kills right after a worker was added.) So a member that does not
+/// have the whole topic asks from time to time who has the rest. When nobody has, another member joins for a moment: that
+/// makes the group divide its partitions anew, and those that are read stay where they are.
+#[derive(Debug)]
+pub(super) struct Unowned {
+    due: Instant,
+    seen: BTreeSet<Partition>,
+}
+
+impl Unowned {
+    pub fn new(now: Instant) -> Self {
+        Self { due: now + ASK_EVERY, seen: BTreeSet::new() }
+    }
+
+    /// Whether the group is to be asked now.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.due;
+        if due {
+            // Members do not ask, and act, at the same time.
+            self.due = now + ASK_EVERY.mul_f64(jitter());
+        }
+        due
+    }
+
+    /// Those that nobody had in two answers one after the other, which are then looked for anew. `None` is an answer of a
+    /// group that is not at rest.
+    pub fn found(&mut self, unowned: Option<BTreeSet<Partition>>) -> BTreeSet<Partition> {
+        let unowned = unowned.unwrap_or_default();
+        let lasting: BTreeSet<Partition> = self.seen.intersection(&unowned).copied().collect();
+        self.seen = if lasting.is_empty() { unowned } else { BTreeSet::new() };
+        lasting
+    }
+}
+
+/// Asks the group which of the topic's partitions no member has; `None` while it divides them, or cannot be understood.
+pub(super) fn unowned(
+    consumer: &SourceConsumer,
+    group: &str,
+    topic: &str,
+    partition_count: usize,
+) -> KafkaResult<Option<BTreeSet<Partition>>> {
+    let groups = consumer.fetch_group_list(Some(group), DEADLINE)?;
+    let find = || {
+        let group = groups.groups().iter().find(|each| each.name() == group && each.state() == "Stable")?;
+        let mut unowned: BTreeSet<Partition> = (0..i32::try_from(partition_count).ok()?).map(Partition).collect();
+        for member in group.members() {
+            for partition in owned(member.assignment()?, topic)? {
+                unowned.remove(&partition);
+            }
+        }
+        Some(unowned)
+    };
+    Ok(find())
+}
+
+/// The partitions of `topic` in a member's assignment, as consumers encode it: a version, the topics, each with its
+/// partitions, and what the assignor adds; `None` when it is something else.
+fn owned(assignment: &[u8], topic: &str) -> Option<Vec<Partition>> {
+    // A member that was given nothing.
+    if assignment.is_empty() {
+        return Some(Vec::new());
+    }
+    let mut rest = assignment.get(2..)?;
+    let mut owned = Vec::new();
+    for _ in 0..int(&mut rest)? {
+        let (length, after) = rest.split_first_chunk()?;
+        let (name, after) = after.split_at_checked(usize::try_from(i16::from_be_bytes(*length)).ok()?)?;
+        rest = after;
+        for _ in 0..int(&mut rest)? {
+            let partition = Partition(int(&mut rest)?);
+            if name == topic.as_bytes() {
+                owned.push(partition);
+            }
+        }
+    }
+    Some(owned)
+}
+
+fn int(rest: &mut &[u8]) -> Option<i32> {
+    let (int, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(i32::from_be_bytes(*int))
+}
+
+/// The role of a member that reads nothing: whether the group has divided its partitions with it.
+#[derive(Default)]
+struct Guest(AtomicBool);
+
+impl Role for Guest {
+    fn rebalance(&self, consumer: &BaseConsumer<Context<Self>>, what: RDKafkaRespErr, _: &TopicPartitionList) {
+        let answered = if what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.0.store(true, Ordering::Relaxed);
+            // Into no assignment of its own, so that nothing of it is fetched.
+            consumer.incremental_assign(&TopicPartitionList::new())
+        } else {
+            consumer.incremental_unassign(&TopicPartitionList::new())
+        };
+        if let Err(error) = answered {
+            tracing::debug!(%error, "librdkafka refuses what the member for a moment answers the group");
+        }
+    }
+}
+
+/// Has a member join the group for a moment. `other_topic` is one that the group does not read: where it is there, the
+/// member asks for that one's partitions, and the group's own ones go to nobody but those who stay.
+pub(super) fn rejoin(mut settings: ClientConfig, topic: &str, other_topic: &str) -> KafkaResult<()> {
+    settings.remove("group.instance.id");
+    let guest: BaseConsumer<Context<Guest>> = BaseConsumer::from_config_and_context(&settings, Context::default())?;
+    let metadata = guest.fetch_metadata(Some(other_topic), DEADLINE)?;
+    let stands = metadata.topics().iter().any(|each| each.name() == other_topic && each.error().is_none());
+    guest.subscribe(&[if stands { other_topic } else { topic }])?;
+    let until = Instant::now() + JOINING;
+    while Instant::now() < until && !guest.context().0.load(Ordering::Relaxed) {
+        if let Some(Err(error)) = guest.poll(Duration::from_millis(100)) {
+            tracing::debug!(%error, "the member for a moment");
+        }
+    }
+    // Dropped, it leaves, and the group divides once more.
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

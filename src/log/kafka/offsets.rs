@@ -12,9 +12,9 @@ use std::{
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use rdkafka::{
-    ClientConfig, Offset as KafkaOffset, TopicPartitionList,
+    ClientConfig, Offset as KafkaOffset,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult},
     types::RDKafkaErrorCode as Code,
@@ -22,12 +22,14 @@ use rdkafka::{
 
 use crate::{
     backoff::Backoff,
+    config::Config,
     log::kafka::{
-        commit_metadata::CommitMetadata,
-        group::Group,
-        identity::{commit_metadata, high_watermark, topic_identity},
-        reconnect::{Reconnect, a_new_client_is_answered},
-        unowned::{self, Unowned},
+        client::{
+            self, Context, Reconnect, a_new_client_is_answered, commit_metadata, high_watermark, list, no_failed,
+            offsets, topic_identity, topic_in,
+        },
+        group::{self, CommitMetadata, SourceConsumer, Unowned},
+        settings,
     },
     position::{Offset, Partition, TopicIdentity},
 };
@@ -36,7 +38,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(3);
 /// For one partition, when asking for all failed.
 const ONE_DEADLINE: Duration = Duration::from_secs(2);
-/// The log's ends are looked at so often, for the lag; it also shows whether the brokers still answer.
+/// The pause between two looks at the logs' ends, for the lag; they also show whether the brokers still answer.
 const TICK: Duration = Duration::from_secs(3);
 /// After a failed question.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), TICK);
@@ -64,20 +66,21 @@ pub(super) struct PartitionOffsets {
 
 #[derive(Debug)]
 pub(super) enum Finding {
-    PartitionOffsets {
-        partitions: Vec<PartitionOffsets>,
-        written_by: CommitMetadata,
-        partition_count: usize,
-    },
-    /// The log of each watched partition, at every tick.
-    Log {
-        ranges: Vec<(Partition, LogRange)>,
-        partition_count: usize,
-    },
+    /// The brokers answered, at every tick, or because partitions were asked for.
+    Lookup(Lookup),
     /// The brokers did not answer; they are asked again.
     Unreachable(String),
     /// This client finds none of them any more, while a new one does.
     NeedsReconnect,
+}
+
+#[derive(Debug)]
+pub(super) struct Lookup {
+    /// The log of each partition that is watched, or was asked for.
+    pub ranges: Vec<(Partition, LogRange)>,
+    pub partition_count: usize,
+    /// The partitions that were asked for, and what their positions belong to; `None` where none was found.
+    pub found: Option<(Vec<PartitionOffsets>, CommitMetadata)>,
 }
 
 /// The source's end of the offset reader.
@@ -105,15 +108,9 @@ struct State {
     stop: bool,
 }
 
-impl Wanted {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-}
-
 impl OffsetReader {
     pub(super) fn start(
-        consumer: Arc<BaseConsumer<Group>>,
+        consumer: Arc<SourceConsumer>,
         plain: ClientConfig,
         membership: Membership,
         topic: &str,
@@ -121,16 +118,8 @@ impl OffsetReader {
     ) -> anyhow::Result<Self> {
         let wanted = Arc::new(Wanted::default());
         let (sender, findings) = bounded(16);
-        let wanted_too = wanted.clone();
-        let reader = Reader {
-            consumer,
-            plain,
-            membership,
-            topic: topic.to_owned(),
-            generation,
-            wanted: wanted_too,
-            findings: sender,
-        };
+        let (topic, wanted_too) = (topic.to_owned(), wanted.clone());
+        let reader = Reader { consumer, plain, membership, topic, generation, wanted: wanted_too, findings: sender };
         let thread = std::thread::Builder::new()
             .name("kafka-offsets".to_owned())
             .spawn(move || reader.run())
@@ -138,22 +127,22 @@ impl OffsetReader {
         Ok(Self { wanted, findings, thread })
     }
 
-    /// Asks for these partitions. The answer comes as [`Finding::PartitionOffsets`] when the brokers give it.
+    /// Asks for these partitions. The answer comes as [`Lookup::found`] when the brokers give it.
     pub(super) fn ask(&self, partitions: impl IntoIterator<Item = Partition>, round: u64) {
-        let mut state = self.wanted.state();
+        let mut state = self.wanted.state.lock();
         state.asked.extend(partitions.into_iter().map(|partition| (partition, round)));
         self.wanted.changed.notify_one();
     }
 
     /// Asks for the logs' ranges now.
     pub(super) fn look(&self) {
-        self.wanted.state().now = true;
+        self.wanted.state.lock().now = true;
         self.wanted.changed.notify_one();
     }
 
     /// Sets the partitions whose logs are looked at; others are not asked for any more.
     pub(super) fn watch(&self, partitions: BTreeSet<Partition>) {
-        let mut state = self.wanted.state();
+        let mut state = self.wanted.state.lock();
         state.asked.retain(|partition, _| partitions.contains(partition));
         state.watched = partitions;
     }
@@ -163,9 +152,9 @@ impl OffsetReader {
         self.thread.is_finished()
     }
 
-    /// Ends the thread; the question that it asks may take until its deadline, so whoever cannot wait joins elsewhere.
+    /// Ends the thread; the question that it asks may take until its deadline, so one who cannot wait joins elsewhere.
     pub(super) fn stop(self) -> JoinHandle<()> {
-        self.wanted.state().stop = true;
+        self.wanted.state.lock().stop = true;
         self.wanted.changed.notify_one();
         self.thread
     }
@@ -180,7 +169,7 @@ pub(super) struct Membership {
 }
 
 struct Reader {
-    consumer: Arc<BaseConsumer<Group>>,
+    consumer: Arc<SourceConsumer>,
     /// Of a client without a group.
     plain: ClientConfig,
     membership: Membership,
@@ -198,52 +187,37 @@ impl Reader {
         let mut group = Unowned::new(Instant::now());
         while let Some((asked, watched)) = self.next(pause) {
             match self.look_up(&asked, &watched) {
-                Ok(findings) => {
+                Ok(lookup) => {
                     reconnect.answered();
-                    if self.answered(&asked, &findings) {
-                        pause = TICK;
-                        failures = 0;
-                    } else {
-                        failures += 1;
-                        pause = BACKOFF.pause(failures);
-                    }
-                    self.look_at_group(&mut group, &watched, &findings);
+                    failures = if self.answered(&asked, lookup.found.as_ref()) { 0 } else { failures + 1 };
+                    self.look_at_group(&mut group, watched.len(), lookup.partition_count);
                     // An error says that the source has gone.
-                    if findings.into_iter().any(|finding| self.findings.send(finding).is_err()) {
+                    if self.findings.send(Finding::Lookup(lookup)).is_err() {
                         return;
                     }
                 }
                 Err(error) => {
                     failures += 1;
-                    pause = BACKOFF.pause(failures);
-                    let reason = match self.consumer.context().last_error() {
-                        Some(said) => format!("{error}; librdkafka says: {said}"),
-                        None => error.to_string(),
-                    };
-                    if self.findings.send(Finding::Unreachable(reason)).is_err() {
-                        return;
-                    }
-                    if reconnect.unanswered(Instant::now(), || self.is_alone_without_answer())
-                        && self.findings.send(Finding::NeedsReconnect).is_err()
+                    let reason = format!("{error}{}", self.consumer.context().says());
+                    if self.findings.send(Finding::Unreachable(reason)).is_err()
+                        || reconnect.unanswered(Instant::now(), || self.is_alone_without_answer())
+                            && self.findings.send(Finding::NeedsReconnect).is_err()
                     {
                         return;
                     }
                 }
             }
+            pause = if failures == 0 { TICK } else { BACKOFF.pause(failures) };
         }
     }
 
     /// Has the group divide its partitions anew where nobody reads one.
-    fn look_at_group(&self, group: &mut Unowned, watched: &BTreeSet<Partition>, findings: &[Finding]) {
-        let counted = findings.iter().find_map(|finding| match finding {
-            Finding::Log { partition_count, .. } => Some(*partition_count),
-            _ => None,
-        });
-        let Some(count) = counted.filter(|count| watched.len() < *count && group.is_due(Instant::now())) else {
+    fn look_at_group(&self, group: &mut Unowned, watched: usize, count: usize) {
+        if watched >= count || !group.is_due(Instant::now()) {
             return;
-        };
+        }
         let Membership { group: name, settings, other_topic } = &self.membership;
-        let unowned = match unowned::ask(&self.consumer, name, &self.topic, count) {
+        let unowned = match group::unowned(&self.consumer, name, &self.topic, count) {
             Ok(unowned) => group.found(unowned),
             // Brokers that are away are reported by the lookups.
             Err(error) => return tracing::debug!(group = name, %error, "the group cannot be asked who reads what"),
@@ -259,7 +233,11 @@ impl Reader {
             "nobody in the group reads these partitions, as after a worker that died while they changed hands; a member joins for a moment, so that the group divides them anew"
         );
         let (settings, topic, other_topic) = (settings.clone(), self.topic.clone(), other_topic.clone());
-        let join = move || unowned::rejoin(&settings, &topic, &other_topic);
+        let join = move || {
+            if let Err(error) = group::rejoin(settings, &topic, &other_topic) {
+                tracing::warn!(%error, "no member can join the group for a moment");
+            }
+        };
         if let Err(error) = std::thread::Builder::new().name("kafka-rejoin".to_owned()).spawn(join) {
             tracing::warn!(%error, "no thread to join the group on");
         }
@@ -274,7 +252,7 @@ impl Reader {
     /// Waits for something to ask, at most `pause`. After a failure the pause holds for what is asked, too.
     fn next(&self, pause: Duration) -> Option<(BTreeMap<Partition, u64>, BTreeSet<Partition>)> {
         let until = Instant::now() + pause;
-        let mut state = self.wanted.state();
+        let mut state = self.wanted.state.lock();
         loop {
             if state.stop {
                 return None;
@@ -291,35 +269,34 @@ impl Reader {
 
     /// Forgets what was answered, unless it was asked again meanwhile; whether that was all of `asked`. A partition
     /// without a leader is asked for again.
-    fn answered(&self, asked: &BTreeMap<Partition, u64>, findings: &[Finding]) -> bool {
-        let found = findings.iter().flat_map(|finding| match finding {
-            Finding::PartitionOffsets { partitions, .. } => partitions.as_slice(),
-            _ => &[],
-        });
-        let mut state = self.wanted.state();
-        let mut answers = 0;
+    fn answered(
+        &self,
+        asked: &BTreeMap<Partition, u64>,
+        found: Option<&(Vec<PartitionOffsets>, CommitMetadata)>,
+    ) -> bool {
+        let found = found.map_or(&[][..], |(partitions, _)| partitions);
+        let mut state = self.wanted.state.lock();
         for PartitionOffsets { partition, round, .. } in found {
-            answers += 1;
             if state.asked.get(partition) == Some(round) {
                 state.asked.remove(partition);
             }
         }
-        answers == asked.len()
+        found.len() == asked.len()
     }
 
     /// Between two questions, each of which may wait behind a fetch that finds nothing.
     fn go_on(&self) -> KafkaResult<()> {
-        if self.wanted.state().stop { Err(KafkaError::Canceled) } else { Ok(()) }
+        if self.wanted.state.lock().stop { Err(KafkaError::Canceled) } else { Ok(()) }
     }
 
-    fn look_up(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Vec<Finding>> {
+    fn look_up(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Lookup> {
         // Asked before and after: what is found between is of one topic.
         let identity = if asked.is_empty() { None } else { Some(self.identity()?) };
         self.go_on()?;
         let partition_count = self.partition_count()?;
         let all: BTreeSet<Partition> = asked.keys().chain(watched).copied().collect();
         if all.is_empty() {
-            return Ok(vec![Finding::Log { ranges: Vec::new(), partition_count }]);
+            return Ok(Lookup { ranges: Vec::new(), partition_count, found: None });
         }
         self.go_on()?;
         let starts = self.ask_log(&all, KafkaOffset::Beginning)?;
@@ -331,7 +308,7 @@ impl Reader {
             Some(LogRange { start, end, high: high.map_or(end, |high| high.max(end)) })
         };
         let ranges = all.iter().filter_map(|partition| Some((*partition, range(partition)?))).collect();
-        let mut findings = vec![Finding::Log { ranges, partition_count }];
+        let mut lookup = Lookup { ranges, partition_count, found: None };
         if let Some(identity) = identity {
             self.go_on()?;
             let committed = self.ask_committed(asked.keys().filter(|partition| range(partition).is_some()))?;
@@ -354,10 +331,10 @@ impl Reader {
                 return Err(KafkaError::MetadataFetch(Code::UnknownTopicId));
             }
             if !partitions.is_empty() {
-                findings.push(Finding::PartitionOffsets { partitions, written_by, partition_count });
+                lookup.found = Some((partitions, written_by));
             }
         }
-        Ok(findings)
+        Ok(lookup)
     }
 
     fn identity(&self) -> KafkaResult<TopicIdentity> {
@@ -366,20 +343,19 @@ impl Reader {
 
     fn partition_count(&self) -> KafkaResult<usize> {
         let metadata = self.consumer.fetch_metadata(Some(&self.topic), DEADLINE)?;
-        let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic);
-        match topic {
-            Some(topic) if !topic.partitions().is_empty() => Ok(topic.partitions().len()),
-            Some(topic) if let Some(error) = topic.error() => Err(KafkaError::MetadataFetch(error.into())),
-            _ => Err(KafkaError::MetadataFetch(Code::UnknownTopicOrPartition)),
-        }
+        let topic = topic_in(&metadata, &self.topic).map_err(KafkaError::MetadataFetch)?;
+        let unknown = KafkaError::MetadataFetch(Code::UnknownTopicOrPartition);
+        topic.map(|topic| topic.partitions().len()).ok_or(unknown)
     }
 
     /// One end of the log of each partition, in one request a broker: `ListOffsets` takes the logical offsets as
     /// timestamps (-1 latest, -2 earliest).
     fn ask_log(&self, partitions: &BTreeSet<Partition>, end: KafkaOffset) -> KafkaResult<BTreeMap<Partition, Offset>> {
         let ask = |partitions: &BTreeSet<Partition>, deadline| {
-            let answer = self.consumer.offsets_for_times(self.list(partitions, end)?, deadline)?;
-            Ok(offsets(&answer).0)
+            let answer = self
+                .consumer
+                .offsets_for_times(list(&self.topic, partitions.iter().map(|one| (one.0, end)))?, deadline)?;
+            Ok(offsets(&answer))
         };
         match ask(partitions, DEADLINE) {
             Err(error) if partitions.len() > 1 => {
@@ -396,46 +372,112 @@ impl Reader {
         &self,
         partitions: impl IntoIterator<Item = &'p Partition>,
     ) -> KafkaResult<BTreeMap<Partition, (Offset, String)>> {
-        let answer = self.consumer.committed_offsets(self.list(partitions, KafkaOffset::Invalid)?, DEADLINE)?;
-        // A position that cannot be told is not one that does not exist.
-        let (offsets, failed) = offsets(&answer);
-        if let Some(error) = failed {
-            return Err(error);
-        }
+        let asked = list(&self.topic, partitions.into_iter().map(|one| (one.0, KafkaOffset::Invalid)))?;
+        let answer = self.consumer.committed_offsets(asked, DEADLINE)?;
+        // A position that is not answered is not one that does not exist.
+        no_failed(&answer)?;
         let mut metadata = commit_metadata(&answer);
-        let with_metadata = |(partition, offset)| {
-            let metadata = metadata.remove(&partition).unwrap_or_default();
-            (partition, (offset, metadata))
-        };
-        Ok(offsets.into_iter().map(with_metadata).collect())
-    }
-
-    fn list<'p>(
-        &self,
-        partitions: impl IntoIterator<Item = &'p Partition>,
-        offset: KafkaOffset,
-    ) -> KafkaResult<TopicPartitionList> {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition_offset(&self.topic, partition.0, offset)?;
-        }
-        Ok(list)
+        let with_metadata =
+            |(partition, offset)| (partition, (offset, metadata.remove(&partition).unwrap_or_default()));
+        Ok(offsets(&answer).into_iter().map(with_metadata).collect())
     }
 }
 
-/// The offsets in an answer, and the first error; partitions with an error or without an offset are left out.
-fn offsets(answer: &TopicPartitionList) -> (BTreeMap<Partition, Offset>, Option<KafkaError>) {
-    let (mut offsets, mut failed) = (BTreeMap::new(), None);
-    for element in answer.elements() {
-        if let Err(error) = element.error() {
-            failed.get_or_insert(error);
-            continue;
-        }
-        if let KafkaOffset::Offset(offset) = element.offset()
-            && let Some(offset) = Offset::from_kafka(offset)
-        {
-            offsets.insert(Partition(element.partition()), offset);
+/// A client without an answer by then leaves the question open.
+const EMPTY_DEADLINE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(100);
+
+/// What is known of the ends of the logs that are read.
+///
+/// The end of a partition's log may hold no records: the markers of transactions (a replay of dead letters is one) take
+/// offsets as well. Nobody delivers them, so a sink that has everything would seem to lag behind for as long as nothing
+/// is appended. When a partition has stood still below its log's end from one look to the next, a client of its own reads
+/// from there. The end was known before, so when that client is at the end without a record, there is none below it.
+pub(super) struct EmptyEnds {
+    settings: ClientConfig,
+    topic: String,
+    /// Where each stood, and its log's end, when it was looked at last.
+    looked: BTreeMap<Partition, EmptyEnd>,
+    empty: BTreeMap<Partition, EmptyEnd>,
+    /// The one question that is being asked.
+    asking: Option<(Partition, EmptyEnd, JoinHandle<bool>)>,
+}
+
+/// `[from, to)`, up to the log's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct EmptyEnd {
+    from: Offset,
+    to: Offset,
+}
+
+impl EmptyEnds {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            settings: settings::dead_letter_reader(config),
+            topic: config.queue.topic.clone(),
+            looked: BTreeMap::new(),
+            empty: BTreeMap::new(),
+            asking: None,
         }
     }
-    (offsets, failed)
+
+    /// Called with each look at the logs: whether nothing but markers stands between what was delivered, where all of
+    /// that is handed on, and the log's end.
+    pub fn is_empty(&mut self, partition: Partition, delivered: Option<Offset>, end: Offset) -> bool {
+        if let Some((asked, stretch, thread)) = self.asking.take_if(|(_, _, thread)| thread.is_finished())
+            && thread.join().unwrap_or(false)
+        {
+            self.empty.insert(asked, stretch);
+        }
+        let Some(from) = delivered.filter(|from| *from < end) else {
+            self.looked.remove(&partition);
+            return false;
+        };
+        let stretch = EmptyEnd { from, to: end };
+        if self.empty.get(&partition) == Some(&stretch) {
+            return true;
+        }
+        if self.looked.insert(partition, stretch) == Some(stretch) && self.asking.is_none() {
+            self.ask(partition, stretch);
+        }
+        false
+    }
+
+    fn ask(&mut self, partition: Partition, stretch: EmptyEnd) {
+        let (settings, topic) = (self.settings.clone(), self.topic.clone());
+        let ask = move || {
+            holds_nothing(&settings, &topic, partition, stretch.from).unwrap_or_else(|error| {
+                tracing::debug!(%error, %partition, "the end of a log could not be looked at, trying again");
+                false
+            })
+        };
+        match std::thread::Builder::new().name("kafka-empty-end".to_owned()).spawn(ask) {
+            Ok(thread) => self.asking = Some((partition, stretch, thread)),
+            Err(error) => tracing::debug!(%error, "no thread to look at the end of a log with, trying again"),
+        }
+    }
+
+    /// Waits for the question that is being asked, at most its deadline.
+    pub fn finish(self) {
+        if let Some((_, _, thread)) = self.asking {
+            // A panic was reported by the thread that it ended.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Reads from `from` until there is a record or the end.
+fn holds_nothing(settings: &ClientConfig, topic: &str, partition: Partition, from: Offset) -> KafkaResult<bool> {
+    let consumer: BaseConsumer<Context> = client::open(settings)?;
+    consumer.assign(&list(topic, [(partition.0, KafkaOffset::Offset(from.as_i64()))])?)?;
+    let deadline = Instant::now() + EMPTY_DEADLINE;
+    while Instant::now() < deadline {
+        match consumer.poll(POLL) {
+            Some(Ok(_)) => return Ok(false),
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(true),
+            Some(Err(error)) => tracing::debug!(%error, "while looking at the end of a log"),
+            None => {}
+        }
+    }
+    Ok(false)
 }

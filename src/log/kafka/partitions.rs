@@ -1,4 +1,5 @@
-//! The partitions that the group gave to a source: what each waits for, and whether librdkafka fetches it.
+//! The partitions that the group gave to a source: what each waits for, whether librdkafka fetches it, its records on their
+//! way into a batch, and what speaks against the source's work at present.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -8,18 +9,24 @@ use std::{
 
 use rdkafka::{
     Offset as KafkaOffset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
+    consumer::Consumer,
     error::KafkaResult,
-    message::BorrowedMessage,
+    message::{BorrowedMessage, Message as _},
+    types::RDKafkaErrorCode as Code,
 };
 
 use crate::{
     config::BatchConfig,
     log::{
-        Batch, ByteBudget, Epoch,
-        kafka::{delivery::Delivery, group::Group, offsets::LogRange},
+        Batch, ByteBudget, Epoch, Permit,
+        kafka::{
+            client::{headers, list},
+            group::SourceConsumer,
+            offsets::LogRange,
+        },
+        record::RecordBuffer,
     },
-    position::{Offset, Partition},
+    position::{Offset, Partition, Timestamp},
 };
 
 /// A seek is answered by librdkafka itself, not by a broker.
@@ -30,7 +37,7 @@ pub(super) struct Starved;
 
 pub(super) struct Partitions {
     topic: String,
-    consumer: Arc<BaseConsumer<Group>>,
+    consumer: Arc<SourceConsumer>,
     held: BTreeMap<Partition, Held>,
     /// Cut, each at its moment, and not yet known to be of the topic that was announced. Bounded by the budget, whose
     /// permits they hold.
@@ -64,7 +71,7 @@ enum Fetcher {
 }
 
 impl Partitions {
-    pub fn new(topic: &str, consumer: Arc<BaseConsumer<Group>>) -> Self {
+    pub fn new(topic: &str, consumer: Arc<SourceConsumer>) -> Self {
         Self { topic: topic.to_owned(), consumer, held: BTreeMap::new(), unproven: VecDeque::new() }
     }
 
@@ -176,7 +183,7 @@ impl Partitions {
         let mut due: Vec<_> = self
             .deliveries()
             .filter(|(_, delivery)| delivery.due_in(limits, now).is_some_and(|due| early || due.is_zero()))
-            .map(|(partition, delivery)| (delivery.since(), partition))
+            .map(|(partition, delivery)| (delivery.since, partition))
             .collect();
         due.sort_unstable();
         for (_, partition) in due {
@@ -202,10 +209,8 @@ impl Partitions {
     /// Where a partition is delivered and nothing waits here: all records below are handed on.
     pub fn delivered(&self, partition: Partition) -> Option<Offset> {
         match self.held.get(&partition) {
-            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running })
-                if delivery.since().is_none() =>
-            {
-                Some(delivery.next())
+            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running }) if delivery.since.is_none() => {
+                Some(delivery.next)
             }
             _ => None,
         }
@@ -223,9 +228,9 @@ impl Partitions {
         let mut outside = BTreeSet::new();
         for (partition, log) in ranges {
             let Some(Held { phase: Phase::Delivered(delivery), .. }) = self.held.get(partition) else { continue };
-            if delivery.next() < log.start || delivery.next() > log.end {
+            if delivery.next < log.start || delivery.next > log.end {
                 tracing::warn!(
-                    topic = self.topic, %partition, position = %delivery.next(), log_start = %log.start,
+                    topic = self.topic, %partition, position = %delivery.next, log_start = %log.start,
                     log_end = %log.end, "the position is outside the log"
                 );
                 outside.insert(*partition);
@@ -239,7 +244,7 @@ impl Partitions {
         for (partition, held) in &mut self.held {
             let Phase::Delivered(delivery) = &held.phase else { continue };
             if held.fetcher != Fetcher::Running
-                && let Err(error) = start(&self.consumer, &self.topic, *partition, &mut held.fetcher, delivery.next())
+                && let Err(error) = start(&self.consumer, &self.topic, *partition, &mut held.fetcher, delivery.next)
             {
                 // A partition that was assigned a moment ago takes no seek yet.
                 tracing::debug!(topic = self.topic, %partition, %error, "not started yet, trying again");
@@ -273,15 +278,14 @@ impl Partitions {
 
 /// Makes librdkafka fetch a partition that is not fetched, from `at` on.
 fn start(
-    consumer: &BaseConsumer<Group>,
+    consumer: &SourceConsumer,
     topic: &str,
     partition: Partition,
     fetcher: &mut Fetcher,
     at: Offset,
 ) -> KafkaResult<()> {
     let at = KafkaOffset::Offset(at.as_i64());
-    let mut one = TopicPartitionList::new();
-    one.add_partition_offset(topic, partition.0, at)?;
+    let one = list(topic, [(partition.0, at)])?;
     if *fetcher == Fetcher::Ended {
         consumer.pause(&one)?;
         consumer.incremental_unassign(&one)?;
@@ -297,3 +301,274 @@ fn start(
     *fetcher = Fetcher::Running;
     Ok(())
 }
+
+/// What is delivered of one partition since the latest `Begin`.
+///
+/// Invariant: everything in `[Begin's at, from)` was handed on, `[from, next)` is in `buffer`, and `next` is where
+/// librdkafka is (re)started. librdkafka's own position is never asked for.
+pub(super) struct Delivery {
+    pub epoch: Epoch,
+    from: Offset,
+    /// The next offset to be fetched.
+    pub next: Offset,
+    buffer: RecordBuffer,
+    /// What the batch before took.
+    expected: usize,
+    /// When the oldest record of the buffer arrived.
+    pub since: Option<Instant>,
+}
+
+impl Delivery {
+    pub fn new(epoch: Epoch, at: Offset) -> Self {
+        Self { epoch, from: at, next: at, buffer: RecordBuffer::default(), expected: 0, since: None }
+    }
+
+    pub fn size(&self) -> usize {
+        self.buffer.size()
+    }
+
+    /// Takes a message over. Those below `next` were taken before; offsets skipped have no record (a transaction's
+    /// markers, aborted records).
+    pub fn take(&mut self, message: &BorrowedMessage<'_>) {
+        let Some(offset) = Offset::from_kafka(message.offset()) else { return };
+        let received = Timestamp(message.timestamp().to_millis().unwrap_or_default());
+        let headers = headers(message);
+        let headers = headers.iter().map(|(name, value)| (name.as_ref(), *value));
+        self.push(offset, received, message.key(), message.payload(), headers);
+    }
+
+    fn push<'h>(
+        &mut self,
+        offset: Offset,
+        received: Timestamp,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>), IntoIter: Clone>,
+    ) {
+        if offset < self.next {
+            return;
+        }
+        if self.buffer.is_empty() {
+            // A batch's worth at once: untouched it costs nothing, and growing by doubling would copy it twice.
+            self.buffer.reserve(self.expected);
+        }
+        self.buffer.push(offset, received, key, value, headers);
+        self.next = offset.next();
+        // Once a batch: the clock's answer costs as much as what is done for a record.
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// The buffer holds a whole batch.
+    pub fn is_full(&self, limits: &BatchConfig) -> bool {
+        self.buffer.len() >= limits.max_records || self.buffer.size() >= limits.max_bytes.as_usize()
+    }
+
+    /// How long its oldest record may wait yet; `None` when there is none.
+    pub fn due_in(&self, limits: &BatchConfig, now: Instant) -> Option<Duration> {
+        let waited = now.duration_since(self.since?);
+        Some(if self.is_full(limits) { Duration::ZERO } else { limits.max_wait.saturating_sub(waited) })
+    }
+
+    /// Everything that is buffered, as a batch.
+    pub fn cut(&mut self, partition: Partition, permit: Permit) -> Batch {
+        let records = std::mem::take(&mut self.buffer);
+        self.expected = records.size() + records.size() / 8;
+        let from = std::mem::replace(&mut self.from, self.next);
+        self.since = None;
+        Batch { partition, epoch: self.epoch, from, to: self.next, records, permit }
+    }
+}
+
+/// The number of unanswered lookups after which the brokers count as away: one alone may be a leader's election.
+const SILENT_LOOKUPS: u32 = 2;
+/// A partition without an answer for this long is shown: an election takes seconds.
+const LEADERLESS: Duration = Duration::from_secs(30);
+/// A batch that cannot be read is fetched again many times within this.
+const UNREADABLE: Duration = Duration::from_secs(30);
+
+/// librdkafka reports such a batch as it does a damaged one.
+const TOO_LARGE: &str = "It may be larger, once decompressed, than the setting receive.message.max.bytes (100000000 \
+                         unless set): raise that first, in queue.kafka.properties, to several times the largest batch (up \
+                         to 1000000000; so much memory more may be needed), and restart. Otherwise";
+
+/// A batch that waits for the topic's identity for this long is shown: it is asked for within milliseconds.
+const UNPROVEN: Duration = Duration::from_secs(10);
+
+/// A transaction that is open for this long is shown: those of this daemon are given up before.
+const OPEN: Duration = Duration::from_secs(15);
+
+/// What speaks against a source's work at present: one outcome for operators, out of what librdkafka and the offset reader
+/// say.
+///
+/// The brokers answering is not enough. librdkafka says once that a right is missing, and then is silent; a batch that
+/// cannot be read is fetched again and again, and looks like a partition without records; a partition without a leader
+/// is simply not mentioned.
+#[derive(Debug, Default)]
+pub(super) struct SourceStatus {
+    /// The brokers have answered at all.
+    heard: bool,
+    silent_lookups: u32,
+    /// The brokers do not answer, or know no such topic or user.
+    unreachable: Option<String>,
+    /// A right is missing; until an assignment or a record says otherwise.
+    refused: Option<String>,
+    /// A batch cannot be read, and when that was said last.
+    unreadable: Option<(String, Instant)>,
+    /// Since when the brokers are silent about a partition that is ours.
+    silent: BTreeMap<Partition, Instant>,
+    /// Since when a batch waits until the brokers say that its topic is still the same.
+    unproven: Option<Instant>,
+    /// Where the first open transaction of a partition begins, how many offsets stand from there on, and since when that is
+    /// so.
+    open: BTreeMap<Partition, (Offset, u64, Instant)>,
+    /// What was told last.
+    told: Option<Result<(), String>>,
+}
+
+impl SourceStatus {
+    /// The brokers answered, about these of our partitions.
+    pub fn answered(&mut self, held: BTreeSet<Partition>, about: &BTreeSet<Partition>, now: Instant) {
+        self.heard = true;
+        self.silent_lookups = 0;
+        self.unreachable = None;
+        self.silent.retain(|partition, _| held.contains(partition) && !about.contains(partition));
+        for partition in held.difference(about) {
+            self.silent.entry(*partition).or_insert(now);
+        }
+    }
+
+    /// The logs' ends, at each lookup.
+    pub fn ends(&mut self, ranges: &[(Partition, LogRange)], now: Instant) {
+        for (partition, log) in ranges {
+            let since = self.open.remove(partition).filter(|(begins, ..)| *begins == log.end);
+            if log.high > log.end {
+                let since = since.map_or(now, |(_, _, since)| since);
+                self.open.insert(*partition, (log.end, log.high.since(log.end), since));
+            }
+        }
+        self.open.retain(|partition, _| ranges.iter().any(|(answered, _)| answered == partition));
+    }
+
+    /// A lookup was not answered.
+    pub fn unanswered(&mut self, reason: String) {
+        self.silent_lookups += 1;
+        if self.silent_lookups >= SILENT_LOOKUPS {
+            self.unreachable = Some(reason);
+        }
+    }
+
+    /// librdkafka has lost all connections, or gets none.
+    pub fn disconnected(&mut self, reason: String) {
+        self.unreachable = Some(reason);
+    }
+
+    /// We got partitions, or a record.
+    pub fn progressed(&mut self) {
+        self.refused = None;
+    }
+
+    /// A batch waits for an answer of the topic watch.
+    pub fn waits_for_watch(&mut self, now: Instant) {
+        self.unproven.get_or_insert(now);
+    }
+
+    /// The topic watch has answered, or nothing waits for it.
+    pub fn watch_unneeded(&mut self) {
+        self.unproven = None;
+    }
+
+    /// Takes an error of the consumer's; whether it is one that is shown, or passing.
+    pub fn apply(&mut self, code: Code, topic: &str, now: Instant) -> bool {
+        match code {
+            // Said by the context already, or passing: librdkafka tries again.
+            Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve | Code::OperationTimedOut => {}
+            Code::TopicAuthorizationFailed => {
+                self.refused =
+                    Some(format!("topic {topic}: {code}: give this user the rights Describe and Read on it"));
+            }
+            Code::GroupAuthorizationFailed => {
+                self.refused = Some(format!("topic {topic}: {code}: give this user the right Read on the group"));
+            }
+            // The next answer says that this is over.
+            Code::UnknownTopicOrPartition | Code::UnknownTopic => {
+                self.unreachable = Some(format!("topic {topic}: {code}"));
+            }
+            Code::BadMessage | Code::BadCompression | Code::NotImplemented | Code::InvalidMessage => {
+                let reason = format!(
+                    "topic {topic}: a batch of records cannot be read ({code}); its partition stands still. {} it is \
+                     damaged, or of a format or compression that this release does not know: use a release that knows \
+                     it; if there is none, remove the log up to the batch's end (kafka-delete-records), which loses all \
+                     records before it that were not archived, and set archive.on_gap = \"skip\"",
+                    if code == Code::BadCompression { TOO_LARGE } else { "As a rule" }
+                );
+                self.unreadable = Some((reason, now));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// The outcome, where it differs from the one that was told last. Nothing before the brokers' first answer.
+    pub fn news(&mut self, now: Instant) -> Option<Result<(), String>> {
+        self.unreadable.take_if(|(_, said)| now.duration_since(*said) >= UNREADABLE);
+        let outcome = match self.complaint(now) {
+            Some(reason) => Err(reason),
+            None if !self.heard => return None,
+            None => Ok(()),
+        };
+        if self.told.as_ref() == Some(&outcome) {
+            return None;
+        }
+        self.told = Some(outcome.clone());
+        Some(outcome)
+    }
+
+    fn complaint(&self, now: Instant) -> Option<String> {
+        let silent = || {
+            let long = self.silent.iter().filter(|(_, since)| now.duration_since(**since) >= LEADERLESS);
+            let names: Vec<String> = long.map(|(partition, _)| partition.to_string()).collect();
+            (!names.is_empty()).then(|| {
+                format!(
+                    "no broker tells the end of the log for partition(s) {}: they have no leader, it is away, or too few \
+                     replicas are in sync; the others go on. See to the brokers that hold them",
+                    names.join(", ")
+                )
+            })
+        };
+        let unproven = || {
+            self.unproven.filter(|since| now.duration_since(*since) >= UNPROVEN).map(|_| {
+                "the brokers do not say the topic's id, so that records cannot be told from those of a topic that was \
+                 created anew: see to it that they answer, and that this user has the right Describe on the topic"
+                    .to_owned()
+            })
+        };
+        let open = || {
+            let long = self.open.iter().filter(|(_, (_, _, since))| now.duration_since(*since) >= OPEN);
+            let names: Vec<String> = long
+                .map(|(partition, (begins, offsets, _))| {
+                    format!("partition {partition} from offset {begins} on ({offsets} offsets wait)")
+                })
+                .collect();
+            (!names.is_empty()).then(|| {
+                format!(
+                    "a transaction of another program is open, and no record behind its beginning can be read: {}. It \
+                     ends with that program, or at its transaction.timeout.ms; to end it now: kafka-transactions abort \
+                     --topic TOPIC --partition PARTITION --start-offset OFFSET",
+                    names.join(", ")
+                )
+            })
+        };
+        let unreadable = self.unreadable.as_ref().map(|(reason, _)| reason);
+        self.unreachable
+            .as_ref()
+            .or(self.refused.as_ref())
+            .or(unreadable)
+            .cloned()
+            .or_else(unproven)
+            .or_else(silent)
+            .or_else(open)
+    }
+}
+
+#[cfg(test)]
+mod tests;

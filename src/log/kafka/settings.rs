@@ -101,9 +101,7 @@ pub fn try_out(config: &Config) -> Result<(), String> {
 
 /// For metadata and administration: connections, no queues.
 pub fn client(config: &Config) -> ClientConfig {
-    let mut settings = base();
-    finish(&mut settings, config, &[]);
-    settings
+    finish(base(), config, &[])
 }
 
 /// For the events.
@@ -130,8 +128,7 @@ pub fn producer(config: &Config) -> ClientConfig {
         .set("sticky.partitioning.linger.ms", "10")
         .set("message.max.bytes", record_limit(config).to_string())
         .set("message.timeout.ms", timeout.max(100).to_string());
-    finish(&mut settings, config, &[("acks", "all"), ("enable.idempotence", "true")]);
-    settings
+    finish(settings, config, &[("acks", "all"), ("enable.idempotence", "true")])
 }
 
 /// For the dead letters: rare, so its queue is small.
@@ -147,25 +144,22 @@ pub fn dead_letter_producer(config: &Config) -> ClientConfig {
         .set("partitioner", "murmur2_random")
         .set("message.max.bytes", limit.to_string())
         .set("message.timeout.ms", "10000");
-    finish(&mut settings, config, &[("acks", "all"), ("enable.idempotence", "true")]);
-    settings
+    finish(settings, config, &[("acks", "all"), ("enable.idempotence", "true")])
 }
 
-/// For replays and purges, one at a time: whoever takes the transactional id fences the one who had it.
+/// For replays and purges, one at a time: the one who takes the transactional id fences the one who had it.
 pub fn dead_letter_transactions(config: &Config) -> ClientConfig {
-    let mut settings = dead_letter_producer(config);
     let id = dead_letter_group(config);
     let promises = [
         ("acks", "all"),
         ("enable.idempotence", "true"),
         ("transactional.id", id.as_str()),
-        // An operation that died holds the readers up for so long at most.
+        // An operation that died holds the readers up for this long at most.
         ("transaction.timeout.ms", "30000"),
         // Which librdkafka wants to be below it.
         ("message.timeout.ms", "10000"),
     ];
-    finish(&mut settings, config, &promises);
-    settings
+    finish(dead_letter_producer(config), config, &promises)
 }
 
 /// For reading the dead letters, and for looking at the end of a log. It joins no group and commits nothing.
@@ -189,8 +183,7 @@ pub fn dead_letter_reader(config: &Config) -> ClientConfig {
         ("isolation.level", "read_committed"),
         ("enable.partition.eof", "true"),
     ];
-    finish(&mut settings, config, &promises);
-    settings
+    finish(settings, config, &promises)
 }
 
 /// How long the forwarder of the buffer may keep a transaction open: readers see nothing beyond one that is.
@@ -220,8 +213,7 @@ pub fn forwarder(config: &Config, id: &str) -> ClientConfig {
         ("transaction.timeout.ms", &transaction),
         ("message.timeout.ms", &message),
     ];
-    finish(&mut settings, config, &promises);
-    settings
+    finish(settings, config, &promises)
 }
 
 /// The transactional id of what is done with dead letters, and the name under which they are read.
@@ -231,7 +223,6 @@ fn dead_letter_group(config: &Config) -> String {
 
 /// For asking how far the forwarder of this id came: its group has no members, only a position.
 pub fn forwarded_position(config: &Config, id: &str) -> ClientConfig {
-    let mut settings = base();
     let promises = [
         ("group.id", id),
         ("group.protocol", "classic"),
@@ -240,8 +231,7 @@ pub fn forwarded_position(config: &Config, id: &str) -> ClientConfig {
         // A position of a transaction that is not decided yet is waited for (KIP-447).
         ("isolation.level", "read_committed"),
     ];
-    finish(&mut settings, config, &promises);
-    settings
+    finish(base(), config, &promises)
 }
 
 /// For the consumer of one sink, a static member of its group (KIP-345).
@@ -282,8 +272,7 @@ pub fn consumer(config: &Config, sink: SinkName, instance_id: &str) -> ClientCon
         ("isolation.level", "read_committed"),
         ("enable.partition.eof", "false"),
     ];
-    finish(&mut settings, config, &promises);
-    settings
+    finish(settings, config, &promises)
 }
 
 fn base() -> ClientConfig {
@@ -304,7 +293,7 @@ fn base() -> ClientConfig {
 }
 
 /// Lays the operator's properties over our defaults, and the promises over both.
-fn finish(settings: &mut ClientConfig, config: &Config, promises: &[(&str, &str)]) {
+fn finish(mut settings: ClientConfig, config: &Config, promises: &[(&str, &str)]) -> ClientConfig {
     let properties = || config.queue.kafka.properties.iter().map(|(key, value)| (canonical(key), value));
     if properties().any(|(key, _)| key == "compression.codec") {
         // It means something else to each codec.
@@ -320,6 +309,7 @@ fn finish(settings: &mut ClientConfig, config: &Config, promises: &[(&str, &str)
     settings.set("bootstrap.servers", &config.queue.kafka.brokers);
     let debug = config.queue.kafka.properties.contains_key("debug");
     settings.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Notice });
+    settings
 }
 
 /// The name that we use where librdkafka has two: of two names of one setting, the one applied last would win, and

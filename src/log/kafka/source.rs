@@ -11,25 +11,25 @@
 //! records.
 //!
 //! **One topic.** A source reads the topic that it announced first, told by its identity. Batches are handed on only
-//! when `topic_watch` has shown that they are of that topic; when another one stands under its name, the
+//! when the topic watch has shown that they are of that topic; when another one stands under its name, the
 //! source ends with [`SourceEvent::Failed`]: its successor announces the new topic, and the sinks judge it.
 //!
-//! **Leaving** is `leave`'s.
+//! **Leaving.** The last commit and the leaving have a bound each. A static member leaves without a word: started again
+//! within `session.timeout.ms` it has its partitions back at once.
 //!
 //! **Without budget** nothing is polled for a moment, which keeps what librdkafka has prefetched; when it lasts, the
 //! partitions are paused and polling goes on, because a member that does not poll is thrown out of its group.
 
-mod leave;
-
 use std::{
     collections::BTreeSet,
+    convert::Infallible,
     panic::{self, AssertUnwindSafe},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use crossbeam_channel::{Receiver, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded, unbounded};
 use rdkafka::{
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer},
@@ -38,22 +38,17 @@ use rdkafka::{
     types::RDKafkaErrorCode as Code,
 };
 
-use self::leave::Leaving;
 use crate::{
     config::{LiveConfig, StoreKind},
     log::{
         Assignment, ByteBudget, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
         kafka::{
-            commit_metadata::CommitMetadata,
-            commits::Committer,
-            empty_ends::EmptyEnds,
-            group::{Change, Group},
-            offsets::{Finding, LogRange, Membership, OffsetReader, PartitionOffsets},
-            ownership::Ownership,
-            partitions::{Partitions, Starved},
+            client::Context,
+            group::{Change, CommitMetadata, Commits, Committer, Group, Ownership, SourceConsumer},
+            offsets::{EmptyEnds, Finding, LogRange, Lookup, Membership, OffsetReader, PartitionOffsets},
+            partitions::{Partitions, SourceStatus, Starved},
             settings,
-            source_status::SourceStatus,
-            topic_watch::{Sighting, TopicWatch, TopicWatches},
+            topic::{Sighting, TopicWatch, TopicWatches},
         },
     },
     names::SinkName,
@@ -72,8 +67,12 @@ const HELD_BACK: Duration = Duration::from_millis(20);
 const UNPROVEN: Duration = Duration::from_millis(5);
 /// Records taken in one round, before commands are looked at again.
 const ROUND: usize = 2000;
-/// Without budget for so long the partitions are paused.
+/// The time without budget after which the partitions are paused.
 const PARK_AFTER: Duration = Duration::from_secs(1);
+/// How long the last commit, and then the leaving, may take.
+const CLOSING: Duration = Duration::from_secs(4);
+/// A last commit that takes longer waits for something: a rebalance, or brokers that are away.
+const COMMIT_EXPECTED: Duration = Duration::from_millis(500);
 /// After an out-of-range error the positions are compared with the log; not more often than this.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
@@ -94,7 +93,7 @@ pub fn spawn(
     let now = config.load();
     let topic = now.queue.topic.clone();
     let settings = settings::consumer(&now, sink, instance_id);
-    let consumer = BaseConsumer::from_config_and_context(&settings, Group::new(&topic))
+    let consumer = BaseConsumer::from_config_and_context(&settings, Context::new(Group::new(&topic)))
         .with_context(|| format!("queue.kafka: no consumer can be made for the {} group", sink.as_str()))?;
     consumer.subscribe(&[&topic]).with_context(|| format!("cannot subscribe to topic {topic}"))?;
     let consumer = Arc::new(consumer);
@@ -144,7 +143,7 @@ struct Source {
     config: LiveConfig,
     sink: SinkName,
     topic: String,
-    consumer: Arc<BaseConsumer<Group>>,
+    consumer: Arc<SourceConsumer>,
     offsets: OffsetReader,
     topic_watch: Arc<TopicWatch>,
     /// Of the topic that was announced; a source has one.
@@ -190,10 +189,10 @@ enum End {
 
 impl Source {
     fn run(mut self) -> Result<(), String> {
-        // A panic must be heard of, too: the consumer would wait for records for ever.
+        // A panic must be reported, too: the consumer would wait for records for ever.
         let served = panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
-        let end = served.unwrap_or_else(|payload| {
-            End::Fatal(Code::Fail, format!("its thread panicked: {}", panic_message(payload.as_ref())))
+        let Err(end) = served.unwrap_or_else(|payload| {
+            Err(End::Fatal(Code::Fail, format!("its thread panicked: {}", panic_message(payload.as_ref()))))
         });
         let event = match end {
             End::Close(positions) => return self.close(&positions),
@@ -204,7 +203,7 @@ impl Source {
             End::Fatal(_, reason) => SourceEvent::Failed(format!("the Kafka consumer failed for good: {reason}")),
             End::Replaced(was, is) => {
                 // Positions in the old topic say nothing about the new one.
-                self.consumer.context().forget();
+                *self.consumer.context().commits.lock() = Commits::default();
                 SourceEvent::Failed(format!(
                     "topic {} was deleted and created anew while it was read (identity {was}, now {is}); nothing of \
                      the new one was taken as the old one's",
@@ -224,31 +223,29 @@ impl Source {
         self.close(&positions)
     }
 
-    fn serve(&mut self) -> End {
+    fn serve(&mut self) -> Result<Infallible, End> {
         loop {
             loop {
                 match self.commands.try_recv() {
-                    Ok(SourceCommand::Close(positions)) => return End::Close(positions),
+                    Ok(SourceCommand::Close(positions)) => return Err(End::Close(positions)),
                     Ok(command) => {
                         self.active = Instant::now();
                         self.handle(command);
                     }
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return End::Close(Vec::new()),
+                    Err(TryRecvError::Disconnected) => return Err(End::Close(Vec::new())),
                 }
             }
             while let Ok(finding) = self.offsets.findings.try_recv() {
-                if let Some(end) = self.learn(finding) {
-                    return end;
-                }
+                self.learn(finding)?;
             }
-            if let Some(end) = self.look_at_topic() {
-                return end;
-            }
+            self.look_at_topic()?;
             if self.offsets.is_finished() || self.committer.is_finished() || self.topic_watch.is_finished() {
-                return End::Fatal(Code::Fail, "a thread of it panicked".to_owned());
+                return Err(End::Fatal(Code::Fail, "a thread of it panicked".to_owned()));
             }
-            self.tell_standing();
+            if let Some(outcome) = self.status.news(Instant::now()) {
+                (self.events)(outcome.map_or_else(SourceEvent::Unavailable, |()| SourceEvent::Available));
+            }
             self.hand_on();
             if !self.paused && !self.parked {
                 self.partitions.start_all();
@@ -264,14 +261,12 @@ impl Source {
                 self.parked = true;
                 self.partitions.stop_all();
             }
-            if let Some((code, reason)) = self.fetch() {
-                return End::Fatal(code, reason);
-            }
+            self.fetch()?;
         }
     }
 
-    /// Takes what librdkafka has, and waits for it a little when there is nothing. Returns the error that ends all.
-    fn fetch(&mut self) -> Option<(Code, String)> {
+    /// Takes what librdkafka has, and waits for it a little when there is nothing.
+    fn fetch(&mut self) -> Result<(), End> {
         let config = self.config.load_full();
         // Messages borrow the consumer, and taking one changes `self`.
         let consumer = self.consumer.clone();
@@ -297,8 +292,8 @@ impl Source {
                     self.partitions.take(Partition(message.partition()), &message, &config.batch)
                 }
                 Some(Err(error)) => {
-                    if let Some(fatal) = consumer.client().fatal_error() {
-                        return Some(fatal);
+                    if let Some((code, reason)) = consumer.client().fatal_error() {
+                        return Err(End::Fatal(code, reason));
                     }
                     self.on_error(&error);
                     false
@@ -315,7 +310,7 @@ impl Source {
         if let Some(reason) = consumer.context().take_unreachable() {
             self.status.disconnected(format!("all brokers are down: {reason}"));
         }
-        None
+        Ok(())
     }
 
     fn on_error(&mut self, error: &KafkaError) {
@@ -325,8 +320,8 @@ impl Source {
             }
             // The next answer says that this is over.
             Some(code @ (Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL)) => {
-                let said = self.consumer.context().last_error().map(|said| format!("; librdkafka says: {said}"));
-                self.status.disconnected(format!("topic {}: {code}{}", self.topic, said.unwrap_or_default()));
+                let said = self.consumer.context().says();
+                self.status.disconnected(format!("topic {}: {code}{said}", self.topic));
             }
             Some(code) if self.status.apply(code, &self.topic, Instant::now()) => {}
             _ => tracing::warn!(sink = self.sink.as_str(), %error, "the Kafka consumer reports an error"),
@@ -344,10 +339,8 @@ impl Source {
         for change in changes {
             match change {
                 Change::Assigned(partitions) => {
-                    for partition in partitions {
-                        self.partitions.assigned(partition);
-                        new.insert(partition);
-                    }
+                    partitions.iter().for_each(|partition| self.partitions.assigned(*partition));
+                    new.extend(partitions);
                 }
                 Change::Revoked(partitions) => {
                     for partition in &partitions {
@@ -374,7 +367,7 @@ impl Source {
         }
     }
 
-    /// The sink writes what no other worker can write to, and has to hear when there is one. Another sink would only
+    /// The sink writes what no other worker can write to, and has to be informed when there is one. Another sink would only
     /// read again what it has not yet made durable.
     fn writes_alone(&self) -> bool {
         let config = self.config.load();
@@ -393,16 +386,9 @@ impl Source {
         }
     }
 
-    fn learn(&mut self, finding: Finding) -> Option<End> {
+    fn learn(&mut self, finding: Finding) -> Result<(), End> {
         match finding {
-            Finding::PartitionOffsets { partitions, written_by, partition_count } => {
-                if let Some(end) = self.compare_identity(&written_by.identity) {
-                    return Some(end);
-                }
-                self.ownership.counted(partition_count, self.partitions.len(), Instant::now());
-                self.announce(partitions, &written_by);
-            }
-            Finding::Log { mut ranges, partition_count } => {
+            Finding::Lookup(Lookup { mut ranges, partition_count, found }) => {
                 // Where nothing is fetched, that end is an old one, perhaps of a log that was longer.
                 for (partition, log) in &mut ranges {
                     if self.partitions.delivered(*partition).is_none() {
@@ -426,33 +412,39 @@ impl Source {
                     });
                 }
                 self.compare_positions(&ranges);
+                if let Some((partitions, written_by)) = found {
+                    self.compare_identity(&written_by.identity)?;
+                    self.announce(partitions, &written_by);
+                }
             }
             Finding::Unreachable(reason) => self.status.unanswered(reason),
             Finding::NeedsReconnect => {
                 let reason = "it finds no broker any more, while a new client is answered".to_owned();
-                return Some(End::Fatal(Code::AllBrokersDown, reason));
+                return Err(End::Fatal(Code::AllBrokersDown, reason));
             }
         }
-        None
+        Ok(())
     }
 
     /// The topic as the topic watch saw it after it was announced.
-    fn look_at_topic(&mut self) -> Option<End> {
-        self.identity.as_ref()?;
-        let Sighting { asked, identity } = self.topic_watch.sighting(self.sighted)?;
-        let end = self.compare_identity(&identity);
-        if end.is_none() {
+    fn look_at_topic(&mut self) -> Result<(), End> {
+        if self.identity.is_some()
+            && let Some(Sighting { asked, identity }) = self.topic_watch.sighting(self.sighted)
+        {
+            self.compare_identity(&identity)?;
             self.sighted = asked;
             self.proven = Some(asked);
             self.status.watch_unneeded();
         }
-        end
+        Ok(())
     }
 
     /// Ends the source when this is not the topic that it announced.
-    fn compare_identity(&self, identity: &TopicIdentity) -> Option<End> {
-        let announced = self.identity.as_ref().filter(|announced| announced.contradicts(&identity.0))?;
-        Some(End::Replaced(announced.clone(), identity.clone()))
+    fn compare_identity(&self, identity: &TopicIdentity) -> Result<(), End> {
+        match self.identity.as_ref().filter(|announced| announced.contradicts(&identity.0)) {
+            Some(announced) => Err(End::Replaced(announced.clone(), identity.clone())),
+            None => Ok(()),
+        }
     }
 
     fn announce(&mut self, found: Vec<PartitionOffsets>, written_by: &CommitMetadata) {
@@ -462,7 +454,7 @@ impl Source {
         for PartitionOffsets { partition, round, committed, log } in found {
             if self.partitions.found(partition, round) {
                 if let Some(committed) = committed {
-                    self.consumer.context().stands(partition, committed);
+                    self.consumer.context().commits.lock().stands(partition, committed);
                 }
                 // What was archived or counted is compared with what the brokers say now.
                 let (log_start, log_end, identity) = (log.start, log.end, written_by.identity.clone());
@@ -499,12 +491,6 @@ impl Source {
         }
     }
 
-    fn tell_standing(&mut self) {
-        if let Some(outcome) = self.status.news(Instant::now()) {
-            (self.events)(outcome.map_or_else(SourceEvent::Unavailable, |()| SourceEvent::Available));
-        }
-    }
-
     fn handle(&mut self, command: SourceCommand) {
         match command {
             SourceCommand::Begin { partition, epoch, at } => self.partitions.begin(partition, epoch, at),
@@ -515,7 +501,7 @@ impl Source {
             }
             SourceCommand::Resume => self.paused = false,
             SourceCommand::Commit(positions) => {
-                self.consumer.context().confirm(&positions);
+                self.consumer.context().commits.lock().confirm(&positions);
                 self.committer.wake();
             }
             SourceCommand::Reassign => self.look_up(self.partitions.all()),
@@ -555,10 +541,59 @@ impl Source {
         }
     }
 
+    /// Commits, leaves and ends; the error says that the last commit failed.
     fn close(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
         let Self { consumer, offsets, topic_watch, committer, sink, partitions, empty_ends, topic, .. } = self;
         // They share the consumer, whose last owner closes it.
         drop(partitions);
-        Leaving { consumer, offsets, topic_watch, committer, empty_ends, sink, topic }.leave(positions)
+        let group = consumer.context();
+        group.commits.lock().confirm(positions);
+        let began = Instant::now();
+        let longest = began + settings::SESSION_TIMEOUT + CLOSING;
+        let committer = committer.finish(longest);
+        let (mut deadline, mut asked) = (began + CLOSING, false);
+        while !committer.is_finished() && Instant::now() < deadline {
+            // A rebalance under way has to end before the group takes positions: to a member that waits to join, the
+            // coordinator answers nothing else, and another one that stopped in the middle of it holds it up for its
+            // session's timeout. That is an ordinary stop of several workers; brokers that are silent are not waited for.
+            if !asked && began.elapsed() >= COMMIT_EXPECTED {
+                asked = true;
+                if consumer.fetch_metadata(Some(&topic), CLOSING - COMMIT_EXPECTED).is_ok() {
+                    deadline = longest;
+                }
+            }
+            // Records that come with the rebalance are read again by the next reader.
+            let _ = consumer.poll(Duration::from_millis(10));
+        }
+        let committed = if committer.is_finished() && !group.commits.lock().has_due() {
+            Ok(())
+        } else {
+            let said = group.says();
+            Err(format!("Kafka did not acknowledge the last positions of the {} group{said}", sink.as_str()))
+        };
+        group.close();
+        let (done, left) = bounded::<()>(1);
+        // Leaving has no deadline of its own in librdkafka, and a broker that hangs must not hold the stop up.
+        let leave = move || {
+            // A panic was reported by the thread that it ended.
+            let _ = committer.join();
+            let _ = offsets.stop().join();
+            drop(topic_watch);
+            empty_ends.finish();
+            drop(consumer);
+            drop(done);
+        };
+        match std::thread::Builder::new().name("kafka-leave".to_owned()).spawn(leave) {
+            Ok(thread) => match left.recv_timeout(CLOSING) {
+                Err(RecvTimeoutError::Timeout) => {
+                    tracing::warn!(sink = sink.as_str(), "Kafka does not answer the consumer's leaving, not waiting");
+                }
+                _ => {
+                    let _ = thread.join();
+                }
+            },
+            Err(error) => tracing::warn!(%error, "no thread to leave the consumer group on"),
+        }
+        committed
     }
 }

@@ -1,11 +1,18 @@
-//! The topic, looked at before the start: made when it is missing, refused when it could not keep our promises.
+//! The topic: looked at before the start, made when it is missing, refused when it could not keep our promises; and
+//! watched from then on, whether it is still the same one.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Weak},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
+use anyhow::Context as _;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use parking_lot::Mutex;
 use rdkafka::{
-    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
-    config::FromClientConfigAndContext,
-    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    admin::{AdminOptions, NewTopic, TopicReplication},
+    consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     types::RDKafkaErrorCode as Code,
 };
@@ -14,9 +21,8 @@ use thiserror::Error;
 use crate::{
     config::Config,
     log::kafka::{
-        clock::{self, Answer, Bounds},
-        identity::topic_identity,
-        logging::{self, Logging},
+        client::{self, Admin, Context, Reconnect, a_new_client_is_answered, topic_identity},
+        probe::{self, Bounds},
         settings,
     },
     position::{Timestamp, TopicIdentity},
@@ -24,12 +30,21 @@ use crate::{
 
 /// One question to the brokers.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Clocks that differ by so many milliseconds are not kept by NTP.
+/// Clocks that differ by this number of milliseconds are not kept by NTP.
 const NOTABLE: i64 = 10_000;
 /// What librdkafka has to say is there by then: a question has failed.
 const HEARING: Duration = Duration::from_millis(50);
 /// How long a new topic may take until its partitions have leaders.
 const CREATION: Duration = Duration::from_secs(15);
+/// One question of the topic watch.
+const WATCH_DEADLINE: Duration = Duration::from_secs(3);
+/// The pause between two of them when nobody waits for an answer.
+const WATCH_EVERY: Duration = Duration::from_secs(3);
+/// Not asked more often than this, so that a busy worker is no load for the brokers. What waits for an answer is bounded,
+/// so this bounds the rate too, most where batches are small.
+const PACE: Duration = Duration::from_millis(20);
+/// The same, after a question that had no answer.
+const PACE_OF_FAILURES: Duration = Duration::from_millis(500);
 
 /// Dead letters wait for somebody who looks at them, however long that takes.
 const KEPT: [(&str, &str); 2] = [("retention.ms", "-1"), ("retention.bytes", "-1")];
@@ -136,28 +151,18 @@ struct Found {
 
 struct Brokers<'a> {
     config: &'a Config,
-    metadata: BaseConsumer<Logging>,
-    admin: AdminClient<Logging>,
-    /// Drives the admin client's futures, which end by their own deadlines.
-    runtime: tokio::runtime::Runtime,
+    metadata: BaseConsumer<Context>,
+    admin: Admin,
 }
-
-impl ConsumerContext for Logging {}
 
 impl<'a> Brokers<'a> {
     fn connect(config: &'a Config) -> Result<Self, TopicError> {
         settings::validate(config).map_err(TopicError::Refused)?;
-        let refused = |error: KafkaError| TopicError::Refused(format!("queue.kafka: no client can be made: {error}"));
         let settings = settings::client(config);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .map_err(|error| TopicError::Refused(format!("cannot make a runtime to ask Kafka with: {error}")))?;
-        Ok(Self {
-            config,
-            metadata: BaseConsumer::from_config_and_context(&settings, Logging::default()).map_err(refused)?,
-            admin: AdminClient::from_config_and_context(&settings, Logging::default()).map_err(refused)?,
-            runtime,
-        })
+        let open = || anyhow::Ok((client::open(&settings)?, Admin::open(&settings)?));
+        let (metadata, admin) =
+            open().map_err(|error| TopicError::Refused(format!("queue.kafka: no client can be made: {error:#}")))?;
+        Ok(Self { config, metadata, admin })
     }
 
     fn prepare(&self, topic: &str, limit: u64, purpose: Purpose) -> Result<TopicReady, TopicError> {
@@ -213,7 +218,7 @@ impl<'a> Brokers<'a> {
             new = new.set("min.insync.replicas", "2");
         }
         let options = AdminOptions::new().request_timeout(Some(CREATION)).operation_timeout(Some(DEADLINE));
-        let outcome = self.runtime.block_on(self.admin.create_topics([&new], &options));
+        let outcome = self.admin.wait(self.admin.client.create_topics([&new], &options));
         let outcome = outcome.map_err(|error| self.failed("create", topic, &error))?;
         match outcome.into_iter().next() {
             Some(Ok(_)) => {
@@ -246,20 +251,15 @@ impl<'a> Brokers<'a> {
 
     /// Says what our clock is beside the brokers', as far as the topic minds.
     fn compare_clocks(&self, topic: &str) -> Result<String, TopicError> {
-        let options = AdminOptions::new().request_timeout(Some(DEADLINE));
-        let resource = [ResourceSpecifier::Topic(topic)];
-        let described = self.runtime.block_on(self.admin.describe_configs(&resource, &options));
-        let Some(Ok(found)) = described.ok().and_then(|described| described.into_iter().next()) else {
-            return Ok(String::new());
-        };
-        let bounds = Bounds::of(|name| found.get(name).and_then(|entry| entry.value.as_deref()));
-        let asked = bounds.side().map(|side| clock::ask(&settings::client(self.config), topic, side));
-        let Some(Answer::Refused(taken)) = asked else { return Ok(String::new()) };
+        let Ok(Some(Ok(found))) = self.admin.describe(topic, DEADLINE) else { return Ok(String::new()) };
+        let bounds = Bounds::of(&found);
+        let taken = bounds.side().and_then(|side| probe::times_taken(&settings::client(self.config), topic, side));
+        let Some(taken) = taken else { return Ok(String::new()) };
         let now = Timestamp::now();
         let difference = taken.difference(bounds, now).filter(|millis| millis.abs() >= NOTABLE);
         let difference = difference.map(|millis| {
             let side = if millis > 0 { "ahead of" } else { "behind" };
-            format!("; this machine's clock is {} {side} the brokers'", clock::seconds(millis))
+            format!("; this machine's clock is {} {side} the brokers'", probe::seconds(millis))
         });
         let difference = difference.unwrap_or_default();
         match taken.complaint(topic, now) {
@@ -270,12 +270,10 @@ impl<'a> Brokers<'a> {
 
     /// Refuses a topic whose settings break a promise; otherwise says what is not as it should be.
     fn inspect(&self, topic: &str, limit: u64, purpose: Purpose, found: Found) -> Result<Vec<String>, TopicError> {
-        let options = AdminOptions::new().request_timeout(Some(DEADLINE));
-        let resource = [ResourceSpecifier::Topic(topic)];
-        let described = self.runtime.block_on(self.admin.describe_configs(&resource, &options));
+        let described = self.admin.describe(topic, DEADLINE);
         let described = described.map_err(|error| self.failed("read the settings of", topic, &error))?;
         let mut concerns = self.compare(topic, purpose, found);
-        let described = match described.into_iter().next() {
+        let described = match described {
             Some(Ok(described)) => described,
             Some(Err(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed)) => {
                 concerns.push(format!(
@@ -359,13 +357,9 @@ impl<'a> Brokers<'a> {
 
     fn failed(&self, what: &str, topic: &str, error: &KafkaError) -> TopicError {
         self.hear();
-        let reason = match self.metadata.context().last_error().or_else(|| self.admin.inner().context().last_error()) {
-            Some(said) => {
-                let said = logging::explained(&said);
-                format!("cannot {what} topic {topic}: {error}; librdkafka says: {said}")
-            }
-            None => format!("cannot {what} topic {topic}: {error}"),
-        };
+        let said = self.metadata.context().last_error().or_else(|| self.admin.client.inner().context().last_error());
+        let said = said.map(|said| format!("; librdkafka says: {}", client::explained(&said))).unwrap_or_default();
+        let reason = format!("cannot {what} topic {topic}: {error}{said}");
         if is_passing(error) {
             TopicError::Unreachable { brokers: self.config.queue.kafka.brokers.clone(), reason }
         } else {
@@ -408,7 +402,7 @@ fn losses<'v>(
     concerns
 }
 
-/// What the least number of in-sync replicas means for a topic with so many.
+/// What the least number of in-sync replicas means for a topic with these replicas.
 fn in_sync(topic: &str, minimum: usize, Found { replication, in_sync, .. }: Found) -> Option<String> {
     if in_sync < minimum.min(replication) {
         return Some(format!(
@@ -454,18 +448,136 @@ fn is_passing(error: &KafkaError) -> bool {
     )
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// An answer: when the question was asked, and what the topic was then.
+#[derive(Debug, Clone)]
+pub(super) struct Sighting {
+    pub asked: Instant,
+    pub identity: TopicIdentity,
+}
 
-    #[test]
-    fn a_minimum_of_in_sync_replicas_that_does_not_fit_is_named() {
-        let said = |minimum, replication, now| {
-            in_sync("events", minimum, Found { partitions: 1, replication, in_sync: now }).unwrap_or_default()
-        };
-        assert_eq!([said(1, 1, 1), said(2, 3, 3), said(2, 3, 2)], ["", "", ""]);
-        assert!(said(2, 1, 1).contains("brokers before 3.7 take no event"));
-        assert!(said(1, 3, 3).contains("set it to 2"));
-        assert!(said(2, 2, 1).contains("1 of its 2 replicas in sync"));
+/// Where the sources of a process find the topic watch that they share.
+#[derive(Clone, Default)]
+pub struct TopicWatches(Arc<Mutex<Weak<TopicWatch>>>);
+
+impl TopicWatches {
+    /// The present one, or a new one: the first source's, or where the last one's thread has ended.
+    pub(super) fn share(&self, config: &Config) -> anyhow::Result<Arc<TopicWatch>> {
+        let mut present = self.0.lock();
+        if let Some(topic_watch) = present.upgrade().filter(|topic_watch| !topic_watch.is_finished()) {
+            return Ok(topic_watch);
+        }
+        let topic_watch = Arc::new(TopicWatch::start(config)?);
+        *present = Arc::downgrade(&topic_watch);
+        Ok(topic_watch)
     }
 }
+
+/// The sources' end of the topic watch: a thread that asks the brokers again and again whether the topic is still the one
+/// that was announced.
+///
+/// A topic that is deleted and created anew within moments goes unnoticed by librdkafka, which fetches on at the old
+/// offset. Yet a topic that was deleted never comes back: when the brokers still name the announced identity, then
+/// everything that was fetched **before they were asked** is of that topic. So no batch is handed on before an answer
+/// to a question that was asked after it was cut, and records of two topics can never stand in one chain.
+///
+/// It has a client of its own, because a question on the source's connection would wait behind a fetch that waits for
+/// records, and a lone record's batch with it. The sources of a process share it. The last one's drop ends it, and blocks until its last question is answered or given up, so
+/// one who cannot wait drops it elsewhere.
+pub(super) struct TopicWatch {
+    /// `None` only while it is dropped.
+    ask: Option<Sender<()>>,
+    latest: Arc<Latest>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The latest answer. A topic that was deleted never comes back, so it says all that those before it said.
+type Latest = Mutex<Option<Sighting>>;
+
+impl TopicWatch {
+    fn start(config: &Config) -> anyhow::Result<Self> {
+        // Without a group: its questions never make the broker create a topic.
+        let settings = settings::client(config);
+        let mut client: BaseConsumer<Context> =
+            client::open(&settings).context("queue.kafka: no client can be made that watches the topic")?;
+        let topic = config.queue.topic.clone();
+        // One question that waits says all that several would.
+        let (ask, asked) = bounded(1);
+        let latest = Arc::new(Latest::default());
+        let seen = latest.clone();
+        let thread = std::thread::Builder::new()
+            .name("kafka-watch".to_owned())
+            .spawn(move || {
+                let mut reconnect = Reconnect::default();
+                keep(&asked, &seen, |deadline| {
+                    let seen = topic_identity(client.client(), &topic, deadline);
+                    if seen.is_ok() {
+                        reconnect.answered();
+                    } else if reconnect.unanswered(Instant::now(), || a_new_client_is_answered(&settings, &topic)) {
+                        tracing::warn!("the client that watches the topic finds no broker any more, making a new one");
+                        match client::open(&settings) {
+                            Ok(new) => client = new,
+                            Err(error) => tracing::error!(%error, "librdkafka refuses to make it"),
+                        }
+                    }
+                    seen
+                });
+            })
+            .context("cannot start the thread that watches the topic")?;
+        Ok(Self { ask: Some(ask), latest, thread: Some(thread) })
+    }
+
+    /// Asks for an answer to a question that is asked from now on.
+    pub fn ask(&self) {
+        if let Some(ask) = &self.ask {
+            // Full: one waits already, and is asked later than now.
+            let _ = ask.try_send(());
+        }
+    }
+
+    /// The latest answer, when its question was asked after `before`.
+    pub fn sighting(&self, before: Instant) -> Option<Sighting> {
+        let latest = self.latest.lock();
+        latest.as_ref().filter(|sighting| sighting.asked > before).cloned()
+    }
+
+    /// Whether the thread has ended, which it does unasked by a panic only.
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for TopicWatch {
+    fn drop(&mut self) {
+        self.ask = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported by the thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Asks until the sources have gone.
+fn keep(asked: &Receiver<()>, latest: &Latest, mut look: impl FnMut(Duration) -> Result<TopicIdentity, Code>) {
+    loop {
+        if asked.recv_timeout(WATCH_EVERY) == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
+        let now = Instant::now();
+        let pace = match look(WATCH_DEADLINE) {
+            Ok(identity) => {
+                let sighting = Sighting { asked: now, identity };
+                *latest.lock() = Some(sighting);
+                PACE
+            }
+            // The offset reader reports that the brokers do not answer.
+            Err(error) => {
+                tracing::debug!(%error, "the topic's identity is not known, asking again");
+                PACE_OF_FAILURES
+            }
+        };
+        std::thread::sleep(pace.saturating_sub(now.elapsed()));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,43 +6,42 @@
 //! one for all partitions.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
-use parking_lot::{Mutex, MutexGuard};
-use rdkafka::error::KafkaError;
+use parking_lot::Mutex;
+use rdkafka::{
+    error::KafkaError,
+    metadata::{Metadata, MetadataPartition},
+};
 
 use crate::{
     health::{Closed, Health, Reason},
     log::{
         buffer::switch::Switch,
-        kafka::{
-            clock::Side,
-            logging,
-            unanswered::{Handed, Unanswered},
-            writable::Writability,
-        },
+        kafka::{client, probe::Side},
     },
     names::dependency,
 };
 
-/// A connection that is used says by itself that it works; one that is silent for so long is asked.
+/// A connection that is used says by itself that it works; one that is silent for this long is asked.
 const SILENCE: Duration = Duration::from_secs(5);
-/// A record without an answer for so long has the brokers asked why.
+/// After this time without an answer for a record, the brokers are asked why.
 const SUSPICIOUS: Duration = Duration::from_secs(1);
-/// Where no record at all was acknowledged for so long, though one waits, the brokers are away, whatever they say. Longer
+/// Where no record at all was acknowledged for this long, though one waits, the brokers are away, whatever they say. Longer
 /// than a busy broker's pauses, and than it takes to find out by asking.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
-/// So long a request waits when it is known by then that the brokers take nothing.
+/// How long a request waits when it is known by then that the brokers take nothing.
 pub const UNANSWERED_REQUEST: Duration = Duration::from_millis(2700);
 const FIRST_PROBE: Duration = Duration::from_millis(500);
 const LONGEST_PROBE: Duration = Duration::from_secs(5);
-/// While partitions are unwritable they are looked at so often.
+/// The pause between two looks at partitions that are unwritable.
 const LOOK: Duration = Duration::from_millis(750);
 
 /// Shared by the producers' callbacks, their probes and the appender.
@@ -104,10 +103,6 @@ impl BrokerStatus {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -136,7 +131,7 @@ impl BrokerStatus {
         self.last_answer.store(now, Ordering::Relaxed);
         self.last_acknowledged.store(now, Ordering::Relaxed);
         if self.is_away.load(Ordering::Relaxed) {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             state.pause = FIRST_PROBE;
             self.present(&mut state);
         }
@@ -145,7 +140,7 @@ impl BrokerStatus {
     /// A probe was answered, by way of the producer.
     pub(super) fn answered(&self) {
         self.last_answer.store(self.now(), Ordering::Relaxed);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         self.present(&mut state);
     }
 
@@ -162,7 +157,7 @@ impl BrokerStatus {
 
     /// What the brokers say of the topic.
     pub(super) fn sees(&self, topic: Writability) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if topic.unwritable.is_empty() {
             self.unwritable.store(None);
         } else {
@@ -178,7 +173,7 @@ impl BrokerStatus {
 
     /// The brokers cannot be used. Returns whether that is news.
     pub(super) fn down(&self, reason: &str) -> bool {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let news = state.away.is_none();
         if !news {
             state.pause = (state.pause * 2).min(LONGEST_PROBE);
@@ -200,7 +195,7 @@ impl BrokerStatus {
 
     /// The brokers refuse our time, for this reason. One line in the log for as long as that lasts.
     pub(super) fn clock_is_wrong(&self, side: Side, reason: &str) {
-        if self.state().clock.replace(side).is_none() {
+        if self.state.lock().clock.replace(side).is_none() {
             tracing::error!(reason, "Kafka refuses events for their time: none are sent until the clocks agree");
         }
         self.down(reason);
@@ -208,19 +203,19 @@ impl BrokerStatus {
 
     /// On which side our time was refused, and is until the brokers say otherwise.
     pub(super) fn clock(&self) -> Option<Side> {
-        self.state().clock
+        self.state.lock().clock
     }
 
     /// The brokers take our time again.
     pub(super) fn clock_is_right(&self) {
-        if self.state().clock.take().is_some() {
+        if self.state.lock().clock.take().is_some() {
             tracing::info!("Kafka takes this machine's time again");
         }
     }
 
     /// Nothing is acknowledged, though brokers answer.
     pub(super) fn idle(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.away.is_none() {
             state.pause = (state.pause * 2).min(LONGEST_PROBE);
         }
@@ -228,7 +223,7 @@ impl BrokerStatus {
         self.tell(&mut state);
     }
 
-    /// Says how it is to whoever asks the door, the buffer, or readiness.
+    /// Passes on how it is: to the door, the buffer and readiness.
     fn tell(&self, state: &mut State) {
         self.is_away.store(state.away.is_some(), Ordering::Release);
         let unwritable = self.unwritable.load_full();
@@ -260,13 +255,13 @@ impl BrokerStatus {
 
     /// What librdkafka said about a connection, for the reason that operators see.
     pub(super) fn note(&self, reason: &str) {
-        self.state().last_error = Some(reason.to_owned());
+        self.state.lock().last_error = Some(reason.to_owned());
     }
 
     /// Whether the next probe is due, so long after the last one.
     pub(super) fn is_due(&self, since: Duration) -> bool {
         if self.is_away() {
-            return since >= self.state().pause;
+            return since >= self.state.lock().pause;
         }
         if self.unwritable.load().is_some() {
             return since >= LOOK;
@@ -287,14 +282,14 @@ impl BrokerStatus {
         self.unanswered.oldest(Instant::now()) >= SUSPICIOUS
     }
 
-    /// Whether a record has waited for so long without any other being acknowledged that nothing is.
+    /// Whether a record waits, and no other was acknowledged either, for [`UNACKNOWLEDGED`].
     pub(super) fn acknowledges_nothing(&self) -> bool {
         self.unanswered.oldest(Instant::now()) >= UNACKNOWLEDGED
             && self.since(&self.last_acknowledged) >= UNACKNOWLEDGED
     }
 
     pub(super) fn explain(&self, error: &KafkaError) -> String {
-        let words = self.words(&self.state(), &error.to_string());
+        let words = self.words(&self.state.lock(), &error.to_string());
         match self.unwritable() {
             Some(topic) => format!("{words}: it takes no events for {}", topic.words()),
             None => words,
@@ -303,7 +298,7 @@ impl BrokerStatus {
 
     fn words(&self, state: &State, reason: &str) -> String {
         match state.last_error.as_ref().filter(|_| state.clock.is_none()) {
-            Some(said) => format!("Kafka at {}: {reason} ({})", self.brokers, logging::explained(said)),
+            Some(said) => format!("Kafka at {}: {reason} ({})", self.brokers, client::explained(said)),
             None => format!("Kafka at {}: {reason}", self.brokers),
         }
     }
@@ -342,58 +337,160 @@ impl Reporter {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The precision of the time at which a record was handed over.
+const SLOT: Duration = Duration::from_millis(125);
+/// The slots go round: records live for less than 16 s as a rule, and older ones are taken for younger ones.
+const SLOTS: usize = 128;
 
-    fn unwritable(partitions: &[usize]) -> Writability {
-        let unwritable = partitions.iter().map(|partition| (*partition, "no leader".to_owned())).collect();
-        Writability { partitions: 2, unwritable }
+/// How old the oldest record is that librdkafka has and no broker has answered for: the records, by when they were handed
+/// over. Shared by those that append and the callbacks.
+pub(super) struct Unanswered {
+    epoch: Instant,
+    slots: [AtomicUsize; SLOTS],
+}
+
+/// One record; answered when it is dropped.
+pub(super) struct Handed {
+    to: Arc<Unanswered>,
+    slot: usize,
+}
+
+impl Unanswered {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { epoch: Instant::now(), slots: [const { AtomicUsize::new(0) }; SLOTS] })
     }
 
-    #[test]
-    fn one_partition_without_a_leader_closes_the_door_for_nobody_and_all_of_them_do() {
-        let health = Health::default();
-        let brokers = BrokerStatus::new("kafka:9092", health.clone(), None);
-        assert!(health.gate.closed().is_some(), "closed until the brokers answer");
-        brokers.sees(unwritable(&[1]));
-        assert!(health.gate.closed().is_none() && health.outage(&[dependency::KAFKA_TOPIC]).is_some());
-        brokers.acknowledged();
-        assert!(brokers.unwritable().is_some(), "the other partition's acknowledgement");
-        brokers.sees(unwritable(&[0, 1]));
-        assert!(health.gate.closed().is_some_and(|(_, why)| why.contains("partition(s) 0, 1: no leader")));
-        brokers.sees(unwritable(&[]));
-        assert!(health.gate.closed().is_none() && health.outage(&[dependency::KAFKA_TOPIC]).is_none());
+    /// A record is handed over now.
+    pub fn hand(self: &Arc<Self>, now: Instant) -> Handed {
+        let slot = self.slot(now) % SLOTS;
+        self.slots[slot].fetch_add(1, Ordering::Relaxed);
+        Handed { to: self.clone(), slot }
     }
 
-    #[test]
-    fn a_buffer_takes_over_as_soon_as_one_partition_takes_nothing() {
-        use crate::{log::buffer::switch::Rule, position::Offset};
-        let switch =
-            Arc::new(Switch::new(Rule::new(Offset(0), Offset(0)), prometheus_client::metrics::gauge::Gauge::default()));
-        let brokers = BrokerStatus::new("kafka:9092", Health::default(), Some(switch.clone()));
-        brokers.answered();
-        assert!(switch.rule().kafka_up());
-        brokers.sees(unwritable(&[1]));
-        brokers.acknowledged();
-        assert!(!switch.rule().kafka_up());
-        brokers.sees(unwritable(&[]));
-        assert!(switch.rule().kafka_up());
+    fn slot(&self, now: Instant) -> usize {
+        let slot = now.saturating_duration_since(self.epoch).as_millis() / SLOT.as_millis();
+        usize::try_from(slot).unwrap_or(usize::MAX)
     }
 
-    #[test]
-    fn while_our_time_is_refused_no_answer_of_the_brokers_opens_the_door() {
-        let health = Health::default();
-        let brokers = BrokerStatus::new("kafka:9092", health.clone(), None);
-        brokers.answered();
-        brokers.note("Connection refused");
-        brokers.clock_is_wrong(Side::Ahead, "an hour ahead");
-        brokers.acknowledged();
-        brokers.answered();
-        let (_, reason) = health.gate.closed().expect("it is closed");
-        assert!(reason.contains("an hour ahead") && !reason.contains("Connection refused"), "{reason}");
-        brokers.clock_is_right();
-        brokers.answered();
-        assert!(health.gate.closed().is_none());
+    /// The age of the oldest; zero where all are answered.
+    pub fn oldest(&self, now: Instant) -> Duration {
+        let present = self.slot(now);
+        let oldest = (0..SLOTS).rev().find(|age| {
+            present.checked_sub(*age).is_some_and(|slot| self.slots[slot % SLOTS].load(Ordering::Relaxed) > 0)
+        });
+        SLOT.saturating_mul(oldest.and_then(|age| u32::try_from(age).ok()).unwrap_or(0))
     }
 }
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        self.to.slots[self.slot].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What the topic takes: which partitions take a write at present, by what the brokers say and whether they answer.
+///
+/// A write is acknowledged when every in-sync replica has it (`acks=all`), so a partition takes none where its leader is
+/// away, where fewer replicas are in sync than `min.insync.replicas` says, and, until the controller has noticed, where an
+/// in-sync replica is away. librdkafka keeps all of this to itself: it tries again until the record's time is over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Writability {
+    pub partitions: usize,
+    /// Those that take nothing, each with the reason.
+    pub unwritable: BTreeMap<usize, String>,
+}
+
+/// A partition as metadata shows it.
+struct Seen<'m> {
+    leader: i32,
+    replicas: usize,
+    in_sync: &'m [i32],
+}
+
+impl<'m> From<&'m MetadataPartition> for Seen<'m> {
+    fn from(partition: &'m MetadataPartition) -> Self {
+        Self { leader: partition.leader(), replicas: partition.replicas().len(), in_sync: partition.isr() }
+    }
+}
+
+impl Seen<'_> {
+    /// Why it takes no write. No more in-sync replicas are asked for than it has replicas at all: brokers from 3.7 on take
+    /// the write then.
+    fn refuses(&self, minimum: Option<usize>, silent: &Silent) -> Option<String> {
+        if self.leader < 0 {
+            return Some("no leader".to_owned());
+        }
+        if silent.brokers.contains_key(&self.leader) {
+            return Some(format!("the leader, broker {}, does not answer", self.leader));
+        }
+        let wanted = minimum.unwrap_or(1).min(self.replicas);
+        if self.in_sync.len() < wanted {
+            return Some(format!(
+                "{} of {} replicas are in sync, and min.insync.replicas is {wanted}",
+                self.in_sync.len(),
+                self.replicas
+            ));
+        }
+        let away = self.in_sync.iter().find(|broker| silent.is_away(**broker))?;
+        Some(format!("broker {away}, one of the in-sync replicas, does not answer"))
+    }
+}
+
+impl Writability {
+    /// What metadata says of the topic; `None` where it knows no such topic.
+    pub fn of(metadata: &Metadata, topic: &str, minimum: Option<usize>, silent: &Silent) -> Option<Self> {
+        let topic = client::topic_in(metadata, topic).ok()??;
+        let refuses = |partition: &MetadataPartition| {
+            let why = Seen::from(partition).refuses(minimum, silent)?;
+            Some((usize::try_from(partition.id()).ok()?, why))
+        };
+        let unwritable = topic.partitions().iter().filter_map(refuses).collect();
+        Some(Self { partitions: topic.partitions().len(), unwritable })
+    }
+
+    /// `partition(s) 0, 2: no leader; partition(s) 1: …`
+    pub fn words(&self) -> String {
+        let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (partition, why) in &self.unwritable {
+            reasons.entry(why).or_default().push(partition.to_string());
+        }
+        let words = reasons.into_iter().map(|(why, names)| format!("partition(s) {}: {why}", names.join(", ")));
+        words.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Some partition that takes writes, when there is one.
+    pub fn any_writable(&self) -> Option<usize> {
+        let writable = self.partitions.saturating_sub(self.unwritable.len());
+        if writable == 0 {
+            return None;
+        }
+        let wanted = fastrand::usize(..writable);
+        (0..self.partitions).filter(|partition| !self.unwritable.contains_key(partition)).nth(wanted)
+    }
+}
+
+/// The brokers that do not answer this process, each with when that was first seen.
+#[derive(Debug, Default)]
+pub(super) struct Silent {
+    brokers: BTreeMap<i32, Instant>,
+}
+
+impl Silent {
+    /// A leader drops a follower that has not fetched for `replica.lag.time.max.ms`, 30 s by default, and the controller
+    /// one that is dead before that. What is in sync for longer answers its leader, if not us.
+    const DROPPED_BY_THEN: Duration = Duration::from_secs(35);
+
+    fn is_away(&self, follower: i32) -> bool {
+        self.brokers.get(&follower).is_some_and(|since| since.elapsed() < Self::DROPPED_BY_THEN)
+    }
+
+    pub fn are_now(&mut self, silent: &BTreeSet<i32>) {
+        self.brokers.retain(|broker, _| silent.contains(broker));
+        for broker in silent {
+            self.brokers.entry(*broker).or_insert_with(Instant::now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

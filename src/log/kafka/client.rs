@@ -1,0 +1,582 @@
+//! What all clients of librdkafka share: their context, the log lines, how a stranded client is told from brokers that
+//! are away, and the questions that the `rdkafka` crate does not wrap.
+//!
+//! That crate wraps neither `DescribeTopics` nor what a fetch says of a log's end, and panics on a header's name or a
+//! committed offset's metadata that is not UTF-8; so here librdkafka's C interface is used. Beside `probe`, this is the
+//! library's only file with `unsafe`.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    ffi::{CStr, CString, c_char, c_void},
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    ops::Deref,
+    panic::{self, AssertUnwindSafe},
+    ptr::{self, NonNull},
+    slice,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use crossbeam_channel::bounded;
+use parking_lot::Mutex;
+use rdkafka::{
+    ClientConfig, ClientContext, Offset as KafkaOffset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier},
+    client::Client,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::{KafkaError, KafkaResult},
+    message::{self, BorrowedMessage, DeliveryResult, OwnedHeaders},
+    metadata::{Metadata, MetadataTopic},
+    producer::ProducerContext,
+    topic_partition_list::TopicPartitionListElem,
+    types::RDKafkaErrorCode as Code,
+    util::IntoOpaque,
+};
+use rdkafka_sys as sys;
+use smallvec::SmallVec;
+
+use crate::position::{Offset, Partition, TopicIdentity};
+
+/// The context of every client: it passes librdkafka's log lines on, and remembers why the brokers could not be reached.
+/// What else becomes of what librdkafka reports is the role's: nothing where a client only asks, which is `()`.
+#[derive(Default)]
+pub(in crate::log) struct Context<R = ()> {
+    role: R,
+    last_error: Mutex<Option<String>>,
+}
+
+/// What one kind of client does with what librdkafka reports.
+pub(in crate::log) trait Role: Sized + Send + Sync + 'static {
+    /// An error, as a rule of a connection; `last` is what [`Context::last_error`] returns from now on.
+    fn error(&self, code: Option<Code>, reason: &str, last: &mut Option<String>) {
+        // That all are down says nothing of why.
+        if code != Some(Code::AllBrokersDown) || last.is_none() {
+            *last = Some(reason.to_owned());
+        }
+    }
+
+    /// The group gives these partitions to a member, or takes them. The default is for consumers without a group.
+    fn rebalance(&self, _: &BaseConsumer<Context<Self>>, _: sys::RDKafkaRespErr, _: &TopicPartitionList) {}
+}
+
+impl Role for () {}
+
+/// The role of a producer.
+pub(in crate::log) trait Deliveries: Role {
+    /// What goes with each record.
+    type Sent: IntoOpaque;
+
+    /// A record was acknowledged, or will not be.
+    fn delivered(&self, outcome: &DeliveryResult<'_>, sent: Self::Sent);
+}
+
+impl<R> Context<R> {
+    pub fn new(role: R) -> Self {
+        Self { role, last_error: Mutex::default() }
+    }
+
+    /// What librdkafka said last about its connections: `Connect to … failed: Connection refused`.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().clone()
+    }
+
+    /// The same as the end of a sentence; empty where it said nothing.
+    pub fn says(&self) -> String {
+        self.last_error().map(|said| format!("; librdkafka says: {said}")).unwrap_or_default()
+    }
+}
+
+impl<R> Deref for Context<R> {
+    type Target = R;
+
+    fn deref(&self) -> &R {
+        &self.role
+    }
+}
+
+impl<R: Role> ClientContext for Context<R> {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        forward(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(target: "rdkafka", %error, reason, "librdkafka reports an error");
+        self.role.error(error.rdkafka_error_code(), reason, &mut self.last_error.lock());
+    }
+}
+
+impl<R: Role> ConsumerContext for Context<R> {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, what: sys::RDKafkaRespErr, list: &mut TopicPartitionList) {
+        self.role.rebalance(consumer, what, list);
+    }
+}
+
+impl<R: Deliveries> ProducerContext for Context<R> {
+    type DeliveryOpaque = R::Sent;
+
+    fn delivery(&self, outcome: &DeliveryResult<'_>, sent: R::Sent) {
+        // rdkafka hears of many records at once, and a panic over one would leave those after it without an answer. It is
+        // reported by the hook; what came with the record is dropped, and answers those that wait.
+        let _ = panic::catch_unwind(AssertUnwindSafe(|| self.role.delivered(outcome, sent)));
+    }
+}
+
+/// A client that only asks.
+///
+/// # Errors
+/// When librdkafka refuses the settings.
+pub(in crate::log) fn open<T: FromClientConfigAndContext<Context>>(settings: &ClientConfig) -> KafkaResult<T> {
+    T::from_config_and_context(settings, Context::default())
+}
+
+/// An administrator of topics, and what drives its futures, which end by their own deadlines.
+pub(super) struct Admin {
+    pub client: AdminClient<Context>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Admin {
+    pub fn open(settings: &ClientConfig) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        Ok(Self { client: open(settings)?, runtime: runtime.context("cannot make a runtime to ask Kafka with")? })
+    }
+
+    pub fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
+        self.runtime.block_on(answer)
+    }
+
+    /// The topic's settings; `None` in an empty answer.
+    pub fn describe(&self, topic: &str, timeout: Duration) -> KafkaResult<Option<Result<ConfigResource, Code>>> {
+        let options = AdminOptions::new().request_timeout(Some(timeout));
+        let resource = [ResourceSpecifier::Topic(topic)];
+        Ok(self.wait(self.client.describe_configs(&resource, &options))?.into_iter().next())
+    }
+}
+
+/// Lines of librdkafka's log, of one level, that pass in each [`WINDOW`]: a broker that is away makes one every few
+/// milliseconds.
+const LINES: u32 = 10;
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// One level's window: when it began, the lines that passed, the lines that did not.
+struct Limit(Mutex<Option<(Instant, u32, u32)>>);
+
+impl Limit {
+    const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// Whether a line may pass, and how many did not before it.
+    fn admit(&self, now: Instant) -> Option<u32> {
+        let mut window = self.0.lock();
+        match window.as_mut() {
+            Some((began, passed, dropped)) if now.duration_since(*began) < WINDOW => {
+                if *passed == LINES {
+                    *dropped += 1;
+                    return None;
+                }
+                *passed += 1;
+                Some(0)
+            }
+            _ => {
+                let dropped = window.map_or(0, |(_, _, dropped)| dropped);
+                *window = Some((now, 1, 0));
+                Some(dropped)
+            }
+        }
+    }
+}
+
+static ERRORS: Limit = Limit::new();
+static WARNINGS: Limit = Limit::new();
+static NOTICES: Limit = Limit::new();
+
+/// Passes a line of librdkafka's log on, as an event of `tracing` with the target `rdkafka`.
+fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
+    use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
+    // A property that is meant for producers alone is no mistake, though librdkafka warns about it in consumers.
+    let level = if facility == "CONFWARN" { Debug } else { level };
+    match level {
+        Emerg | Alert | Critical => {
+            if let Some(suppressed) = ERRORS.admit(Instant::now()) {
+                tracing::error!(target: "rdkafka", facility, suppressed, "{line}");
+            }
+        }
+        Error | Warning => {
+            if let Some(suppressed) = WARNINGS.admit(Instant::now()) {
+                tracing::warn!(target: "rdkafka", facility, suppressed, "{line}");
+            }
+        }
+        Notice | Info => {
+            if let Some(suppressed) = NOTICES.admit(Instant::now()) {
+                tracing::info!(target: "rdkafka", facility, suppressed, "{line}");
+            }
+        }
+        // Only when the operator asked for it with the property `debug`.
+        Debug => tracing::debug!(target: "rdkafka", facility, "{line}"),
+    }
+}
+
+/// What librdkafka said of a connection, with what it leaves out.
+pub(super) fn explained(said: &str) -> String {
+    let hint = if said.contains("certificate verify failed") {
+        ", or the broker's certificate is for another host name than the one that was connected to"
+    } else if said.contains("SSL alert number") {
+        ": it may want a certificate of this client (ssl.certificate.location, ssl.key.location)"
+    } else if said.contains("brokers are down") {
+        ": they cannot be connected to, or close connections and say nothing: see that security.protocol is that of the port"
+    } else {
+        ""
+    };
+    format!("{said}{hint}")
+}
+
+/// The pause between two questions by a new client.
+const NEW_CLIENT_EVERY: Duration = Duration::from_secs(4);
+/// What the old one may take to notice that the brokers are back: twice its longest pause between two connections.
+const OWN_TIME: Duration = Duration::from_secs(4);
+/// The new client's question; it has to connect first.
+const NEW_CLIENT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// The questions of one client that went unanswered: whether it lost its way to the brokers for good, or they are away.
+///
+/// When a broker stops, the brokers that it names last may be none, and librdkafka forgets all that it knew. It then
+/// goes back to `bootstrap.servers`, yet was seen to stay without any broker for minutes after Kafka was back, while
+/// every new client was answered at once. So who is left without answers asks by a new client, from time to time: when
+/// that one is answered, the old one has to be replaced.
+#[derive(Debug, Default)]
+pub(super) struct Reconnect {
+    /// When a new client asked last.
+    asked: Option<Instant>,
+    /// When one was answered first.
+    found: Option<Instant>,
+}
+
+impl Reconnect {
+    pub fn answered(&mut self) {
+        *self = Self::default();
+    }
+
+    /// A question was not answered. Whether the client is stranded; `is_answered` asks by a new one, and may block.
+    pub fn unanswered(&mut self, now: Instant, is_answered: impl FnOnce() -> bool) -> bool {
+        let too_early = self.asked.is_some_and(|asked| now.duration_since(asked) < NEW_CLIENT_EVERY);
+        let soon = self.found.is_some_and(|found| now.duration_since(found) < OWN_TIME);
+        if too_early || soon {
+            return false;
+        }
+        self.asked = Some(now);
+        if !is_answered() {
+            self.found = None;
+            return false;
+        }
+        self.found.replace(now).is_some()
+    }
+}
+
+/// Whether a new client gets an answer to the question for the topic's identity.
+pub(super) fn a_new_client_is_answered(settings: &ClientConfig, topic: &str) -> bool {
+    open::<BaseConsumer<Context>>(settings)
+        .is_ok_and(|client| topic_identity(client.client(), topic, NEW_CLIENT_DEADLINE).is_ok())
+}
+
+/// A header's name and value.
+type Header<'m> = (Cow<'m, str>, Option<&'m [u8]>);
+
+/// Name and value of each header of a message, in their order; few of them need no memory of their own. A name that is
+/// not UTF-8, which any producer may write and no broker checks, has U+FFFD in place of what is not.
+pub(super) fn headers<'m>(message: &'m BorrowedMessage<'_>) -> SmallVec<[Header<'m>; 4]> {
+    let mut all = SmallVec::new();
+    let mut headers = ptr::null_mut();
+    // SAFETY: the message is alive for 'm, and librdkafka only writes `headers`.
+    let found = unsafe { sys::rd_kafka_message_headers(message.ptr(), &raw mut headers) };
+    if found != sys::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return all;
+    }
+    loop {
+        let (mut name, mut value, mut size) = (ptr::null::<c_char>(), ptr::null::<c_void>(), 0);
+        // SAFETY: `headers` belongs to the message; an index past the last one is answered with an error.
+        let got =
+            unsafe { sys::rd_kafka_header_get_all(headers, all.len(), &raw mut name, &raw mut value, &raw mut size) };
+        if got != sys::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return all;
+        }
+        // SAFETY: librdkafka ends names with a NUL; name and value live as long as the message, which is 'm.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+        // SAFETY: as above; a null pointer stands for a null value.
+        let value = (!value.is_null()).then(|| unsafe { slice::from_raw_parts(value.cast::<u8>(), size) });
+        all.push((name, value));
+    }
+}
+
+/// A list for librdkafka: partitions of one topic, each at its offset.
+pub(in crate::log) fn list(
+    topic: &str,
+    places: impl IntoIterator<Item = (i32, KafkaOffset)>,
+) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in places {
+        list.add_partition_offset(topic, partition, offset)?;
+    }
+    Ok(list)
+}
+
+/// The offsets in an answer about one topic; partitions with an error or without an offset are left out.
+pub(in crate::log) fn offsets(answer: &TopicPartitionList) -> BTreeMap<Partition, Offset> {
+    let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
+        KafkaOffset::Offset(offset) if element.error().is_ok() => Offset::from_kafka(offset),
+        _ => None,
+    };
+    let elements = answer.elements();
+    elements.iter().filter_map(|element| Some((Partition(element.partition()), offset(element)?))).collect()
+}
+
+/// The first error in an answer about partitions.
+pub(in crate::log) fn no_failed(answer: &TopicPartitionList) -> KafkaResult<()> {
+    answer.elements().iter().try_for_each(|element| element.error())
+}
+
+/// The topic in an answer of the brokers; `None` where they know no such topic.
+pub(super) fn topic_in<'m>(metadata: &'m Metadata, topic: &str) -> Result<Option<&'m MetadataTopic>, Code> {
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
+    match found.error().map(Code::from) {
+        // There may be an error as well: of a topic that was just created, whose partitions have no leaders yet.
+        _ if !found.partitions().is_empty() => Ok(Some(found)),
+        None | Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(None),
+        Some(code) => Err(code),
+    }
+}
+
+/// The headers of a record that is to be sent.
+pub(in crate::log) fn owned_headers<'h>(
+    headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>)>,
+) -> OwnedHeaders {
+    headers.into_iter().fold(OwnedHeaders::new(), |all, (key, value)| all.insert(message::Header { key, value }))
+}
+
+/// Asks the brokers which topic it is, beyond its name: its topic id (KIP-516). A topic that was deleted and created anew
+/// has another one, and offsets of the old one say nothing about it. Blocks, at most `timeout`.
+///
+/// # Errors
+/// librdkafka's code when there was no answer, or the broker's when there is no such topic.
+pub fn topic_identity<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<TopicIdentity, Code> {
+    let name = CString::new(topic).map_err(|_| Code::InvalidTopic)?;
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let rk = client.native_ptr();
+    let mut names = [name.as_ptr()];
+
+    // SAFETY: `names` holds one valid C string, which is copied.
+    let topics = unsafe { sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()) };
+    let topics = Owned::new(topics, sys::rd_kafka_TopicCollection_destroy)?;
+    // SAFETY: `rk` is a live client for as long as `client` is borrowed.
+    let options =
+        unsafe { sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS) };
+    let options = Owned::new(options, sys::rd_kafka_AdminOptions_destroy)?;
+    // SAFETY: `options` is live; no error text is asked for, which a null pointer of size 0 says.
+    let set = unsafe { sys::rd_kafka_AdminOptions_set_request_timeout(options.ptr(), timeout_ms, ptr::null_mut(), 0) };
+    no_error(set)?;
+    // SAFETY: `rk` is live, and outlives the queue, which is destroyed at the end of this function.
+    let queue = Owned::new(unsafe { sys::rd_kafka_queue_new(rk) }, sys::rd_kafka_queue_destroy)?;
+
+    // SAFETY: all four are live; librdkafka copies the collection and the options, and keeps the queue by its own count.
+    unsafe { sys::rd_kafka_DescribeTopics(rk, topics.ptr(), options.ptr(), queue.ptr()) };
+    // SAFETY: the queue is live. The request ends by its own timeout, a little before this one.
+    let event = unsafe { sys::rd_kafka_queue_poll(queue.ptr(), timeout_ms.saturating_add(500)) };
+    let event = Owned::new(event, sys::rd_kafka_event_destroy).map_err(|_| Code::OperationTimedOut)?;
+    // SAFETY: the event is live.
+    no_error(unsafe { sys::rd_kafka_event_error(event.ptr()) })?;
+    // SAFETY: the event is live; the result is null for an event of another kind, and belongs to the event.
+    let result = unsafe { sys::rd_kafka_event_DescribeTopics_result(event.ptr()) };
+    if result.is_null() {
+        return Err(Code::Fail);
+    }
+    let mut count = 0;
+    // SAFETY: the result lives as long as the event; it holds `count` descriptions.
+    let descriptions = unsafe { sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count) };
+    if descriptions.is_null() || count == 0 {
+        return Err(Code::UnknownTopicOrPartition);
+    }
+    // SAFETY: there is a first description, and it lives as long as the event.
+    let description = unsafe { *descriptions };
+    // SAFETY: the description is live; its error is null or lives as long.
+    let error = unsafe { sys::rd_kafka_TopicDescription_error(description) };
+    if !error.is_null() {
+        // SAFETY: it is not null, and live.
+        no_error(unsafe { sys::rd_kafka_error_code(error) })?;
+    }
+    // SAFETY: the description is live; the id belongs to it.
+    Ok(TopicIdentity(unsafe { id_of(description) }.unwrap_or_else(|| TopicIdentity::UNAVAILABLE.to_owned()).into()))
+}
+
+/// The end of a partition's log, records of open transactions included, as the client's last fetch told it; `None` where it
+/// has fetched nothing. Asks nobody.
+pub(super) fn high_watermark<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partition: Partition,
+) -> Option<Offset> {
+    let name = CString::new(topic).ok()?;
+    let (mut low, mut high) = (-1, -1);
+    // SAFETY: the client is live for as long as it is borrowed, the name is a C string, and both offsets are ours.
+    let code = unsafe {
+        let rk = client.native_ptr();
+        sys::rd_kafka_get_watermark_offsets(rk, name.as_ptr(), partition.0, &raw mut low, &raw mut high)
+    };
+    no_error(code).ok()?;
+    Offset::from_kafka(high)
+}
+
+/// Whether the partition's leader answers within `timeout`. It is asked for the log's start: the end it does not tell
+/// while too few replicas are in sync for it to know what is committed.
+pub(super) fn leader_answers<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partition: i32,
+    timeout: Duration,
+) -> bool {
+    let Ok(list) = list(topic, [(partition, KafkaOffset::Beginning)]) else { return false };
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the client is live for as long as it is borrowed, and the list is ours, which is filled before this returns.
+    let code = unsafe { sys::rd_kafka_offsets_for_times(client.native_ptr(), list.ptr(), timeout_ms) };
+    // SAFETY: the list is ours, and holds one element.
+    let of_partition = unsafe { (*(*list.ptr()).elems).err };
+    // Codes below 0 are librdkafka's own, those above a broker's answer: that it leads no more, for instance.
+    let is_told = |code: sys::rd_kafka_resp_err_t| code as i32 >= 0;
+    is_told(code) && is_told(of_partition)
+}
+
+/// Threads that wait for the resolver at the same time, which may hang; beyond them nothing is known of a name.
+const RESOLVERS: usize = 16;
+static RESOLVING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether somebody listens there; also where the name does not resolve in time, which says nothing about the broker.
+pub(super) fn takes_a_connection((host, port): (&str, u16), timeout: Duration) -> bool {
+    if RESOLVING.fetch_add(1, Ordering::AcqRel) >= RESOLVERS {
+        RESOLVING.fetch_sub(1, Ordering::AcqRel);
+        return true;
+    }
+    let (resolved, addresses) = bounded::<Vec<SocketAddr>>(1);
+    let name = host.to_owned();
+    // The resolver has deadlines of its own, which add up to much more: nobody waits for this thread.
+    let resolver = std::thread::Builder::new().name("kafka-resolve".to_owned()).spawn(move || {
+        let found = (name.as_str(), port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+        RESOLVING.fetch_sub(1, Ordering::AcqRel);
+        // The one who asked may have given up.
+        let _ = resolved.send(found);
+    });
+    if resolver.is_err() {
+        RESOLVING.fetch_sub(1, Ordering::AcqRel);
+    }
+    let addresses = resolver.ok().and_then(|_| addresses.recv_timeout(timeout).ok()).unwrap_or_default();
+    addresses.is_empty() || addresses.iter().take(2).any(|it| TcpStream::connect_timeout(it, timeout).is_ok())
+}
+
+/// The metadata of each committed offset in an answer about one topic; what is not UTF-8 with U+FFFD in its place.
+pub(super) fn commit_metadata(list: &TopicPartitionList) -> BTreeMap<Partition, String> {
+    // SAFETY: the list is live for as long as it is borrowed, and holds `cnt` elements.
+    let elements = unsafe {
+        let list = &*list.ptr();
+        let count = usize::try_from(list.cnt).unwrap_or(0);
+        if list.elems.is_null() { &[] } else { slice::from_raw_parts(list.elems, count) }
+    };
+    let text = |element: &sys::rd_kafka_topic_partition_t| {
+        if element.metadata.is_null() {
+            return String::new();
+        }
+        // SAFETY: it is not null, and holds `metadata_size` bytes that belong to the element.
+        let bytes = unsafe { slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size) };
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    elements.iter().map(|element| (Partition(element.partition), text(element))).collect()
+}
+
+/// The id in base64, as Kafka's tools print it; `None` where the brokers gave none.
+///
+/// # Safety
+/// `description` must be live.
+unsafe fn id_of(description: *const sys::rd_kafka_TopicDescription_t) -> Option<String> {
+    // SAFETY: the caller's promise; the id belongs to the description.
+    let id = NonNull::new(unsafe { sys::rd_kafka_TopicDescription_topic_id(description) }.cast_mut())?;
+    // SAFETY: the id is live.
+    let bits = unsafe {
+        (sys::rd_kafka_Uuid_most_significant_bits(id.as_ptr()), sys::rd_kafka_Uuid_least_significant_bits(id.as_ptr()))
+    };
+    if bits == (0, 0) {
+        return None;
+    }
+    // SAFETY: the id is live; the text belongs to it.
+    let text: *const c_char = unsafe { sys::rd_kafka_Uuid_base64str(id.as_ptr()) };
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: it is not null, and a C string.
+    Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+}
+
+fn no_error(code: sys::rd_kafka_resp_err_t) -> Result<(), Code> {
+    match code {
+        sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+        code => Err(code.into()),
+    }
+}
+
+/// An object of librdkafka's that we have to destroy.
+struct Owned<T> {
+    object: NonNull<T>,
+    destroy: unsafe extern "C" fn(*mut T),
+}
+
+impl<T> Owned<T> {
+    /// `object` must be ours to destroy with `destroy`, or null.
+    fn new(object: *mut T, destroy: unsafe extern "C" fn(*mut T)) -> Result<Self, Code> {
+        let object = NonNull::new(object).ok_or(Code::Fail)?;
+        Ok(Self { object, destroy })
+    }
+
+    fn ptr(&self) -> *mut T {
+        self.object.as_ptr()
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: the object is ours, and nobody destroyed it before.
+        unsafe { (self.destroy)(self.object.as_ptr()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_lines_is_cut_and_its_size_is_said_afterwards() {
+        let limit = Limit::new();
+        let start = Instant::now();
+        let passed = (0..100).filter(|_| limit.admit(start).is_some()).count();
+        assert_eq!(passed, LINES as usize);
+        assert_eq!(limit.admit(start + WINDOW), Some(100 - LINES));
+    }
+
+    #[test]
+    fn a_client_is_stranded_when_new_ones_are_answered_for_longer_than_it_needs_to_find_out() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut stranded = Reconnect::default();
+        assert!(!stranded.unanswered(at(0), || false), "the brokers are away for everybody");
+        assert!(!stranded.unanswered(at(1), || panic!("asked again at once")));
+        assert!(!stranded.unanswered(at(5), || true), "they are back; the client has its own time to find out");
+        assert!(!stranded.unanswered(at(7), || panic!("asked before that is over")));
+        assert!(!stranded.unanswered(at(10), || false), "they went again");
+        assert!(!stranded.unanswered(at(14), || true));
+        assert!(stranded.unanswered(at(18), || true));
+        stranded.answered();
+        assert!(!stranded.unanswered(at(19), || true), "an answer begins it all anew");
+    }
+}

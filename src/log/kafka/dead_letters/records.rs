@@ -1,0 +1,508 @@
+//! The records of `<topic>.dlq`, where dead letters stand: how they are written, and how they are read.
+//!
+//! A letter is written by an idempotent producer of its own. Its key is the letter's id, so a letter written twice is one
+//! letter to readers, who keep the first of each key. What became of a letter later is a mark of the same key.
+//!
+//! Value and headers are the record's own; what is known of the failure stands in further headers:
+//! `ingestd-reason`, `ingestd-message`, `ingestd-topic`, `ingestd-partition`, `ingestd-offset`, `ingestd-generation`,
+//! `ingestd-received`, `ingestd-time` (both milliseconds since 1970), and `ingestd-key` where the record had a key.
+//!
+//! A record that is larger than the topic of the dead letters takes is kept without its value, headers and key: the
+//! header `ingestd-value-omitted` tells the value's size in bytes. The archive has the record whole.
+//!
+//! A reader is in no group's way: it assigns partitions itself and commits nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, try_join_all},
+};
+use parking_lot::Mutex;
+use rdkafka::{
+    ClientConfig, Message as _, Offset as KafkaOffset,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, KafkaResult},
+    message::{BorrowedMessage, OwnedHeaders},
+    producer::{FutureProducer, FutureRecord, Producer},
+    types::RDKafkaErrorCode as Code,
+};
+use tokio::sync::Semaphore;
+
+use super::Chosen;
+use crate::{
+    config::Config,
+    log::{
+        dead_letters::{DeadLetter, DeadLetterWriter, LettersError, Source, State},
+        kafka::{
+            client::{self, Context, headers, list, owned_headers, topic_in},
+            probe::is_refusal,
+            settings,
+        },
+    },
+    position::{Offset, Partition, Timestamp},
+};
+
+/// The headers that hold what is known of a failure. They stand behind the record's own, the reason first.
+mod fact {
+    pub const REASON: &str = "ingestd-reason";
+    pub const MESSAGE: &str = "ingestd-message";
+    pub const TOPIC: &str = "ingestd-topic";
+    pub const PARTITION: &str = "ingestd-partition";
+    pub const OFFSET: &str = "ingestd-offset";
+    pub const GENERATION: &str = "ingestd-generation";
+    pub const RECEIVED: &str = "ingestd-received";
+    pub const TIME: &str = "ingestd-time";
+    pub const KEY: &str = "ingestd-key";
+    pub const VALUE_OMITTED: &str = "ingestd-value-omitted";
+    /// In a mark: what became of the letter.
+    pub const MARK: &str = "ingestd-mark";
+}
+
+/// For all letters of one call, above the producer's `message.timeout.ms`, so that its answer comes first.
+const WRITING: Duration = Duration::from_secs(15);
+
+/// How many clients read letters at once while partitions are assigned.
+const READERS: usize = 4;
+
+type Letters = FutureProducer<Context>;
+
+/// Writes letters to Kafka. Its producer is made with the first letter: most daemons never see one.
+pub struct KafkaDeadLetters {
+    config: Arc<Config>,
+    /// Each partition that is assigned is asked for, by a client of its own.
+    readers: Arc<Semaphore>,
+    settings: ClientConfig,
+    topic: Arc<str>,
+    producer: Arc<Mutex<Option<Letters>>>,
+}
+
+impl KafkaDeadLetters {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            config: Arc::new(config.clone()),
+            readers: Arc::new(Semaphore::new(READERS)),
+            settings: settings::dead_letter_producer(config),
+            topic: settings::dead_letter_topic(config).into(),
+            producer: Arc::default(),
+        }
+    }
+
+    /// The producer; a new one where there is none yet, or where a fatal error ended the one before.
+    fn producer(&self) -> anyhow::Result<Letters> {
+        let mut producer = self.producer.lock();
+        let made = match producer.take() {
+            Some(working) if working.client().fatal_error().is_none() => working,
+            failed => {
+                if let Some(failed) = failed {
+                    // Its drop joins a thread.
+                    tokio::task::spawn_blocking(move || drop(failed));
+                }
+                client::open::<Letters>(&self.settings)
+                    .context("librdkafka refuses to make the producer of dead letters")?
+            }
+        };
+        Ok(producer.insert(made).clone())
+    }
+}
+
+impl DeadLetterWriter for KafkaDeadLetters {
+    fn write(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<()>> {
+        let topic = self.topic.clone();
+        let producer = match self.producer() {
+            Ok(producer) => producer,
+            Err(error) => return async { Err(error) }.boxed(),
+        };
+        // A caller that gives up before there is an outcome drops it, too.
+        let mut lent = Lent { slot: self.producer.clone(), producer: Some(producer) };
+        async move {
+            let sends = letters.iter().flat_map(|letter| Some(send(lent.producer.as_ref()?, &topic, letter)));
+            let outcome = match tokio::time::timeout(WRITING, try_join_all(sends)).await {
+                Ok(outcome) => outcome.map(drop),
+                Err(_) => Err(anyhow!("Kafka did not acknowledge {} dead letter(s) within {WRITING:?}", letters.len())),
+            };
+            if outcome.is_ok() {
+                drop(lent.producer.take());
+            }
+            outcome.with_context(|| format!("cannot write dead letters to topic {topic}"))
+        }
+        .boxed()
+    }
+
+    fn known(&self, source: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
+        let (config, turns) = (self.config.clone(), self.readers.clone());
+        async move {
+            let _turn = turns.acquire_owned().await?;
+            // It polls.
+            let known = tokio::task::spawn_blocking(move || super::known(&config, &source, from));
+            Ok(known.await??)
+        }
+        .boxed()
+    }
+}
+
+/// A producer that is being written with. Dropped before it was found to work it goes, and the next attempt makes a new
+/// one: this one may have lost its way to the brokers (see [`client::Reconnect`]).
+struct Lent {
+    slot: Arc<Mutex<Option<Letters>>>,
+    /// `None` when it is given back.
+    producer: Option<Letters>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some(producer) = self.producer.take() else { return };
+        let failed = self.slot.lock().take();
+        // The last one's drop joins a thread, and here may be an arbiter.
+        let closing =
+            std::thread::Builder::new().name("kafka-retire".to_owned()).spawn(move || drop((failed, producer)));
+        if let Err(error) = closing {
+            tracing::warn!(%error, "no thread to close the producer of dead letters on, closing it here");
+        }
+    }
+}
+
+async fn send(producer: &Letters, topic: &str, letter: &DeadLetter) -> anyhow::Result<()> {
+    let (mut time, mut whole) = (letter.time, true);
+    loop {
+        let (id, value, headers) = record(letter, whole);
+        let mut record = FutureRecord::to(topic).key(&id).headers(headers).timestamp(time.0);
+        record.payload = value.as_ref();
+        match producer.send(record, WRITING).await.map_err(|(error, _)| error) {
+            Err(KafkaError::MessageProduction(Code::MessageSizeTooLarge)) if whole => whole = false,
+            // The time of the record itself is one that its topic took, where our clock is wrong. Readers go by
+            // `ingestd-time`.
+            Err(KafkaError::MessageProduction(code)) if is_refusal(code) && time != letter.received => {
+                (time, whole) = (letter.received, true);
+            }
+            sent => return sent.map(drop).with_context(|| format!("dead letter {}", letter.id())),
+        }
+    }
+}
+
+/// A letter as a record: its key, value and headers. `whole`: as it is; otherwise without what makes it large.
+pub(in crate::log) fn record(letter: &DeadLetter, whole: bool) -> (String, Option<Vec<u8>>, OwnedHeaders) {
+    let own = letter.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).filter(|_| whole);
+    let facts = [
+        (fact::REASON, letter.reason.clone()),
+        (fact::MESSAGE, letter.message.clone()),
+        (fact::TOPIC, letter.topic.clone()),
+        (fact::PARTITION, letter.partition.to_string()),
+        (fact::OFFSET, letter.offset.to_string()),
+        (fact::GENERATION, letter.generation.to_string()),
+        (fact::RECEIVED, letter.received.0.to_string()),
+        (fact::TIME, letter.time.0.to_string()),
+    ];
+    let facts = facts.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
+    let key = letter.key.as_deref().filter(|_| whole).map(|key| (fact::KEY, Some(key)));
+    let size = letter.value.as_ref().map_or(0, Vec::len).to_string();
+    let omitted = (!whole).then_some((fact::VALUE_OMITTED, Some(size.as_bytes())));
+    let headers = owned_headers(own.chain(facts).chain(key).chain(omitted));
+    (letter.id(), letter.value.clone().filter(|_| whole), headers)
+}
+
+/// The headers of a letter's mark: what became of it, and what filters look at.
+pub(super) fn mark_headers(letter: &DeadLetter, state: State) -> OwnedHeaders {
+    let facts = [
+        // First: readers look for our facts from there.
+        (fact::REASON, letter.reason.clone()),
+        (fact::MARK, state.as_str().to_owned()),
+        (fact::PARTITION, letter.partition.to_string()),
+        (fact::TIME, letter.time.0.to_string()),
+    ];
+    owned_headers(facts.iter().map(|(name, value)| (*name, Some(value.as_bytes()))))
+}
+
+/// One question to the brokers.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The time without a record after which the brokers count as away.
+const SILENCE: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(200);
+
+/// Where a record stands in `<topic>.dlq`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub partition: i32,
+    pub offset: i64,
+}
+
+/// What filters look at; letters and their marks both have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Facts {
+    pub time: Timestamp,
+    pub reason: String,
+    pub partition: Partition,
+}
+
+/// A record of the topic that is a letter, or a letter's mark.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub id: String,
+    pub place: Place,
+    pub facts: Facts,
+    pub mark: Option<State>,
+}
+
+pub(super) struct Reader {
+    consumer: BaseConsumer<Context>,
+    topic: String,
+    brokers: String,
+    partitions: Vec<i32>,
+}
+
+impl Reader {
+    pub fn open(config: &Config) -> Result<Self, LettersError> {
+        let topic = settings::dead_letter_topic(config);
+        let brokers = config.queue.kafka.brokers.clone();
+        let settings = settings::dead_letter_reader(config);
+        let consumer: BaseConsumer<Context> = client::open(&settings)
+            .map_err(|error| LettersError::Invalid(format!("queue.kafka: no consumer can be made: {error}")))?;
+        let mut reader = Self { consumer, topic, brokers, partitions: Vec::new() };
+        let metadata = reader.consumer.fetch_metadata(Some(&reader.topic), DEADLINE);
+        let metadata = metadata.map_err(|error| reader.unavailable(&error))?;
+        let found = topic_in(&metadata, &reader.topic);
+        let found = found.map_err(|code| reader.unavailable(&KafkaError::MetadataFetch(code)))?;
+        let Some(found) = found else {
+            return Err(LettersError::Invalid(format!(
+                "topic {} does not exist at {}: a daemon that aggregates makes it at its start",
+                reader.topic, reader.brokers
+            )));
+        };
+        reader.partitions = found.partitions().iter().map(|partition| partition.id()).collect();
+        Ok(reader)
+    }
+
+    fn unavailable(&self, error: &KafkaError) -> LettersError {
+        let said = self.consumer.context().last_error().map(|said| format!(" ({said})")).unwrap_or_default();
+        LettersError::Unavailable(format!("Kafka at {}: topic {}: {error}{said}", self.brokers, self.topic))
+    }
+
+    fn late(&self) -> LettersError {
+        LettersError::Unavailable(format!(
+            "Kafka at {}: reading topic {} took too long: narrow it, or try again",
+            self.brokers, self.topic
+        ))
+    }
+
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> Result<bool, LettersError> {
+        Ok(self.ends()?.is_empty())
+    }
+
+    /// Where each partition ends that holds anything.
+    fn ends(&self) -> Result<BTreeMap<i32, i64>, LettersError> {
+        let mut ends = BTreeMap::new();
+        for partition in &self.partitions {
+            let watermarks = self.consumer.fetch_watermarks(&self.topic, *partition, DEADLINE);
+            let (start, end) = watermarks.map_err(|error| self.unavailable(&error))?;
+            if start < end {
+                ends.insert(*partition, end);
+            }
+        }
+        Ok(ends)
+    }
+
+    /// The timestamp of the first record of another topic at or beyond an offset; `None` where there is none yet.
+    pub fn received(
+        &self,
+        topic: &str,
+        partition: Partition,
+        from: Offset,
+        deadline: Instant,
+    ) -> Result<Option<Timestamp>, LettersError> {
+        let mut found = None;
+        self.read(topic, &[(partition.0, KafkaOffset::Offset(from.as_i64()))], deadline, |event| {
+            if let Event::Record(message) = &event {
+                found = Some(Timestamp(message.timestamp().to_millis().unwrap_or_default()));
+            }
+            Ok(matches!(event, Event::Nothing))
+        })?;
+        Ok(found)
+    }
+
+    /// Where each partition has the first record of this time or a later one.
+    fn at(&self, time: Timestamp) -> Result<Vec<(i32, KafkaOffset)>, LettersError> {
+        let times = self.partitions.iter().map(|partition| (*partition, KafkaOffset::Offset(time.0.max(0))));
+        let found = list(&self.topic, times).and_then(|times| self.consumer.offsets_for_times(times, DEADLINE));
+        let found = found.map_err(|error| self.unavailable(&error))?;
+        let elements = found.elements();
+        let places = elements.iter().map(|element| {
+            element.error()?;
+            Ok((element.partition(), element.offset()))
+        });
+        places.collect::<KafkaResult<_>>().map_err(|error| self.unavailable(&error))
+    }
+
+    /// Hands on each letter and mark, of each partition in its order, up to where the topic ended when it began; those
+    /// before `since` are passed over.
+    pub fn scan(
+        &self,
+        since: Option<Timestamp>,
+        deadline: Instant,
+        mut take: impl FnMut(&Seen) -> Result<(), LettersError>,
+    ) -> Result<(), LettersError> {
+        let starts = match since {
+            Some(time) => self.at(time)?,
+            None => self.partitions.iter().map(|partition| (*partition, KafkaOffset::Beginning)).collect(),
+        };
+        let mut ends = self.ends()?;
+        self.read(&self.topic, &starts, deadline, |event| {
+            match event {
+                // All that was there when the fetch was answered is read; the last offsets may hold no record.
+                Event::End(partition) => {
+                    ends.remove(&partition);
+                }
+                Event::Record(message) => {
+                    if let Some(seen) = seen(message) {
+                        take(&seen)?;
+                    }
+                    if ends.get(&message.partition()).is_some_and(|end| message.offset() + 1 >= *end) {
+                        ends.remove(&message.partition());
+                    }
+                }
+                Event::Nothing => {}
+            }
+            Ok(!ends.is_empty())
+        })
+    }
+
+    /// Reads the letters at these places; one that is gone is passed over.
+    pub fn visit(
+        &self,
+        chosen: Vec<Chosen>,
+        deadline: Instant,
+        mut take: impl FnMut(&Chosen, DeadLetter, Option<u64>) -> Result<(), LettersError>,
+    ) -> Result<(), LettersError> {
+        // One partition after the other, so that what a caller collects is about as large as it asked for.
+        let mut places: BTreeMap<i32, BTreeMap<i64, Chosen>> = BTreeMap::new();
+        for letter in chosen {
+            places.entry(letter.place.partition).or_default().insert(letter.place.offset, letter);
+        }
+        for (partition, mut wanted) in places {
+            let Some(first) = wanted.keys().next().copied() else { continue };
+            self.read(&self.topic, &[(partition, KafkaOffset::Offset(first))], deadline, |event| {
+                match event {
+                    Event::End(_) => wanted.clear(),
+                    Event::Record(message) => {
+                        if let Some(chosen) = wanted.remove(&message.offset())
+                            && let Some((letter, omitted)) = letter(message)
+                        {
+                            take(&chosen, letter, omitted)?;
+                        }
+                        while wanted.first_key_value().is_some_and(|(offset, _)| *offset <= message.offset()) {
+                            wanted.pop_first();
+                        }
+                    }
+                    Event::Nothing => {}
+                }
+                Ok(!wanted.is_empty())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Reads from these offsets for as long as `take` says so.
+    fn read(
+        &self,
+        topic: &str,
+        from: &[(i32, KafkaOffset)],
+        deadline: Instant,
+        mut take: impl FnMut(Event<'_, '_>) -> Result<bool, LettersError>,
+    ) -> Result<(), LettersError> {
+        let assigned = list(topic, from.iter().copied()).and_then(|list| self.consumer.assign(&list));
+        assigned.map_err(|error| self.unavailable(&error))?;
+        let mut heard = Instant::now();
+        let mut last_error = None;
+        let mut more = take(Event::Nothing)?;
+        while more {
+            more = match self.consumer.poll(POLL) {
+                Some(Ok(message)) => {
+                    heard = Instant::now();
+                    take(Event::Record(&message))?
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    heard = Instant::now();
+                    take(Event::End(partition))?
+                }
+                Some(Err(error)) => {
+                    last_error = Some(error);
+                    true
+                }
+                None => true,
+            };
+            if more && heard.elapsed() >= SILENCE {
+                return Err(last_error.map_or_else(|| self.late(), |error| self.unavailable(&error)));
+            }
+            if more && Instant::now() >= deadline {
+                return Err(self.late());
+            }
+        }
+        self.consumer.unassign().map_err(|error| self.unavailable(&error))
+    }
+}
+
+enum Event<'e, 'm> {
+    Record(&'e BorrowedMessage<'m>),
+    End(i32),
+    Nothing,
+}
+
+/// Where our facts begin behind the record's own headers, which may be called anything.
+fn facts_at<N: AsRef<str>, V>(headers: &[(N, V)]) -> Option<usize> {
+    headers.iter().rposition(|(name, _)| name.as_ref() == fact::REASON)
+}
+
+/// `None` for a record that is neither a letter nor a mark.
+fn seen(message: &BorrowedMessage<'_>) -> Option<Seen> {
+    let headers = headers(message);
+    let facts = &headers[facts_at(&headers)?..];
+    let text = |wanted: &str| {
+        let found = facts.iter().find(|(name, _)| name == wanted);
+        found.and_then(|(_, value)| std::str::from_utf8((*value)?).ok())
+    };
+    let mark = match text(fact::MARK) {
+        Some("purged") => Some(State::Purged),
+        Some("replayed") => Some(State::Replayed),
+        _ => {
+            text(fact::OFFSET)?;
+            None
+        }
+    };
+    Some(Seen {
+        id: std::str::from_utf8(message.key()?).ok()?.to_owned(),
+        place: Place { partition: message.partition(), offset: message.offset() },
+        facts: Facts {
+            time: Timestamp(text(fact::TIME)?.parse().ok()?),
+            reason: text(fact::REASON)?.to_owned(),
+            partition: Partition(text(fact::PARTITION)?.parse().ok()?),
+        },
+        mark,
+    })
+}
+
+/// The letter, and the size of its value where that was not kept.
+fn letter(message: &BorrowedMessage<'_>) -> Option<(DeadLetter, Option<u64>)> {
+    let headers = headers(message);
+    let (own, facts) = headers.split_at(facts_at(&headers)?);
+    let bytes = |wanted: &str| facts.iter().find(|(name, _)| name == wanted).and_then(|(_, value)| *value);
+    let text = |wanted: &str| std::str::from_utf8(bytes(wanted)?).ok();
+    let letter = DeadLetter {
+        topic: text(fact::TOPIC)?.to_owned(),
+        generation: text(fact::GENERATION)?.parse().ok()?,
+        partition: Partition(text(fact::PARTITION)?.parse().ok()?),
+        offset: Offset(text(fact::OFFSET)?.parse().ok()?),
+        received: Timestamp(text(fact::RECEIVED)?.parse().ok()?),
+        reason: text(fact::REASON)?.to_owned(),
+        message: text(fact::MESSAGE)?.to_owned(),
+        time: Timestamp(text(fact::TIME)?.parse().ok()?),
+        key: bytes(fact::KEY).map(<[u8]>::to_vec),
+        value: message.payload().map(<[u8]>::to_vec),
+        headers: own.iter().map(|(name, value)| (name.to_string(), value.map(<[u8]>::to_vec))).collect(),
+    };
+    Some((letter, text(fact::VALUE_OMITTED).and_then(|size| size.parse().ok())))
+}
