@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -15,6 +16,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use rdkafka::{
     error::KafkaError,
@@ -25,7 +27,7 @@ use crate::{
     health::{Closed, Health, Reason},
     log::{
         buffer::switch::Switch,
-        kafka::{client, probe::Side},
+        kafka::{client::topic_in, probe::Side},
     },
     names::dependency,
 };
@@ -298,7 +300,7 @@ impl BrokerStatus {
 
     fn words(&self, state: &State, reason: &str) -> String {
         match state.last_error.as_ref().filter(|_| state.clock.is_none()) {
-            Some(said) => format!("Kafka at {}: {reason} ({})", self.brokers, client::explained(said)),
+            Some(said) => format!("Kafka at {}: {reason} ({})", self.brokers, explained(said)),
             None => format!("Kafka at {}: {reason}", self.brokers),
         }
     }
@@ -439,7 +441,7 @@ impl Seen<'_> {
 impl Writability {
     /// What metadata says of the topic; `None` where it knows no such topic.
     pub fn of(metadata: &Metadata, topic: &str, minimum: Option<usize>, silent: &Silent) -> Option<Self> {
-        let topic = client::topic_in(metadata, topic).ok()??;
+        let topic = topic_in(metadata, topic).ok()??;
         let refuses = |partition: &MetadataPartition| {
             let why = Seen::from(partition).refuses(minimum, silent)?;
             Some((usize::try_from(partition.id()).ok()?, why))
@@ -490,6 +492,46 @@ impl Silent {
             self.brokers.entry(*broker).or_insert_with(Instant::now);
         }
     }
+}
+
+/// What librdkafka said of a connection, with what it leaves out.
+pub(super) fn explained(said: &str) -> String {
+    let hint = if said.contains("certificate verify failed") {
+        ", or the broker's certificate is for another host name than the one that was connected to"
+    } else if said.contains("SSL alert number") {
+        ": it may want a certificate of this client (ssl.certificate.location, ssl.key.location)"
+    } else if said.contains("brokers are down") {
+        ": they cannot be connected to, or close connections and say nothing: see that security.protocol is that of the port"
+    } else {
+        ""
+    };
+    format!("{said}{hint}")
+}
+
+/// Threads that wait for the resolver at the same time, which may hang; beyond them nothing is known of a name.
+const RESOLVERS: usize = 16;
+static RESOLVING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether somebody listens there; also where the name does not resolve in time, which says nothing about the broker.
+pub(super) fn takes_a_connection((host, port): (&str, u16), timeout: Duration) -> bool {
+    if RESOLVING.fetch_add(1, Ordering::AcqRel) >= RESOLVERS {
+        RESOLVING.fetch_sub(1, Ordering::AcqRel);
+        return true;
+    }
+    let (resolved, addresses) = bounded::<Vec<SocketAddr>>(1);
+    let name = host.to_owned();
+    // The resolver has deadlines of its own, which add up to much more: nobody waits for this thread.
+    let resolver = std::thread::Builder::new().name("kafka-resolve".to_owned()).spawn(move || {
+        let found = (name.as_str(), port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+        RESOLVING.fetch_sub(1, Ordering::AcqRel);
+        // The one who asked may have given up.
+        let _ = resolved.send(found);
+    });
+    if resolver.is_err() {
+        RESOLVING.fetch_sub(1, Ordering::AcqRel);
+    }
+    let addresses = resolver.ok().and_then(|_| addresses.recv_timeout(timeout).ok()).unwrap_or_default();
+    addresses.is_empty() || addresses.iter().take(2).any(|it| TcpStream::connect_timeout(it, timeout).is_ok())
 }
 
 #[cfg(test)]

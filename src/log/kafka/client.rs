@@ -7,19 +7,16 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::{CStr, CString, c_char, c_void},
-    net::{SocketAddr, TcpStream, ToSocketAddrs},
     ops::Deref,
     panic::{self, AssertUnwindSafe},
     ptr::{self, NonNull},
     slice,
-    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use crossbeam_channel::bounded;
 use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, ClientContext, Offset as KafkaOffset, TopicPartitionList,
@@ -220,20 +217,6 @@ fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
     }
 }
 
-/// What librdkafka said of a connection, with what it leaves out.
-pub(super) fn explained(said: &str) -> String {
-    let hint = if said.contains("certificate verify failed") {
-        ", or the broker's certificate is for another host name than the one that was connected to"
-    } else if said.contains("SSL alert number") {
-        ": it may want a certificate of this client (ssl.certificate.location, ssl.key.location)"
-    } else if said.contains("brokers are down") {
-        ": they cannot be connected to, or close connections and say nothing: see that security.protocol is that of the port"
-    } else {
-        ""
-    };
-    format!("{said}{hint}")
-}
-
 /// The pause between two questions by a new client.
 const NEW_CLIENT_EVERY: Duration = Duration::from_secs(4);
 /// What the old one may take to notice that the brokers are back: twice its longest pause between two connections.
@@ -367,30 +350,15 @@ pub fn topic_identity<C: ClientContext>(
     timeout: Duration,
 ) -> Result<TopicIdentity, Code> {
     let name = CString::new(topic).map_err(|_| Code::InvalidTopic)?;
-    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    let rk = client.native_ptr();
     let mut names = [name.as_ptr()];
-
     // SAFETY: `names` holds one valid C string, which is copied.
     let topics = unsafe { sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()) };
     let topics = Owned::new(topics, sys::rd_kafka_TopicCollection_destroy)?;
-    // SAFETY: `rk` is a live client for as long as `client` is borrowed.
-    let options =
-        unsafe { sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS) };
-    let options = Owned::new(options, sys::rd_kafka_AdminOptions_destroy)?;
-    // SAFETY: `options` is live; no error text is asked for, which a null pointer of size 0 says.
-    let set = unsafe { sys::rd_kafka_AdminOptions_set_request_timeout(options.ptr(), timeout_ms, ptr::null_mut(), 0) };
-    no_error(set)?;
-    // SAFETY: `rk` is live, and outlives the queue, which is destroyed at the end of this function.
-    let queue = Owned::new(unsafe { sys::rd_kafka_queue_new(rk) }, sys::rd_kafka_queue_destroy)?;
-
-    // SAFETY: all four are live; librdkafka copies the collection and the options, and keeps the queue by its own count.
-    unsafe { sys::rd_kafka_DescribeTopics(rk, topics.ptr(), options.ptr(), queue.ptr()) };
-    // SAFETY: the queue is live. The request ends by its own timeout, a little before this one.
-    let event = unsafe { sys::rd_kafka_queue_poll(queue.ptr(), timeout_ms.saturating_add(500)) };
-    let event = Owned::new(event, sys::rd_kafka_event_destroy).map_err(|_| Code::OperationTimedOut)?;
-    // SAFETY: the event is live.
-    no_error(unsafe { sys::rd_kafka_event_error(event.ptr()) })?;
+    let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+    let event = admin_answer(client, operation, timeout, |rk, options, queue| {
+        // SAFETY: all four are live; librdkafka copies the collection and the options.
+        unsafe { sys::rd_kafka_DescribeTopics(rk, topics.ptr(), options, queue) };
+    })?;
     // SAFETY: the event is live; the result is null for an event of another kind, and belongs to the event.
     let result = unsafe { sys::rd_kafka_event_DescribeTopics_result(event.ptr()) };
     if result.is_null() {
@@ -412,6 +380,99 @@ pub fn topic_identity<C: ClientContext>(
     }
     // SAFETY: the description is live; the id belongs to it.
     Ok(TopicIdentity(unsafe { id_of(description) }.unwrap_or_else(|| TopicIdentity::UNAVAILABLE.to_owned()).into()))
+}
+
+/// Asks the group's coordinator which partitions of `topic` its members have; `None` while it divides them. Blocks, at most
+/// `timeout`.
+///
+/// # Errors
+/// librdkafka's code when there was no answer, or the coordinator's.
+pub(super) fn partitions_of_members<C: ClientContext>(
+    client: &Client<C>,
+    group: &str,
+    topic: &str,
+    timeout: Duration,
+) -> Result<Option<BTreeSet<Partition>>, Code> {
+    let name = CString::new(group).map_err(|_| Code::InvalidGroupId)?;
+    let mut names = [name.as_ptr()];
+    let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
+    let event = admin_answer(client, operation, timeout, |rk, options, queue| {
+        // SAFETY: all are live; librdkafka copies the name and the options.
+        unsafe { sys::rd_kafka_DescribeConsumerGroups(rk, names.as_mut_ptr(), names.len(), options, queue) };
+    })?;
+    let mut partitions = BTreeSet::new();
+    // SAFETY: the event is live, and what is read of it belongs to it: a result (null for an event of another kind) with
+    // `count` groups, each with its error (or null), its members, and their assignments, which are lists of `cnt` elements
+    // with a C string each.
+    unsafe {
+        let result = sys::rd_kafka_event_DescribeConsumerGroups_result(event.ptr());
+        if result.is_null() {
+            return Err(Code::Fail);
+        }
+        let mut count = 0;
+        let groups = sys::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
+        if groups.is_null() || count == 0 {
+            return Err(Code::Fail);
+        }
+        let group = *groups;
+        let error = sys::rd_kafka_ConsumerGroupDescription_error(group);
+        if !error.is_null() {
+            no_error(sys::rd_kafka_error_code(error))?;
+        }
+        let stable = sys::rd_kafka_consumer_group_state_t::RD_KAFKA_CONSUMER_GROUP_STATE_STABLE;
+        if sys::rd_kafka_ConsumerGroupDescription_state(group) != stable {
+            return Ok(None);
+        }
+        for member in 0..sys::rd_kafka_ConsumerGroupDescription_member_count(group) {
+            let member = sys::rd_kafka_ConsumerGroupDescription_member(group, member);
+            let list = sys::rd_kafka_MemberAssignment_partitions(sys::rd_kafka_MemberDescription_assignment(member));
+            let of_topic =
+                elements(list).iter().filter(|each| CStr::from_ptr(each.topic).to_bytes() == topic.as_bytes());
+            partitions.extend(of_topic.map(|each| Partition(each.partition)));
+        }
+    }
+    Ok(Some(partitions))
+}
+
+/// Sends a request of an administrator, and waits for its answer, at most `timeout`.
+fn admin_answer<C: ClientContext>(
+    client: &Client<C>,
+    operation: sys::rd_kafka_admin_op_t,
+    timeout: Duration,
+    send: impl FnOnce(*mut sys::rd_kafka_t, *const sys::rd_kafka_AdminOptions_t, *mut sys::rd_kafka_queue_t),
+) -> Result<Owned<sys::rd_kafka_event_t>, Code> {
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let rk = client.native_ptr();
+    // SAFETY: `rk` is a live client for as long as `client` is borrowed.
+    let options =
+        Owned::new(unsafe { sys::rd_kafka_AdminOptions_new(rk, operation) }, sys::rd_kafka_AdminOptions_destroy)?;
+    // SAFETY: `options` is live; no error text is asked for, which a null pointer of size 0 says.
+    let set = unsafe { sys::rd_kafka_AdminOptions_set_request_timeout(options.ptr(), timeout_ms, ptr::null_mut(), 0) };
+    no_error(set)?;
+    // SAFETY: `rk` is live, and outlives the queue, which is destroyed at the end of this function.
+    let queue = Owned::new(unsafe { sys::rd_kafka_queue_new(rk) }, sys::rd_kafka_queue_destroy)?;
+    // librdkafka keeps the queue by its own count.
+    send(rk, options.ptr(), queue.ptr());
+    // SAFETY: the queue is live. The request ends by its own timeout, a little before this one.
+    let event = unsafe { sys::rd_kafka_queue_poll(queue.ptr(), timeout_ms.saturating_add(500)) };
+    let event = Owned::new(event, sys::rd_kafka_event_destroy).map_err(|_| Code::OperationTimedOut)?;
+    // SAFETY: the event is live.
+    no_error(unsafe { sys::rd_kafka_event_error(event.ptr()) })?;
+    Ok(event)
+}
+
+/// # Safety
+/// `list` must be null, or live for as long as the elements are used.
+unsafe fn elements<'l>(list: *const sys::rd_kafka_topic_partition_list_t) -> &'l [sys::rd_kafka_topic_partition_t] {
+    // SAFETY: the caller's promise; a list holds `cnt` elements.
+    unsafe {
+        match list.as_ref() {
+            Some(list) if !list.elems.is_null() => {
+                slice::from_raw_parts(list.elems, usize::try_from(list.cnt).unwrap_or(0))
+            }
+            _ => &[],
+        }
+    }
 }
 
 /// The end of a partition's log, records of open transactions included, as the client's last fetch told it; `None` where it
@@ -451,40 +512,10 @@ pub(super) fn leader_answers<C: ClientContext>(
     is_told(code) && is_told(of_partition)
 }
 
-/// Threads that wait for the resolver at the same time, which may hang; beyond them nothing is known of a name.
-const RESOLVERS: usize = 16;
-static RESOLVING: AtomicUsize = AtomicUsize::new(0);
-
-/// Whether somebody listens there; also where the name does not resolve in time, which says nothing about the broker.
-pub(super) fn takes_a_connection((host, port): (&str, u16), timeout: Duration) -> bool {
-    if RESOLVING.fetch_add(1, Ordering::AcqRel) >= RESOLVERS {
-        RESOLVING.fetch_sub(1, Ordering::AcqRel);
-        return true;
-    }
-    let (resolved, addresses) = bounded::<Vec<SocketAddr>>(1);
-    let name = host.to_owned();
-    // The resolver has deadlines of its own, which add up to much more: nobody waits for this thread.
-    let resolver = std::thread::Builder::new().name("kafka-resolve".to_owned()).spawn(move || {
-        let found = (name.as_str(), port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
-        RESOLVING.fetch_sub(1, Ordering::AcqRel);
-        // The one who asked may have given up.
-        let _ = resolved.send(found);
-    });
-    if resolver.is_err() {
-        RESOLVING.fetch_sub(1, Ordering::AcqRel);
-    }
-    let addresses = resolver.ok().and_then(|_| addresses.recv_timeout(timeout).ok()).unwrap_or_default();
-    addresses.is_empty() || addresses.iter().take(2).any(|it| TcpStream::connect_timeout(it, timeout).is_ok())
-}
-
 /// The metadata of each committed offset in an answer about one topic; what is not UTF-8 with U+FFFD in its place.
 pub(super) fn commit_metadata(list: &TopicPartitionList) -> BTreeMap<Partition, String> {
-    // SAFETY: the list is live for as long as it is borrowed, and holds `cnt` elements.
-    let elements = unsafe {
-        let list = &*list.ptr();
-        let count = usize::try_from(list.cnt).unwrap_or(0);
-        if list.elems.is_null() { &[] } else { slice::from_raw_parts(list.elems, count) }
-    };
+    // SAFETY: the list is live for as long as it is borrowed.
+    let elements = unsafe { elements(list.ptr()) };
     let text = |element: &sys::rd_kafka_topic_partition_t| {
         if element.metadata.is_null() {
             return String::new();
@@ -552,31 +583,4 @@ impl<T> Drop for Owned<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_lines_is_cut_and_its_size_is_said_afterwards() {
-        let limit = Limit::new();
-        let start = Instant::now();
-        let passed = (0..100).filter(|_| limit.admit(start).is_some()).count();
-        assert_eq!(passed, LINES as usize);
-        assert_eq!(limit.admit(start + WINDOW), Some(100 - LINES));
-    }
-
-    #[test]
-    fn a_client_is_stranded_when_new_ones_are_answered_for_longer_than_it_needs_to_find_out() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut stranded = Reconnect::default();
-        assert!(!stranded.unanswered(at(0), || false), "the brokers are away for everybody");
-        assert!(!stranded.unanswered(at(1), || panic!("asked again at once")));
-        assert!(!stranded.unanswered(at(5), || true), "they are back; the client has its own time to find out");
-        assert!(!stranded.unanswered(at(7), || panic!("asked before that is over")));
-        assert!(!stranded.unanswered(at(10), || false), "they went again");
-        assert!(!stranded.unanswered(at(14), || true));
-        assert!(stranded.unanswered(at(18), || true));
-        stranded.answered();
-        assert!(!stranded.unanswered(at(19), || true), "an answer begins it all anew");
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +23,6 @@ use rdkafka::{
     ClientConfig, Offset as KafkaOffset, TopicPartitionList,
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, CommitMode, Consumer},
-    error::KafkaResult,
     types::{RDKafkaErrorCode as Code, RDKafkaRespErr},
 };
 
@@ -419,10 +419,14 @@ impl Ownership {
 
 /// The pause between two questions to the group, while this member does not have the whole topic.
 const ASK_EVERY: Duration = Duration::from_secs(8);
+/// And at the longest, when members that joined for a moment changed nothing.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// One question to the group's coordinator.
 const DEADLINE: Duration = Duration::from_secs(3);
 /// How long the member for a moment waits for its place in the group, which may wait for a member that died.
 const JOINING: Duration = Duration::from_secs(30);
+/// How long a stop waits for it to leave.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// Partitions that no member of the group reads, though the group is at rest: what was seen of them.
 ///
@@ -436,15 +440,21 @@ const JOINING: Duration = Duration::from_secs(30);
 pub(super) struct Unowned {
     due: Instant,
     seen: BTreeSet<Partition>,
+    /// How often one after the other a member joined for a moment and some stayed unread.
+    attempts: u32,
 }
 
 impl Unowned {
     pub fn new(now: Instant) -> Self {
-        Self { due: now + ASK_EVERY, seen: BTreeSet::new() }
+        Self { due: now + ASK_EVERY, seen: BTreeSet::new(), attempts: 0 }
     }
 
-    /// Whether the group is to be asked now.
-    pub fn is_due(&mut self, now: Instant) -> bool {
+    /// Whether the group is to be asked now, by a member that has the `watched` of `count` partitions.
+    pub fn is_due(&mut self, now: Instant, watched: usize, count: usize) -> bool {
+        if watched >= count {
+            self.seen.clear();
+            return false;
+        }
         let due = now >= self.due;
         if due {
             // Members do not ask, and act, at the same time.
@@ -453,71 +463,42 @@ impl Unowned {
         due
     }
 
-    /// Those that nobody had in two answers one after the other, which are then looked for anew. `None` is an answer of a
-    /// group that is not at rest.
-    pub fn found(&mut self, unowned: Option<BTreeSet<Partition>>) -> BTreeSet<Partition> {
-        let unowned = unowned.unwrap_or_default();
+    /// Those that nobody had in two answers one after the other, for which a member is to join now. `owned` are the
+    /// partitions that members have; `None` is no answer, or that of a group that is not at rest.
+    pub fn found(
+        &mut self,
+        now: Instant,
+        owned: Option<&BTreeSet<Partition>>,
+        watched: &BTreeSet<Partition>,
+        count: usize,
+    ) -> BTreeSet<Partition> {
+        // An answer that does not know of what this member has is an old one, or cannot be understood.
+        let Some(owned) = owned.filter(|owned| watched.is_subset(owned)) else {
+            self.seen.clear();
+            return BTreeSet::new();
+        };
+        let all = (0..i32::try_from(count).unwrap_or(i32::MAX)).map(Partition);
+        let unowned: BTreeSet<Partition> = all.filter(|partition| !owned.contains(partition)).collect();
         let lasting: BTreeSet<Partition> = self.seen.intersection(&unowned).copied().collect();
-        self.seen = if lasting.is_empty() { unowned } else { BTreeSet::new() };
+        if unowned.is_empty() {
+            self.attempts = 0;
+        }
+        if lasting.is_empty() {
+            self.seen = unowned;
+        } else {
+            self.seen.clear();
+            self.due = now + (ASK_EVERY * 2u32.saturating_pow(self.attempts)).min(LONGEST_PAUSE).mul_f64(jitter());
+            self.attempts += 1;
+        }
         lasting
     }
 }
 
-/// Asks the group which of the topic's partitions no member has; `None` while it divides them, or cannot be understood.
-pub(super) fn unowned(
-    consumer: &SourceConsumer,
-    group: &str,
-    topic: &str,
-    partition_count: usize,
-) -> KafkaResult<Option<BTreeSet<Partition>>> {
-    let groups = consumer.fetch_group_list(Some(group), DEADLINE)?;
-    let find = || {
-        let group = groups.groups().iter().find(|each| each.name() == group && each.state() == "Stable")?;
-        let mut unowned: BTreeSet<Partition> = (0..i32::try_from(partition_count).ok()?).map(Partition).collect();
-        for member in group.members() {
-            for partition in owned(member.assignment()?, topic)? {
-                unowned.remove(&partition);
-            }
-        }
-        Some(unowned)
-    };
-    Ok(find())
-}
-
-/// The partitions of `topic` in a member's assignment, as consumers encode it: a version, the topics, each with its
-/// partitions, and what the assignor adds; `None` when it is something else.
-fn owned(assignment: &[u8], topic: &str) -> Option<Vec<Partition>> {
-    // A member that was given nothing.
-    if assignment.is_empty() {
-        return Some(Vec::new());
-    }
-    let mut rest = assignment.get(2..)?;
-    let mut owned = Vec::new();
-    for _ in 0..int(&mut rest)? {
-        let (length, after) = rest.split_first_chunk()?;
-        let (name, after) = after.split_at_checked(usize::try_from(i16::from_be_bytes(*length)).ok()?)?;
-        rest = after;
-        for _ in 0..int(&mut rest)? {
-            let partition = Partition(int(&mut rest)?);
-            if name == topic.as_bytes() {
-                owned.push(partition);
-            }
-        }
-    }
-    Some(owned)
-}
-
-fn int(rest: &mut &[u8]) -> Option<i32> {
-    let (int, after) = rest.split_first_chunk()?;
-    *rest = after;
-    Some(i32::from_be_bytes(*int))
-}
-
 /// The role of a member that reads nothing: whether the group has divided its partitions with it.
 #[derive(Default)]
-struct Guest(AtomicBool);
+struct Placed(AtomicBool);
 
-impl Role for Guest {
+impl Role for Placed {
     fn rebalance(&self, consumer: &BaseConsumer<Context<Self>>, what: RDKafkaRespErr, _: &TopicPartitionList) {
         let answered = if what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.0.store(true, Ordering::Relaxed);
@@ -532,18 +513,56 @@ impl Role for Guest {
     }
 }
 
-/// Has a member join the group for a moment. `other_topic` is one that the group does not read: where it is there, the
-/// member asks for that one's partitions, and the group's own ones go to nobody but those who stay.
-pub(super) fn rejoin(mut settings: ClientConfig, topic: &str, other_topic: &str) -> KafkaResult<()> {
-    settings.remove("group.instance.id");
-    let guest: BaseConsumer<Context<Guest>> = BaseConsumer::from_config_and_context(&settings, Context::default())?;
-    let metadata = guest.fetch_metadata(Some(other_topic), DEADLINE)?;
-    let stands = metadata.topics().iter().any(|each| each.name() == other_topic && each.error().is_none());
-    guest.subscribe(&[if stands { other_topic } else { topic }])?;
-    let until = Instant::now() + JOINING;
-    while Instant::now() < until && !guest.context().0.load(Ordering::Relaxed) {
-        if let Some(Err(error)) = guest.poll(Duration::from_millis(100)) {
-            tracing::debug!(%error, "the member for a moment");
+/// A member that joins the group for a moment, on a thread of its own.
+pub(super) struct Guest {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Guest {
+    /// `other_topics` are such that the group does not read: the member asks for the partitions of the first that stands, and
+    /// the group's own ones go to nobody but those who stay.
+    pub fn start(settings: &ClientConfig, topic: &str, other_topics: &[String]) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (mut settings, stop_too) = (settings.clone(), stop.clone());
+        settings.remove("group.instance.id");
+        let topics: Vec<String> = other_topics.iter().cloned().chain([topic.to_owned()]).collect();
+        let join = move || {
+            if let Err(error) = join_and_leave(&settings, &topics, &stop_too) {
+                tracing::warn!(error = format!("{error:#}"), "no member can join the group for a moment");
+            }
+        };
+        let thread = std::thread::Builder::new().name("kafka-rejoin".to_owned()).spawn(join)?;
+        Ok(Self { stop, thread })
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Has it leave now, and waits for that a moment: a member that does not leave is waited for by the group.
+    pub fn leave(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let until = Instant::now() + LEAVING;
+        while !self.thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn join_and_leave(settings: &ClientConfig, topics: &[String], stop: &AtomicBool) -> anyhow::Result<()> {
+    let member: BaseConsumer<Context<Placed>> = BaseConsumer::from_config_and_context(settings, Context::default())?;
+    let stands = |topic: &&String| {
+        let metadata = member.fetch_metadata(Some(topic), DEADLINE);
+        metadata.is_ok_and(|found| found.topics().iter().any(|each| each.name() == **topic && each.error().is_none()))
+    };
+    let topic = topics.iter().find(stands).context("none of the topics that it may ask for can be described")?;
+    member.subscribe(&[topic])?;
+    let (until, mut last_error) = (Instant::now() + JOINING, String::new());
+    while !member.context().0.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {
+        anyhow::ensure!(Instant::now() < until, "the group gave it no place in {} s{last_error}", JOINING.as_secs());
+        if let Some(Err(error)) = member.poll(Duration::from_millis(100)) {
+            last_error = format!(": {error}");
         }
     }
     // Dropped, it leaves, and the group divides once more.

@@ -26,9 +26,9 @@ use crate::{
     log::kafka::{
         client::{
             self, Context, Reconnect, a_new_client_is_answered, commit_metadata, high_watermark, list, no_failed,
-            offsets, topic_identity, topic_in,
+            offsets, partitions_of_members, topic_identity, topic_in,
         },
-        group::{self, CommitMetadata, SourceConsumer, Unowned},
+        group::{CommitMetadata, Guest, SourceConsumer, Unowned},
         settings,
     },
     position::{Offset, Partition, TopicIdentity},
@@ -164,8 +164,8 @@ impl OffsetReader {
 pub(super) struct Membership {
     pub group: String,
     pub settings: ClientConfig,
-    /// One that the group does not read.
-    pub other_topic: String,
+    /// Such that the group does not read, the best first.
+    pub other_topics: Vec<String>,
 }
 
 struct Reader {
@@ -184,16 +184,20 @@ impl Reader {
         let mut pause = TICK;
         let mut failures = 0;
         let mut reconnect = Reconnect::default();
-        let mut group = Unowned::new(Instant::now());
+        let (mut unowned, mut guest) = (Unowned::new(Instant::now()), None);
         while let Some((asked, watched)) = self.next(pause) {
             match self.look_up(&asked, &watched) {
                 Ok(lookup) => {
                     reconnect.answered();
                     failures = if self.answered(&asked, lookup.found.as_ref()) { 0 } else { failures + 1 };
-                    self.look_at_group(&mut group, watched.len(), lookup.partition_count);
+                    let count = lookup.partition_count;
                     // An error says that the source has gone.
                     if self.findings.send(Finding::Lookup(lookup)).is_err() {
-                        return;
+                        break;
+                    }
+                    // Behind what the source waits for.
+                    if asked.is_empty() && self.go_on().is_ok() {
+                        self.look_at_group(&mut unowned, &mut guest, &watched, count);
                     }
                 }
                 Err(error) => {
@@ -203,43 +207,49 @@ impl Reader {
                         || reconnect.unanswered(Instant::now(), || self.is_alone_without_answer())
                             && self.findings.send(Finding::NeedsReconnect).is_err()
                     {
-                        return;
+                        break;
                     }
                 }
             }
             pause = if failures == 0 { TICK } else { BACKOFF.pause(failures) };
         }
+        if let Some(guest) = guest {
+            guest.leave();
+        }
     }
 
     /// Has the group divide its partitions anew where nobody reads one.
-    fn look_at_group(&self, group: &mut Unowned, watched: usize, count: usize) {
-        if watched >= count || !group.is_due(Instant::now()) {
+    fn look_at_group(
+        &self,
+        unowned: &mut Unowned,
+        guest: &mut Option<Guest>,
+        watched: &BTreeSet<Partition>,
+        count: usize,
+    ) {
+        if !unowned.is_due(Instant::now(), watched.len(), count) || guest.as_ref().is_some_and(|one| !one.is_finished())
+        {
             return;
         }
-        let Membership { group: name, settings, other_topic } = &self.membership;
-        let unowned = match group::unowned(&self.consumer, name, &self.topic, count) {
-            Ok(unowned) => group.found(unowned),
+        let Membership { group, settings, other_topics } = &self.membership;
+        let owned = partitions_of_members(self.consumer.client(), group, &self.topic, DEADLINE);
+        if let Err(error) = &owned {
             // Brokers that are away are reported by the lookups.
-            Err(error) => return tracing::debug!(group = name, %error, "the group cannot be asked who reads what"),
-        };
-        if unowned.is_empty() {
+            tracing::debug!(group, %error, "the group cannot be asked who reads what");
+        }
+        let lasting = unowned.found(Instant::now(), owned.ok().flatten().as_ref(), watched, count);
+        if lasting.is_empty() {
             return;
         }
-        let partitions: Vec<i32> = unowned.iter().map(|partition| partition.0).collect();
+        let partitions: Vec<i32> = lasting.iter().map(|partition| partition.0).collect();
         tracing::warn!(
-            group = name,
+            group,
             topic = self.topic,
             ?partitions,
             "nobody in the group reads these partitions, as after a worker that died while they changed hands; a member joins for a moment, so that the group divides them anew"
         );
-        let (settings, topic, other_topic) = (settings.clone(), self.topic.clone(), other_topic.clone());
-        let join = move || {
-            if let Err(error) = group::rejoin(settings, &topic, &other_topic) {
-                tracing::warn!(%error, "no member can join the group for a moment");
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("kafka-rejoin".to_owned()).spawn(join) {
-            tracing::warn!(%error, "no thread to join the group on");
+        match Guest::start(settings, &self.topic, other_topics) {
+            Ok(started) => *guest = Some(started),
+            Err(error) => tracing::warn!(%error, "no thread to join the group on"),
         }
     }
 

@@ -23,8 +23,8 @@ use rdkafka_sys as sys;
 use crate::{
     backoff,
     log::kafka::{
-        brokers::{BrokerStatus, Reporter, Silent, Writability},
-        client::{Admin, Context, Deliveries, Reconnect, leader_answers, takes_a_connection, topic_in},
+        brokers::{BrokerStatus, Reporter, Silent, Writability, takes_a_connection},
+        client::{Admin, Context, Deliveries, Reconnect, leader_answers, topic_in},
     },
     position::Timestamp,
 };

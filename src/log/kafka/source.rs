@@ -100,7 +100,8 @@ pub fn spawn(
     let membership = Membership {
         group: settings::group(&now, sink),
         settings: settings.clone(),
-        other_topic: settings::dead_letter_topic(&now),
+        // Without aggregates there are no dead letters; where there are groups, there is the topic of their positions.
+        other_topics: vec![settings::dead_letter_topic(&now), "__consumer_offsets".to_owned()],
     };
     let (plain, generation) = (settings::client(&now), now.queue.generation);
     let offsets = OffsetReader::start(consumer.clone(), plain, membership, &topic, generation)?;

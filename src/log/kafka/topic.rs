@@ -21,6 +21,7 @@ use thiserror::Error;
 use crate::{
     config::Config,
     log::kafka::{
+        brokers,
         client::{self, Admin, Context, Reconnect, a_new_client_is_answered, topic_identity},
         probe::{self, Bounds},
         settings,
@@ -358,7 +359,7 @@ impl<'a> Brokers<'a> {
     fn failed(&self, what: &str, topic: &str, error: &KafkaError) -> TopicError {
         self.hear();
         let said = self.metadata.context().last_error().or_else(|| self.admin.client.inner().context().last_error());
-        let said = said.map(|said| format!("; librdkafka says: {}", client::explained(&said))).unwrap_or_default();
+        let said = said.map(|said| format!("; librdkafka says: {}", brokers::explained(&said))).unwrap_or_default();
         let reason = format!("cannot {what} topic {topic}: {error}{said}");
         if is_passing(error) {
             TopicError::Unreachable { brokers: self.config.queue.kafka.brokers.clone(), reason }

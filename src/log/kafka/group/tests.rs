@@ -152,51 +152,50 @@ fn one_that_held_a_part_never_holds_all_of_a_topic_that_grows() {
     assert!(!share.holds_all(4, now));
 }
 
-/// As consumers encode it, of these topics and their partitions.
-fn assignment(topics: &[(&str, &[i32])]) -> Vec<u8> {
-    let mut bytes = [&1i16.to_be_bytes()[..], &(topics.len() as i32).to_be_bytes()].concat();
-    for (topic, partitions) in topics {
-        bytes.extend((topic.len() as i16).to_be_bytes());
-        bytes.extend(topic.as_bytes());
-        bytes.extend((partitions.len() as i32).to_be_bytes());
-        bytes.extend(partitions.iter().flat_map(|partition| partition.to_be_bytes()));
-    }
-    // What the assignor adds: none.
-    bytes.extend((-1i32).to_be_bytes());
-    bytes
+const COUNT: usize = 4;
+
+fn set(partitions: &[i32]) -> BTreeSet<Partition> {
+    partitions.iter().copied().map(Partition).collect()
 }
 
-#[test]
-fn the_partitions_of_a_topic_are_found_in_an_assignment() {
-    let bytes = assignment(&[("other", &[7]), ("events", &[2, 0]), ("events.dlq", &[])]);
-    assert_eq!(owned(&bytes, "events"), Some(vec![Partition(2), Partition(0)]));
-    assert_eq!(owned(&bytes, "none"), Some(vec![]));
-    assert_eq!(owned(&[], "events"), Some(vec![]));
-    for length in 1..bytes.len() - 4 {
-        assert_eq!(owned(&bytes[..length], "events"), None, "cut off at {length}");
-    }
-    assert_eq!(owned(&[0, 1, 0xFF, 0xFF, 0xFF, 0xFF], "events"), Some(vec![]), "a count below 0");
-    assert_eq!(owned(&[0, 1, 0, 0, 0, 1, 0xFF, 0xFF], "events"), None, "a length below 0");
-    assert_eq!(owned(&[0, 1, 0x7F, 0xFF, 0xFF, 0xFF], "events"), None, "more than there is");
+/// What is found at `now` where members have `owned`, by one that has partition 3.
+fn found(group: &mut Unowned, now: Instant, owned: Option<&[i32]>) -> BTreeSet<Partition> {
+    group.found(now, owned.map(set).as_ref(), &set(&[3]), COUNT)
 }
 
 #[test]
 fn what_nobody_has_twice_one_after_the_other_is_lasting() {
-    let set = |partitions: &[i32]| partitions.iter().copied().map(Partition).collect::<BTreeSet<_>>();
-    let mut group = Unowned::new(Instant::now());
-    assert!(group.found(Some(set(&[0, 1]))).is_empty());
-    assert!(group.found(None).is_empty(), "it divides them now");
-    assert!(group.found(Some(set(&[0, 1]))).is_empty());
-    assert!(group.found(Some(set(&[2]))).is_empty(), "others");
-    assert_eq!(group.found(Some(set(&[1, 2]))), set(&[2]));
-    assert!(group.found(Some(set(&[2]))).is_empty(), "once; then it has its time again");
-    assert_eq!(group.found(Some(set(&[2]))), set(&[2]));
+    let now = Instant::now();
+    let mut group = Unowned::new(now);
+    assert!(found(&mut group, now, Some(&[2, 3])).is_empty());
+    assert!(found(&mut group, now, None).is_empty(), "it divides them now");
+    assert!(found(&mut group, now, Some(&[2, 3])).is_empty());
+    assert!(found(&mut group, now, Some(&[0, 1, 3])).is_empty(), "others");
+    assert_eq!(found(&mut group, now, Some(&[0, 3])), set(&[2]));
+    assert!(found(&mut group, now, Some(&[0, 1, 3])).is_empty(), "once; then it has its time again");
+    assert!(found(&mut group, now, Some(&[0, 1])).is_empty(), "an answer that does not know of this member");
+    assert!(found(&mut group, now, Some(&[0, 1, 3])).is_empty());
+    assert!(!group.is_due(now, COUNT, COUNT), "it had the whole topic in between");
+    assert!(found(&mut group, now, Some(&[0, 1, 3])).is_empty());
+    assert_eq!(found(&mut group, now, Some(&[0, 1, 3])), set(&[2]));
 }
 
 #[test]
-fn the_group_is_asked_once_in_a_while() {
+fn the_group_is_asked_once_in_a_while_and_less_often_when_it_does_not_help() {
     let start = Instant::now();
+    let asked = |group: &mut Unowned, from: Instant| {
+        let seconds = (0..60).filter(|second| group.is_due(from + Duration::from_secs(*second), 1, COUNT));
+        seconds.count()
+    };
     let mut group = Unowned::new(start);
-    let asked = (0..60).filter(|second| group.is_due(start + Duration::from_secs(*second))).count();
-    assert!((5..=8).contains(&asked), "{asked}");
+    let often = asked(&mut group, start);
+    assert!((5..=8).contains(&often), "{often}");
+    for _ in 0..10 {
+        let _ = found(&mut group, start, Some(&[0, 1, 3]));
+    }
+    assert_eq!(asked(&mut group, start), 0, "five members changed nothing");
+    let _ = found(&mut group, start, Some(&[0, 1, 2, 3]));
+    let much_later = start + Duration::from_secs(3600);
+    let often = asked(&mut group, much_later);
+    assert!((5..=8).contains(&often), "{often}");
 }
