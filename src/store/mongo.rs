@@ -296,18 +296,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn options_that_weaken_the_fence_are_refused() {
-        let refused = |query: &str| {
-            let url = format!("mongodb://127.0.0.1:27017/?{query}");
-            MongoStore::new(&config(&url), options(), Handle::current()).err().map(|error| error.to_string())
-        };
-        for query in ["w=1", "w=0", "journal=false", "readConcernLevel=local", "readPreference=secondary"] {
-            assert!(refused(query).is_some_and(|why| why.contains("remove")), "{query}");
-        }
-        assert_eq!(refused("w=majority&journal=true&readPreference=primary"), None);
-    }
-
-    #[tokio::test]
     async fn a_server_that_is_away_is_unavailable_and_the_password_stays_secret() {
         let url = "mongodb://user:secret@127.0.0.1:1/?serverSelectionTimeoutMS=100";
         let store = MongoStore::new(&config(url), options(), Handle::current()).unwrap();
