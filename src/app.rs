@@ -79,6 +79,7 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
         .build()
         .context("cannot start the I/O runtime")?;
     let daemon = Daemon::new(config, sources, roles, data_dir, io.handle().clone());
+    daemon.env.health.gate.keep_reasons();
     let status = System::new().block_on(daemon.live(ingest_sockets, admin_sockets, signals))?;
     // Nothing is left to run but what was cut off on purpose.
     io.shutdown_timeout(Duration::from_secs(1));
@@ -137,8 +138,6 @@ impl Daemon {
         let at_the_end = store.clone();
         let starting = self.env.health.gate.reason(Closed::Starting);
         starting.set("the daemon is starting".to_owned());
-        // Between two incarnations of the producer the gate stays as the last one left it.
-        let _unavailable = self.env.health.gate.reason(Closed::QueueUnavailable);
         let (ingest_address, admin_address) = (ingest_sockets.as_deref().map(address), address(&admin_sockets));
         let dead_letters = DeadLetterService::default();
         let admin = admin::serve(admin_sockets, self.admin_state(store.clone(), dead_letters.clone()))?;

@@ -76,14 +76,17 @@ pub fn affordable_connections() -> usize {
 /// A socket cannot be used.
 pub fn serve(
     sockets: Vec<TcpListener>,
-    listener: Listener,
+    mut listener: Listener,
     routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
 ) -> io::Result<Server> {
     let address = sockets.first().ok_or(io::ErrorKind::AddrNotAvailable)?.local_addr()?;
     let workers = NonZero::new(listener.workers).map_or(1, NonZero::get);
+    let share = listener.max_connections.div_ceil(workers);
+    // As many as the workers' shares allow in all.
+    listener.max_connections = share * workers;
     let builder = Server::build()
         .workers(workers)
-        .max_concurrent_connections(listener.max_connections.div_ceil(workers))
+        .max_concurrent_connections(share)
         .worker_max_blocking_threads(BLOCKING_THREADS)
         .shutdown_timeout(STOP_SECONDS)
         .disable_signals();

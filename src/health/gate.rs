@@ -21,6 +21,10 @@ pub enum Closed {
     Starting,
 }
 
+impl Closed {
+    const ALL: [Self; 4] = [Self::Draining, Self::DiskFull, Self::QueueUnavailable, Self::Starting];
+}
+
 #[derive(Clone, Default)]
 pub struct Gate(Arc<Mutex<BTreeMap<Closed, Held>>>);
 
@@ -35,6 +39,11 @@ impl Gate {
     pub fn reason(&self, kind: Closed) -> Reason {
         self.0.lock().entry(kind).or_default().handles += 1;
         Reason { gate: self.clone(), kind }
+    }
+
+    /// Has no reason end by being dropped any more: in a process that fails, nothing may open the gate on its way out.
+    pub fn keep_reasons(&self) {
+        std::mem::forget(Closed::ALL.map(|kind| self.reason(kind)));
     }
 
     /// Why it is closed, the gravest reason first; `None` when events are taken.
@@ -93,6 +102,17 @@ mod tests {
         draining.set(None);
         assert_eq!(gate.closed(), Some((Closed::DiskFull, "71 % used".to_owned())));
         full.set(None);
+        assert_eq!(gate.closed(), None);
+    }
+
+    #[test]
+    fn a_reason_that_is_kept_ends_when_it_is_taken_back_alone() {
+        let gate = Gate::default();
+        gate.keep_reasons();
+        assert_eq!(gate.closed(), None);
+        gate.reason(Closed::DiskFull).set("full".to_owned());
+        assert!(gate.closed().is_some());
+        gate.reason(Closed::DiskFull).set(None);
         assert_eq!(gate.closed(), None);
     }
 

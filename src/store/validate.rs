@@ -73,12 +73,13 @@ fn bad_options(url: &str) -> Option<Vec<String>> {
     (!rules.is_empty()).then_some(rules)
 }
 
-/// The driver takes names in any case.
+/// The driver takes names in any case, and the values of these as they are written.
 fn weakens(name: &str, value: &str) -> Option<String> {
     const WRITES: &str = "buckets are written with w=majority and journal=true, or an acknowledged count could be lost";
     let given = |why: &str| Some(format!("its option {name}={value} is refused: {why}"));
-    match (name.to_ascii_lowercase().as_str(), value.to_ascii_lowercase().as_str()) {
-        ("w", "majority") | ("journal" | "j", "true") | ("readpreference", "primary") => None,
+    match (name.to_ascii_lowercase().as_str(), value) {
+        ("w", "majority") | ("journal" | "j", "true") => None,
+        ("readpreference", value) if value.eq_ignore_ascii_case("primary") => None,
         ("w" | "journal" | "j", _) => given(WRITES),
         ("wtimeoutms" | "wtimeout", _) => given("aggregator.timeout bounds a write"),
         ("readpreference" | "readpreferencetags" | "maxstalenessseconds", _) => {
@@ -123,6 +124,7 @@ mod tests {
             "READPREFERENCE=nearest",
             "wtimeoutMS=5",
             "readConcernLevel=local",
+            "readConcernLevel=Majority",
         ] {
             let errors = with(&format!("mongodb://127.0.0.1:27017/?{bad}"));
             let name = bad.split('=').next().unwrap();

@@ -164,6 +164,8 @@ impl Tracked {
 
     /// What is open is dropped, what is sealed goes on, where its chain does.
     fn unassigned(&mut self, step: &mut Step<'_>) {
+        // What the log said was for this assignment.
+        self.rechecked = false;
         let Some(held) = self.held.as_mut().filter(|held| held.is_ours()) else { return };
         held.phase = Phase::Leaving;
         if held.chain_end.is_none() {

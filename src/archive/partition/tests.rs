@@ -193,6 +193,8 @@ fn the_log_is_asked_once_more_in_each_assignment_that_trusts_it() {
     assert_eq!(assigned(&mut machine), (false, 1), "and believed");
     machine.about(News::Unassigned);
     assert_eq!(assigned(&mut machine), (true, 0), "much later its old answer is worth nothing");
+    machine.about(News::Unassigned);
+    assert_eq!(assigned(&mut machine), (true, 0), "nor a question that was never answered");
 }
 
 #[test]

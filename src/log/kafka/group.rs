@@ -421,12 +421,12 @@ impl Ownership {
 const ASK_EVERY: Duration = Duration::from_secs(8);
 /// And at the longest, when members that joined for a moment changed nothing.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// One question to the group's coordinator.
+/// A question of the member that joins for a moment.
 const DEADLINE: Duration = Duration::from_secs(3);
 /// How long the member for a moment waits for its place in the group, which may wait for a member that died.
 const JOINING: Duration = Duration::from_secs(30);
 /// How long a stop waits for it to leave.
-const LEAVING: Duration = Duration::from_secs(2);
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// Partitions that no member of the group reads, though the group is at rest: what was seen of them.
 ///
@@ -452,7 +452,7 @@ impl Unowned {
     /// Whether the group is to be asked now, by a member that has the `watched` of `count` partitions.
     pub fn is_due(&mut self, now: Instant, watched: usize, count: usize) -> bool {
         if watched >= count {
-            self.seen.clear();
+            *self = Self::new(now);
             return false;
         }
         let due = now >= self.due;
@@ -552,11 +552,19 @@ impl Guest {
 
 fn join_and_leave(settings: &ClientConfig, topics: &[String], stop: &AtomicBool) -> anyhow::Result<()> {
     let member: BaseConsumer<Context<Placed>> = BaseConsumer::from_config_and_context(settings, Context::default())?;
-    let stands = |topic: &&String| {
-        let metadata = member.fetch_metadata(Some(topic), DEADLINE);
-        metadata.is_ok_and(|found| found.topics().iter().any(|each| each.name() == **topic && each.error().is_none()))
+    let stands = |topic: &str| -> anyhow::Result<bool> {
+        let found = member.fetch_metadata(Some(topic), DEADLINE)?;
+        Ok(found.topics().iter().any(|each| each.name() == topic && each.error().is_none()))
     };
-    let topic = topics.iter().find(stands).context("none of the topics that it may ask for can be described")?;
+    // One of which nothing is heard may stand, so that nothing is concluded: there will be another attempt.
+    let mut topic = None;
+    for each in topics {
+        if stands(each)? {
+            topic = Some(each);
+            break;
+        }
+    }
+    let topic = topic.context("none of the topics that it may ask for is there")?;
     member.subscribe(&[topic])?;
     let (until, mut last_error) = (Instant::now() + JOINING, String::new());
     while !member.context().0.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {

@@ -36,6 +36,8 @@ use crate::{
 
 /// One question to the brokers.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// One question to the group's coordinator: a stop may have to wait for it, and for a member that leaves.
+const GROUP_DEADLINE: Duration = Duration::from_millis(1500);
 /// For one partition, when asking for all failed.
 const ONE_DEADLINE: Duration = Duration::from_secs(2);
 /// The pause between two looks at the logs' ends, for the lag; they also show whether the brokers still answer.
@@ -196,7 +198,7 @@ impl Reader {
                         break;
                     }
                     // Behind what the source waits for.
-                    if asked.is_empty() && self.go_on().is_ok() {
+                    if self.go_on().is_ok() {
                         self.look_at_group(&mut unowned, &mut guest, &watched, count);
                     }
                 }
@@ -231,13 +233,13 @@ impl Reader {
             return;
         }
         let Membership { group, settings, other_topics } = &self.membership;
-        let owned = partitions_of_members(self.consumer.client(), group, &self.topic, DEADLINE);
+        let owned = partitions_of_members(self.consumer.client(), group, &self.topic, GROUP_DEADLINE);
         if let Err(error) = &owned {
             // Brokers that are away are reported by the lookups.
             tracing::debug!(group, %error, "the group cannot be asked who reads what");
         }
         let lasting = unowned.found(Instant::now(), owned.ok().flatten().as_ref(), watched, count);
-        if lasting.is_empty() {
+        if lasting.is_empty() || self.go_on().is_err() {
             return;
         }
         let partitions: Vec<i32> = lasting.iter().map(|partition| partition.0).collect();

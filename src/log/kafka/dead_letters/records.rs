@@ -289,22 +289,26 @@ impl Reader {
         ))
     }
 
-    /// Whether there is nothing to read.
+    /// Whether there is nothing to read. The first partition that holds anything is enough: a later one may have no leader.
     pub fn is_empty(&self) -> Result<bool, LettersError> {
-        Ok(self.ends()?.is_empty())
+        for partition in &self.partitions {
+            if self.end(*partition)?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Where each partition ends that holds anything.
     fn ends(&self) -> Result<BTreeMap<i32, i64>, LettersError> {
-        let mut ends = BTreeMap::new();
-        for partition in &self.partitions {
-            let watermarks = self.consumer.fetch_watermarks(&self.topic, *partition, DEADLINE);
-            let (start, end) = watermarks.map_err(|error| self.unavailable(&error))?;
-            if start < end {
-                ends.insert(*partition, end);
-            }
-        }
-        Ok(ends)
+        let end = |partition: &i32| Ok(self.end(*partition)?.map(|end| (*partition, end)));
+        self.partitions.iter().filter_map(|partition| end(partition).transpose()).collect()
+    }
+
+    fn end(&self, partition: i32) -> Result<Option<i64>, LettersError> {
+        let watermarks = self.consumer.fetch_watermarks(&self.topic, partition, DEADLINE);
+        let (start, end) = watermarks.map_err(|error| self.unavailable(&error))?;
+        Ok((start < end).then_some(end))
     }
 
     /// The timestamp of the first record of another topic at or beyond an offset; `None` where there is none yet.

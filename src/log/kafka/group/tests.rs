@@ -198,4 +198,10 @@ fn the_group_is_asked_once_in_a_while_and_less_often_when_it_does_not_help() {
     let much_later = start + Duration::from_secs(3600);
     let often = asked(&mut group, much_later);
     assert!((5..=8).contains(&often), "{often}");
+    for _ in 0..10 {
+        let _ = found(&mut group, much_later, Some(&[0, 1, 3]));
+    }
+    assert!(!group.is_due(much_later, COUNT, COUNT), "it had the whole topic in between");
+    let often = asked(&mut group, much_later);
+    assert!((5..=8).contains(&often), "{often}");
 }

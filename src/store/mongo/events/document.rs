@@ -1,12 +1,11 @@
 //! One event as a document: exactly what the client sent, or its bytes as a string.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, rawdoc};
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::store::{ProcessedEvent, group::exact_number, mongo::bson_number};
+use crate::store::{ProcessedEvent, group::exact_number};
 
 /// What an event is kept as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,64 +52,114 @@ pub fn of(event: &ProcessedEvent, id: String, form: Form) -> RawDocumentBuf {
 /// The event as BSON, unless that would change it: numbers beyond 64 bits or more precise than a double, keys that
 /// occur twice or hold a NUL, deep nesting.
 pub fn exactly(json: &[u8]) -> Option<Document> {
-    match value(serde_json::from_slice(json).ok()?, 0)? {
-        Bson::Document(document) => Some(document),
+    if !numbers_are_exact(json) {
+        return None;
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    match (Exactly { depth: 0 }).deserialize(&mut deserializer) {
+        Ok(Bson::Document(document)) => deserializer.end().is_ok().then_some(document),
         _ => None,
     }
 }
 
-/// A value within `depth` others.
-fn value(json: &RawValue, depth: usize) -> Option<Bson> {
-    let json = json.get();
-    Some(match json.as_bytes().first()? {
-        b'n' => Bson::Null,
-        first @ (b't' | b'f') => Bson::Boolean(*first == b't'),
-        b'"' => Bson::String(serde_json::from_str(json).ok()?),
-        b'[' | b'{' if depth >= DEPTH => return None,
-        b'[' => {
-            let elements: Vec<&RawValue> = serde_json::from_str(json).ok()?;
-            Bson::Array(elements.into_iter().map(|element| value(element, depth + 1)).collect::<Option<_>>()?)
-        }
-        b'{' => {
-            let Fields(fields) = serde_json::from_str(json).ok()?;
-            let mut document = Document::new();
-            for (key, field) in fields {
-                if key.contains('\0') || document.contains_key(&key) {
-                    return None;
+/// Looks at the text of each number: once parsed, what was lost cannot be seen any more. `json` is valid. (Each byte is read
+/// once here and once in the parser, however deep it stands.)
+fn numbers_are_exact(json: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(byte) = json.get(at) {
+        match byte {
+            b'"' => {
+                at += 1;
+                while let Some(byte) = json.get(at).filter(|byte| **byte != b'"') {
+                    at += if *byte == b'\\' { 2 } else { 1 };
                 }
-                document.insert(key, value(field, depth + 1)?);
+                at += 1;
             }
-            Bson::Document(document)
+            b'-' | b'0'..=b'9' => {
+                let number =
+                    json[at..].iter().take_while(|byte| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'));
+                let end = at + number.count();
+                if std::str::from_utf8(&json[at..end]).ok().and_then(exact_number).is_none() {
+                    return false;
+                }
+                at = end;
+            }
+            _ => at += 1,
         }
-        // Once parsed, what was lost of a number cannot be seen any more: its text is looked at.
-        _ => bson_number(&exact_number(json)?),
-    })
+    }
+    true
 }
 
-/// The fields of an object in their order, each as often as it stands there.
-struct Fields<'a>(Vec<(String, &'a RawValue)>);
+#[derive(Clone, Copy)]
+struct Exactly {
+    depth: usize,
+}
 
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
+impl Exactly {
+    fn deeper<E: Error>(self) -> Result<Self, E> {
+        if self.depth < DEPTH { Ok(Self { depth: self.depth + 1 }) } else { Err(E::custom("nested too deeply")) }
+    }
+}
 
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields<'de>;
+impl<'de> DeserializeSeed<'de> for Exactly {
+    type Value = Bson;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Bson, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(Fields(fields))
-            }
+impl<'de> Visitor<'de> for Exactly {
+    type Value = Bson;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Bson, E> {
+        Ok(Bson::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Bson, E> {
+        Ok(Bson::Boolean(value))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Bson, E> {
+        Ok(Bson::Int64(value))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Bson, E> {
+        i64::try_from(value).map(Bson::Int64).map_err(E::custom)
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Bson, E> {
+        Ok(Bson::Double(value))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Bson, E> {
+        Ok(Bson::String(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Bson, A::Error> {
+        let inner = self.deeper()?;
+        let mut values = Vec::new();
+        while let Some(value) = seq.next_element_seed(inner)? {
+            values.push(value);
         }
+        Ok(Bson::Array(values))
+    }
 
-        deserializer.deserialize_map(Object)
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Bson, A::Error> {
+        let inner = self.deeper()?;
+        let mut document = Document::new();
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key.contains('\0') || document.contains_key(&key) {
+                return Err(A::Error::custom("a key that BSON cannot hold"));
+            }
+            let value = map.next_value_seed(inner)?;
+            document.insert(key, value);
+        }
+        Ok(Bson::Document(document))
     }
 }
 
