@@ -350,15 +350,30 @@ pub fn topic_identity<C: ClientContext>(
     timeout: Duration,
 ) -> Result<TopicIdentity, Code> {
     let name = CString::new(topic).map_err(|_| Code::InvalidTopic)?;
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let rk = client.native_ptr();
     let mut names = [name.as_ptr()];
+
     // SAFETY: `names` holds one valid C string, which is copied.
     let topics = unsafe { sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()) };
     let topics = Owned::new(topics, sys::rd_kafka_TopicCollection_destroy)?;
-    let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
-    let event = admin_answer(client, operation, timeout, |rk, options, queue| {
-        // SAFETY: all four are live; librdkafka copies the collection and the options.
-        unsafe { sys::rd_kafka_DescribeTopics(rk, topics.ptr(), options, queue) };
-    })?;
+    // SAFETY: `rk` is a live client for as long as `client` is borrowed.
+    let options =
+        unsafe { sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS) };
+    let options = Owned::new(options, sys::rd_kafka_AdminOptions_destroy)?;
+    // SAFETY: `options` is live; no error text is asked for, which a null pointer of size 0 says.
+    let set = unsafe { sys::rd_kafka_AdminOptions_set_request_timeout(options.ptr(), timeout_ms, ptr::null_mut(), 0) };
+    no_error(set)?;
+    // SAFETY: `rk` is live, and outlives the queue, which is destroyed at the end of this function.
+    let queue = Owned::new(unsafe { sys::rd_kafka_queue_new(rk) }, sys::rd_kafka_queue_destroy)?;
+
+    // SAFETY: all four are live; librdkafka copies the collection and the options, and keeps the queue by its own count.
+    unsafe { sys::rd_kafka_DescribeTopics(rk, topics.ptr(), options.ptr(), queue.ptr()) };
+    // SAFETY: the queue is live. The request ends by its own timeout, a little before this one.
+    let event = unsafe { sys::rd_kafka_queue_poll(queue.ptr(), timeout_ms.saturating_add(500)) };
+    let event = Owned::new(event, sys::rd_kafka_event_destroy).map_err(|_| Code::OperationTimedOut)?;
+    // SAFETY: the event is live.
+    no_error(unsafe { sys::rd_kafka_event_error(event.ptr()) })?;
     // SAFETY: the event is live; the result is null for an event of another kind, and belongs to the event.
     let result = unsafe { sys::rd_kafka_event_DescribeTopics_result(event.ptr()) };
     if result.is_null() {
@@ -382,11 +397,15 @@ pub fn topic_identity<C: ClientContext>(
     Ok(TopicIdentity(unsafe { id_of(description) }.unwrap_or_else(|| TopicIdentity::UNAVAILABLE.to_owned()).into()))
 }
 
-/// Asks the group's coordinator which partitions of `topic` its members have; `None` while it divides them. Blocks, at most
-/// `timeout`.
+/// Asks the brokers which partitions of `topic` the group's members have; `None` while the group divides them, and where its
+/// coordinator does not answer. Blocks, at most `timeout`.
+///
+/// `rd_kafka_list_groups` asks every broker, and says `PARTIAL` when one of them does not answer in time: its list holds what
+/// the others said then, which is all that matters here. `rd_kafka_DescribeConsumerGroups`, which asks the coordinator alone,
+/// was seen to abort the process (an assertion in librdkafka 2.12.1) while coordinators go and come.
 ///
 /// # Errors
-/// librdkafka's code when there was no answer, or the coordinator's.
+/// librdkafka's code when there was no answer at all.
 pub(super) fn partitions_of_members<C: ClientContext>(
     client: &Client<C>,
     group: &str,
@@ -394,85 +413,79 @@ pub(super) fn partitions_of_members<C: ClientContext>(
     timeout: Duration,
 ) -> Result<Option<BTreeSet<Partition>>, Code> {
     let name = CString::new(group).map_err(|_| Code::InvalidGroupId)?;
-    let mut names = [name.as_ptr()];
-    let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
-    let event = admin_answer(client, operation, timeout, |rk, options, queue| {
-        // SAFETY: all are live; librdkafka copies the name and the options.
-        unsafe { sys::rd_kafka_DescribeConsumerGroups(rk, names.as_mut_ptr(), names.len(), options, queue) };
-    })?;
-    let mut partitions = BTreeSet::new();
-    // SAFETY: the event is live, and what is read of it belongs to it: a result (null for an event of another kind) with
-    // `count` groups, each with its error (or null), its members, and their assignments, which are lists of `cnt` elements
-    // with a C string each.
-    unsafe {
-        let result = sys::rd_kafka_event_DescribeConsumerGroups_result(event.ptr());
-        if result.is_null() {
-            return Err(Code::Fail);
-        }
-        let mut count = 0;
-        let groups = sys::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
-        if groups.is_null() || count == 0 {
-            return Err(Code::Fail);
-        }
-        let group = *groups;
-        let error = sys::rd_kafka_ConsumerGroupDescription_error(group);
-        if !error.is_null() {
-            no_error(sys::rd_kafka_error_code(error))?;
-        }
-        let stable = sys::rd_kafka_consumer_group_state_t::RD_KAFKA_CONSUMER_GROUP_STATE_STABLE;
-        if sys::rd_kafka_ConsumerGroupDescription_state(group) != stable {
-            return Ok(None);
-        }
-        for member in 0..sys::rd_kafka_ConsumerGroupDescription_member_count(group) {
-            let member = sys::rd_kafka_ConsumerGroupDescription_member(group, member);
-            let list = sys::rd_kafka_MemberAssignment_partitions(sys::rd_kafka_MemberDescription_assignment(member));
-            let of_topic =
-                elements(list).iter().filter(|each| CStr::from_ptr(each.topic).to_bytes() == topic.as_bytes());
-            partitions.extend(of_topic.map(|each| Partition(each.partition)));
-        }
-    }
-    Ok(Some(partitions))
-}
-
-/// Sends a request of an administrator, and waits for its answer, at most `timeout`.
-fn admin_answer<C: ClientContext>(
-    client: &Client<C>,
-    operation: sys::rd_kafka_admin_op_t,
-    timeout: Duration,
-    send: impl FnOnce(*mut sys::rd_kafka_t, *const sys::rd_kafka_AdminOptions_t, *mut sys::rd_kafka_queue_t),
-) -> Result<Owned<sys::rd_kafka_event_t>, Code> {
     let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    let rk = client.native_ptr();
-    // SAFETY: `rk` is a live client for as long as `client` is borrowed.
-    let options =
-        Owned::new(unsafe { sys::rd_kafka_AdminOptions_new(rk, operation) }, sys::rd_kafka_AdminOptions_destroy)?;
-    // SAFETY: `options` is live; no error text is asked for, which a null pointer of size 0 says.
-    let set = unsafe { sys::rd_kafka_AdminOptions_set_request_timeout(options.ptr(), timeout_ms, ptr::null_mut(), 0) };
-    no_error(set)?;
-    // SAFETY: `rk` is live, and outlives the queue, which is destroyed at the end of this function.
-    let queue = Owned::new(unsafe { sys::rd_kafka_queue_new(rk) }, sys::rd_kafka_queue_destroy)?;
-    // librdkafka keeps the queue by its own count.
-    send(rk, options.ptr(), queue.ptr());
-    // SAFETY: the queue is live. The request ends by its own timeout, a little before this one.
-    let event = unsafe { sys::rd_kafka_queue_poll(queue.ptr(), timeout_ms.saturating_add(500)) };
-    let event = Owned::new(event, sys::rd_kafka_event_destroy).map_err(|_| Code::OperationTimedOut)?;
-    // SAFETY: the event is live.
-    no_error(unsafe { sys::rd_kafka_event_error(event.ptr()) })?;
-    Ok(event)
+    let mut list = ptr::null();
+    // SAFETY: the client is live for as long as it is borrowed, the name is a C string, and `list` is ours.
+    let code = unsafe { sys::rd_kafka_list_groups(client.native_ptr(), name.as_ptr(), &raw mut list, timeout_ms) };
+    // SAFETY: the list is null, or live until it is destroyed below, which nobody else does.
+    let partitions = unsafe {
+        let partitions = list.as_ref().and_then(|list| assigned_at_rest(list, group, topic));
+        if !list.is_null() {
+            sys::rd_kafka_group_list_destroy(list);
+        }
+        partitions
+    };
+    if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTIAL {
+        no_error(code)?;
+    }
+    Ok(partitions)
 }
 
 /// # Safety
-/// `list` must be null, or live for as long as the elements are used.
-unsafe fn elements<'l>(list: *const sys::rd_kafka_topic_partition_list_t) -> &'l [sys::rd_kafka_topic_partition_t] {
-    // SAFETY: the caller's promise; a list holds `cnt` elements.
+/// The list must be librdkafka's: it holds `group_cnt` groups with `member_cnt` members each, whose names and states are C
+/// strings, or null, and whose assignments are bytes.
+unsafe fn assigned_at_rest(list: &sys::rd_kafka_group_list, group: &str, topic: &str) -> Option<BTreeSet<Partition>> {
+    // SAFETY: the caller's promise.
     unsafe {
-        match list.as_ref() {
-            Some(list) if !list.elems.is_null() => {
-                slice::from_raw_parts(list.elems, usize::try_from(list.cnt).unwrap_or(0))
+        let is =
+            |text: *const c_char, wanted: &str| !text.is_null() && CStr::from_ptr(text).to_bytes() == wanted.as_bytes();
+        let mut groups = slice_of(list.groups, list.group_cnt).iter();
+        let found =
+            groups.find(|each| is(each.group, group) && is(each.state, "Stable") && no_error(each.err).is_ok())?;
+        let mut partitions = BTreeSet::new();
+        for member in slice_of(found.members, found.member_cnt) {
+            let assignment = slice_of(member.member_assignment.cast::<u8>(), member.member_assignment_size);
+            partitions.extend(assigned(assignment, topic)?);
+        }
+        Some(partitions)
+    }
+}
+
+/// # Safety
+/// `first` must be null, or point to `count` elements that live for as long as they are used.
+unsafe fn slice_of<'s, T>(first: *const T, count: i32) -> &'s [T] {
+    match usize::try_from(count) {
+        // SAFETY: the caller's promise.
+        Ok(count) if !first.is_null() => unsafe { slice::from_raw_parts(first, count) },
+        _ => &[],
+    }
+}
+
+/// The partitions of `topic` in a member's assignment, as consumers encode it: a version, the topics, each with its
+/// partitions, and what the assignor adds; none of a member that was given nothing; `None` when it is something else.
+fn assigned(assignment: &[u8], topic: &str) -> Option<Vec<Partition>> {
+    fn int(rest: &mut &[u8]) -> Option<i32> {
+        let (int, after) = rest.split_first_chunk()?;
+        *rest = after;
+        Some(i32::from_be_bytes(*int))
+    }
+    if assignment.is_empty() {
+        return Some(Vec::new());
+    }
+    let mut rest = assignment.get(2..)?;
+    let mut assigned = Vec::new();
+    for _ in 0..int(&mut rest)? {
+        let (length, after) = rest.split_first_chunk()?;
+        let (name, after) = after.split_at_checked(usize::try_from(i16::from_be_bytes(*length)).ok()?)?;
+        rest = after;
+        for _ in 0..int(&mut rest)? {
+            let partition = Partition(int(&mut rest)?);
+            if name == topic.as_bytes() {
+                assigned.push(partition);
             }
-            _ => &[],
         }
     }
+    Some(assigned)
 }
 
 /// The end of a partition's log, records of open transactions included, as the client's last fetch told it; `None` where it
@@ -514,8 +527,8 @@ pub(super) fn leader_answers<C: ClientContext>(
 
 /// The metadata of each committed offset in an answer about one topic; what is not UTF-8 with U+FFFD in its place.
 pub(super) fn commit_metadata(list: &TopicPartitionList) -> BTreeMap<Partition, String> {
-    // SAFETY: the list is live for as long as it is borrowed.
-    let elements = unsafe { elements(list.ptr()) };
+    // SAFETY: the list is live for as long as it is borrowed, and holds `cnt` elements.
+    let elements = unsafe { slice_of((*list.ptr()).elems, (*list.ptr()).cnt) };
     let text = |element: &sys::rd_kafka_topic_partition_t| {
         if element.metadata.is_null() {
             return String::new();

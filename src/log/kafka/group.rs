@@ -417,8 +417,13 @@ impl Ownership {
     }
 }
 
-/// The pause between two questions to the group, while this member does not have the whole topic.
+/// So often the group is asked while this member does not have the whole topic: at first, after its share has changed, and
+/// while some partitions seem to be read by nobody.
 const ASK_EVERY: Duration = Duration::from_secs(8);
+/// The first questions; each asks every broker.
+const FIRST: u32 = 6;
+/// And later. Partitions lose their reader in a rebalance, and the member that was killed in it asks when it is back.
+const ASK_LATER: Duration = Duration::from_secs(60);
 /// And at the longest, when members that joined for a moment changed nothing.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// A question of the member that joins for a moment.
@@ -440,13 +445,16 @@ const LEAVING: Duration = Duration::from_secs(1);
 pub(super) struct Unowned {
     due: Instant,
     seen: BTreeSet<Partition>,
+    /// This member's share when it was looked at last, and how often the group was asked since it changed.
+    share: usize,
+    asked: u32,
     /// How often one after the other a member joined for a moment and some stayed unread.
     attempts: u32,
 }
 
 impl Unowned {
     pub fn new(now: Instant) -> Self {
-        Self { due: now + ASK_EVERY, seen: BTreeSet::new(), attempts: 0 }
+        Self { due: now + ASK_EVERY, seen: BTreeSet::new(), share: 0, asked: 0, attempts: 0 }
     }
 
     /// Whether the group is to be asked now, by a member that has the `watched` of `count` partitions.
@@ -455,10 +463,16 @@ impl Unowned {
             *self = Self::new(now);
             return false;
         }
+        if watched != self.share {
+            (self.share, self.asked) = (watched, 0);
+            self.due = self.due.min(now + ASK_EVERY);
+        }
         let due = now >= self.due;
         if due {
+            self.asked = self.asked.saturating_add(1);
+            let pause = if self.asked < FIRST { ASK_EVERY } else { ASK_LATER };
             // Members do not ask, and act, at the same time.
-            self.due = now + ASK_EVERY.mul_f64(jitter());
+            self.due = now + pause.mul_f64(jitter());
         }
         due
     }
@@ -484,6 +498,9 @@ impl Unowned {
             self.attempts = 0;
         }
         if lasting.is_empty() {
+            if !unowned.is_empty() {
+                self.due = self.due.min(now + ASK_EVERY);
+            }
             self.seen = unowned;
         } else {
             self.seen.clear();

@@ -181,27 +181,30 @@ fn what_nobody_has_twice_one_after_the_other_is_lasting() {
 }
 
 #[test]
-fn the_group_is_asked_once_in_a_while_and_less_often_when_it_does_not_help() {
+fn the_group_is_asked_less_often_when_its_share_has_not_changed_for_a_while_and_when_it_does_not_help() {
     let start = Instant::now();
-    let asked = |group: &mut Unowned, from: Instant| {
-        let seconds = (0..60).filter(|second| group.is_due(from + Duration::from_secs(*second), 1, COUNT));
-        seconds.count()
+    let asked = |group: &mut Unowned, share: usize, seconds: std::ops::Range<u64>| {
+        seconds.filter(|second| group.is_due(start + Duration::from_secs(*second), share, COUNT)).count()
     };
     let mut group = Unowned::new(start);
-    let often = asked(&mut group, start);
+    let often = asked(&mut group, 1, 0..60);
     assert!((5..=8).contains(&often), "{often}");
+    let seldom = asked(&mut group, 1, 200..800);
+    assert!((7..=14).contains(&seldom), "{seldom}");
+    let often = asked(&mut group, 2, 1000..1060);
+    assert!((5..=8).contains(&often), "{often} after its share has changed");
+
+    let later = start + Duration::from_secs(1060);
     for _ in 0..10 {
-        let _ = found(&mut group, start, Some(&[0, 1, 3]));
+        let _ = found(&mut group, later, Some(&[0, 1, 3]));
     }
-    assert_eq!(asked(&mut group, start), 0, "five members changed nothing");
-    let _ = found(&mut group, start, Some(&[0, 1, 2, 3]));
-    let much_later = start + Duration::from_secs(3600);
-    let often = asked(&mut group, much_later);
+    assert_eq!(asked(&mut group, 2, 1060..1120), 0, "five members changed nothing");
+    assert!(!group.is_due(later, COUNT, COUNT), "it had the whole topic in between");
+    let often = asked(&mut group, 2, 1060..1120);
     assert!((5..=8).contains(&often), "{often}");
-    for _ in 0..10 {
-        let _ = found(&mut group, much_later, Some(&[0, 1, 3]));
-    }
-    assert!(!group.is_due(much_later, COUNT, COUNT), "it had the whole topic in between");
-    let often = asked(&mut group, much_later);
-    assert!((5..=8).contains(&often), "{often}");
+    // One that seems to have no reader is looked at again soon.
+    let _ = asked(&mut group, 2, 1120..1300);
+    let _ = found(&mut group, start + Duration::from_secs(1300), Some(&[0, 1, 3]));
+    let soon = asked(&mut group, 2, 1300..1310);
+    assert!(soon >= 1, "{soon}");
 }
