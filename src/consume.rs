@@ -7,7 +7,7 @@
 //! **Life of an assignment.** The source assigns a partition, held → [`Assign`] to the sink with a fresh epoch → the
 //! sink finds out where it stands (the archive's chain, the aggregates' fences) and answers [`Begin`] → batches flow →
 //! the sink [`Confirm`]s durable positions, which are committed, never further. Messages of an older epoch are ignored
-//! on both sides. When a sink lost its state (it was restarted), it says so ([`SinkStarted`]) and every partition is
+//! on both sides. When a sink lost its state (it was restarted), it says so ([`FromSink::Started`]) and every partition is
 //! assigned to it anew.
 
 pub mod assignments;
