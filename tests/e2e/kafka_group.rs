@@ -14,7 +14,14 @@ use rdkafka::{
     types::RDKafkaRespErr,
 };
 
-use crate::support::{PATIENCE, archive::Archive, events::Ledger, eventually, oracle::Oracle, services::services};
+use crate::support::{
+    PATIENCE,
+    archive::Archive,
+    events::Ledger,
+    eventually,
+    oracle::Oracle,
+    services::{Exclusive, services},
+};
 
 /// A member that stands still as soon as it is to give partitions up, as one that is killed then: it says nothing more to the
 /// group but that it lives, which is refused as soon as another one has its name.
@@ -42,20 +49,34 @@ impl ConsumerContext for Halting {
 #[test]
 fn partitions_that_a_worker_was_to_give_up_when_it_was_killed_are_read_again() {
     let Some(services) = services() else { return };
+    killed_halfway(&services, "halfway", "mongodb");
+}
+
+/// Then there is no topic of dead letters that a member could join for.
+#[test]
+fn so_are_those_of_an_archive_without_aggregates_and_what_is_read_stays_where_it_is() {
+    let Some(services) = services() else { return };
+    killed_halfway(&services, "halfwaynone", "none");
+}
+
+/// One of two workers is killed while partitions change hands.
+fn killed_halfway(services: &Exclusive, name: &'static str, store: &str) {
     let ledger = Ledger::new();
-    services.create_bucket("halfway");
-    let mut oracle = Oracle::new(&ledger, Archive::new(services.bucket("halfway")));
-    let ingest = services.setup("halfway").roles("ingest").start();
-    let mut first = services.setup("halfway").roles("worker").start();
+    services.create_bucket(name);
+    let mut oracle = Oracle::new(&ledger, Archive::new(services.bucket(name)));
+    let setup = || services.setup(name).set("store.kind", store);
+    let ingest = setup().roles("ingest").start();
+    let mut first = setup().roles("worker").start();
     let instance = std::fs::read(first.data().join("instance")).expect("a worker has one");
     let instance: serde_json::Value = serde_json::from_slice(&instance).expect("JSON");
     first.kill();
 
     // In its place, as the group's member of this name.
+    let group = format!("{name}-archive");
     let ((said, hears), (release, released)) = (channel(), channel());
     let settings: ClientConfig = [
         ("bootstrap.servers", services.kafka.address().as_str()),
-        ("group.id", "halfway-archive"),
+        ("group.id", group.as_str()),
         ("group.instance.id", instance["id"].as_str().expect("a name")),
         ("partition.assignment.strategy", "cooperative-sticky"),
         ("enable.auto.commit", "false"),
@@ -66,8 +87,8 @@ fn partitions_that_a_worker_was_to_give_up_when_it_was_killed_are_read_again() {
     .collect();
     let context = Halting { said, released: Mutex::new(released) };
     let member: BaseConsumer<Halting> = BaseConsumer::from_config_and_context(&settings, context).expect("settings");
-    member.subscribe(&["halfway"]).expect("a topic");
-    let partitions = services.partitions("halfway").expect("it stands");
+    member.subscribe(&[name]).expect("a topic");
+    let partitions = services.partitions(name).expect("it stands");
     let polling = thread::spawn(move || {
         // The end is that another one has its name.
         let deadline = Instant::now() + PATIENCE;
@@ -78,15 +99,22 @@ fn partitions_that_a_worker_was_to_give_up_when_it_was_killed_are_read_again() {
     });
     let hear = |what: &str| hears.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{what}"));
     assert_eq!(hear("it is given all partitions"), partitions);
-    let second = services.setup("halfway").roles("worker").start();
+    let second = setup().roles("worker").start();
     assert_eq!(hear("it is to give some up"), 0);
     first.restart();
 
     ledger.post(&ingest.events_url(), 2_000, 2, PATIENCE);
-    oracle.settle(&[&first, &second, &ingest], PATIENCE);
-    let said = || [&first, &second].iter().any(|it| it.log().contains("nobody in the group reads these partitions"));
-    eventually("one of them says what it did", PATIENCE, || said().then_some(()));
-    oracle.check_documents(&services.documents("halfway", "aggregate_events_by_type"));
+    if store == "none" {
+        oracle.settle_archive(PATIENCE);
+    } else {
+        oracle.settle(&[&first, &second, &ingest], PATIENCE);
+        oracle.check_documents(&services.documents(name, "aggregate_events_by_type"));
+    }
+    let said = "nobody in the group reads these partitions";
+    let after = eventually("one of them says what it did", PATIENCE, || {
+        [&first, &second].iter().find_map(|it| it.log().split_once(said).map(|(_, after)| after.to_owned()))
+    });
+    assert!(!after.contains("partition revoked"), "what is read stays where it is: {after}");
     release.send(()).expect("it waits");
     polling.join().expect("it does not panic");
 }
