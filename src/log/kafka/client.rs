@@ -1,4 +1,4 @@
-//! What all clients of librdkafka share: their context, the log lines, how a stranded client is told from brokers that
+//! What all clients of librdkafka share: their context, the log lines, how a client that lost its way is told from brokers that
 //! are away, and the questions that the `rdkafka` crate does not wrap.
 //!
 //! That crate wraps neither `DescribeTopics` nor what a fetch says of a log's end, and panics on a header's name or a
@@ -243,7 +243,7 @@ impl Reconnect {
         *self = Self::default();
     }
 
-    /// A question was not answered. Whether the client is stranded; `is_answered` asks by a new one, and may block.
+    /// A question was not answered. Whether the client has lost its way to the brokers; `is_answered` asks by a new one, and may block.
     pub fn unanswered(&mut self, now: Instant, is_answered: impl FnOnce() -> bool) -> bool {
         let too_early = self.asked.is_some_and(|asked| now.duration_since(asked) < NEW_CLIENT_EVERY);
         let soon = self.found.is_some_and(|found| now.duration_since(found) < OWN_TIME);
