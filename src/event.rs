@@ -31,7 +31,7 @@ use crate::{
 };
 
 pub use fields::{MAX_DEPTH, find_readable};
-pub use json::{Texts, array};
+pub use json::{Texts, array, text};
 pub use readable::{Unreadable, check};
 
 /// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.

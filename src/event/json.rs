@@ -81,6 +81,12 @@ pub fn array(text: &str, most: usize) -> Option<Vec<&[u8]>> {
     Some(elements)
 }
 
+/// Where the value ends that begins at this byte of `text`; `None` where there is none, or perhaps none.
+pub fn text(text: &str, at: usize) -> Option<usize> {
+    // As deep as an event.
+    Json(text.as_bytes()).value(at, 0, &mut ())
+}
+
 /// Positions in a text. Whatever takes a position and finds what it is for returns the one behind it.
 struct Json<'a>(&'a [u8]);
 

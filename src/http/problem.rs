@@ -6,7 +6,7 @@ use actix_web::{
     HttpResponse, ResponseError,
     http::{
         StatusCode,
-        header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+        header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
     },
 };
 use serde::Serialize;
@@ -26,6 +26,8 @@ pub struct Problem {
     pub retry_after: Option<u32>,
     /// The methods that the path takes.
     pub allow: Option<&'static str>,
+    /// The content codings that a body may have (RFC 9110, 15.5.16).
+    pub accept_encoding: Option<&'static str>,
     /// The connection is of no use after this answer.
     pub closing: bool,
 }
@@ -43,7 +45,15 @@ struct Members<'a> {
 
 impl Problem {
     pub fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, detail: detail.into(), code: None, retry_after: None, allow: None, closing: false }
+        Self {
+            status,
+            detail: detail.into(),
+            code: None,
+            retry_after: None,
+            allow: None,
+            accept_encoding: None,
+            closing: false,
+        }
     }
 
     pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
@@ -102,6 +112,9 @@ impl Problem {
         }
         if let Some(allow) = self.allow {
             response.insert_header((ALLOW, HeaderValue::from_static(allow)));
+        }
+        if let Some(codings) = self.accept_encoding {
+            response.insert_header((ACCEPT_ENCODING, HeaderValue::from_static(codings)));
         }
         if self.closing {
             response.force_close();

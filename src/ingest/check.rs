@@ -6,7 +6,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
-    format::{Events, Format, split},
+    format::{Events, Format, SeveralTexts, split, texts},
     ids::Ids,
     in_flight::Reservation,
     replies::longest_answer,
@@ -96,24 +96,53 @@ pub fn check(
     let mut errors = Vec::new();
     let events = split(&body, format, http.max_events)?;
     share.grow(EVENT * events.count())?;
-    match events {
+    let (events, broken) = match events {
         Events::One(event) => match accept(0, event) {
-            Err(invalid) if invalid.code == Code::InvalidJson => return Err(invalid_body(&invalid)),
-            Err(invalid) => errors.push(EventError { index: 0, invalid }),
-            Ok(()) => {}
-        },
-        Events::Many(events) => {
-            for (index, event) in events.into_iter().enumerate() {
-                if let Err(invalid) = accept(index, event) {
-                    errors.push(EventError { index, invalid });
+            Ok(()) => (Vec::new(), None),
+            Err(invalid) => match several(event, &invalid, http.max_events, share)? {
+                Some(SeveralTexts { whole, broken }) => (whole, broken),
+                None if invalid.code == Code::InvalidJson => return Err(invalid_body(&invalid)),
+                None => {
+                    errors.push(EventError { index: 0, invalid });
+                    (Vec::new(), None)
                 }
-            }
+            },
+        },
+        Events::Many(events) => (events, None),
+        Events::Texts(SeveralTexts { whole, broken }) => (whole, broken),
+    };
+    let count = events.len();
+    for (index, event) in events.into_iter().enumerate() {
+        if let Err(invalid) = accept(index, event) {
+            errors.push(EventError { index, invalid });
         }
+    }
+    if let Some(why) = broken {
+        let message = format!("this is no JSON text, and nothing behind it was looked at: {why}");
+        errors.push(EventError { index: count, invalid: Invalid::new(Code::InvalidJson, message) });
     }
     checked.errors = errors;
     checked.body = body;
     share.grow(checked.unescaped.len() + checked.errors_size() + longest_answer(&checked))?;
     Ok(checked)
+}
+
+/// The texts of a body that is no event, if they are several.
+fn several<'b>(
+    body: &'b [u8],
+    invalid: &Invalid,
+    max_events: usize,
+    share: &mut Reservation,
+) -> Result<Option<SeveralTexts<'b>>, Problem> {
+    if !matches!(invalid.code, Code::InvalidJson | Code::TooLarge) {
+        return Ok(None);
+    }
+    let texts = texts(body, max_events)?;
+    if let Some(texts) = &texts {
+        // One is counted already.
+        share.grow(EVENT * (texts.count() - 1))?;
+    }
+    Ok(texts)
 }
 
 /// Broken syntax: nothing of the body is accepted.
@@ -194,6 +223,39 @@ mod tests {
         let checked = checked(&body);
         assert_eq!(checked.records.len(), 2);
         assert_eq!((checked.errors[0].index, checked.errors[0].invalid.code), (1, Code::TooLarge));
+    }
+
+    #[test]
+    fn a_broken_element_is_refused_alone_and_says_what_it_is() {
+        let checked = checked(r#"[{"type":"a"},{"type":"a","x":NaN},{"type":"b"},,{"type":"c","x":[-Infinity]},{"type" "d"},]"#);
+        let errors: Vec<_> =
+            checked.errors.iter().map(|error| (error.index, error.invalid.code, &*error.invalid.message)).collect();
+        assert!(errors.iter().all(|(_, code, _)| *code == Code::InvalidJson), "{errors:?}");
+        assert_eq!(errors.iter().map(|(index, ..)| *index).collect::<Vec<_>>(), [1, 3, 4, 5, 6]);
+        for (error, words) in errors.iter().zip(["NaN is no JSON", "comma", "-Infinity is no JSON", "expected `:`", "comma"]) {
+            assert!(error.2.contains(words), "{words}: {error:?}");
+        }
+        assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn several_texts_are_events_by_their_index_until_one_is_none() {
+        let places = |checked: &Checked| {
+            let accepted: Vec<_> = checked.accepted.iter().map(|accepted| accepted.index).collect();
+            let errors: Vec<_> = checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect();
+            (accepted, errors)
+        };
+        let stream = checked(r#"{"type":"a"}{"type":"b"}  {"type":"c"}"#);
+        assert_eq!(places(&stream), (vec![0, 1, 2], vec![]));
+        assert_eq!(stream.records[1].value.of(&stream.body), br#"{"type":"b"}"#);
+        let mixed = checked(r#"{"type":"a"}[{"type":"b"}]{"no":1} {"type":"c"} {"type":} {"type":"d"}"#);
+        let expected = [(1, Code::NotAnObject), (2, Code::MissingType), (4, Code::InvalidJson)];
+        assert_eq!(places(&mixed), (vec![0, 3], expected.to_vec()));
+        // Together they are larger than an event may be.
+        let large = checked(&format!(r#"{{"type":"a"}}{}"#, r#"{"type":"b","x":"0123456789"}"#.repeat(10)));
+        assert_eq!(places(&large), ((0..11).collect(), vec![]));
+        let one_is = checked(&format!(r#"{{"type":"{}"}}{{"type":"b"}}"#, "x".repeat(64)));
+        assert_eq!(places(&one_is), (vec![1], vec![(0, Code::TooLarge)]));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     body,
     check::{Checked, check},
+    coding::Coding,
     format::Format,
     in_flight::Reservation,
     replies::summary,
@@ -92,18 +93,20 @@ impl Intake {
         self.health.gate.closed().map_or(Ok(()), |(closed, why)| Err(refused_by_gate(closed, &why)))
     }
 
-    /// Reads a body of this format, checks its events, and makes the valid ones durable. The answer to them is to be a
-    /// part of the reservation.
+    /// Reads a body of this coding and format, checks its events, and makes the valid ones durable. The answer to them is
+    /// to be a part of the reservation.
     async fn accept(
         self: &Arc<Self>,
         request: &HttpRequest,
         payload: web::Payload,
+        coding: Option<Coding>,
         format: Format,
     ) -> Result<(Checked, Reservation), Problem> {
         let config = self.config.load_full();
-        let body = body::read(request, payload, &config.http, &self.metrics.in_flight_bytes).await?;
+        let body = body::read(request, payload, coding, &config.http, &self.metrics.in_flight_bytes).await?;
         let received = Timestamp::now();
-        let mut share = Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight);
+        let mut share =
+            Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight).beside(body.len());
         let mut checked = if body.len() < LONG_PARSE {
             check(body, format, &config.http, &self.fields, received, &mut share)?
         } else {
@@ -306,9 +309,9 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
 async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
     let answer = async {
         intake.admit()?;
-        body::check_encoding(request.headers())?;
+        let coding = Coding::of(request.headers())?;
         let format = Format::of(request.headers())?;
-        let (checked, share) = intake.accept(&request, payload, format).await?;
+        let (checked, share) = intake.accept(&request, payload, coding, format).await?;
         Ok(summary(&checked, share))
     };
     intake.counted(answer).await
