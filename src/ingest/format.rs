@@ -245,11 +245,11 @@ mod tests {
             for format in [Format::Json, Format::Ndjson] {
                 let fields = crate::event::EventFields::from(&crate::config::EventConfig::default());
                 match split(&bytes, format, 8) {
-                    Ok(Events::One(event)) => drop(crate::event::parse(event, &fields)),
+                    Ok(Events::One(event)) => drop(crate::event::parse(event, &fields, crate::position::Timestamp(0))),
                     Ok(Events::Many(events)) => {
                         prop_assert!(events.len() <= 8);
                         for event in events {
-                            drop(crate::event::parse(event, &fields));
+                            drop(crate::event::parse(event, &fields, crate::position::Timestamp(0)));
                         }
                     }
                     Err(_) => {}
