@@ -80,6 +80,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
 
+/// From any time on to the last one of the calendar: no bound but that.
+const LONGEST_FUTURE: Duration = Duration::from_secs(10_000 * 31_557_600);
 /// MongoDB's limit of `expireAfterSeconds` is 2³¹ − 1 seconds; ten years stay far below.
 const LONGEST_TTL: Duration = TEN_YEARS;
 /// A record is one message of Kafka (`message.max.bytes` ends at 10⁹) and one value of SQLite.
@@ -158,6 +160,12 @@ sections! {
         /// number beyond a double's range; numbers of more than 1,000 characters, names of more than 50,000 bytes): "reject"
         /// them as invalid_json, or "accept" them: counted as any other, and "raw" in the archive (docs/reading.md).
         on_unreadable: OnUnreadable = OnUnreadable::Reject, OneOf(OnUnreadable::WORDS), Restart;
+        /// Events whose time cannot be read, or is absurd: before 1970, or beyond max_future. "receipt" stores them, counts them
+        /// by the time of their receipt, and names them in the answer's warnings; "reject" refuses them as invalid_timestamp.
+        on_invalid_time: OnInvalidTime = OnInvalidTime::Receipt, OneOf(OnInvalidTime::WORDS), Restart;
+        /// How far the time of an event may lie ahead of its receipt. All readers of the log go by it, so it is the same in all
+        /// processes, and is changed when they have stopped in order (docs/design.md, 3.5).
+        max_future: Duration as "duration" = DAY, Kind::Duration(Duration::ZERO, LONGEST_FUTURE), Restart;
     }
 
     "queue."
@@ -330,6 +338,16 @@ words! {
         Reject = "reject",
         /// It is taken and counted as any other, and stands as `"raw"` in the archive.
         Accept = "accept",
+    }
+}
+
+words! {
+    /// What the ingestor does with an event whose time cannot be read, or is absurd.
+    OnInvalidTime {
+        /// It is taken, counted by the time of its receipt, and named in the answer.
+        Receipt = "receipt",
+        /// It is refused as `invalid_timestamp`.
+        Reject = "reject",
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Checked {
     pub accepted: Vec<Accepted>,
     /// Ascending by index.
     pub errors: Vec<EventError>,
+    /// Of accepted events, ascending by index.
+    pub warnings: Vec<Warning>,
 }
 
 /// An event that may be acknowledged.
@@ -56,6 +58,14 @@ pub struct EventError {
     pub invalid: Invalid,
 }
 
+/// What is said of one event of a request that is accepted all the same.
+#[derive(Debug)]
+pub struct Warning {
+    pub index: usize,
+    pub code: Code,
+    pub message: &'static str,
+}
+
 /// What an event costs besides its bytes, however small it is: its places in lists, which grow by doubling.
 const EVENT: usize = 2 * (size_of::<&[u8]>() + size_of::<NewRecord>() + size_of::<Accepted>());
 
@@ -76,7 +86,11 @@ pub fn check(
     let mut ids = Ids::new(received);
     let mut checked = Checked::default();
     let mut accept = |index: usize, event: &[u8]| -> Result<(), Invalid> {
-        let head = event::admit(event, http.max_event, fields)?;
+        let head = event::admit(event, http.max_event, fields, received)?;
+        if let Some(invalid) = head.invalid_time {
+            let (code, message) = (Code::InvalidTimestamp, invalid.warning());
+            checked.warnings.push(Warning { index, code, message });
+        }
         let (id, assigned_id) = match head.id {
             Some(Cow::Borrowed(id)) => (EventId::InBody(span(&body, id.as_bytes())), None),
             Some(Cow::Owned(id)) => (EventId::Unescaped(id), None),
@@ -123,7 +137,7 @@ pub fn check(
     }
     checked.errors = errors;
     checked.body = body;
-    share.grow(checked.unescaped.len() + checked.errors_size() + longest_answer(&checked))?;
+    share.grow(checked.unescaped.len() + checked.remarks_size() + longest_answer(&checked))?;
     Ok(checked)
 }
 
@@ -152,8 +166,10 @@ fn invalid_body(invalid: &Invalid) -> Problem {
 }
 
 impl Checked {
-    fn errors_size(&self) -> usize {
-        self.errors.iter().map(|error| size_of::<EventError>() + error.invalid.message.len()).sum()
+    /// Of errors and warnings.
+    fn remarks_size(&self) -> usize {
+        let errors = self.errors.iter().map(|error| size_of::<EventError>() + error.invalid.message.len());
+        errors.sum::<usize>() + self.warnings.capacity() * size_of::<Warning>()
     }
 
     /// Takes the records that the queue refused for their size out of the accepted ones.
@@ -175,6 +191,8 @@ impl Checked {
             !refused
         });
         errors.sort_by_key(|error| error.index);
+        let is_refused = |index: usize| errors.binary_search_by_key(&index, |error| error.index).is_ok();
+        self.warnings.retain(|warning| !is_refused(warning.index));
     }
 }
 
@@ -265,6 +283,18 @@ mod tests {
         assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [1]);
         let errors: Vec<_> = checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect();
         assert_eq!(errors, [(0, Code::TooLarge), (2, Code::MissingType), (3, Code::TooLarge), (4, Code::NotAnObject)]);
+    }
+
+    #[test]
+    fn an_event_whose_time_is_not_believed_is_named_as_long_as_it_is_accepted() {
+        let mut checked = checked(
+            r#"[{"type":"a","timestamp":"2026"},{"type":"b"},{},{"type":"c","timestamp":-1},{"type":"d","timestamp":{}}]"#,
+        );
+        let warned = |checked: &Checked| checked.warnings.iter().map(|warning| warning.index).collect::<Vec<_>>();
+        assert_eq!((checked.records.len(), checked.errors.len(), warned(&checked)), (4, 1, vec![0, 3, 4]));
+        assert!(checked.warnings.iter().all(|warning| warning.code == Code::InvalidTimestamp));
+        checked.refuse_too_large(vec![2]);
+        assert_eq!(warned(&checked), [0, 4]);
     }
 
     #[test]

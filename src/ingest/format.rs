@@ -402,7 +402,7 @@ mod tests {
                 let fields = crate::event::EventFields::from(&crate::config::EventConfig::default());
                 match split(&bytes, format, 8) {
                     Ok(Events::One(event)) => {
-                        drop(crate::event::parse(event, &fields));
+                        drop(crate::event::parse(event, &fields, crate::position::Timestamp(0)));
                         if let Ok(Some(texts)) = texts(event, 8) {
                             prop_assert!((1..=8).contains(&texts.count()));
                         }
@@ -410,7 +410,7 @@ mod tests {
                     Ok(Events::Many(events)) => {
                         prop_assert!(events.len() <= 8);
                         for event in events {
-                            drop(crate::event::parse(event, &fields));
+                            drop(crate::event::parse(event, &fields, crate::position::Timestamp(0)));
                         }
                     }
                     Ok(Events::Texts(texts)) => prop_assert!((1..=8).contains(&texts.count())),

@@ -122,6 +122,10 @@ impl Intake {
         for error in &checked.errors {
             self.rejected(error.invalid.code.as_str());
         }
+        for warning in &checked.warnings {
+            let reason = warning.code.as_str();
+            self.metrics.events_warned.get_or_create(&ReasonLabel { reason }).inc();
+        }
         Ok((checked, share))
     }
 

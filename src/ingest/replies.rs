@@ -14,8 +14,10 @@ use super::{
     check::{Checked, EventId},
     in_flight::Reservation,
 };
+use crate::event::Code;
 
-/// 200 where all events are accepted (also none of none), 207 where some are, 400 where none is.
+/// 200 where all events are accepted (also none of none, and whatever is said of them), 207 where some are, 400 where none
+/// is.
 ///
 /// The answer counts as the request's `share` until the client has it: a client may take its time with that.
 pub fn summary(checked: &Checked, share: Reservation) -> HttpResponse {
@@ -44,11 +46,13 @@ pub fn longest_answer(checked: &Checked) -> usize {
     };
     let ids: usize = checked.accepted.iter().map(|accepted| id(&accepted.id)).sum();
     let errors: usize = checked.errors.iter().map(|error| ERROR + 2 * error.invalid.message.len()).sum();
-    64 + ids + errors
+    let warnings: usize = checked.warnings.iter().map(|warning| ERROR + 2 * warning.message.len()).sum();
+    80 + ids + errors + warnings
 }
 
-/// `{"accepted":1,"rejected":1,"ids":["…"],"errors":[{"index":1,"code":"missing_type","message":"…"}]}`, `errors` only
-/// where there are some. Written as it goes: a tree of it would cost several allocations an event.
+/// `{"accepted":1,"rejected":1,"ids":["…"],"errors":[{"index":1,"code":"missing_type","message":"…"}],"warnings":[…]}`,
+/// `errors` and `warnings` only where there are some. Written as it goes: a tree of it would cost several allocations an
+/// event.
 pub(super) fn summary_json(checked: &Checked) -> Vec<u8> {
     let mut json = Vec::with_capacity(longest_answer(checked));
     // Writing to a Vec does not fail, here and below.
@@ -68,21 +72,29 @@ pub(super) fn summary_json(checked: &Checked) -> Vec<u8> {
         }
     }
     json.push(b']');
-    if !checked.errors.is_empty() {
-        json.extend_from_slice(br#","errors":["#);
-        for (at, error) in checked.errors.iter().enumerate() {
-            if at > 0 {
-                json.push(b',');
-            }
-            let code = error.invalid.code.as_str();
-            let _ = write!(json, r#"{{"index":{},"code":"{code}","message":"#, error.index);
-            string(&mut json, &error.invalid.message);
-            json.push(b'}');
-        }
-        json.push(b']');
-    }
+    let errors = checked.errors.iter();
+    remarks(&mut json, "errors", errors.map(|error| (error.index, error.invalid.code, error.invalid.message.as_str())));
+    let warnings = checked.warnings.iter();
+    remarks(&mut json, "warnings", warnings.map(|warning| (warning.index, warning.code, warning.message)));
     json.push(b'}');
     json
+}
+
+/// What is said of single events, under a name of its own, where there is anything.
+fn remarks<'a>(json: &mut Vec<u8>, name: &str, remarks: impl ExactSizeIterator<Item = (usize, Code, &'a str)>) {
+    if remarks.len() == 0 {
+        return;
+    }
+    let _ = write!(json, r#","{name}":["#);
+    for (at, (index, code, message)) in remarks.enumerate() {
+        if at > 0 {
+            json.push(b',');
+        }
+        let _ = write!(json, r#"{{"index":{index},"code":"{}","message":"#, code.as_str());
+        string(json, message);
+        json.push(b'}');
+    }
+    json.push(b']');
 }
 
 fn quote(json: &mut Vec<u8>, text: &[u8]) {

@@ -165,6 +165,9 @@ fn holds(body: &[u8], format: Format) {
     let reply: Value = serde_json::from_slice(&reply).expect("the answer is JSON");
     assert_eq!(reply["ids"], Value::from(ids));
     assert_eq!(reply["rejected"], checked.errors.len());
+    for (name, remarks) in [("errors", checked.errors.len()), ("warnings", checked.warnings.len())] {
+        assert_eq!(reply[name].as_array().map(Vec::len), (remarks > 0).then_some(remarks), "{name}");
+    }
 }
 
 fn place(body: &[u8], span: Span) -> (usize, &[u8]) {
@@ -432,7 +435,7 @@ fn value() -> impl Strategy<Value = String> {
 
 fn event() -> impl Strategy<Value = String> {
     let name = prop_oneof![
-        3 => select(vec!["type", "client_id", "event_id", "t\\u0079pe", "x", "", "\\ud800"]).prop_map(str::to_owned),
+        3 => select(vec!["type", "client_id", "event_id", "timestamp", "t\\u0079pe", "x", "", "\\ud800"]).prop_map(str::to_owned),
         1 => "[a-zA-Zäß ]{0,3}",
     ];
     let field = (name, value(), "[ \t]{0,1}").prop_map(|(name, value, space)| format!("\"{name}\"{space}:{value}"));

@@ -30,3 +30,4 @@ mod store;
 #[path = "../support/mod.rs"]
 mod support;
 mod surface;
+mod times;

@@ -64,7 +64,8 @@ impl ReplayCheck {
             }
             (None, None) => letter.value.clone().unwrap_or_default(),
         };
-        let (key, has_id) = match event::admit(&value, self.max_event, &self.fields) {
+        let received = Timestamp::now();
+        let (key, has_id) = match event::admit(&value, self.max_event, &self.fields, received) {
             Ok(event) => (event.key.map(|key| key.as_bytes().to_vec()), event.id.is_some()),
             Err(invalid) => {
                 return Err(Refused { id, reason: invalid.code.as_str().to_owned(), message: invalid.message });
@@ -76,14 +77,17 @@ impl ReplayCheck {
             headers.push((ID_HEADER.to_owned(), Some(Uuid::now_v7().to_string().into_bytes())));
         }
         headers.push((REPLAYED_HEADER.to_owned(), Some(id.clone().into_bytes())));
-        Ok(Admitted { id, received: Timestamp::now(), key, value, headers })
+        Ok(Admitted { id, received, key, value, headers })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::{Offset, Partition};
+    use crate::{
+        config::OnInvalidTime,
+        position::{Offset, Partition},
+    };
 
     fn letter(value: &[u8], headers: &[(&str, &str)]) -> DeadLetter {
         DeadLetter {
@@ -138,6 +142,21 @@ mod tests {
         for (value, reason) in [(r#"{"type":"a"}"#, "missing_type"), ("x", "invalid_json"), (&*large, "too_large")] {
             let refused = check().admit(&letter(value.as_bytes(), &[]), None, None).unwrap_err();
             assert_eq!((&*refused.id, &*refused.reason), ("events/0/7", reason));
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_not_believed_is_treated_as_at_the_front_door() {
+        // It was no such time when the letter's record came.
+        let later = (Timestamp::now().0 / 1000 + 7 * 24 * 3600).to_string();
+        for time in [&*later, "-1", "\"yesterday\""] {
+            let value = format!("{{\"type\":\"a\",\"timestamp\":{time}}}");
+            let mut config = Config::default();
+            let admitted = ReplayCheck::of(&config).admit(&letter(value.as_bytes(), &[]), None, None).unwrap();
+            assert_eq!(admitted.value, value.as_bytes());
+            config.event.on_invalid_time = OnInvalidTime::Reject;
+            let refused = ReplayCheck::of(&config).admit(&letter(value.as_bytes(), &[]), None, None).unwrap_err();
+            assert_eq!(refused.reason, "invalid_timestamp");
         }
     }
 

@@ -221,6 +221,9 @@ pub fn cases() -> Vec<Case> {
     ] {
         cases.push(refused(name, gets, sized("", &body)));
     }
+    let name = "a time of 500,000 digits";
+    let timed = format!(r#"{{"type":"hostile","case":"{name}","timestamp":"{}"}}"#, "7".repeat(500_000)).into_bytes();
+    cases.push(Case { name, gets: "200", sent: sized("", &timed), stored: vec![timed] });
     cases.push(refused("16 MiB of blank lines", "400", sized(NDJSON, &vec![b'\n'; 16 << 20])));
 
     // Many at once.
