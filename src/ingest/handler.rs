@@ -314,7 +314,7 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
     let answer = async {
         intake.admit()?;
         body::check_encoding(request.headers())?;
-        let format = pages::format(request.headers(), &intake.config.load().http.cors)?;
+        let format = pages::format(request.headers(), &intake.config)?;
         let (checked, share) = intake.accept(&request, payload, format).await?;
         Ok(summary(&checked, share))
     };

@@ -11,7 +11,7 @@ use actix_web::http::{
 
 use super::format::Format;
 use crate::{
-    config::CorsConfig,
+    config::{CorsConfig, LiveConfig},
     http::{Problem, cors},
 };
 
@@ -19,11 +19,11 @@ use crate::{
 ///
 /// # Errors
 /// 415 as [`Format::of`] and [`check`] have it.
-pub fn format(headers: &HeaderMap, cors: &CorsConfig) -> Result<Format, Problem> {
+pub fn format(headers: &HeaderMap, config: &LiveConfig) -> Result<Format, Problem> {
     if !headers.contains_key(ORIGIN) {
         return Format::of(headers);
     }
-    check(headers, cors)?;
+    check(headers, &config.load().http.cors)?;
     match json_of_text(headers) {
         Some(headers) => Format::of(&headers),
         None => Format::of(headers),
@@ -73,14 +73,21 @@ fn json_of_text(headers: &HeaderMap) -> Option<HeaderMap> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arc_swap::ArcSwap;
+
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn what_any_page_can_send_is_taken_of_allowed_origins_alone_and_text_is_json() {
         const ALLOWED: &str = "https://a.example";
         const OTHER: &str = "https://b.example";
         let (json, lines, refused) = (Ok(Format::Json), Ok(Format::Ndjson), Err(415));
-        let cors = CorsConfig { origins: vec![ALLOWED.to_owned()], ..CorsConfig::default() };
+        let mut config = Config::default();
+        config.http.cors.origins = vec![ALLOWED.to_owned()];
+        let live: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
         for (content_types, nobody, allowed, other) in [
             (&["text/plain;charset=UTF-8"][..], refused, json, refused),
             (&["Text/Plain"], refused, json, refused),
@@ -99,13 +106,13 @@ mod tests {
                 let mut headers = HeaderMap::new();
                 content_types.iter().for_each(|given| headers.append(CONTENT_TYPE, HeaderValue::from_static(given)));
                 origin.iter().for_each(|origin| headers.append(ORIGIN, HeaderValue::from_static(origin)));
-                let found = format(&headers, &cors).map_err(|problem| problem.status.as_u16());
+                let found = format(&headers, &live).map_err(|problem| problem.status.as_u16());
                 assert_eq!(found, expected, "{content_types:?} of {origin:?}");
             }
         }
         let mut headers = HeaderMap::new();
         headers.append(ORIGIN, HeaderValue::from_static(OTHER));
-        let problem = format(&headers, &cors).unwrap_err();
+        let problem = format(&headers, &live).unwrap_err();
         assert!(problem.detail.contains("http.cors.origins"), "{problem}");
     }
 }
