@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
+mod cors;
 mod error;
 mod keys;
 mod load;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::position::TopicName;
 
+pub use cors::{ANY_ORIGIN, OPAQUE_ORIGIN};
 pub use error::{ConfigError, ConfigErrors};
 pub use keys::LONGEST_RESTART;
 pub(crate) use keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, nearest};
@@ -32,8 +34,8 @@ pub use reload::{Reloaded, apply};
 pub use roles::{Role, Roles};
 pub(crate) use secrets::shown;
 pub use sections::{
-    AdminConfig, ArchiveConfig, BatchConfig, Config, DiskConfig, EventConfig, HttpConfig, LogFormat, LoggingConfig,
-    OnGap, OnInvalidTime, OnUnavailable, OnUnreadable, QueueConfig, QueueKind, StoreConfig, StoreKind,
+    AdminConfig, ArchiveConfig, BatchConfig, Config, CorsConfig, DiskConfig, EventConfig, HttpConfig, LogFormat,
+    LoggingConfig, OnGap, OnInvalidTime, OnUnavailable, OnUnreadable, QueueConfig, QueueKind, StoreConfig, StoreKind,
 };
 pub use size::ByteSize;
 pub use sources::{Setting, Sources};

@@ -2,7 +2,7 @@
 //!
 //! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits, and inflates it by
 //! its `coding` → `format` finds its events and `check` checks each → the producer makes the valid ones durable →
-//! `replies` says what became of them.
+//! `replies` says what became of them. What a web page may send is `pages`'s; `openapi` describes all of it to clients.
 //!
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
@@ -14,6 +14,8 @@ pub mod format;
 mod handler;
 mod ids;
 mod in_flight;
+pub mod openapi;
+mod pages;
 mod replies;
 #[cfg(test)]
 mod tests;
@@ -101,13 +103,14 @@ impl Ingestor {
     fn serve(&mut self) -> anyhow::Result<Server> {
         let sockets = std::mem::take(&mut self.sockets);
         let workers = thread::available_parallelism().map_or(1, usize::from).min(Self::MAX_WORKERS);
-        let (intake, config) = (self.intake.clone(), self.config.clone());
+        let (intake, config, cors) = (self.intake.clone(), self.config.clone(), self.config.clone());
         let counting = intake.clone();
         let door = http::Listener {
             name: "ingest",
             workers,
             max_connections: Self::MAX_CONNECTIONS.min(http::affordable_connections()),
             max_body: Box::new(move || config.load().http.max_body.0),
+            cors: Some(cors),
             on_refusal: Box::new(move |status| counting.answered(status)),
         };
         http::serve(sockets, door, move |app| routes(app, intake.clone()))

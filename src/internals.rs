@@ -38,7 +38,7 @@ pub mod archive {
 
 pub mod config {
     pub use crate::config::{
-        AggregateConfig, ByteSize, Config, EventConfig, HttpConfig, LiveConfig, OnGap, QueueKind, StoreConfig,
+        AggregateConfig, ByteSize, Config, CorsConfig, EventConfig, HttpConfig, LiveConfig, OnGap, QueueKind, StoreConfig,
     };
 }
 
@@ -97,6 +97,10 @@ pub mod metrics {
 
 pub mod names {
     pub use crate::names::{ActorName, SinkName};
+}
+
+pub mod openapi {
+    pub use crate::{admin::openapi::document as admin, ingest::openapi::document as ingest};
 }
 
 pub mod position {

@@ -32,7 +32,8 @@
 //!   readiness makes of it, and the gate: whether events are taken; [`metrics`] is what they count.
 //! - [`watchdog`] closes the gate before the disk is full; [`admin`] is the operators' endpoint; [`reload`] changes the
 //!   configuration of a running daemon.
-//! - [`http`] is the server under both listeners: connections with deadlines for all that they do.
+//! - [`http`] is the server under both listeners: connections with deadlines for all that they do, and what pages of other
+//!   origins may do. [`openapi`] is what both listeners describe themselves with.
 //! - [`tls`] chooses the cryptography, [`backoff`] the pause before another attempt. [`cli`] is the command line.
 //! - [`names`] is what actors, sinks and dependencies are called; [`position`] says where a record stands.
 
@@ -59,6 +60,7 @@ mod log;
 mod logging;
 mod metrics;
 mod names;
+mod openapi;
 mod panics;
 mod position;
 mod reload;

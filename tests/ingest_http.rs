@@ -10,7 +10,7 @@ use std::{
 use actix::{Actor, Addr};
 use arc_swap::ArcSwap;
 use ingestd::internals::{
-    config::{ByteSize, Config, HttpConfig, LiveConfig},
+    config::{ByteSize, Config, CorsConfig, HttpConfig, LiveConfig},
     health::{ActorState, Closed, Health},
     ingest::{Ingestor, StopAccepting, bind},
     log::{Appender, Full, Ingress, Producer, Publish},
@@ -19,6 +19,9 @@ use ingestd::internals::{
     supervise::Slot,
 };
 use serde_json::{Value, json};
+
+#[path = "support/openapi.rs"]
+mod openapi;
 
 /// What the queue does with each request.
 #[derive(Clone, Copy, PartialEq)]
@@ -180,6 +183,11 @@ fn exchange(address: SocketAddr, request: &str) -> Reply {
     let text = String::from_utf8(text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no reply: {text:?}"));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
+    let mut line = request.split(' ');
+    let (method, target) = (line.next().unwrap(), line.next().unwrap());
+    let field = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let headers = head.lines().filter_map(field).collect();
+    openapi::check(&openapi::Answered { method, target, status, headers, body: body.as_bytes() });
     Reply { status, head: head.to_owned(), body: body.to_owned() }
 }
 
@@ -308,6 +316,135 @@ async fn other_media_types_paths_and_methods_are_refused() {
     let reply = daemon.get("DELETE /health").await;
     reply.problem(405);
     assert_eq!(reply.header("allow"), Some("GET, HEAD"));
+}
+
+/// That pages of this origin may send.
+fn pages_of(origin: &str) -> HttpConfig {
+    let cors = CorsConfig { origins: vec![origin.to_owned()], max_age: Duration::from_secs(7200) };
+    HttpConfig { cors, ..HttpConfig::default() }
+}
+
+/// A page's request.
+fn of_page(line: &str, fields: &str, body: &str) -> String {
+    let length = body.len();
+    format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}Content-Length: {length}\r\n\r\n{body}")
+}
+
+const PREFLIGHT: &str = "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type\r\n";
+
+#[actix::test]
+async fn pages_of_an_allowed_origin_may_read_each_answer_and_others_none() {
+    let daemon = Daemon::start(Queue::Stores, pages_of("https://a.example"));
+    let full = daemon.health.gate.reason(Closed::DiskFull);
+    for (line, fields, body, status) in [
+        ("POST /v1/events", "", r#"{"type":"a"}"#, 415),
+        ("POST /v1/events", "Content-Type: application/json\r\n", r#"{"type":"a"}"#, 200),
+        ("POST /v1/events", "Content-Type: application/json\r\n", r#"[{"type":"a"},7]"#, 207),
+        ("POST /v1/events", "Content-Type: application/json\r\n", "{}", 400),
+        ("POST /v1/events", "Content-Type: application/json\r\n", "", 400),
+        ("POST /v1/events", "Content-Type: text/html\r\n", "{}", 415),
+        ("POST /v1/events", "Expect: 100-continue\r\nContent-Length: 99999999999\r\n", "", 413),
+        ("PUT /v1/events", "", "", 405),
+        ("OPTIONS /v1/events", "", "", 405),
+        ("GET /elsewhere", "", "", 404),
+        ("GET /openapi.json", "", "", 200),
+        ("GET /health", "", "", 503),
+        ("POST /v1/events", "Content-Type: application/json\r\n", r#"{"type":"a"}"#, 503),
+    ] {
+        if status == 503 {
+            full.set("71 % used".to_owned());
+        }
+        for (origin, allowed) in [("https://a.example", true), ("https://b.example", false)] {
+            // What any page can send without asking is for allowed ones alone.
+            let status = if allowed && fields.is_empty() && status == 415 { 200 } else { status };
+            let request = of_page(line, &format!("Origin: {origin}\r\n{fields}"), body);
+            let request = request.replacen("Content-Length: 0\r\n", "", usize::from(status == 413));
+            let reply = daemon.send(request).await;
+            assert_eq!(reply.status, status, "{line} {fields} of {origin}: {}", reply.body);
+            let said = reply.header("access-control-allow-origin");
+            assert_eq!(said, allowed.then_some(origin), "{line} {fields}: {}", reply.head);
+            assert_eq!(reply.header("vary"), Some("Origin"), "{line} {fields}: {}", reply.head);
+            let exposed = reply.header("access-control-expose-headers");
+            assert_eq!(exposed.is_some_and(|names| names.contains("Retry-After")), allowed, "{}", reply.head);
+        }
+    }
+}
+
+#[actix::test]
+async fn a_browser_that_asks_is_answered_by_the_configuration_of_now_and_while_the_door_is_closed() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let ask = |path: &str, origin: &str| {
+        daemon.send(of_page(&format!("OPTIONS {path}"), &format!("Origin: {origin}\r\n{PREFLIGHT}"), ""))
+    };
+    let reply = ask("/v1/events", "https://a.example").await;
+    assert!(reply.problem(403).contains("http.cors.origins"), "{}", reply.body);
+    assert!(!reply.head.to_lowercase().contains("access-control") && reply.header("vary").is_none(), "{}", reply.head);
+    let reply = daemon.post_json(r#"{"type":"a"}"#).await;
+    assert!(!reply.head.to_lowercase().contains("access-control") && reply.header("vary").is_none(), "{}", reply.head);
+
+    daemon.change_limits(|http| *http = HttpConfig { listen: http.listen.clone(), ..pages_of("https://a.example") });
+    let full = daemon.health.gate.reason(Closed::DiskFull);
+    full.set("71 % used".to_owned());
+    let reply = ask("/v1/events", "https://a.example").await;
+    assert_eq!((reply.status, reply.body.as_str()), (204, ""));
+    for (name, value) in [
+        ("access-control-allow-origin", "https://a.example"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-allow-headers", "content-type"),
+        ("access-control-max-age", "7200"),
+        ("vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
+    ] {
+        assert_eq!(reply.header(name), Some(value), "{name}");
+    }
+    assert!(reply.header("access-control-allow-methods").is_some_and(|methods| methods.contains("POST")));
+    ask("/v1/events", "https://b.example").await.problem(403);
+    assert_eq!(daemon.metric("ingestd_requests_total{status=\"204\"}"), "1");
+    assert_eq!(daemon.metric("ingestd_requests_total{status=\"403\"}"), "2");
+}
+
+#[actix::test]
+async fn what_any_page_can_send_without_asking_is_taken_of_an_allowed_origin_alone() {
+    let daemon = Daemon::start(Queue::Stores, pages_of("https://a.example"));
+    for (content_type, origin, status) in [
+        ("Content-Type: text/plain;charset=UTF-8\r\n", "Origin: https://a.example\r\n", 200),
+        ("Content-Type: text/plain;charset=UTF-8\r\n", "Origin: https://b.example\r\n", 415),
+        ("Content-Type: text/plain;charset=UTF-8\r\n", "Origin: null\r\n", 415),
+        ("Content-Type: text/plain;charset=UTF-8\r\n", "", 415),
+        ("", "Origin: https://a.example\r\n", 200),
+        ("", "Origin: https://b.example\r\n", 415),
+        ("", "", 200),
+        // Its browser has asked, or it is no browser's.
+        ("Content-Type: application/json\r\n", "Origin: https://b.example\r\n", 200),
+    ] {
+        let request = of_page("POST /v1/events", &format!("{origin}{content_type}"), r#"{"type":"a"}"#);
+        let reply = daemon.send(request).await;
+        assert_eq!(reply.status, status, "{content_type}{origin}: {}", reply.body);
+        let names_the_key = status == 415 && !origin.is_empty();
+        assert_eq!(reply.body.contains("http.cors.origins"), names_the_key, "{}", reply.body);
+    }
+    assert_eq!(daemon.log.lock().unwrap().records.len(), 4);
+}
+
+#[actix::test]
+async fn the_document_is_the_listeners_own_and_what_it_does_not_describe_is_405() {
+    let daemon = Daemon::start(Queue::Stores, pages_of("*"));
+    let reply = daemon.get("GET /openapi.json").await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
+    let document = reply.json();
+    assert_eq!(document["openapi"], "3.1.0");
+    assert_eq!(document["paths"], openapi::DOCUMENTS[0]["paths"], "of the same configuration");
+    for path in document["paths"].as_object().unwrap().keys() {
+        let described = openapi::operations(&document, path).unwrap();
+        for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PURGE"] {
+            let reply = daemon.get(&format!("{method} {path}")).await;
+            let is_described = method != "OPTIONS" && described.contains_key(&method.to_ascii_lowercase());
+            assert_eq!(reply.status == 405, !is_described, "{method} {path}: {}", reply.status);
+        }
+    }
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+    daemon.change_limits(|http| http.max_in_flight = ByteSize(1000));
+    let reply = daemon.get("GET /openapi.json").await;
+    assert_eq!(reply.header("retry-after"), Some("1"), "{}", reply.head);
 }
 
 #[actix::test]

@@ -139,6 +139,19 @@ sections! {
         /// Bytes of all requests that are being handled, with some 300 for each event and its place in the answer; beyond it
         /// clients hear 429. At least max_body, and it should be above 300 times max_events as well.
         max_in_flight: ByteSize = ByteSize(64 * MIB), Size(1, PIB), Live;
+        + cors: CorsConfig;
+    }
+
+    "http.cors."
+    /// Web pages of other origins. Without an origin here browsers keep them from reading answers and from sending JSON.
+    CorsConfig {
+        /// The origins whose pages may send events and read the answers, as browsers send them: "https://app.example.com" (scheme,
+        /// host, and the port where it is not the scheme's own), or "*" for all. "null", which pages of files and of sandboxed
+        /// frames send, has to be named, beside "*", too.
+        origins: Vec<String> = Vec::new(), List, Live;
+        /// How long a browser may go by one answer before it asks again whether a page may send JSON. Chromium takes at most 2h,
+        /// Firefox 24h.
+        max_age: Duration as "duration" = 2 * HOUR, Kind::Duration(Duration::ZERO, DAY), Live;
     }
 
     "admin."

@@ -7,7 +7,7 @@ use std::{
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::StatusCode,
+    http::{StatusCode, header::ContentType},
     web::{self, ServiceConfig},
 };
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use super::{
     coding::Coding,
     format::Format,
     in_flight::Reservation,
+    openapi, pages,
     replies::summary,
 };
 use crate::{
@@ -291,7 +292,7 @@ fn not_allowed(allow: &'static str) -> Problem {
     Problem::not_allowed(allow, format!("this path takes {allow} only"))
 }
 
-/// The routes: `POST /v1/events`, `GET /health`, nothing else.
+/// The routes: `POST /v1/events`, `GET /health`, `GET /openapi.json` (which describes all three), nothing else.
 pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
     let refuse =
         |problem: fn() -> Problem| web::to(move |intake: web::Data<Intake>| async move { intake.refuse(problem()) });
@@ -307,6 +308,12 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
                 .route(web::head().to(get_health))
                 .default_service(refuse(|| not_allowed("GET, HEAD"))),
         )
+        .service(
+            web::resource("/openapi.json")
+                .route(web::get().to(get_openapi))
+                .route(web::head().to(get_openapi))
+                .default_service(refuse(|| not_allowed("GET, HEAD"))),
+        )
         .default_service(refuse(|| Problem::not_found("events are taken by POST /v1/events")));
 }
 
@@ -314,7 +321,7 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
     let answer = async {
         intake.admit()?;
         let coding = Coding::of(request.headers())?;
-        let format = Format::of(request.headers())?;
+        let format = pages::format(request.headers(), &intake.config)?;
         let (checked, share) = intake.accept(&request, payload, coding, format).await?;
         Ok(summary(&checked, share))
     };
@@ -328,4 +335,16 @@ async fn get_health(intake: web::Data<Intake>) -> HttpResponse {
         return HttpResponse::Ok().finish();
     }
     intake.refuse(Problem::unavailable("not ready"))
+}
+
+/// The document of this listener, as it is configured at present. It counts as a request's bytes until the client has it.
+async fn get_openapi(intake: web::Data<Intake>) -> HttpResponse {
+    let config = intake.config.load();
+    let document = openapi::document(&config);
+    let mut share = Reservation::new(&intake.metrics.in_flight_bytes, config.http.max_in_flight);
+    if let Err(problem) = share.grow(document.len()) {
+        return intake.refuse(problem);
+    }
+    intake.answered(StatusCode::OK);
+    HttpResponse::Ok().insert_header(ContentType::json()).body(share.hold(document))
 }

@@ -1,12 +1,14 @@
 //! The daemon as its users meet it: the built binary, HTTP, signals, the bucket, the database.
 //!
-//! `alone` needs nothing, `clients` a JDK; `on_services`, `buffer` and `bad_dependencies` run real services (`tests/services/services.py`), and are
-//! skipped loudly where those cannot be had, unless `INGESTD_REQUIRE_SERVICES=1`. One binary, so that the services start
-//! once and the large dependencies are linked once.
+//! `alone` needs nothing, `clients` a JDK, `browser` a Chromium, `openapi` a package of Python's; `on_services`, `buffer` and
+//! `bad_dependencies` run real services (`tests/services/services.py`), and are skipped loudly where those cannot be had,
+//! unless `INGESTD_REQUIRE_SERVICES=1`. One binary, so that the services start once and the large dependencies are linked
+//! once.
 
 mod alone;
 mod archive_tools;
 mod bad_dependencies;
+mod browser;
 mod buffer;
 mod clients;
 mod dead_letters;
@@ -21,6 +23,7 @@ mod log;
 mod mongodb_operators;
 mod object_stores;
 mod on_services;
+mod openapi;
 mod packaging;
 mod process;
 mod reading;

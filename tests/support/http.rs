@@ -5,6 +5,8 @@ use std::{fmt, io, time::Duration};
 use serde_json::Value;
 use ureq::{Agent, Error, http::Response};
 
+use super::openapi::{self, Answered};
+
 /// Each has connections of its own.
 #[derive(Clone)]
 pub struct Client(Agent);
@@ -58,28 +60,34 @@ impl Client {
         Self(config.into())
     }
 
+    #[track_caller]
     pub fn get(&self, url: &str) -> Result<Reply, NoReply> {
-        reply(self.0.get(url).call())
+        reply("GET", url, self.0.get(url).call())
     }
 
+    #[track_caller]
     pub fn post(&self, url: &str, content_type: Option<&str>, body: &[u8]) -> Result<Reply, NoReply> {
         let mut request = self.0.post(url);
         if let Some(content_type) = content_type {
             request = request.header("content-type", content_type);
         }
-        reply(request.send(body))
+        reply("POST", url, request.send(body))
     }
 
+    #[track_caller]
     pub fn delete(&self, url: &str) -> Result<Reply, NoReply> {
-        reply(self.0.delete(url).call())
+        reply("DELETE", url, self.0.delete(url).call())
     }
 
+    #[track_caller]
     pub fn put(&self, url: &str) -> Result<Reply, NoReply> {
-        reply(self.0.put(url).send(&[][..]))
+        reply("PUT", url, self.0.put(url).send(&[][..]))
     }
 }
 
-fn reply(result: Result<Response<ureq::Body>, Error>) -> Result<Reply, NoReply> {
+/// Each answer is one that the daemon's own documents describe.
+#[track_caller]
+fn reply(method: &str, url: &str, result: Result<Response<ureq::Body>, Error>) -> Result<Reply, NoReply> {
     let mut response = result.map_err(|error| match error {
         Error::ConnectionFailed => NoReply::NotSent,
         Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => NoReply::NotSent,
@@ -88,8 +96,13 @@ fn reply(result: Result<Response<ureq::Body>, Error>) -> Result<Reply, NoReply> 
     let header =
         |name: &str| response.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let (content_type, retry_after, allow) = (header("content-type"), header("retry-after"), header("allow"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value.as_bytes()))).collect();
     let status = response.status().as_u16();
     let body = response.body_mut().with_config().limit(256 << 20).read_to_string();
     let body = body.map_err(NoReply::Unknown)?;
+    let (_, after) = url.split_once("://").unwrap_or_default();
+    let target = after.find('/').map_or("/", |at| &after[at..]);
+    openapi::check(&Answered { method, target, status, headers, body: body.as_bytes() });
     Ok(Reply { status, content_type: content_type.unwrap_or_default(), retry_after, allow, body })
 }

@@ -19,6 +19,7 @@ pub mod events;
 pub mod http;
 pub mod kafka;
 pub mod log;
+pub mod openapi;
 pub mod oracle;
 pub mod preload;
 pub mod process;

@@ -166,6 +166,11 @@ pub fn cases() -> Vec<Case> {
         cases.push(taken(name, "200", request(line, &format!("Content-Length: {length}\r\n"), &event)));
     }
 
+    let names = format!("Access-Control-Request-Headers: {}\r\n", "a,".repeat(15_000));
+    let asks = format!("Origin: https://{MARK}\r\nAccess-Control-Request-Method: POST\r\n{names}");
+    let preflight = request("OPTIONS /v1/events", &asks, b"");
+    cases.push(refused("a preflight with 15,000 names of fields", "403", preflight));
+
     // What the body is said to be.
     for (name, coding) in [
         ("Content-Encoding: gzip", "Content-Encoding: gzip\r\n"),
@@ -178,6 +183,14 @@ pub fn cases() -> Vec<Case> {
         ("another charset", "Content-Type: application/json; charset=utf-16\r\n"),
     ] {
         cases.push(refused(name, "415, closed", sized(coding, &event(name))));
+    }
+    // What a page can have any browser send.
+    for (name, fields) in [
+        ("text/plain of a page", "Origin: https://mark-of-a-hostile-client\r\nContent-Type: text/plain\r\n"),
+        ("a body without a type of a page", "Origin: https://mark-of-a-hostile-client\r\n"),
+        ("text/plain of a sandboxed frame", "Origin: null\r\nContent-Type: text/plain\r\n"),
+    ] {
+        cases.push(refused(name, "415, closed", sized(fields, &event(name))));
     }
     let bomb = zstd::encode_all(&vec![b' '; 64 << 20][..], 3).expect("it compresses");
     cases.push(refused("a decompression bomb", "415, closed", sized("Content-Encoding: zstd\r\n", &bomb)));
