@@ -6,6 +6,7 @@
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
 
+mod attributes;
 mod body;
 mod check;
 pub mod format;

@@ -15,7 +15,7 @@ use crate::{
     config::HttpConfig,
     event::{self, Code, EventFields, Invalid},
     http::Problem,
-    log::{Key, NewRecord, Span},
+    log::{NewRecord, Part, Span},
     position::Timestamp,
 };
 
@@ -25,8 +25,8 @@ pub struct Checked {
     /// What records and ids point into.
     pub body: Bytes,
     pub records: Vec<NewRecord>,
-    /// What `Key::Unescaped` points into.
-    pub unescaped: Vec<u8>,
+    /// What `Part::Aside` and headers point into.
+    pub aside: Vec<u8>,
     pub accepted: Vec<Accepted>,
     /// Ascending by index.
     pub errors: Vec<EventError>,
@@ -86,10 +86,11 @@ pub fn check(
             }
         };
         let key = head.key.map(|key| match key {
-            Cow::Borrowed(key) => Key::InBody(span(&body, key.as_bytes())),
-            Cow::Owned(key) => Key::Unescaped(append(&mut checked.unescaped, key.as_bytes())),
+            Cow::Borrowed(key) => Part::InBody(span(&body, key.as_bytes())),
+            Cow::Owned(key) => Part::Aside(append(&mut checked.aside, key.as_bytes())),
         });
-        checked.records.push(NewRecord { value: span(&body, event), key, assigned_id });
+        let value = Part::InBody(span(&body, event));
+        checked.records.push(NewRecord { value, key, headers: None, assigned_id });
         checked.accepted.push(Accepted { index, id });
         Ok(())
     };
@@ -112,7 +113,7 @@ pub fn check(
     }
     checked.errors = errors;
     checked.body = body;
-    share.grow(checked.unescaped.len() + checked.errors_size() + longest_answer(&checked))?;
+    share.grow(checked.aside.len() + checked.errors_size() + longest_answer(&checked))?;
     Ok(checked)
 }
 
@@ -156,10 +157,10 @@ fn span(body: &[u8], part: &[u8]) -> Span {
 }
 
 /// Keys were parts of the body, and unescaping shortens them, so that together they are below 4 GiB as well.
-fn append(unescaped: &mut Vec<u8>, key: &[u8]) -> Span {
-    let start = unescaped.len() as u32;
-    unescaped.extend_from_slice(key);
-    Span { start, end: unescaped.len() as u32 }
+fn append(aside: &mut Vec<u8>, bytes: &[u8]) -> Span {
+    let start = aside.len() as u32;
+    aside.extend_from_slice(bytes);
+    Span { start, end: aside.len() as u32 }
 }
 
 #[cfg(test)]
@@ -181,10 +182,11 @@ mod tests {
         let body = r#"[ {"type":"a","client_id":"plain"}, {"type":"b","client_id":"q\"\n","event_id":"é"} ]"#;
         let checked = checked(body);
         let [plain, escaped] = checked.records.as_slice() else { panic!("{checked:?}") };
-        assert_eq!(plain.value.of(body.as_bytes()), br#"{"type":"a","client_id":"plain"}"#);
-        assert!(matches!(plain.key, Some(Key::InBody(key)) if key.of(body.as_bytes()) == b"plain"));
+        let value = plain.value.of(body.as_bytes(), &checked.aside);
+        assert_eq!(value, br#"{"type":"a","client_id":"plain"}"#);
+        assert!(matches!(plain.key, Some(Part::InBody(key)) if key.of(body.as_bytes()) == b"plain"));
         assert!(plain.assigned_id.is_some() && escaped.assigned_id.is_none());
-        assert!(matches!(escaped.key, Some(Key::Unescaped(key)) if key.of(&checked.unescaped) == b"q\"\n"));
+        assert!(matches!(escaped.key, Some(Part::Aside(key)) if key.of(&checked.aside) == b"q\"\n"));
         assert!(matches!(checked.accepted[1].id, EventId::InBody(id) if id.of(body.as_bytes()) == "é".as_bytes()));
     }
 

@@ -152,7 +152,7 @@ impl Intake {
         let (ticket, delivery) = Ticket::new(checked.records.len(), unanswered.clone());
         let publish = Publish {
             body: checked.body.clone(),
-            unescaped: std::mem::take(&mut checked.unescaped).into(),
+            aside: std::mem::take(&mut checked.aside).into(),
             events: std::mem::take(&mut checked.records),
             received,
             ticket,

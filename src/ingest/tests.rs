@@ -18,7 +18,7 @@ use crate::{
     config::{ByteSize, EventConfig, HttpConfig},
     event::{self, Code, EventFields, MAX_DEPTH},
     http::Problem,
-    log::{Key, Span},
+    log::Part,
     position::Timestamp,
 };
 
@@ -125,10 +125,7 @@ fn holds(body: &[u8], format: Format) {
             EventId::Unescaped(id) => id.clone(),
         };
         if let Ok(tree) = serde_json::from_slice::<Value>(event) {
-            let key = record.key.as_ref().map(|key| match key {
-                Key::InBody(key) => key.of(body),
-                Key::Unescaped(key) => key.of(&checked.unescaped),
-            });
+            let key = record.key.map(|key| key.of(body, &checked.aside));
             match &tree["client_id"] {
                 // A nil UUID, or one above 8 KiB, is none of these.
                 Value::String(client) if client.trim().is_empty() => assert_eq!(key, None),
@@ -152,8 +149,11 @@ fn holds(body: &[u8], format: Format) {
     assert_eq!(reply["rejected"], checked.errors.len());
 }
 
-fn place(body: &[u8], span: Span) -> (usize, &[u8]) {
-    (span.start as usize, span.of(body))
+fn place(body: &[u8], value: Part) -> (usize, &[u8]) {
+    match value {
+        Part::InBody(span) => (span.start as usize, span.of(body)),
+        Part::Aside(_) => panic!("it does not stand in the body"),
+    }
 }
 
 fn place_of<'a>(body: &[u8], event: &'a [u8]) -> (usize, &'a [u8]) {
