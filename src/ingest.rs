@@ -1,7 +1,7 @@
 //! The ingestor: the HTTP server that takes events and answers when they are safe.
 //!
 //! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits → `format` finds
-//! its events and `check` checks each → the producer makes the valid ones durable → `replies` says what became of them.
+//! its events (`cloudevents` those that come in envelopes or in headers) and `check` checks each → the producer makes the valid ones durable → `replies` says what became of them.
 //!
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
@@ -9,6 +9,7 @@
 mod attributes;
 mod body;
 mod check;
+mod cloudevents;
 pub mod format;
 mod handler;
 mod ids;
