@@ -11,7 +11,7 @@ use ingestd::internals::{
     archive::spool::open::OpenSegment,
     config::{Config, LiveConfig},
     health::Health,
-    log::{Appender, NewRecord, Publish, Span, Ticket, embedded::EmbeddedLog},
+    log::{Appender, NewRecord, Part, Publish, Span, Ticket, embedded::EmbeddedLog},
     position::Offset,
 };
 use prometheus_client::metrics::counter::Counter;
@@ -52,14 +52,15 @@ fn commit_to_the_embedded_log(bencher: Bencher<'_, '_>, events: usize) {
     let mut record = |(_, event): (String, String)| {
         let start = body.len() as u32;
         body.extend_from_slice(event.as_bytes());
-        NewRecord { value: Span { start, end: body.len() as u32 }, key: None, assigned_id: None }
+        let value = Part::InBody(Span { start, end: body.len() as u32 });
+        NewRecord { value, key: None, headers: None, assigned_id: None }
     };
     let records: Vec<NewRecord> = steps::events(310).into_iter().take(events).map(&mut record).collect();
     let body = Bytes::from(body);
     bencher.counter(ItemsCount::new(events)).bench_local(|| {
         let (ticket, durable) = Ticket::new(events, Counter::default());
         let (body, events) = (body.clone(), records.clone());
-        let publish = Publish { body, unescaped: Bytes::new(), events, received: RECEIVED, ticket };
+        let publish = Publish { body, aside: Bytes::new(), events, received: RECEIVED, ticket };
         assert!(log.append(publish, 0).is_ok(), "its queue is empty");
         durable.blocking_recv().expect("it answers").durable
     });

@@ -12,17 +12,22 @@
 //! - the client and the key are a string's characters or another scalar's JSON text; an object or an array is neither. A
 //!   string that says "nobody" (empty, blank, a nil UUID) is no key, and a long one stands for itself by its hash.
 //!
+//! What stands beside the value, in headers (`ce_type`, `ce_id`, `ce_time`, `ce_source`) or in an envelope around it, wins over
+//! the value's field with the same role, each on its own. With a type of that kind the value may be anything ([`stated`]).
+//!
 //! The ingestor refuses more than a reader does: what stands in the log is read and counted by the rules that it was
 //! accepted under. What not every reader of JSON can read ([`Unreadable`]) is refused unless the configuration says
 //! otherwise. A time that is not believed, or that few other readers know (`time::InvalidTime`), it names to the client, or
 //! refuses, as `event.on_invalid_time` says.
 
+mod envelope;
 mod fields;
 mod json;
 mod readable;
+mod stated;
 mod time;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -32,9 +37,12 @@ use crate::{
     position::Timestamp,
 };
 
+pub use envelope::{Envelope, check_number, is_attribute_name};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array, text};
 pub use readable::{Unreadable, check};
+use stated::Stated;
+pub use stated::{Carried, admit_with, attribute_of, header_of};
 pub use time::InvalidTime;
 
 /// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
@@ -96,12 +104,16 @@ pub struct Found<'f, 'a> {
     fields: &'f EventFields,
     /// In the order of the names.
     values: Texts<'a>,
+    /// What stands beside the value in the place of selected fields: the name's index, and a JSON string.
+    stated: Vec<(usize, String)>,
 }
 
 impl<'a> Found<'_, 'a> {
     /// The value of the field that was given to [`EventFields::selecting`] at this place; `None` where it is missing.
-    pub fn selected(&self, index: usize) -> Option<&'a str> {
-        self.values[self.fields.selected[index]]
+    pub fn selected(&self, index: usize) -> Option<&str> {
+        let name = self.fields.selected[index];
+        let stated = self.stated.iter().find(|(stated, _)| *stated == name);
+        stated.map(|(_, json)| json.as_str()).or(self.values[name])
     }
 
     fn head(&self, index: usize) -> Result<Field<'a>, Invalid> {
@@ -133,6 +145,7 @@ pub enum Code {
     InvalidType,
     InvalidId,
     InvalidTimestamp,
+    InvalidCloudevent,
     TooLarge,
 }
 
@@ -145,6 +158,7 @@ impl Code {
             Self::InvalidType => "invalid_type",
             Self::InvalidId => "invalid_id",
             Self::InvalidTimestamp => "invalid_timestamp",
+            Self::InvalidCloudevent => "invalid_cloudevent",
             Self::TooLarge => "too_large",
         }
     }
@@ -176,6 +190,21 @@ enum Rules {
     Log,
 }
 
+impl Rules {
+    /// Checks the whole of an object, and finds the fields called `names`.
+    fn scan<'a, N: AsRef<str>>(
+        self,
+        on_unreadable: OnUnreadable,
+        value: &'a [u8],
+        names: &[N],
+    ) -> Result<Texts<'a>, Invalid> {
+        match (self, on_unreadable) {
+            (Self::Acceptance, OnUnreadable::Reject) => fields::scan_readable(value, names),
+            (Self::Acceptance, OnUnreadable::Accept) | (Self::Log, _) => fields::scan(value, names),
+        }
+    }
+}
+
 /// Checks a whole event that is to be accepted, received at this time, and reads its head.
 pub fn parse<'a>(value: &'a [u8], fields: &EventFields, received: Timestamp) -> Result<Event<'a>, Invalid> {
     read_by(Rules::Acceptance, value, fields, received).map(|(event, _)| event)
@@ -185,10 +214,14 @@ pub fn parse<'a>(value: &'a [u8], fields: &EventFields, received: Timestamp) -> 
 /// record's own time.
 pub fn read<'f, 'a>(
     value: &'a [u8],
+    headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
     fields: &'f EventFields,
     received: Timestamp,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
-    read_by(Rules::Log, value, fields, received)
+    match Stated::in_headers(headers) {
+        None => read_by(Rules::Log, value, fields, received),
+        Some(stated) => stated.read(Rules::Log, value, fields, received),
+    }
 }
 
 fn read_by<'f, 'a>(
@@ -197,20 +230,12 @@ fn read_by<'f, 'a>(
     fields: &'f EventFields,
     received: Timestamp,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
-    let scan = match (rules, fields.on_unreadable) {
-        (Rules::Acceptance, OnUnreadable::Reject) => fields::scan_readable,
-        (Rules::Acceptance, OnUnreadable::Accept) | (Rules::Log, _) => fields::scan,
-    };
-    let found = Found { fields, values: scan(value, &fields.names)? };
+    let values = rules.scan(fields.on_unreadable, value, &fields.names)?;
+    let found = Found { fields, values, stated: Vec::new() };
     let [event_type, id, time_field, ..] = fields.head.map(|index| fields.names[index].as_str());
     let event_type = event_type_of(found.head(0)?, event_type)?;
     let id = id_of(found.head(1)?, id)?;
-    let (time, invalid_time) = time_of(&found.head(2)?, time::latest(received, fields.max_future));
-    if let Some(invalid) = invalid_time
-        && (rules, fields.on_invalid_time) == (Rules::Acceptance, OnInvalidTime::Reject)
-    {
-        return Err(Invalid::new(Code::InvalidTimestamp, format!("field {time_field:?} {}", invalid.rule())));
-    }
+    let (time, invalid_time) = time_of(&found.head(2)?, &format_args!("field {time_field:?}"), rules, fields, received)?;
     let event = Event {
         event_type,
         id,
@@ -223,7 +248,9 @@ fn read_by<'f, 'a>(
 }
 
 /// A field's value, as far as the head of an event is concerned.
+#[derive(Debug, Default, Clone)]
 enum Field<'a> {
+    #[default]
     Absent,
     Text(Cow<'a, str>),
     /// A number or boolean, as it is written.
@@ -242,6 +269,13 @@ impl<'a> Field<'a> {
             Some(b'n') => Self::Absent,
             _ => Self::Literal(json),
         })
+    }
+
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Absent | Self::Literal(_) | Self::Nested => None,
+        }
     }
 
     fn scalar(self) -> Option<Cow<'a, str>> {
@@ -307,14 +341,30 @@ fn id_of<'a>(field: Field<'a>, name: &str) -> Result<Option<Cow<'a, str>>, Inval
     }
 }
 
-fn time_of(field: &Field<'_>, latest: i64) -> (Option<Timestamp>, Option<InvalidTime>) {
+/// The time that is believed, and what is wrong with it. `what` names the field or attribute.
+///
+/// # Errors
+/// It is wrong, and the door refuses that.
+fn time_of(
+    field: &Field<'_>,
+    what: &dyn fmt::Display,
+    rules: Rules,
+    fields: &EventFields,
+    received: Timestamp,
+) -> Result<(Option<Timestamp>, Option<InvalidTime>), Invalid> {
     let written = match field {
-        Field::Absent => return (None, None),
+        Field::Absent => return Ok((None, None)),
         Field::Text(text) => time::of_text(text),
         Field::Literal(json) => time::of_number(json),
         Field::Nested => None,
     };
-    time::judge(written, latest)
+    let (time, invalid) = time::judge(written, time::latest(received, fields.max_future));
+    match invalid {
+        Some(invalid) if (rules, fields.on_invalid_time) == (Rules::Acceptance, OnInvalidTime::Reject) => {
+            Err(Invalid::new(Code::InvalidTimestamp, format!("{what} {}", invalid.rule())))
+        }
+        _ => Ok((time, invalid)),
+    }
 }
 
 /// 1 to `most` characters.
@@ -333,10 +383,14 @@ pub fn admit<'e>(
     received: Timestamp,
 ) -> Result<Event<'e>, Invalid> {
     if event.len() > max_event.as_usize() {
-        let message = format!("{} bytes are more than an event may have: {max_event} (http.max_event)", event.len());
-        return Err(Invalid::new(Code::TooLarge, message));
+        return Err(too_large(event.len(), "bytes", max_event));
     }
     parse(event, fields, received)
+}
+
+fn too_large(size: usize, of_what: &str, max_event: ByteSize) -> Invalid {
+    let message = format!("{size} {of_what} are more than an event may have: {max_event} (http.max_event)");
+    Invalid::new(Code::TooLarge, message)
 }
 
 #[cfg(test)]

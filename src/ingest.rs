@@ -1,14 +1,17 @@
 //! The ingestor: the HTTP server that takes events and answers when they are safe.
 //!
 //! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits, and inflates it by
-//! its `coding` → `format` finds its events and `check` checks each → the producer makes the valid ones durable →
-//! `replies` says what became of them. What a web page may send is `pages`'s; `openapi` describes all of it to clients.
+//! its `coding` → `format` finds its events (`cloudevents` those that come in envelopes or in headers) and `check` checks
+//! each → the producer makes the valid ones durable → `replies` says what became of them. What a web page may send is
+//! `pages`'s; `openapi` describes all of it to clients.
 //!
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
 
+mod attributes;
 mod body;
 mod check;
+mod cloudevents;
 mod coding;
 pub mod format;
 mod handler;

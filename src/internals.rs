@@ -68,8 +68,8 @@ pub mod ingest {
 
 pub mod log {
     pub use crate::log::{
-        Appender, Assignment, Batch, ByteBudget, Delivery, Epoch, Full, Ingress, Key, NewRecord, Producer, Publish,
-        SourceCommand, SourceEvent, SourceHandle, Span, Ticket,
+        Appender, Assignment, Batch, ByteBudget, Delivery, Epoch, Full, Ingress, NewHeaders, NewRecord, Part, Producer,
+        Publish, SourceCommand, SourceEvent, SourceHandle, Span, Ticket,
     };
 
     pub mod dead_letters {
@@ -87,7 +87,7 @@ pub mod log {
     }
 
     pub mod record {
-        pub use crate::log::record::{ID_HEADER, RecordBuffer};
+        pub use crate::log::record::{ID_HEADER, RecordBuffer, write_header};
     }
 }
 

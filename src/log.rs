@@ -33,7 +33,7 @@ use crossbeam_channel::Sender;
 use prometheus_client::metrics::gauge::Gauge;
 
 pub use self::{
-    append::{Appender, Delivery, Full, Key, NewRecord, Publish, Span, Ticket},
+    append::{Appender, Delivery, Full, NewHeaders, NewRecord, Part, Publish, Span, Ticket},
     ingress::{Ingress, NotTaken},
     producer::{Flush, Producer},
 };

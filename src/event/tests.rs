@@ -78,7 +78,7 @@ fn rejecting() -> EventFields {
 /// The time that an event counts by, as the ingestor and as a reader of the log find it, and what is said of it.
 fn times(json: &str, fields: &EventFields, received: Timestamp) -> ([Option<Timestamp>; 2], Option<InvalidTime>) {
     let event = super::parse(json.as_bytes(), fields, received).unwrap();
-    let (in_log, _) = super::read(json.as_bytes(), fields, received).unwrap();
+    let (in_log, _) = super::read(json.as_bytes(), [], fields, received).unwrap();
     ([event.time, in_log.time], event.invalid_time)
 }
 
@@ -123,7 +123,7 @@ fn an_event_counts_by_its_own_time_where_that_is_believed_and_is_named_or_refuse
             }
         }
         let rejecting = rejecting();
-        let (in_log, _) = super::read(json.as_bytes(), &rejecting, RECEIVED).unwrap();
+        let (in_log, _) = super::read(json.as_bytes(), [], &rejecting, RECEIVED).unwrap();
         assert_eq!(in_log.time, counted, "{time}: what stands in the log is counted all the same");
     }
 }
@@ -199,7 +199,7 @@ proptest! {
             Ok(event) => prop_assert_eq!((event.time, invalid), (own, None)),
             Err(refused) => prop_assert!(refused.code == Code::InvalidTimestamp && invalid.is_some()),
         }
-        prop_assert_eq!(super::read(json.as_bytes(), &refusing, received).unwrap().0.time, own);
+        prop_assert_eq!(super::read(json.as_bytes(), [], &refusing, received).unwrap().0.time, own);
     }
 }
 
@@ -254,7 +254,7 @@ fn the_key_may_be_any_field() {
 fn of_duplicate_fields_the_last_counts_however_it_is_written() {
     let json = r#"{"type":"a","client_id":"c","t\u0079pe":"b","client_id":null,"x":7}"#;
     let fields = fields().selecting(&["x", "type", "y", "type"].map(str::to_owned));
-    let (event, found) = super::read(json.as_bytes(), &fields, RECEIVED).unwrap();
+    let (event, found) = super::read(json.as_bytes(), [], &fields, RECEIVED).unwrap();
     assert_eq!((event.event_type.as_ref(), event.client), ("b", None));
     let selected: Vec<_> = (0..4).map(|index| found.selected(index)).collect();
     assert_eq!(selected, [Some("7"), Some(r#""b""#), None, Some(r#""b""#)]);
@@ -277,7 +277,7 @@ fn what_not_every_reader_can_read_is_refused_at_the_door_alone_and_only_where_th
         assert!(refused.code == Code::InvalidJson && refused.message.contains(word), "{refused}");
         assert!(refused.message.contains("event.on_unreadable") && refused.message.len() < 200, "{refused}");
         assert!(parse(json.as_bytes(), &accepting).is_ok(), "{json}");
-        assert!(super::read(json.as_bytes(), &fields, RECEIVED).is_ok(), "{json}");
+        assert!(super::read(json.as_bytes(), [], &fields, RECEIVED).is_ok(), "{json}");
     }
 }
 

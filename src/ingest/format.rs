@@ -21,21 +21,26 @@ pub enum Format {
     Json,
     /// An event a line; each non-blank line stands alone.
     Ndjson,
+    /// One CloudEvent in its envelope.
+    CloudEvent,
+    /// An array of these.
+    CloudEvents,
+    /// The data of one event, whose attributes are the request's headers.
+    Data,
 }
 
 impl Format {
-    const ALL: [Self; 2] = [Self::Json, Self::Ndjson];
-
-    /// As `Content-Type` names it, without parameters: first the one that we call it by.
-    fn media_types(self) -> &'static [&'static str] {
-        match self {
-            Self::Json => &["application/json"],
-            // None of these is registered; each is some sender's default.
-            Self::Ndjson => {
-                &["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"]
-            }
-        }
-    }
+    /// Those that `Content-Type` names, without parameters.
+    const NAMED: [(Self, &'static str); 7] = [
+        (Self::Json, "application/json"),
+        // None of these four is registered; each is some sender's default.
+        (Self::Ndjson, "application/x-ndjson"),
+        (Self::Ndjson, "application/ndjson"),
+        (Self::Ndjson, "application/jsonl"),
+        (Self::Ndjson, "application/x-jsonlines"),
+        (Self::CloudEvent, "application/cloudevents+json"),
+        (Self::CloudEvents, "application/cloudevents-batch+json"),
+    ];
 
     /// What `Content-Type` says that the body is; without one it is JSON.
     ///
@@ -43,8 +48,11 @@ impl Format {
     /// 415 for another media type, another charset than UTF-8, and more than one `Content-Type`.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let unsupported = |detail: &str| {
-            let taken = Self::ALL.iter().flat_map(|format| format.media_types()).copied().collect::<Vec<_>>().join(", ");
-            Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("{detail}: send one of {taken}, in UTF-8"))
+            let named = Self::NAMED.map(|(_, media_type)| media_type).join(", ");
+            let detail = format!(
+                "{detail}: send one of {named}, in UTF-8 (or with the headers of a CloudEvent, any that its data has)"
+            );
+            Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
         };
         let mut given = headers.get_all(CONTENT_TYPE);
         let Some(content_type) = given.next() else { return Ok(Self::Json) };
@@ -54,8 +62,9 @@ impl Format {
         let unknown = || unsupported("this Content-Type is not taken");
         let mut parts = content_type.to_str().map_err(|_| unknown())?.split(';').map(str::trim);
         let media_type = parts.next().unwrap_or_default();
-        let is_named = |format: &Self| format.media_types().iter().any(|known| known.eq_ignore_ascii_case(media_type));
-        let format = Self::ALL.into_iter().find(is_named).ok_or_else(unknown)?;
+        let mut named = Self::NAMED.into_iter();
+        let known = named.find_map(|(format, name)| name.eq_ignore_ascii_case(media_type).then_some(format));
+        let format = known.ok_or_else(unknown)?;
         if parts.all(is_utf_8) { Ok(format) } else { Err(unsupported("the charset of this Content-Type is not taken")) }
     }
 
@@ -63,7 +72,7 @@ impl Format {
     /// request's share.
     pub(super) fn into_json(self, body: Bytes, _share: &mut Reservation) -> Result<Bytes, Problem> {
         match self {
-            Self::Json | Self::Ndjson => Ok(body),
+            Self::Json | Self::Ndjson | Self::CloudEvent | Self::CloudEvents | Self::Data => Ok(body),
         }
     }
 }
@@ -122,6 +131,10 @@ pub enum Unsplittable {
     ByteOrderMark,
     #[error("the body must be a JSON object, or several, or an array of them")]
     NeitherObjectNorArray,
+    #[error("the body must be one CloudEvent, a JSON object: send an array of them as application/cloudevents-batch+json")]
+    NotOneEvent,
+    #[error("the body must be an array of CloudEvents: send a single one as application/cloudevents+json")]
+    NoBatch,
     #[error("the body is not valid JSON, nothing was accepted: {0}")]
     Syntax(String),
     #[error("more than {0} events in one request (http.max_events): send them in smaller requests")]
@@ -132,7 +145,10 @@ impl From<Unsplittable> for Problem {
     fn from(unsplittable: Unsplittable) -> Self {
         let (status, code) = match &unsplittable {
             Unsplittable::TooMany(_) => (StatusCode::PAYLOAD_TOO_LARGE, None),
-            Unsplittable::NeitherObjectNorArray => (StatusCode::BAD_REQUEST, Some(Code::NotAnObject)),
+            Unsplittable::NeitherObjectNorArray | Unsplittable::NotOneEvent => {
+                (StatusCode::BAD_REQUEST, Some(Code::NotAnObject))
+            }
+            Unsplittable::NoBatch => (StatusCode::BAD_REQUEST, Some(Code::InvalidCloudevent)),
             Unsplittable::Empty | Unsplittable::ByteOrderMark | Unsplittable::Syntax(_) => {
                 (StatusCode::BAD_REQUEST, Some(Code::InvalidJson))
             }
@@ -149,13 +165,23 @@ const OTHER_MARKS: [&[u8]; 3] = [b"\xfe\xff", b"\xff\xfe", b"\0\0\xfe\xff"];
 
 /// At most `max_events` events; where there are none, the body was an empty array.
 pub fn split(body: &[u8], format: Format, max_events: usize) -> Result<Events<'_>, Unsplittable> {
-    if OTHER_MARKS.iter().any(|mark| body.starts_with(mark)) {
+    if format != Format::Data && OTHER_MARKS.iter().any(|mark| body.starts_with(mark)) {
         return Err(Unsplittable::ByteOrderMark);
     }
+    let marked = body;
     let body = body.strip_prefix(MARK).unwrap_or(body);
     match format {
+        Format::Data => Ok(Events::One(marked)),
         Format::Json => json::split(body, max_events),
         Format::Ndjson => ndjson::split(body, max_events),
+        Format::CloudEvent => match json::split(body, max_events)? {
+            one @ Events::One(_) => Ok(one),
+            Events::Many(_) | Events::Texts(_) => Err(Unsplittable::NotOneEvent),
+        },
+        Format::CloudEvents => match json::split(body, max_events)? {
+            many @ Events::Many(_) => Ok(many),
+            Events::One(_) | Events::Texts(_) => Err(Unsplittable::NoBatch),
+        },
     }
 }
 
@@ -205,6 +231,11 @@ mod tests {
             (&["Application/X-JSONLines"], Ok(Format::Ndjson)),
             (&["application/json; charset=latin1"], Err(415)),
             (&["application/jsonl; charset=utf-16"], Err(415)),
+            (&["application/cloudevents+json; charset=utf-8"], Ok(Format::CloudEvent)),
+            (&["Application/CloudEvents-Batch+JSON"], Ok(Format::CloudEvents)),
+            (&["application/cloudevents+json; charset=utf-16"], Err(415)),
+            (&["application/cloudevents"], Err(415)),
+            (&["application/cloudevents+avro"], Err(415)),
             (&["text/plain"], Err(415)),
             (&[""], Err(415)),
             (&["application/json", "application/x-ndjson"], Err(415)),
@@ -212,8 +243,8 @@ mod tests {
             let mut headers = HeaderMap::new();
             content_types.iter().for_each(|given| headers.append(CONTENT_TYPE, HeaderValue::from_static(given)));
             let found = Format::of(&headers).map_err(|problem| {
-                let names = |format: Format| format.media_types().iter().all(|name| problem.detail.contains(name));
-                assert!(Format::ALL.into_iter().all(names), "it says what is taken: {problem}");
+                let names = |(_, name): (Format, &str)| problem.detail.contains(name);
+                assert!(Format::NAMED.into_iter().all(names), "it says what is taken: {problem}");
                 problem.status.as_u16()
             });
             assert_eq!(found, expected, "{content_types:?}");
@@ -348,6 +379,21 @@ mod tests {
         assert_eq!(several(&body), Some((vec!["{}", &deep, "{}"], false)), "one that is nested too deeply has its end");
         let Ok(Some(texts)) = texts(b"{}{\"a\":\"\xff\"}{}", NO_LIMIT) else { panic!("the first is whole") };
         assert_eq!((texts.whole, texts.broken.is_some()), (vec![&b"{}"[..]], true), "what is no UTF-8 is no text");
+    }
+
+    #[test]
+    fn an_envelope_is_an_object_and_a_batch_an_array() {
+        assert_eq!(many(" {\"a\":1}\n", Format::CloudEvent), ["{\"a\":1}"]);
+        assert_eq!(many(" [{}, 7]\n", Format::CloudEvents), ["{}", "7"]);
+        assert!(many("[]", Format::CloudEvents).is_empty());
+        assert_eq!(many(" \u{feff}any ", Format::Data), [" \u{feff}any "]);
+        assert_eq!(many("", Format::Data), [""]);
+        let refused = |body: &str, format| split(body.as_bytes(), format, 9).unwrap_err();
+        assert_eq!(refused("[{}]", Format::CloudEvent), Unsplittable::NotOneEvent);
+        assert_eq!(refused("{}", Format::CloudEvents), Unsplittable::NoBatch);
+        assert_eq!(refused(" ", Format::CloudEvents), Unsplittable::Empty);
+        assert_eq!(refused("7", Format::CloudEvents), Unsplittable::NeitherObjectNorArray);
+        assert!(matches!(refused("[{},", Format::CloudEvents), Unsplittable::Syntax(_)));
     }
 
     #[test]

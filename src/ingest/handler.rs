@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     body,
     check::{Checked, check},
+    cloudevents::InHeaders,
     coding::Coding,
     format::Format,
     in_flight::Reservation,
@@ -102,6 +103,7 @@ impl Intake {
         payload: web::Payload,
         coding: Option<Coding>,
         format: Format,
+        in_headers: Option<InHeaders>,
     ) -> Result<(Checked, Reservation), Problem> {
         let config = self.config.load_full();
         let body = body::read(request, payload, coding, &config.http, &self.metrics.in_flight_bytes).await?;
@@ -109,14 +111,14 @@ impl Intake {
         let mut share =
             Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight).beside(body.len());
         let mut checked = if body.len() < LONG_PARSE {
-            check(body, format, &config.http, &self.fields, received, &mut share)?
+            check(body, format, in_headers, &config.http, &self.fields, received, &mut share)?
         } else {
             let checked;
-            (checked, share) = self.check_aside(body, format, config.clone(), received, share).await?;
+            (checked, share) = self.check_aside(body, format, in_headers, config.clone(), received, share).await?;
             checked
         };
         if !checked.records.is_empty() {
-            let too_large = self.publish(&mut checked, received, config.http.request_timeout).await?;
+            let too_large = self.publish(&mut checked, received, config.http.request_timeout, &mut share).await?;
             checked.refuse_too_large(too_large);
         }
         self.metrics.events_accepted.inc_by(checked.accepted.len() as u64);
@@ -134,13 +136,14 @@ impl Intake {
         self: &Arc<Self>,
         body: Bytes,
         format: Format,
+        in_headers: Option<InHeaders>,
         config: Arc<Config>,
         received: Timestamp,
         mut share: Reservation,
     ) -> Result<(Checked, Reservation), Problem> {
         let intake = self.clone();
         let checking = move || {
-            let checked = check(body, format, &config.http, &intake.fields, received, &mut share)?;
+            let checked = check(body, format, in_headers, &config.http, &intake.fields, received, &mut share)?;
             Ok((checked, share))
         };
         tokio::task::spawn_blocking(checking).await.unwrap_or_else(|error| {
@@ -155,12 +158,18 @@ impl Intake {
         checked: &mut Checked,
         received: Timestamp,
         timeout: Duration,
+        share: &mut Reservation,
     ) -> Result<Vec<usize>, Problem> {
+        let aside = match std::mem::take(&mut checked.aside) {
+            none if none.is_empty() => Bytes::new(),
+            // Like the body, it counts for as long as the queue works on it, also when the client has given up.
+            aside => share.split_off(aside.capacity()).hold(aside),
+        };
         let unanswered = &self.metrics.events_produced_unanswered;
         let (ticket, delivery) = Ticket::new(checked.records.len(), unanswered.clone());
         let publish = Publish {
             body: checked.body.clone(),
-            unescaped: std::mem::take(&mut checked.unescaped).into(),
+            aside,
             events: std::mem::take(&mut checked.records),
             received,
             ticket,
@@ -321,8 +330,8 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
     let answer = async {
         intake.admit()?;
         let coding = Coding::of(request.headers())?;
-        let format = pages::format(request.headers(), &intake.config)?;
-        let (checked, share) = intake.accept(&request, payload, coding, format).await?;
+        let (format, in_headers) = pages::format(request.headers(), &intake.config)?;
+        let (checked, share) = intake.accept(&request, payload, coding, format, in_headers).await?;
         Ok(summary(&checked, share))
     };
     intake.counted(answer).await

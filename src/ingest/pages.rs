@@ -9,7 +9,10 @@ use actix_web::http::{
     header::{CONTENT_TYPE, HeaderMap, HeaderValue, ORIGIN},
 };
 
-use super::format::Format;
+use super::{
+    cloudevents::{InHeaders, format_of, is_in_headers},
+    format::Format,
+};
 use crate::{
     config::{CorsConfig, LiveConfig},
     http::{Problem, cors},
@@ -18,15 +21,15 @@ use crate::{
 /// What the request says that its body is, where that may be.
 ///
 /// # Errors
-/// 415 as [`Format::of`] and [`check`] have it.
-pub fn format(headers: &HeaderMap, config: &LiveConfig) -> Result<Format, Problem> {
+/// 415 as [`format_of`] and [`check`] have it.
+pub fn format(headers: &HeaderMap, config: &LiveConfig) -> Result<(Format, Option<InHeaders>), Problem> {
     if !headers.contains_key(ORIGIN) {
-        return Format::of(headers);
+        return format_of(headers);
     }
     check(headers, &config.load().http.cors)?;
-    match json_of_text(headers) {
-        Some(headers) => Format::of(&headers),
-        None => Format::of(headers),
+    match json_of_text(headers).filter(|_| !is_in_headers(headers)) {
+        Some(headers) => Ok((Format::of(&headers)?, None)),
+        None => format_of(headers),
     }
 }
 
@@ -106,7 +109,7 @@ mod tests {
                 let mut headers = HeaderMap::new();
                 content_types.iter().for_each(|given| headers.append(CONTENT_TYPE, HeaderValue::from_static(given)));
                 origin.iter().for_each(|origin| headers.append(ORIGIN, HeaderValue::from_static(origin)));
-                let found = format(&headers, &live).map_err(|problem| problem.status.as_u16());
+                let found = format(&headers, &live).map(|(format, _)| format).map_err(|problem| problem.status.as_u16());
                 assert_eq!(found, expected, "{content_types:?} of {origin:?}");
             }
         }

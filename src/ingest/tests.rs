@@ -18,7 +18,7 @@ use crate::{
     config::{ByteSize, EventConfig, HttpConfig},
     event::{self, Code, EventFields, MAX_DEPTH},
     http::Problem,
-    log::{Key, Span},
+    log::Part,
     position::Timestamp,
 };
 
@@ -59,6 +59,8 @@ fn expected(body: &[u8], format: Format) -> Expected<'_> {
             events.extend(rest);
             Expected::Events(events)
         }
+        // Tried in `cloudevents`.
+        (Format::CloudEvent | Format::CloudEvents | Format::Data, _) => panic!("{format:?} holds no plain events"),
     }
 }
 
@@ -99,6 +101,7 @@ fn checked(body: &[u8], format: Format) -> Result<Checked, Problem> {
     check(
         Bytes::copy_from_slice(body),
         format,
+        None,
         &http,
         &EventFields::from(&EventConfig::default()),
         Timestamp(0),
@@ -140,10 +143,7 @@ fn holds(body: &[u8], format: Format) {
             EventId::Unescaped(id) => id.clone(),
         };
         if let Ok(tree) = serde_json::from_slice::<Value>(event) {
-            let key = record.key.as_ref().map(|key| match key {
-                Key::InBody(key) => key.of(body),
-                Key::Unescaped(key) => key.of(&checked.unescaped),
-            });
+            let key = record.key.map(|key| key.of(body, &checked.aside));
             match &tree["client_id"] {
                 // A nil UUID, or one above 8 KiB, is none of these.
                 Value::String(client) if client.trim().is_empty() => assert_eq!(key, None),
@@ -170,8 +170,11 @@ fn holds(body: &[u8], format: Format) {
     }
 }
 
-fn place(body: &[u8], span: Span) -> (usize, &[u8]) {
-    (span.start as usize, span.of(body))
+fn place(body: &[u8], value: Part) -> (usize, &[u8]) {
+    match value {
+        Part::InBody(span) => (span.start as usize, span.of(body)),
+        Part::Aside(_) => panic!("it does not stand in the body"),
+    }
 }
 
 fn place_of<'a>(body: &[u8], event: &'a [u8]) -> (usize, &'a [u8]) {

@@ -14,6 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::record::Headers;
 use crate::position::Timestamp;
 
 /// The write side of a queue, which several threads use at the same time.
@@ -42,8 +43,8 @@ pub struct Full {
 pub struct Publish {
     /// The request's body; events are parts of it.
     pub body: Bytes,
-    /// Keys that do not stand in the body as they are, because they were escaped.
-    pub unescaped: Bytes,
+    /// What does not stand in the body as it is: keys and values that were escaped there, and all headers.
+    pub aside: Bytes,
     pub events: Vec<NewRecord>,
     pub received: Timestamp,
     pub ticket: Arc<Ticket>,
@@ -52,13 +53,21 @@ pub struct Publish {
 /// One event on its way into the log.
 #[derive(Debug, Clone)]
 pub struct NewRecord {
-    pub value: Span,
-    pub key: Option<Key>,
+    pub value: Part,
+    pub key: Option<Part>,
+    pub headers: Option<NewHeaders>,
     /// The id that the server assigned, when the client sent none: goes into the header `id`.
     pub assigned_id: Option<Uuid>,
 }
 
-/// Bytes `start..end` of a request's body (or of its unescaped keys). Bodies are far below 4 GiB.
+/// Headers besides `id`, in [`Publish::aside`] as [`super::record`] writes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewHeaders {
+    pub count: u32,
+    pub bytes: Span,
+}
+
+/// Bytes `start..end` of a request's body, or of what was made of it. Both are below 4 GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     pub start: u32,
@@ -71,22 +80,35 @@ impl Span {
     }
 }
 
+/// Bytes of a request: a part of its body, or of what was made of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Key {
+pub enum Part {
     InBody(Span),
-    Unescaped(Span),
+    Aside(Span),
+}
+
+impl Part {
+    /// The bytes themselves, of a request with this body and these bytes aside of it.
+    pub fn of<'b>(self, body: &'b [u8], aside: &'b [u8]) -> &'b [u8] {
+        match self {
+            Self::InBody(span) => span.of(body),
+            Self::Aside(span) => span.of(aside),
+        }
+    }
 }
 
 impl Publish {
     pub fn value(&self, record: &NewRecord) -> &[u8] {
-        record.value.of(&self.body)
+        record.value.of(&self.body, &self.aside)
     }
 
     pub fn key(&self, record: &NewRecord) -> Option<&[u8]> {
-        record.key.map(|key| match key {
-            Key::InBody(span) => span.of(&self.body),
-            Key::Unescaped(span) => span.of(&self.unescaped),
-        })
+        record.key.map(|key| key.of(&self.body, &self.aside))
+    }
+
+    /// Those besides `id`.
+    pub fn headers(&self, record: &NewRecord) -> Headers<'_> {
+        record.headers.map_or(Headers::NONE, |headers| Headers::new(headers.count, headers.bytes.of(&self.aside)))
     }
 }
 

@@ -155,7 +155,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        log::{Delivery, NewRecord, Span, Ticket},
+        log::{Delivery, NewRecord, Part, Span, Ticket},
         position::Timestamp,
     };
 
@@ -183,10 +183,11 @@ mod tests {
 
     fn publish(events: usize) -> (Publish, Receiver<Delivery>) {
         let (ticket, reply) = Ticket::new(events, Counter::default());
-        let record = NewRecord { value: Span { start: 0, end: 0 }, key: None, assigned_id: None };
+        let value = Part::InBody(Span { start: 0, end: 0 });
+        let record = NewRecord { value, key: None, headers: None, assigned_id: None };
         let events = vec![record; events];
-        let (body, unescaped, received) = (Bytes::new(), Bytes::new(), Timestamp(0));
-        (Publish { body, unescaped, events, received, ticket }, reply)
+        let (body, aside, received) = (Bytes::new(), Bytes::new(), Timestamp(0));
+        (Publish { body, aside, events, received, ticket }, reply)
     }
 
     #[test]

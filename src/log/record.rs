@@ -43,11 +43,18 @@ pub struct Headers<'a> {
 pub const ID_HEADER: &str = "id";
 
 impl<'a> Headers<'a> {
+    pub const NONE: Self = Self { count: 0, bytes: &[] };
+
+    /// So many headers as [`write_header`] wrote them, one after the other.
+    pub fn new(count: u32, bytes: &'a [u8]) -> Self {
+        Self { count, bytes }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    pub fn iter(self) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> {
+    pub fn iter(self) -> impl Iterator<Item = (&'a str, Option<&'a [u8]>)> + Clone {
         let mut rest = self.bytes;
         (0..self.count).map_while(move |_| {
             let name_length = take_short(&mut rest)? as usize;
@@ -127,34 +134,20 @@ impl RecordBuffer {
     ) {
         let headers = headers.into_iter();
         let start = self.bytes.len();
-        let length_of = |bytes: Option<&[u8]>| bytes.map_or(NONE, |bytes| bytes.len() as u32);
         self.bytes.extend_from_slice(&[0; PREFIX]);
         self.bytes.extend_from_slice(&offset.0.to_le_bytes());
         self.bytes.extend_from_slice(&received.0.to_le_bytes());
         self.bytes.extend_from_slice(&length_of(key).to_le_bytes());
         self.bytes.extend_from_slice(&length_of(value).to_le_bytes());
-        self.push_short(headers.clone().count());
+        write_short(&mut self.bytes, headers.clone().count());
         self.bytes.extend_from_slice(key.unwrap_or_default());
         self.bytes.extend_from_slice(value.unwrap_or_default());
         for (name, value) in headers {
-            self.push_short(name.len());
-            self.bytes.extend_from_slice(&length_of(value).to_le_bytes());
-            self.bytes.extend_from_slice(name.as_bytes());
-            self.bytes.extend_from_slice(value.unwrap_or_default());
+            write_header(&mut self.bytes, name, value);
         }
         let length = (self.bytes.len() - start - PREFIX) as u32;
         self.bytes[start..start + 4].copy_from_slice(&length.to_le_bytes());
         self.count += 1;
-    }
-
-    fn push_short(&mut self, number: usize) {
-        match u16::try_from(number) {
-            Ok(short) if short != LONG => self.bytes.extend_from_slice(&short.to_le_bytes()),
-            _ => {
-                self.bytes.extend_from_slice(&LONG.to_le_bytes());
-                self.bytes.extend_from_slice(&(number as u32).to_le_bytes());
-            }
-        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
@@ -196,6 +189,28 @@ impl RecordBuffer {
             rest = behind;
         }
         &self.bytes
+    }
+}
+
+/// Appends a header as it stands in a record.
+pub fn write_header(bytes: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
+    write_short(bytes, name.len());
+    bytes.extend_from_slice(&length_of(value).to_le_bytes());
+    bytes.extend_from_slice(name.as_bytes());
+    bytes.extend_from_slice(value.unwrap_or_default());
+}
+
+fn length_of(bytes: Option<&[u8]>) -> u32 {
+    bytes.map_or(NONE, |bytes| bytes.len() as u32)
+}
+
+fn write_short(bytes: &mut Vec<u8>, number: usize) {
+    match u16::try_from(number) {
+        Ok(short) if short != LONG => bytes.extend_from_slice(&short.to_le_bytes()),
+        _ => {
+            bytes.extend_from_slice(&LONG.to_le_bytes());
+            bytes.extend_from_slice(&(number as u32).to_le_bytes());
+        }
     }
 }
 

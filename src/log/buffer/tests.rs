@@ -3,7 +3,7 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     health::Health,
-    log::{Delivery, NewRecord, Publish, Span, Ticket},
+    log::{Delivery, NewRecord, Part, Publish, Span, Ticket},
     position::Timestamp,
 };
 
@@ -24,9 +24,9 @@ fn open(folder: &Path, config: &Config, health: &Health) -> anyhow::Result<Arc<B
 fn append(appender: &dyn Appender, events: usize, size: usize) -> Delivery {
     let (ticket, reply) = Ticket::new(events, Counter::default());
     let value = Span { start: 0, end: size as u32 };
-    let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, assigned_id: None }).collect();
+    let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, headers: None, assigned_id: None }).collect();
     let body = Bytes::from(vec![b'x'; size]);
-    let publish = Publish { body, unescaped: Bytes::new(), events, received: Timestamp::now(), ticket };
+    let publish = Publish { body, aside: Bytes::new(), events, received: Timestamp::now(), ticket };
     assert!(appender.append(publish, 0).is_ok());
     reply.blocking_recv().unwrap()
 }

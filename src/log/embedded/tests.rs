@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     config::Config,
     log::{
-        Batch, ByteBudget, Delivery, Epoch, NewRecord, SourceCommand, SourceEvent, SourceHandle, Span, Ticket,
+        Batch, ByteBudget, Delivery, Epoch, NewRecord, Part, SourceCommand, SourceEvent, SourceHandle, Span, Ticket,
         dead_letters::DeadLetters,
     },
     position::{Partition, Timestamp},
@@ -50,10 +50,10 @@ fn append(log: &EmbeddedLog, events: usize, size: usize) {
 fn try_append(log: &EmbeddedLog, events: usize, size: usize) -> Delivery {
     let (ticket, reply) = Ticket::new(events, Counter::default());
     let body = Bytes::from(vec![b'x'; size]);
-    let value = Span { start: 0, end: size as u32 };
-    let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, assigned_id: None }).collect();
+    let value = Part::InBody(Span { start: 0, end: size as u32 });
+    let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, headers: None, assigned_id: None }).collect();
     let received = Timestamp::now();
-    let publish = Publish { body, unescaped: Bytes::new(), events, received, ticket };
+    let publish = Publish { body, aside: Bytes::new(), events, received, ticket };
     assert!(log.append(publish, 0).is_ok());
     reply.blocking_recv().unwrap()
 }

@@ -157,7 +157,7 @@ impl Writer {
                     group.refused += 1;
                     return;
                 }
-                group.bytes += publish.body.len();
+                group.bytes += publish.body.len() + publish.aside.len();
                 group.publishes.push(publish);
             }
             Write::Cursor(reader, position) => self.move_cursor(reader, position),
@@ -256,7 +256,8 @@ impl Writer {
             for record in &publish.events {
                 let mut id_text = uuid::Uuid::encode_buffer();
                 let id = record.assigned_id.map(|id| &*id.hyphenated().encode_lower(&mut id_text));
-                let headers = id.map(|id| (ID_HEADER, Some(id.as_bytes())));
+                let id = id.map(|id| (ID_HEADER, Some(id.as_bytes())));
+                let headers = id.into_iter().chain(publish.headers(record).iter());
                 chunks.push(publish.received, publish.key(record), publish.value(record), headers)?;
             }
         }

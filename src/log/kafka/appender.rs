@@ -170,10 +170,11 @@ impl KafkaAppender {
                 .timestamp(publish.received.0);
             record.key = key;
             record.partition = partition;
-            if let Some(id) = &event.assigned_id {
+            if event.assigned_id.is_some() || event.headers.is_some() {
                 let mut text = uuid::Uuid::encode_buffer();
-                let value: &str = id.hyphenated().encode_lower(&mut text);
-                record = record.headers(owned_headers([(ID_HEADER, Some(value.as_bytes()))]));
+                let id = event.assigned_id.map(|id| &*id.hyphenated().encode_lower(&mut text));
+                let id = id.map(|id| (ID_HEADER, Some(id.as_bytes())));
+                record = record.headers(owned_headers(id.into_iter().chain(publish.headers(event).iter())));
             }
             match writer.producer.client.send(record).map_err(|(error, _)| error) {
                 Ok(()) => {}

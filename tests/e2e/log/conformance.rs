@@ -10,7 +10,7 @@ use bytes::Bytes;
 use ingestd::internals::{
     config::Config,
     log::{
-        Appender, ByteBudget, Delivery, Key, NewRecord, Publish, SourceCommand, SourceEvent, SourceHandle, Span,
+        Appender, ByteBudget, Delivery, NewRecord, Part, Publish, SourceCommand, SourceEvent, SourceHandle, Span,
         Ticket,
         dead_letters::{DeadLetterWriter, DeadLetters},
     },
@@ -60,10 +60,11 @@ fn send(appender: &dyn Appender, numbers: std::ops::Range<usize>) -> tokio::sync
         let start = u32::try_from(body.len()).unwrap();
         body.extend_from_slice(format!(r#"{{"type":"t","n":{number}}}"#).as_bytes());
         let value = Span { start, end: u32::try_from(body.len()).unwrap() };
-        let key = Key::InBody(Span { start: value.end - 2, end: value.end - 1 });
-        events.push(NewRecord { value, key: Some(key), assigned_id: Some(Uuid::now_v7()) });
+        let key = Some(Part::InBody(Span { start: value.end - 2, end: value.end - 1 }));
+        let (value, assigned_id) = (Part::InBody(value), Some(Uuid::now_v7()));
+        events.push(NewRecord { value, key, headers: None, assigned_id });
     }
-    let publish = Publish { body: body.into(), unescaped: Bytes::new(), events, received: Timestamp::now(), ticket };
+    let publish = Publish { body: body.into(), aside: Bytes::new(), events, received: Timestamp::now(), ticket };
     let (mut publish, mut from) = (Some(publish), 0);
     while let Err(full) = appender.append(publish.take().unwrap(), from) {
         (publish, from) = (Some(full.publish), full.next);

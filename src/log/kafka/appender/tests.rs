@@ -11,7 +11,7 @@ use rdkafka::{
 
 use super::*;
 use crate::{
-    log::{Delivery, NewRecord, Span},
+    log::{Delivery, NewRecord, Part, Span},
     position::Timestamp,
 };
 
@@ -23,11 +23,12 @@ fn publish(sizes: &[usize]) -> (Publish, tokio::sync::oneshot::Receiver<Delivery
     let mut start = 0;
     for size in sizes {
         let value = Span { start, end: start + *size as u32 };
-        events.push(NewRecord { value, key: None, assigned_id: Some(uuid::Uuid::now_v7()) });
         start = value.end;
+        let (value, assigned_id) = (Part::InBody(value), Some(uuid::Uuid::now_v7()));
+        events.push(NewRecord { value, key: None, headers: None, assigned_id });
     }
     let body = Bytes::from(vec![b'x'; start as usize]);
-    (Publish { body, unescaped: Bytes::new(), events, received: Timestamp::now(), ticket }, reply)
+    (Publish { body, aside: Bytes::new(), events, received: Timestamp::now(), ticket }, reply)
 }
 
 fn appender(cluster: &Cluster, request_timeout: Duration) -> KafkaAppender {
