@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 
 mod error;
+mod http_source;
 mod keys;
 mod load;
 mod read;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::position::TopicName;
 
 pub use error::{ConfigError, ConfigErrors};
+pub use http_source::{HttpSource, Lookup, Pointer};
 pub use keys::LONGEST_RESTART;
 pub(crate) use keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, nearest};
 pub use reload::{Reloaded, apply};

@@ -17,6 +17,7 @@
 
 mod fields;
 mod json;
+mod pointer;
 mod readable;
 
 use std::borrow::Cow;
@@ -32,6 +33,7 @@ use crate::{
 
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array};
+pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
 
 /// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
@@ -116,6 +118,7 @@ pub enum Code {
     InvalidType,
     InvalidId,
     InvalidTimestamp,
+    InvalidProtobuf,
     TooLarge,
 }
 
@@ -128,6 +131,7 @@ impl Code {
             Self::InvalidType => "invalid_type",
             Self::InvalidId => "invalid_id",
             Self::InvalidTimestamp => "invalid_timestamp",
+            Self::InvalidProtobuf => "invalid_protobuf",
             Self::TooLarge => "too_large",
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{Config, ConfigError, QueueKind, StoreKind, keys::flatten, roles, secrets};
+use super::{Config, ConfigError, QueueKind, StoreKind, http_source, keys::flatten, roles, secrets};
 
 /// The rules of one backend for the sections that are its own.
 pub type Rules = fn(&mut Check<'_>);
@@ -96,6 +96,10 @@ impl Check<'_> {
         );
         if http == admin && !http.ends_with(":0") {
             self.fault("admin.listen", "must differ from http.listen: the public side and the operators' are apart");
+        }
+        for rule in http_source::broken_rules(&self.config.http.source) {
+            // The value is a whole list, which says no more than the path in the rule.
+            self.unknown("http.source", rule);
         }
     }
 

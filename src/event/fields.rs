@@ -42,7 +42,7 @@ pub fn find_readable<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>,
     Ok(SmallVec::from_elem(None, names.len()))
 }
 
-fn not_utf8(error: std::str::Utf8Error) -> Invalid {
+pub(super) fn not_utf8(error: std::str::Utf8Error) -> Invalid {
     Invalid::new(Code::InvalidJson, format!("not valid UTF-8 at byte {}", error.valid_up_to()))
 }
 
@@ -55,7 +55,7 @@ fn unreadable(what: Unreadable) -> Invalid {
 struct Object {}
 
 /// Why this is not taken as an object, in serde_json's words.
-fn explain(text: &str) -> Invalid {
+pub(super) fn explain(text: &str) -> Invalid {
     if is_deeper_than(MAX_DEPTH, text.as_bytes()) {
         return Invalid::new(Code::InvalidJson, format!("nested deeper than {MAX_DEPTH} levels"));
     }

@@ -57,7 +57,7 @@ pub struct EventError {
 }
 
 /// What an event costs besides its bytes, however small it is: its places in lists, which grow by doubling.
-const EVENT: usize = 2 * (size_of::<&[u8]>() + size_of::<NewRecord>() + size_of::<Accepted>());
+pub(super) const EVENT: usize = 2 * (size_of::<&[u8]>() + size_of::<NewRecord>() + size_of::<Accepted>());
 
 /// Checks all events of a body. What they cost besides the body, and what the answer will, is taken from `share` before
 /// anything is accepted.
@@ -118,13 +118,13 @@ pub fn check(
 }
 
 /// Broken syntax: nothing of the body is accepted.
-fn invalid_body(invalid: &Invalid) -> Problem {
+pub(super) fn invalid_body(invalid: &Invalid) -> Problem {
     let detail = format!("the body is not valid JSON, nothing was accepted: {}", invalid.message);
     Problem { code: Some(invalid.code.as_str()), ..Problem::bad_request(detail) }
 }
 
 impl Checked {
-    fn errors_size(&self) -> usize {
+    pub(super) fn errors_size(&self) -> usize {
         self.errors.iter().map(|error| size_of::<EventError>() + error.invalid.message.len()).sum()
     }
 
@@ -151,13 +151,13 @@ impl Checked {
 }
 
 /// Where `part` stands in the body that it borrows from. Bodies are below 4 GiB (`body::read` ensures it).
-fn span(body: &[u8], part: &[u8]) -> Span {
+pub(super) fn span(body: &[u8], part: &[u8]) -> Span {
     let start = part.as_ptr().addr() - body.as_ptr().addr();
     Span { start: start as u32, end: (start + part.len()) as u32 }
 }
 
 /// Keys were parts of the body, and unescaping shortens them, so that together they are below 4 GiB as well.
-fn append(aside: &mut Vec<u8>, bytes: &[u8]) -> Span {
+pub(super) fn append(aside: &mut Vec<u8>, bytes: &[u8]) -> Span {
     let start = aside.len() as u32;
     aside.extend_from_slice(bytes);
     Span { start, end: aside.len() as u32 }

@@ -97,6 +97,8 @@ pub enum Unsplittable {
     NeitherObjectNorArray,
     #[error("the body is not valid JSON, nothing was accepted: {0}")]
     Syntax(String),
+    #[error("the body has no array of events at {0:?}, which is \"records\" of this path's [[http.source]]")]
+    NoRecords(String),
     #[error("more than {0} events in one request (http.max_events): send them in smaller requests")]
     TooMany(usize),
 }
@@ -105,7 +107,7 @@ impl From<Unsplittable> for Problem {
     fn from(unsplittable: Unsplittable) -> Self {
         let (status, code) = match &unsplittable {
             Unsplittable::TooMany(_) => (StatusCode::PAYLOAD_TOO_LARGE, None),
-            Unsplittable::NeitherObjectNorArray => (StatusCode::BAD_REQUEST, Some(Code::NotAnObject)),
+            Unsplittable::NeitherObjectNorArray | Unsplittable::NoRecords(_) => (StatusCode::BAD_REQUEST, Some(Code::NotAnObject)),
             Unsplittable::Empty | Unsplittable::ByteOrderMark | Unsplittable::Syntax(_) => {
                 (StatusCode::BAD_REQUEST, Some(Code::InvalidJson))
             }
@@ -116,6 +118,15 @@ impl From<Unsplittable> for Problem {
 
 const WHITE_SPACE: &[u8] = b" \t\r\n";
 const BYTE_ORDER_MARKS: [&[u8]; 3] = [b"\xef\xbb\xbf", b"\xfe\xff", b"\xff\xfe"];
+
+/// The one JSON text that a body is, without what surrounds it.
+pub(super) fn whole(body: &[u8]) -> Result<&[u8], Unsplittable> {
+    if BYTE_ORDER_MARKS.iter().any(|mark| body.starts_with(mark)) {
+        return Err(Unsplittable::ByteOrderMark);
+    }
+    let text = trim(body);
+    if text.is_empty() { Err(Unsplittable::Empty) } else { Ok(text) }
+}
 
 /// At most `max_events` events; where there are none, the body was an empty array.
 pub fn split(body: &[u8], format: Format, max_events: usize) -> Result<Events<'_>, Unsplittable> {

@@ -7,7 +7,7 @@ use std::{
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::StatusCode,
+    http::{Method, StatusCode},
     web::{self, ServiceConfig},
 };
 use bytes::Bytes;
@@ -20,10 +20,12 @@ use super::{
     check::{Checked, check},
     format::Format,
     in_flight::Reservation,
+    otlp::{self, Encoding},
     replies::summary,
+    source,
 };
 use crate::{
-    config::{Config, LiveConfig},
+    config::{Config, HttpConfig, HttpSource, LiveConfig},
     event::EventFields,
     health::{Closed, Health},
     http::Problem,
@@ -47,6 +49,38 @@ pub struct Intake {
     under_way: TaskTracker,
     /// Requests that wait for the producer's answer.
     waiting: Gauge,
+}
+
+/// What the body of a request is.
+#[derive(Debug, Clone)]
+enum Shape {
+    /// Our own events.
+    Events(Format),
+    /// What arrives at the path of a source; the format is that of a body which is the array itself.
+    Source(Arc<HttpSource>, Format),
+    Logs(Encoding),
+}
+
+impl Shape {
+    fn check(
+        &self,
+        body: Bytes,
+        http: &HttpConfig,
+        fields: &EventFields,
+        received: Timestamp,
+        share: &mut Reservation,
+    ) -> Result<Checked, Problem> {
+        match self {
+            Self::Events(format) => check(body, *format, http, fields, received, share),
+            Self::Source(source, lines) => source::check(body, source, *lines, http, fields, received, share),
+            Self::Logs(encoding) => otlp::check(body, *encoding, http, fields, received, share),
+        }
+    }
+
+    /// Whether it takes long to check.
+    fn is_long(&self, body: &[u8]) -> bool {
+        body.len() >= LONG_PARSE || (matches!(self, Self::Source(..)) && source::is_compressed(body))
+    }
 }
 
 /// Counts a request as waiting, until it is dropped.
@@ -92,24 +126,24 @@ impl Intake {
         self.health.gate.closed().map_or(Ok(()), |(closed, why)| Err(refused_by_gate(closed, &why)))
     }
 
-    /// Reads a body of this format, checks its events, and makes the valid ones durable. The answer to them is to be a
+    /// Reads a body of this shape, checks its events, and makes the valid ones durable. The answer to them is to be a
     /// part of the reservation.
     async fn accept(
         self: &Arc<Self>,
         request: &HttpRequest,
         payload: web::Payload,
-        format: Format,
+        shape: Shape,
     ) -> Result<(Checked, Reservation), Problem> {
         let config = self.config.load_full();
         let body = body::read(request, payload, &config.http, &self.metrics.in_flight_bytes).await?;
         let received = Timestamp::now();
         let mut share = Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight);
-        let mut checked = if body.len() < LONG_PARSE {
-            check(body, format, &config.http, &self.fields, received, &mut share)?
-        } else {
+        let mut checked = if shape.is_long(&body) {
             let checked;
-            (checked, share) = self.check_aside(body, format, config.clone(), received, share).await?;
+            (checked, share) = self.check_aside(body, shape, config.clone(), received, share).await?;
             checked
+        } else {
+            shape.check(body, &config.http, &self.fields, received, &mut share)?
         };
         if !checked.records.is_empty() {
             let too_large = self.publish(&mut checked, received, config.http.request_timeout).await?;
@@ -125,14 +159,14 @@ impl Intake {
     async fn check_aside(
         self: &Arc<Self>,
         body: Bytes,
-        format: Format,
+        shape: Shape,
         config: Arc<Config>,
         received: Timestamp,
         mut share: Reservation,
     ) -> Result<(Checked, Reservation), Problem> {
         let intake = self.clone();
         let checking = move || {
-            let checked = check(body, format, &config.http, &intake.fields, received, &mut share)?;
+            let checked = shape.check(body, &config.http, &intake.fields, received, &mut share)?;
             Ok((checked, share))
         };
         tokio::task::spawn_blocking(checking).await.unwrap_or_else(|error| {
@@ -284,7 +318,7 @@ fn not_allowed(allow: &'static str) -> Problem {
     Problem::not_allowed(allow, format!("this path takes {allow} only"))
 }
 
-/// The routes: `POST /v1/events`, `GET /health`, nothing else.
+/// The routes: `POST /v1/events`, `POST /v1/logs`, `GET /health`, and the paths of `[[http.source]]`, which are live.
 pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
     let refuse =
         |problem: fn() -> Problem| web::to(move |intake: web::Data<Intake>| async move { intake.refuse(problem()) });
@@ -295,12 +329,17 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
                 .default_service(refuse(|| not_allowed("POST"))),
         )
         .service(
+            web::resource("/v1/logs")
+                .route(web::post().to(post_logs))
+                .default_service(refuse(|| not_allowed("POST"))),
+        )
+        .service(
             web::resource("/health")
                 .route(web::get().to(get_health))
                 .route(web::head().to(get_health))
                 .default_service(refuse(|| not_allowed("GET, HEAD"))),
         )
-        .default_service(refuse(|| Problem::not_found("events are taken by POST /v1/events")));
+        .default_service(web::to(any_other));
 }
 
 async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
@@ -308,8 +347,51 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
         intake.admit()?;
         body::check_encoding(request.headers())?;
         let format = Format::of(request.headers())?;
-        let (checked, share) = intake.accept(&request, payload, format).await?;
+        let (checked, share) = intake.accept(&request, payload, Shape::Events(format)).await?;
         Ok(summary(&checked, share))
+    };
+    intake.counted(answer).await
+}
+
+async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
+    let encoding = match Encoding::of(request.headers()) {
+        Ok(encoding) => encoding,
+        Err(problem) => return intake.refuse(problem),
+    };
+    let taken = async {
+        intake.admit()?;
+        body::check_encoding(request.headers())?;
+        let (checked, share) = intake.accept(&request, payload, Shape::Logs(encoding)).await?;
+        Ok(otlp::answer(encoding, &checked, share))
+    };
+    let answer = async {
+        taken.await.or_else(|problem: Problem| {
+            // Refusals have the encoding of the request, too.
+            problem.code.into_iter().for_each(|code| intake.rejected(code));
+            Ok(otlp::refusal(encoding, problem))
+        })
+    };
+    intake.counted(answer).await
+}
+
+/// Whatever is no path of ours may be that of a source.
+async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
+    let source = intake.config.load().http.source.iter().find(|source| source.path == request.path()).cloned();
+    let Some(source) = source.map(Arc::new) else {
+        let detail = "events are taken by POST /v1/events, logs by POST /v1/logs, and other bodies at the paths of \
+                      [[http.source]]";
+        return intake.refuse(Problem::not_found(detail));
+    };
+    if request.method() != Method::POST {
+        return intake.refuse(not_allowed("POST"));
+    }
+    let answer = async {
+        intake.admit()?;
+        body::check_encoding(request.headers())?;
+        // Whatever else it is called, JSON is what is read.
+        let lines = Format::of(request.headers()).unwrap_or(Format::Json);
+        let (checked, share) = intake.accept(&request, payload, Shape::Source(source.clone(), lines)).await?;
+        Ok(source::answer(summary(&checked, share), &source))
     };
     intake.counted(answer).await
 }

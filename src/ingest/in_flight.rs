@@ -18,6 +18,11 @@ impl Reservation {
         Self { bytes: 0, limit: i64::try_from(limit.0).unwrap_or(i64::MAX), in_flight: in_flight.clone() }
     }
 
+    /// One for other bytes of the same request, which are given back apart from these.
+    pub fn another(&self) -> Self {
+        Self { bytes: 0, limit: self.limit, in_flight: self.in_flight.clone() }
+    }
+
     /// Takes more, without waiting.
     ///
     /// # Errors
@@ -68,6 +73,7 @@ mod tests {
         assert_eq!(second.grow(5).unwrap_err().status, 429);
         drop(second);
         assert!(first.grow(4).is_ok());
+        assert!(first.another().grow(1).is_err());
         let held = first.hold(vec![1, 2]);
         assert_eq!((held.as_ref(), in_flight.get()), (&[1, 2][..], 10));
         drop(held);
