@@ -11,14 +11,19 @@
 //! - the client and the key are a string's characters or another scalar's JSON text; an object or an array is neither. A
 //!   string that says "nobody" (empty, blank, a nil UUID) is no key, and a long one stands for itself by its hash.
 //!
+//! What stands beside the value, in headers (`ce_type`, `ce_id`, `ce_time`, `ce_source`) or in an envelope around it, wins over
+//! the value's field with the same role, each on its own. With a type of that kind the value may be anything ([`stated`]).
+//!
 //! The ingestor refuses more than a reader does: what stands in the log is read and counted by the rules that it was
 //! accepted under. What not every reader of JSON can read ([`Unreadable`]) is refused unless the configuration says
 //! otherwise; times have a second 60 at 23:59:60 UTC alone, and a hyphen as their offset's minus.
 
+mod envelope;
 mod fields;
 mod json;
 mod pointer;
 mod readable;
+mod stated;
 
 use std::borrow::Cow;
 
@@ -31,10 +36,13 @@ use crate::{
     position::Timestamp,
 };
 
+pub use envelope::{Envelope, check_number, is_attribute_name};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array};
 pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
+use stated::Stated;
+pub use stated::{Carried, admit_with, attribute_of, header_of};
 
 /// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,12 +92,16 @@ pub struct Found<'f, 'a> {
     fields: &'f EventFields,
     /// In the order of the names.
     values: Texts<'a>,
+    /// What stands beside the value in the place of selected fields: the name's index, and a JSON string.
+    stated: Vec<(usize, String)>,
 }
 
 impl<'a> Found<'_, 'a> {
     /// The value of the field that was given to [`EventFields::selecting`] at this place; `None` where it is missing.
-    pub fn selected(&self, index: usize) -> Option<&'a str> {
-        self.values[self.fields.selected[index]]
+    pub fn selected(&self, index: usize) -> Option<&str> {
+        let name = self.fields.selected[index];
+        let stated = self.stated.iter().find(|(stated, _)| *stated == name);
+        stated.map(|(_, json)| json.as_str()).or(self.values[name])
     }
 
     fn head(&self, index: usize) -> Result<Field<'a>, Invalid> {
@@ -119,6 +131,7 @@ pub enum Code {
     InvalidId,
     InvalidTimestamp,
     InvalidProtobuf,
+    InvalidCloudevent,
     TooLarge,
 }
 
@@ -132,6 +145,7 @@ impl Code {
             Self::InvalidId => "invalid_id",
             Self::InvalidTimestamp => "invalid_timestamp",
             Self::InvalidProtobuf => "invalid_protobuf",
+            Self::InvalidCloudevent => "invalid_cloudevent",
             Self::TooLarge => "too_large",
         }
     }
@@ -165,14 +179,36 @@ enum Rules {
     Log,
 }
 
+impl Rules {
+    /// Checks the whole of an object, and finds the fields called `names`.
+    fn scan<'a, N: AsRef<str>>(
+        self,
+        on_unreadable: OnUnreadable,
+        value: &'a [u8],
+        names: &[N],
+    ) -> Result<Texts<'a>, Invalid> {
+        match (self, on_unreadable) {
+            (Self::Acceptance, OnUnreadable::Reject) => fields::scan_readable(value, names),
+            (Self::Acceptance, OnUnreadable::Accept) | (Self::Log, _) => fields::scan(value, names),
+        }
+    }
+}
+
 /// Checks a whole event that is to be accepted, and reads its head.
 pub fn parse<'a>(value: &'a [u8], fields: &EventFields) -> Result<Event<'a>, Invalid> {
     read_by(Rules::Acceptance, value, fields).map(|(event, _)| event)
 }
 
 /// Checks a whole record of the log and reads its head, with the fields that were found on the way.
-pub fn read<'f, 'a>(value: &'a [u8], fields: &'f EventFields) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
-    read_by(Rules::Log, value, fields)
+pub fn read<'f, 'a>(
+    value: &'a [u8],
+    headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
+    fields: &'f EventFields,
+) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
+    match Stated::in_headers(headers) {
+        None => read_by(Rules::Log, value, fields),
+        Some(stated) => stated.read(Rules::Log, value, fields),
+    }
 }
 
 fn read_by<'f, 'a>(
@@ -180,11 +216,8 @@ fn read_by<'f, 'a>(
     value: &'a [u8],
     fields: &'f EventFields,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
-    let scan = match (rules, fields.on_unreadable) {
-        (Rules::Acceptance, OnUnreadable::Reject) => fields::scan_readable,
-        (Rules::Acceptance, OnUnreadable::Accept) | (Rules::Log, _) => fields::scan,
-    };
-    let found = Found { fields, values: scan(value, &fields.names)? };
+    let values = rules.scan(fields.on_unreadable, value, &fields.names)?;
+    let found = Found { fields, values, stated: Vec::new() };
     let [event_type, id, time, ..] = fields.head.map(|index| fields.names[index].as_str());
     let event = Event {
         event_type: event_type_of(found.head(0)?, event_type)?,
@@ -197,7 +230,9 @@ fn read_by<'f, 'a>(
 }
 
 /// A field's value, as far as the head of an event is concerned.
+#[derive(Debug, Default, Clone)]
 enum Field<'a> {
+    #[default]
     Absent,
     Text(Cow<'a, str>),
     /// A number or boolean, as it is written.
@@ -216,6 +251,13 @@ impl<'a> Field<'a> {
             Some(b'n') => Self::Absent,
             _ => Self::Literal(json),
         })
+    }
+
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Absent | Self::Literal(_) | Self::Nested => None,
+        }
     }
 
     fn scalar(self) -> Option<Cow<'a, str>> {
@@ -321,10 +363,14 @@ fn has_length(text: &str, most: usize) -> bool {
 /// Why it is not accepted.
 pub fn admit<'e>(event: &'e [u8], max_event: ByteSize, fields: &EventFields) -> Result<Event<'e>, Invalid> {
     if event.len() > max_event.as_usize() {
-        let message = format!("{} bytes are more than an event may have: {max_event} (http.max_event)", event.len());
-        return Err(Invalid::new(Code::TooLarge, message));
+        return Err(too_large(event.len(), "bytes", max_event));
     }
     parse(event, fields)
+}
+
+fn too_large(size: usize, of_what: &str, max_event: ByteSize) -> Invalid {
+    let message = format!("{size} {of_what} are more than an event may have: {max_event} (http.max_event)");
+    Invalid::new(Code::TooLarge, message)
 }
 
 #[cfg(test)]
@@ -417,7 +463,7 @@ mod tests {
             let refused = super::parse(json.as_bytes(), &fields()).err().map(|invalid| invalid.code);
             assert_eq!(refused, (!is_accepted).then_some(Code::InvalidTimestamp), "{time}");
             let fields = fields();
-            let (event, _) = super::read(json.as_bytes(), &fields).unwrap();
+            let (event, _) = super::read(json.as_bytes(), [], &fields).unwrap();
             let expected = DateTime::parse_from_rfc3339(time).unwrap().timestamp_millis();
             assert_eq!(event.time, Some(Timestamp(expected)), "{time}: as it always was");
         }
@@ -474,7 +520,7 @@ mod tests {
     fn of_duplicate_fields_the_last_counts_however_it_is_written() {
         let json = r#"{"type":"a","client_id":"c","t\u0079pe":"b","client_id":null,"x":7}"#;
         let fields = fields().selecting(&["x", "type", "y", "type"].map(str::to_owned));
-        let (event, found) = super::read(json.as_bytes(), &fields).unwrap();
+        let (event, found) = super::read(json.as_bytes(), [], &fields).unwrap();
         assert_eq!((event.event_type.as_ref(), event.client), ("b", None));
         let selected: Vec<_> = (0..4).map(|index| found.selected(index)).collect();
         assert_eq!(selected, [Some("7"), Some(r#""b""#), None, Some(r#""b""#)]);
@@ -497,7 +543,7 @@ mod tests {
             assert!(refused.code == Code::InvalidJson && refused.message.contains(word), "{refused}");
             assert!(refused.message.contains("event.on_unreadable") && refused.message.len() < 200, "{refused}");
             assert!(parse(json.as_bytes(), &accepting).is_ok(), "{json}");
-            assert!(super::read(json.as_bytes(), &fields).is_ok(), "{json}");
+            assert!(super::read(json.as_bytes(), [], &fields).is_ok(), "{json}");
         }
     }
 

@@ -64,8 +64,10 @@ pub struct ProcessedEvent {
     pub event_type: String,
     pub client: Option<String>,
     pub id: Option<String>,
-    /// The event's bytes: valid JSON.
-    pub json: Vec<u8>,
+    /// What stands beside its data, by name.
+    pub attributes: Vec<(String, String)>,
+    /// The event's bytes: a JSON object, or where it has attributes, anything.
+    pub data: Vec<u8>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    event::{self, Event, EventFields, Invalid},
+    event::{self, Carried, Event, EventFields, Invalid},
     log::{
         Batch, Epoch,
         dead_letters::{DeadLetter, REFUSED_BY_STORE},
@@ -96,7 +96,7 @@ impl OpenPartition {
 
     fn take_record(&mut self, partition: Partition, record: Record<'_>, reader: &mut Reader) -> Result<(), Invalid> {
         let value = record.value.unwrap_or_default();
-        let (event, found) = event::read(value, &reader.fields)?;
+        let (event, found) = event::read(value, record.headers.iter(), &reader.fields)?;
         let time = event.time.unwrap_or(record.received);
         let fold = &mut self.fold;
         let mut counted = false;
@@ -105,16 +105,27 @@ impl OpenPartition {
         });
         self.records += u64::from(counted);
         if reader.keep_events {
-            self.keep(partition, record, &event, time);
+            self.keep(partition, record, &event, time, reader);
         }
         Ok(())
     }
 
-    fn keep(&mut self, partition: Partition, record: Record<'_>, event: &Event<'_>, time: Timestamp) {
-        let json = record.value.unwrap_or_default().to_vec();
+    fn keep(
+        &mut self,
+        partition: Partition,
+        record: Record<'_>,
+        event: &Event<'_>,
+        time: Timestamp,
+        reader: &Reader,
+    ) {
+        let carried = Carried::of(record.value.unwrap_or_default(), record.headers.iter(), &reader.fields);
+        let data = carried.data.into_owned();
+        let attributes: Vec<(String, String)> =
+            carried.attributes.into_iter().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
         let id = event.id.as_deref().or_else(|| record.headers.id()).map(str::to_owned);
         let indexed = event.client.as_deref().map_or(0, str::len) + id.as_ref().map_or(0, String::len);
-        self.bytes += Self::RECORD_BYTES + json.len() + indexed;
+        let beside = attributes.iter().map(|(name, value)| Self::HEADER_BYTES + name.len() + value.len());
+        self.bytes += Self::RECORD_BYTES + data.len() + indexed + beside.sum::<usize>();
         self.events.push(ProcessedEvent {
             partition,
             offset: record.offset,
@@ -123,7 +134,8 @@ impl OpenPartition {
             event_type: event.event_type.to_string(),
             client: event.client.as_deref().map(str::to_owned),
             id,
-            json,
+            attributes,
+            data,
         });
     }
 

@@ -14,13 +14,13 @@ use super::{
 pub const MAX_DEPTH: usize = 126;
 
 /// Finds the fields called `names`, which differ, in the object `value`; `None` where one is missing.
-pub fn scan<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Invalid> {
+pub fn scan<'a, N: AsRef<str>>(value: &'a [u8], names: &[N]) -> Result<Texts<'a>, Invalid> {
     let text = std::str::from_utf8(value).map_err(not_utf8)?;
     json::object(text, names, &mut ()).ok_or_else(|| explain(text))
 }
 
 /// The same of a value that every reader can read.
-pub fn scan_readable<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Invalid> {
+pub fn scan_readable<'a, N: AsRef<str>>(value: &'a [u8], names: &[N]) -> Result<Texts<'a>, Invalid> {
     let text = std::str::from_utf8(value).map_err(not_utf8)?;
     let mut findings = Findings::default();
     let found = json::object(text, names, &mut findings).ok_or_else(|| explain(text))?;
@@ -46,7 +46,7 @@ pub(super) fn not_utf8(error: std::str::Utf8Error) -> Invalid {
     Invalid::new(Code::InvalidJson, format!("not valid UTF-8 at byte {}", error.valid_up_to()))
 }
 
-fn unreadable(what: Unreadable) -> Invalid {
+pub(super) fn unreadable(what: Unreadable) -> Invalid {
     Invalid::new(Code::InvalidJson, format!("{what}, which not every reader of JSON takes (event.on_unreadable)"))
 }
 

@@ -31,7 +31,7 @@ pub fn is_value<'a>(text: &'a str, watch: &mut impl Watch<'a>) -> bool {
 }
 
 /// The whole of `text` as an object, and the values of its fields of these names, of duplicates the last.
-pub fn object<'a>(text: &'a str, names: &[String], watch: &mut impl Watch<'a>) -> Option<Texts<'a>> {
+pub fn object<'a, N: AsRef<str>>(text: &'a str, names: &[N], watch: &mut impl Watch<'a>) -> Option<Texts<'a>> {
     let json = Json(text.as_bytes());
     let mut found = SmallVec::from_elem(None, names.len());
     watch.object_opens();
@@ -51,16 +51,38 @@ pub fn object<'a>(text: &'a str, names: &[String], watch: &mut impl Watch<'a>) -
     Some(found)
 }
 
+/// The whole of `text` as an object: calls `member` with each name, in its quotes, and its value. Where `member` says so,
+/// the object is not taken.
+pub fn members<'a>(
+    text: &'a str,
+    watch: &mut impl Watch<'a>,
+    mut member: impl FnMut(&'a str, &'a str) -> Option<()>,
+) -> Option<()> {
+    let json = Json(text.as_bytes());
+    watch.object_opens();
+    json.only_sequence([b'{', b'}'], |at| {
+        let Str { end, escaped } = json.string(json.after(at, b'"')?)?;
+        watch.name(&json.0[at..=end], escaped);
+        let value = json.white_space(json.after(json.white_space(end + 1), b':')?);
+        let after = json.value(value, 1, watch)?;
+        member(&text[at..=end], &text[value..after])?;
+        Some(after)
+    })?;
+    watch.object_closes();
+    Some(())
+}
+
 /// Among `names`. Most fields are none of them, and most of those differ from all in their length or first letter: a
 /// comparison of the whole is a call.
-fn place(names: &[String], name: &str) -> Option<usize> {
+fn place<N: AsRef<str>>(names: &[N], name: &str) -> Option<usize> {
     let first = name.as_bytes().first();
-    names.iter().position(|other| other.len() == name.len() && other.as_bytes().first() == first && other == name)
+    let mut names = names.iter().map(N::as_ref);
+    names.position(|other| other.len() == name.len() && other.as_bytes().first() == first && other == name)
 }
 
 /// The same of a name as it stands, with its quotes; nothing where escapes in it are no characters.
 #[cold]
-fn escaped_place(names: &[String], json: &str) -> Option<Option<usize>> {
+fn escaped_place<N: AsRef<str>>(names: &[N], json: &str) -> Option<Option<usize>> {
     serde_json::from_str::<String>(json).ok().map(|name| place(names, &name))
 }
 

@@ -150,7 +150,7 @@ fn lone_surrogate(json: &[u8]) -> Option<&[u8]> {
 }
 
 /// The beginning of it: it may be as long as an event.
-fn shown(bytes: &[u8]) -> String {
+pub(super) fn shown(bytes: &[u8]) -> String {
     const MOST: usize = 40;
     let text = String::from_utf8_lossy(bytes);
     match text.char_indices().nth(MOST) {

@@ -64,7 +64,8 @@ impl ReplayCheck {
             }
             (None, None) => letter.value.clone().unwrap_or_default(),
         };
-        let (key, has_id) = match event::admit(&value, self.max_event, &self.fields) {
+        let headers = letter.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
+        let (key, has_id) = match event::admit_with(&value, headers, self.max_event, &self.fields) {
             Ok(event) => (event.key.map(|key| key.as_bytes().to_vec()), event.id.is_some()),
             Err(invalid) => {
                 return Err(Refused { id, reason: invalid.code.as_str().to_owned(), message: invalid.message });
@@ -130,6 +131,44 @@ mod tests {
         assert_eq!(header(&admitted, "id")[0].len(), 36);
         let own = check().admit(&letter(br#"{"kind":"a","event_id":"e"}"#, &[]), None, None).unwrap();
         assert!(header(&own, "id").is_empty());
+    }
+
+    #[test]
+    fn a_cloudevent_keeps_its_attributes_which_are_checked_as_at_the_front_door() {
+        let attributes =
+            [("ce_specversion", "1.0"), ("ce_id", "1"), ("ce_source", "/s"), ("ce_type", "t"), ("content-type", "text/plain")];
+        let admitted = check().admit(&letter(b"no JSON", &attributes), None, None).unwrap();
+        assert_eq!((&*admitted.value, admitted.key.as_deref()), (&b"no JSON"[..], Some(&b"/s"[..])));
+        for (name, value) in attributes {
+            assert_eq!(header(&admitted, name), [value.as_bytes()]);
+        }
+        assert!(header(&admitted, "id").is_empty());
+        let empty = check().admit(&letter(b"", &attributes), None, None).unwrap();
+        assert!(empty.value.is_empty());
+        for (without, reason) in [
+            ("ce_id", "invalid_id"),
+            ("ce_source", "invalid_cloudevent"),
+            ("ce_type", "missing_type"),
+            ("content-type", "too_large"),
+        ] {
+            let attributes: Vec<_> = attributes.into_iter().filter(|(name, _)| *name != without).collect();
+            let value = if without == "content-type" { "x".repeat(60) } else { String::new() };
+            let refused = check().admit(&letter(value.as_bytes(), &attributes), None, None).unwrap_err();
+            assert_eq!(refused.reason, reason, "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn an_envelope_of_another_producer_is_replayed_as_one() {
+        let mut check = check();
+        check.max_event = ByteSize(1000);
+        let structured = [("content-type", "application/cloudevents+json; charset=utf-8")];
+        let envelope = br#"{"specversion":"1.0","id":"1","source":"/s","type":"t","partitionkey":"p","data":{"kind":7}}"#;
+        let admitted = check.admit(&letter(envelope, &structured), None, None).unwrap();
+        assert_eq!((&*admitted.value, admitted.key.as_deref()), (&envelope[..], Some(&b"p"[..])));
+        let without = br#"{"specversion":"1.0","id":"1","type":"t","data":{"kind":"k"}}"#;
+        let refused = check.admit(&letter(without, &structured), None, None).unwrap_err();
+        assert_eq!(refused.reason, "invalid_cloudevent");
     }
 
     #[test]

@@ -7,7 +7,10 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 use anyhow::{Context, bail};
 use chrono::DateTime;
 use parking_lot::Mutex;
-use rusqlite::{Connection, InterruptHandle, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, InterruptHandle, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+    types::{ToSqlOutput, ValueRef},
+};
 use serde_json::Value;
 
 use crate::{
@@ -20,7 +23,8 @@ use crate::{
 };
 
 /// Each entry upgrades the format from the version that is its index.
-const UPGRADES: [&str; 1] = ["
+const UPGRADES: [&str; 2] = [
+    "
     CREATE TABLE aggregate (
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -51,7 +55,10 @@ const UPGRADES: [&str; 1] = ["
     CREATE INDEX event_type ON event (type, time);
     CREATE INDEX event_client ON event (client_id, time);
     CREATE INDEX event_received ON event (received);
-"];
+    ",
+    // What stands beside an event's data, as a JSON object; null where nothing does.
+    "ALTER TABLE event ADD COLUMN attributes TEXT",
+];
 
 /// Adds a delta to its bucket, each measure in its way, unless another writer has advanced that bucket to `first` or further.
 const UPSERT: &str = "
@@ -255,10 +262,17 @@ fn insert_events(
 ) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT OR IGNORE INTO event
-             (topic, generation, partition, offset, time, received, type, client_id, event_id, event)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             (topic, generation, partition, offset, time, received, type, client_id, event_id, event, attributes)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
     for event in events {
+        let attributes = event.attributes.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str())));
+        let attributes = (!event.attributes.is_empty()).then(|| Value::Object(attributes.collect()).to_string());
+        // What is no text is a blob, which SQLite keeps in any column.
+        let data = match std::str::from_utf8(&event.data) {
+            Ok(text) => ValueRef::from(text),
+            Err(_) => ValueRef::from(event.data.as_slice()),
+        };
         insert.execute(params![
             options.topic,
             options.generation,
@@ -269,7 +283,8 @@ fn insert_events(
             event.event_type,
             event.client,
             event.id,
-            String::from_utf8_lossy(&event.json),
+            ToSqlOutput::Borrowed(data),
+            attributes,
         ])?;
     }
     Ok(())

@@ -117,7 +117,8 @@ async fn events_are_kept_once_and_removed_by_their_time_of_receipt() {
         event_type: "t".to_owned(),
         client: None,
         id: None,
-        json: b"{}".to_vec(),
+        attributes: Vec::new(),
+        data: b"{}".to_vec(),
     };
     let now = Timestamp::now();
     let events = [event(0, now.0 - 100_000), event(1, now.0 - 10_000)];

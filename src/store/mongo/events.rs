@@ -1,8 +1,8 @@
 //! Processed events as documents of the collection `events`.
 //!
 //! `_id` is `<topic>[@<generation>]/<partition>/<offset>`, so that writing one again changes nothing. `event` is the
-//! event itself; one that BSON cannot hold exactly, or that an index of an operator does not take, stands as the string
-//! `raw` instead, and one that is too large for a document, or not taken so either, is left out (`omitted: true`; the archive
+//! event itself (of a CloudEvent its data, and `attributes` the rest); one that is no JSON, that BSON cannot hold exactly, or
+//! that an index of an operator does not take, stands as the string (or binary) `raw` instead, and one that is too large for a document, or not taken so either, is left out (`omitted: true`; the archive
 //! has it). They expire by their time of receipt, so that a late event is not removed at once.
 
 mod document;

@@ -100,7 +100,8 @@ fn event() -> ProcessedEvent {
         event_type: "ingestd-check".to_owned(),
         client: None,
         id: None,
-        json: br#"{"type":"ingestd-check"}"#.to_vec(),
+        attributes: Vec::new(),
+        data: br#"{"type":"ingestd-check"}"#.to_vec(),
     }
 }
 

@@ -50,7 +50,8 @@ pub fn event(offset: u64, client: &str, json: &str) -> ProcessedEvent {
         event_type: "t".to_owned(),
         client: Some(client.to_owned()),
         id: Some("i".to_owned()),
-        json: json.as_bytes().to_vec(),
+        attributes: Vec::new(),
+        data: json.as_bytes().to_vec(),
     }
 }
 

@@ -1,8 +1,10 @@
-//! One event as a document: exactly what the client sent, or its bytes as a string.
+//! One event as a document: exactly what the client sent, or its bytes, as a string where they are text.
 
 use std::{borrow::Cow, fmt};
 
-use mongodb::bson::{Bson, DateTime, Document, RawDocumentBuf, rawdoc};
+use mongodb::bson::{
+    Bson, DateTime, Document, RawBinaryRef, RawBson, RawDocumentBuf, cstr, raw::CString, rawdoc, spec::BinarySubtype,
+};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::store::{ProcessedEvent, group::exact_number};
@@ -10,11 +12,11 @@ use crate::store::{ProcessedEvent, group::exact_number};
 /// What an event is kept as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// As a document, where BSON can hold it exactly.
+    /// As a document (or what else its JSON is), where BSON can hold it exactly.
     Document,
-    /// As a string.
+    /// As a string, or as binary data where it is no text.
     Raw,
-    /// Only the fields beside it.
+    /// Only the fields beside it, without its attributes.
     Omitted,
 }
 
@@ -32,38 +34,56 @@ pub fn of(event: &ProcessedEvent, id: String, form: Form) -> RawDocumentBuf {
         "type": event.event_type.as_str(),
     };
     if let Some(client) = &event.client {
-        document.append(mongodb::bson::cstr!("client_id"), client.as_str());
+        document.append(cstr!("client_id"), client.as_str());
     }
     if let Some(id) = &event.id {
-        document.append(mongodb::bson::cstr!("event_id"), id.as_str());
+        document.append(cstr!("event_id"), id.as_str());
     }
-    let whole = (form == Form::Document).then(|| exactly(&event.json)).flatten();
-    let whole = whole.and_then(|whole| RawDocumentBuf::try_from(&whole).ok());
-    match whole.filter(|whole| whole.as_bytes().len() <= LARGEST) {
-        Some(whole) => document.append(mongodb::bson::cstr!("event"), whole),
-        None if form != Form::Omitted && event.json.len() <= LARGEST => {
-            document.append(mongodb::bson::cstr!("raw"), &*String::from_utf8_lossy(&event.json));
-        }
-        None => document.append(mongodb::bson::cstr!("omitted"), true),
+    if form != Form::Omitted && !event.attributes.is_empty() {
+        // A name with a NUL, which no CloudEvent has, cannot stand in a document.
+        let attributes = event.attributes.iter();
+        let attributes = attributes.filter_map(|(name, value)| Some((CString::try_from(&**name).ok()?, &**value)));
+        document.append(cstr!("attributes"), attributes.collect::<RawDocumentBuf>());
+    }
+    let whole = (form == Form::Document).then(|| exactly(&event.data)).flatten();
+    let whole = whole.and_then(|whole| RawBson::try_from(whole).ok());
+    match whole.filter(|whole| size(whole) <= LARGEST) {
+        Some(whole) => document.append(cstr!("event"), whole),
+        None if form != Form::Omitted && event.data.len() <= LARGEST => match std::str::from_utf8(&event.data) {
+            Ok(text) => document.append(cstr!("raw"), text),
+            Err(_) => {
+                let data = RawBinaryRef { subtype: BinarySubtype::Generic, bytes: &event.data };
+                document.append(cstr!("raw"), data);
+            }
+        },
+        None => document.append(cstr!("omitted"), true),
     }
     document
 }
 
-/// The event as BSON, unless that would change it: numbers beyond 64 bits or more precise than a double, keys that
+/// Of what nests, which may be much larger than its JSON.
+fn size(value: &RawBson) -> usize {
+    match value {
+        RawBson::Document(document) => document.as_bytes().len(),
+        RawBson::Array(array) => array.as_bytes().len(),
+        RawBson::String(text) => text.len(),
+        _ => 0,
+    }
+}
+
+/// JSON as BSON, unless that would change it: numbers beyond 64 bits or more precise than a double, keys that
 /// occur twice or hold a NUL, deep nesting.
-pub fn exactly(json: &[u8]) -> Option<Document> {
+pub fn exactly(json: &[u8]) -> Option<Bson> {
     if !numbers_are_exact(json) {
         return None;
     }
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    match (Exactly { depth: 0 }).deserialize(&mut deserializer) {
-        Ok(Bson::Document(document)) => deserializer.end().is_ok().then_some(document),
-        _ => None,
-    }
+    let value = (Exactly { depth: 0 }).deserialize(&mut deserializer).ok()?;
+    deserializer.end().is_ok().then_some(value)
 }
 
-/// Looks at the text of each number: once parsed, what was lost cannot be seen any more. `json` is valid. (Each byte is read
-/// once here and once in the parser, however deep it stands.)
+/// Looks at the text of each number: once parsed, what was lost cannot be seen any more. Says nothing where `json` is none.
+/// (Each byte is read once here and once in the parser, however deep it stands.)
 fn numbers_are_exact(json: &[u8]) -> bool {
     let mut at = 0;
     while let Some(byte) = json.get(at) {
@@ -166,13 +186,17 @@ impl<'de> Visitor<'de> for Exactly {
 #[cfg(test)]
 mod tests {
     use chrono::DateTime as Calendar;
-    use mongodb::bson::doc;
+    use mongodb::bson::{Binary, doc};
     use proptest::prelude::*;
 
     use super::*;
     use crate::position::{Offset, Partition, Timestamp};
 
-    fn kept(json: &str, form: Form) -> Document {
+    fn kept(data: impl AsRef<[u8]>, form: Form) -> Document {
+        kept_with(Vec::new(), data.as_ref(), form)
+    }
+
+    fn kept_with(attributes: Vec<(String, String)>, data: &[u8], form: Form) -> Document {
         let event = ProcessedEvent {
             partition: Partition(0),
             offset: Offset(0),
@@ -181,7 +205,8 @@ mod tests {
             event_type: "t".to_owned(),
             client: None,
             id: None,
-            json: json.as_bytes().to_vec(),
+            attributes,
+            data: data.to_vec(),
         };
         Document::try_from(of(&event, "events/0/0".to_owned(), form)).unwrap()
     }
@@ -209,6 +234,7 @@ mod tests {
         #[test]
         fn a_fraction_is_the_double_that_it_was(number in proptest::num::f64::NORMAL | proptest::num::f64::SUBNORMAL) {
             let document = exactly(format!(r#"{{"number":{number:e}}}"#).as_bytes()).unwrap();
+            let document = document.as_document().unwrap();
             prop_assert_eq!(document.get_f64("number").unwrap().to_bits(), number.to_bits());
         }
     }
@@ -217,5 +243,25 @@ mod tests {
     fn the_plainer_forms_can_be_asked_for() {
         assert_eq!(kept("{}", Form::Raw).get_str("raw").unwrap(), "{}");
         assert!(kept("{}", Form::Omitted).get_bool("omitted").unwrap());
+    }
+
+    #[test]
+    fn an_event_with_attributes_may_be_anything_and_keeps_them() {
+        let attributes = || ["source", "$shop", "a.b", "\0"].map(|name| (name.to_owned(), "x".to_owned())).to_vec();
+        for (data, key, expected) in [
+            (&b"[1,{}]"[..], "event", Bson::Array(vec![Bson::Int64(1), Bson::Document(doc! {})])),
+            (b"\"text\"", "event", Bson::String("text".to_owned())),
+            (b"null", "event", Bson::Null),
+            (b"no JSON: \"", "raw", Bson::String("no JSON: \"".to_owned())),
+            (b"-", "raw", Bson::String("-".to_owned())),
+            (b"", "raw", Bson::String(String::new())),
+            (b"\xff\0", "raw", Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: vec![0xff, 0] })),
+        ] {
+            let kept = kept_with(attributes(), data, Form::Document);
+            assert_eq!(kept.get(key), Some(&expected), "{kept}");
+            assert_eq!(kept.get_document("attributes").unwrap(), &doc! { "source": "x", "$shop": "x", "a.b": "x" });
+        }
+        let omitted = kept_with(attributes(), b"{}", Form::Omitted);
+        assert!(omitted.get_bool("omitted").unwrap() && !omitted.contains_key("attributes"));
     }
 }

@@ -1,0 +1,251 @@
+//! An event in the JSON format of CloudEvents 1.0: an object that holds the attributes and the data.
+
+use std::borrow::Cow;
+
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+
+use super::{
+    Code, EventFields, Invalid,
+    fields::{explain, not_utf8, unreadable},
+    json,
+    readable::{Findings, shown},
+    unescape,
+};
+use crate::config::OnUnreadable;
+
+/// The attribute that says what the data is.
+pub(super) const DATA_CONTENT_TYPE: &str = "datacontenttype";
+/// The members that are no attributes.
+pub(super) const DATA: &str = "data";
+const DATA_BASE64: &str = "data_base64";
+
+/// Attributes of one event at most: each is compared with all others, and frames of their own take room in a record of Kafka.
+pub const MOST_ATTRIBUTES: usize = 128;
+
+/// Some write it without its padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// An event out of its envelope.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Envelope<'a> {
+    /// By their own names, as text.
+    pub attributes: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    /// Its bytes, as another binding would carry them; none are no data.
+    pub data: Cow<'a, [u8]>,
+}
+
+/// Whether a content type says that a value is an envelope, rather than data.
+pub fn is_event_format(content_type: &str) -> bool {
+    const MEDIA_TYPE: &str = "application/cloudevents+json";
+    let begins = content_type.trim_start().split_at_checked(MEDIA_TYPE.len());
+    begins.is_some_and(|(begins, _)| begins.eq_ignore_ascii_case(MEDIA_TYPE))
+}
+
+/// Whether a content type says that data is JSON: `*/json` or `*/*+json`, whatever its parameters.
+pub fn is_json_type(content_type: &str) -> bool {
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    let Some((_, subtype)) = media_type.split_once('/') else { return false };
+    let suffix = subtype.rsplit('+').next().unwrap_or_default();
+    suffix.eq_ignore_ascii_case("json")
+}
+
+/// Whether it may be the name of an attribute.
+pub fn is_attribute_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
+/// # Errors
+/// It is another version than 1.0, or none.
+pub fn check_spec_version(version: Option<&str>) -> Result<(), Invalid> {
+    let message = match version {
+        Some("1.0") => return Ok(()),
+        Some(version) => {
+            let version = shown(version.as_bytes());
+            format!("attribute \"specversion\" is {version:?}: CloudEvents are taken in version \"1.0\"")
+        }
+        None => "attribute \"specversion\" is missing: a CloudEvent must have it, with the value \"1.0\"".to_owned(),
+    };
+    Err(Invalid::new(Code::InvalidCloudevent, message))
+}
+
+/// # Errors
+/// There are too many.
+pub fn check_number(attributes: usize) -> Result<(), Invalid> {
+    if attributes <= MOST_ATTRIBUTES {
+        return Ok(());
+    }
+    let message = format!("an event may have {MOST_ATTRIBUTES} attributes, and this one has more: put them into its data");
+    Err(Invalid::new(Code::InvalidCloudevent, message))
+}
+
+impl<'a> Envelope<'a> {
+    /// Opens the envelope. What each CloudEvent has to have is not looked for here, but for the version, without which it
+    /// cannot be told what the rest means.
+    ///
+    /// # Errors
+    /// It is no envelope of that version, with the code for single events.
+    pub fn open(envelope: &'a [u8], fields: &EventFields) -> Result<Self, Invalid> {
+        let text = std::str::from_utf8(envelope).map_err(not_utf8)?;
+        let mut findings = Findings::default();
+        let mut members = Members::default();
+        let read = json::members(text, &mut findings, |name, value| {
+            // A name that is no text is found below, too.
+            let name = unescape(name).ok()?;
+            members.take(name, value);
+            Some(())
+        });
+        read.ok_or_else(|| explain(text))?;
+        if fields.on_unreadable == OnUnreadable::Reject {
+            findings.verdict().map_err(unreadable)?;
+        }
+        members.close()
+    }
+}
+
+/// What stands in an envelope, the last of members of one name.
+#[derive(Default)]
+struct Members<'a> {
+    attributes: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    data: Option<&'a str>,
+    data_base64: Option<&'a str>,
+    /// The first that is wrong.
+    wrong: Option<Invalid>,
+}
+
+impl<'a> Members<'a> {
+    fn take(&mut self, name: Cow<'a, str>, json: &'a str) {
+        match &*name {
+            DATA => self.data = Some(json),
+            DATA_BASE64 => self.data_base64 = Some(json).filter(|json| *json != "null"),
+            _ if self.wrong.is_none() => match self.attribute(name, json) {
+                Ok(()) => {}
+                Err(wrong) => self.wrong = Some(wrong),
+            },
+            _ => {}
+        }
+    }
+
+    fn attribute(&mut self, name: Cow<'a, str>, json: &'a str) -> Result<(), Invalid> {
+        if !is_attribute_name(&name) {
+            let message = format!(
+                "{:?} cannot be the name of an attribute: those have lower-case letters and digits alone; what is no \
+                 attribute belongs into \"data\"",
+                shown(name.as_bytes())
+            );
+            return Err(Invalid::new(Code::InvalidCloudevent, message));
+        }
+        let place = self.attributes.iter().position(|(known, _)| *known == name);
+        let Some(value) = value_of(&name, json)? else {
+            // As good as absent.
+            if let Some(place) = place {
+                self.attributes.remove(place);
+            }
+            return Ok(());
+        };
+        match place {
+            Some(place) => self.attributes[place].1 = value,
+            None => {
+                check_number(self.attributes.len() + 1)?;
+                self.attributes.push((name, value));
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.attributes.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
+    }
+
+    fn close(mut self) -> Result<Envelope<'a>, Invalid> {
+        let invalid = |message: &str| Invalid::new(Code::InvalidCloudevent, message);
+        let version = self.get("specversion");
+        // Of another version, the rest may be right by its rules.
+        if version.is_some() || self.wrong.is_none() {
+            check_spec_version(version)?;
+        }
+        if let Some(wrong) = self.wrong.take() {
+            return Err(wrong);
+        }
+        let content_type = self.get(DATA_CONTENT_TYPE);
+        if content_type.is_some_and(is_event_format) {
+            return Err(invalid(
+                "attribute \"datacontenttype\" says that the data is a CloudEvent, which cannot be told from the event \
+                 itself: send the inner one, or give its data another type",
+            ));
+        }
+        let data = match (self.data, self.data_base64) {
+            (Some(_), Some(_)) => {
+                return Err(invalid("both \"data\" and \"data_base64\" stand in it: an event has one of them, or none"));
+            }
+            (None, None) => Cow::Borrowed(&[]),
+            (None, Some(json)) => Cow::Owned(decode(json)?),
+            (Some(json), None) => match content_type {
+                None => {
+                    // What it means here it would not mean in another binding, unless it is said there.
+                    self.attributes.push((DATA_CONTENT_TYPE.into(), "application/json".into()));
+                    Cow::Borrowed(json.as_bytes())
+                }
+                Some(content_type) if !is_json_type(content_type) && json.starts_with('"') => bytes(text("data", json)?),
+                Some(_) => Cow::Borrowed(json.as_bytes()),
+            },
+        };
+        Ok(Envelope { attributes: self.attributes, data })
+    }
+}
+
+/// An attribute's text; `None` for null.
+fn value_of<'a>(name: &str, json: &'a str) -> Result<Option<Cow<'a, str>>, Invalid> {
+    let is_integer = |json: &str| {
+        let digits = json.strip_prefix('-').unwrap_or(json);
+        !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let of_the_standard = match name {
+        "type" => Some(Code::InvalidType),
+        "id" => Some(Code::InvalidId),
+        "specversion" | "source" | "subject" | "dataschema" | DATA_CONTENT_TYPE => Some(Code::InvalidCloudevent),
+        _ => None,
+    };
+    match (json.as_bytes().first(), of_the_standard) {
+        (Some(b'n'), _) => Ok(None),
+        (Some(b'"'), _) => text(name, json).map(Some),
+        (_, Some(code)) => Err(Invalid::new(code, format!("attribute {name:?} must be a string"))),
+        // What is no time is told by those who read times.
+        (_, None) if name == "time" => Ok(Some(json.into())),
+        (Some(b't' | b'f'), None) => Ok(Some(json.into())),
+        (_, None) if is_integer(json) => Ok(Some(json.into())),
+        _ => {
+            let name = shown(name.as_bytes());
+            let message = format!("attribute {name:?} must be a string, an integer or a boolean");
+            Err(Invalid::new(Code::InvalidCloudevent, message))
+        }
+    }
+}
+
+fn text<'a>(name: &str, json: &'a str) -> Result<Cow<'a, str>, Invalid> {
+    unescape(json).map_err(|error| {
+        let name = shown(name.as_bytes());
+        Invalid::new(Code::InvalidJson, format!("the string in {name:?} cannot be read: {error}"))
+    })
+}
+
+fn bytes(text: Cow<'_, str>) -> Cow<'_, [u8]> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+    }
+}
+
+fn decode(json: &str) -> Result<Vec<u8>, Invalid> {
+    let invalid = |why: String| Invalid::new(Code::InvalidCloudevent, format!("\"data_base64\" is no base64: {why}"));
+    if !json.starts_with('"') {
+        return Err(invalid("it is no string".to_owned()));
+    }
+    BASE64.decode(text(DATA_BASE64, json)?.as_bytes()).map_err(|error| invalid(error.to_string()))
+}
