@@ -1,9 +1,9 @@
 //! The ingestor: the HTTP server that takes events and answers when they are safe.
 //!
 //! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits → `format` finds
-//! its events and `check` checks each → the producer makes the valid ones durable → `replies` says what became of them.
-//! Bodies that are not of our shape are taken apart by `source` (`[[http.source]]`) and `otlp` (logs), whose events `checking`
-//! checks.
+//! its events (`cloudevents` those that come in envelopes or in headers) and `check` checks each → the producer makes the
+//! valid ones durable → `replies` says what became of them. Bodies that are not of our shape are taken apart by `source`
+//! (`[[http.source]]`) and `otlp` (logs), whose events `checking` checks.
 //!
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
@@ -12,12 +12,14 @@ mod attributes;
 mod body;
 mod check;
 mod checking;
+mod cloudevents;
 pub mod format;
 mod handler;
 mod ids;
 mod in_flight;
 mod otlp;
 mod replies;
+mod shape;
 mod source;
 #[cfg(test)]
 mod tests;

@@ -249,3 +249,130 @@ fn decode(json: &str) -> Result<Vec<u8>, Invalid> {
     }
     BASE64.decode(text(DATA_BASE64, json)?.as_bytes()).map_err(|error| invalid(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::EventConfig;
+
+    /// An envelope of this version with these further members.
+    fn envelope(members: &str) -> String {
+        format!(r#"{{"specversion":"1.0"{members}}}"#)
+    }
+
+    fn opened(json: &str) -> (Vec<(String, String)>, Vec<u8>) {
+        let opened = Envelope::open(json.as_bytes(), &EventFields::from(&EventConfig::default())).expect(json);
+        let owned = |(name, value): (Cow<'_, str>, Cow<'_, str>)| (name.into_owned(), value.into_owned());
+        (opened.attributes.into_iter().map(owned).collect(), opened.data.into_owned())
+    }
+
+    #[test]
+    fn data_is_the_bytes_that_another_binding_would_carry() {
+        for (members, content_type, data) in [
+            (r#","data": {"n":1.50,"u":"\u00e9"} "#, Some("application/json"), &br#"{"n":1.50,"u":"\u00e9"}"#[..]),
+            (r#","data":"I'm just a string""#, Some("application/json"), br#""I'm just a string""#),
+            (r#","data":null"#, Some("application/json"), b"null"),
+            (r#","datacontenttype":"text/JSON; charset=utf-8","data":"\u00e9""#, Some("text/JSON; charset=utf-8"), br#""\u00e9""#),
+            (r#","datacontenttype":"application/geo+json","data":[1]"#, Some("application/geo+json"), b"[1]"),
+            (r#","datacontenttype":"application/xml","data":"<much wow=\"xml\"/>""#, Some("application/xml"), br#"<much wow="xml"/>"#),
+            (r#","datacontenttype":"text/plain","data":"\u00e9\n""#, Some("text/plain"), "é\n".as_bytes()),
+            (r#","datacontenttype":"text/plain","data":"""#, Some("text/plain"), b""),
+            (r#","datacontenttype":"text/plain","data":{"a":1}"#, Some("text/plain"), br#"{"a":1}"#),
+            (r#","data_base64":"eyAieHl6IjogMTIzIH0=""#, None, br#"{ "xyz": 123 }"#),
+            (r#","data_base64":"/w","datacontenttype":"image/png""#, Some("image/png"), b"\xff"),
+            (r#","data_base64":null"#, None, b""),
+            (r#","datacontenttype":"application/json""#, Some("application/json"), b""),
+            ("", None, b""),
+        ] {
+            let (attributes, bytes) = opened(&envelope(members));
+            let given = attributes.iter().find(|(name, _)| name == DATA_CONTENT_TYPE).map(|(_, value)| value.as_str());
+            assert_eq!((given, bytes.as_slice()), (content_type, data), "{members}");
+        }
+    }
+
+    #[test]
+    fn attributes_are_strings_integers_and_booleans_and_null_is_as_good_as_absent() {
+        let members = r#","id":"\u00e9\"","subject":null,"n":-5,"yes":true,"no":false,"t\u0065xt":"","time":[1]"#;
+        let expected = [
+            ("specversion", "1.0"),
+            ("id", "é\""),
+            ("n", "-5"),
+            ("yes", "true"),
+            ("no", "false"),
+            ("text", ""),
+            // Left to those who read times.
+            ("time", "[1]"),
+        ];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        assert_eq!(opened(&envelope(members)), (expected, Vec::new()));
+    }
+
+    #[test]
+    fn what_is_no_envelope_says_what_is_wrong() {
+        let fields = EventFields::from(&EventConfig::default());
+        let many: String = (0..MOST_ATTRIBUTES).map(|n| format!(",\"a{n}\":1")).collect();
+        let one_less: String = (1..MOST_ATTRIBUTES).map(|n| format!(",\"a{n}\":1")).collect();
+        assert_eq!(opened(&envelope(&one_less)).0.len(), MOST_ATTRIBUTES);
+        for (json, code, words) in [
+            ("{".to_owned(), Code::InvalidJson, "EOF"),
+            ("{} {}".to_owned(), Code::InvalidJson, "trailing"),
+            ("[1]".to_owned(), Code::NotAnObject, "object"),
+            ("{}".to_owned(), Code::InvalidCloudevent, "\"specversion\" is missing"),
+            (r#"{"specversion":"0.3","Extra":{}}"#.to_owned(), Code::InvalidCloudevent, "is \"0.3\": CloudEvents are taken in"),
+            (r#"{"specversion":1.0}"#.to_owned(), Code::InvalidCloudevent, "\"specversion\" must be a string"),
+            (envelope(r#","id":7"#), Code::InvalidId, "\"id\" must be a string"),
+            (envelope(r#","type":{}"#), Code::InvalidType, "\"type\" must be a string"),
+            (envelope(r#","source":true"#), Code::InvalidCloudevent, "\"source\" must be a string"),
+            (envelope(r#","dataschema":1"#), Code::InvalidCloudevent, "\"dataschema\" must be a string"),
+            (envelope(r#","ext":1.5"#), Code::InvalidCloudevent, "\"ext\" must be a string, an integer or a boolean"),
+            (envelope(r#","ext":1e3"#), Code::InvalidCloudevent, "\"ext\" must be"),
+            (envelope(r#","ext":{"a":1}"#), Code::InvalidCloudevent, "\"ext\" must be"),
+            (envelope(r#","Upper":"x""#), Code::InvalidCloudevent, "\"Upper\" cannot be the name of an attribute"),
+            (envelope(r#","with_line":"x""#), Code::InvalidCloudevent, "\"with_line\" cannot"),
+            (envelope(r#","":"x""#), Code::InvalidCloudevent, "\"\" cannot"),
+            (envelope(r#","data":1,"data_base64":"""#), Code::InvalidCloudevent, "both \"data\" and \"data_base64\""),
+            (envelope(r#","data_base64":"?""#), Code::InvalidCloudevent, "\"data_base64\" is no base64"),
+            (envelope(r#","data_base64":[]"#), Code::InvalidCloudevent, "it is no string"),
+            (
+                envelope(r#","datacontenttype":"application/CloudEvents+json","data":{}"#),
+                Code::InvalidCloudevent,
+                "says that the data is a CloudEvent",
+            ),
+            (envelope(&many), Code::InvalidCloudevent, "may have 128 attributes"),
+            (envelope(r#","id":"a","id":"b""#), Code::InvalidJson, "\"id\" stands twice"),
+            (envelope(r#","data":{"a":1e400}"#), Code::InvalidJson, "1e400"),
+            (envelope(r#","x\ud800":1"#), Code::InvalidJson, "escape"),
+        ] {
+            let invalid = Envelope::open(json.as_bytes(), &fields).unwrap_err();
+            assert!(invalid.code == code && invalid.message.contains(words), "{json}: {invalid}");
+            assert!(invalid.message.len() < 200, "{invalid}");
+        }
+    }
+
+    #[test]
+    fn where_repeated_names_are_taken_the_last_counts() {
+        let accepting = EventConfig { on_unreadable: OnUnreadable::Accept, ..EventConfig::default() };
+        let json = envelope(r#","id":"a","x":1,"id":"b","x":null,"data":1,"data":{"a":1,"a":2}"#);
+        let opened = Envelope::open(json.as_bytes(), &EventFields::from(&accepting)).unwrap();
+        let names: Vec<_> = opened.attributes.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(names, [("specversion", "1.0"), ("id", "b"), (DATA_CONTENT_TYPE, "application/json")]);
+        assert_eq!(&*opened.data, br#"{"a":1,"a":2}"#);
+    }
+
+    #[test]
+    fn a_content_type_is_told_whatever_its_case_and_parameters() {
+        for (content_type, json, envelope) in [
+            ("application/json", true, false),
+            (" Application/Geo+JSON ; charset=utf-8", true, false),
+            ("application/cloudevents+json", true, true),
+            ("Application/CloudEvents+JSON; charset=UTF-8", true, true),
+            ("application/cloudevents-batch+json", true, false),
+            ("application/jsonl", false, false),
+            ("application/x+json+gzip", false, false),
+            ("json", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!((is_json_type(content_type), is_event_format(content_type)), (json, envelope), "{content_type}");
+        }
+    }
+}

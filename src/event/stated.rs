@@ -273,3 +273,218 @@ impl<'a> Carried<'a> {
         Self { attributes, data: value.into() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::EventConfig, event, position::Timestamp};
+
+    type Headers<'h> = &'h [(&'h str, &'h str)];
+
+    const TYPED: Headers<'_> = &[("ce_type", "t")];
+
+    fn headers<'h>(headers: Headers<'h>) -> impl Iterator<Item = (&'h str, Option<&'h [u8]>)> + Clone {
+        headers.iter().map(|(name, value)| (*name, Some(value.as_bytes())))
+    }
+
+    fn fields(config: &EventConfig) -> EventFields {
+        EventFields::from(config).selecting(&["type", "client_id", "event_id", "timestamp", "x"].map(str::to_owned))
+    }
+
+    /// Type, id, time, client and key, and the selected fields.
+    fn read(value: &[u8], of: Headers<'_>) -> Result<(String, Vec<String>), Code> {
+        let fields = fields(&EventConfig::default());
+        let (event, found) = event::read(value, headers(of), &fields).map_err(|invalid| invalid.code)?;
+        let text = |text: Option<&str>| text.unwrap_or("-").to_owned();
+        let (id, client, key) = (text(event.id.as_deref()), text(event.client.as_deref()), text(event.key.as_deref()));
+        let time = text(event.time.map(Timestamp::to_rfc3339).as_deref());
+        let selected = (0..5).map(|index| text(found.selected(index))).collect();
+        Ok((format!("{} {id} {time} {client} {key}", event.event_type), selected))
+    }
+
+    #[test]
+    fn each_attribute_wins_over_the_field_with_its_role_and_the_rest_is_found_in_the_data() {
+        let value = br#"{"type":"a","event_id":"i","timestamp":"2026-11-23T08:00:00Z","client_id":"c","x":[7]}"#;
+        let time = "2026-11-23T09:00:00.5+01:00";
+        for (of, head, selected) in [
+            (&[][..], "a i 2026-11-23T08:00:00.000Z c c", [r#""a""#, r#""c""#, r#""i""#, r#""2026-11-23T08:00:00Z""#]),
+            (TYPED, "t i 2026-11-23T08:00:00.000Z c c", [r#""t""#, r#""c""#, r#""i""#, r#""2026-11-23T08:00:00Z""#]),
+            (
+                &[("id", "assigned"), ("CE_id", "e\"")],
+                "a e\" 2026-11-23T08:00:00.000Z c c",
+                [r#""a""#, r#""c""#, r#""e\"""#, r#""2026-11-23T08:00:00Z""#],
+            ),
+            (
+                &[("ce_source", "/s"), ("ce_partitionkey", "p"), ("ce_time", time)],
+                "a i 2026-11-23T08:00:00.500Z /s p",
+                [r#""a""#, r#""/s""#, r#""i""#, r#""2026-11-23T09:00:00.5+01:00""#],
+            ),
+            (
+                &[("ce_partitionkey", " "), ("content-type", "application/json")],
+                "a i 2026-11-23T08:00:00.000Z c -",
+                [r#""a""#, r#""c""#, r#""i""#, r#""2026-11-23T08:00:00Z""#],
+            ),
+            // Of one name the last counts.
+            (
+                &[("ce_type", "x"), ("ce_type", "y")],
+                "y i 2026-11-23T08:00:00.000Z c c",
+                [r#""y""#, r#""c""#, r#""i""#, r#""2026-11-23T08:00:00Z""#],
+            ),
+        ] {
+            let (read_head, read_selected) = read(value, of).unwrap();
+            assert_eq!(read_head, head, "{of:?}");
+            assert_eq!(read_selected[..4], selected, "{of:?}");
+            assert_eq!(read_selected[4], "[7]");
+        }
+    }
+
+    #[test]
+    fn with_its_type_beside_it_the_data_may_be_anything() {
+        for value in [&b""[..], b"no JSON", b"\xff", b"[1]", b"7", b"null", b"{\"type\":", b"{}"] {
+            assert_eq!(read(value, TYPED).unwrap().0, "t - - - -", "{}", value.escape_ascii());
+            let without = read(value, &[("ce_id", "e"), ("ce_source", "s")]).unwrap_err();
+            assert!(matches!(without, Code::InvalidJson | Code::NotAnObject | Code::MissingType), "{without:?}");
+        }
+        assert_eq!(read(b"{\"x\":1,\"x\":2}", TYPED).unwrap().1[4], "2");
+        for (of, code) in [
+            (&[("ce_type", "")][..], Code::InvalidType),
+            (&[("ce_type", "t"), ("ce_id", "")], Code::InvalidId),
+        ] {
+            assert_eq!(read(b"{}", of).unwrap_err(), code, "{of:?}");
+        }
+    }
+
+    #[test]
+    fn an_envelope_that_is_a_records_value_is_opened() {
+        let structured = &[("content-type", "application/cloudevents+json; charset=UTF-8"), ("ce_type", "a copy")][..];
+        let envelope = br#"{"specversion":"1.0","type":"t","id":"i","source":"/s","extra":{},"data":{"x":1,"type":"no","client_id":2}}"#;
+        let (head, selected) = read(envelope, structured).unwrap();
+        assert_eq!(head, "t i - /s /s");
+        assert_eq!(selected, [r#""t""#, r#""/s""#, r#""i""#, "-", "1"]);
+        let of_data = br#"{"specversion":"1.0","type":"t","partitionkey":7,"data":{"timestamp":"2026-11-23T08:00:00Z","client_id":"c"}}"#;
+        assert_eq!(read(of_data, structured).unwrap().0, "t - 2026-11-23T08:00:00.000Z c 7");
+        for data in [r#""data_base64":"e30=""#, r#""datacontenttype":"text/plain","data":"{}""#, r#""data":"{\"x\":1}""#] {
+            let envelope = format!(r#"{{"specversion":"1.0","type":"t",{data}}}"#);
+            assert_eq!(read(envelope.as_bytes(), structured).unwrap().1[4], "-", "{data}");
+        }
+        assert_eq!(read(b"no JSON", structured).unwrap_err(), Code::InvalidJson);
+        assert_eq!(read(br#"{"type":7}"#, structured).unwrap_err(), Code::InvalidType);
+        assert_eq!(read(br#"{"specversion":"1.0"}"#, structured).unwrap_err(), Code::InvalidJson, "it has no data, either");
+        // A batch is none: Kafka's binding has no such thing.
+        let batch = &[("content-type", "application/cloudevents-batch+json")][..];
+        assert_eq!(read(br#"{"type":"a"}"#, batch).unwrap().0, "a - - - -");
+    }
+
+    #[test]
+    fn the_key_is_the_partition_key_or_the_source_unless_another_role_is_asked_for() {
+        let attributes = &[
+            ("ce_specversion", "1.0"),
+            ("ce_type", "t"),
+            ("ce_id", "i"),
+            ("ce_source", "/s"),
+            ("ce_time", "2026-11-23T08:00:00Z"),
+        ][..];
+        let with_key = [attributes, &[("ce_partitionkey", "p")]].concat();
+        for (key_field, key) in
+            [("", "/s"), ("client_id", "/s"), ("x", "/s"), ("type", "t"), ("event_id", "i"), ("timestamp", "2026-11-23T08:00:00Z")]
+        {
+            let config = EventConfig { key_field: key_field.to_owned(), ..EventConfig::default() };
+            let fields = fields(&config);
+            let admitted = |of| admit_with(br#"{"x":"data","client_id":"c"}"#, headers(of), ByteSize(1000), &fields).unwrap();
+            assert_eq!(admitted(attributes).key.as_deref(), Some(key), "{key_field}");
+            assert_eq!(admitted(&with_key).key.as_deref(), Some("p"));
+        }
+        let config = EventConfig { key_field: "x".to_owned(), ..EventConfig::default() };
+        let admitted = admit_with(br#"{"x":"data"}"#, headers(TYPED), ByteSize(1000), &fields(&config)).unwrap();
+        assert_eq!(admitted.key.as_deref(), Some("data"), "there is no client");
+        let long = "x".repeat(9000);
+        let of = [("ce_type", "t"), ("ce_source", &*long)];
+        let fields = fields(&EventConfig::default());
+        let admitted = admit_with(b"{}", headers(&of), ByteSize(10_000), &fields).unwrap();
+        assert!(admitted.key.unwrap().starts_with("sha256:") && admitted.client.as_deref() == Some(&*long));
+    }
+
+    const CLOUDEVENT: Headers<'_> =
+        &[("ce_specversion", "1.0"), ("ce_type", "t"), ("ce_id", "i"), ("ce_source", "/s")];
+
+    #[test]
+    fn the_door_takes_a_cloudevent_that_has_what_each_has() {
+        let fields = fields(&EventConfig::default());
+        let admit = |of: Headers<'_>| admit_with(b"", headers(of), ByteSize(1000), &fields).map(drop);
+        assert_eq!(admit(CLOUDEVENT), Ok(()));
+        for (name, value, code, words) in [
+            ("ce_specversion", Some("0.3"), Code::InvalidCloudevent, "is \"0.3\""),
+            ("ce_specversion", Some(""), Code::InvalidCloudevent, "is \"\""),
+            ("ce_type", None, Code::MissingType, "\"type\" is missing"),
+            ("ce_type", Some(""), Code::InvalidType, "\"type\" must be a string of 1 to 128"),
+            ("ce_id", None, Code::InvalidId, "\"id\" is missing"),
+            ("ce_id", Some(""), Code::InvalidId, "\"id\" must be a string of 1 to 256"),
+            ("ce_source", None, Code::InvalidCloudevent, "\"source\" must be a string that is not empty"),
+            ("ce_source", Some(""), Code::InvalidCloudevent, "\"source\" must be"),
+        ] {
+            let others = CLOUDEVENT.iter().filter(|(other, _)| *other != name).copied();
+            let attributes: Vec<_> = others.chain(value.map(|value| (name, value))).collect();
+            let invalid = admit(&attributes).unwrap_err();
+            assert!(invalid.code == code && invalid.message.contains(words), "{name}: {invalid}");
+        }
+        // What does not say that it is one may lack all but its type.
+        assert_eq!(admit_with(b"{}", headers(TYPED), ByteSize(1000), &fields).map(drop), Ok(()));
+    }
+
+    #[test]
+    fn data_is_the_json_that_its_content_type_says_it_is() {
+        let accepting = EventConfig { on_unreadable: OnUnreadable::Accept, ..EventConfig::default() };
+        let (reject, accept) = (fields(&EventConfig::default()), fields(&accepting));
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        let twice = r#"{"a":1,"a":2}"#;
+        // By content type, with event.on_unreadable = "reject" and "accept".
+        for (data, json, absent, text) in [
+            ("{}", [true; 2], [true; 2], [true; 2]),
+            ("[1]", [true; 2], [true; 2], [true; 2]),
+            ("", [true; 2], [true; 2], [true; 2]),
+            ("no JSON", [false; 2], [true; 2], [true; 2]),
+            (&*deep, [false; 2], [true; 2], [true; 2]),
+            (twice, [false, true], [true; 2], [true; 2]),
+        ] {
+            for (content_type, taken) in [(Some("application/json"), json), (None, absent), (Some("text/plain"), text)] {
+                let content_type = content_type.map(|it| ("content-type", it));
+                let attributes: Vec<_> = CLOUDEVENT.iter().copied().chain(content_type).collect();
+                for (fields, taken) in [&reject, &accept].into_iter().zip(taken) {
+                    let admitted = admit_with(data.as_bytes(), headers(&attributes), ByteSize(1000), fields);
+                    assert_eq!(admitted.map(drop).map_err(|invalid| invalid.code), if taken { Ok(()) } else { Err(Code::InvalidJson) }, "{data:.20} {content_type:?}");
+                }
+            }
+            // A part of a body that is JSON, of which something was found: as any event.
+            let admitted = admit_with(data.as_bytes(), headers(TYPED), ByteSize(1000), &reject);
+            assert_eq!(admitted.is_ok(), json[0], "{data:.20}");
+        }
+    }
+
+    #[test]
+    fn attributes_count_as_the_events_size() {
+        let fields = fields(&EventConfig::default());
+        let size = "data".len() + CLOUDEVENT.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        let others = [CLOUDEVENT, &[("id", "not counted")]].concat();
+        assert!(admit_with(b"data", headers(&others), ByteSize(size as u64), &fields).is_ok());
+        let refused = admit_with(b"data", headers(&others), ByteSize(size as u64 - 1), &fields).unwrap_err();
+        assert!(refused.code == Code::TooLarge && refused.message.contains("data and attributes"), "{refused}");
+    }
+
+    #[test]
+    fn what_a_record_carries_is_its_attributes_and_its_data() {
+        let fields = fields(&EventConfig::default());
+        let carried = |value: &'static [u8], of: Headers<'static>| {
+            let Carried { attributes, data } = Carried::of(value, headers(of), &fields);
+            let attributes: Vec<_> = attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            (attributes.join(" "), data.into_owned())
+        };
+        assert_eq!(carried(b"{}", &[("id", "x"), ("content-type", "application/json")]), (String::new(), b"{}".to_vec()));
+        let binary: Headers<'static> =
+            &[("content-type", "text/plain"), ("id", "x"), ("ce_type", "t"), ("ce_ext", "1"), ("ce_type", "u")];
+        assert_eq!(carried(b"x", binary), ("datacontenttype=text/plain ext=1 type=u".to_owned(), b"x".to_vec()));
+        let structured = &[("content-type", "application/cloudevents+json")];
+        let envelope = br#"{"specversion":"1.0","type":"t","data_base64":"/w=="}"#;
+        assert_eq!(carried(envelope, structured), ("specversion=1.0 type=t".to_owned(), vec![0xff]));
+        assert_eq!(carried(b"{}", structured), (String::new(), b"{}".to_vec()), "what cannot be opened stays as it is");
+    }
+}

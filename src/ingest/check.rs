@@ -6,6 +6,8 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
+    attributes::Attributes,
+    cloudevents::{self, InHeaders},
     format::{Events, Format, split},
     ids::Ids,
     in_flight::Reservation,
@@ -13,9 +15,9 @@ use super::{
 };
 use crate::{
     config::HttpConfig,
-    event::{self, Code, EventFields, Invalid},
+    event::{self, Code, Event, EventFields, Invalid},
     http::Problem,
-    log::{NewRecord, Part, Span},
+    log::{NewHeaders, NewRecord, Part, Span},
     position::Timestamp,
 };
 
@@ -45,7 +47,7 @@ pub enum EventId {
     Assigned(Uuid),
     /// The client's, without escapes.
     InBody(Span),
-    /// The client's, which was escaped in the body.
+    /// The client's, which was escaped in the body, or stood in a header.
     Unescaped(String),
 }
 
@@ -60,61 +62,126 @@ pub struct EventError {
 pub(super) const EVENT: usize = 2 * (size_of::<&[u8]>() + size_of::<NewRecord>() + size_of::<Accepted>());
 
 /// Checks all events of a body. What they cost besides the body, and what the answer will, is taken from `share` before
-/// anything is accepted.
+/// anything is accepted. `in_headers` are the attributes of the event whose data is the body.
 ///
 /// # Errors
 /// What refuses the body as a whole: then nothing of it is accepted.
 pub fn check(
     body: Bytes,
     format: Format,
+    in_headers: Option<InHeaders>,
     http: &HttpConfig,
     fields: &EventFields,
     received: Timestamp,
     share: &mut Reservation,
 ) -> Result<Checked, Problem> {
     let body = format.into_json(body, share)?;
-    let mut ids = Ids::new(received);
-    let mut checked = Checked::default();
-    let mut accept = |index: usize, event: &[u8]| -> Result<(), Invalid> {
-        let head = event::admit(event, http.max_event, fields)?;
-        let (id, assigned_id) = match head.id {
-            Some(Cow::Borrowed(id)) => (EventId::InBody(span(&body, id.as_bytes())), None),
-            Some(Cow::Owned(id)) => (EventId::Unescaped(id), None),
-            None => {
-                let id = ids.next();
-                (EventId::Assigned(id), Some(id))
-            }
-        };
-        let key = head.key.map(|key| match key {
-            Cow::Borrowed(key) => Part::InBody(span(&body, key.as_bytes())),
-            Cow::Owned(key) => Part::Aside(append(&mut checked.aside, key.as_bytes())),
-        });
-        let value = Part::InBody(span(&body, event));
-        checked.records.push(NewRecord { value, key, headers: None, assigned_id });
-        checked.accepted.push(Accepted { index, id });
-        Ok(())
-    };
+    let mut taking = Taking::new(&body, format, in_headers, http, fields, received);
     let mut errors = Vec::new();
+    let mut counted = 0;
     let events = split(&body, format, http.max_events)?;
     share.grow(EVENT * events.count())?;
     match events {
-        Events::One(event) => match accept(0, event) {
+        Events::One(event) => match taking.take(0, event) {
             Err(invalid) if invalid.code == Code::InvalidJson => return Err(invalid_body(&invalid)),
             Err(invalid) => errors.push(EventError { index: 0, invalid }),
             Ok(()) => {}
         },
         Events::Many(events) => {
             for (index, event) in events.into_iter().enumerate() {
-                if let Err(invalid) = accept(index, event) {
+                if let Err(invalid) = taking.take(index, event) {
                     errors.push(EventError { index, invalid });
+                }
+                // Values that had to be decoded may be as large as the body.
+                let aside = taking.checked.aside.capacity();
+                if aside > counted {
+                    share.grow(aside - counted)?;
+                    counted = aside;
                 }
             }
         }
     }
+    let mut checked = taking.checked;
     checked.errors = errors;
     checked.body = body;
-    share.grow(checked.aside.len() + checked.errors_size() + longest_answer(&checked))?;
+    share.grow(checked.aside.capacity() - counted + checked.errors_size() + longest_answer(&checked))?;
     Ok(checked)
+}
+
+/// Makes one event after the other into a record.
+pub(super) struct Taking<'c> {
+    pub(super) body: &'c Bytes,
+    format: Format,
+    in_headers: Option<InHeaders>,
+    http: &'c HttpConfig,
+    fields: &'c EventFields,
+    ids: Ids,
+    pub(super) checked: Checked,
+}
+
+impl<'c> Taking<'c> {
+    pub(super) fn new(
+        body: &'c Bytes,
+        format: Format,
+        in_headers: Option<InHeaders>,
+        http: &'c HttpConfig,
+        fields: &'c EventFields,
+        received: Timestamp,
+    ) -> Self {
+        Self { body, format, in_headers, http, fields, ids: Ids::new(received), checked: Checked::default() }
+    }
+
+    fn take(&mut self, index: usize, event: &[u8]) -> Result<(), Invalid> {
+        match self.format {
+            Format::Json | Format::Ndjson => {
+                let head = event::admit(event, self.http.max_event, self.fields)?;
+                self.push(index, Part::InBody(span(self.body, event)), head, None);
+                Ok(())
+            }
+            Format::CloudEvent | Format::CloudEvents => {
+                let (attributes, data) = cloudevents::open(event, self.fields)?;
+                self.take_with(index, &data, &attributes)
+            }
+            Format::Data => {
+                let attributes = self.in_headers.take().unwrap_or_else(|| Ok(Attributes::default()))?;
+                self.take_with(index, event, &attributes)
+            }
+        }
+    }
+
+    /// Takes an event whose attributes stand beside its data.
+    pub(super) fn take_with(&mut self, index: usize, data: &[u8], attributes: &Attributes<'_>) -> Result<(), Invalid> {
+        let head = event::admit_with(data, attributes.headers(), self.http.max_event, self.fields)?;
+        let value = self.part(data);
+        let headers = attributes.write(&mut self.checked.aside);
+        self.push(index, value, head, Some(headers));
+        Ok(())
+    }
+
+    fn push(&mut self, index: usize, value: Part, head: Event<'_>, headers: Option<NewHeaders>) {
+        let (id, assigned_id) = match head.id {
+            None => {
+                let id = self.ids.next();
+                (EventId::Assigned(id), Some(id))
+            }
+            Some(Cow::Owned(id)) => (EventId::Unescaped(id), None),
+            Some(Cow::Borrowed(id)) => match span_within(self.body, id.as_bytes()) {
+                Some(span) => (EventId::InBody(span), None),
+                None => (EventId::Unescaped(id.to_owned()), None),
+            },
+        };
+        let key = head.key.map(|key| self.part(key.as_bytes()));
+        self.checked.records.push(NewRecord { value, key, headers, assigned_id });
+        self.checked.accepted.push(Accepted { index, id });
+    }
+
+    /// These bytes where they stand in the body, or else aside of it.
+    fn part(&mut self, bytes: &[u8]) -> Part {
+        match span_within(self.body, bytes) {
+            Some(span) => Part::InBody(span),
+            None => Part::Aside(append(&mut self.checked.aside, bytes)),
+        }
+    }
 }
 
 /// Broken syntax: nothing of the body is accepted.
@@ -151,13 +218,21 @@ impl Checked {
 }
 
 /// Where `part` stands in the body that it borrows from. Bodies are below 4 GiB (`body::read` ensures it).
-pub(super) fn span(body: &[u8], part: &[u8]) -> Span {
+fn span(body: &[u8], part: &[u8]) -> Span {
     let start = part.as_ptr().addr() - body.as_ptr().addr();
     Span { start: start as u32, end: (start + part.len()) as u32 }
 }
 
-/// Keys were parts of the body, and unescaping shortens them, so that together they are below 4 GiB as well.
-pub(super) fn append(aside: &mut Vec<u8>, bytes: &[u8]) -> Span {
+/// The same of bytes that may stand elsewhere.
+fn span_within(body: &[u8], bytes: &[u8]) -> Option<Span> {
+    let (within, part) = (body.as_ptr_range(), bytes.as_ptr_range());
+    (within.start <= part.start && part.end <= within.end).then(|| span(body, bytes))
+}
+
+/// What stands aside was made of parts of the body, each of which is a value, a key or an attribute, and at most once each. A
+/// header is at most twice as long as the attribute in its envelope, and the rest no longer than it was, so that together they
+/// are below 4 GiB as well: a body is below 1 GiB (`http.max_body`).
+fn append(aside: &mut Vec<u8>, bytes: &[u8]) -> Span {
     let start = aside.len() as u32;
     aside.extend_from_slice(bytes);
     Span { start, end: aside.len() as u32 }
@@ -174,7 +249,8 @@ mod tests {
         let fields = EventFields::from(&EventConfig::default());
         let http = HttpConfig { max_event: ByteSize(64), ..HttpConfig::default() };
         let mut share = Reservation::new(&Gauge::default(), http.max_in_flight);
-        check(Bytes::copy_from_slice(body.as_bytes()), Format::Json, &http, &fields, Timestamp(0), &mut share).unwrap()
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        check(body, Format::Json, None, &http, &fields, Timestamp(0), &mut share).unwrap()
     }
 
     #[test]
@@ -215,8 +291,8 @@ mod tests {
             let http = HttpConfig { max_in_flight: ByteSize(limit), ..HttpConfig::default() };
             let mut share = Reservation::new(&in_flight, http.max_in_flight);
             let fields = EventFields::from(&EventConfig::default());
-            let checked =
-                check(Bytes::copy_from_slice(body.as_bytes()), Format::Json, &http, &fields, Timestamp(0), &mut share);
+            let body = Bytes::copy_from_slice(body.as_bytes());
+            let checked = check(body, Format::Json, None, &http, &fields, Timestamp(0), &mut share);
             assert!(in_flight.get() > 2_000_000, "10,000 errors with a sentence each: {}", in_flight.get());
             checked.err().map(|problem| problem.status.as_u16())
         };

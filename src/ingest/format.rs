@@ -20,18 +20,22 @@ pub enum Format {
     Json,
     /// An event a line; each non-blank line stands alone.
     Ndjson,
+    /// One CloudEvent in its envelope.
+    CloudEvent,
+    /// An array of these.
+    CloudEvents,
+    /// The data of one event, whose attributes are the request's headers.
+    Data,
 }
 
 impl Format {
-    const ALL: [Self; 2] = [Self::Json, Self::Ndjson];
-
-    /// As `Content-Type` names it, without parameters.
-    fn media_type(self) -> &'static str {
-        match self {
-            Self::Json => "application/json",
-            Self::Ndjson => "application/x-ndjson",
-        }
-    }
+    /// Those that `Content-Type` names, without parameters.
+    const NAMED: [(Self, &'static str); 4] = [
+        (Self::Json, "application/json"),
+        (Self::Ndjson, "application/x-ndjson"),
+        (Self::CloudEvent, "application/cloudevents+json"),
+        (Self::CloudEvents, "application/cloudevents-batch+json"),
+    ];
 
     /// What `Content-Type` says that the body is.
     ///
@@ -39,7 +43,10 @@ impl Format {
     /// 415 for another media type, another charset than UTF-8, and more than one `Content-Type`.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let unsupported = || {
-            let detail = format!("Content-Type must be {}, in UTF-8", Self::ALL.map(Self::media_type).join(" or "));
+            let named = Self::NAMED.map(|(_, media_type)| media_type).join(", ");
+            let detail = format!(
+                "Content-Type must be one of {named}, in UTF-8 (or with the headers of a CloudEvent, any that its data has)"
+            );
             Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
         };
         let mut given = headers.get_all(CONTENT_TYPE);
@@ -56,7 +63,8 @@ impl Format {
             }
             _ => true,
         };
-        let known = Self::ALL.into_iter().find(|format| format.media_type().eq_ignore_ascii_case(media_type));
+        let mut named = Self::NAMED.into_iter();
+        let known = named.find_map(|(format, name)| name.eq_ignore_ascii_case(media_type).then_some(format));
         known.filter(|_| parts.all(is_utf_8)).ok_or_else(unsupported)
     }
 
@@ -64,7 +72,7 @@ impl Format {
     /// request's share.
     pub(super) fn into_json(self, body: Bytes, _share: &mut Reservation) -> Result<Bytes, Problem> {
         match self {
-            Self::Json | Self::Ndjson => Ok(body),
+            Self::Json | Self::Ndjson | Self::CloudEvent | Self::CloudEvents | Self::Data => Ok(body),
         }
     }
 }
@@ -95,6 +103,10 @@ pub enum Unsplittable {
     ByteOrderMark,
     #[error("the body must be a JSON object or an array of objects; for one object a line send application/x-ndjson")]
     NeitherObjectNorArray,
+    #[error("the body must be one CloudEvent, a JSON object: send an array of them as application/cloudevents-batch+json")]
+    NotOneEvent,
+    #[error("the body must be an array of CloudEvents: send a single one as application/cloudevents+json")]
+    NoBatch,
     #[error("the body is not valid JSON, nothing was accepted: {0}")]
     Syntax(String),
     #[error("the body has no array of events at {0:?}, which is \"records\" of this path's [[http.source]]")]
@@ -107,7 +119,10 @@ impl From<Unsplittable> for Problem {
     fn from(unsplittable: Unsplittable) -> Self {
         let (status, code) = match &unsplittable {
             Unsplittable::TooMany(_) => (StatusCode::PAYLOAD_TOO_LARGE, None),
-            Unsplittable::NeitherObjectNorArray | Unsplittable::NoRecords(_) => (StatusCode::BAD_REQUEST, Some(Code::NotAnObject)),
+            Unsplittable::NeitherObjectNorArray | Unsplittable::NotOneEvent | Unsplittable::NoRecords(_) => {
+                (StatusCode::BAD_REQUEST, Some(Code::NotAnObject))
+            }
+            Unsplittable::NoBatch => (StatusCode::BAD_REQUEST, Some(Code::InvalidCloudevent)),
             Unsplittable::Empty | Unsplittable::ByteOrderMark | Unsplittable::Syntax(_) => {
                 (StatusCode::BAD_REQUEST, Some(Code::InvalidJson))
             }
@@ -130,12 +145,19 @@ pub(super) fn whole(body: &[u8]) -> Result<&[u8], Unsplittable> {
 
 /// At most `max_events` events; where there are none, the body was an empty array.
 pub fn split(body: &[u8], format: Format, max_events: usize) -> Result<Events<'_>, Unsplittable> {
-    if BYTE_ORDER_MARKS.iter().any(|mark| body.starts_with(mark)) {
-        return Err(Unsplittable::ByteOrderMark);
-    }
     match format {
+        Format::Data => Ok(Events::One(body)),
+        _ if BYTE_ORDER_MARKS.iter().any(|mark| body.starts_with(mark)) => Err(Unsplittable::ByteOrderMark),
         Format::Json => json::split(body, max_events),
         Format::Ndjson => ndjson::split(body, max_events),
+        Format::CloudEvent => match json::split(body, max_events)? {
+            one @ Events::One(_) => Ok(one),
+            Events::Many(_) => Err(Unsplittable::NotOneEvent),
+        },
+        Format::CloudEvents => match json::split(body, max_events)? {
+            many @ Events::Many(_) => Ok(many),
+            Events::One(_) => Err(Unsplittable::NoBatch),
+        },
     }
 }
 
@@ -170,6 +192,11 @@ mod tests {
             (&["Application/JSON; charset=\"UTF-8\"; profile=x"], Ok(Format::Json)),
             (&["application/x-ndjson;charset=utf-8"], Ok(Format::Ndjson)),
             (&["application/json; charset=latin1"], Err(415)),
+            (&["application/cloudevents+json; charset=utf-8"], Ok(Format::CloudEvent)),
+            (&["Application/CloudEvents-Batch+JSON"], Ok(Format::CloudEvents)),
+            (&["application/cloudevents+json; charset=utf-16"], Err(415)),
+            (&["application/cloudevents"], Err(415)),
+            (&["application/cloudevents+avro"], Err(415)),
             (&["text/plain"], Err(415)),
             (&[""], Err(415)),
             (&["application/json", "application/x-ndjson"], Err(415)),
@@ -211,6 +238,21 @@ mod tests {
             assert!(matches!(refused(broken.as_bytes(), Format::Json), Unsplittable::Syntax(_)), "{broken}");
         }
         assert!(matches!(refused(b"[\"\xff\"]", Format::Json), Unsplittable::Syntax(_)));
+    }
+
+    #[test]
+    fn an_envelope_is_an_object_and_a_batch_an_array() {
+        assert_eq!(many(" {\"a\":1}\n", Format::CloudEvent), ["{\"a\":1}"]);
+        assert_eq!(many(" [{}, 7]\n", Format::CloudEvents), ["{}", "7"]);
+        assert!(many("[]", Format::CloudEvents).is_empty());
+        assert_eq!(many(" \u{feff}any ", Format::Data), [" \u{feff}any "]);
+        assert_eq!(many("", Format::Data), [""]);
+        let refused = |body: &str, format| split(body.as_bytes(), format, 9).unwrap_err();
+        assert_eq!(refused("[{}]", Format::CloudEvent), Unsplittable::NotOneEvent);
+        assert_eq!(refused("{}", Format::CloudEvents), Unsplittable::NoBatch);
+        assert_eq!(refused(" ", Format::CloudEvents), Unsplittable::Empty);
+        assert_eq!(refused("7", Format::CloudEvents), Unsplittable::NeitherObjectNorArray);
+        assert!(matches!(refused("[{},", Format::CloudEvents), Unsplittable::Syntax(_)));
     }
 
     #[test]

@@ -17,15 +17,17 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     body,
-    check::{Checked, check},
+    check::Checked,
+    cloudevents::format_of,
     format::Format,
     in_flight::Reservation,
     otlp::{self, Encoding},
     replies::summary,
+    shape::Shape,
     source,
 };
 use crate::{
-    config::{Config, HttpConfig, HttpSource, LiveConfig},
+    config::{Config, LiveConfig},
     event::EventFields,
     health::{Closed, Health},
     http::Problem,
@@ -51,38 +53,6 @@ pub struct Intake {
     waiting: Gauge,
 }
 
-/// What the body of a request is.
-#[derive(Debug, Clone)]
-enum Shape {
-    /// Our own events.
-    Events(Format),
-    /// What arrives at the path of a source; the format is that of a body which is the array itself.
-    Source(Arc<HttpSource>, Format),
-    Logs(Encoding),
-}
-
-impl Shape {
-    fn check(
-        &self,
-        body: Bytes,
-        http: &HttpConfig,
-        fields: &EventFields,
-        received: Timestamp,
-        share: &mut Reservation,
-    ) -> Result<Checked, Problem> {
-        match self {
-            Self::Events(format) => check(body, *format, http, fields, received, share),
-            Self::Source(source, lines) => source::check(body, source, *lines, http, fields, received, share),
-            Self::Logs(encoding) => otlp::check(body, *encoding, http, fields, received, share),
-        }
-    }
-
-    /// Whether it takes long to check.
-    fn is_long(&self, body: &[u8]) -> bool {
-        body.len() >= LONG_PARSE || (matches!(self, Self::Source(..)) && source::is_compressed(body))
-    }
-}
-
 /// Counts a request as waiting, until it is dropped.
 struct Waiting(Gauge);
 
@@ -99,9 +69,6 @@ impl Drop for Waiting {
     }
 }
 
-/// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
-/// connections to serve.
-const LONG_PARSE: usize = 256 * 1024;
 /// How often a request that waits for long looks whether its queue has gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -146,7 +113,7 @@ impl Intake {
             shape.check(body, &config.http, &self.fields, received, &mut share)?
         };
         if !checked.records.is_empty() {
-            let too_large = self.publish(&mut checked, received, config.http.request_timeout).await?;
+            let too_large = self.publish(&mut checked, received, config.http.request_timeout, &mut share).await?;
             checked.refuse_too_large(too_large);
         }
         self.metrics.events_accepted.inc_by(checked.accepted.len() as u64);
@@ -181,12 +148,18 @@ impl Intake {
         checked: &mut Checked,
         received: Timestamp,
         timeout: Duration,
+        share: &mut Reservation,
     ) -> Result<Vec<usize>, Problem> {
+        let aside = match std::mem::take(&mut checked.aside) {
+            none if none.is_empty() => Bytes::new(),
+            // Like the body, it counts for as long as the queue works on it, also when the client has given up.
+            aside => share.split_off(aside.capacity()).hold(aside),
+        };
         let unanswered = &self.metrics.events_produced_unanswered;
         let (ticket, delivery) = Ticket::new(checked.records.len(), unanswered.clone());
         let publish = Publish {
             body: checked.body.clone(),
-            aside: std::mem::take(&mut checked.aside).into(),
+            aside,
             events: std::mem::take(&mut checked.records),
             received,
             ticket,
@@ -346,8 +319,8 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
     let answer = async {
         intake.admit()?;
         body::check_encoding(request.headers())?;
-        let format = Format::of(request.headers())?;
-        let (checked, share) = intake.accept(&request, payload, Shape::Events(format)).await?;
+        let (format, in_headers) = format_of(request.headers())?;
+        let (checked, share) = intake.accept(&request, payload, Shape::Events(format, in_headers)).await?;
         Ok(summary(&checked, share))
     };
     intake.counted(answer).await
@@ -388,8 +361,9 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
     let answer = async {
         intake.admit()?;
         body::check_encoding(request.headers())?;
-        // Whatever else it is called, JSON is what is read.
-        let lines = Format::of(request.headers()).unwrap_or(Format::Json);
+        // Whatever it is called, JSON is what is read.
+        let lines = Format::of(request.headers()).ok().filter(|format| *format == Format::Ndjson);
+        let lines = lines.unwrap_or(Format::Json);
         let (checked, share) = intake.accept(&request, payload, Shape::Source(source.clone(), lines)).await?;
         Ok(source::answer(summary(&checked, share), &source))
     };

@@ -36,6 +36,13 @@ impl Reservation {
         Err(Problem::too_busy("too many bytes of requests are being handled (http.max_in_flight): try again"))
     }
 
+    /// So much of it as a share of its own, which may live longer.
+    pub fn split_off(&mut self, bytes: usize) -> Self {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX).min(self.bytes);
+        self.bytes -= bytes;
+        Self { bytes, limit: self.limit, in_flight: self.in_flight.clone() }
+    }
+
     /// These bytes, which count until the last clone of them is gone.
     pub fn hold(self, bytes: impl AsRef<[u8]> + Send + 'static) -> Bytes {
         Bytes::from_owner(Held { bytes, _share: self })
@@ -74,9 +81,12 @@ mod tests {
         drop(second);
         assert!(first.grow(4).is_ok());
         assert!(first.another().grow(1).is_err());
+        let part = first.split_off(3).hold(vec![3]);
         let held = first.hold(vec![1, 2]);
         assert_eq!((held.as_ref(), in_flight.get()), (&[1, 2][..], 10));
         drop(held);
+        assert_eq!(in_flight.get(), 3);
+        drop(part);
         assert_eq!(in_flight.get(), 0);
     }
 }

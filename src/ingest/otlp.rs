@@ -29,7 +29,7 @@ use self::wire::{Kind, ResourceHead, ScopeHead};
 use super::{
     attributes::Attributes,
     check::Checked,
-    checking::{Checking, Value},
+    checking::Checking,
     format::Unsplittable,
     in_flight::Reservation,
 };
@@ -81,7 +81,7 @@ impl Encoding {
 /// # Errors
 /// What refuses the request as a whole: then nothing of it is accepted.
 pub fn check(
-    body: Bytes,
+    body: &[u8],
     encoding: Encoding,
     http: &HttpConfig,
     fields: &EventFields,
@@ -89,11 +89,12 @@ pub fn check(
     share: &mut Reservation,
 ) -> Result<Checked, Problem> {
     // No value is a part of the body, which goes when this is done.
-    let checking = Checking::new(Bytes::new(), http, fields, received, share);
+    let no_body = Bytes::new();
+    let checking = Checking::new(&no_body, http, fields, received, share);
     let mut logs = Logs { checking, http, next: 0, scratch: Vec::new() };
     match encoding {
-        Encoding::Protobuf => logs.take_protobuf(&body)?,
-        Encoding::Json => logs.take_json(&body)?,
+        Encoding::Protobuf => logs.take_protobuf(body)?,
+        Encoding::Json => logs.take_json(body)?,
     }
     logs.checking.finish()
 }
@@ -287,7 +288,7 @@ impl Logs<'_> {
         if let Some(service) = &resource.service {
             attributes.set("ce_source", service.as_str());
         }
-        self.checking.take(index, Value::Made(&self.scratch), &attributes)
+        self.checking.take(index, &self.scratch, &attributes)
     }
 
     /// Why something is not decoded at all: larger as it is than an event may be, or more in memory than there may be.

@@ -17,7 +17,7 @@ use url::form_urlencoded;
 use super::{
     attributes::Attributes,
     check::{Checked, invalid_body},
-    checking::{Checking, Value},
+    checking::Checking,
     format::{Events, Format, Unsplittable, split, whole},
     in_flight::Reservation,
 };
@@ -28,13 +28,18 @@ use crate::{
     position::Timestamp,
 };
 
-/// What bodies that are wrapped begin with, whatever their head says of them: gzip, and the form of older browsers' clients.
+/// What bodies that are wrapped begin with, whatever their head says of them: gzip, and forms with one field (PostHog's browsers,
+/// GitHub).
 const GZIP: &[u8] = b"\x1f\x8b";
-const FORM: &[u8] = b"data=";
+const FORMS: [&[u8]; 2] = [b"data=", b"payload="];
 
 /// Whether a body may be far more than its bytes.
 pub fn is_compressed(body: &[u8]) -> bool {
-    body.starts_with(GZIP) || body.starts_with(FORM)
+    body.starts_with(GZIP) || is_form(body)
+}
+
+fn is_form(body: &[u8]) -> bool {
+    FORMS.iter().any(|form| body.starts_with(form))
 }
 
 /// Takes a body of this source apart, and checks its events. `lines` is how a body that is the array itself is sent.
@@ -53,10 +58,10 @@ pub fn check(
     let body = unwrap(body, http, share)?;
     let events = split_by(source, &body, lines, http.max_events)?;
     let found = Finder::new(source);
-    let mut checking = Checking::new(body.clone(), http, fields, received, share);
+    let mut checking = Checking::new(&body, http, fields, received, share);
     checking.expect(events.count())?;
     let mut take = |index, event| match found.attributes(event) {
-        Ok(attributes) => checking.take(index, Value::InBody(event), &attributes),
+        Ok(attributes) => checking.take(index, event, &attributes),
         Err(invalid) => {
             checking.refuse(index, invalid);
             Ok(())
@@ -182,7 +187,7 @@ fn value_of<'a>(name: &str, json: Option<&'a str>, pointer: &str) -> Result<Opti
 
 /// The body without what it is wrapped in: base64 in a form, gzip without a word of it in the head.
 fn unwrap(body: Bytes, http: &HttpConfig, share: &Reservation) -> Result<Bytes, Problem> {
-    let body = if body.starts_with(FORM) { from_form(&body, share)? } else { body };
+    let body = if is_form(&body) { from_form(&body, share)? } else { body };
     if body.starts_with(GZIP) { inflate(&body, http, share) } else { Ok(body) }
 }
 
@@ -197,7 +202,7 @@ fn from_form(body: &[u8], share: &Reservation) -> Result<Bytes, Problem> {
     match STANDARD.decode(data.replace(' ', "+")) {
         Ok(bytes) => Ok(own.hold(bytes)),
         Err(error) => {
-            Err(Problem::bad_request(format!("data of this form is neither JSON nor base64, nothing was accepted: {error}")))
+            Err(Problem::bad_request(format!("the field of this form is neither JSON nor base64, nothing was accepted: {error}")))
         }
     }
 }

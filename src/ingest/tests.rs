@@ -44,6 +44,8 @@ fn expected(body: &[u8], format: Format) -> Expected<'_> {
             (array @ [b'[', ..], Ok(_)) => grammar::elements(array).map_or(Expected::Refused, Expected::Events),
             _ => Expected::Refused,
         },
+        // Tried in `cloudevents`.
+        Format::CloudEvent | Format::CloudEvents | Format::Data => panic!("{format:?} holds no plain events"),
     }
 }
 
@@ -84,6 +86,7 @@ fn checked(body: &[u8], format: Format) -> Result<Checked, Problem> {
     check(
         Bytes::copy_from_slice(body),
         format,
+        None,
         &http,
         &EventFields::from(&EventConfig::default()),
         Timestamp(0),
