@@ -23,6 +23,7 @@
 mod envelope;
 mod fields;
 mod json;
+mod pointer;
 mod readable;
 mod stated;
 mod time;
@@ -40,6 +41,7 @@ use crate::{
 pub use envelope::{Envelope, check_number, is_attribute_name};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array, text};
+pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
 use stated::Stated;
 pub use stated::{Carried, admit_with, attribute_of, header_of};
@@ -145,6 +147,7 @@ pub enum Code {
     InvalidType,
     InvalidId,
     InvalidTimestamp,
+    InvalidProtobuf,
     InvalidCloudevent,
     TooLarge,
 }
@@ -158,6 +161,7 @@ impl Code {
             Self::InvalidType => "invalid_type",
             Self::InvalidId => "invalid_id",
             Self::InvalidTimestamp => "invalid_timestamp",
+            Self::InvalidProtobuf => "invalid_protobuf",
             Self::InvalidCloudevent => "invalid_cloudevent",
             Self::TooLarge => "too_large",
         }

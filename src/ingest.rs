@@ -2,8 +2,9 @@
 //!
 //! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits, and inflates it by
 //! its `coding` → `format` finds its events (`cloudevents` those that come in envelopes or in headers) and `check` checks
-//! each → the producer makes the valid ones durable → `replies` says what became of them. What a web page may send is
-//! `pages`'s; `openapi` describes all of it to clients.
+//! each → the producer makes the valid ones durable → `replies` says what became of them. Bodies that are not of our shape
+//! are taken apart by `source` (`[[http.source]]`) and `otlp` (logs), whose events `checking` checks. What a web page may
+//! send is `pages`'s; `openapi` describes all of it to clients.
 //!
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
@@ -11,6 +12,7 @@
 mod attributes;
 mod body;
 mod check;
+mod checking;
 mod cloudevents;
 mod coding;
 pub mod format;
@@ -18,8 +20,11 @@ mod handler;
 mod ids;
 mod in_flight;
 pub mod openapi;
+mod otlp;
 mod pages;
 mod replies;
+mod shape;
+mod source;
 #[cfg(test)]
 mod tests;
 

@@ -29,6 +29,8 @@ pub(super) enum Kind {
     Options(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
     /// `[[aggregate]]`.
     Aggregates,
+    /// `[[http.source]]`; `config.toml` has these lines of one as an example.
+    Sources(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
 }
 
 /// When a changed value is in force.

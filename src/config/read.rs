@@ -5,7 +5,7 @@ use std::time::Duration;
 use figment::value::Value;
 
 use super::{
-    ByteSize,
+    ByteSize, http_source,
     keys::{Kind, WINDOW},
 };
 
@@ -19,6 +19,7 @@ pub(super) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::List if !text.trim_start().starts_with('[') => toml::Value::String(text.to_owned()),
         Kind::List => toml_value(text).ok_or(LIST)?,
         Kind::Aggregates => toml_value(text).ok_or(AGGREGATES)?,
+        Kind::Sources(_) => toml_value(text).ok_or(http_source::SOURCES)?,
         Kind::Options(_) => return Err(OPTIONS.to_owned()),
     };
     from_toml(kind, &value)
@@ -61,6 +62,7 @@ pub(super) fn from_toml(kind: Kind, value: &toml::Value) -> Result<Value, String
         },
         Kind::List => list(value),
         Kind::Aggregates => aggregates(value),
+        Kind::Sources(_) => http_source::read(value),
         Kind::Options(_) => Err(OPTIONS.to_owned()),
     }
 }

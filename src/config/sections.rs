@@ -7,12 +7,12 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AggregateConfig, ByteSize, default_aggregates, duration,
+    AggregateConfig, ByteSize, HttpSource, default_aggregates, duration,
     keys::{Change, Key, Kind, LONGEST_RESTART, Section},
 };
 use crate::names::words;
 use Change::{Live, LiveWithoutKafka, Restart};
-use Kind::{Aggregates, Flag, Integer, List, OneOf, Options, Percent, Size, Text};
+use Kind::{Aggregates, Flag, Integer, List, OneOf, Options, Percent, Size, Sources, Text};
 
 /// Sections: the name with a dot, the keys (type and how it is written, default, kind, what a reload does), and the
 /// sections below.
@@ -124,7 +124,8 @@ sections! {
 
     "http."
     HttpConfig {
-        /// The public side: POST /v1/events and GET /health. A name is bound at all of its addresses.
+        /// The public side: POST /v1/events, POST /v1/logs, the paths of [[http.source]], and GET /health. A name is bound at all
+        /// of its addresses.
         listen: String = "127.0.0.1:8080".to_owned(), Text, Restart;
         /// Largest request.
         max_body: ByteSize = ByteSize(16 * MIB), Size(1, GIB), Live;
@@ -139,6 +140,19 @@ sections! {
         /// Bytes of all requests that are being handled, with some 300 for each event and its place in the answer; beyond it
         /// clients hear 429. At least max_body, and it should be above 300 times max_events as well.
         max_in_flight: ByteSize = ByteSize(64 * MIB), Size(1, PIB), Live;
+        /// Bodies of other shapes than ours. What is POSTed to the path is taken apart as the other keys say. records: a JSON
+        /// pointer (RFC 6901) to the array of events in the body, "" where the body is one; absent, the body is one event. type,
+        /// id, time and client: pointers into an event, or { fixed = "alert" }; what is absent is looked for as [event] says.
+        /// answer: the body of a success, where a sender wants one of its own. packaging/sources/ has ready ones, docs/sources.md
+        /// says more.
+        source: Vec<HttpSource> = Vec::new(), Sources(&[
+            r#"path = "/v1/batch""#,
+            r#"records = "/batch""#,
+            r#"type = "/type""#,
+            r#"id = "/messageId""#,
+            r#"time = "/timestamp""#,
+            r#"client = "/userId""#,
+        ]), Live;
         + cors: CorsConfig;
     }
 

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{Config, ConfigError, QueueKind, StoreKind, cors, keys::flatten, roles, secrets};
+use super::{Config, ConfigError, QueueKind, StoreKind, cors, http_source, keys::flatten, roles, secrets};
 
 /// The rules of one backend for the sections that are its own.
 pub type Rules = fn(&mut Check<'_>);
@@ -104,6 +104,10 @@ impl Check<'_> {
         }
         if self.config.http.cors.max_age.subsec_nanos() != 0 {
             self.fault("http.cors.max_age", "must be whole seconds: browsers are told a number of them");
+        }
+        for rule in http_source::broken_rules(&self.config.http.source) {
+            // The value is a whole list, which says no more than the path in the rule.
+            self.unknown("http.source", rule);
         }
     }
 

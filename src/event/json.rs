@@ -109,6 +109,21 @@ pub fn text(text: &str, at: usize) -> Option<usize> {
     Json(text.as_bytes()).value(at, 0, &mut ())
 }
 
+/// The whole of `text` as an array, and its element with this index, if it has so many.
+pub fn element(text: &str, index: usize) -> Option<Option<&str>> {
+    let json = Json(text.as_bytes());
+    let (mut count, mut found) = (0, None);
+    json.only_sequence([b'[', b']'], |start| {
+        let end = json.value(start, 1, &mut ())?;
+        if count == index {
+            found = Some(&text[start..end]);
+        }
+        count += 1;
+        Some(end)
+    })?;
+    Some(found)
+}
+
 /// Positions in a text. Whatever takes a position and finds what it is for returns the one behind it.
 struct Json<'a>(&'a [u8]);
 

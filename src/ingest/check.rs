@@ -69,7 +69,7 @@ pub struct Warning {
 }
 
 /// What an event costs besides its bytes, however small it is: its places in lists, which grow by doubling.
-const EVENT: usize = 2 * (size_of::<&[u8]>() + size_of::<NewRecord>() + size_of::<Accepted>());
+pub(super) const EVENT: usize = 2 * (size_of::<&[u8]>() + size_of::<NewRecord>() + size_of::<Accepted>());
 
 /// Checks all events of a body. What they cost besides the body, and what the answer will, is taken from `share` before
 /// anything is accepted. `in_headers` are the attributes of the event whose data is the body.
@@ -86,8 +86,7 @@ pub fn check(
     share: &mut Reservation,
 ) -> Result<Checked, Problem> {
     let body = format.into_json(body, share)?;
-    let (ids, checked) = (Ids::new(received), Checked::default());
-    let mut taking = Taking { body: &body, format, in_headers, http, fields, received, ids, checked };
+    let mut taking = Taking::new(&body, format, in_headers, http, fields, received);
     let mut errors = Vec::new();
     let mut counted = 0;
     let events = split(&body, format, http.max_events)?;
@@ -120,14 +119,18 @@ pub fn check(
         }
     }
     if let Some(why) = broken {
-        let message = format!("this is no JSON text, and nothing behind it was looked at: {why}");
-        errors.push(EventError { index: count, invalid: Invalid::new(Code::InvalidJson, message) });
+        errors.push(EventError { index: count, invalid: not_a_text(&why) });
     }
     let mut checked = taking.checked;
     checked.errors = errors;
     checked.body = body;
     share.grow(checked.aside.capacity() - counted + checked.remarks_size() + longest_answer(&checked))?;
     Ok(checked)
+}
+
+/// What follows some JSON texts is none.
+pub(super) fn not_a_text(why: &str) -> Invalid {
+    Invalid::new(Code::InvalidJson, format!("this is no JSON text, and nothing behind it was looked at: {why}"))
 }
 
 /// The texts of a body that is no event, if they are several.
@@ -150,18 +153,29 @@ fn several<'b>(
 }
 
 /// Makes one event after the other into a record.
-struct Taking<'c> {
-    body: &'c Bytes,
+pub(super) struct Taking<'c> {
+    pub(super) body: &'c Bytes,
     format: Format,
     in_headers: Option<InHeaders>,
     http: &'c HttpConfig,
     fields: &'c EventFields,
     received: Timestamp,
     ids: Ids,
-    checked: Checked,
+    pub(super) checked: Checked,
 }
 
-impl Taking<'_> {
+impl<'c> Taking<'c> {
+    pub(super) fn new(
+        body: &'c Bytes,
+        format: Format,
+        in_headers: Option<InHeaders>,
+        http: &'c HttpConfig,
+        fields: &'c EventFields,
+        received: Timestamp,
+    ) -> Self {
+        Self { body, format, in_headers, http, fields, received, ids: Ids::new(received), checked: Checked::default() }
+    }
+
     fn take(&mut self, index: usize, event: &[u8]) -> Result<(), Invalid> {
         match self.format {
             Format::Json | Format::Ndjson => {
@@ -181,7 +195,7 @@ impl Taking<'_> {
     }
 
     /// Takes an event whose attributes stand beside its data.
-    fn take_with(&mut self, index: usize, data: &[u8], attributes: &Attributes<'_>) -> Result<(), Invalid> {
+    pub(super) fn take_with(&mut self, index: usize, data: &[u8], attributes: &Attributes<'_>) -> Result<(), Invalid> {
         let head =
             event::admit_with(data, attributes.headers(), self.http.max_event, self.fields, self.received)?;
         let value = self.part(data);
@@ -221,14 +235,14 @@ impl Taking<'_> {
 }
 
 /// Broken syntax: nothing of the body is accepted.
-fn invalid_body(invalid: &Invalid) -> Problem {
+pub(super) fn invalid_body(invalid: &Invalid) -> Problem {
     let detail = format!("the body is not valid JSON, nothing was accepted: {}", invalid.message);
     Problem { code: Some(invalid.code.as_str()), ..Problem::bad_request(detail) }
 }
 
 impl Checked {
     /// Of errors and warnings.
-    fn remarks_size(&self) -> usize {
+    pub(super) fn remarks_size(&self) -> usize {
         let errors = self.errors.iter().map(|error| size_of::<EventError>() + error.invalid.message.len());
         errors.sum::<usize>() + self.warnings.capacity() * size_of::<Warning>()
     }

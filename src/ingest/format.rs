@@ -137,6 +137,8 @@ pub enum Unsplittable {
     NoBatch,
     #[error("the body is not valid JSON, nothing was accepted: {0}")]
     Syntax(String),
+    #[error("the body has no array of events at {0:?}, which is \"records\" of this path's [[http.source]]")]
+    NoRecords(String),
     #[error("more than {0} events in one request (http.max_events): send them in smaller requests")]
     TooMany(usize),
 }
@@ -145,7 +147,7 @@ impl From<Unsplittable> for Problem {
     fn from(unsplittable: Unsplittable) -> Self {
         let (status, code) = match &unsplittable {
             Unsplittable::TooMany(_) => (StatusCode::PAYLOAD_TOO_LARGE, None),
-            Unsplittable::NeitherObjectNorArray | Unsplittable::NotOneEvent => {
+            Unsplittable::NeitherObjectNorArray | Unsplittable::NotOneEvent | Unsplittable::NoRecords(_) => {
                 (StatusCode::BAD_REQUEST, Some(Code::NotAnObject))
             }
             Unsplittable::NoBatch => (StatusCode::BAD_REQUEST, Some(Code::InvalidCloudevent)),
@@ -162,6 +164,15 @@ const WHITE_SPACE: &[u8] = b" \t\r\n";
 const MARK: &[u8] = b"\xef\xbb\xbf";
 /// Of UTF-16 in both orders, with which one of UTF-32 begins, and of the other UTF-32.
 const OTHER_MARKS: [&[u8]; 3] = [b"\xfe\xff", b"\xff\xfe", b"\0\0\xfe\xff"];
+
+/// The one JSON text that a body is, without what surrounds it.
+pub(super) fn whole(body: &[u8]) -> Result<&[u8], Unsplittable> {
+    if OTHER_MARKS.iter().any(|mark| body.starts_with(mark)) {
+        return Err(Unsplittable::ByteOrderMark);
+    }
+    let text = trim(body.strip_prefix(MARK).unwrap_or(body));
+    if text.is_empty() { Err(Unsplittable::Empty) } else { Ok(text) }
+}
 
 /// At most `max_events` events; where there are none, the body was an empty array.
 pub fn split(body: &[u8], format: Format, max_events: usize) -> Result<Events<'_>, Unsplittable> {

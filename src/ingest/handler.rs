@@ -7,7 +7,7 @@ use std::{
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::{StatusCode, header::ContentType},
+    http::{Method, StatusCode, header::ContentType},
     web::{self, ServiceConfig},
 };
 use bytes::Bytes;
@@ -17,13 +17,16 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     body,
-    check::{Checked, check},
-    cloudevents::InHeaders,
+    check::Checked,
     coding::Coding,
     format::Format,
     in_flight::Reservation,
-    openapi, pages,
+    openapi,
+    otlp::{self, Encoding},
+    pages,
     replies::summary,
+    shape::Shape,
+    source,
 };
 use crate::{
     config::{Config, LiveConfig},
@@ -68,9 +71,6 @@ impl Drop for Waiting {
     }
 }
 
-/// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
-/// connections to serve.
-const LONG_PARSE: usize = 256 * 1024;
 /// How often a request that waits for long looks whether its queue has gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -95,27 +95,26 @@ impl Intake {
         self.health.gate.closed().map_or(Ok(()), |(closed, why)| Err(refused_by_gate(closed, &why)))
     }
 
-    /// Reads a body of this coding and format, checks its events, and makes the valid ones durable. The answer to them is
-    /// to be a part of the reservation.
+    /// Reads a body of this coding and shape, checks its events, and makes the valid ones durable. The answer to them is to
+    /// be a part of the reservation.
     async fn accept(
         self: &Arc<Self>,
         request: &HttpRequest,
         payload: web::Payload,
         coding: Option<Coding>,
-        format: Format,
-        in_headers: Option<InHeaders>,
+        shape: Shape,
     ) -> Result<(Checked, Reservation), Problem> {
         let config = self.config.load_full();
         let body = body::read(request, payload, coding, &config.http, &self.metrics.in_flight_bytes).await?;
         let received = Timestamp::now();
         let mut share =
             Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight).beside(body.len());
-        let mut checked = if body.len() < LONG_PARSE {
-            check(body, format, in_headers, &config.http, &self.fields, received, &mut share)?
-        } else {
+        let mut checked = if shape.is_long(&body) {
             let checked;
-            (checked, share) = self.check_aside(body, format, in_headers, config.clone(), received, share).await?;
+            (checked, share) = self.check_aside(body, shape, config.clone(), received, share).await?;
             checked
+        } else {
+            shape.check(body, &config.http, &self.fields, received, &mut share)?
         };
         if !checked.records.is_empty() {
             let too_large = self.publish(&mut checked, received, config.http.request_timeout, &mut share).await?;
@@ -135,15 +134,14 @@ impl Intake {
     async fn check_aside(
         self: &Arc<Self>,
         body: Bytes,
-        format: Format,
-        in_headers: Option<InHeaders>,
+        shape: Shape,
         config: Arc<Config>,
         received: Timestamp,
         mut share: Reservation,
     ) -> Result<(Checked, Reservation), Problem> {
         let intake = self.clone();
         let checking = move || {
-            let checked = check(body, format, in_headers, &config.http, &intake.fields, received, &mut share)?;
+            let checked = shape.check(body, &config.http, &intake.fields, received, &mut share)?;
             Ok((checked, share))
         };
         tokio::task::spawn_blocking(checking).await.unwrap_or_else(|error| {
@@ -301,7 +299,8 @@ fn not_allowed(allow: &'static str) -> Problem {
     Problem::not_allowed(allow, format!("this path takes {allow} only"))
 }
 
-/// The routes: `POST /v1/events`, `GET /health`, `GET /openapi.json` (which describes all three), nothing else.
+/// The routes: `POST /v1/events`, `POST /v1/logs`, `GET /health`, `GET /openapi.json` (which describes all), and the paths
+/// of `[[http.source]]`, which are live.
 pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
     let refuse =
         |problem: fn() -> Problem| web::to(move |intake: web::Data<Intake>| async move { intake.refuse(problem()) });
@@ -309,6 +308,11 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
         .service(
             web::resource("/v1/events")
                 .route(web::post().to(post_events))
+                .default_service(refuse(|| not_allowed("POST"))),
+        )
+        .service(
+            web::resource("/v1/logs")
+                .route(web::post().to(post_logs))
                 .default_service(refuse(|| not_allowed("POST"))),
         )
         .service(
@@ -323,7 +327,7 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
                 .route(web::head().to(get_openapi))
                 .default_service(refuse(|| not_allowed("GET, HEAD"))),
         )
-        .default_service(refuse(|| Problem::not_found("events are taken by POST /v1/events")));
+        .default_service(web::to(any_other));
 }
 
 async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
@@ -331,8 +335,54 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
         intake.admit()?;
         let coding = Coding::of(request.headers())?;
         let (format, in_headers) = pages::format(request.headers(), &intake.config)?;
-        let (checked, share) = intake.accept(&request, payload, coding, format, in_headers).await?;
+        let (checked, share) = intake.accept(&request, payload, coding, Shape::Events(format, in_headers)).await?;
         Ok(summary(&checked, share))
+    };
+    intake.counted(answer).await
+}
+
+async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
+    let encoding = match Encoding::of(request.headers()) {
+        Ok(encoding) => encoding,
+        Err(problem) => return intake.refuse(problem),
+    };
+    let taken = async {
+        intake.admit()?;
+        pages::check(request.headers(), &intake.config.load().http.cors)?;
+        let coding = Coding::of(request.headers())?;
+        let (checked, share) = intake.accept(&request, payload, coding, Shape::Logs(encoding)).await?;
+        Ok(otlp::answer(encoding, &checked, share))
+    };
+    let answer = async {
+        taken.await.or_else(|problem: Problem| {
+            // Refusals have the encoding of the request, too.
+            problem.code.into_iter().for_each(|code| intake.rejected(code));
+            Ok(otlp::refusal(encoding, problem))
+        })
+    };
+    intake.counted(answer).await
+}
+
+/// Whatever is no path of ours may be that of a source.
+async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
+    let source = intake.config.load().http.source.iter().find(|source| source.path == request.path()).cloned();
+    let Some(source) = source.map(Arc::new) else {
+        let detail = "events are taken by POST /v1/events, logs by POST /v1/logs, and other bodies at the paths of \
+                      [[http.source]]";
+        return intake.refuse(Problem::not_found(detail));
+    };
+    if request.method() != Method::POST {
+        return intake.refuse(not_allowed("POST"));
+    }
+    let answer = async {
+        intake.admit()?;
+        pages::check(request.headers(), &intake.config.load().http.cors)?;
+        let coding = Coding::of(request.headers())?;
+        // Whatever it is called, JSON is what is read.
+        let lines = Format::of(request.headers()).ok().filter(|format| *format == Format::Ndjson);
+        let lines = lines.unwrap_or(Format::Json);
+        let (checked, share) = intake.accept(&request, payload, coding, Shape::Source(source.clone(), lines)).await?;
+        Ok(source::answer(summary(&checked, share), &source))
     };
     intake.counted(answer).await
 }

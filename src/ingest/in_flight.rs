@@ -27,6 +27,11 @@ impl Reservation {
         Self { beside: Some(i64::try_from(body).unwrap_or(i64::MAX)), ..self }
     }
 
+    /// One for other bytes of the same request, which are given back apart from these.
+    pub fn another(&self) -> Self {
+        Self { bytes: 0, limit: self.limit, beside: None, in_flight: self.in_flight.clone() }
+    }
+
     /// Takes more, without waiting.
     ///
     /// # Errors
@@ -101,6 +106,7 @@ mod tests {
         assert_eq!(second.grow(5).unwrap_err().status, 429);
         drop(second);
         assert!(first.grow(4).is_ok());
+        assert!(first.another().grow(1).is_err());
         let part = first.split_off(3).hold(vec![3]);
         let held = first.hold(vec![1, 2]);
         assert_eq!((held.as_ref(), in_flight.get()), (&[1, 2][..], 10));

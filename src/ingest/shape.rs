@@ -1,0 +1,61 @@
+//! What the body of a request is, which decides how it is taken apart.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{
+    check::{Checked, check},
+    cloudevents::InHeaders,
+    format::Format,
+    in_flight::Reservation,
+    otlp::{self, Encoding},
+    source,
+};
+use crate::{
+    config::{HttpConfig, HttpSource},
+    event::EventFields,
+    http::Problem,
+    position::Timestamp,
+};
+
+/// What the body of a request is.
+#[derive(Debug)]
+pub enum Shape {
+    /// Events by themselves, or as CloudEvents; perhaps the attributes of the one whose data is the body.
+    Events(Format, Option<InHeaders>),
+    /// What arrives at the path of a source; the format is that of a body which is the array itself.
+    Source(Arc<HttpSource>, Format),
+    /// The logs of OpenTelemetry.
+    Logs(Encoding),
+}
+
+/// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
+/// connections to serve.
+const LONG_PARSE: usize = 256 * 1024;
+
+impl Shape {
+    /// Takes a body apart, and checks its events.
+    ///
+    /// # Errors
+    /// What refuses the body as a whole: then nothing of it is accepted.
+    pub fn check(
+        self,
+        body: Bytes,
+        http: &HttpConfig,
+        fields: &EventFields,
+        received: Timestamp,
+        share: &mut Reservation,
+    ) -> Result<Checked, Problem> {
+        match self {
+            Self::Events(format, in_headers) => check(body, format, in_headers, http, fields, received, share),
+            Self::Source(source, lines) => source::check(body, &source, lines, http, fields, received, share),
+            Self::Logs(encoding) => otlp::check(&body, encoding, http, fields, received, share),
+        }
+    }
+
+    /// Whether it takes long to check.
+    pub fn is_long(&self, body: &[u8]) -> bool {
+        body.len() >= LONG_PARSE || (matches!(self, Self::Source(..)) && source::is_compressed(body))
+    }
+}
