@@ -33,7 +33,7 @@ pub use roles::{Role, Roles};
 pub(crate) use secrets::shown;
 pub use sections::{
     AdminConfig, ArchiveConfig, BatchConfig, Config, DiskConfig, EventConfig, HttpConfig, LogFormat, LoggingConfig,
-    OnGap, OnUnavailable, OnUnreadable, QueueConfig, QueueKind, StoreConfig, StoreKind,
+    OnGap, OnInvalid, OnUnavailable, OnUnreadable, QueueConfig, QueueKind, StoreConfig, StoreKind,
 };
 pub use size::ByteSize;
 pub use sources::{Setting, Sources};

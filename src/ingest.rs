@@ -1,7 +1,8 @@
 //! The ingestor: the HTTP server that takes events and answers when they are safe.
 //!
 //! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits → `format` finds
-//! its events and `check` checks each → the producer makes the valid ones durable → `replies` says what became of them.
+//! its events and `check` checks each → `quarantine` has wrong ones kept, where that is wished for → the producer makes the
+//! valid ones durable → `replies` says what became of them. `preferences` is what the client would like of all that.
 //!
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
@@ -12,6 +13,8 @@ pub mod format;
 mod handler;
 mod ids;
 mod in_flight;
+mod preferences;
+mod quarantine;
 mod replies;
 #[cfg(test)]
 mod tests;
@@ -32,7 +35,7 @@ use crate::{
     config::{HttpConfig, LiveConfig},
     health::{ActorState, Health},
     http,
-    log::Ingress,
+    log::{Ingress, dead_letters::Quarantine},
     metrics::Metrics,
     names::ActorName,
 };
@@ -88,11 +91,12 @@ impl Ingestor {
     pub fn new(
         sockets: Vec<TcpListener>,
         ingress: Ingress,
+        quarantine: Arc<dyn Quarantine>,
         config: LiveConfig,
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let intake = web::Data::new(Intake::new(ingress, config.clone(), health.clone(), metrics));
+        let intake = web::Data::new(Intake::new(ingress, quarantine, config.clone(), health.clone(), metrics));
         Self { sockets, intake, config, health, server: None }
     }
 

@@ -37,7 +37,7 @@ pub fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
 /// that the budget holds as well for requests that the queue still works on when their client has given up.
 ///
 /// # Errors
-/// 413 above `http.max_body`, 429 when `http.max_in_flight` is spent, 408 after `http.request_timeout`.
+/// 413 above `http.max_body`, 503 when `http.max_in_flight` is spent, 408 after `http.request_timeout`.
 pub async fn read(
     request: &HttpRequest,
     payload: web::Payload,

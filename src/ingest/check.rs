@@ -1,6 +1,6 @@
 //! Checks each event of a body and makes the valid ones into records for the queue.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use crate::{
     config::HttpConfig,
     event::{self, Code, EventFields, Invalid},
     http::Problem,
-    log::{Key, NewRecord, Span},
+    log::{Delivery, Failed, Key, NewRecord, Span},
     position::Timestamp,
 };
 
@@ -28,8 +28,10 @@ pub struct Checked {
     /// What `Key::Unescaped` points into.
     pub unescaped: Vec<u8>,
     pub accepted: Vec<Accepted>,
-    /// Ascending by index.
+    /// Those that are wrong. Ascending by index.
     pub errors: Vec<EventError>,
+    /// Those that are not known to be durable, where each event has its own result. Ascending by index.
+    pub unavailable: Vec<Unavailable>,
 }
 
 /// An event that may be acknowledged.
@@ -54,6 +56,25 @@ pub enum EventId {
 pub struct EventError {
     pub index: usize,
     pub invalid: Invalid,
+    /// Its bytes in the body; `None` where the queue refused it, which has them.
+    pub value: Option<Span>,
+    /// It is a dead letter, and durable.
+    pub is_quarantined: bool,
+}
+
+impl EventError {
+    fn new(index: usize, invalid: Invalid, value: Option<Span>) -> Self {
+        Self { index, invalid, value, is_quarantined: false }
+    }
+}
+
+/// An event that may be sent again as it is.
+#[derive(Debug)]
+pub struct Unavailable {
+    pub index: usize,
+    /// Then it may stand there twice.
+    pub may_be_stored: bool,
+    pub reason: Arc<str>,
 }
 
 /// What an event costs besides its bytes, however small it is: its places in lists, which grow by doubling.
@@ -99,13 +120,13 @@ pub fn check(
     match events {
         Events::One(event) => match accept(0, event) {
             Err(invalid) if invalid.code == Code::InvalidJson => return Err(invalid_body(&invalid)),
-            Err(invalid) => errors.push(EventError { index: 0, invalid }),
+            Err(invalid) => errors.push(EventError::new(0, invalid, Some(span(&body, event)))),
             Ok(()) => {}
         },
         Events::Many(events) => {
             for (index, event) in events.into_iter().enumerate() {
                 if let Err(invalid) = accept(index, event) {
-                    errors.push(EventError { index, invalid });
+                    errors.push(EventError::new(index, invalid, Some(span(&body, event))));
                 }
             }
         }
@@ -119,31 +140,59 @@ pub fn check(
 /// Broken syntax: nothing of the body is accepted.
 fn invalid_body(invalid: &Invalid) -> Problem {
     let detail = format!("the body is not valid JSON, nothing was accepted: {}", invalid.message);
-    Problem { code: Some(invalid.code.as_str()), ..Problem::bad_request(detail) }
+    Problem { code: Some(invalid.code), ..Problem::bad_request(detail) }
 }
 
 impl Checked {
+    /// Of a body that cannot be split: it is one wrong event.
+    pub fn unsplittable(body: Bytes, invalid: Invalid) -> Self {
+        let whole = Span { start: 0, end: body.len() as u32 };
+        Self { errors: vec![EventError::new(0, invalid, Some(whole))], body, ..Self::default() }
+    }
+
+    /// Wrong events that nobody keeps.
+    pub fn rejected(&self) -> impl Iterator<Item = &EventError> {
+        self.errors.iter().filter(|error| !error.is_quarantined)
+    }
+
+    /// Wrong events that are kept.
+    pub fn quarantined(&self) -> usize {
+        self.errors.iter().filter(|error| error.is_quarantined).count()
+    }
+
     fn errors_size(&self) -> usize {
         self.errors.iter().map(|error| size_of::<EventError>() + error.invalid.message.len()).sum()
     }
 
-    /// Takes the records that the queue refused for their size out of the accepted ones.
-    pub fn refuse_too_large(&mut self, mut records: Vec<usize>) {
-        if records.is_empty() {
+    /// Takes the records that are not durable out of the accepted ones.
+    pub fn settle(&mut self, delivery: &Delivery) {
+        // `None` says that it is too large.
+        let mut others: BTreeMap<usize, Option<&Failed>> =
+            delivery.too_large.iter().map(|record| (*record, None)).collect();
+        for failed in &delivery.failed {
+            others.extend(failed.events.clone().map(|record| (record, Some(failed))));
+        }
+        if others.is_empty() {
             return;
         }
-        records.sort_unstable();
         let mut record = 0;
-        let errors = &mut self.errors;
-        self.accepted.retain(|accepted| {
-            let refused = records.binary_search(&record).is_ok();
+        let (errors, unavailable) = (&mut self.errors, &mut self.unavailable);
+        self.accepted.retain(|Accepted { index, .. }| {
+            let other = others.get(&record);
             record += 1;
-            if refused {
-                let invalid =
-                    Invalid::new(Code::TooLarge, "larger than the queue takes (max.message.bytes of its topic)");
-                errors.push(EventError { index: accepted.index, invalid });
+            match other {
+                None => {}
+                Some(None) => {
+                    let rule = "larger than the queue takes (max.message.bytes of its topic)";
+                    errors.push(EventError::new(*index, Invalid::new(Code::TooLarge, rule), None));
+                }
+                Some(Some(Failed { may_be_stored, reason, .. })) => unavailable.push(Unavailable {
+                    index: *index,
+                    may_be_stored: *may_be_stored,
+                    reason: reason.clone(),
+                }),
             }
-            !refused
+            other.is_none()
         });
         errors.sort_by_key(|error| error.index);
     }
@@ -199,10 +248,32 @@ mod tests {
     #[test]
     fn what_the_queue_finds_too_large_becomes_that_events_error_in_order() {
         let mut checked = checked(r#"[{"type":"a"},{"type":"b"},{},{"type":"c"},7]"#);
-        checked.refuse_too_large(vec![2, 0]);
+        checked.settle(&Delivery { too_large: vec![2, 0], durable: 1, ..Delivery::default() });
         assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [1]);
         let errors: Vec<_> = checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect();
         assert_eq!(errors, [(0, Code::TooLarge), (2, Code::MissingType), (3, Code::TooLarge), (4, Code::NotAnObject)]);
+    }
+
+    #[test]
+    fn what_failed_for_a_passing_reason_is_neither_accepted_nor_an_error() {
+        let mut checked = checked(r#"[{"type":"a"},{"type":"b"},{},{"type":"c"},{"type":"d"}]"#);
+        let failed = |events, may_be_stored| Failed { events, may_be_stored, reason: "away".into() };
+        let failed = vec![failed(2..3, true), failed(0..1, false)];
+        checked.settle(&Delivery { failed, too_large: vec![3], durable: 1, ..Delivery::default() });
+        assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [1]);
+        assert_eq!(checked.errors.iter().map(|error| error.index).collect::<Vec<_>>(), [2, 4]);
+        let unavailable: Vec<_> = checked.unavailable.iter().map(|event| (event.index, event.may_be_stored)).collect();
+        assert_eq!(unavailable, [(0, false), (3, true)]);
+    }
+
+    #[test]
+    fn a_wrong_event_is_told_with_where_its_bytes_stand() {
+        let body = r#"[{"type":"a"}, {} ,7]"#;
+        let checked = checked(body);
+        let values: Vec<_> = checked.errors.iter().map(|error| error.value.unwrap().of(body.as_bytes())).collect();
+        assert_eq!(values, [b"{}".as_slice(), b"7"]);
+        let whole = Checked::unsplittable(Bytes::from_static(b"[{"), Invalid::new(Code::InvalidJson, "broken"));
+        assert_eq!(whole.errors[0].value.unwrap().of(&whole.body), b"[{");
     }
 
     #[test]
@@ -218,7 +289,7 @@ mod tests {
             assert!(in_flight.get() > 2_000_000, "10,000 errors with a sentence each: {}", in_flight.get());
             checked.err().map(|problem| problem.status.as_u16())
         };
-        assert_eq!(refused(2_000_000), Some(429));
+        assert_eq!(refused(2_000_000), Some(503));
         assert_eq!(refused(64 << 20), None);
         assert_eq!(in_flight.get(), 0);
     }

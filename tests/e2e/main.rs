@@ -5,6 +5,7 @@
 //! once and the large dependencies are linked once.
 
 mod alone;
+mod answers;
 mod archive_tools;
 mod bad_dependencies;
 mod buffer;

@@ -15,6 +15,7 @@ pub struct Reply {
     pub content_type: String,
     pub retry_after: Option<String>,
     pub allow: Option<String>,
+    pub preference_applied: Option<String>,
     pub body: String,
 }
 
@@ -70,6 +71,12 @@ impl Client {
         reply(request.send(body))
     }
 
+    /// With these fields beside the body's length.
+    pub fn post_with(&self, url: &str, fields: &[(&str, &str)], body: &[u8]) -> Result<Reply, NoReply> {
+        let request = fields.iter().fold(self.0.post(url), |request, (name, value)| request.header(*name, *value));
+        reply(request.send(body))
+    }
+
     pub fn delete(&self, url: &str) -> Result<Reply, NoReply> {
         reply(self.0.delete(url).call())
     }
@@ -88,8 +95,9 @@ fn reply(result: Result<Response<ureq::Body>, Error>) -> Result<Reply, NoReply> 
     let header =
         |name: &str| response.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let (content_type, retry_after, allow) = (header("content-type"), header("retry-after"), header("allow"));
+    let preference_applied = header("preference-applied");
     let status = response.status().as_u16();
     let body = response.body_mut().with_config().limit(256 << 20).read_to_string();
     let body = body.map_err(NoReply::Unknown)?;
-    Ok(Reply { status, content_type: content_type.unwrap_or_default(), retry_after, allow, body })
+    Ok(Reply { status, content_type: content_type.unwrap_or_default(), retry_after, allow, preference_applied, body })
 }

@@ -62,7 +62,7 @@ impl ReplayCheck {
                 );
                 return Err(Refused { id, reason: "value_omitted".to_owned(), message });
             }
-            (None, None) => letter.value.clone().unwrap_or_default(),
+            (None, None) => letter.value.as_deref().unwrap_or_default().to_vec(),
         };
         let (key, has_id) = match event::admit(&value, self.max_event, &self.fields) {
             Ok(event) => (event.key.map(|key| key.as_bytes().to_vec()), event.id.is_some()),
@@ -83,20 +83,23 @@ impl ReplayCheck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::{Offset, Partition};
+    use crate::{
+        log::dead_letters::Origin,
+        position::{Offset, Partition},
+    };
 
     fn letter(value: &[u8], headers: &[(&str, &str)]) -> DeadLetter {
         DeadLetter {
             topic: "events".to_owned(),
             generation: 0,
             partition: Partition(0),
-            offset: Offset(7),
+            origin: Origin::Record(Offset(7)),
             received: Timestamp(1000),
             reason: "missing_type".to_owned(),
             message: "no type".to_owned(),
             time: Timestamp(2000),
             key: None,
-            value: Some(value.to_vec()),
+            value: Some(value.to_vec().into()),
             headers: headers.iter().map(|(n, v)| ((*n).to_owned(), Some(v.as_bytes().to_vec()))).collect(),
         }
     }
