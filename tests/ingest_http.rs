@@ -145,7 +145,8 @@ impl Daemon {
         let ingress = Ingress::new(producer.clone());
         producer.set(Some(Producer::new(ingress.clone(), Box::new(fake), health.clone()).start()));
         let (quarantine, config_of_it) = (Arc::new(FakeLetters(log.clone())), config.clone());
-        let ingestor = Ingestor::new(sockets, ingress, quarantine, config_of_it, health.clone(), metrics.clone()).start();
+        let ingestor =
+            Ingestor::new(sockets, ingress, quarantine, config_of_it, health.clone(), metrics.clone()).start();
         Self { address, ingestor, producer, config, health, metrics, queue, log }
     }
 
@@ -495,7 +496,10 @@ async fn a_strict_request_of_which_the_queue_stored_a_part_is_not_said_to_be_one
     // Where nothing was stored it holds.
     *daemon.queue.lock().unwrap() = Queue::FindsTooLarge(&[0]);
     let reply = daemon.prefer("strict", r#"{"type":"a"}"#).await;
-    assert_eq!((reply.status, reply.applied(), reply.errors()), (400, Some("handling=strict"), errors(&[(0, "too_large")])));
+    assert_eq!(
+        (reply.status, reply.applied(), reply.errors()),
+        (400, Some("handling=strict"), errors(&[(0, "too_large")]))
+    );
 }
 
 #[actix::test]
@@ -551,7 +555,8 @@ async fn refusals_say_which_preference_they_were_made_by() {
     let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
     let full = daemon.health.gate.reason(Closed::DiskFull);
     full.set("71 % used".to_owned());
-    for (handling, applied) in [("lenient", Some("handling=lenient")), ("strict", Some("handling=strict")), ("x", None)] {
+    for (handling, applied) in [("lenient", Some("handling=lenient")), ("strict", Some("handling=strict")), ("x", None)]
+    {
         let reply = daemon.prefer(handling, r#"{"type":"a"}"#).await;
         reply.problem(503);
         assert_eq!(reply.applied(), applied);
@@ -578,10 +583,16 @@ async fn what_is_wrong_is_kept_and_the_answer_is_200() {
     assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "absent");
 
     // All of them, and bodies that cannot be split.
-    for (body, code) in [("[7]", "not_an_object"), ("{\"type\":", "invalid_json"), ("17", "not_an_object"), (" ", "invalid_json")] {
+    for (body, code) in
+        [("[7]", "not_an_object"), ("{\"type\":", "invalid_json"), ("17", "not_an_object"), (" ", "invalid_json")]
+    {
         let reply = daemon.post_json(body).await;
         let json = reply.json();
-        assert_eq!((reply.status, reply.errors(), &json["quarantined"]), (200, errors(&[(0, code)]), &json!(1)), "{body}");
+        assert_eq!(
+            (reply.status, reply.errors(), &json["quarantined"]),
+            (200, errors(&[(0, code)]), &json!(1)),
+            "{body}"
+        );
         let value = if body == "[7]" { "7" } else { body };
         assert_eq!(daemon.letters().last(), Some(&kept(code, value)));
     }
@@ -618,7 +629,10 @@ async fn letters_stand_when_the_events_beside_them_fail_and_the_answer_says_so()
     // Each by itself: only the events are to be sent again.
     let reply = daemon.prefer("lenient", MIXED).await;
     let json = reply.json();
-    assert_eq!((reply.status, &json["accepted"], &json["rejected"], &json["quarantined"]), (207, &json!(0), &json!(0), &json!(1)));
+    assert_eq!(
+        (reply.status, &json["accepted"], &json["rejected"], &json["quarantined"]),
+        (207, &json!(0), &json!(0), &json!(1))
+    );
     assert_eq!(reply.errors(), errors(&[(0, "unavailable"), WRONG, (2, "unavailable")]));
     assert!(json["errors"][0]["message"].as_str().unwrap().contains("it was not stored"));
 }

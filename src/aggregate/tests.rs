@@ -119,7 +119,8 @@ impl DeadLetterWriter for MemoryLetters {
             return async { Err(anyhow::anyhow!("no broker has them")) }.boxed();
         }
         let letters = self.0.lock().unwrap();
-        let known = letters.iter().filter_map(|letter| letter.origin.offset()).filter(|offset| *offset >= from).collect();
+        let known =
+            letters.iter().filter_map(|letter| letter.origin.offset()).filter(|offset| *offset >= from).collect();
         async { Ok(known) }.boxed()
     }
 }

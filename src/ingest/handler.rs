@@ -12,7 +12,6 @@ use actix_web::{
 };
 use bytes::Bytes;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
-use tokio::sync::oneshot::Receiver;
 use tokio_util::task::TaskTracker;
 
 use super::{

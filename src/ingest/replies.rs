@@ -194,7 +194,8 @@ mod tests {
         assert_eq!((&json["accepted"], &json["rejected"], &json["quarantined"]), (&json!(1), &json!(1), &json!(1)));
         assert_eq!(json["ids"], json!(["3"]));
         let errors = json["errors"].as_array().unwrap();
-        let told: Vec<_> = errors.iter().map(|it| (it["index"].as_u64().unwrap(), it["code"].as_str().unwrap())).collect();
+        let told: Vec<_> =
+            errors.iter().map(|it| (it["index"].as_u64().unwrap(), it["code"].as_str().unwrap())).collect();
         let (away, wrong) = ("unavailable", "missing_type");
         assert_eq!(told, [(0, away), (1, wrong), (2, away), (4, wrong), (5, away)]);
         for error in errors {

@@ -317,9 +317,8 @@ mod tests {
     /// Index, whether it may be stored, and why.
     fn told(delivery: &Delivery) -> Vec<(usize, bool, &str)> {
         let failed = delivery.failed.iter();
-        let each = failed.flat_map(|failed| {
-            failed.events.clone().map(move |index| (index, failed.may_be_stored, &*failed.reason))
-        });
+        let each = failed
+            .flat_map(|failed| failed.events.clone().map(move |index| (index, failed.may_be_stored, &*failed.reason)));
         let mut told: Vec<_> = each.collect();
         told.sort_unstable();
         told
@@ -337,7 +336,13 @@ mod tests {
             let delivery = reply.try_recv().unwrap();
             assert_eq!((delivery.durable, delivery.unavailable.as_deref()), (65, Some("away")));
             assert_eq!(delivery.refused.as_deref(), Some("full"));
-            let expected = [(65, true, "away"), (66, false, "full"), (67, false, "full"), (68, false, "full"), (69, false, "full")];
+            let expected = [
+                (65, true, "away"),
+                (66, false, "full"),
+                (67, false, "full"),
+                (68, false, "full"),
+                (69, false, "full"),
+            ];
             assert_eq!(told(&delivery), if is_of_each { &expected[..] } else { &[] });
         }
     }

@@ -278,7 +278,8 @@ fn written(
 
 impl Quarantine for EmbeddedLog {
     fn keep(&self, mut letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<Vec<usize>>> {
-        let is_too_large = |letter: &DeadLetter| letter.value.as_ref().is_some_and(|value| value.len() > LARGEST_LETTER);
+        let is_too_large =
+            |letter: &DeadLetter| letter.value.as_ref().is_some_and(|value| value.len() > LARGEST_LETTER);
         let each = letters.iter().enumerate();
         let too_large: Vec<usize> = each.filter(|(_, letter)| is_too_large(letter)).map(|(index, _)| index).collect();
         letters.retain(|letter| !is_too_large(letter));

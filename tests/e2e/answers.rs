@@ -104,7 +104,8 @@ fn what_is_wrong_is_durable_before_its_answer_and_is_listed_corrected_and_purged
         assert_eq!((&letter["state"], letter.get("offset")), (&json!("open"), None), "{letter}");
         assert!(letter["time"].as_str().is_some_and(|time| time.starts_with("20")), "{letter}");
     }
-    let [missing]: [Value; 1] = letters(&daemon, &["--reason", "missing_type", "--from", "1h"]).try_into().expect("one");
+    let [missing]: [Value; 1] =
+        letters(&daemon, &["--reason", "missing_type", "--from", "1h"]).try_into().expect("one");
     let missing = missing["id"].as_str().expect("an id").to_owned();
     let shown = dlq(&daemon, &["show", "--id", &missing], 0);
     assert_eq!((&shown["value"], &shown["reason"]), (&json!("{\"n\":2}"), &json!("missing_type")), "{shown}");
@@ -123,7 +124,10 @@ fn what_is_wrong_is_durable_before_its_answer_and_is_listed_corrected_and_purged
     let bodies = letters(&daemon, &["--reason", "invalid_json"]);
     let body = bodies.last().expect("a letter")["id"].as_str().expect("an id").to_owned();
     let refused = dlq(&daemon, &["replay"], 1);
-    assert_eq!((refused["replayed"].as_array().map(Vec::len), refused["refused"].as_array().map(Vec::len)), (Some(0), Some(4)));
+    assert_eq!(
+        (refused["replayed"].as_array().map(Vec::len), refused["refused"].as_array().map(Vec::len)),
+        (Some(0), Some(4))
+    );
 
     let file = daemon.data().parent().expect("a folder").join("value");
     let path = file.to_str().expect("UTF-8").to_owned();
@@ -166,7 +170,8 @@ fn quarantine_begins_with_a_reload_and_a_strict_request_is_not_kept() {
 
 #[test]
 fn a_flood_of_wrong_events_fills_no_more_than_the_quota_and_right_ones_are_taken_all_the_same() {
-    let daemon = Setup::new("flood").set("event.on_invalid", "quarantine").set("queue.embedded.quota", "300KiB").start();
+    let daemon =
+        Setup::new("flood").set("event.on_invalid", "quarantine").set("queue.embedded.quota", "300KiB").start();
     let wrong = format!(r#"[{{"no":"{}"}}]"#, "x".repeat(50_000));
     let refused = eventually("the quarantine is full", PATIENCE, || {
         let reply = daemon.post(None, wrong.as_bytes());
@@ -257,7 +262,10 @@ fn of_a_lenient_request_only_events_for_a_partition_without_a_leader_are_sent_ag
     let json = reply.json();
     let failed = json["errors"].as_array().expect("errors");
     assert!(failed.iter().all(|error| error["code"] == "unavailable" && error["retry"] == true), "{reply:?}");
-    assert!(failed.iter().all(|error| error["message"].as_str().is_some_and(|it| it.contains("no leader"))), "{reply:?}");
+    assert!(
+        failed.iter().all(|error| error["message"].as_str().is_some_and(|it| it.contains("no leader"))),
+        "{reply:?}"
+    );
     let again: Vec<u64> = errors(&reply).into_iter().map(|(index, _)| index).collect();
     assert!((1..20).contains(&again.len()), "{again:?}");
     assert_eq!((&json["accepted"], &json["rejected"]), (&json!(20 - again.len()), &json!(0)), "{reply:?}");
