@@ -37,7 +37,8 @@ pub use roles::{Role, Roles};
 pub(crate) use secrets::shown;
 pub use sections::{
     AdminConfig, ArchiveConfig, BatchConfig, Config, CorsConfig, DiskConfig, EventConfig, HttpConfig, LogFormat,
-    LoggingConfig, OnGap, OnInvalidTime, OnUnavailable, OnUnreadable, QueueConfig, QueueKind, StoreConfig, StoreKind,
+    LoggingConfig, OnGap, OnInvalid, OnInvalidTime, OnUnavailable, OnUnreadable, QueueConfig, QueueKind, StoreConfig,
+    StoreKind,
 };
 pub use size::ByteSize;
 pub use sources::{Setting, Sources};

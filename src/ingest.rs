@@ -2,9 +2,10 @@
 //!
 //! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits, and inflates it by
 //! its `coding` → `format` finds its events (`cloudevents` those that come in envelopes or in headers) and `check` checks
-//! each → the producer makes the valid ones durable → `replies` says what became of them. Bodies that are not of our shape
-//! are taken apart by `source` (`[[http.source]]`) and `otlp` (logs), whose events `checking` checks. What a web page may
-//! send is `pages`'s; `openapi` describes all of it to clients.
+//! each → `quarantine` has wrong ones kept, where that is wished for → the producer makes the valid ones durable →
+//! `replies` says what became of them. Bodies that are not of our shape are taken apart by `source` (`[[http.source]]`) and
+//! `otlp` (logs), whose events `checking` checks. `preferences` is what the client would like of all that; what a web page
+//! may send is `pages`'s; `openapi` describes all of it to clients.
 //!
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
@@ -22,6 +23,8 @@ mod in_flight;
 pub mod openapi;
 mod otlp;
 mod pages;
+mod preferences;
+mod quarantine;
 mod replies;
 mod shape;
 mod source;
@@ -44,7 +47,7 @@ use crate::{
     config::{HttpConfig, LiveConfig},
     health::{ActorState, Health},
     http,
-    log::Ingress,
+    log::{Ingress, dead_letters::Quarantine},
     metrics::Metrics,
     names::ActorName,
 };
@@ -100,11 +103,12 @@ impl Ingestor {
     pub fn new(
         sockets: Vec<TcpListener>,
         ingress: Ingress,
+        quarantine: Arc<dyn Quarantine>,
         config: LiveConfig,
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let intake = web::Data::new(Intake::new(ingress, config.clone(), health.clone(), metrics));
+        let intake = web::Data::new(Intake::new(ingress, quarantine, config.clone(), health.clone(), metrics));
         Self { sockets, intake, config, health, server: None }
     }
 

@@ -9,11 +9,15 @@ use std::{
 
 use actix::{Actor, Addr};
 use arc_swap::ArcSwap;
+use futures::{FutureExt, future::BoxFuture};
 use ingestd::internals::{
-    config::{ByteSize, Config, CorsConfig, HttpConfig, LiveConfig},
+    config::{ByteSize, Config, CorsConfig, HttpConfig, LiveConfig, OnInvalid},
     health::{ActorState, Closed, Health},
     ingest::{Ingestor, StopAccepting, bind},
-    log::{Appender, Full, Ingress, Producer, Publish},
+    log::{
+        Appender, Full, Ingress, Producer, Publish,
+        dead_letters::{DeadLetter, Quarantine},
+    },
     metrics::Metrics,
     names::ActorName,
     supervise::Slot,
@@ -31,8 +35,22 @@ enum Queue {
     FindsTooLarge(&'static [usize]),
     /// Stores the first event of a request and cannot be reached for the others.
     GoesAway,
+    /// Takes nothing.
+    Refuses,
     /// Keeps requests without an answer until it is told otherwise.
     Waits,
+    /// The same, but for the first event of each.
+    StoresOneAndWaits,
+}
+
+/// What becomes of dead letters.
+#[derive(Clone, Copy, PartialEq, Default)]
+enum Letters {
+    #[default]
+    Kept,
+    /// But for those with these indexes.
+    TooLarge(&'static [usize]),
+    Refused,
 }
 
 #[derive(Default)]
@@ -40,6 +58,26 @@ struct Log {
     /// Key and value of what is stored, and whether it has an assigned id.
     records: Vec<(Option<String>, String, bool)>,
     waiting: Vec<Publish>,
+    on_letters: Letters,
+    letters: Vec<DeadLetter>,
+}
+
+struct FakeLetters(Arc<Mutex<Log>>);
+
+impl Quarantine for FakeLetters {
+    fn keep(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<Vec<usize>>> {
+        let mut log = self.0.lock().unwrap();
+        let outcome = match log.on_letters {
+            Letters::Kept => Ok(Vec::new()),
+            Letters::TooLarge(indexes) => Ok(indexes.to_vec()),
+            Letters::Refused => Err(anyhow::anyhow!("the disk is full")),
+        };
+        if let Ok(too_large) = &outcome {
+            let kept = letters.into_iter().enumerate().filter(|(index, _)| !too_large.contains(index));
+            log.letters.extend(kept.map(|(_, letter)| letter));
+        }
+        async { outcome }.boxed()
+    }
 }
 
 struct FakeQueue {
@@ -62,17 +100,22 @@ impl Appender for FakeQueue {
         match *self.queue.lock().unwrap() {
             Queue::Stores => {
                 store(&mut self.log.lock().unwrap(), &publish);
-                ticket.durable(events);
+                ticket.durable(0..events);
             }
-            Queue::FindsTooLarge(indexes) => {
-                indexes.iter().for_each(|index| ticket.too_large(*index));
-                ticket.durable(events - indexes.len());
-            }
+            Queue::FindsTooLarge(indexes) => (0..events).for_each(|index| match indexes.contains(&index) {
+                true => ticket.too_large(index),
+                false => ticket.durable(index..index + 1),
+            }),
             Queue::GoesAway => {
-                ticket.durable(1);
-                ticket.unavailable(events - 1, "no broker answers");
+                ticket.durable(0..1);
+                ticket.unavailable(1..events, "no broker answers");
             }
+            Queue::Refuses => ticket.refused(0..events, "the log is full"),
             Queue::Waits => self.log.lock().unwrap().waiting.push(publish),
+            Queue::StoresOneAndWaits => {
+                ticket.durable(0..1);
+                self.log.lock().unwrap().waiting.push(publish);
+            }
         }
         Ok(())
     }
@@ -104,7 +147,9 @@ impl Daemon {
         let fake = FakeQueue { queue: queue.clone(), log: log.clone() };
         let ingress = Ingress::new(producer.clone());
         producer.set(Some(Producer::new(ingress.clone(), Box::new(fake), health.clone()).start()));
-        let ingestor = Ingestor::new(sockets, ingress, config.clone(), health.clone(), metrics.clone()).start();
+        let (quarantine, config_of_it) = (Arc::new(FakeLetters(log.clone())), config.clone());
+        let ingestor =
+            Ingestor::new(sockets, ingress, quarantine, config_of_it, health.clone(), metrics.clone()).start();
         Self { address, ingestor, producer, config, health, metrics, queue, log }
     }
 
@@ -112,6 +157,20 @@ impl Daemon {
         let mut config = Config::clone(&self.config.load());
         change(&mut config.http);
         self.config.store(Arc::new(config));
+    }
+
+    /// From now on wrong events are kept.
+    fn quarantine(&self, on_letters: Letters) {
+        let mut config = Config::clone(&self.config.load());
+        config.event.on_invalid = OnInvalid::Quarantine;
+        self.config.store(Arc::new(config));
+        self.log.lock().unwrap().on_letters = on_letters;
+    }
+
+    /// Reason and bytes of each letter.
+    fn letters(&self) -> Vec<(String, String)> {
+        let text = |letter: &DeadLetter| String::from_utf8(letter.value.clone().unwrap().to_vec()).unwrap();
+        self.log.lock().unwrap().letters.iter().map(|letter| (letter.reason.clone(), text(letter))).collect()
     }
 
     async fn send(&self, request: String) -> Reply {
@@ -123,6 +182,14 @@ impl Daemon {
         let length = body.len();
         self.send(format!(
             "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n{body}"
+        ))
+        .await
+    }
+
+    async fn prefer(&self, handling: &str, body: &str) -> Reply {
+        let length = body.len();
+        self.send(format!(
+            "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nPrefer: handling={handling}\r\nContent-Length: {length}\r\n\r\n{body}"
         ))
         .await
     }
@@ -157,6 +224,18 @@ impl Reply {
             .lines()
             .filter_map(|line| line.split_once(": "))
             .find_map(|(found, value)| found.eq_ignore_ascii_case(name).then_some(value))
+    }
+
+    /// Index and code of each error.
+    fn errors(&self) -> Vec<(u64, String)> {
+        let json = self.json();
+        let errors = json["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let error = |error: &Value| (error["index"].as_u64().unwrap(), error["code"].as_str().unwrap().to_owned());
+        errors.iter().map(error).collect()
+    }
+
+    fn applied(&self) -> Option<&str> {
+        self.header("preference-applied")
     }
 
     /// An RFC 9457 problem of this status; returns its detail.
@@ -288,7 +367,7 @@ async fn limits_hold_and_change_at_the_next_request() {
     daemon.post_json(&body).await.problem(413);
     daemon.change_limits(|http| http.max_in_flight = ByteSize(10));
     let reply = daemon.post_json(&body).await;
-    reply.problem(429);
+    reply.problem(503);
     assert_eq!(reply.header("retry-after"), Some("1"));
 }
 
@@ -506,13 +585,218 @@ async fn no_answer_in_time_is_503_and_its_bytes_stay_counted_while_the_queue_has
     assert_eq!(daemon.metric("ingestd_in_flight_bytes"), body.len().to_string());
 
     let late = daemon.log.lock().unwrap().waiting.pop().unwrap();
-    late.ticket.durable(1);
+    late.ticket.durable(0..1);
     assert_eq!(daemon.metric("ingestd_events_produced_unanswered_total"), "1");
     drop(late);
     until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
 
     let stalled = "POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{".to_owned();
     daemon.send(stalled).await.problem(408);
+}
+
+/// The second is wrong.
+const MIXED: &str = r#"[{"type":"a","event_id":"1"},{"no":1},{"type":"b","event_id":"2"}]"#;
+const WRONG: (u64, &str) = (1, "missing_type");
+
+/// Events by index and code, as [`Reply::errors`] gives them.
+fn errors(expected: &[(u64, &str)]) -> Vec<(u64, String)> {
+    expected.iter().map(|(index, code)| (*index, (*code).to_owned())).collect()
+}
+
+#[actix::test]
+async fn of_a_strict_request_with_a_wrong_event_nothing_is_stored() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let reply = daemon.prefer("strict", MIXED).await;
+    let json = reply.json();
+    assert_eq!((reply.status, reply.applied()), (400, Some("handling=strict")));
+    assert_eq!((&json["accepted"], &json["rejected"], &json["ids"]), (&json!(0), &json!(1), &json!([])));
+    assert_eq!(reply.errors(), errors(&[WRONG]));
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "1");
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "0");
+
+    let reply = daemon.prefer("strict", r#"[{"type":"a"},{"type":"b"}]"#).await;
+    assert_eq!((reply.status, reply.applied()), (200, Some("handling=strict")));
+    let reply = daemon.prefer("strict", "[]").await;
+    assert_eq!((reply.status, reply.applied()), (200, Some("handling=strict")));
+    let reply = daemon.prefer("strict", "{").await;
+    reply.problem(400);
+    assert_eq!(reply.applied(), Some("handling=strict"));
+}
+
+#[actix::test]
+async fn a_strict_request_of_which_the_queue_stored_a_part_is_not_said_to_be_one() {
+    let daemon = Daemon::start(Queue::FindsTooLarge(&[1]), HttpConfig::default());
+    let reply = daemon.prefer("strict", r#"[{"type":"a","event_id":"1"},{"type":"b"}]"#).await;
+    assert_eq!((reply.status, reply.applied(), &reply.json()["ids"]), (207, None, &json!(["1"])));
+    assert_eq!(reply.errors(), errors(&[(1, "too_large")]));
+    // Where nothing was stored it holds.
+    *daemon.queue.lock().unwrap() = Queue::FindsTooLarge(&[0]);
+    let reply = daemon.prefer("strict", r#"{"type":"a"}"#).await;
+    assert_eq!(
+        (reply.status, reply.applied(), reply.errors()),
+        (400, Some("handling=strict"), errors(&[(0, "too_large")]))
+    );
+}
+
+#[actix::test]
+async fn each_event_of_a_lenient_request_has_its_own_result() {
+    let daemon = Daemon::start(Queue::GoesAway, HttpConfig::default());
+    let reply = daemon.prefer("lenient", MIXED).await;
+    let json = reply.json();
+    assert_eq!((reply.status, reply.applied()), (207, Some("handling=lenient")));
+    assert_eq!((&json["accepted"], &json["rejected"], &json["ids"]), (&json!(1), &json!(1), &json!(["1"])));
+    assert_eq!(reply.errors(), errors(&[WRONG, (2, "unavailable")]));
+    assert!(json["errors"][0].get("retry").is_none());
+    assert_eq!(json["errors"][1]["retry"], true);
+    let message = json["errors"][1]["message"].as_str().unwrap();
+    assert!(message.contains("no broker answers") && message.contains("twice"), "{message}");
+    assert_eq!(reply.header("retry-after"), Some("5"));
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "1");
+    assert_eq!(daemon.metric("ingestd_events_produced_unanswered_total"), "0");
+    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "1");
+
+    // Where nothing is durable it is 503 for the whole.
+    *daemon.queue.lock().unwrap() = Queue::Refuses;
+    let reply = daemon.prefer("lenient", MIXED).await;
+    assert!(reply.problem(503).contains("nothing of this request was stored"));
+    assert_eq!(reply.applied(), Some("handling=lenient"));
+    *daemon.queue.lock().unwrap() = Queue::Stores;
+    let reply = daemon.prefer("lenient", MIXED).await;
+    assert_eq!((reply.status, reply.errors(), reply.header("retry-after")), (207, errors(&[WRONG]), None));
+}
+
+#[actix::test]
+async fn what_is_durable_when_the_time_of_a_lenient_request_is_over_is_accepted() {
+    let http = HttpConfig { request_timeout: Duration::from_millis(200), ..HttpConfig::default() };
+    let daemon = Daemon::start(Queue::StoresOneAndWaits, http);
+    let body = r#"[{"type":"a","event_id":"1"},{"type":"b"},{"type":"c"}]"#;
+    let reply = daemon.prefer("lenient", body).await;
+    assert_eq!((reply.status, &reply.json()["ids"]), (207, &json!(["1"])));
+    assert_eq!(reply.errors(), errors(&[(1, "unavailable"), (2, "unavailable")]));
+    assert!(reply.json()["errors"][0]["message"].as_str().unwrap().contains("http.request_timeout"));
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "1");
+    let late = daemon.log.lock().unwrap().waiting.pop().unwrap();
+    late.ticket.durable(1..2);
+    late.ticket.unavailable(2..3, "given up");
+    assert_eq!(daemon.metric("ingestd_events_produced_unanswered_total"), "1", "the first one was answered");
+
+    *daemon.queue.lock().unwrap() = Queue::Waits;
+    assert!(daemon.prefer("lenient", body).await.problem(503).contains("not known"));
+    *daemon.queue.lock().unwrap() = Queue::StoresOneAndWaits;
+    assert!(daemon.post_json(body).await.problem(503).contains("not known"), "without the preference as before");
+}
+
+#[actix::test]
+async fn refusals_say_which_preference_they_were_made_by() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let full = daemon.health.gate.reason(Closed::DiskFull);
+    full.set("71 % used".to_owned());
+    for (handling, applied) in [("lenient", Some("handling=lenient")), ("strict", Some("handling=strict")), ("x", None)]
+    {
+        let reply = daemon.prefer(handling, r#"{"type":"a"}"#).await;
+        reply.problem(503);
+        assert_eq!(reply.applied(), applied);
+    }
+    drop(full);
+    assert_eq!(daemon.post_json(r#"{"type":"a"}"#).await.applied(), None);
+    assert_eq!(daemon.prefer("perhaps", MIXED).await.status, 207, "an unknown value changes nothing");
+}
+
+#[actix::test]
+async fn what_is_wrong_is_kept_and_the_answer_is_200() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.quarantine(Letters::Kept);
+    let reply = daemon.post_json(MIXED).await;
+    let json = reply.json();
+    assert_eq!((reply.status, reply.errors(), &json["ids"]), (200, errors(&[WRONG]), &json!(["1", "2"])));
+    let counts = (&json["accepted"], &json["rejected"], &json["quarantined"]);
+    assert_eq!(counts, (&json!(2), &json!(0), &json!(1)));
+    assert!(json["errors"][0]["message"].as_str().unwrap().contains("missing"));
+    let kept = |reason: &str, value: &str| (reason.to_owned(), value.to_owned());
+    assert_eq!(daemon.letters(), [kept("missing_type", r#"{"no":1}"#)]);
+    assert_eq!(daemon.log.lock().unwrap().records.len(), 2);
+    assert_eq!(daemon.metric("ingestd_events_quarantined_total{reason=\"missing_type\"}"), "1");
+    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "absent");
+
+    // All of them, and bodies that cannot be split.
+    for (body, code) in
+        [("[7]", "not_an_object"), ("{\"type\":", "invalid_json"), ("17", "not_an_object"), (" ", "invalid_json")]
+    {
+        let reply = daemon.post_json(body).await;
+        let json = reply.json();
+        assert_eq!(
+            (reply.status, reply.errors(), &json["quarantined"]),
+            (200, errors(&[(0, code)]), &json!(1)),
+            "{body}"
+        );
+        let value = if body == "[7]" { "7" } else { body };
+        assert_eq!(daemon.letters().last(), Some(&kept(code, value)));
+    }
+    let letters = daemon.letters().len();
+    // What does not concern the content is as ever.
+    daemon.post("text/plain", "x").await.problem(415);
+    daemon.change_limits(|http| http.max_events = 1);
+    daemon.post_json(MIXED).await.problem(413);
+    assert_eq!(daemon.post_json(r#"{"type":"a"}"#).await.json().get("quarantined"), None);
+    assert_eq!(daemon.letters().len(), letters);
+    daemon.log.lock().unwrap().letters.clear();
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn a_letter_that_is_not_kept_is_503_and_none_of_the_events_is_stored() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.quarantine(Letters::Refused);
+    let reply = daemon.post_json(MIXED).await;
+    let detail = reply.problem(503);
+    assert!(detail.contains("the disk is full") && detail.contains("event.on_invalid"), "{detail}");
+    assert!(reply.header("retry-after").is_some());
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+    assert_eq!(daemon.post_json(r#"{"type":"a"}"#).await.status, 200, "without a wrong event nothing is to be kept");
+}
+
+#[actix::test]
+async fn letters_stand_when_the_events_beside_them_fail_and_the_answer_says_so() {
+    let daemon = Daemon::start(Queue::Refuses, HttpConfig::default());
+    daemon.quarantine(Letters::Kept);
+    let detail = daemon.post_json(MIXED).await.problem(503);
+    assert!(detail.contains("the log is full") && detail.contains("1 dead letters are kept already"), "{detail}");
+    assert_eq!(daemon.letters().len(), 1);
+    // Each by itself: only the events are to be sent again.
+    let reply = daemon.prefer("lenient", MIXED).await;
+    let json = reply.json();
+    assert_eq!(
+        (reply.status, &json["accepted"], &json["rejected"], &json["quarantined"]),
+        (207, &json!(0), &json!(0), &json!(1))
+    );
+    assert_eq!(reply.errors(), errors(&[(0, "unavailable"), WRONG, (2, "unavailable")]));
+    assert!(json["errors"][0]["message"].as_str().unwrap().contains("it was not stored"));
+}
+
+#[actix::test]
+async fn a_strict_request_is_stored_nowhere_not_in_quarantine_either() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.quarantine(Letters::Kept);
+    let reply = daemon.prefer("strict", MIXED).await;
+    assert_eq!((reply.status, reply.json()["rejected"].clone()), (400, json!(1)));
+    daemon.prefer("strict", "{broken").await.problem(400);
+    assert!(daemon.letters().is_empty() && daemon.log.lock().unwrap().records.is_empty());
+}
+
+#[actix::test]
+async fn what_is_larger_than_a_letter_may_be_is_rejected_and_says_so() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.quarantine(Letters::TooLarge(&[1]));
+    let reply = daemon.post_json(r#"[{"no":1},{"no":2}]"#).await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["rejected"], &json["quarantined"]), (207, &json!(1), &json!(1)));
+    let message = |index: usize| json["errors"][index]["message"].as_str().unwrap();
+    assert!(!message(0).contains("not quarantined") && message(1).contains("not quarantined"), "{json}");
+    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "1");
+    daemon.quarantine(Letters::TooLarge(&[0]));
+    let reply = daemon.post_json("{broken").await;
+    assert_eq!((reply.status, reply.json()["rejected"].clone()), (400, json!(1)));
 }
 
 #[actix::test]
@@ -528,7 +812,7 @@ async fn stopping_finishes_what_is_in_flight_and_takes_no_more() {
     let stopped = actix_rt::spawn(daemon.ingestor.send(StopAccepting));
     let publish = daemon.log.lock().unwrap().waiting.pop().unwrap();
     *daemon.queue.lock().unwrap() = Queue::Stores;
-    publish.ticket.durable(1);
+    publish.ticket.durable(0..1);
     drop(publish);
     assert_eq!(in_flight.await.unwrap().status, 200);
     stopped.await.unwrap().unwrap();

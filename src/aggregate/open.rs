@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use super::{
     flush::{Part, Statements},
     fold::PartitionFold,
@@ -12,7 +14,7 @@ use crate::{
     event::{self, Carried, Event, EventFields, Invalid},
     log::{
         Batch, Epoch,
-        dead_letters::{DeadLetter, REFUSED_BY_STORE},
+        dead_letters::{DeadLetter, Origin, REFUSED_BY_STORE},
         record::Record,
     },
     position::{Offset, Partition, Timestamp},
@@ -149,13 +151,13 @@ impl OpenPartition {
             topic: reader.topic.clone(),
             generation: reader.generation,
             partition,
-            offset: record.offset,
+            origin: Origin::Record(record.offset),
             received: record.received,
             reason: reason.to_owned(),
             message,
             time: Timestamp::now(),
             key: owned(record.key),
-            value: owned(record.value),
+            value: record.value.map(Bytes::copy_from_slice),
             headers,
         });
     }

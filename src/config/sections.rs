@@ -138,7 +138,7 @@ sections! {
         /// Kafka the delivery timeout is below it.
         request_timeout: Duration as "duration" = Duration::from_secs(10), Kind::Duration(ATTEMPT, HOUR), LiveWithoutKafka;
         /// Bytes of all requests that are being handled, with some 300 for each event and its place in the answer; beyond it
-        /// clients hear 429. At least max_body, and it should be above 300 times max_events as well.
+        /// clients hear 503. At least max_body, and it should be above 300 times max_events as well.
         max_in_flight: ByteSize = ByteSize(64 * MIB), Size(1, PIB), Live;
         /// Bodies of other shapes than ours. What is POSTed to the path is taken apart as the other keys say. records: a JSON
         /// pointer (RFC 6901) to the array of events in the body, "" where the body is one; absent, the body is one event. type,
@@ -193,6 +193,10 @@ sections! {
         /// How far the time of an event may lie ahead of its receipt. All readers of the log go by it, so it is the same in all
         /// processes, and is changed when they have stopped in order (docs/design.md, 3.5).
         max_future: Duration as "duration" = DAY, Kind::Duration(Duration::ZERO, LONGEST_FUTURE), Restart;
+        /// What becomes of wrong events: "reject" them (207, or 400), or "quarantine" them: each is kept as a dead letter, and the
+        /// answer is 200 when that is durable. For senders that take 207 for a failure and send all again, or for success. A body
+        /// that cannot be split is one letter; what is larger than a letter may be is rejected all the same.
+        on_invalid: OnInvalid = OnInvalid::Reject, OneOf(OnInvalid::WORDS), LiveWithoutKafka;
     }
 
     "queue."
@@ -214,7 +218,7 @@ sections! {
     "queue.embedded."
     EmbeddedQueueConfig {
         /// At this size events are refused with 503, and the process is unready, until a tenth of it is free again. The buffer
-        /// in front of Kafka has the same.
+        /// in front of Kafka has the same. Wrong events that are quarantined must find room in it beside the records.
         quota: ByteSize = ByteSize(8 * GIB), Size(1, PIB), Live;
         /// How long records stay that all sinks have.
         retention: Duration as "duration" = Duration::ZERO, Kind::Duration(Duration::ZERO, TEN_YEARS), Live;
@@ -375,6 +379,16 @@ words! {
         Receipt = "receipt",
         /// It is refused as `invalid_timestamp`.
         Reject = "reject",
+    }
+}
+
+words! {
+    /// What the ingestor does with a wrong event.
+    OnInvalid {
+        /// Its client hears of it, and nobody keeps it.
+        Reject = "reject",
+        /// It is kept as a dead letter.
+        Quarantine = "quarantine",
     }
 }
 

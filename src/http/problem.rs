@@ -12,6 +12,8 @@ use actix_web::{
 use serde::Serialize;
 use serde_json::json;
 
+use crate::event::Code;
+
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
 /// An answer that is an error: its status, and what is wrong and what to do.
@@ -21,7 +23,7 @@ pub struct Problem {
     pub status: StatusCode,
     pub detail: Cow<'static, str>,
     /// Why a body is refused, by the code of single events.
-    pub code: Option<&'static str>,
+    pub code: Option<Code>,
     /// Seconds.
     pub retry_after: Option<u32>,
     /// The methods that the path takes.
@@ -73,12 +75,8 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     }
 
-    /// 429: budgets are given back within milliseconds, so the shortest time that the header can say.
-    pub fn too_busy(detail: &'static str) -> Self {
-        Self { retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
-    }
-
-    /// 503, which is worth another try soon.
+    /// 503, which is worth another try soon: the shortest time that the header can say. It is the answer of whoever is busy,
+    /// too: 429 would blame this client, and many of those give up on it.
     pub fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
     }
@@ -89,7 +87,7 @@ impl Problem {
             title: self.status.canonical_reason(),
             status: self.status.as_u16(),
             detail: &self.detail,
-            code: self.code,
+            code: self.code.map(Code::as_str),
         }
     }
 

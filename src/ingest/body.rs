@@ -25,7 +25,7 @@ use crate::{
 /// has given up.
 ///
 /// # Errors
-/// 413 above `http.max_body`, compressed or inflated, 429 when `http.max_in_flight` is spent, 408 after
+/// 413 above `http.max_body`, compressed or inflated, 503 when `http.max_in_flight` is spent, 408 after
 /// `http.request_timeout`, 400 and 415 for what cannot be inflated.
 pub async fn read(
     request: &HttpRequest,

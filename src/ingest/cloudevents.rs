@@ -35,6 +35,13 @@ pub fn format_of(headers: &HeaderMap) -> Result<(Format, Option<InHeaders>), Pro
     Ok((Format::of(headers)?, None))
 }
 
+/// What says of a record's value that it is an event in its envelope.
+pub fn beside_envelope() -> Attributes<'static> {
+    let mut attributes = Attributes::default();
+    attributes.set("content-type", "application/cloudevents+json");
+    attributes
+}
+
 /// Whether the request's headers have the attributes of an event, and its body is the data.
 pub fn is_in_headers(headers: &HeaderMap) -> bool {
     headers.contains_key(&SPEC_VERSION) && !is_enveloped(headers)

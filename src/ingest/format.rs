@@ -155,7 +155,7 @@ impl From<Unsplittable> for Problem {
                 (StatusCode::BAD_REQUEST, Some(Code::InvalidJson))
             }
         };
-        Self { code: code.map(Code::as_str), ..Self::new(status, unsplittable.to_string()) }
+        Self { code, ..Self::new(status, unsplittable.to_string()) }
     }
 }
 

@@ -35,7 +35,7 @@ impl Reservation {
     /// Takes more, without waiting.
     ///
     /// # Errors
-    /// 429 when less than that is left.
+    /// 503 when less than that is left.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.bytes = self.bytes.saturating_add(bytes);
@@ -44,7 +44,7 @@ impl Reservation {
         if all <= self.limit || self.beside.is_some_and(is_alone) {
             return Ok(());
         }
-        Err(Problem::too_busy("too many bytes of requests are being handled (http.max_in_flight): try again"))
+        Err(Problem::unavailable("too many bytes of requests are being handled (http.max_in_flight): try again"))
     }
 
     /// Takes more or gives back, so that it is this much.
@@ -103,7 +103,7 @@ mod tests {
         let share = || Reservation::new(&in_flight, ByteSize(10));
         let (mut first, mut second) = (share(), share());
         assert!(first.grow(6).is_ok());
-        assert_eq!(second.grow(5).unwrap_err().status, 429);
+        assert_eq!(second.grow(5).unwrap_err().status, 503);
         drop(second);
         assert!(first.grow(4).is_ok());
         assert!(first.another().grow(1).is_err());

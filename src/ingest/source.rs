@@ -15,7 +15,7 @@ use url::form_urlencoded;
 
 use super::{
     attributes::Attributes,
-    check::{Checked, invalid_body, not_a_text},
+    check::{Checked, behind, invalid_body, not_a_text},
     checking::Checking,
     coding::{Coding, Inflating},
     format::{Events, Format, SeveralTexts, Unsplittable, split, whole},
@@ -61,11 +61,8 @@ pub fn check(
     let mut checking = Checking::new(&body, http, fields, received, share);
     checking.expect(events.count())?;
     let mut take = |index, event| match found.attributes(event) {
-        Ok(attributes) => checking.take(index, event, &attributes),
-        Err(invalid) => {
-            checking.refuse(index, invalid);
-            Ok(())
-        }
+        (attributes, None) => checking.take(index, event, &attributes),
+        (attributes, Some(invalid)) => checking.refuse_with(index, event, &attributes, invalid),
     };
     let (is_one, events, broken) = match events {
         Events::One(event) => (true, vec![event], None),
@@ -73,9 +70,10 @@ pub fn check(
         Events::Texts(SeveralTexts { whole, broken }) => (false, whole, broken),
     };
     let count = events.len();
+    let rest = events.last().map_or(&body[..], |last| behind(&body, last));
     events.into_iter().enumerate().try_for_each(|(index, event)| take(index, event))?;
     if let Some(why) = broken {
-        checking.refuse(count, not_a_text(&why));
+        checking.refuse(count, rest, not_a_text(&why));
     }
     let checked = checking.finish()?;
     match checked.errors.first() {
@@ -134,22 +132,26 @@ impl<'s> Finder<'s> {
         Self { pointers, lookups }
     }
 
-    /// What an event brings, as the headers of its record.
-    fn attributes<'a>(&'a self, event: &'a [u8]) -> Result<Attributes<'a>, Invalid> {
+    /// What an event brings, as the headers of its record, and the first of it that is wrong.
+    fn attributes<'a>(&'a self, event: &'a [u8]) -> (Attributes<'a>, Option<Invalid>) {
         let mut found = [None; 4];
-        self.pointers.find_in(event, &mut found)?;
         let mut attributes = Attributes::default();
+        if let Err(invalid) = self.pointers.find_in(event, &mut found) {
+            return (attributes, Some(invalid));
+        }
+        let mut first = None;
         for ((name, lookup), json) in self.lookups.into_iter().zip(found) {
             let value = match lookup {
-                None => None,
-                Some(Lookup::Fixed { fixed }) => Some(Cow::Borrowed(fixed.as_str())),
-                Some(Lookup::At(pointer)) => value_of(name, json, &pointer.to_string())?,
+                None => Ok(None),
+                Some(Lookup::Fixed { fixed }) => Ok(Some(Cow::Borrowed(fixed.as_str()))),
+                Some(Lookup::At(pointer)) => value_of(name, json, &pointer.to_string()),
             };
-            if let Some(value) = value {
-                attributes.set(name, value);
+            match value {
+                Ok(value) => value.into_iter().for_each(|value| attributes.set(name, value)),
+                Err(invalid) => drop(first.get_or_insert(invalid)),
             }
         }
-        Ok(attributes)
+        (attributes, first)
     }
 }
 

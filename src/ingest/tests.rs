@@ -116,7 +116,7 @@ fn holds(body: &[u8], format: Format) {
         (Err(problem), Expected::Refused) => return assert_eq!(problem.status, 400),
         // A single object that only the rules for events refuse, such as its depth.
         (Err(problem), Expected::Events(events)) => {
-            assert_eq!((format, events.len(), problem.code), (Format::Json, 1, Some("invalid_json")));
+            assert_eq!((format, events.len(), problem.code), (Format::Json, 1, Some(Code::InvalidJson)));
             return assert_eq!(verdict(events[0]), Err(Code::InvalidJson));
         }
         (Ok(checked), Expected::Refused) => panic!("accepted what is no JSON: {checked:?}"),

@@ -6,6 +6,7 @@
 //! once.
 
 mod alone;
+mod answers;
 mod archive_tools;
 mod bad_dependencies;
 mod browser;

@@ -268,6 +268,13 @@ impl Daemon {
         self.client.post(&self.events_url(), content_type, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
     }
 
+    /// The same with `Prefer: handling=…`.
+    pub fn prefer(&self, handling: &str, body: &[u8]) -> Reply {
+        let fields = [("prefer", format!("handling={handling}"))];
+        let fields = fields.each_ref().map(|(name, value)| (*name, value.as_str()));
+        self.client.post_with(&self.events_url(), &fields, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
+    }
+
     /// At the admin endpoint, without a body.
     pub fn ask(&self, method: &str, path: &str) -> Reply {
         let url = self.admin_url(path);

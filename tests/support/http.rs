@@ -17,6 +17,7 @@ pub struct Reply {
     pub content_type: String,
     pub retry_after: Option<String>,
     pub allow: Option<String>,
+    pub preference_applied: Option<String>,
     pub body: String,
 }
 
@@ -74,6 +75,13 @@ impl Client {
         reply("POST", url, request.send(body))
     }
 
+    /// With these fields beside the body's length.
+    #[track_caller]
+    pub fn post_with(&self, url: &str, fields: &[(&str, &str)], body: &[u8]) -> Result<Reply, NoReply> {
+        let request = fields.iter().fold(self.0.post(url), |request, (name, value)| request.header(*name, *value));
+        reply("POST", url, request.send(body))
+    }
+
     #[track_caller]
     pub fn delete(&self, url: &str) -> Result<Reply, NoReply> {
         reply("DELETE", url, self.0.delete(url).call())
@@ -96,6 +104,7 @@ fn reply(method: &str, url: &str, result: Result<Response<ureq::Body>, Error>) -
     let header =
         |name: &str| response.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let (content_type, retry_after, allow) = (header("content-type"), header("retry-after"), header("allow"));
+    let preference_applied = header("preference-applied");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value.as_bytes()))).collect();
     let status = response.status().as_u16();
@@ -104,5 +113,5 @@ fn reply(method: &str, url: &str, result: Result<Response<ureq::Body>, Error>) -
     let (_, after) = url.split_once("://").unwrap_or_default();
     let target = after.find('/').map_or("/", |at| &after[at..]);
     openapi::check(&Answered { method, target, status, headers, body: body.as_bytes() });
-    Ok(Reply { status, content_type: content_type.unwrap_or_default(), retry_after, allow, body })
+    Ok(Reply { status, content_type: content_type.unwrap_or_default(), retry_after, allow, preference_applied, body })
 }

@@ -62,7 +62,7 @@ impl ReplayCheck {
                 );
                 return Err(Refused { id, reason: "value_omitted".to_owned(), message });
             }
-            (None, None) => letter.value.clone().unwrap_or_default(),
+            (None, None) => letter.value.as_deref().unwrap_or_default().to_vec(),
         };
         let received = Timestamp::now();
         let headers = letter.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
@@ -87,6 +87,7 @@ mod tests {
     use super::*;
     use crate::{
         config::OnInvalidTime,
+        log::dead_letters::Origin,
         position::{Offset, Partition},
     };
 
@@ -95,13 +96,13 @@ mod tests {
             topic: "events".to_owned(),
             generation: 0,
             partition: Partition(0),
-            offset: Offset(7),
+            origin: Origin::Record(Offset(7)),
             received: Timestamp(1000),
             reason: "missing_type".to_owned(),
             message: "no type".to_owned(),
             time: Timestamp(2000),
             key: None,
-            value: Some(value.to_vec()),
+            value: Some(value.to_vec().into()),
             headers: headers.iter().map(|(n, v)| ((*n).to_owned(), Some(v.as_bytes().to_vec()))).collect(),
         }
     }

@@ -81,7 +81,7 @@ pub const BEHAVIOURS: [Behaviour; 18] = [
     },
     Behaviour {
         name: "20 bodies of 16 MiB at once",
-        gets: "400 or 429",
+        gets: "400 or 503",
         run: large_bodies,
         stored: false,
         alone: true,
@@ -226,8 +226,8 @@ fn large_bodies(address: &str) -> String {
     });
     let wrong = outcomes
         .iter()
-        .find(|outcome| !matches!(outcome.answers[..], [ref answer] if [400, 429].contains(&answer.status)));
-    wrong.map_or("400 or 429".to_owned(), |wrong| format!("{wrong:?}"))
+        .find(|outcome| !matches!(outcome.answers[..], [ref answer] if [400, 503].contains(&answer.status)));
+    wrong.map_or("400 or 503".to_owned(), |wrong| format!("{wrong:?}"))
 }
 
 fn silent_crowd(address: &str) -> String {

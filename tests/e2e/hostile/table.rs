@@ -204,6 +204,13 @@ pub fn cases() -> Vec<Case> {
     let name = "Expect: 100-continue";
     cases.push(taken(name, "100, 200", sized(expect, &event(name))));
 
+    for (name, preferences) in [
+        ("Prefer with 15,000 preferences", "a,".repeat(15_000)),
+        ("Prefer with a quoted string that never ends", format!("a=\"{}", "\\,".repeat(15_000))),
+    ] {
+        cases.push(taken(name, "200", sized(&format!("Prefer: {preferences}\r\n"), &event(name))));
+    }
+
     // What is in it.
     let typed = |name: &str, rest: &str| format!(r#"{{"type":"hostile","case":"{name}",{rest}}}"#).into_bytes();
     for (name, rest) in [
