@@ -113,7 +113,7 @@ impl Daemon {
 
     async fn send(&self, request: String) -> Reply {
         let address = self.address;
-        tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap()
+        tokio::task::spawn_blocking(move || exchange(address, request.as_bytes())).await.unwrap()
     }
 
     async fn post(&self, content_type: &str, body: &str) -> Reply {
@@ -122,6 +122,16 @@ impl Daemon {
             "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n{body}"
         ))
         .await
+    }
+
+    /// With a content coding.
+    async fn post_coded(&self, coding: &str, body: &[u8]) -> Reply {
+        let (address, length) = (self.address, body.len());
+        let head = format!(
+            "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Encoding: {coding}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let request = [head.as_bytes(), body].concat();
+        tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap()
     }
 
     async fn post_json(&self, body: &str) -> Reply {
@@ -171,10 +181,11 @@ impl Reply {
     }
 }
 
-fn exchange(address: SocketAddr, request: &str) -> Reply {
+fn exchange(address: SocketAddr, request: &[u8]) -> Reply {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
+    // Who is refused early need not be read to the end.
+    let _ = stream.write_all(request);
     let mut text = Vec::new();
     stream.read_to_end(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
@@ -242,11 +253,105 @@ async fn some_invalid_events_are_207_and_only_invalid_ones_400() {
 #[actix::test]
 async fn broken_syntax_refuses_the_whole_body() {
     let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
-    for body in ["", "  ", r#"{"type":"a""#, r#"[{"type":"a"},"#, r#"[{"type":"a"}] x"#, "\u{feff}{}", "7"] {
+    for body in ["", "  ", r#"{"type":"a""#, r#"[{"type":"a"},"#, r#"[{"type":"a"}] x"#, "\0\0\u{feff}{}", "7", "\u{feff}"] {
         let reply = daemon.post_json(body).await;
         reply.problem(400);
         assert!(["invalid_json", "not_an_object"].contains(&reply.json()["code"].as_str().unwrap()), "{body}");
     }
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+}
+
+#[actix::test]
+async fn a_broken_element_is_refused_alone_where_its_end_can_be_found() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let array = r#"[{"type":"a","event_id":"1"},{"type":"a","x":NaN},{"type":"b","event_id":"2"}]"#;
+    let reply = daemon.post_json(array).await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["ids"], &json["errors"][0]["index"]), (207, &json!(["1", "2"]), &json!(1)));
+    assert!(json["errors"][0]["message"].as_str().unwrap().contains("NaN is no JSON"), "{json}");
+    let reply = daemon.post_json(r#"[{"type":"a"},{"type":"b},{"type":"c"}]"#).await;
+    assert!(reply.problem(400).contains("element 1 "), "{}", reply.body);
+    assert_eq!(daemon.log.lock().unwrap().records.len(), 2, "nothing of it is stored");
+}
+
+#[actix::test]
+async fn several_texts_are_events_like_lines() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let reply = daemon.post_json("\u{feff}{\"type\":\"a\",\"event_id\":\"1\"}{\"type\":\"b\",\"event_id\":\"2\"}\n").await;
+    assert_eq!((reply.status, &reply.json()["ids"]), (200, &json!(["1", "2"])));
+    let reply = daemon.post_json(r#"{"type":"a","event_id":"3"} {"type":"b"]{"type":"c"}"#).await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["ids"], &json["rejected"]), (207, &json!(["3"]), &json!(1)));
+    assert_eq!((&json["errors"][0]["index"], &json["errors"][0]["code"]), (&json!(1), &json!("invalid_json")));
+    let values: Vec<_> = daemon.log.lock().unwrap().records.iter().map(|(_, value, _)| value.clone()).collect();
+    assert_eq!(
+        values,
+        [r#"{"type":"a","event_id":"1"}"#, r#"{"type":"b","event_id":"2"}"#, r#"{"type":"a","event_id":"3"}"#]
+    );
+}
+
+fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[actix::test]
+async fn compressed_bodies_are_taken_as_what_they_inflate_to() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let events: Vec<String> =
+        (0..4000).map(|n| format!(r#"{{"type":"a","event_id":"{n}","x":"{}"}}"#, "x".repeat(n % 300))).collect();
+    for (coding, count) in [("gzip", 10), ("x-gzip", 4000), ("zstd", 10), ("zstd", 4000), ("br", 10), ("br", 4000)] {
+        let body = format!("[{}]", events[..count].join(","));
+        let compressed = match coding {
+            "zstd" => zstd::encode_all(body.as_bytes(), 3).unwrap(),
+            "br" => {
+                let mut compressed = Vec::new();
+                brotli::BrotliCompress(&mut body.as_bytes(), &mut compressed, &Default::default()).unwrap();
+                compressed
+            }
+            _ => gzip(body.as_bytes()),
+        };
+        let reply = daemon.post_coded(coding, &compressed).await;
+        assert_eq!((reply.status, &reply.json()["accepted"]), (200, &json!(count)), "{coding}");
+        let records = std::mem::take(&mut daemon.log.lock().unwrap().records);
+        assert!(records.iter().map(|(_, value, _)| value).eq(&events[..count]), "{coding}");
+    }
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn limits_hold_for_what_comes_in_and_for_what_comes_out() {
+    let limits = |bytes| HttpConfig { max_body: ByteSize(bytes), max_in_flight: ByteSize(bytes), ..HttpConfig::default() };
+    let body = format!("[{}]", vec![r#"{"type":"a"}"#; 1_000].join(","));
+    let length = body.len() as u64;
+    let daemon = Daemon::start(Queue::Stores, limits(length));
+    // All that may be in flight is its body; it is alone.
+    assert_eq!(daemon.post_coded("gzip", &gzip(body.as_bytes())).await.status, 200);
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+    assert_eq!(daemon.post_json(&body).await.status, 200);
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+    daemon.change_limits(|http| http.max_body = ByteSize(length - 1));
+    assert!(daemon.post_coded("gzip", &gzip(body.as_bytes())).await.problem(413).contains("http.max_body"));
+    daemon.change_limits(|http| http.max_body = ByteSize(10));
+    daemon.post_coded("gzip", &gzip(body.as_bytes())).await.problem(413);
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn a_coding_that_is_not_taken_is_415_and_says_which_are() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    for coding in ["compress", "gzip, br"] {
+        let reply = daemon.post_coded(coding, b"{\"type\":\"a\"}").await;
+        assert!(reply.problem(415).contains("gzip, zstd, deflate, br"));
+        assert_eq!(reply.header("accept-encoding"), Some("gzip, zstd, deflate, br"));
+    }
+    let reply = daemon.post_coded("gzip", b"{\"type\":\"a\"}").await;
+    assert!(reply.problem(400).contains("gzip"));
+    assert_eq!((reply.header("accept-encoding"), reply.json().get("code")), (None, None));
+    let reply = daemon.post("application/x-www-form-urlencoded", "{}").await;
+    assert!(reply.problem(415).contains("application/json, application/x-ndjson"));
+    assert_eq!(reply.header("accept-encoding"), None);
     assert!(daemon.log.lock().unwrap().records.is_empty());
 }
 

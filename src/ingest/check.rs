@@ -117,9 +117,8 @@ pub fn check(
             errors.push(EventError { index, invalid });
         }
     }
-    if let Some(why) = broken {
-        let message = format!("this is no JSON text, and nothing behind it was looked at: {why}");
-        errors.push(EventError { index: count, invalid: Invalid::new(Code::InvalidJson, message) });
+    if let Some(rest) = broken {
+        errors.push(EventError { index: count, invalid: no_text(rest, fields) });
     }
     checked.errors = errors;
     checked.body = body;
@@ -143,6 +142,12 @@ fn several<'b>(
         share.grow(EVENT * (texts.count() - 1))?;
     }
     Ok(texts)
+}
+
+/// Why there is no text at the beginning of this.
+fn no_text(rest: &[u8], fields: &EventFields) -> Invalid {
+    let why = event::parse(rest, fields).map_or_else(|invalid| invalid.message, |_| String::new());
+    Invalid::new(Code::InvalidJson, format!("here is no JSON text, and nothing behind it was looked at: {why}"))
 }
 
 /// Broken syntax: nothing of the body is accepted.

@@ -1,7 +1,7 @@
 //! The formats of a body: each has a file here, which splits it into its events: parts of the body, nothing copied, no tree
 //! built. A new one is such a file, and a line of it in each function here.
 
-mod array;
+mod brackets;
 mod json;
 mod ndjson;
 
@@ -93,8 +93,8 @@ pub enum Events<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct SeveralTexts<'a> {
     pub whole: Vec<&'a [u8]>,
-    /// Why what follows them is none. Nothing behind that is looked at.
-    pub broken: Option<String>,
+    /// From what is none to the end, which is not looked at.
+    pub broken: Option<&'a [u8]>,
 }
 
 impl Events<'_> {

@@ -7,6 +7,7 @@
 mod alone;
 mod archive_tools;
 mod bad_dependencies;
+mod bodies;
 mod buffer;
 mod clients;
 mod dead_letters;
