@@ -253,7 +253,9 @@ async fn some_invalid_events_are_207_and_only_invalid_ones_400() {
 #[actix::test]
 async fn broken_syntax_refuses_the_whole_body() {
     let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
-    for body in ["", "  ", r#"{"type":"a""#, r#"[{"type":"a"},"#, r#"[{"type":"a"}] x"#, "\0\0\u{feff}{}", "7", "\u{feff}"] {
+    for body in
+        ["", "  ", r#"{"type":"a""#, r#"[{"type":"a"},"#, r#"[{"type":"a"}] x"#, "\0\0\u{feff}{}", "7", "\u{feff}"]
+    {
         let reply = daemon.post_json(body).await;
         reply.problem(400);
         assert!(["invalid_json", "not_an_object"].contains(&reply.json()["code"].as_str().unwrap()), "{body}");
@@ -277,7 +279,8 @@ async fn a_broken_element_is_refused_alone_where_its_end_can_be_found() {
 #[actix::test]
 async fn several_texts_are_events_like_lines() {
     let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
-    let reply = daemon.post_json("\u{feff}{\"type\":\"a\",\"event_id\":\"1\"}{\"type\":\"b\",\"event_id\":\"2\"}\n").await;
+    let reply =
+        daemon.post_json("\u{feff}{\"type\":\"a\",\"event_id\":\"1\"}{\"type\":\"b\",\"event_id\":\"2\"}\n").await;
     assert_eq!((reply.status, &reply.json()["ids"]), (200, &json!(["1", "2"])));
     let reply = daemon.post_json(r#"{"type":"a","event_id":"3"} {"type":"b"]{"type":"c"}"#).await;
     let json = reply.json();
@@ -322,7 +325,8 @@ async fn compressed_bodies_are_taken_as_what_they_inflate_to() {
 
 #[actix::test]
 async fn limits_hold_for_what_comes_in_and_for_what_comes_out() {
-    let limits = |bytes| HttpConfig { max_body: ByteSize(bytes), max_in_flight: ByteSize(bytes), ..HttpConfig::default() };
+    let limits =
+        |bytes| HttpConfig { max_body: ByteSize(bytes), max_in_flight: ByteSize(bytes), ..HttpConfig::default() };
     let body = format!("[{}]", vec![r#"{"type":"a"}"#; 1_000].join(","));
     let length = body.len() as u64;
     let daemon = Daemon::start(Queue::Stores, limits(length));

@@ -96,12 +96,7 @@ impl Incoming {
     }
 
     /// Inflates each piece as it comes, aside where that takes long: a worker has other connections to serve.
-    async fn inflate(
-        mut self,
-        coding: Coding,
-        declared: Option<usize>,
-        share: Reservation,
-    ) -> Result<Bytes, Problem> {
+    async fn inflate(mut self, coding: Coding, declared: Option<usize>, share: Reservation) -> Result<Bytes, Problem> {
         let mut inflating = Inflating::new(coding, declared, self.max_body, share);
         while let Some(mut piece) = self.next().await? {
             if !inflating.push_short(&mut piece)? {

@@ -232,12 +232,15 @@ mod tests {
 
     #[test]
     fn a_broken_element_is_refused_alone_and_says_what_it_is() {
-        let checked = checked(r#"[{"type":"a"},{"type":"a","x":NaN},{"type":"b"},,{"type":"c","x":[-Infinity]},{"type" "d"},]"#);
+        let checked =
+            checked(r#"[{"type":"a"},{"type":"a","x":NaN},{"type":"b"},,{"type":"c","x":[-Infinity]},{"type" "d"},]"#);
         let errors: Vec<_> =
             checked.errors.iter().map(|error| (error.index, error.invalid.code, &*error.invalid.message)).collect();
         assert!(errors.iter().all(|(_, code, _)| *code == Code::InvalidJson), "{errors:?}");
         assert_eq!(errors.iter().map(|(index, ..)| *index).collect::<Vec<_>>(), [1, 3, 4, 5, 6]);
-        for (error, words) in errors.iter().zip(["NaN is no JSON", "comma", "-Infinity is no JSON", "expected `:`", "comma"]) {
+        for (error, words) in
+            errors.iter().zip(["NaN is no JSON", "comma", "-Infinity is no JSON", "expected `:`", "comma"])
+        {
             assert!(error.2.contains(words), "{words}: {error:?}");
         }
         assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [0, 2]);

@@ -50,11 +50,13 @@ impl Coding {
             .filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"));
         let Some(coding) = codings.next() else { return Ok(None) };
         if codings.next().is_some() {
-            let detail = format!("more than one Content-Encoding: send the body with one of {}, or as it is", Self::ACCEPTED);
+            let detail =
+                format!("more than one Content-Encoding: send the body with one of {}, or as it is", Self::ACCEPTED);
             return Err(Self::unsupported(detail));
         }
         Self::named(coding).map(Some).ok_or_else(|| {
-            let detail = format!("this Content-Encoding is not taken: send the body with {}, or as it is", Self::ACCEPTED);
+            let detail =
+                format!("this Content-Encoding is not taken: send the body with {}, or as it is", Self::ACCEPTED);
             Self::unsupported(detail)
         })
     }

@@ -43,7 +43,8 @@ impl Format {
     /// 415 for another media type, another charset than UTF-8, and more than one `Content-Type`.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let unsupported = |detail: &str| {
-            let taken = Self::ALL.iter().flat_map(|format| format.media_types()).copied().collect::<Vec<_>>().join(", ");
+            let taken =
+                Self::ALL.iter().flat_map(|format| format.media_types()).copied().collect::<Vec<_>>().join(", ");
             Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("{detail}: send one of {taken}, in UTF-8"))
         };
         let mut given = headers.get_all(CONTENT_TYPE);
@@ -267,7 +268,10 @@ mod tests {
     #[test]
     fn an_element_that_is_broken_has_its_end_where_strings_close_and_brackets_balance() {
         for (array, expected) in [
-            (r#"[{"type":"a"},{"type":tru},{"type":"b"}]"#, &[r#"{"type":"a"}"#, r#"{"type":tru}"#, r#"{"type":"b"}"#][..]),
+            (
+                r#"[{"type":"a"},{"type":tru},{"type":"b"}]"#,
+                &[r#"{"type":"a"}"#, r#"{"type":tru}"#, r#"{"type":"b"}"#][..],
+            ),
             (r#"[ {"a":NaN} , -Infinity ]"#, &[r#"{"a":NaN}"#, "-Infinity"]),
             // Commas that are missing, doubled, or too many.
             (r"[{}{}]", &["{}{}"]),

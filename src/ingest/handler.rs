@@ -105,8 +105,7 @@ impl Intake {
         let config = self.config.load_full();
         let body = body::read(request, payload, coding, &config.http, &self.metrics.in_flight_bytes).await?;
         let received = Timestamp::now();
-        let mut share =
-            Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight).beside(body.len());
+        let mut share = Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight).beside(body.len());
         let mut checked = if body.len() < LONG_PARSE {
             check(body, format, &config.http, &self.fields, received, &mut share)?
         } else {

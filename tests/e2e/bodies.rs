@@ -70,7 +70,11 @@ fn bodies_as_pythons_programs_and_shippers_send_them_are_taken() {
         })
         .collect();
     assert_eq!(ids.len(), accepted as usize);
-    assert!(ids.iter().filter(|id| id.starts_with("large-")).eq(&(0..5_000).map(|n| format!("large-{n}")).collect::<Vec<_>>()));
+    assert!(
+        ids.iter()
+            .filter(|id| id.starts_with("large-"))
+            .eq(&(0..5_000).map(|n| format!("large-{n}")).collect::<Vec<_>>())
+    );
     for id in ["gzip-2", "members-1", "zlib-0", "raw-2", "pieces-2", "stream-1", "gzipped-2", "nan-1", "mark-2"] {
         assert_eq!(ids.iter().filter(|stored| *stored == id).count(), 1, "{id}");
     }

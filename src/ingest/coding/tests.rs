@@ -127,7 +127,8 @@ fn status(coding: Coding, stream: &[u8]) -> Result<Vec<u8>, u16> {
 
 /// As JSON is: with much in common.
 fn events(count: usize) -> Vec<u8> {
-    let event = |index: usize| format!(r#"{{"type":"login","client_id":"c{}","n":{}}}"#, index % 97, index * 7919 % 1009);
+    let event =
+        |index: usize| format!(r#"{{"type":"login","client_id":"c{}","n":{}}}"#, index % 97, index * 7919 % 1009);
     format!("[{}]", (0..count).map(event).collect::<Vec<_>>().join(",")).into_bytes()
 }
 
@@ -238,7 +239,9 @@ fn a_stream_that_is_cut_is_refused_wherever_that_is() {
         assert_eq!(through(coding, &stream, usize::MAX, NO_LIMIT), Ok(body.clone()));
     }
     // Those of one part are never whole before their end.
-    for (coding, stream) in [(Coding::Gzip, gzip(&body)), (Coding::Zstd, zstd(&body, 20)), (Coding::Deflate, zlib(&body))] {
+    for (coding, stream) in
+        [(Coding::Gzip, gzip(&body)), (Coding::Zstd, zstd(&body, 20)), (Coding::Deflate, zlib(&body))]
+    {
         assert!((1..stream.len()).all(|length| status(coding, &stream[..length]) == Err(400)));
     }
 }
@@ -246,7 +249,9 @@ fn a_stream_that_is_cut_is_refused_wherever_that_is() {
 #[test]
 fn a_stream_with_a_checksum_is_taken_as_it_was_or_not_at_all() {
     let body = events(5);
-    for (coding, stream) in [(Coding::Gzip, gzip(&body)), (Coding::Zstd, zstd(&body, 20)), (Coding::Deflate, zlib(&body))] {
+    for (coding, stream) in
+        [(Coding::Gzip, gzip(&body)), (Coding::Zstd, zstd(&body, 20)), (Coding::Deflate, zlib(&body))]
+    {
         for at in 0..stream.len() {
             for flip in [0x01, 0x80, 0xff] {
                 let mut damaged = stream.clone();
@@ -254,7 +259,9 @@ fn a_stream_with_a_checksum_is_taken_as_it_was_or_not_at_all() {
                 match through(coding, &damaged, usize::MAX, 10 * body.len()) {
                     // Of a head not all counts, such as gzip's time.
                     Ok(inflated) => assert_eq!(inflated, body, "{coding:?} at {at}"),
-                    Err((status, sentence)) => assert!([400, 413, 415].contains(&status), "{coding:?} at {at}: {sentence}"),
+                    Err((status, sentence)) => {
+                        assert!([400, 413, 415].contains(&status), "{coding:?} at {at}: {sentence}")
+                    }
                 }
             }
         }
@@ -373,7 +380,8 @@ fn one_coding_that_is_known_is_taken() {
 }
 
 /// Some of each coding.
-static STREAMS: LazyLock<Vec<(Coding, Vec<u8>)>> = LazyLock::new(|| (0..4).flat_map(|count| encoded(&events(count))).collect());
+static STREAMS: LazyLock<Vec<(Coding, Vec<u8>)>> =
+    LazyLock::new(|| (0..4).flat_map(|count| encoded(&events(count))).collect());
 
 fn stream() -> impl Strategy<Value = (Coding, Vec<u8>)> {
     let change = (any::<prop::sample::Index>(), any::<u8>(), 0..3u8);

@@ -17,9 +17,15 @@ pub struct Elements<'a> {
 pub enum Uncut {
     TooMany,
     /// A string or a bracket is open at the end.
-    NoEnd { element: usize, begins: usize },
+    NoEnd {
+        element: usize,
+        begins: usize,
+    },
     /// A bracket is closed by one of the other kind.
-    Unbalanced { element: usize, begins: usize },
+    Unbalanced {
+        element: usize,
+        begins: usize,
+    },
 }
 
 /// Cuts `array`, which begins with a bracket, at the commas that stand in no other bracket and in no string. At most

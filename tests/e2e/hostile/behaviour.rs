@@ -151,7 +151,8 @@ fn slow_chunks(address: &str) -> String {
 
 fn slow_gzip(address: &str) -> String {
     // A member's head and that of a block of 1,000 bytes as they are.
-    let begun = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1][..], &1_000u16.to_le_bytes(), &(!1_000u16).to_le_bytes()].concat();
+    let begun =
+        [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1][..], &1_000u16.to_le_bytes(), &(!1_000u16).to_le_bytes()].concat();
     feed(address, &post("Content-Encoding: gzip\r\nContent-Length: 1023\r\n", &begun), b" ", PAUSE)
 }
 

@@ -206,10 +206,7 @@ pub fn cases() -> Vec<Case> {
     ] {
         cases.push(refused(name, REFUSED, coded(coding, &body)));
     }
-    for (name, body) in [
-        ("gzip in gzip", gzip(&event("gzip in gzip"))),
-        ("a bomb in gzip in gzip", bomb("gzip")),
-    ] {
+    for (name, body) in [("gzip in gzip", gzip(&event("gzip in gzip"))), ("a bomb in gzip in gzip", bomb("gzip"))] {
         cases.push(refused(name, "400", coded("gzip", &gzip(&body))));
     }
     for (name, coding) in [
@@ -243,9 +240,12 @@ pub fn cases() -> Vec<Case> {
     cases.push(refused("a zstd dictionary", "415, closed", coded("zstd", &frame(0x21, &[7, 0, 1, 0, 0]))));
     let size = [&[0][..], &(1u64 << 40).to_le_bytes(), &[1, 0, 0]].concat();
     cases.push(refused("a zstd frame that claims 1 TiB", REFUSED, coded("zstd", &frame(0xc0, &size))));
-    for (name, coding) in
-        [("a bomb in gzip", "gzip"), ("a bomb in zstd", "zstd"), ("a bomb in deflate", "deflate"), ("a bomb in br", "br")]
-    {
+    for (name, coding) in [
+        ("a bomb in gzip", "gzip"),
+        ("a bomb in zstd", "zstd"),
+        ("a bomb in deflate", "deflate"),
+        ("a bomb in br", "br"),
+    ] {
         cases.push(refused(name, "413, closed", coded(coding, &bomb(coding))));
     }
     let empty = gzip(b"");
@@ -262,7 +262,11 @@ pub fn cases() -> Vec<Case> {
         ("an event of 960 KiB in br", Some("br")),
     ] {
         let mut event = format!(r#"{{"type":"hostile","case":"{name}","x":""#).into_bytes();
-        event.extend((0..).map(|n: u32| b'a' + (n.wrapping_mul(2_654_435_761) >> 27) as u8 % 26).take((960 << 10) - 2 - event.len()));
+        event.extend(
+            (0..)
+                .map(|n: u32| b'a' + (n.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)
+                .take((960 << 10) - 2 - event.len()),
+        );
         event.extend_from_slice(b"\"}");
         assert_eq!(event.len(), 960 << 10);
         let sent = coding.map_or_else(|| sized("", &event), |coding| coded(coding, &compressed(coding, &event)));
