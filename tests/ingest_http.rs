@@ -293,6 +293,223 @@ async fn several_texts_are_events_like_lines() {
     );
 }
 
+/// The status, the code and the sentence of each answer to a body that is refused as a whole.
+#[actix::test]
+async fn each_refusal_of_a_body_is_a_sentence_that_says_what_where_and_what_to_do() {
+    const TAKEN: &str = "send one of application/json, application/x-ndjson, application/ndjson, application/jsonl, \
+                         application/x-jsonlines, in UTF-8";
+    let daemon =
+        Daemon::start(Queue::Stores, HttpConfig { max_body: ByteSize(200), max_events: 2, ..HttpConfig::default() });
+    let event = br#"{"type":"a"}"#.as_slice();
+    let mut wrong = gzip(event);
+    let at = wrong.len() - 8;
+    wrong[at] ^= 1;
+    let cut = &gzip(event)[..20];
+    let zstd_window = [0x28, 0xb5, 0x2f, 0xfd, 0, 14 << 3, 1, 0, 0];
+    let zstd_dictionary = [0x28, 0xb5, 0x2f, 0xfd, 0x21, 7, 0, 1, 0, 0];
+    let invalid = Some("invalid_json");
+    for (fields, body, status, code, sentence) in [
+        ("Content-Type: text/plain", event, 415, None, &*format!("this Content-Type is not taken: {TAKEN}")),
+        (
+            "Content-Type: application/json\r\nContent-Type: application/json",
+            event,
+            415,
+            None,
+            &*format!("more than one Content-Type: {TAKEN}"),
+        ),
+        (
+            "Content-Type: application/json; charset=latin1",
+            event,
+            415,
+            None,
+            &*format!("the charset of this Content-Type is not taken: {TAKEN}"),
+        ),
+        (
+            "Content-Encoding: compress",
+            event,
+            415,
+            None,
+            "this Content-Encoding is not taken: send the body with gzip, zstd, deflate, br, or as it is",
+        ),
+        (
+            "Content-Encoding: gzip, br",
+            event,
+            415,
+            None,
+            "more than one Content-Encoding: send the body with one of gzip, zstd, deflate, br, or as it is",
+        ),
+        (
+            "Content-Encoding: zstd",
+            &zstd_window,
+            415,
+            None,
+            "the body's zstd stream needs a window above 8 MiB (RFC 9659): compress it with a smaller one",
+        ),
+        (
+            "Content-Encoding: zstd",
+            &zstd_dictionary,
+            415,
+            None,
+            "the body's zstd stream needs a dictionary, which is not taken: compress it without one",
+        ),
+        (
+            "Content-Encoding: deflate",
+            &[0x78, 0x20, 1, 2, 3, 4, 5, 6],
+            415,
+            None,
+            "the body's deflate stream needs a dictionary, which is not taken: compress it without one",
+        ),
+        (
+            "Content-Encoding: br",
+            &[0x11, 0x1a, 0, 0],
+            415,
+            None,
+            "the body's brotli stream has a large window, which is not taken: compress it with a window of at most 24 bits",
+        ),
+        (
+            "Content-Encoding: gzip",
+            event,
+            400,
+            None,
+            "the body is damaged or no gzip, nothing was accepted: incorrect header check",
+        ),
+        (
+            "Content-Encoding: gzip",
+            &wrong,
+            400,
+            None,
+            "the body is damaged or no gzip, nothing was accepted: incorrect data check",
+        ),
+        (
+            "Content-Encoding: gzip",
+            cut,
+            400,
+            None,
+            "the body's gzip stream ends before its end, nothing was accepted: send all of it again",
+        ),
+        (
+            "Content-Encoding: gzip",
+            &[&gzip(event)[..], b"\0\0"].concat(),
+            400,
+            None,
+            "behind the end of the body's gzip stream stand bytes that are none, nothing was accepted",
+        ),
+        (
+            "Content-Encoding: zstd",
+            event,
+            400,
+            None,
+            "the body is damaged or no zstd, nothing was accepted: it does not begin with a frame",
+        ),
+        (
+            "Content-Encoding: deflate",
+            event,
+            400,
+            None,
+            "the body is damaged or no deflate, nothing was accepted: invalid distance code",
+        ),
+        (
+            "Content-Encoding: br",
+            event,
+            400,
+            None,
+            "the body is damaged or no brotli, nothing was accepted: FORMAT_PADDING_1",
+        ),
+        (
+            "Content-Encoding: gzip",
+            &gzip(&[b' '; 201]),
+            413,
+            None,
+            "the body inflates from gzip to more than 200 bytes (http.max_body): send it in smaller requests",
+        ),
+        (
+            "X: y",
+            &[b' '; 201],
+            413,
+            None,
+            "the body is larger than 200 bytes (http.max_body): send it in smaller requests",
+        ),
+        (
+            "X: y",
+            b"[1,2,3]",
+            413,
+            None,
+            "more than 2 events in one request (http.max_events): send them in smaller requests",
+        ),
+        (
+            "X: y",
+            b"{}{}{}",
+            413,
+            None,
+            "more than 2 events in one request (http.max_events): send them in smaller requests",
+        ),
+        (
+            "X: y",
+            b"\xef\xbb\xbf\n",
+            400,
+            invalid,
+            "the body is empty: send a JSON object, an array of objects, or one object a line as application/x-ndjson",
+        ),
+        (
+            "Content-Encoding: br",
+            b"",
+            400,
+            invalid,
+            "the body is empty: send a JSON object, an array of objects, or one object a line as application/x-ndjson",
+        ),
+        (
+            "X: y",
+            b"\xff\xfe{\0}\0",
+            400,
+            invalid,
+            "the body begins with the byte order mark of UTF-16 or UTF-32: send it in UTF-8",
+        ),
+        ("X: y", b"7", 400, Some("not_an_object"), "the body must be a JSON object, or several, or an array of them"),
+        (
+            "X: y",
+            b"tru",
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: EOF while parsing a value at line 1 column 3",
+        ),
+        (
+            "X: y",
+            br#"{"x":NaN}"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: NaN is no JSON, send null or a string: expected value at line 1 column 6",
+        ),
+        (
+            "X: y",
+            br#"[{},{"x":"}]"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: the array has no end: a string or a bracket stays open in element 1 (from the array's byte 4 on)",
+        ),
+        (
+            "X: y",
+            br#"[{},{"x":[}]"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: brackets do not match in element 1 of the array (from the array's byte 4 on)",
+        ),
+        (
+            "X: y",
+            b"[{}] x",
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: something stands behind the end of the array, from its byte 4 on",
+        ),
+    ] {
+        let head = format!("POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n");
+        let (address, length) = (daemon.address, format!("Content-Length: {}\r\n\r\n", body.len()));
+        let request = [head.as_bytes(), length.as_bytes(), body].concat();
+        let reply = tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap();
+        assert_eq!((reply.problem(status).as_str(), reply.json()["code"].as_str()), (sentence, code), "{fields}");
+    }
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+}
+
 fn gzip(body: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(body).unwrap();
