@@ -14,8 +14,8 @@
 //!                                                           ^── aggregated up to ──┘
 //! ```
 //!
-//! 1. [`ingest`]: a request's body is split into events, each checked by [`event`]; nothing is copied or rewritten. What is
-//!    wrong is refused, or kept as a dead letter.
+//! 1. [`ingest`]: a request's body, inflated where it has a content coding, is split into events, each checked by [`event`];
+//!    nothing is copied or rewritten. What is wrong is refused, or kept as a dead letter.
 //! 2. [`log`]: a small request appends them to the log (Kafka's, or the embedded one) where it is handled, others by a
 //!    message to the producer. The request's ticket hears when each is durable; only then the client gets its 2xx.
 //! 3. [`consume`]: each sink is a consumer group of its own. Batches go to the sink, confirmed positions come back and

@@ -175,7 +175,7 @@ impl Daemon {
 
     async fn send(&self, request: String) -> Reply {
         let address = self.address;
-        tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap()
+        tokio::task::spawn_blocking(move || exchange(address, request.as_bytes())).await.unwrap()
     }
 
     async fn post(&self, content_type: &str, body: &str) -> Reply {
@@ -192,6 +192,16 @@ impl Daemon {
             "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nPrefer: handling={handling}\r\nContent-Length: {length}\r\n\r\n{body}"
         ))
         .await
+    }
+
+    /// With a content coding.
+    async fn post_coded(&self, coding: &str, body: &[u8]) -> Reply {
+        let (address, length) = (self.address, body.len());
+        let head = format!(
+            "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Encoding: {coding}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let request = [head.as_bytes(), body].concat();
+        tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap()
     }
 
     async fn post_json(&self, body: &str) -> Reply {
@@ -253,10 +263,11 @@ impl Reply {
     }
 }
 
-fn exchange(address: SocketAddr, request: &str) -> Reply {
+fn exchange(address: SocketAddr, request: &[u8]) -> Reply {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
+    // Who is refused early need not be read to the end.
+    let _ = stream.write_all(request);
     let mut text = Vec::new();
     stream.read_to_end(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
@@ -329,11 +340,326 @@ async fn some_invalid_events_are_207_and_only_invalid_ones_400() {
 #[actix::test]
 async fn broken_syntax_refuses_the_whole_body() {
     let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
-    for body in ["", "  ", r#"{"type":"a""#, r#"[{"type":"a"},"#, r#"[{"type":"a"}] x"#, "\u{feff}{}", "7"] {
+    for body in
+        ["", "  ", r#"{"type":"a""#, r#"[{"type":"a"},"#, r#"[{"type":"a"}] x"#, "\0\0\u{feff}{}", "7", "\u{feff}"]
+    {
         let reply = daemon.post_json(body).await;
         reply.problem(400);
         assert!(["invalid_json", "not_an_object"].contains(&reply.json()["code"].as_str().unwrap()), "{body}");
     }
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+}
+
+#[actix::test]
+async fn a_broken_element_is_refused_alone_where_its_end_can_be_found() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let array = r#"[{"type":"a","event_id":"1"},{"type":"a","x":NaN},{"type":"b","event_id":"2"}]"#;
+    let reply = daemon.post_json(array).await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["ids"], &json["errors"][0]["index"]), (207, &json!(["1", "2"]), &json!(1)));
+    assert!(json["errors"][0]["message"].as_str().unwrap().contains("NaN is no JSON"), "{json}");
+    let reply = daemon.post_json(r#"[{"type":"a"},{"type":"b},{"type":"c"}]"#).await;
+    assert!(reply.problem(400).contains("element 1 "), "{}", reply.body);
+    assert_eq!(daemon.log.lock().unwrap().records.len(), 2, "nothing of it is stored");
+}
+
+#[actix::test]
+async fn several_texts_are_events_like_lines() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let reply =
+        daemon.post_json("\u{feff}{\"type\":\"a\",\"event_id\":\"1\"}{\"type\":\"b\",\"event_id\":\"2\"}\n").await;
+    assert_eq!((reply.status, &reply.json()["ids"]), (200, &json!(["1", "2"])));
+    let reply = daemon.post_json(r#"{"type":"a","event_id":"3"} {"type":"b"]{"type":"c"}"#).await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["ids"], &json["rejected"]), (207, &json!(["3"]), &json!(1)));
+    assert_eq!((&json["errors"][0]["index"], &json["errors"][0]["code"]), (&json!(1), &json!("invalid_json")));
+    let values: Vec<_> = daemon.log.lock().unwrap().records.iter().map(|(_, value, _)| value.clone()).collect();
+    assert_eq!(
+        values,
+        [r#"{"type":"a","event_id":"1"}"#, r#"{"type":"b","event_id":"2"}"#, r#"{"type":"a","event_id":"3"}"#]
+    );
+}
+
+/// The status, the code and the sentence of each answer to a body that is refused as a whole.
+#[actix::test]
+async fn each_refusal_of_a_body_is_a_sentence_that_says_what_where_and_what_to_do() {
+    const TAKEN: &str = "send one of application/json, application/x-ndjson, application/ndjson, application/jsonl, \
+                         application/x-jsonlines, in UTF-8";
+    let daemon =
+        Daemon::start(Queue::Stores, HttpConfig { max_body: ByteSize(200), max_events: 2, ..HttpConfig::default() });
+    let event = br#"{"type":"a"}"#.as_slice();
+    let mut wrong = gzip(event);
+    let at = wrong.len() - 8;
+    wrong[at] ^= 1;
+    let cut = &gzip(event)[..20];
+    let zstd_window = [0x28, 0xb5, 0x2f, 0xfd, 0, 14 << 3, 1, 0, 0];
+    let zstd_dictionary = [0x28, 0xb5, 0x2f, 0xfd, 0x21, 7, 0, 1, 0, 0];
+    let invalid = Some("invalid_json");
+    for (fields, body, status, code, sentence) in [
+        ("Content-Type: text/plain", event, 415, None, &*format!("this Content-Type is not taken: {TAKEN}")),
+        (
+            "Content-Type: application/json\r\nContent-Type: application/json",
+            event,
+            415,
+            None,
+            &*format!("more than one Content-Type: {TAKEN}"),
+        ),
+        (
+            "Content-Type: application/json; charset=latin1",
+            event,
+            415,
+            None,
+            &*format!("the charset of this Content-Type is not taken: {TAKEN}"),
+        ),
+        (
+            "Content-Encoding: compress",
+            event,
+            415,
+            None,
+            "this Content-Encoding is not taken: send the body with gzip, zstd, deflate, br, or as it is",
+        ),
+        (
+            "Content-Encoding: gzip, br",
+            event,
+            415,
+            None,
+            "more than one Content-Encoding: send the body with one of gzip, zstd, deflate, br, or as it is",
+        ),
+        (
+            "Content-Encoding: zstd",
+            &zstd_window,
+            415,
+            None,
+            "the body's zstd stream needs a window above 8 MiB (RFC 9659): compress it with a smaller one",
+        ),
+        (
+            "Content-Encoding: zstd",
+            &zstd_dictionary,
+            415,
+            None,
+            "the body's zstd stream needs a dictionary, which is not taken: compress it without one",
+        ),
+        (
+            "Content-Encoding: deflate",
+            &[0x78, 0x20, 1, 2, 3, 4, 5, 6],
+            415,
+            None,
+            "the body's deflate stream needs a dictionary, which is not taken: compress it without one",
+        ),
+        (
+            "Content-Encoding: br",
+            &[0x11, 0x1a, 0, 0],
+            415,
+            None,
+            "the body's brotli stream has a large window, which is not taken: compress it with a window of at most 24 bits",
+        ),
+        (
+            "Content-Encoding: gzip",
+            event,
+            400,
+            None,
+            "the body is damaged or no gzip, nothing was accepted: incorrect header check",
+        ),
+        (
+            "Content-Encoding: gzip",
+            &wrong,
+            400,
+            None,
+            "the body is damaged or no gzip, nothing was accepted: incorrect data check",
+        ),
+        (
+            "Content-Encoding: gzip",
+            cut,
+            400,
+            None,
+            "the body's gzip stream ends before its end, nothing was accepted: send all of it again",
+        ),
+        (
+            "Content-Encoding: gzip",
+            &[&gzip(event)[..], b"\0\0"].concat(),
+            400,
+            None,
+            "behind the end of the body's gzip stream stand bytes that are none, nothing was accepted",
+        ),
+        (
+            "Content-Encoding: zstd",
+            event,
+            400,
+            None,
+            "the body is damaged or no zstd, nothing was accepted: it does not begin with a frame",
+        ),
+        (
+            "Content-Encoding: deflate",
+            event,
+            400,
+            None,
+            "the body is damaged or no deflate, nothing was accepted: invalid distance code",
+        ),
+        (
+            "Content-Encoding: br",
+            event,
+            400,
+            None,
+            "the body is damaged or no brotli, nothing was accepted: FORMAT_PADDING_1",
+        ),
+        (
+            "Content-Encoding: gzip",
+            &gzip(&[b' '; 201]),
+            413,
+            None,
+            "the body inflates from gzip to more than 200 bytes (http.max_body): send it in smaller requests",
+        ),
+        (
+            "X: y",
+            &[b' '; 201],
+            413,
+            None,
+            "the body is larger than 200 bytes (http.max_body): send it in smaller requests",
+        ),
+        (
+            "X: y",
+            b"[1,2,3]",
+            413,
+            None,
+            "more than 2 events in one request (http.max_events): send them in smaller requests",
+        ),
+        (
+            "X: y",
+            b"{}{}{}",
+            413,
+            None,
+            "more than 2 events in one request (http.max_events): send them in smaller requests",
+        ),
+        (
+            "X: y",
+            b"\xef\xbb\xbf\n",
+            400,
+            invalid,
+            "the body is empty: send a JSON object, an array of objects, or one object a line as application/x-ndjson",
+        ),
+        (
+            "Content-Encoding: br",
+            b"",
+            400,
+            invalid,
+            "the body is empty: send a JSON object, an array of objects, or one object a line as application/x-ndjson",
+        ),
+        (
+            "X: y",
+            b"\xff\xfe{\0}\0",
+            400,
+            invalid,
+            "the body begins with the byte order mark of UTF-16 or UTF-32: send it in UTF-8",
+        ),
+        ("X: y", b"7", 400, Some("not_an_object"), "the body must be a JSON object, or several, or an array of them"),
+        (
+            "X: y",
+            b"tru",
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: EOF while parsing a value at line 1 column 3",
+        ),
+        (
+            "X: y",
+            br#"{"x":NaN}"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: NaN is no JSON, send null or a string: expected value at line 1 column 6",
+        ),
+        (
+            "X: y",
+            br#"[{},{"x":"}]"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: the array has no end: a string or a bracket stays open in element 1 (from the array's byte 4 on)",
+        ),
+        (
+            "X: y",
+            br#"[{},{"x":[}]"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: brackets do not match in element 1 of the array (from the array's byte 4 on)",
+        ),
+        (
+            "X: y",
+            b"[{}] x",
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: something stands behind the end of the array, from its byte 4 on",
+        ),
+    ] {
+        let head = format!("POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n");
+        let (address, length) = (daemon.address, format!("Content-Length: {}\r\n\r\n", body.len()));
+        let request = [head.as_bytes(), length.as_bytes(), body].concat();
+        let reply = tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap();
+        assert_eq!((reply.problem(status).as_str(), reply.json()["code"].as_str()), (sentence, code), "{fields}");
+    }
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+}
+
+fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[actix::test]
+async fn compressed_bodies_are_taken_as_what_they_inflate_to() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let events: Vec<String> =
+        (0..4000).map(|n| format!(r#"{{"type":"a","event_id":"{n}","x":"{}"}}"#, "x".repeat(n % 300))).collect();
+    for (coding, count) in [("gzip", 10), ("x-gzip", 4000), ("zstd", 10), ("zstd", 4000), ("br", 10), ("br", 4000)] {
+        let body = format!("[{}]", events[..count].join(","));
+        let compressed = match coding {
+            "zstd" => zstd::encode_all(body.as_bytes(), 3).unwrap(),
+            "br" => {
+                let mut compressed = Vec::new();
+                brotli::BrotliCompress(&mut body.as_bytes(), &mut compressed, &Default::default()).unwrap();
+                compressed
+            }
+            _ => gzip(body.as_bytes()),
+        };
+        let reply = daemon.post_coded(coding, &compressed).await;
+        assert_eq!((reply.status, &reply.json()["accepted"]), (200, &json!(count)), "{coding}");
+        let records = std::mem::take(&mut daemon.log.lock().unwrap().records);
+        assert!(records.iter().map(|(_, value, _)| value).eq(&events[..count]), "{coding}");
+    }
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn limits_hold_for_what_comes_in_and_for_what_comes_out() {
+    let limits =
+        |bytes| HttpConfig { max_body: ByteSize(bytes), max_in_flight: ByteSize(bytes), ..HttpConfig::default() };
+    let body = format!("[{}]", vec![r#"{"type":"a"}"#; 1_000].join(","));
+    let length = body.len() as u64;
+    let daemon = Daemon::start(Queue::Stores, limits(length));
+    // All that may be in flight is its body; it is alone.
+    assert_eq!(daemon.post_coded("gzip", &gzip(body.as_bytes())).await.status, 200);
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+    assert_eq!(daemon.post_json(&body).await.status, 200);
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+    daemon.change_limits(|http| http.max_body = ByteSize(length - 1));
+    assert!(daemon.post_coded("gzip", &gzip(body.as_bytes())).await.problem(413).contains("http.max_body"));
+    daemon.change_limits(|http| http.max_body = ByteSize(10));
+    daemon.post_coded("gzip", &gzip(body.as_bytes())).await.problem(413);
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn a_coding_that_is_not_taken_is_415_and_says_which_are() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    for coding in ["compress", "gzip, br"] {
+        let reply = daemon.post_coded(coding, b"{\"type\":\"a\"}").await;
+        assert!(reply.problem(415).contains("gzip, zstd, deflate, br"));
+        assert_eq!(reply.header("accept-encoding"), Some("gzip, zstd, deflate, br"));
+    }
+    let reply = daemon.post_coded("gzip", b"{\"type\":\"a\"}").await;
+    assert!(reply.problem(400).contains("gzip"));
+    assert_eq!((reply.header("accept-encoding"), reply.json().get("code")), (None, None));
+    let reply = daemon.post("application/x-www-form-urlencoded", "{}").await;
+    assert!(reply.problem(415).contains("application/json, application/x-ndjson"));
+    assert_eq!(reply.header("accept-encoding"), None);
     assert!(daemon.log.lock().unwrap().records.is_empty());
 }
 

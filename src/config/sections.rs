@@ -127,7 +127,7 @@ sections! {
         /// The public side: POST /v1/events, POST /v1/logs, the paths of [[http.source]], and GET /health. A name is bound at all
         /// of its addresses.
         listen: String = "127.0.0.1:8080".to_owned(), Text, Restart;
-        /// Largest request.
+        /// Largest request, as it comes and, where it has a Content-Encoding, inflated.
         max_body: ByteSize = ByteSize(16 * MIB), Size(1, GIB), Live;
         /// Largest event. A Kafka topic that is created gets room for it (and 64 KiB), an existing one must have it: up to
         /// 960KiB the brokers' default does.
@@ -138,7 +138,8 @@ sections! {
         /// Kafka the delivery timeout is below it.
         request_timeout: Duration as "duration" = Duration::from_secs(10), Kind::Duration(ATTEMPT, HOUR), LiveWithoutKafka;
         /// Bytes of all requests that are being handled, with some 300 for each event and its place in the answer; beyond it
-        /// clients hear 503. At least max_body, and it should be above 300 times max_events as well.
+        /// clients hear 503. At least max_body, and it should be above 300 times max_events as well. A compressed request counts
+        /// with what inflates it, too (windows of up to 8MiB for zstd, 16MiB for br), but until it is whole for no more than max_body.
         max_in_flight: ByteSize = ByteSize(64 * MIB), Size(1, PIB), Live;
         /// Bodies of other shapes than ours. What is POSTed to the path is taken apart as the other keys say. records: a JSON
         /// pointer (RFC 6901) to the array of events in the body, "" where the body is one; absent, the body is one event. type,

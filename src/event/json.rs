@@ -87,7 +87,7 @@ fn escaped_place<N: AsRef<str>>(names: &[N], json: &str) -> Option<Option<usize>
 }
 
 /// The whole of `text` as an array, each element as it stands there, at most `most`; `None` where it is not one, or perhaps
-/// not: serde_json judges those.
+/// not: who asks looks closer at those.
 pub fn array(text: &str, most: usize) -> Option<Vec<&[u8]>> {
     let json = Json(text.as_bytes());
     let mut elements = Vec::new();

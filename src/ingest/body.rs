@@ -20,9 +20,9 @@ use crate::{
     http::{Connection, Problem},
 };
 
-/// Reads the whole body, and inflates it where it has a coding. The bytes stay counted in `in_flight` until the last clone of
-/// what is returned is gone, so that the budget holds as well for requests that the queue still works on when their client
-/// has given up.
+/// Reads the whole body, and inflates it where it has a coding. The bytes stay counted in `in_flight` until the last clone
+/// of what is returned is gone, so that the budget holds as well for requests that the queue still works on when their
+/// client has given up.
 ///
 /// # Errors
 /// 413 above `http.max_body`, compressed or inflated, 503 when `http.max_in_flight` is spent, 408 after
@@ -36,7 +36,8 @@ pub async fn read(
 ) -> Result<Bytes, Problem> {
     // Parts of the body are named by 32-bit positions.
     let max_body = http.max_body.as_usize().min(u32::MAX as usize);
-    let incoming = Incoming { payload, max_body, length: 0 };
+    let connection = request.conn_data::<Rc<Connection>>().cloned();
+    let incoming = Incoming { payload, connection, max_body, length: 0 };
     let share = Reservation::new(in_flight, http.max_in_flight);
     let declared = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > max_body) {
@@ -48,18 +49,11 @@ pub async fn read(
             Some(coding) => incoming.inflate(coding, declared, share).await,
         }
     };
-    let bytes = match tokio::time::timeout(http.request_timeout, reading).await {
-        Ok(read) => read?,
-        Err(_) => {
-            let timeout = humantime::format_duration(http.request_timeout);
-            let detail = format!("the body did not arrive within {timeout} (http.request_timeout)");
-            return Err(Problem { closing: true, ..Problem::new(StatusCode::REQUEST_TIMEOUT, detail) });
-        }
-    };
-    if let Some(connection) = request.conn_data::<Rc<Connection>>() {
-        connection.body_complete();
-    }
-    Ok(bytes)
+    tokio::time::timeout(http.request_timeout, reading).await.unwrap_or_else(|_| {
+        let timeout = humantime::format_duration(http.request_timeout);
+        let detail = format!("the body did not arrive within {timeout} (http.request_timeout)");
+        Err(Problem { closing: true, ..Problem::new(StatusCode::REQUEST_TIMEOUT, detail) })
+    })
 }
 
 /// A piece is a part of its connection's read buffer, and keeps all of that alive. For a small one a copy is cheaper: the
@@ -69,6 +63,7 @@ const COPIED: usize = 16 * 1024;
 /// A body on its way in.
 struct Incoming {
     payload: web::Payload,
+    connection: Option<Rc<Connection>>,
     max_body: usize,
     length: usize,
 }
@@ -96,12 +91,7 @@ impl Incoming {
     }
 
     /// Inflates each piece as it comes, aside where that takes long: a worker has other connections to serve.
-    async fn inflate(
-        mut self,
-        coding: Coding,
-        declared: Option<usize>,
-        share: Reservation,
-    ) -> Result<Bytes, Problem> {
+    async fn inflate(mut self, coding: Coding, declared: Option<usize>, share: Reservation) -> Result<Bytes, Problem> {
         let mut inflating = Inflating::new(coding, declared, self.max_body, share);
         while let Some(mut piece) = self.next().await? {
             if !inflating.push_short(&mut piece)? {
@@ -113,6 +103,9 @@ impl Incoming {
 
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let Some(chunk) = self.payload.next().await else {
+            if let Some(connection) = &self.connection {
+                connection.body_complete();
+            }
             return Ok(None);
         };
         let chunk = chunk.map_err(|_| {

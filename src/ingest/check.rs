@@ -130,7 +130,6 @@ pub fn check(
         Events::Texts(SeveralTexts { whole, broken }) => (whole, broken),
     };
     let count = events.len();
-    let rest = events.last().map_or(&body[..], |last| behind(&body, last));
     for (index, event) in events.into_iter().enumerate() {
         if let Err(invalid) = taking.take(index, event) {
             errors.push(taking.refused(index, event, invalid));
@@ -142,19 +141,14 @@ pub fn check(
             counted = aside;
         }
     }
-    if let Some(why) = broken {
-        errors.push(taking.refused(count, rest, not_a_text(&why)));
+    if let Some(rest) = broken {
+        errors.push(taking.refused(count, rest, no_text(rest, fields, received)));
     }
     let mut checked = taking.checked;
     checked.errors = errors;
     checked.body = body;
     share.grow(checked.aside.capacity() - counted + checked.remarks_size() + longest_answer(&checked))?;
     Ok(checked)
-}
-
-/// What follows some JSON texts is none.
-pub(super) fn not_a_text(why: &str) -> Invalid {
-    Invalid::new(Code::InvalidJson, format!("this is no JSON text, and nothing behind it was looked at: {why}"))
 }
 
 /// The texts of a body that is no event, if they are several.
@@ -174,6 +168,12 @@ fn several<'b>(
         share.grow(EVENT * (texts.count() - 1))?;
     }
     Ok(texts)
+}
+
+/// Why there is no text at the beginning of this.
+pub(super) fn no_text(rest: &[u8], fields: &EventFields, received: Timestamp) -> Invalid {
+    let why = event::parse(rest, fields, received).map_or_else(|invalid| invalid.message, |_| String::new());
+    Invalid::new(Code::InvalidJson, format!("here is no JSON text, and nothing behind it was looked at: {why}"))
 }
 
 /// Makes one event after the other into a record.
@@ -285,7 +285,6 @@ impl<'c> Taking<'c> {
             None => Part::Aside(append(&mut self.checked.aside, bytes)),
         }
     }
-}
 
 /// Broken syntax: nothing of the body is accepted.
 pub(super) fn invalid_body(invalid: &Invalid) -> Problem {
@@ -411,12 +410,15 @@ mod tests {
 
     #[test]
     fn a_broken_element_is_refused_alone_and_says_what_it_is() {
-        let checked = checked(r#"[{"type":"a"},{"type":"a","x":NaN},{"type":"b"},,{"type":"c","x":[-Infinity]},{"type" "d"},]"#);
+        let checked =
+            checked(r#"[{"type":"a"},{"type":"a","x":NaN},{"type":"b"},,{"type":"c","x":[-Infinity]},{"type" "d"},]"#);
         let errors: Vec<_> =
             checked.errors.iter().map(|error| (error.index, error.invalid.code, &*error.invalid.message)).collect();
         assert!(errors.iter().all(|(_, code, _)| *code == Code::InvalidJson), "{errors:?}");
         assert_eq!(errors.iter().map(|(index, ..)| *index).collect::<Vec<_>>(), [1, 3, 4, 5, 6]);
-        for (error, words) in errors.iter().zip(["NaN is no JSON", "comma", "-Infinity is no JSON", "expected `:`", "comma"]) {
+        for (error, words) in
+            errors.iter().zip(["NaN is no JSON", "comma", "-Infinity is no JSON", "expected `:`", "comma"])
+        {
             assert!(error.2.contains(words), "{words}: {error:?}");
         }
         assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [0, 2]);

@@ -50,25 +50,27 @@ impl Coding {
             .filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"));
         let Some(coding) = codings.next() else { return Ok(None) };
         if codings.next().is_some() {
-            let detail = format!("more than one Content-Encoding: send the body with one of {}, or as it is", Self::ACCEPTED);
+            let detail =
+                format!("more than one Content-Encoding: send the body with one of {}, or as it is", Self::ACCEPTED);
             return Err(Self::unsupported(detail));
         }
         Self::named(coding).map(Some).ok_or_else(|| {
-            let detail = format!("this Content-Encoding is not taken: send the body with {}, or as it is", Self::ACCEPTED);
+            let detail =
+                format!("this Content-Encoding is not taken: send the body with {}, or as it is", Self::ACCEPTED);
             Self::unsupported(detail)
         })
     }
 
     fn named(coding: &[u8]) -> Option<Self> {
-        let is = |name: &str| coding.eq_ignore_ascii_case(name.as_bytes());
-        match () {
-            // RFC 9110, 8.4.1.3: `x-gzip` is the same.
-            () if is("gzip") || is("x-gzip") => Some(Self::Gzip),
-            () if is("zstd") => Some(Self::Zstd),
-            () if is("deflate") => Some(Self::Deflate),
-            () if is("br") => Some(Self::Brotli),
-            () => None,
-        }
+        // RFC 9110, 8.4.1.3: `x-gzip` is the same.
+        let names = [
+            ("gzip", Self::Gzip),
+            ("x-gzip", Self::Gzip),
+            ("zstd", Self::Zstd),
+            ("deflate", Self::Deflate),
+            ("br", Self::Brotli),
+        ];
+        names.into_iter().find(|(name, _)| coding.eq_ignore_ascii_case(name.as_bytes())).map(|(_, named)| named)
     }
 
     /// As its RFC calls it, for sentences.

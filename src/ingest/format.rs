@@ -1,7 +1,7 @@
 //! The formats of a body: each has a file here, which splits it into its events: parts of the body, nothing copied, no tree
 //! built. A new one is such a file, and a line of it in each function here.
 
-mod array;
+mod brackets;
 mod json;
 mod ndjson;
 
@@ -102,8 +102,8 @@ pub enum Events<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct SeveralTexts<'a> {
     pub whole: Vec<&'a [u8]>,
-    /// Why what follows them is none. Nothing behind that is looked at.
-    pub broken: Option<String>,
+    /// From what is none to the end, which is not looked at.
+    pub broken: Option<&'a [u8]>,
 }
 
 impl Events<'_> {
@@ -309,7 +309,10 @@ mod tests {
     #[test]
     fn an_element_that_is_broken_has_its_end_where_strings_close_and_brackets_balance() {
         for (array, expected) in [
-            (r#"[{"type":"a"},{"type":tru},{"type":"b"}]"#, &[r#"{"type":"a"}"#, r#"{"type":tru}"#, r#"{"type":"b"}"#][..]),
+            (
+                r#"[{"type":"a"},{"type":tru},{"type":"b"}]"#,
+                &[r#"{"type":"a"}"#, r#"{"type":tru}"#, r#"{"type":"b"}"#][..],
+            ),
             (r#"[ {"a":NaN} , -Infinity ]"#, &[r#"{"a":NaN}"#, "-Infinity"]),
             // Commas that are missing, doubled, or too many.
             (r"[{}{}]", &["{}{}"]),

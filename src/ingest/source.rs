@@ -15,7 +15,7 @@ use url::form_urlencoded;
 
 use super::{
     attributes::Attributes,
-    check::{Checked, behind, invalid_body, not_a_text},
+    check::{Checked, invalid_body, no_text},
     checking::Checking,
     coding::{Coding, Inflating},
     format::{Events, Format, SeveralTexts, Unsplittable, split, whole},
@@ -70,10 +70,9 @@ pub fn check(
         Events::Texts(SeveralTexts { whole, broken }) => (false, whole, broken),
     };
     let count = events.len();
-    let rest = events.last().map_or(&body[..], |last| behind(&body, last));
     events.into_iter().enumerate().try_for_each(|(index, event)| take(index, event))?;
-    if let Some(why) = broken {
-        checking.refuse(count, rest, not_a_text(&why));
+    if let Some(rest) = broken {
+        checking.refuse(count, rest, no_text(rest, fields, received));
     }
     let checked = checking.finish()?;
     match checked.errors.first() {

@@ -9,6 +9,7 @@ mod alone;
 mod answers;
 mod archive_tools;
 mod bad_dependencies;
+mod bodies;
 mod browser;
 mod buffer;
 mod clients;

@@ -14,6 +14,7 @@ use std::{
 
 pub mod archive;
 pub mod brokers;
+pub mod coding;
 pub mod daemon;
 pub mod events;
 pub mod http;

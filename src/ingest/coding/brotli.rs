@@ -92,7 +92,8 @@ impl Decode for Brotli {
             }
             let (mut left, before) = (input.len() - taken, (taken, output.len()));
             // Output is taken from the decoder's window, which spares filling ours with zeros first.
-            let result = BrotliDecompressStream(&mut left, &mut taken, input, &mut 0, &mut 0, &mut [], &mut 0, &mut self.0);
+            let result =
+                BrotliDecompressStream(&mut left, &mut taken, input, &mut 0, &mut 0, &mut [], &mut 0, &mut self.0);
             self.take(output);
             match result {
                 BrotliResult::ResultFailure => return Err(fault(self.0.error_code)),

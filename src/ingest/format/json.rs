@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Events, SeveralTexts, Unsplittable,
-    array::{Uncut, cut},
+    brackets::{Uncut, closed, cut},
     trim,
 };
 use crate::event;
@@ -26,18 +26,15 @@ fn array(value: &[u8], max_events: usize) -> Result<Events<'_>, Unsplittable> {
     {
         return Ok(Events::Many(elements));
     }
-    let cut_up = cut(value, max_events);
-    // The array of a single text ends it.
-    if !matches!(&cut_up, Ok(array) if array.end == value.len())
-        && let Some(texts) = other_texts(value, max_events)?
-    {
-        return Ok(Events::Texts(texts));
-    }
-    match cut_up {
+    match cut(value, max_events) {
         Ok(array) if array.end == value.len() => Ok(Events::Many(array.elements.into_iter().map(trim).collect())),
-        Ok(array) => {
-            Err(Unsplittable::Syntax(format!("something stands behind the end of the array, from its byte {} on", array.end)))
-        }
+        Ok(array) => match other_texts(value, max_events)? {
+            Some(texts) => Ok(Events::Texts(texts)),
+            None => Err(Unsplittable::Syntax(format!(
+                "something stands behind the end of the array, from its byte {} on",
+                array.end
+            ))),
+        },
         Err(Uncut::TooMany) => Err(Unsplittable::TooMany(max_events)),
         Err(Uncut::NoEnd { element, begins }) => Err(Unsplittable::Syntax(format!(
             "the array has no end: a string or a bracket stays open in element {element} (from the array's byte {begins} on)"
@@ -65,56 +62,44 @@ fn other_texts(value: &[u8], max_events: usize) -> Result<Option<SeveralTexts<'_
 
 /// See [`super::texts`]: `value` begins and ends with no white space.
 pub(super) fn texts(value: &[u8], max_events: usize) -> Result<Option<SeveralTexts<'_>>, Unsplittable> {
-    let (text, foreign) = match std::str::from_utf8(value) {
-        Ok(text) => (text, None),
-        Err(error) => {
-            let foreign = format!("not valid UTF-8 at byte {}", error.valid_up_to());
-            (std::str::from_utf8(&value[..error.valid_up_to()]).unwrap_or_default(), Some(foreign))
-        }
+    let text = match std::str::from_utf8(value) {
+        Ok(text) => text,
+        // Those before what is no UTF-8.
+        Err(error) => std::str::from_utf8(&value[..error.valid_up_to()]).unwrap_or_default(),
     };
     let mut texts = SeveralTexts { whole: Vec::new(), broken: None };
     let mut at = 0;
-    loop {
-        at = text.len() - text[at..].trim_start_matches([' ', '\t', '\r', '\n']).len();
-        if at == text.len() && foreign.is_none() {
-            break;
-        }
+    while at < value.len() {
         if texts.whole.len() == max_events {
             return Err(Unsplittable::TooMany(max_events));
         }
-        match text_end(value, text, at) {
-            Ok(end) => {
-                texts.whole.push(&value[at..end]);
-                at = end;
-            }
-            Err(why) => {
-                texts.broken = Some(foreign.unwrap_or(why));
-                break;
-            }
-        }
+        let Some(end) = text_end(value, text, at) else {
+            texts.broken = Some(&value[at..]);
+            break;
+        };
+        texts.whole.push(&value[at..end]);
+        at = value.len() - trim(&value[end..]).len();
     }
     Ok((!texts.whole.is_empty() && texts.count() > 1).then_some(texts))
 }
 
-/// Where the text ends that begins here, or why it is none; of `value`, `text` is the beginning that is UTF-8. A number or a
-/// word is one only up to white space, a bracket that opens, or a quote: `01` is not two texts.
-fn text_end(value: &[u8], text: &str, at: usize) -> Result<usize, String> {
-    let end = match event::text(text, at) {
-        Some(end) => end,
-        // Broken, or nested too deeply for an event, which is a text all the same.
-        None => {
-            let mut json = serde_json::Deserializer::from_str(&text[at..]).into_iter::<&RawValue>();
-            match json.next() {
-                Some(Ok(_)) => at + json.byte_offset(),
-                Some(Err(error)) => return Err(error.to_string()),
-                None => return Err("it is cut off".to_owned()),
-            }
-        }
-    };
+/// Where the text ends that begins here, if one does; of `value`, `text` is the beginning that is UTF-8. A number or a word
+/// is one only up to white space, a bracket that opens, or a quote: `01` is not two texts.
+fn text_end(value: &[u8], text: &str, at: usize) -> Option<usize> {
+    let end = event::text(text, at).or_else(|| Some(at + deep_text(text.get(at..)?)?))?;
     let ends_itself = matches!(value[at], b'{' | b'[' | b'"');
     match value.get(end) {
-        None | Some(b' ' | b'\t' | b'\r' | b'\n' | b'{' | b'[' | b'"') => Ok(end),
-        Some(_) if ends_itself => Ok(end),
-        Some(_) => Err("trailing characters behind a number or a word".to_owned()),
+        None | Some(b' ' | b'\t' | b'\r' | b'\n' | b'{' | b'[' | b'"') => Some(end),
+        Some(_) => ends_itself.then_some(end),
     }
+}
+
+/// The same of what is broken, or nested too deeply for an event, which is a text all the same.
+fn deep_text(text: &str) -> Option<usize> {
+    // serde_json remembers each bracket that is open in a byte: not many of what does not close them.
+    if text.starts_with(['{', '[']) {
+        closed(text.as_bytes(), 0)?;
+    }
+    let mut json = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
+    json.next()?.ok().map(|_| json.byte_offset())
 }

@@ -1,5 +1,6 @@
-//! An array that is not valid JSON, cut into its elements all the same: what is wrong with one is that one's fault alone,
-//! wherever its end can be found.
+//! Finds ends in what is not valid JSON, or nested too deeply for an event: a string ends at its quote, whatever is in it, a
+//! bracket where one of its kind closes it, and nothing else is looked at. So an array is cut into its elements, and what is
+//! wrong with one is that one's fault alone.
 
 use memchr::memchr2;
 
@@ -16,13 +17,18 @@ pub struct Elements<'a> {
 pub enum Uncut {
     TooMany,
     /// A string or a bracket is open at the end.
-    NoEnd { element: usize, begins: usize },
+    NoEnd {
+        element: usize,
+        begins: usize,
+    },
     /// A bracket is closed by one of the other kind.
-    Unbalanced { element: usize, begins: usize },
+    Unbalanced {
+        element: usize,
+        begins: usize,
+    },
 }
 
-/// Cuts `array`, which begins with a bracket, at the commas that stand in no other bracket and in no string. A string ends at
-/// its quote, whatever is in it, and a bracket where one of its kind closes it; nothing else is looked at. At most
+/// Cuts `array`, which begins with a bracket, at the commas that stand in no other bracket and in no string. At most
 /// `max_elements`.
 ///
 /// # Errors
@@ -58,6 +64,27 @@ pub fn cut(array: &[u8], max_elements: usize) -> Result<Elements<'_>, Uncut> {
         at += 1;
     }
     Err(Uncut::NoEnd { element: elements.len(), begins })
+}
+
+/// Behind the bracket that closes the one at this byte.
+pub fn closed(json: &[u8], mut at: usize) -> Option<usize> {
+    let mut open = Brackets::default();
+    loop {
+        match json.get(at)? {
+            b'"' => at = string_end(json, at + 1)?,
+            bracket @ (b'{' | b'[') => open.push(*bracket == b'{'),
+            bracket @ (b'}' | b']') => {
+                if open.pop() != Some(*bracket == b'}') {
+                    return None;
+                }
+                if open.is_empty() {
+                    return Some(at + 1);
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
 }
 
 fn add<'a>(elements: &mut Vec<&'a [u8]>, element: &'a [u8], max_elements: usize) -> Result<(), Uncut> {
@@ -130,6 +157,21 @@ mod tests {
                 assert_eq!(cut(&array, 3), Err(Uncut::Unbalanced { element: 1, begins: 3 }));
             }
         }
+    }
+
+    #[test]
+    fn a_bracket_is_closed_by_the_one_that_is_its_own() {
+        for (json, end) in [
+            (r#"{"a":[1,"]}"]} x"#, Some(14)),
+            ("[]]", Some(2)),
+            (r#"{"a\"}":{}}"#, Some(11)),
+            ("[}", None),
+            ("[[]", None),
+            (r#"["]"#, None),
+        ] {
+            assert_eq!(closed(json.as_bytes(), 0), end, "{json}");
+        }
+        assert_eq!(closed(b"[[1]]", 1), Some(4));
     }
 
     #[test]
