@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsStr,
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -221,8 +220,7 @@ fn sends_what_arrives(name: &str, send: impl FnOnce(&str) -> Command, least: usi
     assert_eq!(lines.len(), sent.len());
     for event in &sent {
         let expected = attributes(event);
-        let mut line = lines[&expected["id"]].clone();
-        line.headers.sort();
+        let line = &lines[&expected["id"]];
         // An envelope says by itself that its data is JSON, and the record says it in a header.
         let mut found = attributes_of(&line.headers);
         if !expected.contains_key("datacontenttype") && line.value.as_deref() != Some(b"") {
@@ -324,14 +322,14 @@ fn other_consumers_read_the_topics_cloudevents_and_those_of_other_producers_are_
         assert_eq!(attributes.get_str("id").ok(), document.get_str("event_id").ok());
         let name = document.get_str("event_id").expect("an id").split('-').nth(1).unwrap_or("none");
         match name {
-            "json" => assert_eq!(document.get_document("event").expect("a document").get_i64("n"), Ok(1), "{document}"),
+            "json" => assert!(document.get_document("event").is_ok_and(|event| event.get_i64("n").ok() == Some(1)), "{document}"),
             "bytes" => assert!(document.get_binary_generic("raw").is_ok_and(|raw| raw == b"\xff\x00"), "{document}"),
-            "text" => assert_eq!(document.get_str("raw"), Ok("Grüße\n"), "{document}"),
+            "text" => assert_eq!(document.get_str("raw").ok(), Some("Grüße\n"), "{document}"),
             "string" => {
-                let (raw, event) = (document.get_str("raw"), document.get_str("event"));
-                assert!(raw == Ok("no JSON") || event == Ok("no JSON"), "{document}");
+                let text = document.get_str("raw").or_else(|_| document.get_str("event"));
+                assert_eq!(text.ok(), Some("no JSON"), "{document}");
             }
-            _ => assert_eq!(document.get_str("raw"), Ok(""), "{document}"),
+            _ => assert_eq!(document.get_str("raw").ok(), Some(""), "{document}"),
         }
     }
     daemon.terminate();
