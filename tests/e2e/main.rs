@@ -1,9 +1,9 @@
 //! The daemon as its users meet it: the built binary, HTTP, signals, the bucket, the database.
 //!
-//! `alone` needs nothing, `clients` a JDK, `browser` a Chromium, `openapi` a package of Python's; `on_services`, `buffer` and
-//! `bad_dependencies` run real services (`tests/services/services.py`), and are skipped loudly where those cannot be had,
-//! unless `INGESTD_REQUIRE_SERVICES=1`. One binary, so that the services start once and the large dependencies are linked
-//! once.
+//! `alone` needs nothing, `clients` a JDK, `browser` a Chromium, `openapi` a package of Python's, `cloudevents` those of two
+//! SDKs; `on_services`, `buffer` and `bad_dependencies` run real services (`tests/services/services.py`), and are skipped
+//! loudly where those cannot be had, unless `INGESTD_REQUIRE_SERVICES=1`. One binary, so that the services start once and the
+//! large dependencies are linked once.
 
 mod alone;
 mod answers;
@@ -13,6 +13,7 @@ mod bodies;
 mod browser;
 mod buffer;
 mod clients;
+mod cloudevents;
 mod dead_letters;
 mod dev_script;
 mod hostile;

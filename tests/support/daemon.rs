@@ -270,9 +270,12 @@ impl Daemon {
 
     /// The same with `Prefer: handling=…`.
     pub fn prefer(&self, handling: &str, body: &[u8]) -> Reply {
-        let fields = [("prefer", format!("handling={handling}"))];
-        let fields = fields.each_ref().map(|(name, value)| (*name, value.as_str()));
-        self.client.post_with(&self.events_url(), &fields, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
+        self.post_with(&[("prefer", &format!("handling={handling}"))], body)
+    }
+
+    /// With these fields beside the body's length.
+    pub fn post_with(&self, fields: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.client.post_with(&self.events_url(), fields, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
     }
 
     /// At the admin endpoint, without a body.
