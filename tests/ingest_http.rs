@@ -1087,7 +1087,7 @@ async fn letters_stand_when_the_events_beside_them_fail_and_the_answer_says_so()
     let daemon = Daemon::start(Queue::Refuses, HttpConfig::default());
     daemon.quarantine(Letters::Kept);
     let detail = daemon.post_json(MIXED).await.problem(503);
-    assert!(detail.contains("the log is full") && detail.contains("1 dead letters are kept already"), "{detail}");
+    assert!(detail.contains("the log is full") && detail.contains("1 dead letter(s) are kept already"), "{detail}");
     assert_eq!(daemon.letters().len(), 1);
     // Each by itself: only the events are to be sent again.
     let reply = daemon.prefer("lenient", MIXED).await;

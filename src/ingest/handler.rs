@@ -123,10 +123,15 @@ impl Intake {
         let (checked, mut share) = self.check(body, shape, &config, received).await;
         let mut checked = match (checked, whole) {
             (Err(Problem { code: Some(code), detail, .. }), Some(body)) => {
-                Checked::unsplittable(body, Invalid::new(code, detail))
+                let checked = Checked::unsplittable(body, Invalid::new(code, detail));
+                share.grow(replies::longest_answer(&checked))?;
+                checked
             }
             (checked, _) => checked?,
         };
+        if handling == Some(Handling::Lenient) {
+            share.grow(checked.records.len() * replies::UNAVAILABLE)?;
+        }
         if is_strict && !checked.errors.is_empty() {
             checked.records.clear();
             checked.accepted.clear();
@@ -134,12 +139,9 @@ impl Intake {
         }
         // Before the events: where this fails, nothing of them is stored, and the request can come again.
         if quarantines && !checked.errors.is_empty() {
-            self.keep(&mut checked, received, &config, &mut share).await?;
+            self.keep(&mut checked, received, &config).await?;
         }
         if !checked.records.is_empty() {
-            if handling == Some(Handling::Lenient) {
-                share.grow(checked.records.len() * replies::UNAVAILABLE)?;
-            }
             let kept = checked.quarantined();
             let published = self.publish(&mut checked, received, &config, handling, &mut share).await;
             let delivery = published.map_err(|problem| beside_letters(problem, kept))?;
@@ -189,14 +191,11 @@ impl Intake {
     }
 
     /// Makes letters of what is wrong, and waits until they are durable.
-    async fn keep(
-        &self,
-        checked: &mut Checked,
-        received: Timestamp,
-        config: &Config,
-        share: &mut Reservation,
-    ) -> Result<(), Problem> {
-        share.grow(replies::longest_answer(checked))?;
+    async fn keep(&self, checked: &mut Checked, received: Timestamp, config: &Config) -> Result<(), Problem> {
+        // A buffer takes events meanwhile, and no letters.
+        if let Some(outage) = self.health.outage(&[dependency::KAFKA]) {
+            return Err(not_kept(&outage));
+        }
         let mut cost = self.share(config);
         cost.grow(quarantine::cost(checked))?;
         let kept = self.quarantine.keep(quarantine::letters(checked, &config.queue, received));
@@ -392,7 +391,7 @@ fn beside_letters(problem: Problem, letters: usize) -> Problem {
         return problem;
     }
     let detail = format!(
-        "{} (apart from what is wrong of it: {letters} dead letters are kept already, and once more when it is sent again)",
+        "{} (but for what is wrong of it: {letters} dead letter(s) are kept already, and once more when it is sent again)",
         problem.detail
     );
     Problem { detail: detail.into(), ..problem }
