@@ -55,10 +55,11 @@ pub fn check(
     received: Timestamp,
     share: &mut Reservation,
 ) -> Result<Checked, Problem> {
+    let came = body.len();
     let body = unwrap(body, http, share)?;
     let events = split_by(source, &body, lines, http.max_events)?;
     let found = Finder::new(source);
-    let mut checking = Checking::new(&body, http, fields, received, share);
+    let mut checking = Checking::new(came, &body, http, fields, received, share);
     checking.expect(events.count())?;
     let mut take = |index, event| match found.attributes(event) {
         Ok(attributes) => checking.take(index, event, &attributes),
@@ -300,16 +301,32 @@ mod tests {
     #[test]
     fn an_event_stays_as_it_came_and_what_was_found_travels_beside_it() {
         let body = br#"{"batch": [ {"type":"track", "messageId":"m-1", "userId":42, "timestamp":"2026-11-23T08:00:00Z"} ,
-            {"userId":null,"type":"pa\u0067e","timestamp":1795420800123} ], "writeKey":"x"}"#;
+            {"userId":null,"type":"pa\u0067e","timestamp":null} ], "writeKey":"x"}"#;
         let checked = checked(SEGMENT, body);
         let [(first, key, headers), (second, no_key, further)] = &records(&checked)[..] else { panic!("{checked:?}") };
         assert_eq!(first, r#"{"type":"track", "messageId":"m-1", "userId":42, "timestamp":"2026-11-23T08:00:00Z"}"#);
         assert_eq!(key.as_deref(), Some("42"));
         assert_eq!(headers[..], ["ce_type=track", "ce_id=m-1", "ce_time=2026-11-23T08:00:00Z", "ce_source=42"]);
-        assert_eq!((second.len(), no_key), (r#"{"userId":null,"type":"pa\u0067e","timestamp":1795420800123}"#.len(), &None));
-        assert_eq!(further[..], ["ce_type=page", "ce_time=1795420800123"]);
+        assert_eq!((second.len(), no_key), (r#"{"userId":null,"type":"pa\u0067e","timestamp":null}"#.len(), &None));
+        assert_eq!(further[..], ["ce_type=page"]);
         assert!(matches!(checked.accepted[0].id, EventId::InBody(id) if id.of(&checked.body) == b"m-1"));
         assert!(checked.records[1].assigned_id.is_some());
+    }
+
+    #[test]
+    fn what_is_found_is_a_strings_characters_or_a_scalars_text() {
+        let source = source(r#"{"path":"/a","type":"/t","id":"/i","time":"/time/0","client":"/c"}"#);
+        let finder = Finder::new(&source);
+        for (event, expected) in [
+            (r#"{"t":"a","i":7,"time":[1795420800123.5],"c":true}"#, [Some("7"), Some("1795420800123.5"), Some("true")]),
+            (r#"{"t":"a","i":"\u0031","time":["x"],"c":""}"#, [Some("1"), Some("x"), Some("")]),
+            (r#"{"t":"a","i":null,"time":[{"s":1}],"c":{}}"#, [None, Some("{\"s\":1}"), None]),
+            (r#"{"t":"a"}"#, [None; 3]),
+        ] {
+            let attributes = finder.attributes(event.as_bytes()).unwrap();
+            assert_eq!(["ce_id", "ce_time", "ce_source"].map(|name| attributes.get(name)), expected, "{event}");
+            assert_eq!(attributes.get("ce_type"), Some("a"));
+        }
     }
 
     #[test]
@@ -328,10 +345,9 @@ mod tests {
     #[test]
     fn where_the_body_is_the_array_it_is_split_as_ours_are() {
         let ecs = r#"{"path":"/ecs","records":"","type":{"fixed":"log"},"time":"/@timestamp","client":"/service.name"}"#;
-        let many = checked(ecs, br#"[{"@timestamp":"a","service.name":"shop"},{}]"#);
-        let values: Vec<_> = records(&many).into_iter().map(|record| record.2).collect();
-        assert_eq!(codes(&many), [(0, Code::InvalidTimestamp)]);
-        assert_eq!(values, [["ce_type=log"]]);
+        let many = checked(ecs, br#"[{"@timestamp":"2026-11-23T08:00:00Z","service.name":"shop"},{}]"#);
+        let headers: Vec<_> = records(&many).into_iter().map(|record| record.2.join(" ")).collect();
+        assert_eq!(headers, ["ce_type=log ce_time=2026-11-23T08:00:00Z ce_source=shop", "ce_type=log"]);
         assert_eq!(records(&checked(ecs, b"{}")).len(), 1);
         assert!(records(&checked(ecs, b"[]")).is_empty());
     }
