@@ -269,7 +269,7 @@ fn opentelemetrys_logs_are_events_of_their_service() {
 #[test]
 fn the_exporter_of_opentelemetry_for_python_is_answered_as_it_expects() {
     let packages = crate::support::scratch().join("otlp-python");
-    let wheels = ["opentelemetry-exporter-otlp-proto-http==1.44.0", "opentelemetry-sdk==1.44.0"];
+    let wheels = ["opentelemetry-exporter-otlp-proto-http==1.45.2", "opentelemetry-sdk==1.45.2"];
     let ready = packages.join("opentelemetry/exporter/otlp").exists()
         || Command::new("python3")
             .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])

@@ -7,10 +7,10 @@ import sys
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
-from opentelemetry.sdk._logs.export import InMemoryLogExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 
-memory = InMemoryLogExporter()
+memory = InMemoryLogRecordExporter()
 provider = LoggerProvider(resource=Resource.create({"service.name": "shop"}))
 provider.add_log_record_processor(SimpleLogRecordProcessor(memory))
 logger = logging.getLogger("shop")
