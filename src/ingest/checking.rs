@@ -20,8 +20,9 @@ use crate::{
 
 /// The events of one request so far.
 pub struct Checking<'r> {
-    http: &'r HttpConfig,
     share: &'r mut Reservation,
+    /// Bytes of the request as it came, which are counted elsewhere.
+    came: usize,
     taking: Taking<'r>,
     errors: Vec<EventError>,
     /// What of the bytes aside of the body the share has.
@@ -29,8 +30,9 @@ pub struct Checking<'r> {
 }
 
 impl<'r> Checking<'r> {
-    /// Values that are parts of `body` stay there; others are copied.
+    /// Of a request that came in so many bytes. Values that are parts of `body` stay there; others are copied.
     pub fn new(
+        came: usize,
         body: &'r Bytes,
         http: &'r HttpConfig,
         fields: &'r EventFields,
@@ -38,7 +40,7 @@ impl<'r> Checking<'r> {
         share: &'r mut Reservation,
     ) -> Self {
         let taking = Taking::new(body, Format::Data, None, http, fields, received);
-        Self { http, share, taking, errors: Vec::new(), counted: 0 }
+        Self { share, came, taking, errors: Vec::new(), counted: 0 }
     }
 
     /// So many events are to come.
@@ -76,8 +78,7 @@ impl<'r> Checking<'r> {
             return Ok(());
         }
         // Places are 32-bit numbers, and what cannot pass when nothing else is in flight is not to be tried again.
-        let most = self.http.max_in_flight.as_usize().min(u32::MAX as usize);
-        if self.taking.body.len() + aside > most {
+        if aside > u32::MAX as usize || self.share.can_never_grow(self.came + aside - self.counted) {
             let detail = "what the events of this request become, each with what it shares with others, is more than \
                           http.max_in_flight: send them in smaller requests";
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));

@@ -30,7 +30,7 @@ use super::{
     source,
 };
 use crate::{
-    config::{Config, LiveConfig, OnInvalid},
+    config::{Config, HttpSource, LiveConfig, OnInvalid},
     event::{Code, EventFields, Invalid},
     health::{Closed, Health},
     http::Problem,
@@ -495,7 +495,9 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
 
 /// Whatever is no path of ours may be that of a source.
 async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
-    let source = intake.config.load().http.source.iter().find(|source| source.path == request.path()).cloned();
+    let (sent, decoded) = (request.path(), request.match_info().as_str());
+    let is_meant = |source: &&HttpSource| source.path == sent || source.path == decoded;
+    let source = intake.config.load().http.source.iter().find(is_meant).cloned();
     let Some(source) = source.map(Arc::new) else {
         let detail = "events are taken by POST /v1/events, logs by POST /v1/logs, and other bodies at the paths of \
                       [[http.source]]";

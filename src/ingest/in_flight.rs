@@ -32,6 +32,11 @@ impl Reservation {
         Self { bytes: 0, limit: self.limit, beside: None, in_flight: self.in_flight.clone() }
     }
 
+    /// Whether so much more could not be had either if nothing else were in flight.
+    pub fn can_never_grow(&self, bytes: usize) -> bool {
+        i64::try_from(bytes).unwrap_or(i64::MAX).saturating_add(self.bytes) > self.limit
+    }
+
     /// Takes more, without waiting.
     ///
     /// # Errors
@@ -107,6 +112,7 @@ mod tests {
         drop(second);
         assert!(first.grow(4).is_ok());
         assert!(first.another().grow(1).is_err());
+        assert!(first.can_never_grow(1) && !share().can_never_grow(10));
         let part = first.split_off(3).hold(vec![3]);
         let held = first.hold(vec![1, 2]);
         assert_eq!((held.as_ref(), in_flight.get()), (&[1, 2][..], 10));

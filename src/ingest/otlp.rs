@@ -90,7 +90,7 @@ pub fn check(
 ) -> Result<Checked, Problem> {
     // No value is a part of the body, which goes when this is done.
     let no_body = Bytes::new();
-    let checking = Checking::new(&no_body, http, fields, received, share);
+    let checking = Checking::new(body.len(), &no_body, http, fields, received, share);
     let mut logs = Logs { checking, http, next: 0, scratch: Vec::new() };
     match encoding {
         Encoding::Protobuf => logs.take_protobuf(body)?,

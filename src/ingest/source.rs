@@ -55,10 +55,11 @@ pub fn check(
     received: Timestamp,
     share: &mut Reservation,
 ) -> Result<Checked, Problem> {
+    let came = body.len();
     let body = unwrap(body, http, share)?;
     let events = split_by(source, &body, lines, http.max_events)?;
     let found = Finder::new(source);
-    let mut checking = Checking::new(&body, http, fields, received, share);
+    let mut checking = Checking::new(came, &body, http, fields, received, share);
     checking.expect(events.count())?;
     let mut take = |index, event| match found.attributes(event) {
         (attributes, None) => checking.take(index, event, &attributes),
@@ -221,4 +222,216 @@ pub fn answer(summary: HttpResponse, source: &HttpSource) -> HttpResponse {
     let mut response = summary.set_body(BoxBody::new(answer));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::{Compression, write::GzEncoder};
+    use prometheus_client::metrics::gauge::Gauge;
+
+    use super::*;
+    use crate::{
+        config::{ByteSize, EventConfig},
+        ingest::check::EventId,
+        log::record::Headers,
+    };
+
+    const SEGMENT: &str = r#"{"path":"/v1/batch","records":"/batch","type":"/type","id":"/messageId","time":"/timestamp","client":"/userId"}"#;
+    const WEBHOOK: &str = r#"{"path":"/hook","type":{"fixed":"alert"},"client":"/labels/name"}"#;
+
+    fn source(json: &str) -> HttpSource {
+        serde_json::from_str(json).expect("a source")
+    }
+
+    fn try_check(json: &str, body: &[u8], max_body: u64) -> Result<Checked, Problem> {
+        let http = HttpConfig { max_body: ByteSize(max_body), max_events: 100, ..HttpConfig::default() };
+        let in_flight = Gauge::default();
+        let mut share = Reservation::new(&in_flight, http.max_in_flight);
+        let fields = EventFields::from(&EventConfig::default());
+        let body = Bytes::copy_from_slice(body);
+        let checked = check(body, &source(json), Format::Json, &http, &fields, Timestamp(0), &mut share);
+        drop(share);
+        if let Ok(checked) = &checked {
+            assert!(in_flight.get() <= checked.body.len() as i64 * 3 + (64 << 10), "{}", in_flight.get());
+        }
+        checked
+    }
+
+    fn checked(json: &str, body: &[u8]) -> Checked {
+        try_check(json, body, 1 << 20).unwrap()
+    }
+
+    /// Each record: its value, key and headers, in words.
+    fn records(checked: &Checked) -> Vec<(String, Option<String>, Vec<String>)> {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let record = |record: &crate::log::NewRecord| {
+            let headers = record.headers.expect("headers");
+            let headers = Headers::new(headers.count, headers.bytes.of(&checked.aside));
+            (
+                text(record.value.of(&checked.body, &checked.aside)),
+                record.key.map(|key| text(key.of(&checked.body, &checked.aside))),
+                headers.iter().map(|(name, value)| format!("{name}={}", text(value.unwrap()))).collect(),
+            )
+        };
+        checked.records.iter().map(record).collect()
+    }
+
+    fn codes(checked: &Checked) -> Vec<(usize, Code)> {
+        checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect()
+    }
+
+    #[test]
+    fn an_event_stays_as_it_came_and_what_was_found_travels_beside_it() {
+        let body = br#"{"batch": [ {"type":"track", "messageId":"m-1", "userId":42, "timestamp":"2026-11-23T08:00:00Z"} ,
+            {"userId":null,"type":"pa\u0067e","timestamp":null} ], "writeKey":"x"}"#;
+        let checked = checked(SEGMENT, body);
+        let [(first, key, headers), (second, no_key, further)] = &records(&checked)[..] else { panic!("{checked:?}") };
+        assert_eq!(first, r#"{"type":"track", "messageId":"m-1", "userId":42, "timestamp":"2026-11-23T08:00:00Z"}"#);
+        assert_eq!(key.as_deref(), Some("42"));
+        assert_eq!(headers[..], ["ce_type=track", "ce_id=m-1", "ce_time=2026-11-23T08:00:00Z", "ce_source=42"]);
+        assert_eq!((second.len(), no_key), (r#"{"userId":null,"type":"pa\u0067e","timestamp":null}"#.len(), &None));
+        assert_eq!(further[..], ["ce_type=page"]);
+        assert!(matches!(checked.accepted[0].id, EventId::InBody(id) if id.of(&checked.body) == b"m-1"));
+        assert!(checked.records[1].assigned_id.is_some());
+    }
+
+    #[test]
+    fn what_is_found_is_a_strings_characters_or_a_scalars_text() {
+        let source = source(r#"{"path":"/a","type":"/t","id":"/i","time":"/time/0","client":"/c"}"#);
+        let finder = Finder::new(&source);
+        for (event, expected) in [
+            (r#"{"t":"a","i":7,"time":[1795420800123.5],"c":true}"#, [Some("7"), Some("1795420800123.5"), Some("true")]),
+            (r#"{"t":"a","i":"\u0031","time":["x"],"c":""}"#, [Some("1"), Some("x"), Some("")]),
+            (r#"{"t":"a","i":null,"time":[{"s":1}],"c":{}}"#, [None, Some("{\"s\":1}"), None]),
+            (r#"{"t":"a"}"#, [None; 3]),
+        ] {
+            let attributes = finder.attributes(event.as_bytes()).unwrap();
+            assert_eq!(["ce_id", "ce_time", "ce_source"].map(|name| attributes.get(name)), expected, "{event}");
+            assert_eq!(attributes.get("ce_type"), Some("a"));
+        }
+    }
+
+    #[test]
+    fn without_records_the_body_is_one_event_and_what_is_fixed_is_the_same_for_all() {
+        let whole = checked(WEBHOOK, b" {\"labels\":{\"name\":\"disk\"}}\n");
+        let expected = ["ce_type=alert".to_owned(), "ce_source=disk".to_owned()].to_vec();
+        assert_eq!(records(&whole), [(r#"{"labels":{"name":"disk"}}"#.to_owned(), Some("disk".to_owned()), expected)]);
+        // An event of another kind than an object has a type, too.
+        assert_eq!(records(&checked(WEBHOOK, b"[1]"))[0].0, "[1]");
+        for broken in ["", "{", "{} {}", "nul"] {
+            let problem = try_check(WEBHOOK, broken.as_bytes(), 100).unwrap_err();
+            assert_eq!((problem.status.as_u16(), problem.code), (400, Some("invalid_json")), "{broken}");
+        }
+    }
+
+    #[test]
+    fn where_the_body_is_the_array_it_is_split_as_ours_are() {
+        let ecs = r#"{"path":"/ecs","records":"","type":{"fixed":"log"},"time":"/@timestamp","client":"/service.name"}"#;
+        let many = checked(ecs, br#"[{"@timestamp":"2026-11-23T08:00:00Z","service.name":"shop"},{}]"#);
+        let headers: Vec<_> = records(&many).into_iter().map(|record| record.2.join(" ")).collect();
+        assert_eq!(headers, ["ce_type=log ce_time=2026-11-23T08:00:00Z ce_source=shop", "ce_type=log"]);
+        assert_eq!(records(&checked(ecs, b"{}")).len(), 1);
+        assert!(records(&checked(ecs, b"[]")).is_empty());
+    }
+
+    #[test]
+    fn a_wrong_event_is_named_with_the_place_where_something_was_looked_for_and_the_others_are_taken() {
+        let body = br#"{"batch":[{"type":"a"},{"event":"b"},{"type":7},{"type":"c","messageId":{}},{"type":""},7,
+            {"type":"d","messageId":8,"userId":[]},{"type":"e","messageId":""}]}"#;
+        let checked = checked(SEGMENT, body);
+        let expected = [
+            (1, Code::MissingType),
+            (2, Code::InvalidType),
+            (3, Code::InvalidId),
+            (4, Code::InvalidType),
+            (5, Code::MissingType),
+            (7, Code::InvalidId),
+        ];
+        assert_eq!(codes(&checked), expected);
+        for index in [0, 1, 4] {
+            assert!(checked.errors[index].invalid.message.contains("\"/type\""), "{:?}", checked.errors[index]);
+        }
+        assert!(checked.errors[2].invalid.message.contains("\"/messageId\""), "{:?}", checked.errors[2]);
+        let records = records(&checked);
+        assert_eq!(records.len(), 2);
+        assert_eq!((records[1].1.as_deref(), &records[1].2[..]), (None, &["ce_type=d".to_owned(), "ce_id=8".to_owned()][..]));
+    }
+
+    #[test]
+    fn a_body_without_its_array_is_refused_as_a_whole_and_says_where_it_was_looked_for() {
+        for (body, words) in [
+            (r#"{"events":[]}"#, "no array of events at \"/batch\""),
+            (r#"{"batch":7}"#, "no array of events at \"/batch\""),
+            ("[]", "no array of events at \"/batch\""),
+            (r#"{"batch":[{"type":"a"}],"sentAt":}"#, "not valid JSON"),
+            (r#"{"batch":[{"type":"a"}"#, "not valid JSON"),
+            ("", "empty"),
+        ] {
+            let problem = try_check(SEGMENT, body.as_bytes(), 1 << 20).unwrap_err();
+            assert!(problem.status == 400 && problem.detail.contains(words), "{body}: {problem}");
+        }
+        let many = format!(r#"{{"batch":[{}]}}"#, vec!["7"; 101].join(","));
+        assert_eq!(try_check(SEGMENT, many.as_bytes(), 1 << 20).unwrap_err().status, 413);
+        assert_eq!(records(&checked(SEGMENT, br#"{"batch":{"type":"alone"}}"#)).len(), 1);
+    }
+
+    fn gzip(body: &[u8]) -> Vec<u8> {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(body).unwrap();
+        gzip.finish().unwrap()
+    }
+
+    #[test]
+    fn a_body_is_unwrapped_by_what_it_begins_with() {
+        let json = r#"{"batch":[{"type":"a+b c"}]}"#;
+        let base64 = |body: &[u8]| form_urlencoded::byte_serialize(STANDARD.encode(body).as_bytes()).collect::<String>();
+        let escaped = form_urlencoded::byte_serialize(json.as_bytes()).collect::<String>();
+        for body in [
+            gzip(json.as_bytes()),
+            format!("data={}", base64(json.as_bytes())).into_bytes(),
+            format!("data={}&ip=1", STANDARD.encode(json)).into_bytes(),
+            format!("data={}", base64(&gzip(json.as_bytes()))).into_bytes(),
+            format!("payload={escaped}").into_bytes(),
+        ] {
+            assert!(is_compressed(&body));
+            assert_eq!(records(&checked(SEGMENT, &body))[0].0, r#"{"type":"a+b c"}"#);
+        }
+        for (body, words) in [(&b"data=*"[..], "neither JSON nor base64"), (&gzip(json.as_bytes())[..20], "damaged or cut")] {
+            let problem = try_check(SEGMENT, body, 1 << 20).unwrap_err();
+            assert!(problem.status == 400 && problem.detail.contains(words), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_body_ends_at_the_bound_whatever_it_would_be() {
+        let spaces = gzip(&vec![b' '; 8 << 20]);
+        assert!(spaces.len() < 64 << 10);
+        assert_eq!(try_check(SEGMENT, &spaces, 1 << 20).unwrap_err().status, 413);
+        let http = HttpConfig { max_body: ByteSize(8 << 20), ..HttpConfig::default() };
+        let in_flight = Gauge::default();
+        let share = Reservation::new(&in_flight, ByteSize(1 << 20));
+        assert!(inflate(&spaces, &http, &share).is_err(), "more than may be in flight");
+        assert_eq!(in_flight.get(), 0);
+    }
+
+    #[test]
+    fn a_success_is_answered_in_the_senders_own_words_and_nothing_else_is() {
+        let answered = |answer: &str, status: u16| {
+            let mut source = source(WEBHOOK);
+            source.answer = Some(answer.to_owned());
+            let summary = HttpResponse::build(actix_web::http::StatusCode::from_u16(status).unwrap()).body("summary");
+            let response = super::answer(summary, &source);
+            assert_eq!(response.status(), status);
+            let content_type = response.headers().get(CONTENT_TYPE).map(|value| value.to_str().unwrap().to_owned());
+            let body = actix_web::body::MessageBody::try_into_bytes(response.into_body()).unwrap_or_default();
+            (String::from_utf8(body.to_vec()).unwrap(), content_type.unwrap_or_default())
+        };
+        let json = "application/json".to_owned();
+        assert_eq!(answered(r#"{"code":200}"#, 200), (r#"{"code":200}"#.to_owned(), json.clone()));
+        assert_eq!(answered(r#"{"code":200}"#, 207).1, json);
+        assert_eq!(answered("ok", 200), ("ok".to_owned(), "text/plain; charset=utf-8".to_owned()));
+        assert_eq!(answered("ok", 400).0, "summary");
+    }
 }

@@ -352,6 +352,8 @@ pub fn cases() -> Vec<Case> {
     }
     cases.push(refused("16 MiB of blank lines", "400", sized(NDJSON, &vec![b'\n'; 16 << 20])));
 
+    cases.extend(super::shapes::cases());
+
     // Many at once.
     let name = "100 pipelined requests";
     let events: Vec<_> =

@@ -1,0 +1,303 @@
+use opentelemetry_proto::tonic::{
+    collector::logs::v1::ExportLogsServiceRequest,
+    common::v1::{AnyValue, KeyValue, KeyValueList, any_value},
+    logs::v1::{ResourceLogs, ScopeLogs},
+    resource::v1::Resource,
+};
+use prometheus_client::metrics::gauge::Gauge;
+use serde_json::Value as Json;
+
+use super::*;
+use crate::{
+    config::{ByteSize, EventConfig},
+    log::record::Headers,
+};
+
+fn text(text: &str) -> Option<AnyValue> {
+    Some(AnyValue { value: Some(any_value::Value::StringValue(text.to_owned())) })
+}
+
+fn attribute(key: &str, value: &str) -> KeyValue {
+    KeyValue { key: key.to_owned(), value: text(value), ..KeyValue::default() }
+}
+
+fn record(body: &str) -> LogRecord {
+    LogRecord { time_unix_nano: 1_795_420_800_123_456_789, body: text(body), ..LogRecord::default() }
+}
+
+fn logs_of(resource: Resource, records: Vec<LogRecord>) -> ResourceLogs {
+    let scope_logs = vec![ScopeLogs { log_records: records, ..ScopeLogs::default() }];
+    ResourceLogs { resource: Some(resource), scope_logs, ..ResourceLogs::default() }
+}
+
+fn logs(service: &str, records: Vec<LogRecord>) -> ResourceLogs {
+    let attributes = vec![attribute("service.name", service)];
+    logs_of(Resource { attributes, ..Resource::default() }, records)
+}
+
+fn request(resource_logs: Vec<ResourceLogs>) -> Vec<u8> {
+    ExportLogsServiceRequest { resource_logs }.encode_to_vec()
+}
+
+fn small() -> HttpConfig {
+    HttpConfig { max_events: 100, max_event: ByteSize(4 << 10), ..HttpConfig::default() }
+}
+
+fn try_check(encoding: Encoding, body: &[u8], http: &HttpConfig) -> Result<Checked, Problem> {
+    let mut share = Reservation::new(&Gauge::default(), http.max_in_flight);
+    let fields = EventFields::from(&EventConfig::default());
+    check(body, encoding, http, &fields, Timestamp(0), &mut share)
+}
+
+fn checked(encoding: Encoding, body: &[u8]) -> Checked {
+    try_check(encoding, body, &small()).unwrap()
+}
+
+/// Each record: its value, key and headers.
+fn records(checked: &Checked) -> Vec<(Json, Option<String>, Vec<String>)> {
+    let words = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let record = |record: &crate::log::NewRecord| {
+        let headers = record.headers.expect("headers");
+        let headers = Headers::new(headers.count, headers.bytes.of(&checked.aside));
+        (
+            serde_json::from_slice(record.value.of(b"", &checked.aside)).expect("JSON"),
+            record.key.map(|key| words(key.of(b"", &checked.aside))),
+            headers.iter().map(|(name, value)| format!("{name}={}", words(value.unwrap()))).collect(),
+        )
+    };
+    checked.records.iter().map(record).collect()
+}
+
+fn codes(checked: &Checked) -> Vec<(usize, Code)> {
+    checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect()
+}
+
+#[test]
+fn a_log_record_becomes_an_event_of_its_service_at_its_time() {
+    let named = LogRecord { event_name: "click".to_owned(), observed_time_unix_nano: 1, ..LogRecord::default() };
+    let long = LogRecord { event_name: "x".repeat(129), ..LogRecord::default() };
+    let nobody = ResourceLogs { resource: None, ..logs("", vec![long]) };
+    let checked = checked(Encoding::Protobuf, &request(vec![logs("shop", vec![record("a"), named]), nobody]));
+    let [first, second, third] = &records(&checked)[..] else { panic!("{checked:?}") };
+    assert_eq!(first.0, json!({
+        "timestamp": "2026-11-23T08:00:00.123456789Z",
+        "body": "a",
+        "resource_attributes": {"service.name": "shop"},
+    }));
+    assert_eq!(first.1.as_deref(), Some("shop"));
+    assert_eq!(first.2[..], ["ce_type=log", "ce_time=2026-11-23T08:00:00.123456789Z", "ce_source=shop"]);
+    assert_eq!(second.2[..2], ["ce_type=click", "ce_time=1970-01-01T00:00:00.000000001Z"]);
+    assert_eq!((&third.1, &third.2[..]), (&None, &["ce_type=log".to_owned()][..]));
+    assert_eq!(third.0["event_name"].as_str().map(str::len), Some(129));
+    assert!(checked.records.iter().all(|record| record.assigned_id.is_some()));
+}
+
+/// The example of the specification, with a record that is sent by the Collector's JSON.
+const OTLP_JSON: &str = r#"{"resourceLogs":[{
+    "scopeLogs":[{"scope":{"name":"my.library","version":"1.0.0","attributes":[{"key":"a","value":{"stringValue":"b"}}]},
+        "logRecords":[{"timeUnixNano":"1544712660300000000","observedTimeUnixNano":"1544712660300000000","severityNumber":10,
+            "severityText":"Information","traceId":"5B8EFFF798038103D269B633813FC60C","spanId":"EEE19B7EC3C1B174",
+            "body":{"stringValue":"Example log record"},
+            "attributes":[{"key":"int","value":{"intValue":"9007199254740993"}},{"key":"list","value":{"arrayValue":{}}}]}]}],
+    "resource":{"attributes":[{"key":"service.name","value":{"stringValue":"my.service"}}]}}]}"#;
+
+#[test]
+fn both_encodings_make_the_same_event() {
+    let by_json = records(&checked(Encoding::Json, OTLP_JSON.as_bytes()));
+    let scope = opentelemetry_proto::tonic::common::v1::InstrumentationScope {
+        name: "my.library".to_owned(),
+        version: "1.0.0".to_owned(),
+        attributes: vec![attribute("a", "b")],
+        ..Default::default()
+    };
+    let value = |value| Some(AnyValue { value: Some(value) });
+    let int = value(any_value::Value::IntValue(9_007_199_254_740_993));
+    let list = value(any_value::Value::ArrayValue(Default::default()));
+    let record = LogRecord {
+        time_unix_nano: 1_544_712_660_300_000_000,
+        observed_time_unix_nano: 1_544_712_660_300_000_000,
+        severity_number: 10,
+        severity_text: "Information".to_owned(),
+        trace_id: hex::decode("5b8efff798038103d269b633813fc60c").unwrap(),
+        span_id: hex::decode("eee19b7ec3c1b174").unwrap(),
+        body: text("Example log record"),
+        attributes: vec![
+            KeyValue { key: "int".to_owned(), value: int, ..KeyValue::default() },
+            KeyValue { key: "list".to_owned(), value: list, ..KeyValue::default() },
+        ],
+        ..LogRecord::default()
+    };
+    let mut logs = logs("my.service", vec![record]);
+    logs.scope_logs[0].scope = Some(scope);
+    let by_protobuf = records(&checked(Encoding::Protobuf, &request(vec![logs])));
+    assert_eq!(by_json, by_protobuf);
+    assert_eq!(by_json[0].0["attributes"]["int"].as_i64(), Some(9_007_199_254_740_993));
+    assert_eq!(by_json[0].0["trace_id"], "5b8efff798038103d269b633813fc60c");
+    assert_eq!(by_json[0].0["scope_attributes"], json!({"a": "b"}));
+}
+
+/// A record whose body is nested so deep in lists of pairs.
+fn nested(levels: usize) -> LogRecord {
+    let mut value = text("end");
+    for _ in 0..levels {
+        let values = vec![KeyValue { key: "k".to_owned(), value, ..KeyValue::default() }];
+        value = Some(AnyValue { value: Some(any_value::Value::KvlistValue(KeyValueList { values })) });
+    }
+    LogRecord { body: value, ..LogRecord::default() }
+}
+
+#[test]
+fn a_wrong_record_is_its_own_fault_and_the_others_are_taken() {
+    let large = record(&"x".repeat(5000));
+    let mut body = request(vec![logs("shop", vec![record("a"), record("broken"), large, nested(90), record("b")])]);
+    // No UTF-8.
+    let at = body.windows(6).position(|bytes| bytes == b"broken").unwrap();
+    body[at] = 0xff;
+    let checked = checked(Encoding::Protobuf, &body);
+    assert_eq!(codes(&checked), [(1, Code::InvalidProtobuf), (2, Code::TooLarge), (3, Code::InvalidProtobuf)]);
+    assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [0, 4]);
+    assert!(checked.errors[2].invalid.message.contains("recursion"), "{:?}", checked.errors[2]);
+    assert!(codes(&self::checked(Encoding::Protobuf, &request(vec![logs("a", vec![nested(30)])]))).is_empty());
+
+    let value = |levels: usize| {
+        let (open, close) = (r#"{"arrayValue":{"values":["#.repeat(levels), "]}}".repeat(levels));
+        format!(r#"{{"body":{open}{{"intValue":1}}{close}}}"#)
+    };
+    let records = [value(30), r#"{"timeUnixNano":"soon"}"#.to_owned(), value(60), "7".to_owned()].join(",");
+    let body = format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{records}]}}]}}]}}"#);
+    let checked = self::checked(Encoding::Json, body.as_bytes());
+    assert_eq!(codes(&checked), [(1, Code::InvalidJson), (2, Code::InvalidJson), (3, Code::InvalidJson)]);
+    assert!(checked.errors[1].invalid.message.contains("recursion limit"), "{:?}", checked.errors[1]);
+}
+
+#[test]
+fn a_resource_that_cannot_be_read_is_the_fault_of_its_records_alone() {
+    let mut body = request(vec![logs("broken", vec![record("a"), record("b")]), logs("good", vec![record("c")])]);
+    let at = body.windows(6).position(|bytes| bytes == b"broken").unwrap();
+    body[at] = 0xff;
+    let checked = checked(Encoding::Protobuf, &body);
+    assert_eq!(codes(&checked), [(0, Code::InvalidProtobuf), (1, Code::InvalidProtobuf)]);
+    assert!(checked.errors[0].invalid.message.contains("resource"), "{:?}", checked.errors[0]);
+    assert_eq!(records(&checked)[0].1.as_deref(), Some("good"));
+}
+
+#[test]
+fn what_is_no_request_is_refused_as_a_whole() {
+    for (encoding, body) in [
+        (Encoding::Protobuf, &b"{}"[..]),
+        (Encoding::Protobuf, b"\x0a\x05\x12"),
+        (Encoding::Json, b""),
+        (Encoding::Json, b"[7]"),
+        (Encoding::Json, br#"{"resourceLogs":{}}"#),
+        (Encoding::Json, br#"{"resourceLogs":[{"scopeLogs":[{"logRecords":7}]}]}"#),
+        (Encoding::Json, b"\x0a\x05\x12"),
+    ] {
+        let problem = try_check(encoding, body, &small()).unwrap_err();
+        assert_eq!(problem.status, 400, "{body:?}");
+    }
+    for (encoding, body) in [
+        (Encoding::Protobuf, &b""[..]),
+        (Encoding::Json, b"{}"),
+        (Encoding::Json, br#"{"resourceLogs":null,"new":[{}]}"#),
+        (Encoding::Json, br#"{"resourceLogs":[{"resource":null,"scopeLogs":[{}]},{}]}"#),
+    ] {
+        assert!(checked(encoding, body).records.is_empty(), "{body:?}");
+    }
+    let many = request(vec![logs("a", vec![LogRecord::default(); 60]), logs("b", vec![LogRecord::default(); 60])]);
+    assert_eq!(try_check(Encoding::Protobuf, &many, &small()).unwrap_err().status, 413);
+    let list = format!(r#"{{"scopeLogs":[{{"logRecords":[{}]}}]}}"#, vec!["{}"; 60].join(","));
+    let many = format!(r#"{{"resourceLogs":[{list},{list}]}}"#);
+    assert_eq!(try_check(Encoding::Json, many.as_bytes(), &small()).unwrap_err().status, 413);
+}
+
+#[test]
+fn a_request_that_becomes_far_more_than_it_is_ends_at_its_bounds() {
+    let http = HttpConfig { max_in_flight: ByteSize(16 << 20), ..HttpConfig::default() };
+    // 10,000 records that share half a MiB would be 5 GiB.
+    let attributes = vec![attribute("service.name", "shop"), attribute("large", &"x".repeat(512 << 10))];
+    let large = Resource { attributes, ..Resource::default() };
+    let body = request(vec![logs_of(large, vec![LogRecord::default(); 10_000])]);
+    assert_eq!(try_check(Encoding::Protobuf, &body, &http).unwrap_err().status, 413);
+    // More than an event may be in common is not even written once.
+    let attributes = vec![attribute("large", &"x".repeat(2 << 20))];
+    let body = request(vec![logs_of(Resource { attributes, ..Resource::default() }, vec![LogRecord::default(); 1000])]);
+    let checked = try_check(Encoding::Protobuf, &body, &http).unwrap();
+    assert_eq!((checked.errors.len(), checked.errors[0].invalid.code), (1000, Code::TooLarge));
+    // Two bytes on the wire, hundreds in memory.
+    let record = LogRecord { attributes: vec![KeyValue::default(); 400_000], ..LogRecord::default() };
+    let checked = try_check(Encoding::Protobuf, &request(vec![logs("a", vec![record])]), &http).unwrap();
+    assert_eq!(codes(&checked), [(0, Code::TooLarge)]);
+    assert!(checked.errors[0].invalid.message.contains("max_in_flight"), "{:?}", checked.errors[0]);
+    let record = format!(r#"{{"attributes":[{}]}}"#, vec!["{}"; 200_000].join(","));
+    let body = format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{record}]}}]}}]}}"#);
+    let checked = try_check(Encoding::Json, body.as_bytes(), &http).unwrap();
+    assert_eq!(codes(&checked), [(0, Code::TooLarge)]);
+}
+
+fn body_of(response: HttpResponse) -> Vec<u8> {
+    actix_web::body::MessageBody::try_into_bytes(response.into_body()).unwrap_or_default().to_vec()
+}
+
+fn answered(encoding: Encoding, checked: &Checked) -> HttpResponse {
+    answer(encoding, checked, Reservation::new(&Gauge::default(), ByteSize(1 << 20)))
+}
+
+#[test]
+fn the_answer_says_in_the_encoding_of_the_request_how_many_records_were_wrong() {
+    let broken = LogRecord { attributes: vec![attribute("a", &"x".repeat(5000))], ..LogRecord::default() };
+    let [all, some, none] = [vec![record("a")], vec![record("a"), broken.clone(), broken.clone()], vec![broken]]
+        .map(|records| checked(Encoding::Protobuf, &request(vec![logs("shop", records)])));
+
+    let response = answered(Encoding::Protobuf, &all);
+    assert_eq!((response.status(), response.headers()[CONTENT_TYPE].as_bytes()), (StatusCode::OK, &b"application/x-protobuf"[..]));
+    assert_eq!(body_of(response), b"");
+    assert_eq!(body_of(answered(Encoding::Json, &all)), b"{}");
+
+    let response = body_of(answered(Encoding::Protobuf, &some));
+    let partial = ExportLogsServiceResponse::decode(&response[..]).unwrap().partial_success.unwrap();
+    assert_eq!(partial.rejected_log_records, 2);
+    assert!(partial.error_message.starts_with("log record 1: too_large: "), "{}", partial.error_message);
+    assert!(partial.error_message.ends_with("; and 1 more"), "{}", partial.error_message);
+    let response: Json = serde_json::from_slice(&body_of(answered(Encoding::Json, &some))).unwrap();
+    assert_eq!(response["partialSuccess"]["rejectedLogRecords"], "2");
+    assert_eq!(response["partialSuccess"]["errorMessage"], partial.error_message);
+
+    let response = answered(Encoding::Protobuf, &none);
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    let status = Status::decode(&body_of(response)[..]).unwrap();
+    assert!(status.code == INVALID_ARGUMENT && status.message.contains("log record 0"), "{status:?}");
+}
+
+#[test]
+fn an_error_is_a_status_in_the_encoding_of_the_request_and_says_whether_to_try_again() {
+    let refused = |problem| refusal(Encoding::Json, problem);
+    let read = |response: HttpResponse| {
+        let retry_after = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned());
+        let (status, json) = (response.status().as_u16(), serde_json::from_slice::<Json>(&body_of(response)).unwrap());
+        (status, retry_after, json["code"].as_i64().unwrap())
+    };
+    assert_eq!(read(refused(Problem::unavailable("x"))), (503, Some("1".to_owned()), 14));
+    // A 408 would be the end of the batch.
+    let late = Problem { closing: true, ..Problem::new(StatusCode::REQUEST_TIMEOUT, "late") };
+    assert_eq!(read(refused(late)), (503, Some("1".to_owned()), 14));
+    assert_eq!(read(refused(Problem::body_too_large(7))), (413, None, 3));
+    assert_eq!(read(refused(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "x"))), (500, None, 13));
+    let status = Status::decode(&body_of(refusal(Encoding::Protobuf, Problem::bad_request("why")))[..]).unwrap();
+    assert_eq!(status, Status { code: 3, message: "why".to_owned() });
+}
+
+#[test]
+fn the_encoding_is_what_the_content_type_says() {
+    for (given, expected) in [
+        (&["application/x-protobuf"][..], Some(Encoding::Protobuf)),
+        (&["Application/JSON; charset=utf-8"], Some(Encoding::Json)),
+        (&[], None),
+        (&["application/grpc"], None),
+        (&["application/json", "application/x-protobuf"], None),
+    ] {
+        let mut headers = HeaderMap::new();
+        given.iter().for_each(|given| headers.append(CONTENT_TYPE, HeaderValue::from_static(given)));
+        let found = Encoding::of(&headers).map_err(|problem| problem.status.as_u16());
+        assert_eq!(found, expected.ok_or(415), "{given:?}");
+    }
+}
