@@ -197,8 +197,12 @@ mod tests {
         let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
         assert_eq!(names(&problem_schema()["properties"]), names(&answered));
         let plain: Value = serde_json::from_str(&Problem::bad_request("why").json()).unwrap();
-        let required: BTreeSet<_> =
-            problem_schema()["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect();
+        let required: BTreeSet<_> = problem_schema()["required"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|name| name.as_str().unwrap().to_owned())
+            .collect();
         assert_eq!(required, names(&plain));
     }
 

@@ -32,10 +32,8 @@ pub fn document(config: &Config) -> Vec<u8> {
 }
 
 fn live() -> Operation {
-    Operation::new("live", "Whether the process answers", "").answer(
-        200,
-        answer("It does.", JSON, &object(&[("live", json!({ "const": true }))], &[])),
-    )
+    Operation::new("live", "Whether the process answers", "")
+        .answer(200, answer("It does.", JSON, &object(&[("live", json!({ "const": true }))], &[])))
 }
 
 fn ready() -> Operation {
@@ -60,10 +58,8 @@ fn metrics() -> Operation {
 }
 
 fn status() -> Operation {
-    Operation::new("status", "One page for people", "Its fields may grow.").answer(
-        200,
-        answer("Version, roles, lag, disk and counters.", JSON, &reference("Status")),
-    )
+    Operation::new("status", "One page for people", "Its fields may grow.")
+        .answer(200, answer("Version, roles, lag, disk and counters.", JSON, &reference("Status")))
 }
 
 fn reload() -> Operation {
@@ -87,11 +83,7 @@ fn rows(config: &Config) -> Operation {
         &[],
     );
     let rows = object(
-        &[
-            ("aggregate", text("Its name.")),
-            ("window", text("How long a window is.")),
-            ("rows", array(row)),
-        ],
+        &[("aggregate", text("Its name.")), ("window", text("How long a window is.")), ("rows", array(row))],
         &[("truncated", json!({ "const": true, "description": "There is more than the limit, or than 32 MiB." }))],
     );
     let limit = json!({ "type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 10_000 });
@@ -151,14 +143,9 @@ fn letters() -> Value {
 
 fn replay(config: &Config) -> Operation {
     let ids = || array(text("A letter's id."));
-    let refused = object(
-        &[("id", text("The letter's.")), ("reason", text("A code.")), ("message", text("What is wrong."))],
-        &[],
-    );
-    let replayed = object(
-        &[("replayed", ids()), ("already", ids()), ("refused", array(refused))],
-        &[truncated()],
-    );
+    let refused =
+        object(&[("id", text("The letter's.")), ("reason", text("A code.")), ("message", text("What is wrong."))], &[]);
+    let replayed = object(&[("replayed", ids()), ("already", ids()), ("refused", array(refused))], &[truncated()]);
     let too_large = format!("The value is larger than {} bytes (http.max_event).", config.http.max_event.0);
     let mut body = Map::new();
     body.insert("application/octet-stream".to_owned(), json!({}));
@@ -280,16 +267,17 @@ fn dead_letter(more: &[(&'static str, Value)]) -> Value {
         ("offset", count("The record's.")),
         ("size", count("Of the value.")),
     ];
-    let omitted = ("value_omitted", json!({ "const": true, "description": "The value is too large: the archive has it." }));
+    let omitted =
+        ("value_omitted", json!({ "const": true, "description": "The value is too large: the archive has it." }));
     let (headers, others): (Vec<_>, Vec<_>) = more.iter().cloned().partition(|(name, _)| *name == "headers");
     object(&[&always[..], &headers].concat(), &[&[omitted][..], &others].concat())
 }
 
 fn bytes_of_letter() -> [(&'static str, Value); 5] {
-    let header = object(&[("name", text("Its name."))], &[
-        ("value", maybe_text("As text.")),
-        ("base64", text("What is no text.")),
-    ]);
+    let header = object(
+        &[("name", text("Its name."))],
+        &[("value", maybe_text("As text.")), ("base64", text("What is no text."))],
+    );
     [
         ("key", text("As text.")),
         ("key_base64", text("What is no text.")),

@@ -19,7 +19,9 @@ pub(super) fn check_origin(origin: &str) -> Result<(), String> {
         return Ok(());
     }
     if origin.contains('*') {
-        return Err("is no origin: \"*\" stands alone for all of them; else name each, there are no patterns".to_owned());
+        return Err(
+            "is no origin: \"*\" stands alone for all of them; else name each, there are no patterns".to_owned()
+        );
     }
     let lower = origin.to_ascii_lowercase();
     let Some((scheme, host)) = lower.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) else {

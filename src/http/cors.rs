@@ -202,10 +202,8 @@ mod tests {
         let written = |cors: &CorsConfig, request: &HeaderMap| {
             let mut answer = headers(&[("vary", "Prefer")]);
             Verdict::of(cors, request).write(&mut answer);
-            let mut lines: Vec<_> = answer
-                .iter()
-                .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
-                .collect();
+            let mut lines: Vec<_> =
+                answer.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
             lines.sort();
             lines
         };

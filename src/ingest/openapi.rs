@@ -15,8 +15,7 @@ use crate::{
 /// Media types of one event, or of an array of them.
 const TEXTS: &[&str] = &["application/json"];
 /// Of an event a line.
-const LINES: &[&str] =
-    &["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
+const LINES: &[&str] = &["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
 /// Of one CloudEvent, and of an array of them.
 const CLOUD_EVENT: &str = "application/cloudevents+json";
 const CLOUD_EVENTS: &str = "application/cloudevents-batch+json";
@@ -124,7 +123,8 @@ fn bodies(config: &Config) -> Map<String, Value> {
 
 /// 400 says what is wrong with each event, or with the whole.
 fn refused() -> Value {
-    let mut refused = answer("None of the events is valid, or handling=strict and one is not.", JSON, &reference("Summary"));
+    let mut refused =
+        answer("None of the events is valid, or handling=strict and one is not.", JSON, &reference("Summary"));
     let whole = problem("");
     refused["content"][openapi::PROBLEM] = whole["content"][openapi::PROBLEM].clone();
     refused
@@ -139,9 +139,7 @@ fn schemas(config: &Config) -> Map<String, Value> {
 
 /// An event's fields, as the configuration calls them.
 fn event(fields: &EventConfig) -> Value {
-    let string = |longest: u32, description: &str| {
-        json!({ "type": "string", "minLength": 1, "maxLength": longest, "description": description })
-    };
+    let string = |longest: u32, description: &str| json!({ "type": "string", "minLength": 1, "maxLength": longest, "description": description });
     let mut event = object(
         &[(&fields.type_field, string(128, "The event's type."))],
         &[
@@ -244,7 +242,8 @@ fn of_pages(config: &Config, mut path: Value) -> Value {
         ("Vary", "Other pages may be answered otherwise."),
     ];
     let operations = path.as_object_mut().into_iter().flat_map(|path| path.values_mut());
-    for answer in operations.filter_map(|operation| operation["responses"].as_object_mut()).flat_map(|all| all.values_mut())
+    for answer in
+        operations.filter_map(|operation| operation["responses"].as_object_mut()).flat_map(|all| all.values_mut())
     {
         for (name, description) in of_all.iter().filter(|_| origins) {
             answer["headers"][name] = header(description, &json!({ "type": "string" }));
@@ -334,7 +333,8 @@ mod tests {
         for (path, operations) in of_pages["paths"].as_object().unwrap() {
             let operations = operations.as_object().unwrap();
             assert!(operations.contains_key("options"), "{path}");
-            for answer in operations.values().flat_map(|operation| operation["responses"].as_object().unwrap().values()) {
+            for answer in operations.values().flat_map(|operation| operation["responses"].as_object().unwrap().values())
+            {
                 assert!(answer["headers"].get("Access-Control-Allow-Origin").is_some(), "{path}: {answer}");
             }
         }
