@@ -25,6 +25,7 @@ mod packaging;
 mod process;
 mod reading;
 mod refusals;
+mod senders;
 mod store;
 #[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 #[path = "../support/mod.rs"]
