@@ -129,7 +129,9 @@ def debian_source(root, name, package, build):
         sources = folder / "sources.list.d"
         sources.mkdir()
         for file in Path("/etc/apt/sources.list.d").glob("*.sources"):
-            (sources / file.name).write_text(file.read_text().replace("Types: deb\n", "Types: deb-src\n"))
+            # Mirrors need not have the sources of security updates.
+            suites = [suite for suite in file.read_text().split("\n\n") if "-security" not in suite]
+            (sources / file.name).write_text("\n\n".join(suites).replace("Types: deb\n", "Types: deb-src\n"))
         apt = ["apt-get", "-qq", "-o", f"Dir::State::lists={lists}", "-o", "Dir::Etc::sourcelist=/dev/null"]
         apt += ["-o", f"Dir::Etc::sourceparts={sources}", "-o", "Debug::NoLocking=1"]
         client([*apt, "update"], cwd=folder)

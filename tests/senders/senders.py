@@ -194,8 +194,8 @@ def syslog_ng(run):
 
 
 def rsyslog(run):
-    root = packages.debian(run.root, run.name, ["rsyslog", "libestr0", "libfastjson4", "libcurl4"])
-    modules = packages.debian_source(run.root, "omhttp", "rsyslog", build_omhttp)
+    root = packages.debian(run.root, run.name, ["rsyslog", "libestr0", "libfastjson4"])
+    modules = omhttp(run.root)
     port = free_port()
     config = around(run, "rsyslog.conf", PORT=port)
     places = f"{root}/usr/lib/x86_64-linux-gnu/rsyslog:{modules}"
@@ -203,18 +203,22 @@ def rsyslog(run):
     return Lines(command, run.folder, port, text_line, env=libraries(root))
 
 
-def build_omhttp(folder, source):
-    """rsyslog's module omhttp, which no package has; the rest of rsyslog comes from its package."""
-    client = packages.client
-    needed = ["libestr-dev", "libfastjson-dev", "libcurl4-openssl-dev", "zlib1g-dev", "uuid-dev", "pkg-config"]
-    for name in ("libestr", "libfastjson", "libcurl", "zlib", "uuid"):
-        if subprocess.run(["pkg-config", "--exists", name]).returncode != 0:
-            raise Unavailable(f"omhttp cannot be built here: apt-get install {' '.join(needed)}")
-    off = ["libgcrypt", "liblogging-stdlog", "libsystemd", "generate-man-pages", "klog", "default-tests", "fmhttp"]
-    client(["./configure", "--enable-omhttp", "--disable-dependency-tracking", *(f"--disable-{part}" for part in off)], cwd=source)
-    client(["make", "-C", "contrib/omhttp"], cwd=source)
-    shutil.copy(source / "contrib/omhttp/.libs/omhttp.so", folder)
-    shutil.rmtree(source)
+def omhttp(root):
+    """rsyslog's module omhttp, which no package has, built from Debian's source. The rest of rsyslog comes from its package."""
+    needed = ["libestr-dev", "libestr0", "libfastjson-dev", "libfastjson4", "libcurl4-openssl-dev", "libcurl4", "zlib1g-dev", "uuid-dev"]
+    headers = packages.debian(root, "omhttp-headers", needed)
+    places = {"PKG_CONFIG_PATH": str(next(headers.glob("usr/lib/*/pkgconfig"))), "PKG_CONFIG_SYSROOT_DIR": str(headers)}
+    without = ["libgcrypt", "liblogging-stdlog", "libsystemd", "generate-man-pages", "klog", "default-tests", "fmhttp"]
+
+    def build(folder, source):
+        options = {"cwd": source, "env": {**os.environ, **places}}
+        configure = ["./configure", "--enable-omhttp", "--disable-dependency-tracking"]
+        packages.client([*configure, *(f"--disable-{part}" for part in without)], **options)
+        packages.client(["make", "-C", "contrib/omhttp"], **options)
+        shutil.copy(source / "contrib/omhttp/.libs/omhttp.so", folder)
+        shutil.rmtree(source)
+
+    return packages.debian_source(root, "omhttp", "rsyslog", build)
 
 
 def collectd(run):
