@@ -31,6 +31,7 @@ mod packaging;
 mod process;
 mod reading;
 mod refusals;
+mod senders;
 mod sources;
 mod store;
 #[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
