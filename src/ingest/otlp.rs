@@ -344,20 +344,24 @@ struct Status {
     message: String,
 }
 
-/// What became of the log records: 200, with how many of them were wrong and why, or 400 where all were.
+/// What became of the log records: 200, with how many of them were rejected and what was wrong, or 400 where all were rejected.
 ///
 /// The answer counts as the request's `share` until the client has it.
 pub fn answer(encoding: Encoding, checked: &Checked, share: Reservation) -> HttpResponse {
-    let wrong = checked.errors.len();
     let Some(first) = checked.errors.first() else { return success(encoding, None, share) };
+    let (wrong, kept) = (checked.errors.len(), checked.quarantined());
     let mut message = format!("log record {}: {}", first.index, first.invalid);
     if wrong > 1 {
         message = format!("{message}; and {} more", wrong - 1);
     }
-    if checked.accepted.is_empty() {
+    if kept > 0 {
+        message = format!("{message}; {kept} kept as dead letters");
+    }
+    if checked.accepted.is_empty() && kept == 0 {
         return refusal(encoding, Problem::bad_request(format!("no log record was accepted: {message}")));
     }
-    let partial = ExportLogsPartialSuccess { rejected_log_records: wrong as i64, error_message: message };
+    // With none rejected the message is a warning.
+    let partial = ExportLogsPartialSuccess { rejected_log_records: (wrong - kept) as i64, error_message: message };
     success(encoding, Some(partial), share)
 }
 
