@@ -309,7 +309,7 @@ async fn each_refusal_of_a_body_is_a_sentence_that_says_what_where_and_what_to_d
     let zstd_dictionary = [0x28, 0xb5, 0x2f, 0xfd, 0x21, 7, 0, 1, 0, 0];
     let invalid = Some("invalid_json");
     let row = |fields: &'static str, body: &[u8], status: u16, code: Option<&'static str>, sentence: &str| {
-        row(fields, body.to_vec(), status, code, sentence.to_owned())
+        (fields, body.to_vec(), status, code, sentence.to_owned())
     };
     for (fields, body, status, code, sentence) in [
         row("Content-Type: text/plain", event, 415, None, &format!("this Content-Type is not taken: {TAKEN}")),
