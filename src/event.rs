@@ -86,6 +86,10 @@ impl From<&EventConfig> for EventFields {
 }
 
 impl EventFields {
+    pub fn on_unreadable(&self) -> OnUnreadable {
+        self.on_unreadable
+    }
+
     /// The same head, and these fields for [`Found::selected`].
     pub fn selecting(mut self, fields: &[String]) -> Self {
         self.selected = fields.iter().map(|field| index_of(&mut self.names, field)).collect();
@@ -392,7 +396,7 @@ pub fn admit<'e>(
     parse(event, fields, received)
 }
 
-fn too_large(size: usize, of_what: &str, max_event: ByteSize) -> Invalid {
+pub fn too_large(size: usize, of_what: &str, max_event: ByteSize) -> Invalid {
     let message = format!("{size} {of_what} are more than an event may have: {max_event} (http.max_event)");
     Invalid::new(Code::TooLarge, message)
 }

@@ -12,7 +12,8 @@ use percent_encoding::percent_decode_str;
 
 use super::{attributes::Attributes, format::Format};
 use crate::{
-    event::{self, Code, Envelope, EventFields, Invalid},
+    config::{ByteSize, OnUnreadable},
+    event::{self, Code, Envelope, Invalid},
     http::Problem,
 };
 
@@ -21,6 +22,8 @@ pub type InHeaders = Result<Attributes<'static>, Invalid>;
 
 /// Before an attribute's name in a header of HTTP. (`HeaderMap` has all names in lower case.)
 const PREFIX: &str = "ce-";
+/// What an envelope may have besides, such as quotes and white space between its members.
+const FRAME: usize = 64 * 1024;
 /// Without this header, others of the kind make no CloudEvent.
 static SPEC_VERSION: HeaderName = HeaderName::from_static("ce-specversion");
 
@@ -127,9 +130,17 @@ fn unquote(inner: &str) -> Option<String> {
 /// Opens an envelope: its attributes, and the bytes of its data.
 ///
 /// # Errors
-/// It is none, with the event's code.
-pub fn open<'e>(envelope: &'e [u8], fields: &EventFields) -> Result<(Attributes<'e>, Cow<'e, [u8]>), Invalid> {
-    let Envelope { attributes: of_envelope, data } = Envelope::open(envelope, fields)?;
+/// It is none, with the event's code, or so large that what is in it cannot be an event's size: a byte of that is six of the
+/// envelope at most, as an escape.
+pub fn open(
+    envelope: &[u8],
+    max_event: ByteSize,
+    on_unreadable: OnUnreadable,
+) -> Result<(Attributes<'_>, Cow<'_, [u8]>), Invalid> {
+    if envelope.len() > max_event.as_usize().saturating_mul(6).saturating_add(FRAME) {
+        return Err(event::too_large(envelope.len(), "bytes of envelope", max_event));
+    }
+    let Envelope { attributes: of_envelope, data } = Envelope::open(envelope, on_unreadable)?;
     let mut attributes = Attributes::default();
     for (name, value) in of_envelope {
         attributes.set(event::header_of(&name), value);
@@ -150,7 +161,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{ByteSize, EventConfig, HttpConfig},
+        config::{EventConfig, HttpConfig},
+        event::EventFields,
         ingest::{
             check::{Checked, EventId, check},
             in_flight::Reservation,
@@ -283,6 +295,18 @@ mod tests {
         let expected = [("ab", &br#"{"n":1}"#[..]), ("c", b"\xff"), ("e", b"\"\n")];
         assert_eq!(taken, expected.map(|(id, value)| (id.to_owned(), value.to_vec())));
         assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [0, 3, 5]);
+    }
+
+    #[test]
+    fn an_envelope_that_is_larger_than_any_event_in_it_can_be_is_not_read() {
+        let open = |members: &str, max_event| {
+            let envelope = format!(r#"{{"specversion":"1.0",{members}}}"#);
+            open(envelope.as_bytes(), ByteSize(max_event), OnUnreadable::Reject).map(drop).map_err(|invalid| invalid.code)
+        };
+        let escaped = format!(r#""datacontenttype":"text/plain","data":"{}""#, "\\u0001".repeat(100_000));
+        assert_eq!(open(&escaped, 100_000), Ok(()));
+        assert_eq!(open(&escaped, 80_000), Err(Code::TooLarge));
+        assert_eq!(open(&format!("\"data\":{}", "[".repeat(1 << 20)), 1000), Err(Code::TooLarge));
     }
 
     #[test]
