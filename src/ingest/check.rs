@@ -285,6 +285,7 @@ impl<'c> Taking<'c> {
             None => Part::Aside(append(&mut self.checked.aside, bytes)),
         }
     }
+}
 
 /// Broken syntax: nothing of the body is accepted.
 pub(super) fn invalid_body(invalid: &Invalid) -> Problem {
