@@ -397,13 +397,15 @@ mod tests {
 
     #[test]
     fn a_record_has_its_key_and_its_id_beside_its_value() {
-        let record = |key, assigned_id| NewRecord { value: Span { start: 0, end: 10 }, key, assigned_id };
-        let events = vec![record(None, None), record(Some(Key::InBody(Span { start: 2, end: 5 })), Some(Uuid::nil()))];
-        let (ticket, _reply) = Ticket::new(2, Counter::default());
-        let (body, unescaped) = (Bytes::from_static(b"0123456789"), Bytes::new());
-        let publish = Publish { body, unescaped, events, received: Timestamp(0), ticket };
+        let value = Part::InBody(Span { start: 0, end: 10 });
+        let record = |key, assigned_id| NewRecord { value, key, headers: None, assigned_id };
+        let mut events = vec![record(None, None), record(Some(Part::InBody(Span { start: 2, end: 5 })), Some(Uuid::nil()))];
+        events.push(NewRecord { headers: Some(NewHeaders { count: 1, bytes: Span { start: 0, end: 7 } }), ..events[0].clone() });
+        let (ticket, _reply) = Ticket::new(3, Counter::default());
+        let (body, aside) = (Bytes::from_static(b"0123456789"), Bytes::from_static(b"headers"));
+        let publish = Publish { body, aside, events, received: Timestamp(0), ticket };
         let sizes: Vec<usize> = publish.events.iter().map(|record| publish.size(record)).collect();
-        assert_eq!(sizes, [10, 10 + 3 + 2 + 36]);
+        assert_eq!(sizes, [10, 10 + 3 + 2 + 36, 10 + 7]);
     }
 
     #[test]
