@@ -130,7 +130,7 @@ mod tests {
             assert!(share.resize(bytes).is_ok());
             assert_eq!(in_flight.get(), bytes as i64);
         }
-        assert_eq!(share.resize(11).unwrap_err().status, 429);
+        assert_eq!(share.resize(11).unwrap_err().status, 503);
         drop(share);
         assert_eq!(in_flight.get(), 0);
     }
@@ -142,10 +142,10 @@ mod tests {
         let mut body = share();
         assert!(body.grow(10).is_ok());
         assert!(share().beside(10).grow(5).is_ok(), "it is alone");
-        assert_eq!(share().grow(5).unwrap_err().status, 429, "it is another request's");
+        assert_eq!(share().grow(5).unwrap_err().status, 503, "it is another request's");
         let mut other = share();
         body.resize(9).unwrap();
         other.grow(1).unwrap();
-        assert_eq!(share().beside(9).grow(5).unwrap_err().status, 429, "it is not alone");
+        assert_eq!(share().beside(9).grow(5).unwrap_err().status, 503, "it is not alone");
     }
 }

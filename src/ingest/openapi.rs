@@ -62,7 +62,6 @@ fn post_events(config: &Config) -> Operation {
         .answer(400, refused())
         .answer(413, problem(&too_large))
         .answer(415, problem("The media type, the charset or the coding is none that is taken."))
-        .answer(429, passing("A limit is reached: send all again, later."))
         .answer(500, problem("A fault of this daemon."))
         .answer(
             503,
@@ -223,7 +222,6 @@ fn health() -> Operation {
 
 fn own() -> Operation {
     openapi::own()
-        .answer(429, passing("Too much is being handled (http.max_in_flight)."))
         .answer(503, passing("Too much is being handled (http.max_in_flight)."))
 }
 

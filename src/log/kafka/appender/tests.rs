@@ -100,14 +100,14 @@ fn where_each_event_has_its_own_answer_one_for_a_partition_that_takes_nothing_ke
         let (ticket, reply) = new(2, Counter::default());
         let record = |at: usize| {
             let span = Span { start: at as u32, end: at as u32 + 1 };
-            NewRecord { value: span, key: Some(Key::InBody(span)), assigned_id: None }
+            NewRecord { value: Part::InBody(span), key: Some(Part::InBody(span)), headers: None, assigned_id: None }
         };
         let events = vec![record(0), record(other)];
-        let (body, unescaped) = (Bytes::from_static(letters), Bytes::new());
+        let (body, aside) = (Bytes::from_static(letters), Bytes::new());
         // As long as the probe has not looked again.
         let unwritable = [(of(0), "no leader".to_owned())].into();
         appender.brokers.sees(Writability { partitions: 4, unwritable });
-        assert!(appender.append(Publish { body, unescaped, events, received: Timestamp::now(), ticket }, 0).is_ok());
+        assert!(appender.append(Publish { body, aside, events, received: Timestamp::now(), ticket }, 0).is_ok());
         reply.blocking_recv().unwrap()
     };
     let deadline = Instant::now() + Duration::from_secs(30);
