@@ -35,7 +35,7 @@ use crate::{
     position::Timestamp,
 };
 
-pub use envelope::{Envelope, check_number, is_attribute_name};
+pub use envelope::{Envelope, is_attribute_name};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array};
 pub use readable::{Unreadable, check};
@@ -368,6 +368,7 @@ pub fn admit<'e>(event: &'e [u8], max_event: ByteSize, fields: &EventFields) -> 
     parse(event, fields)
 }
 
+/// An event of this size is larger than one may be.
 pub fn too_large(size: usize, of_what: &str, max_event: ByteSize) -> Invalid {
     let message = format!("{size} {of_what} are more than an event may have: {max_event} (http.max_event)");
     Invalid::new(Code::TooLarge, message)
