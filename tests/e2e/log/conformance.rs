@@ -126,7 +126,8 @@ pub fn what_an_event_has_beside_its_value_is_read_as_headers_behind_its_id(backe
     ];
     let (ticket, reply) = Ticket::new(events.len(), Counter::default());
     let publish = Publish { body: Bytes::new(), aside: aside.into(), events, received: Timestamp::now(), ticket };
-    assert!(backend.appender().append(publish, 0).is_ok());
+    let appender = backend.appender();
+    assert!(appender.append(publish, 0).is_ok());
     assert_eq!(reply.blocking_recv().unwrap().durable, 2);
     let mut reader = Reader::start(backend);
     reader.read(2);
