@@ -38,7 +38,7 @@ use crate::{
     position::Timestamp,
 };
 
-pub use envelope::{Envelope, check_number, is_attribute_name};
+pub use envelope::{Envelope, is_attribute_name};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array, text};
 pub use pointer::{Pointers, locate, surrounds};
@@ -396,6 +396,7 @@ pub fn admit<'e>(
     parse(event, fields, received)
 }
 
+/// An event of this size is larger than one may be.
 pub fn too_large(size: usize, of_what: &str, max_event: ByteSize) -> Invalid {
     let message = format!("{size} {of_what} are more than an event may have: {max_event} (http.max_event)");
     Invalid::new(Code::TooLarge, message)

@@ -312,6 +312,22 @@ mod tests {
     }
 
     #[test]
+    fn a_cloudevent_stands_with_its_attributes_and_with_the_key_that_its_data_does_not_hold() {
+        let attributes = [("ce_source", Some(&b"/s"[..])), ("content-type", Some(&b"text/plain"[..]))];
+        let named = r#""headers":[{"name":"ce_source","value":"/s"},{"name":"content-type","value":"text/plain"}]"#;
+        for (data, key, written) in [
+            (&br#"{"client_id":"/s"}"#[..], "", r#""event":{"client_id":"/s"}"#),
+            (br#"{"client_id":"c"}"#, r#""key":"/s","#, r#""event":{"client_id":"c"}"#),
+            (b"text", r#""key":"/s","#, r#""raw":"dGV4dA==""#),
+            (b"null", r#""key":"/s","#, r#""event":null"#),
+            (b"", r#""key":"/s","#, r#""raw":"""#),
+        ] {
+            let expected = format!("{HEAD},{key}{named},{written}}}\n");
+            assert_eq!(line_of(Some(b"/s"), Some(data), &attributes), expected);
+        }
+    }
+
+    #[test]
     fn what_is_not_json_or_not_every_reader_can_read_stands_as_base64() {
         let deep = [b"[".repeat(127), b"]".repeat(127)].concat();
         let long = b"9".repeat(4301);

@@ -24,7 +24,7 @@ pub(super) const DATA: &str = "data";
 const DATA_BASE64: &str = "data_base64";
 
 /// Attributes of one event at most: each is compared with all others, and frames of their own take room in a record of Kafka.
-pub const MOST_ATTRIBUTES: usize = 128;
+const MOST_ATTRIBUTES: usize = 128;
 
 /// Some write it without its padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -42,14 +42,14 @@ pub struct Envelope<'a> {
 }
 
 /// Whether a content type says that a value is an envelope, rather than data.
-pub fn is_event_format(content_type: &str) -> bool {
+pub(super) fn is_event_format(content_type: &str) -> bool {
     const MEDIA_TYPE: &str = "application/cloudevents+json";
     let begins = content_type.trim_start().split_at_checked(MEDIA_TYPE.len());
     begins.is_some_and(|(begins, _)| begins.eq_ignore_ascii_case(MEDIA_TYPE))
 }
 
 /// Whether a content type says that data is JSON: `*/json` or `*/*+json`, whatever its parameters.
-pub fn is_json_type(content_type: &str) -> bool {
+pub(super) fn is_json_type(content_type: &str) -> bool {
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     let Some((_, subtype)) = media_type.split_once('/') else { return false };
     let suffix = subtype.rsplit('+').next().unwrap_or_default();
@@ -61,9 +61,11 @@ pub fn is_attribute_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
+/// Whether it is the version that is read here.
+///
 /// # Errors
-/// It is another version than 1.0, or none.
-pub fn check_spec_version(version: Option<&str>) -> Result<(), Invalid> {
+/// It is another one, or none.
+pub(super) fn check_spec_version(version: Option<&str>) -> Result<(), Invalid> {
     let message = match version {
         Some("1.0") => return Ok(()),
         Some("0.3") => "attribute \"specversion\" is \"0.3\": CloudEvents are taken in version \"1.0\" alone",
@@ -73,9 +75,11 @@ pub fn check_spec_version(version: Option<&str>) -> Result<(), Invalid> {
     Err(Invalid::new(Code::InvalidCloudevent, message))
 }
 
+/// Whether an event may have so many attributes.
+///
 /// # Errors
-/// There are too many.
-pub fn check_number(attributes: usize) -> Result<(), Invalid> {
+/// It may not.
+fn check_number(attributes: usize) -> Result<(), Invalid> {
     if attributes <= MOST_ATTRIBUTES {
         return Ok(());
     }
