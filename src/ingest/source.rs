@@ -22,7 +22,7 @@ use super::{
     in_flight::Reservation,
 };
 use crate::{
-    config::{HttpConfig, HttpSource, Lookup},
+    config::{HttpConfig, HttpSource, Lookup, Pointer},
     event::{self, Code, EventFields, Invalid, Pointers},
     http::Problem,
     position::Timestamp,
@@ -144,7 +144,7 @@ impl<'s> Finder<'s> {
             let value = match lookup {
                 None => None,
                 Some(Lookup::Fixed { fixed }) => Some(Cow::Borrowed(fixed.as_str())),
-                Some(Lookup::At(pointer)) => value_of(name, json, &pointer.to_string())?,
+                Some(Lookup::At(pointer)) => value_of(name, json, pointer)?,
             };
             if let Some(value) = value {
                 attributes.set(name, value);
@@ -155,28 +155,29 @@ impl<'s> Finder<'s> {
 }
 
 /// What the JSON that was found for this header says. A number is taken as it is written, `null` is as good as nothing.
-fn value_of<'a>(name: &str, json: Option<&'a str>, pointer: &str) -> Result<Option<Cow<'a, str>>, Invalid> {
+fn value_of<'a>(name: &str, json: Option<&'a str>, pointer: &Pointer) -> Result<Option<Cow<'a, str>>, Invalid> {
+    let at = || format!("{:?}", pointer.to_string());
     let first = json.and_then(|json| json.as_bytes().first()).copied();
     let json = json.unwrap_or_default();
     let text = match first {
         None | Some(b'n') => None,
         Some(b'"') => Some(event::unescape(json).map_err(|error| {
-            Invalid::new(Code::InvalidJson, format!("the string at {pointer:?} cannot be read: {error}"))
+            Invalid::new(Code::InvalidJson, format!("the string at {} cannot be read: {error}", at()))
         })?),
         Some(_) => Some(Cow::Borrowed(json)),
     };
     let is_nested = matches!(first, Some(b'{' | b'['));
     match name {
         "ce_type" if text.is_none() => {
-            let rule = format!("there is no type at {pointer:?}: it must be a string of 1 to 128 characters");
+            let rule = format!("there is no type at {}: it must be a string of 1 to 128 characters", at());
             Err(Invalid::new(Code::MissingType, rule))
         }
         "ce_type" if first != Some(b'"') => {
-            let rule = format!("the type at {pointer:?} must be a string of 1 to 128 characters");
+            let rule = format!("the type at {} must be a string of 1 to 128 characters", at());
             Err(Invalid::new(Code::InvalidType, rule))
         }
         "ce_id" if is_nested => {
-            let rule = format!("the id at {pointer:?} must be a string of 1 to 256 characters or a number, or absent");
+            let rule = format!("the id at {} must be a string of 1 to 256 characters or a number, or absent", at());
             Err(Invalid::new(Code::InvalidId, rule))
         }
         // As with our own events, such a client is none.
