@@ -36,7 +36,7 @@ use crate::{
     position::Timestamp,
 };
 
-pub use envelope::{Envelope, check_number, is_attribute_name};
+pub use envelope::{Envelope, is_attribute_name};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array};
 pub use pointer::{Pointers, locate, surrounds};
@@ -72,6 +72,10 @@ impl From<&EventConfig> for EventFields {
 }
 
 impl EventFields {
+    pub fn on_unreadable(&self) -> OnUnreadable {
+        self.on_unreadable
+    }
+
     /// The same head, and these fields for [`Found::selected`].
     pub fn selecting(mut self, fields: &[String]) -> Self {
         self.selected = fields.iter().map(|field| index_of(&mut self.names, field)).collect();
@@ -368,7 +372,8 @@ pub fn admit<'e>(event: &'e [u8], max_event: ByteSize, fields: &EventFields) -> 
     parse(event, fields)
 }
 
-fn too_large(size: usize, of_what: &str, max_event: ByteSize) -> Invalid {
+/// An event of this size is larger than one may be.
+pub fn too_large(size: usize, of_what: &str, max_event: ByteSize) -> Invalid {
     let message = format!("{size} {of_what} are more than an event may have: {max_event} (http.max_event)");
     Invalid::new(Code::TooLarge, message)
 }

@@ -105,20 +105,13 @@ impl OpenPartition {
         });
         self.records += u64::from(counted);
         if reader.keep_events {
-            self.keep(partition, record, &event, time, reader);
+            self.keep(partition, record, &event, time);
         }
         Ok(())
     }
 
-    fn keep(
-        &mut self,
-        partition: Partition,
-        record: Record<'_>,
-        event: &Event<'_>,
-        time: Timestamp,
-        reader: &Reader,
-    ) {
-        let carried = Carried::of(record.value.unwrap_or_default(), record.headers.iter(), &reader.fields);
+    fn keep(&mut self, partition: Partition, record: Record<'_>, event: &Event<'_>, time: Timestamp) {
+        let carried = Carried::of(record.value.unwrap_or_default(), record.headers.iter());
         let data = carried.data.into_owned();
         let attributes: Vec<(String, String)> =
             carried.attributes.into_iter().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();

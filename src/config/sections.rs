@@ -127,8 +127,8 @@ sections! {
         listen: String = "127.0.0.1:8080".to_owned(), Text, Restart;
         /// Largest request.
         max_body: ByteSize = ByteSize(16 * MIB), Size(1, GIB), Live;
-        /// Largest event. A Kafka topic that is created gets room for it (and 64 KiB), an existing one must have it: up to
-        /// 960KiB the brokers' default does.
+        /// Largest event, with the attributes beside its data. A Kafka topic that is created gets room for it (and 64 KiB), an
+        /// existing one must have it: up to 960KiB the brokers' default does.
         max_event: ByteSize = ByteSize(960 * KIB), Size(1, LARGEST_EVENT), LiveWithoutKafka;
         /// Events in a request.
         max_events: usize = 10_000, Integer(1, 10_000_000), Live;
@@ -166,7 +166,8 @@ sections! {
         id_field: String = "event_id".to_owned(), Text, Restart;
         time_field: String = "timestamp".to_owned(), Text, Restart;
         client_field: String = "client_id".to_owned(), Text, Restart;
-        /// Its value is the key of the log record, which decides the partition. Empty: client_field.
+        /// Its value is the key of the log record, which decides the partition. Empty: client_field. Of a CloudEvent the key is
+        /// its partitionkey, else its source, unless this is one of the three fields above that are not the client's.
         key_field: String = String::new(), Text, Restart;
         /// Events that not every reader of JSON can read (RFC 7493: a name twice in one object, half of a surrogate pair, a
         /// number beyond a double's range; numbers of more than 1,000 characters, names of more than 50,000 bytes): "reject"

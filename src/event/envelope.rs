@@ -9,7 +9,7 @@ use base64::{
 };
 
 use super::{
-    Code, EventFields, Invalid,
+    Code, Invalid,
     fields::{explain, not_utf8, unreadable},
     json,
     readable::{Findings, shown},
@@ -24,7 +24,7 @@ pub(super) const DATA: &str = "data";
 const DATA_BASE64: &str = "data_base64";
 
 /// Attributes of one event at most: each is compared with all others, and frames of their own take room in a record of Kafka.
-pub const MOST_ATTRIBUTES: usize = 128;
+const MOST_ATTRIBUTES: usize = 128;
 
 /// Some write it without its padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -42,14 +42,14 @@ pub struct Envelope<'a> {
 }
 
 /// Whether a content type says that a value is an envelope, rather than data.
-pub fn is_event_format(content_type: &str) -> bool {
+pub(super) fn is_event_format(content_type: &str) -> bool {
     const MEDIA_TYPE: &str = "application/cloudevents+json";
     let begins = content_type.trim_start().split_at_checked(MEDIA_TYPE.len());
     begins.is_some_and(|(begins, _)| begins.eq_ignore_ascii_case(MEDIA_TYPE))
 }
 
 /// Whether a content type says that data is JSON: `*/json` or `*/*+json`, whatever its parameters.
-pub fn is_json_type(content_type: &str) -> bool {
+pub(super) fn is_json_type(content_type: &str) -> bool {
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     let Some((_, subtype)) = media_type.split_once('/') else { return false };
     let suffix = subtype.rsplit('+').next().unwrap_or_default();
@@ -61,23 +61,25 @@ pub fn is_attribute_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
+/// Whether it is the version that is read here.
+///
 /// # Errors
-/// It is another version than 1.0, or none.
-pub fn check_spec_version(version: Option<&str>) -> Result<(), Invalid> {
+/// It is another one, or none.
+pub(super) fn check_spec_version(version: Option<&str>) -> Result<(), Invalid> {
     let message = match version {
         Some("1.0") => return Ok(()),
-        Some(version) => {
-            let version = shown(version.as_bytes());
-            format!("attribute \"specversion\" is {version:?}: CloudEvents are taken in version \"1.0\"")
-        }
-        None => "attribute \"specversion\" is missing: a CloudEvent must have it, with the value \"1.0\"".to_owned(),
+        Some("0.3") => "attribute \"specversion\" is \"0.3\": CloudEvents are taken in version \"1.0\" alone",
+        Some(_) => "attribute \"specversion\" must be \"1.0\": CloudEvents of other versions are not taken",
+        None => "attribute \"specversion\" is missing: a CloudEvent must have it, with the value \"1.0\"",
     };
     Err(Invalid::new(Code::InvalidCloudevent, message))
 }
 
+/// Whether an event may have so many attributes.
+///
 /// # Errors
-/// There are too many.
-pub fn check_number(attributes: usize) -> Result<(), Invalid> {
+/// It may not.
+fn check_number(attributes: usize) -> Result<(), Invalid> {
     if attributes <= MOST_ATTRIBUTES {
         return Ok(());
     }
@@ -91,20 +93,18 @@ impl<'a> Envelope<'a> {
     ///
     /// # Errors
     /// It is no envelope of that version, with the code for single events.
-    pub fn open(envelope: &'a [u8], fields: &EventFields) -> Result<Self, Invalid> {
+    pub fn open(envelope: &'a [u8], on_unreadable: OnUnreadable) -> Result<Self, Invalid> {
         let text = std::str::from_utf8(envelope).map_err(not_utf8)?;
-        let mut findings = Findings::default();
         let mut members = Members::default();
-        let read = json::members(text, &mut findings, |name, value| {
-            // A name that is no text is found below, too.
-            let name = unescape(name).ok()?;
-            members.take(name, value);
-            Some(())
-        });
-        read.ok_or_else(|| explain(text))?;
-        if fields.on_unreadable == OnUnreadable::Reject {
-            findings.verdict().map_err(unreadable)?;
+        let mut findings = Findings::default();
+        let read = match on_unreadable {
+            OnUnreadable::Reject => json::members(text, &mut findings, |name, json| members.take(name, json)),
+            OnUnreadable::Accept => json::members(text, &mut (), |name, json| members.take(name, json)),
+        };
+        if read.is_none() {
+            return Err(members.wrong.filter(|_| members.too_many).unwrap_or_else(|| explain(text)));
         }
+        findings.verdict().map_err(unreadable)?;
         members.close()
     }
 }
@@ -117,19 +117,24 @@ struct Members<'a> {
     data_base64: Option<&'a str>,
     /// The first that is wrong.
     wrong: Option<Invalid>,
+    /// What is wrong is their number, and nothing more is read.
+    too_many: bool,
 }
 
 impl<'a> Members<'a> {
-    fn take(&mut self, name: Cow<'a, str>, json: &'a str) {
+    /// Takes the next one; whether to go on.
+    fn take(&mut self, name: &'a str, json: &'a str) -> Option<()> {
+        // Where its escapes are no characters, it is for others to say so.
+        let name = unescape(name).ok()?;
         match &*name {
             DATA => self.data = Some(json),
             DATA_BASE64 => self.data_base64 = Some(json).filter(|json| *json != "null"),
-            _ if self.wrong.is_none() => match self.attribute(name, json) {
-                Ok(()) => {}
-                Err(wrong) => self.wrong = Some(wrong),
-            },
-            _ => {}
+            _ => {
+                let wrong = self.attribute(name, json).err();
+                self.wrong = self.wrong.take().or(wrong);
+            }
         }
+        (!self.too_many).then_some(())
     }
 
     fn attribute(&mut self, name: Cow<'a, str>, json: &'a str) -> Result<(), Invalid> {
@@ -152,6 +157,7 @@ impl<'a> Members<'a> {
         match place {
             Some(place) => self.attributes[place].1 = value,
             None => {
+                self.too_many = self.attributes.len() == MOST_ATTRIBUTES;
                 check_number(self.attributes.len() + 1)?;
                 self.attributes.push((name, value));
             }
@@ -253,7 +259,6 @@ fn decode(json: &str) -> Result<Vec<u8>, Invalid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::EventConfig;
 
     /// An envelope of this version with these further members.
     fn envelope(members: &str) -> String {
@@ -261,7 +266,7 @@ mod tests {
     }
 
     fn opened(json: &str) -> (Vec<(String, String)>, Vec<u8>) {
-        let opened = Envelope::open(json.as_bytes(), &EventFields::from(&EventConfig::default())).expect(json);
+        let opened = Envelope::open(json.as_bytes(), OnUnreadable::Reject).expect(json);
         let owned = |(name, value): (Cow<'_, str>, Cow<'_, str>)| (name.into_owned(), value.into_owned());
         (opened.attributes.into_iter().map(owned).collect(), opened.data.into_owned())
     }
@@ -309,7 +314,6 @@ mod tests {
 
     #[test]
     fn what_is_no_envelope_says_what_is_wrong() {
-        let fields = EventFields::from(&EventConfig::default());
         let many: String = (0..MOST_ATTRIBUTES).map(|n| format!(",\"a{n}\":1")).collect();
         let one_less: String = (1..MOST_ATTRIBUTES).map(|n| format!(",\"a{n}\":1")).collect();
         assert_eq!(opened(&envelope(&one_less)).0.len(), MOST_ATTRIBUTES);
@@ -319,6 +323,7 @@ mod tests {
             ("[1]".to_owned(), Code::NotAnObject, "object"),
             ("{}".to_owned(), Code::InvalidCloudevent, "\"specversion\" is missing"),
             (r#"{"specversion":"0.3","Extra":{}}"#.to_owned(), Code::InvalidCloudevent, "is \"0.3\": CloudEvents are taken in"),
+            (r#"{"specversion":"1"}"#.to_owned(), Code::InvalidCloudevent, "must be \"1.0\""),
             (r#"{"specversion":1.0}"#.to_owned(), Code::InvalidCloudevent, "\"specversion\" must be a string"),
             (envelope(r#","id":7"#), Code::InvalidId, "\"id\" must be a string"),
             (envelope(r#","type":{}"#), Code::InvalidType, "\"type\" must be a string"),
@@ -339,11 +344,12 @@ mod tests {
                 "says that the data is a CloudEvent",
             ),
             (envelope(&many), Code::InvalidCloudevent, "may have 128 attributes"),
+            (envelope(&(many + ",{")), Code::InvalidCloudevent, "may have 128 attributes"),
             (envelope(r#","id":"a","id":"b""#), Code::InvalidJson, "\"id\" stands twice"),
             (envelope(r#","data":{"a":1e400}"#), Code::InvalidJson, "1e400"),
             (envelope(r#","x\ud800":1"#), Code::InvalidJson, "escape"),
         ] {
-            let invalid = Envelope::open(json.as_bytes(), &fields).unwrap_err();
+            let invalid = Envelope::open(json.as_bytes(), OnUnreadable::Reject).unwrap_err();
             assert!(invalid.code == code && invalid.message.contains(words), "{json}: {invalid}");
             assert!(invalid.message.len() < 200, "{invalid}");
         }
@@ -351,9 +357,8 @@ mod tests {
 
     #[test]
     fn where_repeated_names_are_taken_the_last_counts() {
-        let accepting = EventConfig { on_unreadable: OnUnreadable::Accept, ..EventConfig::default() };
         let json = envelope(r#","id":"a","x":1,"id":"b","x":null,"data":1,"data":{"a":1,"a":2}"#);
-        let opened = Envelope::open(json.as_bytes(), &EventFields::from(&accepting)).unwrap();
+        let opened = Envelope::open(json.as_bytes(), OnUnreadable::Accept).unwrap();
         let names: Vec<_> = opened.attributes.iter().map(|(name, value)| (&**name, &**value)).collect();
         assert_eq!(names, [("specversion", "1.0"), ("id", "b"), (DATA_CONTENT_TYPE, "application/json")]);
         assert_eq!(&*opened.data, br#"{"a":1,"a":2}"#);

@@ -139,7 +139,7 @@ impl<'c> Taking<'c> {
                 Ok(())
             }
             Format::CloudEvent | Format::CloudEvents => {
-                let (attributes, data) = cloudevents::open(event, self.fields)?;
+                let (attributes, data) = cloudevents::open(event, self.http.max_event, self.fields.on_unreadable())?;
                 self.take_with(index, &data, &attributes)
             }
             Format::Data => {

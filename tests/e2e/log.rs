@@ -89,6 +89,7 @@ macro_rules! on_each_log {
 
 on_each_log! { conformance, embedded_log, kafka_log:
     what_is_appended_is_read_once_and_in_its_order_with_its_key_id_and_time
+    what_an_event_has_beside_its_value_is_read_as_headers_behind_its_id
     a_restarted_source_goes_on_at_the_committed_positions
     neither_pauses_nor_seeks_nor_a_spent_budget_lose_or_repeat_a_record
     what_is_assigned_again_goes_on_at_the_committed_positions

@@ -1,6 +1,6 @@
 //! The daemon as its users meet it: the built binary, HTTP, signals, the bucket, the database.
 //!
-//! `alone` needs nothing, `clients` a JDK; `on_services`, `buffer` and `bad_dependencies` run real services (`tests/services/services.py`), and are
+//! `alone` needs nothing, `clients` a JDK, `cloudevents` packages of two SDKs; `on_services`, `buffer` and `bad_dependencies` run real services (`tests/services/services.py`), and are
 //! skipped loudly where those cannot be had, unless `INGESTD_REQUIRE_SERVICES=1`. One binary, so that the services start
 //! once and the large dependencies are linked once.
 
@@ -9,6 +9,7 @@ mod archive_tools;
 mod bad_dependencies;
 mod buffer;
 mod clients;
+mod cloudevents;
 mod dead_letters;
 mod dev_script;
 mod hostile;

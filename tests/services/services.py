@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Real services for the tests: installs them through the package clients, and runs them so that none outlives its test.
 
-    services.py install [kafka] [mongodb] [s3]
+    services.py install [kafka] [mongodb] [s3]                            all three by default
+    services.py install cloudevents-python cloudevents-javascript        SDKs that tests send with; prints their folders
     services.py run kafka   --dir DIR --ports BROKER,CONTROLLER [--quick] [--node N --voters CONTROLLER,…]
     services.py run mongodb --dir DIR --ports PORT [--auth | --replica-set NAME]
     services.py run s3      --dir DIR --ports S3,MASTER,VOLUME,FILER      (each takes port + 10000 as well)
@@ -63,6 +64,8 @@ KAFKA, MONGODB, S3 = f"kafka-{KAFKA_VERSION}", f"mongodb-{MONGODB_VERSION}", f"{
 # Before KRaft a broker keeps its metadata in ZooKeeper, which comes with it.
 ZOOKEEPER = [int(part) for part in KAFKA_VERSION.split(".")[:2]] < [3, 3]
 NAMES = {"kafka": KAFKA, "mongodb": MONGODB, "s3": S3}
+# What tests on a daemon alone send with. Installed when such a test asks for it.
+SDKS = {"cloudevents-python": "2.2.0", "cloudevents-javascript": "10.0.0"}
 KAFKA_POM = f"""<project><modelVersion>4.0.0</modelVersion><groupId>local</groupId><artifactId>kafka</artifactId>
 <version>1</version><packaging>pom</packaging><dependencies><dependency><groupId>org.apache.kafka</groupId>
 <artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency></dependencies></project>
@@ -127,7 +130,29 @@ def client(command, cwd):
     raise SystemExit(f"{' '.join(command)} failed with {done.returncode}:\n{output[-4000:]}")
 
 
-INSTALL = {"kafka": install_kafka, "mongodb": install_mongodb, "s3": install_s3}
+def install_cloudevents_python(into):
+    package = f"cloudevents=={SDKS['cloudevents-python']}"
+    client([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(into), package], into)
+
+
+def install_cloudevents_javascript(into):
+    if not shutil.which("npm"):
+        raise SystemExit("cloudevents-javascript needs node 20 and npm")
+    package = f"cloudevents@{SDKS['cloudevents-javascript']}"
+    client(["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(into), package], into)
+
+
+INSTALL = {
+    "kafka": install_kafka,
+    "mongodb": install_mongodb,
+    "s3": install_s3,
+    "cloudevents-python": install_cloudevents_python,
+    "cloudevents-javascript": install_cloudevents_javascript,
+}
+
+
+def folder_of(name):
+    return NAMES.get(name) or f"{name}-{SDKS[name]}"
 
 
 def install(root, names):
@@ -136,13 +161,13 @@ def install(root, names):
         # Test binaries may ask at the same time: one downloads, the others find it done.
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in names:
-            final = root / NAMES[name]
+            final = root / folder_of(name)
             if final.exists():
                 continue
             if name == "kafka" and not (shutil.which("java") and shutil.which("mvn")):
                 raise SystemExit("kafka needs java 17 and mvn: apt-get install openjdk-17-jdk-headless maven")
-            print(f"installing {NAMES[name]} into {root}", file=sys.stderr, flush=True)
-            partial = root / f".{NAMES[name]}.partial"
+            print(f"installing {final.name} into {root}", file=sys.stderr, flush=True)
+            partial = root / f".{final.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             INSTALL[name](partial)
@@ -451,7 +476,7 @@ def main():
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2] / "target" / "services")
     commands = parser.add_subparsers(dest="do", required=True)
     one = commands.add_parser("install")
-    one.add_argument("names", nargs="*", choices=[*NAMES, []])
+    one.add_argument("names", nargs="*", choices=[*NAMES, *SDKS, []])
     one = commands.add_parser("run")
     one.add_argument("name", choices=NAMES)
     one.add_argument("--dir", type=Path, required=True)
@@ -472,6 +497,8 @@ def main():
     root = given.root.resolve()
     if given.do == "install":
         install(root, given.names or list(NAMES))
+        for name in set(given.names) & set(SDKS):
+            print(root / folder_of(name))
     elif given.do == "up":
         up(root)
     elif given.do == "guard":

@@ -268,6 +268,11 @@ impl Daemon {
         self.client.post(&self.events_url(), content_type, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
     }
 
+    /// With these headers.
+    pub fn post_with(&self, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.client.post_with(&self.events_url(), headers, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
+    }
+
     /// At the admin endpoint, without a body.
     pub fn ask(&self, method: &str, path: &str) -> Reply {
         let url = self.admin_url(path);

@@ -70,6 +70,12 @@ impl Client {
         reply(request.send(body))
     }
 
+    pub fn post_with(&self, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, NoReply> {
+        let request = self.0.post(url);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        reply(request.send(body))
+    }
+
     pub fn delete(&self, url: &str) -> Result<Reply, NoReply> {
         reply(self.0.delete(url).call())
     }

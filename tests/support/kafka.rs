@@ -8,7 +8,7 @@ use rdkafka::{
     client::DefaultClientContext,
     consumer::{BaseConsumer, CommitMode, Consumer},
     error::{KafkaError, KafkaResult},
-    message::Headers,
+    message::{Header, Headers, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer},
 };
 
@@ -42,6 +42,23 @@ impl Services {
         let mut record = BaseRecord::<(), [u8]>::to(topic).payload(value);
         record.partition = partition;
         producer.send(record).expect("the queue is empty");
+        producer.flush(PATIENCE).expect("Kafka takes it");
+    }
+
+    /// Appends a record with a key and headers as another program would.
+    pub fn produce_record(&self, topic: &str, key: &[u8], value: &[u8], headers: &[(&str, Vec<u8>)]) {
+        self.produce_with(BaseRecord::<[u8], [u8]>::to(topic).key(key).payload(value), headers);
+    }
+
+    /// Appends a record without a value.
+    pub fn produce_null(&self, topic: &str, headers: &[(&str, Vec<u8>)]) {
+        self.produce_with(BaseRecord::<[u8], [u8]>::to(topic), headers);
+    }
+
+    fn produce_with(&self, record: BaseRecord<'_, [u8], [u8]>, headers: &[(&str, Vec<u8>)]) {
+        let all = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(value) }));
+        let producer: BaseProducer = self.kafka_config().create().expect("a producer");
+        producer.send(record.headers(all)).map_err(|(error, _)| error).expect("the queue is empty");
         producer.flush(PATIENCE).expect("Kafka takes it");
     }
 

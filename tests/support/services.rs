@@ -4,6 +4,7 @@ use std::{
     fs,
     net::TcpStream,
     path::{Path, PathBuf},
+    process::Stdio,
     sync::{Arc, Condvar, LazyLock, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard},
     thread,
     time::{Duration, Instant},
@@ -221,6 +222,16 @@ pub(super) fn installed() -> bool {
         skip("the services cannot be installed (the reason stands above)");
     }
     installed
+}
+
+/// The packages of an SDK that `services.py` knows, installed. `None`, and a loud line, where they cannot be had.
+pub fn sdk(name: &str) -> Option<PathBuf> {
+    let output = services_script().args(["install", name]).stderr(Stdio::inherit()).output().expect("python3 runs");
+    if !output.status.success() {
+        skip(&format!("{name} cannot be installed (the reason stands above)"));
+        return None;
+    }
+    Some(PathBuf::from(String::from_utf8(output.stdout).expect("UTF-8").trim_end()))
 }
 
 impl Services {

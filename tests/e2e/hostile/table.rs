@@ -221,6 +221,18 @@ pub fn cases() -> Vec<Case> {
     ] {
         cases.push(refused(name, gets, sized("", &body)));
     }
+    let attributes: String = (0..100_000).map(|n| format!(",\"a{n}\":\"{MARK}\"")).collect();
+    let envelope = format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"hostile"{attributes}}}"#);
+    let data = "A".repeat((16 << 20) - 200);
+    let large = format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"hostile","data_base64":"{data}"}}"#);
+    let binary = format!("ce-specversion: {MARK}\r\nce-id: 1\r\nce-source: s\r\nce-type: hostile\r\n");
+    for (name, fields, body) in [
+        ("an envelope with 100,000 attributes", "Content-Type: application/cloudevents+json\r\n", &envelope),
+        ("16 MiB of base64 in an envelope", "Content-Type: application/cloudevents+json\r\n", &large),
+        ("a CloudEvent of another version", &binary, &envelope),
+    ] {
+        cases.push(refused(name, "400", sized(fields, body.as_bytes())));
+    }
     cases.push(refused("16 MiB of blank lines", "400", sized(NDJSON, &vec![b'\n'; 16 << 20])));
 
     cases.extend(super::shapes::cases());

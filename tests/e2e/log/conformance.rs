@@ -10,9 +10,10 @@ use bytes::Bytes;
 use ingestd::internals::{
     config::Config,
     log::{
-        Appender, ByteBudget, Delivery, NewRecord, Part, Publish, SourceCommand, SourceEvent, SourceHandle, Span,
-        Ticket,
+        Appender, ByteBudget, Delivery, NewHeaders, NewRecord, Part, Publish, SourceCommand, SourceEvent, SourceHandle,
+        Span, Ticket,
         dead_letters::{DeadLetterWriter, DeadLetters},
+        record::write_header,
     },
     position::{Offset, Timestamp},
 };
@@ -102,6 +103,42 @@ pub fn what_is_appended_is_read_once_and_in_its_order_with_its_key_id_and_time(b
         assert!(before.0 <= record.received && record.received <= after.0, "{record:?}");
         // One key's events keep their order.
         assert!(last.insert(number % 10, number).is_none_or(|before| before < number), "{record:?}");
+    }
+}
+
+pub fn what_an_event_has_beside_its_value_is_read_as_headers_behind_its_id(backend: &impl Backend) {
+    let mut aside = b"key".to_vec();
+    let mut part = |bytes: &[u8]| {
+        let start = u32::try_from(aside.len()).unwrap();
+        aside.extend_from_slice(bytes);
+        Span { start, end: start + u32::try_from(bytes.len()).unwrap() }
+    };
+    let mut headers = Vec::new();
+    write_header(&mut headers, "ce_type", Some(b"t"));
+    write_header(&mut headers, "ce_ext", Some(b""));
+    let headers = Some(NewHeaders { count: 2, bytes: part(&headers) });
+    let value = Part::Aside(part(b"aside"));
+    let key = Some(Part::Aside(Span { start: 0, end: 3 }));
+    let nothing = Part::InBody(Span { start: 0, end: 0 });
+    let events = vec![
+        NewRecord { value, key, headers, assigned_id: Some(Uuid::now_v7()) },
+        NewRecord { value: nothing, key: None, headers, assigned_id: None },
+    ];
+    let (ticket, reply) = Ticket::new(events.len(), Counter::default());
+    let publish = Publish { body: Bytes::new(), aside: aside.into(), events, received: Timestamp::now(), ticket };
+    assert!(backend.appender().append(publish, 0).is_ok());
+    assert_eq!(reply.blocking_recv().unwrap().durable, 2);
+    let mut reader = Reader::start(backend);
+    reader.read(2);
+    for record in reader.close(Vec::new()) {
+        let (names, key): (&[&str], _) = match record.value.as_str() {
+            "aside" => (&["id", "ce_type", "ce_ext"], Some(&b"key"[..])),
+            "" => (&["ce_type", "ce_ext"], None),
+            other => panic!("{other}"),
+        };
+        assert_eq!(record.headers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), names);
+        assert_eq!((record.header("ce_type"), record.header("ce_ext")), (Some(&b"t"[..]), Some(&b""[..])));
+        assert_eq!(record.key.as_deref(), key);
     }
 }
 
