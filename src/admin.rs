@@ -1,4 +1,4 @@
-//! The admin endpoint, in every process whatever its roles: health, metrics, status, reload, queries.
+//! The admin endpoint, in every process whatever its roles: health, metrics, status, reload, queries. `openapi` describes it.
 //!
 //! It has no authentication and stands on the loopback by default. It is the last to go at a stop, so that the drain
 //! can be watched.
@@ -33,6 +33,7 @@ use crate::{
 mod aggregates;
 mod dead_letters;
 mod exposition;
+pub mod openapi;
 
 pub use dead_letters::DeadLetterService;
 
@@ -114,6 +115,8 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         max_connections: MAX_CONNECTIONS,
         // Bodies are not read here.
         max_body: Box::new(|| u64::MAX),
+        // No page is an operator.
+        cors: None,
         on_refusal: Box::new(|status| tracing::debug!(%status, "refused a request to the admin endpoint")),
     };
     let server = http::serve(sockets, door, move |app| routes(app, state.clone()))
@@ -141,6 +144,7 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
         )
         .service(only("/v1/dead-letters/replay", "POST", web::post().to(dead_letters::replay)))
         .service(only("/v1/dead-letters/{id:.+}", "GET, HEAD", get().to(dead_letters::show)))
+        .service(only("/openapi.json", "GET, HEAD", get().to(document)))
         .default_service(web::to(not_found));
 }
 
@@ -163,6 +167,10 @@ async fn metrics(request: HttpRequest, state: web::Data<AdminState>) -> HttpResp
         Some(gzipped) => response.insert_header((header::CONTENT_ENCODING, "gzip")).body(gzipped),
         None => response.body(body),
     }
+}
+
+async fn document(state: web::Data<AdminState>) -> HttpResponse {
+    HttpResponse::Ok().insert_header(header::ContentType::json()).body(openapi::document(&state.config.load()))
 }
 
 /// What an operator wants to know first, on one page.

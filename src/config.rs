@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
+mod cors;
 mod error;
 mod http_source;
 mod keys;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::position::TopicName;
 
+pub use cors::{ANY_ORIGIN, OPAQUE_ORIGIN};
 pub use error::{ConfigError, ConfigErrors};
 pub use http_source::{HttpSource, Lookup, Pointer};
 pub use keys::LONGEST_RESTART;
@@ -34,8 +36,9 @@ pub use reload::{Reloaded, apply};
 pub use roles::{Role, Roles};
 pub(crate) use secrets::shown;
 pub use sections::{
-    AdminConfig, ArchiveConfig, BatchConfig, Config, DiskConfig, EventConfig, HttpConfig, LogFormat, LoggingConfig,
-    OnGap, OnUnavailable, OnUnreadable, QueueConfig, QueueKind, StoreConfig, StoreKind,
+    AdminConfig, ArchiveConfig, BatchConfig, Config, CorsConfig, DiskConfig, EventConfig, HttpConfig, LogFormat,
+    LoggingConfig, OnGap, OnInvalid, OnInvalidTime, OnUnavailable, OnUnreadable, QueueConfig, QueueKind, StoreConfig,
+    StoreKind,
 };
 pub use size::ByteSize;
 pub use sources::{Setting, Sources};

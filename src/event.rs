@@ -6,8 +6,9 @@
 //! - the whole value is valid JSON in valid UTF-8, an object, and nested no deeper than [`MAX_DEPTH`];
 //! - of duplicate fields the last one counts, where they are taken;
 //! - `null` is as good as absent;
-//! - the type is a required string of 1 to 128 characters, the id an optional one of 1 to 256, the timestamp an optional
-//!   RFC 3339 time between 1970 and 9999;
+//! - the type is a required string of 1 to 128 characters, the id an optional one of 1 to 256;
+//! - the timestamp is an optional [`time`], from 1970 on and up to `event.max_future` after the record's receipt. An event
+//!   with another one is counted by the time of its receipt;
 //! - the client and the key are a string's characters or another scalar's JSON text; an object or an array is neither. A
 //!   string that says "nobody" (empty, blank, a nil UUID) is no key, and a long one stands for itself by its hash.
 //!
@@ -16,7 +17,8 @@
 //!
 //! The ingestor refuses more than a reader does: what stands in the log is read and counted by the rules that it was
 //! accepted under. What not every reader of JSON can read ([`Unreadable`]) is refused unless the configuration says
-//! otherwise; times have a second 60 at 23:59:60 UTC alone, and a hyphen as their offset's minus.
+//! otherwise. A time that is not believed, or that few other readers know (`time::InvalidTime`), it names to the client, or
+//! refuses, as `event.on_invalid_time` says.
 
 mod envelope;
 mod fields;
@@ -24,25 +26,26 @@ mod json;
 mod pointer;
 mod readable;
 mod stated;
+mod time;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-use chrono::{DateTime, FixedOffset, Timelike};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{
-    config::{ByteSize, EventConfig, OnUnreadable},
+    config::{ByteSize, EventConfig, OnInvalidTime, OnUnreadable},
     position::Timestamp,
 };
 
 pub use envelope::{Envelope, is_attribute_name};
 pub use fields::{MAX_DEPTH, find_readable};
-pub use json::{Texts, array};
+pub use json::{Texts, array, text};
 pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
 use stated::Stated;
 pub use stated::{Carried, admit_with, attribute_of, header_of};
+pub use time::InvalidTime;
 
 /// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,8 +55,12 @@ pub struct EventFields {
     /// Indexes into `names`: type, id, time, client, key.
     head: [usize; 5],
     selected: Vec<usize>,
+    /// In milliseconds. All readers of a record must have the same.
+    max_future: i64,
     /// What the ingestor does; readers of the log do not ask.
     on_unreadable: OnUnreadable,
+    /// The same.
+    on_invalid_time: OnInvalidTime,
 }
 
 impl From<&EventConfig> for EventFields {
@@ -67,7 +74,14 @@ impl From<&EventConfig> for EventFields {
             config.key_field(),
         ];
         let head = head.map(|name| index_of(&mut names, name));
-        Self { names, head, selected: Vec::new(), on_unreadable: config.on_unreadable }
+        Self {
+            names,
+            head,
+            selected: Vec::new(),
+            max_future: i64::try_from(config.max_future.as_millis()).unwrap_or(i64::MAX),
+            on_unreadable: config.on_unreadable,
+            on_invalid_time: config.on_invalid_time,
+        }
     }
 }
 
@@ -119,7 +133,10 @@ impl<'a> Found<'_, 'a> {
 pub struct Event<'a> {
     pub event_type: Cow<'a, str>,
     pub id: Option<Cow<'a, str>>,
+    /// Its own time, where it has one that is believed; it counts in the window of this or, without, of its receipt.
     pub time: Option<Timestamp>,
+    /// What its sender should be told of its time.
+    pub invalid_time: Option<InvalidTime>,
     pub client: Option<Cow<'a, str>>,
     /// The log record's key.
     pub key: Option<Cow<'a, str>>,
@@ -171,8 +188,6 @@ impl Invalid {
 
 const MAX_TYPE_CHARS: usize = 128;
 const MAX_ID_CHARS: usize = 256;
-/// 9999-12-31T23:59:59.999Z: the last year that RFC 3339 can write.
-const LATEST: i64 = 253_402_300_799_999;
 
 /// Whose rules an event is read by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,20 +213,22 @@ impl Rules {
     }
 }
 
-/// Checks a whole event that is to be accepted, and reads its head.
-pub fn parse<'a>(value: &'a [u8], fields: &EventFields) -> Result<Event<'a>, Invalid> {
-    read_by(Rules::Acceptance, value, fields).map(|(event, _)| event)
+/// Checks a whole event that is to be accepted, received at this time, and reads its head.
+pub fn parse<'a>(value: &'a [u8], fields: &EventFields, received: Timestamp) -> Result<Event<'a>, Invalid> {
+    read_by(Rules::Acceptance, value, fields, received).map(|(event, _)| event)
 }
 
-/// Checks a whole record of the log and reads its head, with the fields that were found on the way.
+/// Checks a whole record of the log and reads its head, with the fields that were found on the way. `received` is the
+/// record's own time.
 pub fn read<'f, 'a>(
     value: &'a [u8],
     headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
     fields: &'f EventFields,
+    received: Timestamp,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
     match Stated::in_headers(headers) {
-        None => read_by(Rules::Log, value, fields),
-        Some(stated) => stated.read(Rules::Log, value, fields),
+        None => read_by(Rules::Log, value, fields, received),
+        Some(stated) => stated.read(Rules::Log, value, fields, received),
     }
 }
 
@@ -219,14 +236,19 @@ fn read_by<'f, 'a>(
     rules: Rules,
     value: &'a [u8],
     fields: &'f EventFields,
+    received: Timestamp,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
     let values = rules.scan(fields.on_unreadable, value, &fields.names)?;
     let found = Found { fields, values, stated: Vec::new() };
-    let [event_type, id, time, ..] = fields.head.map(|index| fields.names[index].as_str());
+    let [event_type, id, time_field, ..] = fields.head.map(|index| fields.names[index].as_str());
+    let event_type = event_type_of(found.head(0)?, event_type)?;
+    let id = id_of(found.head(1)?, id)?;
+    let (time, invalid_time) = time_of(&found.head(2)?, &format_args!("field {time_field:?}"), rules, fields, received)?;
     let event = Event {
-        event_type: event_type_of(found.head(0)?, event_type)?,
-        id: id_of(found.head(1)?, id)?,
-        time: time_of(&found.head(2)?, time, rules)?,
+        event_type,
+        id,
+        time,
+        invalid_time,
         client: found.head(3)?.scalar(),
         key: found.head(4)?.scalar().and_then(key_of),
     };
@@ -327,33 +349,30 @@ fn id_of<'a>(field: Field<'a>, name: &str) -> Result<Option<Cow<'a, str>>, Inval
     }
 }
 
-fn time_of(field: &Field<'_>, name: &str, rules: Rules) -> Result<Option<Timestamp>, Invalid> {
-    let time = match field {
-        Field::Absent => return Ok(None),
-        Field::Text(text) => DateTime::parse_from_rfc3339(text)
-            .ok()
-            .filter(|time| rules == Rules::Log || is_read_by_others(text, time))
-            .map(|time| time.timestamp_millis()),
-        Field::Literal(_) | Field::Nested => None,
+/// The time that is believed, and what is wrong with it. `what` names the field or attribute.
+///
+/// # Errors
+/// It is wrong, and the door refuses that.
+fn time_of(
+    field: &Field<'_>,
+    what: &dyn fmt::Display,
+    rules: Rules,
+    fields: &EventFields,
+    received: Timestamp,
+) -> Result<(Option<Timestamp>, Option<InvalidTime>), Invalid> {
+    let written = match field {
+        Field::Absent => return Ok((None, None)),
+        Field::Text(text) => time::of_text(text),
+        Field::Literal(json) => time::of_number(json),
+        Field::Nested => None,
     };
-    match time {
-        Some(millis @ 0..=LATEST) => Ok(Some(Timestamp(millis))),
-        _ => {
-            let rule = format!(
-                "field {name:?} must be an RFC 3339 time between 1970 and 9999 such as \"2026-11-23T08:00:00.123Z\" \
-                 (with a second 60 at 23:59:60 UTC alone), or absent"
-            );
-            Err(Invalid::new(Code::InvalidTimestamp, rule))
+    let (time, invalid) = time::judge(written, time::latest(received, fields.max_future));
+    match invalid {
+        Some(invalid) if (rules, fields.on_invalid_time) == (Rules::Acceptance, OnInvalidTime::Reject) => {
+            Err(Invalid::new(Code::InvalidTimestamp, format!("{what} {}", invalid.rule())))
         }
+        _ => Ok((time, invalid)),
     }
-}
-
-/// Whether what chrono took is RFC 3339's grammar with a leap second where there are some (5.6 and 5.7): readers of the
-/// archive know no others, nor U+2212 for a minus.
-fn is_read_by_others(text: &str, time: &DateTime<FixedOffset>) -> bool {
-    let utc = time.naive_utc();
-    let is_second_60 = utc.nanosecond() >= 1_000_000_000;
-    text.is_ascii() && (!is_second_60 || (utc.hour(), utc.minute()) == (23, 59))
 }
 
 /// 1 to `most` characters.
@@ -361,15 +380,20 @@ fn has_length(text: &str, most: usize) -> bool {
     !text.is_empty() && (text.len() <= most || text.chars().nth(most).is_none())
 }
 
-/// Checks one event, and reads what is read of it.
+/// Checks one event that is received at this time, and reads what is read of it.
 ///
 /// # Errors
 /// Why it is not accepted.
-pub fn admit<'e>(event: &'e [u8], max_event: ByteSize, fields: &EventFields) -> Result<Event<'e>, Invalid> {
+pub fn admit<'e>(
+    event: &'e [u8],
+    max_event: ByteSize,
+    fields: &EventFields,
+    received: Timestamp,
+) -> Result<Event<'e>, Invalid> {
     if event.len() > max_event.as_usize() {
         return Err(too_large(event.len(), "bytes", max_event));
     }
-    parse(event, fields)
+    parse(event, fields, received)
 }
 
 /// An event of this size is larger than one may be.
@@ -379,205 +403,4 @@ pub fn too_large(size: usize, of_what: &str, max_event: ByteSize) -> Invalid {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fields() -> EventFields {
-        EventFields::from(&EventConfig::default())
-    }
-
-    fn read(json: &str) -> Result<Event<'_>, Code> {
-        parse(json.as_bytes(), &fields()).map_err(|invalid| invalid.code)
-    }
-
-    fn codes(cases: &[(&str, Code)]) {
-        for (json, code) in cases {
-            assert_eq!(read(json).err(), Some(*code), "{json}");
-        }
-    }
-
-    #[test]
-    fn an_ordinary_event_is_read_without_copying() {
-        let json = r#" {"type":"login","event_id":"e1","timestamp":"2026-11-23T09:00:00.123+01:00","client_id":"c1","n":[1,{}]} "#;
-        let event = read(json).unwrap();
-        assert_eq!(event.time.map(Timestamp::to_rfc3339).as_deref(), Some("2026-11-23T08:00:00.123Z"));
-        for (text, expected) in
-            [(Some(event.event_type), "login"), (event.id, "e1"), (event.client, "c1"), (event.key, "c1")]
-        {
-            assert!(matches!(text, Some(Cow::Borrowed(text)) if text == expected), "{expected}");
-        }
-    }
-
-    #[test]
-    fn the_type_is_a_required_string_of_1_to_128_characters() {
-        let longest = format!(r#"{{"type":"{}"}}"#, "ü".repeat(128));
-        assert!(read(&longest).is_ok());
-        let longer = format!(r#"{{"type":"{}"}}"#, "ü".repeat(129));
-        codes(&[
-            ("{}", Code::MissingType),
-            (r#"{"type":null}"#, Code::MissingType),
-            (r#"{"type":""}"#, Code::InvalidType),
-            (r#"{"type":1}"#, Code::InvalidType),
-            (r#"{"type":["a"]}"#, Code::InvalidType),
-            (&longer, Code::InvalidType),
-        ]);
-    }
-
-    #[test]
-    fn the_id_is_an_optional_string_of_1_to_256_characters() {
-        assert_eq!(read(r#"{"type":"a"}"#).unwrap().id, None);
-        assert_eq!(read(r#"{"type":"a","event_id":null}"#).unwrap().id, None);
-        let longer = format!(r#"{{"type":"a","event_id":"{}"}}"#, "x".repeat(257));
-        codes(&[
-            (r#"{"type":"a","event_id":""}"#, Code::InvalidId),
-            (r#"{"type":"a","event_id":7}"#, Code::InvalidId),
-            (&longer, Code::InvalidId),
-        ]);
-    }
-
-    #[test]
-    fn the_timestamp_is_rfc_3339_between_1970_and_9999() {
-        assert_eq!(read(r#"{"type":"a","timestamp":null}"#).unwrap().time, None);
-        let last = read(r#"{"type":"a","timestamp":"9999-12-31T23:59:59.999Z"}"#).unwrap();
-        assert_eq!(last.time, Some(Timestamp(LATEST)));
-        for time in [
-            r#""yesterday""#,
-            r#""2026-11-23""#,
-            r#""2026-11-23T08:00:00""#,
-            "1732348800",
-            "{}",
-            r#""1969-12-31T23:59:59Z""#,
-            r#""9999-12-31T23:59:59-01:00""#,
-        ] {
-            codes(&[(&format!(r#"{{"type":"a","timestamp":{time}}}"#), Code::InvalidTimestamp)]);
-        }
-    }
-
-    #[test]
-    fn a_time_that_readers_of_the_archive_do_not_know_is_refused_at_the_door_and_counted_where_it_is_in_the_log() {
-        for (time, is_accepted) in [
-            ("2026-12-31T23:59:60Z", true),
-            ("2027-01-01T05:29:60.5+05:30", true),
-            ("2026-12-31t23:59:59z", true),
-            ("2026-12-31T23:58:60Z", false),
-            ("2026-12-31T22:59:60Z", false),
-            ("2026-12-31T23:59:60+01:00", false),
-            ("2026-12-31T23:59:59\u{2212}01:00", false),
-        ] {
-            let json = format!(r#"{{"type":"a","timestamp":"{time}"}}"#);
-            let refused = super::parse(json.as_bytes(), &fields()).err().map(|invalid| invalid.code);
-            assert_eq!(refused, (!is_accepted).then_some(Code::InvalidTimestamp), "{time}");
-            let fields = fields();
-            let (event, _) = super::read(json.as_bytes(), [], &fields).unwrap();
-            let expected = DateTime::parse_from_rfc3339(time).unwrap().timestamp_millis();
-            assert_eq!(event.time, Some(Timestamp(expected)), "{time}: as it always was");
-        }
-    }
-
-    #[test]
-    fn the_key_is_a_strings_characters_or_another_scalars_text() {
-        for (value, key) in [
-            (r#""a b""#, Some("a b")),
-            (r#""\u0061\n""#, Some("a\n")),
-            ("1.50", Some("1.50")),
-            ("true", Some("true")),
-            ("0", Some("0")),
-            ("null", None),
-            ("{}", None),
-            ("[1]", None),
-        ] {
-            let json = format!(r#"{{"type":"a","client_id":{value}}}"#);
-            let event = read(&json).unwrap();
-            assert_eq!((event.key.as_deref(), event.client.as_deref()), (key, key), "{value}");
-        }
-    }
-
-    #[test]
-    fn a_client_that_is_not_known_is_no_key_and_a_long_one_is_a_short_key() {
-        let (nil, digits) = ("00000000-0000-0000-0000-000000000000", "0".repeat(32));
-        for client in ["", " ", "\u{a0}\u{2003}", nil, &digits] {
-            let json = format!(r#"{{"type":"a","client_id":"{client}"}}"#);
-            let event = read(&json).unwrap();
-            assert_eq!((event.client.as_deref(), event.key), (Some(client), None));
-        }
-        for client in
-            ["00000000-0000-0000-0000-000000000001", "0", "-", &digits[1..], &"0".repeat(36), &"x".repeat(LONGEST_KEY)]
-        {
-            let json = format!(r#"{{"type":"a","client_id":"{client}"}}"#);
-            assert_eq!(read(&json).unwrap().key.as_deref(), Some(client));
-        }
-        let long = "x".repeat(LONGEST_KEY + 1);
-        let json = format!(r#"{{"type":"a","client_id":"{long}"}}"#);
-        let event = read(&json).unwrap();
-        let key = event.key.unwrap();
-        assert!(key.starts_with("sha256:") && key.len() == 71, "{key}");
-        assert_eq!(event.client.as_deref(), Some(&*long));
-    }
-
-    #[test]
-    fn the_key_may_be_any_field() {
-        let config = EventConfig { key_field: "type".to_owned(), ..EventConfig::default() };
-        let event = parse(br#"{"type":"a","client_id":"c"}"#, &EventFields::from(&config)).unwrap();
-        assert_eq!((event.key.as_deref(), event.client.as_deref()), (Some("a"), Some("c")));
-    }
-
-    #[test]
-    fn of_duplicate_fields_the_last_counts_however_it_is_written() {
-        let json = r#"{"type":"a","client_id":"c","t\u0079pe":"b","client_id":null,"x":7}"#;
-        let fields = fields().selecting(&["x", "type", "y", "type"].map(str::to_owned));
-        let (event, found) = super::read(json.as_bytes(), [], &fields).unwrap();
-        assert_eq!((event.event_type.as_ref(), event.client), ("b", None));
-        let selected: Vec<_> = (0..4).map(|index| found.selected(index)).collect();
-        assert_eq!(selected, [Some("7"), Some(r#""b""#), None, Some(r#""b""#)]);
-    }
-
-    #[test]
-    fn what_not_every_reader_can_read_is_refused_at_the_door_alone_and_only_where_the_configuration_says_so() {
-        let accepting = EventConfig { on_unreadable: OnUnreadable::Accept, ..EventConfig::default() };
-        let accepting = EventFields::from(&accepting);
-        let digits = format!(r#"{{"type":"a","n":{}}}"#, "7".repeat(4301));
-        for (json, word) in [
-            (r#"{"type":"a","x":[{"n":1e400}]}"#, "1e400"),
-            (r#"{"type":"a","x":"\ud800"}"#, "\\ud800"),
-            (r#"{"type":"a","t\u0079pe":"a"}"#, "\"type\" stands twice"),
-            (r#"{"type":"a","x":{"y":1,"y":1}}"#, "\"y\" stands twice"),
-            (&digits, "longer than"),
-        ] {
-            let fields = fields();
-            let refused = parse(json.as_bytes(), &fields).unwrap_err();
-            assert!(refused.code == Code::InvalidJson && refused.message.contains(word), "{refused}");
-            assert!(refused.message.contains("event.on_unreadable") && refused.message.len() < 200, "{refused}");
-            assert!(parse(json.as_bytes(), &accepting).is_ok(), "{json}");
-            assert!(super::read(json.as_bytes(), [], &fields).is_ok(), "{json}");
-        }
-    }
-
-    #[test]
-    fn the_whole_value_must_be_json_in_utf_8() {
-        codes(&[
-            ("", Code::InvalidJson),
-            (r#"{"type":"a""#, Code::InvalidJson),
-            (r#"{"type":"a"} x"#, Code::InvalidJson),
-            (r#"{"type":"a","x":01}"#, Code::InvalidJson),
-            ("{\"type\":\"a\",\"x\":\"\u{1}\"}", Code::InvalidJson),
-            (r#"{"type":"a","client_id":"\ud800"}"#, Code::InvalidJson),
-            ("[1", Code::InvalidJson),
-            ("[1]", Code::NotAnObject),
-            ("7", Code::NotAnObject),
-            ("null", Code::NotAnObject),
-        ]);
-        assert_eq!(parse(b"{\"type\":\"a\",\"x\":\"\xff\"}", &fields()).unwrap_err().code, Code::InvalidJson);
-    }
-
-    #[test]
-    fn nesting_is_bounded_and_brackets_in_strings_do_not_count() {
-        let nested =
-            |levels: usize| format!(r#"{{"type":"a","x":{}{}}}"#, "[".repeat(levels - 1), "]".repeat(levels - 1));
-        assert!(read(&nested(MAX_DEPTH)).is_ok());
-        let deeper = nested(MAX_DEPTH + 1);
-        let invalid = parse(deeper.as_bytes(), &fields()).unwrap_err();
-        assert!(invalid.code == Code::InvalidJson && invalid.message.contains("nested"), "{invalid}");
-        assert!(read(&format!(r#"{{"type":"a","x":"\"{}"}}"#, "[".repeat(500))).is_ok());
-        assert!(read(&format!(r#"{{"type":"a","x":[{}1]}}"#, "[],".repeat(500))).is_ok());
-    }
-}
+mod tests;

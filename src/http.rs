@@ -6,6 +6,7 @@
 
 mod bind;
 mod connection;
+pub mod cors;
 mod framing;
 mod problem;
 mod refusal;
@@ -17,16 +18,17 @@ use actix_service::{ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
     App, HttpMessage as _, ResponseError as _,
     body::MessageBody,
-    dev::{AppConfig, Payload, Server, Service as _},
+    dev::{AppConfig, Payload, Server, Service as _, ServiceResponse},
     http::StatusCode,
     rt::net::TcpStream,
     web::ServiceConfig,
 };
-use futures::FutureExt;
+use futures::{FutureExt, future::Either};
 use tokio::sync::Semaphore;
 
 use self::connection::Transport;
 pub use self::{bind::bind, connection::Connection, problem::Problem};
+use crate::config::LiveConfig;
 
 /// What differs between the listeners.
 pub struct Listener {
@@ -36,7 +38,9 @@ pub struct Listener {
     pub max_connections: usize,
     /// What the largest request body is at present. A client that asks first (`Expect: 100-continue`) is answered at once.
     pub max_body: Box<dyn Fn() -> u64 + Send + Sync>,
-    /// Called for each request that was refused before a handler had it.
+    /// Whose `http.cors` says what pages of other origins may do; without it, nothing.
+    pub cors: Option<LiveConfig>,
+    /// Called for each request that was refused before a handler had it, and for each preflight.
     pub on_refusal: Box<dyn Fn(StatusCode) + Send + Sync>,
 }
 
@@ -95,14 +99,24 @@ pub fn serve(
     let (name, listener) = (listener.name, Arc::new(listener));
     let service = move || {
         let (stopping, routes, slots) = (stopping.clone(), routes.clone(), slots.clone());
-        let (listener, expecting) = (listener.clone(), listener.clone());
+        let (listener, expecting, asked) = (listener.clone(), listener.clone(), listener.clone());
         let app = move || {
-            App::new().configure(&routes).wrap_fn(|mut request, service| {
+            let asked = asked.clone();
+            App::new().configure(&routes).wrap_fn(move |mut request, service| {
                 let connection = request.conn_data::<Rc<Connection>>().cloned();
                 let has_body = !matches!(request.parts_mut().1, Payload::None);
                 let exchange = connection.map(|connection| connection.begin(has_body));
-                service.call(request).map(move |response| {
+                let (preflight, verdict) = cors::look(asked.cors.as_ref(), request.head());
+                let answer = match preflight {
+                    Some(answer) => {
+                        (asked.on_refusal)(answer.status());
+                        Either::Left(std::future::ready(Ok(request.into_response(answer))))
+                    }
+                    None => Either::Right(service.call(request)),
+                };
+                answer.map(move |response: Result<ServiceResponse, _>| {
                     let mut response = response?.map_into_boxed_body();
+                    verdict.write(response.headers_mut());
                     if exchange.as_ref().is_some_and(|exchange| exchange.leaves_body()) {
                         response.response_mut().head_mut().set_connection_type(actix_http::ConnectionType::Close);
                     }
@@ -128,7 +142,10 @@ pub fn serve(
                 let expected = match declared {
                     Some(length) if u64::gt(&length, &max_body) => {
                         (expecting.on_refusal)(StatusCode::PAYLOAD_TOO_LARGE);
-                        Err(Problem { closing: true, ..Problem::body_too_large(max_body) }.error_response())
+                        let problem = Problem { closing: true, ..Problem::body_too_large(max_body) };
+                        let mut answer = problem.error_response();
+                        cors::look(expecting.cors.as_ref(), request.head()).1.write(answer.headers_mut());
+                        Err(answer)
                     }
                     _ => Ok(request),
                 };

@@ -1,9 +1,11 @@
 //! The ingestor: the HTTP server that takes events and answers when they are safe.
 //!
-//! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits → `format` finds
-//! its events (`cloudevents` those that come in envelopes or in headers) and `check` checks each → the producer makes the
-//! valid ones durable → `replies` says what became of them. Bodies that are not of our shape are taken apart by `source`
-//! (`[[http.source]]`) and `otlp` (logs), whose events `checking` checks.
+//! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits, and inflates it by
+//! its `coding` → `format` finds its events (`cloudevents` those that come in envelopes or in headers) and `check` checks
+//! each → `quarantine` has wrong ones kept, where that is wished for → the producer makes the valid ones durable →
+//! `replies` says what became of them. Bodies that are not of our shape are taken apart by `source` (`[[http.source]]`) and
+//! `otlp` (logs), whose events `checking` checks. `preferences` is what the client would like of all that; what a web page
+//! may send is `pages`'s; `openapi` describes all of it to clients.
 //!
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
@@ -13,11 +15,16 @@ mod body;
 mod check;
 mod checking;
 mod cloudevents;
+mod coding;
 pub mod format;
 mod handler;
 mod ids;
 mod in_flight;
+pub mod openapi;
 mod otlp;
+mod pages;
+mod preferences;
+mod quarantine;
 mod replies;
 mod shape;
 mod source;
@@ -40,7 +47,7 @@ use crate::{
     config::{HttpConfig, LiveConfig},
     health::{ActorState, Health},
     http,
-    log::Ingress,
+    log::{Ingress, dead_letters::Quarantine},
     metrics::Metrics,
     names::ActorName,
 };
@@ -96,24 +103,26 @@ impl Ingestor {
     pub fn new(
         sockets: Vec<TcpListener>,
         ingress: Ingress,
+        quarantine: Arc<dyn Quarantine>,
         config: LiveConfig,
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let intake = web::Data::new(Intake::new(ingress, config.clone(), health.clone(), metrics));
+        let intake = web::Data::new(Intake::new(ingress, quarantine, config.clone(), health.clone(), metrics));
         Self { sockets, intake, config, health, server: None }
     }
 
     fn serve(&mut self) -> anyhow::Result<Server> {
         let sockets = std::mem::take(&mut self.sockets);
         let workers = thread::available_parallelism().map_or(1, usize::from).min(Self::MAX_WORKERS);
-        let (intake, config) = (self.intake.clone(), self.config.clone());
+        let (intake, config, cors) = (self.intake.clone(), self.config.clone(), self.config.clone());
         let counting = intake.clone();
         let door = http::Listener {
             name: "ingest",
             workers,
             max_connections: Self::MAX_CONNECTIONS.min(http::affordable_connections()),
             max_body: Box::new(move || config.load().http.max_body.0),
+            cors: Some(cors),
             on_refusal: Box::new(move |status| counting.answered(status)),
         };
         http::serve(sockets, door, move |app| routes(app, intake.clone()))

@@ -38,7 +38,8 @@ pub mod archive {
 
 pub mod config {
     pub use crate::config::{
-        AggregateConfig, ByteSize, Config, EventConfig, HttpConfig, LiveConfig, OnGap, QueueKind, StoreConfig,
+        AggregateConfig, ByteSize, Config, CorsConfig, EventConfig, HttpConfig, LiveConfig, OnGap, OnInvalid, QueueKind,
+        StoreConfig,
     };
 }
 
@@ -73,7 +74,9 @@ pub mod log {
     };
 
     pub mod dead_letters {
-        pub use crate::log::dead_letters::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, LettersError, Source};
+        pub use crate::log::dead_letters::{
+            DeadLetter, DeadLetterWriter, DeadLetters, Filter, LettersError, Origin, Quarantine, Source,
+        };
     }
 
     pub mod embedded {
@@ -97,6 +100,10 @@ pub mod metrics {
 
 pub mod names {
     pub use crate::names::{ActorName, SinkName};
+}
+
+pub mod openapi {
+    pub use crate::{admin::openapi::document as admin, ingest::openapi::document as ingest};
 }
 
 pub mod position {

@@ -8,13 +8,14 @@
 //! ```text
 //!  client ── HTTP ──> ingestor ──> producer ──> Kafka topic (or embedded log)
 //!                        ^                          │
-//!               429/503  │                          ├──> consumer ── batches ──> spooler ── segments ──> uploader ──> object store
+//!                   503  │                          ├──> consumer ── batches ──> spooler ── segments ──> uploader ──> object store
 //!                     watchdog                      │       ^──── archived up to ────┘
 //!                                                   └──> consumer ── batches ──> aggregator ── bulk writes ──> MongoDB (or embedded)
 //!                                                           ^── aggregated up to ──┘
 //! ```
 //!
-//! 1. [`ingest`]: a request's body is split into events, each checked by [`event`]; nothing is copied or rewritten.
+//! 1. [`ingest`]: a request's body, inflated where it has a content coding, is split into events, each checked by [`event`];
+//!    nothing is copied or rewritten. What is wrong is refused, or kept as a dead letter.
 //! 2. [`log`]: a small request appends them to the log (Kafka's, or the embedded one) where it is handled, others by a
 //!    message to the producer. The request's ticket hears when each is durable; only then the client gets its 2xx.
 //! 3. [`consume`]: each sink is a consumer group of its own. Batches go to the sink, confirmed positions come back and
@@ -32,7 +33,8 @@
 //!   readiness makes of it, and the gate: whether events are taken; [`metrics`] is what they count.
 //! - [`watchdog`] closes the gate before the disk is full; [`admin`] is the operators' endpoint; [`reload`] changes the
 //!   configuration of a running daemon.
-//! - [`http`] is the server under both listeners: connections with deadlines for all that they do.
+//! - [`http`] is the server under both listeners: connections with deadlines for all that they do, and what pages of other
+//!   origins may do. [`openapi`] is what both listeners describe themselves with.
 //! - [`tls`] chooses the cryptography, [`backoff`] the pause before another attempt. [`cli`] is the command line.
 //! - [`names`] is what actors, sinks and dependencies are called; [`position`] says where a record stands.
 
@@ -59,6 +61,7 @@ mod log;
 mod logging;
 mod metrics;
 mod names;
+mod openapi;
 mod panics;
 mod position;
 mod reload;

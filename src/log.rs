@@ -33,14 +33,27 @@ use crossbeam_channel::Sender;
 use prometheus_client::metrics::gauge::Gauge;
 
 pub use self::{
-    append::{Appender, Delivery, Full, NewHeaders, NewRecord, Part, Publish, Span, Ticket},
+    append::{Appender, Delivery, Failed, Full, NewHeaders, NewRecord, Part, Publish, Span, Ticket},
     ingress::{Ingress, NotTaken},
     producer::{Flush, Producer},
 };
 use crate::{
+    config::{Config, QueueKind},
     log::record::RecordBuffer,
     position::{Offset, Partition, TopicIdentity},
 };
+
+/// The largest record ([`Publish::size`]) that the queue takes, as far as its own client says; `None` where it says nothing. A
+/// topic whose `max.message.bytes` was lowered since the start is asked by nobody before it refuses one.
+pub fn largest_record(config: &Config) -> Option<usize> {
+    /// What Kafka's format and headers add to it at most.
+    const FRAME: u64 = 128;
+    let limit = match config.queue.kind {
+        QueueKind::Embedded => return None,
+        QueueKind::Kafka => kafka::settings::record_limit(config) - FRAME,
+    };
+    usize::try_from(limit).ok()
+}
 
 /// One assignment of one partition to one sink. Each new assignment (also a repeated one) has a higher epoch, so that
 /// what was said about an earlier one can be told apart.

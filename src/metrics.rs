@@ -82,6 +82,8 @@ metrics! {
     pub events_aggregated: Counter, "Records counted durably";
     pub events_dead_lettered: Counter, "Records written to the dead letter queue";
     pub events_rejected: Family<ReasonLabel, Counter>, "Events refused, by code";
+    pub events_warned: Family<ReasonLabel, Counter>, "Accepted events that were named in their answer's warnings, by code";
+    pub events_quarantined: Family<ReasonLabel, Counter>, "Wrong events kept as dead letters by the ingestor, by code";
     pub events_produced_unanswered: Counter, "Events in the log whose request was not answered with 2xx";
     /// They count as produced, too.
     pub events_forwarded: Counter, "Events that Kafka acknowledged after they had waited in the buffer";

@@ -9,16 +9,23 @@ use std::{
 
 use actix::{Actor, Addr};
 use arc_swap::ArcSwap;
+use futures::{FutureExt, future::BoxFuture};
 use ingestd::internals::{
-    config::{ByteSize, Config, HttpConfig, LiveConfig},
+    config::{ByteSize, Config, CorsConfig, HttpConfig, LiveConfig, OnInvalid},
     health::{ActorState, Closed, Health},
     ingest::{Ingestor, StopAccepting, bind},
-    log::{Appender, Full, Ingress, Producer, Publish},
+    log::{
+        Appender, Full, Ingress, Producer, Publish,
+        dead_letters::{DeadLetter, Quarantine},
+    },
     metrics::Metrics,
     names::ActorName,
     supervise::Slot,
 };
 use serde_json::{Value, json};
+
+#[path = "support/openapi.rs"]
+mod openapi;
 
 /// What the queue does with each request.
 #[derive(Clone, Copy, PartialEq)]
@@ -28,8 +35,22 @@ enum Queue {
     FindsTooLarge(&'static [usize]),
     /// Stores the first event of a request and cannot be reached for the others.
     GoesAway,
+    /// Takes nothing.
+    Refuses,
     /// Keeps requests without an answer until it is told otherwise.
     Waits,
+    /// The same, but for the first event of each.
+    StoresOneAndWaits,
+}
+
+/// What becomes of dead letters.
+#[derive(Clone, Copy, PartialEq, Default)]
+enum Letters {
+    #[default]
+    Kept,
+    /// But for those with these indexes.
+    TooLarge(&'static [usize]),
+    Refused,
 }
 
 #[derive(Default)]
@@ -37,6 +58,26 @@ struct Log {
     /// Key and value of what is stored, and whether it has an assigned id.
     records: Vec<(Option<String>, String, bool)>,
     waiting: Vec<Publish>,
+    on_letters: Letters,
+    letters: Vec<DeadLetter>,
+}
+
+struct FakeLetters(Arc<Mutex<Log>>);
+
+impl Quarantine for FakeLetters {
+    fn keep(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<Vec<usize>>> {
+        let mut log = self.0.lock().unwrap();
+        let outcome = match log.on_letters {
+            Letters::Kept => Ok(Vec::new()),
+            Letters::TooLarge(indexes) => Ok(indexes.to_vec()),
+            Letters::Refused => Err(anyhow::anyhow!("the disk is full")),
+        };
+        if let Ok(too_large) = &outcome {
+            let kept = letters.into_iter().enumerate().filter(|(index, _)| !too_large.contains(index));
+            log.letters.extend(kept.map(|(_, letter)| letter));
+        }
+        async { outcome }.boxed()
+    }
 }
 
 struct FakeQueue {
@@ -59,17 +100,22 @@ impl Appender for FakeQueue {
         match *self.queue.lock().unwrap() {
             Queue::Stores => {
                 store(&mut self.log.lock().unwrap(), &publish);
-                ticket.durable(events);
+                ticket.durable(0..events);
             }
-            Queue::FindsTooLarge(indexes) => {
-                indexes.iter().for_each(|index| ticket.too_large(*index));
-                ticket.durable(events - indexes.len());
-            }
+            Queue::FindsTooLarge(indexes) => (0..events).for_each(|index| match indexes.contains(&index) {
+                true => ticket.too_large(index),
+                false => ticket.durable(index..index + 1),
+            }),
             Queue::GoesAway => {
-                ticket.durable(1);
-                ticket.unavailable(events - 1, "no broker answers");
+                ticket.durable(0..1);
+                ticket.unavailable(1..events, "no broker answers");
             }
+            Queue::Refuses => ticket.refused(0..events, "the log is full"),
             Queue::Waits => self.log.lock().unwrap().waiting.push(publish),
+            Queue::StoresOneAndWaits => {
+                ticket.durable(0..1);
+                self.log.lock().unwrap().waiting.push(publish);
+            }
         }
         Ok(())
     }
@@ -101,7 +147,9 @@ impl Daemon {
         let fake = FakeQueue { queue: queue.clone(), log: log.clone() };
         let ingress = Ingress::new(producer.clone());
         producer.set(Some(Producer::new(ingress.clone(), Box::new(fake), health.clone()).start()));
-        let ingestor = Ingestor::new(sockets, ingress, config.clone(), health.clone(), metrics.clone()).start();
+        let (quarantine, config_of_it) = (Arc::new(FakeLetters(log.clone())), config.clone());
+        let ingestor =
+            Ingestor::new(sockets, ingress, quarantine, config_of_it, health.clone(), metrics.clone()).start();
         Self { address, ingestor, producer, config, health, metrics, queue, log }
     }
 
@@ -111,9 +159,23 @@ impl Daemon {
         self.config.store(Arc::new(config));
     }
 
+    /// From now on wrong events are kept.
+    fn quarantine(&self, on_letters: Letters) {
+        let mut config = Config::clone(&self.config.load());
+        config.event.on_invalid = OnInvalid::Quarantine;
+        self.config.store(Arc::new(config));
+        self.log.lock().unwrap().on_letters = on_letters;
+    }
+
+    /// Reason and bytes of each letter.
+    fn letters(&self) -> Vec<(String, String)> {
+        let text = |letter: &DeadLetter| String::from_utf8(letter.value.clone().unwrap().to_vec()).unwrap();
+        self.log.lock().unwrap().letters.iter().map(|letter| (letter.reason.clone(), text(letter))).collect()
+    }
+
     async fn send(&self, request: String) -> Reply {
         let address = self.address;
-        tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap()
+        tokio::task::spawn_blocking(move || exchange(address, request.as_bytes())).await.unwrap()
     }
 
     async fn post(&self, content_type: &str, body: &str) -> Reply {
@@ -122,6 +184,24 @@ impl Daemon {
             "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n{body}"
         ))
         .await
+    }
+
+    async fn prefer(&self, handling: &str, body: &str) -> Reply {
+        let length = body.len();
+        self.send(format!(
+            "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nPrefer: handling={handling}\r\nContent-Length: {length}\r\n\r\n{body}"
+        ))
+        .await
+    }
+
+    /// With a content coding.
+    async fn post_coded(&self, coding: &str, body: &[u8]) -> Reply {
+        let (address, length) = (self.address, body.len());
+        let head = format!(
+            "POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Encoding: {coding}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let request = [head.as_bytes(), body].concat();
+        tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap()
     }
 
     async fn post_json(&self, body: &str) -> Reply {
@@ -156,6 +236,18 @@ impl Reply {
             .find_map(|(found, value)| found.eq_ignore_ascii_case(name).then_some(value))
     }
 
+    /// Index and code of each error.
+    fn errors(&self) -> Vec<(u64, String)> {
+        let json = self.json();
+        let errors = json["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let error = |error: &Value| (error["index"].as_u64().unwrap(), error["code"].as_str().unwrap().to_owned());
+        errors.iter().map(error).collect()
+    }
+
+    fn applied(&self) -> Option<&str> {
+        self.header("preference-applied")
+    }
+
     /// An RFC 9457 problem of this status; returns its detail.
     fn problem(&self, status: u16) -> String {
         assert_eq!(
@@ -171,15 +263,21 @@ impl Reply {
     }
 }
 
-fn exchange(address: SocketAddr, request: &str) -> Reply {
+fn exchange(address: SocketAddr, request: &[u8]) -> Reply {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
+    // Who is refused early need not be read to the end.
+    let _ = stream.write_all(request);
     let mut text = Vec::new();
     stream.read_to_end(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no reply: {text:?}"));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
+    let mut line = request.split(' ');
+    let (method, target) = (line.next().unwrap(), line.next().unwrap());
+    let field = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let headers = head.lines().filter_map(field).collect();
+    openapi::check(&openapi::Answered { method, target, status, headers, body: body.as_bytes() });
     Reply { status, head: head.to_owned(), body: body.to_owned() }
 }
 
@@ -242,11 +340,335 @@ async fn some_invalid_events_are_207_and_only_invalid_ones_400() {
 #[actix::test]
 async fn broken_syntax_refuses_the_whole_body() {
     let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
-    for body in ["", "  ", r#"{"type":"a""#, r#"[{"type":"a"},"#, r#"[{"type":"a"}] x"#, "\u{feff}{}", "7"] {
+    for body in
+        ["", "  ", r#"{"type":"a""#, r#"[{"type":"a"},"#, r#"[{"type":"a"}] x"#, "\0\0\u{feff}{}", "7", "\u{feff}"]
+    {
         let reply = daemon.post_json(body).await;
         reply.problem(400);
         assert!(["invalid_json", "not_an_object"].contains(&reply.json()["code"].as_str().unwrap()), "{body}");
     }
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+}
+
+#[actix::test]
+async fn a_broken_element_is_refused_alone_where_its_end_can_be_found() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let array = r#"[{"type":"a","event_id":"1"},{"type":"a","x":NaN},{"type":"b","event_id":"2"}]"#;
+    let reply = daemon.post_json(array).await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["ids"], &json["errors"][0]["index"]), (207, &json!(["1", "2"]), &json!(1)));
+    assert!(json["errors"][0]["message"].as_str().unwrap().contains("NaN is no JSON"), "{json}");
+    let reply = daemon.post_json(r#"[{"type":"a"},{"type":"b},{"type":"c"}]"#).await;
+    assert!(reply.problem(400).contains("element 1 "), "{}", reply.body);
+    assert_eq!(daemon.log.lock().unwrap().records.len(), 2, "nothing of it is stored");
+}
+
+#[actix::test]
+async fn several_texts_are_events_like_lines() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let reply =
+        daemon.post_json("\u{feff}{\"type\":\"a\",\"event_id\":\"1\"}{\"type\":\"b\",\"event_id\":\"2\"}\n").await;
+    assert_eq!((reply.status, &reply.json()["ids"]), (200, &json!(["1", "2"])));
+    let reply = daemon.post_json(r#"{"type":"a","event_id":"3"} {"type":"b"]{"type":"c"}"#).await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["ids"], &json["rejected"]), (207, &json!(["3"]), &json!(1)));
+    assert_eq!((&json["errors"][0]["index"], &json["errors"][0]["code"]), (&json!(1), &json!("invalid_json")));
+    let values: Vec<_> = daemon.log.lock().unwrap().records.iter().map(|(_, value, _)| value.clone()).collect();
+    assert_eq!(
+        values,
+        [r#"{"type":"a","event_id":"1"}"#, r#"{"type":"b","event_id":"2"}"#, r#"{"type":"a","event_id":"3"}"#]
+    );
+}
+
+/// The status, the code and the sentence of each answer to a body that is refused as a whole.
+#[actix::test]
+async fn each_refusal_of_a_body_is_a_sentence_that_says_what_where_and_what_to_do() {
+    const TAKEN: &str = "send one of application/json, application/x-ndjson, application/ndjson, application/jsonl, \
+                         application/x-jsonlines, in UTF-8";
+    let daemon =
+        Daemon::start(Queue::Stores, HttpConfig { max_body: ByteSize(200), max_events: 2, ..HttpConfig::default() });
+    let event = br#"{"type":"a"}"#.as_slice();
+    let mut wrong = gzip(event);
+    let at = wrong.len() - 8;
+    wrong[at] ^= 1;
+    let cut = &gzip(event)[..20];
+    let zstd_window = [0x28, 0xb5, 0x2f, 0xfd, 0, 14 << 3, 1, 0, 0];
+    let zstd_dictionary = [0x28, 0xb5, 0x2f, 0xfd, 0x21, 7, 0, 1, 0, 0];
+    let invalid = Some("invalid_json");
+    let row = |fields: &'static str, body: &[u8], status: u16, code: Option<&'static str>, sentence: &str| {
+        (fields, body.to_vec(), status, code, sentence.to_owned())
+    };
+    for (fields, body, status, code, sentence) in [
+        row("Content-Type: text/plain", event, 415, None, &format!("this Content-Type is not taken: {TAKEN}")),
+        row(
+            "Content-Type: application/json\r\nContent-Type: application/json",
+            event,
+            415,
+            None,
+            &format!("more than one Content-Type: {TAKEN}"),
+        ),
+        row(
+            "Content-Type: application/json; charset=latin1",
+            event,
+            415,
+            None,
+            &format!("the charset of this Content-Type is not taken: {TAKEN}"),
+        ),
+        row(
+            "Content-Encoding: compress",
+            event,
+            415,
+            None,
+            "this Content-Encoding is not taken: send the body with gzip, zstd, deflate, br, or as it is",
+        ),
+        row(
+            "Content-Encoding: gzip, br",
+            event,
+            415,
+            None,
+            "more than one Content-Encoding: send the body with one of gzip, zstd, deflate, br, or as it is",
+        ),
+        row(
+            "Content-Encoding: zstd",
+            &zstd_window,
+            415,
+            None,
+            "the body's zstd stream needs a window above 8 MiB (RFC 9659): compress it with a smaller one",
+        ),
+        row(
+            "Content-Encoding: zstd",
+            &zstd_dictionary,
+            415,
+            None,
+            "the body's zstd stream needs a dictionary, which is not taken: compress it without one",
+        ),
+        row(
+            "Content-Encoding: deflate",
+            &[0x78, 0x20, 1, 2, 3, 4, 5, 6],
+            415,
+            None,
+            "the body's deflate stream needs a dictionary, which is not taken: compress it without one",
+        ),
+        row(
+            "Content-Encoding: br",
+            &[0x11, 0x1a, 0, 0],
+            415,
+            None,
+            "the body's brotli stream has a large window, which is not taken: compress it with a window of at most 24 bits",
+        ),
+        row(
+            "Content-Encoding: gzip",
+            event,
+            400,
+            None,
+            "the body is damaged or no gzip, nothing was accepted: incorrect header check",
+        ),
+        row(
+            "Content-Encoding: gzip",
+            &wrong,
+            400,
+            None,
+            "the body is damaged or no gzip, nothing was accepted: incorrect data check",
+        ),
+        row(
+            "Content-Encoding: gzip",
+            cut,
+            400,
+            None,
+            "the body's gzip stream ends before its end, nothing was accepted: send all of it again",
+        ),
+        row(
+            "Content-Encoding: gzip",
+            &[&gzip(event)[..], b"\0\0"].concat(),
+            400,
+            None,
+            "behind the end of the body's gzip stream stand bytes that are none, nothing was accepted",
+        ),
+        row(
+            "Content-Encoding: zstd",
+            event,
+            400,
+            None,
+            "the body is damaged or no zstd, nothing was accepted: it does not begin with a frame",
+        ),
+        row(
+            "Content-Encoding: deflate",
+            event,
+            400,
+            None,
+            "the body is damaged or no deflate, nothing was accepted: invalid distance code",
+        ),
+        row(
+            "Content-Encoding: br",
+            event,
+            400,
+            None,
+            "the body is damaged or no brotli, nothing was accepted: FORMAT_PADDING_1",
+        ),
+        row(
+            "Content-Encoding: gzip",
+            &gzip(&[b' '; 201]),
+            413,
+            None,
+            "the body inflates from gzip to more than 200 bytes (http.max_body): send it in smaller requests",
+        ),
+        row(
+            "X: y",
+            &[b' '; 201],
+            413,
+            None,
+            "the body is larger than 200 bytes (http.max_body): send it in smaller requests",
+        ),
+        row(
+            "X: y",
+            b"[1,2,3]",
+            413,
+            None,
+            "more than 2 events in one request (http.max_events): send them in smaller requests",
+        ),
+        row(
+            "X: y",
+            b"{}{}{}",
+            413,
+            None,
+            "more than 2 events in one request (http.max_events): send them in smaller requests",
+        ),
+        row(
+            "X: y",
+            b"\xef\xbb\xbf\n",
+            400,
+            invalid,
+            "the body is empty: send a JSON object, an array of objects, or one object a line as application/x-ndjson",
+        ),
+        row(
+            "Content-Encoding: br",
+            b"",
+            400,
+            invalid,
+            "the body is empty: send a JSON object, an array of objects, or one object a line as application/x-ndjson",
+        ),
+        row(
+            "X: y",
+            b"\xff\xfe{\0}\0",
+            400,
+            invalid,
+            "the body begins with the byte order mark of UTF-16 or UTF-32: send it in UTF-8",
+        ),
+        row(
+            "X: y",
+            b"7",
+            400,
+            Some("not_an_object"),
+            "the body must be a JSON object, or several, or an array of them",
+        ),
+        row(
+            "X: y",
+            b"tru",
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: EOF while parsing a value at line 1 column 3",
+        ),
+        row(
+            "X: y",
+            br#"{"x":NaN}"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: NaN is no JSON, send null or a string: expected value at line 1 column 6",
+        ),
+        row(
+            "X: y",
+            br#"[{},{"x":"}]"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: the array has no end: a string or a bracket stays open in element 1 (from the array's byte 4 on)",
+        ),
+        row(
+            "X: y",
+            br#"[{},{"x":[}]"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: brackets do not match in element 1 of the array (from the array's byte 4 on)",
+        ),
+        row(
+            "X: y",
+            b"[{}] x",
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: something stands behind the end of the array, from its byte 4 on",
+        ),
+    ] {
+        let head = format!("POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}\r\n");
+        let (address, length) = (daemon.address, format!("Content-Length: {}\r\n\r\n", body.len()));
+        let request = [head.as_bytes(), length.as_bytes(), &body].concat();
+        let reply = tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap();
+        assert_eq!((reply.problem(status), reply.json()["code"].as_str()), (sentence, code), "{fields}");
+    }
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+}
+
+fn gzip(body: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(body).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[actix::test]
+async fn compressed_bodies_are_taken_as_what_they_inflate_to() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let events: Vec<String> =
+        (0..4000).map(|n| format!(r#"{{"type":"a","event_id":"{n}","x":"{}"}}"#, "x".repeat(n % 300))).collect();
+    for (coding, count) in [("gzip", 10), ("x-gzip", 4000), ("zstd", 10), ("zstd", 4000), ("br", 10), ("br", 4000)] {
+        let body = format!("[{}]", events[..count].join(","));
+        let compressed = match coding {
+            "zstd" => zstd::encode_all(body.as_bytes(), 3).unwrap(),
+            "br" => {
+                let mut compressed = Vec::new();
+                brotli::BrotliCompress(&mut body.as_bytes(), &mut compressed, &Default::default()).unwrap();
+                compressed
+            }
+            _ => gzip(body.as_bytes()),
+        };
+        let reply = daemon.post_coded(coding, &compressed).await;
+        assert_eq!((reply.status, &reply.json()["accepted"]), (200, &json!(count)), "{coding}");
+        let records = std::mem::take(&mut daemon.log.lock().unwrap().records);
+        assert!(records.iter().map(|(_, value, _)| value).eq(&events[..count]), "{coding}");
+    }
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn limits_hold_for_what_comes_in_and_for_what_comes_out() {
+    let limits =
+        |bytes| HttpConfig { max_body: ByteSize(bytes), max_in_flight: ByteSize(bytes), ..HttpConfig::default() };
+    let body = format!("[{}]", vec![r#"{"type":"a"}"#; 1_000].join(","));
+    let length = body.len() as u64;
+    let daemon = Daemon::start(Queue::Stores, limits(length));
+    // All that may be in flight is its body; it is alone.
+    assert_eq!(daemon.post_coded("gzip", &gzip(body.as_bytes())).await.status, 200);
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+    assert_eq!(daemon.post_json(&body).await.status, 200);
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+    daemon.change_limits(|http| http.max_body = ByteSize(length - 1));
+    assert!(daemon.post_coded("gzip", &gzip(body.as_bytes())).await.problem(413).contains("http.max_body"));
+    daemon.change_limits(|http| http.max_body = ByteSize(10));
+    daemon.post_coded("gzip", &gzip(body.as_bytes())).await.problem(413);
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn a_coding_that_is_not_taken_is_415_and_says_which_are() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    for coding in ["compress", "gzip, br"] {
+        let reply = daemon.post_coded(coding, b"{\"type\":\"a\"}").await;
+        assert!(reply.problem(415).contains("gzip, zstd, deflate, br"));
+        assert_eq!(reply.header("accept-encoding"), Some("gzip, zstd, deflate, br"));
+    }
+    let reply = daemon.post_coded("gzip", b"{\"type\":\"a\"}").await;
+    assert!(reply.problem(400).contains("gzip"));
+    assert_eq!((reply.header("accept-encoding"), reply.json().get("code")), (None, None));
+    let reply = daemon.post("application/x-www-form-urlencoded", "{}").await;
+    assert!(reply.problem(415).contains("application/json, application/x-ndjson"));
+    assert_eq!(reply.header("accept-encoding"), None);
     assert!(daemon.log.lock().unwrap().records.is_empty());
 }
 
@@ -280,7 +702,7 @@ async fn limits_hold_and_change_at_the_next_request() {
     daemon.post_json(&body).await.problem(413);
     daemon.change_limits(|http| http.max_in_flight = ByteSize(10));
     let reply = daemon.post_json(&body).await;
-    reply.problem(429);
+    reply.problem(503);
     assert_eq!(reply.header("retry-after"), Some("1"));
 }
 
@@ -308,6 +730,135 @@ async fn other_media_types_paths_and_methods_are_refused() {
     let reply = daemon.get("DELETE /health").await;
     reply.problem(405);
     assert_eq!(reply.header("allow"), Some("GET, HEAD"));
+}
+
+/// That pages of this origin may send.
+fn pages_of(origin: &str) -> HttpConfig {
+    let cors = CorsConfig { origins: vec![origin.to_owned()], max_age: Duration::from_secs(7200) };
+    HttpConfig { cors, ..HttpConfig::default() }
+}
+
+/// A page's request.
+fn of_page(line: &str, fields: &str, body: &str) -> String {
+    let length = body.len();
+    format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}Content-Length: {length}\r\n\r\n{body}")
+}
+
+const PREFLIGHT: &str = "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: content-type\r\n";
+
+#[actix::test]
+async fn pages_of_an_allowed_origin_may_read_each_answer_and_others_none() {
+    let daemon = Daemon::start(Queue::Stores, pages_of("https://a.example"));
+    let full = daemon.health.gate.reason(Closed::DiskFull);
+    for (line, fields, body, status) in [
+        ("POST /v1/events", "", r#"{"type":"a"}"#, 415),
+        ("POST /v1/events", "Content-Type: application/json\r\n", r#"{"type":"a"}"#, 200),
+        ("POST /v1/events", "Content-Type: application/json\r\n", r#"[{"type":"a"},7]"#, 207),
+        ("POST /v1/events", "Content-Type: application/json\r\n", "{}", 400),
+        ("POST /v1/events", "Content-Type: application/json\r\n", "", 400),
+        ("POST /v1/events", "Content-Type: text/html\r\n", "{}", 415),
+        ("POST /v1/events", "Expect: 100-continue\r\nContent-Length: 99999999999\r\n", "", 413),
+        ("PUT /v1/events", "", "", 405),
+        ("OPTIONS /v1/events", "", "", 405),
+        ("GET /elsewhere", "", "", 404),
+        ("GET /openapi.json", "", "", 200),
+        ("GET /health", "", "", 503),
+        ("POST /v1/events", "Content-Type: application/json\r\n", r#"{"type":"a"}"#, 503),
+    ] {
+        if status == 503 {
+            full.set("71 % used".to_owned());
+        }
+        for (origin, allowed) in [("https://a.example", true), ("https://b.example", false)] {
+            // What any page can send without asking is for allowed ones alone.
+            let status = if allowed && fields.is_empty() && status == 415 { 200 } else { status };
+            let request = of_page(line, &format!("Origin: {origin}\r\n{fields}"), body);
+            let request = request.replacen("Content-Length: 0\r\n", "", usize::from(status == 413));
+            let reply = daemon.send(request).await;
+            assert_eq!(reply.status, status, "{line} {fields} of {origin}: {}", reply.body);
+            let said = reply.header("access-control-allow-origin");
+            assert_eq!(said, allowed.then_some(origin), "{line} {fields}: {}", reply.head);
+            assert_eq!(reply.header("vary"), Some("Origin"), "{line} {fields}: {}", reply.head);
+            let exposed = reply.header("access-control-expose-headers");
+            assert_eq!(exposed.is_some_and(|names| names.contains("Retry-After")), allowed, "{}", reply.head);
+        }
+    }
+}
+
+#[actix::test]
+async fn a_browser_that_asks_is_answered_by_the_configuration_of_now_and_while_the_door_is_closed() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let ask = |path: &str, origin: &str| {
+        daemon.send(of_page(&format!("OPTIONS {path}"), &format!("Origin: {origin}\r\n{PREFLIGHT}"), ""))
+    };
+    let reply = ask("/v1/events", "https://a.example").await;
+    assert!(reply.problem(403).contains("http.cors.origins"), "{}", reply.body);
+    assert!(!reply.head.to_lowercase().contains("access-control") && reply.header("vary").is_none(), "{}", reply.head);
+    let reply = daemon.post_json(r#"{"type":"a"}"#).await;
+    assert!(!reply.head.to_lowercase().contains("access-control") && reply.header("vary").is_none(), "{}", reply.head);
+
+    daemon.change_limits(|http| *http = HttpConfig { listen: http.listen.clone(), ..pages_of("https://a.example") });
+    let full = daemon.health.gate.reason(Closed::DiskFull);
+    full.set("71 % used".to_owned());
+    let reply = ask("/v1/events", "https://a.example").await;
+    assert_eq!((reply.status, reply.body.as_str()), (204, ""));
+    for (name, value) in [
+        ("access-control-allow-origin", "https://a.example"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-allow-headers", "content-type"),
+        ("access-control-max-age", "7200"),
+        ("vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
+    ] {
+        assert_eq!(reply.header(name), Some(value), "{name}");
+    }
+    assert!(reply.header("access-control-allow-methods").is_some_and(|methods| methods.contains("POST")));
+    ask("/v1/events", "https://b.example").await.problem(403);
+    assert_eq!(daemon.metric("ingestd_requests_total{status=\"204\"}"), "1");
+    assert_eq!(daemon.metric("ingestd_requests_total{status=\"403\"}"), "2");
+}
+
+#[actix::test]
+async fn what_any_page_can_send_without_asking_is_taken_of_an_allowed_origin_alone() {
+    let daemon = Daemon::start(Queue::Stores, pages_of("https://a.example"));
+    for (content_type, origin, status) in [
+        ("Content-Type: text/plain;charset=UTF-8\r\n", "Origin: https://a.example\r\n", 200),
+        ("Content-Type: text/plain;charset=UTF-8\r\n", "Origin: https://b.example\r\n", 415),
+        ("Content-Type: text/plain;charset=UTF-8\r\n", "Origin: null\r\n", 415),
+        ("Content-Type: text/plain;charset=UTF-8\r\n", "", 415),
+        ("", "Origin: https://a.example\r\n", 200),
+        ("", "Origin: https://b.example\r\n", 415),
+        ("", "", 200),
+        // Its browser has asked, or it is no browser's.
+        ("Content-Type: application/json\r\n", "Origin: https://b.example\r\n", 200),
+    ] {
+        let request = of_page("POST /v1/events", &format!("{origin}{content_type}"), r#"{"type":"a"}"#);
+        let reply = daemon.send(request).await;
+        assert_eq!(reply.status, status, "{content_type}{origin}: {}", reply.body);
+        let names_the_key = status == 415 && !origin.is_empty();
+        assert_eq!(reply.body.contains("http.cors.origins"), names_the_key, "{}", reply.body);
+    }
+    assert_eq!(daemon.log.lock().unwrap().records.len(), 4);
+}
+
+#[actix::test]
+async fn the_document_is_the_listeners_own_and_what_it_does_not_describe_is_405() {
+    let daemon = Daemon::start(Queue::Stores, pages_of("*"));
+    let reply = daemon.get("GET /openapi.json").await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
+    let document = reply.json();
+    assert_eq!(document["openapi"], "3.1.0");
+    assert_eq!(document["paths"], openapi::DOCUMENTS[0]["paths"], "of the same configuration");
+    for path in document["paths"].as_object().unwrap().keys() {
+        let described = openapi::operations(&document, path).unwrap();
+        for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PURGE"] {
+            let reply = daemon.get(&format!("{method} {path}")).await;
+            let is_described = method != "OPTIONS" && described.contains_key(&method.to_ascii_lowercase());
+            assert_eq!(reply.status == 405, !is_described, "{method} {path}: {}", reply.status);
+        }
+    }
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+    daemon.change_limits(|http| http.max_in_flight = ByteSize(1000));
+    let reply = daemon.get("GET /openapi.json").await;
+    assert_eq!(reply.header("retry-after"), Some("1"), "{}", reply.head);
 }
 
 #[actix::test]
@@ -369,13 +920,218 @@ async fn no_answer_in_time_is_503_and_its_bytes_stay_counted_while_the_queue_has
     assert_eq!(daemon.metric("ingestd_in_flight_bytes"), body.len().to_string());
 
     let late = daemon.log.lock().unwrap().waiting.pop().unwrap();
-    late.ticket.durable(1);
+    late.ticket.durable(0..1);
     assert_eq!(daemon.metric("ingestd_events_produced_unanswered_total"), "1");
     drop(late);
     until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
 
     let stalled = "POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{".to_owned();
     daemon.send(stalled).await.problem(408);
+}
+
+/// The second is wrong.
+const MIXED: &str = r#"[{"type":"a","event_id":"1"},{"no":1},{"type":"b","event_id":"2"}]"#;
+const WRONG: (u64, &str) = (1, "missing_type");
+
+/// Events by index and code, as [`Reply::errors`] gives them.
+fn errors(expected: &[(u64, &str)]) -> Vec<(u64, String)> {
+    expected.iter().map(|(index, code)| (*index, (*code).to_owned())).collect()
+}
+
+#[actix::test]
+async fn of_a_strict_request_with_a_wrong_event_nothing_is_stored() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let reply = daemon.prefer("strict", MIXED).await;
+    let json = reply.json();
+    assert_eq!((reply.status, reply.applied()), (400, Some("handling=strict")));
+    assert_eq!((&json["accepted"], &json["rejected"], &json["ids"]), (&json!(0), &json!(1), &json!([])));
+    assert_eq!(reply.errors(), errors(&[WRONG]));
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "1");
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "0");
+
+    let reply = daemon.prefer("strict", r#"[{"type":"a"},{"type":"b"}]"#).await;
+    assert_eq!((reply.status, reply.applied()), (200, Some("handling=strict")));
+    let reply = daemon.prefer("strict", "[]").await;
+    assert_eq!((reply.status, reply.applied()), (200, Some("handling=strict")));
+    let reply = daemon.prefer("strict", "{").await;
+    reply.problem(400);
+    assert_eq!(reply.applied(), Some("handling=strict"));
+}
+
+#[actix::test]
+async fn a_strict_request_of_which_the_queue_stored_a_part_is_not_said_to_be_one() {
+    let daemon = Daemon::start(Queue::FindsTooLarge(&[1]), HttpConfig::default());
+    let reply = daemon.prefer("strict", r#"[{"type":"a","event_id":"1"},{"type":"b"}]"#).await;
+    assert_eq!((reply.status, reply.applied(), &reply.json()["ids"]), (207, None, &json!(["1"])));
+    assert_eq!(reply.errors(), errors(&[(1, "too_large")]));
+    // Where nothing was stored it holds.
+    *daemon.queue.lock().unwrap() = Queue::FindsTooLarge(&[0]);
+    let reply = daemon.prefer("strict", r#"{"type":"a"}"#).await;
+    assert_eq!(
+        (reply.status, reply.applied(), reply.errors()),
+        (400, Some("handling=strict"), errors(&[(0, "too_large")]))
+    );
+}
+
+#[actix::test]
+async fn each_event_of_a_lenient_request_has_its_own_result() {
+    let daemon = Daemon::start(Queue::GoesAway, HttpConfig::default());
+    let reply = daemon.prefer("lenient", MIXED).await;
+    let json = reply.json();
+    assert_eq!((reply.status, reply.applied()), (207, Some("handling=lenient")));
+    assert_eq!((&json["accepted"], &json["rejected"], &json["ids"]), (&json!(1), &json!(1), &json!(["1"])));
+    assert_eq!(reply.errors(), errors(&[WRONG, (2, "unavailable")]));
+    assert!(json["errors"][0].get("retry").is_none());
+    assert_eq!(json["errors"][1]["retry"], true);
+    let message = json["errors"][1]["message"].as_str().unwrap();
+    assert!(message.contains("no broker answers") && message.contains("twice"), "{message}");
+    assert_eq!(reply.header("retry-after"), Some("5"));
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "1");
+    assert_eq!(daemon.metric("ingestd_events_produced_unanswered_total"), "0");
+    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "1");
+
+    // Where nothing is durable it is 503 for the whole.
+    *daemon.queue.lock().unwrap() = Queue::Refuses;
+    let reply = daemon.prefer("lenient", MIXED).await;
+    assert!(reply.problem(503).contains("nothing of this request was stored"));
+    assert_eq!(reply.applied(), Some("handling=lenient"));
+    *daemon.queue.lock().unwrap() = Queue::Stores;
+    let reply = daemon.prefer("lenient", MIXED).await;
+    assert_eq!((reply.status, reply.errors(), reply.header("retry-after")), (207, errors(&[WRONG]), None));
+}
+
+#[actix::test]
+async fn what_is_durable_when_the_time_of_a_lenient_request_is_over_is_accepted() {
+    let http = HttpConfig { request_timeout: Duration::from_millis(200), ..HttpConfig::default() };
+    let daemon = Daemon::start(Queue::StoresOneAndWaits, http);
+    let body = r#"[{"type":"a","event_id":"1"},{"type":"b"},{"type":"c"}]"#;
+    let reply = daemon.prefer("lenient", body).await;
+    assert_eq!((reply.status, &reply.json()["ids"]), (207, &json!(["1"])));
+    assert_eq!(reply.errors(), errors(&[(1, "unavailable"), (2, "unavailable")]));
+    assert!(reply.json()["errors"][0]["message"].as_str().unwrap().contains("http.request_timeout"));
+    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "1");
+    let late = daemon.log.lock().unwrap().waiting.pop().unwrap();
+    late.ticket.durable(1..2);
+    late.ticket.unavailable(2..3, "given up");
+    assert_eq!(daemon.metric("ingestd_events_produced_unanswered_total"), "1", "the first one was answered");
+
+    *daemon.queue.lock().unwrap() = Queue::Waits;
+    assert!(daemon.prefer("lenient", body).await.problem(503).contains("not known"));
+    *daemon.queue.lock().unwrap() = Queue::StoresOneAndWaits;
+    assert!(daemon.post_json(body).await.problem(503).contains("not known"), "without the preference as before");
+}
+
+#[actix::test]
+async fn refusals_say_which_preference_they_were_made_by() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let full = daemon.health.gate.reason(Closed::DiskFull);
+    full.set("71 % used".to_owned());
+    for (handling, applied) in [("lenient", Some("handling=lenient")), ("strict", Some("handling=strict")), ("x", None)]
+    {
+        let reply = daemon.prefer(handling, r#"{"type":"a"}"#).await;
+        reply.problem(503);
+        assert_eq!(reply.applied(), applied);
+    }
+    drop(full);
+    assert_eq!(daemon.post_json(r#"{"type":"a"}"#).await.applied(), None);
+    assert_eq!(daemon.prefer("perhaps", MIXED).await.status, 207, "an unknown value changes nothing");
+}
+
+#[actix::test]
+async fn what_is_wrong_is_kept_and_the_answer_is_200() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.quarantine(Letters::Kept);
+    let reply = daemon.post_json(MIXED).await;
+    let json = reply.json();
+    assert_eq!((reply.status, reply.errors(), &json["ids"]), (200, errors(&[WRONG]), &json!(["1", "2"])));
+    let counts = (&json["accepted"], &json["rejected"], &json["quarantined"]);
+    assert_eq!(counts, (&json!(2), &json!(0), &json!(1)));
+    assert!(json["errors"][0]["message"].as_str().unwrap().contains("missing"));
+    let kept = |reason: &str, value: &str| (reason.to_owned(), value.to_owned());
+    assert_eq!(daemon.letters(), [kept("missing_type", r#"{"no":1}"#)]);
+    assert_eq!(daemon.log.lock().unwrap().records.len(), 2);
+    assert_eq!(daemon.metric("ingestd_events_quarantined_total{reason=\"missing_type\"}"), "1");
+    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "absent");
+
+    // All of them, and bodies that cannot be split.
+    for (body, code) in
+        [("[7]", "not_an_object"), ("{\"type\":", "invalid_json"), ("17", "not_an_object"), (" ", "invalid_json")]
+    {
+        let reply = daemon.post_json(body).await;
+        let json = reply.json();
+        assert_eq!(
+            (reply.status, reply.errors(), &json["quarantined"]),
+            (200, errors(&[(0, code)]), &json!(1)),
+            "{body}"
+        );
+        let value = if body == "[7]" { "7" } else { body };
+        assert_eq!(daemon.letters().last(), Some(&kept(code, value)));
+    }
+    let letters = daemon.letters().len();
+    // What does not concern the content is as ever.
+    daemon.post("text/plain", "x").await.problem(415);
+    daemon.change_limits(|http| http.max_events = 1);
+    daemon.post_json(MIXED).await.problem(413);
+    assert_eq!(daemon.post_json(r#"{"type":"a"}"#).await.json().get("quarantined"), None);
+    assert_eq!(daemon.letters().len(), letters);
+    daemon.log.lock().unwrap().letters.clear();
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn a_letter_that_is_not_kept_is_503_and_none_of_the_events_is_stored() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.quarantine(Letters::Refused);
+    let reply = daemon.post_json(MIXED).await;
+    let detail = reply.problem(503);
+    assert!(detail.contains("the disk is full") && detail.contains("event.on_invalid"), "{detail}");
+    assert!(reply.header("retry-after").is_some());
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+    assert_eq!(daemon.post_json(r#"{"type":"a"}"#).await.status, 200, "without a wrong event nothing is to be kept");
+}
+
+#[actix::test]
+async fn letters_stand_when_the_events_beside_them_fail_and_the_answer_says_so() {
+    let daemon = Daemon::start(Queue::Refuses, HttpConfig::default());
+    daemon.quarantine(Letters::Kept);
+    let detail = daemon.post_json(MIXED).await.problem(503);
+    assert!(detail.contains("the log is full") && detail.contains("1 dead letter(s) are kept already"), "{detail}");
+    assert_eq!(daemon.letters().len(), 1);
+    // Each by itself: only the events are to be sent again.
+    let reply = daemon.prefer("lenient", MIXED).await;
+    let json = reply.json();
+    assert_eq!(
+        (reply.status, &json["accepted"], &json["rejected"], &json["quarantined"]),
+        (207, &json!(0), &json!(0), &json!(1))
+    );
+    assert_eq!(reply.errors(), errors(&[(0, "unavailable"), WRONG, (2, "unavailable")]));
+    assert!(json["errors"][0]["message"].as_str().unwrap().contains("it was not stored"));
+}
+
+#[actix::test]
+async fn a_strict_request_is_stored_nowhere_not_in_quarantine_either() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.quarantine(Letters::Kept);
+    let reply = daemon.prefer("strict", MIXED).await;
+    assert_eq!((reply.status, reply.json()["rejected"].clone()), (400, json!(1)));
+    daemon.prefer("strict", "{broken").await.problem(400);
+    assert!(daemon.letters().is_empty() && daemon.log.lock().unwrap().records.is_empty());
+}
+
+#[actix::test]
+async fn what_is_larger_than_a_letter_may_be_is_rejected_and_says_so() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.quarantine(Letters::TooLarge(&[1]));
+    let reply = daemon.post_json(r#"[{"no":1},{"no":2}]"#).await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["rejected"], &json["quarantined"]), (207, &json!(1), &json!(1)));
+    let message = |index: usize| json["errors"][index]["message"].as_str().unwrap();
+    assert!(!message(0).contains("not quarantined") && message(1).contains("not quarantined"), "{json}");
+    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "1");
+    daemon.quarantine(Letters::TooLarge(&[0]));
+    let reply = daemon.post_json("{broken").await;
+    assert_eq!((reply.status, reply.json()["rejected"].clone()), (400, json!(1)));
 }
 
 #[actix::test]
@@ -391,7 +1147,7 @@ async fn stopping_finishes_what_is_in_flight_and_takes_no_more() {
     let stopped = actix_rt::spawn(daemon.ingestor.send(StopAccepting));
     let publish = daemon.log.lock().unwrap().waiting.pop().unwrap();
     *daemon.queue.lock().unwrap() = Queue::Stores;
-    publish.ticket.durable(1);
+    publish.ticket.durable(0..1);
     drop(publish);
     assert_eq!(in_flight.await.unwrap().status, 200);
     stopped.await.unwrap().unwrap();

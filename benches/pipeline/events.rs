@@ -1,9 +1,10 @@
 //! Login events, and the requests that carry them, prepared before anything is measured.
 
-use std::fmt::Write;
+use std::{fmt::Write as _, io::Write as _};
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use fastrand::Rng;
+use flate2::{Compression, write::GzEncoder};
 
 /// Of one row's requests, so that a body does not come twice within what a compressor sees.
 const POOL: usize = 16 << 20;
@@ -76,23 +77,33 @@ impl Events {
     }
 }
 
-/// HTTP/1.1 requests that differ in their events.
-pub fn requests(shape: Shape, size: usize) -> Vec<Vec<u8>> {
+/// HTTP/1.1 requests that differ in their events, as they are or in gzip.
+pub fn requests(shape: Shape, size: usize, gzip: bool) -> Vec<Vec<u8>> {
     let mut events = Events::new(Utc::now(), size);
     let requests = (POOL / (shape.events() * size + 150)).clamp(32, 20_000);
-    (0..requests).map(|_| request(shape, &mut events)).collect()
+    (0..requests).map(|_| request(shape, gzip, &mut events)).collect()
 }
 
-fn request(shape: Shape, events: &mut Events) -> Vec<u8> {
+fn request(shape: Shape, gzip: bool, events: &mut Events) -> Vec<u8> {
     let events: Vec<String> = (0..shape.events()).map(|_| events.next().0).collect();
     let (content_type, body) = match shape {
         Shape::Single => ("application/json", events.concat()),
         Shape::Array(_) => ("application/json", format!("[{}]", events.join(","))),
         Shape::Ndjson(_) => ("application/x-ndjson", events.join("\n")),
     };
+    let (coding, body) =
+        if gzip { ("Content-Encoding: gzip\r\n", compressed(body.as_bytes())) } else { ("", body.into_bytes()) };
     let length = body.len();
     let head = format!(
-        "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
+        "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n{coding}Content-Length: {length}\r\n\r\n"
     );
-    [head.as_bytes(), body.as_bytes()].concat()
+    [head.as_bytes(), &body].concat()
+}
+
+/// At the level that clients have by default.
+fn compressed(body: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    // Into a vector it cannot fail.
+    let _ = encoder.write_all(body);
+    encoder.finish().unwrap_or_default()
 }

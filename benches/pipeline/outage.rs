@@ -33,7 +33,7 @@ impl Stage<'_> {
         let name = self.name();
         self.services.create_bucket(&name);
         let server = Server::ingestd(usual(self.services.setup(&name)));
-        let requests = events::requests(SHAPE, LOGIN);
+        let requests = events::requests(SHAPE, LOGIN, false);
         let load = Load {
             server: server.address.parse()?,
             pid: server.running.pid(),

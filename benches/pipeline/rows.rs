@@ -32,6 +32,8 @@ pub enum Queue {
 pub struct Ingest {
     pub queue: Queue,
     pub shape: Shape,
+    /// Whether bodies have this coding.
+    pub gzip: bool,
     pub connections: usize,
     pub size: usize,
     pub partitions: i32,
@@ -115,6 +117,7 @@ pub fn rows() -> Vec<Row> {
     let login = Ingest {
         queue: Queue::Kafka,
         shape: Shape::Single,
+        gzip: false,
         connections: 64,
         size: LOGIN,
         partitions: PARTITIONS,
@@ -163,6 +166,13 @@ pub fn rows() -> Vec<Row> {
         goal: Goal { memory: Some(1.1), p99, ..Goal::default() },
         on_request: true,
     };
+    let gzip = |name, than, queue| Row {
+        name,
+        work: Work::Ingest(Ingest { queue, shape: array, gzip: true, connections: 16, ..login }),
+        against: Against::Row(than),
+        goal: Goal { cpu: Some(1.35), ..Goal::default() },
+        on_request: false,
+    };
     let long = Ingest { shape: array, connections: 16, times: 10, ..login };
     vec![
         kafka("kafka single 64", login),
@@ -172,6 +182,8 @@ pub fn rows() -> Vec<Row> {
         kafka("kafka ndjson 16", Ingest { shape: Shape::Ndjson(100), connections: 16, ..login }),
         embedded("embedded single 64", "kafka single 64", Shape::Single, 64, 0.7),
         embedded("embedded array 16", "kafka array 16", array, 16, 0.4),
+        gzip("kafka array 16 gzip", "kafka array 16", Queue::Kafka),
+        gzip("embedded array 16 gzip", "embedded array 16", Queue::Embedded),
         drain("drain 1 worker", 1, PARTITIONS),
         drain("drain 2 workers", 2, PARTITIONS),
         drain("drain 4 workers", 4, PARTITIONS),

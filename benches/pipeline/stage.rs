@@ -80,6 +80,7 @@ impl<'s> Stage<'s> {
         let full = Ingest {
             queue: Queue::Kafka,
             shape: Shape::Single,
+            gzip: false,
             connections: RATE_CONNECTIONS,
             size: LOGIN,
             partitions: PARTITIONS,
@@ -100,7 +101,7 @@ impl<'s> Stage<'s> {
         if ingest.queue == Queue::Kafka {
             self.services.create_topic(&topic, ingest.partitions);
         }
-        let requests = events::requests(ingest.shape, ingest.size);
+        let requests = events::requests(ingest.shape, ingest.size, ingest.gzip);
         let server = match (system, ingest.queue) {
             (System::Yardstick, _) => Server::yardstick(self.services, &topic)?,
             (System::Ingestd, Queue::Kafka) => {

@@ -124,7 +124,7 @@ fn parse(size: usize) -> Run {
     let (events, fields) = (events(size), fields());
     Box::new(move || {
         for (_, event) in &events {
-            black_box(event::parse(event.as_bytes(), &fields)).expect("it is an event");
+            black_box(event::parse(event.as_bytes(), &fields, RECEIVED)).expect("it is an event");
         }
     })
 }

@@ -3,7 +3,7 @@
 //! | | |
 //! | --- | --- |
 //! | `GET /v1/dead-letters?…` | the letters that the parameters select |
-//! | `GET /v1/dead-letters/{topic}/{partition}/{offset}` | one with its bytes |
+//! | `GET /v1/dead-letters/{topic}/{partition}/{offset}` (or a UUID) | one with its bytes |
 //! | `POST /v1/dead-letters/replay?…` | a body is the corrected value of the one letter that `id` names |
 //! | `DELETE /v1/dead-letters?…` | purge; some parameter must say which |
 

@@ -127,7 +127,7 @@ mod tests {
         let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
         let mut buckets = Vec::new();
         let value = br#"{"a":"\u0061\"","b":{"x": 1},"type":"t"}"#;
-        let (_, found) = event::read(value, [], &fields).unwrap();
+        let (_, found) = event::read(value, [], &fields, Timestamp(0)).unwrap();
         grouping.buckets(&found, Timestamp(61_500), &mut String::new(), |index, window, group, _| {
             buckets.push((index, window.0, group.to_owned()));
         });
@@ -143,7 +143,7 @@ mod tests {
         let mut size = 0;
         let event = format!("{{\"type\":\"t\",{}}}", event.join(","));
         let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
-        let (_, found) = event::read(event.as_bytes(), [], &fields).unwrap();
+        let (_, found) = event::read(event.as_bytes(), [], &fields, Timestamp(0)).unwrap();
         grouping.buckets(&found, Timestamp(0), &mut String::new(), |_, _, group, _| size = group.len());
         assert!(size <= LONGEST_GROUP, "{size}");
     }

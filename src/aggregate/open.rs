@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use super::{
     flush::{Part, Statements},
     fold::PartitionFold,
@@ -12,7 +14,7 @@ use crate::{
     event::{self, Carried, Event, EventFields, Invalid},
     log::{
         Batch, Epoch,
-        dead_letters::{DeadLetter, REFUSED_BY_STORE},
+        dead_letters::{DeadLetter, Origin, REFUSED_BY_STORE},
         record::Record,
     },
     position::{Offset, Partition, Timestamp},
@@ -96,7 +98,7 @@ impl OpenPartition {
 
     fn take_record(&mut self, partition: Partition, record: Record<'_>, reader: &mut Reader) -> Result<(), Invalid> {
         let value = record.value.unwrap_or_default();
-        let (event, found) = event::read(value, record.headers.iter(), &reader.fields)?;
+        let (event, found) = event::read(value, record.headers.iter(), &reader.fields, record.received)?;
         let time = event.time.unwrap_or(record.received);
         let fold = &mut self.fold;
         let mut counted = false;
@@ -142,13 +144,13 @@ impl OpenPartition {
             topic: reader.topic.clone(),
             generation: reader.generation,
             partition,
-            offset: record.offset,
+            origin: Origin::Record(record.offset),
             received: record.received,
             reason: reason.to_owned(),
             message,
             time: Timestamp::now(),
             key: owned(record.key),
-            value: owned(record.value),
+            value: record.value.map(Bytes::copy_from_slice),
             headers,
         });
     }
@@ -169,19 +171,52 @@ mod tests {
     use prometheus_client::metrics::gauge::Gauge;
 
     use super::*;
-    use crate::log::{ByteBudget, record::RecordBuffer};
+    use crate::{
+        config::OnInvalidTime,
+        log::{ByteBudget, record::RecordBuffer},
+    };
+
+    /// The partition after these records, which are all.
+    fn after(records: RecordBuffer, to: Offset, reader: &mut Reader) -> OpenPartition {
+        let permit = ByteBudget::new(1, Gauge::default()).take(1);
+        let (partition, epoch, from) = (Partition(0), Epoch::fresh(), Offset(0));
+        let fold = PartitionFold::assign(partition, from, 1, Vec::new());
+        let mut open = OpenPartition::new(fold, BTreeSet::new(), BTreeMap::new());
+        open.take(&Batch { partition, epoch, from, to, records, permit }, reader);
+        open
+    }
+
+    #[test]
+    fn a_record_whose_time_is_not_believed_is_counted_and_kept_by_that_of_its_receipt() {
+        let mut config = Config::default();
+        // What the ingestor does with it changes nothing here.
+        config.event.on_invalid_time = OnInvalidTime::Reject;
+        config.store.events = true;
+        let (minute, received) = (60_000, Timestamp(1_795_939_200_000));
+        let mut records = RecordBuffer::default();
+        let times = ["1795939140", "1796025600", "1796025601", "-1", "\"2026-11-29T07:00:00\"", "{}", "null"];
+        for (offset, time) in (0..).zip(times) {
+            let value = format!("{{\"type\":\"t\",\"timestamp\":{time}}}");
+            records.push(Offset(offset), received, None, Some(value.as_bytes()), std::iter::empty());
+        }
+        let mut open = after(records, Offset(times.len() as u64), &mut Reader::new(&config));
+        assert_eq!(open.letters, []);
+        let own = [received.0 - minute, received.0 + 24 * 60 * minute].map(Some);
+        let expected: Vec<_> = own.into_iter().chain([None; 5]).map(|own| own.unwrap_or(received.0)).collect();
+        let kept: Vec<_> = open.events.iter().map(|event| event.time.timestamp_millis()).collect();
+        assert_eq!(kept, expected);
+        let mut buckets: Vec<_> = open.fold.begin_flush();
+        buckets.sort_by_key(|bucket| bucket.key.window_start);
+        let counts: Vec<_> = buckets.iter().map(|bucket| (bucket.key.window_start.0, bucket.measures.count)).collect();
+        assert_eq!(counts, [(expected[0], 1), (received.0, 5), (expected[1], 1)]);
+    }
 
     #[test]
     fn a_dead_letter_takes_the_memory_of_its_key_and_headers_too() {
-        let mut reader = Reader::new(&Config::default());
         let large = vec![b'x'; 100_000];
         let mut records = RecordBuffer::default();
         records.push(Offset(0), Timestamp(0), Some(&large), Some(b"no event"), [("h", Some(&large[..])), ("g", None)]);
-        let permit = ByteBudget::new(1, Gauge::default()).take(1);
-        let (partition, epoch, from, to) = (Partition(0), Epoch::fresh(), Offset(0), Offset(1));
-        let fold = PartitionFold::assign(partition, from, 1, Vec::new());
-        let mut open = OpenPartition::new(fold, BTreeSet::new(), BTreeMap::new());
-        open.take(&Batch { partition, epoch, from, to, records, permit }, &mut reader);
+        let open = after(records, Offset(1), &mut Reader::new(&Config::default()));
         assert_eq!(open.letters.len(), 1);
         assert!(open.bytes() >= 200_000, "{}", open.bytes());
     }

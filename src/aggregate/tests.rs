@@ -16,7 +16,11 @@ use super::*;
 use crate::{
     config::{Config, QueueKind},
     consume::FromSink,
-    log::{ByteBudget, dead_letters::DeadLetter, record::RecordBuffer},
+    log::{
+        ByteBudget,
+        dead_letters::{DeadLetter, Origin},
+        record::RecordBuffer,
+    },
     position::{Timestamp, TopicIdentity},
     store::{BucketDelta, BucketKey, Measures, ProcessedEvent, Query, Rows},
 };
@@ -115,7 +119,8 @@ impl DeadLetterWriter for MemoryLetters {
             return async { Err(anyhow::anyhow!("no broker has them")) }.boxed();
         }
         let letters = self.0.lock().unwrap();
-        let known = letters.iter().map(|letter| letter.offset).filter(|offset| *offset >= from).collect();
+        let known =
+            letters.iter().filter_map(|letter| letter.origin.offset()).filter(|offset| *offset >= from).collect();
         async { Ok(known) }.boxed()
     }
 }
@@ -242,7 +247,7 @@ async fn a_position_is_confirmed_when_counts_and_dead_letters_are_durable() {
     f.expect([Reply::Confirm(Offset(8))]).await;
     assert_eq!(f.store.counts(), counts(&[("a", 1), ("b", 1)]));
     let letters = f.letters.0.lock().unwrap();
-    assert_eq!((letters.len(), letters[0].offset, &*letters[0].reason), (1, Offset(6), "invalid_json"));
+    assert_eq!((letters.len(), letters[0].origin, &*letters[0].reason), (1, Origin::Record(Offset(6)), "invalid_json"));
     assert_eq!(letters[0].value.as_deref(), Some(b"no event".as_slice()));
 }
 

@@ -124,7 +124,7 @@ async fn in_order(
     deadline: Instant,
     steps: &Steps,
 ) -> Result<(), String> {
-    let Running { ingestor, producer, archive, aggregate, guarded, log, buffer } = running;
+    let Running { ingestor, producer, archive, aggregate, guarded, log, buffer, .. } = running;
     if let Some(ingestor) = ingestor.get() {
         // An error says that the actor is gone, and its server with it. The same holds below.
         let _ = steps.run("ingestor (requests in flight)", ingestor.send(StopAccepting)).await;

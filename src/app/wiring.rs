@@ -23,7 +23,7 @@ use crate::{
     log::{
         Appender, ByteBudget, Ingress, Producer, SourceEvents, SourceHandle,
         buffer::{self, Buffer},
-        dead_letters::{DeadLetterWriter, DeadLetters},
+        dead_letters::{DeadLetterWriter, DeadLetters, Quarantine},
         embedded::{EmbeddedLetters, EmbeddedLog},
         kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters},
     },
@@ -60,6 +60,14 @@ pub(super) struct Running {
     pub guarded: Vec<Guarded>,
     pub log: Option<EmbeddedLog>,
     pub buffer: Option<Arc<Buffer>>,
+    /// Writes Kafka's letters, once there are some: the ingestor's and the aggregates'.
+    letters: Option<Arc<KafkaDeadLetters>>,
+}
+
+impl Running {
+    fn kafka_letters(&mut self, config: &Config) -> Arc<KafkaDeadLetters> {
+        self.letters.get_or_insert_with(|| Arc::new(KafkaDeadLetters::new(config))).clone()
+    }
 }
 
 impl Daemon {
@@ -140,9 +148,9 @@ impl Daemon {
     fn start_aggregate(&self, running: &mut Running, config: &Config, store: Arc<dyn Store>) {
         let aggregator: Slot<Aggregator> = Slot::default();
         let replies = replies(&running.aggregate);
-        let dead_letters: Arc<dyn DeadLetterWriter> = match &running.log {
-            Some(log) => Arc::new(log.clone()),
-            None => Arc::new(KafkaDeadLetters::new(config)),
+        let dead_letters: Arc<dyn DeadLetterWriter> = match running.log.clone() {
+            Some(log) => Arc::new(log),
+            None => running.kafka_letters(config),
         };
         running.guarded.push(supervise(ActorName::Aggregator, aggregator.clone(), &self.env, move |env, _| {
             let Env { config, health, metrics, .. } = env;
@@ -200,10 +208,14 @@ impl Daemon {
             Ok(Producer::new(opened.clone(), appender, health))
         }));
 
+        let quarantine: Arc<dyn Quarantine> = match running.log.clone() {
+            Some(log) => Arc::new(log),
+            None => running.kafka_letters(&self.env.config.load()),
+        };
         running.guarded.push(supervise(ActorName::Ingestor, running.ingestor.clone(), &self.env, move |env, _| {
             let sockets = sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>();
             let sockets = sockets.context("the listening sockets cannot be shared")?;
-            Ok(Ingestor::new(sockets, ingress.clone(), env.config, env.health, env.metrics))
+            Ok(Ingestor::new(sockets, ingress.clone(), quarantine.clone(), env.config, env.health, env.metrics))
         }));
     }
 }

@@ -437,7 +437,7 @@ mod tests {
             }
             // What the door accepts stands as an event, and can be read as a tree with its line around it.
             let fields = EventFields::from(&EventConfig::default());
-            if event::parse(value, &fields).is_ok() {
+            if event::parse(value, &fields, Timestamp(0)).is_ok() {
                 let whole: Value = serde_json::from_str(&line).unwrap();
                 prop_assert_eq!(&whole["event"], &serde_json::from_slice::<Value>(value).unwrap());
             }
@@ -466,7 +466,7 @@ mod tests {
         fn the_deepest_event_that_is_accepted_can_be_read_with_its_line_around_it() {
             let nested = MAX_DEPTH - 1;
             let event = format!("{{\"type\":\"a\",\"x\":{}{}}}", "[".repeat(nested), "]".repeat(nested));
-            assert!(event::parse(event.as_bytes(), &EventFields::from(&EventConfig::default())).is_ok());
+            assert!(event::parse(event.as_bytes(), &EventFields::from(&EventConfig::default()), Timestamp(0)).is_ok());
             holds(None, event.as_bytes(), &[]).unwrap();
         }
     }

@@ -39,7 +39,7 @@ pub(super) enum Change {
     /// At a reload: it is read at each use.
     Live,
     /// So with the embedded queue; on Kafka, librdkafka's `message.max.bytes` and `message.timeout.ms` follow from it when the
-    /// producer is made.
+    /// producer is made, or the topic of the dead letters is looked at, and made, at the start.
     LiveWithoutKafka,
     /// After a restart.
     Restart,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Config, OnUnavailable, QueueKind, StoreKind, keys::nearest};
+use super::{Config, OnInvalid, OnUnavailable, QueueKind, StoreKind, keys::nearest};
 use crate::names::{SinkName, words};
 
 words! {
@@ -117,10 +117,16 @@ impl Config {
         wanted && self.queue.kind == QueueKind::Kafka && self.roles().ingest()
     }
 
-    /// Whether it writes dead letters to Kafka: the aggregates' records that cannot be counted, or the buffer's events
-    /// that the brokers refuse.
+    /// Whether this process keeps wrong events as dead letters.
+    pub fn quarantines(&self) -> bool {
+        self.event.on_invalid == OnInvalid::Quarantine && self.roles().ingest()
+    }
+
+    /// Whether it writes dead letters to Kafka: the aggregates' records that cannot be counted, the buffer's events that the
+    /// brokers refuse, or wrong events.
     pub fn writes_letters_to_kafka(&self) -> bool {
-        self.queue.kind == QueueKind::Kafka && (self.roles().aggregate() || self.buffers())
+        let writes = self.roles().aggregate() || self.buffers() || self.quarantines();
+        self.queue.kind == QueueKind::Kafka && writes
     }
 }
 
@@ -228,6 +234,21 @@ mod tests {
         let mut off = config(QueueKind::Kafka, "archive");
         off.archive.url = "none".to_owned();
         assert!(broken_rules(&off)[0].contains("archive.url is none"));
+    }
+
+    #[test]
+    fn who_quarantines_writes_dead_letters_and_a_worker_quarantines_nothing() {
+        for (kind, roles, writes) in [
+            (QueueKind::Kafka, "ingest", true),
+            (QueueKind::Kafka, "archive", false),
+            (QueueKind::Embedded, "all", false),
+        ] {
+            let mut config = config(kind, roles);
+            assert!(!config.writes_letters_to_kafka() && !config.quarantines(), "{roles}");
+            config.event.on_invalid = OnInvalid::Quarantine;
+            assert_eq!(config.writes_letters_to_kafka(), writes, "{roles}");
+            assert_eq!(config.quarantines(), roles != "archive", "{roles}");
+        }
     }
 
     #[test]

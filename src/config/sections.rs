@@ -80,6 +80,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
 
+/// From any time on to the last one of the calendar: no bound but that.
+const LONGEST_FUTURE: Duration = Duration::from_secs(10_000 * 31_557_600);
 /// MongoDB's limit of `expireAfterSeconds` is 2³¹ − 1 seconds; ten years stay far below.
 const LONGEST_TTL: Duration = TEN_YEARS;
 /// A record is one message of Kafka (`message.max.bytes` ends at 10⁹) and one value of SQLite.
@@ -125,7 +127,7 @@ sections! {
         /// The public side: POST /v1/events, POST /v1/logs, the paths of [[http.source]], and GET /health. A name is bound at all
         /// of its addresses.
         listen: String = "127.0.0.1:8080".to_owned(), Text, Restart;
-        /// Largest request.
+        /// Largest request, as it comes and, where it has a Content-Encoding, inflated.
         max_body: ByteSize = ByteSize(16 * MIB), Size(1, GIB), Live;
         /// Largest event, with the attributes beside its data. A Kafka topic that is created gets room for it (and 64 KiB), an
         /// existing one must have it: up to 960KiB the brokers' default does.
@@ -136,7 +138,8 @@ sections! {
         /// Kafka the delivery timeout is below it.
         request_timeout: Duration as "duration" = Duration::from_secs(10), Kind::Duration(ATTEMPT, HOUR), LiveWithoutKafka;
         /// Bytes of all requests that are being handled, with some 300 for each event and its place in the answer; beyond it
-        /// clients hear 429. At least max_body, and it should be above 300 times max_events as well.
+        /// clients hear 503. At least max_body, and it should be above 300 times max_events as well. A compressed request counts
+        /// with what inflates it, too (windows of up to 8MiB for zstd, 16MiB for br), but until it is whole for no more than max_body.
         max_in_flight: ByteSize = ByteSize(64 * MIB), Size(1, PIB), Live;
         /// Bodies of other shapes than ours. What is POSTed to the path is taken apart as the other keys say. records: a JSON
         /// pointer (RFC 6901) to the array of events in the body, "" where the body is one; absent, the body is one event. type,
@@ -151,6 +154,19 @@ sections! {
             r#"time = "/timestamp""#,
             r#"client = "/userId""#,
         ]), Live;
+        + cors: CorsConfig;
+    }
+
+    "http.cors."
+    /// Web pages of other origins. Without an origin here browsers keep them from reading answers and from sending JSON.
+    CorsConfig {
+        /// The origins whose pages may send events and read the answers, as browsers send them: "https://app.example.com" (scheme,
+        /// host, and the port where it is not the scheme's own), or "*" for all. "null", which pages of files and of sandboxed
+        /// frames send, has to be named, beside "*", too.
+        origins: Vec<String> = Vec::new(), List, Live;
+        /// How long a browser may go by one answer before it asks again whether a page may send JSON. Chromium takes at most 2h,
+        /// Firefox 24h.
+        max_age: Duration as "duration" = 2 * HOUR, Kind::Duration(Duration::ZERO, DAY), Live;
     }
 
     "admin."
@@ -173,6 +189,16 @@ sections! {
         /// number beyond a double's range; numbers of more than 1,000 characters, names of more than 50,000 bytes): "reject"
         /// them as invalid_json, or "accept" them: counted as any other, and "raw" in the archive (docs/reading.md).
         on_unreadable: OnUnreadable = OnUnreadable::Reject, OneOf(OnUnreadable::WORDS), Restart;
+        /// Events whose time cannot be read, or is absurd: before 1970, or beyond max_future. "receipt" stores them, counts them
+        /// by the time of their receipt, and names them in the answer's warnings; "reject" refuses them as invalid_timestamp.
+        on_invalid_time: OnInvalidTime = OnInvalidTime::Receipt, OneOf(OnInvalidTime::WORDS), Restart;
+        /// How far the time of an event may lie ahead of its receipt. All readers of the log go by it, so it is the same in all
+        /// processes, and is changed when they have stopped in order (docs/design.md, 3.5).
+        max_future: Duration as "duration" = DAY, Kind::Duration(Duration::ZERO, LONGEST_FUTURE), Restart;
+        /// What becomes of wrong events: "reject" them (207, or 400), or "quarantine" them: each is kept as a dead letter, and the
+        /// answer is 200 when that is durable. For senders that take 207 for a failure and send all again, or for success. A body
+        /// that cannot be split is one letter; what is larger than a letter may be is rejected all the same.
+        on_invalid: OnInvalid = OnInvalid::Reject, OneOf(OnInvalid::WORDS), LiveWithoutKafka;
     }
 
     "queue."
@@ -194,7 +220,7 @@ sections! {
     "queue.embedded."
     EmbeddedQueueConfig {
         /// At this size events are refused with 503, and the process is unready, until a tenth of it is free again. The buffer
-        /// in front of Kafka has the same.
+        /// in front of Kafka has the same. Wrong events that are quarantined must find room in it beside the records.
         quota: ByteSize = ByteSize(8 * GIB), Size(1, PIB), Live;
         /// How long records stay that all sinks have.
         retention: Duration as "duration" = Duration::ZERO, Kind::Duration(Duration::ZERO, TEN_YEARS), Live;
@@ -345,6 +371,26 @@ words! {
         Reject = "reject",
         /// It is taken and counted as any other, and stands as `"raw"` in the archive.
         Accept = "accept",
+    }
+}
+
+words! {
+    /// What the ingestor does with an event whose time cannot be read, or is absurd.
+    OnInvalidTime {
+        /// It is taken, counted by the time of its receipt, and named in the answer.
+        Receipt = "receipt",
+        /// It is refused as `invalid_timestamp`.
+        Reject = "reject",
+    }
+}
+
+words! {
+    /// What the ingestor does with a wrong event.
+    OnInvalid {
+        /// Its client hears of it, and nobody keeps it.
+        Reject = "reject",
+        /// It is kept as a dead letter.
+        Quarantine = "quarantine",
     }
 }
 

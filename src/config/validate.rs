@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{Config, ConfigError, QueueKind, StoreKind, http_source, keys::flatten, roles, secrets};
+use super::{Config, ConfigError, QueueKind, StoreKind, cors, http_source, keys::flatten, roles, secrets};
 
 /// The rules of one backend for the sections that are its own.
 pub type Rules = fn(&mut Check<'_>);
@@ -96,6 +96,14 @@ impl Check<'_> {
         );
         if http == admin && !http.ends_with(":0") {
             self.fault("admin.listen", "must differ from http.listen: the public side and the operators' are apart");
+        }
+        for origin in &self.config.http.cors.origins {
+            if let Err(rule) = cors::check_origin(origin) {
+                self.fault("http.cors.origins", format!("{origin:?} {rule}"));
+            }
+        }
+        if self.config.http.cors.max_age.subsec_nanos() != 0 {
+            self.fault("http.cors.max_age", "must be whole seconds: browsers are told a number of them");
         }
         for rule in http_source::broken_rules(&self.config.http.source) {
             // The value is a whole list, which says no more than the path in the rule.
@@ -275,6 +283,17 @@ pub(crate) mod tests {
     fn the_largest_request_fits_into_what_is_handled_at_once() {
         let errors = errors(|config| config.http.max_in_flight = crate::config::ByteSize(1 << 20));
         assert!(errors[0].contains("http.max_body") && errors[0].contains("http.max_in_flight"), "{errors:?}");
+    }
+
+    #[test]
+    fn each_entry_that_is_no_origin_is_named() {
+        let errors = errors(|config| {
+            config.http.cors.origins = ["https://a.example", "https://b.example/", "*.example"].map(str::to_owned).into();
+            config.http.cors.max_age = std::time::Duration::from_millis(1500);
+        });
+        assert_eq!(errors.len(), 3, "{errors:?}");
+        assert!(errors[0].contains("http.cors.origins") && errors[0].contains("\"https://b.example/\""), "{errors:?}");
+        assert!(errors[1].contains("\"*.example\"") && errors[2].contains("whole seconds"), "{errors:?}");
     }
 
     #[test]

@@ -66,8 +66,29 @@ pub(super) fn explain(text: &str) -> Invalid {
         serde_json::from_str(text).map(|IgnoredAny| ())
     };
     match read {
-        Err(error) => Invalid::new(Code::InvalidJson, error.to_string()),
+        Err(_) if text.trim_ascii().is_empty() => {
+            Invalid::new(Code::InvalidJson, "nothing stands here: there is a comma too many")
+        }
+        Err(error) => Invalid::new(Code::InvalidJson, described(text, &error)),
         Ok(()) => Invalid::new(Code::NotAnObject, "an event must be a JSON object"),
+    }
+}
+
+/// What common encoders write where JSON has nothing.
+const NO_NUMBERS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+
+/// serde_json's words, and the name of what is a number elsewhere.
+fn described(text: &str, error: &serde_json::Error) -> String {
+    let line_start = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum::<usize>();
+    // The byte that it stopped at, or the one behind; of a word with a sign the second.
+    let at = line_start + error.column();
+    let found = (at.saturating_sub(3)..=at).find_map(|at| {
+        let rest = text.as_bytes().get(at..)?;
+        NO_NUMBERS.iter().find(|word| rest.starts_with(word.as_bytes()))
+    });
+    match found {
+        Some(word) => format!("{word} is no JSON, send null or a string: {error}"),
+        None => error.to_string(),
     }
 }
 
@@ -199,6 +220,24 @@ mod tests {
                     assert!(is_taken == valid || character == '\\', "{text:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_a_number_elsewhere_is_named() {
+        for word in ["NaN", "Infinity", "-Infinity"] {
+            for text in [
+                format!("{{\"a\":{word}}}"),
+                format!("{{\"a\":1,\n\"b\":[1, {word}, 2]}}"),
+                format!("{{\n\n\"a\" : {word}\n}}"),
+                format!("[{word}]"),
+                word.to_owned(),
+            ] {
+                let message = explain(&text).message;
+                assert!(message.starts_with(&format!("{word} is no JSON")), "{text:?}: {message}");
+            }
+            let quoted = explain(&format!("{{\"a\":\"{word}\",\"b\":}}")).message;
+            assert!(!quoted.contains("is no JSON"), "{quoted}");
         }
     }
 

@@ -87,7 +87,7 @@ fn escaped_place<N: AsRef<str>>(names: &[N], json: &str) -> Option<Option<usize>
 }
 
 /// The whole of `text` as an array, each element as it stands there, at most `most`; `None` where it is not one, or perhaps
-/// not: serde_json judges those.
+/// not: who asks looks closer at those.
 pub fn array(text: &str, most: usize) -> Option<Vec<&[u8]>> {
     let json = Json(text.as_bytes());
     let mut elements = Vec::new();
@@ -101,6 +101,12 @@ pub fn array(text: &str, most: usize) -> Option<Vec<&[u8]>> {
         Some(end)
     })?;
     Some(elements)
+}
+
+/// Where the value ends that begins at this byte of `text`; `None` where there is none, or perhaps none.
+pub fn text(text: &str, at: usize) -> Option<usize> {
+    // As deep as an event.
+    Json(text.as_bytes()).value(at, 0, &mut ())
 }
 
 /// The whole of `text` as an array, and its element with this index, if it has so many.

@@ -18,7 +18,10 @@ use super::{
     fields::{explain, find_readable, not_utf8, scan, unreadable},
     id_of, key_of, time_of, too_large,
 };
-use crate::config::{ByteSize, OnUnreadable};
+use crate::{
+    config::{ByteSize, OnUnreadable},
+    position::Timestamp,
+};
 
 /// Before an attribute's name in a header.
 const PREFIX: &str = "ce_";
@@ -48,16 +51,17 @@ pub fn admit_with<'e>(
     headers: impl IntoIterator<Item = (&'e str, Option<&'e [u8]>), IntoIter: Clone>,
     max_event: ByteSize,
     fields: &EventFields,
+    received: Timestamp,
 ) -> Result<Event<'e>, Invalid> {
     let headers = headers.into_iter();
-    let Some(stated) = Stated::in_headers(headers.clone()) else { return admit(value, max_event, fields) };
+    let Some(stated) = Stated::in_headers(headers.clone()) else { return admit(value, max_event, fields, received) };
     let attributes = headers.filter(|(name, _)| attribute_of(name).is_some());
     let attributes = attributes.map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len));
     let size = value.len() + attributes.sum::<usize>();
     if size > max_event.as_usize() {
         return Err(too_large(size, "bytes of data and attributes", max_event));
     }
-    stated.read(Rules::Acceptance, value, fields).map(|(event, _)| event)
+    stated.read(Rules::Acceptance, value, fields, received).map(|(event, _)| event)
 }
 
 /// The attributes that are read of those beside the data.
@@ -126,18 +130,19 @@ impl<'a> Stated<'a> {
         rules: Rules,
         value: &'a [u8],
         fields: &'f EventFields,
+        received: Timestamp,
     ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
         if self.content_type.text().is_some_and(is_event_format) {
             let (stated, data) = Self::in_envelope(value, rules, fields.on_unreadable)?;
             if rules == Rules::Acceptance {
                 stated.check()?;
             }
-            return stated.with(rules, data, fields);
+            return stated.with(rules, data, fields, received);
         }
         if rules == Rules::Acceptance && !matches!(self.spec_version, Field::Absent) {
             self.check()?;
         }
-        self.with(rules, value, fields)
+        self.with(rules, value, fields, received)
     }
 
     /// What each CloudEvent has.
@@ -169,6 +174,7 @@ impl<'a> Stated<'a> {
         rules: Rules,
         data: &'a [u8],
         fields: &'f EventFields,
+        received: Timestamp,
     ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
         let values = match self.event_type {
             Field::Absent => rules.scan(fields.on_unreadable, data, &fields.names)?,
@@ -203,8 +209,8 @@ impl<'a> Stated<'a> {
             None if names_a_client => client.clone(),
             None => found.head(4)?.scalar(),
         };
-        let time = time_of(&time, name, rules)?;
-        Ok((Event { event_type, id, time, client, key: key.and_then(key_of) }, found))
+        let (time, invalid_time) = time_of(&time, &format_args!("{name:?}"), rules, fields, received)?;
+        Ok((Event { event_type, id, time, invalid_time, client, key: key.and_then(key_of) }, found))
     }
 
     /// The fields of data that has its type beside it.
@@ -289,7 +295,7 @@ mod tests {
     /// Type, id, time, client and key, and the selected fields.
     fn read(value: &[u8], of: Headers<'_>) -> Result<(String, Vec<String>), Code> {
         let fields = fields(&EventConfig::default());
-        let (event, found) = event::read(value, headers(of), &fields).map_err(|invalid| invalid.code)?;
+        let (event, found) = event::read(value, headers(of), &fields, Timestamp(0)).map_err(|invalid| invalid.code)?;
         let text = |text: Option<&str>| text.unwrap_or("-").to_owned();
         let (id, client, key) = (text(event.id.as_deref()), text(event.client.as_deref()), text(event.key.as_deref()));
         let time = text(event.time.map(Timestamp::to_rfc3339).as_deref());
@@ -385,17 +391,17 @@ mod tests {
         {
             let config = EventConfig { key_field: key_field.to_owned(), ..EventConfig::default() };
             let fields = fields(&config);
-            let admitted = |of| admit_with(br#"{"x":"data","client_id":"c"}"#, headers(of), ByteSize(1000), &fields).unwrap();
+            let admitted = |of| admit_with(br#"{"x":"data","client_id":"c"}"#, headers(of), ByteSize(1000), &fields, Timestamp(0)).unwrap();
             assert_eq!(admitted(attributes).key.as_deref(), Some(key), "{key_field}");
             assert_eq!(admitted(&with_key).key.as_deref(), Some("p"));
         }
         let config = EventConfig { key_field: "x".to_owned(), ..EventConfig::default() };
-        let admitted = admit_with(br#"{"x":"data"}"#, headers(TYPED), ByteSize(1000), &fields(&config)).unwrap();
+        let admitted = admit_with(br#"{"x":"data"}"#, headers(TYPED), ByteSize(1000), &fields(&config), Timestamp(0)).unwrap();
         assert_eq!(admitted.key.as_deref(), Some("data"), "there is no client");
         let long = "x".repeat(9000);
         let of = [("ce_type", "t"), ("ce_source", &*long)];
         let fields = fields(&EventConfig::default());
-        let admitted = admit_with(b"{}", headers(&of), ByteSize(10_000), &fields).unwrap();
+        let admitted = admit_with(b"{}", headers(&of), ByteSize(10_000), &fields, Timestamp(0)).unwrap();
         assert!(admitted.key.unwrap().starts_with("sha256:") && admitted.client.as_deref() == Some(&*long));
     }
 
@@ -405,7 +411,7 @@ mod tests {
     #[test]
     fn the_door_takes_a_cloudevent_that_has_what_each_has() {
         let fields = fields(&EventConfig::default());
-        let admit = |of: Headers<'_>| admit_with(b"", headers(of), ByteSize(1000), &fields).map(drop);
+        let admit = |of: Headers<'_>| admit_with(b"", headers(of), ByteSize(1000), &fields, Timestamp(0)).map(drop);
         assert_eq!(admit(CLOUDEVENT), Ok(()));
         for (name, value, code, words) in [
             ("ce_specversion", Some("0.3"), Code::InvalidCloudevent, "is \"0.3\""),
@@ -423,7 +429,7 @@ mod tests {
             assert!(invalid.code == code && invalid.message.contains(words), "{name}: {invalid}");
         }
         // What does not say that it is one may lack all but its type.
-        assert_eq!(admit_with(b"{}", headers(TYPED), ByteSize(1000), &fields).map(drop), Ok(()));
+        assert_eq!(admit_with(b"{}", headers(TYPED), ByteSize(1000), &fields, Timestamp(0)).map(drop), Ok(()));
     }
 
     #[test]
@@ -446,12 +452,12 @@ mod tests {
                 let content_type = content_type.map(|it| ("content-type", it));
                 let attributes: Vec<_> = CLOUDEVENT.iter().copied().chain(content_type).collect();
                 for (fields, taken) in [&reject, &accept].into_iter().zip(taken) {
-                    let admitted = admit_with(data.as_bytes(), headers(&attributes), ByteSize(1000), fields);
+                    let admitted = admit_with(data.as_bytes(), headers(&attributes), ByteSize(1000), fields, Timestamp(0));
                     assert_eq!(admitted.map(drop).map_err(|invalid| invalid.code), if taken { Ok(()) } else { Err(Code::InvalidJson) }, "{data:.20} {content_type:?}");
                 }
             }
             // A part of a body that is JSON, of which something was found: as any event.
-            let admitted = admit_with(data.as_bytes(), headers(TYPED), ByteSize(1000), &reject);
+            let admitted = admit_with(data.as_bytes(), headers(TYPED), ByteSize(1000), &reject, Timestamp(0));
             assert_eq!(admitted.is_ok(), json[0] && data != "no JSON", "{data:.20}");
         }
     }
@@ -461,8 +467,8 @@ mod tests {
         let fields = fields(&EventConfig::default());
         let size = "data".len() + CLOUDEVENT.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
         let others = [CLOUDEVENT, &[("id", "not counted")]].concat();
-        assert!(admit_with(b"data", headers(&others), ByteSize(size as u64), &fields).is_ok());
-        let refused = admit_with(b"data", headers(&others), ByteSize(size as u64 - 1), &fields).unwrap_err();
+        assert!(admit_with(b"data", headers(&others), ByteSize(size as u64), &fields, Timestamp(0)).is_ok());
+        let refused = admit_with(b"data", headers(&others), ByteSize(size as u64 - 1), &fields, Timestamp(0)).unwrap_err();
         assert!(refused.code == Code::TooLarge && refused.message.contains("data and attributes"), "{refused}");
     }
 

@@ -6,11 +6,13 @@ use actix_web::{
     HttpResponse, ResponseError,
     http::{
         StatusCode,
-        header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+        header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
     },
 };
 use serde::Serialize;
 use serde_json::json;
+
+use crate::event::Code;
 
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
@@ -21,11 +23,13 @@ pub struct Problem {
     pub status: StatusCode,
     pub detail: Cow<'static, str>,
     /// Why a body is refused, by the code of single events.
-    pub code: Option<&'static str>,
+    pub code: Option<Code>,
     /// Seconds.
     pub retry_after: Option<u32>,
     /// The methods that the path takes.
     pub allow: Option<&'static str>,
+    /// The content codings that a body may have (RFC 9110, 15.5.16).
+    pub accept_encoding: Option<&'static str>,
     /// The connection is of no use after this answer.
     pub closing: bool,
 }
@@ -43,7 +47,15 @@ struct Members<'a> {
 
 impl Problem {
     pub fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, detail: detail.into(), code: None, retry_after: None, allow: None, closing: false }
+        Self {
+            status,
+            detail: detail.into(),
+            code: None,
+            retry_after: None,
+            allow: None,
+            accept_encoding: None,
+            closing: false,
+        }
     }
 
     pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
@@ -63,12 +75,8 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     }
 
-    /// 429: budgets are given back within milliseconds, so the shortest time that the header can say.
-    pub fn too_busy(detail: &'static str) -> Self {
-        Self { retry_after: Some(1), ..Self::new(StatusCode::TOO_MANY_REQUESTS, detail) }
-    }
-
-    /// 503, which is worth another try soon.
+    /// 503, which is worth another try soon: the shortest time that the header can say. It is the answer of whoever is busy,
+    /// too: 429 would blame this client, and many of those give up on it.
     pub fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
     }
@@ -79,7 +87,7 @@ impl Problem {
             title: self.status.canonical_reason(),
             status: self.status.as_u16(),
             detail: &self.detail,
-            code: self.code,
+            code: self.code.map(Code::as_str),
         }
     }
 
@@ -102,6 +110,9 @@ impl Problem {
         }
         if let Some(allow) = self.allow {
             response.insert_header((ALLOW, HeaderValue::from_static(allow)));
+        }
+        if let Some(codings) = self.accept_encoding {
+            response.insert_header((ACCEPT_ENCODING, HeaderValue::from_static(codings)));
         }
         if self.closing {
             response.force_close();

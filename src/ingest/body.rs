@@ -1,72 +1,59 @@
-//! Takes a request's body in: its encoding, its size, its deadline, and its share of the bytes in flight.
+//! Takes a request's body in: its coding, its size, its deadline, and its share of the bytes in flight.
 
 use std::rc::Rc;
 
 use actix_web::{
     HttpRequest,
-    http::{
-        StatusCode,
-        header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue},
-    },
+    http::{StatusCode, header::CONTENT_LENGTH},
     web,
 };
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::in_flight::Reservation;
+use super::{
+    coding::{Coding, Inflating},
+    in_flight::Reservation,
+};
 use crate::{
     config::HttpConfig,
     http::{Connection, Problem},
 };
 
-/// Refuses a body that is not sent as it is.
+/// Reads the whole body, and inflates it where it has a coding. The bytes stay counted in `in_flight` until the last clone
+/// of what is returned is gone, so that the budget holds as well for requests that the queue still works on when their
+/// client has given up.
 ///
 /// # Errors
-/// 415 with any `Content-Encoding`, of however many: what one says another may take back.
-pub fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
-    let is_identity = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
-    if headers.get_all(CONTENT_ENCODING).all(is_identity) {
-        return Ok(());
-    }
-    let detail = "bodies with a Content-Encoding are not accepted: send the body as it is";
-    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
-}
-
-/// Reads the whole body. The bytes stay counted in `in_flight` until the last clone of what is returned is gone, so
-/// that the budget holds as well for requests that the queue still works on when their client has given up.
-///
-/// # Errors
-/// 413 above `http.max_body`, 429 when `http.max_in_flight` is spent, 408 after `http.request_timeout`.
+/// 413 above `http.max_body`, compressed or inflated, 503 when `http.max_in_flight` is spent, 408 after
+/// `http.request_timeout`, 400 and 415 for what cannot be inflated.
 pub async fn read(
     request: &HttpRequest,
     payload: web::Payload,
+    coding: Option<Coding>,
     http: &HttpConfig,
     in_flight: &Gauge,
 ) -> Result<Bytes, Problem> {
-    let mut incoming = Incoming {
-        payload,
-        // Parts of the body are named by 32-bit positions.
-        max_body: http.max_body.as_usize().min(u32::MAX as usize),
-        length: 0,
-        share: Reservation::new(in_flight, http.max_in_flight),
-    };
+    // Parts of the body are named by 32-bit positions.
+    let max_body = http.max_body.as_usize().min(u32::MAX as usize);
+    let connection = request.conn_data::<Rc<Connection>>().cloned();
+    let incoming = Incoming { payload, connection, max_body, length: 0 };
+    let share = Reservation::new(in_flight, http.max_in_flight);
     let declared = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|length| length > incoming.max_body) {
-        return Err(Problem::body_too_large(incoming.max_body));
+    if declared.is_some_and(|length| length > max_body) {
+        return Err(Problem::body_too_large(max_body));
     }
-    let bytes = match tokio::time::timeout(http.request_timeout, incoming.read(declared)).await {
-        Ok(read) => read?,
-        Err(_) => {
-            let timeout = humantime::format_duration(http.request_timeout);
-            let detail = format!("the body did not arrive within {timeout} (http.request_timeout)");
-            return Err(Problem { closing: true, ..Problem::new(StatusCode::REQUEST_TIMEOUT, detail) });
+    let reading = async move {
+        match coding {
+            None => incoming.read(declared, share).await,
+            Some(coding) => incoming.inflate(coding, declared, share).await,
         }
     };
-    if let Some(connection) = request.conn_data::<Rc<Connection>>() {
-        connection.body_complete();
-    }
-    Ok(incoming.share.hold(bytes))
+    tokio::time::timeout(http.request_timeout, reading).await.unwrap_or_else(|_| {
+        let timeout = humantime::format_duration(http.request_timeout);
+        let detail = format!("the body did not arrive within {timeout} (http.request_timeout)");
+        Err(Problem { closing: true, ..Problem::new(StatusCode::REQUEST_TIMEOUT, detail) })
+    })
 }
 
 /// A piece is a part of its connection's read buffer, and keeps all of that alive. For a small one a copy is cheaper: the
@@ -76,32 +63,49 @@ const COPIED: usize = 16 * 1024;
 /// A body on its way in.
 struct Incoming {
     payload: web::Payload,
+    connection: Option<Rc<Connection>>,
     max_body: usize,
     length: usize,
-    share: Reservation,
 }
 
 impl Incoming {
-    async fn read(&mut self, declared: Option<usize>) -> Result<Bytes, Problem> {
+    async fn read(mut self, declared: Option<usize>, mut share: Reservation) -> Result<Bytes, Problem> {
         let Some(first) = self.next().await? else {
             return Ok(Bytes::new());
         };
+        share.grow(first.len())?;
         // Most bodies come in one piece.
         let Some(second) = self.next().await? else {
-            return Ok(if first.len() <= COPIED { Bytes::copy_from_slice(&first) } else { first });
+            return Ok(share.hold(if first.len() <= COPIED { Bytes::copy_from_slice(&first) } else { first }));
         };
+        share.grow(second.len())?;
         let mut whole = BytesMut::with_capacity(declared.unwrap_or(2 * self.length));
         whole.extend_from_slice(&first);
         whole.extend_from_slice(&second);
         drop((first, second));
         while let Some(chunk) = self.next().await? {
+            share.grow(chunk.len())?;
             whole.extend_from_slice(&chunk);
         }
-        Ok(whole.freeze())
+        Ok(share.hold(whole.freeze()))
+    }
+
+    /// Inflates each piece as it comes, aside where that takes long: a worker has other connections to serve.
+    async fn inflate(mut self, coding: Coding, declared: Option<usize>, share: Reservation) -> Result<Bytes, Problem> {
+        let mut inflating = Inflating::new(coding, declared, self.max_body, share);
+        while let Some(mut piece) = self.next().await? {
+            if !inflating.push_short(&mut piece)? {
+                inflating = inflate_aside(inflating, piece).await?;
+            }
+        }
+        inflating.finish()
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
         let Some(chunk) = self.payload.next().await else {
+            if let Some(connection) = &self.connection {
+                connection.body_complete();
+            }
             return Ok(None);
         };
         let chunk = chunk.map_err(|_| {
@@ -112,28 +116,14 @@ impl Incoming {
         if self.length > self.max_body {
             return Err(Problem::body_too_large(self.max_body));
         }
-        self.share.grow(chunk.len())?;
         Ok(Some(chunk))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_body_is_taken_as_it_is_alone() {
-        for (codings, expected) in [
-            (&[][..], Ok(())),
-            (&["identity"], Ok(())),
-            (&["gzip"], Err(415)),
-            (&["identity", "gzip"], Err(415)),
-            (&["gzip, gzip"], Err(415)),
-            (&[""], Err(415)),
-        ] {
-            let mut headers = HeaderMap::new();
-            codings.iter().for_each(|coding| headers.append(CONTENT_ENCODING, HeaderValue::from_static(coding)));
-            assert_eq!(check_encoding(&headers).map_err(|problem| problem.status.as_u16()), expected, "{codings:?}");
-        }
-    }
+async fn inflate_aside(mut inflating: Inflating, piece: Bytes) -> Result<Inflating, Problem> {
+    let work = move || inflating.push(piece).map(|()| inflating);
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "inflating a body failed");
+        Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be inflated"))
+    })
 }

@@ -1,6 +1,6 @@
 //! Checks each event of a body and makes the valid ones into records for the queue.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     attributes::Attributes,
     cloudevents::{self, InHeaders},
-    format::{Events, Format, split},
+    format::{Events, Format, SeveralTexts, split, texts},
     ids::Ids,
     in_flight::Reservation,
     replies::longest_answer,
@@ -17,7 +17,7 @@ use crate::{
     config::HttpConfig,
     event::{self, Code, Event, EventFields, Invalid},
     http::Problem,
-    log::{NewHeaders, NewRecord, Part, Span},
+    log::{Delivery, Failed, NewHeaders, NewRecord, Part, Span},
     position::Timestamp,
 };
 
@@ -30,8 +30,12 @@ pub struct Checked {
     /// What `Part::Aside` and headers point into.
     pub aside: Vec<u8>,
     pub accepted: Vec<Accepted>,
-    /// Ascending by index.
+    /// Those that are wrong. Ascending by index.
     pub errors: Vec<EventError>,
+    /// Of accepted events, ascending by index.
+    pub warnings: Vec<Warning>,
+    /// Those that are not known to be durable, where each event has its own result. Ascending by index.
+    pub unavailable: Vec<Unavailable>,
 }
 
 /// An event that may be acknowledged.
@@ -56,6 +60,35 @@ pub enum EventId {
 pub struct EventError {
     pub index: usize,
     pub invalid: Invalid,
+    /// Its bytes; `None` where the queue refused it, which has them.
+    pub value: Option<Part>,
+    /// What stands beside them.
+    pub headers: Option<NewHeaders>,
+    /// It is a dead letter, and durable.
+    pub is_quarantined: bool,
+}
+
+impl EventError {
+    pub(super) fn new(index: usize, invalid: Invalid, value: Option<Part>, headers: Option<NewHeaders>) -> Self {
+        Self { index, invalid, value, headers, is_quarantined: false }
+    }
+}
+
+/// An event that may be sent again as it is.
+#[derive(Debug)]
+pub struct Unavailable {
+    pub index: usize,
+    /// Then it may stand there twice.
+    pub may_be_stored: bool,
+    pub reason: Arc<str>,
+}
+
+/// What is said of one event of a request that is accepted all the same.
+#[derive(Debug)]
+pub struct Warning {
+    pub index: usize,
+    pub code: Code,
+    pub message: &'static str,
 }
 
 /// What an event costs besides its bytes, however small it is: its places in lists, which grow by doubling.
@@ -81,31 +114,66 @@ pub fn check(
     let mut counted = 0;
     let events = split(&body, format, http.max_events)?;
     share.grow(EVENT * events.count())?;
-    match events {
+    let (events, broken) = match events {
         Events::One(event) => match taking.take(0, event) {
-            Err(invalid) if invalid.code == Code::InvalidJson => return Err(invalid_body(&invalid)),
-            Err(invalid) => errors.push(EventError { index: 0, invalid }),
-            Ok(()) => {}
+            Ok(()) => (Vec::new(), None),
+            Err(invalid) => match several(event, format, &invalid, http.max_events, share)? {
+                Some(SeveralTexts { whole, broken }) => (whole, broken),
+                None if invalid.code == Code::InvalidJson => return Err(invalid_body(&invalid)),
+                None => {
+                    errors.push(taking.refused(0, event, invalid));
+                    (Vec::new(), None)
+                }
+            },
         },
-        Events::Many(events) => {
-            for (index, event) in events.into_iter().enumerate() {
-                if let Err(invalid) = taking.take(index, event) {
-                    errors.push(EventError { index, invalid });
-                }
-                // Values that had to be decoded may be as large as the body.
-                let aside = taking.checked.aside.capacity();
-                if aside > counted {
-                    share.grow(aside - counted)?;
-                    counted = aside;
-                }
-            }
+        Events::Many(events) => (events, None),
+        Events::Texts(SeveralTexts { whole, broken }) => (whole, broken),
+    };
+    let count = events.len();
+    for (index, event) in events.into_iter().enumerate() {
+        if let Err(invalid) = taking.take(index, event) {
+            errors.push(taking.refused(index, event, invalid));
         }
+        // Values that had to be decoded may be as large as the body.
+        let aside = taking.checked.aside.capacity();
+        if aside > counted {
+            share.grow(aside - counted)?;
+            counted = aside;
+        }
+    }
+    if let Some(rest) = broken {
+        errors.push(taking.refused(count, rest, no_text(rest, fields, received)));
     }
     let mut checked = taking.checked;
     checked.errors = errors;
     checked.body = body;
-    share.grow(checked.aside.capacity() - counted + checked.errors_size() + longest_answer(&checked))?;
+    share.grow(checked.aside.capacity() - counted + checked.remarks_size() + longest_answer(&checked))?;
     Ok(checked)
+}
+
+/// The texts of a body that is no event, if they are several.
+fn several<'b>(
+    body: &'b [u8],
+    format: Format,
+    invalid: &Invalid,
+    max_events: usize,
+    share: &mut Reservation,
+) -> Result<Option<SeveralTexts<'b>>, Problem> {
+    if format != Format::Json || !matches!(invalid.code, Code::InvalidJson | Code::TooLarge) {
+        return Ok(None);
+    }
+    let texts = texts(body, max_events)?;
+    if let Some(texts) = &texts {
+        // One is counted already.
+        share.grow(EVENT * (texts.count() - 1))?;
+    }
+    Ok(texts)
+}
+
+/// Why there is no text at the beginning of this.
+pub(super) fn no_text(rest: &[u8], fields: &EventFields, received: Timestamp) -> Invalid {
+    let why = event::parse(rest, fields, received).map_or_else(|invalid| invalid.message, |_| String::new());
+    Invalid::new(Code::InvalidJson, format!("here is no JSON text, and nothing behind it was looked at: {why}"))
 }
 
 /// Makes one event after the other into a record.
@@ -115,8 +183,11 @@ pub(super) struct Taking<'c> {
     in_headers: Option<InHeaders>,
     http: &'c HttpConfig,
     fields: &'c EventFields,
+    received: Timestamp,
     ids: Ids,
     pub(super) checked: Checked,
+    /// What stands beside the event that was refused last.
+    beside: Option<NewHeaders>,
 }
 
 impl<'c> Taking<'c> {
@@ -128,13 +199,14 @@ impl<'c> Taking<'c> {
         fields: &'c EventFields,
         received: Timestamp,
     ) -> Self {
-        Self { body, format, in_headers, http, fields, ids: Ids::new(received), checked: Checked::default() }
+        let (ids, checked) = (Ids::new(received), Checked::default());
+        Self { body, format, in_headers, http, fields, received, ids, checked, beside: None }
     }
 
     fn take(&mut self, index: usize, event: &[u8]) -> Result<(), Invalid> {
         match self.format {
             Format::Json | Format::Ndjson => {
-                let head = event::admit(event, self.http.max_event, self.fields)?;
+                let head = event::admit(event, self.http.max_event, self.fields, self.received)?;
                 self.push(index, Part::InBody(span(self.body, event)), head, None);
                 Ok(())
             }
@@ -151,14 +223,45 @@ impl<'c> Taking<'c> {
 
     /// Takes an event whose attributes stand beside its data.
     pub(super) fn take_with(&mut self, index: usize, data: &[u8], attributes: &Attributes<'_>) -> Result<(), Invalid> {
-        let head = event::admit_with(data, attributes.headers(), self.http.max_event, self.fields)?;
-        let value = self.part(data);
         let headers = attributes.write(&mut self.checked.aside);
+        let admitted = event::admit_with(data, attributes.headers(), self.http.max_event, self.fields, self.received);
+        let head = admitted.inspect_err(|_| self.beside = Some(headers))?;
+        let value = self.part(data);
         self.push(index, value, head, Some(headers));
         Ok(())
     }
 
+    /// An event that [`Taking::take`] or [`Taking::take_with`] refused, with what it would be a record of.
+    pub(super) fn refused(&mut self, index: usize, event: &[u8], invalid: Invalid) -> EventError {
+        let beside = self.beside.take();
+        let headers = match self.format {
+            Format::Json | Format::Ndjson => None,
+            // Its attributes are in its bytes.
+            Format::CloudEvent | Format::CloudEvents => {
+                Some(cloudevents::beside_envelope().write(&mut self.checked.aside))
+            }
+            Format::Data => beside,
+        };
+        EventError::new(index, invalid, Some(self.part(event)), headers)
+    }
+
+    /// The same of one that has these attributes beside it.
+    pub(super) fn refused_with(
+        &mut self,
+        index: usize,
+        event: &[u8],
+        attributes: &Attributes<'_>,
+        invalid: Invalid,
+    ) -> EventError {
+        self.beside = Some(attributes.write(&mut self.checked.aside));
+        self.refused(index, event, invalid)
+    }
+
     fn push(&mut self, index: usize, value: Part, head: Event<'_>, headers: Option<NewHeaders>) {
+        if let Some(invalid) = head.invalid_time {
+            let (code, message) = (Code::InvalidTimestamp, invalid.warning());
+            self.checked.warnings.push(Warning { index, code, message });
+        }
         let (id, assigned_id) = match head.id {
             None => {
                 let id = self.ids.next();
@@ -187,33 +290,65 @@ impl<'c> Taking<'c> {
 /// Broken syntax: nothing of the body is accepted.
 pub(super) fn invalid_body(invalid: &Invalid) -> Problem {
     let detail = format!("the body is not valid JSON, nothing was accepted: {}", invalid.message);
-    Problem { code: Some(invalid.code.as_str()), ..Problem::bad_request(detail) }
+    Problem { code: Some(invalid.code), ..Problem::bad_request(detail) }
 }
 
 impl Checked {
-    pub(super) fn errors_size(&self) -> usize {
-        self.errors.iter().map(|error| size_of::<EventError>() + error.invalid.message.len()).sum()
+    /// Of errors and warnings.
+    pub(super) fn remarks_size(&self) -> usize {
+        let errors = self.errors.iter().map(|error| size_of::<EventError>() + error.invalid.message.len());
+        errors.sum::<usize>() + self.warnings.capacity() * size_of::<Warning>()
     }
 
-    /// Takes the records that the queue refused for their size out of the accepted ones.
-    pub fn refuse_too_large(&mut self, mut records: Vec<usize>) {
-        if records.is_empty() {
+    /// Of a body that cannot be split: it is one wrong event.
+    pub fn unsplittable(body: Bytes, invalid: Invalid) -> Self {
+        let whole = Part::InBody(Span { start: 0, end: body.len() as u32 });
+        Self { errors: vec![EventError::new(0, invalid, Some(whole), None)], body, ..Self::default() }
+    }
+
+    /// Wrong events that nobody keeps.
+    pub fn rejected(&self) -> impl Iterator<Item = &EventError> {
+        self.errors.iter().filter(|error| !error.is_quarantined)
+    }
+
+    /// Wrong events that are kept.
+    pub fn quarantined(&self) -> usize {
+        self.errors.iter().filter(|error| error.is_quarantined).count()
+    }
+
+    /// Takes the records that are not durable out of the accepted ones.
+    pub fn settle(&mut self, delivery: &Delivery) {
+        // `None` says that it is too large.
+        let mut others: BTreeMap<usize, Option<&Failed>> =
+            delivery.too_large.iter().map(|record| (*record, None)).collect();
+        for failed in &delivery.failed {
+            others.extend(failed.events.clone().map(|record| (record, Some(failed))));
+        }
+        if others.is_empty() {
             return;
         }
-        records.sort_unstable();
         let mut record = 0;
-        let errors = &mut self.errors;
-        self.accepted.retain(|accepted| {
-            let refused = records.binary_search(&record).is_ok();
+        let (errors, unavailable) = (&mut self.errors, &mut self.unavailable);
+        self.accepted.retain(|Accepted { index, .. }| {
+            let other = others.get(&record);
             record += 1;
-            if refused {
-                let invalid =
-                    Invalid::new(Code::TooLarge, "larger than the queue takes (max.message.bytes of its topic)");
-                errors.push(EventError { index: accepted.index, invalid });
+            match other {
+                None => {}
+                Some(None) => {
+                    let rule = "larger than the queue takes (max.message.bytes of its topic)";
+                    errors.push(EventError::new(*index, Invalid::new(Code::TooLarge, rule), None, None));
+                }
+                Some(Some(Failed { may_be_stored, reason, .. })) => unavailable.push(Unavailable {
+                    index: *index,
+                    may_be_stored: *may_be_stored,
+                    reason: reason.clone(),
+                }),
             }
-            !refused
+            other.is_none()
         });
         errors.sort_by_key(|error| error.index);
+        let is_accepted = |index: usize| self.accepted.binary_search_by_key(&index, |event| event.index).is_ok();
+        self.warnings.retain(|warning| is_accepted(warning.index));
     }
 }
 
@@ -275,12 +410,90 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_element_is_refused_alone_and_says_what_it_is() {
+        let checked =
+            checked(r#"[{"type":"a"},{"type":"a","x":NaN},{"type":"b"},,{"type":"c","x":[-Infinity]},{"type" "d"},]"#);
+        let errors: Vec<_> =
+            checked.errors.iter().map(|error| (error.index, error.invalid.code, &*error.invalid.message)).collect();
+        assert!(errors.iter().all(|(_, code, _)| *code == Code::InvalidJson), "{errors:?}");
+        assert_eq!(errors.iter().map(|(index, ..)| *index).collect::<Vec<_>>(), [1, 3, 4, 5, 6]);
+        for (error, words) in
+            errors.iter().zip(["NaN is no JSON", "comma", "-Infinity is no JSON", "expected `:`", "comma"])
+        {
+            assert!(error.2.contains(words), "{words}: {error:?}");
+        }
+        assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn several_texts_are_events_by_their_index_until_one_is_none() {
+        let places = |checked: &Checked| {
+            let accepted: Vec<_> = checked.accepted.iter().map(|accepted| accepted.index).collect();
+            let errors: Vec<_> = checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect();
+            (accepted, errors)
+        };
+        let stream = checked(r#"{"type":"a"}{"type":"b"}  {"type":"c"}"#);
+        assert_eq!(places(&stream), (vec![0, 1, 2], vec![]));
+        assert_eq!(stream.records[1].value.of(&stream.body), br#"{"type":"b"}"#);
+        let mixed = checked(r#"{"type":"a"}[{"type":"b"}]{"no":1} {"type":"c"} {"type":} {"type":"d"}"#);
+        let expected = [(1, Code::NotAnObject), (2, Code::MissingType), (4, Code::InvalidJson)];
+        assert_eq!(places(&mixed), (vec![0, 3], expected.to_vec()));
+        // Together they are larger than an event may be.
+        let large = checked(&format!(r#"{{"type":"a"}}{}"#, r#"{"type":"b","x":"0123456789"}"#.repeat(10)));
+        assert_eq!(places(&large), ((0..11).collect(), vec![]));
+        let one_is = checked(&format!(r#"{{"type":"{}"}}{{"type":"b"}}"#, "x".repeat(64)));
+        assert_eq!(places(&one_is), (vec![1], vec![(0, Code::TooLarge)]));
+    }
+
+    #[test]
     fn what_the_queue_finds_too_large_becomes_that_events_error_in_order() {
         let mut checked = checked(r#"[{"type":"a"},{"type":"b"},{},{"type":"c"},7]"#);
-        checked.refuse_too_large(vec![2, 0]);
+        checked.settle(&Delivery { too_large: vec![2, 0], durable: 1, ..Delivery::default() });
         assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [1]);
         let errors: Vec<_> = checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect();
         assert_eq!(errors, [(0, Code::TooLarge), (2, Code::MissingType), (3, Code::TooLarge), (4, Code::NotAnObject)]);
+    }
+
+    #[test]
+    fn an_event_whose_time_is_not_believed_is_named_as_long_as_it_is_accepted() {
+        let mut checked = checked(
+            r#"[{"type":"a","timestamp":"2026"},{"type":"b"},{},{"type":"c","timestamp":-1},{"type":"d","timestamp":{}}]"#,
+        );
+        let warned = |checked: &Checked| checked.warnings.iter().map(|warning| warning.index).collect::<Vec<_>>();
+        assert_eq!((checked.records.len(), checked.errors.len(), warned(&checked)), (4, 1, vec![0, 3, 4]));
+        assert!(checked.warnings.iter().all(|warning| warning.code == Code::InvalidTimestamp));
+        checked.settle(&Delivery { too_large: vec![2], ..Delivery::default() });
+        assert_eq!(warned(&checked), [0, 4]);
+        let failed = Failed { events: 0..1, may_be_stored: true, reason: "away".into() };
+        checked.settle(&Delivery { failed: vec![failed], ..Delivery::default() });
+        assert_eq!(warned(&checked), [4]);
+    }
+
+    #[test]
+    fn what_failed_for_a_passing_reason_is_neither_accepted_nor_an_error() {
+        let mut checked = checked(r#"[{"type":"a"},{"type":"b"},{},{"type":"c"},{"type":"d"}]"#);
+        let failed = |events, may_be_stored| Failed { events, may_be_stored, reason: "away".into() };
+        let failed = vec![failed(2..3, true), failed(0..1, false)];
+        checked.settle(&Delivery { failed, too_large: vec![3], durable: 1, ..Delivery::default() });
+        assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [1]);
+        assert_eq!(checked.errors.iter().map(|error| error.index).collect::<Vec<_>>(), [2, 4]);
+        let unavailable: Vec<_> = checked.unavailable.iter().map(|event| (event.index, event.may_be_stored)).collect();
+        assert_eq!(unavailable, [(0, false), (3, true)]);
+    }
+
+    #[test]
+    fn a_wrong_event_is_told_with_where_its_bytes_stand() {
+        let bytes_of = |checked: &Checked, error: &EventError| error.value.unwrap().of(&checked.body, &checked.aside).to_vec();
+        for (body, expected) in [
+            (r#"[{"type":"a"}, {} ,7]"#, [b"{}".as_slice(), b"7"]),
+            (r#"{"type":"a"} [] {"type": }, x "#, [b"[]", br#"{"type": }, x"#]),
+        ] {
+            let checked = checked(body);
+            let values: Vec<_> = checked.errors.iter().map(|error| bytes_of(&checked, error)).collect();
+            assert_eq!(values, expected);
+        }
+        let whole = Checked::unsplittable(Bytes::from_static(b"[{"), Invalid::new(Code::InvalidJson, "broken"));
+        assert_eq!(bytes_of(&whole, &whole.errors[0]), b"[{");
     }
 
     #[test]
@@ -296,7 +509,7 @@ mod tests {
             assert!(in_flight.get() > 2_000_000, "10,000 errors with a sentence each: {}", in_flight.get());
             checked.err().map(|problem| problem.status.as_u16())
         };
-        assert_eq!(refused(2_000_000), Some(429));
+        assert_eq!(refused(2_000_000), Some(503));
         assert_eq!(refused(64 << 20), None);
         assert_eq!(in_flight.get(), 0);
     }

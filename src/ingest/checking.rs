@@ -66,8 +66,13 @@ impl<'r> Checking<'r> {
     /// There is no room for it, at present or at all: nothing of the request is accepted.
     pub fn take(&mut self, index: usize, value: &[u8], attributes: &Attributes<'_>) -> Result<(), Problem> {
         if let Err(invalid) = self.taking.take_with(index, value, attributes) {
-            self.refuse(index, invalid);
+            self.refuse(index, value, invalid);
         }
+        self.count()
+    }
+
+    /// Counts what was made aside of the body.
+    fn count(&mut self) -> Result<(), Problem> {
         let aside = self.taking.checked.aside.capacity();
         if aside <= self.counted {
             return Ok(());
@@ -83,19 +88,37 @@ impl<'r> Checking<'r> {
         Ok(())
     }
 
-    /// Says in the answer why an event is not accepted.
-    pub fn refuse(&mut self, index: usize, invalid: Invalid) {
-        self.errors.push(EventError { index, invalid });
+    /// Says in the answer why an event with these bytes is not accepted.
+    pub fn refuse(&mut self, index: usize, value: &[u8], invalid: Invalid) {
+        let error = self.taking.refused(index, value, invalid);
+        self.errors.push(error);
+    }
+
+    /// The same of one that brings these attributes.
+    ///
+    /// # Errors
+    /// As [`Checking::take`].
+    pub fn refuse_with(
+        &mut self,
+        index: usize,
+        value: &[u8],
+        attributes: &Attributes<'_>,
+        invalid: Invalid,
+    ) -> Result<(), Problem> {
+        let error = self.taking.refused_with(index, value, attributes, invalid);
+        self.errors.push(error);
+        self.count()
     }
 
     /// All of them. The answer becomes a part of the share.
     ///
     /// # Errors
     /// There is no room for that at present.
-    pub fn finish(self) -> Result<Checked, Problem> {
+    pub fn finish(mut self) -> Result<Checked, Problem> {
+        self.count()?;
         let Taking { checked, body, .. } = self.taking;
         let checked = Checked { errors: self.errors, body: body.clone(), ..checked };
-        self.share.grow(checked.errors_size() + longest_answer(&checked))?;
+        self.share.grow(checked.remarks_size() + longest_answer(&checked))?;
         Ok(checked)
     }
 }

@@ -32,10 +32,22 @@ static SPEC_VERSION: HeaderName = HeaderName::from_static("ce-specversion");
 /// # Errors
 /// 415, as [`Format::of`] says.
 pub fn format_of(headers: &HeaderMap) -> Result<(Format, Option<InHeaders>), Problem> {
-    if headers.contains_key(&SPEC_VERSION) && !is_enveloped(headers) {
+    if is_in_headers(headers) {
         return Ok((Format::Data, Some(in_headers(headers))));
     }
     Ok((Format::of(headers)?, None))
+}
+
+/// What says of a record's value that it is an event in its envelope.
+pub fn beside_envelope() -> Attributes<'static> {
+    let mut attributes = Attributes::default();
+    attributes.set("content-type", "application/cloudevents+json");
+    attributes
+}
+
+/// Whether the request's headers have the attributes of an event, and its body is the data.
+pub fn is_in_headers(headers: &HeaderMap) -> bool {
+    headers.contains_key(&SPEC_VERSION) && !is_enveloped(headers)
 }
 
 /// Whether the content type is that of an envelope or a batch: then headers may repeat what stands there.

@@ -1,6 +1,7 @@
 //! The formats of a body: each has a file here, which splits it into its events: parts of the body, nothing copied, no tree
 //! built. A new one is such a file, and a line of it in each function here.
 
+mod brackets;
 mod json;
 mod ndjson;
 
@@ -16,7 +17,7 @@ use crate::{event::Code, http::Problem};
 /// How a body holds its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One object, or an array of them.
+    /// One object, an array of them, or several JSON texts one behind the other.
     Json,
     /// An event a line; each non-blank line stands alone.
     Ndjson,
@@ -30,42 +31,41 @@ pub enum Format {
 
 impl Format {
     /// Those that `Content-Type` names, without parameters.
-    const NAMED: [(Self, &'static str); 4] = [
+    const NAMED: [(Self, &'static str); 7] = [
         (Self::Json, "application/json"),
+        // None of these four is registered; each is some sender's default.
         (Self::Ndjson, "application/x-ndjson"),
+        (Self::Ndjson, "application/ndjson"),
+        (Self::Ndjson, "application/jsonl"),
+        (Self::Ndjson, "application/x-jsonlines"),
         (Self::CloudEvent, "application/cloudevents+json"),
         (Self::CloudEvents, "application/cloudevents-batch+json"),
     ];
 
-    /// What `Content-Type` says that the body is.
+    /// What `Content-Type` says that the body is; without one it is JSON.
     ///
     /// # Errors
     /// 415 for another media type, another charset than UTF-8, and more than one `Content-Type`.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
-        let unsupported = || {
+        let unsupported = |detail: &str| {
             let named = Self::NAMED.map(|(_, media_type)| media_type).join(", ");
             let detail = format!(
-                "Content-Type must be one of {named}, in UTF-8 (or with the headers of a CloudEvent, any that its data has)"
+                "{detail}: send one of {named}, in UTF-8 (or with the headers of a CloudEvent, any that its data has)"
             );
             Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
         };
         let mut given = headers.get_all(CONTENT_TYPE);
         let Some(content_type) = given.next() else { return Ok(Self::Json) };
         if given.next().is_some() {
-            return Err(unsupported());
+            return Err(unsupported("more than one Content-Type"));
         }
-        let mut parts = content_type.to_str().map_err(|_| unsupported())?.split(';').map(str::trim);
+        let unknown = || unsupported("this Content-Type is not taken");
+        let mut parts = content_type.to_str().map_err(|_| unknown())?.split(';').map(str::trim);
         let media_type = parts.next().unwrap_or_default();
-        let is_utf_8 = |parameter: &str| match parameter.split_once('=') {
-            Some((name, charset)) if name.trim().eq_ignore_ascii_case("charset") => {
-                let charset = charset.trim().trim_matches('"');
-                charset.eq_ignore_ascii_case("utf-8") || charset.eq_ignore_ascii_case("utf8")
-            }
-            _ => true,
-        };
         let mut named = Self::NAMED.into_iter();
         let known = named.find_map(|(format, name)| name.eq_ignore_ascii_case(media_type).then_some(format));
-        known.filter(|_| parts.all(is_utf_8)).ok_or_else(unsupported)
+        let format = known.ok_or_else(unknown)?;
+        if parts.all(is_utf_8) { Ok(format) } else { Err(unsupported("the charset of this Content-Type is not taken")) }
     }
 
     /// The JSON texts that are split: the body itself, or what a format that is not JSON rewrites it to, as a part of the
@@ -77,12 +77,33 @@ impl Format {
     }
 }
 
+/// Whether a parameter of `Content-Type` leaves the body in UTF-8, of which ASCII is a part.
+fn is_utf_8(parameter: &str) -> bool {
+    match parameter.split_once('=') {
+        Some((name, charset)) if name.trim().eq_ignore_ascii_case("charset") => {
+            let charset = charset.trim().trim_matches('"');
+            ["utf-8", "utf8", "us-ascii"].iter().any(|taken| charset.eq_ignore_ascii_case(taken))
+        }
+        _ => true,
+    }
+}
+
 /// The events of a body, not yet checked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Events<'a> {
-    /// One object. It is not parsed yet: broken syntax in it refuses the whole body.
+    /// One object, or more of them. It is not parsed yet: where it is no event, [`texts`] says which of both.
     One(&'a [u8]),
     Many(Vec<&'a [u8]>),
+    /// Several JSON texts.
+    Texts(SeveralTexts<'a>),
+}
+
+/// JSON texts one behind the other, with white space between them or without.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SeveralTexts<'a> {
+    pub whole: Vec<&'a [u8]>,
+    /// From what is none to the end, which is not looked at.
+    pub broken: Option<&'a [u8]>,
 }
 
 impl Events<'_> {
@@ -90,7 +111,14 @@ impl Events<'_> {
         match self {
             Self::One(_) => 1,
             Self::Many(events) => events.len(),
+            Self::Texts(texts) => texts.count(),
         }
+    }
+}
+
+impl SeveralTexts<'_> {
+    pub(super) fn count(&self) -> usize {
+        self.whole.len() + usize::from(self.broken.is_some())
     }
 }
 
@@ -99,9 +127,9 @@ impl Events<'_> {
 pub enum Unsplittable {
     #[error("the body is empty: send a JSON object, an array of objects, or one object a line as application/x-ndjson")]
     Empty,
-    #[error("the body begins with a byte order mark: send UTF-8 without one")]
+    #[error("the body begins with the byte order mark of UTF-16 or UTF-32: send it in UTF-8")]
     ByteOrderMark,
-    #[error("the body must be a JSON object or an array of objects; for one object a line send application/x-ndjson")]
+    #[error("the body must be a JSON object, or several, or an array of them")]
     NeitherObjectNorArray,
     #[error("the body must be one CloudEvent, a JSON object: send an array of them as application/cloudevents-batch+json")]
     NotOneEvent,
@@ -127,38 +155,54 @@ impl From<Unsplittable> for Problem {
                 (StatusCode::BAD_REQUEST, Some(Code::InvalidJson))
             }
         };
-        Self { code: code.map(Code::as_str), ..Self::new(status, unsplittable.to_string()) }
+        Self { code, ..Self::new(status, unsplittable.to_string()) }
     }
 }
 
 const WHITE_SPACE: &[u8] = b" \t\r\n";
-const BYTE_ORDER_MARKS: [&[u8]; 3] = [b"\xef\xbb\xbf", b"\xfe\xff", b"\xff\xfe"];
+/// Of UTF-8, which readers may skip (RFC 8259, 8.1).
+const MARK: &[u8] = b"\xef\xbb\xbf";
+/// Of UTF-16 in both orders, with which one of UTF-32 begins, and of the other UTF-32.
+const OTHER_MARKS: [&[u8]; 3] = [b"\xfe\xff", b"\xff\xfe", b"\0\0\xfe\xff"];
 
 /// The one JSON text that a body is, without what surrounds it.
 pub(super) fn whole(body: &[u8]) -> Result<&[u8], Unsplittable> {
-    if BYTE_ORDER_MARKS.iter().any(|mark| body.starts_with(mark)) {
+    if OTHER_MARKS.iter().any(|mark| body.starts_with(mark)) {
         return Err(Unsplittable::ByteOrderMark);
     }
-    let text = trim(body);
+    let text = trim(body.strip_prefix(MARK).unwrap_or(body));
     if text.is_empty() { Err(Unsplittable::Empty) } else { Ok(text) }
 }
 
 /// At most `max_events` events; where there are none, the body was an empty array.
 pub fn split(body: &[u8], format: Format, max_events: usize) -> Result<Events<'_>, Unsplittable> {
+    if format != Format::Data && OTHER_MARKS.iter().any(|mark| body.starts_with(mark)) {
+        return Err(Unsplittable::ByteOrderMark);
+    }
+    let marked = body;
+    let body = body.strip_prefix(MARK).unwrap_or(body);
     match format {
-        Format::Data => Ok(Events::One(body)),
-        _ if BYTE_ORDER_MARKS.iter().any(|mark| body.starts_with(mark)) => Err(Unsplittable::ByteOrderMark),
+        Format::Data => Ok(Events::One(marked)),
         Format::Json => json::split(body, max_events),
         Format::Ndjson => ndjson::split(body, max_events),
         Format::CloudEvent => match json::split(body, max_events)? {
             one @ Events::One(_) => Ok(one),
-            Events::Many(_) => Err(Unsplittable::NotOneEvent),
+            Events::Many(_) | Events::Texts(_) => Err(Unsplittable::NotOneEvent),
         },
         Format::CloudEvents => match json::split(body, max_events)? {
             many @ Events::Many(_) => Ok(many),
-            Events::One(_) => Err(Unsplittable::NoBatch),
+            Events::One(_) | Events::Texts(_) => Err(Unsplittable::NoBatch),
         },
     }
+}
+
+/// What [`Events::One`] holds, where that is no event: the JSON texts of it, of which the first is whole; `None` where it is one
+/// text, or begins with none.
+///
+/// # Errors
+/// They are more than `max_events`.
+pub fn texts(body: &[u8], max_events: usize) -> Result<Option<SeveralTexts<'_>>, Unsplittable> {
+    json::texts(body, max_events)
 }
 
 fn trim(mut bytes: &[u8]) -> &[u8] {
@@ -185,13 +229,19 @@ mod tests {
     const NO_LIMIT: usize = usize::MAX;
 
     #[test]
-    fn the_body_is_json_or_ndjson_in_utf_8() {
+    fn the_body_is_json_or_lines_in_utf_8() {
         for (content_types, expected) in [
             (&[][..], Ok(Format::Json)),
             (&["application/json"], Ok(Format::Json)),
             (&["Application/JSON; charset=\"UTF-8\"; profile=x"], Ok(Format::Json)),
+            (&["application/json; charset=utf8"], Ok(Format::Json)),
+            (&["application/json; charset=US-ASCII"], Ok(Format::Json)),
             (&["application/x-ndjson;charset=utf-8"], Ok(Format::Ndjson)),
+            (&["application/ndjson"], Ok(Format::Ndjson)),
+            (&["application/jsonl"], Ok(Format::Ndjson)),
+            (&["Application/X-JSONLines"], Ok(Format::Ndjson)),
             (&["application/json; charset=latin1"], Err(415)),
+            (&["application/jsonl; charset=utf-16"], Err(415)),
             (&["application/cloudevents+json; charset=utf-8"], Ok(Format::CloudEvent)),
             (&["Application/CloudEvents-Batch+JSON"], Ok(Format::CloudEvents)),
             (&["application/cloudevents+json; charset=utf-16"], Err(415)),
@@ -203,7 +253,12 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             content_types.iter().for_each(|given| headers.append(CONTENT_TYPE, HeaderValue::from_static(given)));
-            assert_eq!(Format::of(&headers).map_err(|problem| problem.status.as_u16()), expected, "{content_types:?}");
+            let found = Format::of(&headers).map_err(|problem| {
+                let names = |(_, name): (Format, &str)| problem.detail.contains(name);
+                assert!(Format::NAMED.into_iter().all(names), "it says what is taken: {problem}");
+                problem.status.as_u16()
+            });
+            assert_eq!(found, expected, "{content_types:?}");
         }
     }
 
@@ -211,6 +266,7 @@ mod tests {
         match split(body.as_bytes(), format, NO_LIMIT).unwrap() {
             Events::One(event) => vec![std::str::from_utf8(event).unwrap()],
             Events::Many(events) => events.into_iter().map(|event| std::str::from_utf8(event).unwrap()).collect(),
+            Events::Texts(texts) => panic!("{texts:?}"),
         }
     }
 
@@ -222,22 +278,121 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_of_utf_8_at_the_beginning_is_no_part_of_the_body() {
+        assert_eq!(many("\u{feff}{\"a\": 1}", Format::Json), ["{\"a\": 1}"]);
+        assert_eq!(many("\u{feff} [7]", Format::Json), ["7"]);
+        assert_eq!(many("\u{feff}{}\n{}", Format::Ndjson), ["{}", "{}"]);
+        assert_eq!(many("{}\n\u{feff}{}", Format::Ndjson), ["{}", "\u{feff}{}"], "nowhere else");
+    }
+
+    #[test]
     fn each_non_blank_line_stands_alone() {
         assert_eq!(many("{\"a\":1}\r\n\n  \t\r\nbroken\n[1]", Format::Ndjson), ["{\"a\":1}", "broken", "[1]"]);
     }
 
     #[test]
-    fn what_is_no_object_and_no_array_is_refused_as_a_whole() {
+    fn a_body_without_a_whole_text_is_refused_as_a_whole() {
         let refused = |body: &[u8], format| split(body, format, NO_LIMIT).unwrap_err();
         assert_eq!(refused(b" \n", Format::Json), Unsplittable::Empty);
+        assert_eq!(refused(b"\xef\xbb\xbf\n", Format::Json), Unsplittable::Empty);
         assert_eq!(refused(b"\r\n \n", Format::Ndjson), Unsplittable::Empty);
         assert_eq!(refused(b"17", Format::Json), Unsplittable::NeitherObjectNorArray);
-        assert_eq!(refused(b"\xef\xbb\xbf{}", Format::Json), Unsplittable::ByteOrderMark);
-        assert_eq!(refused(b"\xef\xbb\xbf{}", Format::Ndjson), Unsplittable::ByteOrderMark);
-        for broken in ["[{},", "[{}] x", "[{}{}]", "tru", "[{\"a\":}]", "[1,]"] {
+        for mark in [&b"\xfe\xff\0{"[..], b"\xff\xfe{\0", b"\xff\xfe\0\0", b"\0\0\xfe\xff"] {
+            assert_eq!(refused(mark, Format::Json), Unsplittable::ByteOrderMark);
+            assert_eq!(refused(mark, Format::Ndjson), Unsplittable::ByteOrderMark);
+        }
+        for broken in ["tru", "01", "-", "1.", "\"a", "7 x", "[{}] x", "[{}],", "[{}]]", "nul {}"] {
             assert!(matches!(refused(broken.as_bytes(), Format::Json), Unsplittable::Syntax(_)), "{broken}");
         }
-        assert!(matches!(refused(b"[\"\xff\"]", Format::Json), Unsplittable::Syntax(_)));
+    }
+
+    #[test]
+    fn an_element_that_is_broken_has_its_end_where_strings_close_and_brackets_balance() {
+        for (array, expected) in [
+            (
+                r#"[{"type":"a"},{"type":tru},{"type":"b"}]"#,
+                &[r#"{"type":"a"}"#, r#"{"type":tru}"#, r#"{"type":"b"}"#][..],
+            ),
+            (r#"[ {"a":NaN} , -Infinity ]"#, &[r#"{"a":NaN}"#, "-Infinity"]),
+            // Commas that are missing, doubled, or too many.
+            (r"[{}{}]", &["{}{}"]),
+            (r"[{},]", &["{}", ""]),
+            (r"[,{}]", &["", "{}"]),
+            (r"[1,,2]", &["1", "", "2"]),
+            (r"[,]", &["", ""]),
+            (r#"[{"a":}]"#, &[r#"{"a":}"#]),
+            (r#"[{"a" 1},{a:[{'b'}]}]"#, &[r#"{"a" 1}"#, "{a:[{'b'}]}"]),
+            // What is in a string is no bracket, broken or not.
+            (r#"["]","\x]","\"]",{"}":"["}]"#, &[r#""]""#, r#""\x]""#, r#""\"]""#, r#"{"}":"["}"#]),
+            ("[\"a\nb]\",1]", &["\"a\nb]\"", "1"]),
+        ] {
+            assert_eq!(many(array, Format::Json), expected, "{array}");
+        }
+        let events = split(b" [\"\xff]\" ,{}]\n", Format::Json, NO_LIMIT).unwrap();
+        assert_eq!(events, Events::Many(vec![b"\"\xff]\"", b"{}"]), "UTF-8 is not needed for it");
+    }
+
+    #[test]
+    fn an_array_whose_elements_have_no_end_is_refused_with_the_first_of_them() {
+        for (array, index) in [
+            ("[{},", 1),
+            ("[", 0),
+            ("[1,2", 1),
+            ("[1,{]", 1),
+            ("[{]}]", 0),
+            ("[1,2,[3}]", 2),
+            ("[1,2}", 1),
+            ("[{},{\"a\":\"x},{}]", 1),
+            ("[{},{\"a\":\"x\\\"}]", 1),
+        ] {
+            let refused = split(array.as_bytes(), Format::Json, NO_LIMIT).unwrap_err();
+            let Unsplittable::Syntax(sentence) = &refused else { panic!("{array}: {refused:?}") };
+            assert!(sentence.contains(&format!("element {index} ")), "{array}: {sentence}");
+        }
+    }
+
+    fn several(body: &str) -> Option<(Vec<&str>, bool)> {
+        let texts = match split(body.as_bytes(), Format::Json, NO_LIMIT).ok()? {
+            Events::One(value) => texts(value, NO_LIMIT).unwrap()?,
+            Events::Texts(texts) => texts,
+            Events::Many(_) => return None,
+        };
+        Some((texts.whole.into_iter().map(|text| std::str::from_utf8(text).unwrap()).collect(), texts.broken.is_some()))
+    }
+
+    #[test]
+    fn texts_one_behind_the_other_are_several() {
+        for (body, whole, is_broken) in [
+            ("{}{}", &["{}", "{}"][..], false),
+            ("\r\n{\"a\":{}} \t{\"b\":[1]}\n", &["{\"a\":{}}", "{\"b\":[1]}"], false),
+            ("{}[1,2]7\n\"a\"null{}", &["{}", "[1,2]", "7", "\"a\"", "null", "{}"], false),
+            ("[1] {}", &["[1]", "{}"], false),
+            ("[1][2]", &["[1]", "[2]"], false),
+            ("7 {}", &["7", "{}"], false),
+            ("1\"a\"", &["1", "\"a\""], false),
+            // Then what is none, and nothing behind it.
+            ("{},{}", &["{}"], true),
+            ("{}\0", &["{}"], true),
+            ("{} {\"a\":tru} {}", &["{}"], true),
+            ("{}{}}{}", &["{}", "{}"], true),
+            ("{}{", &["{}"], true),
+            ("[1] {} x", &["[1]", "{}"], true),
+            // A number or a word ends at white space, a bracket or a quote alone.
+            ("{} 01", &["{}"], true),
+            ("{} truefalse", &["{}"], true),
+            ("{} 1,2", &["{}"], true),
+            ("{} 1]", &["{}"], true),
+        ] {
+            assert_eq!(several(body), Some((whole.to_vec(), is_broken)), "{body:?}");
+        }
+        for one in ["{}", " {\"a\":1}\n", "{", "{\"a\":tru} {}", "[1]", "[1] x", "tru {}", "7"] {
+            assert_eq!(several(one), None, "{one:?}");
+        }
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(1_000), "]".repeat(1_000));
+        let body = format!("{{}}{deep}{{}}");
+        assert_eq!(several(&body), Some((vec!["{}", &deep, "{}"], false)), "one that is nested too deeply has its end");
+        let Ok(Some(texts)) = texts(b"{}{\"a\":\"\xff\"}{}", NO_LIMIT) else { panic!("the first is whole") };
+        assert_eq!((texts.whole, texts.broken.is_some()), (vec![&b"{}"[..]], true), "what is no UTF-8 is no text");
     }
 
     #[test]
@@ -260,6 +415,14 @@ mod tests {
         for (body, format) in [("[{},{},{}]", Format::Json), ("{}\n\n{}\n{}\n", Format::Ndjson)] {
             assert!(split(body.as_bytes(), format, 3).is_ok());
             assert_eq!(split(body.as_bytes(), format, 2).unwrap_err(), Unsplittable::TooMany(2));
+        }
+        assert!(split(b"[1,x,3]", Format::Json, 3).is_ok());
+        for broken in ["[1,x,3]", "[1,x,3", "[1,x,3}", "[1,x,]"] {
+            assert_eq!(split(broken.as_bytes(), Format::Json, 2).unwrap_err(), Unsplittable::TooMany(2));
+        }
+        assert!(texts(b"{}{}{}", 3).is_ok());
+        for more in [&b"{}{}{}"[..], b"{}{}x"] {
+            assert_eq!(texts(more, 2).unwrap_err(), Unsplittable::TooMany(2));
         }
     }
 
@@ -298,13 +461,19 @@ mod tests {
             for format in [Format::Json, Format::Ndjson] {
                 let fields = crate::event::EventFields::from(&crate::config::EventConfig::default());
                 match split(&bytes, format, 8) {
-                    Ok(Events::One(event)) => drop(crate::event::parse(event, &fields)),
+                    Ok(Events::One(event)) => {
+                        drop(crate::event::parse(event, &fields, crate::position::Timestamp(0)));
+                        if let Ok(Some(texts)) = texts(event, 8) {
+                            prop_assert!((1..=8).contains(&texts.count()));
+                        }
+                    }
                     Ok(Events::Many(events)) => {
                         prop_assert!(events.len() <= 8);
                         for event in events {
-                            drop(crate::event::parse(event, &fields));
+                            drop(crate::event::parse(event, &fields, crate::position::Timestamp(0)));
                         }
                     }
+                    Ok(Events::Texts(texts)) => prop_assert!((1..=8).contains(&texts.count())),
                     Err(_) => {}
                 }
             }

@@ -7,31 +7,34 @@ use std::{
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::{Method, StatusCode},
+    http::{Method, StatusCode, header::ContentType},
     web::{self, ServiceConfig},
 };
 use bytes::Bytes;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
-use tokio::sync::oneshot::Receiver;
 use tokio_util::task::TaskTracker;
 
 use super::{
     body,
     check::Checked,
-    cloudevents::format_of,
+    coding::Coding,
     format::Format,
     in_flight::Reservation,
+    openapi,
     otlp::{self, Encoding},
-    replies::summary,
+    pages,
+    preferences::{Handling, PREFERENCE_APPLIED, Preferences},
+    quarantine,
+    replies::{self, RETRY_AFTER_QUEUE, summary},
     shape::Shape,
     source,
 };
 use crate::{
-    config::{Config, HttpSource, LiveConfig},
-    event::EventFields,
+    config::{Config, HttpSource, LiveConfig, OnInvalid},
+    event::{Code, EventFields, Invalid},
     health::{Closed, Health},
     http::Problem,
-    log::{Delivery, Ingress, NotTaken, Publish, Ticket, kafka},
+    log::{Delivery, Ingress, NotTaken, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record},
     metrics::{Metrics, ReasonLabel, StatusLabel},
     names::{ActorName, dependency},
     position::Timestamp,
@@ -40,6 +43,7 @@ use crate::{
 /// What the workers share. Limits are read from the live configuration once a request.
 pub struct Intake {
     ingress: Ingress,
+    quarantine: Arc<dyn Quarantine>,
     config: LiveConfig,
     /// As at the start: what the log's readers go by, too.
     fields: EventFields,
@@ -71,15 +75,22 @@ impl Drop for Waiting {
 
 /// How often a request that waits for long looks whether its queue has gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const LATE: &str = "the queue did not confirm in time (http.request_timeout)";
 
 impl Intake {
-    pub fn new(ingress: Ingress, config: LiveConfig, health: Health, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        ingress: Ingress,
+        quarantine: Arc<dyn Quarantine>,
+        config: LiveConfig,
+        health: Health,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let fields = EventFields::from(&config.load().event);
         let answered_ok = metrics.requests.get_or_create_owned(&StatusLabel { status: 200 });
         let waiting = metrics.depth(ActorName::Producer);
         waiting.set(0);
         let under_way = TaskTracker::new();
-        Self { ingress, config, fields, health, metrics, answered_ok, under_way, waiting }
+        Self { ingress, quarantine, config, fields, health, metrics, answered_ok, under_way, waiting }
     }
 
     /// Resolves when no request is being handled.
@@ -93,70 +104,142 @@ impl Intake {
         self.health.gate.closed().map_or(Ok(()), |(closed, why)| Err(refused_by_gate(closed, &why)))
     }
 
-    /// Reads a body of this shape, checks its events, and makes the valid ones durable. The answer to them is to be a
-    /// part of the reservation.
+    /// Reads a body of this coding and shape, checks its events, and makes the valid ones durable, wrong ones too where they
+    /// are kept. The answer to them is to be a part of the reservation.
     async fn accept(
         self: &Arc<Self>,
         request: &HttpRequest,
         payload: web::Payload,
+        coding: Option<Coding>,
         shape: Shape,
+        handling: Option<Handling>,
     ) -> Result<(Checked, Reservation), Problem> {
         let config = self.config.load_full();
-        let body = body::read(request, payload, &config.http, &self.metrics.in_flight_bytes).await?;
+        let body = body::read(request, payload, coding, &config.http, &self.metrics.in_flight_bytes).await?;
         let received = Timestamp::now();
-        let mut share = Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight);
-        let mut checked = if shape.is_long(&body) {
-            let checked;
-            (checked, share) = self.check_aside(body, shape, config.clone(), received, share).await?;
-            checked
-        } else {
-            shape.check(body, &config.http, &self.fields, received, &mut share)?
+        let is_strict = handling == Some(Handling::Strict);
+        let quarantines = config.event.on_invalid == OnInvalid::Quarantine && !is_strict;
+        let whole = quarantines.then(|| body.clone());
+        let (checked, mut share) = self.check(body, shape, &config, received).await;
+        let mut checked = match (checked, whole) {
+            (Err(Problem { code: Some(code), detail, .. }), Some(body)) => {
+                let checked = Checked::unsplittable(body, Invalid::new(code, detail));
+                share.grow(replies::longest_answer(&checked))?;
+                checked
+            }
+            (checked, _) => checked?,
         };
+        if handling == Some(Handling::Lenient) {
+            share.grow(checked.records.len() * replies::UNAVAILABLE)?;
+        }
+        if is_strict && !checked.errors.is_empty() {
+            checked.records.clear();
+            checked.accepted.clear();
+            checked.warnings.clear();
+        }
+        // Before the events: where this fails, nothing of them is stored, and the request can come again.
+        if quarantines && !checked.errors.is_empty() {
+            self.keep(&mut checked, received, &config).await?;
+        }
         if !checked.records.is_empty() {
-            let too_large = self.publish(&mut checked, received, config.http.request_timeout, &mut share).await?;
-            checked.refuse_too_large(too_large);
+            let kept = checked.quarantined();
+            let published = self.publish(&mut checked, received, &config, handling, &mut share).await;
+            let delivery = published.map_err(|problem| beside_letters(problem, kept))?;
+            checked.settle(&delivery);
+            if is_strict && delivery.durable == 0 {
+                checked.accepted.clear();
+            }
         }
         self.metrics.events_accepted.inc_by(checked.accepted.len() as u64);
-        for error in &checked.errors {
-            self.rejected(error.invalid.code.as_str());
+        for error in checked.rejected() {
+            self.rejected(error.invalid.code);
+        }
+        for warning in &checked.warnings {
+            let reason = warning.code.as_str();
+            self.metrics.events_warned.get_or_create(&ReasonLabel { reason }).inc();
         }
         Ok((checked, share))
     }
 
-    async fn check_aside(
+    async fn check(
         self: &Arc<Self>,
         body: Bytes,
         shape: Shape,
-        config: Arc<Config>,
+        config: &Arc<Config>,
         received: Timestamp,
-        mut share: Reservation,
-    ) -> Result<(Checked, Reservation), Problem> {
-        let intake = self.clone();
+    ) -> (Result<Checked, Problem>, Reservation) {
+        let mut share = self.share(config).beside(body.len());
+        if !shape.is_long(&body) {
+            let checked = shape.check(body, &config.http, &self.fields, received, &mut share);
+            return (checked, share);
+        }
+        let (intake, live) = (self.clone(), config.clone());
         let checking = move || {
-            let checked = shape.check(body, &config.http, &intake.fields, received, &mut share)?;
-            Ok((checked, share))
+            let checked = shape.check(body, &live.http, &intake.fields, received, &mut share);
+            (checked, share)
         };
         tokio::task::spawn_blocking(checking).await.unwrap_or_else(|error| {
             tracing::error!(%error, "checking a body failed");
-            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be checked"))
+            let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be checked");
+            (Err(problem), self.share(config))
         })
     }
 
-    /// Waits until the records are durable. Returns the indexes of those that the queue refuses for their size.
+    /// Nothing yet of what all requests may hold.
+    fn share(&self, config: &Config) -> Reservation {
+        Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight)
+    }
+
+    /// Makes letters of what is wrong, and waits until they are durable.
+    async fn keep(&self, checked: &mut Checked, received: Timestamp, config: &Config) -> Result<(), Problem> {
+        // A buffer takes events meanwhile, and no letters.
+        if let Some(outage) = self.health.outage(&[dependency::KAFKA]) {
+            return Err(not_kept(&outage));
+        }
+        let mut cost = self.share(config);
+        cost.grow(quarantine::cost(checked))?;
+        let kept = self.quarantine.keep(quarantine::letters(checked, &config.queue, received));
+        // Not the request's own: a client that goes away leaves it alone.
+        let kept = self.under_way.spawn(async move {
+            let _cost = cost;
+            kept.await
+        });
+        let too_large = match self.confirmed(kept, || false, config.http.request_timeout).await {
+            Ok(Ok(Ok(too_large))) => too_large,
+            Ok(Ok(Err(error))) => return Err(not_kept(&format!("{error:#}"))),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "keeping dead letters failed");
+                return Err(not_kept("their task ended"));
+            }
+            Err(why) => return Err(not_kept(&why)),
+        };
+        quarantine::settle(checked, &too_large);
+        for error in checked.errors.iter().filter(|error| error.is_quarantined) {
+            let reason = error.invalid.code.as_str();
+            self.metrics.events_quarantined.get_or_create(&ReasonLabel { reason }).inc();
+        }
+        Ok(())
+    }
+
+    /// Waits until the records are durable, or refused for their size: then none of them is written where all or nothing is.
+    /// Where each has its own answer, others may have failed.
     async fn publish(
         &self,
         checked: &mut Checked,
         received: Timestamp,
-        timeout: Duration,
+        config: &Config,
+        handling: Option<Handling>,
         share: &mut Reservation,
-    ) -> Result<Vec<usize>, Problem> {
+    ) -> Result<Delivery, Problem> {
         let aside = match std::mem::take(&mut checked.aside) {
             none if none.is_empty() => Bytes::new(),
             // Like the body, it counts for as long as the queue works on it, also when the client has given up.
             aside => share.split_off(aside.capacity()).hold(aside),
         };
         let unanswered = &self.metrics.events_produced_unanswered;
-        let (ticket, delivery) = Ticket::new(checked.records.len(), unanswered.clone());
+        let is_of_each = handling == Some(Handling::Lenient);
+        let new = if is_of_each { Ticket::of_each } else { Ticket::new };
+        let (ticket, mut delivery) = new(checked.records.len(), unanswered.clone());
         let publish = Publish {
             body: checked.body.clone(),
             aside,
@@ -164,38 +247,58 @@ impl Intake {
             received,
             ticket,
         };
+        if handling == Some(Handling::Strict)
+            && let Some(largest) = largest_record(config)
+        {
+            let each = publish.events.iter().enumerate();
+            let larger = each.filter(|(_, record)| publish.size(record) > largest).map(|(index, _)| index);
+            let too_large: Vec<usize> = larger.collect();
+            if !too_large.is_empty() {
+                return Ok(Delivery { too_large, ..Delivery::default() });
+            }
+        }
         let asked = Arc::downgrade(&publish.ticket);
-        let is_buffered = move || asked.upgrade().is_some_and(|ticket| ticket.is_buffered());
+        let is_buffered = || asked.upgrade().is_some_and(|ticket| ticket.is_buffered());
         let _waiting = Waiting::enter(&self.waiting);
         self.ingress.publish(publish).map_err(not_taken)?;
         // The whole timeout again, after that for the body: the queue's own delivery timeout is just below it, so that
         // an answer "unknown" stays rare.
-        let delivery = self.confirmed(delivery, is_buffered, timeout).await.map_err(|why| unknown(&why))?;
-        let problem = match (delivery.unavailable, delivery.refused) {
-            (None, None) => return Ok(delivery.too_large),
-            (None, Some(reason)) if delivery.durable == 0 => refused(&reason),
-            (Some(reason), _) | (None, Some(reason)) => unknown(&reason),
+        let confirmed = self.confirmed(&mut delivery, is_buffered, config.http.request_timeout).await;
+        let delivery = match confirmed {
+            Ok(Ok(delivery)) => delivery,
+            Ok(Err(_)) => return Err(unknown(LATE)),
+            Err(why) if is_of_each => {
+                let known = asked.upgrade().and_then(|ticket| ticket.give_up(&why));
+                known.or_else(|| delivery.try_recv().ok()).ok_or_else(|| unknown(&why))?
+            }
+            Err(why) => return Err(unknown(&why)),
+        };
+        let is_something_durable = delivery.durable > 0 || checked.quarantined() > 0;
+        let problem = match (&delivery.unavailable, &delivery.refused) {
+            (None, None) => return Ok(delivery),
+            _ if is_of_each && is_something_durable => return Ok(delivery),
+            (None, Some(reason)) if delivery.durable == 0 => refused(reason),
+            (Some(reason), _) | (None, Some(reason)) => unknown(reason),
         };
         unanswered.inc_by(delivery.durable as u64);
         Err(problem)
     }
 
     /// Waits for the log's answer, at most `timeout`; while it is known that Kafka takes nothing, for moments unless
-    /// the buffer has the events.
-    async fn confirmed(
+    /// the buffer has the events. The error says why there is none.
+    async fn confirmed<T>(
         &self,
-        mut delivery: Receiver<Delivery>,
+        mut answer: impl Future<Output = T> + Unpin,
         is_buffered: impl Fn() -> bool,
         timeout: Duration,
-    ) -> Result<Delivery, String> {
-        let late = || "the queue did not confirm in time (http.request_timeout)".to_owned();
+    ) -> Result<T, String> {
         let deadline = Instant::now() + timeout;
         let mut wait = kafka::UNANSWERED_REQUEST;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match tokio::time::timeout(wait.min(left), &mut delivery).await {
-                Ok(delivery) => return delivery.map_err(|_| late()),
-                Err(_) if wait >= left => return Err(late()),
+            match tokio::time::timeout(wait.min(left), &mut answer).await {
+                Ok(answer) => return Ok(answer),
+                Err(_) if wait >= left => return Err(LATE.to_owned()),
                 Err(_) => {}
             }
             if !is_buffered()
@@ -236,8 +339,8 @@ impl Intake {
         }
     }
 
-    fn rejected(&self, code: &'static str) {
-        self.metrics.events_rejected.get_or_create(&ReasonLabel { reason: code }).inc();
+    fn rejected(&self, code: Code) {
+        self.metrics.events_rejected.get_or_create(&ReasonLabel { reason: code.as_str() }).inc();
     }
 
     fn refuse(&self, problem: Problem) -> HttpResponse {
@@ -263,7 +366,9 @@ fn refused_by_gate(closed: Closed, why: &str) -> Problem {
 
 fn not_taken(why: NotTaken) -> Problem {
     match why {
-        NotTaken::Busy => Problem::too_busy("too many requests wait for the queue: try again"),
+        NotTaken::Busy => {
+            Problem::unavailable("too many requests wait for the queue; nothing of this request was stored: try again")
+        }
         // A panicked producer is back after a back-off that begins at a fraction of a second.
         NotTaken::Restarting => {
             Problem::unavailable("the producer is being restarted; nothing of this request was stored")
@@ -271,8 +376,29 @@ fn not_taken(why: NotTaken) -> Problem {
     }
 }
 
+/// Nothing of its events was sent to the log by then.
+fn not_kept(why: &str) -> Problem {
+    let detail = format!(
+        "what is wrong of this request could not be kept as dead letters (event.on_invalid): {why}; none of its events was \
+         stored: send it again later"
+    );
+    unavailable(RETRY_AFTER_QUEUE, detail)
+}
+
+/// The letters of a request stand, whatever became of its events.
+fn beside_letters(problem: Problem, letters: usize) -> Problem {
+    if letters == 0 {
+        return problem;
+    }
+    let detail = format!(
+        "{} (but for what is wrong of it: {letters} dead letter(s) are kept already, and once more when it is sent again)",
+        problem.detail
+    );
+    Problem { detail: detail.into(), ..problem }
+}
+
 fn refused(reason: &str) -> Problem {
-    unavailable(5, format!("{reason}; nothing of this request was stored: send it again later"))
+    unavailable(RETRY_AFTER_QUEUE, format!("{reason}; nothing of this request was stored: send it again later"))
 }
 
 fn unknown(reason: &str) -> Problem {
@@ -280,7 +406,7 @@ fn unknown(reason: &str) -> Problem {
         "{reason}; it is not known which events of this request were stored: sending it again may store events twice, \
          with the same id where the client sent one"
     );
-    unavailable(5, detail)
+    unavailable(RETRY_AFTER_QUEUE, detail)
 }
 
 fn unavailable(retry_after: u32, detail: String) -> Problem {
@@ -291,7 +417,8 @@ fn not_allowed(allow: &'static str) -> Problem {
     Problem::not_allowed(allow, format!("this path takes {allow} only"))
 }
 
-/// The routes: `POST /v1/events`, `POST /v1/logs`, `GET /health`, and the paths of `[[http.source]]`, which are live.
+/// The routes: `POST /v1/events`, `POST /v1/logs`, `GET /health`, `GET /openapi.json` (which describes all), and the paths
+/// of `[[http.source]]`, which are live.
 pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
     let refuse =
         |problem: fn() -> Problem| web::to(move |intake: web::Data<Intake>| async move { intake.refuse(problem()) });
@@ -312,18 +439,36 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
                 .route(web::head().to(get_health))
                 .default_service(refuse(|| not_allowed("GET, HEAD"))),
         )
+        .service(
+            web::resource("/openapi.json")
+                .route(web::get().to(get_openapi))
+                .route(web::head().to(get_openapi))
+                .default_service(refuse(|| not_allowed("GET, HEAD"))),
+        )
         .default_service(web::to(any_other));
 }
 
 async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
+    let Preferences { handling } = Preferences::of(request.headers());
     let answer = async {
         intake.admit()?;
-        body::check_encoding(request.headers())?;
-        let (format, in_headers) = format_of(request.headers())?;
-        let (checked, share) = intake.accept(&request, payload, Shape::Events(format, in_headers)).await?;
+        let coding = Coding::of(request.headers())?;
+        let (format, in_headers) = pages::format(request.headers(), &intake.config)?;
+        let shape = Shape::Events(format, in_headers);
+        let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
         Ok(summary(&checked, share))
     };
-    intake.counted(answer).await
+    applied(intake.counted(answer).await, handling)
+}
+
+/// Says in an answer what the client had its way with.
+fn applied(mut response: HttpResponse, handling: Option<Handling>) -> HttpResponse {
+    // All or nothing that became some all the same: a broker found events too large after it had taken others.
+    let was_broken = handling == Some(Handling::Strict) && response.status() == StatusCode::MULTI_STATUS;
+    if let Some(handling) = handling.filter(|_| !was_broken) {
+        response.headers_mut().insert(PREFERENCE_APPLIED, handling.applied());
+    }
+    response
 }
 
 async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
@@ -333,8 +478,9 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
     };
     let taken = async {
         intake.admit()?;
-        body::check_encoding(request.headers())?;
-        let (checked, share) = intake.accept(&request, payload, Shape::Logs(encoding)).await?;
+        pages::check(request.headers(), &intake.config.load().http.cors)?;
+        let coding = Coding::of(request.headers())?;
+        let (checked, share) = intake.accept(&request, payload, coding, Shape::Logs(encoding), None).await?;
         Ok(otlp::answer(encoding, &checked, share))
     };
     let answer = async {
@@ -360,16 +506,19 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
     if request.method() != Method::POST {
         return intake.refuse(not_allowed("POST"));
     }
+    let Preferences { handling } = Preferences::of(request.headers());
     let answer = async {
         intake.admit()?;
-        body::check_encoding(request.headers())?;
+        pages::check(request.headers(), &intake.config.load().http.cors)?;
+        let coding = Coding::of(request.headers())?;
         // Whatever it is called, JSON is what is read.
         let lines = Format::of(request.headers()).ok().filter(|format| *format == Format::Ndjson);
         let lines = lines.unwrap_or(Format::Json);
-        let (checked, share) = intake.accept(&request, payload, Shape::Source(source.clone(), lines)).await?;
+        let shape = Shape::Source(source.clone(), lines);
+        let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
         Ok(source::answer(summary(&checked, share), &source))
     };
-    intake.counted(answer).await
+    applied(intake.counted(answer).await, handling)
 }
 
 /// For load balancers: whether events are accepted, and no more.
@@ -379,4 +528,16 @@ async fn get_health(intake: web::Data<Intake>) -> HttpResponse {
         return HttpResponse::Ok().finish();
     }
     intake.refuse(Problem::unavailable("not ready"))
+}
+
+/// The document of this listener, as it is configured at present. It counts as a request's bytes until the client has it.
+async fn get_openapi(intake: web::Data<Intake>) -> HttpResponse {
+    let config = intake.config.load();
+    let document = openapi::document(&config);
+    let mut share = Reservation::new(&intake.metrics.in_flight_bytes, config.http.max_in_flight);
+    if let Err(problem) = share.grow(document.len()) {
+        return intake.refuse(problem);
+    }
+    intake.answered(StatusCode::OK);
+    HttpResponse::Ok().insert_header(ContentType::json()).body(share.hold(document))
 }

@@ -10,17 +10,26 @@ use crate::{config::ByteSize, http::Problem};
 pub struct Reservation {
     bytes: i64,
     limit: i64,
+    /// What the same request has taken elsewhere; then it may exceed the limit while no other takes anything.
+    beside: Option<i64>,
     in_flight: Gauge,
 }
 
 impl Reservation {
     pub fn new(in_flight: &Gauge, limit: ByteSize) -> Self {
-        Self { bytes: 0, limit: i64::try_from(limit.0).unwrap_or(i64::MAX), in_flight: in_flight.clone() }
+        Self { bytes: 0, limit: i64::try_from(limit.0).unwrap_or(i64::MAX), beside: None, in_flight: in_flight.clone() }
+    }
+
+    /// For what a body of so many bytes costs besides. `http.max_in_flight` is at least `http.max_body`: a body that was let
+    /// in, and is alone, is not to be told for ever to come later for the sake of its events' places in lists, of which
+    /// `http.max_events` bounds the number.
+    pub fn beside(self, body: usize) -> Self {
+        Self { beside: Some(i64::try_from(body).unwrap_or(i64::MAX)), ..self }
     }
 
     /// One for other bytes of the same request, which are given back apart from these.
     pub fn another(&self) -> Self {
-        Self { bytes: 0, limit: self.limit, in_flight: self.in_flight.clone() }
+        Self { bytes: 0, limit: self.limit, beside: None, in_flight: self.in_flight.clone() }
     }
 
     /// Whether so much more could not be had either if nothing else were in flight.
@@ -31,21 +40,38 @@ impl Reservation {
     /// Takes more, without waiting.
     ///
     /// # Errors
-    /// 429 when less than that is left.
+    /// 503 when less than that is left.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.bytes = self.bytes.saturating_add(bytes);
-        if self.in_flight.inc_by(bytes).saturating_add(bytes) <= self.limit {
+        let all = self.in_flight.inc_by(bytes).saturating_add(bytes);
+        let is_alone = |beside: i64| all <= beside.saturating_add(self.bytes);
+        if all <= self.limit || self.beside.is_some_and(is_alone) {
             return Ok(());
         }
-        Err(Problem::too_busy("too many bytes of requests are being handled (http.max_in_flight): try again"))
+        Err(Problem::unavailable("too many bytes of requests are being handled (http.max_in_flight): try again"))
+    }
+
+    /// Takes more or gives back, so that it is this much.
+    ///
+    /// # Errors
+    /// As [`Reservation::grow`].
+    pub fn resize(&mut self, bytes: usize) -> Result<(), Problem> {
+        let held = usize::try_from(self.bytes).unwrap_or(0);
+        if bytes > held {
+            return self.grow(bytes - held);
+        }
+        let back = i64::try_from(held - bytes).unwrap_or(0);
+        self.bytes -= back;
+        self.in_flight.dec_by(back);
+        Ok(())
     }
 
     /// So much of it as a share of its own, which may live longer.
     pub fn split_off(&mut self, bytes: usize) -> Self {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX).min(self.bytes);
         self.bytes -= bytes;
-        Self { bytes, limit: self.limit, in_flight: self.in_flight.clone() }
+        Self { bytes, limit: self.limit, beside: self.beside, in_flight: self.in_flight.clone() }
     }
 
     /// These bytes, which count until the last clone of them is gone.
@@ -82,7 +108,7 @@ mod tests {
         let share = || Reservation::new(&in_flight, ByteSize(10));
         let (mut first, mut second) = (share(), share());
         assert!(first.grow(6).is_ok());
-        assert_eq!(second.grow(5).unwrap_err().status, 429);
+        assert_eq!(second.grow(5).unwrap_err().status, 503);
         drop(second);
         assert!(first.grow(4).is_ok());
         assert!(first.another().grow(1).is_err());
@@ -94,5 +120,32 @@ mod tests {
         assert_eq!(in_flight.get(), 3);
         drop(part);
         assert_eq!(in_flight.get(), 0);
+    }
+
+    #[test]
+    fn a_share_grows_and_shrinks_to_what_is_held() {
+        let in_flight = Gauge::default();
+        let mut share = Reservation::new(&in_flight, ByteSize(10));
+        for bytes in [4, 10, 3, 0, 10] {
+            assert!(share.resize(bytes).is_ok());
+            assert_eq!(in_flight.get(), bytes as i64);
+        }
+        assert_eq!(share.resize(11).unwrap_err().status, 503);
+        drop(share);
+        assert_eq!(in_flight.get(), 0);
+    }
+
+    #[test]
+    fn what_a_body_costs_besides_exceeds_the_budget_only_where_nothing_else_is_in_flight() {
+        let in_flight = Gauge::default();
+        let share = || Reservation::new(&in_flight, ByteSize(10));
+        let mut body = share();
+        assert!(body.grow(10).is_ok());
+        assert!(share().beside(10).grow(5).is_ok(), "it is alone");
+        assert_eq!(share().grow(5).unwrap_err().status, 503, "it is another request's");
+        let mut other = share();
+        body.resize(9).unwrap();
+        other.grow(1).unwrap();
+        assert_eq!(share().beside(9).grow(5).unwrap_err().status, 503, "it is not alone");
     }
 }

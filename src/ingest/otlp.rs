@@ -140,7 +140,7 @@ impl Logs<'_> {
                     }
                     let weight = Kind::LogRecord.weight(record);
                     let decode = || LogRecord::decode(record).map_err(|error| undecodable("log record", &error));
-                    self.take(record.len(), weight, decode, &resource, &scope)?;
+                    self.take(record, weight, decode, &resource, &scope)?;
                 }
             }
         }
@@ -170,7 +170,7 @@ impl Logs<'_> {
         weight: usize,
         make: impl FnOnce() -> Result<(Vec<u8>, Option<String>), Invalid>,
     ) -> Result<Result<Shared, Invalid>, Problem> {
-        if let Some(invalid) = self.too_large_to_decode(size, weight) {
+        if let Some(invalid) = self.too_large_to_decode(raw.len(), weight) {
             return Ok(Err(invalid));
         }
         let work = self.checking.work(weight)?;
@@ -196,7 +196,7 @@ impl Logs<'_> {
                     }
                     let record = record.get();
                     let read = || json::record(record).map_err(|error| unreadable("log record", &error));
-                    self.take(record.len(), json::weight(record), read, &resource, &scope)?;
+                    self.take(record.as_bytes(), json::weight(record), read, &resource, &scope)?;
                 }
             }
         }
@@ -239,10 +239,10 @@ impl Logs<'_> {
         self.checking.expect(records)
     }
 
-    /// Takes the next record, of that size as it was sent, and of that weight once it is decoded.
+    /// Takes the next record, as it was sent, and of that weight once it is decoded.
     fn take(
         &mut self,
-        size: usize,
+        raw: &[u8],
         weight: usize,
         decode: impl FnOnce() -> Result<LogRecord, Invalid>,
         resource: &MaybeShared,
@@ -251,18 +251,18 @@ impl Logs<'_> {
         let index = self.next;
         self.next += 1;
         let max_event = self.http.max_event.as_usize();
-        if let Some(invalid) = self.too_large_to_decode(size, weight) {
-            self.checking.refuse(index, invalid);
+        if let Some(invalid) = self.too_large_to_decode(raw.len(), weight) {
+            self.checking.refuse(index, raw, invalid);
             return Ok(());
         }
         let _work = self.checking.work(weight)?;
         let (resource, scope, record) = match (resource, scope, decode()) {
             (Some(Err(invalid)), ..) | (_, Some(Err(invalid)), _) => {
-                self.checking.refuse(index, invalid.clone());
+                self.checking.refuse(index, raw, invalid.clone());
                 return Ok(());
             }
             (_, _, Err(invalid)) => {
-                self.checking.refuse(index, invalid);
+                self.checking.refuse(index, raw, invalid);
                 return Ok(());
             }
             (Some(Ok(resource)), Some(Ok(scope)), Ok(record)) => (resource, scope, record),
@@ -273,7 +273,7 @@ impl Logs<'_> {
         event::write(&mut self.scratch, &record);
         let whole = self.scratch.len() + resource.fields.len() + scope.fields.len();
         if whole > max_event {
-            self.checking.refuse(index, self.too_large(whole));
+            self.checking.refuse(index, raw, self.too_large(whole));
             return Ok(());
         }
         self.scratch.extend_from_slice(&resource.fields);
@@ -344,20 +344,24 @@ struct Status {
     message: String,
 }
 
-/// What became of the log records: 200, with how many of them were wrong and why, or 400 where all were.
+/// What became of the log records: 200, with how many of them were rejected and what was wrong, or 400 where all were rejected.
 ///
 /// The answer counts as the request's `share` until the client has it.
 pub fn answer(encoding: Encoding, checked: &Checked, share: Reservation) -> HttpResponse {
-    let wrong = checked.errors.len();
     let Some(first) = checked.errors.first() else { return success(encoding, None, share) };
+    let (wrong, kept) = (checked.errors.len(), checked.quarantined());
     let mut message = format!("log record {}: {}", first.index, first.invalid);
     if wrong > 1 {
         message = format!("{message}; and {} more", wrong - 1);
     }
-    if checked.accepted.is_empty() {
+    if kept > 0 {
+        message = format!("{message}; {kept} kept as dead letters");
+    }
+    if checked.accepted.is_empty() && kept == 0 {
         return refusal(encoding, Problem::bad_request(format!("no log record was accepted: {message}")));
     }
-    let partial = ExportLogsPartialSuccess { rejected_log_records: wrong as i64, error_message: message };
+    // With none rejected the message is a warning.
+    let partial = ExportLogsPartialSuccess { rejected_log_records: (wrong - kept) as i64, error_message: message };
     success(encoding, Some(partial), share)
 }
 

@@ -6,32 +6,48 @@ use actix_web::{
     HttpResponse,
     http::{
         StatusCode,
-        header::{CONTENT_TYPE, HeaderValue},
+        header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
     },
 };
 
 use super::{
-    check::{Checked, EventId},
+    check::{Checked, EventError, EventId, Unavailable, Warning},
     in_flight::Reservation,
 };
+use crate::{event::Code, log::Failed};
 
-/// 200 where all events are accepted (also none of none), 207 where some are, 400 where none is.
+/// After a failure of the queue that passes: a broker's election or restart takes seconds.
+pub const RETRY_AFTER_QUEUE: u32 = 5;
+
+/// 200 where all events are accepted or kept as dead letters (also none of none, and whatever is said of them), 207 where some
+/// are, 400 where none is.
 ///
 /// The answer counts as the request's `share` until the client has it: a client may take its time with that.
 pub fn summary(checked: &Checked, share: Reservation) -> HttpResponse {
-    let status = match (checked.accepted.is_empty(), checked.errors.is_empty()) {
-        (_, true) => StatusCode::OK,
+    let is_done = checked.rejected().next().is_none() && checked.unavailable.is_empty();
+    // Without anything durable there is no answer to each event.
+    let is_none = checked.accepted.is_empty() && checked.unavailable.is_empty() && checked.quarantined() == 0;
+    let status = match (is_done, is_none) {
+        (true, _) => StatusCode::OK,
         (false, false) => StatusCode::MULTI_STATUS,
-        (true, false) => StatusCode::BAD_REQUEST,
+        (false, true) => StatusCode::BAD_REQUEST,
     };
     let mut builder = HttpResponse::build(status);
     builder.insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")));
+    if !checked.unavailable.is_empty() {
+        builder.insert_header((RETRY_AFTER, HeaderValue::from(RETRY_AFTER_QUEUE)));
+    }
     builder.body(share.hold(summary_json(checked)))
 }
 
 /// Frames of the entries of an answer, with their separators, numbers and codes.
 const ID: usize = 40;
 const ERROR: usize = 80;
+/// The longest entry of an event that may be sent again; taken from the share before it is known which ones these are.
+pub const UNAVAILABLE: usize = ERROR + Failed::LONGEST_REASON + MAY_BE_STORED.len();
+
+const NOT_STORED: &str = "; it was not stored: send it again";
+const MAY_BE_STORED: &str = "; whether it was stored is not known: sent again, it may stand there twice";
 
 /// The most bytes that an answer to these events has. (An event that the queue finds too large gets a sentence instead of
 /// its id, but then its own bytes are counted, which are far more.)
@@ -44,15 +60,23 @@ pub fn longest_answer(checked: &Checked) -> usize {
     };
     let ids: usize = checked.accepted.iter().map(|accepted| id(&accepted.id)).sum();
     let errors: usize = checked.errors.iter().map(|error| ERROR + 2 * error.invalid.message.len()).sum();
-    64 + ids + errors
+    let warnings: usize = checked.warnings.iter().map(|warning| ERROR + 2 * warning.message.len()).sum();
+    128 + ids + errors + warnings + checked.unavailable.len() * UNAVAILABLE
 }
 
-/// `{"accepted":1,"rejected":1,"ids":["…"],"errors":[{"index":1,"code":"missing_type","message":"…"}]}`, `errors` only
-/// where there are some. Written as it goes: a tree of it would cost several allocations an event.
+/// `{"accepted":1,"rejected":1,"ids":["…"],"errors":[{"index":1,"code":"missing_type","message":"…"}],"warnings":[…]}`,
+/// `errors` and `warnings` only where there are some, and so is `quarantined` behind `rejected`. Written as it goes: a tree
+/// of it would cost several allocations an event.
 pub(super) fn summary_json(checked: &Checked) -> Vec<u8> {
     let mut json = Vec::with_capacity(longest_answer(checked));
+    let (accepted, rejected) = (checked.accepted.len(), checked.rejected().count());
     // Writing to a Vec does not fail, here and below.
-    let _ = write!(json, r#"{{"accepted":{},"rejected":{},"ids":["#, checked.accepted.len(), checked.errors.len());
+    let _ = write!(json, r#"{{"accepted":{accepted},"rejected":{rejected},"#);
+    let quarantined = checked.quarantined();
+    if quarantined > 0 {
+        let _ = write!(json, r#""quarantined":{quarantined},"#);
+    }
+    json.extend_from_slice(br#""ids":["#);
     for (at, accepted) in checked.accepted.iter().enumerate() {
         if at > 0 {
             json.push(b',');
@@ -68,21 +92,49 @@ pub(super) fn summary_json(checked: &Checked) -> Vec<u8> {
         }
     }
     json.push(b']');
-    if !checked.errors.is_empty() {
-        json.extend_from_slice(br#","errors":["#);
-        for (at, error) in checked.errors.iter().enumerate() {
-            if at > 0 {
-                json.push(b',');
-            }
-            let code = error.invalid.code.as_str();
-            let _ = write!(json, r#"{{"index":{},"code":"{code}","message":"#, error.index);
-            string(&mut json, &error.invalid.message);
-            json.push(b'}');
-        }
+    write_errors(&mut json, checked);
+    let mut before: &[u8] = br#","warnings":["#;
+    for Warning { index, code, message } in &checked.warnings {
+        json.extend_from_slice(before);
+        write_remark(&mut json, *index, *code, message);
+        before = b",";
+    }
+    if !checked.warnings.is_empty() {
         json.push(b']');
     }
     json.push(b'}');
     json
+}
+
+/// What is said of an event.
+fn write_remark(json: &mut Vec<u8>, index: usize, code: Code, message: &str) {
+    let _ = write!(json, r#"{{"index":{index},"code":"{}","message":"#, code.as_str());
+    string(json, message);
+    json.push(b'}');
+}
+
+/// Wrong events and those that may be sent again, in the order of the request.
+fn write_errors(json: &mut Vec<u8>, checked: &Checked) {
+    let (mut errors, mut unavailable) = (checked.errors.iter().peekable(), checked.unavailable.iter().peekable());
+    let mut before: &[u8] = br#","errors":["#;
+    loop {
+        let next = unavailable.peek().map_or(usize::MAX, |event| event.index);
+        if let Some(EventError { index, invalid, .. }) = errors.next_if(|error| error.index < next) {
+            json.extend_from_slice(before);
+            write_remark(json, *index, invalid.code, &invalid.message);
+        } else if let Some(Unavailable { index, may_be_stored, reason }) = unavailable.next() {
+            json.extend_from_slice(before);
+            let _ = write!(json, r#"{{"index":{index},"code":"unavailable","retry":true,"message":"#);
+            string(json, &format!("{reason}{}", if *may_be_stored { MAY_BE_STORED } else { NOT_STORED }));
+            json.push(b'}');
+        } else {
+            break;
+        }
+        before = b",";
+    }
+    if before == b"," {
+        json.push(b']');
+    }
 }
 
 fn quote(json: &mut Vec<u8>, text: &[u8]) {
@@ -94,4 +146,90 @@ fn quote(json: &mut Vec<u8>, text: &[u8]) {
 fn string(json: &mut Vec<u8>, text: &str) {
     // A string always serialises.
     let _ = serde_json::to_writer(json, text);
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use prometheus_client::metrics::gauge::Gauge;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        config::ByteSize,
+        event::{Code, Invalid},
+        ingest::check::Accepted,
+    };
+
+    const WRONG: (usize, bool) = (1, false);
+    const KEPT: (usize, bool) = (1, true);
+    const AWAY: (usize, bool) = (2, false);
+
+    /// Events by their index: those accepted, those wrong (and whether they are kept), those that failed (and whether they may
+    /// be stored).
+    fn checked(accepted: &[usize], wrong: &[(usize, bool)], failed: &[(usize, bool)]) -> Checked {
+        let invalid = || Invalid::new(Code::MissingType, "no \"type\"");
+        let error = |(index, is_quarantined)| EventError { index, invalid: invalid(), value: None, is_quarantined };
+        let accept = |index: usize| Accepted { index, id: EventId::Unescaped(index.to_string()) };
+        let fail = |(index, may_be_stored)| Unavailable { index, may_be_stored, reason: "no broker".into() };
+        Checked {
+            body: Bytes::new(),
+            accepted: accepted.iter().copied().map(accept).collect(),
+            errors: wrong.iter().copied().map(error).collect(),
+            unavailable: failed.iter().copied().map(fail).collect(),
+            ..Checked::default()
+        }
+    }
+
+    #[test]
+    fn the_status_is_200_when_nothing_is_left_to_do_and_400_when_nothing_was_done() {
+        for (accepted, wrong, failed, status) in [
+            (&[][..], &[][..], &[][..], 200),
+            (&[0], &[], &[], 200),
+            (&[0], &[WRONG], &[], 207),
+            (&[], &[WRONG], &[], 400),
+            (&[0], &[KEPT], &[], 200),
+            (&[], &[KEPT], &[], 200),
+            (&[], &[KEPT, (3, false)], &[], 207),
+            (&[0], &[], &[AWAY], 207),
+            (&[0], &[KEPT], &[AWAY], 207),
+            (&[], &[KEPT], &[AWAY], 207),
+        ] {
+            let share = Reservation::new(&Gauge::default(), ByteSize(1 << 20));
+            let reply = summary(&checked(accepted, wrong, failed), share);
+            assert_eq!(reply.status().as_u16(), status, "{accepted:?} {wrong:?} {failed:?}");
+            assert_eq!(reply.headers().contains_key(RETRY_AFTER), !failed.is_empty());
+        }
+    }
+
+    #[test]
+    fn each_event_is_named_in_the_order_of_the_request_and_only_wrong_ones_are_rejected() {
+        let checked = checked(&[3], &[(1, false), (4, true)], &[(0, false), (2, true), (5, false)]);
+        let json = summary_json(&checked);
+        assert!(json.len() <= longest_answer(&checked), "{}", String::from_utf8_lossy(&json));
+        let json: Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!((&json["accepted"], &json["rejected"], &json["quarantined"]), (&json!(1), &json!(1), &json!(1)));
+        assert_eq!(json["ids"], json!(["3"]));
+        let errors = json["errors"].as_array().unwrap();
+        let told: Vec<_> =
+            errors.iter().map(|it| (it["index"].as_u64().unwrap(), it["code"].as_str().unwrap())).collect();
+        let (away, wrong) = ("unavailable", "missing_type");
+        assert_eq!(told, [(0, away), (1, wrong), (2, away), (4, wrong), (5, away)]);
+        for error in errors {
+            let is_away = error["code"] == away;
+            assert_eq!(error.get("retry"), is_away.then_some(&json!(true)), "{error}");
+            assert_eq!(error["message"].as_str().unwrap().starts_with("no broker; "), is_away, "{error}");
+        }
+        assert!(errors[0]["message"].as_str().unwrap().contains("was not stored"));
+        assert!(errors[2]["message"].as_str().unwrap().contains("twice"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_named() {
+        let json = |checked: &Checked| String::from_utf8(summary_json(checked)).unwrap();
+        assert_eq!(json(&checked(&[], &[], &[])), r#"{"accepted":0,"rejected":0,"ids":[]}"#);
+        assert_eq!(json(&checked(&[0, 1], &[], &[])), r#"{"accepted":2,"rejected":0,"ids":["0","1"]}"#);
+        let one = r#"{"accepted":0,"rejected":0,"quarantined":1,"ids":[],"errors":[{"index":1,"code":"missing_type","#;
+        assert!(json(&checked(&[], &[KEPT], &[])).starts_with(one));
+    }
 }

@@ -1,7 +1,7 @@
 //! `[[http.source]]`: bodies of other shapes than ours. Where their events are, and what of them is type, id, time and client,
 //! the configuration says; the events stay as they came, and what was found of them travels beside them.
 
-use std::{borrow::Cow, io::Read as _};
+use std::borrow::Cow;
 
 use actix_web::{
     HttpResponse,
@@ -10,15 +10,15 @@ use actix_web::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use flate2::read::MultiGzDecoder;
 use serde::de::IgnoredAny;
 use url::form_urlencoded;
 
 use super::{
     attributes::Attributes,
-    check::{Checked, invalid_body},
+    check::{Checked, invalid_body, no_text},
     checking::Checking,
-    format::{Events, Format, Unsplittable, split, whole},
+    coding::{Coding, Inflating},
+    format::{Events, Format, SeveralTexts, Unsplittable, split, whole},
     in_flight::Reservation,
 };
 use crate::{
@@ -62,22 +62,19 @@ pub fn check(
     let mut checking = Checking::new(came, &body, http, fields, received, share);
     checking.expect(events.count())?;
     let mut take = |index, event| match found.attributes(event) {
-        Ok(attributes) => checking.take(index, event, &attributes),
-        Err(invalid) => {
-            checking.refuse(index, invalid);
-            Ok(())
-        }
+        (attributes, None) => checking.take(index, event, &attributes),
+        (attributes, Some(invalid)) => checking.refuse_with(index, event, &attributes, invalid),
     };
-    let is_one = match events {
-        Events::One(event) => {
-            take(0, event)?;
-            true
-        }
-        Events::Many(events) => {
-            events.into_iter().enumerate().try_for_each(|(index, event)| take(index, event))?;
-            false
-        }
+    let (is_one, events, broken) = match events {
+        Events::One(event) => (true, vec![event], None),
+        Events::Many(events) => (false, events, None),
+        Events::Texts(SeveralTexts { whole, broken }) => (false, whole, broken),
     };
+    let count = events.len();
+    events.into_iter().enumerate().try_for_each(|(index, event)| take(index, event))?;
+    if let Some(rest) = broken {
+        checking.refuse(count, rest, no_text(rest, fields, received));
+    }
     let checked = checking.finish()?;
     match checked.errors.first() {
         // Broken syntax: nothing of the body is accepted.
@@ -135,22 +132,26 @@ impl<'s> Finder<'s> {
         Self { pointers, lookups }
     }
 
-    /// What an event brings, as the headers of its record.
-    fn attributes<'a>(&'a self, event: &'a [u8]) -> Result<Attributes<'a>, Invalid> {
+    /// What an event brings, as the headers of its record, and the first of it that is wrong.
+    fn attributes<'a>(&'a self, event: &'a [u8]) -> (Attributes<'a>, Option<Invalid>) {
         let mut found = [None; 4];
-        self.pointers.find_in(event, &mut found)?;
         let mut attributes = Attributes::default();
+        if let Err(invalid) = self.pointers.find_in(event, &mut found) {
+            return (attributes, Some(invalid));
+        }
+        let mut first = None;
         for ((name, lookup), json) in self.lookups.into_iter().zip(found) {
             let value = match lookup {
-                None => None,
-                Some(Lookup::Fixed { fixed }) => Some(Cow::Borrowed(fixed.as_str())),
-                Some(Lookup::At(pointer)) => value_of(name, json, pointer)?,
+                None => Ok(None),
+                Some(Lookup::Fixed { fixed }) => Ok(Some(Cow::Borrowed(fixed.as_str()))),
+                Some(Lookup::At(pointer)) => value_of(name, json, pointer),
             };
-            if let Some(value) = value {
-                attributes.set(name, value);
+            match value {
+                Ok(value) => value.into_iter().for_each(|value| attributes.set(name, value)),
+                Err(invalid) => drop(first.get_or_insert(invalid)),
             }
         }
-        Ok(attributes)
+        (attributes, first)
     }
 }
 
@@ -190,7 +191,12 @@ fn value_of<'a>(name: &str, json: Option<&'a str>, pointer: &Pointer) -> Result<
 /// The body without what it is wrapped in: base64 in a form, gzip without a word of it in the head.
 fn unwrap(body: Bytes, http: &HttpConfig, share: &Reservation) -> Result<Bytes, Problem> {
     let body = if is_form(&body) { from_form(&body, share)? } else { body };
-    if body.starts_with(GZIP) { inflate(&body, http, share) } else { Ok(body) }
+    if !body.starts_with(GZIP) {
+        return Ok(body);
+    }
+    let mut inflating = Inflating::new(Coding::Gzip, None, http.max_body.as_usize(), share.another());
+    inflating.push(body)?;
+    inflating.finish()
 }
 
 fn from_form(body: &[u8], share: &Reservation) -> Result<Bytes, Problem> {
@@ -205,28 +211,6 @@ fn from_form(body: &[u8], share: &Reservation) -> Result<Bytes, Problem> {
         Ok(bytes) => Ok(own.hold(bytes)),
         Err(error) => {
             Err(Problem::bad_request(format!("the field of this form is neither JSON nor base64, nothing was accepted: {error}")))
-        }
-    }
-}
-
-/// As a stream, so that nothing above `http.max_body` is ever made.
-fn inflate(body: &[u8], http: &HttpConfig, share: &Reservation) -> Result<Bytes, Problem> {
-    const STEP: u64 = 64 << 10;
-    let mut own = share.another();
-    let (mut inflated, mut counted) = (Vec::new(), 0);
-    let mut gzip = MultiGzDecoder::new(body);
-    loop {
-        inflated.reserve(STEP as usize);
-        own.grow(inflated.capacity() - counted)?;
-        counted = inflated.capacity();
-        let read = gzip.by_ref().take(STEP).read_to_end(&mut inflated).map_err(|error| {
-            Problem::bad_request(format!("the gzip stream is damaged or cut short, nothing was accepted: {error}"))
-        })?;
-        if inflated.len() > http.max_body.as_usize() {
-            return Err(Problem::body_too_large(http.max_body.as_usize()));
-        }
-        if (read as u64) < STEP {
-            return Ok(own.hold(inflated));
         }
     }
 }

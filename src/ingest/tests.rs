@@ -30,22 +30,37 @@ enum Expected<'a> {
 }
 
 fn expected(body: &[u8], format: Format) -> Expected<'_> {
-    if [&b"\xef\xbb\xbf"[..], b"\xfe\xff", b"\xff\xfe"].iter().any(|mark| body.starts_with(mark)) {
+    // UTF-16 and UTF-32, in both orders.
+    if [&b"\xfe\xff"[..], b"\xff\xfe", b"\0\0\xfe\xff"].iter().any(|mark| body.starts_with(mark)) {
         return Expected::Refused;
     }
-    match format {
-        Format::Ndjson => {
-            let lines: Vec<_> =
-                body.split(|byte| *byte == b'\n').map(grammar::trim).filter(|line| !line.is_empty()).collect();
-            if lines.is_empty() { Expected::Refused } else { Expected::Events(lines) }
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    match (format, grammar::trim(body)) {
+        (_, []) => Expected::Refused,
+        (Format::Ndjson, _) => {
+            let lines = body.split(|byte| *byte == b'\n').map(grammar::trim).filter(|line| !line.is_empty());
+            Expected::Events(lines.collect())
         }
-        Format::Json => match (grammar::trim(body), std::str::from_utf8(body)) {
-            (object @ [b'{', ..], Ok(_)) if grammar::is_value(object) => Expected::Events(vec![object]),
-            (array @ [b'[', ..], Ok(_)) => grammar::elements(array).map_or(Expected::Refused, Expected::Events),
-            _ => Expected::Refused,
-        },
+        (Format::Json, object @ [b'{', ..]) if grammar::is_text(object) => Expected::Events(vec![object]),
+        (Format::Json, array @ [b'[', ..]) if grammar::parts(array).is_some() => {
+            let parts = grammar::parts(array).unwrap_or_default();
+            if let Some(elements) = grammar::elements(array) {
+                assert_eq!(elements, parts, "of an array that is right both ways of reading it find the same");
+            }
+            Expected::Events(parts)
+        }
+        (Format::Json, value) => {
+            let (mut events, rest) = grammar::texts(value);
+            // Where the only text cannot be an event nothing is taken.
+            let needed = if value[0] == b'{' { 1 } else { 2 };
+            if events.len() < needed || events.len() + rest.iter().len() < 2 {
+                return Expected::Refused;
+            }
+            events.extend(rest);
+            Expected::Events(events)
+        }
         // Tried in `cloudevents`.
-        Format::CloudEvent | Format::CloudEvents | Format::Data => panic!("{format:?} holds no plain events"),
+        (Format::CloudEvent | Format::CloudEvents | Format::Data, _) => panic!("{format:?} holds no plain events"),
     }
 }
 
@@ -101,7 +116,7 @@ fn holds(body: &[u8], format: Format) {
         (Err(problem), Expected::Refused) => return assert_eq!(problem.status, 400),
         // A single object that only the rules for events refuse, such as its depth.
         (Err(problem), Expected::Events(events)) => {
-            assert_eq!((format, events.len(), problem.code), (Format::Json, 1, Some("invalid_json")));
+            assert_eq!((format, events.len(), problem.code), (Format::Json, 1, Some(Code::InvalidJson)));
             return assert_eq!(verdict(events[0]), Err(Code::InvalidJson));
         }
         (Ok(checked), Expected::Refused) => panic!("accepted what is no JSON: {checked:?}"),
@@ -150,6 +165,9 @@ fn holds(body: &[u8], format: Format) {
     let reply: Value = serde_json::from_slice(&reply).expect("the answer is JSON");
     assert_eq!(reply["ids"], Value::from(ids));
     assert_eq!(reply["rejected"], checked.errors.len());
+    for (name, remarks) in [("errors", checked.errors.len()), ("warnings", checked.warnings.len())] {
+        assert_eq!(reply[name].as_array().map(Vec::len), (remarks > 0).then_some(remarks), "{name}");
+    }
 }
 
 fn place(body: &[u8], value: Part) -> (usize, &[u8]) {
@@ -175,6 +193,69 @@ mod grammar {
     /// Whether these bytes, without white space around them, are one value.
     pub fn is_value(bytes: &[u8]) -> bool {
         Cursor { bytes, at: 0 }.value() == Some(bytes.len())
+    }
+
+    /// The same in UTF-8, as JSON is.
+    pub fn is_text(bytes: &[u8]) -> bool {
+        is_value(bytes) && std::str::from_utf8(bytes).is_ok()
+    }
+
+    /// The texts that stand one behind the other, and what begins with none. Numbers and words reach up to a character that
+    /// begins something else.
+    pub fn texts(bytes: &[u8]) -> (Vec<&[u8]>, Option<&[u8]>) {
+        let (mut texts, mut cursor) = (Vec::new(), Cursor { bytes, at: 0 });
+        loop {
+            cursor.space();
+            let start = cursor.at;
+            if start == bytes.len() {
+                return (texts, None);
+            }
+            let is_word = !b"{[\"".contains(&bytes[start]);
+            match cursor.value() {
+                Some(end)
+                    if is_text(&bytes[start..end])
+                        && !(is_word && cursor.peek().is_some_and(|next| !b" \t\r\n{[\"".contains(&next))) =>
+                {
+                    texts.push(&bytes[start..end]);
+                }
+                _ => return (texts, Some(&bytes[start..])),
+            }
+        }
+    }
+
+    /// What stands between the commas of an array that is all there is, whatever it is, as long as strings end and each
+    /// bracket is closed by its own kind.
+    pub fn parts(array: &[u8]) -> Option<Vec<&[u8]>> {
+        let (mut parts, mut closers, mut start, mut at) = (Vec::new(), Vec::new(), 1, 0);
+        let mut is_quoted = false;
+        while let Some(byte) = array.get(at) {
+            match byte {
+                b'\\' if is_quoted => at += 1,
+                b'"' => is_quoted = !is_quoted,
+                _ if is_quoted => {}
+                b'[' => closers.push(b']'),
+                b'{' => closers.push(b'}'),
+                b',' if closers.len() == 1 => {
+                    parts.push(trim(&array[start..at]));
+                    start = at + 1;
+                }
+                b']' | b'}' => {
+                    if closers.pop() != Some(*byte) {
+                        return None;
+                    }
+                    if closers.is_empty() {
+                        let last = trim(&array[start..at]);
+                        if !(parts.is_empty() && last.is_empty()) {
+                            parts.push(last);
+                        }
+                        return (at + 1 == array.len()).then_some(parts);
+                    }
+                }
+                _ => {}
+            }
+            at += 1;
+        }
+        None
     }
 
     /// The elements of an array that is all there is.
@@ -310,7 +391,7 @@ mod grammar {
 }
 
 /// Texts of values that readers stumble over.
-const ODD: [&str; 24] = [
+const ODD: [&str; 31] = [
     "1e999999",
     "-0",
     "-0.0e-0",
@@ -336,6 +417,13 @@ const ODD: [&str; 24] = [
     "\"\u{1}\"",
     "\"\\x\"",
     "tru",
+    "Infinity",
+    "-Infinity",
+    "",
+    "{]",
+    "}",
+    "\"]",
+    "'}'",
 ];
 
 fn value() -> impl Strategy<Value = String> {
@@ -350,7 +438,7 @@ fn value() -> impl Strategy<Value = String> {
 
 fn event() -> impl Strategy<Value = String> {
     let name = prop_oneof![
-        3 => select(vec!["type", "client_id", "event_id", "t\\u0079pe", "x", "", "\\ud800"]).prop_map(str::to_owned),
+        3 => select(vec!["type", "client_id", "event_id", "timestamp", "t\\u0079pe", "x", "", "\\ud800"]).prop_map(str::to_owned),
         1 => "[a-zA-Zäß ]{0,3}",
     ];
     let field = (name, value(), "[ \t]{0,1}").prop_map(|(name, value, space)| format!("\"{name}\"{space}:{value}"));
@@ -365,10 +453,11 @@ fn event() -> impl Strategy<Value = String> {
 
 /// A body, nearly right.
 fn body() -> impl Strategy<Value = Vec<u8>> {
-    let separator = select(vec![",", " ,\r\n", "\n", "\r\n", "\n\n \t\r\n", "\r", ""]);
-    let whole = (vec(event(), 0..5), separator, 0..4u8).prop_map(|(events, separator, shape)| match shape {
+    let separator = select(vec![",", " ,\r\n", "\n", "\r\n", "\n\n \t\r\n", "\r", "", ",,", " "]);
+    let whole = (vec(event(), 0..5), separator, 0..6u8).prop_map(|(events, separator, shape)| match shape {
         0 => events.concat().into_bytes(),
         1 => format!("{}\n", events.join(separator)).into_bytes(),
+        2 => format!("[{}]{separator}", events.join(separator)).into_bytes(),
         _ => format!(" [{}]\r\n", events.join(if separator.contains(',') { separator } else { "," })).into_bytes(),
     });
     let change =
@@ -429,6 +518,19 @@ fn the_table_of_odd_bodies_holds() {
         ("duplicate keys", &typed(r#""type":"b","client_id":1,"client_id":"c""#)),
         ("a byte order mark in the middle", "[{\"type\":\"a\"},\u{feff}{\"type\":\"b\"}]"),
         ("other white space", "\u{b}{\"type\":\"a\"}\u{a0}"),
+        ("a byte order mark at the beginning", "\u{feff}[{\"type\":\"a\"}]"),
+        ("two byte order marks", "\u{feff}\u{feff}{\"type\":\"a\"}"),
+        ("a byte order mark alone", "\u{feff}"),
+        ("several texts", "{\"type\":\"a\"}{\"type\":\"b\"}\r\n[{\"type\":\"c\"}] 7 \"x\"null{\"type\":\"d\"}"),
+        ("several texts, and then none", "{\"type\":\"a\"}{\"type\":\"b\"},{\"type\":\"c\"}"),
+        ("an array and other texts", "[{\"type\":\"a\"}] {\"type\":\"b\"} [x"),
+        ("an array and what is none", "[{\"type\":\"a\"}] x"),
+        ("numbers that are not two", "{\"type\":\"a\"} 01 {\"type\":\"b\"}"),
+        ("what is a number elsewhere", "[{\"type\":\"a\",\"x\":NaN},{\"type\":\"b\"},-Infinity]"),
+        ("commas too many, and too few", "[,{\"type\":\"a\"},,{\"type\":\"b\"}{\"type\":\"c\"},]"),
+        ("a bracket in a broken string", "[{\"type\":\"\\x]\"},{\"type\":\"b\"}]"),
+        ("a string without its end", "[{\"type\":\"a\"},{\"type\":\"b},{\"type\":\"c\"}]"),
+        ("brackets that do not match", "[{\"type\":\"a\"},{\"x\":[1},2]},{\"type\":\"b\"}]"),
         ("CR alone between lines", "{\"type\":\"a\"}\r{\"type\":\"b\"}"),
         (
             "CRLF, blank lines and a last line without an end",

@@ -1,9 +1,10 @@
 //! The write side: the events of one request, what takes them, and what becomes of each.
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -12,9 +13,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
-use uuid::Uuid;
+use uuid::{Uuid, fmt::Hyphenated};
 
-use super::record::Headers;
+use super::record::{Headers, ID_HEADER};
 use crate::position::Timestamp;
 
 /// The write side of a queue, which several threads use at the same time.
@@ -110,6 +111,13 @@ impl Publish {
     pub fn headers(&self, record: &NewRecord) -> Headers<'_> {
         record.headers.map_or(Headers::NONE, |headers| Headers::new(headers.count, headers.bytes.of(&self.aside)))
     }
+
+    /// Bytes of the record that this event becomes, without what the log adds.
+    pub fn size(&self, record: &NewRecord) -> usize {
+        let id = record.assigned_id.map_or(0, |_| ID_HEADER.len() + Hyphenated::LENGTH);
+        let headers = record.headers.map_or(0, |headers| (headers.bytes.end - headers.bytes.start) as usize);
+        self.value(record).len() + self.key(record).map_or(0, <[u8]>::len) + id + headers
+    }
 }
 
 /// What became of a request's events.
@@ -121,15 +129,35 @@ pub struct Delivery {
     pub unavailable: Option<String>,
     /// The first passing reason for which an event was refused before anything of it was written: 503 as well.
     pub refused: Option<String>,
+    /// All of those, where each event has its own answer ([`Ticket::of_each`]).
+    pub failed: Vec<Failed>,
     /// Events that are durable.
     pub durable: usize,
+}
+
+/// Events that are not known to be durable, for a passing reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// Indexes into `Publish::events`.
+    pub events: Range<usize>,
+    /// They may be durable all the same, now or later.
+    pub may_be_stored: bool,
+    /// At most [`Failed::LONGEST_REASON`] bytes.
+    pub reason: Arc<str>,
+}
+
+impl Failed {
+    pub const LONGEST_REASON: usize = 240;
 }
 
 /// Counts a request's answers down; the last one wakes the request. If it is dropped before (the producer died), the
 /// request's receiver errs, which means: nothing promised.
 pub struct Ticket {
+    events: usize,
     unanswered: AtomicUsize,
     durable: AtomicUsize,
+    /// Which events are durable, one bit each. Empty unless each event has its own answer: nobody else asks.
+    marks: Box<[AtomicU64]>,
     outcome: Mutex<Outcome>,
     /// Counts events that became durable when nobody waited for them any more.
     late: Counter,
@@ -139,21 +167,41 @@ pub struct Ticket {
 
 struct Outcome {
     delivery: Delivery,
+    /// `None` when the request has its answer, or has given up.
     reply: Option<oneshot::Sender<Delivery>>,
+    /// Events that the request knew to be durable when it gave up.
+    known: usize,
 }
 
 impl Ticket {
     /// For `events` events, at least one. `late` counts those that became durable after the request had gone.
     pub fn new(events: usize, late: Counter) -> (Arc<Self>, oneshot::Receiver<Delivery>) {
+        Self::marking(events, Box::default(), late)
+    }
+
+    /// The same, where each event has its own answer: the request hears which ones failed, and why.
+    pub fn of_each(events: usize, late: Counter) -> (Arc<Self>, oneshot::Receiver<Delivery>) {
+        let marks = (0..events.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Self::marking(events, marks, late)
+    }
+
+    fn marking(events: usize, marks: Box<[AtomicU64]>, late: Counter) -> (Arc<Self>, oneshot::Receiver<Delivery>) {
         let (reply, receiver) = oneshot::channel();
         let ticket = Self {
+            events,
             unanswered: AtomicUsize::new(events),
             durable: AtomicUsize::new(0),
-            outcome: Mutex::new(Outcome { delivery: Delivery::default(), reply: Some(reply) }),
+            marks,
+            outcome: Mutex::new(Outcome { delivery: Delivery::default(), reply: Some(reply), known: 0 }),
             late,
             is_buffered: AtomicBool::new(false),
         };
         (Arc::new(ticket), receiver)
+    }
+
+    /// Whether each event has its own answer, so that one that fails keeps no other from being written.
+    pub fn is_of_each(&self) -> bool {
+        !self.marks.is_empty()
     }
 
     /// Its events go to the buffer, and wait for no broker.
@@ -166,10 +214,16 @@ impl Ticket {
         self.is_buffered.load(Ordering::Relaxed)
     }
 
-    /// `events` events are durable.
-    pub fn durable(&self, events: usize) {
-        self.durable.fetch_add(events, Ordering::AcqRel);
-        self.count_down(events);
+    /// The events with these indexes are durable.
+    pub fn durable(&self, events: Range<usize>) {
+        let count = events.len();
+        if self.is_of_each() {
+            for index in events {
+                self.marks[index / 64].fetch_or(1 << (index % 64), Ordering::AcqRel);
+            }
+        }
+        self.durable.fetch_add(count, Ordering::AcqRel);
+        self.count_down(count);
     }
 
     /// The event at `index` is larger than the queue takes.
@@ -178,32 +232,85 @@ impl Ticket {
         self.count_down(1);
     }
 
-    /// `events` events are not known to be durable, for a passing reason.
-    pub fn unavailable(&self, events: usize, reason: &str) {
+    /// The events with these indexes are not known to be durable, for a passing reason.
+    pub fn unavailable(&self, events: Range<usize>, reason: &str) {
         self.outcome.lock().delivery.unavailable.get_or_insert_with(|| reason.to_owned());
-        self.count_down(events);
+        self.failed(events, true, reason);
     }
 
-    /// Nothing of `events` events was written, for a passing reason.
-    pub fn refused(&self, events: usize, reason: &str) {
+    /// Nothing of the events with these indexes was written, for a passing reason.
+    pub fn refused(&self, events: Range<usize>, reason: &str) {
         self.outcome.lock().delivery.refused.get_or_insert_with(|| reason.to_owned());
-        self.count_down(events);
+        self.failed(events, false, reason);
+    }
+
+    fn failed(&self, events: Range<usize>, may_be_stored: bool, reason: &str) {
+        let count = events.len();
+        if self.is_of_each() {
+            let failed = &mut self.outcome.lock().delivery.failed;
+            let reason = shared(failed, reason);
+            failed.push(Failed { events, may_be_stored, reason });
+        }
+        self.count_down(count);
     }
 
     fn count_down(&self, events: usize) {
         if self.unanswered.fetch_sub(events, Ordering::AcqRel) != events {
             return;
         }
+        let durable = self.durable.load(Ordering::Acquire);
         let mut outcome = self.outcome.lock();
-        let mut delivery = std::mem::take(&mut outcome.delivery);
-        delivery.durable = self.durable.load(Ordering::Acquire);
         let Some(reply) = outcome.reply.take() else {
+            self.late.inc_by(durable.saturating_sub(outcome.known) as u64);
             return;
         };
+        let delivery = Delivery { durable, ..std::mem::take(&mut outcome.delivery) };
         if let Err(delivery) = reply.send(delivery) {
             self.late.inc_by(delivery.durable as u64);
         }
     }
+
+    /// The request waits no longer, for this reason: what is known of each event by now. Those without an answer may be
+    /// stored. `None` where the last answer came just now; the receiver has it.
+    pub fn give_up(&self, why: &str) -> Option<Delivery> {
+        let mut outcome = self.outcome.lock();
+        outcome.reply.take()?;
+        let mut delivery = std::mem::take(&mut outcome.delivery);
+        let mut answered = vec![false; self.events];
+        for failed in &delivery.failed {
+            answered[failed.events.clone()].fill(true);
+        }
+        for index in &delivery.too_large {
+            answered[*index] = true;
+        }
+        for (index, answered) in answered.iter_mut().enumerate() {
+            let is_durable = self.marks.get(index / 64).is_some_and(|marks| {
+                let bit = 1 << (index % 64);
+                marks.load(Ordering::Acquire) & bit != 0
+            });
+            *answered |= is_durable;
+            delivery.durable += usize::from(is_durable);
+        }
+        outcome.known = delivery.durable;
+        let reason = shared(&delivery.failed, why);
+        let unanswered = answered.iter().enumerate().filter(|(_, answered)| !**answered).map(|(index, _)| index);
+        delivery.failed.extend(unanswered.map(|index| Failed {
+            events: index..index + 1,
+            may_be_stored: true,
+            reason: reason.clone(),
+        }));
+        delivery.unavailable.get_or_insert_with(|| why.to_owned());
+        Some(delivery)
+    }
+}
+
+/// This reason, cut where it is long. Thousands of events fail for a few reasons: what one before has is shared, and after so
+/// many that differ it is no longer looked for.
+fn shared(failed: &[Failed], reason: &str) -> Arc<str> {
+    const LOOKED_AT: usize = 64;
+    let reason = &reason[..reason.floor_char_boundary(Failed::LONGEST_REASON)];
+    let same = failed.iter().rev().take(LOOKED_AT).find(|other| *other.reason == *reason);
+    same.map_or_else(|| reason.into(), |other| other.reason.clone())
 }
 
 #[cfg(test)]
@@ -213,10 +320,10 @@ mod tests {
     #[test]
     fn the_last_answer_wakes_the_request() {
         let (ticket, mut reply) = Ticket::new(3, Counter::default());
-        ticket.durable(1);
+        ticket.durable(0..1);
         ticket.too_large(2);
         assert!(reply.try_recv().is_err());
-        ticket.durable(1);
+        ticket.durable(1..2);
         assert_eq!(reply.try_recv().unwrap(), Delivery { too_large: vec![2], durable: 2, ..Delivery::default() });
     }
 
@@ -225,8 +332,90 @@ mod tests {
         let late = Counter::default();
         let (ticket, reply) = Ticket::new(2, late.clone());
         drop(reply);
-        ticket.durable(2);
+        ticket.durable(0..2);
         assert_eq!(late.get(), 2);
+    }
+
+    /// Index, whether it may be stored, and why.
+    fn told(delivery: &Delivery) -> Vec<(usize, bool, &str)> {
+        let failed = delivery.failed.iter();
+        let each = failed
+            .flat_map(|failed| failed.events.clone().map(move |index| (index, failed.may_be_stored, &*failed.reason)));
+        let mut told: Vec<_> = each.collect();
+        told.sort_unstable();
+        told
+    }
+
+    #[test]
+    fn which_events_failed_is_told_where_each_has_its_own_answer_alone() {
+        for is_of_each in [true, false] {
+            let new = if is_of_each { Ticket::of_each } else { Ticket::new };
+            let (ticket, mut reply) = new(70, Counter::default());
+            ticket.durable(0..64);
+            ticket.unavailable(65..66, "away");
+            ticket.refused(66..70, "full");
+            ticket.durable(64..65);
+            let delivery = reply.try_recv().unwrap();
+            assert_eq!((delivery.durable, delivery.unavailable.as_deref()), (65, Some("away")));
+            assert_eq!(delivery.refused.as_deref(), Some("full"));
+            let expected = [
+                (65, true, "away"),
+                (66, false, "full"),
+                (67, false, "full"),
+                (68, false, "full"),
+                (69, false, "full"),
+            ];
+            assert_eq!(told(&delivery), if is_of_each { &expected[..] } else { &[] });
+        }
+    }
+
+    #[test]
+    fn who_gives_up_knows_what_is_durable_by_then_and_only_the_others_are_late() {
+        let late = Counter::default();
+        let (ticket, mut reply) = Ticket::of_each(130, late.clone());
+        ticket.durable(0..1);
+        ticket.durable(100..129);
+        ticket.refused(1..99, "full");
+        ticket.too_large(99);
+        let delivery = ticket.give_up("nobody answers").unwrap();
+        assert_eq!((delivery.durable, delivery.too_large.as_slice()), (30, [99].as_slice()));
+        let told = told(&delivery);
+        assert_eq!((told.len(), told[0], told[98]), (99, (1, false, "full"), (129, true, "nobody answers")));
+        assert_eq!(ticket.give_up("again"), None);
+        assert!(reply.try_recv().is_err());
+        ticket.durable(129..130);
+        assert_eq!(late.get(), 1);
+    }
+
+    #[test]
+    fn an_answer_that_came_just_now_is_not_given_up() {
+        let (ticket, mut reply) = Ticket::of_each(1, Counter::default());
+        ticket.durable(0..1);
+        assert_eq!(ticket.give_up("late"), None);
+        assert_eq!(reply.try_recv().unwrap().durable, 1);
+    }
+
+    #[test]
+    fn a_record_has_its_key_and_its_id_beside_its_value() {
+        let value = Part::InBody(Span { start: 0, end: 10 });
+        let record = |key, assigned_id| NewRecord { value, key, headers: None, assigned_id };
+        let mut events = vec![record(None, None), record(Some(Part::InBody(Span { start: 2, end: 5 })), Some(Uuid::nil()))];
+        events.push(NewRecord { headers: Some(NewHeaders { count: 1, bytes: Span { start: 0, end: 7 } }), ..events[0].clone() });
+        let (ticket, _reply) = Ticket::new(3, Counter::default());
+        let (body, aside) = (Bytes::from_static(b"0123456789"), Bytes::from_static(b"headers"));
+        let publish = Publish { body, aside, events, received: Timestamp(0), ticket };
+        let sizes: Vec<usize> = publish.events.iter().map(|record| publish.size(record)).collect();
+        assert_eq!(sizes, [10, 10 + 3 + 2 + 36, 10 + 7]);
+    }
+
+    #[test]
+    fn a_reason_is_kept_once_and_not_at_any_length() {
+        let (ticket, mut reply) = Ticket::of_each(3, Counter::default());
+        let long = "é".repeat(Failed::LONGEST_REASON);
+        (0..3).for_each(|index| ticket.refused(index..index + 1, &long));
+        let delivery = reply.try_recv().unwrap();
+        assert!(delivery.failed[0].reason.len() <= Failed::LONGEST_REASON);
+        assert!(Arc::ptr_eq(&delivery.failed[0].reason, &delivery.failed[2].reason));
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! Dead letters: records that cannot be parsed, or that the store refuses for good, kept with their original bytes,
-//! position and reason.
+//! Dead letters: records that cannot be parsed, or that the store refuses for good, and what the ingestor was sent and did
+//! not take, kept with their original bytes, position and reason.
 //!
-//! They come from the aggregates' side, and are written durably before the position moves past the record
-//! ([`DeadLetterWriter`]). A letter's id is its position, so writing one again changes nothing that a reader sees.
+//! Those of records come from the aggregates' side, and are written durably before the position moves past the record
+//! ([`DeadLetterWriter`]). Such a letter's id is its position, so writing one again changes nothing that a reader sees.
+//! Those of requests come from the ingestor, and are durable before the request's answer ([`Quarantine`]). A request that
+//! comes again makes new ones: only the client knows that it is the same.
 //!
 //! What operators do with them stands behind [`DeadLetters`]: the embedded log and Kafka implement it, and
 //! [`client`] asks a running daemon. A replay goes through [`replay`], which is the ingestor's check, and appends the
@@ -12,11 +14,13 @@ pub mod client;
 mod filter;
 pub mod replay;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::position::{Offset, Partition, Timestamp, TopicName};
 
@@ -35,8 +39,8 @@ pub struct DeadLetter {
     pub topic: String,
     pub generation: u32,
     pub partition: Partition,
-    pub offset: Offset,
-    /// The record's own timestamp.
+    pub origin: Origin,
+    /// The record's own timestamp, or when the request came.
     pub received: Timestamp,
     /// A code such as `invalid_json`: those of the ingest replies, or [`REFUSED_BY_STORE`].
     pub reason: String,
@@ -45,18 +49,66 @@ pub struct DeadLetter {
     /// When it was found.
     pub time: Timestamp,
     pub key: Option<Vec<u8>>,
-    pub value: Option<Vec<u8>>,
+    /// Of a request, a part of its body.
+    pub value: Option<Bytes>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
+
+/// What a letter was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A record, at this offset.
+    Record(Offset),
+    /// An event that the ingestor did not take, or a whole body. It stood in no log.
+    Request(Uuid),
+}
+
+impl Origin {
+    /// The offset as it is stored and sent: that of a request is negative, and all readers of offsets pass it over.
+    pub fn stored(self) -> i64 {
+        match self {
+            Self::Record(offset) => offset.as_i64(),
+            Self::Request(_) => -1,
+        }
+    }
+
+    /// Of a letter with this id; `None` where the two do not fit.
+    pub fn of(stored: i64, id: &str) -> Option<Self> {
+        match Offset::from_kafka(stored) {
+            Some(offset) => Some(Self::Record(offset)),
+            None => Uuid::try_parse(id.rsplit('/').next()?).ok().map(Self::Request),
+        }
+    }
+
+    pub fn offset(self) -> Option<Offset> {
+        match self {
+            Self::Record(offset) => Some(offset),
+            Self::Request(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Record(offset) => offset.fmt(f),
+            Self::Request(id) => id.hyphenated().fmt(f),
+        }
+    }
+}
+
+/// Stands behind the topic in the id of what the ingestor did not take, so that it is taken for no record.
+pub const QUARANTINE: &str = ".ingest";
 
 /// The reason of a valid event that the store does not take, whatever is tried.
 pub const REFUSED_BY_STORE: &str = "refused_by_store";
 
 impl DeadLetter {
-    /// `topic/partition/offset` (the topic with its generation, where that is above 0).
+    /// `topic/partition/offset` (the topic with its generation, where that is above 0), with a UUID in the place of the offset
+    /// where there is none.
     pub fn id(&self) -> String {
         let name = TopicName { topic: &self.topic, generation: self.generation };
-        format!("{name}/{}/{}", self.partition, self.offset)
+        format!("{name}/{}/{}", self.partition, self.origin)
     }
 }
 
@@ -68,6 +120,13 @@ pub trait DeadLetterWriter: Send + Sync {
     /// Which records at or beyond `from` are letters already, in whatever state. They are never counted: a configuration
     /// that makes one valid would count it beside its replay.
     fn known(&self, source: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>>;
+}
+
+/// Where the ingestor keeps what it does not take: with the other letters.
+pub trait Quarantine: Send + Sync {
+    /// Resolves when all letters are durable, but for those with the indexes that it returns: their bytes are more than a
+    /// letter may have, and nothing of them is kept.
+    fn keep(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<Vec<usize>>>;
 }
 
 /// The partition that letters come from.
@@ -144,13 +203,15 @@ pub struct Summary {
     /// When it was found.
     #[serde(with = "rfc3339")]
     pub time: Timestamp,
-    /// The record's own timestamp.
+    /// The record's own timestamp, or when the request came.
     #[serde(with = "rfc3339")]
     pub received: Timestamp,
     pub topic: String,
     pub generation: u32,
     pub partition: Partition,
-    pub offset: Offset,
+    /// Absent where it was no record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<Offset>,
     /// Bytes of the record's value, also where it was too large to be kept.
     pub size: u64,
     /// The value was too large to be kept: the archive has it.
@@ -170,8 +231,8 @@ impl Summary {
             topic: letter.topic.clone(),
             generation: letter.generation,
             partition: letter.partition,
-            offset: letter.offset,
-            size: omitted.unwrap_or_else(|| letter.value.as_ref().map_or(0, Vec::len) as u64),
+            offset: letter.origin.offset(),
+            size: omitted.unwrap_or_else(|| letter.value.as_ref().map_or(0, Bytes::len) as u64),
             value_omitted: omitted.is_some(),
         }
     }
@@ -295,6 +356,34 @@ mod rfc3339 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_and_what_is_stored_of_an_origin_lead_back_to_it() {
+        let uuid = Uuid::now_v7();
+        for (origin, stored, id) in [
+            (Origin::Record(Offset(7)), 7, "events@2/3/7".to_owned()),
+            (Origin::Request(uuid), -1, format!("events@2/3/{uuid}")),
+        ] {
+            let letter = DeadLetter {
+                topic: "events".to_owned(),
+                generation: 2,
+                partition: Partition(3),
+                origin,
+                received: Timestamp(0),
+                reason: String::new(),
+                message: String::new(),
+                time: Timestamp(0),
+                key: None,
+                value: None,
+                headers: Vec::new(),
+            };
+            assert_eq!((letter.id(), origin.stored()), (id.clone(), stored));
+            assert_eq!(Origin::of(stored, &id), Some(origin));
+            let offset = serde_json::to_value(Summary::of(&letter, State::Open, None)).unwrap().get("offset").cloned();
+            assert_eq!(offset, origin.offset().map(|offset| offset.0.into()));
+        }
+        assert_eq!(Origin::of(-1, "events/0/7"), None);
+    }
 
     #[test]
     fn bytes_that_are_no_text_come_back_from_json_as_they_were() {

@@ -46,13 +46,16 @@ use crate::{
     health::Health,
     log::{
         Appender, Full, Publish,
-        dead_letters::{DeadLetter, DeadLetterWriter, Source, replay::Admitted},
+        dead_letters::{DeadLetter, DeadLetterWriter, Quarantine, Source, replay::Admitted},
     },
     metrics::Metrics,
     names::{ActorName, SinkName, dependency},
     position::{Offset, TopicIdentity},
     supervise::{self, Escalation, Escalations},
 };
+
+/// A quarantined body may be as long as `http.max_body`, and a value of SQLite not.
+const LARGEST_LETTER: usize = 256 << 20;
 
 /// Requests that wait for the writer. A group commit takes them all; the producer's mailbox waits behind this.
 const WRITER_QUEUE: usize = 4096;
@@ -65,6 +68,8 @@ enum Write {
     /// A reader's position. Not answered: losing the latest ones in a crash repeats work, which the readers recognise.
     Cursor(&'static str, Offset),
     DeadLetters(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>),
+    /// The same, of requests; refused where there is no room for them.
+    Quarantine(Vec<DeadLetter>, oneshot::Sender<anyhow::Result<()>>),
     /// What an operator does with letters; answered for each, when durable, with whether it was open.
     Letters(LetterChange, Reply<Vec<bool>>),
     /// A row of `meta`; answered when durable.
@@ -196,7 +201,8 @@ impl EmbeddedLog {
         let end = Arc::new(LogEnd { end: Mutex::new(next), moved: Condvar::new(), stored });
         let (sender, receiver) = bounded(WRITER_QUEUE);
         let name = format!("{}-writer", purpose.file.trim_end_matches(".db"));
-        let writer = writer::Writer::new(database, end.clone(), purpose, config, health)?;
+        let writer = writer::Writer::new(database, end.clone(), purpose, config, health)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         let thread = std::thread::Builder::new()
             .name(name)
             .spawn(move || {
@@ -258,14 +264,38 @@ impl EmbeddedLog {
     }
 }
 
+/// Resolves when the writer has answered.
+fn written(
+    sent: Result<(), TrySendError<Write>>,
+    answer: oneshot::Receiver<anyhow::Result<()>>,
+) -> impl Future<Output = anyhow::Result<()>> {
+    let sent = sent.map_err(|_| anyhow::anyhow!("the embedded log's queue is full or its thread has ended"));
+    async move {
+        sent?;
+        answer.await.context("the embedded log's thread has ended")?
+    }
+}
+
+impl Quarantine for EmbeddedLog {
+    fn keep(&self, mut letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<Vec<usize>>> {
+        let is_too_large =
+            |letter: &DeadLetter| letter.value.as_ref().is_some_and(|value| value.len() > LARGEST_LETTER);
+        let each = letters.iter().enumerate();
+        let too_large: Vec<usize> = each.filter(|(_, letter)| is_too_large(letter)).map(|(index, _)| index).collect();
+        letters.retain(|letter| !is_too_large(letter));
+        if letters.is_empty() {
+            return Box::pin(async { Ok(too_large) });
+        }
+        let (reply, answer) = oneshot::channel();
+        let written = written(self.writer.try_send(Write::Quarantine(letters, reply)), answer);
+        Box::pin(async move { written.await.map(|()| too_large) })
+    }
+}
+
 impl DeadLetterWriter for EmbeddedLog {
     fn write(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<()>> {
-        let (reply, written) = oneshot::channel();
-        let sent = self.writer.try_send(Write::DeadLetters(letters, reply));
-        Box::pin(async move {
-            sent.map_err(|_| anyhow::anyhow!("the embedded log's queue is full or its thread has ended"))?;
-            written.await.context("the embedded log's thread has ended")?
-        })
+        let (reply, answer) = oneshot::channel();
+        Box::pin(written(self.writer.try_send(Write::DeadLetters(letters, reply)), answer))
     }
 
     fn known(&self, source: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
@@ -283,7 +313,7 @@ impl Appender for EmbeddedLog {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(Write::Append(publish))) => Err(Full { publish, next: from }),
             Err(TrySendError::Disconnected(Write::Append(publish))) => {
-                publish.ticket.refused(publish.events.len() - from, "the embedded log has ended");
+                publish.ticket.refused(from..publish.events.len(), "the embedded log has ended");
                 Ok(())
             }
             Err(_) => Ok(()),

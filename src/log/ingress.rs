@@ -131,7 +131,7 @@ impl Ingress {
         match &*self.shared.open.read() {
             Some(open) => open.appender.append(publish, from),
             None => {
-                publish.ticket.refused(publish.events.len() - from, "the producer is stopping");
+                publish.ticket.refused(from..publish.events.len(), "the producer is stopping");
                 Ok(())
             }
         }
@@ -143,7 +143,7 @@ fn unappended(publish: &Publish, from: usize, why: &str, not_taken: NotTaken) ->
     if from == 0 {
         return Err(not_taken);
     }
-    publish.ticket.refused(publish.events.len() - from, why);
+    publish.ticket.refused(from..publish.events.len(), why);
     Ok(())
 }
 
@@ -172,7 +172,7 @@ mod tests {
             let take = |room: usize| Some(room - room.min(wanted));
             let room = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).unwrap_or_else(|room| room);
             let next = from + room.min(wanted);
-            publish.ticket.durable(next - from);
+            publish.ticket.durable(from..next);
             if next < publish.events.len() { Err(Full { publish, next }) } else { Ok(()) }
         }
 
@@ -213,7 +213,7 @@ mod tests {
                 assert!(std::time::Instant::now() < deadline, "the other one is not let in");
                 std::thread::yield_now();
             }
-            publish.ticket.durable(publish.events.len());
+            publish.ticket.durable(0..publish.events.len());
             Ok(())
         }
 

@@ -19,7 +19,7 @@
 //! | scout | `kafka-probe` | | `client` | a producer's questions wait behind its records |
 //! | consumer of a sink, one each | `kafka-archive`, `kafka-aggregate`; questions on `kafka-offsets`, `kafka-commit` | `<group>-<sink>`, static | `consumer` | each sink has a position of its own |
 //! | topic watch | `kafka-watch` | | `client` | a consumer's connection may wait behind a fetch |
-//! | producer of dead letters | rdkafka's polling thread, from the first letter on | | `dead_letter_producer` | its queue is small, and a letter that fails must not be fatal to events |
+//! | producer of dead letters (the aggregates' and the ingestor's) | rdkafka's polling thread, from the first letter on | | `dead_letter_producer` | its queue is small, and a letter that fails must not be fatal to events |
 //! | producer of the forwarder | `forwarder`, with a buffer | | `forwarder` | a transactional id is one client's |
 //! | reader of the forwarder's position | `forwarder` | its transactional id, without members | `forwarded_position` | a position is read by a consumer of that group |
 //!

@@ -2,7 +2,7 @@
 //! each is durable.
 //!
 //! Requests come by the [`Ingress`]. Those that wait for the log are in the mailbox, which is bounded: a full one is
-//! answered with 429, so load that the log cannot take is answered to the client instead of growing memory.
+//! answered with 503, so load that the log cannot take is answered to the client instead of growing memory.
 
 use std::time::Duration;
 

@@ -64,7 +64,7 @@ impl Clients {
         let fate = match client.post(url, None, body.as_bytes()) {
             Ok(reply) if reply.status == 200 => Fate::Accepted,
             Ok(reply) => {
-                assert!(matches!(reply.status, 429 | 503) && reply.retry_after.is_some(), "{reply:?}");
+                assert!(reply.status == 503 && reply.retry_after.is_some(), "{reply:?}");
                 Fate::Uncertain
             }
             Err(NoReply::Unknown(_)) => Fate::Uncertain,

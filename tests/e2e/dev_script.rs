@@ -13,11 +13,12 @@ use tempfile::TempDir;
 const FROM_THE_SYSTEM: [&str; 14] =
     ["bash", "sh", "env", "cat", "cut", "dirname", "grep", "head", "mkdir", "nproc", "rm", "sed", "sort", "uname"];
 /// What a machine has that nothing is to be installed on. Each writes its call into the log, and succeeds.
-const PROGRAMS: [&str; 17] = [
+const PROGRAMS: [&str; 18] = [
     "apt-get",
     "c++",
     "cargo",
     "cc",
+    "chromium",
     "curl",
     "java",
     "javac",
@@ -142,6 +143,22 @@ fn what_is_missing_is_said_with_its_reason_and_installed_and_nothing_else() {
     assert_eq!(machine.dev(&["run"]).said, "", "only tests need Maven");
     assert_eq!(machine.dev(&["test"]).status, Some(0));
     assert!(machine.calls("apt-get").last().expect("it is called").ends_with(" maven"));
+}
+
+#[test]
+fn a_browser_is_installed_for_the_tests_that_have_pages_where_a_package_has_one() {
+    let packaged = fs::read_to_string("/etc/os-release").is_ok_and(|text| text.lines().any(|line| line == "ID=debian"));
+    for (arguments, browses) in
+        [(&["test"][..], true), (&["test", "e2e"], true), (&["test", "faults"], false), (&["test", "unit"], false)]
+    {
+        let machine = Machine::complete().without("chromium");
+        machine.stub("cargo", "echo \"chromium: ${INGESTD_CHROMIUM:-}\"");
+        let ran = machine.dev(arguments);
+        assert_eq!(ran.status, Some(0), "{}", ran.said);
+        let asked = machine.calls("apt-get").pop().unwrap_or_default();
+        assert_eq!(asked.ends_with(" chromium"), browses && packaged, "{arguments:?}: {asked}");
+        assert_eq!(ran.out.contains("chromium: none"), browses && !packaged, "{arguments:?}: {}", ran.out);
+    }
 }
 
 #[test]

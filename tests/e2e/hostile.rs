@@ -15,6 +15,7 @@ use crate::support::{
     archive::Archive,
     daemon::{Daemon, Setup},
     eventually,
+    openapi::{self, Answered},
     raw::{Answer, connect, exchange},
 };
 
@@ -45,6 +46,21 @@ fn check_answer(name: &str, answer: &Answer) {
         assert!(!answer.body.is_empty(), "{name}: {}", answer.head);
     } else {
         assert!(answer.status == 400 && body.contains(r#""errors":[{"#), "{name}: {} {body}", answer.head);
+    }
+}
+
+/// What the listener's own document says of such a request, where it is one, holds for hostile ones, too.
+fn check_described(sent: &[u8], answer: &Answer) {
+    let line = sent.split(|byte| *byte == b'\r').next().and_then(|line| std::str::from_utf8(line).ok());
+    let mut words = line.unwrap_or_default().split(' ');
+    let (Some(method), Some(target), Some("HTTP/1.1"), None) = (words.next(), words.next(), words.next(), words.next())
+    else {
+        return;
+    };
+    let field = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let headers = answer.head.lines().filter_map(field).collect();
+    if answer.status >= 200 {
+        openapi::check(&Answered { method, target, status: answer.status, headers, body: &answer.body });
     }
 }
 
@@ -106,7 +122,10 @@ fn hostile_requests_get_what_the_table_says_and_leave_nothing_behind() {
             .unwrap_or(case.gets.split(", ").filter(|word| *word != "closed").count());
         let outcome = exchange(daemon.http_address(), &case.sent, answers, case.gets.ends_with("closed"), PATIENCE);
         assert_eq!(outcome.summary(), case.gets, "{}: {outcome:?}", case.name);
-        outcome.answers.iter().for_each(|answer| check_answer(case.name, answer));
+        outcome.answers.iter().for_each(|answer| {
+            check_answer(case.name, answer);
+            check_described(&case.sent, answer);
+        });
         stored.extend(case.stored);
     }
     stored.push(good(&daemon, "between"));

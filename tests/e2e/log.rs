@@ -13,7 +13,7 @@ use ingestd::internals::{
     health::Health,
     log::{
         Appender, ByteBudget, SourceHandle,
-        dead_letters::{DeadLetterWriter, DeadLetters},
+        dead_letters::{DeadLetterWriter, DeadLetters, Quarantine},
         embedded::{EmbeddedLetters, EmbeddedLog},
     },
     names::SinkName,
@@ -62,6 +62,10 @@ impl Backend for Embedded {
         Arc::new(self.log.clone())
     }
 
+    fn quarantine(&self) -> Arc<dyn Quarantine> {
+        Arc::new(self.log.clone())
+    }
+
     fn dead_letters(&self) -> Arc<dyn DeadLetters> {
         Arc::new(EmbeddedLetters::new(self.log.clone(), Arc::new(ArcSwap::from_pointee(self.config.clone()))))
     }
@@ -102,5 +106,6 @@ on_each_log! { dead_letters, embedded_letters, kafka_letters:
     bytes_come_back_as_they_were_also_in_a_replay
     a_purged_letter_that_is_written_again_stays_away
     a_corrected_value_is_appended_and_one_that_is_no_event_is_refused
+    what_was_no_record_is_kept_replayed_and_purged_and_stands_for_none
     a_letter_that_there_is_not_is_said_and_nothing_is_changed
 }

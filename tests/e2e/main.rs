@@ -1,12 +1,16 @@
 //! The daemon as its users meet it: the built binary, HTTP, signals, the bucket, the database.
 //!
-//! `alone` needs nothing, `clients` a JDK, `cloudevents` packages of two SDKs; `on_services`, `buffer` and `bad_dependencies` run real services (`tests/services/services.py`), and are
-//! skipped loudly where those cannot be had, unless `INGESTD_REQUIRE_SERVICES=1`. One binary, so that the services start
-//! once and the large dependencies are linked once.
+//! `alone` needs nothing, `clients` a JDK, `browser` a Chromium, `openapi` a package of Python's, `cloudevents` those of two
+//! SDKs; `on_services`, `buffer` and `bad_dependencies` run real services (`tests/services/services.py`), and are skipped
+//! loudly where those cannot be had, unless `INGESTD_REQUIRE_SERVICES=1`. One binary, so that the services start once and the
+//! large dependencies are linked once.
 
 mod alone;
+mod answers;
 mod archive_tools;
 mod bad_dependencies;
+mod bodies;
+mod browser;
 mod buffer;
 mod clients;
 mod cloudevents;
@@ -22,13 +26,16 @@ mod log;
 mod mongodb_operators;
 mod object_stores;
 mod on_services;
+mod openapi;
 mod packaging;
 mod process;
 mod reading;
 mod refusals;
+mod senders;
 mod sources;
 mod store;
 #[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
 mod surface;
+mod times;

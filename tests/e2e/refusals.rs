@@ -45,6 +45,34 @@ fn a_key_that_is_unknown_or_not_built_yet_is_refused_with_the_nearest_one() {
 }
 
 #[test]
+fn how_times_are_taken_is_one_of_two_words_and_a_duration() {
+    for (key, values, words) in [
+        ("event.on_invalid_time", &["", "accept", "Receipt", "true"][..], "must be one of receipt, reject"),
+        ("event.max_future", &["", "soon", "-1d", "86400"][..], "must be a duration with its unit"),
+        ("event.max_future", &["10001years"][..], "must be a duration from 0s to 10000years"),
+    ] {
+        for value in values {
+            let shown = format!("{key} = {value:?}: ");
+            assert_refused(Setup::new("time-keys").set(key, value), CONFIGURATION, &["--set: ", &shown, words]);
+            let file = format!("[event]\n{} = {value:?}\n", key.trim_start_matches("event."));
+            assert_refused(Setup::new("time-keys").config(&file), CONFIGURATION, &["config.toml: ", &shown, words]);
+        }
+    }
+    let number = Setup::new("time-keys").config("[event]\nmax_future = 86400\n");
+    assert_refused(number, CONFIGURATION, &["config.toml: event.max_future = 86400: must be a duration with its unit"]);
+    let flag = Setup::new("time-keys").config("[event]\non_invalid_time = false\n");
+    assert_refused(
+        flag,
+        CONFIGURATION,
+        &["config.toml: event.on_invalid_time = false: must be one of receipt, reject"],
+    );
+    let nearest = "unknown key; did you mean event.on_invalid_time?";
+    assert_refused(Setup::new("time-keys").set("event.on_invalid_times", "reject"), CONFIGURATION, &[nearest]);
+    let elsewhere = "unknown key; did you mean event.max_future?";
+    assert_refused(Setup::new("time-keys").set("http.max_future", "1d"), CONFIGURATION, &[elsewhere]);
+}
+
+#[test]
 fn what_would_weaken_a_promise_is_refused_by_name() {
     let kafka = |name: &str| {
         let broker = format!("127.0.0.1:{}", free_port());

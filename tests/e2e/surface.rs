@@ -20,7 +20,11 @@ const LINES: Option<&str> = Some("application/x-ndjson");
 
 #[test]
 fn each_reply_says_what_became_of_each_event() {
-    let daemon = Setup::new("replies").set("http.max_body", "64KiB").set("http.max_event", "1KiB").start();
+    let daemon = Setup::new("replies")
+        .set("http.max_body", "64KiB")
+        .set("http.max_event", "1KiB")
+        .set("event.on_invalid_time", "reject")
+        .start();
 
     let one = daemon.post(None, br#"{"type":"a"}"#);
     assert_eq!((one.status, one.json()["accepted"].as_u64(), one.json()["rejected"].as_u64()), (200, Some(1), Some(0)));
@@ -71,7 +75,8 @@ fn errors(reply: &Value) -> Vec<(u64, String)> {
 
 #[test]
 fn times_are_those_that_readers_of_the_archive_know_and_the_last_of_them_can_be_asked_for() {
-    let daemon = Setup::new("times").start();
+    let daemon =
+        Setup::new("times").set("event.on_invalid_time", "reject").set("event.max_future", "10000years").start();
     let times = ["9999-12-31T23:59:59.999Z", "2026-12-31T23:58:60Z", "2026-12-31T23:59:59\u{2212}01:00"];
     let events: Vec<_> = times.iter().map(|time| json!({"type": "a", "timestamp": time})).collect();
     let reply = daemon.post(None, Value::from(events).to_string().as_bytes());

@@ -100,6 +100,16 @@ impl Brokers {
         self.wait_in_sync(topic, self.brokers.len());
     }
 
+    /// A topic of as many partitions as there are nodes, each on one of them.
+    pub fn create_topic_apart(&self, topic: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an administrator");
+        let nodes: Vec<[i32; 1]> = self.nodes().map(|node| [node]).collect();
+        let places: Vec<&[i32]> = nodes.iter().map(<[i32; 1]>::as_slice).collect();
+        let partitions = i32::try_from(places.len()).expect("a few");
+        self.create(&admin, NewTopic::new(topic, partitions, TopicReplication::Variable(&places)), &[]);
+        self.wait_in_sync(topic, 1);
+    }
+
     /// A topic of one partition, on these.
     pub fn create_topic_on(&self, topic: &str, nodes: &[i32], settings: &[(&str, &str)]) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an administrator");

@@ -268,9 +268,14 @@ impl Daemon {
         self.client.post(&self.events_url(), content_type, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
     }
 
-    /// With these headers.
-    pub fn post_with(&self, headers: &[(&str, &str)], body: &[u8]) -> Reply {
-        self.client.post_with(&self.events_url(), headers, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
+    /// The same with `Prefer: handling=…`.
+    pub fn prefer(&self, handling: &str, body: &[u8]) -> Reply {
+        self.post_with(&[("prefer", &format!("handling={handling}"))], body)
+    }
+
+    /// With these fields beside the body's length.
+    pub fn post_with(&self, fields: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.client.post_with(&self.events_url(), fields, body).unwrap_or_else(|error| panic!("POST: {error:?}"))
     }
 
     /// At the admin endpoint, without a body.

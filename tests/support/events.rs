@@ -70,7 +70,7 @@ impl Ledger {
         self.acknowledged.load(Ordering::Acquire)
     }
 
-    /// Requests that were answered with 429 or 503.
+    /// Requests that were answered with 503.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Acquire)
     }
@@ -84,7 +84,7 @@ impl Ledger {
     }
 
     /// Posts `count` new events over `connections` connections, each until it has its 2xx, as a client would: again
-    /// after 429, 503 and no answer.
+    /// after 503 and no answer.
     pub fn post(&self, url: &str, count: u64, connections: u64, within: Duration) {
         let first = self.next.fetch_add(count, Ordering::AcqRel);
         let deadline = Instant::now() + within;
@@ -127,7 +127,7 @@ impl Ledger {
             let reply = client.post(url, content_type, &body);
             match &reply {
                 Ok(reply) if reply.status == 200 => return self.acknowledge(&events, reply),
-                Ok(reply) if matches!(reply.status, 429 | 503) => {
+                Ok(reply) if reply.status == 503 => {
                     assert!(reply.retry_after.is_some(), "{reply:?}");
                     self.refused.fetch_add(1, Ordering::AcqRel);
                     self.doubt(&events);

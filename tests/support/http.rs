@@ -5,6 +5,8 @@ use std::{fmt, io, time::Duration};
 use serde_json::Value;
 use ureq::{Agent, Error, http::Response};
 
+use super::openapi::{self, Answered};
+
 /// Each has connections of its own.
 #[derive(Clone)]
 pub struct Client(Agent);
@@ -15,6 +17,7 @@ pub struct Reply {
     pub content_type: String,
     pub retry_after: Option<String>,
     pub allow: Option<String>,
+    pub preference_applied: Option<String>,
     pub body: String,
 }
 
@@ -58,34 +61,41 @@ impl Client {
         Self(config.into())
     }
 
+    #[track_caller]
     pub fn get(&self, url: &str) -> Result<Reply, NoReply> {
-        reply(self.0.get(url).call())
+        reply("GET", url, self.0.get(url).call())
     }
 
+    #[track_caller]
     pub fn post(&self, url: &str, content_type: Option<&str>, body: &[u8]) -> Result<Reply, NoReply> {
         let mut request = self.0.post(url);
         if let Some(content_type) = content_type {
             request = request.header("content-type", content_type);
         }
-        reply(request.send(body))
+        reply("POST", url, request.send(body))
     }
 
-    pub fn post_with(&self, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, NoReply> {
-        let request = self.0.post(url);
-        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-        reply(request.send(body))
+    /// With these fields beside the body's length.
+    #[track_caller]
+    pub fn post_with(&self, url: &str, fields: &[(&str, &str)], body: &[u8]) -> Result<Reply, NoReply> {
+        let request = fields.iter().fold(self.0.post(url), |request, (name, value)| request.header(*name, *value));
+        reply("POST", url, request.send(body))
     }
 
+    #[track_caller]
     pub fn delete(&self, url: &str) -> Result<Reply, NoReply> {
-        reply(self.0.delete(url).call())
+        reply("DELETE", url, self.0.delete(url).call())
     }
 
+    #[track_caller]
     pub fn put(&self, url: &str) -> Result<Reply, NoReply> {
-        reply(self.0.put(url).send(&[][..]))
+        reply("PUT", url, self.0.put(url).send(&[][..]))
     }
 }
 
-fn reply(result: Result<Response<ureq::Body>, Error>) -> Result<Reply, NoReply> {
+/// Each answer is one that the daemon's own documents describe.
+#[track_caller]
+fn reply(method: &str, url: &str, result: Result<Response<ureq::Body>, Error>) -> Result<Reply, NoReply> {
     let mut response = result.map_err(|error| match error {
         Error::ConnectionFailed => NoReply::NotSent,
         Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => NoReply::NotSent,
@@ -94,8 +104,14 @@ fn reply(result: Result<Response<ureq::Body>, Error>) -> Result<Reply, NoReply> 
     let header =
         |name: &str| response.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let (content_type, retry_after, allow) = (header("content-type"), header("retry-after"), header("allow"));
+    let preference_applied = header("preference-applied");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value.as_bytes()))).collect();
     let status = response.status().as_u16();
     let body = response.body_mut().with_config().limit(256 << 20).read_to_string();
     let body = body.map_err(NoReply::Unknown)?;
-    Ok(Reply { status, content_type: content_type.unwrap_or_default(), retry_after, allow, body })
+    let (_, after) = url.split_once("://").unwrap_or_default();
+    let target = after.find('/').map_or("/", |at| &after[at..]);
+    openapi::check(&Answered { method, target, status, headers, body: body.as_bytes() });
+    Ok(Reply { status, content_type: content_type.unwrap_or_default(), retry_after, allow, preference_applied, body })
 }

@@ -14,11 +14,13 @@ use std::{
 
 pub mod archive;
 pub mod brokers;
+pub mod coding;
 pub mod daemon;
 pub mod events;
 pub mod http;
 pub mod kafka;
 pub mod log;
+pub mod openapi;
 pub mod oracle;
 pub mod preload;
 pub mod process;

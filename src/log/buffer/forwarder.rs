@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use rusqlite::Connection;
 
@@ -21,7 +22,7 @@ use crate::{
     config::Config,
     log::{
         buffer::switch::Rule,
-        dead_letters::DeadLetter,
+        dead_letters::{DeadLetter, Origin},
         embedded,
         kafka::settings::TRANSACTION_TIMEOUT,
         record::{Record, RecordBuffer},
@@ -267,7 +268,7 @@ impl Forwarder {
             topic: format!("{}.buffer-{}", self.config.queue.topic, self.buffer.log.identity),
             generation: self.config.queue.generation,
             partition: Partition(0),
-            offset: record.offset,
+            origin: Origin::Record(record.offset),
             received: record.received,
             reason: reason.to_owned(),
             message: format!(
@@ -277,7 +278,7 @@ impl Forwarder {
             ),
             time: Timestamp::now(),
             key: record.key.map(owned),
-            value: record.value.map(owned),
+            value: record.value.map(Bytes::copy_from_slice),
             headers: record.headers.iter().map(|(name, value)| (name.to_owned(), value.map(owned))).collect(),
         };
         Outgoing::Letter { letter: Box::new(letter), whole: refusal.whole }

@@ -22,7 +22,7 @@ pub struct Filter {
     /// Of records of this partition
     #[arg(long, value_name = "NUMBER", value_parser = value_parser!(i32).range(0..).map(Partition))]
     pub partition: Option<Partition>,
-    /// This letter (topic/partition/offset); may be repeated
+    /// This letter (topic/partition/offset, or topic.ingest/0/UUID); may be repeated
     #[arg(long = "id", value_name = "ID")]
     pub ids: Vec<String>,
     /// At most so many

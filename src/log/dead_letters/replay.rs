@@ -62,10 +62,11 @@ impl ReplayCheck {
                 );
                 return Err(Refused { id, reason: "value_omitted".to_owned(), message });
             }
-            (None, None) => letter.value.clone().unwrap_or_default(),
+            (None, None) => letter.value.as_deref().unwrap_or_default().to_vec(),
         };
+        let received = Timestamp::now();
         let headers = letter.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
-        let (key, has_id) = match event::admit_with(&value, headers, self.max_event, &self.fields) {
+        let (key, has_id) = match event::admit_with(&value, headers, self.max_event, &self.fields, received) {
             Ok(event) => (event.key.map(|key| key.as_bytes().to_vec()), event.id.is_some()),
             Err(invalid) => {
                 return Err(Refused { id, reason: invalid.code.as_str().to_owned(), message: invalid.message });
@@ -77,27 +78,31 @@ impl ReplayCheck {
             headers.push((ID_HEADER.to_owned(), Some(Uuid::now_v7().to_string().into_bytes())));
         }
         headers.push((REPLAYED_HEADER.to_owned(), Some(id.clone().into_bytes())));
-        Ok(Admitted { id, received: Timestamp::now(), key, value, headers })
+        Ok(Admitted { id, received, key, value, headers })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::{Offset, Partition};
+    use crate::{
+        config::OnInvalidTime,
+        log::dead_letters::Origin,
+        position::{Offset, Partition},
+    };
 
     fn letter(value: &[u8], headers: &[(&str, &str)]) -> DeadLetter {
         DeadLetter {
             topic: "events".to_owned(),
             generation: 0,
             partition: Partition(0),
-            offset: Offset(7),
+            origin: Origin::Record(Offset(7)),
             received: Timestamp(1000),
             reason: "missing_type".to_owned(),
             message: "no type".to_owned(),
             time: Timestamp(2000),
             key: None,
-            value: Some(value.to_vec()),
+            value: Some(value.to_vec().into()),
             headers: headers.iter().map(|(n, v)| ((*n).to_owned(), Some(v.as_bytes().to_vec()))).collect(),
         }
     }
@@ -179,6 +184,21 @@ mod tests {
         for (value, reason) in [(r#"{"type":"a"}"#, "missing_type"), ("x", "invalid_json"), (&*large, "too_large")] {
             let refused = check().admit(&letter(value.as_bytes(), &[]), None, None).unwrap_err();
             assert_eq!((&*refused.id, &*refused.reason), ("events/0/7", reason));
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_not_believed_is_treated_as_at_the_front_door() {
+        // It was no such time when the letter's record came.
+        let later = (Timestamp::now().0 / 1000 + 7 * 24 * 3600).to_string();
+        for time in [&*later, "-1", "\"yesterday\""] {
+            let value = format!("{{\"type\":\"a\",\"timestamp\":{time}}}");
+            let mut config = Config::default();
+            let admitted = ReplayCheck::of(&config).admit(&letter(value.as_bytes(), &[]), None, None).unwrap();
+            assert_eq!(admitted.value, value.as_bytes());
+            config.event.on_invalid_time = OnInvalidTime::Reject;
+            let refused = ReplayCheck::of(&config).admit(&letter(value.as_bytes(), &[]), None, None).unwrap_err();
+            assert_eq!(refused.reason, "invalid_timestamp");
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params, params};
 
@@ -16,7 +17,7 @@ use crate::{
     config::LiveConfig,
     log::dead_letters::{
         BATCH_BYTES, BATCH_LETTERS, DeadLetter, DeadLetters, Filter, FullLetter, HeaderText, LettersError, Listed,
-        PATIENCE, Purge, Replay, Source, State, Summary,
+        Origin, PATIENCE, Purge, Replay, Source, State, Summary,
         replay::{Admitted, ReplayCheck},
     },
     position::{Offset, Partition, Timestamp},
@@ -39,16 +40,34 @@ pub(super) fn insert(transaction: &Transaction<'_>, letter: &DeadLetter) -> rusq
             letter.topic,
             letter.generation,
             letter.partition.0,
-            letter.offset.as_i64(),
+            letter.origin.stored(),
             letter.received.0,
             letter.reason,
             letter.message,
             letter.time.0,
             letter.key,
-            letter.value,
+            letter.value.as_deref(),
             headers
         ])?;
     Ok(())
+}
+
+/// What a letter takes in the file besides its bytes: its facts and its places in three trees.
+const ROW: u64 = 512;
+
+/// What a letter takes of the quarantine's room.
+pub(super) fn size(letter: &DeadLetter) -> u64 {
+    letter.value.as_ref().map_or(0, Bytes::len) as u64 + ROW
+}
+
+/// What those in quarantine take, together.
+pub(super) fn quarantined(database: &Connection) -> rusqlite::Result<u64> {
+    let (bytes, letters): (i64, i64) = database.query_row(
+        "SELECT coalesce(sum(length(value)), 0), count(*) FROM dead_letters WHERE offset < 0",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok(bytes.cast_unsigned() + letters.cast_unsigned() * ROW)
 }
 
 /// Closes an open letter; whether it was one.
@@ -60,12 +79,23 @@ pub(super) fn close(transaction: &Transaction<'_>, id: &str, state: State) -> ru
 }
 
 /// Removes a letter. One whose record may be counted again after a crash (it is not below `counted`) leaves a row that
-/// says that it was purged, or it would come back.
-pub(super) fn purge(transaction: &Transaction<'_>, id: &str, counted: Offset) -> rusqlite::Result<bool> {
+/// says that it was purged, or it would come back. `room` grows by what the quarantine has more of then.
+pub(super) fn purge(
+    transaction: &Transaction<'_>,
+    id: &str,
+    counted: Offset,
+    room: &mut u64,
+) -> rusqlite::Result<bool> {
     let removed = transaction
-        .prepare_cached("DELETE FROM dead_letters WHERE id = ?1 AND offset < ?2")?
-        .execute(params![id, counted.as_i64()])?;
-    if removed > 0 {
+        .prepare_cached("DELETE FROM dead_letters WHERE id = ?1 AND offset < ?2 RETURNING offset, length(value)")?
+        .query_row(params![id, counted.as_i64()], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?.unwrap_or_default().cast_unsigned()))
+        })
+        .optional()?;
+    if let Some((offset, bytes)) = removed {
+        if offset < 0 {
+            *room += bytes + ROW;
+        }
         return Ok(true);
     }
     transaction
@@ -122,7 +152,7 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<Summary> {
         topic: row.get(6)?,
         generation: row.get(7)?,
         partition: Partition(row.get(8)?),
-        offset: Offset(row.get::<_, i64>(9)?.cast_unsigned()),
+        offset: Offset::from_kafka(row.get(9)?),
         size: row.get::<_, i64>(10)?.cast_unsigned(),
         value_omitted: false,
     })
@@ -139,17 +169,18 @@ fn load(database: &Connection, id: &str) -> rusqlite::Result<Option<(DeadLetter,
             Ok(headers.into_iter().map(HeaderText::into_bytes).collect::<Result<_, _>>()?)
         };
         let corrupt = |error| rusqlite::Error::FromSqlConversionFailure(10, rusqlite::types::Type::Text, error);
+        let no_origin = || rusqlite::Error::IntegralValueOutOfRange(3, -1);
         let letter = DeadLetter {
             topic: row.get(0)?,
             generation: row.get(1)?,
             partition: Partition(row.get(2)?),
-            offset: Offset(row.get::<_, i64>(3)?.cast_unsigned()),
+            origin: Origin::of(row.get(3)?, id).ok_or_else(no_origin)?,
             received: Timestamp(row.get(4)?),
             reason: row.get(5)?,
             message: row.get(6)?,
             time: Timestamp(row.get(7)?),
             key: row.get(8)?,
-            value: row.get(9)?,
+            value: row.get::<_, Option<Vec<u8>>>(9)?.map(Bytes::from),
             headers: headers(row.get(10)?).map_err(corrupt)?,
         };
         Ok((letter, state(&row.get::<_, String>(11)?)))

@@ -34,7 +34,7 @@ const TABLES: &str = "
         topic TEXT NOT NULL,
         generation INTEGER NOT NULL,
         partition INTEGER NOT NULL,
-        offset INTEGER NOT NULL,
+        offset INTEGER NOT NULL, -- negative of what was no record
         received INTEGER NOT NULL,
         reason TEXT NOT NULL,
         message TEXT NOT NULL,

@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     log::{
         Batch, ByteBudget, Delivery, Epoch, NewRecord, Part, SourceCommand, SourceEvent, SourceHandle, Span, Ticket,
-        dead_letters::DeadLetters,
+        dead_letters::{DeadLetters, Filter, Origin, QUARANTINE},
     },
     position::{Partition, Timestamp},
 };
@@ -312,6 +312,71 @@ fn a_damaged_record_is_reported_and_not_delivered() {
     assert_eq!(delivered, Offset(6), "what is whole before it is");
     assert!(reason.contains("log.db is damaged between offsets 6 and 9"), "{reason}");
     reader.close(0);
+    log.close().unwrap();
+}
+
+/// A letter of a request, with a value of so many bytes.
+fn letter(bytes: usize) -> DeadLetter {
+    DeadLetter {
+        topic: format!("events{QUARANTINE}"),
+        generation: 0,
+        partition: Partition(0),
+        origin: Origin::Request(uuid::Uuid::now_v7()),
+        received: Timestamp::now(),
+        reason: "invalid_json".to_owned(),
+        message: "m".to_owned(),
+        time: Timestamp::now(),
+        key: None,
+        value: Some(vec![b'x'; bytes].into()),
+        headers: Vec::new(),
+    }
+}
+
+fn keep(log: &EmbeddedLog, letters: Vec<DeadLetter>) -> anyhow::Result<Vec<usize>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(log.keep(letters))
+}
+
+#[test]
+fn what_is_in_quarantine_is_bounded_by_the_quota_and_takes_nothing_from_the_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut config, health) = (Config::default(), Health::default());
+    config.queue.embedded.quota = crate::config::ByteSize(100_000);
+    let log = open_with(folder.path(), config.clone(), health.clone());
+    append(&log, 1, 40_000);
+    let kept = letter(70_000);
+    assert_eq!(keep(&log, vec![kept.clone()]).unwrap(), [0; 0]);
+    let refused = keep(&log, vec![letter(10)]).unwrap_err().to_string();
+    assert!(refused.contains("queue.embedded.quota") && refused.contains("dlq"), "{refused}");
+    eventually("it is said", || why_unavailable(&health).is_some_and(|why| why.contains("quarantine")));
+    assert!(health.readiness().dependencies[dependency::EMBEDDED_LOG].available);
+    append(&log, 1, 40_000);
+    log.close().unwrap();
+
+    // So it is after a restart, until there is room.
+    let log = open_with(folder.path(), config, health.clone());
+    assert!(keep(&log, vec![letter(10)]).is_err());
+    let letters = letters_of(&log);
+    assert_eq!(letters.replay(&Filter::by_id(&kept.id()), Some(br#"{"type":"a"}"#)).unwrap().replayed, [kept.id()]);
+    assert!(keep(&log, vec![letter(10)]).is_err(), "it is kept until it is purged");
+    assert_eq!(letters.purge(&Filter::by_id(&kept.id())).unwrap().purged, [kept.id()]);
+    assert!(keep(&log, vec![letter(10)]).is_ok());
+    eventually("it is said no more", || why_unavailable(&health).is_none());
+    log.close().unwrap();
+}
+
+#[test]
+fn a_body_that_sqlite_does_not_take_is_not_kept_and_the_others_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    // Nobody reads it, so it costs no memory.
+    let large = DeadLetter { value: Some(vec![0; LARGEST_LETTER + 1].into()), ..letter(0) };
+    let (first, last) = (letter(1), letter(2));
+    assert_eq!(keep(&log, vec![first.clone(), large.clone(), last.clone()]).unwrap(), [1]);
+    assert_eq!(keep(&log, vec![large]).unwrap(), [0]);
+    let listed = letters_of(&log).list(&Filter::default()).unwrap().dead_letters;
+    let ids: BTreeSet<_> = listed.into_iter().map(|letter| letter.id).collect();
+    assert_eq!(ids, BTreeSet::from([first.id(), last.id()]));
     log.close().unwrap();
 }
 

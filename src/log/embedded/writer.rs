@@ -54,10 +54,13 @@ pub(super) struct Writer {
     failing: Option<String>,
     /// `queue.embedded.quota` was reached, and [`ROOM`] is not free again.
     full: bool,
+    /// What letters in quarantine take.
+    quarantined: u64,
     /// There are pages to give back to the disk, as far as is known.
     free_pages: bool,
-    /// The state of the dependency as it was last reported.
+    /// The state of the dependency as it was last reported, and that of the quarantine.
     told: Option<String>,
+    told_of_quarantine: Option<String>,
 }
 
 /// What a commit holds, to be answered after it.
@@ -70,7 +73,9 @@ struct Group {
     changes: Vec<(LetterChange, Reply<Vec<bool>>)>,
     /// Requests that were refused before the commit.
     refused: usize,
+    /// Of the requests' bodies, and of the letters in quarantine.
     bytes: usize,
+    quarantined: u64,
     stop: Option<Reply<()>>,
 }
 
@@ -88,6 +93,7 @@ impl Writer {
                 cursors.insert(*reader, position);
             }
         }
+        let quarantined = dead_letters::quarantined(&database)?;
         health.dependency(purpose.dependency, Ok(()));
         Ok(Self {
             database,
@@ -100,8 +106,10 @@ impl Writer {
             housekeeping_at: Instant::now() + HOUSEKEEPING,
             failing: None,
             full: false,
+            quarantined,
             free_pages: true,
             told: None,
+            told_of_quarantine: None,
         })
     }
 
@@ -121,7 +129,7 @@ impl Writer {
             let mut next = first;
             while let Some(write) = next {
                 self.take(write, &mut group);
-                if group.bytes >= COMMIT_BYTES || group.stop.is_some() {
+                if group.bytes + group.quarantined as usize >= COMMIT_BYTES || group.stop.is_some() {
                     break;
                 }
                 next = writes.try_recv().ok();
@@ -153,7 +161,7 @@ impl Writer {
         match write {
             Write::Append(publish) => {
                 if let Some(why) = self.no_room(group.bytes as u64) {
-                    publish.ticket.refused(publish.events.len(), &why);
+                    publish.ticket.refused(0..publish.events.len(), &why);
                     group.refused += 1;
                     return;
                 }
@@ -162,6 +170,15 @@ impl Writer {
             }
             Write::Cursor(reader, position) => self.move_cursor(reader, position),
             Write::DeadLetters(letters, reply) => group.letters.push((letters, reply)),
+            Write::Quarantine(letters, reply) => {
+                if let Some(why) = self.no_room_for_letters(group) {
+                    // Whoever asked may have given up.
+                    let _ = reply.send(Err(anyhow::Error::msg(why)));
+                    return;
+                }
+                group.quarantined += letters.iter().map(dead_letters::size).sum::<u64>();
+                group.letters.push((letters, reply));
+            }
             Write::Meta(name, value, done) => group.meta.push((name, value, done)),
             Write::Letters(change, reply) => group.changes.push((change, reply)),
             Write::Flush(done) => group.written.push(done),
@@ -187,6 +204,7 @@ impl Writer {
                 self.end.append(next, bytes);
                 let events: usize = group.publishes.iter().map(|publish| publish.events.len()).sum();
                 self.purpose.counts.inc_by(events as u64);
+                self.quarantined += group.quarantined;
                 Ok(())
             }
             Err(NotWritten { error, unknown }) => Err((self.cannot_be_written(&error), unknown)),
@@ -195,9 +213,9 @@ impl Writer {
         for publish in group.publishes.drain(..) {
             let events = publish.events.len();
             match &outcome {
-                Ok(()) => publish.ticket.durable(events),
-                Err((why, true)) => publish.ticket.unavailable(events, why),
-                Err((why, false)) => publish.ticket.refused(events, why),
+                Ok(()) => publish.ticket.durable(0..events),
+                Err((why, true)) => publish.ticket.unavailable(0..events, why),
+                Err((why, false)) => publish.ticket.refused(0..events, why),
             }
         }
         let outcome = outcome.map_err(|(why, _)| why);
@@ -238,8 +256,31 @@ impl Writer {
         })
     }
 
-    /// Lets readiness know whether events can be written.
+    /// Why no more letters of requests are kept: they have what the quota leaves them beside the records, whose own share of it
+    /// they never take.
+    fn no_room_for_letters(&mut self, group: &Group) -> Option<String> {
+        let why = self.no_room(group.bytes as u64);
+        why.or_else(|| self.quarantine_is_full(group.bytes as u64 + group.quarantined))
+    }
+
+    fn quarantine_is_full(&self, more: u64) -> Option<String> {
+        let quota = self.config.load().queue.embedded.quota;
+        let is_full = self.quarantined > 0 && self.end.stored() + self.quarantined + more >= quota.0;
+        is_full.then(|| {
+            format!(
+                "what is in quarantine has reached queue.embedded.quota ({quota}), with the records that wait: see what it is \
+                 (`ingestd dlq list --all`), and purge what is done with"
+            )
+        })
+    }
+
+    /// Lets readiness know whether events can be written, and wrong ones kept.
     fn tell(&mut self) {
+        let quarantine = self.quarantine_is_full(0);
+        if quarantine != self.told_of_quarantine {
+            self.health.remark(self.purpose.dependency, quarantine.clone());
+            self.told_of_quarantine = quarantine;
+        }
         let full = self.no_room(0);
         let state = self.failing.clone().or(full);
         if state != self.told {
@@ -315,11 +356,13 @@ impl Writer {
     fn purge(&mut self, ids: &[String]) -> rusqlite::Result<Vec<bool>> {
         let transaction = self.database.transaction()?;
         let counted = schema::cursor(&transaction, SinkName::Aggregate.as_str())?.unwrap_or_default();
-        let purged =
-            ids.iter().map(|id| dead_letters::purge(&transaction, id, counted)).collect::<rusqlite::Result<_>>()?;
+        let mut room = 0;
+        let mut purge = |id: &String| dead_letters::purge(&transaction, id, counted, &mut room);
+        let purged = ids.iter().map(&mut purge).collect::<rusqlite::Result<_>>()?;
         transaction.commit()?;
+        self.quarantined = self.quarantined.saturating_sub(room);
         // Their pages go back to the disk.
-        self.housekeep_soon();
+        self.free_pages = true;
         Ok(purged)
     }
 

@@ -3,7 +3,8 @@
 //! A thread that polls the producer calls `Acknowledgements::delivered`; each record carries its request's ticket and its
 //! index. When the brokers are away the door is closed for new events, so that they are refused at once
 //! instead of waiting for their timeout, and a probe on a thread of its own opens it again. While single partitions take
-//! nothing, events whose key belongs there are refused here at once, and those without a key go to the others.
+//! nothing, events whose key belongs there are refused here at once, and those without a key go to the others. The rest of a
+//! request with such an event is sent only where each event has its own answer.
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -137,16 +138,16 @@ impl KafkaAppender {
         let request = in_flight.map(Arc::new);
         let writer = self.writer.read();
         let Some(writer) = &*writer else {
-            publish.ticket.unavailable(publish.events.len() - from, "the Kafka producer is stopping");
+            publish.ticket.unavailable(from..publish.events.len(), "the Kafka producer is stopping");
             return Ok(());
         };
         let (unwritable, now) = (self.brokers.unwritable(), Instant::now());
         // A request of which one event is refused is answered 503 as a whole, and comes again: then nothing of it is sent.
-        let refused = unwritable.as_deref().filter(|_| from == 0);
+        let refused = unwritable.as_deref().filter(|_| from == 0 && !publish.ticket.is_of_each());
         let refused =
             refused.and_then(|it| publish.events.iter().find_map(|event| place(it, publish.key(event)).err()));
         if let Some(why) = refused {
-            publish.ticket.refused(publish.events.len(), &why);
+            publish.ticket.refused(0..publish.events.len(), &why);
             return Ok(());
         }
         for (index, event) in publish.events.iter().enumerate().skip(from) {
@@ -155,7 +156,7 @@ impl KafkaAppender {
                 None => None,
                 Some(Ok(partition)) => partition,
                 Some(Err(why)) => {
-                    publish.ticket.refused(1, &why);
+                    publish.ticket.refused(index..index + 1, &why);
                     continue;
                 }
             };
@@ -245,7 +246,7 @@ fn place(topic: &Writability, key: Option<&[u8]>) -> Result<Option<i32>, String>
 fn refuse(reporter: &Reporter, ticket: &Ticket, index: usize, error: &KafkaError) {
     match error.rdkafka_error_code() {
         Some(Code::MessageSizeTooLarge) => ticket.too_large(index),
-        _ => ticket.unavailable(1, &reporter.explain(error)),
+        _ => ticket.unavailable(index..index + 1, &reporter.explain(error)),
     }
 }
 
@@ -282,7 +283,7 @@ impl Deliveries for Acknowledgements {
                 if let Some(brokers) = self.reporter.live() {
                     brokers.acknowledged();
                 }
-                sent.ticket.durable(1);
+                sent.ticket.durable(sent.index..sent.index + 1);
             }
             Err((error, _)) => match error.rdkafka_error_code() {
                 Some(code) if is_refusal(code) => self.refused(&sent, code, error),
@@ -309,7 +310,7 @@ impl Acknowledgements {
             ),
             _ => said,
         };
-        sent.ticket.refused(1, &reason);
+        sent.ticket.refused(sent.index..sent.index + 1, &reason);
     }
 }
 

@@ -111,7 +111,7 @@ pub fn producer(config: &Config) -> ClientConfig {
     // produced later" stays rare.
     let timeout = config.http.request_timeout.as_millis() * 8 / 10;
     settings
-        // Bounds memory. At 32 MiB in flight and 10 ms a round trip that is 3 GiB/s; beyond it the client hears 429.
+        // Bounds memory. At 32 MiB in flight and 10 ms a round trip that is 3 GiB/s; beyond it the client hears 503.
         .set("queue.buffering.max.kbytes", (32 * 1024).to_string())
         // The overhead of a message (some 400 bytes with its header) is not counted in kbytes.
         .set("queue.buffering.max.messages", "65536")

@@ -10,9 +10,10 @@ use std::{
 
 use rustix::net::{self, AddressFamily, SocketType};
 
-use super::table::{CHUNKED, NDJSON, chunk, event, post, sized};
+use super::table::{CHUNKED, NDJSON, bomb, chunk, coded, event, post, sized};
 use crate::support::{
     PATIENCE,
+    coding::CODINGS,
     raw::{connect, exchange, read},
 };
 
@@ -27,7 +28,7 @@ pub struct Behaviour {
     pub alone: bool,
 }
 
-pub const BEHAVIOURS: [Behaviour; 18] = [
+pub const BEHAVIOURS: [Behaviour; 20] = [
     Behaviour {
         name: "a silent connection",
         gets: "closed",
@@ -48,6 +49,13 @@ pub const BEHAVIOURS: [Behaviour; 18] = [
         name: "a chunked body, byte by byte",
         gets: "408, closed",
         run: slow_chunks,
+        stored: false,
+        alone: false,
+    },
+    Behaviour {
+        name: "a body in gzip, byte by byte",
+        gets: "408, closed",
+        run: slow_gzip,
         stored: false,
         alone: false,
     },
@@ -81,11 +89,12 @@ pub const BEHAVIOURS: [Behaviour; 18] = [
     },
     Behaviour {
         name: "20 bodies of 16 MiB at once",
-        gets: "400 or 429",
+        gets: "400 or 503",
         run: large_bodies,
         stored: false,
         alone: true,
     },
+    Behaviour { name: "80 bombs at once", gets: "413 or 503", run: bombs, stored: false, alone: true },
     Behaviour { name: "2,000 silent connections", gets: "closed", run: silent_crowd, stored: false, alone: false },
     Behaviour {
         name: "100,000 connections that come and go",
@@ -138,6 +147,13 @@ fn slow_body(address: &str) -> String {
 
 fn slow_chunks(address: &str) -> String {
     feed(address, &post(CHUNKED, &chunk(&event("a chunked body, byte by byte"))), b"1\r\n \r\n", PAUSE)
+}
+
+fn slow_gzip(address: &str) -> String {
+    // A member's head and that of a block of 1,000 bytes as they are.
+    let begun =
+        [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1][..], &1_000u16.to_le_bytes(), &(!1_000u16).to_le_bytes()].concat();
+    feed(address, &post("Content-Encoding: gzip\r\nContent-Length: 1023\r\n", &begun), b" ", PAUSE)
 }
 
 fn long_length(address: &str) -> String {
@@ -218,16 +234,24 @@ fn pipelined_heads(address: &str) -> String {
 }
 
 fn large_bodies(address: &str) -> String {
-    let body = sized(NDJSON, &vec![b'\n'; 16 << 20]);
+    at_once(address, &[sized(NDJSON, &vec![b'\n'; 16 << 20])], [400, 503])
+}
+
+fn bombs(address: &str) -> String {
+    at_once(address, &CODINGS.map(|coding| coded(coding, &bomb(coding))), [413, 503])
+}
+
+/// Sends each of them twenty times; each time the answer is one of both.
+fn at_once(address: &str, requests: &[Vec<u8>], expected: [u16; 2]) -> String {
     let outcomes: Vec<_> = thread::scope(|scope| {
-        let send = || scope.spawn(|| exchange(address, &body, 1, false, PATIENCE));
-        let sending: Vec<_> = (0..20).map(|_| send()).collect();
+        let send = |request| scope.spawn(move || exchange(address, request, 1, false, PATIENCE));
+        let sending: Vec<_> = requests.iter().flat_map(|request| [request; 20]).map(send).collect();
         sending.into_iter().map(|sending| sending.join().expect("it does not panic")).collect()
     });
     let wrong = outcomes
         .iter()
-        .find(|outcome| !matches!(outcome.answers[..], [ref answer] if [400, 429].contains(&answer.status)));
-    wrong.map_or("400 or 429".to_owned(), |wrong| format!("{wrong:?}"))
+        .find(|outcome| !matches!(outcome.answers[..], [ref answer] if expected.contains(&answer.status)));
+    wrong.map_or_else(|| format!("{} or {}", expected[0], expected[1]), |wrong| format!("{wrong:?}"))
 }
 
 fn silent_crowd(address: &str) -> String {

@@ -1,5 +1,7 @@
 //! Requests that are hostile by their bytes alone, by name, with what each gets. `docs/hostile.md` lists them all.
 
+use crate::support::coding::{brotli, compressed, gzip, zstd_streamed};
+
 /// What one connection sends, and what comes of it.
 pub struct Case {
     pub name: &'static str,
@@ -39,6 +41,18 @@ pub fn chunked(body: &[u8]) -> Vec<u8> {
 }
 
 pub const NDJSON: &str = "Content-Type: application/x-ndjson\r\n";
+/// More than `http.max_body`, which some hundred bytes or kilobytes inflate to.
+const BOMB: usize = 32 << 20;
+
+pub fn bomb(coding: &str) -> Vec<u8> {
+    compressed(coding, &vec![b' '; BOMB])
+}
+
+/// Says that its body has this coding.
+pub fn coded(coding: &str, body: &[u8]) -> Vec<u8> {
+    sized(&format!("Content-Encoding: {coding}\r\n"), body)
+}
+
 pub const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
 const REFUSED: &str = "400, closed";
 
@@ -166,21 +180,116 @@ pub fn cases() -> Vec<Case> {
         cases.push(taken(name, "200", request(line, &format!("Content-Length: {length}\r\n"), &event)));
     }
 
+    let names = format!("Access-Control-Request-Headers: {}\r\n", "a,".repeat(15_000));
+    let asks = format!("Origin: https://{MARK}\r\nAccess-Control-Request-Method: POST\r\n{names}");
+    let preflight = request("OPTIONS /v1/events", &asks, b"");
+    cases.push(refused("a preflight with 15,000 names of fields", "403", preflight));
+
     // What the body is said to be.
-    for (name, coding) in [
-        ("Content-Encoding: gzip", "Content-Encoding: gzip\r\n"),
-        ("Content-Encoding: br", "Content-Encoding: br\r\n"),
-        ("Content-Encoding: zstd", "Content-Encoding: zstd\r\n"),
-        ("Content-Encoding: deflate", "Content-Encoding: deflate\r\n"),
+    for (name, field) in [
+        ("Content-Encoding: compress", "Content-Encoding: compress\r\n"),
         ("Content-Encoding: gzip, gzip", "Content-Encoding: gzip, gzip\r\n"),
-        ("identity and gzip in two lines", "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n"),
         ("two Content-Type", "Content-Type: application/json\r\nContent-Type: application/x-ndjson\r\n"),
         ("another charset", "Content-Type: application/json; charset=utf-16\r\n"),
     ] {
-        cases.push(refused(name, "415, closed", sized(coding, &event(name))));
+        cases.push(refused(name, "415, closed", sized(field, &event(name))));
     }
-    let bomb = zstd::encode_all(&vec![b' '; 64 << 20][..], 3).expect("it compresses");
-    cases.push(refused("a decompression bomb", "415, closed", sized("Content-Encoding: zstd\r\n", &bomb)));
+    // What a page can have any browser send.
+    for (name, fields) in [
+        ("text/plain of a page", "Origin: https://mark-of-a-hostile-client\r\nContent-Type: text/plain\r\n"),
+        ("a body without a type of a page", "Origin: https://mark-of-a-hostile-client\r\n"),
+        ("text/plain of a sandboxed frame", "Origin: null\r\nContent-Type: text/plain\r\n"),
+    ] {
+        cases.push(refused(name, "415, closed", sized(fields, &event(name))));
+    }
+    let name = "identity and gzip in two lines";
+    let fields = "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n";
+    cases.push(taken(name, "200", sized(fields, &gzip(&event(name)))));
+
+    // Codings that lie, are damaged, nested, or ask for too much.
+    for (name, coding, body) in [
+        ("plain JSON as gzip", "gzip", event("plain JSON as gzip")),
+        ("plain JSON as zstd", "zstd", event("plain JSON as zstd")),
+        ("plain JSON as deflate", "deflate", event("plain JSON as deflate")),
+        ("plain JSON as br", "br", event("plain JSON as br")),
+        ("gzip as br", "br", gzip(&event("gzip as br"))),
+        ("br as zstd", "zstd", compressed("br", &event("br as zstd"))),
+        ("zstd as deflate", "deflate", compressed("zstd", &event("zstd as deflate"))),
+        ("deflate as gzip", "gzip", compressed("deflate", &event("deflate as gzip"))),
+    ] {
+        cases.push(refused(name, REFUSED, coded(coding, &body)));
+    }
+    for (name, body) in [("gzip in gzip", gzip(&event("gzip in gzip"))), ("a bomb in gzip in gzip", bomb("gzip"))] {
+        cases.push(refused(name, "400", coded("gzip", &gzip(&body))));
+    }
+    for (name, coding) in [
+        ("gzip that is cut off", "gzip"),
+        ("zstd that is cut off", "zstd"),
+        ("deflate that is cut off", "deflate"),
+        ("br that is cut off", "br"),
+    ] {
+        let whole = compressed(coding, &event(name));
+        cases.push(refused(name, "400", coded(coding, &whole[..whole.len() - 1])));
+    }
+    // The checksum's last byte but three; gzip's length stands behind it.
+    for (name, coding, from_end) in [
+        ("gzip with a wrong checksum", "gzip", 8),
+        ("zstd with a wrong checksum", "zstd", 4),
+        ("deflate with a wrong checksum", "deflate", 4),
+    ] {
+        let whole = event(name);
+        let mut damaged = if coding == "zstd" { zstd_streamed(&whole, 20) } else { compressed(coding, &whole) };
+        let at = damaged.len() - from_end;
+        damaged[at] ^= 1;
+        cases.push(refused(name, REFUSED, coded(coding, &damaged)));
+    }
+    let name = "bytes behind gzip";
+    cases.push(refused(name, REFUSED, coded("gzip", &[&gzip(&event(name))[..], b"\0\0\0\0"].concat())));
+    let name = "a zstd window of 16 MiB";
+    cases.push(refused(name, "415, closed", coded("zstd", &zstd_streamed(&event(name), 24))));
+    let name = "a large window in br";
+    cases.push(refused(name, "415, closed", coded("br", &brotli(&event(name), 26))));
+    let frame = |descriptor: u8, rest: &[u8]| [&[0x28, 0xb5, 0x2f, 0xfd, descriptor][..], rest].concat();
+    cases.push(refused("a zstd dictionary", "415, closed", coded("zstd", &frame(0x21, &[7, 0, 1, 0, 0]))));
+    let size = [&[0][..], &(1u64 << 40).to_le_bytes(), &[1, 0, 0]].concat();
+    cases.push(refused("a zstd frame that claims 1 TiB", REFUSED, coded("zstd", &frame(0xc0, &size))));
+    for (name, coding) in [
+        ("a bomb in gzip", "gzip"),
+        ("a bomb in zstd", "zstd"),
+        ("a bomb in deflate", "deflate"),
+        ("a bomb in br", "br"),
+    ] {
+        cases.push(refused(name, "413, closed", coded(coding, &bomb(coding))));
+    }
+    let empty = gzip(b"");
+    cases.push(refused("1 MiB of empty gzip members", "400", coded("gzip", &empty.repeat((1 << 20) / empty.len()))));
+    let empty = frame(0x20, &[0, 1, 0, 0]);
+    cases.push(refused("1 MiB of empty zstd frames", "400", coded("zstd", &empty.repeat((1 << 20) / empty.len()))));
+
+    // The greatest event, however it comes.
+    for (name, coding) in [
+        ("an event of 960 KiB", None),
+        ("an event of 960 KiB in gzip", Some("gzip")),
+        ("an event of 960 KiB in zstd", Some("zstd")),
+        ("an event of 960 KiB in deflate", Some("deflate")),
+        ("an event of 960 KiB in br", Some("br")),
+    ] {
+        let mut event = format!(r#"{{"type":"hostile","case":"{name}","x":""#).into_bytes();
+        event.extend(
+            (0..)
+                .map(|n: u32| b'a' + (n.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)
+                .take((960 << 10) - 2 - event.len()),
+        );
+        event.extend_from_slice(b"\"}");
+        assert_eq!(event.len(), 960 << 10);
+        let sent = coding.map_or_else(|| sized("", &event), |coding| coded(coding, &compressed(coding, &event)));
+        cases.push(Case { name, gets: "200", sent, stored: vec![event] });
+    }
+    let tiny = b"1\n".repeat(100_000);
+    cases.push(refused("100,000 tiny lines", "413", sized(NDJSON, &tiny)));
+    let fields = format!("{NDJSON}Content-Encoding: gzip\r\n");
+    cases.push(refused("100,000 tiny lines in gzip", "413", sized(&fields, &gzip(&tiny))));
+
     cases.push(refused("Content-Length above http.max_body", "413, closed", post("Content-Length: 16777217\r\n", b"")));
     let expect = "Expect: 100-continue\r\n";
     cases.push(refused(
@@ -190,6 +299,13 @@ pub fn cases() -> Vec<Case> {
     ));
     let name = "Expect: 100-continue";
     cases.push(taken(name, "100, 200", sized(expect, &event(name))));
+
+    for (name, preferences) in [
+        ("Prefer with 15,000 preferences", "a,".repeat(15_000)),
+        ("Prefer with a quoted string that never ends", format!("a=\"{}", "\\,".repeat(15_000))),
+    ] {
+        cases.push(taken(name, "200", sized(&format!("Prefer: {preferences}\r\n"), &event(name))));
+    }
 
     // What is in it.
     let typed = |name: &str, rest: &str| format!(r#"{{"type":"hostile","case":"{name}",{rest}}}"#).into_bytes();
@@ -211,15 +327,28 @@ pub fn cases() -> Vec<Case> {
         ),
         ("invalid UTF-8", "400", b"{\"type\":\"a\xff\"}".to_vec()),
         ("NUL in a string", "400", b"{\"type\":\"a\0\"}".to_vec()),
-        ("NUL behind the end", "400", b"{\"type\":\"a\"}\0".to_vec()),
-        ("a byte order mark", "400", b"\xef\xbb\xbf{\"type\":\"a\"}".to_vec()),
-        ("two objects in a row", "400", b"{\"type\":\"a\"}{\"type\":\"b\"}".to_vec()),
+        ("a byte order mark of UTF-16", "400", b"\xfe\xff\0{\0}".to_vec()),
+        ("16 MiB of open braces in an array", "400", [&b"["[..], &vec![b'{'; (16 << 20) - 1]].concat()),
+        ("16 MiB of commas in an array", "413", [&b"["[..], &vec![b','; (16 << 20) - 1]].concat()),
+        ("10,001 objects in a row", "413", br#"{"type":"a"}"#.repeat(10_001)),
         ("10,001 events", "413", format!("[{}]", vec![r#"{"type":"a"}"#; 10_001].join(",")).into_bytes()),
         ("10,000 events that are none", "400", format!("[{}]", vec!["1"; 10_000].join(",")).into_bytes()),
         ("16 MiB of 1,1,1,…", "413", format!("[1{}]", ",1".repeat((8 << 20) - 2)).into_bytes()),
         ("an event of 16 MiB", "400", format!(r#"{{"type":"{}"}}"#, "a".repeat((16 << 20) - 100)).into_bytes()),
     ] {
         cases.push(refused(name, gets, sized("", &body)));
+    }
+    let name = "a time of 500,000 digits";
+    let timed = format!(r#"{{"type":"hostile","case":"{name}","timestamp":"{}"}}"#, "7".repeat(500_000)).into_bytes();
+    cases.push(Case { name, gets: "200", sent: sized("", &timed), stored: vec![timed] });
+    let one = || br#"{"type":"hostile","of":"several"}"#.to_vec();
+    for (name, gets, body, count) in [
+        ("NUL behind the end", "207", [one(), vec![0]].concat(), 1),
+        ("a byte order mark", "200", [b"\xef\xbb\xbf".to_vec(), one()].concat(), 1),
+        ("two objects in a row", "200", [one(), one()].concat(), 2),
+        ("an array with commas too many", "207", [b"[,".to_vec(), one(), b",,]".to_vec()].concat(), 1),
+    ] {
+        cases.push(Case { name, gets, sent: sized("", &body), stored: vec![one(); count] });
     }
     let attributes: String = (0..100_000).map(|n| format!(",\"a{n}\":\"{MARK}\"")).collect();
     let envelope = format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"hostile"{attributes}}}"#);

@@ -12,7 +12,7 @@ use ingestd::internals::{
     log::{
         Appender, ByteBudget, Delivery, NewHeaders, NewRecord, Part, Publish, SourceCommand, SourceEvent, SourceHandle,
         Span, Ticket,
-        dead_letters::{DeadLetterWriter, DeadLetters},
+        dead_letters::{DeadLetterWriter, DeadLetters, Quarantine},
         record::write_header,
     },
     position::{Offset, Timestamp},
@@ -36,6 +36,8 @@ pub trait Backend {
     fn source(&self, budget: &ByteBudget, tell: SourceEvents) -> SourceHandle;
 
     fn dead_letter_writer(&self) -> Arc<dyn DeadLetterWriter>;
+
+    fn quarantine(&self) -> Arc<dyn Quarantine>;
 
     fn dead_letters(&self) -> Arc<dyn DeadLetters>;
 }

@@ -3,10 +3,11 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ingestd::internals::{
-    log::dead_letters::{DeadLetter, DeadLetters, Filter, LettersError, Source},
+    log::dead_letters::{DeadLetter, DeadLetters, Filter, LettersError, Origin, Source},
     position::{Offset, Partition, Timestamp},
 };
 use tokio::runtime::{Builder, Runtime};
+use uuid::Uuid;
 
 use super::{
     conformance::{Backend, append},
@@ -25,13 +26,13 @@ pub fn letter(backend: &impl Backend, offset: u64, value: &[u8], headers: &[(&st
         topic: backend.config().queue.topic.clone(),
         generation: 0,
         partition: Partition(0),
-        offset: Offset(offset),
+        origin: Origin::Record(Offset(offset)),
         received: Timestamp::now(),
         reason: "missing_type".to_owned(),
         message: "no type".to_owned(),
         time: Timestamp::now(),
         key: Some(b"\xff".to_vec()),
-        value: Some(value.to_vec()),
+        value: Some(value.to_vec().into()),
         headers: headers.iter().map(|(name, value)| ((*name).to_owned(), value.map(<[u8]>::to_vec))).collect(),
     }
 }
@@ -70,7 +71,7 @@ pub fn a_letter_is_listed_shown_and_replayed_once(backend: &impl Backend) {
     write(backend, vec![one.clone(), one.clone()]);
     let listed = letters.list(&Filter::default()).unwrap().dead_letters;
     assert_eq!(listed.len(), 1, "{listed:?}");
-    assert_eq!((listed[0].id.as_str(), listed[0].offset, listed[0].size), (&*one.id(), Offset(7), 28));
+    assert_eq!((listed[0].id.as_str(), listed[0].offset, listed[0].size), (&*one.id(), Some(Offset(7)), 28));
     let shown = letters.show(&one.id()).unwrap();
     assert_eq!((&*shown.summary.reason, &*shown.summary.message), ("missing_type", "no type"));
     assert_eq!((shown.value.as_deref(), shown.key_base64.as_deref()), (Some(VALID), Some("/w==")));
@@ -135,6 +136,45 @@ pub fn a_corrected_value_is_appended_and_one_that_is_no_event_is_refused(backend
     assert_eq!(letters.list(&Filter::default()).unwrap().dead_letters.len(), 1, "it stays a letter");
     assert_eq!(letters.replay(&by_id, Some(VALID.as_bytes())).unwrap().replayed, [one.id()]);
     assert_eq!(appended(backend, 1), [VALID]);
+}
+
+pub fn what_was_no_record_is_kept_replayed_and_purged_and_stands_for_none(backend: &impl Backend) {
+    let letters = filled(backend);
+    let quarantine = backend.quarantine();
+    let of_a_request = |value: &[u8]| DeadLetter {
+        topic: format!("{}.ingest", backend.config().queue.topic),
+        origin: Origin::Request(Uuid::now_v7()),
+        key: None,
+        ..letter(backend, 0, value, &[])
+    };
+    let (valid, broken, record) =
+        (of_a_request(VALID.as_bytes()), of_a_request(b"{broken"), letter(backend, 3, b"x", &[]));
+    let kept = runtime().block_on(async { quarantine.keep(vec![valid.clone(), broken.clone()]).await }).unwrap();
+    assert_eq!(kept, [0; 0]);
+    write(backend, vec![record.clone()]);
+    assert_eq!(known(backend, 0), BTreeSet::from([Offset(3)]), "the record's letter alone");
+
+    let listed = letters.list(&Filter { reason: Some("missing_type".to_owned()), ..Filter::default() }).unwrap();
+    let offsets: BTreeSet<_> = listed.dead_letters.iter().map(|it| (it.id.clone(), it.offset)).collect();
+    let expected = [(valid.id(), None), (broken.id(), None), (record.id(), Some(Offset(3)))];
+    assert_eq!(offsets, BTreeSet::from(expected));
+    let shown = letters.show(&broken.id()).unwrap();
+    assert_eq!((shown.value.as_deref(), shown.summary.topic), (Some("{broken"), broken.topic.clone()));
+    assert!(serde_json::to_value(&shown.summary.offset).unwrap().is_null());
+
+    let both = Filter { ids: vec![valid.id(), broken.id()], all: true, ..Filter::default() };
+    let done = letters.replay(&both, None).unwrap();
+    assert_eq!((done.replayed.as_slice(), &*done.refused[0].reason), ([valid.id()].as_slice(), "invalid_json"));
+    assert_eq!(letters.replay(&both, None).unwrap().already, [valid.id()]);
+    let corrected = letters.replay(&Filter::by_id(&broken.id()), Some(VALID.as_bytes())).unwrap();
+    assert_eq!(corrected.replayed, [broken.id()]);
+    assert_eq!(appended(backend, 2), [VALID, VALID]);
+
+    let third = of_a_request(b"7");
+    runtime().block_on(async { quarantine.keep(vec![third.clone()]).await }).unwrap();
+    assert_eq!(letters.purge(&Filter::by_id(&third.id())).unwrap().purged, [third.id()]);
+    let open = letters.list(&Filter::default()).unwrap().dead_letters;
+    assert_eq!(open.iter().map(|it| it.id.clone()).collect::<Vec<_>>(), [record.id()]);
 }
 
 pub fn a_letter_that_there_is_not_is_said_and_nothing_is_changed(backend: &impl Backend) {

@@ -15,7 +15,7 @@ use ingestd::internals::{
     health::Health,
     log::{
         Appender, ByteBudget, SourceCommand, SourceEvent, SourceHandle,
-        dead_letters::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, Source},
+        dead_letters::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, Origin, Quarantine, Source},
         kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, TopicWatches},
     },
     metrics::Metrics,
@@ -100,6 +100,10 @@ impl Backend for Place {
     }
 
     fn dead_letter_writer(&self) -> Arc<dyn DeadLetterWriter> {
+        Arc::new(KafkaDeadLetters::new(&self.config))
+    }
+
+    fn quarantine(&self) -> Arc<dyn Quarantine> {
         Arc::new(KafkaDeadLetters::new(&self.config))
     }
 
@@ -300,10 +304,15 @@ fn a_letter_that_no_broker_takes_is_kept_without_its_value_and_foreign_headers_s
     let headers = headers.map(|(name, value)| (name, Some(value.as_bytes())));
     let letter = letter(&place, 7, br#"{"type":"a","client_id":"c"}"#, &headers);
     // It must not stop the line.
-    let huge = DeadLetter { offset: Offset(8), value: Some(vec![b'x'; 16 << 20]), ..letter.clone() };
+    let value = Some(vec![b'x'; 16 << 20].into());
+    let huge = DeadLetter { origin: Origin::Record(Offset(8)), value, ..letter.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let writer = place.dead_letter_writer();
     runtime.block_on(async { writer.write(vec![letter.clone(), huge.clone(), letter.clone()]).await }).unwrap();
+    // What was no record stands nowhere else: it is whole, or not there.
+    let of_a_request = DeadLetter { origin: Origin::Request(uuid::Uuid::now_v7()), ..huge.clone() };
+    let quarantine = place.quarantine();
+    assert_eq!(runtime.block_on(async { quarantine.keep(vec![of_a_request]).await }).unwrap(), [0]);
 
     // As other programs find them: their keys send them to partitions of their own, which are read in any order.
     let topic = kafka::settings::dead_letter_topic(config);
@@ -331,7 +340,7 @@ fn a_letter_that_no_broker_takes_is_kept_without_its_value_and_foreign_headers_s
     let letters = place.dead_letters();
     let listed = letters.list(&Filter::default()).unwrap().dead_letters;
     let sizes: BTreeMap<_, _> = listed.iter().map(|one| (one.offset, (one.size, one.value_omitted))).collect();
-    assert_eq!(sizes, BTreeMap::from([(Offset(7), (28, false)), (Offset(8), (16 << 20, true))]));
+    assert_eq!(sizes, BTreeMap::from([(Some(Offset(7)), (28, false)), (Some(Offset(8)), (16 << 20, true))]));
     let shown = letters.show(&letter.id()).unwrap();
     assert_eq!(&*shown.summary.reason, "missing_type");
     assert!(shown.headers.into_iter().map(|header| header.into_bytes().unwrap()).eq(letter.headers.clone()));

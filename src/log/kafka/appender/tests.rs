@@ -88,6 +88,43 @@ fn an_event_goes_where_its_key_belongs_or_is_refused_and_one_without_a_key_goes_
 }
 
 #[test]
+fn where_each_event_has_its_own_answer_one_for_a_partition_that_takes_nothing_keeps_no_other_back() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("events", 4, 1).unwrap();
+    let appender = appender(&cluster, Duration::from_secs(20));
+    assert_eq!(deliver(&appender, &[10]).durable, 1);
+    let letters = b"abcdefghijklmnopqrstuvwxyz";
+    let of = |at: usize| partition_of_key(&letters[at..=at], 4);
+    let other = (1..letters.len()).find(|at| of(*at) != of(0)).unwrap();
+    let request = |new: fn(usize, Counter) -> (Arc<Ticket>, tokio::sync::oneshot::Receiver<Delivery>)| {
+        let (ticket, reply) = new(2, Counter::default());
+        let record = |at: usize| {
+            let span = Span { start: at as u32, end: at as u32 + 1 };
+            NewRecord { value: Part::InBody(span), key: Some(Part::InBody(span)), headers: None, assigned_id: None }
+        };
+        let events = vec![record(0), record(other)];
+        let (body, aside) = (Bytes::from_static(letters), Bytes::new());
+        // As long as the probe has not looked again.
+        let unwritable = [(of(0), "no leader".to_owned())].into();
+        appender.brokers.sees(Writability { partitions: 4, unwritable });
+        assert!(appender.append(Publish { body, aside, events, received: Timestamp::now(), ticket }, 0).is_ok());
+        reply.blocking_recv().unwrap()
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        assert!(Instant::now() < deadline, "the probe is always faster");
+        let (whole, each) = (request(Ticket::new), request(Ticket::of_each));
+        if (whole.durable, each.durable) != (0, 1) {
+            continue;
+        }
+        assert!(whole.refused.is_some() && whole.unavailable.is_none(), "{whole:?}");
+        assert_eq!((each.failed.len(), &each.failed[0].events, each.failed[0].may_be_stored), (1, &(0..1), false));
+        assert!(each.failed[0].reason.contains("no leader"), "{each:?}");
+        return;
+    }
+}
+
+#[test]
 fn brokers_that_go_away_close_the_door_and_open_it_when_they_are_back() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("events", 1, 1).unwrap();

@@ -1,14 +1,17 @@
 //! The records of `<topic>.dlq`, where dead letters stand: how they are written, and how they are read.
 //!
 //! A letter is written by an idempotent producer of its own. Its key is the letter's id, so a letter written twice is one
-//! letter to readers, who keep the first of each key. What became of a letter later is a mark of the same key.
+//! letter to readers, who keep the first of each key. What became of a letter later is a mark of the same key. That is all
+//! that the ingestor does for what it quarantines: no transaction, no group, nothing is read.
 //!
 //! Value and headers are the record's own; what is known of the failure stands in further headers:
 //! `ingestd-reason`, `ingestd-message`, `ingestd-topic`, `ingestd-partition`, `ingestd-offset`, `ingestd-generation`,
-//! `ingestd-received`, `ingestd-time` (both milliseconds since 1970), and `ingestd-key` where the record had a key.
+//! `ingestd-received`, `ingestd-time` (both milliseconds since 1970), and `ingestd-key` where the record had a key. What was no
+//! record has a negative offset there; readers that know of none such keep it, and leave it alone.
 //!
 //! A record that is larger than the topic of the dead letters takes is kept without its value, headers and key: the
-//! header `ingestd-value-omitted` tells the value's size in bytes. The archive has the record whole.
+//! header `ingestd-value-omitted` tells the value's size in bytes. The archive has the record whole. What was no record stands
+//! nowhere else, and is kept whole or not at all.
 //!
 //! A reader is in no group's way: it assigns partitions itself and commits nothing.
 
@@ -19,6 +22,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
 use futures::{
     FutureExt,
     future::{BoxFuture, try_join_all},
@@ -38,7 +42,7 @@ use super::Chosen;
 use crate::{
     config::Config,
     log::{
-        dead_letters::{DeadLetter, DeadLetterWriter, LettersError, Source, State},
+        dead_letters::{DeadLetter, DeadLetterWriter, LettersError, Origin, Quarantine, Source, State},
         kafka::{
             client::{self, Context, headers, list, owned_headers, topic_in},
             probe::is_refusal,
@@ -67,6 +71,9 @@ mod fact {
 /// For all letters of one call, above the producer's `message.timeout.ms`, so that its answer comes first.
 const WRITING: Duration = Duration::from_secs(15);
 
+/// Letters of one call that are on their way at once: what they take besides their bytes is bounded.
+const AT_ONCE: usize = 500;
+
 /// How many clients read letters at once while partitions are assigned.
 const READERS: usize = 4;
 
@@ -79,7 +86,9 @@ pub struct KafkaDeadLetters {
     readers: Arc<Semaphore>,
     settings: ClientConfig,
     topic: Arc<str>,
-    producer: Arc<Mutex<Option<Letters>>>,
+    /// Bytes of the largest letter.
+    largest: usize,
+    producer: Arc<Mutex<Option<Arc<Letters>>>>,
 }
 
 impl KafkaDeadLetters {
@@ -89,49 +98,63 @@ impl KafkaDeadLetters {
             readers: Arc::new(Semaphore::new(READERS)),
             settings: settings::dead_letter_producer(config),
             topic: settings::dead_letter_topic(config).into(),
+            largest: usize::try_from(settings::dead_letter_limit(config)).unwrap_or(usize::MAX),
             producer: Arc::default(),
         }
     }
 
     /// The producer; a new one where there is none yet, or where a fatal error ended the one before.
-    fn producer(&self) -> anyhow::Result<Letters> {
+    fn producer(&self) -> anyhow::Result<Arc<Letters>> {
         let mut producer = self.producer.lock();
         let made = match producer.take() {
             Some(working) if working.client().fatal_error().is_none() => working,
             failed => {
                 if let Some(failed) = failed {
-                    // Its drop joins a thread.
-                    tokio::task::spawn_blocking(move || drop(failed));
+                    close(failed);
                 }
-                client::open::<Letters>(&self.settings)
-                    .context("librdkafka refuses to make the producer of dead letters")?
+                let made = client::open::<Letters>(&self.settings)
+                    .context("librdkafka refuses to make the producer of dead letters")?;
+                Arc::new(made)
             }
         };
         Ok(producer.insert(made).clone())
     }
-}
 
-impl DeadLetterWriter for KafkaDeadLetters {
-    fn write(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<()>> {
-        let topic = self.topic.clone();
+    /// Sends them all, and says which ones are not kept.
+    fn send(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<Vec<usize>>> {
+        let (topic, largest) = (self.topic.clone(), self.largest);
         let producer = match self.producer() {
             Ok(producer) => producer,
             Err(error) => return async { Err(error) }.boxed(),
         };
         // A caller that gives up before there is an outcome drops it, too.
-        let mut lent = Lent { slot: self.producer.clone(), producer: Some(producer) };
+        let lent = Lent { slot: self.producer.clone(), producer: Some(producer), works: false };
         async move {
-            let sends = letters.iter().flat_map(|letter| Some(send(lent.producer.as_ref()?, &topic, letter)));
-            let outcome = match tokio::time::timeout(WRITING, try_join_all(sends)).await {
-                Ok(outcome) => outcome.map(drop),
+            let sending = async {
+                let Some(producer) = &lent.producer else { return Ok(Vec::new()) };
+                Target { producer, topic: &topic, largest }.take(&letters).await
+            };
+            let outcome = match tokio::time::timeout(WRITING, sending).await {
+                Ok(outcome) => outcome,
                 Err(_) => Err(anyhow!("Kafka did not acknowledge {} dead letter(s) within {WRITING:?}", letters.len())),
             };
-            if outcome.is_ok() {
-                drop(lent.producer.take());
-            }
+            lent.give_back(outcome.is_ok());
             outcome.with_context(|| format!("cannot write dead letters to topic {topic}"))
         }
         .boxed()
+    }
+}
+
+impl Quarantine for KafkaDeadLetters {
+    fn keep(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<Vec<usize>>> {
+        self.send(letters)
+    }
+}
+
+impl DeadLetterWriter for KafkaDeadLetters {
+    /// Those of records are all kept, one way or the other.
+    fn write(&self, letters: Vec<DeadLetter>) -> BoxFuture<'static, anyhow::Result<()>> {
+        self.send(letters).map(|sent| sent.map(drop)).boxed()
     }
 
     fn known(&self, source: Source, from: Offset) -> BoxFuture<'static, anyhow::Result<BTreeSet<Offset>>> {
@@ -146,61 +169,114 @@ impl DeadLetterWriter for KafkaDeadLetters {
     }
 }
 
-/// A producer that is being written with. Dropped before it was found to work it goes, and the next attempt makes a new
-/// one: this one may have lost its way to the brokers (see [`client::Reconnect`]).
+/// A producer that is being written with, by several at a time. Dropped before it was found to work it goes, and the next
+/// attempt makes a new one: this one may have lost its way to the brokers (see [`client::Reconnect`]).
 struct Lent {
-    slot: Arc<Mutex<Option<Letters>>>,
-    /// `None` when it is given back.
-    producer: Option<Letters>,
+    slot: Arc<Mutex<Option<Arc<Letters>>>>,
+    /// `None` once it is dropped.
+    producer: Option<Arc<Letters>>,
+    works: bool,
+}
+
+impl Lent {
+    fn give_back(mut self, works: bool) {
+        self.works = works;
+    }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
         let Some(producer) = self.producer.take() else { return };
-        let failed = self.slot.lock().take();
-        // The last one's drop joins a thread, and here may be an arbiter.
-        let closing =
-            std::thread::Builder::new().name("kafka-retire".to_owned()).spawn(move || drop((failed, producer)));
-        if let Err(error) = closing {
-            tracing::warn!(%error, "no thread to close the producer of dead letters on, closing it here");
+        if !self.works {
+            // Another one's, which was made since, stays.
+            drop(self.slot.lock().take_if(|held| Arc::ptr_eq(held, &producer)));
         }
+        close(producer);
     }
 }
 
-async fn send(producer: &Letters, topic: &str, letter: &DeadLetter) -> anyhow::Result<()> {
-    let (mut time, mut whole) = (letter.time, true);
-    loop {
-        let (id, value, headers) = record(letter, whole);
-        let mut record = FutureRecord::to(topic).key(&id).headers(headers).timestamp(time.0);
-        record.payload = value.as_ref();
-        match producer.send(record, WRITING).await.map_err(|(error, _)| error) {
-            Err(KafkaError::MessageProduction(Code::MessageSizeTooLarge)) if whole => whole = false,
-            // The time of the record itself is one that its topic took, where our clock is wrong. Readers go by
-            // `ingestd-time`.
-            Err(KafkaError::MessageProduction(code)) if is_refusal(code) && time != letter.received => {
-                (time, whole) = (letter.received, true);
+/// Lets a producer go. The last one's drop joins a thread, and here may be an arbiter.
+fn close(producer: Arc<Letters>) {
+    let Some(last) = Arc::into_inner(producer) else { return };
+    let closing = std::thread::Builder::new().name("kafka-retire".to_owned()).spawn(move || drop(last));
+    if let Err(error) = closing {
+        tracing::warn!(%error, "no thread to close the producer of dead letters on, closing it here");
+    }
+}
+
+/// Where letters go.
+struct Target<'t> {
+    producer: &'t Letters,
+    topic: &'t str,
+    /// Bytes of the largest letter.
+    largest: usize,
+}
+
+impl Target<'_> {
+    /// Returns the indexes of those that are not kept.
+    async fn take(&self, letters: &[DeadLetter]) -> anyhow::Result<Vec<usize>> {
+        let mut left = Vec::new();
+        let mut first = 0;
+        for part in letters.chunks(AT_ONCE) {
+            let kept = try_join_all(part.iter().map(|letter| self.send(letter))).await?;
+            left.extend((first..).zip(kept).filter(|(_, kept)| !kept).map(|(index, _)| index));
+            first += part.len();
+        }
+        // A broker may have meant the batch that a letter was in. Alone it has one of its own.
+        let mut too_large = Vec::new();
+        for index in left {
+            if !self.send(&letters[index]).await? {
+                too_large.push(index);
             }
-            sent => return sent.map(drop).with_context(|| format!("dead letter {}", letter.id())),
+        }
+        Ok(too_large)
+    }
+
+    /// Whether it is kept: what was no record stands there whole, or is too large.
+    async fn send(&self, letter: &DeadLetter) -> anyhow::Result<bool> {
+        let is_record = letter.origin.offset().is_some();
+        let (mut time, mut whole) = (letter.time, true);
+        if !is_record && letter.value.as_ref().is_some_and(|value| value.len() > self.largest) {
+            return Ok(false);
+        }
+        loop {
+            let (id, value, headers) = record(letter, whole);
+            let mut record = FutureRecord::<String, [u8]>::to(self.topic).key(&id).headers(headers).timestamp(time.0);
+            record.payload = value.as_deref();
+            match self.producer.send(record, WRITING).await.map_err(|(error, _)| error) {
+                Err(KafkaError::MessageProduction(Code::MessageSizeTooLarge)) if whole => {
+                    if !is_record {
+                        return Ok(false);
+                    }
+                    whole = false;
+                }
+                // The time of the record itself is one that its topic took, where our clock is wrong. Readers go by
+                // `ingestd-time`.
+                Err(KafkaError::MessageProduction(code)) if is_refusal(code) && time != letter.received => {
+                    (time, whole) = (letter.received, true);
+                }
+                sent => return sent.map(|_| true).with_context(|| format!("dead letter {}", letter.id())),
+            }
         }
     }
 }
 
 /// A letter as a record: its key, value and headers. `whole`: as it is; otherwise without what makes it large.
-pub(in crate::log) fn record(letter: &DeadLetter, whole: bool) -> (String, Option<Vec<u8>>, OwnedHeaders) {
+pub(in crate::log) fn record(letter: &DeadLetter, whole: bool) -> (String, Option<Bytes>, OwnedHeaders) {
     let own = letter.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).filter(|_| whole);
     let facts = [
         (fact::REASON, letter.reason.clone()),
         (fact::MESSAGE, letter.message.clone()),
         (fact::TOPIC, letter.topic.clone()),
         (fact::PARTITION, letter.partition.to_string()),
-        (fact::OFFSET, letter.offset.to_string()),
+        (fact::OFFSET, letter.origin.stored().to_string()),
         (fact::GENERATION, letter.generation.to_string()),
         (fact::RECEIVED, letter.received.0.to_string()),
         (fact::TIME, letter.time.0.to_string()),
     ];
     let facts = facts.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
     let key = letter.key.as_deref().filter(|_| whole).map(|key| (fact::KEY, Some(key)));
-    let size = letter.value.as_ref().map_or(0, Vec::len).to_string();
+    let size = letter.value.as_ref().map_or(0, Bytes::len).to_string();
     let omitted = (!whole).then_some((fact::VALUE_OMITTED, Some(size.as_bytes())));
     let headers = owned_headers(own.chain(facts).chain(key).chain(omitted));
     (letter.id(), letter.value.clone().filter(|_| whole), headers)
@@ -499,13 +575,13 @@ fn letter(message: &BorrowedMessage<'_>) -> Option<(DeadLetter, Option<u64>)> {
         topic: text(fact::TOPIC)?.to_owned(),
         generation: text(fact::GENERATION)?.parse().ok()?,
         partition: Partition(text(fact::PARTITION)?.parse().ok()?),
-        offset: Offset(text(fact::OFFSET)?.parse().ok()?),
+        origin: Origin::of(text(fact::OFFSET)?.parse().ok()?, std::str::from_utf8(message.key()?).ok()?)?,
         received: Timestamp(text(fact::RECEIVED)?.parse().ok()?),
         reason: text(fact::REASON)?.to_owned(),
         message: text(fact::MESSAGE)?.to_owned(),
         time: Timestamp(text(fact::TIME)?.parse().ok()?),
         key: bytes(fact::KEY).map(<[u8]>::to_vec),
-        value: message.payload().map(<[u8]>::to_vec),
+        value: message.payload().map(Bytes::copy_from_slice),
         headers: own.iter().map(|(name, value)| (name.to_string(), value.map(<[u8]>::to_vec))).collect(),
     };
     Some((letter, text(fact::VALUE_OMITTED).and_then(|size| size.parse().ok())))

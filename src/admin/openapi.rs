@@ -1,0 +1,309 @@
+//! What the admin listener answers, as OpenAPI.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    config::Config,
+    openapi::{
+        self, JSON, Operation, answer, array, count, get, header, methods, object, one_of, parameter, passing, problem,
+        reference, text,
+    },
+};
+
+/// The document.
+pub fn document(config: &Config) -> Vec<u8> {
+    let paths = [
+        ("/health/live", get(live())),
+        ("/health/ready", get(ready())),
+        ("/metrics", get(metrics())),
+        ("/status", get(status())),
+        ("/reload", methods([("post", reload())])),
+        ("/v1/aggregates/{name}", get(rows(config))),
+        ("/v1/dead-letters", letters()),
+        ("/v1/dead-letters/replay", methods([("post", replay(config))])),
+        // Its parts are an id.
+        ("/v1/dead-letters/{topic}/{partition}/{offset}", get(letter())),
+        (openapi::PATH, get(openapi::own())),
+    ];
+    let paths = paths.into_iter().map(|(path, operations)| (path.to_owned(), operations)).collect();
+    let description = "For operators: health, metrics, queries and dead letters. It has no authentication. docs/design.md, 9, \
+                       has the metrics.";
+    openapi::document("ingestd: operators", description, paths, schemas())
+}
+
+fn live() -> Operation {
+    Operation::new("live", "Whether the process answers", "")
+        .answer(200, answer("It does.", JSON, &object(&[("live", json!({ "const": true }))], &[])))
+}
+
+fn ready() -> Operation {
+    Operation::new("ready", "Whether this process does its work, and what is wrong", "")
+        .answer(200, answer("It is ready, maybe degraded.", JSON, &reference("Readiness")))
+        .answer(503, answer("It is not.", JSON, &reference("Readiness")))
+}
+
+fn metrics() -> Operation {
+    let mut formats = answer(
+        "OpenMetrics 1.0, or Prometheus's text format where Accept prefers it.",
+        "application/openmetrics-text",
+        &text("Ends with # EOF."),
+    );
+    formats["content"]["text/plain"] = json!({ "schema": text("Version 0.0.4.") });
+    let word = json!({ "type": "string" });
+    Operation::new("metrics", "Metrics for a scraper", "")
+        .parameter(parameter("header", "Accept-Encoding", "gzip is given.", &word))
+        .answer(200, formats)
+        .header(200, "Content-Encoding", &header("gzip, where it is taken.", &word))
+        .header(200, "Vary", &header("By what the answer was chosen.", &word))
+}
+
+fn status() -> Operation {
+    Operation::new("status", "One page for people", "Its fields may grow.")
+        .answer(200, answer("Version, roles, lag, disk and counters.", JSON, &reference("Status")))
+}
+
+fn reload() -> Operation {
+    let keys = || array(text("A key, dotted."));
+    let reloaded = object(&[("applied", keys()), ("needs_restart", keys())], &[]);
+    Operation::new("reload", "Reads the configuration anew", "A bad one changes nothing.")
+        .answer(200, answer("What changed, and what changes with the next start.", JSON, &reloaded))
+        .answer(422, problem("The configuration is bad: nothing changed."))
+        .answer(503, passing("The daemon is stopping."))
+}
+
+fn rows(config: &Config) -> Operation {
+    let names: Vec<&str> = config.aggregate.iter().map(|aggregate| aggregate.name.as_str()).collect();
+    let time = json!({ "type": "string", "format": "date-time" });
+    let row = object(
+        &[
+            ("window_start", time.clone()),
+            ("group", json!({ "type": "object", "additionalProperties": true })),
+            ("count", count("Events.")),
+        ],
+        &[],
+    );
+    let rows = object(
+        &[("aggregate", text("Its name.")), ("window", text("How long a window is.")), ("rows", array(row))],
+        &[("truncated", json!({ "const": true, "description": "There is more than the limit, or than 32 MiB." }))],
+    );
+    let limit = json!({ "type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 10_000 });
+    Operation::new("rows", "An aggregate's rows, by window and group", "")
+        .parameter(parameter("path", "name", "The aggregate's.", &json!({ "type": "string", "examples": names })))
+        .parameter(parameter("query", "from", "The first window's start; without it, an hour before `to`.", &time))
+        .parameter(parameter("query", "to", "The first window's that is not asked for; without it, the next.", &time))
+        .parameter(parameter("query", "limit", "The most rows.", &limit))
+        .answer(200, answer("The rows.", JSON, &rows))
+        .answer(400, problem("A parameter is wrong, or there is none of its name."))
+        .answer(404, problem("There is no such aggregate, or no store in this process."))
+        .answer(500, problem("The store refuses the query."))
+        .answer(503, passing("The store cannot be reached, or others are being answered."))
+}
+
+/// Which letters are meant.
+fn selected(mut operation: Operation, limit: usize) -> Operation {
+    let word = json!({ "type": "string" });
+    let number = json!({ "type": "integer", "minimum": 0, "maximum": i32::MAX });
+    for (name, description, schema) in [
+        ("from", "Found at or after it: RFC 3339, or a duration ago.", word.clone()),
+        ("to", "Found before it.", word.clone()),
+        ("reason", "With this reason.", word.clone()),
+        ("partition", "Of records of this partition.", number),
+        ("id", "This letter.", array(word)),
+        ("all", "The closed ones, too.", json!({ "type": "boolean" })),
+        (
+            "limit",
+            "The most letters.",
+            json!({ "type": "integer", "minimum": 1, "maximum": 100_000, "default": limit }),
+        ),
+    ] {
+        operation = operation.parameter(parameter("query", name, description, &schema));
+    }
+    operation
+        .answer(400, problem("A parameter is wrong, there is none of its name, or none says which letters."))
+        .answer(404, problem("A letter that was named does not exist; nothing was done."))
+        .answer(503, passing("The letters cannot be reached, or another operation is running."))
+}
+
+/// That not all of them are there.
+fn truncated() -> (&'static str, Value) {
+    ("truncated", json!({ "const": true, "description": "There are more." }))
+}
+
+fn letters() -> Value {
+    let listed = object(&[("dead_letters", array(reference("DeadLetter")))], &[truncated()]);
+    let purged = object(&[("purged", array(text("A letter's id.")))], &[truncated()]);
+    let list = Operation::new("deadLetters", "Lists dead letters, the oldest first", "");
+    let list = selected(list, 100).answer(200, answer("The letters.", JSON, &listed));
+    let purge = Operation::new("purge", "Removes dead letters", "Some parameter must say which.");
+    let purge = selected(purge, 10_000).answer(200, answer("What was removed.", JSON, &purged));
+    let mut path = get(list);
+    path["delete"] = methods([("delete", purge)])["delete"].take();
+    path
+}
+
+fn replay(config: &Config) -> Operation {
+    let ids = || array(text("A letter's id."));
+    let refused =
+        object(&[("id", text("The letter's.")), ("reason", text("A code.")), ("message", text("What is wrong."))], &[]);
+    let replayed = object(&[("replayed", ids()), ("already", ids()), ("refused", array(refused))], &[truncated()]);
+    let too_large = format!("The value is larger than {} bytes (http.max_event).", config.http.max_event.0);
+    let mut body = Map::new();
+    body.insert("application/octet-stream".to_owned(), json!({}));
+    selected(Operation::new("replay", "Appends dead letters to the log again", "Each once, whatever is tried."), 10_000)
+        .body(false, "The corrected value of the one letter that `id` names.", body)
+        .answer(200, answer("What became of each.", JSON, &replayed))
+        .answer(413, problem(&too_large))
+        .answer(415, problem("A corrected value is sent as application/octet-stream."))
+}
+
+fn letter() -> Operation {
+    let part = |name, description, schema: &Value| parameter("path", name, description, schema);
+    Operation::new("deadLetter", "One dead letter with its bytes", "")
+        .parameter(part("topic", "The first part of its id.", &json!({ "type": "string" })))
+        .parameter(part("partition", "The second.", &json!({ "type": "integer", "minimum": 0 })))
+        .parameter(part("offset", "The third.", &json!({ "type": "string" })))
+        .answer(200, answer("The letter.", JSON, &reference("FullDeadLetter")))
+        .answer(404, problem("There is no such letter."))
+        .answer(503, passing("The letters cannot be reached, or another operation is running."))
+}
+
+fn schemas() -> Map<String, Value> {
+    [
+        ("Readiness", readiness()),
+        ("Status", status_page()),
+        ("DeadLetter", dead_letter(&[])),
+        ("FullDeadLetter", dead_letter(&bytes_of_letter())),
+    ]
+    .into_iter()
+    .map(|(name, schema)| (name.to_owned(), schema))
+    .collect()
+}
+
+fn maybe_text(description: &str) -> Value {
+    json!({ "type": ["string", "null"], "description": description })
+}
+
+/// What readiness and the status page have in common: actors, dependencies and halted partitions.
+fn parts() -> [(&'static str, Value); 5] {
+    let flag = |description: &str| json!({ "type": "boolean", "description": description });
+    let states = ["starting", "running", "paused", "failing", "restarting", "stopped"];
+    let actor = object(&[("state", one_of(&states, "What it does.")), ("reason", maybe_text("Why."))], &[]);
+    let dependency = object(&[("available", flag("Whether it can be used.")), ("reason", maybe_text("Why not."))], &[]);
+    let halted = object(
+        &[
+            ("sink", text("archive or aggregate.")),
+            ("topic", text("The topic.")),
+            ("partition", count("The partition.")),
+            ("reason", text("Why it stands still.")),
+            ("do", text("What you can do.")),
+        ],
+        &[],
+    );
+    [
+        ("ready", flag("It does what it is there for.")),
+        ("degraded", flag("Something is not as it should be.")),
+        ("actors", json!({ "type": "object", "additionalProperties": actor })),
+        ("dependencies", json!({ "type": "object", "additionalProperties": dependency })),
+        ("halted", array(halted)),
+    ]
+}
+
+fn readiness() -> Value {
+    object(&parts(), &[])
+}
+
+fn status_page() -> Value {
+    let number = |description: &str| json!({ "type": "number", "description": description });
+    let lag = object(
+        &[
+            ("sink", text("archive or aggregate.")),
+            ("topic", text("The topic.")),
+            ("partition", count("The partition.")),
+            ("records", count("From the durable position to the log's end.")),
+        ],
+        &[],
+    );
+    let events: Vec<_> = ["accepted", "produced", "archived", "aggregated", "dead_lettered"]
+        .map(|name| (name, count("Since the process started.")))
+        .into();
+    let disk = ["used_percent", "max_used_percent", "resume_percent"].map(|name| (name, number("Of data.dir's.")));
+    let own = [
+        ("version", text("Of ingestd.")),
+        ("commit", text("That it was built from.")),
+        ("pid", count("The process's.")),
+        ("roles", array(text("An actor."))),
+        ("uptime", text("For people.")),
+        ("uptime_seconds", count("The same.")),
+        ("config_file", maybe_text("The one that was read.")),
+        ("data_dir", text("data.dir.")),
+        ("queue", object(&[("kind", text("queue.kind.")), ("topic", text("With its generation."))], &[])),
+        ("archive", text("archive.url.")),
+        ("store", text("store.kind.")),
+        ("refusing_events", maybe_text("Why, where events are refused.")),
+        ("events", object(&events, &[])),
+        ("lag", array(lag)),
+        ("disk", object(&disk, &[])),
+        ("resident_memory_bytes", count("0 where it is not known.")),
+        ("spool_bytes", count("Of sealed segments.")),
+    ];
+    let mut page = object(&[&own[..], &parts()].concat(), &[]);
+    page["additionalProperties"] = true.into();
+    page
+}
+
+/// A letter without its bytes, and what else it has.
+fn dead_letter(more: &[(&'static str, Value)]) -> Value {
+    let time = |description: &str| json!({ "type": "string", "format": "date-time", "description": description });
+    let always = [
+        ("id", text("topic/partition/offset.")),
+        ("state", one_of(&["open", "replayed", "purged"], "What was done with it.")),
+        ("reason", text("A code.")),
+        ("message", text("What is wrong.")),
+        ("time", time("When it was found.")),
+        ("received", time("The record's.")),
+        ("topic", text("The record's.")),
+        ("generation", count("Of the topic.")),
+        ("partition", count("The record's.")),
+        ("offset", count("The record's.")),
+        ("size", count("Of the value.")),
+    ];
+    let omitted =
+        ("value_omitted", json!({ "const": true, "description": "The value is too large: the archive has it." }));
+    let (headers, others): (Vec<_>, Vec<_>) = more.iter().cloned().partition(|(name, _)| *name == "headers");
+    object(&[&always[..], &headers].concat(), &[&[omitted][..], &others].concat())
+}
+
+fn bytes_of_letter() -> [(&'static str, Value); 5] {
+    let header = object(
+        &[("name", text("Its name."))],
+        &[("value", maybe_text("As text.")), ("base64", text("What is no text."))],
+    );
+    [
+        ("key", text("As text.")),
+        ("key_base64", text("What is no text.")),
+        ("value", text("As text.")),
+        ("value_base64", text("What is no text.")),
+        ("headers", array(header)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_path_that_is_served_is_described_and_no_other() {
+        let routes = include_str!("../admin.rs");
+        let served: BTreeSet<_> = ["only(\"", "web::resource(\""]
+            .into_iter()
+            .flat_map(|made| routes.split(made).skip(1))
+            .filter_map(|rest| rest.split('"').next())
+            .map(|path| path.replace("{id:.+}", "{topic}/{partition}/{offset}"))
+            .collect();
+        let document: Value = serde_json::from_slice(&document(&Config::default())).unwrap();
+        let described: BTreeSet<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(described, served);
+    }
+}

@@ -1,0 +1,353 @@
+//! What the ingest listener takes and answers, as OpenAPI. What is new at the door gets its lines in the table or function of
+//! its kind: media types, codings, fields of a request's head, answers and their fields, codes.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    config::{Config, EventConfig},
+    event::Code,
+    openapi::{
+        self, JSON, Operation, answer, array, count, get, header, methods, object, one_of, parameter, passing, problem,
+        reference, text,
+    },
+};
+
+/// Media types of one event, or of an array of them.
+const TEXTS: &[&str] = &["application/json"];
+/// Of an event a line.
+const LINES: &[&str] = &["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
+/// Of one CloudEvent, and of an array of them.
+const CLOUD_EVENT: &str = "application/cloudevents+json";
+const CLOUD_EVENTS: &str = "application/cloudevents-batch+json";
+
+const CODINGS: &[&str] = &["gzip", "zstd", "deflate", "br", "identity"];
+
+/// Why one event is refused.
+const CODES: &[Code] = &[
+    Code::InvalidJson,
+    Code::NotAnObject,
+    Code::MissingType,
+    Code::InvalidType,
+    Code::InvalidId,
+    Code::InvalidTimestamp,
+    Code::TooLarge,
+];
+/// The code of a valid event that could not be stored for a passing reason.
+const UNAVAILABLE: &str = "unavailable";
+
+/// The document, as the listener is configured.
+pub fn document(config: &Config) -> Vec<u8> {
+    let mut paths = Map::new();
+    paths.insert("/v1/events".to_owned(), of_pages(config, methods([("post", post_events(config))])));
+    paths.insert("/health".to_owned(), of_pages(config, get(health())));
+    paths.insert(openapi::PATH.to_owned(), of_pages(config, get(own())));
+    let description = "Events are taken by POST /v1/events, and answered with 2xx when they are safe. docs/design.md, 9, and \
+                       the README say what to do with each answer.";
+    openapi::document("ingestd: events", description, paths, schemas(config))
+}
+
+/// `POST /v1/events`.
+fn post_events(config: &Config) -> Operation {
+    let http = &config.http;
+    let summary = reference("Summary");
+    let too_large = format!(
+        "The body is larger than {} bytes (http.max_body), as it came or inflated, or has more than {} events \
+         (http.max_events).",
+        http.max_body.0, http.max_events
+    );
+    let mut operation = Operation::new("postEvents", "Stores events", "")
+        .body(true, "One event or many. Without a Content-Type it is application/json.", bodies(config))
+        .answer(200, answer("All events are durable, or kept as dead letters (event.on_invalid).", JSON, &summary))
+        .answer(207, answer("Some events are durable, and the others stand in `errors`.", JSON, &summary))
+        .answer(400, refused())
+        .answer(413, problem(&too_large))
+        .answer(415, problem("The media type, the charset or the coding is none that is taken."))
+        .answer(500, problem("A fault of this daemon."))
+        .answer(
+            503,
+            passing(
+                "The queue cannot be reached, the disk is full, the daemon starts or stops, or too much is being handled: \
+                 send all again, later.",
+            ),
+        );
+    for field in fields() {
+        operation = operation.parameter(field);
+    }
+    let preferences = header("Which of the request's preferences are honoured (RFC 7240).", &text("handling=…"));
+    for status in [200, 207, 400, 503] {
+        operation = operation.header(status, "Preference-Applied", &preferences);
+    }
+    let codings = header("The codings that are taken (RFC 9110, 15.5.16).", &text("A list of codings."));
+    operation.header(207, "Retry-After", &openapi::retry_after()).header(415, "Accept-Encoding", &codings)
+}
+
+/// Fields of a request's head that change what is done with it.
+fn fields() -> Vec<Value> {
+    let field = |name, description, schema: &Value| parameter("header", name, description, schema);
+    let attribute = |name, description| field(name, description, &json!({ "type": "string" }));
+    vec![
+        field("Content-Encoding", "How the body is compressed.", &json!({ "type": "string", "enum": CODINGS })),
+        field(
+            "Prefer",
+            "RFC 7240. handling=strict: one wrong event, and nothing is stored. handling=lenient: each event has its own \
+             result, also where it could not be stored for a passing reason.",
+            &json!({ "type": "string", "examples": ["handling=strict", "handling=lenient"] }),
+        ),
+        attribute("ce-specversion", "With it the body is the data of one CloudEvent (binary mode)."),
+        attribute("ce-type", "The type of that event."),
+        attribute("ce-source", "Its source: the client."),
+        attribute("ce-id", "Its id."),
+        attribute("ce-time", "Its time."),
+    ]
+}
+
+/// Each media type with what a body of it holds.
+fn bodies(config: &Config) -> Map<String, Value> {
+    let mut events = array(reference("Event"));
+    events["maxItems"] = config.http.max_events.into();
+    let texts = json!({ "schema": { "oneOf": [reference("Event"), events] } });
+    let lines = json!({ "schema": text("A JSON object a line; empty lines are none.") });
+    let mut bodies = Map::new();
+    TEXTS.iter().for_each(|media_type| _ = bodies.insert((*media_type).to_owned(), texts.clone()));
+    LINES.iter().for_each(|media_type| _ = bodies.insert((*media_type).to_owned(), lines.clone()));
+    let cloud_event = reference("CloudEvent");
+    bodies.insert(CLOUD_EVENTS.to_owned(), json!({ "schema": array(cloud_event.clone()) }));
+    bodies.insert(CLOUD_EVENT.to_owned(), json!({ "schema": cloud_event }));
+    if !config.http.cors.origins.is_empty() {
+        let text = text("What application/json takes, from a page whose origin is allowed (http.cors.origins).");
+        bodies.insert("text/plain".to_owned(), json!({ "schema": text }));
+    }
+    bodies
+}
+
+/// 400 says what is wrong with each event, or with the whole.
+fn refused() -> Value {
+    let mut refused =
+        answer("None of the events is valid, or handling=strict and one is not.", JSON, &reference("Summary"));
+    let whole = problem("");
+    refused["content"][openapi::PROBLEM] = whole["content"][openapi::PROBLEM].clone();
+    refused
+}
+
+fn schemas(config: &Config) -> Map<String, Value> {
+    [("Event", event(&config.event)), ("CloudEvent", cloud_event()), ("Summary", summary())]
+        .into_iter()
+        .map(|(name, schema)| (name.to_owned(), schema))
+        .collect()
+}
+
+/// An event's fields, as the configuration calls them.
+fn event(fields: &EventConfig) -> Value {
+    let string = |longest: u32, description: &str| json!({ "type": "string", "minLength": 1, "maxLength": longest, "description": description });
+    let mut event = object(
+        &[(&fields.type_field, string(128, "The event's type."))],
+        &[
+            (&fields.id_field, string(256, "The client's own id; without one the server assigns it.")),
+            (
+                &fields.time_field,
+                json!({
+                    "type": ["string", "number"],
+                    "description": "When it happened: RFC 3339, or a number since 1970. Without one, when it is received.",
+                }),
+            ),
+            (&fields.client_field, json!({ "description": "Who sent it: also the record's key." })),
+        ],
+    );
+    event["description"] = "Any JSON object with a type; all else is carried as it is.".into();
+    event["additionalProperties"] = true.into();
+    event
+}
+
+/// The JSON form of a CloudEvent, 1.0.
+fn cloud_event() -> Value {
+    let required = |description: &str| json!({ "type": "string", "minLength": 1, "description": description });
+    let mut event = object(
+        &[
+            ("specversion", json!({ "const": "1.0" })),
+            ("type", required("The event's type.")),
+            ("source", required("The client.")),
+            ("id", required("The event's id.")),
+        ],
+        &[
+            ("time", json!({ "type": "string", "format": "date-time", "description": "When it happened." })),
+            ("datacontenttype", text("The media type of the data.")),
+            ("partitionkey", text("The record's key; without one, the source is.")),
+            ("data", json!({ "description": "Any JSON." })),
+            ("data_base64", text("Data that is no JSON.")),
+        ],
+    );
+    event["description"] = "CloudEvents 1.0 in its JSON format, with any extensions.".into();
+    event["additionalProperties"] = true.into();
+    event
+}
+
+/// What became of each event.
+fn summary() -> Value {
+    let codes: Vec<&str> = CODES.iter().map(|code| code.as_str()).chain([UNAVAILABLE]).collect();
+    let index = || count("The event's place in the request, from 0; empty lines are none.");
+    let error = object(
+        &[("index", index()), ("code", one_of(&codes, "Why it was not stored."))],
+        &[
+            ("message", text("What is wrong, and what it has to be.")),
+            ("retry", json!({ "const": true, "description": "The reason passes: send this event again." })),
+        ],
+    );
+    let warning = object(
+        &[
+            ("index", index()),
+            ("code", one_of(&[Code::InvalidTimestamp.as_str()], "What was not taken as it was meant.")),
+        ],
+        &[("message", text("What is wrong, and what was done."))],
+    );
+    object(
+        &[
+            ("accepted", count("Events that are durable.")),
+            ("rejected", count("Events that are not stored.")),
+            ("ids", array(text("The ids of the accepted events, in order: the client's own, or assigned."))),
+        ],
+        &[
+            ("quarantined", count("Events that are wrong and are kept as dead letters (event.on_invalid).")),
+            ("errors", array(error)),
+            ("warnings", array(warning)),
+        ],
+    )
+}
+
+/// `GET /health`.
+fn health() -> Operation {
+    Operation::new("health", "Whether events are accepted, for load balancers", "")
+        .answer(200, json!({ "description": "They are." }))
+        .answer(503, passing("They are not: the admin listener's /health/ready says why."))
+}
+
+fn own() -> Operation {
+    openapi::own()
+        .answer(503, passing("Too much is being handled (http.max_in_flight)."))
+}
+
+/// What pages of other origins see of a path, where there are any: the browser's question, and what answers say of them.
+fn of_pages(config: &Config, mut path: Value) -> Value {
+    let origins = !config.http.cors.origins.is_empty();
+    let id = path.as_object().and_then(|path| path.values().find_map(|operation| operation["operationId"].as_str()));
+    let id = format!("{}Preflight", id.unwrap_or_default().trim_end_matches("Head"));
+    if origins {
+        path["options"] = preflight(&id);
+    }
+    let of_all: &[(&str, &str)] = &[
+        ("Access-Control-Allow-Origin", "The page's origin, where it is allowed (http.cors.origins)."),
+        ("Access-Control-Allow-Credentials", "`true` where the origin is allowed: beacons are sent with credentials."),
+        ("Access-Control-Expose-Headers", "What the page may read of the head."),
+        ("Vary", "Other pages may be answered otherwise."),
+    ];
+    let operations = path.as_object_mut().into_iter().flat_map(|path| path.values_mut());
+    for answer in
+        operations.filter_map(|operation| operation["responses"].as_object_mut()).flat_map(|all| all.values_mut())
+    {
+        for (name, description) in of_all.iter().filter(|_| origins) {
+            answer["headers"][name] = header(description, &json!({ "type": "string" }));
+        }
+    }
+    path
+}
+
+/// What a browser asks before a page may send what a form could not.
+fn preflight(id: &str) -> Value {
+    let field = |name, description| parameter("header", name, description, &json!({ "type": "string" }));
+    let operation = Operation::new(id, "A browser asks whether a page may send (CORS)", "")
+        .parameter(field("Origin", "The page's."))
+        .parameter(field("Access-Control-Request-Method", "Without it this is no such question."))
+        .parameter(field("Access-Control-Request-Headers", "Names of fields, at most 1,024 bytes."))
+        .parameter(field("Access-Control-Request-Private-Network", "`true`: from a public network into a private one."))
+        .answer(204, json!({ "description": "The page may." }))
+        .answer(403, problem("The origin is not in http.cors.origins."))
+        .answer(405, problem("It is no such question: Origin and Access-Control-Request-Method are missing."));
+    let string = json!({ "type": "string" });
+    let operation = [
+        ("Access-Control-Allow-Methods", "What the paths take."),
+        ("Access-Control-Allow-Headers", "What was asked for."),
+        ("Access-Control-Allow-Private-Network", "`true`, where it was asked for."),
+        ("Access-Control-Max-Age", "Seconds for which the answer holds (http.cors.max_age)."),
+    ]
+    .into_iter()
+    .fold(operation, |operation, (name, description)| operation.header(204, name, &header(description, &string)));
+    let allow = header("The methods that the path takes.", &string);
+    methods([("options", operation.header(405, "Allow", &allow))])["options"].take()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::CorsConfig;
+
+    fn parsed(config: &Config) -> Value {
+        serde_json::from_slice(&document(config)).unwrap()
+    }
+
+    #[test]
+    fn every_path_that_is_served_is_described_and_no_other() {
+        let routes = include_str!("handler.rs");
+        let served: BTreeSet<_> =
+            routes.split("web::resource(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        let document = parsed(&Config::default());
+        let described: BTreeSet<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(described, served);
+    }
+
+    #[test]
+    fn every_code_is_described() {
+        // A new one does not compile here: it belongs into `CODES`, too.
+        let place = |code: Code| match code {
+            Code::InvalidJson => 0,
+            Code::NotAnObject => 1,
+            Code::MissingType => 2,
+            Code::InvalidType => 3,
+            Code::InvalidId => 4,
+            Code::InvalidTimestamp => 5,
+            Code::TooLarge => 6,
+        };
+        let places: Vec<_> = CODES.iter().map(|code| place(*code)).collect();
+        assert_eq!(places, (0..=6).collect::<Vec<_>>());
+        let described = &summary()["properties"]["errors"]["items"]["properties"]["code"]["enum"];
+        assert_eq!(described.as_array().unwrap().len(), CODES.len() + 1);
+    }
+
+    #[test]
+    fn it_is_of_the_configuration_in_force() {
+        let mut config = Config::default();
+        (config.event.type_field, config.http.max_events) = ("kind".to_owned(), 17);
+        let plain = parsed(&config);
+        assert_eq!(plain["components"]["schemas"]["Event"]["required"], json!(["kind"]));
+        let post = |document: &Value| document["paths"]["/v1/events"]["post"].clone();
+        let body = &post(&plain)["requestBody"]["content"];
+        assert_eq!(body["application/json"]["schema"]["oneOf"][1]["maxItems"], 17);
+        assert!(body.get("text/plain").is_none() && plain["paths"]["/v1/events"].get("options").is_none());
+        assert!(!plain.to_string().contains("Access-Control"), "no page is allowed anything");
+
+        config.http.cors = CorsConfig { origins: vec!["*".to_owned()], ..CorsConfig::default() };
+        let of_pages = parsed(&config);
+        assert!(post(&of_pages)["requestBody"]["content"].get("text/plain").is_some());
+        for (path, operations) in of_pages["paths"].as_object().unwrap() {
+            let operations = operations.as_object().unwrap();
+            assert!(operations.contains_key("options"), "{path}");
+            for answer in operations.values().flat_map(|operation| operation["responses"].as_object().unwrap().values())
+            {
+                assert!(answer["headers"].get("Access-Control-Allow-Origin").is_some(), "{path}: {answer}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_operation_has_an_id_of_its_own() {
+        let mut config = Config::default();
+        config.http.cors.origins = vec!["*".to_owned()];
+        let document = parsed(&config);
+        let paths = document["paths"].as_object().unwrap().values();
+        let ids: Vec<_> = paths
+            .flat_map(|path| path.as_object().unwrap().values())
+            .map(|operation| operation["operationId"].as_str().unwrap())
+            .collect();
+        assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "{ids:?}");
+    }
+}

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Has programs that are not ours read the documents of running listeners.
+
+    run.py validate URL…     is each document valid OpenAPI? (openapi-spec-validator; part of `./dev test e2e openapi`)
+    run.py fuzz URL…         does each listener answer what its document says, whatever it is sent? (schemathesis, some minutes)
+
+URL is that of a listener, such as http://127.0.0.1:8080. The packages come by pip, into a folder below --root (by default
+target/openapi of this checkout). Exits with 1 when something fails, with 77 when the packages cannot be had.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PACKAGES = {"validate": "openapi-spec-validator==0.9.0", "fuzz": "schemathesis==4.32.5"}
+UNAVAILABLE = 77
+PATIENCE = 60
+
+VALIDATE = """import json, sys
+from openapi_spec_validator import OpenAPIV31SpecValidator
+errors = list(OpenAPIV31SpecValidator(json.load(sys.stdin)).iter_errors())
+sys.exit("\\n".join(f"{'/'.join(map(str, error.absolute_path))}: {error.message[:500]}" for error in errors))
+"""
+
+
+def install(package, root):
+    """The folder of the package."""
+    folder = root / package.replace("==", "-")
+    if (folder / "complete").exists():
+        return folder
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--root-user-action", "ignore"]
+    for _ in range(4):
+        # Into a folder of its own, so that one that is killed leaves nothing that looks whole.
+        shutil.rmtree(folder, ignore_errors=True)
+        if subprocess.run([*pip, "--target", folder, package]).returncode == 0:
+            (folder / "complete").touch()
+            return folder
+    print(f"{package} cannot be installed: pip says why above")
+    sys.exit(UNAVAILABLE)
+
+
+def validate(url, environment):
+    with urllib.request.urlopen(f"{url}/openapi.json", timeout=PATIENCE) as answer:
+        document = answer.read()
+    done = subprocess.run([sys.executable, "-c", VALIDATE], env=environment, input=document, timeout=PATIENCE)
+    print(f"{url}: {json.loads(document)['info']['title']}, {len(document)} bytes", flush=True)
+    return done.returncode == 0
+
+
+def fuzz(url, environment):
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--url", url]
+    command += ["--checks", "all", "--max-examples", "200", "--seed", "1", "--no-color"]
+    return subprocess.run(command, env=environment).returncode == 0
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--root", type=Path, default=CHECKOUT / "target/openapi")
+    options.add_argument("what", choices=PACKAGES)
+    options.add_argument("urls", nargs="+", metavar="URL")
+    chosen = options.parse_args()
+    packages = install(PACKAGES[chosen.what], chosen.root)
+    environment = {**os.environ, "PYTHONPATH": str(packages)}
+    run = {"validate": validate, "fuzz": fuzz}[chosen.what]
+    passed = sum(run(url.rstrip("/"), environment) for url in chosen.urls)
+    print(f"{passed} passed, {len(chosen.urls) - passed} failed")
+    sys.exit(passed != len(chosen.urls))
+
+
+if __name__ == "__main__":
+    main()
