@@ -18,7 +18,7 @@ use super::{
     check::{Checked, invalid_body, no_text},
     checking::Checking,
     coding::{Coding, Inflating},
-    format::{Events, Format, SeveralTexts, Unsplittable, split, whole},
+    format::{Events, Format, SeveralTexts, Unsplittable, split, texts, whole},
     in_flight::Reservation,
 };
 use crate::{
@@ -57,8 +57,14 @@ pub fn check(
 ) -> Result<Checked, Problem> {
     let came = body.len();
     let body = unwrap(body, http, share)?;
-    let events = split_by(source, &body, lines, http.max_events)?;
     let found = Finder::new(source);
+    let events = match split_by(source, &body, lines, http.max_events)? {
+        // What is no JSON text may be several.
+        Events::One(event) if is_list(source) && !found.is_json(event) => {
+            texts(event, http.max_events)?.map_or(Events::One(event), Events::Texts)
+        }
+        events => events,
+    };
     let mut checking = Checking::new(came, &body, http, fields, received, share);
     checking.expect(events.count())?;
     let mut take = |index, event| match found.attributes(event) {
@@ -83,6 +89,11 @@ pub fn check(
     }
 }
 
+/// Whether a body is the list of events itself.
+fn is_list(source: &HttpSource) -> bool {
+    source.records.as_ref().is_some_and(|records| records.names().is_empty())
+}
+
 /// The events of a body.
 fn split_by<'b>(
     source: &HttpSource,
@@ -91,7 +102,7 @@ fn split_by<'b>(
     max_events: usize,
 ) -> Result<Events<'b>, Unsplittable> {
     let Some(records) = &source.records else { return whole(body).map(Events::One) };
-    if records.names().is_empty() {
+    if is_list(source) {
         return split(body, lines, max_events);
     }
     // Other events are no worse for a broken one, but what surrounds them has to be JSON.
@@ -130,6 +141,10 @@ impl<'s> Finder<'s> {
             }
         }
         Self { pointers, lookups }
+    }
+
+    fn is_json(&self, event: &[u8]) -> bool {
+        self.pointers.find_in(event, &mut [None; 4]).is_ok()
     }
 
     /// What an event brings, as the headers of its record, and the first of it that is wrong.
@@ -308,7 +323,7 @@ mod tests {
             (r#"{"t":"a","i":null,"time":[{"s":1}],"c":{}}"#, [None, Some("{\"s\":1}"), None]),
             (r#"{"t":"a"}"#, [None; 3]),
         ] {
-            let attributes = finder.attributes(event.as_bytes()).unwrap();
+            let (attributes, None) = finder.attributes(event.as_bytes()) else { panic!("{event}") };
             assert_eq!(["ce_id", "ce_time", "ce_source"].map(|name| attributes.get(name)), expected, "{event}");
             assert_eq!(attributes.get("ce_type"), Some("a"));
         }
@@ -334,6 +349,9 @@ mod tests {
         let headers: Vec<_> = records(&many).into_iter().map(|record| record.2.join(" ")).collect();
         assert_eq!(headers, ["ce_type=log ce_time=2026-11-23T08:00:00Z ce_source=shop", "ce_type=log"]);
         assert_eq!(records(&checked(ecs, b"{}")).len(), 1);
+        assert_eq!(records(&checked(ecs, b"{} {}\n{}")).len(), 3);
+        assert_eq!(codes(&checked(ecs, b"{}\n{")), [(1, Code::InvalidJson)]);
+        assert_eq!(codes(&checked(ecs, b"[{},{\"a\":NaN},{}]")), [(1, Code::InvalidJson)]);
         assert!(records(&checked(ecs, b"[]")).is_empty());
     }
 
@@ -399,7 +417,7 @@ mod tests {
             assert!(is_compressed(&body));
             assert_eq!(records(&checked(SEGMENT, &body))[0].0, r#"{"type":"a+b c"}"#);
         }
-        for (body, words) in [(&b"data=*"[..], "neither JSON nor base64"), (&gzip(json.as_bytes())[..20], "damaged or cut")] {
+        for (body, words) in [(&b"data=*"[..], "neither JSON nor base64"), (&gzip(json.as_bytes())[..20], "gzip stream ends")] {
             let problem = try_check(SEGMENT, body, 1 << 20).unwrap_err();
             assert!(problem.status == 400 && problem.detail.contains(words), "{problem}");
         }
@@ -413,7 +431,7 @@ mod tests {
         let http = HttpConfig { max_body: ByteSize(8 << 20), ..HttpConfig::default() };
         let in_flight = Gauge::default();
         let share = Reservation::new(&in_flight, ByteSize(1 << 20));
-        assert!(inflate(&spaces, &http, &share).is_err(), "more than may be in flight");
+        assert_eq!(unwrap(spaces.into(), &http, &share).unwrap_err().status, 503, "more than may be in flight");
         assert_eq!(in_flight.get(), 0);
     }
 
