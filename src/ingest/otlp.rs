@@ -170,7 +170,7 @@ impl Logs<'_> {
         weight: usize,
         make: impl FnOnce() -> Result<(Vec<u8>, Option<String>), Invalid>,
     ) -> Result<Result<Shared, Invalid>, Problem> {
-        if let Some(invalid) = self.too_large_to_decode(raw.len(), weight) {
+        if let Some(invalid) = self.too_large_to_decode(size, weight) {
             return Ok(Err(invalid));
         }
         let work = self.checking.work(weight)?;

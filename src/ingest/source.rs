@@ -18,11 +18,11 @@ use super::{
     check::{Checked, invalid_body, no_text},
     checking::Checking,
     coding::{Coding, Inflating},
-    format::{Events, Format, SeveralTexts, Unsplittable, split, whole},
+    format::{Events, Format, SeveralTexts, Unsplittable, split, texts, whole},
     in_flight::Reservation,
 };
 use crate::{
-    config::{HttpConfig, HttpSource, Lookup},
+    config::{HttpConfig, HttpSource, Lookup, Pointer},
     event::{self, Code, EventFields, Invalid, Pointers},
     http::Problem,
     position::Timestamp,
@@ -57,8 +57,14 @@ pub fn check(
 ) -> Result<Checked, Problem> {
     let came = body.len();
     let body = unwrap(body, http, share)?;
-    let events = split_by(source, &body, lines, http.max_events)?;
     let found = Finder::new(source);
+    let events = match split_by(source, &body, lines, http.max_events)? {
+        // What is no JSON text may be several.
+        Events::One(event) if is_list(source) && !found.is_json(event) => {
+            texts(event, http.max_events)?.map_or(Events::One(event), Events::Texts)
+        }
+        events => events,
+    };
     let mut checking = Checking::new(came, &body, http, fields, received, share);
     checking.expect(events.count())?;
     let mut take = |index, event| match found.attributes(event) {
@@ -83,6 +89,11 @@ pub fn check(
     }
 }
 
+/// Whether a body is the list of events itself.
+fn is_list(source: &HttpSource) -> bool {
+    source.records.as_ref().is_some_and(|records| records.names().is_empty())
+}
+
 /// The events of a body.
 fn split_by<'b>(
     source: &HttpSource,
@@ -91,7 +102,7 @@ fn split_by<'b>(
     max_events: usize,
 ) -> Result<Events<'b>, Unsplittable> {
     let Some(records) = &source.records else { return whole(body).map(Events::One) };
-    if records.names().is_empty() {
+    if is_list(source) {
         return split(body, lines, max_events);
     }
     // Other events are no worse for a broken one, but what surrounds them has to be JSON.
@@ -132,6 +143,10 @@ impl<'s> Finder<'s> {
         Self { pointers, lookups }
     }
 
+    fn is_json(&self, event: &[u8]) -> bool {
+        self.pointers.find_in(event, &mut [None; 4]).is_ok()
+    }
+
     /// What an event brings, as the headers of its record, and the first of it that is wrong.
     fn attributes<'a>(&'a self, event: &'a [u8]) -> (Attributes<'a>, Option<Invalid>) {
         let mut found = [None; 4];
@@ -144,7 +159,7 @@ impl<'s> Finder<'s> {
             let value = match lookup {
                 None => Ok(None),
                 Some(Lookup::Fixed { fixed }) => Ok(Some(Cow::Borrowed(fixed.as_str()))),
-                Some(Lookup::At(pointer)) => value_of(name, json, &pointer.to_string()),
+                Some(Lookup::At(pointer)) => value_of(name, json, pointer),
             };
             match value {
                 Ok(value) => value.into_iter().for_each(|value| attributes.set(name, value)),
@@ -156,28 +171,29 @@ impl<'s> Finder<'s> {
 }
 
 /// What the JSON that was found for this header says. A number is taken as it is written, `null` is as good as nothing.
-fn value_of<'a>(name: &str, json: Option<&'a str>, pointer: &str) -> Result<Option<Cow<'a, str>>, Invalid> {
+fn value_of<'a>(name: &str, json: Option<&'a str>, pointer: &Pointer) -> Result<Option<Cow<'a, str>>, Invalid> {
+    let at = || format!("{:?}", pointer.to_string());
     let first = json.and_then(|json| json.as_bytes().first()).copied();
     let json = json.unwrap_or_default();
     let text = match first {
         None | Some(b'n') => None,
         Some(b'"') => Some(event::unescape(json).map_err(|error| {
-            Invalid::new(Code::InvalidJson, format!("the string at {pointer:?} cannot be read: {error}"))
+            Invalid::new(Code::InvalidJson, format!("the string at {} cannot be read: {error}", at()))
         })?),
         Some(_) => Some(Cow::Borrowed(json)),
     };
     let is_nested = matches!(first, Some(b'{' | b'['));
     match name {
         "ce_type" if text.is_none() => {
-            let rule = format!("there is no type at {pointer:?}: it must be a string of 1 to 128 characters");
+            let rule = format!("there is no type at {}: it must be a string of 1 to 128 characters", at());
             Err(Invalid::new(Code::MissingType, rule))
         }
         "ce_type" if first != Some(b'"') => {
-            let rule = format!("the type at {pointer:?} must be a string of 1 to 128 characters");
+            let rule = format!("the type at {} must be a string of 1 to 128 characters", at());
             Err(Invalid::new(Code::InvalidType, rule))
         }
         "ce_id" if is_nested => {
-            let rule = format!("the id at {pointer:?} must be a string of 1 to 256 characters or a number, or absent");
+            let rule = format!("the id at {} must be a string of 1 to 256 characters or a number, or absent", at());
             Err(Invalid::new(Code::InvalidId, rule))
         }
         // As with our own events, such a client is none.
@@ -307,7 +323,7 @@ mod tests {
             (r#"{"t":"a","i":null,"time":[{"s":1}],"c":{}}"#, [None, Some("{\"s\":1}"), None]),
             (r#"{"t":"a"}"#, [None; 3]),
         ] {
-            let attributes = finder.attributes(event.as_bytes()).unwrap();
+            let (attributes, None) = finder.attributes(event.as_bytes()) else { panic!("{event}") };
             assert_eq!(["ce_id", "ce_time", "ce_source"].map(|name| attributes.get(name)), expected, "{event}");
             assert_eq!(attributes.get("ce_type"), Some("a"));
         }
@@ -333,6 +349,9 @@ mod tests {
         let headers: Vec<_> = records(&many).into_iter().map(|record| record.2.join(" ")).collect();
         assert_eq!(headers, ["ce_type=log ce_time=2026-11-23T08:00:00Z ce_source=shop", "ce_type=log"]);
         assert_eq!(records(&checked(ecs, b"{}")).len(), 1);
+        assert_eq!(records(&checked(ecs, b"{} {}\n{}")).len(), 3);
+        assert_eq!(codes(&checked(ecs, b"{}\n{")), [(1, Code::InvalidJson)]);
+        assert_eq!(codes(&checked(ecs, b"[{},{\"a\":NaN},{}]")), [(1, Code::InvalidJson)]);
         assert!(records(&checked(ecs, b"[]")).is_empty());
     }
 
@@ -398,7 +417,7 @@ mod tests {
             assert!(is_compressed(&body));
             assert_eq!(records(&checked(SEGMENT, &body))[0].0, r#"{"type":"a+b c"}"#);
         }
-        for (body, words) in [(&b"data=*"[..], "neither JSON nor base64"), (&gzip(json.as_bytes())[..20], "damaged or cut")] {
+        for (body, words) in [(&b"data=*"[..], "neither JSON nor base64"), (&gzip(json.as_bytes())[..20], "gzip stream ends")] {
             let problem = try_check(SEGMENT, body, 1 << 20).unwrap_err();
             assert!(problem.status == 400 && problem.detail.contains(words), "{problem}");
         }
@@ -412,7 +431,7 @@ mod tests {
         let http = HttpConfig { max_body: ByteSize(8 << 20), ..HttpConfig::default() };
         let in_flight = Gauge::default();
         let share = Reservation::new(&in_flight, ByteSize(1 << 20));
-        assert!(inflate(&spaces, &http, &share).is_err(), "more than may be in flight");
+        assert_eq!(unwrap(spaces.into(), &http, &share).unwrap_err().status, 503, "more than may be in flight");
         assert_eq!(in_flight.get(), 0);
     }
 

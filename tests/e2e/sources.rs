@@ -137,7 +137,7 @@ fn what_senders_send_is_counted_by_its_type_and_client_and_stands_in_the_archive
     let alerts = br#"{"version":"4","status":"firing","alerts":[{"status":"firing","labels":{"alertname":"DiskFull"},"startsAt":"2026-11-23T08:00:00Z"},
         {"status":"resolved","labels":{"alertname":"DiskFull"}}]}"#;
     ok("/alertmanager", JSON, alerts);
-    ok("/telegraf", "text/plain; charset=utf-8", br#"{"metrics":[{"name":"cpu","tags":{"host":"h-1"},"fields":{"idle":1.5}}]}"#);
+    ok("/telegraf", "text/plain; charset=utf-8", br#"{"metrics":[{"name":"cpu","tags":{"host":"h-1"},"fields":{"idle":1.5},"timestamp":1795420800}]}"#);
     ok("/ecs", JSON, br#"{"@timestamp":"2026-11-23T08:00:00.000Z","log.level":"info","message":"m","service.name":"shop"}"#);
     ok("/github/push", JSON, br#"{"ref":"refs/heads/main","head_commit":{"timestamp":"2026-11-23T08:00:00+01:00"},"repository":{"full_name":"o/r"}}"#);
     ok("/stripe", JSON, br#"{"id":"evt_1","object":"event","type":"charge.succeeded","data":{"object":{"customer":"cus_1"}}}"#);
@@ -177,6 +177,10 @@ fn what_senders_send_is_counted_by_its_type_and_client_and_stands_in_the_archive
 #[test]
 fn a_wrong_event_is_named_and_a_broken_one_is_no_others_fault() {
     let daemon = Setup::new("wrong").config(&ready(&["segment"])).start();
+    // Of a broken one the end can be found.
+    let reply = post(&daemon, "/v1/batch", None, br#"{"batch":[{"type":"a"},{"type":"b","x":NaN},{"type" "c"},{"type":"d"}],"sentAt":"x"}"#);
+    assert_eq!((reply.status, &reply.json()["accepted"]), (207, &json!(2)), "{reply:?}");
+    assert_eq!(reply.json()["errors"].as_array().map(Vec::len), Some(2), "{reply:?}");
     let reply = post(&daemon, "/v1/batch", None, br#"{"batch":[{"type":"a"},{"event":"b"},{"type":"c"}]}"#);
     assert_eq!((reply.status, &reply.json()["accepted"]), (207, &json!(2)), "{reply:?}");
     let errors = reply.json()["errors"].clone();
@@ -194,6 +198,23 @@ fn a_wrong_event_is_named_and_a_broken_one_is_no_others_fault() {
     let reply = Client::new().get(&format!("http://{}/v1/batch", daemon.http_address())).expect("an answer");
     reply.assert_problem(405);
     assert_eq!(reply.allow.as_deref(), Some("POST"));
+    daemon.terminate();
+}
+
+#[test]
+fn what_is_wrong_of_another_shape_is_kept_where_the_configuration_says_so() {
+    let setup = Setup::new("kept").config(&ready(&["segment", "amplitude"])).set("event.on_invalid", "quarantine");
+    let daemon = setup.set("http.max_event", "2KiB").start();
+    let reply = post(&daemon, "/v1/batch", None, br#"{"batch":[{"type":"a","messageId":"1"},{"messageId":"2"}]}"#);
+    assert_eq!((reply.status, &reply.json()["quarantined"]), (200, &json!(1)), "{reply:?}");
+    let reply = post(&daemon, "/2/httpapi", None, br#"{"events":[{"user_id":"u"}]}"#);
+    assert_eq!((reply.status, reply.json()), (200, json!({"code": 200})), "{reply:?}");
+    let large = LOGS.replace("\"stringValue\":\"a\"", &format!("\"stringValue\":\"{}\"", "x".repeat(3000)));
+    let reply = post(&daemon, "/v1/logs", Some("application/json"), large.as_bytes());
+    assert_eq!((reply.status, &reply.json()["partialSuccess"]["rejectedLogRecords"]), (200, &json!("0")), "{reply:?}");
+    let letters = daemon.get("/v1/dead-letters").json();
+    let reasons: Vec<_> = letters["dead_letters"].as_array().expect("letters").iter().map(|letter| &letter["reason"]).collect();
+    assert_eq!(reasons, ["missing_type", "missing_type", "too_large"], "{letters}");
     daemon.terminate();
 }
 
