@@ -288,7 +288,8 @@ pub(crate) mod tests {
     #[test]
     fn each_entry_that_is_no_origin_is_named() {
         let errors = errors(|config| {
-            config.http.cors.origins = ["https://a.example", "https://b.example/", "*.example"].map(str::to_owned).into();
+            config.http.cors.origins =
+                ["https://a.example", "https://b.example/", "*.example"].map(str::to_owned).into();
             config.http.cors.max_age = std::time::Duration::from_millis(1500);
         });
         assert_eq!(errors.len(), 3, "{errors:?}");
