@@ -1,10 +1,12 @@
 //! What the ingest listener takes and answers, as OpenAPI. What is new at the door gets its lines in the table or function of
 //! its kind: media types, codings, fields of a request's head, answers and their fields, codes.
 
+mod logs;
+
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::{Config, EventConfig},
+    config::{Config, EventConfig, HttpSource},
     event::Code,
     openapi::{
         self, JSON, Operation, answer, array, count, get, header, methods, object, one_of, parameter, passing, problem,
@@ -30,6 +32,8 @@ const CODES: &[Code] = &[
     Code::InvalidType,
     Code::InvalidId,
     Code::InvalidTimestamp,
+    Code::InvalidCloudevent,
+    Code::InvalidProtobuf,
     Code::TooLarge,
 ];
 /// The code of a valid event that could not be stored for a passing reason.
@@ -38,7 +42,11 @@ const UNAVAILABLE: &str = "unavailable";
 /// The document, as the listener is configured.
 pub fn document(config: &Config) -> Vec<u8> {
     let mut paths = Map::new();
+    for (index, source) in config.http.source.iter().enumerate() {
+        paths.insert(source.path.clone(), of_pages(config, methods([("post", post_source(config, source, index))])));
+    }
     paths.insert("/v1/events".to_owned(), of_pages(config, methods([("post", post_events(config))])));
+    paths.insert("/v1/logs".to_owned(), of_pages(config, methods([("post", logs::post(config))])));
     paths.insert("/health".to_owned(), of_pages(config, get(health())));
     paths.insert(openapi::PATH.to_owned(), of_pages(config, get(own())));
     let description = "Events are taken by POST /v1/events, and answered with 2xx when they are safe. docs/design.md, 9, and \
@@ -48,17 +56,53 @@ pub fn document(config: &Config) -> Vec<u8> {
 
 /// `POST /v1/events`.
 fn post_events(config: &Config) -> Operation {
-    let http = &config.http;
+    let operation = Operation::new("postEvents", "Stores events", "").body(
+        true,
+        "One event or many. Without a Content-Type it is application/json.",
+        bodies(config),
+    );
     let summary = reference("Summary");
+    stored(operation, config, fields(), &|description| answer(description, JSON, &summary))
+}
+
+/// A POST to the path of a source.
+fn post_source(config: &Config, source: &HttpSource, index: usize) -> Operation {
+    let events = match &source.records {
+        None => "The body is one event.".to_owned(),
+        Some(records) if records.names().is_empty() => "The body is an array of events, or one, or several.".to_owned(),
+        Some(records) => format!("The events are the elements of the array at {:?} (RFC 6901).", records.to_string()),
+    };
+    let body = Map::from_iter([("*/*".to_owned(), json!({ "schema": {} }))]);
+    let (id, summary) = (format!("postSource{index}"), "Stores events of another shape ([[http.source]])");
+    let operation =
+        Operation::new(&id, summary, "").body(true, &format!("JSON, whatever it is called. {events}"), body);
+    let mut fields = fields();
+    // CloudEvents are for our own path.
+    fields.retain(|field| !field["name"].as_str().is_some_and(|name| name.starts_with("ce-")));
+    let own = |description: &str| match source.answer.as_deref().map(|answer| (answer, serde_json::from_str(answer))) {
+        None => answer(description, JSON, &reference("Summary")),
+        Some((_, Ok::<Value, _>(own))) => answer(description, JSON, &json!({ "const": own })),
+        Some((own, Err(_))) => answer(description, "text/plain", &json!({ "const": own })),
+    };
+    stored(operation, config, fields, &own)
+}
+
+/// The answers of what stores events, with these fields of a request's head; `success` is one that says what became of them.
+fn stored(
+    operation: Operation,
+    config: &Config,
+    fields: Vec<Value>,
+    success: &dyn Fn(&str) -> Value,
+) -> Operation {
+    let http = &config.http;
     let too_large = format!(
         "The body is larger than {} bytes (http.max_body), as it came or inflated, or has more than {} events \
          (http.max_events).",
         http.max_body.0, http.max_events
     );
-    let mut operation = Operation::new("postEvents", "Stores events", "")
-        .body(true, "One event or many. Without a Content-Type it is application/json.", bodies(config))
-        .answer(200, answer("All events are durable, or kept as dead letters (event.on_invalid).", JSON, &summary))
-        .answer(207, answer("Some events are durable, and the others stand in `errors`.", JSON, &summary))
+    let mut operation = operation
+        .answer(200, success("All events are durable, or kept as dead letters (event.on_invalid)."))
+        .answer(207, success("Some events are durable, and the others stand in `errors`."))
         .answer(400, refused())
         .answer(413, problem(&too_large))
         .answer(415, problem("The media type, the charset or the coding is none that is taken."))
@@ -70,7 +114,7 @@ fn post_events(config: &Config) -> Operation {
                  send all again, later.",
             ),
         );
-    for field in fields() {
+    for field in fields {
         operation = operation.parameter(field);
     }
     let preferences = header("Which of the request's preferences are honoured (RFC 7240).", &text("handling=…"));
@@ -132,6 +176,7 @@ fn refused() -> Value {
 fn schemas(config: &Config) -> Map<String, Value> {
     [("Event", event(&config.event)), ("CloudEvent", cloud_event()), ("Summary", summary())]
         .into_iter()
+        .chain(logs::schemas())
         .map(|(name, schema)| (name.to_owned(), schema))
         .collect()
 }
@@ -305,10 +350,12 @@ mod tests {
             Code::InvalidType => 3,
             Code::InvalidId => 4,
             Code::InvalidTimestamp => 5,
-            Code::TooLarge => 6,
+            Code::InvalidCloudevent => 6,
+            Code::InvalidProtobuf => 7,
+            Code::TooLarge => 8,
         };
         let places: Vec<_> = CODES.iter().map(|code| place(*code)).collect();
-        assert_eq!(places, (0..=6).collect::<Vec<_>>());
+        assert_eq!(places, (0..=8).collect::<Vec<_>>());
         let described = &summary()["properties"]["errors"]["items"]["properties"]["code"]["enum"];
         assert_eq!(described.as_array().unwrap().len(), CODES.len() + 1);
     }
@@ -317,9 +364,20 @@ mod tests {
     fn it_is_of_the_configuration_in_force() {
         let mut config = Config::default();
         (config.event.type_field, config.http.max_events) = ("kind".to_owned(), 17);
+        let sources = json!([
+            { "path": "/hook", "records": "/alerts", "type": { "fixed": "alert" } },
+            { "path": "/2/httpapi", "answer": "{\"code\":200}" },
+            { "path": "/said", "answer": "ok" },
+        ]);
+        config.http.source = serde_json::from_value(sources).unwrap();
         let plain = parsed(&config);
         assert_eq!(plain["components"]["schemas"]["Event"]["required"], json!(["kind"]));
         let post = |document: &Value| document["paths"]["/v1/events"]["post"].clone();
+        let success = |path: &str| plain["paths"][path]["post"]["responses"]["200"]["content"].clone();
+        assert_eq!(success("/hook"), json!({ JSON: { "schema": reference("Summary") } }));
+        assert_eq!(success("/2/httpapi"), json!({ JSON: { "schema": { "const": { "code": 200 } } } }));
+        assert_eq!(success("/said"), json!({ "text/plain": { "schema": { "const": "ok" } } }));
+        assert!(plain["paths"]["/hook"]["post"]["requestBody"]["description"].as_str().unwrap().contains("/alerts"));
         let body = &post(&plain)["requestBody"]["content"];
         assert_eq!(body["application/json"]["schema"]["oneOf"][1]["maxItems"], 17);
         assert!(body.get("text/plain").is_none() && plain["paths"]["/v1/events"].get("options").is_none());
@@ -342,6 +400,7 @@ mod tests {
     fn each_operation_has_an_id_of_its_own() {
         let mut config = Config::default();
         config.http.cors.origins = vec!["*".to_owned()];
+        config.http.source = serde_json::from_value(json!([{ "path": "/a" }, { "path": "/b" }])).unwrap();
         let document = parsed(&config);
         let paths = document["paths"].as_object().unwrap().values();
         let ids: Vec<_> = paths

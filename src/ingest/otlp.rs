@@ -50,7 +50,7 @@ pub enum Encoding {
 impl Encoding {
     const ALL: [Self; 2] = [Self::Protobuf, Self::Json];
 
-    fn media_type(self) -> &'static str {
+    pub fn media_type(self) -> &'static str {
         match self {
             Self::Protobuf => "application/x-protobuf",
             Self::Json => "application/json",
