@@ -318,12 +318,12 @@ fn weigh(message: &[u8], tag: u32, kind: Kind) -> (usize, usize) {
 
 fn no_request(error: DecodeError) -> Problem {
     let detail = format!("the body is no ExportLogsServiceRequest in protobuf, nothing was accepted: {error}");
-    Problem { code: Some(Code::InvalidProtobuf.as_str()), ..Problem::bad_request(detail) }
+    Problem { code: Some(Code::InvalidProtobuf), ..Problem::bad_request(detail) }
 }
 
 fn no_json_request(error: serde_json::Error) -> Problem {
     let detail = format!("the body is no ExportLogsServiceRequest in OTLP/JSON, nothing was accepted: {error}");
-    Problem { code: Some(Code::InvalidJson.as_str()), ..Problem::bad_request(detail) }
+    Problem { code: Some(Code::InvalidJson), ..Problem::bad_request(detail) }
 }
 
 fn undecodable(what: &str, error: &DecodeError) -> Invalid {
