@@ -44,7 +44,7 @@ pub use json::{Texts, array, text};
 pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
 use stated::Stated;
-pub use stated::{Carried, admit_with, attribute_of, header_of};
+pub use stated::{Carried, admit_with, header_of};
 pub use time::InvalidTime;
 
 /// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.

@@ -80,6 +80,19 @@ impl Operation {
         self
     }
 
+    /// What is said of the answer with this status.
+    pub fn description(&self, status: u16) -> &str {
+        self.0["responses"][status.to_string()]["description"].as_str().unwrap_or_default()
+    }
+
+    /// A header that each answer may have.
+    pub fn header_of_all(mut self, name: &str, header: &Value) -> Self {
+        if let Some(answers) = self.0["responses"].as_object_mut() {
+            answers.values_mut().for_each(|answer| answer["headers"][name] = header.clone());
+        }
+        self
+    }
+
     /// A header that an answer of this status may have.
     pub fn header(mut self, status: u16, name: &str, header: &Value) -> Self {
         self.0["responses"][status.to_string()]["headers"][name] = header.clone();
@@ -188,11 +201,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::http::Problem;
+    use crate::{event::Code, http::Problem};
 
     #[test]
     fn the_described_problem_is_the_one_that_is_answered() {
-        let with_code = Problem { code: Some("invalid_json"), ..Problem::bad_request("why") };
+        let with_code = Problem { code: Some(Code::InvalidJson), ..Problem::bad_request("why") };
         let answered: Value = serde_json::from_str(&with_code.json()).unwrap();
         let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
         assert_eq!(names(&problem_schema()["properties"]), names(&answered));

@@ -161,7 +161,7 @@ fn letter() -> Operation {
     Operation::new("deadLetter", "One dead letter with its bytes", "")
         .parameter(part("topic", "The first part of its id.", &json!({ "type": "string" })))
         .parameter(part("partition", "The second.", &json!({ "type": "integer", "minimum": 0 })))
-        .parameter(part("offset", "The third.", &json!({ "type": "string" })))
+        .parameter(part("offset", "The third: an offset, or a UUID.", &json!({ "type": "string" })))
         .answer(200, answer("The letter.", JSON, &reference("FullDeadLetter")))
         .answer(404, problem("There is no such letter."))
         .answer(503, passing("The letters cannot be reached, or another operation is running."))
@@ -255,22 +255,22 @@ fn status_page() -> Value {
 fn dead_letter(more: &[(&'static str, Value)]) -> Value {
     let time = |description: &str| json!({ "type": "string", "format": "date-time", "description": description });
     let always = [
-        ("id", text("topic/partition/offset.")),
+        ("id", text("topic/partition/offset, or topic.ingest/0/UUID of what the ingestor was sent and did not take.")),
         ("state", one_of(&["open", "replayed", "purged"], "What was done with it.")),
         ("reason", text("A code.")),
         ("message", text("What is wrong.")),
         ("time", time("When it was found.")),
-        ("received", time("The record's.")),
-        ("topic", text("The record's.")),
+        ("received", time("The record's, or when the request came.")),
+        ("topic", text("The record's, or the one that it was meant for.")),
         ("generation", count("Of the topic.")),
         ("partition", count("The record's.")),
-        ("offset", count("The record's.")),
         ("size", count("Of the value.")),
     ];
+    let offset = ("offset", count("The record's; a letter of a request has none."));
     let omitted =
         ("value_omitted", json!({ "const": true, "description": "The value is too large: the archive has it." }));
     let (headers, others): (Vec<_>, Vec<_>) = more.iter().cloned().partition(|(name, _)| *name == "headers");
-    object(&[&always[..], &headers].concat(), &[&[omitted][..], &others].concat())
+    object(&[&always[..], &headers].concat(), &[&[offset, omitted][..], &others].concat())
 }
 
 fn bytes_of_letter() -> [(&'static str, Value); 5] {

@@ -186,7 +186,7 @@ impl<'a> Members<'a> {
                  itself: send the inner one, or give its data another type",
             ));
         }
-        let data = match (self.data, self.data_base64) {
+        let data: Cow<'a, [u8]> = match (self.data, self.data_base64) {
             (Some(_), Some(_)) => {
                 return Err(invalid("both \"data\" and \"data_base64\" stand in it: an event has one of them, or none"));
             }

@@ -30,7 +30,7 @@ const CONTENT_TYPE: &str = "content-type";
 
 /// The attribute that a header of this name carries. (Kafka's header names are case-sensitive; a producer that writes
 /// `Content-Type` means no other thing.)
-pub fn attribute_of(header: &str) -> Option<&str> {
+fn attribute_of(header: &str) -> Option<&str> {
     match header.split_at_checked(PREFIX.len()) {
         Some((prefix, name)) if prefix.eq_ignore_ascii_case(PREFIX) => Some(name),
         _ => header.eq_ignore_ascii_case(CONTENT_TYPE).then_some(DATA_CONTENT_TYPE),

@@ -434,7 +434,7 @@ mod tests {
         };
         let stream = checked(r#"{"type":"a"}{"type":"b"}  {"type":"c"}"#);
         assert_eq!(places(&stream), (vec![0, 1, 2], vec![]));
-        assert_eq!(stream.records[1].value.of(&stream.body), br#"{"type":"b"}"#);
+        assert_eq!(stream.records[1].value.of(&stream.body, &stream.aside), br#"{"type":"b"}"#);
         let mixed = checked(r#"{"type":"a"}[{"type":"b"}]{"no":1} {"type":"c"} {"type":} {"type":"d"}"#);
         let expected = [(1, Code::NotAnObject), (2, Code::MissingType), (4, Code::InvalidJson)];
         assert_eq!(places(&mixed), (vec![0, 3], expected.to_vec()));

@@ -31,7 +31,7 @@ pub enum Format {
 
 impl Format {
     /// Those that `Content-Type` names, without parameters.
-    const NAMED: [(Self, &'static str); 7] = [
+    pub(super) const NAMED: [(Self, &'static str); 7] = [
         (Self::Json, "application/json"),
         // None of these four is registered; each is some sender's default.
         (Self::Ndjson, "application/x-ndjson"),

@@ -5,24 +5,15 @@ mod logs;
 
 use serde_json::{Map, Value, json};
 
+use super::{coding::Coding, format::Format, otlp::Encoding};
 use crate::{
     config::{Config, EventConfig, HttpSource},
     event::Code,
     openapi::{
-        self, JSON, Operation, answer, array, count, get, header, methods, object, one_of, parameter, passing, problem,
-        reference, text,
+        self, JSON, Operation, PROBLEM, answer, array, count, get, header, methods, object, one_of, parameter, passing,
+        problem, reference, text,
     },
 };
-
-/// Media types of one event, or of an array of them.
-const TEXTS: &[&str] = &["application/json"];
-/// Of an event a line.
-const LINES: &[&str] = &["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
-/// Of one CloudEvent, and of an array of them.
-const CLOUD_EVENT: &str = "application/cloudevents+json";
-const CLOUD_EVENTS: &str = "application/cloudevents-batch+json";
-
-const CODINGS: &[&str] = &["gzip", "zstd", "deflate", "br", "identity"];
 
 /// Why one event is refused.
 const CODES: &[Code] = &[
@@ -32,8 +23,8 @@ const CODES: &[Code] = &[
     Code::InvalidType,
     Code::InvalidId,
     Code::InvalidTimestamp,
-    Code::InvalidCloudevent,
     Code::InvalidProtobuf,
+    Code::InvalidCloudevent,
     Code::TooLarge,
 ];
 /// The code of a valid event that could not be stored for a passing reason.
@@ -42,121 +33,149 @@ const UNAVAILABLE: &str = "unavailable";
 /// The document, as the listener is configured.
 pub fn document(config: &Config) -> Vec<u8> {
     let mut paths = Map::new();
+    let mut add = |path: &str, operations| _ = paths.insert(path.to_owned(), of_pages(config, operations));
+    add("/v1/events", methods([("post", post_events(config))]));
+    add("/v1/logs", methods([("post", post_logs(config))]));
+    add("/health", get(health()));
+    add(openapi::PATH, get(openapi::own().answer(503, passing("Too much is being handled (http.max_in_flight)."))));
     for (index, source) in config.http.source.iter().enumerate() {
-        paths.insert(source.path.clone(), of_pages(config, methods([("post", post_source(config, source, index))])));
+        add(&source.path, methods([("post", post_to_source(config, index, source))]));
     }
-    paths.insert("/v1/events".to_owned(), of_pages(config, methods([("post", post_events(config))])));
-    paths.insert("/v1/logs".to_owned(), of_pages(config, methods([("post", logs::post(config))])));
-    paths.insert("/health".to_owned(), of_pages(config, get(health())));
-    paths.insert(openapi::PATH.to_owned(), of_pages(config, get(own())));
-    let description = "Events are taken by POST /v1/events, and answered with 2xx when they are safe. docs/design.md, 9, and \
-                       the README say what to do with each answer.";
+    let description = "Events are taken by POST, and answered with 2xx when they are safe. docs/design.md, 9, and the README say \
+                       what to do with each answer.";
     openapi::document("ingestd: events", description, paths, schemas(config))
 }
 
-/// `POST /v1/events`.
-fn post_events(config: &Config) -> Operation {
-    let operation = Operation::new("postEvents", "Stores events", "").body(
-        true,
-        "One event or many. Without a Content-Type it is application/json.",
-        bodies(config),
-    );
-    let summary = reference("Summary");
-    stored(operation, config, fields(), &|description| answer(description, JSON, &summary))
-}
-
-/// A POST to the path of a source.
-fn post_source(config: &Config, source: &HttpSource, index: usize) -> Operation {
-    let events = match &source.records {
-        None => "The body is one event.".to_owned(),
-        Some(records) if records.names().is_empty() => "The body is an array of events, or one, or several.".to_owned(),
-        Some(records) => format!("The events are the elements of the array at {:?} (RFC 6901).", records.to_string()),
-    };
-    let body = Map::from_iter([("*/*".to_owned(), json!({ "schema": {} }))]);
-    let (id, summary) = (format!("postSource{index}"), "Stores events of another shape ([[http.source]])");
-    let operation =
-        Operation::new(&id, summary, "").body(true, &format!("JSON, whatever it is called. {events}"), body);
-    let mut fields = fields();
-    // CloudEvents are for our own path.
-    fields.retain(|field| !field["name"].as_str().is_some_and(|name| name.starts_with("ce-")));
-    let own = |description: &str| match source.answer.as_deref().map(|answer| (answer, serde_json::from_str(answer))) {
-        None => answer(description, JSON, &reference("Summary")),
-        Some((_, Ok::<Value, _>(own))) => answer(description, JSON, &json!({ "const": own })),
-        Some((own, Err(_))) => answer(description, "text/plain", &json!({ "const": own })),
-    };
-    stored(operation, config, fields, &own)
-}
-
-/// The answers of what stores events, with these fields of a request's head; `success` is one that says what became of them.
-fn stored(
-    operation: Operation,
-    config: &Config,
-    fields: Vec<Value>,
-    success: &dyn Fn(&str) -> Value,
-) -> Operation {
+/// What any request with events may be answered.
+fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
     let http = &config.http;
     let too_large = format!(
         "The body is larger than {} bytes (http.max_body), as it came or inflated, or has more than {} events \
          (http.max_events).",
         http.max_body.0, http.max_events
     );
-    let mut operation = operation
-        .answer(200, success("All events are durable, or kept as dead letters (event.on_invalid)."))
-        .answer(207, success("Some events are durable, and the others stand in `errors`."))
-        .answer(400, refused())
+    let unavailable = "The queue cannot be reached, the disk is full, the daemon starts or stops, or too much is being \
+                       handled: send all again, later.";
+    let codings: Vec<&str> = Coding::ACCEPTED.split(", ").chain(["identity"]).collect();
+    let codings = json!({ "type": "string", "enum": codings });
+    let operation = Operation::new(id, what, description)
+        .parameter(parameter("header", "Content-Encoding", "How the body is compressed.", &codings))
         .answer(413, problem(&too_large))
-        .answer(415, problem("The media type, the charset or the coding is none that is taken."))
+        .answer(415, problem("The media type, its charset or the coding is none that is taken."))
         .answer(500, problem("A fault of this daemon."))
-        .answer(
-            503,
-            passing(
-                "The queue cannot be reached, the disk is full, the daemon starts or stops, or too much is being handled: \
-                 send all again, later.",
-            ),
-        );
-    for field in fields {
-        operation = operation.parameter(field);
-    }
-    let preferences = header("Which of the request's preferences are honoured (RFC 7240).", &text("handling=…"));
-    for status in [200, 207, 400, 503] {
-        operation = operation.header(status, "Preference-Applied", &preferences);
-    }
-    let codings = header("The codings that are taken (RFC 9110, 15.5.16).", &text("A list of codings."));
-    operation.header(207, "Retry-After", &openapi::retry_after()).header(415, "Accept-Encoding", &codings)
+        .answer(503, passing(unavailable));
+    let accepted = header("The codings that are taken (RFC 9110, 15.5.16).", &text("A list of codings."));
+    operation.header(415, "Accept-Encoding", &accepted)
 }
 
-/// Fields of a request's head that change what is done with it.
-fn fields() -> Vec<Value> {
-    let field = |name, description, schema: &Value| parameter("header", name, description, schema);
-    let attribute = |name, description| field(name, description, &json!({ "type": "string" }));
-    vec![
-        field("Content-Encoding", "How the body is compressed.", &json!({ "type": "string", "enum": CODINGS })),
-        field(
-            "Prefer",
-            "RFC 7240. handling=strict: one wrong event, and nothing is stored. handling=lenient: each event has its own \
-             result, also where it could not be stored for a passing reason.",
-            &json!({ "type": "string", "examples": ["handling=strict", "handling=lenient"] }),
-        ),
-        attribute("ce-specversion", "With it the body is the data of one CloudEvent (binary mode)."),
-        attribute("ce-type", "The type of that event."),
-        attribute("ce-source", "Its source: the client."),
-        attribute("ce-id", "Its id."),
-        attribute("ce-time", "Its time."),
-    ]
+/// `Prefer`, of the paths where each event may have its own result.
+fn prefer(operation: Operation) -> Operation {
+    let description = "RFC 7240. handling=strict: one wrong event, and nothing is stored. handling=lenient: each event has its \
+                       own result, also where it could not be stored for a passing reason.";
+    let schema = json!({ "type": "string", "examples": ["handling=strict", "handling=lenient"] });
+    let applied = header("Which of the preferences was honoured.", &json!({ "type": "string" }));
+    operation
+        .parameter(parameter("header", "Prefer", description, &schema))
+        .header_of_all("Preference-Applied", &applied)
+        .header(207, "Retry-After", &openapi::retry_after())
+}
+
+const ALL_SAFE: &str = "All events are durable, or kept as dead letters (event.on_invalid).";
+const SOME_SAFE: &str = "Some events are durable, and the others stand in `errors`.";
+
+/// `POST /v1/events`.
+fn post_events(config: &Config) -> Operation {
+    let summary = reference("Summary");
+    let mut operation = post(config, "postEvents", "Stores events", "")
+        .body(true, "One event or many. Without a Content-Type it is application/json.", bodies(config))
+        .answer(200, answer(ALL_SAFE, JSON, &summary))
+        .answer(207, answer(SOME_SAFE, JSON, &summary))
+        .answer(400, refused());
+    for (name, description) in [
+        ("ce-specversion", "With it the body is the data of one CloudEvent (binary mode), of any media type."),
+        ("ce-type", "The type of that event."),
+        ("ce-source", "Its source: the client."),
+        ("ce-id", "Its id."),
+        ("ce-time", "Its time."),
+    ] {
+        operation = operation.parameter(parameter("header", name, description, &json!({ "type": "string" })));
+    }
+    prefer(operation)
+}
+
+/// A path of `[[http.source]]`: bodies of other people's shape.
+fn post_to_source(config: &Config, index: usize, source: &HttpSource) -> Operation {
+    let summary = reference("Summary");
+    // Its own words for a success, where it has some.
+    let success = |description| match source.answer.as_deref().map(|own| (own, serde_json::from_str::<Value>(own))) {
+        None => answer(description, JSON, &summary),
+        Some((_, Ok(own))) => answer(description, JSON, &json!({ "const": own })),
+        Some((own, Err(_))) => answer(description, "text/plain", &json!({ "const": own })),
+    };
+    let description = match &source.records {
+        Some(records) => format!("JSON with its events at {:?}, whatever it is called.", records.to_string()),
+        None => "JSON, which is one event, whatever it is called.".to_owned(),
+    };
+    let mut body = Map::new();
+    body.insert("*/*".to_owned(), json!({}));
+    let operation = post(config, &format!("postToSource{index}"), "Stores events of another shape", "[[http.source]]")
+        .body(true, &description, body)
+        .answer(200, success(ALL_SAFE))
+        .answer(207, success(SOME_SAFE))
+        .answer(400, refused());
+    prefer(operation)
+}
+
+/// `POST /v1/logs`: OTLP.
+fn post_logs(config: &Config) -> Operation {
+    let both = |description: &str, schema: &str, or_problem: bool| {
+        let mut content = Map::new();
+        for encoding in Encoding::ALL {
+            let schema = match encoding {
+                Encoding::Json => reference(schema),
+                Encoding::Protobuf => json!({ "description": "The same in protobuf." }),
+            };
+            content.insert(encoding.media_type().to_owned(), json!({ "schema": schema }));
+        }
+        if or_problem {
+            content.insert(PROBLEM.to_owned(), problem("")["content"][PROBLEM].clone());
+        }
+        json!({ "description": description, "content": content })
+    };
+    let mut body = Map::new();
+    for encoding in Encoding::ALL {
+        body.insert(encoding.media_type().to_owned(), json!({}));
+    }
+    let logs = post(config, "postLogs", "Stores logs (OTLP/HTTP)", "Answers have the encoding of the request.");
+    // What is said of the other paths holds in the words of this protocol.
+    let said = |status: u16| logs.description(status).to_owned();
+    let [too_large, unsupported, fault, unavailable] = [413, 415, 500, 503].map(said);
+    logs.body(true, "An ExportLogsServiceRequest.", body)
+        .answer(200, both("All log records are durable, or `partialSuccess` says how many are not.", "ExportLogs", false))
+        .answer(400, both("None of the log records is valid, or the request is none.", "Status", true))
+        .answer(413, both(&too_large, "Status", true))
+        .answer(415, both(&unsupported, "Status", true))
+        .answer(500, both(&fault, "Status", true))
+        .answer(503, both(&unavailable, "Status", true))
+        .header(503, "Retry-After", &openapi::retry_after())
 }
 
 /// Each media type with what a body of it holds.
 fn bodies(config: &Config) -> Map<String, Value> {
     let mut events = array(reference("Event"));
     events["maxItems"] = config.http.max_events.into();
-    let texts = json!({ "schema": { "oneOf": [reference("Event"), events] } });
-    let lines = json!({ "schema": text("A JSON object a line; empty lines are none.") });
-    let mut bodies = Map::new();
-    TEXTS.iter().for_each(|media_type| _ = bodies.insert((*media_type).to_owned(), texts.clone()));
-    LINES.iter().for_each(|media_type| _ = bodies.insert((*media_type).to_owned(), lines.clone()));
     let cloud_event = reference("CloudEvent");
-    bodies.insert(CLOUD_EVENTS.to_owned(), json!({ "schema": array(cloud_event.clone()) }));
-    bodies.insert(CLOUD_EVENT.to_owned(), json!({ "schema": cloud_event }));
+    let mut bodies = Map::new();
+    for (format, media_type) in Format::NAMED {
+        let schema = match format {
+            Format::Json => json!({ "oneOf": [reference("Event"), events] }),
+            Format::Ndjson => text("A JSON object a line; empty lines are none."),
+            Format::CloudEvent => cloud_event.clone(),
+            Format::CloudEvents => array(cloud_event.clone()),
+            Format::Data => continue,
+        };
+        bodies.insert(media_type.to_owned(), json!({ "schema": schema }));
+    }
     if !config.http.cors.origins.is_empty() {
         let text = text("What application/json takes, from a page whose origin is allowed (http.cors.origins).");
         bodies.insert("text/plain".to_owned(), json!({ "schema": text }));
@@ -166,19 +185,23 @@ fn bodies(config: &Config) -> Map<String, Value> {
 
 /// 400 says what is wrong with each event, or with the whole.
 fn refused() -> Value {
-    let mut refused =
-        answer("None of the events is valid, or handling=strict and one is not.", JSON, &reference("Summary"));
-    let whole = problem("");
-    refused["content"][openapi::PROBLEM] = whole["content"][openapi::PROBLEM].clone();
+    let description = "None of the events is valid, or handling=strict and one is not; or the body as a whole is none.";
+    let mut refused = answer(description, JSON, &reference("Summary"));
+    refused["content"][PROBLEM] = problem("")["content"][PROBLEM].clone();
     refused
 }
 
 fn schemas(config: &Config) -> Map<String, Value> {
-    [("Event", event(&config.event)), ("CloudEvent", cloud_event()), ("Summary", summary())]
-        .into_iter()
-        .chain(logs::schemas())
-        .map(|(name, schema)| (name.to_owned(), schema))
-        .collect()
+    [
+        ("Event", event(&config.event)),
+        ("CloudEvent", cloud_event()),
+        ("Summary", summary()),
+        ("ExportLogs", export_logs()),
+        ("Status", status()),
+    ]
+    .into_iter()
+    .map(|(name, schema)| (name.to_owned(), schema))
+    .collect()
 }
 
 /// An event's fields, as the configuration calls them.
@@ -231,18 +254,20 @@ fn summary() -> Value {
     let codes: Vec<&str> = CODES.iter().map(|code| code.as_str()).chain([UNAVAILABLE]).collect();
     let index = || count("The event's place in the request, from 0; empty lines are none.");
     let error = object(
-        &[("index", index()), ("code", one_of(&codes, "Why it was not stored."))],
         &[
+            ("index", index()),
+            ("code", one_of(&codes, "Why it was not stored.")),
             ("message", text("What is wrong, and what it has to be.")),
-            ("retry", json!({ "const": true, "description": "The reason passes: send this event again." })),
         ],
+        &[("retry", json!({ "const": true, "description": "The reason passes: send this event again." }))],
     );
     let warning = object(
         &[
             ("index", index()),
             ("code", one_of(&[Code::InvalidTimestamp.as_str()], "What was not taken as it was meant.")),
+            ("message", text("What is wrong, and what was done.")),
         ],
-        &[("message", text("What is wrong, and what was done."))],
+        &[],
     );
     object(
         &[
@@ -258,16 +283,30 @@ fn summary() -> Value {
     )
 }
 
+/// `ExportLogsServiceResponse` in OTLP/JSON.
+fn export_logs() -> Value {
+    let rejected = json!({ "type": "string", "pattern": "^[0-9]+$", "description": "Log records that are not stored." });
+    let partial = object(
+        &[
+            ("rejectedLogRecords", rejected),
+            ("errorMessage", text("What is wrong of the first, and how many more there are.")),
+        ],
+        &[],
+    );
+    object(&[], &[("partialSuccess", partial)])
+}
+
+/// `google.rpc.Status` in JSON: what OTLP has for a problem.
+fn status() -> Value {
+    let code = json!({ "type": "integer", "description": "Of google.rpc.Code." });
+    object(&[("code", code), ("message", text("What is wrong, where, and what to do."))], &[])
+}
+
 /// `GET /health`.
 fn health() -> Operation {
     Operation::new("health", "Whether events are accepted, for load balancers", "")
         .answer(200, json!({ "description": "They are." }))
         .answer(503, passing("They are not: the admin listener's /health/ready says why."))
-}
-
-fn own() -> Operation {
-    openapi::own()
-        .answer(503, passing("Too much is being handled (http.max_in_flight)."))
 }
 
 /// What pages of other origins see of a path, where there are any: the browser's question, and what answers say of them.
@@ -396,10 +435,30 @@ mod tests {
         }
     }
 
+    fn source(json: &str) -> HttpSource {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn the_paths_of_sources_are_described_with_their_own_answers() {
+        let mut config = Config::default();
+        config.http.source = vec![
+            source(r#"{"path":"/v1/batch","records":"/batch","type":"/type"}"#),
+            source(r#"{"path":"/2/httpapi","records":"/events","type":"/event_type","answer":"{\"code\":200}"}"#),
+            source(r#"{"path":"/hook","type":{"fixed":"alert"},"answer":"ok"}"#),
+        ];
+        let document = parsed(&config);
+        let success = |path: &str| document["paths"][path]["post"]["responses"]["200"]["content"].clone();
+        assert_eq!(success("/v1/batch")[JSON]["schema"], reference("Summary"));
+        assert_eq!(success("/2/httpapi")[JSON]["schema"]["const"], json!({ "code": 200 }));
+        assert_eq!(success("/hook")["text/plain"]["schema"]["const"], "ok");
+    }
+
     #[test]
     fn each_operation_has_an_id_of_its_own() {
         let mut config = Config::default();
         config.http.cors.origins = vec!["*".to_owned()];
+        config.http.source = ["/a", "/b"].map(|path| source(&format!(r#"{{"path":"{path}","type":"/t"}}"#))).into();
         config.http.source = serde_json::from_value(json!([{ "path": "/a" }, { "path": "/b" }])).unwrap();
         let document = parsed(&config);
         let paths = document["paths"].as_object().unwrap().values();
