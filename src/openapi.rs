@@ -80,11 +80,6 @@ impl Operation {
         self
     }
 
-    /// What is said of the answer with this status.
-    pub fn description(&self, status: u16) -> &str {
-        self.0["responses"][status.to_string()]["description"].as_str().unwrap_or_default()
-    }
-
     /// A header that each answer may have.
     pub fn header_of_all(mut self, name: &str, header: &Value) -> Self {
         if let Some(answers) = self.0["responses"].as_object_mut() {

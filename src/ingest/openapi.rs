@@ -5,7 +5,7 @@ mod logs;
 
 use serde_json::{Map, Value, json};
 
-use super::{coding::Coding, format::Format, otlp::Encoding};
+use super::{coding::Coding, format::Format};
 use crate::{
     config::{Config, EventConfig, HttpSource},
     event::Code,
@@ -35,7 +35,7 @@ pub fn document(config: &Config) -> Vec<u8> {
     let mut paths = Map::new();
     let mut add = |path: &str, operations| _ = paths.insert(path.to_owned(), of_pages(config, operations));
     add("/v1/events", methods([("post", post_events(config))]));
-    add("/v1/logs", methods([("post", post_logs(config))]));
+    add("/v1/logs", methods([("post", logs::post(config))]));
     add("/health", get(health()));
     add(openapi::PATH, get(openapi::own().answer(503, passing("Too much is being handled (http.max_in_flight)."))));
     for (index, source) in config.http.source.iter().enumerate() {
@@ -56,16 +56,20 @@ fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
     );
     let unavailable = "The queue cannot be reached, the disk is full, the daemon starts or stops, or too much is being \
                        handled: send all again, later.";
-    let codings: Vec<&str> = Coding::ACCEPTED.split(", ").chain(["identity"]).collect();
-    let codings = json!({ "type": "string", "enum": codings });
     let operation = Operation::new(id, what, description)
-        .parameter(parameter("header", "Content-Encoding", "How the body is compressed.", &codings))
+        .parameter(content_encoding())
         .answer(413, problem(&too_large))
         .answer(415, problem("The media type, its charset or the coding is none that is taken."))
         .answer(500, problem("A fault of this daemon."))
         .answer(503, passing(unavailable));
     let accepted = header("The codings that are taken (RFC 9110, 15.5.16).", &text("A list of codings."));
     operation.header(415, "Accept-Encoding", &accepted)
+}
+
+fn content_encoding() -> Value {
+    let codings: Vec<&str> = Coding::ACCEPTED.split(", ").chain(["identity"]).collect();
+    let schema = json!({ "type": "string", "enum": codings });
+    parameter("header", "Content-Encoding", "How the body is compressed.", &schema)
 }
 
 /// `Prefer`, of the paths where each event may have its own result.
@@ -112,10 +116,12 @@ fn post_to_source(config: &Config, index: usize, source: &HttpSource) -> Operati
         Some((_, Ok(own))) => answer(description, JSON, &json!({ "const": own })),
         Some((own, Err(_))) => answer(description, "text/plain", &json!({ "const": own })),
     };
-    let description = match &source.records {
-        Some(records) => format!("JSON with its events at {:?}, whatever it is called.", records.to_string()),
-        None => "JSON, which is one event, whatever it is called.".to_owned(),
+    let events = match &source.records {
+        None => "The body is one event.".to_owned(),
+        Some(records) if records.names().is_empty() => "The body is an array of events, or one, or several.".to_owned(),
+        Some(records) => format!("The events are the elements of the array at {:?} (RFC 6901).", records.to_string()),
     };
+    let description = format!("JSON, whatever it is called. {events}");
     let mut body = Map::new();
     body.insert("*/*".to_owned(), json!({}));
     let operation = post(config, &format!("postToSource{index}"), "Stores events of another shape", "[[http.source]]")
@@ -124,40 +130,6 @@ fn post_to_source(config: &Config, index: usize, source: &HttpSource) -> Operati
         .answer(207, success(SOME_SAFE))
         .answer(400, refused());
     prefer(operation)
-}
-
-/// `POST /v1/logs`: OTLP.
-fn post_logs(config: &Config) -> Operation {
-    let both = |description: &str, schema: &str, or_problem: bool| {
-        let mut content = Map::new();
-        for encoding in Encoding::ALL {
-            let schema = match encoding {
-                Encoding::Json => reference(schema),
-                Encoding::Protobuf => json!({ "description": "The same in protobuf." }),
-            };
-            content.insert(encoding.media_type().to_owned(), json!({ "schema": schema }));
-        }
-        if or_problem {
-            content.insert(PROBLEM.to_owned(), problem("")["content"][PROBLEM].clone());
-        }
-        json!({ "description": description, "content": content })
-    };
-    let mut body = Map::new();
-    for encoding in Encoding::ALL {
-        body.insert(encoding.media_type().to_owned(), json!({}));
-    }
-    let logs = post(config, "postLogs", "Stores logs (OTLP/HTTP)", "Answers have the encoding of the request.");
-    // What is said of the other paths holds in the words of this protocol.
-    let said = |status: u16| logs.description(status).to_owned();
-    let [too_large, unsupported, fault, unavailable] = [413, 415, 500, 503].map(said);
-    logs.body(true, "An ExportLogsServiceRequest.", body)
-        .answer(200, both("All log records are durable, or `partialSuccess` says how many are not.", "ExportLogs", false))
-        .answer(400, both("None of the log records is valid, or the request is none.", "Status", true))
-        .answer(413, both(&too_large, "Status", true))
-        .answer(415, both(&unsupported, "Status", true))
-        .answer(500, both(&fault, "Status", true))
-        .answer(503, both(&unavailable, "Status", true))
-        .header(503, "Retry-After", &openapi::retry_after())
 }
 
 /// Each media type with what a body of it holds.
@@ -192,16 +164,11 @@ fn refused() -> Value {
 }
 
 fn schemas(config: &Config) -> Map<String, Value> {
-    [
-        ("Event", event(&config.event)),
-        ("CloudEvent", cloud_event()),
-        ("Summary", summary()),
-        ("ExportLogs", export_logs()),
-        ("Status", status()),
-    ]
-    .into_iter()
-    .map(|(name, schema)| (name.to_owned(), schema))
-    .collect()
+    [("Event", event(&config.event)), ("CloudEvent", cloud_event()), ("Summary", summary())]
+        .into_iter()
+        .chain(logs::schemas())
+        .map(|(name, schema)| (name.to_owned(), schema))
+        .collect()
 }
 
 /// An event's fields, as the configuration calls them.
@@ -281,25 +248,6 @@ fn summary() -> Value {
             ("warnings", array(warning)),
         ],
     )
-}
-
-/// `ExportLogsServiceResponse` in OTLP/JSON.
-fn export_logs() -> Value {
-    let rejected = json!({ "type": "string", "pattern": "^[0-9]+$", "description": "Log records that are not stored." });
-    let partial = object(
-        &[
-            ("rejectedLogRecords", rejected),
-            ("errorMessage", text("What is wrong of the first, and how many more there are.")),
-        ],
-        &[],
-    );
-    object(&[], &[("partialSuccess", partial)])
-}
-
-/// `google.rpc.Status` in JSON: what OTLP has for a problem.
-fn status() -> Value {
-    let code = json!({ "type": "integer", "description": "Of google.rpc.Code." });
-    object(&[("code", code), ("message", text("What is wrong, where, and what to do."))], &[])
 }
 
 /// `GET /health`.
@@ -389,8 +337,8 @@ mod tests {
             Code::InvalidType => 3,
             Code::InvalidId => 4,
             Code::InvalidTimestamp => 5,
-            Code::InvalidCloudevent => 6,
-            Code::InvalidProtobuf => 7,
+            Code::InvalidProtobuf => 6,
+            Code::InvalidCloudevent => 7,
             Code::TooLarge => 8,
         };
         let places: Vec<_> = CODES.iter().map(|code| place(*code)).collect();
@@ -435,30 +383,10 @@ mod tests {
         }
     }
 
-    fn source(json: &str) -> HttpSource {
-        serde_json::from_str(json).unwrap()
-    }
-
-    #[test]
-    fn the_paths_of_sources_are_described_with_their_own_answers() {
-        let mut config = Config::default();
-        config.http.source = vec![
-            source(r#"{"path":"/v1/batch","records":"/batch","type":"/type"}"#),
-            source(r#"{"path":"/2/httpapi","records":"/events","type":"/event_type","answer":"{\"code\":200}"}"#),
-            source(r#"{"path":"/hook","type":{"fixed":"alert"},"answer":"ok"}"#),
-        ];
-        let document = parsed(&config);
-        let success = |path: &str| document["paths"][path]["post"]["responses"]["200"]["content"].clone();
-        assert_eq!(success("/v1/batch")[JSON]["schema"], reference("Summary"));
-        assert_eq!(success("/2/httpapi")[JSON]["schema"]["const"], json!({ "code": 200 }));
-        assert_eq!(success("/hook")["text/plain"]["schema"]["const"], "ok");
-    }
-
     #[test]
     fn each_operation_has_an_id_of_its_own() {
         let mut config = Config::default();
         config.http.cors.origins = vec!["*".to_owned()];
-        config.http.source = ["/a", "/b"].map(|path| source(&format!(r#"{{"path":"{path}","type":"/t"}}"#))).into();
         config.http.source = serde_json::from_value(json!([{ "path": "/a" }, { "path": "/b" }])).unwrap();
         let document = parsed(&config);
         let paths = document["paths"].as_object().unwrap().values();

@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::CODINGS;
+use super::content_encoding;
 use crate::{
     config::Config,
     ingest::otlp::Encoding,
-    openapi::{Operation, PROBLEM, array, header, object, parameter, problem, reference, retry_after, text},
+    openapi::{Operation, PROBLEM, array, header, object, problem, reference, retry_after, text},
 };
 
 const REQUEST: &str = "ExportLogsServiceRequest";
@@ -32,10 +32,9 @@ pub fn post(config: &Config) -> Operation {
     let mut refused = status("No log record is valid, or the body is no request.");
     refused["content"][PROBLEM] = problem("")["content"][PROBLEM].clone();
     let codings = header("The codings that are taken (RFC 9110, 15.5.16).", &text("A list of codings."));
-    let coding = json!({ "type": "string", "enum": CODINGS });
     Operation::new("postLogs", "Stores the logs of OpenTelemetry (OTLP/HTTP): each log record is an event", "")
         .body(true, "An ExportLogsServiceRequest.", of_both(&reference(REQUEST)))
-        .parameter(parameter("header", "Content-Encoding", "How the body is compressed.", &coding))
+        .parameter(content_encoding())
         .answer(200, success)
         .answer(400, refused)
         .answer(413, status(&too_large))
