@@ -348,7 +348,13 @@ struct Status {
 ///
 /// The answer counts as the request's `share` until the client has it.
 pub fn answer(encoding: Encoding, checked: &Checked, share: Reservation) -> HttpResponse {
-    let Some(first) = checked.errors.first() else { return success(encoding, None, share) };
+    let Some(first) = checked.errors.first() else {
+        let warning = checked.warnings.first().map(|warning| ExportLogsPartialSuccess {
+            rejected_log_records: 0,
+            error_message: format!("log record {}: {}: {}", warning.index, warning.code.as_str(), warning.message),
+        });
+        return success(encoding, warning, share);
+    };
     let (wrong, kept) = (checked.errors.len(), checked.quarantined());
     let mut message = format!("log record {}: {}", first.index, first.invalid);
     if wrong > 1 {
@@ -360,7 +366,7 @@ pub fn answer(encoding: Encoding, checked: &Checked, share: Reservation) -> Http
     if checked.accepted.is_empty() && kept == 0 {
         return refusal(encoding, Problem::bad_request(format!("no log record was accepted: {message}")));
     }
-    // With none rejected the message is a warning.
+    // With none rejected the message is a warning, as above.
     let partial = ExportLogsPartialSuccess { rejected_log_records: (wrong - kept) as i64, error_message: message };
     success(encoding, Some(partial), share)
 }

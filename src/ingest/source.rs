@@ -267,7 +267,7 @@ mod tests {
         let mut share = Reservation::new(&in_flight, http.max_in_flight);
         let fields = EventFields::from(&EventConfig::default());
         let body = Bytes::copy_from_slice(body);
-        let checked = check(body, &source(json), Format::Json, &http, &fields, Timestamp(0), &mut share);
+        let checked = check(body, &source(json), Format::Json, &http, &fields, Timestamp(1_795_420_801_000), &mut share);
         drop(share);
         if let Ok(checked) = &checked {
             assert!(in_flight.get() <= checked.body.len() as i64 * 3 + (64 << 10), "{}", in_flight.get());

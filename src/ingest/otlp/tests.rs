@@ -13,6 +13,8 @@ use crate::{
     log::record::Headers,
 };
 
+const RECEIVED: Timestamp = Timestamp(1_795_420_801_000);
+
 fn text(text: &str) -> Option<AnyValue> {
     Some(AnyValue { value: Some(any_value::Value::StringValue(text.to_owned())) })
 }
@@ -46,7 +48,7 @@ fn small() -> HttpConfig {
 fn try_check(encoding: Encoding, body: &[u8], http: &HttpConfig) -> Result<Checked, Problem> {
     let mut share = Reservation::new(&Gauge::default(), http.max_in_flight);
     let fields = EventFields::from(&EventConfig::default());
-    check(body, encoding, http, &fields, Timestamp(0), &mut share)
+    check(body, encoding, http, &fields, RECEIVED, &mut share)
 }
 
 fn checked(encoding: Encoding, body: &[u8]) -> Checked {
@@ -263,6 +265,14 @@ fn the_answer_says_in_the_encoding_of_the_request_how_many_records_were_wrong() 
     let response: Json = serde_json::from_slice(&body_of(answered(Encoding::Json, &some))).unwrap();
     assert_eq!(response["partialSuccess"]["rejectedLogRecords"], "2");
     assert_eq!(response["partialSuccess"]["errorMessage"], partial.error_message);
+
+    // In the year 2500, which is stored, and counted by its time of receipt.
+    let late = LogRecord { time_unix_nano: 16_725_225_600_000_000_000, ..record("a") };
+    let late = checked(Encoding::Protobuf, &request(vec![logs("shop", vec![late])]));
+    let response: Json = serde_json::from_slice(&body_of(answered(Encoding::Json, &late))).unwrap();
+    assert_eq!((late.accepted.len(), &response["partialSuccess"]["rejectedLogRecords"]), (1, &json!("0")));
+    let message = response["partialSuccess"]["errorMessage"].as_str().unwrap();
+    assert!(message.starts_with("log record 0: invalid_timestamp: "), "{message}");
 
     let response = answered(Encoding::Protobuf, &none);
     assert_eq!(response.status(), StatusCode::BAD_REQUEST);
