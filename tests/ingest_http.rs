@@ -24,6 +24,9 @@ use ingestd::internals::{
 };
 use serde_json::{Value, json};
 
+#[allow(dead_code, reason = "a part of what other tests need")]
+#[path = "support/coding.rs"]
+mod coding;
 #[path = "support/openapi.rs"]
 mod openapi;
 
@@ -273,12 +276,19 @@ fn exchange(address: SocketAddr, request: &[u8]) -> Reply {
     let text = String::from_utf8(text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no reply: {text:?}"));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
-    let mut line = request.split(' ');
-    let (method, target) = (line.next().unwrap(), line.next().unwrap());
+    let reply = Reply { status, head: head.to_owned(), body: body.to_owned() };
+    let line = request.split(|byte| *byte == b'\r').next().unwrap();
+    openapi::check(&answered(std::str::from_utf8(line).unwrap(), &reply));
+    reply
+}
+
+/// The answer to a request with this line.
+fn answered<'a>(line: &'a str, reply: &'a Reply) -> openapi::Answered<'a> {
+    let mut words = line.split(' ');
+    let (method, target) = (words.next().unwrap(), words.next().unwrap());
     let field = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
-    let headers = head.lines().filter_map(field).collect();
-    openapi::check(&openapi::Answered { method, target, status, headers, body: body.as_bytes() });
-    Reply { status, head: head.to_owned(), body: body.to_owned() }
+    let headers = reply.head.lines().filter_map(field).collect();
+    openapi::Answered { method, target, status: reply.status, headers, body: reply.body.as_bytes() }
 }
 
 async fn until(mut condition: impl FnMut() -> bool) {
@@ -859,6 +869,101 @@ async fn the_document_is_the_listeners_own_and_what_it_does_not_describe_is_405(
     daemon.change_limits(|http| http.max_in_flight = ByteSize(1000));
     let reply = daemon.get("GET /openapi.json").await;
     assert_eq!(reply.header("retry-after"), Some("1"), "{}", reply.head);
+}
+
+#[actix::test]
+async fn each_media_type_coding_and_preference_that_is_described_is_taken() {
+    let daemon = Daemon::start(Queue::Stores, pages_of("*"));
+    let document = daemon.get("GET /openapi.json").await.json();
+    let post = &document["paths"]["/v1/events"]["post"];
+    let cloud_event = r#"{"specversion":"1.0","type":"a","source":"s","id":"1","data":{}}"#;
+    let media_types = post["requestBody"]["content"].as_object().unwrap();
+    assert!(media_types.len() >= 8, "{media_types:?}");
+    for media_type in media_types.keys() {
+        let body = match media_type.as_str() {
+            "application/cloudevents+json" => cloud_event.to_owned(),
+            "application/cloudevents-batch+json" => format!("[{cloud_event}]"),
+            _ => r#"{"type":"a"}"#.to_owned(),
+        };
+        let fields = format!("Origin: https://a.example\r\nContent-Type: {media_type}\r\n");
+        let reply = daemon.send(of_page("POST /v1/events", &fields, &body)).await;
+        assert_eq!((reply.status, &reply.json()["accepted"]), (200, &json!(1)), "{media_type}: {}", reply.body);
+    }
+    let parameter = |name: &str| post["parameters"].as_array().unwrap().iter().find(|it| it["name"] == name).unwrap();
+    let words = |value: &Value| {
+        value.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let codings = words(&parameter("Content-Encoding")["schema"]["enum"]);
+    assert_eq!(codings[..4], coding::CODINGS);
+    for name in &codings {
+        let body = br#"{"type":"a"}"#;
+        let body = if name == "identity" { body.to_vec() } else { coding::compressed(name, body) };
+        let reply = daemon.post_coded(name, &body).await;
+        assert_eq!((reply.status, &reply.json()["accepted"]), (200, &json!(1)), "{name}: {}", reply.body);
+    }
+    for preference in words(&parameter("Prefer")["schema"]["examples"]) {
+        let reply = daemon.prefer(preference.split_once('=').unwrap().1, r#"{"type":"a"}"#).await;
+        assert_eq!((reply.status, reply.applied()), (200, Some(preference.as_str())), "{}", reply.body);
+    }
+    let attributes = ["ce-specversion: 1.0", "ce-type: a", "ce-source: s", "ce-id: 1", "ce-time: 2026-11-23T08:00:00Z"];
+    for attribute in attributes {
+        parameter(attribute.split(':').next().unwrap());
+    }
+    let fields = format!("{}\r\n", attributes.join("\r\n"));
+    let reply = daemon.send(of_page("POST /v1/events", &fields, "")).await;
+    assert_eq!((reply.status, &reply.json()["ids"]), (200, &json!(["1"])), "{}", reply.body);
+}
+
+#[actix::test]
+async fn the_paths_of_sources_and_logs_are_described_as_they_are_answered_and_pages_may_use_them() {
+    let daemon = Daemon::start(Queue::Stores, pages_of("https://a.example"));
+    daemon.change_limits(|http| {
+        let sources = json!([
+            { "path": "/v1/batch", "records": "/batch", "type": "/type" },
+            { "path": "/2/httpapi", "records": "/events", "type": "/event_type", "answer": "{\"code\":200}" },
+            { "path": "/hook", "type": { "fixed": "alert" }, "answer": "ok" },
+        ]);
+        http.source = serde_json::from_value(sources).unwrap();
+    });
+    let document = daemon.get("GET /openapi.json").await.json();
+    let (allowed, other) = ("Origin: https://a.example\r\n", "Origin: https://b.example\r\n");
+    let asks = format!("{allowed}{PREFLIGHT}");
+    let text = format!("{allowed}Content-Type: text/plain\r\n");
+    let text_of_another = format!("{other}Content-Type: text/plain\r\n");
+    let json = "Content-Type: application/json\r\n";
+    let json_of_another = format!("{other}{json}");
+    let lenient = format!("{json}Prefer: handling=lenient\r\n");
+    let strict = format!("{json}Prefer: handling=strict\r\n");
+    for (path, right, some, wrong) in [
+        ("/v1/batch", r#"{"batch":[{"type":"a"}]}"#, Some(r#"{"batch":[{"type":"a"},7]}"#), r#"{"batch":[7]}"#),
+        ("/2/httpapi", r#"{"events":[{"event_type":"a"}]}"#, Some(r#"{"events":[{"event_type":"a"},7]}"#), "[]"),
+        ("/hook", r#"{"labels":{}}"#, None, "{"),
+        ("/v1/logs", r#"{"resourceLogs":[]}"#, None, "7"),
+    ] {
+        let is_logs = path == "/v1/logs";
+        let post = format!("POST {path}");
+        for (line, fields, body, status) in [
+            (&post, json, right, 200),
+            (&post, &json_of_another, right, 200),
+            (&post, &lenient, right, 200),
+            (&post, &strict, some.unwrap_or(right), if some.is_some() { 400 } else { 200 }),
+            (&post, json, some.unwrap_or(right), if some.is_some() { 207 } else { 200 }),
+            (&post, json, wrong, 400),
+            (&post, &text, right, if is_logs { 415 } else { 200 }),
+            (&post, &text_of_another, right, 415),
+            (&post, &format!("{json}Content-Encoding: compress\r\n"), right, 415),
+            (&format!("GET {path}"), "", "", 405),
+            (&format!("OPTIONS {path}"), &asks, "", 204),
+        ] {
+            let reply = daemon.send(of_page(line, fields, body)).await;
+            assert_eq!(reply.status, status, "{line} {fields}{body}: {}", reply.body);
+            openapi::check_by(std::slice::from_ref(&document), &answered(line, &reply));
+            let said = reply.header("access-control-allow-origin");
+            assert_eq!(said.is_some(), fields.starts_with(allowed), "{line} {fields}: {}", reply.head);
+            let applied = reply.applied().is_some();
+            assert_eq!(applied, !is_logs && fields.contains("Prefer"), "{line} {fields}: {}", reply.head);
+        }
+    }
 }
 
 #[actix::test]

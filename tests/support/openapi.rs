@@ -29,11 +29,17 @@ pub static DOCUMENTS: LazyLock<[Value; 2]> = LazyLock::new(|| {
     [parsed(openapi::ingest(&config)), parsed(openapi::admin(&config))]
 });
 
-/// Fails where an answer of one of the listeners is not described. What neither has is not ours, or 404.
+/// Fails where an answer of one of the listeners is not described. What neither has is not ours, a source's, or 404.
 #[track_caller]
 pub fn check(answered: &Answered<'_>) {
+    check_by(&*DOCUMENTS, answered);
+}
+
+/// The same by other documents.
+#[track_caller]
+pub fn check_by(documents: &[Value], answered: &Answered<'_>) {
     let path = answered.target.split('?').next().unwrap_or_default();
-    let found = DOCUMENTS.iter().filter_map(|document| Some((document, operations(document, path)?)));
+    let found = documents.iter().filter_map(|document| Some((document, operations(document, path)?)));
     let found: Vec<_> = found.collect();
     // The listeners share one path, which both have; any other is the other's 404.
     if found.is_empty() || (found.len() == 1 && answered.status == 404 && is_problem(answered)) {
