@@ -215,7 +215,7 @@ impl<'c> Taking<'c> {
                 self.take_with(index, &data, &attributes)
             }
             Format::Data => {
-                let attributes = self.in_headers.take().unwrap_or_else(|| Ok(Attributes::default()))?;
+                let attributes = self.in_headers.take().map_or_else(|| Ok(Attributes::default()), |found| *found)?;
                 self.take_with(index, event, &attributes)
             }
         }
