@@ -225,7 +225,10 @@ mod tests {
             ("7", "list of tables"),
             ("[7]", "list of tables"),
             ("[{ type = \"/t\" }]", "entry 0 (from 0): has no path"),
-            ("[{ path = \"/a\" }, { path = \"/b\", tpye = \"/t\" }]", "entry 1 (from 0): tpye is unknown; did you mean type?"),
+            (
+                "[{ path = \"/a\" }, { path = \"/b\", tpye = \"/t\" }]",
+                "entry 1 (from 0): tpye is unknown; did you mean type?",
+            ),
             ("[{ path = \"/a\", key = \"/t\" }]", "a source has path, records, type"),
             ("[{ path = 7 }]", "path must be a string"),
             ("[{ path = \"/a\", records = \"batch\" }]", "records must be a JSON pointer"),
@@ -243,7 +246,10 @@ mod tests {
     #[test]
     fn paths_are_their_own_and_fixed_values_can_be_what_they_stand_for() {
         let rules = |text: &str| broken_rules(&read_text(text).unwrap());
-        assert_eq!(rules(r#"[{ path = "/a" }, { path = "/a/" }, { path = "/%C3%A9", type = { fixed = "a b" } }]"#), [""; 0]);
+        assert_eq!(
+            rules(r#"[{ path = "/a" }, { path = "/a/" }, { path = "/%C3%A9", type = { fixed = "a b" } }]"#),
+            [""; 0]
+        );
         for path in ["", "a", "/a?b=1", "/a#b", "/{id}", "/é", "/a b"] {
             let rules = rules(&format!("[{{ path = {path:?} }}]"));
             assert!(rules.len() == 1 && rules[0].contains("must begin with /"), "{rules:?}");

@@ -222,7 +222,8 @@ impl Skim<'_> {
     }
 
     fn word(&self, at: usize) -> usize {
-        let ends = |byte: &u8| matches!(byte, b',' | b'}' | b']' | b'{' | b'[' | b':' | b'"' | b' ' | b'\n' | b'\r' | b'\t');
+        let ends =
+            |byte: &u8| matches!(byte, b',' | b'}' | b']' | b'{' | b'[' | b':' | b'"' | b' ' | b'\n' | b'\r' | b'\t');
         self.0[at..].iter().position(ends).map_or(self.0.len(), |length| at + length)
     }
 }
@@ -249,20 +250,7 @@ mod tests {
     fn pointers_lead_where_the_examples_of_rfc_6901_say() {
         let text = r#" {"foo": ["bar", "baz"], "": 0, "a/b": 1, "c%d": 2, "e^f": 3, "g|h": 4, "i\\j": 5, "k\"l": 6, " ": 7, "m~n": 8} "#;
         let pointers = ["", "/foo", "/foo/0", "/", "/a~1b", "/c%d", "/e^f", "/g|h", "/i\\j", "/k\"l", "/ ", "/m~0n"];
-        let expected = [
-            text.trim(),
-            r#"["bar", "baz"]"#,
-            "\"bar\"",
-            "0",
-            "1",
-            "2",
-            "3",
-            "4",
-            "5",
-            "6",
-            "7",
-            "8",
-        ];
+        let expected = [text.trim(), r#"["bar", "baz"]"#, "\"bar\"", "0", "1", "2", "3", "4", "5", "6", "7", "8"];
         assert_eq!(find(text, pointers), Some(expected.map(Some)));
         for (at, expected) in pointers.iter().zip(expected) {
             let place = locate(text.as_bytes(), &pointer(at)).expect(at);
@@ -284,7 +272,8 @@ mod tests {
 
     #[test]
     fn a_text_that_is_no_json_has_nothing_wherever_it_is_broken() {
-        for text in ["", "{", "{\"a\":1,}", "{\"a\":1} 2", "[1,]", "tru", "{\"b\":[1,01],\"a\":1}", "{\"a\":{\"b\":1}"] {
+        for text in ["", "{", "{\"a\":1,}", "{\"a\":1} 2", "[1,]", "tru", "{\"b\":[1,01],\"a\":1}", "{\"a\":{\"b\":1}"]
+        {
             for at in ["", "/a", "/a/b", "/0"] {
                 assert_eq!(find(text, [at]), None, "{text} {at}");
             }

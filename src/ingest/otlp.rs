@@ -26,13 +26,7 @@ use prost::{DecodeError, Message};
 use serde_json::{json, value::RawValue};
 
 use self::wire::{Kind, ResourceHead, ScopeHead};
-use super::{
-    attributes::Attributes,
-    check::Checked,
-    checking::Checking,
-    format::Unsplittable,
-    in_flight::Reservation,
-};
+use super::{attributes::Attributes, check::Checked, checking::Checking, format::Unsplittable, in_flight::Reservation};
 use crate::{
     config::HttpConfig,
     event::{Code, EventFields, Invalid},
@@ -70,7 +64,8 @@ impl Encoding {
         let media_type = media_type.unwrap_or_default().trim();
         Self::ALL.into_iter().find(|encoding| encoding.media_type().eq_ignore_ascii_case(media_type)).ok_or_else(|| {
             let types = Self::ALL.map(Self::media_type).join(" or ");
-            let detail = format!("Content-Type of logs must be {types}: set OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf");
+            let detail =
+                format!("Content-Type of logs must be {types}: set OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf");
             Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
         })
     }
@@ -183,7 +178,8 @@ impl Logs<'_> {
             let logs: json::ResourceLogs<'_> = serde_json::from_str(logs.get()).map_err(no_json_request)?;
             let mut resource = None;
             for scope_logs in self.elements(logs.scope_logs)? {
-                let scope_logs: json::ScopeLogs<'_> = serde_json::from_str(scope_logs.get()).map_err(no_json_request)?;
+                let scope_logs: json::ScopeLogs<'_> =
+                    serde_json::from_str(scope_logs.get()).map_err(no_json_request)?;
                 let mut scope = None;
                 let records = self.elements(scope_logs.log_records)?;
                 self.expect(records.len())?;
@@ -313,7 +309,8 @@ impl Logs<'_> {
 fn weigh(message: &[u8], tag: u32, kind: Kind) -> (usize, usize) {
     let contents = |tag| wire::below(message, tag).filter_map(Result::ok);
     let urls: usize = contents(wire::SCHEMA_URL).map(<[u8]>::len).sum();
-    contents(tag).fold((urls, 7 * urls), |(size, weight), content| (size + content.len(), weight + kind.weight(content)))
+    contents(tag)
+        .fold((urls, 7 * urls), |(size, weight), content| (size + content.len(), weight + kind.weight(content)))
 }
 
 fn no_request(error: DecodeError) -> Problem {

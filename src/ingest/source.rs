@@ -224,9 +224,9 @@ fn from_form(body: &[u8], share: &Reservation) -> Result<Bytes, Problem> {
     // A plus that was not escaped is a space in a form.
     match STANDARD.decode(data.replace(' ', "+")) {
         Ok(bytes) => Ok(own.hold(bytes)),
-        Err(error) => {
-            Err(Problem::bad_request(format!("the field of this form is neither JSON nor base64, nothing was accepted: {error}")))
-        }
+        Err(error) => Err(Problem::bad_request(format!(
+            "the field of this form is neither JSON nor base64, nothing was accepted: {error}"
+        ))),
     }
 }
 
@@ -267,7 +267,8 @@ mod tests {
         let mut share = Reservation::new(&in_flight, http.max_in_flight);
         let fields = EventFields::from(&EventConfig::default());
         let body = Bytes::copy_from_slice(body);
-        let checked = check(body, &source(json), Format::Json, &http, &fields, Timestamp(1_795_420_801_000), &mut share);
+        let checked =
+            check(body, &source(json), Format::Json, &http, &fields, Timestamp(1_795_420_801_000), &mut share);
         drop(share);
         if let Ok(checked) = &checked {
             assert!(in_flight.get() <= checked.body.len() as i64 * 3 + (64 << 10), "{}", in_flight.get());
@@ -300,7 +301,8 @@ mod tests {
 
     #[test]
     fn an_event_stays_as_it_came_and_what_was_found_travels_beside_it() {
-        let body = br#"{"batch": [ {"type":"track", "messageId":"m-1", "userId":42, "timestamp":"2026-11-23T08:00:00Z"} ,
+        let body =
+            br#"{"batch": [ {"type":"track", "messageId":"m-1", "userId":42, "timestamp":"2026-11-23T08:00:00Z"} ,
             {"userId":null,"type":"pa\u0067e","timestamp":null} ], "writeKey":"x"}"#;
         let checked = checked(SEGMENT, body);
         let [(first, key, headers), (second, no_key, further)] = &records(&checked)[..] else { panic!("{checked:?}") };
@@ -318,7 +320,10 @@ mod tests {
         let source = source(r#"{"path":"/a","type":"/t","id":"/i","time":"/time/0","client":"/c"}"#);
         let finder = Finder::new(&source);
         for (event, expected) in [
-            (r#"{"t":"a","i":7,"time":[1795420800123.5],"c":true}"#, [Some("7"), Some("1795420800123.5"), Some("true")]),
+            (
+                r#"{"t":"a","i":7,"time":[1795420800123.5],"c":true}"#,
+                [Some("7"), Some("1795420800123.5"), Some("true")],
+            ),
             (r#"{"t":"a","i":"\u0031","time":["x"],"c":""}"#, [Some("1"), Some("x"), Some("")]),
             (r#"{"t":"a","i":null,"time":[{"s":1}],"c":{}}"#, [None, Some("{\"s\":1}"), None]),
             (r#"{"t":"a"}"#, [None; 3]),
@@ -326,7 +331,9 @@ mod tests {
             let (attributes, None) = finder.attributes(event.as_bytes()) else { panic!("{event}") };
             let get = |name: &str| {
                 let mut headers = attributes.headers();
-                headers.find(|(known, _)| *known == name).map(|(_, value)| String::from_utf8(value.unwrap().to_vec()).unwrap())
+                headers
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, value)| String::from_utf8(value.unwrap().to_vec()).unwrap())
             };
             let found = ["ce_id", "ce_time", "ce_source"].map(get);
             assert_eq!(found.each_ref().map(Option::as_deref), expected, "{event}");
@@ -349,7 +356,8 @@ mod tests {
 
     #[test]
     fn where_the_body_is_the_array_it_is_split_as_ours_are() {
-        let ecs = r#"{"path":"/ecs","records":"","type":{"fixed":"log"},"time":"/@timestamp","client":"/service.name"}"#;
+        let ecs =
+            r#"{"path":"/ecs","records":"","type":{"fixed":"log"},"time":"/@timestamp","client":"/service.name"}"#;
         let many = checked(ecs, br#"[{"@timestamp":"2026-11-23T08:00:00Z","service.name":"shop"},{}]"#);
         let headers: Vec<_> = records(&many).into_iter().map(|record| record.2.join(" ")).collect();
         assert_eq!(headers, ["ce_type=log ce_time=2026-11-23T08:00:00Z ce_source=shop", "ce_type=log"]);
@@ -380,7 +388,10 @@ mod tests {
         assert!(checked.errors[2].invalid.message.contains("\"/messageId\""), "{:?}", checked.errors[2]);
         let records = records(&checked);
         assert_eq!(records.len(), 2);
-        assert_eq!((records[1].1.as_deref(), &records[1].2[..]), (None, &["ce_type=d".to_owned(), "ce_id=8".to_owned()][..]));
+        assert_eq!(
+            (records[1].1.as_deref(), &records[1].2[..]),
+            (None, &["ce_type=d".to_owned(), "ce_id=8".to_owned()][..])
+        );
     }
 
     #[test]
@@ -410,7 +421,8 @@ mod tests {
     #[test]
     fn a_body_is_unwrapped_by_what_it_begins_with() {
         let json = r#"{"batch":[{"type":"a+b c"}]}"#;
-        let base64 = |body: &[u8]| form_urlencoded::byte_serialize(STANDARD.encode(body).as_bytes()).collect::<String>();
+        let base64 =
+            |body: &[u8]| form_urlencoded::byte_serialize(STANDARD.encode(body).as_bytes()).collect::<String>();
         let escaped = form_urlencoded::byte_serialize(json.as_bytes()).collect::<String>();
         for body in [
             gzip(json.as_bytes()),
@@ -422,7 +434,9 @@ mod tests {
             assert!(is_compressed(&body));
             assert_eq!(records(&checked(SEGMENT, &body))[0].0, r#"{"type":"a+b c"}"#);
         }
-        for (body, words) in [(&b"data=*"[..], "neither JSON nor base64"), (&gzip(json.as_bytes())[..20], "gzip stream ends")] {
+        for (body, words) in
+            [(&b"data=*"[..], "neither JSON nor base64"), (&gzip(json.as_bytes())[..20], "gzip stream ends")]
+        {
             let problem = try_check(SEGMENT, body, 1 << 20).unwrap_err();
             assert!(problem.status == 400 && problem.detail.contains(words), "{problem}");
         }

@@ -28,7 +28,8 @@ fn ready_sources() -> Vec<PathBuf> {
 
 fn ready(names: &[&str]) -> String {
     let text = |file: &PathBuf| fs::read_to_string(file).expect("it can be read");
-    let is_meant = |file: &&PathBuf| names.contains(&file.file_stem().and_then(|name| name.to_str()).unwrap_or_default());
+    let is_meant =
+        |file: &&PathBuf| names.contains(&file.file_stem().and_then(|name| name.to_str()).unwrap_or_default());
     ready_sources().iter().filter(is_meant).map(text).collect()
 }
 
@@ -101,13 +102,17 @@ fn a_wrong_source_is_refused_with_what_is_wrong_and_where() {
     refused("path = \"a?b\"", &["must begin with /"]);
     let setting = Setup::new("source").set("http.source", "[{ path = \"/a\", records = 7 }]");
     let (exit, log) = setting.run_to_end();
-    assert!(exit == 78 && log.contains("--set: http.source") && log.contains("records must be a JSON pointer"), "{log}");
+    assert!(
+        exit == 78 && log.contains("--set: http.source") && log.contains("records must be a JSON pointer"),
+        "{log}"
+    );
 }
 
 /// Bodies as these senders were seen to send them, cut short.
 #[test]
 fn what_senders_send_is_counted_by_its_type_and_client_and_stands_in_the_archive_as_it_came() {
-    let sources = ready(&["segment", "posthog", "amplitude", "snowplow", "alertmanager", "telegraf", "ecs", "github", "stripe"]);
+    let sources =
+        ready(&["segment", "posthog", "amplitude", "snowplow", "alertmanager", "telegraf", "ecs", "github", "stripe"]);
     let daemon = Setup::new("shapes").config(&sources).start();
     let ok = |path: &str, content_type: &str, body: &[u8]| {
         let reply = post(&daemon, path, Some(content_type), body);
@@ -120,27 +125,56 @@ fn what_senders_send_is_counted_by_its_type_and_client_and_stands_in_the_archive
     let reply = ok("/v1/batch", JSON, segment);
     assert_eq!(reply.json(), json!({"accepted": 2, "rejected": 0, "ids": ["node-1", "node-2"]}));
     // As Rudder labels it.
-    ok("/v1/batch", "application/x-www-form-urlencoded", &gzip(br#"{"batch":[{"type":"track","messageId":"r-1","userId":"u-2"}]}"#));
+    ok(
+        "/v1/batch",
+        "application/x-www-form-urlencoded",
+        &gzip(br#"{"batch":[{"type":"track","messageId":"r-1","userId":"u-2"}]}"#),
+    );
     ok("/v1/track", JSON, br#"{"userId":"u-2","event":"Sold","messageId":"x"}"#);
     let posthog = br#"{"api_key":"x","batch":[{"event":"$pageview","distinct_id":"p-1","timestamp":"2026-11-23T08:00:00Z","uuid":"01a20bd8-8e34-76c3-849d-87ba36a63445"}]}"#;
     ok("/batch/", JSON, posthog);
     // As a browser's: gzip that only the query tells of, and a form.
     let browser = br#"[{"uuid":"b","event":"$autocapture","properties":{"distinct_id":"p-2"},"timestamp":"2026-11-23T08:00:00Z"}]"#;
     ok("/i/v0/e/?compression=gzip-js&ver=1", "text/plain", &gzip(browser));
-    ok("/e/?compression=base64", "application/x-www-form-urlencoded", b"data=eyJldmVudCI6IiRwYWdldmlldyIsInByb3BlcnRpZXMiOnsiZGlzdGluY3RfaWQiOiJwLTIifX0%3D");
-    let amplitude = ok("/2/httpapi", JSON, br#"{"api_key":"x","events":[{"event_type":"Sold","user_id":"a-1","insert_id":"i-1"}]}"#);
+    ok(
+        "/e/?compression=base64",
+        "application/x-www-form-urlencoded",
+        b"data=eyJldmVudCI6IiRwYWdldmlldyIsInByb3BlcnRpZXMiOnsiZGlzdGluY3RfaWQiOiJwLTIifX0%3D",
+    );
+    let amplitude = ok(
+        "/2/httpapi",
+        JSON,
+        br#"{"api_key":"x","events":[{"event_type":"Sold","user_id":"a-1","insert_id":"i-1"}]}"#,
+    );
     assert_eq!((amplitude.json(), &*amplitude.content_type), (json!({"code": 200}), JSON));
-    let some = post(&daemon, "/2/httpapi", Some(JSON), br#"{"events":[{"event_type":"Sold","user_id":"a-1"},{"user_id":"a-1"}]}"#);
+    let some = post(
+        &daemon,
+        "/2/httpapi",
+        Some(JSON),
+        br#"{"events":[{"event_type":"Sold","user_id":"a-1"},{"user_id":"a-1"}]}"#,
+    );
     assert_eq!((some.status, some.json()), (207, json!({"code": 200})), "{some:?}");
     let snowplow = br#"{"schema":"iglu:com.snowplowanalytics.snowplow/payload_data/jsonschema/1-0-4","data":[{"e":"pv","eid":"e-1","uid":"s-1","url":"http://x"}]}"#;
     ok("/com.snowplowanalytics.snowplow/tp2", "application/json; charset=UTF-8", snowplow);
     let alerts = br#"{"version":"4","status":"firing","alerts":[{"status":"firing","labels":{"alertname":"DiskFull"},"startsAt":"2026-11-23T08:00:00Z"},
         {"status":"resolved","labels":{"alertname":"DiskFull"}}]}"#;
     ok("/alertmanager", JSON, alerts);
-    ok("/telegraf", "text/plain; charset=utf-8", br#"{"metrics":[{"name":"cpu","tags":{"host":"h-1"},"fields":{"idle":1.5},"timestamp":1795420800}]}"#);
-    ok("/ecs", JSON, br#"{"@timestamp":"2026-11-23T08:00:00.000Z","log.level":"info","message":"m","service.name":"shop"}"#);
+    ok(
+        "/telegraf",
+        "text/plain; charset=utf-8",
+        br#"{"metrics":[{"name":"cpu","tags":{"host":"h-1"},"fields":{"idle":1.5},"timestamp":1795420800}]}"#,
+    );
+    ok(
+        "/ecs",
+        JSON,
+        br#"{"@timestamp":"2026-11-23T08:00:00.000Z","log.level":"info","message":"m","service.name":"shop"}"#,
+    );
     ok("/github/push", JSON, br#"{"ref":"refs/heads/main","head_commit":{"timestamp":"2026-11-23T08:00:00+01:00"},"repository":{"full_name":"o/r"}}"#);
-    ok("/stripe", JSON, br#"{"id":"evt_1","object":"event","type":"charge.succeeded","data":{"object":{"customer":"cus_1"}}}"#);
+    ok(
+        "/stripe",
+        JSON,
+        br#"{"id":"evt_1","object":"event","type":"charge.succeeded","data":{"object":{"customer":"cus_1"}}}"#,
+    );
 
     let expected = [
         ("DiskFull", "alert", 2),
@@ -178,7 +212,12 @@ fn what_senders_send_is_counted_by_its_type_and_client_and_stands_in_the_archive
 fn a_wrong_event_is_named_and_a_broken_one_is_no_others_fault() {
     let daemon = Setup::new("wrong").config(&ready(&["segment"])).start();
     // Of a broken one the end can be found.
-    let reply = post(&daemon, "/v1/batch", None, br#"{"batch":[{"type":"a"},{"type":"b","x":NaN},{"type" "c"},{"type":"d"}],"sentAt":"x"}"#);
+    let reply = post(
+        &daemon,
+        "/v1/batch",
+        None,
+        br#"{"batch":[{"type":"a"},{"type":"b","x":NaN},{"type" "c"},{"type":"d"}],"sentAt":"x"}"#,
+    );
     assert_eq!((reply.status, &reply.json()["accepted"]), (207, &json!(2)), "{reply:?}");
     assert_eq!(reply.json()["errors"].as_array().map(Vec::len), Some(2), "{reply:?}");
     let reply = post(&daemon, "/v1/batch", None, br#"{"batch":[{"type":"a"},{"event":"b"},{"type":"c"}]}"#);
@@ -213,7 +252,8 @@ fn what_is_wrong_of_another_shape_is_kept_where_the_configuration_says_so() {
     let reply = post(&daemon, "/v1/logs", Some("application/json"), large.as_bytes());
     assert_eq!((reply.status, &reply.json()["partialSuccess"]["rejectedLogRecords"]), (200, &json!("0")), "{reply:?}");
     let letters = daemon.get("/v1/dead-letters").json();
-    let reasons: Vec<_> = letters["dead_letters"].as_array().expect("letters").iter().map(|letter| &letter["reason"]).collect();
+    let reasons: Vec<_> =
+        letters["dead_letters"].as_array().expect("letters").iter().map(|letter| &letter["reason"]).collect();
     assert_eq!(reasons, ["missing_type", "missing_type", "too_large"], "{letters}");
     daemon.terminate();
 }
@@ -304,7 +344,12 @@ fn the_exporter_of_opentelemetry_for_python_is_answered_as_it_expects() {
     let daemon = Setup::new("python").set("http.max_event", "2KiB").start();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/sources/exporter.py");
     let output = Command::new("timeout")
-        .args([&PATIENCE.as_secs().to_string(), "python3", script, &format!("http://{}/v1/logs", daemon.http_address())])
+        .args([
+            &PATIENCE.as_secs().to_string(),
+            "python3",
+            script,
+            &format!("http://{}/v1/logs", daemon.http_address()),
+        ])
         .env("PYTHONPATH", &packages)
         .output()
         .expect("coreutils are installed");

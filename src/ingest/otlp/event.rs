@@ -15,19 +15,19 @@ use opentelemetry_proto::tonic::{
 
 /// The fields of each event of a resource, each behind a comma, and its `service.name`.
 pub fn of_resource(resource: &Resource, schema_url: &str) -> (Vec<u8>, Option<String>) {
-        let mut fields = Vec::new();
-        if !resource.attributes.is_empty() {
-            name(&mut fields, "resource_attributes");
-            object(&mut fields, &resource.attributes);
-        }
-        count(&mut fields, "resource_dropped_attributes_count", resource.dropped_attributes_count);
-        text(&mut fields, "resource_schema_url", schema_url);
-        let service = resource.attributes.iter().rev().find(|attribute| attribute.key == "service.name");
-        let service = match service.and_then(|service| service.value.as_ref()?.value.as_ref()) {
-            Some(Value::StringValue(service)) if !service.is_empty() => Some(service.clone()),
-            _ => None,
-        };
-        (fields, service)
+    let mut fields = Vec::new();
+    if !resource.attributes.is_empty() {
+        name(&mut fields, "resource_attributes");
+        object(&mut fields, &resource.attributes);
+    }
+    count(&mut fields, "resource_dropped_attributes_count", resource.dropped_attributes_count);
+    text(&mut fields, "resource_schema_url", schema_url);
+    let service = resource.attributes.iter().rev().find(|attribute| attribute.key == "service.name");
+    let service = match service.and_then(|service| service.value.as_ref()?.value.as_ref()) {
+        Some(Value::StringValue(service)) if !service.is_empty() => Some(service.clone()),
+        _ => None,
+    };
+    (fields, service)
 }
 
 /// The fields of each event of a scope.
@@ -267,7 +267,8 @@ mod tests {
 
     #[test]
     fn every_kind_of_value_has_its_json_and_nothing_of_it_is_lost() {
-        let list = ArrayValue { values: vec![any(Value::IntValue(-1)), AnyValue::default(), any(Value::BoolValue(true))] };
+        let list =
+            ArrayValue { values: vec![any(Value::IntValue(-1)), AnyValue::default(), any(Value::BoolValue(true))] };
         let pairs = KeyValueList { values: vec![attribute("a", Value::ArrayValue(list))] };
         let attributes = vec![
             attribute("double", Value::DoubleValue(0.1)),

@@ -287,7 +287,9 @@ impl<'de> Deserialize<'de> for Double {
             },
             Err(_) => None,
         };
-        number.map(Self).ok_or_else(|| D::Error::custom("a number was expected, \"NaN\", \"Infinity\" or \"-Infinity\""))
+        number
+            .map(Self)
+            .ok_or_else(|| D::Error::custom("a number was expected, \"NaN\", \"Infinity\" or \"-Infinity\""))
     }
 }
 
@@ -345,7 +347,8 @@ mod tests {
         ] {
             assert_eq!(value(text), expected, "{text}");
         }
-        let nested = value(r#"{"arrayValue":{"values":[{"kvlistValue":{"values":[{"key":"a","value":{"intValue":1}},{}]}}]}}"#);
+        let nested =
+            value(r#"{"arrayValue":{"values":[{"kvlistValue":{"values":[{"key":"a","value":{"intValue":1}},{}]}}]}}"#);
         let Some(Value::ArrayValue(array)) = nested else { panic!("{nested:?}") };
         let Some(Value::KvlistValue(list)) = &array.values[0].value else { panic!("{array:?}") };
         assert_eq!((list.values.len(), list.values[0].key.as_str()), (2, "a"));
@@ -359,7 +362,10 @@ mod tests {
                 "attributes":[{"key":"k","value":{"boolValue":true}}],"flags":1,"new":{"field":[1]}}"#,
         )
         .unwrap();
-        assert_eq!((read.time_unix_nano, read.observed_time_unix_nano), (1_544_712_660_300_000_000, 1_544_712_660_300_000_001));
+        assert_eq!(
+            (read.time_unix_nano, read.observed_time_unix_nano),
+            (1_544_712_660_300_000_000, 1_544_712_660_300_000_001)
+        );
         assert_eq!((read.severity_number, read.flags, read.trace_id[0], read.span_id.len()), (10, 1, 0x5b, 8));
         assert_eq!((read.body, read.event_name.as_str(), read.attributes[0].key.as_str()), (None, "", "k"));
         assert_eq!(record("{}").unwrap(), LogRecord::default());
@@ -382,7 +388,10 @@ mod tests {
     fn elements_are_found_up_to_a_bound_however_deep_they_are() {
         let deep = format!("[{}{},2,3]", "[".repeat(1000), "]".repeat(1000));
         let array: &RawValue = serde_json::from_str(&deep).unwrap();
-        assert_eq!(elements(array, 3).unwrap().iter().map(|element| element.get().len()).collect::<Vec<_>>(), [2000, 1, 1]);
+        assert_eq!(
+            elements(array, 3).unwrap().iter().map(|element| element.get().len()).collect::<Vec<_>>(),
+            [2000, 1, 1]
+        );
         assert_eq!(elements(array, 2).unwrap().len(), 3);
         assert_eq!(elements(array, 1).unwrap().len(), 2);
         assert!(elements(serde_json::from_str("{}").unwrap(), 2).is_err());

@@ -81,11 +81,14 @@ fn a_log_record_becomes_an_event_of_its_service_at_its_time() {
     let nobody = ResourceLogs { resource: None, ..logs("", vec![long]) };
     let checked = checked(Encoding::Protobuf, &request(vec![logs("shop", vec![record("a"), named]), nobody]));
     let [first, second, third] = &records(&checked)[..] else { panic!("{checked:?}") };
-    assert_eq!(first.0, json!({
-        "timestamp": "2026-11-23T08:00:00.123456789Z",
-        "body": "a",
-        "resource_attributes": {"service.name": "shop"},
-    }));
+    assert_eq!(
+        first.0,
+        json!({
+            "timestamp": "2026-11-23T08:00:00.123456789Z",
+            "body": "a",
+            "resource_attributes": {"service.name": "shop"},
+        })
+    );
     assert_eq!(first.1.as_deref(), Some("shop"));
     assert_eq!(first.2[..], ["ce_type=log", "ce_time=2026-11-23T08:00:00.123456789Z", "ce_source=shop"]);
     assert_eq!(second.2[..2], ["ce_type=click", "ce_time=1970-01-01T00:00:00.000000001Z"]);

@@ -197,10 +197,8 @@ mod tests {
         let empty = vec![KeyValue::default(); 100_000];
         let attributes = LogRecord { attributes: empty.clone(), ..LogRecord::default() };
         let values = ArrayValue { values: vec![AnyValue::default(); 100_000] };
-        let body = LogRecord {
-            body: Some(AnyValue { value: Some(Value::ArrayValue(values)) }),
-            ..LogRecord::default()
-        };
+        let body =
+            LogRecord { body: Some(AnyValue { value: Some(Value::ArrayValue(values)) }), ..LogRecord::default() };
         for (record, least) in [(attributes, size_of::<KeyValue>()), (body, size_of::<AnyValue>())] {
             let bytes = record.encode_to_vec();
             assert!(bytes.len() < 210_000);

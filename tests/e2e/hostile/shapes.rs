@@ -82,7 +82,11 @@ pub fn cases() -> Vec<Case> {
             "413",
             post("/hook", "text/plain", format!(r#"{{"batch":[{}]}}"#, vec!["1"; 10_001].join(",")).as_bytes()),
         ),
-        case("a bomb in gzip without a word of it at a source", "413", post("/hook", "text/plain", &gzip(&vec![b' '; 64 * MIB]))),
+        case(
+            "a bomb in gzip without a word of it at a source",
+            "413",
+            post("/hook", "text/plain", &gzip(&vec![b' '; 64 * MIB])),
+        ),
         case(
             "a form of 16 MiB that is no base64 at a source",
             "400",
