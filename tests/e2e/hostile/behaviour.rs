@@ -245,7 +245,7 @@ fn bombs(address: &str) -> String {
 fn at_once(address: &str, requests: &[Vec<u8>], expected: [u16; 2]) -> String {
     let outcomes: Vec<_> = thread::scope(|scope| {
         let send = |request| scope.spawn(move || exchange(address, request, 1, false, PATIENCE));
-        let sending: Vec<_> = requests.iter().flat_map(|request| [request; 20]).map(send).collect();
+        let sending: Vec<_> = requests.iter().flat_map(|request| [request.as_slice(); 20]).map(send).collect();
         sending.into_iter().map(|sending| sending.join().expect("it does not panic")).collect()
     });
     let wrong = outcomes
