@@ -23,8 +23,9 @@ impl Reservation {
     /// For what a body of so many bytes costs besides. `http.max_in_flight` is at least `http.max_body`: a body that was let
     /// in, and is alone, is not to be told for ever to come later for the sake of its events' places in lists, of which
     /// `http.max_events` bounds the number.
-    pub fn beside(self, body: usize) -> Self {
-        Self { beside: Some(i64::try_from(body).unwrap_or(i64::MAX)), ..self }
+    pub fn beside(mut self, body: usize) -> Self {
+        self.beside = Some(i64::try_from(body).unwrap_or(i64::MAX));
+        self
     }
 
     /// Takes more, without waiting.

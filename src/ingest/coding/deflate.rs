@@ -88,7 +88,7 @@ impl Deflate {
 /// Whether a stream that begins so has zlib's frame: compression method 8, a window of at most 32 KiB, and a check of both
 /// bytes. Without the frame they would begin a stored block with padding that no encoder writes.
 fn is_framed(first: u8, second: u8) -> bool {
-    first & 0x0f == 8 && first >> 4 <= 7 && u16::from_be_bytes([first, second]) % 31 == 0
+    first & 0x0f == 8 && first >> 4 <= 7 && u16::from_be_bytes([first, second]).is_multiple_of(31)
 }
 
 impl Decode for Deflate {

@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn brackets_are_closed_by_their_own_kind_at_any_depth() {
         for depth in [1, 63, 64, 65, 128, 1_000] {
-            let kind = |at: usize| (at * 7 + at / 3) % 2 == 0;
+            let kind = |at: usize| (at * 7 + at / 3).is_multiple_of(2);
             let open: String = (0..depth).map(|at| if kind(at) { '{' } else { '[' }).collect();
             let close: String = (0..depth).rev().map(|at| if kind(at) { '}' } else { ']' }).collect();
             let array = format!("[1,{open}{close},2]");
