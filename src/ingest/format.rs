@@ -417,7 +417,7 @@ mod tests {
             assert_eq!(split(body.as_bytes(), format, 2).unwrap_err(), Unsplittable::TooMany(2));
         }
         assert!(split(b"[1,x,3]", Format::Json, 3).is_ok());
-        for broken in ["[1,x,3]", "[1,x,3", "[1,x,3}", "[1,x,]"] {
+        for broken in ["[1,x,3]", "[1,x,3,", "[1,x,]"] {
             assert_eq!(split(broken.as_bytes(), Format::Json, 2).unwrap_err(), Unsplittable::TooMany(2));
         }
         assert!(texts(b"{}{}{}", 3).is_ok());

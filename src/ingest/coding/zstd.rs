@@ -17,6 +17,10 @@ pub struct Zstd {
     head: [u8; LONGEST_HEAD],
     head_length: usize,
     in_frame: bool,
+    /// What the frame says that it holds, and what came of it so far. libzstd compares them, but not where the last block is
+    /// empty.
+    content: Option<u64>,
+    inflated: u64,
     /// A frame was whole.
     has_frame: bool,
 }
@@ -27,7 +31,7 @@ pub struct Zstd {
 enum Head {
     Incomplete,
     Skippable,
-    Frame { window: u64, has_dictionary: bool },
+    Frame { window: u64, content: Option<u64>, has_dictionary: bool },
     Foreign,
 }
 
@@ -60,27 +64,37 @@ fn frame(bytes: &[u8]) -> Option<Head> {
         (log, _) => 1 << log,
     };
     let (size, _) = rest.split_at_checked(size)?;
-    let content = || {
-        let mut bytes = [0; 8];
-        bytes[..size.len()].copy_from_slice(size);
-        // Two bytes count from 256 on.
-        u64::from_le_bytes(bytes) + if size.len() == 2 { 256 } else { 0 }
-    };
-    Some(Head::Frame { window: window.unwrap_or_else(content), has_dictionary: id.iter().any(|byte| *byte != 0) })
+    let mut bytes = [0; 8];
+    bytes[..size.len()].copy_from_slice(size);
+    // Two bytes count from 256 on.
+    let content = u64::from_le_bytes(bytes).saturating_add(if size.len() == 2 { 256 } else { 0 });
+    Some(Head::Frame {
+        window: window.unwrap_or(content),
+        content: (!size.is_empty()).then_some(content),
+        has_dictionary: id.iter().any(|byte| *byte != 0),
+    })
 }
 
 impl Zstd {
     pub fn new() -> Self {
         let mut libzstd = DCtx::create();
-        // A second line behind `admit`.
+        // A second line behind `begin`.
         let _ = libzstd.set_parameter(DParameter::WindowLogMax(LARGEST_WINDOW_LOG));
-        Self { libzstd, head: [0; LONGEST_HEAD], head_length: 0, in_frame: false, has_frame: false }
+        Self {
+            libzstd,
+            head: [0; LONGEST_HEAD],
+            head_length: 0,
+            in_frame: false,
+            content: None,
+            inflated: 0,
+            has_frame: false,
+        }
     }
 
-    /// Whether a frame may begin with these bytes; `None` while they are too few.
-    fn admit(&self, bytes: &[u8]) -> Result<Option<()>, Fault> {
+    /// Begins a frame that begins with these bytes. Whether it could: they may be too few.
+    fn begin(&mut self, bytes: &[u8]) -> Result<bool, Fault> {
         match head(bytes) {
-            Head::Incomplete => Ok(None),
+            Head::Incomplete => Ok(false),
             Head::Foreign if self.has_frame => Err(Fault::Trailing),
             Head::Foreign => Err(Fault::Damaged("it does not begin with a frame".into())),
             Head::Frame { window, .. } if window > LARGEST_WINDOW => {
@@ -89,7 +103,14 @@ impl Zstd {
             Head::Frame { has_dictionary: true, .. } => {
                 Err(Fault::Unsupported("needs a dictionary, which is not taken: compress it without one"))
             }
-            Head::Frame { .. } | Head::Skippable => Ok(Some(())),
+            Head::Frame { content, .. } => {
+                (self.content, self.inflated) = (content, 0);
+                Ok(true)
+            }
+            Head::Skippable => {
+                (self.content, self.inflated) = (None, 0);
+                Ok(true)
+            }
         }
     }
 
@@ -99,9 +120,16 @@ impl Zstd {
         let end = output.len();
         let hint = self.libzstd.decompress_stream(&mut OutBuffer::around_pos(output, end), &mut input);
         let hint = hint.map_err(|code| Fault::Damaged(get_error_name(code).into()))?;
+        let taken = input.pos();
+        self.inflated += (output.len() - end) as u64;
         self.in_frame = hint > 0;
-        self.has_frame |= hint == 0;
-        Ok(input.pos())
+        if !self.in_frame {
+            self.has_frame = true;
+            if self.content.is_some_and(|content| content != self.inflated) {
+                return Err(Fault::Damaged("a frame does not hold as much as it says".into()));
+            }
+        }
+        Ok(taken)
     }
 }
 
@@ -110,7 +138,7 @@ impl Decode for Zstd {
         if self.in_frame {
             return self.inflate(input, output);
         }
-        if self.head_length == 0 && self.admit(input)?.is_some() {
+        if self.head_length == 0 && self.begin(input)? {
             return self.inflate(input, output);
         }
         // The rest of the head is in other pieces. libzstd is given all of it at once: where it has only a part, it takes
@@ -120,7 +148,7 @@ impl Decode for Zstd {
         room[..taken].copy_from_slice(&input[..taken]);
         for length in self.head_length..=self.head_length + taken {
             let head = self.head;
-            if self.admit(&head[..length])?.is_some() {
+            if self.begin(&head[..length])? {
                 let of_input = length - self.head_length;
                 self.head_length = 0;
                 self.inflate(&head[..length], output)?;
@@ -146,22 +174,23 @@ mod tests {
 
     #[test]
     fn a_frames_head_says_its_window_as_the_rfc_has_it() {
-        let frame = |window, has_dictionary| Head::Frame { window, has_dictionary };
+        let streamed = |window| Head::Frame { window, content: None, has_dictionary: false };
+        let sized = |content, has_dictionary| Head::Frame { window: content, content: Some(content), has_dictionary };
         let magic = [0x28, 0xb5, 0x2f, 0xfd];
         for (rest, expected) in [
             // A window descriptor: 1 KiB, 8 MiB, and the next that can be said above it.
-            (&[0x00, 0x00][..], frame(1 << 10, false)),
-            (&[0x00, 13 << 3], frame(8 << 20, false)),
-            (&[0x00, 13 << 3 | 1], frame(9 << 20, false)),
-            (&[0x00, 0xff], frame((1 << 41) + 7 * (1 << 38), false)),
+            (&[0x00, 0x00][..], streamed(1 << 10)),
+            (&[0x00, 13 << 3], streamed(8 << 20)),
+            (&[0x00, 13 << 3 | 1], streamed(9 << 20)),
+            (&[0x00, 0xff], streamed((1 << 41) + 7 * (1 << 38))),
             // A single segment: the window is the content, of one, two, four or eight bytes.
-            (&[0x20, 5], frame(5, false)),
-            (&[0x60, 0, 1], frame(512, false)),
-            (&[0xa0, 0, 0, 0, 1], frame(1 << 24, false)),
-            (&[0xe0, 0, 0, 0, 0, 1, 0, 0, 0], frame(1 << 32, false)),
+            (&[0x20, 5], sized(5, false)),
+            (&[0x60, 0, 1], sized(512, false)),
+            (&[0xa0, 0, 0, 0, 1], sized(1 << 24, false)),
+            (&[0xe0, 0, 0, 0, 0, 1, 0, 0, 0], sized(1 << 32, false)),
             // A dictionary, and one that is none.
-            (&[0x21, 7, 5], frame(5, true)),
-            (&[0x23, 0, 0, 0, 0, 5], frame(5, false)),
+            (&[0x21, 7, 5], sized(5, true)),
+            (&[0x23, 0, 0, 0, 0, 5], sized(5, false)),
             // Not whole.
             (&[], Head::Incomplete),
             (&[0x00], Head::Incomplete),

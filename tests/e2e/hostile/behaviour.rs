@@ -244,8 +244,9 @@ fn bombs(address: &str) -> String {
 /// Sends each of them twenty times; each time the answer is one of both.
 fn at_once(address: &str, requests: &[Vec<u8>], expected: [u16; 2]) -> String {
     let outcomes: Vec<_> = thread::scope(|scope| {
+        let requests = requests.iter().flat_map(|request| [request.as_slice(); 20]);
         let send = |request| scope.spawn(move || exchange(address, request, 1, false, PATIENCE));
-        let sending: Vec<_> = requests.iter().flat_map(|request| [request.as_slice(); 20]).map(send).collect();
+        let sending: Vec<_> = requests.map(send).collect();
         sending.into_iter().map(|sending| sending.join().expect("it does not panic")).collect()
     });
     let wrong = outcomes
