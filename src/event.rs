@@ -40,7 +40,7 @@ pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array};
 pub use readable::{Unreadable, check};
 use stated::Stated;
-pub use stated::{Carried, admit_with, attribute_of, header_of};
+pub use stated::{Carried, admit_with, header_of};
 
 /// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
 #[derive(Debug, Clone, PartialEq, Eq)]

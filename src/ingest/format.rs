@@ -103,7 +103,9 @@ pub enum Unsplittable {
     ByteOrderMark,
     #[error("the body must be a JSON object or an array of objects; for one object a line send application/x-ndjson")]
     NeitherObjectNorArray,
-    #[error("the body must be one CloudEvent, a JSON object: send an array of them as application/cloudevents-batch+json")]
+    #[error(
+        "the body must be one CloudEvent, a JSON object: send an array of them as application/cloudevents-batch+json"
+    )]
     NotOneEvent,
     #[error("the body must be an array of CloudEvents: send a single one as application/cloudevents+json")]
     NoBatch,
