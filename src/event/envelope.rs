@@ -83,7 +83,8 @@ fn check_number(attributes: usize) -> Result<(), Invalid> {
     if attributes <= MOST_ATTRIBUTES {
         return Ok(());
     }
-    let message = format!("an event may have {MOST_ATTRIBUTES} attributes, and this one has more: put them into its data");
+    let message =
+        format!("an event may have {MOST_ATTRIBUTES} attributes, and this one has more: put them into its data");
     Err(Invalid::new(Code::InvalidCloudevent, message))
 }
 
@@ -188,9 +189,11 @@ impl<'a> Members<'a> {
         }
         let data: Cow<'a, [u8]> = match (self.data, self.data_base64) {
             (Some(_), Some(_)) => {
-                return Err(invalid("both \"data\" and \"data_base64\" stand in it: an event has one of them, or none"));
+                return Err(invalid(
+                    "both \"data\" and \"data_base64\" stand in it: an event has one of them, or none",
+                ));
             }
-            (None, None) => Cow::Borrowed(&[]),
+            (None, None) => Cow::Borrowed(&[][..]),
             (None, Some(json)) => Cow::Owned(decode(json)?),
             (Some(json), None) => match content_type {
                 None => {
@@ -198,7 +201,9 @@ impl<'a> Members<'a> {
                     self.attributes.push((DATA_CONTENT_TYPE.into(), "application/json".into()));
                     Cow::Borrowed(json.as_bytes())
                 }
-                Some(content_type) if !is_json_type(content_type) && json.starts_with('"') => bytes(text("data", json)?),
+                Some(content_type) if !is_json_type(content_type) && json.starts_with('"') => {
+                    bytes(text("data", json)?)
+                }
                 Some(_) => Cow::Borrowed(json.as_bytes()),
             },
         };
@@ -277,9 +282,17 @@ mod tests {
             (r#","data": {"n":1.50,"u":"\u00e9"} "#, Some("application/json"), &br#"{"n":1.50,"u":"\u00e9"}"#[..]),
             (r#","data":"I'm just a string""#, Some("application/json"), br#""I'm just a string""#),
             (r#","data":null"#, Some("application/json"), b"null"),
-            (r#","datacontenttype":"text/JSON; charset=utf-8","data":"\u00e9""#, Some("text/JSON; charset=utf-8"), br#""\u00e9""#),
+            (
+                r#","datacontenttype":"text/JSON; charset=utf-8","data":"\u00e9""#,
+                Some("text/JSON; charset=utf-8"),
+                br#""\u00e9""#,
+            ),
             (r#","datacontenttype":"application/geo+json","data":[1]"#, Some("application/geo+json"), b"[1]"),
-            (r#","datacontenttype":"application/xml","data":"<much wow=\"xml\"/>""#, Some("application/xml"), br#"<much wow="xml"/>"#),
+            (
+                r#","datacontenttype":"application/xml","data":"<much wow=\"xml\"/>""#,
+                Some("application/xml"),
+                br#"<much wow="xml"/>"#,
+            ),
             (r#","datacontenttype":"text/plain","data":"\u00e9\n""#, Some("text/plain"), "é\n".as_bytes()),
             (r#","datacontenttype":"text/plain","data":"""#, Some("text/plain"), b""),
             (r#","datacontenttype":"text/plain","data":{"a":1}"#, Some("text/plain"), br#"{"a":1}"#),
@@ -322,7 +335,11 @@ mod tests {
             ("{} {}".to_owned(), Code::InvalidJson, "trailing"),
             ("[1]".to_owned(), Code::NotAnObject, "object"),
             ("{}".to_owned(), Code::InvalidCloudevent, "\"specversion\" is missing"),
-            (r#"{"specversion":"0.3","Extra":{}}"#.to_owned(), Code::InvalidCloudevent, "is \"0.3\": CloudEvents are taken in"),
+            (
+                r#"{"specversion":"0.3","Extra":{}}"#.to_owned(),
+                Code::InvalidCloudevent,
+                "is \"0.3\": CloudEvents are taken in",
+            ),
             (r#"{"specversion":"1"}"#.to_owned(), Code::InvalidCloudevent, "must be \"1.0\""),
             (r#"{"specversion":1.0}"#.to_owned(), Code::InvalidCloudevent, "\"specversion\" must be a string"),
             (envelope(r#","id":7"#), Code::InvalidId, "\"id\" must be a string"),

@@ -163,7 +163,8 @@ impl<'a> Stated<'a> {
         match self.source.text() {
             Some(source) if !source.is_empty() => Ok(()),
             _ => {
-                let rule = "attribute \"source\" must be a string that is not empty: a CloudEvent says where it is from";
+                let rule =
+                    "attribute \"source\" must be a string that is not empty: a CloudEvent says where it is from";
                 Err(Invalid::new(Code::InvalidCloudevent, rule))
             }
         }
@@ -347,10 +348,9 @@ mod tests {
             assert!(matches!(without, Code::InvalidJson | Code::NotAnObject | Code::MissingType), "{without:?}");
         }
         assert_eq!(read(b"{\"x\":1,\"x\":2}", TYPED).unwrap().1[4], "2");
-        for (of, code) in [
-            (&[("ce_type", "")][..], Code::InvalidType),
-            (&[("ce_type", "t"), ("ce_id", "")], Code::InvalidId),
-        ] {
+        for (of, code) in
+            [(&[("ce_type", "")][..], Code::InvalidType), (&[("ce_type", "t"), ("ce_id", "")], Code::InvalidId)]
+        {
             assert_eq!(read(b"{}", of).unwrap_err(), code, "{of:?}");
         }
     }
@@ -364,13 +364,19 @@ mod tests {
         assert_eq!(selected, [r#""t""#, r#""/s""#, r#""i""#, "-", "1"]);
         let of_data = br#"{"specversion":"1.0","type":"t","partitionkey":7,"data":{"timestamp":"2026-11-23T08:00:00Z","client_id":"c"}}"#;
         assert_eq!(read(of_data, structured).unwrap().0, "t - 2026-11-23T08:00:00.000Z c 7");
-        for data in [r#""data_base64":"e30=""#, r#""datacontenttype":"text/plain","data":"{}""#, r#""data":"{\"x\":1}""#] {
+        for data in
+            [r#""data_base64":"e30=""#, r#""datacontenttype":"text/plain","data":"{}""#, r#""data":"{\"x\":1}""#]
+        {
             let envelope = format!(r#"{{"specversion":"1.0","type":"t",{data}}}"#);
             assert_eq!(read(envelope.as_bytes(), structured).unwrap().1[4], "-", "{data}");
         }
         assert_eq!(read(b"no JSON", structured).unwrap_err(), Code::InvalidJson);
         assert_eq!(read(br#"{"type":7}"#, structured).unwrap_err(), Code::InvalidType);
-        assert_eq!(read(br#"{"specversion":"1.0"}"#, structured).unwrap_err(), Code::InvalidJson, "it has no data, either");
+        assert_eq!(
+            read(br#"{"specversion":"1.0"}"#, structured).unwrap_err(),
+            Code::InvalidJson,
+            "it has no data, either"
+        );
         // A batch is none: Kafka's binding has no such thing.
         let batch = &[("content-type", "application/cloudevents-batch+json")][..];
         assert_eq!(read(br#"{"type":"a"}"#, batch).unwrap().0, "a - - - -");
@@ -386,9 +392,14 @@ mod tests {
             ("ce_time", "2026-11-23T08:00:00Z"),
         ][..];
         let with_key = [attributes, &[("ce_partitionkey", "p")]].concat();
-        for (key_field, key) in
-            [("", "/s"), ("client_id", "/s"), ("x", "/s"), ("type", "t"), ("event_id", "i"), ("timestamp", "2026-11-23T08:00:00Z")]
-        {
+        for (key_field, key) in [
+            ("", "/s"),
+            ("client_id", "/s"),
+            ("x", "/s"),
+            ("type", "t"),
+            ("event_id", "i"),
+            ("timestamp", "2026-11-23T08:00:00Z"),
+        ] {
             let config = EventConfig { key_field: key_field.to_owned(), ..EventConfig::default() };
             let fields = fields(&config);
             let admitted = |of| admit_with(br#"{"x":"data","client_id":"c"}"#, headers(of), ByteSize(1000), &fields, Timestamp(0)).unwrap();
@@ -405,8 +416,7 @@ mod tests {
         assert!(admitted.key.unwrap().starts_with("sha256:") && admitted.client.as_deref() == Some(&*long));
     }
 
-    const CLOUDEVENT: Headers<'_> =
-        &[("ce_specversion", "1.0"), ("ce_type", "t"), ("ce_id", "i"), ("ce_source", "/s")];
+    const CLOUDEVENT: Headers<'_> = &[("ce_specversion", "1.0"), ("ce_type", "t"), ("ce_id", "i"), ("ce_source", "/s")];
 
     #[test]
     fn the_door_takes_a_cloudevent_that_has_what_each_has() {
@@ -448,7 +458,8 @@ mod tests {
             (&*deep, [false, true], [true; 2], [true; 2]),
             (twice, [false, true], [true; 2], [true; 2]),
         ] {
-            for (content_type, taken) in [(Some("application/json"), json), (None, absent), (Some("text/plain"), text)] {
+            for (content_type, taken) in [(Some("application/json"), json), (None, absent), (Some("text/plain"), text)]
+            {
                 let content_type = content_type.map(|it| ("content-type", it));
                 let attributes: Vec<_> = CLOUDEVENT.iter().copied().chain(content_type).collect();
                 for (fields, taken) in [&reject, &accept].into_iter().zip(taken) {
@@ -479,7 +490,10 @@ mod tests {
             let attributes: Vec<_> = attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
             (attributes.join(" "), data.into_owned())
         };
-        assert_eq!(carried(b"{}", &[("id", "x"), ("content-type", "application/json")]), (String::new(), b"{}".to_vec()));
+        assert_eq!(
+            carried(b"{}", &[("id", "x"), ("content-type", "application/json")]),
+            (String::new(), b"{}".to_vec())
+        );
         let binary: Headers<'static> =
             &[("content-type", "text/plain"), ("id", "x"), ("ce_type", "t"), ("ce_ext", "1"), ("ce_type", "u")];
         assert_eq!(carried(b"x", binary), ("datacontenttype=text/plain ext=1 type=u".to_owned(), b"x".to_vec()));

@@ -75,13 +75,14 @@ fn in_headers(headers: &HeaderMap) -> Result<Attributes<'static>, Invalid> {
                  data is the body"
             )));
         }
-        let value = decode(only(headers, header)?)
-            .map_err(|why| invalid(format!("header {header} cannot be read: {why}")))?;
+        let value =
+            decode(only(headers, header)?).map_err(|why| invalid(format!("header {header} cannot be read: {why}")))?;
         attributes.set(event::header_of(name), value);
     }
     if headers.contains_key(CONTENT_TYPE) {
         let content_type = only(headers, &CONTENT_TYPE)?;
-        let content_type = std::str::from_utf8(content_type).map_err(|_| invalid("Content-Type is not UTF-8".to_owned()))?;
+        let content_type =
+            std::str::from_utf8(content_type).map_err(|_| invalid("Content-Type is not UTF-8".to_owned()))?;
         attributes.set("content-type", content_type.to_owned());
     }
     attributes.sort();
@@ -93,7 +94,10 @@ fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h [u8], Inval
     let mut values = headers.get_all(name);
     match (values.next(), values.next()) {
         (Some(value), None) => Ok(value.as_bytes()),
-        _ => Err(Invalid::new(Code::InvalidCloudevent, format!("header {name} stands more than once: an event has it once"))),
+        _ => Err(Invalid::new(
+            Code::InvalidCloudevent,
+            format!("header {name} stands more than once: an event has it once"),
+        )),
     }
 }
 
@@ -242,8 +246,10 @@ mod tests {
             let checked = binary(body, &content_type.into_iter().collect::<Vec<_>>()).unwrap();
             let all = taken(&checked);
             let [taken] = all.as_slice() else { panic!("{checked:?}") };
-            let attributes = [("ce_id", "e-1"), ("ce_source", "/shop/7"), ("ce_specversion", "1.0"), ("ce_type", "shop.sold")];
-            let expected = attributes.into_iter().chain(content_type).map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let attributes =
+                [("ce_id", "e-1"), ("ce_source", "/shop/7"), ("ce_specversion", "1.0"), ("ce_type", "shop.sold")];
+            let expected =
+                attributes.into_iter().chain(content_type).map(|(name, value)| (name.to_owned(), value.to_owned()));
             assert_eq!(taken.headers, expected.collect::<Vec<_>>());
             assert_eq!((&*taken.value, taken.key.as_deref(), &*taken.id), (body, Some("/shop/7"), "e-1"));
         }
@@ -299,7 +305,9 @@ mod tests {
     fn an_envelope_that_is_larger_than_any_event_in_it_can_be_is_not_read() {
         let open = |members: &str, max_event| {
             let envelope = format!(r#"{{"specversion":"1.0",{members}}}"#);
-            open(envelope.as_bytes(), ByteSize(max_event), OnUnreadable::Reject).map(drop).map_err(|invalid| invalid.code)
+            open(envelope.as_bytes(), ByteSize(max_event), OnUnreadable::Reject)
+                .map(drop)
+                .map_err(|invalid| invalid.code)
         };
         let escaped = format!(r#""datacontenttype":"text/plain","data":"{}""#, "\\u0001".repeat(100_000));
         assert_eq!(open(&escaped, 100_000), Ok(()));
@@ -333,7 +341,11 @@ mod tests {
             (("ce-", "x"), Code::InvalidCloudevent, "header ce- carries no attribute"),
             (("ce-data", "x"), Code::InvalidCloudevent, "header ce-data carries no attribute"),
             (("ce-id", "again"), Code::InvalidCloudevent, "header ce-id stands more than once"),
-            (("ce-subject", "%C0%A0"), Code::InvalidCloudevent, "header ce-subject cannot be read: once percent-decoded"),
+            (
+                ("ce-subject", "%C0%A0"),
+                Code::InvalidCloudevent,
+                "header ce-subject cannot be read: once percent-decoded",
+            ),
         ] {
             let checked = binary(b"", &[further]).unwrap();
             let [error] = &checked.errors[..] else { panic!("{checked:?}") };

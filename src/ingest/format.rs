@@ -131,7 +131,9 @@ pub enum Unsplittable {
     ByteOrderMark,
     #[error("the body must be a JSON object, or several, or an array of them")]
     NeitherObjectNorArray,
-    #[error("the body must be one CloudEvent, a JSON object: send an array of them as application/cloudevents-batch+json")]
+    #[error(
+        "the body must be one CloudEvent, a JSON object: send an array of them as application/cloudevents-batch+json"
+    )]
     NotOneEvent,
     #[error("the body must be an array of CloudEvents: send a single one as application/cloudevents+json")]
     NoBatch,

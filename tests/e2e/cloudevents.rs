@@ -110,17 +110,28 @@ fn cloudevents_of_each_mode_are_archived_counted_and_kept_with_all_that_they_bri
     assert_eq!(lines["b €"].value.as_deref(), Some(&b"\x89PNG\xff"[..]));
     assert_eq!((value("b €2"), value("b €3")), ((true, "a,b\n".into()), (true, "".into())));
     assert_eq!(lines["b €3"].key.as_deref(), Some(&b"till-7"[..]));
-    assert_eq!((header(&lines["b €2"], "content-type"), header(&lines["b €3"], "content-type")), (Some("text/plain".to_owned()), None));
+    assert_eq!(
+        (header(&lines["b €2"], "content-type"), header(&lines["b €3"], "content-type")),
+        (Some("text/plain".to_owned()), None)
+    );
     assert_eq!((lines["t"].value.as_deref(), lines["t"].key.as_deref()), (Some(&b"\xff"[..]), Some(&b"/other"[..])));
     assert_eq!(value("v"), (false, "null".into()));
 
     let kept = Connection::open(daemon.data().join("store.db")).expect("it is SQLite");
-    let mut kept = kept.prepare("SELECT event_id, client_id, type, time, event, attributes FROM event").expect("a table");
+    let mut kept =
+        kept.prepare("SELECT event_id, client_id, type, time, event, attributes FROM event").expect("a table");
     let rows = kept.query_map([], |row| {
         let attributes: Option<String> = row.get(5)?;
         let attributes = attributes.map_or(Value::Null, |json| serde_json::from_str(&json).expect("it is JSON"));
         let event: rusqlite::types::Value = row.get(4)?;
-        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, row.get::<_, i64>(3)?, event, attributes))
+        Ok((
+            row.get::<_, String>(0)?,
+            row.get::<_, String>(1)?,
+            row.get::<_, String>(2)?,
+            row.get::<_, i64>(3)?,
+            event,
+            attributes,
+        ))
     });
     let rows: Vec<_> = rows.expect("rows").map(Result::unwrap).collect();
     assert_eq!(rows.len(), 7);
@@ -141,8 +152,13 @@ fn a_replayed_cloudevent_keeps_its_attributes() {
     daemon.wait_read(1);
     daemon.terminate();
     // As the letter of a record that another program wrote, or that a store did not take.
-    let attributes =
-        [("ce_specversion", "1.0"), ("ce_id", "e"), ("ce_source", "/s"), ("ce_type", "t"), ("content-type", "text/plain")];
+    let attributes = [
+        ("ce_specversion", "1.0"),
+        ("ce_id", "e"),
+        ("ce_source", "/s"),
+        ("ce_type", "t"),
+        ("content-type", "text/plain"),
+    ];
     let headers: Vec<_> = attributes.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
     let letter = "INSERT INTO dead_letters VALUES ('events/0/0', 'events', 0, 0, 0, 0, 'refused_by_store', '', 0, NULL, ?1, ?2, 'open')";
     let log = Connection::open(daemon.data().join("log.db")).expect("it is SQLite");
@@ -151,7 +167,9 @@ fn a_replayed_cloudevent_keeps_its_attributes() {
     let replayed = daemon.command(&["dlq", "replay", "--json"]).json(0);
     assert_eq!(replayed["replayed"], json!(["events/0/0"]), "{replayed}");
     daemon.restart();
-    eventually("it is counted", PATIENCE, || counts(&daemon).contains_key(&("/s".to_owned(), "t".to_owned())).then_some(()));
+    eventually("it is counted", PATIENCE, || {
+        counts(&daemon).contains_key(&("/s".to_owned(), "t".to_owned())).then_some(())
+    });
     daemon.wait_read(1);
     daemon.terminate();
     let line = &archived(&archive)["e"];
@@ -242,7 +260,8 @@ fn what_the_python_sdk_sends_is_what_is_archived() {
 
 #[test]
 fn what_the_javascript_sdk_sends_is_what_is_archived() {
-    let has = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    let has =
+        |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
     if !has("node") || !has("npm") {
         // Not among what the tests need.
         eprintln!("\n!!! SKIPPED: there is no node and npm to run the JavaScript SDK with\n");
@@ -317,12 +336,21 @@ fn other_consumers_read_the_topics_cloudevents_and_those_of_other_producers_are_
     for document in &documents {
         let of_type = document.get_str("type").expect("a type");
         let client = document.get_str("client_id").expect("a client");
-        assert!(matches!((client, of_type), ("/python", "python.binary" | "python.structured" | "python.batched") | ("/shop", "sold")), "{document}");
+        assert!(
+            matches!(
+                (client, of_type),
+                ("/python", "python.binary" | "python.structured" | "python.batched") | ("/shop", "sold")
+            ),
+            "{document}"
+        );
         let attributes = document.get_document("attributes").expect("attributes");
         assert_eq!(attributes.get_str("id").ok(), document.get_str("event_id").ok());
         let name = document.get_str("event_id").expect("an id").split('-').nth(1).unwrap_or("none");
         match name {
-            "json" => assert!(document.get_document("event").is_ok_and(|event| event.get_i64("n").ok() == Some(1)), "{document}"),
+            "json" => assert!(
+                document.get_document("event").is_ok_and(|event| event.get_i64("n").ok() == Some(1)),
+                "{document}"
+            ),
             "bytes" => assert!(document.get_binary_generic("raw").is_ok_and(|raw| raw == b"\xff\x00"), "{document}"),
             "text" => assert_eq!(document.get_str("raw").ok(), Some("Grüße\n"), "{document}"),
             "string" => {

@@ -56,7 +56,9 @@ impl Services {
     }
 
     fn produce_with(&self, record: BaseRecord<'_, [u8], [u8]>, headers: &[(&str, Vec<u8>)]) {
-        let all = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(value) }));
+        let all = headers
+            .iter()
+            .fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(value) }));
         let producer: BaseProducer = self.kafka_config().create().expect("a producer");
         producer.send(record.headers(all)).map_err(|(error, _)| error).expect("the queue is empty");
         producer.flush(PATIENCE).expect("Kafka takes it");

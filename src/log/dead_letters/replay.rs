@@ -140,8 +140,13 @@ mod tests {
 
     #[test]
     fn a_cloudevent_keeps_its_attributes_which_are_checked_as_at_the_front_door() {
-        let attributes =
-            [("ce_specversion", "1.0"), ("ce_id", "1"), ("ce_source", "/s"), ("ce_type", "t"), ("content-type", "text/plain")];
+        let attributes = [
+            ("ce_specversion", "1.0"),
+            ("ce_id", "1"),
+            ("ce_source", "/s"),
+            ("ce_type", "t"),
+            ("content-type", "text/plain"),
+        ];
         let mut check = check();
         check.max_event = ByteSize(100);
         let admitted = check.admit(&letter(b"no JSON", &attributes), None, None).unwrap();
@@ -170,7 +175,8 @@ mod tests {
         let mut check = check();
         check.max_event = ByteSize(1000);
         let structured = [("content-type", "application/cloudevents+json; charset=utf-8")];
-        let envelope = br#"{"specversion":"1.0","id":"1","source":"/s","type":"t","partitionkey":"p","data":{"kind":7}}"#;
+        let envelope =
+            br#"{"specversion":"1.0","id":"1","source":"/s","type":"t","partitionkey":"p","data":{"kind":7}}"#;
         let admitted = check.admit(&letter(envelope, &structured), None, None).unwrap();
         assert_eq!((&*admitted.value, admitted.key.as_deref()), (&envelope[..], Some(&b"p"[..])));
         let without = br#"{"specversion":"1.0","id":"1","type":"t","data":{"kind":"k"}}"#;

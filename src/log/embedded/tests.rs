@@ -51,7 +51,8 @@ fn try_append(log: &EmbeddedLog, events: usize, size: usize) -> Delivery {
     let (ticket, reply) = Ticket::new(events, Counter::default());
     let body = Bytes::from(vec![b'x'; size]);
     let value = Part::InBody(Span { start: 0, end: size as u32 });
-    let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, headers: None, assigned_id: None }).collect();
+    let events: Vec<_> =
+        (0..events).map(|_| NewRecord { value, key: None, headers: None, assigned_id: None }).collect();
     let received = Timestamp::now();
     let publish = Publish { body, aside: Bytes::new(), events, received, ticket };
     assert!(log.append(publish, 0).is_ok());
