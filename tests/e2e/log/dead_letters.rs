@@ -160,7 +160,7 @@ pub fn what_was_no_record_is_kept_replayed_and_purged_and_stands_for_none(backen
     assert_eq!(offsets, BTreeSet::from(expected));
     let shown = letters.show(&broken.id()).unwrap();
     assert_eq!((shown.value.as_deref(), shown.summary.topic), (Some("{broken"), broken.topic.clone()));
-    assert!(serde_json::to_value(&shown.summary.offset).unwrap().is_null());
+    assert_eq!(shown.summary.offset, None);
 
     let both = Filter { ids: vec![valid.id(), broken.id()], all: true, ..Filter::default() };
     let done = letters.replay(&both, None).unwrap();
