@@ -186,7 +186,7 @@ fn offset(text: &[u8]) -> Option<(i64, bool)> {
 fn are_tags(mut text: &[u8]) -> bool {
     while let [b'[', rest @ ..] = text {
         let Some(end) = memchr::memchr(b']', rest) else { return false };
-        let is_tag = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.+-/=".contains(byte);
+        let is_tag = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.+-:/=".contains(byte);
         if end == 0 || !rest[..end].iter().all(is_tag) {
             return false;
         }

@@ -497,6 +497,22 @@ mod tests {
     }
 
     #[test]
+    fn warnings_are_counted_with_their_answer() {
+        let held = |time: &str| {
+            let in_flight = Gauge::default();
+            let body = format!("[{}]", vec![format!(r#"{{"type":"a","timestamp":{time}}}"#); 1000].join(","));
+            let (http, fields) = (HttpConfig::default(), EventFields::from(&EventConfig::default()));
+            let mut share = Reservation::new(&in_flight, http.max_in_flight);
+            let checked = check(body.into(), Format::Json, &http, &fields, Timestamp(0), &mut share).unwrap();
+            (in_flight.get(), checked.warnings.len())
+        };
+        let ((plain, none), (named, all)) = (held("10"), held("-1"));
+        assert_eq!((none, all), (0, 1000));
+        let least = 1000 * (size_of::<Warning>() + checked(r#"{"type":"a","timestamp":-1}"#).warnings[0].message.len());
+        assert!(named >= plain + i64::try_from(least).unwrap(), "{named} beside {plain}");
+    }
+
+    #[test]
     fn small_events_are_counted_with_what_they_cost_and_with_their_answer() {
         let in_flight = Gauge::default();
         let body = format!("[{}]", vec!["1"; 10_000].join(","));
