@@ -40,6 +40,8 @@ class Daemon:
             "http.listen": self.http,
             "admin.listen": self.admin,
             "spool.max_age": "500ms",
+            # A log that holds something is what a quota of one byte refuses for.
+            "queue.embedded.retention": "1h",
             "disk.max_used_percent": 99.5,
             "disk.resume_percent": 99,
             **settings,
@@ -114,7 +116,7 @@ class Daemon:
     def letters(self):
         """The dead letters' values, as text."""
         listed = json.loads(self.command("dlq", "show", "--json", "--limit", "100000"))
-        return [(letter.get("value") or "") + decoded(letter) for letter in listed["dead_letters"]]
+        return [(letter.get("value") or "") + decoded(letter) for letter in listed]
 
 
 def decoded(record):

@@ -106,6 +106,7 @@ def play(sender, daemon, relay, running):
     refusals = daemon.metrics("ingestd_requests_total", status="503")
     daemon.fill(False)
     feed.go_on(1)
+    border()
     feed.catch_up()
     if keeps:
         feed.go_on(0.5)
@@ -139,7 +140,7 @@ def judge(sender, feed, refusals, archived, letters, refused):
         faults.append("it met no 503")
     if lost != feed.lost:
         unlike = sorted(lost ^ feed.lost)
-        faults.append(f"{len(lost)} are lost, {len(feed.lost)} were expected to be; these differ: {', '.join(unlike[:10])}")
+        faults.append(f"{len(lost)} are lost, {len(feed.lost)} were expected to be; these differ: {' '.join(unlike)}")
     if doubled > (sender.in_flight if sender.keeps else 0):
         faults.append(f"{doubled} stand twice, where at most {sender.in_flight} were under way when the daemon was killed")
     if stray := set(letters) - feed.wrong:

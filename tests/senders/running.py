@@ -126,7 +126,7 @@ class Collectd(Process):
     def settle(self):
         # What it holds back is sent, or lost.
         time.sleep(0.3)
-        self.ask("FLUSH plugin=write_http")
+        self.ask("FLUSH plugin=write_http/ingestd")
         time.sleep(0.5)
 
 

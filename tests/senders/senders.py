@@ -243,7 +243,7 @@ def alertmanager(run):
 
 
 SENDERS = [
-    Sender("curl", "7.88", curl, wrong="told"),
+    Sender("curl", "7.88", curl, wrong="told", in_flight=20, chunk=20, every=0.4),
     Sender("python", "3.11", python, wrong="told"),
     Sender("javascript", "Node 20", node, wrong="told"),
     Sender("java", "17", java, wrong="told"),
@@ -266,7 +266,7 @@ SENDERS = [
     Sender("log4j", "2.26.1", log4j, {**SMALL, **KEPT}, ("ecs",), in_flight=1, after=send_kept),
     Sender("syslog-ng", "3.38.1", syslog_ng, {**SMALL, **KEPT}, in_flight=100),
     Sender("rsyslog", "8.2302.0", rsyslog, {**SMALL, **KEPT}, in_flight=1),
-    Sender("collectd", "5.12.0", collectd, {"http.max_event": "400B", **KEPT}, keeps=False),
+    Sender("collectd", "5.12.0", collectd, {"http.max_event": "280B", **KEPT}, keeps=False),
     Sender("fluent-bit", "5.1.1", fluent_bit, {**SMALL, **KEPT}, in_flight=100),
     Sender("opentelemetry", "0.165.0", go_configured("otlp.yaml"), {**SMALL, **KEPT}, ("otlp",), in_flight=50),
     Sender("telegraf", "1.37.2", go_configured("telegraf.conf"), {**SMALL, **KEPT}, ("telegraf",), in_flight=1000),
