@@ -243,7 +243,8 @@ fn read_by<'f, 'a>(
     let [event_type, id, time_field, ..] = fields.head.map(|index| fields.names[index].as_str());
     let event_type = event_type_of(found.head(0)?, event_type)?;
     let id = id_of(found.head(1)?, id)?;
-    let (time, invalid_time) = time_of(&found.head(2)?, &format_args!("field {time_field:?}"), rules, fields, received)?;
+    let (time, invalid_time) =
+        time_of(&found.head(2)?, &format_args!("field {time_field:?}"), rules, fields, received)?;
     let event = Event {
         event_type,
         id,

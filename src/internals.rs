@@ -38,8 +38,8 @@ pub mod archive {
 
 pub mod config {
     pub use crate::config::{
-        AggregateConfig, ByteSize, Config, CorsConfig, EventConfig, HttpConfig, LiveConfig, OnGap, OnInvalid, QueueKind,
-        StoreConfig,
+        AggregateConfig, ByteSize, Config, CorsConfig, EventConfig, HttpConfig, LiveConfig, OnGap, OnInvalid,
+        QueueKind, StoreConfig,
     };
 }
 

@@ -402,12 +402,16 @@ mod tests {
         ] {
             let config = EventConfig { key_field: key_field.to_owned(), ..EventConfig::default() };
             let fields = fields(&config);
-            let admitted = |of| admit_with(br#"{"x":"data","client_id":"c"}"#, headers(of), ByteSize(1000), &fields, Timestamp(0)).unwrap();
+            let admitted = |of| {
+                admit_with(br#"{"x":"data","client_id":"c"}"#, headers(of), ByteSize(1000), &fields, Timestamp(0))
+                    .unwrap()
+            };
             assert_eq!(admitted(attributes).key.as_deref(), Some(key), "{key_field}");
             assert_eq!(admitted(&with_key).key.as_deref(), Some("p"));
         }
         let config = EventConfig { key_field: "x".to_owned(), ..EventConfig::default() };
-        let admitted = admit_with(br#"{"x":"data"}"#, headers(TYPED), ByteSize(1000), &fields(&config), Timestamp(0)).unwrap();
+        let admitted =
+            admit_with(br#"{"x":"data"}"#, headers(TYPED), ByteSize(1000), &fields(&config), Timestamp(0)).unwrap();
         assert_eq!(admitted.key.as_deref(), Some("data"), "there is no client");
         let long = "x".repeat(9000);
         let of = [("ce_type", "t"), ("ce_source", &*long)];
@@ -463,8 +467,13 @@ mod tests {
                 let content_type = content_type.map(|it| ("content-type", it));
                 let attributes: Vec<_> = CLOUDEVENT.iter().copied().chain(content_type).collect();
                 for (fields, taken) in [&reject, &accept].into_iter().zip(taken) {
-                    let admitted = admit_with(data.as_bytes(), headers(&attributes), ByteSize(1000), fields, Timestamp(0));
-                    assert_eq!(admitted.map(drop).map_err(|invalid| invalid.code), if taken { Ok(()) } else { Err(Code::InvalidJson) }, "{data:.20} {content_type:?}");
+                    let admitted =
+                        admit_with(data.as_bytes(), headers(&attributes), ByteSize(1000), fields, Timestamp(0));
+                    assert_eq!(
+                        admitted.map(drop).map_err(|invalid| invalid.code),
+                        if taken { Ok(()) } else { Err(Code::InvalidJson) },
+                        "{data:.20} {content_type:?}"
+                    );
                 }
             }
             // A part of a body that is JSON, of which something was found: as any event.
@@ -479,7 +488,8 @@ mod tests {
         let size = "data".len() + CLOUDEVENT.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
         let others = [CLOUDEVENT, &[("id", "not counted")]].concat();
         assert!(admit_with(b"data", headers(&others), ByteSize(size as u64), &fields, Timestamp(0)).is_ok());
-        let refused = admit_with(b"data", headers(&others), ByteSize(size as u64 - 1), &fields, Timestamp(0)).unwrap_err();
+        let refused =
+            admit_with(b"data", headers(&others), ByteSize(size as u64 - 1), &fields, Timestamp(0)).unwrap_err();
         assert!(refused.code == Code::TooLarge && refused.message.contains("data and attributes"), "{refused}");
     }
 

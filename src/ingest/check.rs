@@ -483,7 +483,8 @@ mod tests {
 
     #[test]
     fn a_wrong_event_is_told_with_where_its_bytes_stand() {
-        let bytes_of = |checked: &Checked, error: &EventError| error.value.unwrap().of(&checked.body, &checked.aside).to_vec();
+        let bytes_of =
+            |checked: &Checked, error: &EventError| error.value.unwrap().of(&checked.body, &checked.aside).to_vec();
         for (body, expected) in [
             (r#"[{"type":"a"}, {} ,7]"#, [b"{}".as_slice(), b"7"]),
             (r#"{"type":"a"} [] {"type": }, x "#, [b"[]", br#"{"type": }, x"#]),
@@ -503,7 +504,7 @@ mod tests {
             let body = format!("[{}]", vec![format!(r#"{{"type":"a","timestamp":{time}}}"#); 1000].join(","));
             let (http, fields) = (HttpConfig::default(), EventFields::from(&EventConfig::default()));
             let mut share = Reservation::new(&in_flight, http.max_in_flight);
-            let checked = check(body.into(), Format::Json, &http, &fields, Timestamp(0), &mut share).unwrap();
+            let checked = check(body.into(), Format::Json, None, &http, &fields, Timestamp(0), &mut share).unwrap();
             (in_flight.get(), checked.warnings.len())
         };
         let ((plain, none), (named, all)) = (held("10"), held("-1"));

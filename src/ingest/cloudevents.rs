@@ -333,7 +333,11 @@ mod tests {
             ),
         ] {
             let problem = checked(body.as_bytes(), headers).unwrap_err();
-            assert_eq!((problem.status.as_u16(), problem.code.map(Code::as_str)), (400, Some(code)), "{body}: {problem}");
+            assert_eq!(
+                (problem.status.as_u16(), problem.code.map(Code::as_str)),
+                (400, Some(code)),
+                "{body}: {problem}"
+            );
             assert!(problem.detail.contains(words), "{body}: {problem}");
         }
         for (further, code, words) in [
@@ -390,9 +394,14 @@ mod tests {
             any::<String>().prop_map(|text| json!({"type": text, "client_id": [1, {}], "é": null})),
         ];
         prop_oneof![
-            (json, select(vec!["application/json", "text/json;charset=utf-8", "application/problem+JSON"]))
-                .prop_map(|(json, content_type)| (Some(content_type), json!({ "data": json }), json.to_string().into_bytes())),
-            any::<String>().prop_map(|text| (Some("text/plain; charset=utf-8"), json!({ "data": text }), text.into_bytes())),
+            (json, select(vec!["application/json", "text/json;charset=utf-8", "application/problem+JSON"])).prop_map(
+                |(json, content_type)| (Some(content_type), json!({ "data": json }), json.to_string().into_bytes())
+            ),
+            any::<String>().prop_map(|text| (
+                Some("text/plain; charset=utf-8"),
+                json!({ "data": text }),
+                text.into_bytes()
+            )),
             (any::<Vec<u8>>(), option::of(Just("application/octet-stream"))).prop_map(|(bytes, content_type)| {
                 (content_type, json!({ "data_base64": BASE64_STANDARD.encode(&bytes) }), bytes)
             }),

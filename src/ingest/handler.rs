@@ -429,9 +429,7 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
                 .default_service(refuse(|| not_allowed("POST"))),
         )
         .service(
-            web::resource("/v1/logs")
-                .route(web::post().to(post_logs))
-                .default_service(refuse(|| not_allowed("POST"))),
+            web::resource("/v1/logs").route(web::post().to(post_logs)).default_service(refuse(|| not_allowed("POST"))),
         )
         .service(
             web::resource("/health")

@@ -109,7 +109,8 @@ mod tests {
                 let mut headers = HeaderMap::new();
                 content_types.iter().for_each(|given| headers.append(CONTENT_TYPE, HeaderValue::from_static(given)));
                 origin.iter().for_each(|origin| headers.append(ORIGIN, HeaderValue::from_static(origin)));
-                let found = format(&headers, &live).map(|(format, _)| format).map_err(|problem| problem.status.as_u16());
+                let found =
+                    format(&headers, &live).map(|(format, _)| format).map_err(|problem| problem.status.as_u16());
                 assert_eq!(found, expected, "{content_types:?} of {origin:?}");
             }
         }

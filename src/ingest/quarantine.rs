@@ -30,7 +30,9 @@ pub fn cost(checked: &Checked) -> usize {
         _ => 0,
     };
     let headers = |error: &EventError| {
-        error.headers.map_or(0, |NewHeaders { count, bytes }| (bytes.end - bytes.start) as usize + count as usize * HEADER)
+        error
+            .headers
+            .map_or(0, |NewHeaders { count, bytes }| (bytes.end - bytes.start) as usize + count as usize * HEADER)
     };
     let errors = checked.errors.iter();
     errors.map(|error| LETTER + 2 * error.invalid.message.len() + aside(error) + headers(error)).sum()

@@ -169,7 +169,13 @@ mod tests {
     /// be stored).
     fn checked(accepted: &[usize], wrong: &[(usize, bool)], failed: &[(usize, bool)]) -> Checked {
         let invalid = || Invalid::new(Code::MissingType, "no \"type\"");
-        let error = |(index, is_quarantined)| EventError { index, invalid: invalid(), value: None, headers: None, is_quarantined };
+        let error = |(index, is_quarantined)| EventError {
+            index,
+            invalid: invalid(),
+            value: None,
+            headers: None,
+            is_quarantined,
+        };
         let accept = |index: usize| Accepted { index, id: EventId::Unescaped(index.to_string()) };
         let fail = |(index, may_be_stored)| Unavailable { index, may_be_stored, reason: "no broker".into() };
         Checked {

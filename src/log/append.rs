@@ -399,8 +399,12 @@ mod tests {
     fn a_record_has_its_key_and_its_id_beside_its_value() {
         let value = Part::InBody(Span { start: 0, end: 10 });
         let record = |key, assigned_id| NewRecord { value, key, headers: None, assigned_id };
-        let mut events = vec![record(None, None), record(Some(Part::InBody(Span { start: 2, end: 5 })), Some(Uuid::nil()))];
-        events.push(NewRecord { headers: Some(NewHeaders { count: 1, bytes: Span { start: 0, end: 7 } }), ..events[0].clone() });
+        let mut events =
+            vec![record(None, None), record(Some(Part::InBody(Span { start: 2, end: 5 })), Some(Uuid::nil()))];
+        events.push(NewRecord {
+            headers: Some(NewHeaders { count: 1, bytes: Span { start: 0, end: 7 } }),
+            ..events[0].clone()
+        });
         let (ticket, _reply) = Ticket::new(3, Counter::default());
         let (body, aside) = (Bytes::from_static(b"0123456789"), Bytes::from_static(b"headers"));
         let publish = Publish { body, aside, events, received: Timestamp(0), ticket };

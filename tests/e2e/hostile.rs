@@ -66,7 +66,8 @@ fn check_described(sent: &[u8], answer: &Answer) {
 
 /// A daemon that has what it needs open, and how many sockets that is.
 fn start(name: &str, request_timeout: &str) -> (Daemon, usize, Vec<Vec<u8>>) {
-    let daemon = Setup::new(name).set("http.request_timeout", request_timeout).set("http.source", shapes::SOURCE).start();
+    let daemon =
+        Setup::new(name).set("http.request_timeout", request_timeout).set("http.source", shapes::SOURCE).start();
     let stored = vec![good(&daemon, "before")];
     let sockets = daemon.open_sockets();
     (daemon, sockets, stored)

@@ -24,7 +24,8 @@ fn open(folder: &Path, config: &Config, health: &Health) -> anyhow::Result<Arc<B
 fn append(appender: &dyn Appender, events: usize, size: usize) -> Delivery {
     let (ticket, reply) = Ticket::new(events, Counter::default());
     let value = Part::InBody(Span { start: 0, end: size as u32 });
-    let events: Vec<_> = (0..events).map(|_| NewRecord { value, key: None, headers: None, assigned_id: None }).collect();
+    let events: Vec<_> =
+        (0..events).map(|_| NewRecord { value, key: None, headers: None, assigned_id: None }).collect();
     let body = Bytes::from(vec![b'x'; size]);
     let publish = Publish { body, aside: Bytes::new(), events, received: Timestamp::now(), ticket };
     assert!(appender.append(publish, 0).is_ok());
