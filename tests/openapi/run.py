@@ -25,7 +25,7 @@ PATIENCE = 60
 VALIDATE = """import json, sys
 from openapi_spec_validator import OpenAPIV31SpecValidator
 errors = list(OpenAPIV31SpecValidator(json.load(sys.stdin)).iter_errors())
-sys.exit("\\n".join(f"{'/'.join(map(str, error.absolute_path))}: {error.message[:500]}" for error in errors))
+sys.exit("\\n".join(f"{'/'.join(map(str, error.absolute_path))}: {error.message[:500]}" for error in errors) or 0)
 """
 
 
