@@ -394,7 +394,8 @@ async fn several_texts_are_events_like_lines() {
 #[actix::test]
 async fn each_refusal_of_a_body_is_a_sentence_that_says_what_where_and_what_to_do() {
     const TAKEN: &str = "send one of application/json, application/x-ndjson, application/ndjson, application/jsonl, \
-                         application/x-jsonlines, in UTF-8";
+                         application/x-jsonlines, application/cloudevents+json, application/cloudevents-batch+json, in UTF-8 (or with the \
+                         headers of a CloudEvent, any that its data has)";
     let daemon =
         Daemon::start(Queue::Stores, HttpConfig { max_body: ByteSize(200), max_events: 2, ..HttpConfig::default() });
     let event = br#"{"type":"a"}"#.as_slice();
