@@ -237,7 +237,9 @@ def fluent_bit(run):
 def alertmanager(run):
     root = packages.debian(run.root, run.name, ["prometheus-alertmanager"])
     port = free_port()
-    command = [root / "usr/bin/prometheus-alertmanager", f"--config.file={run.write('alertmanager.yml', run.block())}"]
+    # It looks for its templates below /usr/share: in a name space of its own these are the unpacked ones.
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", 'mount --bind "$0" /usr/share && exec "$@"', root / "usr/share"]
+    command = [*inside, root / "usr/bin/prometheus-alertmanager", f"--config.file={run.write('alertmanager.yml', run.block())}"]
     command += [f"--storage.path={run.folder}/state", f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address="]
     return Alertmanager(command, run.folder, port)
 
