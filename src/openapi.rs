@@ -10,8 +10,14 @@ pub const JSON: &str = "application/json";
 /// The path of a listener's own document.
 pub const PATH: &str = "/openapi.json";
 
-/// A whole document, of these paths and schemas.
-pub fn document(title: &str, description: &str, paths: Map<String, Value>, mut schemas: Map<String, Value>) -> Vec<u8> {
+/// A whole document, of these paths, schemas, and headers that many answers have.
+pub fn document(
+    title: &str,
+    description: &str,
+    paths: Map<String, Value>,
+    mut schemas: Map<String, Value>,
+    headers: Map<String, Value>,
+) -> Vec<u8> {
     schemas.insert("Problem".to_owned(), problem_schema());
     let document = json!({
         "openapi": "3.1.0",
@@ -22,7 +28,7 @@ pub fn document(title: &str, description: &str, paths: Map<String, Value>, mut s
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
         "paths": paths,
-        "components": { "schemas": schemas },
+        "components": { "schemas": schemas, "headers": headers },
     });
     document.to_string().into_bytes()
 }

@@ -28,7 +28,7 @@ pub fn document(config: &Config) -> Vec<u8> {
     let paths = paths.into_iter().map(|(path, operations)| (path.to_owned(), operations)).collect();
     let description = "For operators: health, metrics, queries and dead letters. It has no authentication. docs/design.md, 9, \
                        has the metrics.";
-    openapi::document("ingestd: operators", description, paths, schemas())
+    openapi::document("ingestd: operators", description, paths, schemas(), Map::new())
 }
 
 fn live() -> Operation {
@@ -103,9 +103,11 @@ fn rows(config: &Config) -> Operation {
 fn selected(mut operation: Operation, limit: usize) -> Operation {
     let word = json!({ "type": "string" });
     let number = json!({ "type": "integer", "minimum": 0, "maximum": i32::MAX });
+    let ago = json!({ "type": "string", "pattern": "^[0-9]{1,4}(ms|s|m|h|d|w)$", "examples": ["2h", "30d"] });
+    let moment = json!({ "anyOf": [{ "type": "string", "format": "date-time" }, ago] });
     for (name, description, schema) in [
-        ("from", "Found at or after it: RFC 3339, or a duration ago.", word.clone()),
-        ("to", "Found before it.", word.clone()),
+        ("from", "Found at or after it: a time, or a duration ago.", moment.clone()),
+        ("to", "Found before it.", moment),
         ("reason", "With this reason.", word.clone()),
         ("partition", "Of records of this partition.", number),
         ("id", "This letter.", array(word)),

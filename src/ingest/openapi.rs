@@ -43,7 +43,8 @@ pub fn document(config: &Config) -> Vec<u8> {
     }
     let description = "Events are taken by POST, and answered with 2xx when they are safe. docs/design.md, 9, and the README say \
                        what to do with each answer.";
-    openapi::document("ingestd: events", description, paths, schemas(config))
+    let headers = headers_of_pages().filter(|_| has_pages(config)).collect();
+    openapi::document("ingestd: events", description, paths, schemas(config), headers)
 }
 
 /// What any request with events may be answered.
@@ -148,7 +149,7 @@ fn bodies(config: &Config) -> Map<String, Value> {
         };
         bodies.insert(media_type.to_owned(), json!({ "schema": schema }));
     }
-    if !config.http.cors.origins.is_empty() {
+    if has_pages(config) {
         let text = text("What application/json takes, from a page whose origin is allowed (http.cors.origins).");
         bodies.insert("text/plain".to_owned(), json!({ "schema": text }));
     }
@@ -257,26 +258,37 @@ fn health() -> Operation {
         .answer(503, passing("They are not: the admin listener's /health/ready says why."))
 }
 
-/// What pages of other origins see of a path, where there are any: the browser's question, and what answers say of them.
-fn of_pages(config: &Config, mut path: Value) -> Value {
-    let origins = !config.http.cors.origins.is_empty();
-    let id = path.as_object().and_then(|path| path.values().find_map(|operation| operation["operationId"].as_str()));
-    let id = format!("{}Preflight", id.unwrap_or_default().trim_end_matches("Head"));
-    if origins {
-        path["options"] = preflight(&id);
-    }
-    let of_all: &[(&str, &str)] = &[
+/// Whether there are pages of other origins that may send.
+fn has_pages(config: &Config) -> bool {
+    !config.http.cors.origins.is_empty()
+}
+
+/// What answers say of pages of other origins.
+fn headers_of_pages() -> impl Iterator<Item = (String, Value)> {
+    [
         ("Access-Control-Allow-Origin", "The page's origin, where it is allowed (http.cors.origins)."),
         ("Access-Control-Allow-Credentials", "`true` where the origin is allowed: beacons are sent with credentials."),
         ("Access-Control-Expose-Headers", "What the page may read of the head."),
         ("Vary", "Other pages may be answered otherwise."),
-    ];
+    ]
+    .into_iter()
+    .map(|(name, description)| (name.to_owned(), header(description, &json!({ "type": "string" }))))
+}
+
+/// The path, where there are such pages with a browser's question, and with what answers say of them.
+fn of_pages(config: &Config, mut path: Value) -> Value {
+    if !has_pages(config) {
+        return path;
+    }
+    let id = path.as_object().and_then(|path| path.values().find_map(|operation| operation["operationId"].as_str()));
+    let id = format!("{}Preflight", id.unwrap_or_default().trim_end_matches("Head"));
+    path["options"] = preflight(&id);
     let operations = path.as_object_mut().into_iter().flat_map(|path| path.values_mut());
     for answer in
         operations.filter_map(|operation| operation["responses"].as_object_mut()).flat_map(|all| all.values_mut())
     {
-        for (name, description) in of_all.iter().filter(|_| origins) {
-            answer["headers"][name] = header(description, &json!({ "type": "string" }));
+        for (name, _) in headers_of_pages() {
+            answer["headers"][&name] = json!({ "$ref": format!("#/components/headers/{name}") });
         }
     }
     path
@@ -284,15 +296,25 @@ fn of_pages(config: &Config, mut path: Value) -> Value {
 
 /// What a browser asks before a page may send what a form could not.
 fn preflight(id: &str) -> Value {
-    let field = |name, description| parameter("header", name, description, &json!({ "type": "string" }));
+    let field = |name, description, schema: &Value| parameter("header", name, description, schema);
+    let needed = |name, description| {
+        let mut field = field(name, description, &json!({ "type": "string" }));
+        field["required"] = true.into();
+        field
+    };
+    let names = json!({ "type": "string", "pattern": "^[0-9A-Za-z-]+(, ?[0-9A-Za-z-]+)*$", "maxLength": 1024 });
     let operation = Operation::new(id, "A browser asks whether a page may send (CORS)", "")
-        .parameter(field("Origin", "The page's."))
-        .parameter(field("Access-Control-Request-Method", "Without it this is no such question."))
-        .parameter(field("Access-Control-Request-Headers", "Names of fields, at most 1,024 bytes."))
-        .parameter(field("Access-Control-Request-Private-Network", "`true`: from a public network into a private one."))
+        .parameter(needed("Origin", "The page's."))
+        .parameter(needed("Access-Control-Request-Method", "What it is to send."))
+        .parameter(field("Access-Control-Request-Headers", "Names of fields that it is to have.", &names))
+        .parameter(field(
+            "Access-Control-Request-Private-Network",
+            "From a public network into a private one.",
+            &json!({ "const": "true" }),
+        ))
         .answer(204, json!({ "description": "The page may." }))
         .answer(403, problem("The origin is not in http.cors.origins."))
-        .answer(405, problem("It is no such question: Origin and Access-Control-Request-Method are missing."));
+        .answer(405, problem("It is no such question: Origin or Access-Control-Request-Method is missing."));
     let string = json!({ "type": "string" });
     let operation = [
         ("Access-Control-Allow-Methods", "What the paths take."),

@@ -55,7 +55,9 @@ def validate(url, environment):
 
 def fuzz(url, environment):
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--url", url]
-    command += ["--checks", "all", "--max-examples", "200", "--seed", "1", "--no-color"]
+    # What no schema says: that a body is compressed as its head claims, that a time is the start of a window.
+    command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
+    command += ["--max-examples", "200", "--seed", "1", "--no-color"]
     return subprocess.run(command, env=environment).returncode == 0
 
 

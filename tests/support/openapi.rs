@@ -104,7 +104,8 @@ fn by(document: &Value, operations: &Map<String, Value>, answered: &Answered<'_>
     }
     let described = |name: &str| {
         let headers = answer["headers"].as_object()?;
-        headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, header)| header)
+        let (_, header) = headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
+        header["$ref"].as_str().map_or(Some(header), |name| document.pointer(name.strip_prefix('#')?))
     };
     for (name, value) in answered.headers.iter().filter(|(name, _)| !OF_THE_TRANSPORT.contains(&name.as_str())) {
         let header = described(name).ok_or_else(|| format!("its header {name} is not described"))?;
