@@ -507,7 +507,7 @@ async fn each_refusal_of_a_body_is_a_sentence_that_says_what_where_and_what_to_d
             event,
             400,
             None,
-            "the body is damaged or no deflate, nothing was accepted: invalid distance code",
+            "the body is damaged or no deflate, nothing was accepted: invalid distance too far back",
         ),
         row(
             "Content-Encoding: br",
@@ -965,6 +965,233 @@ async fn the_paths_of_sources_and_logs_are_described_as_they_are_answered_and_pa
             assert_eq!(applied, !is_logs && fields.contains("Prefer"), "{line} {fields}: {}", reply.head);
         }
     }
+}
+
+/// Sources of each kind, and bounds that are soon met.
+fn other_shapes() -> HttpConfig {
+    let sources = json!([
+        { "path": "/hook", "records": "/batch", "type": "/kind", "id": "/id", "time": "/time", "client": "/who" },
+        { "path": "/one", "type": { "fixed": "alert" } },
+        { "path": "/list", "records": "", "type": { "fixed": "log" }, "answer": "ok" },
+    ]);
+    let source = serde_json::from_value(sources).unwrap();
+    HttpConfig { source, max_body: ByteSize(4000), max_event: ByteSize(600), max_events: 9, ..HttpConfig::default() }
+}
+
+impl Daemon {
+    async fn post_at(&self, path: &str, fields: &str, body: &[u8]) -> Reply {
+        let (address, length) = (self.address, body.len());
+        let head =
+            format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{fields}Content-Length: {length}\r\n\r\n");
+        let request = [head.as_bytes(), body].concat();
+        tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap()
+    }
+}
+
+/// The status, the code and the sentence of each answer to a body of another shape that is refused as a whole.
+#[actix::test]
+async fn each_refusal_at_a_source_is_a_sentence_that_says_what_where_and_what_to_do() {
+    let daemon = Daemon::start(Queue::Stores, other_shapes());
+    let invalid = Some("invalid_json");
+    let many = format!(r#"{{"batch":[{}]}}"#, ["1"; 10].join(","));
+    let bomb = gzip(&[b' '; 5000]);
+    for (path, body, status, code, sentence) in [
+        (
+            "/hook",
+            &b""[..],
+            400,
+            invalid,
+            "the body is empty: send a JSON object, an array of objects, or one object a line as application/x-ndjson",
+        ),
+        (
+            "/hook",
+            br#"{"events":[]}"#,
+            400,
+            Some("not_an_object"),
+            "the body has no array of events at \"/batch\", which is \"records\" of this path's [[http.source]]",
+        ),
+        (
+            "/hook",
+            br#"{"batch":[{"kind":"a"}"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: EOF while parsing a list at line 1 column 22",
+        ),
+        (
+            "/hook",
+            br#"{"batch":[],"sentAt":tru}"#,
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: expected ident at line 1 column 25",
+        ),
+        (
+            "/hook",
+            many.as_bytes(),
+            413,
+            None,
+            "more than 9 events in one request (http.max_events): send them in smaller requests",
+        ),
+        (
+            "/one",
+            b"[1",
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: EOF while parsing a list at line 1 column 2",
+        ),
+        ("/list", b"7", 400, Some("not_an_object"), "the body must be a JSON object, or several, or an array of them"),
+        (
+            "/list",
+            b"data=*",
+            400,
+            None,
+            "the field of this form is neither JSON nor base64, nothing was accepted: Invalid symbol 42, offset 0.",
+        ),
+        (
+            "/list",
+            &gzip(b"{}")[..15],
+            400,
+            None,
+            "the body's gzip stream ends before its end, nothing was accepted: send all of it again",
+        ),
+        (
+            "/list",
+            &bomb,
+            413,
+            None,
+            "the body inflates from gzip to more than 4000 bytes (http.max_body): send it in smaller requests",
+        ),
+        (
+            "/nowhere",
+            b"{}",
+            404,
+            None,
+            "events are taken by POST /v1/events, logs by POST /v1/logs, and other bodies at the paths of [[http.source]]",
+        ),
+    ] {
+        let reply = daemon.post_at(path, "", body).await;
+        assert_eq!((reply.problem(status).as_str(), reply.json()["code"].as_str()), (sentence, code), "{path}");
+    }
+    assert_eq!(daemon.get("PUT /hook").await.problem(405), "this path takes POST only");
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+}
+
+#[actix::test]
+async fn each_refusal_of_an_event_of_another_shape_says_where_something_was_looked_for() {
+    let daemon = Daemon::start(Queue::Stores, other_shapes());
+    let (long, large) = ("x".repeat(129), "x".repeat(600));
+    let long = format!(r#"{{"kind":"{long}"}}"#);
+    let large = format!(r#"{{"kind":"a","x":"{large}"}}"#);
+    let rows = [
+        ("{}", "missing_type", "there is no type at \"/kind\": it must be a string of 1 to 128 characters"),
+        (r#"{"kind":7}"#, "invalid_type", "the type at \"/kind\" must be a string of 1 to 128 characters"),
+        (&long, "invalid_type", "the type at \"/kind\" must be a string of 1 to 128 characters"),
+        (
+            r#"{"kind":"a","id":[]}"#,
+            "invalid_id",
+            "the id at \"/id\" must be a string of 1 to 256 characters or a number, or absent",
+        ),
+        (
+            r#"{"kind":"a","id":""}"#,
+            "invalid_id",
+            "the id at \"/id\" must be a string of 1 to 256 characters or a number, or absent",
+        ),
+        (
+            &large,
+            "too_large",
+            "627 bytes of data and attributes are more than an event may have: 600B (http.max_event)",
+        ),
+        (r#"{"kind":tru}"#, "invalid_json", "expected ident at line 1 column 12"),
+        (
+            r#"{"kind":"a","a":1,"a":2}"#,
+            "invalid_json",
+            "the name \"a\" stands twice in one object, which not every reader of JSON takes (event.on_unreadable)",
+        ),
+    ];
+    let events: Vec<&str> = rows.iter().map(|row| row.0).chain([r#"{"kind":"a"}"#]).collect();
+    let reply = daemon.post_at("/hook", "", format!(r#"{{"batch":[{}]}}"#, events.join(",")).as_bytes()).await;
+    assert_eq!(reply.status, 207, "{}", reply.body);
+    let errors = reply.json()["errors"].as_array().unwrap().clone();
+    let found: Vec<_> =
+        errors.iter().map(|error| (error["code"].as_str().unwrap(), error["message"].as_str().unwrap())).collect();
+    assert_eq!(found, rows.map(|(_, code, sentence)| (code, sentence)));
+}
+
+#[actix::test]
+async fn a_source_honours_preferences_and_answers_a_success_in_its_own_words() {
+    let daemon = Daemon::start(Queue::Stores, other_shapes());
+    let body = br#"{"batch":[{"kind":"a"},{}]}"#;
+    let strict = daemon.post_at("/hook", "Prefer: handling=strict\r\n", body).await;
+    assert_eq!(
+        (strict.status, strict.applied(), strict.errors()),
+        (400, Some("handling=strict"), errors(&[(1, "missing_type")]))
+    );
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+    let lenient = daemon.post_at("/hook", "Prefer: handling=lenient\r\n", body).await;
+    assert_eq!((lenient.status, lenient.applied()), (207, Some("handling=lenient")));
+    let own = daemon.post_at("/list", "Content-Type: application/x-ndjson\r\n", b"{}\n{}\n").await;
+    assert_eq!((own.status, &*own.body, own.header("content-type")), (200, "ok", Some("text/plain; charset=utf-8")));
+    // A number is a time, too.
+    let body = br#"{"batch":[{"kind":"b","time":1795420800123,"who":7,"id":8}]}"#;
+    let reply = daemon.post_at("/hook", "", body).await;
+    assert_eq!((reply.status, &reply.json()["ids"], reply.json().get("warnings")), (200, &json!(["8"]), None));
+    let records = daemon.log.lock().unwrap().records.clone();
+    let (key, value, _) = records.last().unwrap();
+    assert_eq!((key.as_deref(), value.as_str()), (Some("7"), r#"{"kind":"b","time":1795420800123,"who":7,"id":8}"#));
+    let absurd = daemon.post_at("/hook", "", br#"{"batch":[{"kind":"b","time":{}}]}"#).await;
+    assert_eq!(absurd.json()["warnings"][0]["code"], "invalid_timestamp", "{}", absurd.body);
+}
+
+/// The status and the sentence of each answer to logs that are wrong, as exporters read them.
+#[actix::test]
+async fn each_refusal_of_logs_is_a_status_that_says_what_where_and_what_to_do() {
+    let daemon = Daemon::start(Queue::Stores, other_shapes());
+    const JSON: &str = "Content-Type: application/json\r\n";
+    let of = |records: &str| format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{records}]}}]}}]}}"#);
+    let no_request = "the body is no ExportLogsServiceRequest in OTLP/JSON, nothing was accepted: ";
+    for (body, status, code, sentence) in [
+        ("{".to_owned(), 400, 3, format!("{no_request}EOF while parsing an object at line 1 column 1")),
+        (r#"{"resourceLogs":7}"#.to_owned(), 400, 3, format!("{no_request}invalid type: integer `7`, expected an array at line 1 column 1")),
+        (
+            of(&["{}"; 10].join(",")),
+            413,
+            3,
+            "more than 9 events in one request (http.max_events): send them in smaller requests".to_owned(),
+        ),
+        (
+            of(r#"{"timeUnixNano":"soon"},{"traceId":"x"}"#),
+            400,
+            3,
+            "no log record was accepted: log record 0: invalid_json: its log record is no valid OTLP/JSON: an integer in its \
+             range was expected, or a string with one at line 1 column 22; and 1 more"
+                .to_owned(),
+        ),
+        (
+            of(&format!(r#"{{"severityText":"{}"}}"#, "x".repeat(700))),
+            400,
+            3,
+            "no log record was accepted: log record 0: too_large: 719 bytes with its resource and scope are more than an \
+             event may have: 600B (http.max_event)"
+                .to_owned(),
+        ),
+        (
+            of(&"x".repeat(4000)),
+            413,
+            3,
+            "the body is larger than 4000 bytes (http.max_body): send it in smaller requests".to_owned(),
+        ),
+    ] {
+        let reply = daemon.post_at("/v1/logs", JSON, body.as_bytes()).await;
+        assert_eq!((reply.status, reply.header("content-type")), (status, Some("application/json")), "{}", reply.body);
+        assert_eq!((reply.json()["message"].as_str(), &reply.json()["code"]), (Some(&*sentence), &json!(code)));
+    }
+    let media_type = "Content-Type of logs must be application/x-protobuf or application/json: set \
+                      OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf";
+    assert_eq!(daemon.post_at("/v1/logs", "Content-Type: application/grpc\r\n", b"").await.problem(415), media_type);
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+
+    daemon.health.gate.close(Closed::DiskFull, "90 %");
+    let closed = daemon.post_at("/v1/logs", JSON, of("{}").as_bytes()).await;
+    assert_eq!((closed.status, closed.header("retry-after"), &closed.json()["code"]), (503, Some("30"), &json!(14)));
 }
 
 #[actix::test]

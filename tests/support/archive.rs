@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as ObjectPath};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::runtime::{Builder, Runtime};
 
@@ -54,8 +54,14 @@ struct LineAsWritten {
     key: Option<TextOrBytes>,
     #[serde(default)]
     headers: Vec<HeaderAsWritten>,
+    #[serde(default, deserialize_with = "present")]
     event: Option<Box<RawValue>>,
     raw: Option<String>,
+}
+
+/// Of an event that is `null`, too.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 #[derive(Deserialize)]

@@ -21,7 +21,7 @@ def post(way, body, headers):
 
 
 def events(way, count=3):
-    return [{"type": "python", "event_id": f"{way}-{n}", "text": "größer" * n} for n in range(count)]
+    return [{"type": "python", "event_id": f"{way}-{n}", "text": "größer" * (n % 50)} for n in range(count)]
 
 
 def array(way, count=3):
