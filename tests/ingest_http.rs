@@ -1189,7 +1189,8 @@ async fn each_refusal_of_logs_is_a_status_that_says_what_where_and_what_to_do() 
     assert_eq!(daemon.post_at("/v1/logs", "Content-Type: application/grpc\r\n", b"").await.problem(415), media_type);
     assert!(daemon.log.lock().unwrap().records.is_empty());
 
-    daemon.health.gate.close(Closed::DiskFull, "90 %");
+    let full = daemon.health.gate.reason(Closed::DiskFull);
+    full.close("90 %");
     let closed = daemon.post_at("/v1/logs", JSON, of("{}").as_bytes()).await;
     assert_eq!((closed.status, closed.header("retry-after"), &closed.json()["code"]), (503, Some("30"), &json!(14)));
 }

@@ -170,6 +170,10 @@ impl<'s> Finder<'s> {
     }
 }
 
+/// Characters that these may have, here as in our own events.
+const LONGEST_TYPE: usize = 128;
+const LONGEST_ID: usize = 256;
+
 /// What the JSON that was found for this header says. A number is taken as it is written, `null` is as good as nothing.
 fn value_of<'a>(name: &str, json: Option<&'a str>, pointer: &Pointer) -> Result<Option<Cow<'a, str>>, Invalid> {
     let at = || format!("{:?}", pointer.to_string());
@@ -182,18 +186,21 @@ fn value_of<'a>(name: &str, json: Option<&'a str>, pointer: &Pointer) -> Result<
         })?),
         Some(_) => Some(Cow::Borrowed(json)),
     };
+    let has_length =
+        |most: usize| text.as_deref().is_some_and(|text: &str| !text.is_empty() && text.chars().nth(most).is_none());
     let is_nested = matches!(first, Some(b'{' | b'['));
     match name {
         "ce_type" if text.is_none() => {
-            let rule = format!("there is no type at {}: it must be a string of 1 to 128 characters", at());
+            let rule = format!("there is no type at {}: it must be a string of 1 to {LONGEST_TYPE} characters", at());
             Err(Invalid::new(Code::MissingType, rule))
         }
-        "ce_type" if first != Some(b'"') => {
-            let rule = format!("the type at {} must be a string of 1 to 128 characters", at());
+        "ce_type" if first != Some(b'"') || !has_length(LONGEST_TYPE) => {
+            let rule = format!("the type at {} must be a string of 1 to {LONGEST_TYPE} characters", at());
             Err(Invalid::new(Code::InvalidType, rule))
         }
-        "ce_id" if is_nested => {
-            let rule = format!("the id at {} must be a string of 1 to 256 characters or a number, or absent", at());
+        "ce_id" if is_nested || (text.is_some() && !has_length(LONGEST_ID)) => {
+            let rule =
+                format!("the id at {} must be a string of 1 to {LONGEST_ID} characters or a number, or absent", at());
             Err(Invalid::new(Code::InvalidId, rule))
         }
         // As with our own events, such a client is none.
