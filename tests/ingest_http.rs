@@ -1190,7 +1190,7 @@ async fn each_refusal_of_logs_is_a_status_that_says_what_where_and_what_to_do() 
     assert!(daemon.log.lock().unwrap().records.is_empty());
 
     let full = daemon.health.gate.reason(Closed::DiskFull);
-    full.close("90 %");
+    full.set("90 %".to_owned());
     let closed = daemon.post_at("/v1/logs", JSON, of("{}").as_bytes()).await;
     assert_eq!((closed.status, closed.header("retry-after"), &closed.json()["code"]), (503, Some("30"), &json!(14)));
 }
