@@ -514,7 +514,7 @@ async fn each_refusal_of_a_body_is_a_sentence_that_says_what_where_and_what_to_d
             event,
             400,
             None,
-            "the body is damaged or no brotli, nothing was accepted: FORMAT_PADDING_1",
+            "the body is damaged or no brotli, nothing was accepted: FORMAT_PADDING_2",
         ),
         row(
             "Content-Encoding: gzip",
