@@ -67,8 +67,11 @@ class Feed:
             self.give(lost=lost)
             time.sleep(self.sender.every)
 
-    def catch_up(self):
-        """Until all that is not lost stands in the archive, and what is wrong where it belongs."""
+    def catch_up(self, all_sent=False):
+        """Until all that is not lost stands in the archive, and what is wrong where it belongs. A sender that lays aside what it
+        cannot send is done with that."""
+        if self.sender.after and not all_sent:
+            return self.running.settle()
         wanted = self.good - self.lost
 
         def ask():
@@ -126,6 +129,7 @@ def play(sender, daemon, relay, running):
     border()
     feed.give(wrong=sender.chunk // 2)
     feed.go_on(0.5)
+    border()
     feed.catch_up()
     running.finish()
     return feed, refusals
@@ -182,7 +186,8 @@ def run(sender, binary, root, record):
             feed, refusals = play(sender, daemon, relay, running)
             if sender.after:
                 sender.after(surroundings)
-                feed.catch_up()
+            # A stop leaves to the next start what is not read yet.
+            feed.catch_up(all_sent=True)
             daemon.stop()
             result = judge(sender, feed, refusals, numbers(daemon.archived()), numbers(daemon.letters()), running.refused())
         except Unavailable as why:

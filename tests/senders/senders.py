@@ -270,7 +270,7 @@ SENDERS = [
     Sender("rsyslog", "8.2302.0", rsyslog, {**SMALL, **KEPT}, in_flight=1),
     Sender("collectd", "5.12.0", collectd, {"http.max_event": "280B", **KEPT}, keeps=False),
     Sender("fluent-bit", "5.1.1", fluent_bit, {**SMALL, **KEPT}, in_flight=100),
-    Sender("opentelemetry", "0.165.0", go_configured("otlp.yaml"), {**SMALL, **KEPT}, ("otlp",), in_flight=50),
+    Sender("opentelemetry", "0.165.0", go_configured("otlp.yaml"), {**SMALL, **KEPT}, in_flight=50),
     Sender("telegraf", "1.37.2", go_configured("telegraf.conf"), {**SMALL, **KEPT}, ("telegraf",), in_flight=1000),
     Sender("alertmanager", "0.25.0", alertmanager, {**SMALL, **KEPT}, ("alertmanager",), chunk=2, every=0.25, in_flight=20),
 ]  # fmt: skip
