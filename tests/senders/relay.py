@@ -70,13 +70,13 @@ class Relay:
         client.close(), server.close()
 
     def exchanged(self, said):
-        """Notes the first exchange of each status and kind of path, when an answer is whole."""
+        """Writes down the first exchanges of each status, and those with a wrong event, when an answer is whole."""
         while (request := message(said["request"])) and (answer := message(said["answer"])):
             said["request"], said["answer"] = request[2], answer[2]
-            status = answer[0].split(b" ", 2)[1].decode()
+            kind = answer[0].split(b" ", 2)[1], b'"errors"' in answer[1]
             with self.lock:
-                if self.seen.setdefault(status, 0) < 3:
-                    self.seen[status] += 1
+                if self.seen.setdefault(kind, 0) < 3:
+                    self.seen[kind] += 1
                     with open(self.path, "a") as file:
                         file.write("\n".join((text(request), text(answer), "-" * 40, "")))
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -180,8 +181,12 @@ def around(run, file, **words):
 
 
 def text_line(given):
-    """The message alone, or with so much behind it that it is too large."""
-    return f"{given['number']} {'x' * 12_000}" if given["wrong"] else given["number"]
+    """A message, or one that is too large."""
+    return f"order placed {given['number']}{' x' * 6_000 if given['wrong'] else ''}"
+
+
+def syslog_line(given):
+    return f"<13>{time.strftime('%b %e %H:%M:%S', time.gmtime())} host-1 shop: {text_line(given)}"
 
 
 def syslog_ng(run):
@@ -190,7 +195,7 @@ def syslog_ng(run):
     config = around(run, "syslog-ng.conf", PORT=port, VERSION=modules.name)
     state = [f"--persist-file={run.folder}/persist", f"--pidfile={run.folder}/pid", f"--control={run.folder}/control"]
     command = [root / "usr/sbin/syslog-ng", "-F", "--no-caps", "-f", config, f"--module-path={modules}", *state]
-    return Lines(command, run.folder, port, text_line, env=libraries(root))
+    return Lines(command, run.folder, port, syslog_line, env=libraries(root))
 
 
 def rsyslog(run):
@@ -200,7 +205,7 @@ def rsyslog(run):
     config = around(run, "rsyslog.conf", PORT=port)
     places = f"{root}/usr/lib/x86_64-linux-gnu/rsyslog:{modules}"
     command = [root / "usr/sbin/rsyslogd", "-n", "-f", config, "-i", run.folder / "pid", "-M", places]
-    return Lines(command, run.folder, port, text_line, env=libraries(root))
+    return Lines(command, run.folder, port, syslog_line, env=libraries(root))
 
 
 def omhttp(root):
