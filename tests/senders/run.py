@@ -91,36 +91,36 @@ def numbers(texts):
 
 
 def play(sender, daemon, relay, running):
-    """The phases. What a sender that keeps nothing is given while it is refused or alone is lost, and it is left alone at the
-    borders, so that this is exactly what is lost; others are busy at each border."""
-    feed, keeps = Feed(sender, daemon, running), sender.keeps
+    """The phases. A sender that loses what it is given while it is refused, or alone, is left alone at the borders, so that this is
+    exactly what is lost; others are busy at each border."""
+    feed, loses = Feed(sender, daemon, running), sender.loses
 
     def border():
-        if not keeps:
+        if loses:
             running.settle()
             feed.catch_up()
 
     feed.go_on(1)
     border()
     daemon.fill(True)
-    feed.go_on(REFUSES, lost=not keeps)
-    if not keeps:
+    feed.go_on(REFUSES, lost="full" in loses)
+    if loses:
         running.settle()
     refusals = daemon.metrics("ingestd_requests_total", status="503")
     daemon.fill(False)
     feed.go_on(1)
     border()
     feed.catch_up()
-    if keeps:
+    if not loses:
         feed.go_on(0.5)
     daemon.kill()
     if relay:
         relay.close()
-    feed.go_on(AWAY, lost=not keeps)
-    if not keeps:
+    feed.go_on(AWAY, lost="away" in loses)
+    if loses:
         running.settle()
     daemon.start()
-    if keeps:
+    if not loses:
         feed.go_on(0.3)
     daemon.ready()
     if relay:
@@ -145,7 +145,7 @@ def judge(sender, feed, refusals, archived, letters, refused):
     if lost != feed.lost:
         unlike = sorted(lost ^ feed.lost)
         faults.append(f"{len(lost)} are lost, {len(feed.lost)} were expected to be; these differ: {' '.join(unlike)}")
-    if doubled > (sender.in_flight if sender.keeps else 0):
+    if doubled > (0 if sender.loses else sender.in_flight):
         faults.append(f"{doubled} stand twice, where at most {sender.in_flight} were under way when the daemon was killed")
     if stray := set(letters) - feed.wrong:
         faults.append(f"dead letters of good events: {sorted(stray)[:10]}")

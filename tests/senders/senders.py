@@ -33,8 +33,8 @@ class Sender:
     sources: tuple = ()
     # What becomes of a wrong event: the sender is "told", or a dead "letter" keeps it.
     wrong: str = "letter"
-    # It keeps nothing: what it is given while the daemon refuses or is away is lost.
-    keeps: bool = True
+    # What it is given while the daemon is "full", or "away", is lost: it keeps nothing.
+    loses: tuple = ()
     # Events that may be sent and not answered when the daemon is killed: so many may stand twice.
     in_flight: int = 5
     chunk: int = 5
@@ -174,8 +174,8 @@ def libraries(root):
 
 def around(run, file, **words):
     """What stands around the lines of the guide in a shipper's configuration."""
-    text = (HERE / run.name / file).read_text()
-    for word, value in {"FOLDER": run.folder, "LINES": run.block(), **words}.items():
+    text = (HERE / Path(file).stem / file).read_text()
+    for word, value in {"FOLDER": run.folder, "LINES": run.block(Path(file).stem), **words}.items():
         text = text.replace(word, str(value))
     return run.write(file, text)
 
@@ -198,14 +198,19 @@ def syslog_ng(run):
     return Lines(command, run.folder, port, syslog_line, env=libraries(root))
 
 
-def rsyslog(run):
-    root = packages.debian(run.root, run.name, ["rsyslog", "libestr0", "libfastjson4"])
+def rsyslog(run, **more):
+    root = packages.debian(run.root, "rsyslog", ["rsyslog", "libestr0", "libfastjson4"])
     modules = omhttp(run.root)
     port = free_port()
-    config = around(run, "rsyslog.conf", PORT=port)
+    config = around(run, "rsyslog.conf", PORT=port, **more)
     places = f"{root}/usr/lib/x86_64-linux-gnu/rsyslog:{modules}"
     command = [root / "usr/sbin/rsyslogd", "-n", "-f", config, "-i", run.folder / "pid", "-M", places]
     return Lines(command, run.folder, port, syslog_line, env=libraries(root))
+
+
+def rsyslog_in_batches(run):
+    """The same, with what the guide warns of."""
+    return rsyslog(run, **{'type="omhttp"': 'type="omhttp" batch="on" batch.format="newline" httpcontenttype="application/x-ndjson"'})
 
 
 def omhttp(root):
@@ -269,11 +274,12 @@ SENDERS = [
     ),
     Sender("cloudevents-java", "4.0.1", java, wrong="told", in_flight=1),
     Sender("cloudevents-go", "2.16.2", go, wrong="told", in_flight=1),
-    Sender("winston", "3.19.0", node, KEPT, keeps=False),
+    Sender("winston", "3.19.0", node, KEPT, loses=("full", "away")),
     Sender("log4j", "2.26.1", log4j, {**SMALL, **KEPT}, ("ecs",), in_flight=1, after=send_kept),
     Sender("syslog-ng", "3.38.1", syslog_ng, {**SMALL, **KEPT}, in_flight=100),
     Sender("rsyslog", "8.2302.0", rsyslog, {**SMALL, **KEPT}, in_flight=1),
-    Sender("collectd", "5.12.0", collectd, {"http.max_event": "280B", **KEPT}, keeps=False),
+    Sender("rsyslog-batch", "8.2302.0", rsyslog_in_batches, {**SMALL, **KEPT}, loses=("full",)),
+    Sender("collectd", "5.12.0", collectd, {"http.max_event": "280B", **KEPT}, loses=("full", "away")),
     Sender("fluent-bit", "5.1.1", fluent_bit, {**SMALL, **KEPT}, in_flight=100),
     Sender("opentelemetry", "0.165.0", go_configured("otlp.yaml"), {**SMALL, **KEPT}, in_flight=50),
     Sender("telegraf", "1.37.2", go_configured("telegraf.conf"), {**SMALL, **KEPT}, ("telegraf",), in_flight=1000),
