@@ -33,6 +33,8 @@ pub enum Shape {
 /// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
 /// connections to serve.
 const LONG_PARSE: usize = 256 * 1024;
+/// The same of logs: each record becomes an event with all of its resource, so that a few KiB may be many MiB to write and check.
+const LONG_LOGS: usize = 4 * 1024;
 
 impl Shape {
     /// Takes a body apart, and checks its events.
@@ -56,6 +58,11 @@ impl Shape {
 
     /// Whether it takes long to check.
     pub fn is_long(&self, body: &[u8]) -> bool {
-        body.len() >= LONG_PARSE || (matches!(self, Self::Source(..)) && source::is_compressed(body))
+        match self {
+            Self::Events(..) => body.len() >= LONG_PARSE,
+            // What is wrapped is more than it seems.
+            Self::Source(..) => body.len() >= LONG_PARSE || source::is_compressed(body),
+            Self::Logs(_) => body.len() >= LONG_LOGS,
+        }
     }
 }
