@@ -33,7 +33,8 @@ pub enum Shape {
 /// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
 /// connections to serve.
 const LONG_PARSE: usize = 256 * 1024;
-/// The same of logs: each record becomes an event with all of its resource, so that a few KiB may be many MiB to write and check.
+/// The same of logs: each record becomes an event with all of its resource, so that a few KiB may be many MiB to write and to
+/// check.
 const LONG_LOGS: usize = 4 * 1024;
 
 impl Shape {
