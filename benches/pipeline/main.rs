@@ -5,6 +5,7 @@
 
 mod drain;
 mod events;
+mod hostile;
 mod load;
 mod outage;
 mod plot;

@@ -66,6 +66,8 @@ pub enum Work {
     Drain(Drain),
     /// A steady load on everything in one process, while this does not answer.
     Outage(Silent),
+    /// A steady load on one process, while so many other connections misbehave.
+    BesideHostile(usize),
     /// What a process costs that has nothing to do.
     Idle(Queue),
     /// From exec to readiness.
@@ -111,6 +113,8 @@ pub const FULL_RATE: &str = "kafka single 512";
 
 /// What the rows with a silent dependency are compared with.
 const STEADY: &str = "steady";
+/// And the one with connections that misbehave.
+const WELL_MEANING: &str = "well-meaning";
 
 pub fn rows() -> Vec<Row> {
     let ingest_goal = Goal { rate: Some(0.85), cpu: Some(1.3), p99: Some(1.5), ..Goal::default() };
@@ -214,6 +218,20 @@ pub fn rows() -> Vec<Row> {
         },
         flat("steady, MongoDB silent", STEADY, Work::Outage(Silent::Mongodb), Some(1.5)),
         flat("steady, object store silent", STEADY, Work::Outage(Silent::Store), Some(1.5)),
+        Row {
+            name: WELL_MEANING,
+            work: Work::BesideHostile(0),
+            against: Against::Nothing,
+            goal: Goal::default(),
+            on_request: true,
+        },
+        Row {
+            name: "well-meaning, 64 misbehave",
+            work: Work::BesideHostile(64),
+            against: Against::Row(WELL_MEANING),
+            goal: Goal { p99: Some(2.0), ..Goal::default() },
+            on_request: true,
+        },
         Row {
             name: "idle, embedded",
             work: Work::Idle(Queue::Embedded),

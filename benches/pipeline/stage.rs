@@ -65,6 +65,7 @@ impl<'s> Stage<'s> {
             Work::Rate(percent) => self.at_rate(percent, system),
             Work::Drain(drain) => self.drain(drain, system),
             Work::Outage(silent) => self.outage(silent),
+            Work::BesideHostile(misbehaving) => self.beside_hostile(misbehaving),
             Work::Idle(queue) => self.idle(queue),
             Work::Start => start(),
         }
@@ -180,7 +181,7 @@ pub(crate) fn usual(setup: Setup) -> Setup {
     setup.without("spool.max_age").without("spool.max_records")
 }
 
-fn alone(name: &str) -> Setup {
+pub(crate) fn alone(name: &str) -> Setup {
     usual(Setup::new(name))
 }
 
