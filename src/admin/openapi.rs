@@ -103,8 +103,7 @@ fn rows(config: &Config) -> Operation {
 fn selected(mut operation: Operation, limit: usize) -> Operation {
     let word = json!({ "type": "string" });
     let number = json!({ "type": "integer", "minimum": 0, "maximum": i32::MAX });
-    let ago = json!({ "type": "string", "pattern": "^[0-9]{1,4}(ms|s|m|h|d|w)$", "examples": ["2h", "30d"] });
-    let moment = json!({ "anyOf": [{ "type": "string", "format": "date-time" }, ago] });
+    let moment = json!({ "type": "string", "examples": ["2026-11-23T08:00:00Z", "2h", "30d"] });
     for (name, description, schema) in [
         ("from", "Found at or after it: a time, or a duration ago.", moment.clone()),
         ("to", "Found before it.", moment),

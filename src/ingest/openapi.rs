@@ -69,8 +69,9 @@ fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
 
 fn content_encoding() -> Value {
     let codings: Vec<&str> = Coding::ACCEPTED.split(", ").chain(["identity"]).collect();
-    let schema = json!({ "type": "string", "enum": codings });
-    parameter("header", "Content-Encoding", "How the body is compressed.", &schema)
+    // In any case, and an empty one is none.
+    let schema = json!({ "type": "string", "examples": codings });
+    parameter("header", "Content-Encoding", "How the body is compressed: one of these.", &schema)
 }
 
 /// `Prefer`, of the paths where each event may have its own result.
@@ -296,26 +297,17 @@ fn of_pages(config: &Config, mut path: Value) -> Value {
 
 /// What a browser asks before a page may send what a form could not.
 fn preflight(id: &str) -> Value {
-    let field = |name, description, schema: &Value| parameter("header", name, description, schema);
-    let needed = |name, description| {
-        let mut field = field(name, description, &json!({ "type": "string" }));
-        field["required"] = true.into();
-        field
-    };
-    let names = json!({ "type": "string", "pattern": "^[0-9A-Za-z-]+(, ?[0-9A-Za-z-]+)*$", "maxLength": 1024 });
+    let string = json!({ "type": "string" });
+    let field = |name, description| parameter("header", name, description, &string);
+    // Without one of the first two it is no such question, and is not refused for that.
     let operation = Operation::new(id, "A browser asks whether a page may send (CORS)", "")
-        .parameter(needed("Origin", "The page's."))
-        .parameter(needed("Access-Control-Request-Method", "What it is to send."))
-        .parameter(field("Access-Control-Request-Headers", "Names of fields that it is to have.", &names))
-        .parameter(field(
-            "Access-Control-Request-Private-Network",
-            "From a public network into a private one.",
-            &json!({ "const": "true" }),
-        ))
+        .parameter(field("Origin", "The page's."))
+        .parameter(field("Access-Control-Request-Method", "What it is to send."))
+        .parameter(field("Access-Control-Request-Headers", "Names of fields that it is to have, at most 1,024 bytes."))
+        .parameter(field("Access-Control-Request-Private-Network", "`true`: from a public network into a private one."))
         .answer(204, json!({ "description": "The page may." }))
         .answer(403, problem("The origin is not in http.cors.origins."))
         .answer(405, problem("It is no such question: Origin or Access-Control-Request-Method is missing."));
-    let string = json!({ "type": "string" });
     let operation = [
         ("Access-Control-Allow-Methods", "What the paths take."),
         ("Access-Control-Allow-Headers", "What was asked for."),

@@ -58,7 +58,8 @@ def fuzz(url, environment):
     # What no schema says: that a body is compressed as its head claims, that a time is the start of a window.
     command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
     command += ["--max-examples", "200", "--seed", "1", "--no-color"]
-    return subprocess.run(command, env=environment).returncode == 0
+    # What it remembers goes beside its packages.
+    return subprocess.run(command, env=environment, cwd=environment["PYTHONPATH"]).returncode == 0
 
 
 def main():
@@ -67,7 +68,7 @@ def main():
     options.add_argument("what", choices=PACKAGES)
     options.add_argument("urls", nargs="+", metavar="URL")
     chosen = options.parse_args()
-    packages = install(PACKAGES[chosen.what], chosen.root)
+    packages = install(PACKAGES[chosen.what], chosen.root.absolute())
     environment = {**os.environ, "PYTHONPATH": str(packages)}
     run = {"validate": validate, "fuzz": fuzz}[chosen.what]
     passed = sum(run(url.rstrip("/"), environment) for url in chosen.urls)

@@ -63,16 +63,15 @@ def pip(root, name, packages):
 
 
 def npm(root, name, source):
-    """A folder with node_modules, as `package.json` and its lock say, and the programs of `source` beside it."""
+    """A folder with node_modules, as `package.json` says."""
     program("npm", "npm")
-    files = sorted(source.iterdir())
+    wanted = source / "package.json"
 
     def make(folder):
-        for file in files:
-            shutil.copy(file, folder)
+        shutil.copy(wanted, folder)
         client(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], cwd=folder)
 
-    return made(root, name, [file.read_bytes() for file in files], make)
+    return made(root, name, wanted.read_bytes(), make)
 
 
 def maven(root, name, source):

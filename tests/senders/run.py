@@ -25,6 +25,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import partial
 from daemon import Daemon, wait_for
 from packages import Unavailable
 from relay import Relay
@@ -167,6 +168,12 @@ def judge(sender, feed, refusals, archived, letters, refused):
     }
 
 
+def by_halves(sender, folder, root):
+    (folder / "partial").mkdir()
+    chunk = Feed(sender, None, None)
+    return partial.check(sender, Run(sender.name, folder / "partial", root, ""), [chunk.event(at == partial.WRONG) for at in range(5)])
+
+
 def run(sender, binary, root, record):
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"{sender.name}-", ignore_cleanup_errors=True) as folder:
@@ -178,6 +185,7 @@ def run(sender, binary, root, record):
         (folder / "sender").mkdir()
         surroundings = Run(sender.name, folder / "sender", root, relay.address if relay else daemon.http)
         try:
+            faults = by_halves(sender, folder, root) if sender.lenient else []
             daemon.start()
             daemon.ready()
             if relay:
@@ -190,6 +198,7 @@ def run(sender, binary, root, record):
             feed.catch_up(all_sent=True)
             daemon.stop()
             result = judge(sender, feed, refusals, numbers(daemon.archived()), numbers(daemon.letters()), running.refused())
+            result["faults"] += faults
         except Unavailable as why:
             result = {"sender": sender.name, "version": sender.version, "not_run": str(why), "faults": []}
         except Exception as error:
