@@ -38,13 +38,13 @@ use crate::{
     position::Timestamp,
 };
 
-pub use envelope::{Envelope, is_attribute_name};
+pub use envelope::{BATCH_TYPE, ENVELOPE_TYPE, Envelope, is_attribute_name, is_event_format, longest_envelope};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array, text};
 pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
 use stated::Stated;
-pub use stated::{Carried, admit_with, header_of};
+pub use stated::{Carried, admit_with, content_type_of, header_of, is_attribute};
 pub use time::InvalidTime;
 
 /// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
@@ -128,6 +128,16 @@ impl<'a> Found<'_, 'a> {
     }
 }
 
+impl<'f> Found<'f, '_> {
+    /// What was selected, apart from the data that it was found in.
+    fn into_owned<'b>(self) -> Found<'f, 'b> {
+        let selected = self.fields.selected.iter().enumerate();
+        let owned = selected.filter_map(|(index, name)| self.selected(index).map(|json| (*name, json.to_owned())));
+        let (stated, values) = (owned.collect(), Texts::from_elem(None, self.fields.names.len()));
+        Found { fields: self.fields, values, stated }
+    }
+}
+
 /// What was read of an event. Text is borrowed from it, unless it was escaped there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event<'a> {
@@ -140,6 +150,21 @@ pub struct Event<'a> {
     pub client: Option<Cow<'a, str>>,
     /// The log record's key.
     pub key: Option<Cow<'a, str>>,
+}
+
+impl Event<'_> {
+    /// Apart from the bytes that it was read of.
+    fn into_owned(self) -> Event<'static> {
+        let owned = |text: Option<Cow<'_, str>>| text.map(|text| text.into_owned().into());
+        Event {
+            event_type: self.event_type.into_owned().into(),
+            id: owned(self.id),
+            time: self.time,
+            invalid_time: self.invalid_time,
+            client: owned(self.client),
+            key: owned(self.key),
+        }
+    }
 }
 
 /// Why an event is refused, as clients, dead letters and metrics name it.

@@ -43,10 +43,10 @@ use crate::{
     position::{Offset, Partition, TopicIdentity},
 };
 
-/// The largest record ([`Publish::size`]) that the queue takes, as far as its own client says; `None` where it says nothing. A
+/// The largest record ([`NewRecord::size`]) that the queue takes, as far as its own client says; `None` where it says nothing. A
 /// topic whose `max.message.bytes` was lowered since the start is asked by nobody before it refuses one.
 pub fn largest_record(config: &Config) -> Option<usize> {
-    /// What Kafka's format and headers add to it at most.
+    /// What Kafka's format adds to it at most, and to the batch that it is alone in.
     const FRAME: u64 = 128;
     let limit = match config.queue.kind {
         QueueKind::Embedded => return None,

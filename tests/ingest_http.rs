@@ -11,7 +11,7 @@ use actix::{Actor, Addr};
 use arc_swap::ArcSwap;
 use futures::{FutureExt, future::BoxFuture};
 use ingestd::internals::{
-    config::{ByteSize, Config, CorsConfig, HttpConfig, LiveConfig, OnInvalid},
+    config::{ByteSize, Config, CorsConfig, HttpConfig, LiveConfig, OnInvalid, QueueKind},
     health::{ActorState, Closed, Health},
     ingest::{Ingestor, StopAccepting, bind},
     log::{
@@ -1466,6 +1466,114 @@ async fn what_is_larger_than_a_letter_may_be_is_rejected_and_says_so() {
     daemon.quarantine(Letters::TooLarge(&[0]));
     let reply = daemon.post_json("{broken").await;
     assert_eq!((reply.status, reply.json()["rejected"].clone()), (400, json!(1)));
+}
+
+impl Daemon {
+    /// The headers of the last letter.
+    fn beside_letter(&self) -> Vec<(String, String)> {
+        let log = self.log.lock().unwrap();
+        let headers = log.letters.last().unwrap().headers.iter();
+        headers.map(|(name, value)| (name.clone(), String::from_utf8(value.clone().unwrap()).unwrap())).collect()
+    }
+
+    /// From now on it may be a broker that finds events too large.
+    fn on_kafka(&self) {
+        let mut config = Config::clone(&self.config.load());
+        config.queue.kind = QueueKind::Kafka;
+        self.config.store(Arc::new(config));
+    }
+}
+
+#[actix::test]
+async fn what_stands_beside_a_wrong_event_is_kept_with_it() {
+    const BINARY: &str = "ce-specversion: 1.0\r\nce-type: t\r\nce-id: 1\r\nce-source: /s\r\n";
+    const JSON: &str = "Content-Type: application/json\r\n";
+    let attributes = [("ce_id", "1"), ("ce_source", "/s"), ("ce_specversion", "1.0"), ("ce_type", "t")];
+    let json = ("content-type", "application/json");
+    let structured = ("content-type", "application/cloudevents+json");
+    let batch = ("content-type", "application/cloudevents-batch+json");
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.quarantine(Letters::Kept);
+    for (fields, body, code, beside) in [
+        (format!("{BINARY}{JSON}"), r#"{"a":1,"a":2}"#, "invalid_json", [&attributes[..], &[json]].concat()),
+        (
+            format!("{BINARY}ce-my_ext: x\r\n"),
+            "{}",
+            "invalid_cloudevent",
+            [&attributes[..], &[("ingestd-wrong", "ce-my_ext")]].concat(),
+        ),
+        (
+            "Content-Type: application/cloudevents+json; charset=utf-8\r\n".to_owned(),
+            r#"{"specversion":"1.0","data":NaN}"#,
+            "invalid_json",
+            vec![structured],
+        ),
+        ("Content-Type: application/cloudevents-batch+json\r\n".to_owned(), "[{", "invalid_json", vec![batch]),
+        (JSON.to_owned(), "{", "invalid_json", vec![]),
+    ] {
+        let reply = daemon.post_at("/v1/events", &fields, body.as_bytes()).await;
+        assert_eq!((reply.status, reply.errors()), (200, errors(&[(0, code)])), "{body}");
+        assert_eq!(daemon.letters().last(), Some(&(code.to_owned(), body.to_owned())));
+        let beside: Vec<_> = beside.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        assert_eq!(daemon.beside_letter(), beside, "{body}");
+    }
+}
+
+#[actix::test]
+async fn an_id_of_another_shape_that_is_wrong_is_named_beside_its_letter() {
+    let daemon = Daemon::start(Queue::Stores, other_shapes());
+    daemon.quarantine(Letters::Kept);
+    let reply = daemon.post_at("/hook", "", br#"{"batch":[{"kind":"a","id":"","who":7}]}"#).await;
+    assert_eq!((reply.status, reply.errors()), (200, errors(&[(0, "invalid_id")])));
+    let beside = daemon.beside_letter();
+    assert!(beside.contains(&("ingestd-wrong".to_owned(), "ce_id".to_owned())), "{beside:?}");
+    assert!(beside.contains(&("ce_type".to_owned(), "a".to_owned())), "{beside:?}");
+}
+
+#[actix::test]
+async fn what_a_broker_finds_too_large_is_a_letter_too_or_says_why_it_is_none() {
+    let daemon = Daemon::start(Queue::FindsTooLarge(&[1]), HttpConfig::default());
+    daemon.on_kafka();
+    let body = r#"[{"type":"a","event_id":"1"},{"no":1},{"type":"b","timestamp":-1},{"type":"c","event_id":"3"}]"#;
+    let kept = |reason: &str, value: &str| (reason.to_owned(), value.to_owned());
+    daemon.quarantine(Letters::Kept);
+    let reply = daemon.post_json(body).await;
+    let json = reply.json();
+    assert_eq!((reply.status, &json["rejected"], &json["quarantined"]), (200, &json!(0), &json!(2)), "{json}");
+    assert_eq!((&json["ids"], reply.errors()), (&json!(["1", "3"]), errors(&[(1, "missing_type"), (2, "too_large")])));
+    let letters = [kept("missing_type", r#"{"no":1}"#), kept("too_large", r#"{"type":"b","timestamp":-1}"#)];
+    assert_eq!(daemon.letters(), letters);
+    // It is not stored, so nothing is said of its time.
+    assert_eq!(json.get("warnings"), None);
+    assert_eq!(daemon.metric("ingestd_events_warned_total{reason=\"invalid_timestamp\"}"), "absent");
+    for code in ["missing_type", "too_large"] {
+        assert_eq!(daemon.metric(&format!("ingestd_events_quarantined_total{{reason=\"{code}\"}}")), "1");
+    }
+
+    for (letters, words) in [(Letters::TooLarge(&[0]), "than a dead letter may be"), (Letters::Refused, "be written")] {
+        daemon.quarantine(letters);
+        let reply = daemon.post_json(r#"[{"type":"a","event_id":"1"},{"type":"b"}]"#).await;
+        let json = reply.json();
+        assert_eq!((reply.status, &json["ids"], &json["rejected"]), (207, &json!(["1"]), &json!(1)), "{json}");
+        assert!(json["errors"][0]["message"].as_str().unwrap().contains(words), "{json}");
+    }
+    assert_eq!(daemon.letters().len(), 2);
+    daemon.log.lock().unwrap().letters.clear();
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn letters_of_a_request_that_is_alone_may_exceed_what_all_may_hold() {
+    let limit = ByteSize(1 << 20);
+    let http = HttpConfig { max_body: limit, max_in_flight: limit, ..HttpConfig::default() };
+    let daemon = Daemon::start(Queue::Stores, http);
+    daemon.quarantine(Letters::Kept);
+    let wrong = format!("{{\"no\":\"{}\"}}", "x".repeat(700));
+    let body = format!("[{}]", vec![wrong; 1000].join(","));
+    let reply = daemon.post_json(&body).await;
+    assert_eq!((reply.status, &reply.json()["quarantined"]), (200, &json!(1000)));
+    daemon.log.lock().unwrap().letters.clear();
+    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
 }
 
 #[actix::test]

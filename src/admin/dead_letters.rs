@@ -15,6 +15,7 @@ use tokio::sync::Mutex;
 
 use super::{AdminState, blocking};
 use crate::{
+    event,
     http::Problem,
     log::dead_letters::{DeadLetters, Filter, LettersError, PATIENCE},
 };
@@ -80,9 +81,14 @@ pub async fn replay(
     payload: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let filter = filter(&request)?;
-    let limit = state.config.load().http.max_event;
-    let body = payload.to_bytes_limited(limit.as_usize()).await.map_err(|_| {
-        let why = format!("the corrected value is larger than an event may be: {limit} (http.max_event)");
+    let max_event = state.config.load().http.max_event;
+    // What the door takes: the letter may be an envelope.
+    let limit = event::longest_envelope(max_event);
+    let body = payload.to_bytes_limited(limit).await.map_err(|_| {
+        let why = format!(
+            "the corrected value is larger than {limit} bytes, which the envelope of an event may have ({max_event}, \
+             http.max_event)"
+        );
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, why)
     })?;
     let body = body.map_err(|error| Problem::bad_request(format!("the corrected value did not arrive: {error}")))?;

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     config::Config,
+    event,
     openapi::{
         self, JSON, Operation, answer, array, count, get, header, methods, object, one_of, parameter, passing, problem,
         reference, text,
@@ -147,7 +148,9 @@ fn replay(config: &Config) -> Operation {
     let refused =
         object(&[("id", text("The letter's.")), ("reason", text("A code.")), ("message", text("What is wrong."))], &[]);
     let replayed = object(&[("replayed", ids()), ("already", ids()), ("refused", array(refused))], &[truncated()]);
-    let too_large = format!("The value is larger than {} bytes (http.max_event).", config.http.max_event.0);
+    let longest = event::longest_envelope(config.http.max_event);
+    let too_large =
+        format!("The value is larger than {longest} bytes, as an event's envelope may be (http.max_event).");
     let mut body = Map::new();
     body.insert("application/octet-stream".to_owned(), json!({}));
     selected(Operation::new("replay", "Appends dead letters to the log again", "Each once, whatever is tried."), 10_000)

@@ -235,3 +235,20 @@ async fn fetch(address: std::net::SocketAddr, path: &str) -> String {
     .await
     .unwrap()
 }
+
+#[actix_rt::test]
+async fn a_correction_may_be_as_large_as_what_the_door_takes() {
+    let replay = async |size: usize| {
+        let state = state();
+        let mut config = Config::default();
+        config.http.max_event = crate::config::ByteSize(1000);
+        state.config.store(Arc::new(config));
+        let request = TestRequest::post().uri("/v1/dead-letters/replay?id=events.ingest/0/x");
+        let request = request.insert_header((header::CONTENT_TYPE, "application/octet-stream"));
+        ask(state, request.set_payload(vec![b'x'; size])).await.0.as_u16()
+    };
+    let longest = crate::event::longest_envelope(crate::config::ByteSize(1000));
+    assert!(longest > 6000);
+    // There are no letters yet: the body was taken.
+    assert_eq!((replay(longest).await, replay(longest + 1).await), (503, 413));
+}

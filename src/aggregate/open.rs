@@ -99,6 +99,8 @@ impl OpenPartition {
     fn take_record(&mut self, partition: Partition, record: Record<'_>, reader: &mut Reader) -> Result<(), Invalid> {
         let value = record.value.unwrap_or_default();
         let (event, found) = event::read(value, record.headers.iter(), &reader.fields, record.received)?;
+        // Before anything is counted: whatever is refused is a letter, and nothing else.
+        let carried = reader.keep_events.then(|| Carried::of(value, record.headers.iter())).transpose()?;
         let time = event.time.unwrap_or(record.received);
         let fold = &mut self.fold;
         let mut counted = false;
@@ -106,14 +108,20 @@ impl OpenPartition {
             counted |= fold.add(aggregate, record.offset, window_start, group, measures);
         });
         self.records += u64::from(counted);
-        if reader.keep_events {
-            self.keep(partition, record, &event, time);
+        if let Some(carried) = carried {
+            self.keep(partition, record, carried, &event, time);
         }
         Ok(())
     }
 
-    fn keep(&mut self, partition: Partition, record: Record<'_>, event: &Event<'_>, time: Timestamp) {
-        let carried = Carried::of(record.value.unwrap_or_default(), record.headers.iter());
+    fn keep(
+        &mut self,
+        partition: Partition,
+        record: Record<'_>,
+        carried: Carried<'_>,
+        event: &Event<'_>,
+        time: Timestamp,
+    ) {
         let data = carried.data.into_owned();
         let attributes: Vec<(String, String)> =
             carried.attributes.into_iter().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();

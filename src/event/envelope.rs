@@ -13,15 +13,19 @@ use super::{
     fields::{explain, not_utf8, unreadable},
     json,
     readable::{Findings, shown},
-    unescape,
+    too_large, unescape,
 };
-use crate::config::OnUnreadable;
+use crate::config::{ByteSize, OnUnreadable};
 
 /// The attribute that says what the data is.
 pub(super) const DATA_CONTENT_TYPE: &str = "datacontenttype";
 /// The members that are no attributes.
 pub(super) const DATA: &str = "data";
 const DATA_BASE64: &str = "data_base64";
+
+/// What says that a value is an envelope, or an array of them.
+pub const ENVELOPE_TYPE: &str = "application/cloudevents+json";
+pub const BATCH_TYPE: &str = "application/cloudevents-batch+json";
 
 /// Attributes of one event at most: each is compared with all others, and frames of their own take room in a record of Kafka.
 const MOST_ATTRIBUTES: usize = 128;
@@ -42,10 +46,16 @@ pub struct Envelope<'a> {
 }
 
 /// Whether a content type says that a value is an envelope, rather than data.
-pub(super) fn is_event_format(content_type: &str) -> bool {
-    const MEDIA_TYPE: &str = "application/cloudevents+json";
-    let begins = content_type.trim_start().split_at_checked(MEDIA_TYPE.len());
-    begins.is_some_and(|(begins, _)| begins.eq_ignore_ascii_case(MEDIA_TYPE))
+pub fn is_event_format(content_type: &str) -> bool {
+    let begins = content_type.trim_start().split_at_checked(ENVELOPE_TYPE.len());
+    begins.is_some_and(|(begins, _)| begins.eq_ignore_ascii_case(ENVELOPE_TYPE))
+}
+
+/// The largest envelope of an event that may be taken: a byte of it is six of the envelope at most, as an escape.
+pub fn longest_envelope(max_event: ByteSize) -> usize {
+    /// What it may have besides, such as quotes and white space between its members.
+    const FRAME: usize = 64 * 1024;
+    max_event.as_usize().saturating_mul(6).saturating_add(FRAME)
 }
 
 /// Whether a content type says that data is JSON: `*/json` or `*/*+json`, whatever its parameters.
@@ -89,6 +99,17 @@ fn check_number(attributes: usize) -> Result<(), Invalid> {
 }
 
 impl<'a> Envelope<'a> {
+    /// Opens one that comes in from outside, of a size that [`longest_envelope`] allows.
+    ///
+    /// # Errors
+    /// As [`Envelope::open`], and for its size.
+    pub fn open_sent(envelope: &'a [u8], max_event: ByteSize, on_unreadable: OnUnreadable) -> Result<Self, Invalid> {
+        if envelope.len() > longest_envelope(max_event) {
+            return Err(too_large(envelope.len(), "bytes of envelope", max_event));
+        }
+        Self::open(envelope, on_unreadable)
+    }
+
     /// Opens the envelope. What each CloudEvent has to have is not looked for here, but for the version, without which it
     /// cannot be told what the rest means.
     ///

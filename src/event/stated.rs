@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use super::{
     Code, Event, EventFields, Field, Found, Invalid, MAX_ID_CHARS, MAX_TYPE_CHARS, Rules, Texts, Unreadable, admit,
-    envelope::{DATA, DATA_CONTENT_TYPE, Envelope, check_spec_version, is_event_format, is_json_type},
+    envelope::{DATA_CONTENT_TYPE, Envelope, check_spec_version, is_event_format, is_json_type},
     event_type_of,
     fields::{explain, find_readable, not_utf8, scan, unreadable},
     id_of, key_of, time_of, too_large,
@@ -40,6 +40,17 @@ fn attribute_of(header: &str) -> Option<&str> {
 /// The header that carries this attribute.
 pub fn header_of(attribute: &str) -> Cow<'static, str> {
     if attribute == DATA_CONTENT_TYPE { CONTENT_TYPE.into() } else { format!("{PREFIX}{attribute}").into() }
+}
+
+/// Whether a header of this name carries an attribute.
+pub fn is_attribute(header: &str) -> bool {
+    attribute_of(header).is_some()
+}
+
+/// The content type among a record's headers, which says what its value is. Of one name the last counts.
+pub fn content_type_of<'a>(headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>) -> Option<&'a str> {
+    let content_types = headers.into_iter().filter(|(name, _)| attribute_of(name) == Some(DATA_CONTENT_TYPE));
+    content_types.filter_map(|(_, value)| std::str::from_utf8(value?).ok()).last()
 }
 
 /// As [`admit`] an event that has attributes beside its value, named as the headers of a record are.
@@ -107,24 +118,18 @@ impl<'a> Stated<'a> {
         })
     }
 
-    /// Those in the envelope that is the record's value, and the JSON that it holds as its data. Data of another kind has no
-    /// fields.
-    fn in_envelope(value: &'a [u8], rules: Rules, on_unreadable: OnUnreadable) -> Result<(Self, &'a [u8]), Invalid> {
-        const MEMBERS: [&str; 8] =
-            ["specversion", "type", "id", "time", "source", "partitionkey", DATA_CONTENT_TYPE, DATA];
-        let texts = rules.scan(on_unreadable, value, &MEMBERS)?;
+    /// Those of an envelope.
+    fn in_envelope(attributes: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Self {
         let mut stated = Self::default();
-        for (name, text) in MEMBERS.into_iter().zip(&texts) {
-            if let Some(place) = stated.place(name) {
-                *place = Field::read(*text, name)?;
+        for (name, value) in attributes {
+            if let Some(place) = stated.place(&name) {
+                *place = Field::Text(value);
             }
         }
-        let is_json = stated.content_type.text().is_none_or(is_json_type);
-        let data = texts.last().copied().flatten().filter(|_| is_json);
-        Ok((stated, data.unwrap_or_default().as_bytes()))
+        stated
     }
 
-    /// Reads the event that these are attributes of.
+    /// Reads the event that these are attributes of. One in an envelope is read as the record that the binary mode has of it.
     pub fn read<'f>(
         self,
         rules: Rules,
@@ -132,17 +137,36 @@ impl<'a> Stated<'a> {
         fields: &'f EventFields,
         received: Timestamp,
     ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
-        if self.content_type.text().is_some_and(is_event_format) {
-            let (stated, data) = Self::in_envelope(value, rules, fields.on_unreadable)?;
-            if rules == Rules::Acceptance {
-                stated.check()?;
-            }
-            return stated.with(rules, data, fields, received);
+        if !self.content_type.text().is_some_and(is_event_format) {
+            return self.judge(rules, value, fields, received);
         }
+        let on_unreadable = match rules {
+            Rules::Acceptance => fields.on_unreadable,
+            Rules::Log => OnUnreadable::Accept,
+        };
+        let Envelope { attributes, data } = Envelope::open(value, on_unreadable)?;
+        let stated = Self::in_envelope(attributes);
+        match data {
+            Cow::Borrowed(data) => stated.judge(rules, data, fields, received),
+            Cow::Owned(data) => {
+                let (event, found) = stated.judge(rules, &data, fields, received)?;
+                Ok((event.into_owned(), found.into_owned()))
+            }
+        }
+    }
+
+    /// The same, with the data itself.
+    fn judge<'f>(
+        self,
+        rules: Rules,
+        data: &'a [u8],
+        fields: &'f EventFields,
+        received: Timestamp,
+    ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
         if rules == Rules::Acceptance && !matches!(self.spec_version, Field::Absent) {
             self.check()?;
         }
-        self.with(rules, value, fields, received)
+        self.with(rules, data, fields, received)
     }
 
     /// What each CloudEvent has.
@@ -253,26 +277,30 @@ pub struct Carried<'a> {
 
 impl<'a> Carried<'a> {
     /// Of a record without attributes it is the value.
-    pub fn of(value: &'a [u8], headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>) -> Self {
+    ///
+    /// # Errors
+    /// It is no envelope, though its content type says so: no reader takes it.
+    pub fn of(
+        value: &'a [u8],
+        headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>), IntoIter: Clone>,
+    ) -> Result<Self, Invalid> {
+        let headers = headers.into_iter();
+        if content_type_of(headers.clone()).is_some_and(is_event_format) {
+            let Envelope { attributes, data } = Envelope::open(value, OnUnreadable::Accept)?;
+            return Ok(Self { attributes, data });
+        }
         // Of one name the last, as in the head.
         let mut attributes = BTreeMap::new();
         for (header, text) in headers {
-            let Some(name) = attribute_of(header) else { continue };
-            let Some(text) = text.and_then(|text| std::str::from_utf8(text).ok()) else { continue };
-            if name == DATA_CONTENT_TYPE
-                && is_event_format(text)
-                && let Ok(Envelope { attributes, data }) = Envelope::open(value, OnUnreadable::Accept)
-            {
-                return Self { attributes, data };
-            }
-            attributes.insert(name, text);
+            let text = text.and_then(|text| std::str::from_utf8(text).ok());
+            attributes.extend(attribute_of(header).zip(text));
         }
         // The content type alone, which many programs write, makes no attributes of an event.
         if attributes.keys().all(|name| *name == DATA_CONTENT_TYPE) {
             attributes.clear();
         }
         let attributes = attributes.into_iter().map(|(name, text)| (name.into(), text.into())).collect();
-        Self { attributes, data: value.into() }
+        Ok(Self { attributes, data: value.into() })
     }
 }
 
@@ -358,7 +386,8 @@ mod tests {
     #[test]
     fn an_envelope_that_is_a_records_value_is_opened() {
         let structured = &[("content-type", "application/cloudevents+json; charset=UTF-8"), ("ce_type", "a copy")][..];
-        let envelope = br#"{"specversion":"1.0","type":"t","id":"i","source":"/s","extra":{},"data":{"x":1,"type":"no","client_id":2}}"#;
+        let envelope =
+            br#"{"specversion":"1.0","type":"t","id":"i","source":"/s","data":{"x":1,"type":"no","client_id":2}}"#;
         let (head, selected) = read(envelope, structured).unwrap();
         assert_eq!(head, "t i - /s /s");
         assert_eq!(selected, [r#""t""#, r#""/s""#, r#""i""#, "-", "1"]);
@@ -371,7 +400,19 @@ mod tests {
             assert_eq!(read(envelope.as_bytes(), structured).unwrap().1[4], "-", "{data}");
         }
         assert_eq!(read(b"no JSON", structured).unwrap_err(), Code::InvalidJson);
-        assert_eq!(read(br#"{"type":7}"#, structured).unwrap_err(), Code::InvalidType);
+        // What the door does not open, no reader does.
+        for (members, code) in [
+            (r#""type":7"#, Code::InvalidType),
+            (r#""type":"t","Bad_Name":1"#, Code::InvalidCloudevent),
+            (r#""type":"t","x":{}"#, Code::InvalidCloudevent),
+            (r#""type":"t","data":1,"data_base64":"""#, Code::InvalidCloudevent),
+            (r#""type":"t","data_base64":"***""#, Code::InvalidCloudevent),
+        ] {
+            let envelope = format!(r#"{{"specversion":"1.0",{members}}}"#);
+            assert_eq!(read(envelope.as_bytes(), structured).unwrap_err(), code, "{members}");
+            let carried = Carried::of(envelope.as_bytes(), headers(structured));
+            assert_eq!(carried.unwrap_err().code, code, "{members}");
+        }
         assert_eq!(
             read(br#"{"specversion":"1.0"}"#, structured).unwrap_err(),
             Code::InvalidJson,
@@ -496,7 +537,7 @@ mod tests {
     #[test]
     fn what_a_record_carries_is_its_attributes_and_its_data() {
         let carried = |value: &'static [u8], of: Headers<'static>| {
-            let Carried { attributes, data } = Carried::of(value, headers(of));
+            let Carried { attributes, data } = Carried::of(value, headers(of)).unwrap();
             let attributes: Vec<_> = attributes.iter().map(|(name, value)| format!("{name}={value}")).collect();
             (attributes.join(" "), data.into_owned())
         };
@@ -510,6 +551,8 @@ mod tests {
         let structured = &[("content-type", "application/cloudevents+json")];
         let envelope = br#"{"specversion":"1.0","type":"t","data_base64":"/w=="}"#;
         assert_eq!(carried(envelope, structured), ("specversion=1.0 type=t".to_owned(), vec![0xff]));
-        assert_eq!(carried(b"{}", structured), (String::new(), b"{}".to_vec()), "what cannot be opened stays as it is");
+        // Of one name the last, as for those who count it.
+        let twice = &[("content-type", "application/cloudevents+json"), ("content-type", "application/json")];
+        assert_eq!(carried(envelope, twice).1, envelope);
     }
 }

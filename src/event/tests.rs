@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use proptest::{prelude::*, sample::select};
 
 use super::*;
@@ -307,4 +308,68 @@ fn nesting_is_bounded_and_brackets_in_strings_do_not_count() {
     assert!(invalid.code == Code::InvalidJson && invalid.message.contains("nested"), "{invalid}");
     assert!(read(&format!(r#"{{"type":"a","x":"\"{}"}}"#, "[".repeat(500))).is_ok());
     assert!(read(&format!(r#"{{"type":"a","x":[{}1]}}"#, "[],".repeat(500))).is_ok());
+}
+
+/// What readers have of a record: its head, and the selected fields.
+fn of_record(
+    rules: Rules,
+    value: &[u8],
+    headers: &[(&str, &str)],
+) -> Result<(Event<'static>, Vec<Option<String>>), Code> {
+    let fields = fields().selecting(&["x", "type", "client_id", "event_id", "timestamp"].map(str::to_owned));
+    let headers = headers.iter().map(|(name, text)| (*name, Some(text.as_bytes())));
+    let stated = Stated::in_headers(headers).expect("attributes");
+    let (event, found) = stated.read(rules, value, &fields, RECEIVED).map_err(|invalid| invalid.code)?;
+    let selected = (0..5).map(|index| found.selected(index).map(str::to_owned)).collect();
+    Ok((event.into_owned(), selected))
+}
+
+/// The members of an envelope that are its data, and its content type.
+fn enveloped() -> impl Strategy<Value = (Option<&'static str>, String)> {
+    let fields = r#"{"type":"no","x":"A","client_id":"c","event_id":"i","timestamp":1795939140}"#;
+    let json = prop_oneof![
+        select(vec!["null", "7", "-1.5e3", "true", r#""""#, r#""{\"x\":1}""#, "[1]", "{}", fields])
+            .prop_map(str::to_owned),
+        any::<String>().prop_map(|text| serde_json::json!({"x": text, "client_id": [1]}).to_string()),
+    ];
+    let types = select(vec![None, Some("application/json"), Some("text/plain"), Some("application/x")]);
+    (types, json, 0..4).prop_map(|(content_type, json, how)| match how {
+        0 => (content_type, String::new()),
+        1 => (content_type, format!(r#","data_base64":"{}""#, BASE64_STANDARD.encode(&json))),
+        2 => (content_type, format!(r#","data":{}"#, serde_json::Value::from(json))),
+        _ => (content_type, format!(r#","data":{json}"#)),
+    })
+}
+
+proptest! {
+    #[test]
+    fn an_envelope_is_read_as_the_record_that_the_binary_mode_has_of_it(
+        (content_type, data) in enveloped(),
+        event_type in select(vec!["", r#","type":null"#, r#","type":"t""#, r#","type":"\u0074\"""#]),
+        time in select(vec!["", r#","time":"2026-11-29T07:59:00Z""#, r#","time":1795939140"#, r#","time":[1]"#]),
+        further in select(vec!["", r#","partitionkey":7"#, r#","id":"\u0069","source":"/\"s","x":true"#]),
+    ) {
+        let content_type = content_type.map_or_else(String::new, |it| format!(r#","datacontenttype":"{it}""#));
+        let envelope = format!(r#"{{"specversion":"1.0"{content_type}{event_type}{time}{further}{data}}}"#);
+        let Envelope { attributes, data } = Envelope::open(envelope.as_bytes(), OnUnreadable::Reject).expect("one");
+        let attributes: Vec<_> = attributes.iter().map(|(name, text)| (header_of(name), &**text)).collect();
+        let binary: Vec<_> = attributes.iter().map(|(name, text)| (&**name, *text)).collect();
+        for rules in [Rules::Log, Rules::Acceptance] {
+            let structured = of_record(rules, envelope.as_bytes(), &[("content-type", ENVELOPE_TYPE)]);
+            prop_assert_eq!(&structured, &of_record(rules, &data, &binary), "{}", envelope);
+        }
+    }
+}
+
+#[test]
+fn the_fields_of_an_envelope_are_those_of_its_bytes() {
+    let selected = |data: &str| {
+        let envelope = format!(r#"{{"specversion":"1.0","type":"t",{data}}}"#);
+        of_record(Rules::Log, envelope.as_bytes(), &[("content-type", ENVELOPE_TYPE)]).unwrap().1[0].clone()
+    };
+    let base64 = BASE64_STANDARD.encode(r#"{"x":"A"}"#);
+    assert_eq!(selected(&format!(r#""data_base64":"{base64}""#)).as_deref(), Some(r#""A""#));
+    let text = r#""datacontenttype":"text/plain","data":"{\"x\":\"B\"}""#;
+    assert_eq!(selected(text).as_deref(), Some(r#""B""#));
+    assert_eq!(selected(r#""data":"{\"x\":\"C\"}""#), None, "a JSON string has no fields");
 }

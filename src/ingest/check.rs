@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     attributes::Attributes,
-    cloudevents::{self, InHeaders},
+    cloudevents::{self, HeaderAttributes, InHeaders},
     format::{Events, Format, SeveralTexts, split, texts},
     ids::Ids,
     in_flight::Reservation,
@@ -60,7 +60,7 @@ pub enum EventId {
 pub struct EventError {
     pub index: usize,
     pub invalid: Invalid,
-    /// Its bytes; `None` where the queue refused it, which has them.
+    /// Its bytes; `None` where no letter is made of it (any more).
     pub value: Option<Part>,
     /// What stands beside them.
     pub headers: Option<NewHeaders>,
@@ -215,7 +215,11 @@ impl<'c> Taking<'c> {
                 self.take_with(index, &data, &attributes)
             }
             Format::Data => {
-                let attributes = self.in_headers.take().map_or_else(|| Ok(Attributes::default()), |found| *found)?;
+                let HeaderAttributes { attributes, wrong } = self.in_headers.take().map(|it| *it).unwrap_or_default();
+                if let Some(invalid) = wrong {
+                    self.beside = Some(attributes.write(&mut self.checked.aside));
+                    return Err(invalid);
+                }
                 self.take_with(index, event, &attributes)
             }
         }
@@ -300,10 +304,13 @@ impl Checked {
         errors.sum::<usize>() + self.warnings.capacity() * size_of::<Warning>()
     }
 
-    /// Of a body that cannot be split: it is one wrong event.
-    pub fn unsplittable(body: Bytes, invalid: Invalid) -> Self {
+    /// Of a body that cannot be split: it is one wrong event, with this beside it.
+    pub fn unsplittable(body: Bytes, invalid: Invalid, beside: &Attributes<'_>) -> Self {
         let whole = Part::InBody(Span { start: 0, end: body.len() as u32 });
-        Self { errors: vec![EventError::new(0, invalid, Some(whole), None)], body, ..Self::default() }
+        let mut aside = Vec::new();
+        let headers = beside.write(&mut aside);
+        let headers = Some(headers).filter(|headers| headers.count > 0);
+        Self { errors: vec![EventError::new(0, invalid, Some(whole), headers)], body, aside, ..Self::default() }
     }
 
     /// Wrong events that nobody keeps.
@@ -316,8 +323,20 @@ impl Checked {
         self.errors.iter().filter(|error| error.is_quarantined).count()
     }
 
-    /// Takes the records that are not durable out of the accepted ones.
-    pub fn settle(&mut self, delivery: &Delivery) {
+    /// Makes errors of the records that are larger than the queue takes.
+    pub fn refuse_larger(&mut self, largest: usize) {
+        let each = self.records.iter().enumerate();
+        let too_large: Vec<usize> = each.filter(|(_, it)| it.size() > largest).map(|(index, _)| index).collect();
+        if too_large.is_empty() {
+            return;
+        }
+        let records = std::mem::take(&mut self.records);
+        self.settle(&Delivery { too_large, ..Delivery::default() }, &records);
+        self.records = records.into_iter().filter(|record| record.size() <= largest).collect();
+    }
+
+    /// Takes the records that are not durable out of the accepted ones. `records` are those that letters may be made of.
+    pub fn settle(&mut self, delivery: &Delivery, records: &[NewRecord]) {
         // `None` says that it is too large.
         let mut others: BTreeMap<usize, Option<&Failed>> =
             delivery.too_large.iter().map(|record| (*record, None)).collect();
@@ -327,16 +346,17 @@ impl Checked {
         if others.is_empty() {
             return;
         }
-        let mut record = 0;
+        let mut at = 0;
         let (errors, unavailable) = (&mut self.errors, &mut self.unavailable);
         self.accepted.retain(|Accepted { index, .. }| {
-            let other = others.get(&record);
-            record += 1;
+            let (other, record) = (others.get(&at), records.get(at));
+            at += 1;
             match other {
                 None => {}
                 Some(None) => {
                     let rule = "larger than the queue takes (max.message.bytes of its topic)";
-                    errors.push(EventError::new(*index, Invalid::new(Code::TooLarge, rule), None, None));
+                    let (value, headers) = (record.map(|it| it.value), record.and_then(|it| it.headers));
+                    errors.push(EventError::new(*index, Invalid::new(Code::TooLarge, rule), value, headers));
                 }
                 Some(Some(Failed { may_be_stored, reason, .. })) => unavailable.push(Unavailable {
                     index: *index,
@@ -448,10 +468,26 @@ mod tests {
     #[test]
     fn what_the_queue_finds_too_large_becomes_that_events_error_in_order() {
         let mut checked = checked(r#"[{"type":"a"},{"type":"b"},{},{"type":"c"},7]"#);
-        checked.settle(&Delivery { too_large: vec![2, 0], durable: 1, ..Delivery::default() });
+        let records = checked.records.clone();
+        checked.settle(&Delivery { too_large: vec![2, 0], durable: 1, ..Delivery::default() }, &records[..1]);
         assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [1]);
         let errors: Vec<_> = checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect();
         assert_eq!(errors, [(0, Code::TooLarge), (2, Code::MissingType), (3, Code::TooLarge), (4, Code::NotAnObject)]);
+        assert_eq!(checked.errors[0].value, Some(records[0].value), "a letter may be made of it");
+        assert_eq!(checked.errors[2].value, None);
+    }
+
+    #[test]
+    fn what_is_known_to_be_larger_than_the_queue_takes_is_never_one_of_its_records() {
+        let mut checked =
+            checked(r#"[{"type":"a","timestamp":-1},{"type":"a longer one","timestamp":-1},{},{"type":"c"}]"#);
+        checked.refuse_larger(75);
+        assert_eq!((checked.records.len(), checked.warnings.len()), (2, 1));
+        let indexes: Vec<_> = checked.accepted.iter().map(|accepted| accepted.index).collect();
+        let errors: Vec<_> = checked.errors.iter().map(|error| (error.index, error.invalid.code)).collect();
+        assert_eq!((indexes, errors), (vec![0, 3], vec![(1, Code::TooLarge), (2, Code::MissingType)]));
+        let value = checked.errors[0].value.unwrap().of(&checked.body, &checked.aside);
+        assert_eq!(value, br#"{"type":"a longer one","timestamp":-1}"#);
     }
 
     #[test]
@@ -462,10 +498,10 @@ mod tests {
         let warned = |checked: &Checked| checked.warnings.iter().map(|warning| warning.index).collect::<Vec<_>>();
         assert_eq!((checked.records.len(), checked.errors.len(), warned(&checked)), (4, 1, vec![0, 3, 4]));
         assert!(checked.warnings.iter().all(|warning| warning.code == Code::InvalidTimestamp));
-        checked.settle(&Delivery { too_large: vec![2], ..Delivery::default() });
+        checked.settle(&Delivery { too_large: vec![2], ..Delivery::default() }, &[]);
         assert_eq!(warned(&checked), [0, 4]);
         let failed = Failed { events: 0..1, may_be_stored: true, reason: "away".into() };
-        checked.settle(&Delivery { failed: vec![failed], ..Delivery::default() });
+        checked.settle(&Delivery { failed: vec![failed], ..Delivery::default() }, &[]);
         assert_eq!(warned(&checked), [4]);
     }
 
@@ -474,7 +510,7 @@ mod tests {
         let mut checked = checked(r#"[{"type":"a"},{"type":"b"},{},{"type":"c"},{"type":"d"}]"#);
         let failed = |events, may_be_stored| Failed { events, may_be_stored, reason: "away".into() };
         let failed = vec![failed(2..3, true), failed(0..1, false)];
-        checked.settle(&Delivery { failed, too_large: vec![3], durable: 1, ..Delivery::default() });
+        checked.settle(&Delivery { failed, too_large: vec![3], durable: 1, ..Delivery::default() }, &[]);
         assert_eq!(checked.accepted.iter().map(|accepted| accepted.index).collect::<Vec<_>>(), [1]);
         assert_eq!(checked.errors.iter().map(|error| error.index).collect::<Vec<_>>(), [2, 4]);
         let unavailable: Vec<_> = checked.unavailable.iter().map(|event| (event.index, event.may_be_stored)).collect();
@@ -493,7 +529,8 @@ mod tests {
             let values: Vec<_> = checked.errors.iter().map(|error| bytes_of(&checked, error)).collect();
             assert_eq!(values, expected);
         }
-        let whole = Checked::unsplittable(Bytes::from_static(b"[{"), Invalid::new(Code::InvalidJson, "broken"));
+        let (body, invalid) = (Bytes::from_static(b"[{"), Invalid::new(Code::InvalidJson, "broken"));
+        let whole = Checked::unsplittable(body, invalid, &Attributes::default());
         assert_eq!(bytes_of(&whole, &whole.errors[0]), b"[{");
     }
 

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use actix_web::http::header::{CONTENT_TYPE, HeaderMap, HeaderName};
+use actix_web::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
 use super::{attributes::Attributes, format::Format};
@@ -15,15 +15,23 @@ use crate::{
     config::{ByteSize, OnUnreadable},
     event::{self, Code, Envelope, Invalid},
     http::Problem,
+    log::dead_letters::WRONG_HEADER,
 };
 
-/// The attributes in a request's headers, or why they are none: a fault of its one event.
-pub type InHeaders = Box<Result<Attributes<'static>, Invalid>>;
+/// The attributes in a request's headers.
+#[derive(Debug, Default)]
+pub struct HeaderAttributes {
+    /// Those that are right, and [`WRONG_HEADER`] where others are not.
+    pub attributes: Attributes<'static>,
+    /// What is wrong first: a fault of the request's one event.
+    pub wrong: Option<Invalid>,
+}
+
+/// Few requests have them.
+pub type InHeaders = Box<HeaderAttributes>;
 
 /// Before an attribute's name in a header of HTTP. (`HeaderMap` has all names in lower case.)
 const PREFIX: &str = "ce-";
-/// What an envelope may have besides, such as quotes and white space between its members.
-const FRAME: usize = 64 * 1024;
 /// Without this header, others of the kind make no CloudEvent.
 static SPEC_VERSION: HeaderName = HeaderName::from_static("ce-specversion");
 
@@ -33,7 +41,7 @@ static SPEC_VERSION: HeaderName = HeaderName::from_static("ce-specversion");
 /// 415, as [`Format::of`] says.
 pub fn format_of(headers: &HeaderMap) -> Result<(Format, Option<InHeaders>), Problem> {
     if is_in_headers(headers) {
-        return Ok((Format::Data, Some(Box::new(in_headers(headers)))));
+        return Ok((Format::Data, Some(Box::new(HeaderAttributes::of(headers)))));
     }
     Ok((Format::of(headers)?, None))
 }
@@ -41,7 +49,14 @@ pub fn format_of(headers: &HeaderMap) -> Result<(Format, Option<InHeaders>), Pro
 /// What says of a record's value that it is an event in its envelope.
 pub fn beside_envelope() -> Attributes<'static> {
     let mut attributes = Attributes::default();
-    attributes.set("content-type", "application/cloudevents+json");
+    attributes.set("content-type", event::ENVELOPE_TYPE);
+    attributes
+}
+
+/// What says of a body that it was to be a batch of envelopes.
+pub fn beside_batch() -> Attributes<'static> {
+    let mut attributes = Attributes::default();
+    attributes.set("content-type", event::BATCH_TYPE);
     attributes
 }
 
@@ -54,50 +69,60 @@ pub fn is_in_headers(headers: &HeaderMap) -> bool {
 fn is_enveloped(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).and_then(|it| it.to_str().ok()).unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    ["application/cloudevents+json", "application/cloudevents-batch+json"]
-        .iter()
-        .any(|enveloped| enveloped.eq_ignore_ascii_case(media_type))
+    [event::ENVELOPE_TYPE, event::BATCH_TYPE].iter().any(|enveloped| enveloped.eq_ignore_ascii_case(media_type))
 }
 
-fn in_headers(headers: &HeaderMap) -> Result<Attributes<'static>, Invalid> {
-    let invalid = |message: String| Invalid::new(Code::InvalidCloudevent, message);
-    let mut attributes = Attributes::default();
-    // There are fewer than an event may have: a head has 96 fields at most.
-    for header in headers.keys() {
-        let Some(name) = header.as_str().strip_prefix(PREFIX) else { continue };
-        // It has a header of its own (3.1.1).
-        if name == "datacontenttype" {
-            continue;
+impl HeaderAttributes {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut found = Self::default();
+        // There are fewer than an event may have: a head has 96 fields at most.
+        for header in headers.keys() {
+            let Some(name) = header.as_str().strip_prefix(PREFIX) else { continue };
+            // It has a header of its own (3.1.1).
+            if name == "datacontenttype" {
+                continue;
+            }
+            if !event::is_attribute_name(name) || name == "data" {
+                let why = format!(
+                    "header {header} carries no attribute: after \"{PREFIX}\" stand lower-case letters and digits alone, and \
+                     the data is the body"
+                );
+                found.is_wrong(header, why);
+                continue;
+            }
+            let written = found.first(headers, header);
+            let value = decode(written).unwrap_or_else(|why| {
+                found.is_wrong(header, format!("header {header} cannot be read: {why}"));
+                text_of(written).into_owned()
+            });
+            found.attributes.set(event::header_of(name), value);
         }
-        if !event::is_attribute_name(name) || name == "data" {
-            return Err(invalid(format!(
-                "header {header} carries no attribute: after \"{PREFIX}\" stand lower-case letters and digits alone, and the \
-                 data is the body"
-            )));
+        if headers.contains_key(CONTENT_TYPE) {
+            let written = found.first(headers, &CONTENT_TYPE);
+            if std::str::from_utf8(written).is_err() {
+                found.is_wrong(&CONTENT_TYPE, "Content-Type is not UTF-8".to_owned());
+            }
+            found.attributes.set("content-type", text_of(written).into_owned());
         }
-        let value =
-            decode(only(headers, header)?).map_err(|why| invalid(format!("header {header} cannot be read: {why}")))?;
-        attributes.set(event::header_of(name), value);
+        found.attributes.sort();
+        found
     }
-    if headers.contains_key(CONTENT_TYPE) {
-        let content_type = only(headers, &CONTENT_TYPE)?;
-        let content_type =
-            std::str::from_utf8(content_type).map_err(|_| invalid("Content-Type is not UTF-8".to_owned()))?;
-        attributes.set("content-type", content_type.to_owned());
-    }
-    attributes.sort();
-    Ok(attributes)
-}
 
-/// The bytes of a header that is to be there once.
-fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h [u8], Invalid> {
-    let mut values = headers.get_all(name);
-    match (values.next(), values.next()) {
-        (Some(value), None) => Ok(value.as_bytes()),
-        _ => Err(Invalid::new(
-            Code::InvalidCloudevent,
-            format!("header {name} stands more than once: an event has it once"),
-        )),
+    fn is_wrong(&mut self, header: &HeaderName, why: String) {
+        if self.wrong.is_none() {
+            self.wrong = Some(Invalid::new(Code::InvalidCloudevent, why));
+            self.attributes.set(WRONG_HEADER, header.to_string());
+        }
+    }
+
+    /// The bytes of a header that is to be there once.
+    fn first<'h>(&mut self, headers: &'h HeaderMap, name: &HeaderName) -> &'h [u8] {
+        let mut values = headers.get_all(name);
+        let first = values.next().map(HeaderValue::as_bytes).unwrap_or_default();
+        if values.next().is_some() {
+            self.is_wrong(name, format!("header {name} stands more than once: an event has it once"));
+        }
+        first
     }
 }
 
@@ -105,14 +130,15 @@ fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h [u8], Inval
 /// it, then percent-encoding is undone once. A percent sign that encodes nothing stands for itself, and so do characters that
 /// had to be encoded: in UTF-8, or as Node.js sends them in ISO 8859-1.
 fn decode(value: &[u8]) -> Result<String, &'static str> {
-    let text = match std::str::from_utf8(value) {
-        Ok(text) => Cow::Borrowed(text),
-        Err(_) => value.iter().copied().map(char::from).collect(),
-    };
+    let text = text_of(value);
     let quoted = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
     let unquoted = quoted.and_then(unquote);
     let decoded = percent_decode_str(unquoted.as_deref().unwrap_or(&text)).decode_utf8();
     decoded.map(Cow::into_owned).map_err(|_| "once percent-decoded it is not UTF-8")
+}
+
+fn text_of(value: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(value).map_or_else(|_| value.iter().copied().map(char::from).collect(), Cow::Borrowed)
 }
 
 /// The characters of a quoted string (RFC 9110, 5.6.4), without its quotes; `None` where it is none.
@@ -132,17 +158,13 @@ fn unquote(inner: &str) -> Option<String> {
 /// Opens an envelope: its attributes, and the bytes of its data.
 ///
 /// # Errors
-/// It is none, with the event's code, or so large that what is in it cannot be an event's size: a byte of that is six of the
-/// envelope at most, as an escape.
+/// It is none, with the event's code, or so large that what is in it cannot be an event's size.
 pub fn open(
     envelope: &[u8],
     max_event: ByteSize,
     on_unreadable: OnUnreadable,
 ) -> Result<(Attributes<'_>, Cow<'_, [u8]>), Invalid> {
-    if envelope.len() > max_event.as_usize().saturating_mul(6).saturating_add(FRAME) {
-        return Err(event::too_large(envelope.len(), "bytes of envelope", max_event));
-    }
-    let Envelope { attributes: of_envelope, data } = Envelope::open(envelope, on_unreadable)?;
+    let Envelope { attributes: of_envelope, data } = Envelope::open_sent(envelope, max_event, on_unreadable)?;
     let mut attributes = Attributes::default();
     for (name, value) in of_envelope {
         attributes.set(event::header_of(&name), value);
@@ -153,7 +175,6 @@ pub fn open(
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::HeaderValue;
     use base64::{Engine, prelude::BASE64_STANDARD};
     use bytes::Bytes;
     use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
@@ -355,6 +376,12 @@ mod tests {
             let [error] = &checked.errors[..] else { panic!("{checked:?}") };
             assert_eq!((error.index, error.invalid.code), (0, code), "{further:?}");
             assert!(error.invalid.message.contains(words), "{}", error.invalid);
+            // What is right of it is kept, and that something is not.
+            let beside = error.headers.unwrap();
+            let beside: Vec<_> = Headers::new(beside.count, beside.bytes.of(&checked.aside)).iter().collect();
+            for kept in [("ce_type", "shop.sold"), ("ce_id", "e-1"), (WRONG_HEADER, further.0)] {
+                assert!(beside.contains(&(kept.0, Some(kept.1.as_bytes()))), "{further:?}: {beside:?}");
+            }
         }
         let twice = [("content-type", "text/plain"), ("content-type", "text/html")];
         assert!(binary(b"", &twice).unwrap().errors[0].invalid.message.contains("content-type stands more than once"));

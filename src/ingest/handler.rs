@@ -34,7 +34,7 @@ use crate::{
     event::{Code, EventFields, Invalid},
     health::{Closed, Health},
     http::Problem,
-    log::{Delivery, Ingress, NotTaken, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record},
+    log::{Delivery, Ingress, NewRecord, NotTaken, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record},
     metrics::{Metrics, ReasonLabel, StatusLabel},
     names::{ActorName, dependency},
     position::Timestamp,
@@ -119,12 +119,12 @@ impl Intake {
         let received = Timestamp::now();
         let is_strict = handling == Some(Handling::Strict);
         let quarantines = config.event.on_invalid == OnInvalid::Quarantine && !is_strict;
-        let whole = quarantines.then(|| body.clone());
+        let whole = quarantines.then(|| (body.clone(), shape.beside()));
         let (checked, mut share) = self.check(body, shape, &config, received).await;
         let mut checked = match (checked, whole) {
-            (Err(Problem { code: Some(code), detail, .. }), Some(body)) => {
-                let checked = Checked::unsplittable(body, Invalid::new(code, detail));
-                share.grow(replies::longest_answer(&checked))?;
+            (Err(Problem { code: Some(code), detail, .. }), Some((body, beside))) => {
+                let checked = Checked::unsplittable(body, Invalid::new(code, detail), &beside);
+                share.grow(checked.aside.capacity() + replies::longest_answer(&checked))?;
                 checked
             }
             (checked, _) => checked?,
@@ -132,22 +132,42 @@ impl Intake {
         if handling == Some(Handling::Lenient) {
             share.grow(checked.records.len() * replies::UNAVAILABLE)?;
         }
+        let largest = largest_record(&config).filter(|_| is_strict || quarantines);
+        if let Some(largest) = largest {
+            checked.refuse_larger(largest);
+        }
         if is_strict && !checked.errors.is_empty() {
             checked.records.clear();
             checked.accepted.clear();
             checked.warnings.clear();
         }
+        // A broker may know better than its client what it takes.
+        let may_be_refused = quarantines && largest.is_some();
+        if may_be_refused {
+            share.grow(checked.records.len() * size_of::<NewRecord>())?;
+        }
+        let records = if may_be_refused { checked.records.clone() } else { Vec::new() };
         // Before the events: where this fails, nothing of them is stored, and the request can come again.
-        if quarantines && !checked.errors.is_empty() {
-            self.keep(&mut checked, received, &config).await?;
+        if quarantines && quarantine::is_any_due(&checked) {
+            let aside = std::mem::take(&mut checked.aside);
+            let kept = self.keep(&mut checked, &aside, share.further(), received, &config).await;
+            checked.aside = aside;
+            kept?;
         }
         if !checked.records.is_empty() {
             let kept = checked.quarantined();
-            let published = self.publish(&mut checked, received, &config, handling, &mut share).await;
+            let aside = match std::mem::take(&mut checked.aside) {
+                none if none.is_empty() => Bytes::new(),
+                // Like the body, it counts for as long as the queue works on it, also when the client has given up.
+                aside => share.split_off(aside.capacity()).hold(aside),
+            };
+            let published = self.publish(&mut checked, aside.clone(), received, &config, handling).await;
             let delivery = published.map_err(|problem| beside_letters(problem, kept))?;
-            checked.settle(&delivery);
-            if is_strict && delivery.durable == 0 {
-                checked.accepted.clear();
+            checked.settle(&delivery, &records);
+            if may_be_refused && quarantine::is_any_due(&checked) {
+                let kept = self.keep(&mut checked, &aside, share.further(), received, &config).await;
+                // Others are stored by now, and must not come again.
+                kept.unwrap_or_else(|_| quarantine::settle_none(&mut checked));
             }
         }
         self.metrics.events_accepted.inc_by(checked.accepted.len() as u64);
@@ -190,15 +210,21 @@ impl Intake {
         Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight)
     }
 
-    /// Makes letters of what is wrong, and waits until they are durable.
-    async fn keep(&self, checked: &mut Checked, received: Timestamp, config: &Config) -> Result<(), Problem> {
+    /// Makes letters of what is wrong, and waits until they are durable. `cost` is what they are to be counted in.
+    async fn keep(
+        &self,
+        checked: &mut Checked,
+        aside: &[u8],
+        mut cost: Reservation,
+        received: Timestamp,
+        config: &Config,
+    ) -> Result<(), Problem> {
         // A buffer takes events meanwhile, and no letters.
         if let Some(outage) = self.health.outage(&[dependency::KAFKA]) {
             return Err(not_kept(&outage));
         }
-        let mut cost = self.share(config);
         cost.grow(quarantine::cost(checked))?;
-        let kept = self.quarantine.keep(quarantine::letters(checked, &config.queue, received));
+        let kept = self.quarantine.keep(quarantine::letters(checked, aside, &config.queue, received));
         // Not the request's own: a client that goes away leaves it alone.
         let kept = self.under_way.spawn(async move {
             let _cost = cost;
@@ -213,29 +239,22 @@ impl Intake {
             }
             Err(why) => return Err(not_kept(&why)),
         };
-        quarantine::settle(checked, &too_large);
-        for error in checked.errors.iter().filter(|error| error.is_quarantined) {
-            let reason = error.invalid.code.as_str();
+        for code in quarantine::settle(checked, &too_large) {
+            let reason = code.as_str();
             self.metrics.events_quarantined.get_or_create(&ReasonLabel { reason }).inc();
         }
         Ok(())
     }
 
-    /// Waits until the records are durable, or refused for their size: then none of them is written where all or nothing is.
-    /// Where each has its own answer, others may have failed.
+    /// Waits until the records are durable, or refused for their size. Where each has its own answer, others may have failed.
     async fn publish(
         &self,
         checked: &mut Checked,
+        aside: Bytes,
         received: Timestamp,
         config: &Config,
         handling: Option<Handling>,
-        share: &mut Reservation,
     ) -> Result<Delivery, Problem> {
-        let aside = match std::mem::take(&mut checked.aside) {
-            none if none.is_empty() => Bytes::new(),
-            // Like the body, it counts for as long as the queue works on it, also when the client has given up.
-            aside => share.split_off(aside.capacity()).hold(aside),
-        };
         let unanswered = &self.metrics.events_produced_unanswered;
         let is_of_each = handling == Some(Handling::Lenient);
         let new = if is_of_each { Ticket::of_each } else { Ticket::new };
@@ -247,16 +266,6 @@ impl Intake {
             received,
             ticket,
         };
-        if handling == Some(Handling::Strict)
-            && let Some(largest) = largest_record(config)
-        {
-            let each = publish.events.iter().enumerate();
-            let larger = each.filter(|(_, record)| publish.size(record) > largest).map(|(index, _)| index);
-            let too_large: Vec<usize> = larger.collect();
-            if !too_large.is_empty() {
-                return Ok(Delivery { too_large, ..Delivery::default() });
-            }
-        }
         let asked = Arc::downgrade(&publish.ticket);
         let is_buffered = || asked.upgrade().is_some_and(|ticket| ticket.is_buffered());
         let _waiting = Waiting::enter(&self.waiting);

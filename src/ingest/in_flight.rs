@@ -33,6 +33,12 @@ impl Reservation {
         Self { bytes: 0, limit: self.limit, beside: None, in_flight: self.in_flight.clone() }
     }
 
+    /// The same, which may exceed the limit where this one may: while nothing but both is in flight.
+    pub fn further(&self) -> Self {
+        let beside = self.beside.map(|beside| beside.saturating_add(self.bytes));
+        Self { bytes: 0, limit: self.limit, beside, in_flight: self.in_flight.clone() }
+    }
+
     /// Whether so much more could not be had either if nothing else were in flight.
     pub fn can_never_grow(&self, bytes: usize) -> bool {
         i64::try_from(bytes).unwrap_or(i64::MAX).saturating_add(self.bytes) > self.limit
@@ -144,6 +150,11 @@ mod tests {
         assert!(body.grow(10).is_ok());
         assert!(share().beside(10).grow(5).is_ok(), "it is alone");
         assert_eq!(share().grow(5).unwrap_err().status, 503, "it is another request's");
+        let mut first = share().beside(10);
+        first.grow(5).unwrap();
+        assert!(first.further().grow(5).is_ok(), "it is the same one's");
+        assert_eq!(first.another().grow(5).unwrap_err().status, 503);
+        drop(first);
         let mut other = share();
         body.resize(9).unwrap();
         other.grow(1).unwrap();

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
+    attributes::Attributes,
     check::{Checked, check},
-    cloudevents::InHeaders,
+    cloudevents::{self, InHeaders},
     format::Format,
     in_flight::Reservation,
     otlp::{self, Encoding},
@@ -54,6 +55,16 @@ impl Shape {
             Self::Events(format, in_headers) => check(body, format, in_headers, http, fields, received, share),
             Self::Source(source, lines) => source::check(body, &source, lines, http, fields, received, share),
             Self::Logs(encoding) => otlp::check(&body, encoding, http, fields, received, share),
+        }
+    }
+
+    /// What stands beside a body that cannot be split, as the headers of its letter: what says how to read its correction.
+    pub fn beside(&self) -> Attributes<'static> {
+        match self {
+            Self::Events(Format::CloudEvent, _) => cloudevents::beside_envelope(),
+            Self::Events(Format::CloudEvents, _) => cloudevents::beside_batch(),
+            Self::Events(Format::Data, Some(in_headers)) => in_headers.attributes.clone(),
+            Self::Events(..) | Self::Source(..) | Self::Logs(_) => Attributes::default(),
         }
     }
 

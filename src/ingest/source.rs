@@ -25,6 +25,7 @@ use crate::{
     config::{HttpConfig, HttpSource, Lookup, Pointer},
     event::{self, Code, EventFields, Invalid, Pointers},
     http::Problem,
+    log::dead_letters::WRONG_HEADER,
     position::Timestamp,
 };
 
@@ -163,7 +164,13 @@ impl<'s> Finder<'s> {
             };
             match value {
                 Ok(value) => value.into_iter().for_each(|value| attributes.set(name, value)),
-                Err(invalid) => drop(first.get_or_insert(invalid)),
+                Err(invalid) => {
+                    // Without it a replay would find another one in the event, or give it one.
+                    if invalid.code != Code::MissingType {
+                        attributes.set(WRONG_HEADER, name);
+                    }
+                    first.get_or_insert(invalid);
+                }
             }
         }
         (attributes, first)

@@ -76,6 +76,10 @@ pub struct Span {
 }
 
 impl Span {
+    pub fn size(self) -> usize {
+        (self.end - self.start) as usize
+    }
+
     pub fn of(self, bytes: &[u8]) -> &[u8] {
         &bytes[self.start as usize..self.end as usize]
     }
@@ -89,6 +93,11 @@ pub enum Part {
 }
 
 impl Part {
+    pub fn size(self) -> usize {
+        let (Self::InBody(span) | Self::Aside(span)) = self;
+        span.size()
+    }
+
     /// The bytes themselves, of a request with this body and these bytes aside of it.
     pub fn of<'b>(self, body: &'b [u8], aside: &'b [u8]) -> &'b [u8] {
         match self {
@@ -111,12 +120,16 @@ impl Publish {
     pub fn headers(&self, record: &NewRecord) -> Headers<'_> {
         record.headers.map_or(Headers::NONE, |headers| Headers::new(headers.count, headers.bytes.of(&self.aside)))
     }
+}
 
-    /// Bytes of the record that this event becomes, without what the log adds.
-    pub fn size(&self, record: &NewRecord) -> usize {
-        let id = record.assigned_id.map_or(0, |_| ID_HEADER.len() + Hyphenated::LENGTH);
-        let headers = record.headers.map_or(0, |headers| (headers.bytes.end - headers.bytes.start) as usize);
-        self.value(record).len() + self.key(record).map_or(0, <[u8]>::len) + id + headers
+impl NewRecord {
+    /// Bytes of the record that this event becomes, at most, without what the log adds to any record.
+    pub fn size(&self) -> usize {
+        /// Kafka's two lengths of a header, as varints, are up to ten bytes; these beside the six that stand in our bytes.
+        const FRAME: usize = 4;
+        let id = self.assigned_id.map_or(0, |_| ID_HEADER.len() + Hyphenated::LENGTH + FRAME);
+        let headers = self.headers.map_or(0, |NewHeaders { count, bytes }| bytes.size() + count as usize * FRAME);
+        self.value.size() + self.key.map_or(0, Part::size) + id + headers
     }
 }
 
@@ -315,7 +328,7 @@ fn shared(failed: &[Failed], reason: &str) -> Arc<str> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::record::write_header, *};
 
     #[test]
     fn the_last_answer_wakes_the_request() {
@@ -396,20 +409,22 @@ mod tests {
     }
 
     #[test]
-    fn a_record_has_its_key_and_its_id_beside_its_value() {
+    fn a_record_has_its_key_its_id_and_its_headers_beside_its_value() {
         let value = Part::InBody(Span { start: 0, end: 10 });
         let record = |key, assigned_id| NewRecord { value, key, headers: None, assigned_id };
-        let mut events =
-            vec![record(None, None), record(Some(Part::InBody(Span { start: 2, end: 5 })), Some(Uuid::nil()))];
-        events.push(NewRecord {
-            headers: Some(NewHeaders { count: 1, bytes: Span { start: 0, end: 7 } }),
-            ..events[0].clone()
-        });
-        let (ticket, _reply) = Ticket::new(3, Counter::default());
-        let (body, aside) = (Bytes::from_static(b"0123456789"), Bytes::from_static(b"headers"));
-        let publish = Publish { body, aside, events, received: Timestamp(0), ticket };
-        let sizes: Vec<usize> = publish.events.iter().map(|record| publish.size(record)).collect();
-        assert_eq!(sizes, [10, 10 + 3 + 2 + 36, 10 + 7]);
+        let key = Part::Aside(Span { start: 2, end: 5 });
+        assert_eq!(record(None, None).size(), 10);
+        assert!(record(Some(key), Some(Uuid::nil())).size() >= 10 + 3 + 1 + 2 + 1 + 36);
+        // As Kafka writes them: each length is a varint, in zigzag.
+        let varint = |length: usize| (2 * length).max(1).ilog2() as usize / 7 + 1;
+        for (name, length, count) in [("ce_x", 1, 100), ("ce_x", 1 << 14, 3), (&*"x".repeat(9000), 1 << 21, 2)] {
+            let mut aside = Vec::new();
+            (0..count).for_each(|_| write_header(&mut aside, name, Some(&vec![b'x'; length])));
+            let bytes = Span { start: 0, end: aside.len() as u32 };
+            let with = NewRecord { headers: Some(NewHeaders { count, bytes }), ..record(None, None) };
+            let header = varint(name.len()) + name.len() + varint(length) + length;
+            assert!(with.size() >= 10 + count as usize * header, "{} {length}", name.len());
+        }
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub use filter::Filter;
 
 /// The header of a record that came from a letter: the letter's id.
 pub const REPLAYED_HEADER: &str = "ingestd-replayed";
+/// The header of a letter of which something beside its value is wrong and not kept: what that is. As it is it would pass a
+/// check that it did not pass.
+pub const WRONG_HEADER: &str = "ingestd-wrong";
 /// One operation may take so long; what it has done by then stands, and the answer says that there is more.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Letters and bytes of one transaction of a replay: small enough that appends do not wait for it.

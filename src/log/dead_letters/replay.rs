@@ -1,11 +1,14 @@
-//! What a replayed letter has to pass: the ingestor's check, with the configuration of now.
+//! What a replayed letter has to pass: the ingestor's check, with the configuration of now. It becomes the record that the
+//! ingestor would have made: an envelope is opened, so that a replay writes no record that the door does not.
+
+use std::borrow::Cow;
 
 use uuid::Uuid;
 
-use super::{DeadLetter, REPLAYED_HEADER, Refused};
+use super::{DeadLetter, Origin, REPLAYED_HEADER, Refused, WRONG_HEADER};
 use crate::{
     config::{ByteSize, Config},
-    event::{self, EventFields},
+    event::{self, BATCH_TYPE, Envelope, EventFields, Invalid},
     log::record::ID_HEADER,
     position::Timestamp,
 };
@@ -16,6 +19,8 @@ pub struct ReplayCheck {
     max_event: ByteSize,
 }
 
+type OwnedHeaders = Vec<(String, Option<Vec<u8>>)>;
+
 /// A letter's record, as it is to be appended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admitted {
@@ -25,7 +30,7 @@ pub struct Admitted {
     pub received: Timestamp,
     pub key: Option<Vec<u8>>,
     pub value: Vec<u8>,
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub headers: OwnedHeaders,
 }
 
 impl Admitted {
@@ -53,33 +58,71 @@ impl ReplayCheck {
         correction: Option<&[u8]>,
     ) -> Result<Admitted, Refused> {
         let id = letter.id();
+        let refused = |reason: &str, message: String| Refused { id: id.clone(), reason: reason.to_owned(), message };
+        let is_batch = is_batch(letter);
+        let is_wrong_beside = letter.headers.iter().any(|(name, _)| name == WRONG_HEADER);
         let value = match (correction, omitted) {
-            (Some(correction), _) => correction.to_vec(),
+            (Some(correction), _) => correction,
             (None, Some(size)) => {
                 let message = format!(
                     "its value of {size} bytes was too large to be kept with it: take it from the archive, and replay \
                      it with --value FILE"
                 );
-                return Err(Refused { id, reason: "value_omitted".to_owned(), message });
+                return Err(refused("value_omitted", message));
             }
-            (None, None) => letter.value.as_deref().unwrap_or_default().to_vec(),
+            (None, None) if is_batch || is_wrong_beside => {
+                let how =
+                    if is_batch { "one event of it, in its envelope" } else { "its value, corrected or as it is" };
+                let message = format!("{}; replay it with --value FILE, {how}", letter.message);
+                return Err(refused(&letter.reason, message));
+            }
+            (None, None) => letter.value.as_deref().unwrap_or_default(),
         };
         let received = Timestamp::now();
-        let headers = letter.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
-        let (key, has_id) = match event::admit_with(&value, headers, self.max_event, &self.fields, received) {
-            Ok(event) => (event.key.map(|key| key.as_bytes().to_vec()), event.id.is_some()),
-            Err(invalid) => {
-                return Err(Refused { id, reason: invalid.code.as_str().to_owned(), message: invalid.message });
-            }
-        };
-        // Of a letter that was a replay already the header names the latest one, which itself names the one before.
-        let mut headers: Vec<_> = letter.headers.iter().filter(|(name, _)| name != REPLAYED_HEADER).cloned().collect();
-        if !has_id && !headers.iter().any(|(name, _)| name == ID_HEADER) {
+        let invalid = |invalid: Invalid| refused(invalid.code.as_str(), invalid.message);
+        let (value, mut headers) = self.carried(letter, value, is_batch).map_err(invalid)?;
+        let named = headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
+        let event = event::admit_with(&value, named, self.max_event, &self.fields, received).map_err(invalid)?;
+        let key = event.key.map(|key| key.as_bytes().to_vec());
+        if event.id.is_none() && !headers.iter().any(|(name, _)| name == ID_HEADER) {
             headers.push((ID_HEADER.to_owned(), Some(Uuid::now_v7().to_string().into_bytes())));
         }
         headers.push((REPLAYED_HEADER.to_owned(), Some(id.clone().into_bytes())));
-        Ok(Admitted { id, received, key, value, headers })
+        Ok(Admitted { id, received, key, value: value.into_owned(), headers })
     }
+
+    /// The value and the headers of the record that the ingestor makes of this.
+    fn carried<'v>(
+        &self,
+        letter: &DeadLetter,
+        value: &'v [u8],
+        is_batch: bool,
+    ) -> Result<(Cow<'v, [u8]>, OwnedHeaders), Invalid> {
+        // Of a letter that was a replay already the header names the latest one, which itself names the one before.
+        let is_carried = |name: &str| name != REPLAYED_HEADER && name != WRONG_HEADER;
+        let headers = letter.headers.iter().filter(|(name, _)| is_carried(name)).cloned();
+        if !is_batch && !content_type(letter).is_some_and(event::is_event_format) {
+            return Ok((value.into(), headers.collect()));
+        }
+        let Envelope { attributes, data } = Envelope::open_sent(value, self.max_event, self.fields.on_unreadable())?;
+        let attribute = |(name, text): (Cow<'_, str>, Cow<'_, str>)| {
+            (event::header_of(&name).into_owned(), Some(text.into_owned().into_bytes()))
+        };
+        let mut carried: OwnedHeaders = attributes.into_iter().map(attribute).collect();
+        carried.sort_unstable();
+        // What stands beside an envelope is a copy of what stands in it.
+        carried.extend(headers.filter(|(name, _)| !event::is_attribute(name)));
+        Ok((data, carried))
+    }
+}
+
+fn content_type(letter: &DeadLetter) -> Option<&str> {
+    event::content_type_of(letter.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())))
+}
+
+/// Whether it is the body of a request that was to hold several envelopes.
+fn is_batch(letter: &DeadLetter) -> bool {
+    matches!(letter.origin, Origin::Request(_)) && content_type(letter) == Some(BATCH_TYPE)
 }
 
 #[cfg(test)]
@@ -170,18 +213,70 @@ mod tests {
         }
     }
 
+    const STRUCTURED: [(&str, &str); 1] = [("content-type", "application/cloudevents+json; charset=utf-8")];
+
     #[test]
-    fn an_envelope_of_another_producer_is_replayed_as_one() {
+    fn an_envelope_is_replayed_as_the_record_that_the_door_makes_of_it() {
         let mut check = check();
-        check.max_event = ByteSize(1000);
-        let structured = [("content-type", "application/cloudevents+json; charset=utf-8")];
+        check.max_event = ByteSize(200);
         let envelope =
             br#"{"specversion":"1.0","id":"1","source":"/s","type":"t","partitionkey":"p","data":{"kind":7}}"#;
-        let admitted = check.admit(&letter(envelope, &structured), None, None).unwrap();
-        assert_eq!((&*admitted.value, admitted.key.as_deref()), (&envelope[..], Some(&b"p"[..])));
+        let beside = [&STRUCTURED[..], &[("ce_type", "a copy"), ("traceparent", "t")]].concat();
+        let admitted = check.admit(&letter(envelope, &beside), None, None).unwrap();
+        assert_eq!((&*admitted.value, admitted.key.as_deref()), (&br#"{"kind":7}"#[..], Some(&b"p"[..])));
+        let names: Vec<_> = admitted.headers.iter().map(|(name, _)| name.as_str()).collect();
+        let attributes = ["ce_id", "ce_partitionkey", "ce_source", "ce_specversion", "ce_type", "content-type"];
+        assert_eq!(names, [&attributes[..], &["traceparent", REPLAYED_HEADER]].concat());
+        assert_eq!(header(&admitted, "content-type"), [b"application/json"]);
+        assert_eq!(header(&admitted, "ce_type"), [b"t"]);
+        // It may be larger than its event.
+        let escaped = format!(
+            r#"{{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":"text/plain","data":"{}"}}"#,
+            "\\u0001".repeat(60)
+        );
+        assert_eq!(check.admit(&letter(escaped.as_bytes(), &STRUCTURED), None, None).unwrap().value, [1; 60]);
+    }
+
+    #[test]
+    fn what_the_door_refuses_in_an_envelope_a_replay_refuses_too_until_it_is_corrected() {
+        let mut check = check();
+        check.max_event = ByteSize(1000);
+        let right = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t"}"#;
+        for wrong in [
+            r#""Bad_Name":1"#,
+            r#""data":1,"data_base64":"MQ==""#,
+            r#""data_base64":"***""#,
+            r#""x":{}"#,
+            r#""datacontenttype":"application/cloudevents+json""#,
+        ] {
+            let letter = letter(right.replace('}', &format!(",{wrong}}}")).as_bytes(), &STRUCTURED);
+            assert_eq!(check.admit(&letter, None, None).unwrap_err().reason, "invalid_cloudevent", "{wrong}");
+            let admitted = check.admit(&letter, None, Some(right.as_bytes())).unwrap();
+            assert_eq!((&*admitted.value, header(&admitted, "ce_id")), (&b""[..], vec![&b"1"[..]]));
+        }
         let without = br#"{"specversion":"1.0","id":"1","type":"t","data":{"kind":"k"}}"#;
-        let refused = check.admit(&letter(without, &structured), None, None).unwrap_err();
+        let refused = check.admit(&letter(without, &STRUCTURED), None, None).unwrap_err();
         assert_eq!(refused.reason, "invalid_cloudevent");
+        // A batch that could not be split, or was a single envelope.
+        let of_request = |value: &[u8], headers: &[(&str, &str)]| DeadLetter {
+            origin: Origin::Request(Uuid::now_v7()),
+            reason: "invalid_cloudevent".to_owned(),
+            ..letter(value, headers)
+        };
+        let batch = of_request(right.as_bytes(), &[("content-type", BATCH_TYPE)]);
+        let refused = check.admit(&batch, None, None).unwrap_err();
+        assert!(refused.reason == "invalid_cloudevent" && refused.message.contains("one event of it"), "{refused:?}");
+        let admitted = check.admit(&batch, None, Some(right.as_bytes())).unwrap();
+        assert_eq!(header(&admitted, "ce_type"), [b"t"]);
+    }
+
+    #[test]
+    fn what_is_wrong_beside_a_value_is_refused_again_and_passes_with_a_correction() {
+        let letter = letter(br#"{"kind":"a"}"#, &[("ce_type", "t"), (WRONG_HEADER, "ce_id")]);
+        let refused = check().admit(&letter, None, None).unwrap_err();
+        assert!(refused.reason == letter.reason && refused.message.contains("no type; "), "{refused:?}");
+        let admitted = check().admit(&letter, None, letter.value.as_deref()).unwrap();
+        assert_eq!((header(&admitted, "ce_type"), header(&admitted, WRONG_HEADER)), (vec![&b"t"[..]], vec![]));
     }
 
     #[test]
