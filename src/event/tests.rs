@@ -308,3 +308,15 @@ fn nesting_is_bounded_and_brackets_in_strings_do_not_count() {
     assert!(read(&format!(r#"{{"type":"a","x":"\"{}"}}"#, "[".repeat(500))).is_ok());
     assert!(read(&format!(r#"{{"type":"a","x":[{}1]}}"#, "[],".repeat(500))).is_ok());
 }
+
+#[test]
+fn a_message_is_bounded_and_keeps_its_beginning_and_its_end() {
+    let quoted = format!("invalid type: string {:?}, expected a map at line 1 column 7", "é".repeat(100_000));
+    let invalid = Invalid::new(Code::InvalidJson, quoted);
+    assert!(invalid.message.len() <= 500, "{}", invalid.message.len());
+    assert!(invalid.message.starts_with("invalid type: string \"é") && invalid.message.ends_with("at line 1 column 7"));
+    assert!(invalid.message.contains("é … é"));
+    for length in [0, 1, 499, 500] {
+        assert_eq!(shortened("x".repeat(length)).len(), length);
+    }
+}
