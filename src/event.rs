@@ -207,8 +207,24 @@ pub struct Invalid {
 
 impl Invalid {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: shortened(message.into()).into_owned() }
     }
+}
+
+/// Bytes of the longest message, and of its end where that is not all of it.
+const LONGEST_MESSAGE: usize = 500;
+const END_OF_MESSAGE: usize = 150;
+
+/// A message that is bounded, whatever a library quotes in it: its beginning, and its end, where positions stand.
+pub fn shortened<'m>(message: impl Into<Cow<'m, str>>) -> Cow<'m, str> {
+    const GAP: &str = " … ";
+    let message = message.into();
+    if message.len() <= LONGEST_MESSAGE {
+        return message;
+    }
+    let beginning = message.floor_char_boundary(LONGEST_MESSAGE - END_OF_MESSAGE - GAP.len());
+    let end = message.ceil_char_boundary(message.len() - END_OF_MESSAGE);
+    format!("{}{GAP}{}", &message[..beginning], &message[end..]).into()
 }
 
 const MAX_TYPE_CHARS: usize = 128;

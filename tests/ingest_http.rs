@@ -962,7 +962,7 @@ async fn the_paths_of_sources_and_logs_are_described_as_they_are_answered_and_pa
             let said = reply.header("access-control-allow-origin");
             assert_eq!(said.is_some(), fields.starts_with(allowed), "{line} {fields}: {}", reply.head);
             let applied = reply.applied().is_some();
-            assert_eq!(applied, !is_logs && fields.contains("Prefer"), "{line} {fields}: {}", reply.head);
+            assert_eq!(applied, fields.contains("Prefer"), "{line} {fields}: {}", reply.head);
         }
     }
 }
@@ -1169,8 +1169,8 @@ async fn each_refusal_of_logs_is_a_status_that_says_what_where_and_what_to_do() 
             of(&format!(r#"{{"severityText":"{}"}}"#, "x".repeat(700))),
             400,
             3,
-            "no log record was accepted: log record 0: too_large: 719 bytes with its resource and scope are more than an \
-             event may have: 600B (http.max_event)"
+            "no log record was accepted: log record 0: too_large: 719 bytes of application/json are more than an event may \
+             have: 600B (http.max_event); it was not decoded"
                 .to_owned(),
         ),
         (
@@ -1184,15 +1184,76 @@ async fn each_refusal_of_logs_is_a_status_that_says_what_where_and_what_to_do() 
         assert_eq!((reply.status, reply.header("content-type")), (status, Some("application/json")), "{}", reply.body);
         assert_eq!((reply.json()["message"].as_str(), &reply.json()["code"]), (Some(&*sentence), &json!(code)));
     }
-    let media_type = "Content-Type of logs must be application/x-protobuf or application/json: set \
+    let media_type = "Content-Type of logs must be application/x-protobuf or application/json, in UTF-8: set \
                       OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf";
-    assert_eq!(daemon.post_at("/v1/logs", "Content-Type: application/grpc\r\n", b"").await.problem(415), media_type);
+    for given in ["application/grpc", "application/json; charset=utf-16"] {
+        let reply = daemon.post_at("/v1/logs", &format!("Content-Type: {given}\r\n"), b"").await;
+        assert_eq!(reply.problem(415), media_type);
+    }
+    let coding = daemon.post_at("/v1/logs", &format!("{JSON}Content-Encoding: compress\r\n"), b"{}").await;
+    assert_eq!((coding.status, coding.header("accept-encoding")), (415, Some("gzip, zstd, deflate, br")));
     assert!(daemon.log.lock().unwrap().records.is_empty());
 
     let full = daemon.health.gate.reason(Closed::DiskFull);
     full.set("90 %".to_owned());
     let closed = daemon.post_at("/v1/logs", JSON, of("{}").as_bytes()).await;
     assert_eq!((closed.status, closed.header("retry-after"), &closed.json()["code"]), (503, Some("30"), &json!(14)));
+}
+
+/// Logs, the second of which is wrong.
+const MIXED_LOGS: &str = r#"{"resourceLogs":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}}]},
+    "scopeLogs":[{"logRecords":[{"body":{"stringValue":"a"}},{"timeUnixNano":"soon"},{"body":{"stringValue":"c"}}]}]}]}"#;
+
+#[actix::test]
+async fn logs_honour_preferences_as_far_as_their_answers_can_say_it() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let post = |handling: &str| {
+        let fields = format!("Content-Type: application/json\r\nPrefer: handling={handling}\r\n");
+        let daemon = &daemon;
+        async move { daemon.post_at("/v1/logs", &fields, MIXED_LOGS.as_bytes()).await }
+    };
+    let partial = |reply: &Reply| {
+        let partial = reply.json()["partialSuccess"].clone();
+        let text = |name: &str| partial[name].as_str().unwrap_or_default().to_owned();
+        (text("rejectedLogRecords"), text("errorMessage"))
+    };
+    let strict = post("strict").await;
+    assert_eq!((strict.status, strict.applied(), &strict.json()["code"]), (400, Some("handling=strict"), &json!(3)));
+    assert!(
+        strict.json()["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("no log record was accepted: log record 1: invalid_json: ")
+    );
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+    daemon.quarantine(Letters::Kept);
+    assert_eq!(post("strict").await.status, 400);
+    assert!(daemon.letters().is_empty());
+    let lenient = post("lenient").await;
+    assert_eq!((lenient.status, lenient.applied(), &*partial(&lenient).0), (200, Some("handling=lenient"), "0"));
+    assert_eq!(daemon.letters(), [("invalid_json".to_owned(), r#"{"timeUnixNano":"soon"}"#.to_owned())]);
+
+    *daemon.queue.lock().unwrap() = Queue::GoesAway;
+    let lenient = post("lenient").await;
+    let (rejected, message) = partial(&lenient);
+    assert_eq!((lenient.status, lenient.applied(), &*rejected), (200, Some("handling=lenient"), "1"));
+    assert!(message.contains("log records 2 (1 in all): no broker answers; "), "{message}");
+    *daemon.queue.lock().unwrap() = Queue::Refuses;
+    let lenient = post("perhaps").await;
+    assert_eq!((lenient.status, lenient.applied()), (503, None));
+}
+
+#[actix::test]
+async fn strict_logs_of_which_the_queue_stored_a_part_are_not_said_to_be_so() {
+    let daemon = Daemon::start(Queue::FindsTooLarge(&[1]), HttpConfig::default());
+    let strict = "Content-Type: application/json\r\nPrefer: handling=strict\r\n";
+    let body = r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{},{}]}]}]}"#;
+    let reply = daemon.post_at("/v1/logs", strict, body.as_bytes()).await;
+    assert_eq!((reply.status, reply.applied()), (200, None));
+    assert_eq!(reply.json()["partialSuccess"]["rejectedLogRecords"], "1");
+    *daemon.queue.lock().unwrap() = Queue::FindsTooLarge(&[0, 1]);
+    let reply = daemon.post_at("/v1/logs", strict, body.as_bytes()).await;
+    assert_eq!((reply.status, reply.applied()), (400, Some("handling=strict")));
 }
 
 #[actix::test]

@@ -155,7 +155,7 @@ impl OpenPartition {
             origin: Origin::Record(record.offset),
             received: record.received,
             reason: reason.to_owned(),
-            message,
+            message: event::shortened(message).into_owned(),
             time: Timestamp::now(),
             key: owned(record.key),
             value: record.value.map(Bytes::copy_from_slice),

@@ -373,3 +373,15 @@ fn the_fields_of_an_envelope_are_those_of_its_bytes() {
     assert_eq!(selected(text).as_deref(), Some(r#""B""#));
     assert_eq!(selected(r#""data":"{\"x\":\"C\"}""#), None, "a JSON string has no fields");
 }
+
+#[test]
+fn a_message_is_bounded_and_keeps_its_beginning_and_its_end() {
+    let quoted = format!("invalid type: string {:?}, expected a map at line 1 column 7", "é".repeat(100_000));
+    let invalid = Invalid::new(Code::InvalidJson, quoted);
+    assert!(invalid.message.len() <= 500, "{}", invalid.message.len());
+    assert!(invalid.message.starts_with("invalid type: string \"é") && invalid.message.ends_with("at line 1 column 7"));
+    assert!(invalid.message.contains("é … é"));
+    for length in [0, 1, 499, 500] {
+        assert_eq!(shortened("x".repeat(length)).len(), length);
+    }
+}

@@ -12,7 +12,7 @@ use actix_web::{
 use serde::Serialize;
 use serde_json::json;
 
-use crate::event::Code;
+use crate::event::{Code, shortened};
 
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
@@ -58,8 +58,9 @@ impl Problem {
         }
     }
 
+    /// What is wrong with what a client sent: a sentence that is bounded, since libraries may quote that.
     pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, detail)
+        Self::new(StatusCode::BAD_REQUEST, shortened(detail))
     }
 
     pub fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {

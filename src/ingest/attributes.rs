@@ -33,6 +33,13 @@ impl<'a> Attributes<'a> {
         self.0.iter().map(|(name, value)| (&**name, Some(value.as_bytes())))
     }
 
+    /// Bytes that they are as headers, at most.
+    pub fn size(&self) -> usize {
+        /// Of two lengths.
+        const FRAME: usize = 10;
+        self.0.iter().map(|(name, value)| FRAME + name.len() + value.len()).sum()
+    }
+
     /// Appends them to what stands aside of the body, as headers. (Whoever calls bounds that to 4 GiB.)
     pub fn write(&self, aside: &mut Vec<u8>) -> NewHeaders {
         let start = aside.len() as u32;
@@ -57,6 +64,7 @@ mod tests {
         attributes.set("ce_type", "b");
         let mut aside = b"before".to_vec();
         let NewHeaders { count, bytes } = attributes.write(&mut aside);
+        assert!(bytes.end - bytes.start <= attributes.size() as u32);
         let headers: Vec<_> = Headers::new(count, bytes.of(&aside)).iter().collect();
         assert_eq!(headers, attributes.headers().collect::<Vec<_>>());
         let expected = [("ce_type", "b"), ("ce_shop", "é"), ("content-type", "")];

@@ -72,6 +72,11 @@ impl EventError {
     pub(super) fn new(index: usize, invalid: Invalid, value: Option<Part>, headers: Option<NewHeaders>) -> Self {
         Self { index, invalid, value, headers, is_quarantined: false }
     }
+
+    /// Of itself and its message.
+    pub(super) fn size(&self) -> usize {
+        size_of::<Self>() + self.invalid.message.len()
+    }
 }
 
 /// An event that may be sent again as it is.
@@ -300,8 +305,7 @@ pub(super) fn invalid_body(invalid: &Invalid) -> Problem {
 impl Checked {
     /// Of errors and warnings.
     pub(super) fn remarks_size(&self) -> usize {
-        let errors = self.errors.iter().map(|error| size_of::<EventError>() + error.invalid.message.len());
-        errors.sum::<usize>() + self.warnings.capacity() * size_of::<Warning>()
+        self.errors.iter().map(EventError::size).sum::<usize>() + self.warnings.capacity() * size_of::<Warning>()
     }
 
     /// Of a body that cannot be split: it is one wrong event, with this beside it.
@@ -379,7 +383,7 @@ fn span(body: &[u8], part: &[u8]) -> Span {
 }
 
 /// The same of bytes that may stand elsewhere.
-fn span_within(body: &[u8], bytes: &[u8]) -> Option<Span> {
+pub(super) fn span_within(body: &[u8], bytes: &[u8]) -> Option<Span> {
     let (within, part) = (body.as_ptr_range(), bytes.as_ptr_range());
     (within.start <= part.start && part.end <= within.end).then(|| span(body, bytes))
 }

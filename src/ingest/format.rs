@@ -12,7 +12,10 @@ use actix_web::http::{
 use bytes::Bytes;
 
 use super::in_flight::Reservation;
-use crate::{event::Code, http::Problem};
+use crate::{
+    event::{Code, shortened},
+    http::Problem,
+};
 
 /// How a body holds its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +81,7 @@ impl Format {
 }
 
 /// Whether a parameter of `Content-Type` leaves the body in UTF-8, of which ASCII is a part.
-fn is_utf_8(parameter: &str) -> bool {
+pub(super) fn is_utf_8(parameter: &str) -> bool {
     match parameter.split_once('=') {
         Some((name, charset)) if name.trim().eq_ignore_ascii_case("charset") => {
             let charset = charset.trim().trim_matches('"');
@@ -157,7 +160,7 @@ impl From<Unsplittable> for Problem {
                 (StatusCode::BAD_REQUEST, Some(Code::InvalidJson))
             }
         };
-        Self { code, ..Self::new(status, unsplittable.to_string()) }
+        Self { code, ..Self::new(status, shortened(unsplittable.to_string())) }
     }
 }
 

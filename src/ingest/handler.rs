@@ -150,7 +150,7 @@ impl Intake {
         // Before the events: where this fails, nothing of them is stored, and the request can come again.
         if quarantines && quarantine::is_any_due(&checked) {
             let aside = std::mem::take(&mut checked.aside);
-            let kept = self.keep(&mut checked, &aside, share.further(), received, &config).await;
+            let kept = self.keep(&mut checked, &aside, share.another(), received, &config).await;
             checked.aside = aside;
             kept?;
         }
@@ -165,7 +165,7 @@ impl Intake {
             let delivery = published.map_err(|problem| beside_letters(problem, kept))?;
             checked.settle(&delivery, &records);
             if may_be_refused && quarantine::is_any_due(&checked) {
-                let kept = self.keep(&mut checked, &aside, share.further(), received, &config).await;
+                let kept = self.keep(&mut checked, &aside, share.another(), received, &config).await;
                 // Others are stored by now, and must not come again.
                 kept.unwrap_or_else(|_| quarantine::settle_none(&mut checked));
             }
@@ -479,15 +479,25 @@ fn applied(mut response: HttpResponse, handling: Option<Handling>) -> HttpRespon
 }
 
 async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
+    let Preferences { handling } = Preferences::of(request.headers());
     let encoding = match Encoding::of(request.headers()) {
         Ok(encoding) => encoding,
-        Err(problem) => return intake.refuse(problem),
+        Err(problem) => return applied(intake.refuse(problem), handling),
     };
+    let mut honoured = handling;
     let taken = async {
         intake.admit()?;
-        pages::check(request.headers(), &intake.config.load().http.cors)?;
+        let keeps_wrong = {
+            let config = intake.config.load();
+            pages::check(request.headers(), &config.http.cors)?;
+            config.event.on_invalid == OnInvalid::Quarantine && handling != Some(Handling::Strict)
+        };
         let coding = Coding::of(request.headers())?;
-        let (checked, share) = intake.accept(&request, payload, coding, Shape::Logs(encoding), None).await?;
+        let shape = Shape::Logs { encoding, keeps_wrong };
+        let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
+        // As `applied` knows it by the status of other answers.
+        let was_broken = !checked.errors.is_empty() && !checked.accepted.is_empty();
+        honoured = handling.filter(|handling| *handling != Handling::Strict || !was_broken);
         Ok(otlp::answer(encoding, &checked, share))
     };
     let answer = async {
@@ -497,7 +507,8 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
             Ok(otlp::refusal(encoding, problem))
         })
     };
-    intake.counted(answer).await
+    let response = intake.counted(answer).await;
+    applied(response, honoured)
 }
 
 /// Whatever is no path of ours may be that of a source.

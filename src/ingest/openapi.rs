@@ -74,8 +74,12 @@ fn content_encoding() -> Value {
     parameter("header", "Content-Encoding", "How the body is compressed: one of these.", &schema)
 }
 
-/// `Prefer`, of the paths where each event may have its own result.
+/// `Prefer`, of the paths that answer with a summary.
 fn prefer(operation: Operation) -> Operation {
+    preferences(operation).header(207, "Retry-After", &openapi::retry_after())
+}
+
+fn preferences(operation: Operation) -> Operation {
     let description = "RFC 7240. handling=strict: one wrong event, and nothing is stored. handling=lenient: each event has its \
                        own result, also where it could not be stored for a passing reason.";
     let schema = json!({ "type": "string", "examples": ["handling=strict", "handling=lenient"] });
@@ -83,7 +87,6 @@ fn prefer(operation: Operation) -> Operation {
     operation
         .parameter(parameter("header", "Prefer", description, &schema))
         .header_of_all("Preference-Applied", &applied)
-        .header(207, "Retry-After", &openapi::retry_after())
 }
 
 const ALL_SAFE: &str = "All events are durable, or kept as dead letters (event.on_invalid).";

@@ -8,13 +8,14 @@
 
 mod event;
 mod json;
+mod typed;
 mod wire;
 
 use actix_web::{
     HttpResponse, HttpResponseBuilder,
     http::{
         StatusCode,
-        header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER},
+        header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER},
     },
 };
 use bytes::Bytes;
@@ -26,7 +27,14 @@ use prost::{DecodeError, Message};
 use serde_json::{json, value::RawValue};
 
 use self::wire::{Kind, ResourceHead, ScopeHead};
-use super::{attributes::Attributes, check::Checked, checking::Checking, format::Unsplittable, in_flight::Reservation};
+use super::{
+    attributes::Attributes,
+    check::Checked,
+    checking::Checking,
+    format::{Unsplittable, is_utf_8},
+    in_flight::Reservation,
+    replies,
+};
 use crate::{
     config::HttpConfig,
     event::{Code, EventFields, Invalid},
@@ -54,30 +62,34 @@ impl Encoding {
     /// What `Content-Type` says that a request is.
     ///
     /// # Errors
-    /// 415 for any other, for none, and for several.
+    /// 415 for any other, for none, for several, and for another charset than UTF-8.
     pub fn of(headers: &HeaderMap) -> Result<Self, Problem> {
         let mut given = headers.get_all(CONTENT_TYPE);
-        let media_type = match (given.next(), given.next()) {
-            (Some(given), None) => given.to_str().ok().and_then(|given| given.split(';').next()),
-            _ => None,
+        let content_type = match (given.next(), given.next()) {
+            (Some(given), None) => given.to_str().unwrap_or_default(),
+            _ => "",
         };
-        let media_type = media_type.unwrap_or_default().trim();
-        Self::ALL.into_iter().find(|encoding| encoding.media_type().eq_ignore_ascii_case(media_type)).ok_or_else(|| {
+        let mut parts = content_type.split(';').map(str::trim);
+        let media_type = parts.next().unwrap_or_default();
+        let encoding = Self::ALL.into_iter().find(|encoding| encoding.media_type().eq_ignore_ascii_case(media_type));
+        encoding.filter(|_| parts.all(is_utf_8)).ok_or_else(|| {
             let types = Self::ALL.map(Self::media_type).join(" or ");
-            let detail =
-                format!("Content-Type of logs must be {types}: set OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf");
+            let detail = format!(
+                "Content-Type of logs must be {types}, in UTF-8: set OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf"
+            );
             Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
         })
     }
 }
 
-/// Takes the log records of a request apart, and checks what they become.
+/// Takes the log records of a request apart, and checks what they become. What is wrong has its bytes where `keeps_wrong`.
 ///
 /// # Errors
 /// What refuses the request as a whole: then nothing of it is accepted.
 pub fn check(
     body: &[u8],
     encoding: Encoding,
+    keeps_wrong: bool,
     http: &HttpConfig,
     fields: &EventFields,
     received: Timestamp,
@@ -85,8 +97,8 @@ pub fn check(
 ) -> Result<Checked, Problem> {
     // No value is a part of the body, which goes when this is done.
     let no_body = Bytes::new();
-    let checking = Checking::new(body.len(), &no_body, http, fields, received, share);
-    let mut logs = Logs { checking, http, next: 0, scratch: Vec::new() };
+    let checking = Checking::new(&no_body, http, fields, received, share).keeping(keeps_wrong);
+    let mut logs = Logs { checking, encoding, http, next: 0, scratch: Vec::new() };
     match encoding {
         Encoding::Protobuf => logs.take_protobuf(body)?,
         Encoding::Json => logs.take_json(body)?,
@@ -97,6 +109,7 @@ pub fn check(
 /// The log records of a request so far.
 struct Logs<'r> {
     checking: Checking<'r>,
+    encoding: Encoding,
     http: &'r HttpConfig,
     /// The place of the next one.
     next: usize,
@@ -113,7 +126,7 @@ struct Shared {
 }
 
 /// Made where the first record needs it; where it cannot be, all its records say why.
-type MaybeShared = Option<Result<Shared, Invalid>>;
+type MaybeShared = Result<Shared, Invalid>;
 
 impl Logs<'_> {
     fn take_protobuf(&mut self, body: &[u8]) -> Result<(), Problem> {
@@ -127,22 +140,24 @@ impl Logs<'_> {
                 let mut scope = None;
                 for record in wire::below(scope_logs, wire::LOG_RECORDS) {
                     let record = record.map_err(no_request)?;
-                    if resource.is_none() {
-                        resource = Some(self.protobuf_resource(logs)?);
-                    }
-                    if scope.is_none() {
-                        scope = Some(self.protobuf_scope(scope_logs)?);
-                    }
+                    let resource = match &mut resource {
+                        Some(known) => known,
+                        first => first.insert(self.protobuf_resource(logs)?),
+                    };
+                    let scope = match &mut scope {
+                        Some(known) => known,
+                        first => first.insert(self.protobuf_scope(scope_logs)?),
+                    };
                     let weight = Kind::LogRecord.weight(record);
                     let decode = || LogRecord::decode(record).map_err(|error| undecodable("log record", &error));
-                    self.take(record, weight, decode, &resource, &scope)?;
+                    self.take(record, weight, decode, resource, scope)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn protobuf_resource(&self, logs: &[u8]) -> Result<Result<Shared, Invalid>, Problem> {
+    fn protobuf_resource(&self, logs: &[u8]) -> Result<MaybeShared, Problem> {
         let (size, weight) = weigh(logs, wire::RESOURCE, Kind::Resource);
         self.shared(size, weight, || {
             let read = ResourceHead::decode(logs).map_err(|error| undecodable("resource", &error))?;
@@ -150,7 +165,7 @@ impl Logs<'_> {
         })
     }
 
-    fn protobuf_scope(&self, logs: &[u8]) -> Result<Result<Shared, Invalid>, Problem> {
+    fn protobuf_scope(&self, logs: &[u8]) -> Result<MaybeShared, Problem> {
         let (size, weight) = weigh(logs, wire::SCOPE, Kind::Scope);
         self.shared(size, weight, || {
             let read = ScopeHead::decode(logs).map_err(|error| undecodable("scope", &error))?;
@@ -164,42 +179,49 @@ impl Logs<'_> {
         size: usize,
         weight: usize,
         make: impl FnOnce() -> Result<(Vec<u8>, Option<String>), Invalid>,
-    ) -> Result<Result<Shared, Invalid>, Problem> {
+    ) -> Result<MaybeShared, Problem> {
         if let Some(invalid) = self.too_large_to_decode(size, weight) {
             return Ok(Err(invalid));
         }
-        let work = self.checking.work(weight)?;
-        Ok(make().map(|(fields, service)| Shared { fields, service, _work: work }))
+        let mut work = self.checking.work(weight)?;
+        let (fields, service) = match make() {
+            Ok(made) => made,
+            Err(invalid) => return Ok(Err(invalid)),
+        };
+        // What was decoded is gone: no more than this is held beside the records.
+        work.resize(fields.capacity() + service.as_ref().map_or(0, String::capacity))?;
+        Ok(Ok(Shared { fields, service, _work: work }))
     }
 
     fn take_json(&mut self, body: &[u8]) -> Result<(), Problem> {
-        let request: json::Request<'_> = serde_json::from_slice(body).map_err(no_json_request)?;
+        let request = json::request(body).map_err(no_json_request)?;
         for logs in self.elements(request.resource_logs)? {
-            let logs: json::ResourceLogs<'_> = serde_json::from_str(logs.get()).map_err(no_json_request)?;
+            let logs = json::resource_logs(logs.get()).map_err(no_json_request)?;
             let mut resource = None;
             for scope_logs in self.elements(logs.scope_logs)? {
-                let scope_logs: json::ScopeLogs<'_> =
-                    serde_json::from_str(scope_logs.get()).map_err(no_json_request)?;
+                let scope_logs = json::scope_logs(scope_logs.get()).map_err(no_json_request)?;
                 let mut scope = None;
                 let records = self.elements(scope_logs.log_records)?;
                 self.expect(records.len())?;
                 for record in records {
-                    if resource.is_none() {
-                        resource = Some(self.json_resource(&logs)?);
-                    }
-                    if scope.is_none() {
-                        scope = Some(self.json_scope(&scope_logs)?);
-                    }
+                    let resource = match &mut resource {
+                        Some(known) => known,
+                        first => first.insert(self.json_resource(&logs)?),
+                    };
+                    let scope = match &mut scope {
+                        Some(known) => known,
+                        first => first.insert(self.json_scope(&scope_logs)?),
+                    };
                     let record = record.get();
                     let read = || json::record(record).map_err(|error| unreadable("log record", &error));
-                    self.take(record.as_bytes(), json::weight(record), read, &resource, &scope)?;
+                    self.take(record.as_bytes(), json::weight(record), read, resource, scope)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn json_resource(&self, logs: &json::ResourceLogs<'_>) -> Result<Result<Shared, Invalid>, Problem> {
+    fn json_resource(&self, logs: &json::ResourceLogs<'_>) -> Result<MaybeShared, Problem> {
         let [text, url] = [logs.resource, logs.schema_url].map(|raw| raw.map_or("null", RawValue::get));
         self.shared(text.len() + url.len(), json::weight(text) + json::weight(url), || {
             let read = json::resource(text).and_then(|resource| Ok((resource, json::schema_url(url)?)));
@@ -208,7 +230,7 @@ impl Logs<'_> {
         })
     }
 
-    fn json_scope(&self, logs: &json::ScopeLogs<'_>) -> Result<Result<Shared, Invalid>, Problem> {
+    fn json_scope(&self, logs: &json::ScopeLogs<'_>) -> Result<MaybeShared, Problem> {
         let [text, url] = [logs.scope, logs.schema_url].map(|raw| raw.map_or("null", RawValue::get));
         self.shared(text.len() + url.len(), json::weight(text) + json::weight(url), || {
             let read = json::scope(text).and_then(|scope| Ok((scope, json::schema_url(url)?)));
@@ -246,51 +268,71 @@ impl Logs<'_> {
     ) -> Result<(), Problem> {
         let index = self.next;
         self.next += 1;
-        let max_event = self.http.max_event.as_usize();
+        let service = resource.as_ref().ok().and_then(|resource| resource.service.as_deref());
         if let Some(invalid) = self.too_large_to_decode(raw.len(), weight) {
-            self.checking.refuse(index, raw, invalid);
-            return Ok(());
+            return self.refuse_undecoded(index, raw, service, invalid);
         }
-        let _work = self.checking.work(weight)?;
-        let (resource, scope, record) = match (resource, scope, decode()) {
-            (Some(Err(invalid)), ..) | (_, Some(Err(invalid)), _) => {
-                self.checking.refuse(index, raw, invalid.clone());
-                return Ok(());
+        let (resource, scope) = match (resource, scope) {
+            (Ok(resource), Ok(scope)) => (resource, scope),
+            (Err(invalid), _) | (_, Err(invalid)) => {
+                return self.refuse_undecoded(index, raw, service, invalid.clone());
             }
-            (_, _, Err(invalid)) => {
-                self.checking.refuse(index, raw, invalid);
-                return Ok(());
-            }
-            (Some(Ok(resource)), Some(Ok(scope)), Ok(record)) => (resource, scope, record),
-            // Both were made before.
-            (None, ..) | (_, None, _) => return Ok(()),
+        };
+        let _work = self.checking.work(weight + self.scratch.capacity())?;
+        let record = match decode() {
+            Ok(record) => record,
+            Err(invalid) => return self.refuse_undecoded(index, raw, service, invalid),
         };
         self.scratch.clear();
         event::write(&mut self.scratch, &record);
         let whole = self.scratch.len() + resource.fields.len() + scope.fields.len();
-        if whole > max_event {
-            self.checking.refuse(index, raw, self.too_large(whole));
-            return Ok(());
-        }
-        self.scratch.extend_from_slice(&resource.fields);
-        self.scratch.extend_from_slice(&scope.fields);
-        event::close(&mut self.scratch);
+        let too_large = (whole > self.http.max_event.as_usize()).then(|| self.too_large(whole));
         let time = event::event_time(&record);
         let mut attributes = Attributes::default();
         attributes.set("ce_type", event::event_type(&record));
         if let Some(time) = &time {
             attributes.set("ce_time", time.as_str());
         }
-        if let Some(service) = &resource.service {
-            attributes.set("ce_source", service.as_str());
+        if let Some(service) = service {
+            attributes.set("ce_source", service);
         }
-        self.checking.take(index, &self.scratch, &attributes)
+        if too_large.is_none() || self.checking.keeps_wrong() {
+            self.scratch.extend_from_slice(&resource.fields);
+            self.scratch.extend_from_slice(&scope.fields);
+            event::close(&mut self.scratch);
+        }
+        match too_large {
+            None => self.checking.take(index, &self.scratch, &attributes),
+            Some(invalid) => self.checking.refuse_with(index, &self.scratch, &attributes, invalid),
+        }
+    }
+
+    /// Says in the answer why a record is not accepted that no event can be made of. Where it is kept it is so as it was sent,
+    /// beside the attributes that any event has which is made of it by hand. It has no content type: with one, a replay of
+    /// these bytes would take them for the data of an event whatever they are, and what corrects them is JSON.
+    fn refuse_undecoded(
+        &mut self,
+        index: usize,
+        raw: &[u8],
+        service: Option<&str>,
+        invalid: Invalid,
+    ) -> Result<(), Problem> {
+        let mut attributes = Attributes::default();
+        attributes.set("ce_type", event::NO_NAME);
+        if let Some(service) = service {
+            attributes.set("ce_source", service);
+        }
+        self.checking.refuse_with(index, raw, &attributes, invalid)
     }
 
     /// Why something is not decoded at all: larger as it is than an event may be, or more in memory than there may be.
     fn too_large_to_decode(&self, size: usize, weight: usize) -> Option<Invalid> {
-        if size > self.http.max_event.as_usize() {
-            return Some(self.too_large(size));
+        let (max_event, media_type) = (self.http.max_event, self.encoding.media_type());
+        if size > max_event.as_usize() {
+            let message = format!(
+                "{size} bytes of {media_type} are more than an event may have: {max_event} (http.max_event); it was not decoded"
+            );
+            return Some(Invalid::new(Code::TooLarge, message));
         }
         let rule = || format!("it takes {weight} bytes to decode, which is more than half of http.max_in_flight");
         (weight > self.http.max_in_flight.as_usize() / 2).then(|| Invalid::new(Code::TooLarge, rule()))
@@ -342,30 +384,34 @@ struct Status {
 }
 
 /// What became of the log records: 200, with how many of them were rejected and what was wrong, or 400 where all were rejected.
+/// Those that failed for a passing reason, where each has its own result, count as rejected, too: an exporter sends none of them
+/// again, and the message says which they are.
 ///
 /// The answer counts as the request's `share` until the client has it.
 pub fn answer(encoding: Encoding, checked: &Checked, share: Reservation) -> HttpResponse {
-    let Some(first) = checked.errors.first() else {
-        let warning = checked.warnings.first().map(|warning| ExportLogsPartialSuccess {
-            rejected_log_records: 0,
-            error_message: format!("log record {}: {}: {}", warning.index, warning.code.as_str(), warning.message),
-        });
-        return success(encoding, warning, share);
-    };
-    let (wrong, kept) = (checked.errors.len(), checked.quarantined());
-    let mut message = format!("log record {}: {}", first.index, first.invalid);
+    let (wrong, kept, failed) = (checked.errors.len(), checked.quarantined(), checked.unavailable.len());
+    let mut parts = Vec::new();
+    if let Some(first) = checked.errors.first() {
+        parts.push(format!("log record {}: {}", first.index, first.invalid));
+    }
     if wrong > 1 {
-        message = format!("{message}; and {} more", wrong - 1);
+        parts.push(format!("and {} more", wrong - 1));
     }
     if kept > 0 {
-        message = format!("{message}; {kept} kept as dead letters");
+        parts.push(format!("{kept} kept as dead letters"));
     }
-    if checked.accepted.is_empty() && kept == 0 {
+    parts.extend(replies::to_send_again(checked).map(|which| format!("log records {which}")));
+    if let (None, Some(warning)) = (parts.first(), checked.warnings.first()) {
+        parts.push(format!("log record {}: {}: {}", warning.index, warning.code.as_str(), warning.message));
+    }
+    let message = parts.join("; ");
+    if wrong > 0 && failed == 0 && checked.accepted.is_empty() && kept == 0 {
         return refusal(encoding, Problem::bad_request(format!("no log record was accepted: {message}")));
     }
-    // With none rejected the message is a warning, as above.
-    let partial = ExportLogsPartialSuccess { rejected_log_records: (wrong - kept) as i64, error_message: message };
-    success(encoding, Some(partial), share)
+    // With none rejected the message is a warning (the specification's words).
+    let rejected_log_records = (wrong - kept + failed) as i64;
+    let partial = ExportLogsPartialSuccess { rejected_log_records, error_message: message };
+    success(encoding, Some(partial).filter(|partial| !partial.error_message.is_empty()), share)
 }
 
 fn success(encoding: Encoding, partial_success: Option<ExportLogsPartialSuccess>, share: Reservation) -> HttpResponse {
@@ -402,6 +448,9 @@ pub fn refusal(encoding: Encoding, problem: Problem) -> HttpResponse {
     }
     if let Some(allow) = problem.allow {
         builder.insert_header((ALLOW, HeaderValue::from_static(allow)));
+    }
+    if let Some(codings) = problem.accept_encoding {
+        builder.insert_header((ACCEPT_ENCODING, HeaderValue::from_static(codings)));
     }
     if problem.closing {
         builder.force_close();

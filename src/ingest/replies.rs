@@ -137,6 +137,30 @@ fn write_errors(json: &mut Vec<u8>, checked: &Checked) {
     }
 }
 
+/// Which events may be sent again, in one sentence that is bounded: `3, 5-9 are not stored, …: reason`. `None` where there are
+/// none.
+pub fn to_send_again(checked: &Checked) -> Option<String> {
+    /// Of places that are named.
+    const MOST: usize = 20;
+    let first = checked.unavailable.first()?;
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for Unavailable { index, .. } in &checked.unavailable {
+        let is_last = runs.len() > MOST;
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == *index => *last = *index,
+            _ if is_last => break,
+            _ => runs.push((*index, *index)),
+        }
+    }
+    let more = if runs.len() > MOST { " …" } else { "" };
+    let runs = runs.iter().take(MOST);
+    let runs: Vec<_> =
+        runs.map(|(from, to)| if from == to { from.to_string() } else { format!("{from}-{to}") }).collect();
+    let may_be_stored = checked.unavailable.iter().any(|event| event.may_be_stored);
+    let tail = if may_be_stored { MAY_BE_STORED } else { NOT_STORED };
+    Some(format!("{}{more} ({} in all): {}{tail}", runs.join(", "), checked.unavailable.len(), first.reason))
+}
+
 fn quote(json: &mut Vec<u8>, text: &[u8]) {
     json.push(b'"');
     json.extend_from_slice(text);

@@ -27,8 +27,8 @@ pub enum Shape {
     Events(Format, Option<InHeaders>),
     /// What arrives at the path of a source; the format is that of a body which is the array itself.
     Source(Arc<HttpSource>, Format),
-    /// The logs of OpenTelemetry.
-    Logs(Encoding),
+    /// The logs of OpenTelemetry. Where wrong ones are kept, what they are is.
+    Logs { encoding: Encoding, keeps_wrong: bool },
 }
 
 /// Bodies from here on are parsed on a blocking thread: they keep a core busy for milliseconds, and a worker has other
@@ -54,7 +54,9 @@ impl Shape {
         match self {
             Self::Events(format, in_headers) => check(body, format, in_headers, http, fields, received, share),
             Self::Source(source, lines) => source::check(body, &source, lines, http, fields, received, share),
-            Self::Logs(encoding) => otlp::check(&body, encoding, http, fields, received, share),
+            Self::Logs { encoding, keeps_wrong } => {
+                otlp::check(&body, encoding, keeps_wrong, http, fields, received, share)
+            }
         }
     }
 
@@ -74,7 +76,7 @@ impl Shape {
             Self::Events(..) => body.len() >= LONG_PARSE,
             // What is wrapped is more than it seems.
             Self::Source(..) => body.len() >= LONG_PARSE || source::is_compressed(body),
-            Self::Logs(_) => body.len() >= LONG_LOGS,
+            Self::Logs { .. } => body.len() >= LONG_LOGS,
         }
     }
 }

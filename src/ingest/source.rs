@@ -56,7 +56,6 @@ pub fn check(
     received: Timestamp,
     share: &mut Reservation,
 ) -> Result<Checked, Problem> {
-    let came = body.len();
     let body = unwrap(body, http, share)?;
     let found = Finder::new(source);
     let events = match split_by(source, &body, lines, http.max_events)? {
@@ -66,7 +65,7 @@ pub fn check(
         }
         events => events,
     };
-    let mut checking = Checking::new(came, &body, http, fields, received, share);
+    let mut checking = Checking::new(&body, http, fields, received, share);
     checking.expect(events.count())?;
     let mut take = |index, event| match found.attributes(event) {
         (attributes, None) => checking.take(index, event, &attributes),
@@ -80,7 +79,7 @@ pub fn check(
     let count = events.len();
     events.into_iter().enumerate().try_for_each(|(index, event)| take(index, event))?;
     if let Some(rest) = broken {
-        checking.refuse(count, rest, no_text(rest, fields, received));
+        checking.refuse(count, rest, no_text(rest, fields, received))?;
     }
     let checked = checking.finish()?;
     match checked.errors.first() {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::content_encoding;
+use super::{content_encoding, preferences};
 use crate::{
     config::Config,
     ingest::otlp::Encoding,
@@ -32,17 +32,19 @@ pub fn post(config: &Config) -> Operation {
     let mut refused = status("No log record is valid, or the body is no request.");
     refused["content"][PROBLEM] = problem("")["content"][PROBLEM].clone();
     let codings = header("The codings that are taken (RFC 9110, 15.5.16).", &text("A list of codings."));
-    Operation::new("postLogs", "Stores the logs of OpenTelemetry (OTLP/HTTP): each log record is an event", "")
-        .body(true, "An ExportLogsServiceRequest.", of_both(&reference(REQUEST)))
-        .parameter(content_encoding())
-        .answer(200, success)
-        .answer(400, refused)
-        .answer(413, status(&too_large))
-        .answer(415, unsupported)
-        .answer(500, status("A fault of this daemon."))
-        .answer(503, status("Nothing was stored, for a reason that passes: send all again, later."))
-        .header(503, "Retry-After", &retry_after())
-        .header(415, "Accept-Encoding", &codings)
+    let operation =
+        Operation::new("postLogs", "Stores the logs of OpenTelemetry (OTLP/HTTP): each log record is an event", "")
+            .body(true, "An ExportLogsServiceRequest.", of_both(&reference(REQUEST)))
+            .parameter(content_encoding())
+            .answer(200, success)
+            .answer(400, refused)
+            .answer(413, status(&too_large))
+            .answer(415, unsupported)
+            .answer(500, status("A fault of this daemon."))
+            .answer(503, status("Nothing was stored, for a reason that passes: send all again, later."))
+            .header(503, "Retry-After", &retry_after())
+            .header(415, "Accept-Encoding", &codings);
+    preferences(operation)
 }
 
 /// The same in protobuf, whose schema is OpenTelemetry's, and in its JSON.
@@ -62,7 +64,10 @@ pub fn schemas() -> [(&'static str, Value); 3] {
         &[],
         &[
             ("rejectedLogRecords", text("How many are not stored: a number, written as a string.")),
-            ("errorMessage", text("Which was the first that is wrong, and why.")),
+            (
+                "errorMessage",
+                text("Which was the first that is wrong, and why; with handling=lenient, which to send again."),
+            ),
         ],
     );
     let code = json!({ "type": "integer", "description": "Of google.rpc.Code." });

@@ -85,8 +85,11 @@ pub fn close(json: &mut Vec<u8>) {
 /// The type of the event: its name, where it has one that can be a type.
 pub fn event_type(record: &LogRecord) -> &str {
     let is_type = !record.event_name.is_empty() && record.event_name.chars().nth(LONGEST_TYPE).is_none();
-    if is_type { &record.event_name } else { "log" }
+    if is_type { &record.event_name } else { NO_NAME }
 }
+
+/// The type of what has no name.
+pub const NO_NAME: &str = "log";
 
 /// Characters of a type.
 const LONGEST_TYPE: usize = 128;

@@ -4,12 +4,8 @@
 //! 64 bits as strings or numbers, doubles also as `"NaN"` and `"Infinity"`, ids in hexadecimal, bytes in base64, enumerations as
 //! numbers.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::fmt;
 
-use base64::{
-    Engine as _, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use opentelemetry_proto::tonic::{
     common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList, any_value},
     logs::v1::LogRecord,
@@ -20,6 +16,8 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
+
+use super::typed::{Base64, Boolean, Double, Hexadecimal, Integer, List, Object};
 
 /// `ExportLogsServiceRequest`, whose parts stay texts until they are read one by one.
 #[derive(Deserialize, Default)]
@@ -51,6 +49,18 @@ pub struct ScopeLogs<'a> {
     pub schema_url: Option<&'a RawValue>,
 }
 
+pub fn request(body: &[u8]) -> serde_json::Result<Request<'_>> {
+    serde_json::from_slice(body).map(|Object(request)| request)
+}
+
+pub fn resource_logs(text: &str) -> serde_json::Result<ResourceLogs<'_>> {
+    serde_json::from_str(text).map(|Object(logs)| logs)
+}
+
+pub fn scope_logs(text: &str) -> serde_json::Result<ScopeLogs<'_>> {
+    serde_json::from_str(text).map(|Object(logs)| logs)
+}
+
 /// The elements of an array, at most one more than `most`.
 ///
 /// # Errors
@@ -58,7 +68,7 @@ pub struct ScopeLogs<'a> {
 pub fn elements(array: &RawValue, most: usize) -> serde_json::Result<Vec<&RawValue>> {
     let mut elements = Vec::new();
     let mut json = serde_json::Deserializer::from_str(array.get());
-    let read = json.deserialize_seq(Elements { elements: &mut elements, most });
+    let read = json.deserialize_any(Elements { elements: &mut elements, most });
     // The only one of its own: there are too many, which is for the caller to see.
     if elements.len() <= most {
         read?;
@@ -76,6 +86,10 @@ impl<'t> Visitor<'t> for Elements<'_, 't> {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an array")
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        Err(E::custom("an array was expected, and this is a string"))
     }
 
     fn visit_seq<A: SeqAccess<'t>>(self, mut array: A) -> Result<(), A::Error> {
@@ -113,12 +127,11 @@ pub fn weight(text: &str) -> usize {
 }
 
 pub fn record(text: &str) -> serde_json::Result<LogRecord> {
-    serde_json::from_str::<Record>(text).map(LogRecord::from)
+    serde_json::from_str(text).map(|Object(record): Object<Record>| record.into())
 }
 
 pub fn resource(text: &str) -> serde_json::Result<Resource> {
-    let read: Option<Attributed> = serde_json::from_str(text)?;
-    let read = read.unwrap_or_default();
+    let read = attributed(text)?;
     Ok(Resource {
         attributes: pairs(read.attributes),
         dropped_attributes_count: number(read.dropped_attributes_count),
@@ -127,8 +140,7 @@ pub fn resource(text: &str) -> serde_json::Result<Resource> {
 }
 
 pub fn scope(text: &str) -> serde_json::Result<InstrumentationScope> {
-    let read: Option<Attributed> = serde_json::from_str(text)?;
-    let read = read.unwrap_or_default();
+    let read = attributed(text)?;
     Ok(InstrumentationScope {
         name: read.name.unwrap_or_default(),
         version: read.version.unwrap_or_default(),
@@ -141,13 +153,18 @@ pub fn schema_url(text: &str) -> serde_json::Result<String> {
     serde_json::from_str(text).map(Option::unwrap_or_default)
 }
 
+fn attributed(text: &str) -> serde_json::Result<Attributed> {
+    let read: Option<Object<Attributed>> = serde_json::from_str(text)?;
+    Ok(read.map(|Object(read)| read).unwrap_or_default())
+}
+
 /// A resource or a scope.
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 struct Attributed {
     name: Option<String>,
     version: Option<String>,
-    attributes: Option<Vec<Pair>>,
+    attributes: Pairs,
     dropped_attributes_count: Option<Integer<u32>>,
 }
 
@@ -158,8 +175,8 @@ struct Record {
     observed_time_unix_nano: Option<Integer<u64>>,
     severity_number: Option<Integer<i32>>,
     severity_text: Option<String>,
-    body: Option<Any>,
-    attributes: Option<Vec<Pair>>,
+    body: Option<Object<Any>>,
+    attributes: Pairs,
     dropped_attributes_count: Option<Integer<u32>>,
     flags: Option<Integer<u32>>,
     trace_id: Option<Hexadecimal>,
@@ -171,7 +188,7 @@ struct Record {
 #[serde(default)]
 struct Pair {
     key: Option<String>,
-    value: Option<Any>,
+    value: Option<Object<Any>>,
 }
 
 /// `AnyValue`: of its fields one is given, or none.
@@ -179,19 +196,21 @@ struct Pair {
 #[serde(default, rename_all = "camelCase")]
 struct Any {
     string_value: Option<String>,
-    bool_value: Option<bool>,
+    bool_value: Option<Boolean>,
     int_value: Option<Integer<i64>>,
     double_value: Option<Double>,
-    array_value: Option<Values<Any>>,
-    kvlist_value: Option<Values<Pair>>,
+    array_value: Option<Object<Values<Any>>>,
+    kvlist_value: Option<Object<Values<Pair>>>,
     bytes_value: Option<Base64>,
 }
 
 #[derive(Deserialize)]
-#[serde(default)]
+#[serde(default, bound = "T: Deserialize<'de>")]
 struct Values<T> {
-    values: Option<Vec<T>>,
+    values: Option<List<Object<T>>>,
 }
+
+type Pairs = Option<List<Object<Pair>>>;
 
 impl<T> Default for Values<T> {
     fn default() -> Self {
@@ -206,7 +225,7 @@ impl From<Record> for LogRecord {
             observed_time_unix_nano: number(record.observed_time_unix_nano),
             severity_number: number(record.severity_number),
             severity_text: record.severity_text.unwrap_or_default(),
-            body: record.body.map(AnyValue::from),
+            body: record.body.map(|Object(body)| body.into()),
             attributes: pairs(record.attributes),
             dropped_attributes_count: number(record.dropped_attributes_count),
             flags: number(record.flags),
@@ -223,98 +242,31 @@ impl From<Any> for AnyValue {
         let value = any
             .string_value
             .map(Value::StringValue)
-            .or(any.bool_value.map(Value::BoolValue))
+            .or(any.bool_value.map(|value| Value::BoolValue(value.0)))
             .or(any.int_value.map(|integer| Value::IntValue(integer.0)))
             .or(any.double_value.map(|double| Value::DoubleValue(double.0)))
             .or(any.bytes_value.map(|bytes| Value::BytesValue(bytes.0)))
             .or_else(|| {
-                let values = any.array_value?.values.unwrap_or_default();
-                Some(Value::ArrayValue(ArrayValue { values: values.into_iter().map(Self::from).collect() }))
+                let values = any.array_value?.0.values.map(|List(values)| values).unwrap_or_default();
+                let values = values.into_iter().map(|Object(value)| value.into());
+                Some(Value::ArrayValue(ArrayValue { values: values.collect() }))
             })
-            .or_else(|| Some(Value::KvlistValue(KeyValueList { values: pairs(any.kvlist_value?.values) })));
+            .or_else(|| Some(Value::KvlistValue(KeyValueList { values: pairs(any.kvlist_value?.0.values) })));
         Self { value }
     }
 }
 
-fn pairs(pairs: Option<Vec<Pair>>) -> Vec<KeyValue> {
-    let pair = |Pair { key, value }| KeyValue {
+fn pairs(pairs: Pairs) -> Vec<KeyValue> {
+    let pair = |Object(Pair { key, value }): Object<Pair>| KeyValue {
         key: key.unwrap_or_default(),
-        value: value.map(AnyValue::from),
+        value: value.map(|Object(value)| value.into()),
         ..KeyValue::default()
     };
-    pairs.unwrap_or_default().into_iter().map(pair).collect()
+    pairs.map(|List(pairs)| pairs).unwrap_or_default().into_iter().map(pair).collect()
 }
 
 fn number<T: Default>(integer: Option<Integer<T>>) -> T {
     integer.map(|integer| integer.0).unwrap_or_default()
-}
-
-/// A JSON number, or a string with one.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum NumberOrText<'a, T> {
-    Number(T),
-    #[serde(borrow)]
-    Text(Cow<'a, str>),
-}
-
-struct Integer<T>(T);
-
-impl<'de, T: Deserialize<'de> + FromStr> Deserialize<'de> for Integer<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match NumberOrText::deserialize(deserializer) {
-            Ok(NumberOrText::Number(number)) => Ok(Self(number)),
-            Ok(NumberOrText::Text(text)) => text.parse().map(Self).map_err(|_| D::Error::custom(INTEGER)),
-            Err(_) => Err(D::Error::custom(INTEGER)),
-        }
-    }
-}
-
-const INTEGER: &str = "an integer in its range was expected, or a string with one";
-
-struct Double(f64);
-
-impl<'de> Deserialize<'de> for Double {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = match NumberOrText::deserialize(deserializer) {
-            Ok(NumberOrText::Number(number)) => Some(number),
-            Ok(NumberOrText::Text(text)) => match &*text {
-                "NaN" => Some(f64::NAN),
-                "Infinity" => Some(f64::INFINITY),
-                "-Infinity" => Some(f64::NEG_INFINITY),
-                // The standard library knows more names.
-                text => text.parse().ok().filter(|number: &f64| number.is_finite()),
-            },
-            Err(_) => None,
-        };
-        number
-            .map(Self)
-            .ok_or_else(|| D::Error::custom("a number was expected, \"NaN\", \"Infinity\" or \"-Infinity\""))
-    }
-}
-
-/// An id of a trace or a span.
-struct Hexadecimal(Vec<u8>);
-
-impl<'de> Deserialize<'de> for Hexadecimal {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Cow::<'de, str>::deserialize(deserializer)?;
-        hex::decode(&*text).map(Self).map_err(|_| D::Error::custom("an id in hexadecimal was expected"))
-    }
-}
-
-struct Base64(Vec<u8>);
-
-impl<'de> Deserialize<'de> for Base64 {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        const ANY_PADDING: GeneralPurposeConfig =
-            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-        const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, ANY_PADDING);
-        const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PADDING);
-        let text = Cow::<'de, str>::deserialize(deserializer)?;
-        let bytes = STANDARD.decode(&*text).or_else(|_| URL_SAFE.decode(&*text));
-        bytes.map(Self).map_err(|_| D::Error::custom("bytes in base64 were expected"))
-    }
 }
 
 #[cfg(test)]
@@ -376,11 +328,50 @@ mod tests {
             (r#"{"traceId":"xyz"}"#, "hexadecimal"),
             (r#"{"body":{"bytesValue":"*"}}"#, "base64"),
             (r#"{"body":{"doubleValue":"inf"}}"#, "a number"),
-            (r#"{"body":"text"}"#, "expected struct Any"),
-            ("7", "expected struct Record"),
+            (r#"{"body":"text"}"#, "an object"),
+            (r#"{"body":[]}"#, "expected an object"),
+            (r#"{"body":{"boolValue":"true"}}"#, "a boolean"),
+            (r#"{"timeUnixNano":1.5}"#, "an integer"),
+            (r#"{"flags":4294967296}"#, "an integer"),
+            ("7", "expected an object"),
         ] {
             let error = record(bad).unwrap_err().to_string();
             assert!(error.contains(words), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_of_the_wrong_type_is_refused_where_it_begins_and_is_not_quoted() {
+        let long = "x".repeat(10_000);
+        let strings = [
+            format!("\"{long}\""),
+            format!(r#"{{"body":"{long}"}}"#),
+            format!(r#"{{"attributes":"{long}"}}"#),
+            format!(r#"{{"attributes":["{long}"]}}"#),
+            format!(r#"{{"timeUnixNano":"{long}"}}"#),
+            format!(r#"{{"traceId":"{long}"}}"#),
+            format!(r#"{{"body":{{"boolValue":"{long}"}}}}"#),
+            format!(r#"{{"body":{{"doubleValue":"{long}"}}}}"#),
+            format!(r#"{{"body":{{"bytesValue":"{long}*"}}}}"#),
+            format!(r#"{{"body":{{"arrayValue":"{long}"}}}}"#),
+            format!(r#"{{"body":{{"kvlistValue":{{"values":"{long}"}}}}}}"#),
+        ];
+        for text in strings {
+            let error = record(&text).unwrap_err().to_string();
+            assert!(error.len() < 200, "{error}");
+        }
+        let text = format!("\"{long}\"");
+        let array: &RawValue = serde_json::from_str(&text).unwrap();
+        for error in
+            [elements(array, 3).err(), request(text.as_bytes()).err(), resource(&text).err(), scope(&text).err()]
+        {
+            let error = error.expect("it is refused").to_string();
+            assert!(error.len() < 200, "{error}");
+        }
+        // No tree of it is made.
+        for field in ["timeUnixNano", "severityNumber"] {
+            let error = record(&format!(r#"{{"{field}":[{}1]}}"#, "1,".repeat(1000))).unwrap_err();
+            assert!(error.column() < 30, "{error}");
         }
     }
 

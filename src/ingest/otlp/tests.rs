@@ -9,8 +9,12 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::{
-    config::{ByteSize, EventConfig},
-    log::record::Headers,
+    config::{ByteSize, Config, EventConfig, OnInvalidTime, QueueConfig},
+    ingest::{check::Unavailable, quarantine},
+    log::{
+        dead_letters::{DeadLetter, replay::ReplayCheck},
+        record::Headers,
+    },
 };
 
 const RECEIVED: Timestamp = Timestamp(1_795_420_801_000);
@@ -46,9 +50,33 @@ fn small() -> HttpConfig {
 }
 
 fn try_check(encoding: Encoding, body: &[u8], http: &HttpConfig) -> Result<Checked, Problem> {
-    let mut share = Reservation::new(&Gauge::default(), http.max_in_flight);
+    try_beside(0, encoding, body, false, http)
+}
+
+/// What is checked while other requests hold so many bytes.
+fn try_beside(
+    others: usize,
+    encoding: Encoding,
+    body: &[u8],
+    keeps_wrong: bool,
+    http: &HttpConfig,
+) -> Result<Checked, Problem> {
+    let in_flight = Gauge::default();
+    let share = || Reservation::new(&in_flight, http.max_in_flight);
+    let (mut of_others, mut of_body) = (share(), share());
+    of_others.grow(others).unwrap();
+    of_body.grow(body.len()).unwrap();
     let fields = EventFields::from(&EventConfig::default());
-    check(body, encoding, http, &fields, RECEIVED, &mut share)
+    let mut share = share().beside(body.len());
+    let checked = check(body, encoding, keeps_wrong, http, &fields, RECEIVED, &mut share);
+    if let Ok(checked) = &checked {
+        let messages: usize = checked.errors.iter().map(|error| error.invalid.message.len()).sum();
+        let held = others + body.len() + checked.aside.capacity() + messages;
+        assert!(in_flight.get() >= held as i64, "{} of {held} bytes are counted", in_flight.get());
+    }
+    drop((share, of_body, of_others));
+    assert_eq!(in_flight.get(), 0);
+    checked
 }
 
 fn checked(encoding: Encoding, body: &[u8]) -> Checked {
@@ -239,6 +267,116 @@ fn a_request_that_becomes_far_more_than_it_is_ends_at_its_bounds() {
     assert_eq!(codes(&checked), [(0, Code::TooLarge)]);
 }
 
+fn in_json(resource: &str, records: &[String]) -> String {
+    let records = records.join(",");
+    format!(r#"{{"resourceLogs":[{{"resource":{resource},"scopeLogs":[{{"logRecords":[{records}]}}]}}]}}"#)
+}
+
+#[test]
+fn what_is_wrong_is_not_quoted_and_is_counted_for_each_record() {
+    let long = "a".repeat(200_000);
+    let body = in_json(&format!(r#"{{"attributes":"{long}"}}"#), &vec!["{}".to_owned(); 1500]);
+    let checked = try_check(Encoding::Json, body.as_bytes(), &HttpConfig::default()).unwrap();
+    assert_eq!(checked.errors.len(), 1500);
+    assert!(checked.errors.iter().all(|error| error.invalid.message.len() < 200), "{:?}", checked.errors[0]);
+    assert!(checked.aside.is_empty());
+    for body in [format!(r#"{{"resourceLogs":"{long}"}}"#), format!("\"{long}\"")] {
+        let problem = try_check(Encoding::Json, body.as_bytes(), &HttpConfig::default()).unwrap_err();
+        assert!(problem.status == 400 && problem.detail.len() < 300, "{problem}");
+    }
+}
+
+#[test]
+fn what_can_pass_alone_gets_in_when_nothing_else_is_in_flight() {
+    // Each is below half of what may be in flight, together they are more than all of it.
+    let attributes = format!(r#"{{"attributes":[{}]}}"#, vec!["{}"; 60_000].join(","));
+    let heavy = format!(
+        r#"{{"resourceLogs":[{{"resource":{attributes},"scopeLogs":[{{"scope":{attributes},"logRecords":[{attributes}]}}]}}]}}"#
+    );
+    assert!(3 * json::weight(&attributes) > HttpConfig::default().max_in_flight.as_usize());
+    let checked = try_check(Encoding::Json, heavy.as_bytes(), &HttpConfig::default()).unwrap();
+    assert_eq!((checked.accepted.len(), codes(&checked)), (1, Vec::new()));
+
+    let small = ByteSize(16 << 20);
+    let http = HttpConfig { max_in_flight: small, max_body: small, ..HttpConfig::default() };
+    let record = |length| format!(r#"{{"body":{{"stringValue":"{}"}}}}"#, "x".repeat(length));
+    let ordinary = in_json("null", &vec![record(900_000); 13]);
+    let checked = try_check(Encoding::Json, ordinary.as_bytes(), &http).unwrap();
+    assert_eq!(checked.accepted.len(), 13);
+    let beside = try_beside(1000, Encoding::Json, ordinary.as_bytes(), false, &http);
+    assert_eq!(beside.unwrap_err().status, 503, "not beside others");
+    // Wrong ones take nothing but their sentence where nobody keeps them.
+    let one = in_json("null", &[record(15_000_000), record(1)]);
+    let checked = try_check(Encoding::Json, one.as_bytes(), &http).unwrap();
+    assert_eq!((checked.accepted.len(), codes(&checked)), (1, vec![(0, Code::TooLarge)]));
+    let wrong = vec![format!(r#"{{"timeUnixNano":"x","severityText":"{}"}}"#, "x".repeat(900_000)); 16];
+    let checked = try_check(Encoding::Json, in_json("null", &wrong).as_bytes(), &http).unwrap();
+    assert_eq!((checked.errors.len(), checked.aside.len()), (16, 0));
+    // What cannot pass alone is not to be tried again.
+    let shared = format!(r#"{{"attributes":[{{"key":"k","value":{{"stringValue":"{}"}}}}]}}"#, "x".repeat(500_000));
+    let many = in_json(&shared, &vec!["{}".to_owned(); 40]);
+    assert_eq!(try_check(Encoding::Json, many.as_bytes(), &http).unwrap_err().status, 413);
+}
+
+/// The letters of what is wrong, by the configuration of a door.
+fn letters(encoding: Encoding, body: &[u8], http: &HttpConfig, event: &EventConfig) -> Vec<DeadLetter> {
+    let mut share = Reservation::new(&Gauge::default(), http.max_in_flight);
+    let checked = check(body, encoding, true, http, &EventFields::from(event), RECEIVED, &mut share).unwrap();
+    quarantine::letters(&checked, &QueueConfig::default(), RECEIVED)
+}
+
+fn headers_of(letter: &DeadLetter) -> Vec<String> {
+    let text = |value: &Option<Vec<u8>>| String::from_utf8(value.clone().unwrap_or_default()).unwrap();
+    letter.headers.iter().map(|(name, value)| format!("{name}={}", text(value))).collect()
+}
+
+#[test]
+fn the_letter_of_a_wrong_record_is_the_event_that_it_would_have_been() {
+    // In the year 2500.
+    let late = LogRecord { time_unix_nano: 16_725_225_600_000_000_000, ..record("late") };
+    let strict = EventConfig { on_invalid_time: OnInvalidTime::Reject, ..EventConfig::default() };
+    let all = letters(Encoding::Protobuf, &request(vec![logs("shop", vec![late, record("a")])]), &small(), &strict);
+    let [letter] = &all[..] else { panic!("{all:?}") };
+    assert_eq!(letter.reason, "invalid_timestamp");
+    assert_eq!(headers_of(letter), ["ce_type=log", "ce_time=2500-01-01T00:00:00.000000000Z", "ce_source=shop"]);
+    let admitted = ReplayCheck::of(&Config::default()).admit(letter, None, None).expect("its time is taken now");
+    assert_eq!(admitted.key.as_deref(), Some(&b"shop"[..]));
+    let event: Json = serde_json::from_slice(&admitted.value).unwrap();
+    let resource = json!({"service.name": "shop"});
+    assert_eq!((&event["body"], &event["resource_attributes"]), (&json!("late"), &resource));
+
+    // Larger with its resource than an event may be, and no larger without.
+    let long = "x".repeat(3000);
+    let attributes = vec![attribute("service.name", "shop"), attribute("long", &long)];
+    let resource = Resource { attributes, ..Resource::default() };
+    let body = request(vec![logs_of(resource, vec![record(&long)])]);
+    let all = letters(Encoding::Protobuf, &body, &small(), &EventConfig::default());
+    let [letter] = &all[..] else { panic!("{all:?}") };
+    assert_eq!((letter.reason.as_str(), headers_of(letter).last().unwrap().as_str()), ("too_large", "ce_source=shop"));
+    let admitted = ReplayCheck::of(&Config::default()).admit(letter, None, None).expect("it may be larger now");
+    let event: Json = serde_json::from_slice(&admitted.value).unwrap();
+    assert_eq!((&event["body"], &event["resource_attributes"]["long"]), (&json!(long), &json!(long)));
+}
+
+#[test]
+fn the_letter_of_a_record_that_cannot_be_decoded_is_its_bytes_and_replays_corrected_alone() {
+    let wrong = record("broken");
+    let mut bytes = wrong.encode_to_vec();
+    let mut body = request(vec![logs("shop", vec![wrong])]);
+    for bytes in [&mut bytes, &mut body] {
+        let at = bytes.windows(6).position(|bytes| bytes == b"broken").unwrap();
+        bytes[at] = 0xff;
+    }
+    let all = letters(Encoding::Protobuf, &body, &small(), &EventConfig::default());
+    let [letter] = &all[..] else { panic!("{all:?}") };
+    assert_eq!((letter.reason.as_str(), letter.value.as_deref()), ("invalid_protobuf", Some(&bytes[..])));
+    assert_eq!(headers_of(letter), ["ce_type=log", "ce_source=shop"]);
+    let check = ReplayCheck::of(&Config::default());
+    assert_eq!(check.admit(letter, None, None).unwrap_err().reason, "invalid_json");
+    let admitted = check.admit(letter, None, Some(br#"{"body":"mended"}"#)).unwrap();
+    assert_eq!(admitted.key.as_deref(), Some(&b"shop"[..]));
+}
+
 fn body_of(response: HttpResponse) -> Vec<u8> {
     actix_web::body::MessageBody::try_into_bytes(response.into_body()).unwrap_or_default().to_vec()
 }
@@ -277,6 +415,18 @@ fn the_answer_says_in_the_encoding_of_the_request_how_many_records_were_wrong() 
     let message = response["partialSuccess"]["errorMessage"].as_str().unwrap();
     assert!(message.starts_with("log record 0: invalid_timestamp: "), "{message}");
 
+    // Where each has its own result, those that failed are named.
+    let mut failed = checked(Encoding::Protobuf, &request(vec![logs("shop", vec![record("a"); 9])]));
+    let away = |index| Unavailable { index, may_be_stored: index == 7, reason: "no broker".into() };
+    failed.unavailable = [1, 2, 3, 7].map(away).into();
+    failed.accepted.retain(|accepted| ![1, 2, 3, 7].contains(&accepted.index));
+    let response = answered(Encoding::Json, &failed);
+    assert_eq!(response.status(), StatusCode::OK);
+    let response: Json = serde_json::from_slice(&body_of(response)).unwrap();
+    assert_eq!(response["partialSuccess"]["rejectedLogRecords"], "4");
+    let message = response["partialSuccess"]["errorMessage"].as_str().unwrap();
+    assert!(message.starts_with("log records 1-3, 7 (4 in all): no broker; "), "{message}");
+
     let response = answered(Encoding::Protobuf, &none);
     assert_eq!(response.status(), StatusCode::BAD_REQUEST);
     let status = Status::decode(&body_of(response)[..]).unwrap();
@@ -297,6 +447,8 @@ fn an_error_is_a_status_in_the_encoding_of_the_request_and_says_whether_to_try_a
     assert_eq!(read(refused(late)), (503, Some("1".to_owned()), 14));
     assert_eq!(read(refused(Problem::body_too_large(7))), (413, None, 3));
     assert_eq!(read(refused(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "x"))), (500, None, 13));
+    let coding = Problem { accept_encoding: Some("gzip"), ..Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "x") };
+    assert_eq!(refused(coding).headers().get(ACCEPT_ENCODING).unwrap(), "gzip");
     let status = Status::decode(&body_of(refusal(Encoding::Protobuf, Problem::bad_request("why")))[..]).unwrap();
     assert_eq!(status, Status { code: 3, message: "why".to_owned() });
 }
@@ -306,6 +458,8 @@ fn the_encoding_is_what_the_content_type_says() {
     for (given, expected) in [
         (&["application/x-protobuf"][..], Some(Encoding::Protobuf)),
         (&["Application/JSON; charset=utf-8"], Some(Encoding::Json)),
+        (&["application/json; charset=utf-16"], None),
+        (&["application/x-protobuf; a=b"], Some(Encoding::Protobuf)),
         (&[], None),
         (&["application/grpc"], None),
         (&["application/json", "application/x-protobuf"], None),

@@ -28,9 +28,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// Keeps a letter, unless it is there already.
 pub(super) fn insert(transaction: &Transaction<'_>, letter: &DeadLetter) -> rusqlite::Result<()> {
-    let headers: Vec<_> = letter.headers.iter().map(|(name, value)| HeaderText::of(name, value.as_deref())).collect();
-    let headers =
-        serde_json::to_string(&headers).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    let headers = headers_of(letter).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     transaction
         .prepare_cached(
             "INSERT OR IGNORE INTO dead_letters VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'open')",
@@ -52,18 +50,29 @@ pub(super) fn insert(transaction: &Transaction<'_>, letter: &DeadLetter) -> rusq
     Ok(())
 }
 
+/// Its headers as they are stored.
+fn headers_of(letter: &DeadLetter) -> serde_json::Result<String> {
+    let headers = letter.headers.iter().map(|(name, value)| HeaderText::of(name, value.as_deref()));
+    serde_json::to_string(&headers.collect::<Vec<_>>())
+}
+
 /// What a letter takes in the file besides its bytes: its facts and its places in three trees.
 const ROW: u64 = 512;
+/// Its bytes.
+const BYTES: &str = "(coalesce(octet_length(value), 0) + coalesce(octet_length(key), 0) + octet_length(message) + octet_length(headers))";
 
-/// What a letter takes of the quarantine's room.
+/// What a letter takes of the quarantine's room: what [`BYTES`] says, once it is stored.
 pub(super) fn size(letter: &DeadLetter) -> u64 {
-    letter.value.as_ref().map_or(0, Bytes::len) as u64 + ROW
+    let value = letter.value.as_ref().map_or(0, Bytes::len);
+    let key = letter.key.as_ref().map_or(0, Vec::len);
+    let headers = headers_of(letter).map_or(0, |headers| headers.len());
+    (value + key + letter.message.len() + headers) as u64 + ROW
 }
 
 /// What those in quarantine take, together.
 pub(super) fn quarantined(database: &Connection) -> rusqlite::Result<u64> {
     let (bytes, letters): (i64, i64) = database.query_row(
-        "SELECT coalesce(sum(length(value)), 0), count(*) FROM dead_letters WHERE offset < 0",
+        &format!("SELECT coalesce(sum({BYTES}), 0), count(*) FROM dead_letters WHERE offset < 0"),
         [],
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
@@ -87,7 +96,7 @@ pub(super) fn purge(
     room: &mut u64,
 ) -> rusqlite::Result<bool> {
     let removed = transaction
-        .prepare_cached("DELETE FROM dead_letters WHERE id = ?1 AND offset < ?2 RETURNING offset, length(value)")?
+        .prepare_cached(&format!("DELETE FROM dead_letters WHERE id = ?1 AND offset < ?2 RETURNING offset, {BYTES}"))?
         .query_row(params![id, counted.as_i64()], |row| {
             Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?.unwrap_or_default().cast_unsigned()))
         })

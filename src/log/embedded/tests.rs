@@ -367,6 +367,27 @@ fn what_is_in_quarantine_is_bounded_by_the_quota_and_takes_nothing_from_the_reco
 }
 
 #[test]
+fn a_letter_counts_with_all_that_is_stored_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    let header = |name: &str, bytes: &[u8]| (name.to_owned(), Some(bytes.to_vec()));
+    let letter = DeadLetter {
+        message: "é".repeat(1000),
+        key: Some(vec![0xff; 100]),
+        headers: vec![header("ce_source", "é".repeat(5000).as_bytes()), header("x", b"\xff")],
+        ..letter(10)
+    };
+    assert_eq!(keep(&log, vec![letter.clone()]).unwrap(), [0; 0]);
+    let size = super::dead_letters::size(&letter);
+    assert!(size > 10 + 100 + 2000 + 10_000, "{size}");
+    let stored = || super::dead_letters::quarantined(&super::schema::open_reader(&log.path).unwrap()).unwrap();
+    assert_eq!(stored(), size);
+    assert_eq!(letters_of(&log).purge(&Filter::by_id(&letter.id())).unwrap().purged, [letter.id()]);
+    assert_eq!(stored(), 0);
+    log.close().unwrap();
+}
+
+#[test]
 fn a_body_that_sqlite_does_not_take_is_not_kept_and_the_others_are() {
     let folder = tempfile::tempdir().unwrap();
     let log = open(folder.path());

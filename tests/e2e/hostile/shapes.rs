@@ -55,6 +55,8 @@ pub fn cases() -> Vec<Case> {
     let json = |body: &str| post("/v1/logs", "application/json", body.as_bytes());
     let (open, close) = (r#"{"arrayValue":{"values":["#.repeat(10_000), "]}}".repeat(10_000));
     let deep = format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{{"body":{open}{{}}{close}}}]}}]}}]}}"#);
+    let empty = format!(r#"{{"attributes":[{}]}}"#, vec!["{}"; 60_000].join(","));
+    let nulls = format!(r#"{{"":[{}]}}"#, vec!["null"; 60_000].join(","));
     vec![
         case("16 MiB of empty log records", "413", protobuf(&logs(b"", &b"\x12\x00".repeat(8 * MIB - 100)))),
         case("16 MiB of empty resources", "200", protobuf(&b"\x0a\x00".repeat(8 * MIB - 100))),
@@ -75,6 +77,39 @@ pub fn cases() -> Vec<Case> {
             "400",
             protobuf(&logs(&field(1, &attribute(&vec![b'x'; 8 * MIB])), &b"\x12\x00".repeat(1_000))),
         ),
+        case(
+            "1,500 log records beside attributes that are a string of 200 KB",
+            "400",
+            json(&format!(
+                r#"{{"resourceLogs":[{{"resource":{{"attributes":"{}"}},"scopeLogs":[{{"logRecords":[{}]}}]}}]}}"#,
+                MARK.repeat(200_000 / MARK.len()),
+                vec!["{}"; 1_500].join(",")
+            )),
+        ),
+        case(
+            "a string of 15 MiB in the place of all logs",
+            "400",
+            json(&format!(r#"{{"resourceLogs":"{}"}}"#, MARK.repeat(15 * MIB / MARK.len()))),
+        ),
+        case(
+            "a log record at 400,000 times",
+            "400",
+            json(&format!(
+                r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{{"timeUnixNano":[{}1]}}]}}]}}]}}"#,
+                "1,".repeat(400_000)
+            )),
+        ),
+        Case {
+            name: "60,000 empty attributes each in a resource, its scope and its log record",
+            gets: "200",
+            sent: json(&format!(
+                r#"{{"resourceLogs":[{{"resource":{empty},"scopeLogs":[{{"scope":{empty},"logRecords":[{empty}]}}]}}]}}"#
+            )),
+            stored: vec![
+                format!(r#"{{"attributes":{nulls},"resource_attributes":{nulls},"scope_attributes":{nulls}}}"#)
+                    .into_bytes(),
+            ],
+        },
         case("log records that end in the middle", "400", protobuf(&logs(b"", &b"\x12\x00".repeat(100))[..100])),
         case("100,000 open brackets at a source", "400", post("/hook", "text/plain", &vec![b'['; 100_000])),
         case(
