@@ -38,14 +38,14 @@ use crate::{
     position::Timestamp,
 };
 
-pub use envelope::{Envelope, is_attribute_name};
+pub use envelope::{BASE64, Envelope, is_attribute_name};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array, text};
 pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
 use stated::Stated;
 pub use stated::{Carried, admit_with, header_of};
-pub use time::InvalidTime;
+pub use time::{InvalidTime, text_of as text_of_time};
 
 /// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
 #[derive(Debug, Clone, PartialEq, Eq)]
