@@ -1,5 +1,10 @@
 //! `http.max_in_flight`: what all requests together may hold in memory.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 
@@ -10,27 +15,34 @@ use crate::{config::ByteSize, http::Problem};
 pub struct Reservation {
     bytes: i64,
     limit: i64,
-    /// What the same request has taken elsewhere; then it may exceed the limit while no other takes anything.
-    beside: Option<i64>,
+    /// What the same request holds in all of its shares, its body among them; then it may exceed the limit while no other holds
+    /// anything.
+    request: Option<Arc<AtomicI64>>,
     in_flight: Gauge,
 }
 
 impl Reservation {
     pub fn new(in_flight: &Gauge, limit: ByteSize) -> Self {
-        Self { bytes: 0, limit: i64::try_from(limit.0).unwrap_or(i64::MAX), beside: None, in_flight: in_flight.clone() }
+        Self {
+            bytes: 0,
+            limit: i64::try_from(limit.0).unwrap_or(i64::MAX),
+            request: None,
+            in_flight: in_flight.clone(),
+        }
     }
 
     /// For what a body of so many bytes costs besides. `http.max_in_flight` is at least `http.max_body`: a body that was let
     /// in, and is alone, is not to be told for ever to come later for the sake of its events' places in lists, of which
-    /// `http.max_events` bounds the number.
+    /// `http.max_events` bounds the number. Whoever takes more than these needs a bound of its own.
     pub fn beside(mut self, body: usize) -> Self {
-        self.beside = Some(i64::try_from(body).unwrap_or(i64::MAX));
+        let body = i64::try_from(body).unwrap_or(i64::MAX);
+        self.request = Some(Arc::new(AtomicI64::new(body.saturating_add(self.bytes))));
         self
     }
 
     /// One for other bytes of the same request, which are given back apart from these.
     pub fn another(&self) -> Self {
-        Self { bytes: 0, limit: self.limit, beside: None, in_flight: self.in_flight.clone() }
+        Self { bytes: 0, limit: self.limit, request: self.request.clone(), in_flight: self.in_flight.clone() }
     }
 
     /// Whether so much more could not be had either if nothing else were in flight.
@@ -46,8 +58,10 @@ impl Reservation {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.bytes = self.bytes.saturating_add(bytes);
         let all = self.in_flight.inc_by(bytes).saturating_add(bytes);
-        let is_alone = |beside: i64| all <= beside.saturating_add(self.bytes);
-        if all <= self.limit || self.beside.is_some_and(is_alone) {
+        let of_request =
+            self.request.as_ref().map(|held| held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes));
+        let is_alone = |held: i64| all <= held;
+        if all <= self.limit || of_request.is_some_and(is_alone) {
             return Ok(());
         }
         Err(Problem::unavailable("too many bytes of requests are being handled (http.max_in_flight): try again"))
@@ -62,17 +76,23 @@ impl Reservation {
         if bytes > held {
             return self.grow(bytes - held);
         }
-        let back = i64::try_from(held - bytes).unwrap_or(0);
-        self.bytes -= back;
-        self.in_flight.dec_by(back);
+        self.give_back(i64::try_from(held - bytes).unwrap_or(0));
         Ok(())
+    }
+
+    fn give_back(&mut self, bytes: i64) {
+        self.bytes -= bytes;
+        if let Some(held) = &self.request {
+            held.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        self.in_flight.dec_by(bytes);
     }
 
     /// So much of it as a share of its own, which may live longer.
     pub fn split_off(&mut self, bytes: usize) -> Self {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX).min(self.bytes);
         self.bytes -= bytes;
-        Self { bytes, limit: self.limit, beside: self.beside, in_flight: self.in_flight.clone() }
+        Self { bytes, limit: self.limit, request: self.request.clone(), in_flight: self.in_flight.clone() }
     }
 
     /// These bytes, which count until the last clone of them is gone.
@@ -83,7 +103,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.in_flight.dec_by(self.bytes);
+        self.give_back(self.bytes);
     }
 }
 
@@ -148,5 +168,28 @@ mod tests {
         body.resize(9).unwrap();
         other.grow(1).unwrap();
         assert_eq!(share().beside(9).grow(5).unwrap_err().status, 503, "it is not alone");
+    }
+
+    #[test]
+    fn all_shares_of_a_request_are_its_own() {
+        let in_flight = Gauge::default();
+        let share = || Reservation::new(&in_flight, ByteSize(10));
+        let mut body = share();
+        body.grow(10).unwrap();
+        let mut first = share().beside(10);
+        first.grow(2).unwrap();
+        let mut work = first.another();
+        assert!(work.grow(20).is_ok(), "it is alone, whichever of its shares grows");
+        assert!(first.grow(1).is_ok());
+        let part = first.split_off(2);
+        work.resize(5).unwrap();
+        assert!(first.grow(1).is_ok());
+        let mut other = share();
+        assert_eq!(other.grow(1).unwrap_err().status, 503);
+        assert_eq!(work.grow(1).unwrap_err().status, 503, "it is not alone");
+        drop(other);
+        assert!(work.grow(1).is_ok());
+        drop((body, first, work, part));
+        assert_eq!(in_flight.get(), 0);
     }
 }
