@@ -216,7 +216,7 @@ fn unwrap(body: Bytes, http: &HttpConfig, share: &Reservation) -> Result<Bytes, 
     if !body.starts_with(GZIP) {
         return Ok(body);
     }
-    let mut inflating = Inflating::new(Coding::Gzip, None, http.max_body.as_usize(), share.another());
+    let mut inflating = Inflating::new(Coding::Gzip, body.len(), http.max_body.as_usize(), share.another());
     inflating.push(body)?;
     inflating.finish()
 }
