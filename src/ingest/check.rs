@@ -36,6 +36,9 @@ pub struct Checked {
     pub warnings: Vec<Warning>,
     /// Those that are not known to be durable, where each event has its own result. Ascending by index.
     pub unavailable: Vec<Unavailable>,
+    /// Of a body that is one event, and broken, of which all that is known stands in `errors`: how it is refused as a whole,
+    /// unless it is kept.
+    pub refusal: Option<Problem>,
 }
 
 /// An event that may be acknowledged.
@@ -300,10 +303,13 @@ impl Checked {
         errors.sum::<usize>() + self.warnings.capacity() * size_of::<Warning>()
     }
 
-    /// Of a body that cannot be split: it is one wrong event.
-    pub fn unsplittable(body: Bytes, invalid: Invalid) -> Self {
+    /// Of a body that cannot be split: it is one wrong event, with this beside it.
+    pub fn unsplittable(body: Bytes, invalid: Invalid, beside: &Attributes<'_>) -> Self {
         let whole = Part::InBody(Span { start: 0, end: body.len() as u32 });
-        Self { errors: vec![EventError::new(0, invalid, Some(whole), None)], body, ..Self::default() }
+        let mut aside = Vec::new();
+        let headers = beside.write(&mut aside);
+        let headers = Some(headers).filter(|headers| headers.count > 0);
+        Self { errors: vec![EventError::new(0, invalid, Some(whole), headers)], body, aside, ..Self::default() }
     }
 
     /// Wrong events that nobody keeps.
@@ -493,7 +499,8 @@ mod tests {
             let values: Vec<_> = checked.errors.iter().map(|error| bytes_of(&checked, error)).collect();
             assert_eq!(values, expected);
         }
-        let whole = Checked::unsplittable(Bytes::from_static(b"[{"), Invalid::new(Code::InvalidJson, "broken"));
+        let (body, invalid) = (Bytes::from_static(b"[{"), Invalid::new(Code::InvalidJson, "broken"));
+        let whole = Checked::unsplittable(body, invalid, &Attributes::default());
         assert_eq!(bytes_of(&whole, &whole.errors[0]), b"[{");
     }
 

@@ -119,14 +119,15 @@ impl Intake {
         let received = Timestamp::now();
         let is_strict = handling == Some(Handling::Strict);
         let quarantines = config.event.on_invalid == OnInvalid::Quarantine && !is_strict;
-        let whole = quarantines.then(|| body.clone());
+        let whole = quarantines.then(|| (body.clone(), shape.beside()));
         let (checked, mut share) = self.check(body, shape, &config, received).await;
         let mut checked = match (checked, whole) {
-            (Err(Problem { code: Some(code), detail, .. }), Some(body)) => {
-                let checked = Checked::unsplittable(body, Invalid::new(code, detail));
-                share.grow(replies::longest_answer(&checked))?;
+            (Err(Problem { code: Some(code), detail, .. }), Some((body, beside))) => {
+                let checked = Checked::unsplittable(body, Invalid::new(code, detail), &beside);
+                share.grow(checked.aside.capacity() + replies::longest_answer(&checked))?;
                 checked
             }
+            (Ok(Checked { refusal: Some(problem), .. }), None) => return Err(problem),
             (checked, _) => checked?,
         };
         if handling == Some(Handling::Lenient) {
@@ -509,12 +510,15 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
         intake.admit()?;
         pages::check(request.headers(), &intake.config.load().http.cors)?;
         let coding = Coding::of(request.headers())?;
+        Format::check_charset(request.headers())?;
         // Whatever it is called, JSON is what is read.
         let lines = Format::of(request.headers()).ok().filter(|format| *format == Format::Ndjson);
         let lines = lines.unwrap_or(Format::Json);
         let shape = Shape::Source(source.clone(), lines);
         let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
-        Ok(source::answer(summary(&checked, share), &source))
+        let summary = summary(&checked, share);
+        // Who prefers something reads what became of each event.
+        Ok(if handling.is_some() { summary } else { source::answer(summary, &source) })
     };
     applied(intake.counted(answer).await, handling)
 }

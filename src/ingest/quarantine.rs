@@ -91,12 +91,16 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::event::{Code, Invalid};
+    use crate::{
+        event::{Code, Invalid},
+        ingest::attributes::Attributes,
+    };
 
     #[test]
     fn a_letter_has_the_bytes_the_reason_and_the_time_and_an_id_beside_the_topics_records() {
         let body = Bytes::from_static(b"{broken");
-        let checked = Checked::unsplittable(body.clone(), Invalid::new(Code::InvalidJson, "broken"));
+        let checked =
+            Checked::unsplittable(body.clone(), Invalid::new(Code::InvalidJson, "broken"), &Attributes::default());
         let queue = QueueConfig { generation: 2, ..QueueConfig::default() };
         let received = Timestamp(1_795_420_800_123);
         let letters = letters(&checked, &queue, received);
@@ -111,7 +115,11 @@ mod tests {
 
     #[test]
     fn one_that_is_too_large_for_a_letter_stays_rejected_and_says_so() {
-        let mut checked = Checked::unsplittable(Bytes::from_static(b"x"), Invalid::new(Code::TooLarge, "large"));
+        let mut checked = Checked::unsplittable(
+            Bytes::from_static(b"x"),
+            Invalid::new(Code::TooLarge, "large"),
+            &Attributes::default(),
+        );
         settle(&mut checked, &[]);
         assert_eq!((checked.quarantined(), checked.rejected().count()), (1, 0));
         settle(&mut checked, &[0]);

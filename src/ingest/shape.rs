@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
+    attributes::Attributes,
     check::{Checked, check},
     cloudevents::InHeaders,
     format::Format,
@@ -57,12 +58,20 @@ impl Shape {
         }
     }
 
+    /// What stands beside a body that cannot be split, as the headers of its letter: what says how to read its correction.
+    pub fn beside(&self) -> Attributes<'static> {
+        match self {
+            Self::Source(source, _) => source::beside(source),
+            Self::Events(..) | Self::Logs(_) => Attributes::default(),
+        }
+    }
+
     /// Whether it takes long to check.
     pub fn is_long(&self, body: &[u8]) -> bool {
         match self {
             Self::Events(..) => body.len() >= LONG_PARSE,
             // What is wrapped is more than it seems.
-            Self::Source(..) => body.len() >= LONG_PARSE || source::is_compressed(body),
+            Self::Source(..) => body.len() >= LONG_PARSE || source::is_wrapped(body),
             Self::Logs(_) => body.len() >= LONG_LOGS,
         }
     }
