@@ -38,14 +38,14 @@ use crate::{
     position::Timestamp,
 };
 
-pub use envelope::{BATCH_TYPE, ENVELOPE_TYPE, Envelope, is_attribute_name, is_event_format, longest_envelope};
+pub use envelope::{BASE64, BATCH_TYPE, ENVELOPE_TYPE, Envelope, is_attribute_name, is_event_format, longest_envelope};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array, text};
 pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
 use stated::Stated;
 pub use stated::{Carried, admit_with, content_type_of, header_of, is_attribute};
-pub use time::InvalidTime;
+pub use time::{InvalidTime, text_of as text_of_time};
 
 /// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
 #[derive(Debug, Clone, PartialEq, Eq)]

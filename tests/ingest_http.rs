@@ -648,6 +648,25 @@ async fn compressed_bodies_are_taken_as_what_they_inflate_to() {
 }
 
 #[actix::test]
+async fn what_a_head_claims_of_a_compressed_body_takes_no_room() {
+    const CONNECTIONS: u64 = 20;
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let open = |_| {
+        let mut stream = TcpStream::connect(daemon.address).unwrap();
+        let head = "POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 50000\r\n\r\n\x1f";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let streams: Vec<_> = (0..CONNECTIONS).map(open).collect();
+    let held = || daemon.metric("ingestd_in_flight_bytes").parse::<u64>().unwrap();
+    // zlib's own memory of each.
+    until(|| held() >= CONNECTIONS * (40 << 10)).await;
+    assert!(held() <= CONNECTIONS * (48 << 10), "{} bytes", held());
+    drop(streams);
+    until(|| held() == 0).await;
+}
+
+#[actix::test]
 async fn limits_hold_for_what_comes_in_and_for_what_comes_out() {
     let limits =
         |bytes| HttpConfig { max_body: ByteSize(bytes), max_in_flight: ByteSize(bytes), ..HttpConfig::default() };
@@ -851,6 +870,29 @@ async fn what_any_page_can_send_without_asking_is_taken_of_an_allowed_origin_alo
 }
 
 #[actix::test]
+async fn a_type_that_is_no_text_gets_no_page_around_being_asked_on_any_path_that_takes_bodies() {
+    let mut http = pages_of("https://a.example");
+    http.source = other_shapes().source;
+    let daemon = Daemon::start(Queue::Stores, http);
+    for path in ["/v1/events", "/v1/logs", "/hook", "/one", "/list"] {
+        for content_type in
+            [&b"text/plain;a=\xe9"[..], b"text/plain\xe9", b"application/x-www-form-urlencoded;\xff", b"\xe9"]
+        {
+            let length = "{}".len();
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nOrigin: https://b.example\r\n\
+                 Content-Length: {length}\r\nContent-Type: "
+            );
+            let request = [head.as_bytes(), content_type, b"\r\n\r\n{}"].concat();
+            let address = daemon.address;
+            let reply = tokio::task::spawn_blocking(move || exchange(address, &request)).await.unwrap();
+            assert_eq!(reply.status, 415, "{path} {content_type:?}: {}", reply.body);
+        }
+    }
+    assert!(daemon.log.lock().unwrap().records.is_empty());
+}
+
+#[actix::test]
 async fn the_document_is_the_listeners_own_and_what_it_does_not_describe_is_405() {
     let daemon = Daemon::start(Queue::Stores, pages_of("*"));
     let reply = daemon.get("GET /openapi.json").await;
@@ -1043,8 +1085,15 @@ async fn each_refusal_at_a_source_is_a_sentence_that_says_what_where_and_what_to
             "/list",
             b"data=*",
             400,
-            None,
+            invalid,
             "the field of this form is neither JSON nor base64, nothing was accepted: Invalid symbol 42, offset 0.",
+        ),
+        (
+            "/one",
+            b"payload=%7B%22a%22%3A%22%FF%22%7D",
+            400,
+            invalid,
+            "the body is not valid JSON, nothing was accepted: not valid UTF-8 at byte 6",
         ),
         (
             "/list",
@@ -1070,6 +1119,13 @@ async fn each_refusal_at_a_source_is_a_sentence_that_says_what_where_and_what_to
     ] {
         let reply = daemon.post_at(path, "", body).await;
         assert_eq!((reply.problem(status).as_str(), reply.json()["code"].as_str()), (sentence, code), "{path}");
+    }
+    for content_type in
+        ["application/json; charset=utf-16", "text/plain;charset=ISO-8859-1", "x;a=b;Charset=\"latin1\""]
+    {
+        let reply = daemon.post_at("/one", &format!("Content-Type: {content_type}\r\n"), b"{}").await;
+        let sentence = "the charset of this Content-Type is not taken: send JSON in UTF-8, whatever its media type";
+        assert_eq!(reply.problem(415), sentence, "{content_type}");
     }
     assert_eq!(daemon.get("PUT /hook").await.problem(405), "this path takes POST only");
     assert!(daemon.log.lock().unwrap().records.is_empty());
@@ -1130,6 +1186,14 @@ async fn a_source_honours_preferences_and_answers_a_success_in_its_own_words() {
     assert_eq!((lenient.status, lenient.applied()), (207, Some("handling=lenient")));
     let own = daemon.post_at("/list", "Content-Type: application/x-ndjson\r\n", b"{}\n{}\n").await;
     assert_eq!((own.status, &*own.body, own.header("content-type")), (200, "ok", Some("text/plain; charset=utf-8")));
+    let some = daemon.post_at("/list", "", br#"[{},{"a":NaN}]"#).await;
+    assert_eq!((some.status, &*some.body), (207, "ok"));
+    // Who prefers something reads what became of each event.
+    let some = daemon.post_at("/list", "Prefer: handling=lenient\r\n", br#"[{},{"a":NaN}]"#).await;
+    assert_eq!((some.status, some.errors()), (207, errors(&[(1, "invalid_json")])));
+    let all =
+        daemon.post_at("/list", "Prefer: handling=strict\r\nContent-Type: text/xml; charset=utf-8\r\n", b"{}").await;
+    assert_eq!((all.status, &all.json()["accepted"]), (200, &json!(1)));
     // A number is a time, too.
     let body = br#"{"batch":[{"kind":"b","time":1795420800123,"who":7,"id":8}]}"#;
     let reply = daemon.post_at("/hook", "", body).await;
@@ -1472,6 +1536,35 @@ async fn what_is_wrong_is_kept_and_the_answer_is_200() {
     assert_eq!(daemon.letters().len(), letters);
     daemon.log.lock().unwrap().letters.clear();
     until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+#[actix::test]
+async fn a_letter_of_a_source_has_what_is_fixed_and_what_could_be_found_beside_it() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    daemon.quarantine(Letters::Kept);
+    daemon.change_limits(|http| {
+        let source = json!([{ "path": "/hook", "type": { "fixed": "alert" }, "client": "/who", "answer": "ok" }]);
+        http.source = serde_json::from_value(source).unwrap();
+    });
+    for (body, value, headers) in [
+        (r#"{"who":"w","a":1,"a":2}"#, r#"{"who":"w","a":1,"a":2}"#, &["ce_source=w", "ce_type=alert"][..]),
+        (r#" {"who":"w","a":NaN}"#, r#"{"who":"w","a":NaN}"#, &["ce_source=w", "ce_type=alert"]),
+        ("data=*", "data=*", &["ce_type=alert"]),
+    ] {
+        let reply = daemon.post_at("/hook", "", body.as_bytes()).await;
+        assert_eq!((reply.status, &*reply.body), (200, "ok"), "{body}");
+        assert_eq!(daemon.letters().last().unwrap(), &("invalid_json".to_owned(), value.to_owned()));
+        let log = daemon.log.lock().unwrap();
+        let letter = log.letters.last().unwrap();
+        let found = letter
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(value.as_deref().unwrap_or_default())));
+        assert_eq!(found.collect::<Vec<_>>(), headers, "{body}");
+    }
+    let strict = daemon.post_at("/hook", "Prefer: handling=strict\r\n", br#"{"who":NaN}"#).await;
+    strict.problem(400);
+    assert_eq!(daemon.letters().len(), 3);
 }
 
 #[actix::test]

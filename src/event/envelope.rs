@@ -13,7 +13,7 @@ use super::{
     fields::{explain, not_utf8, unreadable},
     json,
     readable::{Findings, shown},
-    too_large, unescape,
+    time, too_large, unescape,
 };
 use crate::config::{ByteSize, OnUnreadable};
 
@@ -31,7 +31,7 @@ pub const BATCH_TYPE: &str = "application/cloudevents-batch+json";
 const MOST_ATTRIBUTES: usize = 128;
 
 /// Some write it without its padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
+pub const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
@@ -249,7 +249,7 @@ fn value_of<'a>(name: &str, json: &'a str) -> Result<Option<Cow<'a, str>>, Inval
         (Some(b'"'), _) => text(name, json).map(Some),
         (_, Some(code)) => Err(Invalid::new(code, format!("attribute {name:?} must be a string"))),
         // What is no time is told by those who read times.
-        (_, None) if name == "time" => Ok(Some(json.into())),
+        (_, None) if name == "time" => Ok(Some(time::text_of(json))),
         (Some(b't' | b'f'), None) => Ok(Some(json.into())),
         (_, None) if is_integer(json) => Ok(Some(json.into())),
         _ => {

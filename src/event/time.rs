@@ -6,7 +6,7 @@
 //!   comma, cut to milliseconds;
 //! - an offset as `+01:00`, `+0100` or `+01`, or `Z`, `z` or `UTC`, and a space in front of it; a time without one is none;
 //! - zones and other tags in brackets behind it (RFC 9557), of which the offset says all that counts here;
-//! - or digits, which are a number ([`DATES`] are not).
+//! - or a number, as JSON writes one, that cannot be a date ([`DATES`]).
 //!
 //! **A number** is seconds, milliseconds, microseconds or nanoseconds since 1970: the first of these in which it lies before
 //! the year 10000. So seconds, with decimals, are every instant that an event may have, and each other unit those from
@@ -15,10 +15,11 @@
 //! **Which times are believed** follows from the record's bytes, the time of its receipt and `event.max_future` alone: no
 //! reader looks at its own clock, so all come to the same answer.
 
-use std::iter;
+use std::{borrow::Cow, iter};
 
 use chrono::{Datelike, NaiveDate};
 
+use super::json;
 use crate::position::Timestamp;
 
 /// 9999-12-31T23:59:59.999Z: the last millisecond that RFC 3339 can write.
@@ -27,7 +28,8 @@ pub const LATEST: i64 = 253_402_300_799_999;
 const YEAR_10000: u128 = 253_402_300_800;
 /// Digits of the largest number that is a time: nanoseconds before the year 10000.
 const MOST_DIGITS: i64 = 21;
-/// A string of so many digits is a date without a time (`20261128`), or less: no number. Seconds have had more since 1973.
+/// Text of so many digits is a date without a time (`20261128`, `2026.11`), or less: no number. Seconds have had more since
+/// 1973. With a sign or an exponent it is no date.
 const DATES: usize = 8;
 /// 1970-01-01, as [`Datelike::num_days_from_ce`] counts.
 const EPOCH_DAY: i32 = 719_163;
@@ -111,14 +113,24 @@ pub fn judge(written: Option<Written>, latest: i64) -> (Option<Timestamp>, Optio
 
 /// Reads the characters of a string.
 pub fn of_text(text: &str) -> Option<Written> {
-    date_and_time(text.as_bytes()).or_else(|| is_digits(text).then(|| of_number(text)).flatten())
+    let number = || (is_number(text) && !could_be_date(text)).then(|| of_number(text)).flatten();
+    date_and_time(text.as_bytes()).or_else(number)
 }
 
-/// Whether it is a number as programs write times into strings: no sign, no exponent, and more digits than a date.
-fn is_digits(text: &str) -> bool {
-    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
-    let all_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    whole.len() > DATES && !whole.starts_with('0') && all_digits(whole) && all_digits(decimals)
+/// What stands in the place of a time as the text of an attribute, which [`of_text`] reads as [`of_number`] reads a number:
+/// one that could be a date there has an exponent of 0. Other JSON is its own text.
+pub fn text_of(json: &str) -> Cow<'_, str> {
+    if is_number(json) && could_be_date(json) { format!("{json}e0").into() } else { json.into() }
+}
+
+/// Whether it is a number as JSON has them.
+fn is_number(text: &str) -> bool {
+    text.starts_with(|first: char| first == '-' || first.is_ascii_digit()) && json::is_value(text, &mut ())
+}
+
+fn could_be_date(number: &str) -> bool {
+    let whole = number.find('.').unwrap_or(number.len());
+    whole <= DATES && !number.contains(['-', 'e', 'E'])
 }
 
 #[inline]
@@ -287,6 +299,9 @@ mod tests {
             ("1764316800.1239", "2025-11-28T08:00:00.123Z"),
             ("1764316800123", "2025-11-28T08:00:00.123Z"),
             ("1764316800123456789", "2025-11-28T08:00:00.123Z"),
+            ("1.7643168e9", "2025-11-28T08:00:00Z"),
+            ("17643168E+2", "2025-11-28T08:00:00Z"),
+            ("86400e0", "1970-01-02T00:00:00Z"),
         ] {
             assert_eq!(of_text(text), Some(Written { millis: rfc3339(instant), is_odd: false }), "{text}");
         }
@@ -339,12 +354,15 @@ mod tests {
             // dates, and what is no time in digits
             "2026",
             "20261128",
+            "2026.11",
+            "28.112026",
             "000000000",
-            "-1764316800",
             "+1764316800",
             "1764316800.",
             "1764316800,5",
-            "1.7643168e9",
+            "01e9",
+            "1e",
+            "true",
             "1764316800 ",
             "0x69296b80",
             "１７６４３１６８００",
@@ -397,6 +415,7 @@ mod tests {
         ] {
             assert_eq!(value(of_number(json)), Some(expected), "{json}");
         }
+        assert_eq!(value(of_text("-1764316800")), Some(-1));
         let digits = format!("1{}e-100000", "0".repeat(100_009));
         assert_eq!(value(of_number(&digits)), Some(1_000_000_000_000));
     }
@@ -497,6 +516,7 @@ mod tests {
                     Err(_) => format!("{whole}{decimals}{}e{}", "0".repeat(-shift as usize), shift - 9),
                 };
                 prop_assert_eq!(value(of_number(&moved)), Some(millis), "{}", moved);
+                prop_assert_eq!(value(of_text(&moved)), Some(millis), "{}", moved);
             }
             let local = time.with_timezone(&offset);
             if (0..=9999).contains(&local.year()) {
@@ -521,6 +541,17 @@ mod tests {
             let expected = unit.map_or(i128::from(LATEST + 1), |(_, millis)| millis);
             let own = i128::from(value(of_number(&number)).unwrap()).min(i128::from(LATEST + 1));
             prop_assert_eq!(own, expected, "{}", number);
+        }
+
+        #[test]
+        fn a_number_is_the_same_time_as_an_attribute(
+            sign in select(vec!["", "-"]), mantissa in 0..10u64.pow(15), digits in 0..16u32, exponent in prop::option::of(-20..20i32),
+        ) {
+            let exponent = exponent.map_or_else(String::new, |exponent| format!("e{exponent}"));
+            let power = 10u64.pow(digits);
+            let decimals = if digits == 0 { String::new() } else { format!(".{:0width$}", mantissa % power, width = digits as usize) };
+            let number = format!("{sign}{}{decimals}{exponent}", mantissa / power);
+            prop_assert_eq!(of_text(&text_of(&number)), of_number(&number), "{}", number);
         }
 
         #[test]

@@ -46,7 +46,7 @@ pub async fn read(
     let reading = async move {
         match coding {
             None => incoming.read(declared, share).await,
-            Some(coding) => incoming.inflate(coding, declared, share).await,
+            Some(coding) => incoming.inflate(coding, share).await,
         }
     };
     tokio::time::timeout(http.request_timeout, reading).await.unwrap_or_else(|_| {
@@ -91,12 +91,15 @@ impl Incoming {
     }
 
     /// Inflates each piece as it comes, aside where that takes long: a worker has other connections to serve.
-    async fn inflate(mut self, coding: Coding, declared: Option<usize>, share: Reservation) -> Result<Bytes, Problem> {
-        let mut inflating = Inflating::new(coding, declared, self.max_body, share);
-        while let Some(mut piece) = self.next().await? {
+    async fn inflate(mut self, coding: Coding, share: Reservation) -> Result<Bytes, Problem> {
+        // Nothing is held before there is something to inflate.
+        let mut next = self.next().await?;
+        let mut inflating = Inflating::new(coding, next.as_ref().map_or(0, Bytes::len), self.max_body, share);
+        while let Some(mut piece) = next {
             if !inflating.push_short(&mut piece)? {
                 inflating = inflate_aside(inflating, piece).await?;
             }
+            next = self.next().await?;
         }
         inflating.finish()
     }

@@ -36,6 +36,9 @@ pub struct Checked {
     pub warnings: Vec<Warning>,
     /// Those that are not known to be durable, where each event has its own result. Ascending by index.
     pub unavailable: Vec<Unavailable>,
+    /// Of a body that is one event, and broken, of which all that is known stands in `errors`: how it is refused as a whole,
+    /// unless it is kept.
+    pub refusal: Option<Problem>,
 }
 
 /// An event that may be acknowledged.

@@ -7,7 +7,7 @@ mod ndjson;
 
 use actix_web::http::{
     StatusCode,
-    header::{CONTENT_TYPE, HeaderMap},
+    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use bytes::Bytes;
 
@@ -69,6 +69,19 @@ impl Format {
         let known = named.find_map(|(format, name)| name.eq_ignore_ascii_case(media_type).then_some(format));
         let format = known.ok_or_else(unknown)?;
         if parts.all(is_utf_8) { Ok(format) } else { Err(unsupported("the charset of this Content-Type is not taken")) }
+    }
+
+    /// Looks at the charset of a body that is JSON whatever it is called.
+    ///
+    /// # Errors
+    /// 415 for another one than UTF-8.
+    pub(super) fn check_charset(headers: &HeaderMap) -> Result<(), Problem> {
+        let is_utf_8 = |given: &HeaderValue| String::from_utf8_lossy(given.as_bytes()).split(';').skip(1).all(is_utf_8);
+        if headers.get_all(CONTENT_TYPE).all(is_utf_8) {
+            return Ok(());
+        }
+        let detail = "the charset of this Content-Type is not taken: send JSON in UTF-8, whatever its media type";
+        Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
     }
 
     /// The JSON texts that are split: the body itself, or what a format that is not JSON rewrites it to, as a part of the
@@ -226,7 +239,6 @@ fn trim(mut bytes: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;

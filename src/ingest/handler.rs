@@ -127,6 +127,7 @@ impl Intake {
                 share.grow(checked.aside.capacity() + replies::longest_answer(&checked))?;
                 checked
             }
+            (Ok(Checked { refusal: Some(problem), .. }), None) => return Err(problem),
             (checked, _) => checked?,
         };
         if handling == Some(Handling::Lenient) {
@@ -529,12 +530,15 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
         intake.admit()?;
         pages::check(request.headers(), &intake.config.load().http.cors)?;
         let coding = Coding::of(request.headers())?;
+        Format::check_charset(request.headers())?;
         // Whatever it is called, JSON is what is read.
         let lines = Format::of(request.headers()).ok().filter(|format| *format == Format::Ndjson);
         let lines = lines.unwrap_or(Format::Json);
         let shape = Shape::Source(source.clone(), lines);
         let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
-        Ok(source::answer(summary(&checked, share), &source))
+        let summary = summary(&checked, share);
+        // Who prefers something reads what became of each event.
+        Ok(if handling.is_some() { summary } else { source::answer(summary, &source) })
     };
     applied(intake.counted(answer).await, handling)
 }

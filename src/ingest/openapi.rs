@@ -115,11 +115,17 @@ fn post_events(config: &Config) -> Operation {
 /// A path of `[[http.source]]`: bodies of other people's shape.
 fn post_to_source(config: &Config, index: usize, source: &HttpSource) -> Operation {
     let summary = reference("Summary");
-    // Its own words for a success, where it has some.
-    let success = |description| match source.answer.as_deref().map(|own| (own, serde_json::from_str::<Value>(own))) {
-        None => answer(description, JSON, &summary),
-        Some((_, Ok(own))) => answer(description, JSON, &json!({ "const": own })),
-        Some((own, Err(_))) => answer(description, "text/plain", &json!({ "const": own })),
+    // Its own words for a success, where it has some, and the summary for whoever prefers something.
+    let success = |description| {
+        let mut success = answer(description, JSON, &summary);
+        match source.answer.as_deref().map(|own| (own, serde_json::from_str::<Value>(own))) {
+            None => {}
+            Some((_, Ok(own))) => {
+                success["content"][JSON]["schema"] = json!({ "anyOf": [{ "const": own }, summary.clone()] });
+            }
+            Some((own, Err(_))) => success["content"]["text/plain"] = json!({ "schema": { "const": own } }),
+        }
+        success
     };
     let events = match &source.records {
         None => "The body is one event.".to_owned(),
@@ -379,8 +385,10 @@ mod tests {
         let post = |document: &Value| document["paths"]["/v1/events"]["post"].clone();
         let success = |path: &str| plain["paths"][path]["post"]["responses"]["200"]["content"].clone();
         assert_eq!(success("/hook"), json!({ JSON: { "schema": reference("Summary") } }));
-        assert_eq!(success("/2/httpapi"), json!({ JSON: { "schema": { "const": { "code": 200 } } } }));
-        assert_eq!(success("/said"), json!({ "text/plain": { "schema": { "const": "ok" } } }));
+        let own = json!({ "anyOf": [{ "const": { "code": 200 } }, reference("Summary")] });
+        assert_eq!(success("/2/httpapi"), json!({ JSON: { "schema": own } }));
+        let said = json!({ "schema": { "const": "ok" } });
+        assert_eq!(success("/said"), json!({ "text/plain": said, JSON: { "schema": reference("Summary") } }));
         assert!(plain["paths"]["/hook"]["post"]["requestBody"]["description"].as_str().unwrap().contains("/alerts"));
         let body = &post(&plain)["requestBody"]["content"];
         assert_eq!(body["application/json"]["schema"]["oneOf"][1]["maxItems"], 17);

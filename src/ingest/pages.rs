@@ -49,11 +49,23 @@ pub fn check(headers: &HeaderMap, cors: &CorsConfig) -> Result<(), Problem> {
 }
 
 fn is_sent_unasked(headers: &HeaderMap) -> bool {
-    const SAFELISTED: [&str; 3] = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"];
-    let is_safelisted = |media_type: &str| SAFELISTED.iter().any(|known| known.eq_ignore_ascii_case(media_type));
     // Browsers send one. Of several each is looked at.
     let mut given = headers.get_all(CONTENT_TYPE).peekable();
-    given.peek().is_none() || given.any(|given| given.to_str().is_ok_and(|text| is_safelisted(split(text).0)))
+    given.peek().is_none() || !given.all(|given| is_asked_for(given.as_bytes()))
+}
+
+/// Whether a browser asks before it sends this type: it can be read, and is none that is safelisted. Parameters make no
+/// difference, and may be any bytes.
+fn is_asked_for(content_type: &[u8]) -> bool {
+    const SAFELISTED: [&[u8]; 3] = [b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"];
+    let is_token = |part: &[u8]| {
+        !part.is_empty() && part.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+    };
+    let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    let mut parts = media_type.split(|byte| *byte == b'/');
+    let is_readable = matches!((parts.next(), parts.next(), parts.next()), (Some(kind), Some(subtype), None)
+        if is_token(kind) && is_token(subtype));
+    is_readable && !SAFELISTED.iter().any(|known| known.eq_ignore_ascii_case(media_type))
 }
 
 /// The media type, and its parameters as they stand.
@@ -114,6 +126,31 @@ mod tests {
                 assert_eq!(found, expected, "{content_types:?} of {origin:?}");
             }
         }
+        // What no text can be made of is no way around that.
+        for (content_type, allowed, other) in [
+            (&b"text/plain;a=\xe9"[..], refused, refused),
+            (b"application/x-www-form-urlencoded; a=\xff", refused, refused),
+            (b"multipart/form-data;boundary=\xe9", refused, refused),
+            (b"text/plain\xe9", refused, refused),
+            (b"application/json\xe9", refused, refused),
+            (b"", refused, refused),
+            (b"application/json, text/plain", refused, refused),
+        ] {
+            for (origin, expected) in [(ALLOWED, allowed), (OTHER, other)] {
+                let mut headers = HeaderMap::new();
+                headers.append(CONTENT_TYPE, HeaderValue::from_bytes(content_type).unwrap());
+                headers.append(ORIGIN, HeaderValue::from_static(origin));
+                let found =
+                    format(&headers, &live).map(|(format, _)| format).map_err(|problem| problem.status.as_u16());
+                assert_eq!(found, expected, "{content_type:?} of {origin}");
+                let is_told = check(&headers, &live.load().http.cors).is_err();
+                assert_eq!(is_told, origin == OTHER, "{content_type:?} of {origin}");
+            }
+        }
+        let mut asked = HeaderMap::new();
+        asked.append(CONTENT_TYPE, HeaderValue::from_bytes(b"application/json;a=\xe9").unwrap());
+        asked.append(ORIGIN, HeaderValue::from_static(OTHER));
+        assert!(check(&asked, &live.load().http.cors).is_ok(), "its browser has asked");
         let mut headers = HeaderMap::new();
         headers.append(ORIGIN, HeaderValue::from_static(OTHER));
         let problem = format(&headers, &live).unwrap_err();

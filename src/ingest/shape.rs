@@ -66,7 +66,8 @@ impl Shape {
             Self::Events(Format::CloudEvent, _) => cloudevents::beside_envelope(),
             Self::Events(Format::CloudEvents, _) => cloudevents::beside_batch(),
             Self::Events(Format::Data, Some(in_headers)) => in_headers.attributes.clone(),
-            Self::Events(..) | Self::Source(..) | Self::Logs(_) => Attributes::default(),
+            Self::Source(source, _) => source::beside(source),
+            Self::Events(..) | Self::Logs { .. } => Attributes::default(),
         }
     }
 
@@ -75,7 +76,7 @@ impl Shape {
         match self {
             Self::Events(..) => body.len() >= LONG_PARSE,
             // What is wrapped is more than it seems.
-            Self::Source(..) => body.len() >= LONG_PARSE || source::is_compressed(body),
+            Self::Source(..) => body.len() >= LONG_PARSE || source::is_wrapped(body),
             Self::Logs { .. } => body.len() >= LONG_LOGS,
         }
     }

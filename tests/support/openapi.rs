@@ -141,6 +141,10 @@ fn valid(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<()
         return valid(document, schema, value, at);
     }
     let wrong = |what: &str| Err(format!("{at} is {what}: {value} by {schema}"));
+    if let Some(schemas) = schema["anyOf"].as_array() {
+        let is_one = schemas.iter().any(|schema| valid(document, schema, value, at).is_ok());
+        return if is_one { Ok(()) } else { wrong("none of these") };
+    }
     if schema.get("const").is_some_and(|only| only != value) {
         return wrong("another constant");
     }

@@ -18,6 +18,11 @@ const SMALLEST: usize = 4 << 10;
 const SHORT_INPUT: usize = 32 << 10;
 const SHORT: usize = 256 << 10;
 
+/// The room that so many compressed bytes usually need.
+fn usual(compressed: usize) -> usize {
+    compressed.saturating_mul(USUAL_RATIO).clamp(SMALLEST, SHORT)
+}
+
 /// What of a body has been inflated.
 pub struct Inflating {
     coding: Coding,
@@ -30,10 +35,10 @@ pub struct Inflating {
 }
 
 impl Inflating {
-    /// `compressed` is how many bytes are said to come.
-    pub fn new(coding: Coding, compressed: Option<usize>, max_body: usize, share: Reservation) -> Self {
-        let first = compressed.unwrap_or(0).saturating_mul(USUAL_RATIO).clamp(SMALLEST, SHORT);
-        let inflated = Vec::with_capacity(first.min(max_body + 1));
+    /// `arrived` is how many bytes have come so far: most bodies come in one piece. What a head says of them is no reason to
+    /// take room for them.
+    pub fn new(coding: Coding, arrived: usize, max_body: usize, share: Reservation) -> Self {
+        let inflated = Vec::with_capacity(usual(arrived).min(max_body + 1));
         Self { coding, decoder: coding.decoder(), inflated, max_body, taken: 0, share }
     }
 
@@ -58,7 +63,7 @@ impl Inflating {
     /// Goes on while no more than `most` bytes are inflated. Whether the piece is done.
     fn inflate(&mut self, piece: &mut Bytes, most: usize) -> Result<bool, Problem> {
         loop {
-            if self.inflated.len() == self.inflated.capacity() && !self.make_room(most)? {
+            if self.inflated.len() == self.inflated.capacity() && !self.make_room(usual(piece.len()), most)? {
                 return Ok(false);
             }
             self.count(piece.len())?;
@@ -81,8 +86,8 @@ impl Inflating {
         }
     }
 
-    /// For one byte more than allowed at most, which is how a body shows that it has more.
-    fn make_room(&mut self, most: usize) -> Result<bool, Problem> {
+    /// Twice of what there is, or so much. For one byte more than allowed at most, which is how a body shows that it has more.
+    fn make_room(&mut self, wanted: usize, most: usize) -> Result<bool, Problem> {
         let have = self.inflated.capacity();
         if have > self.max_body {
             return Err(self.too_large());
@@ -91,7 +96,7 @@ impl Inflating {
         if have >= most {
             return Ok(false);
         }
-        self.inflated.reserve_exact((2 * have).max(SMALLEST).min(most) - have);
+        self.inflated.reserve_exact((2 * have).max(wanted).min(most) - have);
         Ok(true)
     }
 

@@ -93,7 +93,7 @@ fn through(coding: Coding, stream: &[u8], piece: usize, max_body: usize) -> Resu
     let in_flight = Gauge::default();
     let share = Reservation::new(&in_flight, ByteSize(max_body as u64));
     let inflate = || -> Result<Bytes, Problem> {
-        let mut inflating = Inflating::new(coding, Some(stream.len()), max_body, share);
+        let mut inflating = Inflating::new(coding, piece.min(stream.len()), max_body, share);
         for piece in stream.chunks(piece) {
             let mut piece = Bytes::copy_from_slice(piece);
             if !inflating.push_short(&mut piece)? {
@@ -158,7 +158,7 @@ fn what_was_compressed_comes_out_however_it_is_cut_into_pieces() {
 fn what_is_long_is_told_to_be_done_aside() {
     let short = |coding, body: &[u8]| {
         let share = Reservation::new(&Gauge::default(), ByteSize(NO_LIMIT as u64));
-        let mut inflating = Inflating::new(coding, None, NO_LIMIT, share);
+        let mut inflating = Inflating::new(coding, 0, NO_LIMIT, share);
         let mut piece = Bytes::copy_from_slice(body);
         let is_done = inflating.push_short(&mut piece).unwrap();
         if !is_done {
