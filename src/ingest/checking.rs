@@ -94,19 +94,11 @@ impl<'r> Checking<'r> {
         self.count()
     }
 
-    /// Says in the answer why an event with these bytes is not accepted.
+    /// Says in the answer why an event with these bytes, which brings these attributes, is not accepted.
     ///
     /// # Errors
     /// As [`Checking::take`].
-    pub fn refuse(&mut self, index: usize, value: &[u8], invalid: Invalid) -> Result<(), Problem> {
-        self.refuse_with(index, value, &Attributes::default(), invalid)
-    }
-
-    /// The same of one that brings these attributes.
-    ///
-    /// # Errors
-    /// As [`Checking::take`].
-    pub fn refuse_with(
+    pub fn refuse(
         &mut self,
         index: usize,
         value: &[u8],

@@ -303,7 +303,7 @@ impl Logs<'_> {
         }
         match too_large {
             None => self.checking.take(index, &self.scratch, &attributes),
-            Some(invalid) => self.checking.refuse_with(index, &self.scratch, &attributes, invalid),
+            Some(invalid) => self.checking.refuse(index, &self.scratch, &attributes, invalid),
         }
     }
 
@@ -322,7 +322,7 @@ impl Logs<'_> {
         if let Some(service) = service {
             attributes.set("ce_source", service);
         }
-        self.checking.refuse_with(index, raw, &attributes, invalid)
+        self.checking.refuse(index, raw, &attributes, invalid)
     }
 
     /// Why something is not decoded at all: larger as it is than an event may be, or more in memory than there may be.

@@ -78,7 +78,7 @@ pub fn check(
     checking.expect(events.count())?;
     let mut take = |index, event| match finder.attributes(event) {
         (attributes, None) => checking.take(index, event, &attributes),
-        (attributes, Some(invalid)) => checking.refuse_with(index, event, &attributes, invalid),
+        (attributes, Some(invalid)) => checking.refuse(index, event, &attributes, invalid),
     };
     let (is_one, events, broken) = match events {
         Events::One(event) => (true, vec![event], None),
@@ -88,7 +88,7 @@ pub fn check(
     let count = events.len();
     events.into_iter().enumerate().try_for_each(|(index, event)| take(index, event))?;
     if let Some(rest) = broken {
-        checking.refuse_with(count, rest, &finder.attributes(rest).0, no_text(rest, fields, received))?;
+        checking.refuse(count, rest, &finder.attributes(rest).0, no_text(rest, fields, received))?;
     }
     let mut checked = checking.finish()?;
     // Broken syntax: nothing of the body is accepted.

@@ -322,7 +322,7 @@ fn what_can_pass_alone_gets_in_when_nothing_else_is_in_flight() {
 fn letters(encoding: Encoding, body: &[u8], http: &HttpConfig, event: &EventConfig) -> Vec<DeadLetter> {
     let mut share = Reservation::new(&Gauge::default(), http.max_in_flight);
     let checked = check(body, encoding, true, http, &EventFields::from(event), RECEIVED, &mut share).unwrap();
-    quarantine::letters(&checked, &QueueConfig::default(), RECEIVED)
+    quarantine::letters(&checked, &checked.aside, &QueueConfig::default(), RECEIVED)
 }
 
 fn headers_of(letter: &DeadLetter) -> Vec<String> {
