@@ -1226,7 +1226,7 @@ async fn each_refusal_of_logs_is_a_status_that_says_what_where_and_what_to_do() 
             400,
             3,
             "no log record was accepted: log record 0: invalid_json: its log record is no valid OTLP/JSON: an integer in its \
-             range was expected, or a string with one at line 1 column 23; and 1 more"
+             range was expected, or a string with one at line 1 column 22; and 1 more"
                 .to_owned(),
         ),
         (
