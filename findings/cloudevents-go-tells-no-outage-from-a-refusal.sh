@@ -4,9 +4,9 @@
 # `IsUndelivered` is to say of a result that the event did not come as far as its recipient, `IsNACK` that the recipient did not
 # acknowledge it. A port that nobody listens at, and a connection that breaks, are a NACK and not undelivered, as a 400 is: a
 # program that asks `IsUndelivered` for what it is to send again loses all of an outage. Only an event that is not valid is
-# undelivered. With retries on (`ContextWithRetriesExponentialBackoff`) the status is hidden too: `ResultAs` finds the `*http.Result`
-# that it finds without, no more, and no network error. Those retries do not look at `Retry-After`, and take 404 and 413 for
-# something that passes, and 500 not.
+# undelivered. With retries on (`ContextWithRetriesExponentialBackoff`) the status is hidden too: `ResultAs` no longer finds the
+# `*http.Result` that it finds without them, nor a network error. Those retries do not look at `Retry-After`, and take 404 and 413
+# for something that passes, and 500 not.
 #
 # Seen: `no listener: NACK; broken: NACK; 400: NACK with status 400; 503: NACK with status 503; not valid: undelivered; with 3
 # retries: no listener: NACK, requests 0; broken: NACK, requests 4; 400: NACK, requests 1; 404: NACK, requests 4; 413: NACK,
@@ -116,7 +116,7 @@ func main() {
 	}
 }
 GO
-seen='no listener: NACK; broken: NACK; 400: NACK with status 400; 503: NACK with status 503; not valid: undelivered; with 3 retries: '
-seen+='no listener: NACK, requests 0; broken: NACK, requests 4; 400: NACK, requests 1; 404: NACK, requests 4; '
+seen='no listener: NACK; broken: NACK; 400: NACK with status 400; 503: NACK with status 503; not valid: undelivered; '
+seen+='with 3 retries: no listener: NACK, requests 0; broken: NACK, requests 4; 400: NACK, requests 1; 404: NACK, requests 4; '
 seen+='413: NACK, requests 4; 500: NACK, requests 1; 503: NACK, requests 4'
 go run . "$seen"

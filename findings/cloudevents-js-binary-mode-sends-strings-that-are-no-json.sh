@@ -42,7 +42,8 @@ for (const data of ['shipped', '{"a":1}', 42, true]) {
   structured.push(JSON.stringify(HTTP.toEvent(HTTP.structured(event)).data))
 }
 server.close()
-const headers = { 'ce-id': '1', 'ce-source': '/', 'ce-type': 'finding', 'ce-specversion': '1.0', 'content-type': 'application/json' }
+const type = { 'content-type': 'application/json' }
+const headers = { 'ce-id': '1', 'ce-source': '/finding', 'ce-type': 'finding', 'ce-specversion': '1.0', ...type }
 said.push(`a body of 42 is read as ${JSON.stringify(HTTP.toEvent({ headers, body: '42' }).data)}`)
 said.push(`read back in structured mode: ${structured.join(' ')}`)
 console.log(said.join('; '))
