@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::support::{program, skip};
 
 #[test]
-fn programs_that_send_by_the_lines_of_the_guide_lose_and_double_nothing_and_hear_what_is_wrong() {
+fn programs_that_send_by_the_lines_of_the_guide_lose_and_double_no_more_than_it_says_and_hear_what_is_wrong() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/senders/run.py");
     let run =
         Command::new("python3").arg(script).args(["--binary", &program(), "light"]).output().expect("python3 runs");

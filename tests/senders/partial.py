@@ -1,11 +1,11 @@
 """An answer that the embedded log never gives, since it takes all of a request or nothing: a part of it failed for a passing reason.
 
-A server of one request after the other stands for the daemon here, and a loop of docs/clients.md has to send that part alone.
+A server of two answers stands for the daemon here, and a loop of docs/clients.md has to send that part alone.
 """
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 WRONG, AGAIN = 1, 3
 
@@ -18,6 +18,16 @@ def answers(requests):
 
         def log_message(self, *_):
             pass
+
+        def end_headers(self):
+            # For pages.
+            for name in ("Allow-Origin", "Allow-Headers", "Expose-Headers"):
+                self.send_header(f"Access-Control-{name}", "*")
+            super().end_headers()
+
+        def do_OPTIONS(self):
+            self.send_response(204)
+            self.end_headers()
 
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
@@ -38,7 +48,7 @@ def answers(requests):
             self.end_headers()
             self.wfile.write(text)
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 

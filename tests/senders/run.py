@@ -184,6 +184,8 @@ def run(sender, binary, root, record):
         running = None
         (folder / "sender").mkdir()
         surroundings = Run(sender.name, folder / "sender", root, relay.address if relay else daemon.http)
+        # A page's origin is known when its port is.
+        daemon.settings = {key: str(value).replace("ORIGIN", surroundings.origin) for key, value in daemon.settings.items()}
         try:
             faults = by_halves(sender, folder, root) if sender.lenient else []
             daemon.start()

@@ -13,6 +13,7 @@ from typing import Callable
 import packages
 from daemon import free_port
 from packages import Unavailable, program
+from page import Page
 from running import Alertmanager, Collectd, Lines, Process, Program
 
 HERE = Path(__file__).resolve().parent
@@ -21,6 +22,7 @@ GUIDE = CHECKOUT / "docs/clients.md"
 # Larger events are wrong: some senders can make no other wrong ones.
 SMALL = {"http.max_event": "8KiB"}
 KEPT = {"event.on_invalid": "quarantine"}
+PAGES = {"http.cors.origins": "ORIGIN"}
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Sender:
     name: str
     version: str
     start: Callable
+    # The daemon's, in which ORIGIN is where a page comes from.
     settings: dict = field(default_factory=dict)
     # Files of packaging/sources that are a part of the daemon's configuration.
     sources: tuple = ()
@@ -54,6 +57,8 @@ class Run:
     root: Path
     # Where it sends to.
     address: str
+    # Where a page comes from.
+    origin: str = field(default_factory=lambda: f"http://127.0.0.1:{free_port()}")
 
     def block(self, name=None):
         """The lines of docs/clients.md, on this run's address."""
@@ -104,6 +109,15 @@ def node(run):
     shutil.copy(HERE / "chunks.mjs", run.folder)
     run.write("block.mjs", run.block())
     return Program([runtime, "main.mjs"], run.folder)
+
+
+def browser(run):
+    """A page: main.mjs, and the lines of the guide as block.mjs."""
+    named = os.environ.get("INGESTD_CHROMIUM", "chromium")
+    if not (found := shutil.which(named)):
+        raise Unavailable(f"there is no Chromium by the name of {named} here: apt-get install chromium, or set INGESTD_CHROMIUM")
+    files = {"/page.mjs": (HERE / "page.mjs").read_text(), "/main.mjs": (HERE / run.name / "main.mjs").read_text()}
+    return Page(found, run.folder, run.origin, {**files, "/block.mjs": run.block()})
 
 
 def java(run, block="Events.java", options=()):
@@ -260,6 +274,8 @@ SENDERS = [
     Sender("curl", "7.88", curl, wrong="told", lenient=True, in_flight=20, chunk=20, every=0.4),
     Sender("python", "3.11", python, wrong="told", lenient=True),
     Sender("javascript", "Node 20", node, wrong="told", lenient=True),
+    Sender("browser", "Chromium 156", browser, PAGES, wrong="told", lenient=True),
+    Sender("browser-beacon", "Chromium 156", browser, {**PAGES, **KEPT}, loses=("full", "away")),
     Sender("java", "17", java, wrong="told"),
     Sender("go", "1.26", go, wrong="told", lenient=True),
     Sender("requests", "2.34.2", lambda run: python(run, requirements=["requests==2.34.2"]), wrong="told", lenient=True),
@@ -289,6 +305,6 @@ SENDERS = [
 ]  # fmt: skip
 GROUPS = {
     # What this machine and its package clients have for the tests anyway.
-    "light": ["curl", "python", "javascript", "java"],
+    "light": ["curl", "python", "javascript", "browser", "browser-beacon", "java"],
     "all": [sender.name for sender in SENDERS],
 }
