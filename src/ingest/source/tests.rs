@@ -245,7 +245,11 @@ fn beside_what_is_wrong_stands_what_is_fixed_and_what_could_be_found() {
     for (body, value, headers) in [
         (r#" {"labels":{"name":"w"},"a":1,"a":2}"#, r#"{"labels":{"name":"w"},"a":1,"a":2}"#, named),
         (r#"{"labels":{"name":"w"},"a":NaN}"#, r#"{"labels":{"name":"w"},"a":NaN}"#, named),
-        (r#"{"a":1,"labels":{"name":"\ud800"}}"#, r#"{"a":1,"labels":{"name":"\ud800"}}"#, "ce_type=alert ingestd-wrong=ce_source"),
+        (
+            r#"{"a":1,"labels":{"name":"\ud800"}}"#,
+            r#"{"a":1,"labels":{"name":"\ud800"}}"#,
+            "ce_type=alert ingestd-wrong=ce_source",
+        ),
         (r#"{"labels":{"name":w},"a":1}"#, r#"{"labels":{"name":w},"a":1}"#, "ce_type=alert"),
         (r#"{"labels":{"name":"w"},"a":"#, r#"{"labels":{"name":"w"},"a":"#, "ce_type=alert"),
         ("data=%7B%22a%22", r#"{"a""#, "ce_type=alert"),
