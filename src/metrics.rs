@@ -97,6 +97,7 @@ metrics! {
     pub disk_used_ratio: GaugeF64, "Used share of the file system of data.dir, as df prints it";
     pub spool_bytes: Gauge, "Bytes in sealed segments on disk";
     pub in_flight_bytes: Gauge, "Bytes of requests being handled, with what their events and answers cost";
+    pub in_flight_large_bytes: Gauge, "Of ingestd_in_flight_bytes, what requests of more than 1/1024 of http.max_in_flight hold";
     resident_memory_bytes: Gauge, "Resident memory of the process";
     pub log_lines_dropped: Counter = logging::dropped(),
         "Lines of the log that were dropped, because whoever reads it stood still";

@@ -7,9 +7,8 @@ use actix_web::{
     http::{StatusCode, header::CONTENT_LENGTH},
     web,
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt;
-use prometheus_client::metrics::gauge::Gauge;
 
 use super::{
     coding::{Coding, Inflating},
@@ -20,8 +19,8 @@ use crate::{
     http::{Connection, Problem},
 };
 
-/// Reads the whole body, and inflates it where it has a coding. The bytes stay counted in `in_flight` until the last clone
-/// of what is returned is gone, so that the budget holds as well for requests that the queue still works on when their
+/// Reads the whole body, and inflates it where it has a coding. The bytes stay counted in `share` until the last clone of
+/// what is returned is gone, so that the budget holds as well for requests that the queue still works on when their
 /// client has given up.
 ///
 /// # Errors
@@ -32,13 +31,12 @@ pub async fn read(
     payload: web::Payload,
     coding: Option<Coding>,
     http: &HttpConfig,
-    in_flight: &Gauge,
+    share: Reservation,
 ) -> Result<Bytes, Problem> {
     // Parts of the body are named by 32-bit positions.
     let max_body = http.max_body.as_usize().min(u32::MAX as usize);
     let connection = request.conn_data::<Rc<Connection>>().cloned();
     let incoming = Incoming { payload, connection, max_body, length: 0 };
-    let share = Reservation::new(in_flight, http.max_in_flight);
     let declared = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > max_body) {
         return Err(Problem::body_too_large(max_body));
@@ -78,16 +76,18 @@ impl Incoming {
         let Some(second) = self.next().await? else {
             return Ok(share.hold(if first.len() <= COPIED { Bytes::copy_from_slice(&first) } else { first }));
         };
-        share.grow(second.len())?;
-        let mut whole = BytesMut::with_capacity(declared.unwrap_or(2 * self.length));
+        let most = declared.unwrap_or(self.max_body);
+        let mut whole = Vec::new();
+        make_room(&mut whole, self.length, most, &mut share)?;
         whole.extend_from_slice(&first);
         whole.extend_from_slice(&second);
         drop((first, second));
         while let Some(chunk) = self.next().await? {
-            share.grow(chunk.len())?;
+            make_room(&mut whole, chunk.len(), most, &mut share)?;
             whole.extend_from_slice(&chunk);
         }
-        Ok(share.hold(whole.freeze()))
+        share.resize(whole.capacity())?;
+        Ok(share.hold(whole))
     }
 
     /// Inflates each piece as it comes, aside where that takes long: a worker has other connections to serve.
@@ -121,6 +121,18 @@ impl Incoming {
         }
         Ok(Some(chunk))
     }
+}
+
+/// Room for more of a body, which is counted before it is there: twice of what there is, but never more than all of it. What a
+/// head says of its body is no reason to take more room than that.
+fn make_room(whole: &mut Vec<u8>, more: usize, most: usize, share: &mut Reservation) -> Result<(), Problem> {
+    let needed = whole.len() + more;
+    if needed > whole.capacity() {
+        let room = (2 * needed).min(most).max(needed);
+        share.resize(room)?;
+        whole.reserve_exact(room - whole.len());
+    }
+    Ok(())
 }
 
 async fn inflate_aside(mut inflating: Inflating, piece: Bytes) -> Result<Inflating, Problem> {

@@ -402,15 +402,16 @@ fn append(aside: &mut Vec<u8>, bytes: &[u8]) -> Span {
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::metrics::gauge::Gauge;
-
     use super::*;
-    use crate::config::{ByteSize, EventConfig};
+    use crate::{
+        config::{ByteSize, EventConfig},
+        ingest::in_flight::InFlight,
+    };
 
     fn checked(body: &str) -> Checked {
         let fields = EventFields::from(&EventConfig::default());
         let http = HttpConfig { max_event: ByteSize(64), ..HttpConfig::default() };
-        let mut share = Reservation::new(&Gauge::default(), http.max_in_flight);
+        let mut share = Reservation::new(&InFlight::default(), http.max_in_flight);
         let body = Bytes::copy_from_slice(body.as_bytes());
         check(body, Format::Json, None, &http, &fields, Timestamp(0), &mut share).unwrap()
     }
@@ -544,12 +545,12 @@ mod tests {
     #[test]
     fn warnings_are_counted_with_their_answer() {
         let held = |time: &str| {
-            let in_flight = Gauge::default();
+            let in_flight = InFlight::default();
             let body = format!("[{}]", vec![format!(r#"{{"type":"a","timestamp":{time}}}"#); 1000].join(","));
             let (http, fields) = (HttpConfig::default(), EventFields::from(&EventConfig::default()));
             let mut share = Reservation::new(&in_flight, http.max_in_flight);
             let checked = check(body.into(), Format::Json, None, &http, &fields, Timestamp(0), &mut share).unwrap();
-            (in_flight.get(), checked.warnings.len())
+            (in_flight.all.get(), checked.warnings.len())
         };
         let ((plain, none), (named, all)) = (held("10"), held("-1"));
         assert_eq!((none, all), (0, 1000));
@@ -559,7 +560,9 @@ mod tests {
 
     #[test]
     fn small_events_are_counted_with_what_they_cost_and_with_their_answer() {
-        let in_flight = Gauge::default();
+        let in_flight = InFlight::default();
+        let mut other = Reservation::new(&in_flight, ByteSize(1));
+        other.grow(1).unwrap();
         let body = format!("[{}]", vec!["1"; 10_000].join(","));
         let refused = |limit: u64| {
             let http = HttpConfig { max_in_flight: ByteSize(limit), ..HttpConfig::default() };
@@ -567,11 +570,11 @@ mod tests {
             let fields = EventFields::from(&EventConfig::default());
             let body = Bytes::copy_from_slice(body.as_bytes());
             let checked = check(body, Format::Json, None, &http, &fields, Timestamp(0), &mut share);
-            assert!(in_flight.get() > 2_000_000, "10,000 errors with a sentence each: {}", in_flight.get());
+            assert!(in_flight.all.get() > 2_000_000, "10,000 errors with a sentence each: {}", in_flight.all.get());
             checked.err().map(|problem| problem.status.as_u16())
         };
         assert_eq!(refused(2_000_000), Some(503));
         assert_eq!(refused(64 << 20), None);
-        assert_eq!(in_flight.get(), 0);
+        assert_eq!(in_flight.all.get(), 1);
     }
 }

@@ -178,7 +178,6 @@ mod tests {
     use base64::{Engine, prelude::BASE64_STANDARD};
     use bytes::Bytes;
     use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
-    use prometheus_client::metrics::gauge::Gauge;
     use proptest::{collection::btree_map, option, prelude::*, sample::select};
     use serde_json::{Value, json};
 
@@ -188,7 +187,7 @@ mod tests {
         event::EventFields,
         ingest::{
             check::{Checked, EventId, check},
-            in_flight::Reservation,
+            in_flight::{InFlight, Reservation},
         },
         log::record::Headers,
         position::Timestamp,
@@ -205,7 +204,7 @@ mod tests {
 
     fn checked(body: &[u8], headers: &HeaderMap) -> Result<Checked, Problem> {
         let http = HttpConfig { max_event: ByteSize(1 << 20), ..HttpConfig::default() };
-        let mut share = Reservation::new(&Gauge::default(), ByteSize(u64::MAX));
+        let mut share = Reservation::new(&InFlight::default(), ByteSize(u64::MAX));
         let (format, in_headers) = format_of(headers)?;
         let fields = EventFields::from(&EventConfig::default());
         check(Bytes::copy_from_slice(body), format, in_headers, &http, &fields, Timestamp(0), &mut share)

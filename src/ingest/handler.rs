@@ -19,7 +19,7 @@ use super::{
     check::Checked,
     coding::Coding,
     format::Format,
-    in_flight::Reservation,
+    in_flight::{InFlight, Reservation},
     openapi,
     otlp::{self, Encoding},
     pages,
@@ -52,6 +52,7 @@ pub struct Intake {
     /// `requests{status="200"}`, kept at hand because nearly every request counts here.
     answered_ok: Counter,
     /// Requests being handled, so that a stop can wait for them.
+    in_flight: InFlight,
     under_way: TaskTracker,
     /// Requests that wait for the producer's answer.
     waiting: Gauge,
@@ -90,7 +91,8 @@ impl Intake {
         let waiting = metrics.depth(ActorName::Producer);
         waiting.set(0);
         let under_way = TaskTracker::new();
-        Self { ingress, quarantine, config, fields, health, metrics, answered_ok, under_way, waiting }
+        let in_flight = InFlight { all: metrics.in_flight_bytes.clone(), large: metrics.in_flight_large_bytes.clone() };
+        Self { ingress, quarantine, config, fields, health, metrics, in_flight, answered_ok, under_way, waiting }
     }
 
     /// Resolves when no request is being handled.
@@ -115,12 +117,13 @@ impl Intake {
         handling: Option<Handling>,
     ) -> Result<(Checked, Reservation), Problem> {
         let config = self.config.load_full();
-        let body = body::read(request, payload, coding, &config.http, &self.metrics.in_flight_bytes).await?;
+        let share = Reservation::new(&self.in_flight, config.http.max_in_flight);
+        let body = body::read(request, payload, coding, &config.http, share.another()).await?;
         let received = Timestamp::now();
         let is_strict = handling == Some(Handling::Strict);
         let quarantines = config.event.on_invalid == OnInvalid::Quarantine && !is_strict;
         let whole = quarantines.then(|| (body.clone(), shape.beside()));
-        let (checked, mut share) = self.check(body, shape, &config, received).await;
+        let (checked, mut share) = self.check(body, shape, &config, received, share).await;
         let mut checked = match (checked, whole) {
             (Err(Problem { code: Some(code), detail, .. }), Some((body, beside))) => {
                 let checked = Checked::unsplittable(body, Invalid::new(code, detail), &beside);
@@ -188,13 +191,13 @@ impl Intake {
         shape: Shape,
         config: &Arc<Config>,
         received: Timestamp,
+        mut share: Reservation,
     ) -> (Result<Checked, Problem>, Reservation) {
-        let mut share = self.share(config).beside(body.len());
         if !shape.is_long(&body) {
             let checked = shape.check(body, &config.http, &self.fields, received, &mut share);
             return (checked, share);
         }
-        let (intake, live) = (self.clone(), config.clone());
+        let (intake, live, of_failure) = (self.clone(), config.clone(), share.another());
         let checking = move || {
             let checked = shape.check(body, &live.http, &intake.fields, received, &mut share);
             (checked, share)
@@ -202,13 +205,8 @@ impl Intake {
         tokio::task::spawn_blocking(checking).await.unwrap_or_else(|error| {
             tracing::error!(%error, "checking a body failed");
             let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be checked");
-            (Err(problem), self.share(config))
+            (Err(problem), of_failure)
         })
-    }
-
-    /// Nothing yet of what all requests may hold.
-    fn share(&self, config: &Config) -> Reservation {
-        Reservation::new(&self.metrics.in_flight_bytes, config.http.max_in_flight)
     }
 
     /// Makes letters of what is wrong, and waits until they are durable. `cost` is what they are to be counted in.
@@ -556,7 +554,7 @@ async fn get_health(intake: web::Data<Intake>) -> HttpResponse {
 async fn get_openapi(intake: web::Data<Intake>) -> HttpResponse {
     let config = intake.config.load();
     let document = openapi::document(&config);
-    let mut share = Reservation::new(&intake.metrics.in_flight_bytes, config.http.max_in_flight);
+    let mut share = Reservation::new(&intake.in_flight, config.http.max_in_flight);
     if let Err(problem) = share.grow(document.len()) {
         return intake.refuse(problem);
     }

@@ -10,39 +10,72 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use crate::{config::ByteSize, http::Problem};
 
-/// What one request takes of it: bytes of its body, what its events cost besides, its answer. The gauge itself is the
-/// count, so that what is shown is what is enforced.
+/// What all requests hold. The gauges themselves are the count, so that what is shown is what is enforced.
+#[derive(Clone, Debug, Default)]
+pub struct InFlight {
+    pub all: Gauge,
+    /// What of it is held by large requests.
+    pub large: Gauge,
+}
+
+/// One request, with what it holds in all of its shares.
+#[derive(Debug)]
+struct Request {
+    held: AtomicI64,
+    limit: i64,
+    in_flight: InFlight,
+}
+
+impl Request {
+    /// A request is large that holds more than one part in so many of the limit: 64 KiB of the default.
+    const LARGE: i64 = 1024;
+    /// Of the limit, the part that large requests leave to small ones.
+    const LEFT: i64 = 4;
+
+    /// How much of what a request holds is that of a large one.
+    fn of_large(&self, held: i64) -> i64 {
+        if held > self.limit / Self::LARGE { held } else { 0 }
+    }
+
+    /// Takes more, or less than nothing. What it holds then, and what all requests do, and the large ones.
+    fn add(&self, bytes: i64) -> (i64, i64, i64) {
+        let before = self.held.fetch_add(bytes, Ordering::Relaxed);
+        let held = before.saturating_add(bytes);
+        // Each change of `held` moves the gauge by what it means for that, so their sum is right whoever comes first.
+        let moved = self.of_large(held) - self.of_large(before);
+        let large = if moved == 0 { self.in_flight.large.get() } else { self.in_flight.large.inc_by(moved) + moved };
+        let all = self.in_flight.all.inc_by(bytes).saturating_add(bytes);
+        (held, all, large)
+    }
+
+    /// Whether what is held by now may be held. Several large requests leave as much as each of them holds, up to a quarter of
+    /// the limit: so small ones find room beside them, whoever sends them. One alone may exceed the limit, which is at least
+    /// `http.max_body`: it is not to be told for ever to come later for the sake of what it costs besides its body. Whoever takes
+    /// more than its events' places in lists, of which `http.max_events` bounds the number, needs a bound of its own.
+    fn may_hold(&self, (held, all, large): (i64, i64, i64)) -> bool {
+        let is_one_of_many_large = self.of_large(held) > 0 && large > held;
+        let left = if is_one_of_many_large { held.min(self.limit / Self::LEFT) } else { 0 };
+        all <= self.limit - left || all <= held
+    }
+}
+
+/// What one request takes of it: bytes of its body, what its events cost besides, its answer.
 pub struct Reservation {
     bytes: i64,
-    limit: i64,
-    /// What the same request holds in all of its shares, its body among them; then it may exceed the limit while no other holds
-    /// anything.
-    request: Option<Arc<AtomicI64>>,
-    in_flight: Gauge,
+    request: Arc<Request>,
 }
 
 impl Reservation {
-    pub fn new(in_flight: &Gauge, limit: ByteSize) -> Self {
-        Self {
-            bytes: 0,
-            limit: i64::try_from(limit.0).unwrap_or(i64::MAX),
-            request: None,
-            in_flight: in_flight.clone(),
-        }
-    }
-
-    /// For what a body of so many bytes costs besides. `http.max_in_flight` is at least `http.max_body`: a body that was let
-    /// in, and is alone, is not to be told for ever to come later for the sake of its events' places in lists, of which
-    /// `http.max_events` bounds the number. Whoever takes more than these needs a bound of its own.
-    pub fn beside(mut self, body: usize) -> Self {
-        let body = i64::try_from(body).unwrap_or(i64::MAX);
-        self.request = Some(Arc::new(AtomicI64::new(body.saturating_add(self.bytes))));
-        self
+    /// Of a new request.
+    pub fn new(in_flight: &InFlight, limit: ByteSize) -> Self {
+        let limit = i64::try_from(limit.0).unwrap_or(i64::MAX);
+        let request = Request { held: AtomicI64::new(0), limit, in_flight: in_flight.clone() };
+        Self { bytes: 0, request: Arc::new(request) }
     }
 
     /// One for other bytes of the same request, which are given back apart from these.
     pub fn another(&self) -> Self {
-        Self { bytes: 0, limit: self.limit, request: self.request.clone(), in_flight: self.in_flight.clone() }
+        Self { bytes: 0, request: self.request.clone() }
     }
 
     /// Takes more, without waiting.
@@ -52,11 +85,7 @@ impl Reservation {
     pub fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.bytes = self.bytes.saturating_add(bytes);
-        let all = self.in_flight.inc_by(bytes).saturating_add(bytes);
-        let of_request =
-            self.request.as_ref().map(|held| held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes));
-        let is_alone = |held: i64| all <= held;
-        if all <= self.limit || of_request.is_some_and(is_alone) {
+        if self.request.may_hold(self.request.add(bytes)) {
             return Ok(());
         }
         Err(Problem::unavailable("too many bytes of requests are being handled (http.max_in_flight): try again"))
@@ -77,17 +106,14 @@ impl Reservation {
 
     fn give_back(&mut self, bytes: i64) {
         self.bytes -= bytes;
-        if let Some(held) = &self.request {
-            held.fetch_sub(bytes, Ordering::Relaxed);
-        }
-        self.in_flight.dec_by(bytes);
+        self.request.add(-bytes);
     }
 
     /// So much of it as a share of its own, which may live longer.
     pub fn split_off(&mut self, bytes: usize) -> Self {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX).min(self.bytes);
         self.bytes -= bytes;
-        Self { bytes, limit: self.limit, request: self.request.clone(), in_flight: self.in_flight.clone() }
+        Self { bytes, request: self.request.clone() }
     }
 
     /// These bytes, which count until the last clone of them is gone.
@@ -118,72 +144,102 @@ impl<B: AsRef<[u8]>> AsRef<[u8]> for Held<B> {
 mod tests {
     use super::*;
 
+    const LIMIT: i64 = 64 << 10;
+
+    /// A request that holds so much.
+    fn holding(in_flight: &InFlight, bytes: i64) -> Result<Reservation, Problem> {
+        let mut share = Reservation::new(in_flight, ByteSize(LIMIT as u64));
+        share.grow(bytes as usize).map(|()| share)
+    }
+
     #[test]
     fn shares_never_exceed_the_budget_and_come_back() {
-        let in_flight = Gauge::default();
+        let in_flight = InFlight::default();
         let share = || Reservation::new(&in_flight, ByteSize(10));
-        let (mut first, mut second) = (share(), share());
-        assert!(first.grow(6).is_ok());
+        let (mut first, mut second, mut third) = (share(), share(), share());
+        first.grow(6).unwrap();
         assert_eq!(second.grow(5).unwrap_err().status, 503);
         drop(second);
-        assert!(first.grow(4).is_ok());
-        assert!(first.another().grow(1).is_err());
+        third.grow(1).unwrap();
+        assert!(first.grow(4).is_err());
+        drop(third);
+        first.resize(9).unwrap();
         let part = first.split_off(3).hold(vec![3]);
         let held = first.hold(vec![1, 2]);
-        assert_eq!((held.as_ref(), in_flight.get()), (&[1, 2][..], 10));
+        assert_eq!((held.as_ref(), in_flight.all.get()), (&[1, 2][..], 9));
         drop(held);
-        assert_eq!(in_flight.get(), 3);
+        assert_eq!(in_flight.all.get(), 3);
         drop(part);
-        assert_eq!(in_flight.get(), 0);
+        assert_eq!((in_flight.all.get(), in_flight.large.get()), (0, 0));
     }
 
     #[test]
     fn a_share_grows_and_shrinks_to_what_is_held() {
-        let in_flight = Gauge::default();
+        let in_flight = InFlight::default();
         let mut share = Reservation::new(&in_flight, ByteSize(10));
         for bytes in [4, 10, 3, 0, 10] {
-            assert!(share.resize(bytes).is_ok());
-            assert_eq!(in_flight.get(), bytes as i64);
+            share.resize(bytes).unwrap();
+            assert_eq!(in_flight.all.get(), bytes as i64);
         }
-        assert_eq!(share.resize(11).unwrap_err().status, 503);
-        drop(share);
-        assert_eq!(in_flight.get(), 0);
+        let other = Reservation::new(&in_flight, ByteSize(11)).hold(vec![]);
+        assert!(share.resize(11).is_ok(), "the other holds nothing");
+        drop((share, other));
+        assert_eq!(in_flight.all.get(), 0);
     }
 
     #[test]
-    fn what_a_body_costs_besides_exceeds_the_budget_only_where_nothing_else_is_in_flight() {
-        let in_flight = Gauge::default();
-        let share = || Reservation::new(&in_flight, ByteSize(10));
-        let mut body = share();
-        assert!(body.grow(10).is_ok());
-        assert!(share().beside(10).grow(5).is_ok(), "it is alone");
-        assert_eq!(share().grow(5).unwrap_err().status, 503, "it is another request's");
-        let mut other = share();
-        body.resize(9).unwrap();
-        other.grow(1).unwrap();
-        assert_eq!(share().beside(9).grow(5).unwrap_err().status, 503, "it is not alone");
-    }
-
-    #[test]
-    fn all_shares_of_a_request_are_its_own() {
-        let in_flight = Gauge::default();
-        let share = || Reservation::new(&in_flight, ByteSize(10));
-        let mut body = share();
+    fn a_request_exceeds_the_budget_only_where_nothing_else_is_in_flight_and_with_all_of_its_shares() {
+        let in_flight = InFlight::default();
+        let mut body = Reservation::new(&in_flight, ByteSize(10));
         body.grow(10).unwrap();
-        let mut first = share().beside(10);
+        let mut first = body.another();
         first.grow(2).unwrap();
         let mut work = first.another();
         assert!(work.grow(20).is_ok(), "it is alone, whichever of its shares grows");
-        assert!(first.grow(1).is_ok());
         let part = first.split_off(2);
         work.resize(5).unwrap();
         assert!(first.grow(1).is_ok());
-        let mut other = share();
+        let mut other = Reservation::new(&in_flight, ByteSize(10));
         assert_eq!(other.grow(1).unwrap_err().status, 503);
         assert_eq!(work.grow(1).unwrap_err().status, 503, "it is not alone");
         drop(other);
         assert!(work.grow(1).is_ok());
         drop((body, first, work, part));
-        assert_eq!(in_flight.get(), 0);
+        assert_eq!((in_flight.all.get(), in_flight.large.get()), (0, 0));
+    }
+
+    #[test]
+    fn large_requests_leave_room_to_small_ones_and_one_of_them_gets_all_that_is_left() {
+        let in_flight = InFlight::default();
+        let large: Vec<_> = (0..10).filter_map(|_| holding(&in_flight, LIMIT / 4).ok()).collect();
+        assert_eq!((large.len(), in_flight.large.get()), (3, 3 * LIMIT / 4), "a quarter is left");
+        // Others that are large stop the earlier, the more they want.
+        let half_as_large: Vec<_> = (0..10).filter_map(|_| holding(&in_flight, LIMIT / 8).ok()).collect();
+        assert_eq!(half_as_large.len(), 1);
+        let small: Vec<_> = (0..2000).filter_map(|_| holding(&in_flight, LIMIT / 1024).ok()).collect();
+        assert_eq!((small.len(), in_flight.all.get()), (128, LIMIT), "small ones take all of the rest");
+        drop((large, half_as_large));
+        assert_eq!((in_flight.large.get(), in_flight.all.get()), (0, LIMIT / 8));
+        // It would come for ever without success where there is always something small.
+        let only = holding(&in_flight, 7 * LIMIT / 8).expect("it is the only large one");
+        drop((only, small));
+        assert_eq!((in_flight.large.get(), in_flight.all.get()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_held_by_large_requests_is_right_whoever_comes_first() {
+        let in_flight = InFlight::default();
+        let share = Reservation::new(&in_flight, ByteSize(LIMIT as u64));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let mut share = share.another();
+                scope.spawn(move || {
+                    for round in 0..10_000 {
+                        share.resize([10, 40, 0][round % 3]).expect("it is alone");
+                    }
+                });
+            }
+        });
+        assert_eq!((in_flight.large.get(), in_flight.all.get()), (0, 0));
     }
 }

@@ -175,14 +175,13 @@ fn string(json: &mut Vec<u8>, text: &str) {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use prometheus_client::metrics::gauge::Gauge;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::{
         config::ByteSize,
         event::{Code, Invalid},
-        ingest::check::Accepted,
+        ingest::{check::Accepted, in_flight::InFlight},
     };
 
     const WRONG: (usize, bool) = (1, false);
@@ -225,7 +224,7 @@ mod tests {
             (&[0], &[KEPT], &[AWAY], 207),
             (&[], &[KEPT], &[AWAY], 207),
         ] {
-            let share = Reservation::new(&Gauge::default(), ByteSize(1 << 20));
+            let share = Reservation::new(&InFlight::default(), ByteSize(1 << 20));
             let reply = summary(&checked(accepted, wrong, failed), share);
             assert_eq!(reply.status().as_u16(), status, "{accepted:?} {wrong:?} {failed:?}");
             assert_eq!(reply.headers().contains_key(RETRY_AFTER), !failed.is_empty());

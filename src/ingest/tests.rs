@@ -4,14 +4,13 @@
 //! The second reading is a grammar of its own (RFC 8259, below), and serde_json's trees where it makes them.
 
 use bytes::Bytes;
-use prometheus_client::metrics::gauge::Gauge;
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::Value;
 
 use super::{
     check::{Checked, EventId, check},
     format::Format,
-    in_flight::Reservation,
+    in_flight::{InFlight, Reservation},
     replies::{longest_answer, summary_json},
 };
 use crate::{
@@ -97,7 +96,7 @@ fn verdict(event: &[u8]) -> Result<(), Code> {
 
 fn checked(body: &[u8], format: Format) -> Result<Checked, Problem> {
     let http = HttpConfig { max_events: usize::MAX, max_event: ByteSize(u64::MAX), ..HttpConfig::default() };
-    let mut share = Reservation::new(&Gauge::default(), ByteSize(u64::MAX));
+    let mut share = Reservation::new(&InFlight::default(), ByteSize(u64::MAX));
     check(
         Bytes::copy_from_slice(body),
         format,

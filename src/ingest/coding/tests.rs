@@ -6,11 +6,13 @@ use flate2::{
     Compression,
     write::{DeflateEncoder, GzEncoder, ZlibEncoder},
 };
-use prometheus_client::metrics::gauge::Gauge;
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
-use crate::{config::ByteSize, ingest::in_flight::Reservation};
+use crate::{
+    config::ByteSize,
+    ingest::in_flight::{InFlight, Reservation},
+};
 
 const NO_LIMIT: usize = 1 << 30;
 const ALL: [Coding; 4] = [Coding::Gzip, Coding::Zstd, Coding::Deflate, Coding::Brotli];
@@ -90,7 +92,7 @@ fn skippable(content: &[u8]) -> Vec<u8> {
 /// Pushes a stream through in pieces of this size, with `http.max_in_flight` at `max_body`, which is the least that may be
 /// configured. The status and the sentence of a refusal.
 fn through(coding: Coding, stream: &[u8], piece: usize, max_body: usize) -> Result<Vec<u8>, (u16, String)> {
-    let in_flight = Gauge::default();
+    let in_flight = InFlight::default();
     let share = Reservation::new(&in_flight, ByteSize(max_body as u64));
     let inflate = || -> Result<Bytes, Problem> {
         let mut inflating = Inflating::new(coding, piece.min(stream.len()), max_body, share);
@@ -99,7 +101,11 @@ fn through(coding: Coding, stream: &[u8], piece: usize, max_body: usize) -> Resu
             if !inflating.push_short(&mut piece)? {
                 inflating.push(piece)?;
             }
-            assert!((1..=max_body as i64).contains(&in_flight.get()), "{} of {max_body} bytes", in_flight.get());
+            assert!(
+                (1..=max_body as i64).contains(&in_flight.all.get()),
+                "{} of {max_body} bytes",
+                in_flight.all.get()
+            );
         }
         inflating.finish()
     };
@@ -110,10 +116,10 @@ fn through(coding: Coding, stream: &[u8], piece: usize, max_body: usize) -> Resu
         (problem.status.as_u16(), problem.detail.into_owned())
     });
     if let Ok(inflated) = &inflated {
-        assert_eq!(in_flight.get(), inflated.len() as i64, "what comes out is what is counted");
+        assert_eq!(in_flight.all.get(), inflated.len() as i64, "what comes out is what is counted");
     }
     let inflated = inflated.map(|bytes| bytes.to_vec());
-    assert_eq!(in_flight.get(), 0);
+    assert_eq!(in_flight.all.get(), 0);
     inflated
 }
 
@@ -157,7 +163,7 @@ fn what_was_compressed_comes_out_however_it_is_cut_into_pieces() {
 #[test]
 fn what_is_long_is_told_to_be_done_aside() {
     let short = |coding, body: &[u8]| {
-        let share = Reservation::new(&Gauge::default(), ByteSize(NO_LIMIT as u64));
+        let share = Reservation::new(&InFlight::default(), ByteSize(NO_LIMIT as u64));
         let mut inflating = Inflating::new(coding, 0, NO_LIMIT, share);
         let mut piece = Bytes::copy_from_slice(body);
         let is_done = inflating.push_short(&mut piece).unwrap();

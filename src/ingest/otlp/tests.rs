@@ -4,13 +4,12 @@ use opentelemetry_proto::tonic::{
     logs::v1::{ResourceLogs, ScopeLogs},
     resource::v1::Resource,
 };
-use prometheus_client::metrics::gauge::Gauge;
 use serde_json::Value as Json;
 
 use super::*;
 use crate::{
     config::{ByteSize, Config, EventConfig, OnInvalidTime, QueueConfig},
-    ingest::{check::Unavailable, quarantine},
+    ingest::{check::Unavailable, in_flight::InFlight, quarantine},
     log::{
         dead_letters::{DeadLetter, replay::ReplayCheck},
         record::Headers,
@@ -61,21 +60,21 @@ fn try_beside(
     keeps_wrong: bool,
     http: &HttpConfig,
 ) -> Result<Checked, Problem> {
-    let in_flight = Gauge::default();
-    let share = || Reservation::new(&in_flight, http.max_in_flight);
-    let (mut of_others, mut of_body) = (share(), share());
+    let in_flight = InFlight::default();
+    let new = || Reservation::new(&in_flight, http.max_in_flight);
+    let (mut of_others, mut of_body) = (new(), new());
     of_others.grow(others).unwrap();
     of_body.grow(body.len()).unwrap();
     let fields = EventFields::from(&EventConfig::default());
-    let mut share = share().beside(body.len());
+    let mut share = of_body.another();
     let checked = check(body, encoding, keeps_wrong, http, &fields, RECEIVED, &mut share);
     if let Ok(checked) = &checked {
         let messages: usize = checked.errors.iter().map(|error| error.invalid.message.len()).sum();
         let held = others + body.len() + checked.aside.capacity() + messages;
-        assert!(in_flight.get() >= held as i64, "{} of {held} bytes are counted", in_flight.get());
+        assert!(in_flight.all.get() >= held as i64, "{} of {held} bytes are counted", in_flight.all.get());
     }
     drop((share, of_body, of_others));
-    assert_eq!(in_flight.get(), 0);
+    assert_eq!(in_flight.all.get(), 0);
     checked
 }
 
@@ -320,7 +319,7 @@ fn what_can_pass_alone_gets_in_when_nothing_else_is_in_flight() {
 
 /// The letters of what is wrong, by the configuration of a door.
 fn letters(encoding: Encoding, body: &[u8], http: &HttpConfig, event: &EventConfig) -> Vec<DeadLetter> {
-    let mut share = Reservation::new(&Gauge::default(), http.max_in_flight);
+    let mut share = Reservation::new(&InFlight::default(), http.max_in_flight);
     let checked = check(body, encoding, true, http, &EventFields::from(event), RECEIVED, &mut share).unwrap();
     quarantine::letters(&checked, &checked.aside, &QueueConfig::default(), RECEIVED)
 }
@@ -382,7 +381,7 @@ fn body_of(response: HttpResponse) -> Vec<u8> {
 }
 
 fn answered(encoding: Encoding, checked: &Checked) -> HttpResponse {
-    answer(encoding, checked, Reservation::new(&Gauge::default(), ByteSize(1 << 20)))
+    answer(encoding, checked, Reservation::new(&InFlight::default(), ByteSize(1 << 20)))
 }
 
 #[test]

@@ -2,13 +2,15 @@ use std::io::Write as _;
 
 use base64::engine::general_purpose::STANDARD;
 use flate2::{Compression, write::GzEncoder};
-use prometheus_client::metrics::gauge::Gauge;
 use url::form_urlencoded;
 
 use super::*;
 use crate::{
     config::{ByteSize, EventConfig},
-    ingest::check::{EventError, EventId},
+    ingest::{
+        check::{EventError, EventId},
+        in_flight::InFlight,
+    },
     log::record::Headers,
 };
 
@@ -21,13 +23,13 @@ fn source(json: &str) -> HttpSource {
 
 fn try_check(json: &str, body: &[u8], max_body: u64) -> Result<Checked, Problem> {
     let http = HttpConfig { max_body: ByteSize(max_body), max_events: 100, ..HttpConfig::default() };
-    let in_flight = Gauge::default();
+    let in_flight = InFlight::default();
     let mut share = Reservation::new(&in_flight, http.max_in_flight);
     let fields = EventFields::from(&EventConfig::default());
     let body = Bytes::copy_from_slice(body);
     let checked = check(body, &source(json), Format::Json, &http, &fields, Timestamp(1_795_420_801_000), &mut share)?;
     drop(share);
-    assert!(in_flight.get() <= checked.body.len() as i64 * 3 + (64 << 10), "{}", in_flight.get());
+    assert!(in_flight.all.get() <= checked.body.len() as i64 * 3 + (64 << 10), "{}", in_flight.all.get());
     Ok(checked)
 }
 
@@ -326,24 +328,24 @@ fn whatever_may_be_a_body_gets_in_where_nothing_else_is_in_flight() {
     for body in [json.clone().into_bytes(), form(json.as_bytes()), form(&compressed), compressed] {
         let http = HttpConfig { max_body: ByteSize(MOST), max_event: ByteSize(MOST), ..HttpConfig::default() };
         let fields = EventFields::from(&EventConfig::default());
-        let in_flight = Gauge::default();
+        let in_flight = InFlight::default();
         let taken = |others: i64| {
-            in_flight.inc_by(others);
+            in_flight.all.inc_by(others);
             let mut own = Reservation::new(&in_flight, ByteSize(MOST));
             own.grow(body.len()).unwrap();
-            let mut share = Reservation::new(&in_flight, ByteSize(MOST)).beside(body.len());
+            let mut share = own.another();
             let body = own.hold(body.clone());
             let checked = check(body, &source(SEGMENT), Format::Json, &http, &fields, Timestamp(0), &mut share);
             let taken = checked.map(|checked| checked.records.len()).map_err(|problem| problem.status.as_u16());
             drop(share);
-            in_flight.dec_by(others);
+            in_flight.all.dec_by(others);
             taken
         };
         assert_eq!(taken(0), Ok(2), "{} bytes", body.len());
         if is_wrapped(&body) {
             assert_eq!(taken(1), Err(503), "{} bytes", body.len());
         }
-        assert_eq!(in_flight.get(), 0);
+        assert_eq!(in_flight.all.get(), 0);
     }
 }
 
@@ -353,14 +355,14 @@ fn a_compressed_body_ends_at_the_bound_whatever_it_would_be() {
     assert!(spaces.len() < 64 << 10);
     assert_eq!(try_check(SEGMENT, &spaces, 1 << 20).unwrap_err().status, 413);
     let http = HttpConfig { max_body: ByteSize(8 << 20), ..HttpConfig::default() };
-    let in_flight = Gauge::default();
-    let share = Reservation::new(&in_flight, ByteSize(1 << 20)).beside(0);
+    let in_flight = InFlight::default();
+    let share = Reservation::new(&in_flight, ByteSize(1 << 20));
     let mut other = Reservation::new(&in_flight, ByteSize(1 << 20));
     other.grow(1).unwrap();
     let unwrapped = unwrap(&spaces.into(), &http, &share);
     assert_eq!(unwrapped.unwrap_err().status, 503, "more than may be in flight");
     drop(other);
-    assert_eq!(in_flight.get(), 0);
+    assert_eq!(in_flight.all.get(), 0);
 }
 
 #[test]

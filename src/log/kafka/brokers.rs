@@ -500,6 +500,9 @@ pub(super) fn explained(said: &str) -> String {
         ", or the broker's certificate is for another host name than the one that was connected to"
     } else if said.contains("SSL alert number") {
         ": it may want a certificate of this client (ssl.certificate.location, ssl.key.location)"
+    } else if said.contains("SSL connection closed by peer") && said.contains("SSL_HANDSHAKE") {
+        // So it says on a busy machine; otherwise it asks that question itself.
+        ": connecting to a PLAINTEXT broker listener? See that security.protocol is that of the port"
     } else if said.contains("brokers are down") {
         ": they cannot be connected to, or close connections and say nothing: see that security.protocol is that of the port"
     } else {

@@ -105,8 +105,9 @@ pub const BEHAVIOURS: [Behaviour; 20] = [
     },
 ];
 
-/// For what ends by a deadline of the daemon's, which is up to 30 s.
-const ENDLESS: Duration = Duration::from_secs(120);
+/// For what ends by a deadline of the daemon's, which is up to 30 s. Who does not read may hear of it by the answer to a probe
+/// alone, and a kernel waits twice as long before each, up to two minutes.
+const ENDLESS: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What comes until the connection is closed.
