@@ -10,6 +10,7 @@
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
 
+mod aside;
 mod attributes;
 mod body;
 mod check;

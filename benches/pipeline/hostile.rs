@@ -57,8 +57,11 @@ impl Stage<'_> {
     }
 }
 
-/// Sends one after the other, each on a connection of its own, and takes what is answered.
+/// Sends one after the other, each on a connection of its own, and takes what is answered. It stands for another machine, and
+/// has of this one what is left.
 fn misbehave(address: SocketAddr, sent: &[Vec<u8>], first: usize, over: &AtomicBool) {
+    // A thread may always be nicer.
+    let _ = rustix::process::setpriority_process(None, 19);
     for request in sent.iter().cycle().skip(first) {
         if over.load(Ordering::Relaxed) {
             return;

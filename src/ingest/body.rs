@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use super::{
+    aside::aside,
     coding::{Coding, Inflating},
     in_flight::Reservation,
 };
@@ -137,7 +138,7 @@ fn make_room(whole: &mut Vec<u8>, more: usize, most: usize, share: &mut Reservat
 
 async fn inflate_aside(mut inflating: Inflating, piece: Bytes) -> Result<Inflating, Problem> {
     let work = move || inflating.push(piece).map(|()| inflating);
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+    aside(work).await.unwrap_or_else(|error| {
         tracing::error!(%error, "inflating a body failed");
         Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be inflated"))
     })

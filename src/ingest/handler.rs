@@ -15,6 +15,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio_util::task::TaskTracker;
 
 use super::{
+    aside::aside,
     body,
     check::Checked,
     coding::Coding,
@@ -202,7 +203,7 @@ impl Intake {
             let checked = shape.check(body, &live.http, &intake.fields, received, &mut share);
             (checked, share)
         };
-        tokio::task::spawn_blocking(checking).await.unwrap_or_else(|error| {
+        aside(checking).await.unwrap_or_else(|error| {
             tracing::error!(%error, "checking a body failed");
             let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be checked");
             (Err(problem), of_failure)

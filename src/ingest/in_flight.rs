@@ -37,25 +37,39 @@ impl Request {
         if held > self.limit / Self::LARGE { held } else { 0 }
     }
 
-    /// Takes more, or less than nothing. What it holds then, and what all requests do, and the large ones.
-    fn add(&self, bytes: i64) -> (i64, i64, i64) {
-        let before = self.held.fetch_add(bytes, Ordering::Relaxed);
-        let held = before.saturating_add(bytes);
-        // Each change of `held` moves the gauge by what it means for that, so their sum is right whoever comes first.
-        let moved = self.of_large(held) - self.of_large(before);
-        let large = if moved == 0 { self.in_flight.large.get() } else { self.in_flight.large.inc_by(moved) + moved };
-        let all = self.in_flight.all.inc_by(bytes).saturating_add(bytes);
-        (held, all, large)
-    }
-
-    /// Whether what is held by now may be held. Several large requests leave as much as each of them holds, up to a quarter of
-    /// the limit: so small ones find room beside them, whoever sends them. One alone may exceed the limit, which is at least
-    /// `http.max_body`: it is not to be told for ever to come later for the sake of what it costs besides its body. Whoever takes
-    /// more than its events' places in lists, of which `http.max_events` bounds the number, needs a bound of its own.
-    fn may_hold(&self, (held, all, large): (i64, i64, i64)) -> bool {
+    /// Takes more, where it may. Nobody ever finds more taken than may be, also while that is looked at: a large request that is
+    /// refused must not stand in a small one's way meanwhile.
+    ///
+    /// Several large requests leave as much as each of them holds, up to a quarter of the limit: so small ones find room beside
+    /// them, whoever sends them. One alone may exceed the limit, which is at least `http.max_body`: it is not to be told for ever
+    /// to come later for the sake of what it costs besides its body. Whoever takes more than its events' places in lists, of
+    /// which `http.max_events` bounds the number, needs a bound of its own.
+    fn take(&self, bytes: i64) -> bool {
+        let (held, large) = self.hold(bytes);
         let is_one_of_many_large = self.of_large(held) > 0 && large > held;
         let left = if is_one_of_many_large { held.min(self.limit / Self::LEFT) } else { 0 };
-        all <= self.limit - left || all <= held
+        let most = held.max(self.limit - left);
+        let more = |all: i64| all.checked_add(bytes).filter(|all| *all <= most);
+        let is_taken = self.in_flight.all.inner().fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        if !is_taken {
+            self.hold(-bytes);
+        }
+        is_taken
+    }
+
+    fn give_back(&self, bytes: i64) {
+        self.hold(-bytes);
+        self.in_flight.all.dec_by(bytes);
+    }
+
+    /// What it holds then, and what all large requests do. Each change moves the gauge by what it means for that, so their sum is
+    /// right whoever comes first.
+    fn hold(&self, bytes: i64) -> (i64, i64) {
+        let before = self.held.fetch_add(bytes, Ordering::Relaxed);
+        let held = before.saturating_add(bytes);
+        let moved = self.of_large(held) - self.of_large(before);
+        let large = &self.in_flight.large;
+        (held, if moved == 0 { large.get() } else { large.inc_by(moved).saturating_add(moved) })
     }
 }
 
@@ -81,11 +95,11 @@ impl Reservation {
     /// Takes more, without waiting.
     ///
     /// # Errors
-    /// 503 when less than that is left.
+    /// 503 when less than that is left; then it has what it had.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.bytes = self.bytes.saturating_add(bytes);
-        if self.request.may_hold(self.request.add(bytes)) {
+        if self.request.take(bytes) {
+            self.bytes += bytes;
             return Ok(());
         }
         Err(Problem::unavailable("too many bytes of requests are being handled (http.max_in_flight): try again"))
@@ -106,7 +120,7 @@ impl Reservation {
 
     fn give_back(&mut self, bytes: i64) {
         self.bytes -= bytes;
-        self.request.add(-bytes);
+        self.request.give_back(bytes);
     }
 
     /// So much of it as a share of its own, which may live longer.
@@ -159,10 +173,10 @@ mod tests {
         let (mut first, mut second, mut third) = (share(), share(), share());
         first.grow(6).unwrap();
         assert_eq!(second.grow(5).unwrap_err().status, 503);
-        drop(second);
+        assert_eq!(in_flight.all.get(), 6, "what is refused takes nothing");
         third.grow(1).unwrap();
         assert!(first.grow(4).is_err());
-        drop(third);
+        drop((second, third));
         first.resize(9).unwrap();
         let part = first.split_off(3).hold(vec![3]);
         let held = first.hold(vec![1, 2]);

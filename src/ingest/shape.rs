@@ -37,6 +37,9 @@ const LONG_PARSE: usize = 256 * 1024;
 /// The same of logs: each record becomes an event with all of its resource, so that a few KiB may be many MiB to write and to
 /// check.
 const LONG_LOGS: usize = 4 * 1024;
+/// The same of bodies with so many parts: ten thousand events fit into 20 KiB, and each that is wrong has its own sentence in the
+/// answer. An array of a hundred ordinary events has a thousand.
+const MANY_PARTS: usize = 4 * 1024;
 
 impl Shape {
     /// Takes a body apart, and checks its events.
@@ -74,10 +77,17 @@ impl Shape {
     /// Whether it takes long to check.
     pub fn is_long(&self, body: &[u8]) -> bool {
         match self {
-            Self::Events(..) => body.len() >= LONG_PARSE,
+            Self::Events(..) => body.len() >= LONG_PARSE || has_many_parts(body),
             // What is wrapped is more than it seems.
-            Self::Source(..) => body.len() >= LONG_PARSE || source::is_wrapped(body),
+            Self::Source(..) => body.len() >= LONG_PARSE || has_many_parts(body) || source::is_wrapped(body),
             Self::Logs { .. } => body.len() >= LONG_LOGS,
         }
     }
+}
+
+/// Elements and fields end with a comma, lines with their own sign, and texts beside each other perhaps with a bracket alone. To
+/// count them costs a hundredth of what it costs to parse them.
+fn has_many_parts(body: &[u8]) -> bool {
+    let count = |sign: u8| memchr::memchr_iter(sign, body).count();
+    body.len() >= MANY_PARTS && count(b',') + count(b'\n') + count(b'}') >= MANY_PARTS
 }
