@@ -1,6 +1,6 @@
 //! Takes a request's body in: its coding, its size, its deadline, and its share of the bytes in flight.
 
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc};
 
 use actix_web::{
     HttpRequest,
@@ -26,7 +26,7 @@ use crate::{
 ///
 /// # Errors
 /// 413 above `http.max_body`, compressed or inflated, 503 when `http.max_in_flight` is spent, 408 after
-/// `http.request_timeout`, 400 and 415 for what cannot be inflated.
+/// `http.request_timeout` (503 where it is we who were not done), 400 and 415 for what cannot be inflated.
 pub async fn read(
     request: &HttpRequest,
     payload: web::Payload,
@@ -42,14 +42,20 @@ pub async fn read(
     if declared.is_some_and(|length| length > max_body) {
         return Err(Problem::body_too_large(max_body));
     }
-    let reading = async move {
+    let is_inflated = Cell::new(false);
+    let reading = async {
         match coding {
             None => incoming.read(declared, share).await,
-            Some(coding) => incoming.inflate(coding, share).await,
+            Some(coding) => incoming.inflate(coding, share, &is_inflated).await,
         }
     };
     tokio::time::timeout(http.request_timeout, reading).await.unwrap_or_else(|_| {
         let timeout = humantime::format_duration(http.request_timeout);
+        if is_inflated.get() {
+            let detail =
+                format!("the body was not inflated within {timeout} (http.request_timeout), beside others: try again");
+            return Err(Problem { closing: true, ..Problem::unavailable(detail) });
+        }
         let detail = format!("the body did not arrive within {timeout} (http.request_timeout)");
         Err(Problem { closing: true, ..Problem::new(StatusCode::REQUEST_TIMEOUT, detail) })
     })
@@ -91,14 +97,16 @@ impl Incoming {
         Ok(share.hold(whole))
     }
 
-    /// Inflates each piece as it comes, aside where that takes long: a worker has other connections to serve.
-    async fn inflate(mut self, coding: Coding, share: Reservation) -> Result<Bytes, Problem> {
+    /// Inflates each piece as it comes, aside where that takes long: then it is this that is waited for.
+    async fn inflate(mut self, coding: Coding, share: Reservation, is_inflated: &Cell<bool>) -> Result<Bytes, Problem> {
         // Nothing is held before there is something to inflate.
         let mut next = self.next().await?;
         let mut inflating = Inflating::new(coding, next.as_ref().map_or(0, Bytes::len), self.max_body, share);
         while let Some(mut piece) = next {
             if !inflating.push_short(&mut piece)? {
+                is_inflated.set(true);
                 inflating = inflate_aside(inflating, piece).await?;
+                is_inflated.set(false);
             }
             next = self.next().await?;
         }

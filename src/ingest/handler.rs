@@ -176,12 +176,14 @@ impl Intake {
             }
         }
         self.metrics.events_accepted.inc_by(checked.accepted.len() as u64);
-        for error in checked.rejected() {
-            self.rejected(error.invalid.code);
+        // Their neighbours mostly share their code.
+        let rejected: Vec<Code> = checked.rejected().map(|error| error.invalid.code).collect();
+        for alike in rejected.chunk_by(|a, b| a == b) {
+            self.rejected(alike[0], alike.len());
         }
-        for warning in &checked.warnings {
-            let reason = warning.code.as_str();
-            self.metrics.events_warned.get_or_create(&ReasonLabel { reason }).inc();
+        for alike in checked.warnings.chunk_by(|a, b| a.code == b.code) {
+            let reason = alike[0].code.as_str();
+            self.metrics.events_warned.get_or_create(&ReasonLabel { reason }).inc_by(alike.len() as u64);
         }
         Ok((checked, share))
     }
@@ -330,7 +332,7 @@ impl Intake {
             }
             Err(problem) => {
                 if let Some(code) = problem.code {
-                    self.rejected(code);
+                    self.rejected(code, 1);
                 }
                 self.refuse(problem)
             }
@@ -348,8 +350,9 @@ impl Intake {
         }
     }
 
-    fn rejected(&self, code: Code) {
-        self.metrics.events_rejected.get_or_create(&ReasonLabel { reason: code.as_str() }).inc();
+    fn rejected(&self, code: Code, events: usize) {
+        let reason = code.as_str();
+        self.metrics.events_rejected.get_or_create(&ReasonLabel { reason }).inc_by(events as u64);
     }
 
     fn refuse(&self, problem: Problem) -> HttpResponse {
@@ -463,7 +466,7 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
         let (format, in_headers) = pages::format(request.headers(), &intake.config)?;
         let shape = Shape::Events(format, in_headers);
         let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
-        Ok(summary(&checked, share))
+        Ok(summary(checked, share).await)
     };
     applied(intake.counted(answer).await, handling)
 }
@@ -503,7 +506,7 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
     let answer = async {
         taken.await.or_else(|problem: Problem| {
             // Refusals have the encoding of the request, too.
-            problem.code.into_iter().for_each(|code| intake.rejected(code));
+            problem.code.into_iter().for_each(|code| intake.rejected(code, 1));
             Ok(otlp::refusal(encoding, problem))
         })
     };
@@ -535,7 +538,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
         let lines = lines.unwrap_or(Format::Json);
         let shape = Shape::Source(source.clone(), lines);
         let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
-        let summary = summary(&checked, share);
+        let summary = summary(checked, share).await;
         // Who prefers something reads what became of each event.
         Ok(if handling.is_some() { summary } else { source::answer(summary, &source) })
     };

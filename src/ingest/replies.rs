@@ -11,10 +11,11 @@ use actix_web::{
 };
 
 use super::{
+    aside::aside,
     check::{Checked, EventError, EventId, Unavailable, Warning},
     in_flight::Reservation,
 };
-use crate::{event::Code, log::Failed};
+use crate::{event::Code, http::Problem, log::Failed};
 
 /// After a failure of the queue that passes: a broker's election or restart takes seconds.
 pub const RETRY_AFTER_QUEUE: u32 = 5;
@@ -23,7 +24,7 @@ pub const RETRY_AFTER_QUEUE: u32 = 5;
 /// are, 400 where none is.
 ///
 /// The answer counts as the request's `share` until the client has it: a client may take its time with that.
-pub fn summary(checked: &Checked, share: Reservation) -> HttpResponse {
+pub async fn summary(checked: Checked, share: Reservation) -> HttpResponse {
     let is_done = checked.rejected().next().is_none() && checked.unavailable.is_empty();
     // Without anything durable there is no answer to each event.
     let is_none = checked.accepted.is_empty() && checked.unavailable.is_empty() && checked.quarantined() == 0;
@@ -37,8 +38,21 @@ pub fn summary(checked: &Checked, share: Reservation) -> HttpResponse {
     if !checked.unavailable.is_empty() {
         builder.insert_header((RETRY_AFTER, HeaderValue::from(RETRY_AFTER_QUEUE)));
     }
-    builder.body(share.hold(summary_json(checked)))
+    if checked.accepted.len() + checked.errors.len() + checked.warnings.len() < MANY_ENTRIES {
+        return builder.body(share.hold(summary_json(&checked)));
+    }
+    aside(move || share.hold(summary_json(&checked))).await.map_or_else(
+        |error| {
+            tracing::error!(%error, "writing an answer failed");
+            let detail = "what became of the events could not be written: some may be stored";
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail).into_response()
+        },
+        |json| builder.body(json),
+    )
 }
+
+/// An answer with so many takes milliseconds to write, and what it is made of some to forget.
+const MANY_ENTRIES: usize = 2_000;
 
 /// Frames of the entries of an answer, with their separators, numbers and codes.
 const ID: usize = 40;
@@ -210,8 +224,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_status_is_200_when_nothing_is_left_to_do_and_400_when_nothing_was_done() {
+    #[actix::test]
+    async fn the_status_is_200_when_nothing_is_left_to_do_and_400_when_nothing_was_done() {
         for (accepted, wrong, failed, status) in [
             (&[][..], &[][..], &[][..], 200),
             (&[0], &[], &[], 200),
@@ -225,7 +239,7 @@ mod tests {
             (&[], &[KEPT], &[AWAY], 207),
         ] {
             let share = Reservation::new(&InFlight::default(), ByteSize(1 << 20));
-            let reply = summary(&checked(accepted, wrong, failed), share);
+            let reply = summary(checked(accepted, wrong, failed), share).await;
             assert_eq!(reply.status().as_u16(), status, "{accepted:?} {wrong:?} {failed:?}");
             assert_eq!(reply.headers().contains_key(RETRY_AFTER), !failed.is_empty());
         }
