@@ -23,7 +23,7 @@ use crate::{
 const RATE: f64 = 500.0;
 const CONNECTIONS: usize = 64;
 /// Of one connection that misbehaves, from one answer to its next request.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_secs(1);
 /// For the answer to something that asks for none.
 const PATIENCE: Duration = Duration::from_secs(2);
 
