@@ -667,6 +667,28 @@ async fn what_a_head_claims_of_a_compressed_body_takes_no_room() {
 }
 
 #[actix::test]
+async fn what_a_head_claims_of_a_plain_body_takes_no_room() {
+    const CONNECTIONS: u64 = 20;
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let open = |_| {
+        let mut stream = TcpStream::connect(daemon.address).unwrap();
+        let length = HttpConfig::default().max_body.0;
+        let head = format!("POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let mut streams: Vec<_> = (0..CONNECTIONS).map(open).collect();
+    let held = || daemon.metric("ingestd_in_flight_bytes").parse::<u64>().unwrap();
+    for pieces in 1..=4 {
+        streams.iter_mut().for_each(|stream| stream.write_all(&[b' '; 1024]).unwrap());
+        until(|| held() >= CONNECTIONS * pieces * 1024).await;
+        assert!(held() <= CONNECTIONS * pieces * 2048, "{} bytes for {pieces} KiB on each", held());
+    }
+    drop(streams);
+    until(|| held() == 0).await;
+}
+
+#[actix::test]
 async fn limits_hold_for_what_comes_in_and_for_what_comes_out() {
     let limits =
         |bytes| HttpConfig { max_body: ByteSize(bytes), max_in_flight: ByteSize(bytes), ..HttpConfig::default() };

@@ -91,3 +91,20 @@ fn has_many_parts(body: &[u8]) -> bool {
     let count = |sign: u8| memchr::memchr_iter(sign, body).count();
     body.len() >= MANY_PARTS && count(b',') + count(b'\n') + count(b'}') >= MANY_PARTS
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_of_parts_are_long_however_they_are_separated_and_an_array_of_ordinary_events_is_not() {
+        let event = r#"{"type":"login_success","client_id":"client-1","event_id":"e","timestamp":0,"ip":"::1","agent":"x","os":"y"}"#;
+        let is_long = |body: &str| Shape::Events(Format::Json, None).is_long(body.as_bytes());
+        assert!(!is_long(&format!("[{}]", vec![event; 100].join(","))));
+        for body in [format!("[{}]", vec!["1"; 5_000].join(",")), "1\n".repeat(5_000), "{}".repeat(5_000)] {
+            assert!(is_long(&body), "{}", &body[..20]);
+        }
+        assert!(is_long(&" ".repeat(LONG_PARSE)));
+        assert!(!is_long(&",".repeat(MANY_PARTS - 1)));
+    }
+}
