@@ -124,7 +124,7 @@ impl Intake {
         let is_strict = handling == Some(Handling::Strict);
         let quarantines = config.event.on_invalid == OnInvalid::Quarantine && !is_strict;
         let whole = quarantines.then(|| (body.clone(), shape.beside()));
-        let (checked, mut share) = self.check(body, shape, &config, received, share).await;
+        let (checked, mut share) = self.check(body, shape, &config, received, share.beside()).await;
         let mut checked = match (checked, whole) {
             (Err(Problem { code: Some(code), detail, .. }), Some((body, beside))) => {
                 let checked = Checked::unsplittable(body, Invalid::new(code, detail), &beside);

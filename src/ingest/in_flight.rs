@@ -41,14 +41,12 @@ impl Request {
     /// refused must not stand in a small one's way meanwhile.
     ///
     /// Several large requests leave as much as each of them holds, up to a quarter of the limit: so small ones find room beside
-    /// them, whoever sends them. One alone may exceed the limit, which is at least `http.max_body`: it is not to be told for ever
-    /// to come later for the sake of what it costs besides its body. Whoever takes more than its events' places in lists, of
-    /// which `http.max_events` bounds the number, needs a bound of its own.
-    fn take(&self, bytes: i64) -> bool {
+    /// them, whoever sends them.
+    fn take(&self, bytes: i64, may_exceed_alone: bool) -> bool {
         let (held, large) = self.hold(bytes);
         let is_one_of_many_large = self.of_large(held) > 0 && large > held;
         let left = if is_one_of_many_large { held.min(self.limit / Self::LEFT) } else { 0 };
-        let most = held.max(self.limit - left);
+        let most = (self.limit - left).max(if may_exceed_alone { held } else { 0 });
         let more = |all: i64| all.checked_add(bytes).filter(|all| *all <= most);
         let is_taken = self.in_flight.all.inner().fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
         if !is_taken {
@@ -76,6 +74,7 @@ impl Request {
 /// What one request takes of it: bytes of its body, what its events cost besides, its answer.
 pub struct Reservation {
     bytes: i64,
+    may_exceed_alone: bool,
     request: Arc<Request>,
 }
 
@@ -84,12 +83,19 @@ impl Reservation {
     pub fn new(in_flight: &InFlight, limit: ByteSize) -> Self {
         let limit = i64::try_from(limit.0).unwrap_or(i64::MAX);
         let request = Request { held: AtomicI64::new(0), limit, in_flight: in_flight.clone() };
-        Self { bytes: 0, request: Arc::new(request) }
+        Self { bytes: 0, may_exceed_alone: false, request: Arc::new(request) }
+    }
+
+    /// One for what the same request costs besides its body. `http.max_in_flight` is at least `http.max_body`: a body that was let
+    /// in, and is alone, is not to be told for ever to come later for the sake of its events' places in lists, of which
+    /// `http.max_events` bounds the number. Whoever takes more than these needs a bound of its own.
+    pub fn beside(&self) -> Self {
+        Self { bytes: 0, may_exceed_alone: true, request: self.request.clone() }
     }
 
     /// One for other bytes of the same request, which are given back apart from these.
     pub fn another(&self) -> Self {
-        Self { bytes: 0, request: self.request.clone() }
+        Self { bytes: 0, may_exceed_alone: self.may_exceed_alone, request: self.request.clone() }
     }
 
     /// Takes more, without waiting.
@@ -98,7 +104,7 @@ impl Reservation {
     /// 503 when less than that is left; then it has what it had.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        if self.request.take(bytes) {
+        if self.request.take(bytes, self.may_exceed_alone) {
             self.bytes += bytes;
             return Ok(());
         }
@@ -127,7 +133,7 @@ impl Reservation {
     pub fn split_off(&mut self, bytes: usize) -> Self {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX).min(self.bytes);
         self.bytes -= bytes;
-        Self { bytes, request: self.request.clone() }
+        Self { bytes, may_exceed_alone: self.may_exceed_alone, request: self.request.clone() }
     }
 
     /// These bytes, which count until the last clone of them is gone.
@@ -195,9 +201,8 @@ mod tests {
             share.resize(bytes).unwrap();
             assert_eq!(in_flight.all.get(), bytes as i64);
         }
-        let other = Reservation::new(&in_flight, ByteSize(11)).hold(vec![]);
-        assert!(share.resize(11).is_ok(), "the other holds nothing");
-        drop((share, other));
+        assert_eq!(share.resize(11).unwrap_err().status, 503);
+        drop(share);
         assert_eq!(in_flight.all.get(), 0);
     }
 
@@ -206,16 +211,22 @@ mod tests {
         let in_flight = InFlight::default();
         let mut body = Reservation::new(&in_flight, ByteSize(10));
         body.grow(10).unwrap();
-        let mut first = body.another();
+        assert_eq!(body.another().grow(1).unwrap_err().status, 503, "a body has to fit");
+        let mut first = body.beside();
         first.grow(2).unwrap();
         let mut work = first.another();
         assert!(work.grow(20).is_ok(), "it is alone, whichever of its shares grows");
         let part = first.split_off(2);
         work.resize(5).unwrap();
         assert!(first.grow(1).is_ok());
-        let mut other = Reservation::new(&in_flight, ByteSize(10));
-        assert_eq!(other.grow(1).unwrap_err().status, 503);
-        assert_eq!(work.grow(1).unwrap_err().status, 503, "it is not alone");
+        let mut other = Reservation::new(&in_flight, ByteSize(100));
+        assert_eq!(
+            Reservation::new(&in_flight, ByteSize(10)).beside().grow(1).unwrap_err().status,
+            503,
+            "it is not alone"
+        );
+        other.grow(1).unwrap();
+        assert_eq!(work.grow(1).unwrap_err().status, 503, "nor is it any more");
         drop(other);
         assert!(work.grow(1).is_ok());
         drop((body, first, work, part));
@@ -243,7 +254,7 @@ mod tests {
     #[test]
     fn what_is_held_by_large_requests_is_right_whoever_comes_first() {
         let in_flight = InFlight::default();
-        let share = Reservation::new(&in_flight, ByteSize(LIMIT as u64));
+        let share = Reservation::new(&in_flight, ByteSize(LIMIT as u64)).beside();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 let mut share = share.another();

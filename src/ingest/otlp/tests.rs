@@ -66,7 +66,7 @@ fn try_beside(
     of_others.grow(others).unwrap();
     of_body.grow(body.len()).unwrap();
     let fields = EventFields::from(&EventConfig::default());
-    let mut share = of_body.another();
+    let mut share = of_body.beside();
     let checked = check(body, encoding, keeps_wrong, http, &fields, RECEIVED, &mut share);
     if let Ok(checked) = &checked {
         let messages: usize = checked.errors.iter().map(|error| error.invalid.message.len()).sum();

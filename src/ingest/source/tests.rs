@@ -333,7 +333,7 @@ fn whatever_may_be_a_body_gets_in_where_nothing_else_is_in_flight() {
             in_flight.all.inc_by(others);
             let mut own = Reservation::new(&in_flight, ByteSize(MOST));
             own.grow(body.len()).unwrap();
-            let mut share = own.another();
+            let mut share = own.beside();
             let body = own.hold(body.clone());
             let checked = check(body, &source(SEGMENT), Format::Json, &http, &fields, Timestamp(0), &mut share);
             let taken = checked.map(|checked| checked.records.len()).map_err(|problem| problem.status.as_u16());
