@@ -57,8 +57,12 @@ fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
     );
     let unavailable = "The queue cannot be reached, the disk is full, the daemon starts or stops, or too much is being \
                        handled: send all again, later.";
+    let word = json!({ "type": "string" });
+    let parent = "W3C Trace Context: a header of each of the request's records. One that is malformed is ignored.";
     let operation = Operation::new(id, what, description)
         .parameter(content_encoding())
+        .parameter(parameter("header", "traceparent", parent, &word))
+        .parameter(parameter("header", "tracestate", "The same, with a traceparent: at most 512 characters.", &word))
         .answer(413, problem(&too_large))
         .answer(415, problem("The media type, its charset or the coding is none that is taken."))
         .answer(500, problem("A fault of this daemon."))
