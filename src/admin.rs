@@ -117,7 +117,9 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         max_body: Box::new(|| u64::MAX),
         // No page is an operator.
         cors: None,
-        on_refusal: Box::new(|status| tracing::debug!(%status, "refused a request to the admin endpoint")),
+        on_refusal: Box::new(|status, id| {
+            tracing::debug!(%status, request_id = id.as_str(), "refused a request to the admin endpoint");
+        }),
     };
     let server = http::serve(sockets, door, move |app| routes(app, state.clone()))
         .context("admin.listen: the listener cannot be used")?;
@@ -216,10 +218,11 @@ async fn status(state: web::Data<AdminState>) -> HttpResponse {
     }))
 }
 
-async fn reload(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
+async fn reload(request: HttpRequest, state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let reloader = state.reloader.clone();
+    let id = http::request_id::of(request.headers()).map(str::to_owned);
     // It reads files.
-    let outcome = blocking(move || reloader.reload("POST /reload")).await?;
+    let outcome = blocking(move || reloader.reload("POST /reload", id.as_deref())).await?;
     let reloaded = outcome.map_err(|error| {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("nothing changed: the configuration is bad: {error}"))
     })?;

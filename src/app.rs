@@ -246,7 +246,7 @@ impl Daemon {
                     Signal::Reload => {
                         let reloader = self.reloader.clone();
                         // Reads files. What is wrong was logged; nobody waits for an answer.
-                        let _ = tokio::task::spawn_blocking(move || reloader.reload("SIGHUP")).await;
+                        let _ = tokio::task::spawn_blocking(move || reloader.reload("SIGHUP", None)).await;
                     }
                     Signal::Stop(name) => {
                         tracing::info!(signal = name, "stopping");

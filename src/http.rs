@@ -2,7 +2,8 @@
 //!
 //! actix has a deadline for a connection's first head and for idle connections. What it leaves open to a hostile client
 //! is closed here, on the transport (see [`Connection`]). The transport also hands on one request at a time, so that each
-//! answer is its own request's. Refusals that are not any handler's are problems (RFC 9457), too.
+//! answer is its own request's. Refusals that are not any handler's are problems (RFC 9457), too. Each answer says
+//! what its request is called (see [`RequestId`]).
 
 mod bind;
 mod connection;
@@ -10,6 +11,7 @@ pub mod cors;
 mod framing;
 mod problem;
 mod refusal;
+pub mod request_id;
 
 use std::{io, net::TcpListener, num::NonZero, rc::Rc, sync::Arc, time::Duration};
 
@@ -27,7 +29,7 @@ use futures::{FutureExt, future::Either};
 use tokio::sync::Semaphore;
 
 use self::connection::Transport;
-pub use self::{bind::bind, connection::Connection, problem::Problem};
+pub use self::{bind::bind, connection::Connection, problem::Problem, request_id::RequestId};
 use crate::config::LiveConfig;
 
 /// What differs between the listeners.
@@ -41,8 +43,11 @@ pub struct Listener {
     /// Whose `http.cors` says what pages of other origins may do; without it, nothing.
     pub cors: Option<LiveConfig>,
     /// Called for each request that was refused before a handler had it, and for each preflight.
-    pub on_refusal: Box<dyn Fn(StatusCode) + Send + Sync>,
+    pub on_refusal: Box<OnRefusal>,
 }
+
+/// Hears of an answer, and what its request is called.
+type OnRefusal = dyn Fn(StatusCode, &RequestId) + Send + Sync;
 
 /// How long a connection may be idle between two requests: longer than common load balancers let it (60 s), so that they
 /// close it before we do, and than the usual intervals of scrapers.
@@ -106,16 +111,18 @@ pub fn serve(
                 let connection = request.conn_data::<Rc<Connection>>().cloned();
                 let has_body = !matches!(request.parts_mut().1, Payload::None);
                 let exchange = connection.map(|connection| connection.begin(has_body));
+                let id = RequestId::take_over(request.headers_mut());
                 let (preflight, verdict) = cors::look(asked.cors.as_ref(), request.head());
                 let answer = match preflight {
                     Some(answer) => {
-                        (asked.on_refusal)(answer.status());
+                        (asked.on_refusal)(answer.status(), &id);
                         Either::Left(std::future::ready(Ok(request.into_response(answer))))
                     }
                     None => Either::Right(service.call(request)),
                 };
                 answer.map(move |response: Result<ServiceResponse, _>| {
                     let mut response = response?.map_into_boxed_body();
+                    id.write(response.headers_mut());
                     verdict.write(response.headers_mut());
                     if exchange.as_ref().is_some_and(|exchange| exchange.leaves_body()) {
                         response.response_mut().head_mut().set_connection_type(actix_http::ConnectionType::Close);
@@ -135,15 +142,17 @@ pub fn serve(
             .client_request_timeout(Duration::ZERO)
             .client_disconnect_timeout(LINGER)
             .local_addr(address)
-            .expect(fn_service(move |request: Request| {
+            .expect(fn_service(move |mut request: Request| {
                 let declared =
                     request.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse().ok());
                 let max_body = (expecting.max_body)();
                 let expected = match declared {
                     Some(length) if u64::gt(&length, &max_body) => {
-                        (expecting.on_refusal)(StatusCode::PAYLOAD_TOO_LARGE);
+                        let id = RequestId::take_over(request.headers_mut());
+                        (expecting.on_refusal)(StatusCode::PAYLOAD_TOO_LARGE, &id);
                         let problem = Problem { closing: true, ..Problem::body_too_large(max_body) };
                         let mut answer = problem.error_response();
+                        id.write(answer.headers_mut());
                         cors::look(expecting.cors.as_ref(), request.head()).1.write(answer.headers_mut());
                         Err(answer)
                     }

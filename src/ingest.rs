@@ -4,7 +4,7 @@
 //! its `coding` → `format` finds its events (`cloudevents` those that come in envelopes or in headers) and `check` checks
 //! each → `quarantine` has wrong ones kept, where that is wished for → the producer makes the valid ones durable →
 //! `replies` says what became of them. Bodies that are not of our shape are taken apart by `source` (`[[http.source]]`) and
-//! `otlp` (logs), whose events `checking` checks. `preferences` is what the client would like of all that; what a web page
+//! `otlp` (logs), whose events `checking` checks. `trace` has each record carry the trace that its request is a part of. `preferences` is what the client would like of all that; what a web page
 //! may send is `pages`'s; `openapi` describes all of it to clients.
 //!
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
@@ -31,6 +31,7 @@ mod shape;
 mod source;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 use std::{io::ErrorKind, net::TcpListener, sync::Arc, thread};
 
@@ -124,7 +125,7 @@ impl Ingestor {
             max_connections: Self::MAX_CONNECTIONS.min(http::affordable_connections()),
             max_body: Box::new(move || config.load().http.max_body.0),
             cors: Some(cors),
-            on_refusal: Box::new(move |status| counting.answered(status)),
+            on_refusal: Box::new(move |status, _| counting.answered(status)),
         };
         http::serve(sockets, door, move |app| routes(app, intake.clone()))
             .context("the HTTP server cannot use its listening socket")

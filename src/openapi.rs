@@ -14,11 +14,16 @@ pub const PATH: &str = "/openapi.json";
 pub fn document(
     title: &str,
     description: &str,
-    paths: Map<String, Value>,
+    mut paths: Map<String, Value>,
     mut schemas: Map<String, Value>,
-    headers: Map<String, Value>,
+    mut headers: Map<String, Value>,
 ) -> Vec<u8> {
     schemas.insert("Problem".to_owned(), problem_schema());
+    paths.values_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut).for_each(with_request_id);
+    headers.insert(REQUEST_ID.to_owned(), request_id());
+    let sent = "What the request is called, in its answer and in the log: 1 to 128 letters, digits and . _ - : / + = @. Any other \
+                is replaced; no request is refused for it.";
+    let parameters = json!({ REQUEST_ID: parameter("header", REQUEST_ID, sent, &json!({ "type": "string" })) });
     let document = json!({
         "openapi": "3.1.0",
         "info": {
@@ -28,9 +33,30 @@ pub fn document(
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
         "paths": paths,
-        "components": { "schemas": schemas, "headers": headers },
+        "components": { "schemas": schemas, "headers": headers, "parameters": parameters },
     });
     document.to_string().into_bytes()
+}
+
+const REQUEST_ID: &str = "X-Request-Id";
+
+/// What each answer has of it.
+fn request_id() -> Value {
+    let description = "The request's own, where that was well-formed, or else a new one.";
+    header(description, &json!({ "type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$" }))
+}
+
+/// Any request may bring one, and each answer has one.
+fn with_request_id(operation: &mut Value) {
+    let sent = json!({ "$ref": format!("#/components/parameters/{REQUEST_ID}") });
+    match operation.get_mut("parameters").and_then(Value::as_array_mut) {
+        Some(parameters) => parameters.push(sent),
+        None => operation["parameters"] = json!([sent]),
+    }
+    let answers = operation.get_mut("responses").and_then(Value::as_object_mut);
+    for answer in answers.into_iter().flat_map(Map::values_mut) {
+        answer["headers"][REQUEST_ID] = json!({ "$ref": format!("#/components/headers/{REQUEST_ID}") });
+    }
 }
 
 /// What is refused as a whole (RFC 9457).
@@ -218,6 +244,24 @@ mod tests {
             .map(|name| name.as_str().unwrap().to_owned())
             .collect();
         assert_eq!(required, names(&plain));
+    }
+
+    #[test]
+    fn any_request_may_be_called_something_and_each_answer_says_it() {
+        let operation = || Operation::new("a", "A", "").answer(200, answer("It.", JSON, &text("It.")));
+        let named = operation().parameter(parameter("query", "q", "Q.", &text("Q.")));
+        let paths = [("/a", get(operation())), ("/b", methods([("post", named)]))];
+        let paths = paths.map(|(path, operations)| (path.to_owned(), operations)).into_iter().collect();
+        let document: Value = serde_json::from_slice(&document("", "", paths, Map::new(), Map::new())).unwrap();
+        let found = |reference: &Value| document.pointer(&reference["$ref"].as_str().unwrap()[1..]).cloned().unwrap();
+        for (path, method, parameters) in [("/a", "get", 1), ("/a", "head", 1), ("/b", "post", 2)] {
+            let operation = &document["paths"][path][method];
+            let all = operation["parameters"].as_array().unwrap();
+            assert_eq!((all.len(), &found(&all[parameters - 1])["name"]), (parameters, &json!("X-Request-Id")));
+            for answer in operation["responses"].as_object().unwrap().values() {
+                assert!(found(&answer["headers"]["X-Request-Id"])["schema"]["pattern"].is_string(), "{answer}");
+            }
+        }
     }
 
     #[test]

@@ -39,14 +39,14 @@ impl Reloader {
         Self { next: Box::new(next), live, on_change: Box::new(on_change), turn: Mutex::default() }
     }
 
-    /// Reads files: call it on a blocking thread. `cause` says in the log who asked.
+    /// Reads files: call it on a blocking thread. `cause` says in the log who asked, and `request_id` by which request.
     ///
     /// # Errors
     /// What is wrong with the new configuration; the old one stays in force.
-    pub fn reload(&self, cause: &'static str) -> Result<Reloaded, String> {
+    pub fn reload(&self, cause: &'static str, request_id: Option<&str>) -> Result<Reloaded, String> {
         let _turn = self.turn.lock();
         let (config, reloaded) = (self.next)(&self.live.load_full()).inspect_err(|error| {
-            tracing::error!(cause, error, "configuration not reloaded: the one in force stays");
+            tracing::error!(cause, request_id, error, "configuration not reloaded: the one in force stays");
         })?;
         if !reloaded.applied.is_empty() {
             self.live.store(Arc::new(config));
@@ -54,9 +54,15 @@ impl Reloader {
         }
         let (applied, needs_restart) = (reloaded.applied.join(", "), reloaded.needs_restart.join(", "));
         if needs_restart.is_empty() {
-            tracing::info!(cause, applied, "configuration reloaded");
+            tracing::info!(cause, request_id, applied, "configuration reloaded");
         } else {
-            tracing::warn!(cause, applied, needs_restart, "configuration reloaded; some keys need a restart");
+            tracing::warn!(
+                cause,
+                request_id,
+                applied,
+                needs_restart,
+                "configuration reloaded; some keys need a restart"
+            );
         }
         Ok(reloaded)
     }
@@ -103,7 +109,7 @@ impl FileWatch {
         let changed = seen.iter_mut().filter_map(|(path, seen)| seen.changed(path).then_some(())).count() > 0;
         if changed {
             // The reloader has logged what is wrong.
-            let _ = self.reloader.reload("changed file");
+            let _ = self.reloader.reload("changed file", None);
             let mut known = std::mem::take(&mut *seen);
             let files = (self.files)().into_iter();
             *seen = files.map(|path| (path.clone(), known.remove(&path).unwrap_or_else(|| Seen::of(&path)))).collect();
@@ -198,7 +204,7 @@ mod tests {
         fs::write(&path, "seventy").unwrap();
         (0..5).for_each(|_| watch.check());
         assert_eq!(loads.load(Ordering::SeqCst), 1);
-        assert!(reloader.reload("test").unwrap_err().contains("seventy"));
+        assert!(reloader.reload("test", None).unwrap_err().contains("seventy"));
         assert!(Arc::ptr_eq(&before, &live.load_full()));
     }
 

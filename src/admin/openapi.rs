@@ -111,7 +111,7 @@ fn selected(mut operation: Operation, limit: usize) -> Operation {
         ("reason", "With this reason.", word.clone()),
         ("partition", "Of records of this partition.", number),
         ("id", "This letter.", array(word)),
-        ("all", "The closed ones, too.", json!({ "type": "boolean" })),
+        ("all", "The closed ones, too; without a value it is true.", switch()),
         (
             "limit",
             "The most letters.",
@@ -124,6 +124,11 @@ fn selected(mut operation: Operation, limit: usize) -> Operation {
         .answer(400, problem("A parameter is wrong, there is none of its name, or none says which letters."))
         .answer(404, problem("A letter that was named does not exist; nothing was done."))
         .answer(503, passing("The letters cannot be reached, or another operation is running."))
+}
+
+/// A parameter that is true where it is there without a value.
+fn switch() -> Value {
+    json!({ "type": "string", "enum": ["true", "false", ""], "default": "false" })
 }
 
 /// That not all of them are there.

@@ -103,6 +103,50 @@ async fn get(state: AdminState, uri: &str) -> (StatusCode, Value) {
     (status, body)
 }
 
+/// The head of the server's answer.
+fn head_of(address: std::net::SocketAddr, request: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text.split("\r\n\r\n").next().unwrap_or_default().to_lowercase()
+}
+
+#[actix_rt::test]
+async fn each_answer_says_what_its_request_is_called() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let server = serve(vec![socket], state()).unwrap();
+    let asking = move || {
+        for (line, status) in [
+            ("GET /status", 200),
+            ("HEAD /metrics", 200),
+            ("POST /reload", 200),
+            ("GET /v1/aggregates/none", 404),
+            ("GET /elsewhere", 404),
+            ("DELETE /status", 405),
+        ] {
+            let ask = |field: &str| {
+                head_of(address, &format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{field}\r\n"))
+            };
+            let named = ask("X-Request-Id: from-a-proxy/1\r\n");
+            assert!(named.starts_with(&format!("http/1.1 {status} ")), "{line}: {named}");
+            assert!(named.contains("\r\nx-request-id: from-a-proxy/1"), "{line}: {named}");
+            for field in ["", "X-Request-Id: two words\r\n", "X-Request-Id: a\r\nX-Request-Id: a\r\n"] {
+                let head = ask(field);
+                let ids: Vec<_> = head.lines().filter_map(|line| line.strip_prefix("x-request-id: ")).collect();
+                assert!(ids.len() == 1 && uuid::Uuid::parse_str(ids[0]).is_ok(), "{line} {field}: {head}");
+            }
+        }
+        let broken = head_of(address, "GET / HTTP/1.1\r\nno field\r\n\r\n");
+        assert!(broken.starts_with("http/1.1 400 ") && broken.contains("\r\nx-request-id: "), "{broken}");
+    };
+    web::block(asking).await.unwrap();
+    server.stop().await;
+}
+
 #[actix_rt::test]
 async fn a_query_answers_rows_and_says_when_there_were_more() {
     let uri = "/v1/aggregates/events_by_type?from=2026-11-23T08:00:00Z&to=2026-11-23T09:00:00Z";

@@ -31,7 +31,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{KEEP_ALIVE, Listener, framing::Framing, refusal};
+use super::{KEEP_ALIVE, Listener, RequestId, framing::Framing, refusal};
 
 /// For a request's head, which is at most a few packets.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -240,9 +240,11 @@ impl Transport {
 
     /// Between two requests nothing else is being written, so an answer can be put in from here.
     fn refuse(&mut self, status: StatusCode, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        (self.listener.on_refusal)(status);
+        // Nothing is known of its head.
+        let id = RequestId::new();
+        (self.listener.on_refusal)(status, &id);
         // The client need not take it.
-        let _ = Pin::new(&mut self.socket).poll_write(cx, &refusal::response(status));
+        let _ = Pin::new(&mut self.socket).poll_write(cx, &refusal::response(status, &id));
         self.end()
     }
 
@@ -366,8 +368,9 @@ impl AsyncWrite for Transport {
         if this.connection.phase.get() == Phase::Head
             && let Some((start, status)) = refusal::at_the_end_of(buffer)
         {
-            (this.listener.on_refusal)(status);
-            this.last = [&buffer[..start], &refusal::response(status)].concat();
+            let id = RequestId::new();
+            (this.listener.on_refusal)(status, &id);
+            this.last = [&buffer[..start], &refusal::response(status, &id)].concat();
             // What does not go at once goes with the flush.
             let _ = this.poll_last(cx)?;
             return Poll::Ready(Ok(buffer.len()));

@@ -24,7 +24,7 @@ use crate::config::{ANY_ORIGIN, CorsConfig, LiveConfig, OPAQUE_ORIGIN};
 /// Those of the routes that pages may use.
 const METHODS: &str = "GET, HEAD, POST";
 /// What a page may read of an answer's head, beside what it always may (the length and the media type among it).
-const EXPOSED: &str = "Retry-After, Preference-Applied, Accept-Encoding, Allow";
+const EXPOSED: &str = "Retry-After, Preference-Applied, Accept-Encoding, Allow, X-Request-Id";
 
 /// A page of the public network that sends into a private one asks for that, too (Private Network Access).
 const REQUEST_PRIVATE_NETWORK: &str = "access-control-request-private-network";
@@ -213,7 +213,7 @@ mod tests {
         let expected = [
             "access-control-allow-credentials: true",
             "access-control-allow-origin: https://a.example",
-            "access-control-expose-headers: Retry-After, Preference-Applied, Accept-Encoding, Allow",
+            "access-control-expose-headers: Retry-After, Preference-Applied, Accept-Encoding, Allow, X-Request-Id",
             "vary: Origin",
             "vary: Prefer",
         ];
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_browser_that_asks_is_told_what_a_page_may_send() {
-        let names = "ce-type,content-type,x-api-key";
+        let names = "ce-type,content-type,traceparent,tracestate,x-api-key,x-request-id";
         let fields = [ORIGIN, METHOD, ("access-control-request-headers", names)];
         let answer = asked(&cors(&["https://a.example"]), &fields).unwrap();
         assert_eq!(answer.status(), 204);

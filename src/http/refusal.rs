@@ -2,10 +2,13 @@
 
 use actix_web::http::StatusCode;
 
-use super::problem::{MEDIA_TYPE, Problem};
+use super::{
+    problem::{MEDIA_TYPE, Problem},
+    request_id::{self, RequestId},
+};
 
 /// A whole response, after which the connection ends.
-pub fn response(status: StatusCode) -> Vec<u8> {
+pub fn response(status: StatusCode, id: &RequestId) -> Vec<u8> {
     let detail = match status {
         StatusCode::REQUEST_TIMEOUT => "the head of the request did not arrive in time",
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "the head of the request is too large, or has too many fields",
@@ -13,9 +16,10 @@ pub fn response(status: StatusCode) -> Vec<u8> {
     };
     let body = Problem::new(status, detail).json();
     let (code, reason, length) = (status.as_str(), status.canonical_reason().unwrap_or_default(), body.len());
+    let field = request_id::NAME;
     let answer = format!(
         "HTTP/1.1 {code} {reason}\r\ncontent-length: {length}\r\nconnection: close\r\n\
-         content-type: {MEDIA_TYPE}\r\n\r\n{body}"
+         content-type: {MEDIA_TYPE}\r\n{field}: {id}\r\n\r\n{body}"
     );
     answer.into_bytes()
 }
@@ -46,8 +50,8 @@ mod tests {
         assert_eq!(at_the_end_of(refused), Some((0, StatusCode::BAD_REQUEST)));
         let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".as_slice();
         assert_eq!(at_the_end_of(&[ok, refused].concat()), Some((ok.len(), StatusCode::BAD_REQUEST)));
-        for other in [ok, b"", b"\r\n\r\n", &response(StatusCode::BAD_REQUEST), &[refused, ok].concat(), &refused[..40]]
-        {
+        let ours = response(StatusCode::BAD_REQUEST, &RequestId::new());
+        for other in [ok, b"", b"\r\n\r\n", &ours, &[refused, ok].concat(), &refused[..40]] {
             assert_eq!(at_the_end_of(other), None, "{}", String::from_utf8_lossy(other));
         }
     }

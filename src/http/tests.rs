@@ -26,7 +26,7 @@ fn listen_at(sockets: Vec<TcpListener>, max_connections: usize) -> Arc<Mutex<Vec
         max_connections,
         max_body: Box::new(|| 10),
         cors: None,
-        on_refusal: Box::new(move |status| heard.lock().push(status.as_u16())),
+        on_refusal: Box::new(move |status, _| heard.lock().push(status.as_u16())),
     };
     let routes = |app: &mut ServiceConfig| {
         app.route("/", web::to(|| async { HttpResponse::Ok().body("hello") }));

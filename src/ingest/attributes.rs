@@ -23,6 +23,11 @@ impl<'a> Attributes<'a> {
         }
     }
 
+    /// Sets all of these.
+    pub fn extend(&mut self, others: Self) {
+        others.0.into_iter().for_each(|(name, value)| self.set(name, value));
+    }
+
     /// Puts them into the order of their names, so that the order in which an event names them makes no other record.
     pub fn sort(&mut self) {
         self.0.sort_unstable();

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::HttpConfig,
-    http::{Connection, Problem},
+    http::{Connection, Problem, request_id},
 };
 
 /// Reads the whole body, and inflates it where it has a coding. The bytes stay counted in `share` until the last clone of
@@ -46,7 +46,7 @@ pub async fn read(
     let reading = async {
         match coding {
             None => incoming.read(declared, share).await,
-            Some(coding) => incoming.inflate(coding, share, &is_inflated).await,
+            Some(coding) => incoming.inflate(request, coding, share, &is_inflated).await,
         }
     };
     tokio::time::timeout(http.request_timeout, reading).await.unwrap_or_else(|_| {
@@ -98,14 +98,20 @@ impl Incoming {
     }
 
     /// Inflates each piece as it comes, aside where that takes long: then it is this that is waited for.
-    async fn inflate(mut self, coding: Coding, share: Reservation, is_inflated: &Cell<bool>) -> Result<Bytes, Problem> {
+    async fn inflate(
+        mut self,
+        request: &HttpRequest,
+        coding: Coding,
+        share: Reservation,
+        is_inflated: &Cell<bool>,
+    ) -> Result<Bytes, Problem> {
         // Nothing is held before there is something to inflate.
         let mut next = self.next().await?;
         let mut inflating = Inflating::new(coding, next.as_ref().map_or(0, Bytes::len), self.max_body, share);
         while let Some(mut piece) = next {
             if !inflating.push_short(&mut piece)? {
                 is_inflated.set(true);
-                inflating = inflate_aside(inflating, piece).await?;
+                inflating = inflate_aside(request, inflating, piece).await?;
                 is_inflated.set(false);
             }
             next = self.next().await?;
@@ -144,10 +150,11 @@ fn make_room(whole: &mut Vec<u8>, more: usize, most: usize, share: &mut Reservat
     Ok(())
 }
 
-async fn inflate_aside(mut inflating: Inflating, piece: Bytes) -> Result<Inflating, Problem> {
+async fn inflate_aside(request: &HttpRequest, mut inflating: Inflating, piece: Bytes) -> Result<Inflating, Problem> {
     let work = move || inflating.push(piece).map(|()| inflating);
     aside(work).await.unwrap_or_else(|error| {
-        tracing::error!(%error, "inflating a body failed");
+        let request_id = request_id::of(request.headers());
+        tracing::error!(request_id, %error, "inflating a body failed");
         Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be inflated"))
     })
 }

@@ -170,7 +170,8 @@ impl<'r> Checking<'r> {
     }
 }
 
-fn too_much() -> Problem {
+/// What is not to be tried again.
+pub(super) fn too_much() -> Problem {
     let detail = "what the events of this request become, each with what it shares with others, is more than \
                   http.max_in_flight: send them in smaller requests";
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)

@@ -28,13 +28,13 @@ use super::{
     quarantine,
     replies::{self, RETRY_AFTER_QUEUE, summary},
     shape::Shape,
-    source,
+    source, trace,
 };
 use crate::{
     config::{Config, HttpSource, LiveConfig, OnInvalid},
     event::{Code, EventFields, Invalid},
     health::{Closed, Health},
-    http::Problem,
+    http::{Problem, request_id},
     log::{Delivery, Ingress, NewRecord, NotTaken, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record},
     metrics::{Metrics, ReasonLabel, StatusLabel},
     names::{ActorName, dependency},
@@ -123,8 +123,8 @@ impl Intake {
         let received = Timestamp::now();
         let is_strict = handling == Some(Handling::Strict);
         let quarantines = config.event.on_invalid == OnInvalid::Quarantine && !is_strict;
-        let whole = quarantines.then(|| (body.clone(), shape.beside()));
-        let (checked, mut share) = self.check(body, shape, &config, received, share.beside()).await;
+        let whole = quarantines.then(|| (body.clone(), trace::beside(shape.beside(), request.headers())));
+        let (checked, mut share) = self.check(request, body, shape, &config, received, share.beside()).await;
         let mut checked = match (checked, whole) {
             (Err(Problem { code: Some(code), detail, .. }), Some((body, beside))) => {
                 let checked = Checked::unsplittable(body, Invalid::new(code, detail), &beside);
@@ -155,7 +155,7 @@ impl Intake {
         // Before the events: where this fails, nothing of them is stored, and the request can come again.
         if quarantines && quarantine::is_any_due(&checked) {
             let aside = std::mem::take(&mut checked.aside);
-            let kept = self.keep(&mut checked, &aside, share.another(), received, &config).await;
+            let kept = self.keep(request, &mut checked, &aside, share.another(), received, &config).await;
             checked.aside = aside;
             kept?;
         }
@@ -170,7 +170,7 @@ impl Intake {
             let delivery = published.map_err(|problem| beside_letters(problem, kept))?;
             checked.settle(&delivery, &records);
             if may_be_refused && quarantine::is_any_due(&checked) {
-                let kept = self.keep(&mut checked, &aside, share.another(), received, &config).await;
+                let kept = self.keep(request, &mut checked, &aside, share.another(), received, &config).await;
                 // Others are stored by now, and must not come again.
                 kept.unwrap_or_else(|_| quarantine::settle_none(&mut checked));
             }
@@ -190,23 +190,26 @@ impl Intake {
 
     async fn check(
         self: &Arc<Self>,
+        request: &HttpRequest,
         body: Bytes,
         shape: Shape,
         config: &Arc<Config>,
         received: Timestamp,
         mut share: Reservation,
     ) -> (Result<Checked, Problem>, Reservation) {
+        let further = trace::of(request.headers());
         if !shape.is_long(&body) {
             let checked = shape.check(body, &config.http, &self.fields, received, &mut share);
-            return (checked, share);
+            return (trace::carried(checked, further.as_deref(), &mut share), share);
         }
         let (intake, live, of_failure) = (self.clone(), config.clone(), share.another());
         let checking = move || {
             let checked = shape.check(body, &live.http, &intake.fields, received, &mut share);
-            (checked, share)
+            (trace::carried(checked, further.as_deref(), &mut share), share)
         };
         aside(checking).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "checking a body failed");
+            let request_id = request_id::of(request.headers());
+            tracing::error!(request_id, %error, "checking a body failed");
             let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be checked");
             (Err(problem), of_failure)
         })
@@ -215,6 +218,7 @@ impl Intake {
     /// Makes letters of what is wrong, and waits until they are durable. `cost` is what they are to be counted in.
     async fn keep(
         &self,
+        request: &HttpRequest,
         checked: &mut Checked,
         aside: &[u8],
         mut cost: Reservation,
@@ -236,7 +240,8 @@ impl Intake {
             Ok(Ok(Ok(too_large))) => too_large,
             Ok(Ok(Err(error))) => return Err(not_kept(&format!("{error:#}"))),
             Ok(Err(error)) => {
-                tracing::error!(%error, "keeping dead letters failed");
+                let request_id = request_id::of(request.headers());
+                tracing::error!(request_id, %error, "keeping dead letters failed");
                 return Err(not_kept("their task ended"));
             }
             Err(why) => return Err(not_kept(&why)),
@@ -466,7 +471,7 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
         let (format, in_headers) = pages::format(request.headers(), &intake.config)?;
         let shape = Shape::Events(format, in_headers);
         let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
-        Ok(summary(checked, share).await)
+        Ok(summary(&request, checked, share).await)
     };
     applied(intake.counted(answer).await, handling)
 }
@@ -538,7 +543,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
         let lines = lines.unwrap_or(Format::Json);
         let shape = Shape::Source(source.clone(), lines);
         let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
-        let summary = summary(checked, share).await;
+        let summary = summary(&request, checked, share).await;
         // Who prefers something reads what became of each event.
         Ok(if handling.is_some() { summary } else { source::answer(summary, &source) })
     };

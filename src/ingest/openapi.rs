@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{coding::Coding, format::Format};
 use crate::{
-    config::{Config, EventConfig, HttpSource},
+    config::{Config, EventConfig, HttpSource, OnInvalidTime},
     event::Code,
     openapi::{
         self, JSON, Operation, PROBLEM, answer, array, count, get, header, methods, object, one_of, parameter, passing,
@@ -57,8 +57,12 @@ fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
     );
     let unavailable = "The queue cannot be reached, the disk is full, the daemon starts or stops, or too much is being \
                        handled: send all again, later.";
+    let word = json!({ "type": "string" });
+    let parent = "W3C Trace Context: a header of each of the request's records. One that is malformed is ignored.";
     let operation = Operation::new(id, what, description)
         .parameter(content_encoding())
+        .parameter(parameter("header", "traceparent", parent, &word))
+        .parameter(parameter("header", "tracestate", "The same, with a traceparent: at most 512 characters.", &word))
         .answer(413, problem(&too_large))
         .answer(415, problem("The media type, its charset or the coding is none that is taken."))
         .answer(500, problem("A fault of this daemon."))
@@ -175,7 +179,7 @@ fn refused() -> Value {
 }
 
 fn schemas(config: &Config) -> Map<String, Value> {
-    [("Event", event(&config.event)), ("CloudEvent", cloud_event()), ("Summary", summary())]
+    [("Event", event(&config.event)), ("CloudEvent", cloud_event(&config.event)), ("Summary", summary())]
         .into_iter()
         .chain(logs::schemas())
         .map(|(name, schema)| (name.to_owned(), schema))
@@ -189,13 +193,7 @@ fn event(fields: &EventConfig) -> Value {
         &[(&fields.type_field, string(128, "The event's type."))],
         &[
             (&fields.id_field, string(256, "The client's own id; without one the server assigns it.")),
-            (
-                &fields.time_field,
-                json!({
-                    "type": ["string", "number"],
-                    "description": "When it happened: RFC 3339, or a number since 1970. Without one, when it is received.",
-                }),
-            ),
+            (&fields.time_field, time(fields, "RFC 3339, or a number since 1970", &["string", "number", "null"], None)),
             (&fields.client_field, json!({ "description": "Who sent it: also the record's key." })),
         ],
     );
@@ -204,8 +202,30 @@ fn event(fields: &EventConfig) -> Value {
     event
 }
 
+/// When an event happened. What cannot be read as that is taken all the same, and named in `warnings`, unless that is to be refused:
+/// then these types may be times, and else any, or those alone that an attribute may have.
+fn time(fields: &EventConfig, what: &str, times: &[&str], attribute: Option<&[&str]>) -> Value {
+    let code = Code::InvalidTimestamp.as_str();
+    let (types, otherwise) = match fields.on_invalid_time {
+        OnInvalidTime::Reject => (Some(times), format!("Anything else is refused: {code} (event.on_invalid_time).")),
+        OnInvalidTime::Receipt => (
+            attribute,
+            format!(
+                "Anything else is taken, counted by when it is received, and named in `warnings`: {code} \
+                 (event.on_invalid_time)."
+            ),
+        ),
+    };
+    let description = format!("When it happened: {what}. Without one, when it is received. {otherwise}");
+    let mut schema = json!({ "description": description, "examples": ["2026-11-23T08:00:00.5Z"] });
+    if let Some(types) = types {
+        schema["type"] = json!(types);
+    }
+    schema
+}
+
 /// The JSON form of a CloudEvent, 1.0.
-fn cloud_event() -> Value {
+fn cloud_event(fields: &EventConfig) -> Value {
     let required = |description: &str| json!({ "type": "string", "minLength": 1, "description": description });
     let mut event = object(
         &[
@@ -215,7 +235,15 @@ fn cloud_event() -> Value {
             ("id", required("The event's id.")),
         ],
         &[
-            ("time", json!({ "type": "string", "format": "date-time", "description": "When it happened." })),
+            (
+                "time",
+                time(
+                    fields,
+                    "RFC 3339",
+                    &["string", "integer", "null"],
+                    Some(&["string", "integer", "boolean", "null"]),
+                ),
+            ),
             ("datacontenttype", text("The media type of the data.")),
             ("partitionkey", text("The record's key; without one, the source is.")),
             ("data", json!({ "description": "Any JSON." })),
@@ -406,6 +434,27 @@ mod tests {
                 assert!(answer["headers"].get("Access-Control-Allow-Origin").is_some(), "{path}: {answer}");
             }
         }
+    }
+
+    #[test]
+    fn a_time_is_described_as_what_is_taken_for_one() {
+        let types = |on_invalid_time, schema: &str, field: &str| {
+            let event = EventConfig { on_invalid_time, ..EventConfig::default() };
+            let document = parsed(&Config { event, ..Config::default() });
+            document["components"]["schemas"][schema]["properties"][field].clone()
+        };
+        let [taken, refused] =
+            [OnInvalidTime::Receipt, OnInvalidTime::Reject].map(|it| types(it, "Event", "timestamp"));
+        assert!(
+            taken.get("type").is_none() && taken["description"].as_str().unwrap().contains("`warnings`"),
+            "{taken}"
+        );
+        assert_eq!(refused["type"], json!(["string", "number", "null"]));
+        assert!(refused["description"].as_str().unwrap().contains("refused: invalid_timestamp"), "{refused}");
+        let [taken, refused] =
+            [OnInvalidTime::Receipt, OnInvalidTime::Reject].map(|it| types(it, "CloudEvent", "time"));
+        assert_eq!(taken["type"], json!(["string", "integer", "boolean", "null"]));
+        assert_eq!(refused["type"], json!(["string", "integer", "null"]));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use actix_web::{
-    HttpResponse,
+    HttpRequest, HttpResponse,
     http::{
         StatusCode,
         header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
@@ -15,7 +15,11 @@ use super::{
     check::{Checked, EventError, EventId, Unavailable, Warning},
     in_flight::Reservation,
 };
-use crate::{event::Code, http::Problem, log::Failed};
+use crate::{
+    event::Code,
+    http::{Problem, request_id},
+    log::Failed,
+};
 
 /// After a failure of the queue that passes: a broker's election or restart takes seconds.
 pub const RETRY_AFTER_QUEUE: u32 = 5;
@@ -24,7 +28,7 @@ pub const RETRY_AFTER_QUEUE: u32 = 5;
 /// are, 400 where none is.
 ///
 /// The answer counts as the request's `share` until the client has it: a client may take its time with that.
-pub async fn summary(checked: Checked, share: Reservation) -> HttpResponse {
+pub async fn summary(request: &HttpRequest, checked: Checked, share: Reservation) -> HttpResponse {
     let is_done = checked.rejected().next().is_none() && checked.unavailable.is_empty();
     // Without anything durable there is no answer to each event.
     let is_none = checked.accepted.is_empty() && checked.unavailable.is_empty() && checked.quarantined() == 0;
@@ -43,7 +47,8 @@ pub async fn summary(checked: Checked, share: Reservation) -> HttpResponse {
     }
     aside(move || share.hold(summary_json(&checked))).await.map_or_else(
         |error| {
-            tracing::error!(%error, "writing an answer failed");
+            let request_id = request_id::of(request.headers());
+            tracing::error!(request_id, %error, "writing an answer failed");
             let detail = "what became of the events could not be written: some may be stored";
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail).into_response()
         },
@@ -188,6 +193,7 @@ fn string(json: &mut Vec<u8>, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use actix_web::test::TestRequest;
     use bytes::Bytes;
     use serde_json::{Value, json};
 
@@ -239,7 +245,8 @@ mod tests {
             (&[], &[KEPT], &[AWAY], 207),
         ] {
             let share = Reservation::new(&InFlight::default(), ByteSize(1 << 20));
-            let reply = summary(checked(accepted, wrong, failed), share).await;
+            let request = TestRequest::default().to_http_request();
+            let reply = summary(&request, checked(accepted, wrong, failed), share).await;
             assert_eq!(reply.status().as_u16(), status, "{accepted:?} {wrong:?} {failed:?}");
             assert_eq!(reply.headers().contains_key(RETRY_AFTER), !failed.is_empty());
         }

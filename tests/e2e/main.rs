@@ -39,3 +39,4 @@ mod store;
 mod support;
 mod surface;
 mod times;
+mod traces;

@@ -50,6 +50,7 @@ impl Filter {
     /// One sentence that names the parameter.
     pub fn from_query(query: &str) -> Result<Self, String> {
         let mut filter = Self::default();
+        let mut all = None;
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             let value = value.as_ref();
             let twice = match name.as_ref() {
@@ -66,13 +67,14 @@ impl Filter {
                     filter.ids.push(value.to_owned());
                     false
                 }
+                // Named alone it says so, too.
                 "all" => {
-                    filter.all = match value {
+                    let is_wished = match value {
                         "true" | "" => true,
                         "false" => false,
                         other => return Err(format!("all: {other:?} is neither true nor false")),
                     };
-                    false
+                    all.replace(is_wished).is_some()
                 }
                 "limit" => {
                     let limit = value.parse().ok().filter(|limit| (1..=Self::MAX_LIMIT).contains(limit));
@@ -86,7 +88,7 @@ impl Filter {
                 return Err(format!("{name}: given twice"));
             }
         }
-        Ok(filter)
+        Ok(Self { all: all.unwrap_or_default(), ..filter })
     }
 
     pub fn to_query(&self) -> String {
@@ -188,10 +190,18 @@ mod tests {
             ("limit=0", ["limit", "100000"]),
             ("all=perhaps", ["all", "true"]),
             ("reason=a&reason=b", ["reason", "twice"]),
+            ("all&all=false", ["all", "twice"]),
             ("resaon=a", ["resaon", "unknown"]),
         ] {
             let error = Filter::from_query(query).unwrap_err();
             assert!(parts.iter().all(|part| error.contains(part)), "{query}: {error}");
+        }
+    }
+
+    #[test]
+    fn all_may_be_named_alone() {
+        for (query, all) in [("all", true), ("all=", true), ("all=true", true), ("all=false", false), ("", false)] {
+            assert_eq!(Filter::from_query(query), Ok(Filter { all, ..Filter::default() }), "{query}");
         }
     }
 

@@ -307,6 +307,17 @@ pub fn cases() -> Vec<Case> {
         cases.push(taken(name, "200", sized(&format!("Prefer: {preferences}\r\n"), &event(name))));
     }
 
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    for (name, fields) in [
+        ("X-Request-Id of 15,000 characters", format!("X-Request-Id: {}\r\n", "a".repeat(15_000))),
+        ("X-Request-Id with what no id has", format!("X-Request-Id: {MARK} <script>\r\n")),
+        ("40 X-Request-Id", format!("X-Request-Id: {MARK}\r\n").repeat(40)),
+        ("40 traceparent", format!("traceparent: {parent}\r\n").repeat(40)),
+        ("tracestate with 7,000 members", format!("traceparent: {parent}\r\ntracestate: {}\r\n", "a=1,".repeat(7_000))),
+    ] {
+        cases.push(taken(name, "200", sized(&fields, &event(name))));
+    }
+
     // What is in it.
     let typed = |name: &str, rest: &str| format!(r#"{{"type":"hostile","case":"{name}",{rest}}}"#).into_bytes();
     for (name, rest) in [
