@@ -17,9 +17,10 @@ pub fn document(
     paths: Map<String, Value>,
     mut schemas: Map<String, Value>,
     headers: Map<String, Value>,
+    security_schemes: Map<String, Value>,
 ) -> Vec<u8> {
     schemas.insert("Problem".to_owned(), problem_schema());
-    let document = json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": title,
@@ -30,6 +31,9 @@ pub fn document(
         "paths": paths,
         "components": { "schemas": schemas, "headers": headers },
     });
+    if !security_schemes.is_empty() {
+        document["components"]["securitySchemes"] = security_schemes.into();
+    }
     document.to_string().into_bytes()
 }
 
@@ -97,6 +101,13 @@ impl Operation {
     /// A header that an answer of this status may have.
     pub fn header(mut self, status: u16, name: &str, header: &Value) -> Self {
         self.0["responses"][status.to_string()]["headers"][name] = header.clone();
+        self
+    }
+
+    /// Each of these schemes will do.
+    pub fn secured(mut self, schemes: &[&str]) -> Self {
+        let each = schemes.iter().map(|scheme| json!({ *scheme: [] }));
+        self.0["security"] = each.collect();
         self
     }
 

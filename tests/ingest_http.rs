@@ -27,6 +27,8 @@ use serde_json::{Value, json};
 #[allow(dead_code, reason = "a part of what other tests need")]
 #[path = "support/coding.rs"]
 mod coding;
+#[path = "ingest_http/keys.rs"]
+mod keys;
 #[path = "support/openapi.rs"]
 mod openapi;
 
@@ -60,6 +62,8 @@ enum Letters {
 struct Log {
     /// Key and value of what is stored, and whether it has an assigned id.
     records: Vec<(Option<String>, String, bool)>,
+    /// The headers of each beside that id, as `name=value`.
+    headers: Vec<Vec<String>>,
     waiting: Vec<Publish>,
     on_letters: Letters,
     letters: Vec<DeadLetter>,
@@ -93,6 +97,8 @@ fn store(log: &mut Log, publish: &Publish) {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         let (key, value) = (publish.key(record).map(text), text(publish.value(record)));
         log.records.push((key, value, record.assigned_id.is_some()));
+        let header = |(name, value): (&str, Option<&[u8]>)| format!("{name}={}", value.map(text).unwrap_or_default());
+        log.headers.push(publish.headers(record).iter().map(header).collect());
     }
 }
 
@@ -894,7 +900,7 @@ async fn a_type_that_is_no_text_gets_no_page_around_being_asked_on_any_path_that
 
 #[actix::test]
 async fn the_document_is_the_listeners_own_and_what_it_does_not_describe_is_405() {
-    let daemon = Daemon::start(Queue::Stores, pages_of("*"));
+    let daemon = Daemon::start(Queue::Stores, HttpConfig { auth: keys::locked().auth, ..pages_of("*") });
     let reply = daemon.get("GET /openapi.json").await;
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
     let document = reply.json();
