@@ -115,6 +115,7 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         max_connections: MAX_CONNECTIONS,
         // Bodies are not read here.
         max_body: Box::new(|| u64::MAX),
+        turns_away: Box::new(|_| None),
         // No page is an operator.
         cors: None,
         on_refusal: Box::new(|status, id| {

@@ -42,6 +42,7 @@ use crate::{
     log::kafka::{self, TopicError, TopicWatches},
     logging,
     names::{dependency, exit},
+    position::Timestamp,
     reload::Reloader,
     store::{self, Store},
     supervise::{Env, Escalation},
@@ -66,6 +67,7 @@ pub fn run(config: Config, sources: Sources) -> ExitCode {
 fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let roles = config.roles();
     logging::init(&config.logging)?;
+    warn_of(&config);
     // Files 0600, folders 0700, also those that libraries make.
     rustix::process::umask(Mode::from_bits_truncate(0o077));
     let signals = Signals::listen().context("cannot listen to signals")?;
@@ -326,6 +328,13 @@ async fn tell_systemd(health: Health) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }
 
+/// Says what is right and all the same hardly meant.
+fn warn_of(config: &Config) {
+    for warning in config.http.auth.keys.warnings(Timestamp::now()) {
+        tracing::warn!("{warning}");
+    }
+}
+
 fn reloader(sources: Sources, env: &Env) -> Reloader {
     let next = move |old: &Config| {
         let applied = sources.load().and_then(|new| config::apply(old, &new, sources.backends()));
@@ -335,6 +344,7 @@ fn reloader(sources: Sources, env: &Env) -> Reloader {
         if let Err(error) = logging::set_level(&config.logging.level) {
             tracing::error!(%error, "logging.level not changed");
         }
+        warn_of(config);
     };
     Reloader::new(env.config.clone(), next, on_change)
 }

@@ -15,10 +15,12 @@ use crate::{
     archive::upload::{Race, settings::Settings},
     config::{Config, ConfigErrors, Setting, Sources},
     names::exit,
+    position::Timestamp,
 };
 
 mod archive;
 mod dlq;
+mod key;
 
 /// Takes events over HTTP and carries each exactly once into an archive and into aggregates.
 #[derive(Debug, Parser)]
@@ -59,6 +61,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make keys for those who send events
+    #[command(subcommand)]
+    Key(key::Command),
     /// Look into the archive, check it, mend what only an operator can
     #[command(subcommand)]
     Archive(archive::Command),
@@ -104,6 +109,7 @@ pub fn main() -> ExitCode {
         }
         Command::Dlq(command) => dlq::dlq(options, &command),
         Command::Config { options: later, json } => show(&options.and_then(later).sources(), json),
+        Command::Key(command) => key::key(command),
         Command::Archive(command) => archive::archive(command, options),
     }
 }
@@ -156,8 +162,10 @@ fn check(sources: &Sources, connect: bool, thorough: bool, json: bool) -> ExitCo
             return exit;
         }
     };
+    let config_warnings = config.http.auth.keys.warnings(Timestamp::now());
     let dependencies =
         if connect { app::check(config, if thorough { Race::THOROUGH } else { Race::USUAL }) } else { Vec::new() };
+    config_warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     let ok = dependencies.iter().all(|line| line.outcome.is_ok());
     let report = if json { as_json(ok, sources, &dependencies) } else { as_text(sources, &dependencies) };
     let printed = print(&report);
@@ -224,6 +232,7 @@ mod tests {
         match cli.command {
             None => cli.options,
             Some(Command::Dlq(_)) => unreachable!("its options stand behind its own commands"),
+            Some(Command::Key(_)) => unreachable!("it reads no configuration"),
             Some(Command::Run(options) | Command::Check { options, .. } | Command::Config { options, .. }) => {
                 cli.options.and_then(options)
             }

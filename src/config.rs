@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 mod cors;
 mod error;
+mod http_key;
 mod http_source;
 mod keys;
 mod load;
@@ -29,6 +30,7 @@ use crate::position::TopicName;
 
 pub use cors::{ANY_ORIGIN, OPAQUE_ORIGIN};
 pub use error::{ConfigError, ConfigErrors};
+pub use http_key::{HttpKey, HttpKeys, KEY_PREFIX, KeyHash, check_name};
 pub use http_source::{HttpSource, Lookup, Pointer};
 pub use keys::LONGEST_RESTART;
 pub(crate) use keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, nearest};

@@ -179,6 +179,8 @@ pub enum Code {
     InvalidProtobuf,
     InvalidCloudevent,
     TooLarge,
+    /// The key that it came with may not send its type.
+    ForbiddenType,
 }
 
 impl Code {
@@ -193,6 +195,7 @@ impl Code {
             Self::InvalidProtobuf => "invalid_protobuf",
             Self::InvalidCloudevent => "invalid_cloudevent",
             Self::TooLarge => "too_large",
+            Self::ForbiddenType => "forbidden_type",
         }
     }
 }

@@ -15,10 +15,10 @@ pub mod request_id;
 
 use std::{io, net::TcpListener, num::NonZero, rc::Rc, sync::Arc, time::Duration};
 
-use actix_http::{HttpService, Request, body::BoxBody};
+use actix_http::{HttpService, Request, RequestHead, body::BoxBody};
 use actix_service::{ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
-    App, HttpMessage as _, ResponseError as _,
+    App, HttpMessage as _, HttpResponse, ResponseError as _,
     body::MessageBody,
     dev::{AppConfig, Payload, Server, Service as _, ServiceResponse},
     http::StatusCode,
@@ -29,8 +29,15 @@ use futures::{FutureExt, future::Either};
 use tokio::sync::Semaphore;
 
 use self::connection::Transport;
-pub use self::{bind::bind, connection::Connection, problem::Problem, request_id::RequestId};
+pub use self::{
+    bind::bind,
+    connection::Connection,
+    problem::{Challenge, Problem},
+    request_id::RequestId,
+};
 use crate::config::LiveConfig;
+
+type TurnsAway = dyn Fn(&RequestHead) -> Option<HttpResponse> + Send + Sync;
 
 /// What differs between the listeners.
 pub struct Listener {
@@ -40,6 +47,8 @@ pub struct Listener {
     pub max_connections: usize,
     /// What the largest request body is at present. A client that asks first (`Expect: 100-continue`) is answered at once.
     pub max_body: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// The answer to a client that asks first and is not to send its body at all.
+    pub turns_away: Box<TurnsAway>,
     /// Whose `http.cors` says what pages of other origins may do; without it, nothing.
     pub cors: Option<LiveConfig>,
     /// Called for each request that was refused before a handler had it, and for each preflight.
@@ -146,17 +155,20 @@ pub fn serve(
                 let declared =
                     request.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse().ok());
                 let max_body = (expecting.max_body)();
-                let expected = match declared {
-                    Some(length) if u64::gt(&length, &max_body) => {
+                let too_large = || {
+                    let problem = Problem { closing: true, ..Problem::body_too_large(max_body) };
+                    declared.is_some_and(|length: u64| length > max_body).then(|| problem.error_response())
+                };
+                let refused = (expecting.turns_away)(request.head()).or_else(too_large);
+                let expected = match refused {
+                    None => Ok(request),
+                    Some(mut answer) => {
                         let id = RequestId::take_over(request.headers_mut());
-                        (expecting.on_refusal)(StatusCode::PAYLOAD_TOO_LARGE, &id);
-                        let problem = Problem { closing: true, ..Problem::body_too_large(max_body) };
-                        let mut answer = problem.error_response();
+                        (expecting.on_refusal)(answer.status(), &id);
                         id.write(answer.headers_mut());
                         cors::look(expecting.cors.as_ref(), request.head()).1.write(answer.headers_mut());
                         Err(answer)
                     }
-                    _ => Ok(request),
                 };
                 std::future::ready(expected)
             }))

@@ -1,6 +1,6 @@
 //! The ingestor: the HTTP server that takes events and answers when they are safe.
 //!
-//! A request's way: `handler` refuses it while the door is closed → `body` reads it within its limits, and inflates it by
+//! A request's way: `handler` refuses it without a right key (`auth`) and while the door is closed → `body` reads it within its limits, and inflates it by
 //! its `coding` → `format` finds its events (`cloudevents` those that come in envelopes or in headers) and `check` checks
 //! each → `quarantine` has wrong ones kept, where that is wished for → the producer makes the valid ones durable →
 //! `replies` says what became of them. Bodies that are not of our shape are taken apart by `source` (`[[http.source]]`) and
@@ -10,8 +10,10 @@
 //! Requests run on the server's own workers, not on this actor, whose part is the server's life: it starts with the
 //! actor, and ends with it or, gracefully, by [`StopAccepting`].
 
+mod arrival;
 mod aside;
 mod attributes;
+mod auth;
 mod body;
 mod check;
 mod checking;
@@ -25,6 +27,7 @@ pub mod openapi;
 mod otlp;
 mod pages;
 mod preferences;
+mod problems;
 mod quarantine;
 mod replies;
 mod shape;
@@ -118,12 +121,13 @@ impl Ingestor {
         let sockets = std::mem::take(&mut self.sockets);
         let workers = thread::available_parallelism().map_or(1, usize::from).min(Self::MAX_WORKERS);
         let (intake, config, cors) = (self.intake.clone(), self.config.clone(), self.config.clone());
-        let counting = intake.clone();
+        let (counting, turning_away) = (intake.clone(), intake.clone());
         let door = http::Listener {
             name: "ingest",
             workers,
             max_connections: Self::MAX_CONNECTIONS.min(http::affordable_connections()),
             max_body: Box::new(move || config.load().http.max_body.0),
+            turns_away: Box::new(move |head| turning_away.turns_away(head)),
             cors: Some(cors),
             on_refusal: Box::new(move |status, _| counting.answered(status)),
         };

@@ -33,6 +33,7 @@ labels! {
     ActorLabel { actor: &'static str }
     SinkLabel { sink: &'static str }
     StatusLabel { status: u16 }
+    KeyLabel { key: String }
     PartitionLabel { sink: &'static str, topic: String, partition: i32 }
 }
 
@@ -76,6 +77,9 @@ macro_rules! metrics {
 
 metrics! {
     pub events_accepted: Counter, "Events answered with 2xx";
+    /// As many as keys that were configured while the process runs.
+    pub events_accepted_by_key: Family<KeyLabel, Counter>, "Events answered with 2xx, by the name of the key that they came with";
+    pub auth_refusals: Family<ReasonLabel, Counter>, "Requests refused for their key (http.auth), by reason";
     pub events_produced: Counter, "Events acknowledged by the queue";
     pub events_consumed: Family<SinkLabel, Counter>, "Records read from the log, by sink";
     pub events_archived: Counter, "Records in confirmed archive objects";

@@ -17,6 +17,7 @@ pub fn document(
     mut paths: Map<String, Value>,
     mut schemas: Map<String, Value>,
     mut headers: Map<String, Value>,
+    security_schemes: Map<String, Value>,
 ) -> Vec<u8> {
     schemas.insert("Problem".to_owned(), problem_schema());
     paths.values_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut).for_each(with_request_id);
@@ -24,7 +25,7 @@ pub fn document(
     let sent = "What the request is called, in its answer and in the log: 1 to 128 letters, digits and . _ - : / + = @. Any other \
                 is replaced; no request is refused for it.";
     let parameters = json!({ REQUEST_ID: parameter("header", REQUEST_ID, sent, &json!({ "type": "string" })) });
-    let document = json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": title,
@@ -35,6 +36,9 @@ pub fn document(
         "paths": paths,
         "components": { "schemas": schemas, "headers": headers, "parameters": parameters },
     });
+    if !security_schemes.is_empty() {
+        document["components"]["securitySchemes"] = security_schemes.into();
+    }
     document.to_string().into_bytes()
 }
 
@@ -123,6 +127,13 @@ impl Operation {
     /// A header that an answer of this status may have.
     pub fn header(mut self, status: u16, name: &str, header: &Value) -> Self {
         self.0["responses"][status.to_string()]["headers"][name] = header.clone();
+        self
+    }
+
+    /// Each of these schemes will do.
+    pub fn secured(mut self, schemes: &[&str]) -> Self {
+        let each = schemes.iter().map(|scheme| json!({ *scheme: [] }));
+        self.0["security"] = each.collect();
         self
     }
 
@@ -252,7 +263,8 @@ mod tests {
         let named = operation().parameter(parameter("query", "q", "Q.", &text("Q.")));
         let paths = [("/a", get(operation())), ("/b", methods([("post", named)]))];
         let paths = paths.map(|(path, operations)| (path.to_owned(), operations)).into_iter().collect();
-        let document: Value = serde_json::from_slice(&document("", "", paths, Map::new(), Map::new())).unwrap();
+        let document: Value =
+            serde_json::from_slice(&document("", "", paths, Map::new(), Map::new(), Map::new())).unwrap();
         let found = |reference: &Value| document.pointer(&reference["$ref"].as_str().unwrap()[1..]).cloned().unwrap();
         for (path, method, parameters) in [("/a", "get", 1), ("/a", "head", 1), ("/b", "post", 2)] {
             let operation = &document["paths"][path][method];

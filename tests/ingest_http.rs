@@ -27,6 +27,8 @@ use serde_json::{Value, json};
 #[allow(dead_code, reason = "a part of what other tests need")]
 #[path = "support/coding.rs"]
 mod coding;
+#[path = "ingest_http/keys.rs"]
+mod keys;
 #[path = "support/openapi.rs"]
 mod openapi;
 
@@ -60,8 +62,8 @@ enum Letters {
 struct Log {
     /// Key and value of what is stored, and whether it has an assigned id.
     records: Vec<(Option<String>, String, bool)>,
-    /// The headers of each.
-    headers: Vec<Vec<(String, String)>>,
+    /// The headers of each beside that id, as `name=value`.
+    headers: Vec<Vec<String>>,
     waiting: Vec<Publish>,
     on_letters: Letters,
     letters: Vec<DeadLetter>,
@@ -95,8 +97,8 @@ fn store(log: &mut Log, publish: &Publish) {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         let (key, value) = (publish.key(record).map(text), text(publish.value(record)));
         log.records.push((key, value, record.assigned_id.is_some()));
-        let headers = publish.headers(record).iter();
-        log.headers.push(headers.map(|(name, value)| (name.to_owned(), text(value.unwrap()))).collect());
+        let header = |(name, value): (&str, Option<&[u8]>)| format!("{name}={}", value.map(text).unwrap_or_default());
+        log.headers.push(publish.headers(record).iter().map(header).collect());
     }
 }
 
@@ -881,8 +883,8 @@ async fn the_trace_of_a_request_is_carried_by_each_of_its_records_and_letters() 
         let reply = daemon.send(of_page(&format!("POST {path}"), &fields, body)).await;
         assert_eq!(reply.status, 200, "{path} {fields}: {}", reply.body);
         let headers = std::mem::take(&mut daemon.log.lock().unwrap().headers);
-        let owned = |headers: Vec<(&str, &str)>| -> Vec<(String, String)> {
-            headers.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        let owned = |headers: Vec<(&str, &str)>| -> Vec<String> {
+            headers.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
         };
         assert_eq!(headers, expected.into_iter().map(owned).collect::<Vec<_>>(), "{path} {fields}");
     }
@@ -1031,7 +1033,7 @@ async fn a_type_that_is_no_text_gets_no_page_around_being_asked_on_any_path_that
 
 #[actix::test]
 async fn the_document_is_the_listeners_own_and_what_it_does_not_describe_is_405() {
-    let daemon = Daemon::start(Queue::Stores, pages_of("*"));
+    let daemon = Daemon::start(Queue::Stores, HttpConfig { auth: keys::locked().auth, ..pages_of("*") });
     let reply = daemon.get("GET /openapi.json").await;
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
     let document = reply.json();

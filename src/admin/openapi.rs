@@ -29,7 +29,7 @@ pub fn document(config: &Config) -> Vec<u8> {
     let paths = paths.into_iter().map(|(path, operations)| (path.to_owned(), operations)).collect();
     let description = "For operators: health, metrics, queries and dead letters. It has no authentication. docs/design.md, 9, \
                        has the metrics.";
-    openapi::document("ingestd: operators", description, paths, schemas(), Map::new())
+    openapi::document("ingestd: operators", description, paths, schemas(), Map::new(), Map::new())
 }
 
 fn live() -> Operation {

@@ -31,6 +31,8 @@ pub(super) enum Kind {
     Aggregates,
     /// `[[http.source]]`; `config.toml` has these lines of one as an example.
     Sources(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
+    /// `[[http.auth.keys]]`; the same.
+    Senders(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
 }
 
 /// When a changed value is in force.
@@ -184,7 +186,8 @@ mod tests {
         assert!(unknown("http.lisen").ends_with("did you mean http.listen?"));
         assert!(unknown("spool.max_agee").ends_with("did you mean spool.max_age?"));
         assert!(unknown("queue.brokers").contains("queue.kafka.brokers"));
-        assert!(unknown("http.auth").contains("[http] knows listen, max_body"));
+        assert!(unknown("http.rate").contains("[http] knows listen, max_body"));
+        assert!(unknown("http.auth.secret").contains("[http.auth] knows keys"));
         assert!(unknown("http.tls.cert").contains("[http] knows"));
         assert!(unknown("qqq").contains("data, http"));
     }

@@ -133,7 +133,7 @@ mod tests {
             assert!(errors.lines().any(|error| error == line), "{line} is not in:\n{errors}");
         }
         assert!(errors.contains("INGESTD__HTTPS__PORT: https.port: unknown key"), "{errors}");
-        assert!(errors.contains("--set: http.auth: unknown key"), "{errors}");
+        assert!(errors.contains("--set: http.auth: is a section"), "{errors}");
         assert_eq!(errors.lines().count(), 9, "{errors}");
     }
 

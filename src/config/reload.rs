@@ -48,7 +48,14 @@ pub fn apply(old: &Config, new: &Config, backends: &[Rules]) -> Result<(Config, 
         ConfigErrors(vec![ConfigError { origin, key: String::new(), value: None, rule: error.to_string() }])
     })?;
     let otherwise = "reload with the keys that need a restart as they are";
-    let errors = validate(&mixture, &Origins { given: BTreeMap::new(), otherwise }, backends);
+    let mut errors = validate(&mixture, &Origins { given: BTreeMap::new(), otherwise }, backends);
+    if mixture.writes_letters_to_kafka() && !old.writes_letters_to_kafka() {
+        // Of what can make that so, this alone is live on Kafka.
+        let rule = "on_invalid = \"quarantine\" of a key needs a restart here: the topic of the dead letters is looked at, and \
+                    made, at the start";
+        let (origin, key) = (otherwise.to_owned(), "http.auth.keys".to_owned());
+        errors.push(ConfigError { origin, key, value: None, rule: rule.to_owned() });
+    }
     if errors.is_empty() { Ok((mixture, diff)) } else { Err(ConfigErrors(errors)) }
 }
 
@@ -97,6 +104,29 @@ mod tests {
         old.queue.kind = QueueKind::Kafka;
         new.queue.kind = QueueKind::Kafka;
         assert_eq!(diff(&old, &new).needs_restart, ["http.max_event"]);
+    }
+
+    #[test]
+    fn keys_are_live_and_one_that_quarantines_needs_its_topic_from_the_start() {
+        let keys = |on_invalid: Option<&str>| -> crate::config::HttpKeys {
+            let hash = crate::config::KeyHash::of(b"k").to_string();
+            let mut key = serde_json::json!({ "name": "k", "hash": hash });
+            on_invalid.iter().for_each(|word| key["on_invalid"] = (*word).into());
+            serde_json::from_value(serde_json::json!([key])).unwrap()
+        };
+        let (mut old, mut new) = (Config::default(), Config::default());
+        new.http.auth.keys = keys(Some("quarantine"));
+        let (mixture, diff) = apply(&old, &new, &[]).unwrap();
+        assert_eq!((diff.applied, &mixture), (vec!["http.auth.keys".to_owned()], &new));
+        assert_eq!(apply(&new, &old, &[]).unwrap().0, old, "withdrawn");
+        for config in [&mut old, &mut new] {
+            config.queue.kind = QueueKind::Kafka;
+            config.roles = vec!["ingest".to_owned()];
+        }
+        let errors = apply(&old, &new, &[]).unwrap_err().to_string();
+        assert!(errors.contains("http.auth.keys: on_invalid = \"quarantine\" of a key needs a restart"), "{errors}");
+        new.http.auth.keys = keys(None);
+        assert_eq!(apply(&old, &new, &[]).unwrap().0.http.auth, new.http.auth);
     }
 
     #[test]

@@ -119,7 +119,9 @@ impl Config {
 
     /// Whether this process keeps wrong events as dead letters.
     pub fn quarantines(&self) -> bool {
-        self.event.on_invalid == OnInvalid::Quarantine && self.roles().ingest()
+        let mut by_key = self.http.auth.keys.iter().filter_map(|key| key.on_invalid);
+        let is_wished = self.event.on_invalid == OnInvalid::Quarantine || by_key.any(|it| it == OnInvalid::Quarantine);
+        is_wished && self.roles().ingest()
     }
 
     /// Whether it writes dead letters to Kafka: the aggregates' records that cannot be counted, the buffer's events that the

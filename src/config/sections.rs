@@ -7,12 +7,12 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AggregateConfig, ByteSize, HttpSource, default_aggregates, duration,
+    AggregateConfig, ByteSize, HttpKeys, HttpSource, default_aggregates, duration,
     keys::{Change, Key, Kind, LONGEST_RESTART, Section},
 };
 use crate::names::words;
 use Change::{Live, LiveWithoutKafka, Restart};
-use Kind::{Aggregates, Flag, Integer, List, OneOf, Options, Percent, Size, Sources, Text};
+use Kind::{Aggregates, Flag, Integer, List, OneOf, Options, Percent, Senders, Size, Sources, Text};
 
 /// Sections: the name with a dot, the keys (type and how it is written, default, kind, what a reload does), and the
 /// sections below.
@@ -154,7 +154,24 @@ sections! {
             r#"time = "/timestamp""#,
             r#"client = "/userId""#,
         ]), Live;
+        + auth: AuthConfig;
         + cors: CorsConfig;
+    }
+
+    "http.auth."
+    /// Who may send events (docs/security.md). Without a key here everybody may.
+    AuthConfig {
+        /// One key turns authentication on, for all paths but /health and /openapi.json. `ingestd key new NAME` prints a key and
+        /// the lines for it. name: stands in the records' header ingestd-key, and in metrics. hash: SHA-256 of the key. types: the
+        /// types of events that it may send; absent, all. expires: RFC 3339. on_invalid: for requests with this key, in the place
+        /// of event.on_invalid.
+        keys: HttpKeys = HttpKeys::default(), Senders(&[
+            r#"name = "shop""#,
+            r#"hash = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855""#,
+            r#"types = ["login_success", "login_failed"]"#,
+            r#"expires = "2027-01-31T00:00:00Z""#,
+            r#"on_invalid = "quarantine""#,
+        ]), Live;
     }
 
     "http.cors."

@@ -239,6 +239,8 @@ impl Layer {
                 let value = nest(section, Dict::from([(name.to_owned(), value)]).into());
                 self.entries.push(Entry { origin, key, value });
             }
+            // Where a hash belongs the key itself may stand.
+            Err(rule) if path == "http.auth.keys" => self.error(path, None, rule),
             Err(rule) => self.error(path, Some(secrets::shown(path, given)), rule),
         }
     }

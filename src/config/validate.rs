@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{Config, ConfigError, QueueKind, StoreKind, cors, http_source, keys::flatten, roles, secrets};
+use super::{Config, ConfigError, QueueKind, StoreKind, cors, http_key, http_source, keys::flatten, roles, secrets};
 
 /// The rules of one backend for the sections that are its own.
 pub type Rules = fn(&mut Check<'_>);
@@ -108,6 +108,9 @@ impl Check<'_> {
         for rule in http_source::broken_rules(&self.config.http.source) {
             // The value is a whole list, which says no more than the path in the rule.
             self.unknown("http.source", rule);
+        }
+        for rule in http_key::broken_rules(&self.config.http.auth.keys) {
+            self.unknown("http.auth.keys", rule);
         }
     }
 

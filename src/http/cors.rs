@@ -2,8 +2,9 @@
 //!
 //! A browser asks first where a form could not send the same (a *preflight*), and hides each answer that does not allow the
 //! page's origin from it. `navigator.sendBeacon` sends with credentials, and then no answer may say `*`: what is allowed is
-//! always the page's own origin, with credentials. That gives nothing away: the daemon knows no cookies, and what an
-//! answer tells is the page's own request.
+//! always the page's own origin, with credentials. That gives nothing away: the daemon knows no cookies, what an
+//! answer tells is the page's own request, and a key that a browser remembers (Basic) is sent by pages of allowed origins alone,
+//! since what other pages send unasked is refused (`ingest::pages`).
 
 use actix_http::RequestHead;
 use actix_web::{
@@ -24,7 +25,7 @@ use crate::config::{ANY_ORIGIN, CorsConfig, LiveConfig, OPAQUE_ORIGIN};
 /// Those of the routes that pages may use.
 const METHODS: &str = "GET, HEAD, POST";
 /// What a page may read of an answer's head, beside what it always may (the length and the media type among it).
-const EXPOSED: &str = "Retry-After, Preference-Applied, Accept-Encoding, Allow, X-Request-Id";
+const EXPOSED: &str = "Retry-After, Preference-Applied, Accept-Encoding, Allow, WWW-Authenticate, X-Request-Id";
 
 /// A page of the public network that sends into a private one asks for that, too (Private Network Access).
 const REQUEST_PRIVATE_NETWORK: &str = "access-control-request-private-network";
@@ -213,7 +214,7 @@ mod tests {
         let expected = [
             "access-control-allow-credentials: true",
             "access-control-allow-origin: https://a.example",
-            "access-control-expose-headers: Retry-After, Preference-Applied, Accept-Encoding, Allow, X-Request-Id",
+            "access-control-expose-headers: Retry-After, Preference-Applied, Accept-Encoding, Allow, WWW-Authenticate, X-Request-Id",
             "vary: Origin",
             "vary: Prefer",
         ];

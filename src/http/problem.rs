@@ -6,7 +6,7 @@ use actix_web::{
     HttpResponse, ResponseError,
     http::{
         StatusCode,
-        header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+        header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
     },
 };
 use serde::Serialize;
@@ -30,8 +30,31 @@ pub struct Problem {
     pub allow: Option<&'static str>,
     /// The content codings that a body may have (RFC 9110, 15.5.16).
     pub accept_encoding: Option<&'static str>,
+    /// What a client has to show (RFC 9110, 15.5.2).
+    pub challenge: Option<Challenge>,
     /// The connection is of no use after this answer.
     pub closing: bool,
+}
+
+/// How a client says who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Challenge {
+    /// It sent no key.
+    Key,
+    /// The one that it sent is not taken (RFC 6750, 3.1).
+    AnotherKey,
+}
+
+impl Challenge {
+    /// A field of `WWW-Authenticate` each: there are clients that read one challenge of a field.
+    pub fn fields(self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let bearer = match self {
+            Self::Key => r#"Bearer realm="ingestd""#,
+            Self::AnotherKey => r#"Bearer realm="ingestd", error="invalid_token""#,
+        };
+        let fields = [bearer, r#"Basic realm="ingestd", charset="UTF-8""#];
+        fields.into_iter().map(|field| (WWW_AUTHENTICATE, HeaderValue::from_static(field)))
+    }
 }
 
 /// The type is `about:blank`, so the title is the status's own phrase (RFC 9457, 4.2.1).
@@ -54,6 +77,7 @@ impl Problem {
             retry_after: None,
             allow: None,
             accept_encoding: None,
+            challenge: None,
             closing: false,
         }
     }
@@ -115,6 +139,7 @@ impl Problem {
         if let Some(codings) = self.accept_encoding {
             response.insert_header((ACCEPT_ENCODING, HeaderValue::from_static(codings)));
         }
+        self.challenge.into_iter().flat_map(Challenge::fields).for_each(|field| _ = response.append_header(field));
         if self.closing {
             response.force_close();
         }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
+    arrival::Arrival,
     attributes::Attributes,
     cloudevents::{self, HeaderAttributes, InHeaders},
     format::{Events, Format, SeveralTexts, split, texts},
@@ -113,11 +114,11 @@ pub fn check(
     in_headers: Option<InHeaders>,
     http: &HttpConfig,
     fields: &EventFields,
-    received: Timestamp,
+    arrival: Arrival<'_>,
     share: &mut Reservation,
 ) -> Result<Checked, Problem> {
     let body = format.into_json(body, share)?;
-    let mut taking = Taking::new(&body, format, in_headers, http, fields, received);
+    let mut taking = Taking::new(&body, format, in_headers, http, fields, arrival);
     let mut errors = Vec::new();
     let mut counted = 0;
     let events = split(&body, format, http.max_events)?;
@@ -150,7 +151,7 @@ pub fn check(
         }
     }
     if let Some(rest) = broken {
-        errors.push(taking.refused(count, rest, no_text(rest, fields, received)));
+        errors.push(taking.refused(count, rest, no_text(rest, fields, arrival.received)));
     }
     let mut checked = taking.checked;
     checked.errors = errors;
@@ -191,9 +192,11 @@ pub(super) struct Taking<'c> {
     in_headers: Option<InHeaders>,
     http: &'c HttpConfig,
     fields: &'c EventFields,
-    received: Timestamp,
+    pub(super) arrival: Arrival<'c>,
     ids: Ids,
     pub(super) checked: Checked,
+    /// What stands beside each event that has nothing else there; written with the first.
+    alone: Option<NewHeaders>,
     /// What stands beside the event that was refused last.
     beside: Option<NewHeaders>,
 }
@@ -205,17 +208,19 @@ impl<'c> Taking<'c> {
         in_headers: Option<InHeaders>,
         http: &'c HttpConfig,
         fields: &'c EventFields,
-        received: Timestamp,
+        arrival: Arrival<'c>,
     ) -> Self {
-        let (ids, checked) = (Ids::new(received), Checked::default());
-        Self { body, format, in_headers, http, fields, received, ids, checked, beside: None }
+        let (ids, checked) = (Ids::new(arrival.received), Checked::default());
+        Self { body, format, in_headers, http, fields, arrival, ids, checked, alone: None, beside: None }
     }
 
     fn take(&mut self, index: usize, event: &[u8]) -> Result<(), Invalid> {
         match self.format {
             Format::Json | Format::Ndjson => {
-                let head = event::admit(event, self.http.max_event, self.fields, self.received)?;
-                self.push(index, Part::InBody(span(self.body, event)), head, None);
+                let head = event::admit(event, self.http.max_event, self.fields, self.arrival.received)?;
+                self.arrival.permit(&head.event_type)?;
+                let headers = self.alone();
+                self.push(index, Part::InBody(span(self.body, event)), head, headers);
                 Ok(())
             }
             Format::CloudEvent | Format::CloudEvents => {
@@ -225,7 +230,7 @@ impl<'c> Taking<'c> {
             Format::Data => {
                 let HeaderAttributes { attributes, wrong } = self.in_headers.take().map(|it| *it).unwrap_or_default();
                 if let Some(invalid) = wrong {
-                    self.beside = Some(attributes.write(&mut self.checked.aside));
+                    self.beside = Some(self.write(&attributes));
                     return Err(invalid);
                 }
                 self.take_with(index, event, &attributes)
@@ -235,8 +240,10 @@ impl<'c> Taking<'c> {
 
     /// Takes an event whose attributes stand beside its data.
     pub(super) fn take_with(&mut self, index: usize, data: &[u8], attributes: &Attributes<'_>) -> Result<(), Invalid> {
-        let headers = attributes.write(&mut self.checked.aside);
-        let admitted = event::admit_with(data, attributes.headers(), self.http.max_event, self.fields, self.received);
+        let headers = self.write(attributes);
+        let received = self.arrival.received;
+        let admitted = event::admit_with(data, attributes.headers(), self.http.max_event, self.fields, received)
+            .and_then(|head| self.arrival.permit(&head.event_type).map(|()| head));
         let head = admitted.inspect_err(|_| self.beside = Some(headers))?;
         let value = self.part(data);
         self.push(index, value, head, Some(headers));
@@ -247,11 +254,9 @@ impl<'c> Taking<'c> {
     pub(super) fn refused(&mut self, index: usize, event: &[u8], invalid: Invalid) -> EventError {
         let beside = self.beside.take();
         let headers = match self.format {
-            Format::Json | Format::Ndjson => None,
+            Format::Json | Format::Ndjson => self.alone(),
             // Its attributes are in its bytes.
-            Format::CloudEvent | Format::CloudEvents => {
-                Some(cloudevents::beside_envelope().write(&mut self.checked.aside))
-            }
+            Format::CloudEvent | Format::CloudEvents => Some(self.write(&cloudevents::beside_envelope())),
             Format::Data => beside,
         };
         EventError::new(index, invalid, Some(self.part(event)), headers)
@@ -265,8 +270,20 @@ impl<'c> Taking<'c> {
         attributes: &Attributes<'_>,
         invalid: Invalid,
     ) -> EventError {
-        self.beside = Some(attributes.write(&mut self.checked.aside));
+        self.beside = Some(self.write(attributes));
         self.refused(index, event, invalid)
+    }
+
+    fn write(&mut self, attributes: &Attributes<'_>) -> NewHeaders {
+        let headers = attributes.write(&mut self.checked.aside);
+        self.arrival.write(&mut self.checked.aside, headers)
+    }
+
+    /// Where the request has something to say of each event: the same bytes for all that have nothing else beside them.
+    fn alone(&mut self) -> Option<NewHeaders> {
+        self.arrival.key?;
+        self.alone = Some(self.alone.unwrap_or_else(|| self.write(&Attributes::default())));
+        self.alone
     }
 
     fn push(&mut self, index: usize, value: Part, head: Event<'_>, headers: Option<NewHeaders>) {
@@ -393,7 +410,8 @@ pub(super) fn span_within(body: &[u8], bytes: &[u8]) -> Option<Span> {
 
 /// What stands aside was made of parts of the body, each of which is a value, a key or an attribute, and at most once each. A
 /// header is at most twice as long as the attribute in its envelope, and the rest no longer than it was, so that together they
-/// are below 4 GiB as well: a body is below 1 GiB (`http.max_body`).
+/// are below 4 GiB as well: a body is below 1 GiB (`http.max_body`). The name of the request's key beside each is below 100 bytes,
+/// of at most ten million events (`http.max_events`).
 fn append(aside: &mut Vec<u8>, bytes: &[u8]) -> Span {
     let start = aside.len() as u32;
     aside.extend_from_slice(bytes);
@@ -413,7 +431,7 @@ mod tests {
         let http = HttpConfig { max_event: ByteSize(64), ..HttpConfig::default() };
         let mut share = Reservation::new(&InFlight::default(), http.max_in_flight);
         let body = Bytes::copy_from_slice(body.as_bytes());
-        check(body, Format::Json, None, &http, &fields, Timestamp(0), &mut share).unwrap()
+        check(body, Format::Json, None, &http, &fields, Timestamp(0).into(), &mut share).unwrap()
     }
 
     #[test]
@@ -549,7 +567,8 @@ mod tests {
             let body = format!("[{}]", vec![format!(r#"{{"type":"a","timestamp":{time}}}"#); 1000].join(","));
             let (http, fields) = (HttpConfig::default(), EventFields::from(&EventConfig::default()));
             let mut share = Reservation::new(&in_flight, http.max_in_flight);
-            let checked = check(body.into(), Format::Json, None, &http, &fields, Timestamp(0), &mut share).unwrap();
+            let checked =
+                check(body.into(), Format::Json, None, &http, &fields, Timestamp(0).into(), &mut share).unwrap();
             (in_flight.all.get(), checked.warnings.len())
         };
         let ((plain, none), (named, all)) = (held("10"), held("-1"));
@@ -569,7 +588,7 @@ mod tests {
             let mut share = Reservation::new(&in_flight, http.max_in_flight);
             let fields = EventFields::from(&EventConfig::default());
             let body = Bytes::copy_from_slice(body.as_bytes());
-            let checked = check(body, Format::Json, None, &http, &fields, Timestamp(0), &mut share);
+            let checked = check(body, Format::Json, None, &http, &fields, Timestamp(0).into(), &mut share);
             let counted = in_flight.all.get();
             assert!(checked.is_err() || counted > 2_000_000, "10,000 errors with a sentence each: {counted}");
             checked.err().map(|problem| problem.status.as_u16())

@@ -5,6 +5,7 @@ use actix_web::http::StatusCode;
 use bytes::Bytes;
 
 use super::{
+    arrival::Arrival,
     attributes::Attributes,
     check::{Checked, EVENT, EventError, Taking, span_within},
     format::Format,
@@ -15,7 +16,6 @@ use crate::{
     config::HttpConfig,
     event::{EventFields, Invalid},
     http::Problem,
-    position::Timestamp,
 };
 
 /// The events of one request so far.
@@ -40,10 +40,10 @@ impl<'r> Checking<'r> {
         body: &'r Bytes,
         http: &'r HttpConfig,
         fields: &'r EventFields,
-        received: Timestamp,
+        arrival: Arrival<'r>,
         share: &'r mut Reservation,
     ) -> Self {
-        let taking = Taking::new(body, Format::Data, None, http, fields, received);
+        let taking = Taking::new(body, Format::Data, None, http, fields, arrival);
         let most = http.max_in_flight.as_usize().min(u32::MAX as usize);
         Self { share, taking, errors: Vec::new(), keeps_wrong: true, most, counted: 0, remarks: 0 }
     }
@@ -127,7 +127,7 @@ impl<'r> Checking<'r> {
         let copied = if span_within(self.taking.body, value).is_some() { 0 } else { value.len() };
         let aside = &mut self.taking.checked.aside;
         let (length, have) = (aside.len(), aside.capacity());
-        let needed = length.saturating_add(copied).saturating_add(attributes.size());
+        let needed = length.saturating_add(copied).saturating_add(attributes.size() + self.taking.arrival.size());
         if needed <= have {
             return Ok(());
         }

@@ -207,7 +207,7 @@ mod tests {
         let mut share = Reservation::new(&InFlight::default(), ByteSize(u64::MAX));
         let (format, in_headers) = format_of(headers)?;
         let fields = EventFields::from(&EventConfig::default());
-        check(Bytes::copy_from_slice(body), format, in_headers, &http, &fields, Timestamp(0), &mut share)
+        check(Bytes::copy_from_slice(body), format, in_headers, &http, &fields, Timestamp(0).into(), &mut share)
     }
 
     /// A record as the log would have it, and the id that is answered.

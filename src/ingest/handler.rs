@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use actix_http::RequestHead;
 use actix_web::{
     HttpRequest, HttpResponse,
     http::{Method, StatusCode, header::ContentType},
@@ -15,8 +16,9 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio_util::task::TaskTracker;
 
 use super::{
+    arrival::{Arrival, KEY_HEADER},
     aside::aside,
-    body,
+    auth, body,
     check::Checked,
     coding::Coding,
     format::Format,
@@ -25,18 +27,19 @@ use super::{
     otlp::{self, Encoding},
     pages,
     preferences::{Handling, PREFERENCE_APPLIED, Preferences},
+    problems::{beside_letters, not_allowed, not_kept, not_taken, refused, refused_by_gate, unknown},
     quarantine,
-    replies::{self, RETRY_AFTER_QUEUE, summary},
+    replies::{self, summary},
     shape::Shape,
     source, trace,
 };
 use crate::{
-    config::{Config, HttpSource, LiveConfig, OnInvalid},
+    config::{Config, HttpKey, HttpSource, LiveConfig, OnInvalid},
     event::{Code, EventFields, Invalid},
-    health::{Closed, Health},
+    health::Health,
     http::{Problem, request_id},
-    log::{Delivery, Ingress, NewRecord, NotTaken, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record},
-    metrics::{Metrics, ReasonLabel, StatusLabel},
+    log::{Delivery, Ingress, NewRecord, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record},
+    metrics::{KeyLabel, Metrics, ReasonLabel, StatusLabel},
     names::{ActorName, dependency},
     position::Timestamp,
 };
@@ -58,6 +61,13 @@ pub struct Intake {
     /// Requests that wait for the producer's answer.
     waiting: Gauge,
 }
+
+/// Whose key a request has.
+type Sender = Option<Arc<HttpKey>>;
+
+const LOGS: &str = "/v1/logs";
+/// Paths of ours at which events arrive.
+const EVENTS: [&str; 2] = ["/v1/events", LOGS];
 
 /// Counts a request as waiting, until it is dropped.
 struct Waiting(Gauge);
@@ -102,9 +112,31 @@ impl Intake {
         self.under_way.wait().await;
     }
 
-    /// Refuses a request before anything of it is read.
-    fn admit(&self) -> Result<(), Problem> {
-        self.health.gate.closed().map_or(Ok(()), |(closed, why)| Err(refused_by_gate(closed, &why)))
+    /// Refuses a request before anything of it is read: of a stranger, and of anybody while the gate is closed.
+    fn admit(&self, request: &HttpRequest) -> Result<Sender, Problem> {
+        let key = self.sender(request)?;
+        self.health.gate.closed().map_or(Ok(key), |(closed, why)| Err(refused_by_gate(closed, &why)))
+    }
+
+    fn sender(&self, request: &HttpRequest) -> Result<Sender, Problem> {
+        auth::check(request.headers(), &self.config.load().http.auth.keys, &self.metrics)
+    }
+
+    /// The answer to a client that asks first (`Expect: 100-continue`), where its request would be refused for its key. Without
+    /// it its body would be on the way.
+    pub fn turns_away(&self, head: &RequestHead) -> Option<HttpResponse> {
+        let http = &self.config.load().http;
+        let path = head.uri.path();
+        let is_ours = EVENTS.contains(&path) || http.source.iter().any(|source| source.path == path);
+        if http.auth.keys.is_empty() || head.method != Method::POST || !is_ours {
+            return None;
+        }
+        let problem = auth::check(head.headers(), &http.auth.keys, &self.metrics).err()?;
+        let problem = Problem { closing: true, ..problem };
+        Some(match Encoding::of(head.headers()) {
+            Ok(encoding) if path == LOGS => otlp::refusal(encoding, problem),
+            _ => problem.into_response(),
+        })
     }
 
     /// Reads a body of this coding and shape, checks its events, and makes the valid ones durable, wrong ones too where they
@@ -116,15 +148,21 @@ impl Intake {
         coding: Option<Coding>,
         shape: Shape,
         handling: Option<Handling>,
+        sender: Sender,
     ) -> Result<(Checked, Reservation), Problem> {
         let config = self.config.load_full();
         let share = Reservation::new(&self.in_flight, config.http.max_in_flight);
         let body = body::read(request, payload, coding, &config.http, share.another()).await?;
         let received = Timestamp::now();
         let is_strict = handling == Some(Handling::Strict);
-        let quarantines = config.event.on_invalid == OnInvalid::Quarantine && !is_strict;
-        let whole = quarantines.then(|| (body.clone(), trace::beside(shape.beside(), request.headers())));
-        let (checked, mut share) = self.check(request, body, shape, &config, received, share.beside()).await;
+        let quarantines = auth::on_invalid(sender.as_deref(), &config) == OnInvalid::Quarantine && !is_strict;
+        let whole = quarantines.then(|| {
+            let mut beside = shape.beside();
+            sender.iter().for_each(|key| beside.set(KEY_HEADER, key.name.clone()));
+            (body.clone(), trace::beside(beside, request.headers()))
+        });
+        let share = share.beside();
+        let (checked, mut share) = self.check(request, body, shape, &config, (received, sender.clone()), share).await;
         let mut checked = match (checked, whole) {
             (Err(Problem { code: Some(code), detail, .. }), Some((body, beside))) => {
                 let checked = Checked::unsplittable(body, Invalid::new(code, detail), &beside);
@@ -176,6 +214,10 @@ impl Intake {
             }
         }
         self.metrics.events_accepted.inc_by(checked.accepted.len() as u64);
+        if let Some(key) = sender {
+            let of_key = self.metrics.events_accepted_by_key.get_or_create_owned(&KeyLabel { key: key.name.clone() });
+            of_key.inc_by(checked.accepted.len() as u64);
+        }
         // Their neighbours mostly share their code.
         let rejected: Vec<Code> = checked.rejected().map(|error| error.invalid.code).collect();
         for alike in rejected.chunk_by(|a, b| a == b) {
@@ -194,17 +236,19 @@ impl Intake {
         body: Bytes,
         shape: Shape,
         config: &Arc<Config>,
-        received: Timestamp,
+        (received, sender): (Timestamp, Sender),
         mut share: Reservation,
     ) -> (Result<Checked, Problem>, Reservation) {
         let further = trace::of(request.headers());
         if !shape.is_long(&body) {
-            let checked = shape.check(body, &config.http, &self.fields, received, &mut share);
+            let arrival = Arrival { received, key: sender.as_deref() };
+            let checked = shape.check(body, &config.http, &self.fields, arrival, &mut share);
             return (trace::carried(checked, further.as_deref(), &mut share), share);
         }
         let (intake, live, of_failure) = (self.clone(), config.clone(), share.another());
         let checking = move || {
-            let checked = shape.check(body, &live.http, &intake.fields, received, &mut share);
+            let arrival = Arrival { received, key: sender.as_deref() };
+            let checked = shape.check(body, &live.http, &intake.fields, arrival, &mut share);
             (trace::carried(checked, further.as_deref(), &mut share), share)
         };
         aside(checking).await.unwrap_or_else(|error| {
@@ -366,74 +410,6 @@ impl Intake {
     }
 }
 
-/// New events are refused at present.
-fn refused_by_gate(closed: Closed, why: &str) -> Problem {
-    let (seconds, what) = match closed {
-        // Another daemon, or this one restarted, is there as soon as a load balancer or systemd has noticed.
-        Closed::Draining => (5, "stopping"),
-        // Uploads and trimming, or an operator, have to free the disk first.
-        Closed::DiskFull => (30, "the disk is too full"),
-        // A broker's election or restart takes seconds.
-        Closed::QueueUnavailable => (5, "the queue cannot be reached"),
-        Closed::Starting => (1, "starting"),
-    };
-    let problem = unavailable(seconds, format!("no events are accepted at present: {what} ({why})"));
-    Problem { closing: closed == Closed::Draining, ..problem }
-}
-
-fn not_taken(why: NotTaken) -> Problem {
-    match why {
-        NotTaken::Busy => {
-            Problem::unavailable("too many requests wait for the queue; nothing of this request was stored: try again")
-        }
-        // A panicked producer is back after a back-off that begins at a fraction of a second.
-        NotTaken::Restarting => {
-            Problem::unavailable("the producer is being restarted; nothing of this request was stored")
-        }
-    }
-}
-
-/// Nothing of its events was sent to the log by then.
-fn not_kept(why: &str) -> Problem {
-    let detail = format!(
-        "what is wrong of this request could not be kept as dead letters (event.on_invalid): {why}; none of its events was \
-         stored: send it again later"
-    );
-    unavailable(RETRY_AFTER_QUEUE, detail)
-}
-
-/// The letters of a request stand, whatever became of its events.
-fn beside_letters(problem: Problem, letters: usize) -> Problem {
-    if letters == 0 {
-        return problem;
-    }
-    let detail = format!(
-        "{} (but for what is wrong of it: {letters} dead letter(s) are kept already, and once more when it is sent again)",
-        problem.detail
-    );
-    Problem { detail: detail.into(), ..problem }
-}
-
-fn refused(reason: &str) -> Problem {
-    unavailable(RETRY_AFTER_QUEUE, format!("{reason}; nothing of this request was stored: send it again later"))
-}
-
-fn unknown(reason: &str) -> Problem {
-    let detail = format!(
-        "{reason}; it is not known which events of this request were stored: sending it again may store events twice, \
-         with the same id where the client sent one"
-    );
-    unavailable(RETRY_AFTER_QUEUE, detail)
-}
-
-fn unavailable(retry_after: u32, detail: String) -> Problem {
-    Problem { retry_after: Some(retry_after), ..Problem::unavailable(detail) }
-}
-
-fn not_allowed(allow: &'static str) -> Problem {
-    Problem::not_allowed(allow, format!("this path takes {allow} only"))
-}
-
 /// The routes: `POST /v1/events`, `POST /v1/logs`, `GET /health`, `GET /openapi.json` (which describes all), and the paths
 /// of `[[http.source]]`, which are live.
 pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
@@ -466,11 +442,11 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
 async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
     let Preferences { handling } = Preferences::of(request.headers());
     let answer = async {
-        intake.admit()?;
+        let sender = intake.admit(&request)?;
         let coding = Coding::of(request.headers())?;
         let (format, in_headers) = pages::format(request.headers(), &intake.config)?;
         let shape = Shape::Events(format, in_headers);
-        let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
+        let (checked, share) = intake.accept(&request, payload, coding, shape, handling, sender).await?;
         Ok(summary(&request, checked, share).await)
     };
     applied(intake.counted(answer).await, handling)
@@ -490,19 +466,20 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
     let Preferences { handling } = Preferences::of(request.headers());
     let encoding = match Encoding::of(request.headers()) {
         Ok(encoding) => encoding,
-        Err(problem) => return applied(intake.refuse(problem), handling),
+        // Who is none of ours hears that alone.
+        Err(problem) => return applied(intake.refuse(intake.sender(&request).err().unwrap_or(problem)), handling),
     };
     let mut honoured = handling;
     let taken = async {
-        intake.admit()?;
+        let sender = intake.admit(&request)?;
         let keeps_wrong = {
             let config = intake.config.load();
             pages::check(request.headers(), &config.http.cors)?;
-            config.event.on_invalid == OnInvalid::Quarantine && handling != Some(Handling::Strict)
+            auth::on_invalid(sender.as_deref(), &config) == OnInvalid::Quarantine && handling != Some(Handling::Strict)
         };
         let coding = Coding::of(request.headers())?;
         let shape = Shape::Logs { encoding, keeps_wrong };
-        let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
+        let (checked, share) = intake.accept(&request, payload, coding, shape, handling, sender).await?;
         // As `applied` knows it by the status of other answers.
         let was_broken = !checked.errors.is_empty() && !checked.accepted.is_empty();
         honoured = handling.filter(|handling| *handling != Handling::Strict || !was_broken);
@@ -534,7 +511,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
     }
     let Preferences { handling } = Preferences::of(request.headers());
     let answer = async {
-        intake.admit()?;
+        let sender = intake.admit(&request)?;
         pages::check(request.headers(), &intake.config.load().http.cors)?;
         let coding = Coding::of(request.headers())?;
         Format::check_charset(request.headers())?;
@@ -542,7 +519,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
         let lines = Format::of(request.headers()).ok().filter(|format| *format == Format::Ndjson);
         let lines = lines.unwrap_or(Format::Json);
         let shape = Shape::Source(source.clone(), lines);
-        let (checked, share) = intake.accept(&request, payload, coding, shape, handling).await?;
+        let (checked, share) = intake.accept(&request, payload, coding, shape, handling, sender).await?;
         let summary = summary(&request, checked, share).await;
         // Who prefers something reads what became of each event.
         Ok(if handling.is_some() { summary } else { source::answer(summary, &source) })

@@ -1,6 +1,7 @@
 //! What the ingest listener takes and answers, as OpenAPI. What is new at the door gets its lines in the table or function of
 //! its kind: media types, codings, fields of a request's head, answers and their fields, codes.
 
+mod auth;
 mod logs;
 
 use serde_json::{Map, Value, json};
@@ -26,6 +27,7 @@ const CODES: &[Code] = &[
     Code::InvalidProtobuf,
     Code::InvalidCloudevent,
     Code::TooLarge,
+    Code::ForbiddenType,
 ];
 /// The code of a valid event that could not be stored for a passing reason.
 const UNAVAILABLE: &str = "unavailable";
@@ -44,7 +46,7 @@ pub fn document(config: &Config) -> Vec<u8> {
     let description = "Events are taken by POST, and answered with 2xx when they are safe. docs/design.md, 9, and the README say \
                        what to do with each answer.";
     let headers = headers_of_pages().filter(|_| has_pages(config)).collect();
-    openapi::document("ingestd: events", description, paths, schemas(config), headers)
+    openapi::document("ingestd: events", description, paths, schemas(config), headers, auth::schemes(config))
 }
 
 /// What any request with events may be answered.
@@ -68,7 +70,7 @@ fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
         .answer(500, problem("A fault of this daemon."))
         .answer(503, passing(unavailable));
     let accepted = header("The codings that are taken (RFC 9110, 15.5.16).", &text("A list of codings."));
-    operation.header(415, "Accept-Encoding", &accepted)
+    auth::secured(config, operation.header(415, "Accept-Encoding", &accepted))
 }
 
 fn content_encoding() -> Value {
@@ -391,9 +393,10 @@ mod tests {
             Code::InvalidProtobuf => 6,
             Code::InvalidCloudevent => 7,
             Code::TooLarge => 8,
+            Code::ForbiddenType => 9,
         };
         let places: Vec<_> = CODES.iter().map(|code| place(*code)).collect();
-        assert_eq!(places, (0..=8).collect::<Vec<_>>());
+        assert_eq!(places, (0..=9).collect::<Vec<_>>());
         let described = &summary()["properties"]["errors"]["items"]["properties"]["code"]["enum"];
         assert_eq!(described.as_array().unwrap().len(), CODES.len() + 1);
     }

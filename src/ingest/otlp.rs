@@ -28,6 +28,7 @@ use serde_json::{json, value::RawValue};
 
 use self::wire::{Kind, ResourceHead, ScopeHead};
 use super::{
+    arrival::Arrival,
     attributes::Attributes,
     check::Checked,
     checking::Checking,
@@ -38,8 +39,7 @@ use super::{
 use crate::{
     config::HttpConfig,
     event::{Code, EventFields, Invalid},
-    http::Problem,
-    position::Timestamp,
+    http::{Challenge, Problem},
 };
 
 /// How a request is written, and its answer.
@@ -92,12 +92,12 @@ pub fn check(
     keeps_wrong: bool,
     http: &HttpConfig,
     fields: &EventFields,
-    received: Timestamp,
+    arrival: Arrival<'_>,
     share: &mut Reservation,
 ) -> Result<Checked, Problem> {
     // No value is a part of the body, which goes when this is done.
     let no_body = Bytes::new();
-    let checking = Checking::new(&no_body, http, fields, received, share).keeping(keeps_wrong);
+    let checking = Checking::new(&no_body, http, fields, arrival, share).keeping(keeps_wrong);
     let mut logs = Logs { checking, encoding, http, next: 0, scratch: Vec::new() };
     match encoding {
         Encoding::Protobuf => logs.take_protobuf(body)?,
@@ -406,7 +406,8 @@ pub fn answer(encoding: Encoding, checked: &Checked, share: Reservation) -> Http
     }
     let message = parts.join("; ");
     if wrong > 0 && failed == 0 && checked.accepted.is_empty() && kept == 0 {
-        return refusal(encoding, Problem::bad_request(format!("no log record was accepted: {message}")));
+        let problem = Problem::bad_request(format!("no log record was accepted: {message}"));
+        return refusal(encoding, Problem { status: replies::refused_as(checked), ..problem });
     }
     // With none rejected the message is a warning (the specification's words).
     let rejected_log_records = (wrong - kept + failed) as i64;
@@ -439,6 +440,8 @@ pub fn refusal(encoding: Encoding, problem: Problem) -> HttpResponse {
     let code = match status {
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => UNAVAILABLE,
         StatusCode::METHOD_NOT_ALLOWED => UNIMPLEMENTED,
+        StatusCode::UNAUTHORIZED => UNAUTHENTICATED,
+        StatusCode::FORBIDDEN => PERMISSION_DENIED,
         status if status.is_server_error() => INTERNAL,
         _ => INVALID_ARGUMENT,
     };
@@ -452,6 +455,7 @@ pub fn refusal(encoding: Encoding, problem: Problem) -> HttpResponse {
     if let Some(codings) = problem.accept_encoding {
         builder.insert_header((ACCEPT_ENCODING, HeaderValue::from_static(codings)));
     }
+    problem.challenge.into_iter().flat_map(Challenge::fields).for_each(|field| _ = builder.append_header(field));
     if problem.closing {
         builder.force_close();
     }
@@ -464,9 +468,11 @@ pub fn refusal(encoding: Encoding, problem: Problem) -> HttpResponse {
 
 /// Of `google.rpc.Code`.
 const INVALID_ARGUMENT: i32 = 3;
+const PERMISSION_DENIED: i32 = 7;
 const UNIMPLEMENTED: i32 = 12;
 const INTERNAL: i32 = 13;
 const UNAVAILABLE: i32 = 14;
+const UNAUTHENTICATED: i32 = 16;
 
 fn respond(status: StatusCode, encoding: Encoding) -> HttpResponseBuilder {
     let mut builder = HttpResponse::build(status);

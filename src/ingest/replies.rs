@@ -25,7 +25,7 @@ use crate::{
 pub const RETRY_AFTER_QUEUE: u32 = 5;
 
 /// 200 where all events are accepted or kept as dead letters (also none of none, and whatever is said of them), 207 where some
-/// are, 400 where none is.
+/// are, 400 where none is, 403 where none may be with the request's key.
 ///
 /// The answer counts as the request's `share` until the client has it: a client may take its time with that.
 pub async fn summary(request: &HttpRequest, checked: Checked, share: Reservation) -> HttpResponse {
@@ -35,7 +35,7 @@ pub async fn summary(request: &HttpRequest, checked: Checked, share: Reservation
     let status = match (is_done, is_none) {
         (true, _) => StatusCode::OK,
         (false, false) => StatusCode::MULTI_STATUS,
-        (false, true) => StatusCode::BAD_REQUEST,
+        (false, true) => refused_as(&checked),
     };
     let mut builder = HttpResponse::build(status);
     builder.insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")));
@@ -54,6 +54,12 @@ pub async fn summary(request: &HttpRequest, checked: Checked, share: Reservation
         },
         |json| builder.body(json),
     )
+}
+
+/// The status where none of the events is accepted.
+pub fn refused_as(checked: &Checked) -> StatusCode {
+    let is_forbidden = checked.errors.iter().all(|error| error.invalid.code == Code::ForbiddenType);
+    if is_forbidden { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST }
 }
 
 /// An answer with so many takes milliseconds to write, and what it is made of some to forget.

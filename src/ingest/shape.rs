@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
+    arrival::Arrival,
     attributes::Attributes,
     check::{Checked, check},
     cloudevents::{self, InHeaders},
@@ -17,7 +18,6 @@ use crate::{
     config::{HttpConfig, HttpSource},
     event::EventFields,
     http::Problem,
-    position::Timestamp,
 };
 
 /// What the body of a request is.
@@ -51,14 +51,14 @@ impl Shape {
         body: Bytes,
         http: &HttpConfig,
         fields: &EventFields,
-        received: Timestamp,
+        arrival: Arrival<'_>,
         share: &mut Reservation,
     ) -> Result<Checked, Problem> {
         match self {
-            Self::Events(format, in_headers) => check(body, format, in_headers, http, fields, received, share),
-            Self::Source(source, lines) => source::check(body, &source, lines, http, fields, received, share),
+            Self::Events(format, in_headers) => check(body, format, in_headers, http, fields, arrival, share),
+            Self::Source(source, lines) => source::check(body, &source, lines, http, fields, arrival, share),
             Self::Logs { encoding, keeps_wrong } => {
-                otlp::check(&body, encoding, keeps_wrong, http, fields, received, share)
+                otlp::check(&body, encoding, keeps_wrong, http, fields, arrival, share)
             }
         }
     }

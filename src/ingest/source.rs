@@ -14,6 +14,7 @@ use percent_encoding::percent_decode;
 use serde::de::IgnoredAny;
 
 use super::{
+    arrival::Arrival,
     attributes::Attributes,
     check::{Checked, invalid_body, no_text},
     checking::Checking,
@@ -26,7 +27,6 @@ use crate::{
     event::{self, Code, EventFields, Invalid, Pointers},
     http::Problem,
     log::dead_letters::WRONG_HEADER,
-    position::Timestamp,
 };
 
 /// Bodies that are wrapped are told by their bytes, whatever their head says of them: gzip, and forms with such a field
@@ -62,7 +62,7 @@ pub fn check(
     lines: Format,
     http: &HttpConfig,
     fields: &EventFields,
-    received: Timestamp,
+    arrival: Arrival<'_>,
     share: &mut Reservation,
 ) -> Result<Checked, Problem> {
     let finder = Finder::new(source);
@@ -74,7 +74,7 @@ pub fn check(
         }
         events => events,
     };
-    let mut checking = Checking::new(&body, http, fields, received, share);
+    let mut checking = Checking::new(&body, http, fields, arrival, share);
     checking.expect(events.count())?;
     let mut take = |index, event| match finder.attributes(event) {
         (attributes, None) => checking.take(index, event, &attributes),
@@ -88,7 +88,7 @@ pub fn check(
     let count = events.len();
     events.into_iter().enumerate().try_for_each(|(index, event)| take(index, event))?;
     if let Some(rest) = broken {
-        checking.refuse(count, rest, &finder.attributes(rest).0, no_text(rest, fields, received))?;
+        checking.refuse(count, rest, &finder.attributes(rest).0, no_text(rest, fields, arrival.received))?;
     }
     let mut checked = checking.finish()?;
     // Broken syntax: nothing of the body is accepted.

@@ -103,7 +103,7 @@ fn checked(body: &[u8], format: Format) -> Result<Checked, Problem> {
         None,
         &http,
         &EventFields::from(&EventConfig::default()),
-        Timestamp(0),
+        Timestamp(0).into(),
         &mut share,
     )
 }

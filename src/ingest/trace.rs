@@ -297,7 +297,7 @@ mod tests {
         let (format, in_headers) = cloudevents::format_of(&head).unwrap();
         let body = Bytes::copy_from_slice(body.as_bytes());
         let shape = Shape::Events(format, in_headers);
-        let checked = shape.check(body, &http, &EventFields::from(&event), Timestamp(0), &mut share);
+        let checked = shape.check(body, &http, &EventFields::from(&event), Timestamp(0).into(), &mut share);
         let checked = carried(checked, of(&head).as_deref(), &mut share).unwrap();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         let headers = |headers: Option<NewHeaders>| -> Vec<(String, String)> {

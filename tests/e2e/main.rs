@@ -8,6 +8,7 @@
 mod alone;
 mod answers;
 mod archive_tools;
+mod auth;
 mod bad_dependencies;
 mod bodies;
 mod browser;

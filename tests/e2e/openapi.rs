@@ -22,7 +22,8 @@ fn document(address: &str) -> Value {
 
 /// The daemon, with what changes the documents.
 fn start(name: &str) -> Daemon {
-    Setup::new(name).set("http.cors.origins", "*").start()
+    let key = format!("[{{ name = \"a\", hash = \"sha256:{}\" }}]", "0".repeat(64));
+    Setup::new(name).set("http.cors.origins", "*").set("http.auth.keys", key).start()
 }
 
 #[test]

@@ -6,7 +6,7 @@ use ingestd::internals::{
     config::{Config, CorsConfig, HttpConfig},
     openapi,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Fields of any answer, which OpenAPI does not describe.
 const OF_THE_TRANSPORT: [&str; 5] = ["content-length", "content-type", "connection", "date", "transfer-encoding"];
@@ -21,10 +21,12 @@ pub struct Answered<'a> {
     pub body: &'a [u8],
 }
 
-/// Both documents, of a daemon that leaves nothing out: pages are allowed.
+/// Both documents, of a daemon that leaves nothing out: pages are allowed, and there are keys.
 pub static DOCUMENTS: LazyLock<[Value; 2]> = LazyLock::new(|| {
     let cors = CorsConfig { origins: vec!["*".to_owned()], ..CorsConfig::default() };
-    let config = Config { http: HttpConfig { cors, ..HttpConfig::default() }, ..Config::default() };
+    let mut config = Config { http: HttpConfig { cors, ..HttpConfig::default() }, ..Config::default() };
+    let key = json!({ "name": "a", "hash": format!("sha256:{}", "0".repeat(64)) });
+    config.http.auth.keys = serde_json::from_value(json!([key])).expect("a key");
     let parsed = |document: Vec<u8>| serde_json::from_slice(&document).expect("it is JSON");
     [parsed(openapi::ingest(&config)), parsed(openapi::admin(&config))]
 });

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{content_encoding, preferences};
+use super::{auth, content_encoding, preferences};
 use crate::{
     config::Config,
     ingest::otlp::Encoding,
@@ -44,7 +44,7 @@ pub fn post(config: &Config) -> Operation {
             .answer(503, status("Nothing was stored, for a reason that passes: send all again, later."))
             .header(503, "Retry-After", &retry_after())
             .header(415, "Accept-Encoding", &codings);
-    preferences(operation)
+    preferences(auth::secured_with(config, operation, status))
 }
 
 /// The same in protobuf, whose schema is OpenTelemetry's, and in its JSON.

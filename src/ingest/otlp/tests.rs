@@ -14,6 +14,7 @@ use crate::{
         dead_letters::{DeadLetter, replay::ReplayCheck},
         record::Headers,
     },
+    position::Timestamp,
 };
 
 const RECEIVED: Timestamp = Timestamp(1_795_420_801_000);
@@ -67,7 +68,7 @@ fn try_beside(
     of_body.grow(body.len()).unwrap();
     let fields = EventFields::from(&EventConfig::default());
     let mut share = of_body.beside();
-    let checked = check(body, encoding, keeps_wrong, http, &fields, RECEIVED, &mut share);
+    let checked = check(body, encoding, keeps_wrong, http, &fields, RECEIVED.into(), &mut share);
     if let Ok(checked) = &checked {
         let messages: usize = checked.errors.iter().map(|error| error.invalid.message.len()).sum();
         let held = others + body.len() + checked.aside.capacity() + messages;
@@ -320,7 +321,7 @@ fn what_can_pass_alone_gets_in_when_nothing_else_is_in_flight() {
 /// The letters of what is wrong, by the configuration of a door.
 fn letters(encoding: Encoding, body: &[u8], http: &HttpConfig, event: &EventConfig) -> Vec<DeadLetter> {
     let mut share = Reservation::new(&InFlight::default(), http.max_in_flight);
-    let checked = check(body, encoding, true, http, &EventFields::from(event), RECEIVED, &mut share).unwrap();
+    let checked = check(body, encoding, true, http, &EventFields::from(event), RECEIVED.into(), &mut share).unwrap();
     quarantine::letters(&checked, &checked.aside, &QueueConfig::default(), RECEIVED)
 }
 

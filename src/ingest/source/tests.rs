@@ -12,6 +12,7 @@ use crate::{
         in_flight::InFlight,
     },
     log::record::Headers,
+    position::Timestamp,
 };
 
 const SEGMENT: &str = r#"{"path":"/v1/batch","records":"/batch","type":"/type","id":"/messageId","time":"/timestamp","client":"/userId"}"#;
@@ -27,7 +28,8 @@ fn try_check(json: &str, body: &[u8], max_body: u64) -> Result<Checked, Problem>
     let mut share = Reservation::new(&in_flight, http.max_in_flight);
     let fields = EventFields::from(&EventConfig::default());
     let body = Bytes::copy_from_slice(body);
-    let checked = check(body, &source(json), Format::Json, &http, &fields, Timestamp(1_795_420_801_000), &mut share)?;
+    let checked =
+        check(body, &source(json), Format::Json, &http, &fields, Timestamp(1_795_420_801_000).into(), &mut share)?;
     drop(share);
     assert!(in_flight.all.get() <= checked.body.len() as i64 * 3 + (64 << 10), "{}", in_flight.all.get());
     Ok(checked)
@@ -335,7 +337,7 @@ fn whatever_may_be_a_body_gets_in_where_nothing_else_is_in_flight() {
             own.grow(body.len()).unwrap();
             let mut share = own.beside();
             let body = own.hold(body.clone());
-            let checked = check(body, &source(SEGMENT), Format::Json, &http, &fields, Timestamp(0), &mut share);
+            let checked = check(body, &source(SEGMENT), Format::Json, &http, &fields, Timestamp(0).into(), &mut share);
             let taken = checked.map(|checked| checked.records.len()).map_err(|problem| problem.status.as_u16());
             drop(share);
             in_flight.all.dec_by(others);

@@ -10,10 +10,15 @@ use std::{
 
 use rustix::net::{self, AddressFamily, SocketType};
 
-use super::table::{CHUNKED, NDJSON, bomb, chunk, coded, event, post, sized};
+use super::{
+    MEMORY,
+    table::{CHUNKED, NDJSON, bomb, chunk, coded, event, post, sized},
+};
 use crate::support::{
     PATIENCE,
     coding::CODINGS,
+    daemon::Setup,
+    eventually,
     raw::{connect, exchange, read},
 };
 
@@ -28,7 +33,7 @@ pub struct Behaviour {
     pub alone: bool,
 }
 
-pub const BEHAVIOURS: [Behaviour; 20] = [
+pub const BEHAVIOURS: [Behaviour; 21] = [
     Behaviour {
         name: "a silent connection",
         gets: "closed",
@@ -103,6 +108,7 @@ pub const BEHAVIOURS: [Behaviour; 20] = [
         stored: false,
         alone: true,
     },
+    Behaviour { name: "100,000 wrong keys", gets: "401", run: wrong_keys, stored: false, alone: true },
 ];
 
 /// For what ends by a deadline of the daemon's, which is up to 30 s. Who does not read may hear of it by the answer to a probe
@@ -296,6 +302,64 @@ fn churn(address: &str) -> String {
     });
     assert_eq!(done.into_inner(), CHURNING);
     "200, closed".to_owned()
+}
+
+const WRONG_KEYS: usize = 100_000;
+
+/// A daemon of its own, as the others are open to everybody: each wrong key is refused, and whoever has the right one is
+/// served meanwhile.
+fn wrong_keys(_: &str) -> String {
+    const CONNECTIONS: usize = 4;
+    /// Requests that are sent at once, on a connection that is kept.
+    const PIPELINED: usize = 50;
+    // SHA-256 of "right".
+    const HASH: &str = "sha256:27042f4e6eca7d0b2a7ee4026df2ecfa51d3339e6d122aa099118ecd8563bad9";
+    let keys = format!("[{{ name = \"right\", hash = \"{HASH}\" }}]");
+    let daemon = Setup::new("hostile-keys").set("http.auth.keys", keys).start();
+    let address = daemon.http_address();
+    let good = || exchange(address, &sized("X-Api-Key: right\r\n", &event("right")), 1, false, PATIENCE).summary();
+    let sockets = daemon.open_sockets();
+    thread::scope(|scope| {
+        for connection in 0..CONNECTIONS {
+            scope.spawn(move || {
+                let mut stream = connect(address);
+                for batch in 0..WRONG_KEYS / CONNECTIONS / PIPELINED {
+                    let ask = |n: usize| {
+                        let key = format!("ingestd_{connection}-{batch}-{n}");
+                        format!("POST /v1/events HTTP/1.1\r\nHost: x\r\nX-Api-Key: {key}\r\nContent-Length: 0\r\n\r\n")
+                    };
+                    let requests: String = (0..PIPELINED).map(ask).collect();
+                    stream.write_all(requests.as_bytes()).expect("the kernel takes it");
+                    refused(&mut stream, PIPELINED);
+                }
+            });
+        }
+        (0..20).for_each(|_| assert_eq!(good(), "200", "others are served meanwhile"));
+    });
+    // With a body, which is not read, the connection ends.
+    let with_body = exchange(address, &sized("X-Api-Key: wrong\r\n", &event("wrong")), 1, true, PATIENCE);
+    assert_eq!(with_body.summary(), "401, closed");
+    assert_eq!(daemon.metric("ingestd_auth_refusals_total"), Some((WRONG_KEYS + 1) as f64));
+    eventually("connections are closed", PATIENCE, || (daemon.open_sockets() <= sockets + 2).then_some(()));
+    assert_eq!(daemon.metric("ingestd_in_flight_bytes"), Some(0.0));
+    assert!(daemon.peak_memory() < MEMORY, "{} bytes of memory", daemon.peak_memory());
+    let log = daemon.log();
+    assert!(!log.contains("ingestd_0-0-0") && !log.contains(" WARN ") && !log.contains(" ERROR "), "{log}");
+    daemon.terminate();
+    "401".to_owned()
+}
+
+/// Reads so many answers, each of which is 401.
+fn refused(stream: &mut TcpStream, answers: usize) {
+    let (mut buffer, mut text) = (vec![0; 64 << 10], Vec::new());
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let count = |text: &[u8], of: &str| text.windows(of.len()).filter(|window| *window == of.as_bytes()).count();
+    while count(&text, "\"status\":401") < answers {
+        let read = stream.read(&mut buffer).expect("answers");
+        assert!(read > 0, "the connection is kept: {}", String::from_utf8_lossy(&text));
+        text.extend_from_slice(&buffer[..read]);
+    }
+    assert_eq!(count(&text, "HTTP/1.1 401 "), answers);
 }
 
 fn connect_from(source: Ipv4Addr, address: SocketAddrV4) -> TcpStream {

@@ -1,0 +1,99 @@
+//! What is known of a request before its body: when it came, and whose key it has. Its records say that in a header.
+
+use crate::{
+    config::HttpKey,
+    event::{Code, Invalid},
+    log::{NewHeaders, record::write_header},
+    position::Timestamp,
+};
+
+/// The header of a record that came with a key: the key's name. No client can set it: what clients say becomes headers of other
+/// names.
+pub const KEY_HEADER: &str = "ingestd-key";
+
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'r> {
+    pub received: Timestamp,
+    /// Its key; `None` where there are none.
+    pub key: Option<&'r HttpKey>,
+}
+
+impl From<Timestamp> for Arrival<'_> {
+    fn from(received: Timestamp) -> Self {
+        Self { received, key: None }
+    }
+}
+
+impl Arrival<'_> {
+    /// Bytes of [`Arrival::write`], at most.
+    pub fn size(self) -> usize {
+        /// Of two lengths.
+        const FRAME: usize = 10;
+        self.key.map_or(0, |key| FRAME + KEY_HEADER.len() + key.name.len())
+    }
+
+    /// Appends what it says to the headers of an event, which were just written there.
+    pub fn write(self, aside: &mut Vec<u8>, headers: NewHeaders) -> NewHeaders {
+        let Some(key) = self.key else { return headers };
+        write_header(aside, KEY_HEADER, Some(key.name.as_bytes()));
+        let mut headers = NewHeaders { count: headers.count + 1, ..headers };
+        // (Below 4 GiB: see `append` in `check`.)
+        headers.bytes.end = aside.len() as u32;
+        headers
+    }
+
+    /// Whether an event of this type may come with it.
+    ///
+    /// # Errors
+    /// Which may. The type itself is not said again.
+    pub fn permit(self, event_type: &str) -> Result<(), Invalid> {
+        let Some(HttpKey { name, types: Some(types), .. }) = self.key.filter(|key| !key.may_send(event_type)) else {
+            return Ok(());
+        };
+        let message = format!(
+            "the key {name:?} may not send events of this type: send it with another key, or have the type added to the key \
+             (types in http.auth.keys), which may send {}",
+            types.join(", ")
+        );
+        Err(Invalid::new(Code::ForbiddenType, message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{Span, record::Headers};
+
+    fn key(types: &[&str]) -> HttpKey {
+        let hash = crate::config::KeyHash::of(b"k").to_string();
+        serde_json::from_value(serde_json::json!({ "name": "shop", "hash": hash, "types": types })).unwrap()
+    }
+
+    #[test]
+    fn the_name_of_the_key_stands_behind_the_headers_of_an_event_and_nothing_does_without_a_key() {
+        let key = key(&["a"]);
+        let with = Arrival { received: Timestamp(0), key: Some(&key) };
+        let mut aside = b"before".to_vec();
+        let none = NewHeaders { count: 0, bytes: Span { start: 6, end: 6 } };
+        assert_eq!(Arrival::from(Timestamp(0)).write(&mut aside, none), none);
+        write_header(&mut aside, "ce_type", Some(b"a"));
+        let before = NewHeaders { count: 1, bytes: Span { start: 6, end: aside.len() as u32 } };
+        let NewHeaders { count, bytes } = with.write(&mut aside, before);
+        let headers: Vec<_> = Headers::new(count, bytes.of(&aside)).iter().collect();
+        assert_eq!(headers, [("ce_type", Some(&b"a"[..])), (KEY_HEADER, Some(b"shop"))]);
+        assert!(with.size() >= bytes.size() - before.bytes.size());
+    }
+
+    #[test]
+    fn a_key_with_types_permits_these_and_the_refusal_names_them_and_not_the_other() {
+        let key = key(&["login_success", "login_failed"]);
+        let with = Arrival { received: Timestamp(0), key: Some(&key) };
+        assert_eq!(with.permit("login_failed"), Ok(()));
+        assert_eq!(Arrival::from(Timestamp(0)).permit("anything"), Ok(()));
+        let refused = with.permit("purchase").unwrap_err();
+        assert_eq!(refused.code, Code::ForbiddenType);
+        let words = ["\"shop\"", "login_success, login_failed", "http.auth.keys"];
+        assert!(words.iter().all(|word| refused.message.contains(word)), "{refused}");
+        assert!(!refused.message.contains("purchase"), "{refused}");
+    }
+}
