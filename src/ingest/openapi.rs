@@ -59,18 +59,26 @@ fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
     );
     let unavailable = "The queue cannot be reached, the disk is full, the daemon starts or stops, or too much is being \
                        handled: send all again, later.";
-    let word = json!({ "type": "string" });
-    let parent = "W3C Trace Context: a header of each of the request's records. One that is malformed is ignored.";
-    let operation = Operation::new(id, what, description)
+    let operation = with_trace(Operation::new(id, what, description))
         .parameter(content_encoding())
-        .parameter(parameter("header", "traceparent", parent, &word))
-        .parameter(parameter("header", "tracestate", "The same, with a traceparent: at most 512 characters.", &word))
         .answer(413, problem(&too_large))
         .answer(415, problem("The media type, its charset or the coding is none that is taken."))
         .answer(500, problem("A fault of this daemon."))
         .answer(503, passing(unavailable));
     let accepted = header("The codings that are taken (RFC 9110, 15.5.16).", &text("A list of codings."));
     auth::secured(config, operation.header(415, "Accept-Encoding", &accepted))
+}
+
+/// Which trace a request that brings events may be a part of.
+fn with_trace(operation: Operation) -> Operation {
+    let word = json!({ "type": "string" });
+    let parent = "W3C Trace Context: a header of each of the request's records. One that is malformed is ignored.";
+    operation.parameter(parameter("header", "traceparent", parent, &word)).parameter(parameter(
+        "header",
+        "tracestate",
+        "The same, with a traceparent: at most 512 characters.",
+        &word,
+    ))
 }
 
 fn content_encoding() -> Value {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{auth, content_encoding, preferences};
+use super::{auth, content_encoding, preferences, with_trace};
 use crate::{
     config::Config,
     ingest::otlp::Encoding,
@@ -44,7 +44,7 @@ pub fn post(config: &Config) -> Operation {
             .answer(503, status("Nothing was stored, for a reason that passes: send all again, later."))
             .header(503, "Retry-After", &retry_after())
             .header(415, "Accept-Encoding", &codings);
-    preferences(auth::secured_with(config, operation, status))
+    preferences(auth::secured_with(config, with_trace(operation), status))
 }
 
 /// The same in protobuf, whose schema is OpenTelemetry's, and in its JSON.
@@ -57,7 +57,10 @@ fn of_both(schema: &Value) -> Map<String, Value> {
 
 pub fn schemas() -> [(&'static str, Value); 3] {
     let anything = json!({ "type": "object", "additionalProperties": true });
-    let mut request = object(&[], &[("resourceLogs", array(anything))]);
+    let mut logs = array(anything);
+    // In protobuf's JSON it is as good as absent.
+    logs["type"] = json!(["array", "null"]);
+    let mut request = object(&[], &[("resourceLogs", logs)]);
     request["description"] = "OTLP/JSON, as OpenTelemetry specifies it.".into();
     request["additionalProperties"] = true.into();
     let partial = object(
