@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use super::{
-    aside::aside,
+    aside::{Turn, aside},
     coding::{Coding, Inflating},
     in_flight::Reservation,
 };
@@ -152,7 +152,7 @@ fn make_room(whole: &mut Vec<u8>, more: usize, most: usize, share: &mut Reservat
 
 async fn inflate_aside(request: &HttpRequest, mut inflating: Inflating, piece: Bytes) -> Result<Inflating, Problem> {
     let work = move || inflating.push(piece).map(|()| inflating);
-    aside(work).await.unwrap_or_else(|error| {
+    aside(Turn::of(true).await, work).await.unwrap_or_else(|error| {
         let request_id = request_id::of(request.headers());
         tracing::error!(request_id, %error, "inflating a body failed");
         Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be inflated"))

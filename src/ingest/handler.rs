@@ -12,12 +12,13 @@ use actix_web::{
     web::{self, ServiceConfig},
 };
 use bytes::Bytes;
+use percent_encoding::percent_decode_str;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio_util::task::TaskTracker;
 
 use super::{
     arrival::{Arrival, KEY_HEADER},
-    aside::aside,
+    aside::{Turn, aside},
     auth, body,
     check::Checked,
     coding::Coding,
@@ -30,7 +31,7 @@ use super::{
     problems::{beside_letters, not_allowed, not_kept, not_taken, refused, refused_by_gate, unknown},
     quarantine,
     replies::{self, summary},
-    shape::Shape,
+    shape::{Shape, is_large},
     source, trace,
 };
 use crate::{
@@ -127,14 +128,16 @@ impl Intake {
     pub fn turns_away(&self, head: &RequestHead) -> Option<HttpResponse> {
         let http = &self.config.load().http;
         let path = head.uri.path();
-        let is_ours = EVENTS.contains(&path) || http.source.iter().any(|source| source.path == path);
+        let decoded = percent_decode_str(path).decode_utf8_lossy();
+        let is = |ours: &str| ours == path || ours == decoded;
+        let is_ours = EVENTS.into_iter().any(is) || http.source.iter().any(|source| is(&source.path));
         if http.auth.keys.is_empty() || head.method != Method::POST || !is_ours {
             return None;
         }
         let problem = auth::check(head.headers(), &http.auth.keys, &self.metrics).err()?;
         let problem = Problem { closing: true, ..problem };
         Some(match Encoding::of(head.headers()) {
-            Ok(encoding) if path == LOGS => otlp::refusal(encoding, problem),
+            Ok(encoding) if is(LOGS) => otlp::refusal(encoding, problem),
             _ => problem.into_response(),
         })
     }
@@ -245,13 +248,20 @@ impl Intake {
             let checked = shape.check(body, &config.http, &self.fields, arrival, &mut share);
             return (trace::carried(checked, further.as_deref(), &mut share), share);
         }
+        let Ok(turn) = tokio::time::timeout(config.http.request_timeout, Turn::of(is_large(&body))).await else {
+            let timeout = humantime::format_duration(config.http.request_timeout);
+            let detail = format!(
+                "the events were not checked within {timeout} (http.request_timeout), beside others: try again"
+            );
+            return (Err(Problem::unavailable(detail)), share);
+        };
         let (intake, live, of_failure) = (self.clone(), config.clone(), share.another());
         let checking = move || {
             let arrival = Arrival { received, key: sender.as_deref() };
             let checked = shape.check(body, &live.http, &intake.fields, arrival, &mut share);
             (trace::carried(checked, further.as_deref(), &mut share), share)
         };
-        aside(checking).await.unwrap_or_else(|error| {
+        aside(turn, checking).await.unwrap_or_else(|error| {
             let request_id = request_id::of(request.headers());
             tracing::error!(request_id, %error, "checking a body failed");
             let problem = Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the body could not be checked");

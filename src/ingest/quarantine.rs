@@ -28,7 +28,8 @@ const HEADER: usize = size_of::<(String, Option<Vec<u8>>)>();
 
 /// Whether a letter is to be made of it.
 fn is_due(error: &EventError) -> bool {
-    !error.is_quarantined && error.value.is_some()
+    // What a key may not send is nobody's to keep, and no operator's to replay by mistake.
+    !error.is_quarantined && error.value.is_some() && error.invalid.code != Code::ForbiddenType
 }
 
 /// Whether a letter is to be made of anything.

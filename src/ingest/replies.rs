@@ -11,7 +11,7 @@ use actix_web::{
 };
 
 use super::{
-    aside::aside,
+    aside::{Turn, aside},
     check::{Checked, EventError, EventId, Unavailable, Warning},
     in_flight::Reservation,
 };
@@ -45,7 +45,7 @@ pub async fn summary(request: &HttpRequest, checked: Checked, share: Reservation
     if checked.accepted.len() + checked.errors.len() + checked.warnings.len() < MANY_ENTRIES {
         return builder.body(share.hold(summary_json(&checked)));
     }
-    aside(move || share.hold(summary_json(&checked))).await.map_or_else(
+    aside(Turn::now(), move || share.hold(summary_json(&checked))).await.map_or_else(
         |error| {
             let request_id = request_id::of(request.headers());
             tracing::error!(request_id, %error, "writing an answer failed");

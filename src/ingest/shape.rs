@@ -85,6 +85,11 @@ impl Shape {
     }
 }
 
+/// Whether checking it takes many milliseconds.
+pub fn is_large(body: &[u8]) -> bool {
+    body.len() >= LONG_PARSE
+}
+
 /// Elements and fields end with a comma, lines with their own sign, and texts beside each other perhaps with a bracket alone. To
 /// count them costs a hundredth of what it costs to parse them.
 fn has_many_parts(body: &[u8]) -> bool {

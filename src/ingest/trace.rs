@@ -92,7 +92,7 @@ fn is_member(member: &str) -> bool {
     let Some((key, value)) = member.split_once('=') else { return false };
     let is_value = value.bytes().all(|byte| matches!(byte, 0x20..=0x7e) && byte != b',' && byte != b'=');
     let is_key = match key.split_once('@') {
-        None => is_name(key, 256, false),
+        None => is_name(key, 256, true),
         Some((tenant, system)) => is_name(tenant, 241, true) && is_name(system, 14, false),
     };
     is_key && is_value && (1..=256).contains(&value.len())
@@ -115,7 +115,10 @@ pub fn carry(checked: &mut Checked, further: &Attributes<'_>, share: &mut Reserv
     let letters = checked.errors.iter().filter(|error| error.value.is_some()).map(|error| error.headers);
     let others = checked.records.iter().map(|record| record.headers).chain(letters).flatten();
     let size = further.size();
-    let more: usize = size + others.map(|headers| headers.bytes.size() + size).sum::<usize>();
+    // Those that share their headers go on to do so.
+    let mut last = None;
+    let differ = others.filter(|headers| last.replace(*headers) != Some(*headers));
+    let more: usize = size + differ.map(|headers| headers.bytes.size() + size).sum::<usize>();
     let aside = &mut checked.aside;
     let needed = aside.len().saturating_add(more);
     if u32::try_from(needed).is_err() {
@@ -126,16 +129,20 @@ pub fn carry(checked: &mut Checked, further: &Attributes<'_>, share: &mut Reserv
     aside.reserve_exact(more);
     let alone = further.write(aside);
     let letters = checked.errors.iter_mut().filter(|error| error.value.is_some()).map(|error| &mut error.headers);
+    let mut last = None;
     for headers in checked.records.iter_mut().map(|record| &mut record.headers).chain(letters) {
-        *headers = Some(match *headers {
-            None => alone,
-            Some(NewHeaders { count, bytes: Span { start, end } }) => {
+        let own = *headers;
+        *headers = Some(match (own, last) {
+            (None, _) => alone,
+            (Some(own), Some((before, made))) if own == before => made,
+            (Some(NewHeaders { count, bytes: Span { start, end } }), _) => {
                 let begin = aside.len() as u32;
                 aside.extend_from_within(start as usize..end as usize);
                 let NewHeaders { count: behind, bytes } = further.write(aside);
                 NewHeaders { count: count + behind, bytes: Span { start: begin, end: bytes.end } }
             }
         });
+        last = own.zip(*headers).or(last);
     }
     Ok(())
 }
@@ -265,7 +272,8 @@ mod tests {
             (&["a"], None),
             (&["a="], None),
             (&["=1"], None),
-            (&["0a=1"], None),
+            (&["0a=1"], Some("0a=1")),
+            (&["_a=1"], None),
             (&["A=1"], None),
             (&["a=1=2"], None),
             (&["a=é"], None),
