@@ -87,7 +87,7 @@ fn tracestate(head: &HeaderMap) -> Option<String> {
     (!members.is_empty()).then(|| members.join(","))
 }
 
-/// `key=value` (3.3.1.3).
+/// `key=value` (3.3.1.3). A key may begin with a digit, as the recommendation's second level has it.
 fn is_member(member: &str) -> bool {
     let Some((key, value)) = member.split_once('=') else { return false };
     let is_value = value.bytes().all(|byte| matches!(byte, 0x20..=0x7e) && byte != b',' && byte != b'=');
@@ -356,6 +356,24 @@ mod tests {
         assert_eq!((&*records[0].1[3].1, &*records[0].1[6].1), ("its own", PARENT));
         assert_eq!(letters[0][0], ("content-type".to_owned(), "application/cloudevents+json".to_owned()));
         assert_eq!(letters[0][1..], of_trace);
+    }
+
+    #[test]
+    fn records_that_share_their_headers_go_on_to_share_them() {
+        let hash = format!("sha256:{}", "0".repeat(64));
+        let key: crate::config::HttpKey =
+            serde_json::from_value(serde_json::json!({ "name": "shop", "hash": hash })).unwrap();
+        let arrival = crate::ingest::arrival::Arrival { received: Timestamp(0), key: Some(&key) };
+        let (http, fields) = (HttpConfig::default(), EventFields::from(&EventConfig::default()));
+        let mut share = Reservation::new(&InFlight::default(), ByteSize(u64::MAX));
+        let (format, in_headers) = cloudevents::format_of(&head(&[])).unwrap();
+        let body = Bytes::from(format!("[{}]", vec![r#"{"type":"a"}"#; 1_000].join(",")));
+        let checked = Shape::Events(format, in_headers).check(body, &http, &fields, arrival, &mut share);
+        let checked = carried(checked, of(&head(&[("traceparent", PARENT)])).as_deref(), &mut share).unwrap();
+        let first = checked.records[0].headers.unwrap();
+        assert_eq!(first.count, 2);
+        assert!(checked.records.iter().all(|record| record.headers == Some(first)));
+        assert!(checked.aside.len() < 1_000, "{} bytes for 1,000 records", checked.aside.len());
     }
 
     #[test]
