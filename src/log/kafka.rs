@@ -23,7 +23,7 @@
 //! | producer of the forwarder | `forwarder`, with a buffer | | `forwarder` | a transactional id is one client's |
 //! | reader of the forwarder's position | `forwarder` | its transactional id, without members | `forwarded_position` | a position is read by a consumer of that group |
 //!
-//! For moments only: the administrator of topics at the start (`client`), a reader of a log's end (`kafka-empty-end`,
+//! For moments only: the administrator of topics at the start (`client`), a reader of a log's end (`kafka-tail`,
 //! `dead_letter_reader`), a new client that is asked whether the brokers answer (`client`), one that compares the clocks by
 //! a record that is refused (`client`), a reader of the letters of a partition that is assigned (`dead_letter_reader`), a
 //! member that makes a group divide its partitions anew (`kafka-rejoin`, `consumer` without its instance id), and those of
@@ -42,6 +42,7 @@ mod partitions;
 pub(super) mod probe;
 pub mod settings;
 pub mod source;
+mod tail;
 pub mod topic;
 pub(super) mod transactions;
 

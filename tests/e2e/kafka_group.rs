@@ -20,6 +20,7 @@ use crate::support::{
     events::Ledger,
     eventually,
     oracle::Oracle,
+    panics_on_demand,
     services::{Exclusive, services},
 };
 
@@ -117,4 +118,27 @@ fn killed_halfway(services: &Exclusive, name: &'static str, store: &str) {
     assert!(!after.contains("partition revoked"), "what is read stays where it is: {after}");
     release.send(()).expect("it waits");
     polling.join().expect("it does not panic");
+}
+
+/// As after librdkafka lost a partition's leader, or a question of its own: it answers, and its group has it.
+#[test]
+fn a_client_that_fetches_nothing_while_others_read_records_is_replaced() {
+    if !panics_on_demand() {
+        return eprintln!("\n!!! SKIPPED: a stall; only builds with debug assertions stall on demand\n");
+    }
+    let Some(services) = services() else { return };
+    let (name, ledger) = ("stalled", Ledger::new());
+    services.create_bucket(name);
+    let mut oracle = Oracle::new(&ledger, Archive::new(services.bucket(name)));
+    let daemon = services.setup(name).start();
+    ledger.post(&daemon.events_url(), 200, 2, PATIENCE);
+    oracle.settle(&[&daemon], PATIENCE);
+    daemon.inject("stall-archive");
+    eventually("it is stalled", PATIENCE, || daemon.is_injected("stall-archive").then_some(()));
+    ledger.post(&daemon.events_url(), 200, 2, PATIENCE);
+    oracle.settle(&[&daemon], PATIENCE);
+    let restarts = daemon.try_metric("ingestd_actor_restarts_total", "actor=\"consumer-archive\"");
+    assert_eq!((restarts, daemon.metric("ingestd_actor_restarts_total")), (Some(1.0), Some(1.0)));
+    let (said, log) = ("where another client reads records", daemon.log());
+    assert!(log.contains(said), "{log}");
 }

@@ -31,7 +31,7 @@ fn every_actor_that_panics_under_load_is_built_again_and_nothing_is_lost_or_doub
         for actor in ACTORS {
             let before = ledger.acknowledged();
             eventually("events come in", PATIENCE, || (ledger.acknowledged() > before).then_some(()));
-            daemon.panic_actor(actor);
+            daemon.inject(actor);
             let label = format!("actor=\"{actor}\"");
             let restarts = || daemon.try_metric("ingestd_actor_restarts_total", &label);
             eventually(&format!("{actor} is built again"), PATIENCE, || (restarts()? == 1.0).then_some(()));

@@ -107,7 +107,7 @@ impl<'s> World<'s> {
             Fault::Freeze(member) | Fault::Zombie(member) => self.members[member].signal("STOP"),
             Fault::Panic(member, actor) => {
                 self.restarts_before = self.restarts(member, actor);
-                self.members[member].panic_actor(actor);
+                self.members[member].inject(actor);
             }
             Fault::KafkaKilled => services.kafka.kill(),
             Fault::KafkaStopped => {

@@ -226,11 +226,17 @@ impl Daemon {
         self.process = launch(&self.setup, self.folder.path());
     }
 
-    /// Has an actor panic (`consumer-archive`); only builds with debug assertions do.
-    pub fn panic_actor(&self, actor: &str) {
+    /// Has an actor panic (`consumer-archive`), or librdkafka fetch nothing for a sink (`stall-archive`); only builds with
+    /// debug assertions do.
+    pub fn inject(&self, fault: &str) {
         let folder = self.folder.path().join("panics");
-        let ask = || std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(folder.join(actor), b""));
+        let ask = || std::fs::create_dir_all(&folder).and_then(|()| std::fs::write(folder.join(fault), b""));
         ask().expect("the daemon's folder can be written to");
+    }
+
+    /// Whether it has done so.
+    pub fn is_injected(&self, fault: &str) -> bool {
+        !self.folder.path().join("panics").join(fault).exists()
     }
 
     pub fn wait_ready(&self) {
@@ -321,6 +327,17 @@ impl Daemon {
     /// `None` while nobody listens.
     pub fn try_readiness(&self) -> Option<Value> {
         Some(self.client.get(&self.admin_url("/health/ready")).ok()?.json())
+    }
+
+    /// What it says of itself, for one who looks for what holds it up: its status, and all its numbers that are not 0.
+    pub fn account(&self) -> String {
+        let ask = |path: &str| {
+            self.client.get(&self.admin_url(path)).map_or_else(|none| format!("{path}: {none:?}"), |reply| reply.body)
+        };
+        let (status, metrics) = (ask("/status"), ask("/metrics"));
+        let numbers = metrics.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
+        let numbers: Vec<_> = numbers.filter(|line| !line.contains("_bucket{")).collect();
+        format!("{status}\n{}", numbers.join("\n"))
     }
 
     /// The sum of a metric over its labels; `None` when there is no such sample.

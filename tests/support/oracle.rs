@@ -63,7 +63,7 @@ impl<'a> Oracle<'a> {
     /// all processes: their lag must have gone; the first is asked for the aggregates.
     #[track_caller]
     pub fn settle(&mut self, daemons: &[&Daemon], within: Duration) {
-        self.until(within, |oracle| {
+        self.until(within, daemons, |oracle| {
             oracle.archive_fault()?;
             let lags = daemons.iter().filter(|daemon| daemon.exit().is_none());
             let lag: f64 = lags.filter_map(|daemon| daemon.metric("ingestd_lag_records")).sum();
@@ -77,7 +77,7 @@ impl<'a> Oracle<'a> {
     /// Waits until the archive holds all that was acknowledged.
     #[track_caller]
     pub fn settle_archive(&mut self, within: Duration) {
-        self.until(within, Self::archive_fault);
+        self.until(within, &[], Self::archive_fault);
     }
 
     /// Compares MongoDB's own documents with the archive.
@@ -116,10 +116,13 @@ impl<'a> Oracle<'a> {
     }
 
     #[track_caller]
-    fn until(&mut self, within: Duration, mut check: impl FnMut(&mut Self) -> Result<(), String>) {
+    fn until(&mut self, within: Duration, daemons: &[&Daemon], mut check: impl FnMut(&mut Self) -> Result<(), String>) {
         let deadline = Instant::now() + within;
         while let Err(missing) = check(self) {
-            assert!(Instant::now() < deadline, "after {within:?} still: {missing}");
+            if Instant::now() >= deadline {
+                let said: Vec<String> = daemons.iter().map(|daemon| daemon.account()).collect();
+                panic!("after {within:?} still: {missing}\n{}", said.join("\n"));
+            }
             thread::sleep(Duration::from_millis(100));
         }
     }

@@ -32,6 +32,9 @@ use crate::{
 /// A seek is answered by librdkafka itself, not by a broker.
 const SEEK: Duration = Duration::from_secs(1);
 
+/// It takes one within a second of the assignment.
+const REFUSED: Duration = Duration::from_secs(30);
+
 /// The budget has no room for the next batch.
 pub(super) struct Starved;
 
@@ -47,6 +50,8 @@ pub(super) struct Partitions {
 struct Held {
     phase: Phase,
     fetcher: Fetcher,
+    /// Since when librdkafka has not begun to fetch it, though it was told to.
+    refused: Option<Instant>,
 }
 
 enum Phase {
@@ -89,7 +94,7 @@ impl Partitions {
 
     /// The group gave it to us; librdkafka does not fetch it yet.
     pub fn assigned(&mut self, partition: Partition) {
-        self.held.insert(partition, Held { phase: Phase::Waiting, fetcher: Fetcher::Absent });
+        self.held.insert(partition, Held { phase: Phase::Waiting, fetcher: Fetcher::Absent, refused: None });
     }
 
     /// It is not ours any more; what is buffered of it is dropped.
@@ -152,7 +157,7 @@ impl Partitions {
     /// delivered are dropped: they are fetched again when they are.
     pub fn take(&mut self, partition: Partition, message: &BorrowedMessage<'_>, limits: &BatchConfig) -> bool {
         match self.held.get_mut(&partition) {
-            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running }) => {
+            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running, .. }) => {
                 delivery.take(message);
                 delivery.is_full(limits)
             }
@@ -209,7 +214,9 @@ impl Partitions {
     /// Where a partition is delivered and nothing waits here: all records below are handed on.
     pub fn delivered(&self, partition: Partition) -> Option<Offset> {
         match self.held.get(&partition) {
-            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running }) if delivery.since.is_none() => {
+            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running, .. })
+                if delivery.since.is_none() =>
+            {
                 Some(delivery.next)
             }
             _ => None,
@@ -242,20 +249,40 @@ impl Partitions {
     /// Makes librdkafka fetch what is delivered and not fetched.
     pub fn start_all(&mut self) {
         for (partition, held) in &mut self.held {
-            let Phase::Delivered(delivery) = &held.phase else { continue };
-            if held.fetcher != Fetcher::Running
-                && let Err(error) = start(&self.consumer, &self.topic, *partition, &mut held.fetcher, delivery.next)
-            {
-                // A partition that was assigned a moment ago takes no seek yet.
-                tracing::debug!(topic = self.topic, %partition, %error, "not started yet, trying again");
-            }
+            held.refused = match &held.phase {
+                Phase::Delivered(delivery) if held.fetcher != Fetcher::Running => {
+                    start(&self.consumer, &self.topic, *partition, &mut held.fetcher, delivery.next).err().map(
+                        |error| {
+                            // A partition that was assigned a moment ago takes no seek yet.
+                            tracing::debug!(topic = self.topic, %partition, %error, "not started yet, trying again");
+                            held.refused.unwrap_or_else(Instant::now)
+                        },
+                    )
+                }
+                _ => None,
+            };
         }
+    }
+
+    /// A partition that librdkafka does not begin to fetch, for longer than any reason to.
+    pub fn refused(&self, now: Instant) -> Option<Partition> {
+        let mut held = self.held.iter();
+        let long = |held: &Held| held.refused.is_some_and(|since| now.duration_since(since) >= REFUSED);
+        held.find(|(_, held)| long(held)).map(|(partition, _)| *partition)
     }
 
     /// Makes librdkafka fetch nothing; what is buffered stays.
     pub fn stop_all(&mut self) {
         let all: Vec<_> = self.held.keys().copied().collect();
         self.stop(&all);
+    }
+
+    /// Has librdkafka fetch nothing, as where it has lost its way: nothing here knows of it.
+    #[cfg(debug_assertions)]
+    pub fn stall(&self) {
+        let mut all = TopicPartitionList::new();
+        self.held.keys().for_each(|partition| _ = all.add_partition(&self.topic, partition.0));
+        self.consumer.pause(&all).expect("librdkafka pauses what it has");
     }
 
     fn stop(&mut self, partitions: &[Partition]) {

@@ -20,6 +20,8 @@
 //! **Without budget** nothing is polled for a moment, which keeps what librdkafka has prefetched; when it lasts, the
 //! partitions are paused and polling goes on, because a member that does not poll is thrown out of its group.
 
+mod leaving;
+
 use std::{
     collections::BTreeSet,
     convert::Infallible,
@@ -29,7 +31,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded, unbounded};
+use crossbeam_channel::{Receiver, TryRecvError, unbounded};
 use rdkafka::{
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer},
@@ -45,9 +47,10 @@ use crate::{
         kafka::{
             client::Context,
             group::{Change, CommitMetadata, Commits, Committer, Group, Ownership, SourceConsumer},
-            offsets::{EmptyEnds, Finding, LogRange, Lookup, Membership, OffsetReader, PartitionOffsets},
+            offsets::{Finding, LogRange, Lookup, Membership, OffsetReader, PartitionOffsets},
             partitions::{Partitions, SourceStatus, Starved},
             settings,
+            tail::{Tail, Tails},
             topic::{Sighting, TopicWatch, TopicWatches},
         },
     },
@@ -69,10 +72,6 @@ const UNPROVEN: Duration = Duration::from_millis(5);
 const ROUND: usize = 2000;
 /// The time without budget after which the partitions are paused.
 const PARK_AFTER: Duration = Duration::from_secs(1);
-/// How long the last commit, and then the leaving, may take.
-const CLOSING: Duration = Duration::from_secs(4);
-/// A last commit that takes longer waits for something: a rebalance, or brokers that are away.
-const COMMIT_EXPECTED: Duration = Duration::from_millis(500);
 /// After an out-of-range error the positions are compared with the log; not more often than this.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
@@ -130,7 +129,7 @@ pub fn spawn(
         parked: false,
         status: SourceStatus::default(),
         compare: None,
-        empty_ends: EmptyEnds::new(&now),
+        tails: Tails::new(&now),
         active: Instant::now(),
     };
     let thread = std::thread::Builder::new()
@@ -169,7 +168,7 @@ struct Source {
     parked: bool,
     status: SourceStatus,
     compare: Option<Compare>,
-    empty_ends: EmptyEnds,
+    tails: Tails,
     /// When something was last asked, decided by the group, or read.
     active: Instant,
 }
@@ -226,6 +225,10 @@ impl Source {
 
     fn serve(&mut self) -> Result<Infallible, End> {
         loop {
+            #[cfg(debug_assertions)]
+            if crate::panics::asked_for(&format!("stall-{}", self.sink.as_str())) {
+                self.partitions.stall();
+            }
             loop {
                 match self.commands.try_recv() {
                     Ok(SourceCommand::Close(positions)) => return Err(End::Close(positions)),
@@ -250,6 +253,10 @@ impl Source {
             self.hand_on();
             if !self.paused && !self.parked {
                 self.partitions.start_all();
+                if let Some(partition) = self.partitions.refused(Instant::now()) {
+                    let reason = format!("librdkafka does not begin to fetch partition {partition}");
+                    return Err(End::Fatal(Code::State, reason));
+                }
             }
             self.ask_for_comparison();
             if let Some(since) = self.starved
@@ -405,9 +412,17 @@ impl Source {
                     let delivered = self.partitions.delivered(*partition);
                     // A reader sees no records behind an open transaction, and there may be any number.
                     let is_closed = log.high == log.end;
+                    let tail = self.tails.look(*partition, delivered, log.end, Instant::now());
                     (self.events)(match delivered {
-                        Some(from) if is_closed && self.empty_ends.is_empty(*partition, delivered, log.end) => {
+                        Some(from) if is_closed && tail == Tail::Empty => {
                             SourceEvent::EmptyTail { partition: *partition, from, to: log.end }
+                        }
+                        Some(from) if tail == Tail::Stuck => {
+                            let reason = format!(
+                                "it fetches nothing of partition {partition} from offset {from} on, where another client \
+                                 reads records"
+                            );
+                            return Err(End::Fatal(Code::State, reason));
                         }
                         _ => SourceEvent::LogEnd(*partition, log.high),
                     });
@@ -540,61 +555,5 @@ impl Source {
                 self.starved.get_or_insert_with(Instant::now);
             }
         }
-    }
-
-    /// Commits, leaves and ends; the error says that the last commit failed.
-    fn close(self, positions: &[(Partition, Offset)]) -> Result<(), String> {
-        let Self { consumer, offsets, topic_watch, committer, sink, partitions, empty_ends, topic, .. } = self;
-        // They share the consumer, whose last owner closes it.
-        drop(partitions);
-        let group = consumer.context();
-        group.commits.lock().confirm(positions);
-        let began = Instant::now();
-        let longest = began + settings::SESSION_TIMEOUT + CLOSING;
-        let committer = committer.finish(longest);
-        let (mut deadline, mut asked) = (began + CLOSING, false);
-        while !committer.is_finished() && Instant::now() < deadline {
-            // A rebalance under way has to end before the group takes positions: to a member that waits to join, the
-            // coordinator answers nothing else, and another one that stopped in the middle of it holds it up for its
-            // session's timeout. That is an ordinary stop of several workers; brokers that are silent are not waited for.
-            if !asked && began.elapsed() >= COMMIT_EXPECTED {
-                asked = true;
-                if consumer.fetch_metadata(Some(&topic), CLOSING - COMMIT_EXPECTED).is_ok() {
-                    deadline = longest;
-                }
-            }
-            // Records that come with the rebalance are read again by the next reader.
-            let _ = consumer.poll(Duration::from_millis(10));
-        }
-        let committed = if committer.is_finished() && !group.commits.lock().has_due() {
-            Ok(())
-        } else {
-            let said = group.says();
-            Err(format!("Kafka did not acknowledge the last positions of the {} group{said}", sink.as_str()))
-        };
-        group.close();
-        let (done, left) = bounded::<()>(1);
-        // Leaving has no deadline of its own in librdkafka, and a broker that hangs must not hold the stop up.
-        let leave = move || {
-            // A panic was reported by the thread that it ended.
-            let _ = committer.join();
-            let _ = offsets.stop().join();
-            drop(topic_watch);
-            empty_ends.finish();
-            drop(consumer);
-            drop(done);
-        };
-        match std::thread::Builder::new().name("kafka-leave".to_owned()).spawn(leave) {
-            Ok(thread) => match left.recv_timeout(CLOSING) {
-                Err(RecvTimeoutError::Timeout) => {
-                    tracing::warn!(sink = sink.as_str(), "Kafka does not answer the consumer's leaving, not waiting");
-                }
-                _ => {
-                    let _ = thread.join();
-                }
-            },
-            Err(error) => tracing::warn!(%error, "no thread to leave the consumer group on"),
-        }
-        committed
     }
 }
