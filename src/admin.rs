@@ -1,6 +1,6 @@
 //! The admin endpoint, in every process whatever its roles: health, metrics, status, reload, queries. `openapi` describes it.
 //!
-//! It has no authentication and stands on the loopback by default. It is the last to go at a stop, so that the drain
+//! It stands on the loopback by default, and asks nobody who they are unless it is told to (`admin.auth`). It is the last to go at a stop, so that the drain
 //! can be watched.
 
 use std::{
@@ -31,6 +31,7 @@ use crate::{
 };
 
 mod aggregates;
+mod auth;
 mod dead_letters;
 mod exposition;
 pub mod openapi;
@@ -78,8 +79,8 @@ pub fn bind(config: &AdminConfig) -> anyhow::Result<Vec<TcpListener>> {
     })?;
     for socket in &sockets {
         let address = socket.local_addr().with_context(|| format!("admin.listen: {} has no address", config.listen))?;
-        if !address.ip().is_loopback() {
-            tracing::warn!(%address, "admin.listen is beyond this machine and has no authentication: keep it firewalled");
+        if !address.ip().is_loopback() && config.auth.keys.is_empty() {
+            tracing::warn!(%address, "admin.listen is beyond this machine and asks for no key: keep it firewalled, or see admin.auth.keys");
         }
     }
     Ok(sockets)
@@ -108,6 +109,7 @@ impl AdminServer {
 /// # Errors
 /// A socket cannot be used.
 pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<AdminServer> {
+    let (asking, asked) = (auth::Door::of(&state), auth::Door::of(&state));
     let state = web::Data::new(state);
     let door = http::Listener {
         name: "admin",
@@ -115,7 +117,8 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         max_connections: MAX_CONNECTIONS,
         // Bodies are not read here.
         max_body: Box::new(|| u64::MAX),
-        turns_away: Box::new(|_| None),
+        turns_away: Box::new(move |head| asking.turns_away(head)),
+        refuses: Some(Box::new(move |head, id| asked.refuses(head, id))),
         // No page is an operator.
         cors: None,
         on_refusal: Box::new(|status, id| {
@@ -155,10 +158,16 @@ async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({ "live": true }))
 }
 
-async fn ready(state: web::Data<AdminState>) -> HttpResponse {
+async fn ready(request: HttpRequest, state: web::Data<AdminState>) -> HttpResponse {
     let readiness = state.health.readiness();
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    HttpResponse::build(status).json(readiness)
+    let mut response = HttpResponse::build(status);
+    if auth::Door::of(&state).knows(request.headers()) {
+        response.json(readiness)
+    } else {
+        // The reasons name brokers, hosts and folders.
+        response.json(json!({ "ready": readiness.ready, "degraded": readiness.degraded }))
+    }
 }
 
 async fn metrics(request: HttpRequest, state: web::Data<AdminState>) -> HttpResponse {

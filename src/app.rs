@@ -330,7 +330,8 @@ async fn tell_systemd(health: Health) {
 
 /// Says what is right and all the same hardly meant.
 fn warn_of(config: &Config) {
-    for warning in config.http.auth.keys.warnings(Timestamp::now()) {
+    let now = Timestamp::now();
+    for warning in config.http.auth.keys.warnings(now).into_iter().chain(config.admin.auth.keys.warnings(now)) {
         tracing::warn!("{warning}");
     }
 }

@@ -83,6 +83,29 @@ struct Options {
     settings: Vec<Setting>,
 }
 
+/// What a command shows the admin listener.
+#[derive(Debug, Clone, Default, Args)]
+struct Key {
+    /// The key, where the admin listener asks for one (admin.auth.keys); other users of this machine may see it here, and not in
+    /// the environment
+    #[arg(long = "key", value_name = "KEY", env = "INGESTD_KEY", hide_env_values = true)]
+    key: Option<String>,
+}
+
+impl Key {
+    /// As it is sent. (clap's own refusal would say what it was given.)
+    fn text(&self) -> Result<Option<&str>, String> {
+        let Some(text) = self.key.as_deref().map(str::trim) else { return Ok(None) };
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(
+                "--key (INGESTD_KEY): a key is one word of letters, digits and signs, as `ingestd key new` printed it"
+                    .to_owned(),
+            );
+        }
+        Ok(Some(text))
+    }
+}
+
 impl Options {
     /// Those behind the command's name come later, so they win.
     fn and_then(mut self, later: Self) -> Self {
@@ -162,7 +185,8 @@ fn check(sources: &Sources, connect: bool, thorough: bool, json: bool) -> ExitCo
             return exit;
         }
     };
-    let config_warnings = config.http.auth.keys.warnings(Timestamp::now());
+    let now = Timestamp::now();
+    let config_warnings = [config.http.auth.keys.warnings(now), config.admin.auth.keys.warnings(now)].concat();
     let dependencies =
         if connect { app::check(config, if thorough { Race::THOROUGH } else { Race::USUAL }) } else { Vec::new() };
     config_warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));

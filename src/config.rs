@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
+mod admin_key;
 mod cors;
 mod error;
 mod http_key;
@@ -28,9 +29,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::position::TopicName;
 
+pub use admin_key::{Access, AdminKey, AdminKeys};
 pub use cors::{ANY_ORIGIN, OPAQUE_ORIGIN};
 pub use error::{ConfigError, ConfigErrors};
-pub use http_key::{HttpKey, HttpKeys, KEY_PREFIX, KeyHash, check_name};
+pub use http_key::{Credential, Expiry, HttpKey, HttpKeys, KEY_PREFIX, KeyHash, check_name};
 pub use http_source::{HttpSource, Lookup, Pointer};
 pub use keys::LONGEST_RESTART;
 pub(crate) use keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, nearest};

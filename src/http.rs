@@ -8,6 +8,7 @@
 mod bind;
 mod connection;
 pub mod cors;
+pub mod credentials;
 mod framing;
 mod problem;
 mod refusal;
@@ -49,11 +50,15 @@ pub struct Listener {
     pub max_body: Box<dyn Fn() -> u64 + Send + Sync>,
     /// The answer to a client that asks first and is not to send its body at all.
     pub turns_away: Box<TurnsAway>,
+    /// Who may ask at all, where that is for the listener to say: the answer to a request that no handler is to have.
+    pub refuses: Option<Box<Refuses>>,
     /// Whose `http.cors` says what pages of other origins may do; without it, nothing.
     pub cors: Option<LiveConfig>,
     /// Called for each request that was refused before a handler had it, and for each preflight.
     pub on_refusal: Box<OnRefusal>,
 }
+
+type Refuses = dyn Fn(&RequestHead, &RequestId) -> Option<HttpResponse> + Send + Sync;
 
 /// Hears of an answer, and what its request is called.
 type OnRefusal = dyn Fn(StatusCode, &RequestId) + Send + Sync;
@@ -122,7 +127,8 @@ pub fn serve(
                 let exchange = connection.map(|connection| connection.begin(has_body));
                 let id = RequestId::take_over(request.headers_mut());
                 let (preflight, verdict) = cors::look(asked.cors.as_ref(), request.head());
-                let answer = match preflight {
+                let refused = || asked.refuses.as_ref().and_then(|refuses| refuses(request.head(), &id));
+                let answer = match preflight.or_else(refused) {
                     Some(answer) => {
                         (asked.on_refusal)(answer.status(), &id);
                         Either::Left(std::future::ready(Ok(request.into_response(answer))))

@@ -128,6 +128,7 @@ impl Ingestor {
             max_connections: Self::MAX_CONNECTIONS.min(http::affordable_connections()),
             max_body: Box::new(move || config.load().http.max_body.0),
             turns_away: Box::new(move |head| turning_away.turns_away(head)),
+            refuses: None,
             cors: Some(cors),
             on_refusal: Box::new(move |status, _| counting.answered(status)),
         };

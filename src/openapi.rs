@@ -63,6 +63,30 @@ fn with_request_id(operation: &mut Value) {
     }
 }
 
+/// How a request may say whose it is: each of them will do.
+pub const KEY_SCHEMES: [&str; 3] = ["bearer", "basic", "apiKey"];
+
+/// Where a key may stand.
+pub fn key_schemes() -> Map<String, Value> {
+    let schemes = KEY_SCHEMES.map(|name| {
+        let mut scheme = match name {
+            "apiKey" => json!({ "type": "apiKey", "in": "header", "name": "X-Api-Key" }),
+            scheme => json!({ "type": "http", "scheme": scheme }),
+        };
+        scheme["description"] = match name {
+            "basic" => "The key is the password; the user may be anything.".into(),
+            _ => "The key as `ingestd key new` printed it.".into(),
+        };
+        (name.to_owned(), scheme)
+    });
+    schemes.into_iter().collect()
+}
+
+/// What an answer to a request without a right key has.
+pub fn challenge() -> Value {
+    header("How a key is sent (RFC 9110, 11.6.1): a field each.", &text("A challenge."))
+}
+
 /// What is refused as a whole (RFC 9457).
 fn problem_schema() -> Value {
     let mut schema = object(

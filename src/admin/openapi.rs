@@ -3,11 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
+    admin::auth,
     config::Config,
     event,
     openapi::{
-        self, JSON, Operation, answer, array, count, get, header, methods, object, one_of, parameter, passing, problem,
-        reference, text,
+        self, JSON, KEY_SCHEMES, Operation, answer, array, challenge, count, get, header, key_schemes, methods, object,
+        one_of, parameter, passing, problem, reference, text,
     },
 };
 
@@ -26,10 +27,33 @@ pub fn document(config: &Config) -> Vec<u8> {
         ("/v1/dead-letters/{topic}/{partition}/{offset}", get(letter())),
         (openapi::PATH, get(openapi::own())),
     ];
-    let paths = paths.into_iter().map(|(path, operations)| (path.to_owned(), operations)).collect();
-    let description = "For operators: health, metrics, queries and dead letters. It has no authentication. docs/design.md, 9, \
-                       has the metrics.";
-    openapi::document("ingestd: operators", description, paths, schemas(), Map::new(), Map::new())
+    let mut paths: Map<_, _> = paths.into_iter().map(|(path, operations)| (path.to_owned(), operations)).collect();
+    let mut security_schemes = Map::new();
+    let mut description = "For operators: health, metrics, queries and dead letters. It asks for no key, as there are none in \
+                           admin.auth.keys. docs/design.md, 9, has the metrics.";
+    if !config.admin.auth.keys.is_empty() {
+        description = "For operators: health, metrics, queries and dead letters. docs/design.md, 9, has the metrics.";
+        security_schemes = key_schemes();
+        let needing = paths.iter_mut().filter(|(path, _)| !auth::OPEN.contains(&path.as_str()));
+        needing.for_each(|(_, operations)| secure(operations));
+    }
+    openapi::document("ingestd: operators", description, paths, schemas(), Map::new(), security_schemes)
+}
+
+/// Each of these needs a key.
+fn secure(operations: &mut Value) {
+    for (method, operation) in operations.as_object_mut().into_iter().flatten() {
+        operation["security"] = KEY_SCHEMES.map(|scheme| json!({ scheme: [] })).into();
+        let answers = &mut operation["responses"];
+        answers["401"] = problem("There is no key, or it is wrong, or has expired.");
+        answers["401"]["headers"]["WWW-Authenticate"] = challenge();
+        if !matches!(method.as_str(), "get" | "head") {
+            answers["403"] = problem("The key may only look (access in admin.auth.keys).");
+        }
+        if method == "head" {
+            answers["401"].as_object_mut().map(|answer| answer.remove("content"));
+        }
+    }
 }
 
 fn live() -> Operation {
@@ -217,8 +241,10 @@ fn parts() -> [(&'static str, Value); 5] {
     ]
 }
 
+/// The reasons are for those who have a key, where there are any.
 fn readiness() -> Value {
-    object(&parts(), &[])
+    let [ready, degraded, reasons @ ..] = parts();
+    object(&[ready, degraded], &reasons)
 }
 
 fn status_page() -> Value {

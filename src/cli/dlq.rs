@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{Options, load, print};
+use super::{Key, Options, load, print};
 use crate::{
     config::{Config, LiveConfig, QueueKind},
     data_dir::DataDir,
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     /// The daemon's admin endpoint; without it admin.listen of the configuration, or the queue where nobody listens
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
+    #[command(flatten)]
+    key: Key,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -68,7 +70,11 @@ pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
         );
         return ExitCode::from(2);
     }
-    let (letters, local) = match open(config, shared.admin.as_deref()) {
+    let key = match shared.key.text() {
+        Ok(key) => key,
+        Err(why) => return failed(2, &why),
+    };
+    let (letters, local) = match open(config, shared.admin.as_deref(), key) {
         Ok(opened) => opened,
         Err((exit, why)) => return failed(exit, &why),
     };
@@ -89,14 +95,14 @@ fn failed(exit: u8, why: &dyn Display) -> ExitCode {
 type Opened = (Box<dyn DeadLetters>, Option<(EmbeddedLog, DataDir)>);
 
 /// The daemon where one listens, else what it would work on. An error is the exit status and why.
-fn open(config: Config, admin: Option<&str>) -> Result<Opened, (u8, String)> {
+fn open(config: Config, admin: Option<&str>, key: Option<&str>) -> Result<Opened, (u8, String)> {
     let refuse = |why: String| (exit::FAILURE, why);
     if let Some(url) = admin {
-        let client = AdminClient::new(url).map_err(|why| (2, format!("--admin: {why}")))?;
+        let client = AdminClient::new(url, key).map_err(|why| (2, format!("--admin: {why}")))?;
         return Ok((Box::new(client), None));
     }
     if let Some(url) = url_of(&config.admin.listen) {
-        let client = AdminClient::new(&url)
+        let client = AdminClient::new(&url, key)
             .map_err(|why| (exit::CONFIGURATION, format!("admin.listen: {why}: give --admin URL")))?;
         if client.is_listened_to() {
             return Ok((Box::new(client), None));

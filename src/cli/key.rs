@@ -1,4 +1,4 @@
-//! `ingestd key`: makes keys for those who send events (`http.auth`).
+//! `ingestd key`: makes keys for those who send events (`http.auth`), and for operators (`admin.auth`).
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use clap::Subcommand;
 
 use super::print;
 use crate::{
-    config::{KEY_PREFIX, KeyHash, check_name},
+    config::{Access, KEY_PREFIX, KeyHash, check_name},
     names::exit,
 };
 
@@ -22,21 +22,25 @@ pub(super) enum Command {
         /// When it ends: an RFC 3339 time, or so long from now (90d)
         #[arg(long, value_name = "WHEN", value_parser = expiry)]
         expires: Option<DateTime<Utc>>,
+        /// For the admin listener, in the place of one that sends events: to "read", or to "operate" as well
+        #[arg(long, value_name = "ACCESS", num_args = 0..=1, default_missing_value = "operate", value_parser = access)]
+        admin: Option<Access>,
     },
 }
 
 pub(super) fn key(command: Command) -> ExitCode {
-    let Command::New { name, expires } = command;
+    let Command::New { name, expires, admin } = command;
     let mut bits = [0; 32];
     if rustls::crypto::ring::default_provider().secure_random.fill(&mut bits).is_err() {
         eprintln!("ingestd key: the operating system gives no random numbers; no key was made");
         return ExitCode::from(exit::FAILURE);
     }
     let key = text_of(&bits);
-    let printed = print(&format!("{key}\n{}", lines(&name, &key, expires)));
+    let printed = print(&format!("{key}\n{}", lines(&name, &key, expires, admin)));
     if printed == ExitCode::SUCCESS {
+        let whose = if admin.is_some() { "holder" } else { "sender" };
         eprintln!(
-            "The first line is the key: give it to its sender, it is shown this once. The others go into the configuration; a \
+            "The first line is the key: give it to its {whose}, it is shown this once. The others go into the configuration; a \
              reload (SIGHUP, or POST /reload) puts them in force."
         );
     }
@@ -48,9 +52,13 @@ fn text_of(bits: &[u8; 32]) -> String {
 }
 
 /// As the configuration has them. (A name has no character that a string of TOML has another way.)
-fn lines(name: &str, key: &str, expires: Option<DateTime<Utc>>) -> String {
+fn lines(name: &str, key: &str, expires: Option<DateTime<Utc>>, admin: Option<Access>) -> String {
     let hash = KeyHash::of(key.as_bytes());
-    let mut lines = format!("[[http.auth.keys]]\nname = \"{name}\"\nhash = \"{hash}\"");
+    let table = if admin.is_some() { "admin.auth.keys" } else { "http.auth.keys" };
+    let mut lines = format!("[[{table}]]\nname = \"{name}\"\nhash = \"{hash}\"");
+    if let Some(access) = admin {
+        lines += &format!("\naccess = \"{}\"", access.as_str());
+    }
     if let Some(expires) = expires {
         lines += &format!("\nexpires = \"{}\"", expires.to_rfc3339_opts(SecondsFormat::Secs, true));
     }
@@ -59,6 +67,11 @@ fn lines(name: &str, key: &str, expires: Option<DateTime<Utc>>) -> String {
 
 fn name(text: &str) -> Result<String, String> {
     check_name(text).map(|()| text.to_owned())
+}
+
+fn access(text: &str) -> Result<Access, String> {
+    let known = Access::ALL.iter().find(|access| access.as_str() == text);
+    known.copied().ok_or_else(|| format!("must be one of {}", Access::WORDS.join(", ")))
 }
 
 fn expiry(text: &str) -> Result<DateTime<Utc>, String> {
@@ -91,9 +104,11 @@ mod tests {
         assert_eq!(key, format!("ingestd_{}8", "_".repeat(42)));
         assert_eq!(URL_SAFE_NO_PAD.decode(&key[KEY_PREFIX.len()..]).unwrap(), [0xff; 32]);
         let hash = KeyHash::of(key.as_bytes());
-        assert_eq!(lines("shop", &key, None), format!("[[http.auth.keys]]\nname = \"shop\"\nhash = \"{hash}\""));
+        assert_eq!(lines("shop", &key, None, None), format!("[[http.auth.keys]]\nname = \"shop\"\nhash = \"{hash}\""));
         let until = expiry("9999-01-31T01:00:00.5+01:00").unwrap();
-        assert!(lines("shop", &key, Some(until)).ends_with("\nexpires = \"9999-01-31T00:00:00Z\""));
+        assert!(lines("shop", &key, Some(until), None).ends_with("\nexpires = \"9999-01-31T00:00:00Z\""));
+        let ops = lines("ops", &key, None, Some(Access::Operate));
+        assert_eq!(ops, format!("[[admin.auth.keys]]\nname = \"ops\"\nhash = \"{hash}\"\naccess = \"operate\""));
     }
 
     #[test]

@@ -44,6 +44,22 @@ impl HttpKey {
     }
 }
 
+/// What is the same of a key, whatever it opens.
+pub trait Credential {
+    fn name(&self) -> &str;
+    fn expires(&self) -> Option<&Expiry>;
+}
+
+impl Credential for Arc<HttpKey> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn expires(&self) -> Option<&Expiry> {
+        self.expires.as_ref()
+    }
+}
+
 /// SHA-256 of a key's whole text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -54,6 +70,11 @@ impl KeyHash {
 
     pub fn of(key: &[u8]) -> Self {
         Self(Sha256::digest(key).into())
+    }
+
+    /// In constant time.
+    pub fn is(self, other: Self) -> bool {
+        self.0.ct_eq(&other.0).into()
     }
 
     /// What [`HttpKeys`] are sorted by.
@@ -164,7 +185,7 @@ impl HttpKeys {
     pub fn find(&self, hash: KeyHash) -> Option<&Arc<HttpKey>> {
         let from = self.by_hash.partition_point(|key| key.hash.beginning() < hash.beginning());
         let alike = self.by_hash[from..].iter().take_while(|key| key.hash.beginning() == hash.beginning());
-        alike.fold(None, |found, key| if key.hash.0.ct_eq(&hash.0).into() { Some(key) } else { found })
+        alike.fold(None, |found, key| if key.hash.is(hash) { Some(key) } else { found })
     }
 
     /// What an operator should know of them, a sentence each: keys that have expired.
@@ -196,17 +217,8 @@ fn read_entry(entry: &toml::Table) -> Result<Dict, String> {
     let mut dict = Dict::new();
     for (field, value) in entry {
         let value = match field.as_str() {
-            "name" => Value::from(value.as_str().ok_or("name must be a string")?),
-            "hash" => {
-                let text = value.as_str().ok_or_else(|| format!("hash {HASH}"))?;
-                Value::from(String::from(KeyHash::try_from(text.to_owned()).map_err(|rule| format!("hash {rule}"))?))
-            }
+            "name" | "hash" | "expires" => read_common(field, value)?,
             "types" => types(value).ok_or("types must be a list of strings: [\"login_success\", \"login_failed\"]")?,
-            "expires" => {
-                // TOML has such times without quotes, too.
-                let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                Value::from(Expiry::try_from(text).map_err(|rule| format!("expires {rule}"))?.text)
-            }
             "on_invalid" => {
                 let word = value.as_str().filter(|word| OnInvalid::WORDS.contains(word));
                 let rule = || format!("on_invalid must be one of {}", OnInvalid::WORDS.join(", "));
@@ -225,6 +237,22 @@ fn read_entry(entry: &toml::Table) -> Result<Dict, String> {
         Some(field) => Err(format!("has no {field}; `ingestd key new NAME` prints the lines")),
         None => Ok(dict),
     }
+}
+
+/// A field that each key has, whatever it opens.
+pub(super) fn read_common(field: &str, value: &toml::Value) -> Result<Value, String> {
+    Ok(match field {
+        "name" => Value::from(value.as_str().ok_or("name must be a string")?),
+        "hash" => {
+            let text = value.as_str().ok_or_else(|| format!("hash {HASH}"))?;
+            Value::from(String::from(KeyHash::try_from(text.to_owned()).map_err(|rule| format!("hash {rule}"))?))
+        }
+        _ => {
+            // TOML has such times without quotes, too.
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            Value::from(Expiry::try_from(text).map_err(|rule| format!("expires {rule}"))?.text)
+        }
+    })
 }
 
 fn types(value: &toml::Value) -> Option<Value> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use figment::value::Value;
 
 use super::{
-    ByteSize, http_key, http_source,
+    ByteSize, admin_key, http_key, http_source,
     keys::{Kind, WINDOW},
 };
 
@@ -21,6 +21,7 @@ pub(super) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::Aggregates => toml_value(text).ok_or(AGGREGATES)?,
         Kind::Sources(_) => toml_value(text).ok_or(http_source::SOURCES)?,
         Kind::Senders(_) => toml_value(text).ok_or(http_key::KEYS)?,
+        Kind::Operators(_) => toml_value(text).ok_or(admin_key::KEYS)?,
         Kind::Options(_) => return Err(OPTIONS.to_owned()),
     };
     from_toml(kind, &value)
@@ -65,6 +66,7 @@ pub(super) fn from_toml(kind: Kind, value: &toml::Value) -> Result<Value, String
         Kind::Aggregates => aggregates(value),
         Kind::Sources(_) => http_source::read(value),
         Kind::Senders(_) => http_key::read(value),
+        Kind::Operators(_) => admin_key::read(value),
         Kind::Options(_) => Err(OPTIONS.to_owned()),
     }
 }

@@ -7,12 +7,12 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AggregateConfig, ByteSize, HttpKeys, HttpSource, default_aggregates, duration,
+    AdminKeys, AggregateConfig, ByteSize, HttpKeys, HttpSource, default_aggregates, duration,
     keys::{Change, Key, Kind, LONGEST_RESTART, Section},
 };
 use crate::names::words;
 use Change::{Live, LiveWithoutKafka, Restart};
-use Kind::{Aggregates, Flag, Integer, List, OneOf, Options, Percent, Senders, Size, Sources, Text};
+use Kind::{Aggregates, Flag, Integer, List, OneOf, Operators, Options, Percent, Senders, Size, Sources, Text};
 
 /// Sections: the name with a dot, the keys (type and how it is written, default, kind, what a reload does), and the
 /// sections below.
@@ -188,8 +188,24 @@ sections! {
 
     "admin."
     AdminConfig {
-        /// The operators' side: health, metrics, status, reload, queries, dead letters. Without authentication: keep it private.
+        /// The operators' side: health, metrics, status, reload, queries, dead letters. Without admin.auth.keys everybody who
+        /// reaches it is an operator: keep it private.
         listen: String = "127.0.0.1:9600".to_owned(), Text, Restart;
+        + auth: AdminAuthConfig;
+    }
+
+    "admin.auth."
+    /// Who may look, and operate (docs/security.md). Without a key here everybody may.
+    AdminAuthConfig {
+        /// One key turns authentication on, for all paths but /health/live, /openapi.json and whether it is ready.
+        /// `ingestd key new NAME --admin` prints a key and the lines for it. name: stands in the log. hash: SHA-256 of the key.
+        /// access: "read" is all that is asked by GET, "operate" also reloads, replays and purges. expires: RFC 3339.
+        keys: AdminKeys = AdminKeys::default(), Operators(&[
+            r#"name = "ops""#,
+            r#"hash = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855""#,
+            r#"access = "operate""#,
+            r#"expires = "2027-01-31T00:00:00Z""#,
+        ]), Live;
     }
 
     "event."

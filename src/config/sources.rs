@@ -240,7 +240,7 @@ impl Layer {
                 self.entries.push(Entry { origin, key, value });
             }
             // Where a hash belongs the key itself may stand.
-            Err(rule) if path == "http.auth.keys" => self.error(path, None, rule),
+            Err(rule) if matches!(path, "http.auth.keys" | "admin.auth.keys") => self.error(path, None, rule),
             Err(rule) => self.error(path, Some(secrets::shown(path, given)), rule),
         }
     }

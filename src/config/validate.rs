@@ -9,7 +9,9 @@ use std::{
 use serde_json::Value;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{Config, ConfigError, QueueKind, StoreKind, cors, http_key, http_source, keys::flatten, roles, secrets};
+use super::{
+    Config, ConfigError, QueueKind, StoreKind, admin_key, cors, http_key, http_source, keys::flatten, roles, secrets,
+};
 
 /// The rules of one backend for the sections that are its own.
 pub type Rules = fn(&mut Check<'_>);
@@ -111,6 +113,9 @@ impl Check<'_> {
         }
         for rule in http_key::broken_rules(&self.config.http.auth.keys) {
             self.unknown("http.auth.keys", rule);
+        }
+        for rule in admin_key::broken_rules(&self.config.admin.auth.keys) {
+            self.unknown("admin.auth.keys", rule);
         }
     }
 

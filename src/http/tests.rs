@@ -26,6 +26,7 @@ fn listen_at(sockets: Vec<TcpListener>, max_connections: usize) -> Arc<Mutex<Vec
         max_connections,
         max_body: Box::new(|| 10),
         turns_away: Box::new(|_| None),
+        refuses: None,
         cors: None,
         on_refusal: Box::new(move |status, _| heard.lock().push(status.as_u16())),
     };

@@ -28,6 +28,7 @@ mod mongodb_operators;
 mod object_stores;
 mod on_services;
 mod openapi;
+mod operators;
 mod packaging;
 mod process;
 mod reading;

@@ -82,6 +82,14 @@ impl Client {
         reply("POST", url, request.send(body))
     }
 
+    /// Any method, with these fields.
+    #[track_caller]
+    pub fn ask(&self, method: &str, url: &str, fields: &[(&str, &str)], body: &[u8]) -> Result<Reply, NoReply> {
+        let request = ureq::http::Request::builder().method(method).uri(url);
+        let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        reply(method, url, self.0.run(request.body(body).expect("a request")))
+    }
+
     #[track_caller]
     pub fn delete(&self, url: &str) -> Result<Reply, NoReply> {
         reply("DELETE", url, self.0.delete(url).call())

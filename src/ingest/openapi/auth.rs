@@ -1,14 +1,11 @@
 //! Keys (`http.auth`): how a request says whose it is, where there are any.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::{
     config::Config,
-    openapi::{JSON, Operation, PROBLEM, answer, header, problem, reference, text},
+    openapi::{JSON, KEY_SCHEMES, Operation, PROBLEM, answer, challenge, key_schemes, problem, reference},
 };
-
-/// Each of them will do.
-const SCHEMES: [&str; 3] = ["bearer", "basic", "apiKey"];
 
 fn is_on(config: &Config) -> bool {
     !config.http.auth.keys.is_empty()
@@ -16,18 +13,7 @@ fn is_on(config: &Config) -> bool {
 
 /// Where a key may stand; nothing without keys.
 pub fn schemes(config: &Config) -> Map<String, Value> {
-    let schemes = SCHEMES.map(|name| {
-        let mut scheme = match name {
-            "apiKey" => json!({ "type": "apiKey", "in": "header", "name": "X-Api-Key" }),
-            scheme => json!({ "type": "http", "scheme": scheme }),
-        };
-        scheme["description"] = match name {
-            "basic" => "The key is the password; the user may be anything.".into(),
-            _ => "The key as `ingestd key new` printed it.".into(),
-        };
-        (name.to_owned(), scheme)
-    });
-    schemes.into_iter().filter(|_| is_on(config)).collect()
+    if is_on(config) { key_schemes() } else { Map::new() }
 }
 
 /// An operation that needs a key, where there are any.
@@ -49,12 +35,17 @@ fn with(config: &Config, operation: Operation, mut refused: Value, forbidden: Va
         return operation;
     }
     refused["description"] = "There is no key, or it is wrong, or has expired: nothing of the body was read.".into();
-    let challenge = header("How a key is sent (RFC 9110, 11.6.1): a field each.", &text("A challenge."));
-    operation.secured(&SCHEMES).answer(401, refused).answer(403, forbidden).header(401, "WWW-Authenticate", &challenge)
+    operation.secured(&KEY_SCHEMES).answer(401, refused).answer(403, forbidden).header(
+        401,
+        "WWW-Authenticate",
+        &challenge(),
+    )
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::{config::KeyHash, ingest::openapi::document};
 

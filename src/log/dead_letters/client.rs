@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use serde::de::DeserializeOwned;
-use ureq::{Agent, Body, Error, http::Response};
+use ureq::{Agent, Body, Error, RequestBuilder, http::Response};
 
 use super::{DeadLetters, Filter, FullLetter, LettersError, Listed, PATIENCE, Purge, Replay};
 
@@ -16,15 +16,17 @@ const LARGEST_ANSWER: u64 = 1 << 30;
 /// A daemon's admin endpoint.
 pub struct AdminClient {
     url: String,
+    /// `Authorization`.
+    authorization: Option<String>,
     agent: Agent,
 }
 
 impl AdminClient {
-    /// `url` is `http://HOST:PORT`.
+    /// `url` is `http://HOST:PORT`; `key` one of its `admin.auth.keys`.
     ///
     /// # Errors
     /// One sentence on what it must be.
-    pub fn new(url: &str) -> Result<Self, String> {
+    pub fn new(url: &str, key: Option<&str>) -> Result<Self, String> {
         let parsed = url::Url::parse(url).ok().filter(|url| url.scheme() == "http" && url.has_host());
         if parsed.is_none() {
             return Err(format!("{url:?} is no URL of an admin endpoint, such as http://127.0.0.1:9600"));
@@ -35,7 +37,8 @@ impl AdminClient {
             .timeout_connect(Some(CONNECT))
             .timeout_global(Some(ANSWER))
             .build();
-        Ok(Self { url: url.trim_end_matches('/').to_owned(), agent: config.into() })
+        let authorization = key.map(|key| format!("Bearer {key}"));
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), authorization, agent: config.into() })
     }
 
     /// Whether anything listens there, also where it does not answer in time.
@@ -45,6 +48,14 @@ impl AdminClient {
 
     fn url(&self, path: &str, filter: &Filter) -> String {
         format!("{}/v1/dead-letters{path}?{}", self.url, filter.to_query())
+    }
+
+    /// With the key, where there is one.
+    fn keyed<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.authorization {
+            Some(authorization) => request.header("authorization", authorization),
+            None => request,
+        }
     }
 
     fn read<T: DeserializeOwned>(&self, answer: Result<Response<Body>, Error>) -> Result<T, LettersError> {
@@ -66,6 +77,9 @@ impl AdminClient {
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
         let detail = problem["detail"].as_str().map_or_else(|| format!("it answers {status}"), str::to_owned);
         Err(match status {
+            401 => {
+                LettersError::Invalid(format!("the daemon at {}: {detail} (here by --key or INGESTD_KEY)", self.url))
+            }
             404 => LettersError::NotFound(detail),
             400..500 => LettersError::Invalid(detail),
             _ => unavailable(detail),
@@ -83,16 +97,16 @@ fn is_refused(error: &Error) -> bool {
 
 impl DeadLetters for AdminClient {
     fn list(&self, filter: &Filter) -> Result<Listed, LettersError> {
-        self.read(self.agent.get(self.url("", filter)).call())
+        self.read(self.keyed(self.agent.get(self.url("", filter))).call())
     }
 
     fn show(&self, id: &str) -> Result<FullLetter, LettersError> {
         let url = format!("{}/v1/dead-letters/{}", self.url, path(id));
-        self.read(self.agent.get(url).call())
+        self.read(self.keyed(self.agent.get(url)).call())
     }
 
     fn replay(&self, filter: &Filter, correction: Option<&[u8]>) -> Result<Replay, LettersError> {
-        let request = self.agent.post(self.url("/replay", filter));
+        let request = self.keyed(self.agent.post(self.url("/replay", filter)));
         self.read(match correction {
             Some(value) => request.header("content-type", "application/octet-stream").send(value),
             None => request.send_empty(),
@@ -100,7 +114,7 @@ impl DeadLetters for AdminClient {
     }
 
     fn purge(&self, filter: &Filter) -> Result<Purge, LettersError> {
-        self.read(self.agent.delete(self.url("", filter)).call())
+        self.read(self.keyed(self.agent.delete(self.url("", filter))).call())
     }
 }
 

@@ -1,0 +1,95 @@
+//! Who may look, and who may operate (`admin.auth`). Whatever is not named here needs a key, so that no way of writing a path
+//! goes past it.
+
+use std::sync::Arc;
+
+use actix_http::RequestHead;
+use actix_web::{
+    HttpResponse, ResponseError as _,
+    http::{Method, StatusCode, header::HeaderMap},
+};
+
+use super::AdminState;
+use crate::{
+    config::{Access, AdminKey, LiveConfig},
+    http::{Problem, RequestId, credentials},
+    metrics::{Metrics, ReasonLabel},
+    openapi,
+    position::Timestamp,
+};
+
+/// For probes, which have no keys: whether the process lives, whether it is ready (without the reasons), and how to ask.
+pub(super) const OPEN: [&str; 3] = ["/health/live", "/health/ready", openapi::PATH];
+
+/// What decides.
+pub(super) struct Door {
+    config: LiveConfig,
+    metrics: Arc<Metrics>,
+}
+
+impl Door {
+    pub fn of(state: &AdminState) -> Self {
+        Self { config: state.config.clone(), metrics: state.metrics.clone() }
+    }
+
+    /// The answer to a client that asks before it sends a body, where its request would be refused.
+    pub fn turns_away(&self, head: &RequestHead) -> Option<HttpResponse> {
+        let refused = self.admit(head).err()?;
+        Some(Problem { closing: true, ..refused }.error_response())
+    }
+
+    /// The answer to a request that is refused. What is done by one that is not stands in the log, with whose key it came.
+    pub fn refuses(&self, head: &RequestHead, id: &RequestId) -> Option<HttpResponse> {
+        match self.admit(head) {
+            Err(problem) => Some(problem.error_response()),
+            Ok(key) => {
+                if let Some(key) = key.filter(|_| !only_looks(&head.method)) {
+                    let (key, method, path) = (&key.name, &head.method, head.uri.path());
+                    tracing::info!(key, %method, path, request_id = id.as_str(), "an operator's request");
+                }
+                None
+            }
+        }
+    }
+
+    /// Whether who asks may see all that can be read.
+    pub fn knows(&self, headers: &HeaderMap) -> bool {
+        self.config.load().admin.auth.keys.is_empty() || self.identify(headers).is_ok()
+    }
+
+    /// The key that a request came with, where there are any and it needs one.
+    fn admit(&self, head: &RequestHead) -> Result<Option<Arc<AdminKey>>, Problem> {
+        let looks = only_looks(&head.method);
+        if self.config.load().admin.auth.keys.is_empty() || looks && OPEN.contains(&head.uri.path()) {
+            return Ok(None);
+        }
+        let key = self.identify(&head.headers).map_err(|refusal| {
+            self.count(refusal.reason());
+            refusal.problem("admin.auth.keys")
+        })?;
+        if looks || key.access == Access::Operate {
+            return Ok(Some(key));
+        }
+        self.count("forbidden");
+        let detail = format!(
+            "the key {:?} may only look: {} {} needs one with access = \"operate\" (admin.auth.keys)",
+            key.name,
+            head.method,
+            head.uri.path().chars().take(100).collect::<String>()
+        );
+        Err(Problem::new(StatusCode::FORBIDDEN, detail))
+    }
+
+    fn identify(&self, headers: &HeaderMap) -> Result<Arc<AdminKey>, credentials::Refusal> {
+        let config = self.config.load();
+        credentials::identify(headers, Timestamp::now(), |hash| config.admin.auth.keys.find(hash).cloned())
+    }
+
+    fn count(&self, reason: &'static str) {
+        self.metrics.admin_auth_refusals.get_or_create(&ReasonLabel { reason }).inc();
+    }
+}
+
+fn only_looks(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
+}
