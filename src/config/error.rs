@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::secrets::without_keys;
+
 /// One broken rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ConfigError {
@@ -32,6 +34,18 @@ impl fmt::Display for ConfigError {
 /// All that is wrong with a configuration, never empty; a line each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl ConfigErrors {
+    /// Whoever pastes a key in the wrong place does not find it in the log: as a field, a name, a type, or anywhere else.
+    pub fn new(mut errors: Vec<ConfigError>) -> Self {
+        for error in &mut errors {
+            for text in [&mut error.key, &mut error.rule].into_iter().chain(&mut error.value) {
+                *text = without_keys(std::mem::take(text));
+            }
+        }
+        Self(errors)
+    }
+}
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

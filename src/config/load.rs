@@ -31,7 +31,7 @@ impl Sources {
                 let key = error.path.join(".");
                 let origin = origins.remove(&key).unwrap_or_else(|| "configuration".to_owned());
                 errors.push(ConfigError { origin, key, value: None, rule: error.kind.to_string() });
-                return Err(ConfigErrors(errors));
+                return Err(ConfigErrors::new(errors));
             }
         };
         if !origins.contains_key("aggregate") {
@@ -39,7 +39,7 @@ impl Sources {
         }
         allow_http(&mut config);
         errors.extend(validate(&config, &Origins { given: origins, otherwise: "default" }, self.backends()));
-        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors(errors)) }
+        if errors.is_empty() { Ok(config) } else { Err(ConfigErrors::new(errors)) }
     }
 }
 

@@ -45,7 +45,7 @@ pub fn apply(old: &Config, new: &Config, backends: &[Rules]) -> Result<(Config, 
     let diff = diff(old, new);
     let mixture = mixture(old, new, &diff.applied).map_err(|error| {
         let origin = "reload".to_owned();
-        ConfigErrors(vec![ConfigError { origin, key: String::new(), value: None, rule: error.to_string() }])
+        ConfigErrors::new(vec![ConfigError { origin, key: String::new(), value: None, rule: error.to_string() }])
     })?;
     let otherwise = "reload with the keys that need a restart as they are";
     let mut errors = validate(&mixture, &Origins { given: BTreeMap::new(), otherwise }, backends);
@@ -56,7 +56,7 @@ pub fn apply(old: &Config, new: &Config, backends: &[Rules]) -> Result<(Config, 
         let (origin, key) = (otherwise.to_owned(), "http.auth.keys".to_owned());
         errors.push(ConfigError { origin, key, value: None, rule: rule.to_owned() });
     }
-    if errors.is_empty() { Ok((mixture, diff)) } else { Err(ConfigErrors(errors)) }
+    if errors.is_empty() { Ok((mixture, diff)) } else { Err(ConfigErrors::new(errors)) }
 }
 
 fn mixture(old: &Config, new: &Config, live: &[String]) -> serde_json::Result<Config> {

@@ -5,6 +5,7 @@ use url::Url;
 
 use super::{
     Config,
+    http_key::KEY_PREFIX,
     keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, below},
 };
 
@@ -26,6 +27,23 @@ pub fn shown(key: &str, value: &str) -> String {
         _ => value.to_owned(),
     }
 }
+
+/// The text without the keys in it that `ingestd key new` made: they are told by how they begin.
+pub(super) fn without_keys(text: String) -> String {
+    let mut parts = text.split(KEY_PREFIX);
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-');
+        let is_key = part.len() - rest.len() >= LIKE_A_KEY;
+        shown.push_str(KEY_PREFIX);
+        shown += if is_key { HIDDEN } else { &part[..part.len() - rest.len()] };
+        shown += rest;
+    }
+    shown
+}
+
+/// A whole key has 43 characters behind what it begins with; what was cut would still be too much.
+const LIKE_A_KEY: usize = 30;
 
 /// Where user and password may stand in front of a host.
 fn is_address(name: &str) -> bool {
@@ -97,6 +115,24 @@ mod tests {
         assert!(!hidden("archive.options.access_key_id"));
         assert!(!hidden("queue.kafka.properties.ssl.key.location"));
         assert!(!hidden("event.key_field"), "only the two tables have secrets");
+    }
+
+    #[test]
+    fn a_key_is_hidden_wherever_it_was_pasted_and_names_of_ours_are_not() {
+        let key = format!("{KEY_PREFIX}{}", "aB3_-".repeat(9));
+        for (text, shown) in [
+            (format!("{key} is unknown; a key has name"), "ingestd_*** is unknown; a key has name"),
+            (format!("a \"{key}\" b '{}' c", &key[..40]), "a \"ingestd_***\" b 'ingestd_***' c"),
+            (format!("{key}{key}"), "ingestd_***ingestd_***"),
+            (format!("x{key}"), "xingestd_***"),
+            (
+                "ingestd_events_accepted_total, ingestd_, ingestd_ü".to_owned(),
+                "ingestd_events_accepted_total, ingestd_, ingestd_ü",
+            ),
+            (String::new(), ""),
+        ] {
+            assert_eq!(without_keys(text.clone()), shown, "{text}");
+        }
     }
 
     #[test]
