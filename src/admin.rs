@@ -28,6 +28,7 @@ use crate::{
     metrics::Metrics,
     reload::Reloader,
     store::Store,
+    tls::Tls,
 };
 
 mod aggregates;
@@ -51,6 +52,7 @@ pub struct AdminState {
     pub store: Option<Arc<dyn Store>>,
     pub dead_letters: DeadLetterService,
     pub reloader: Arc<Reloader>,
+    pub tls: Arc<Tls>,
     /// The actors that run here, by name.
     pub roles: Vec<&'static str>,
     pub version: &'static str,
@@ -78,8 +80,9 @@ pub fn bind(config: &AdminConfig) -> anyhow::Result<Vec<TcpListener>> {
     })?;
     for socket in &sockets {
         let address = socket.local_addr().with_context(|| format!("admin.listen: {} has no address", config.listen))?;
-        if !address.ip().is_loopback() {
-            tracing::warn!(%address, "admin.listen is beyond this machine and has no authentication: keep it firewalled");
+        if !address.ip().is_loopback() && config.tls.client_ca.is_empty() {
+            tracing::warn!(%address, "admin.listen is beyond this machine and has no authentication: keep it firewalled, or let it \
+                           ask for certificates (admin.tls.client_ca)");
         }
     }
     Ok(sockets)
@@ -118,6 +121,11 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         turns_away: Box::new(|_| None),
         // No page is an operator.
         cors: None,
+        tls: state.tls.admin.clone(),
+        timeouts: Box::new(http::Timeouts::default),
+        addresses: http::Addresses::default(),
+        most_of_an_address: Box::new(|| 0),
+        on_too_many: Box::new(|| ()),
         on_refusal: Box::new(|status, id| {
             tracing::debug!(%status, request_id = id.as_str(), "refused a request to the admin endpoint");
         }),
@@ -206,6 +214,7 @@ async fn status(state: web::Data<AdminState>) -> HttpResponse {
             "dead_lettered": metrics.events_dead_lettered.get(),
         },
         "lag": metrics.lags(),
+        "tls": state.tls.status(),
         "disk": {
             "used_percent": (metrics.disk_used_ratio.get() * 1000.0).round() / 10.0,
             "max_used_percent": config.disk.max_used_percent,

@@ -81,6 +81,7 @@ fn state() -> AdminState {
         metrics: Arc::default(),
         store: Some(Arc::new(FakeStore::Rows)),
         dead_letters: DeadLetterService::default(),
+        tls: Arc::new(Tls::new([None, None], &Arc::default()).unwrap()),
         roles: vec!["ingestor", "producer"],
         version: "0.1.0",
         commit: "abc",
@@ -241,9 +242,9 @@ async fn what_is_not_served_is_a_problem_and_wrong_methods_name_the_right_ones()
 
 #[actix_rt::test]
 async fn a_running_endpoint_serves_metrics_and_status_until_it_is_stopped() {
-    let sockets = bind(&AdminConfig { listen: "127.0.0.1:0".to_owned() }).unwrap();
+    let sockets = bind(&AdminConfig { listen: "127.0.0.1:0".to_owned(), ..AdminConfig::default() }).unwrap();
     let address = sockets[0].local_addr().unwrap();
-    let taken = bind(&AdminConfig { listen: address.to_string() }).unwrap_err();
+    let taken = bind(&AdminConfig { listen: address.to_string(), ..AdminConfig::default() }).unwrap_err();
     assert!(format!("{taken:#}").contains(&address.to_string()), "{taken:#}");
     let state = state();
     state.metrics.set_lag(SinkName::Archive, "events", Partition(3), 12);

@@ -1,11 +1,20 @@
 //! The letters of a running daemon, asked over its admin endpoint.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
+use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
-use ureq::{Agent, Body, Error, http::Response};
+use ureq::{
+    Agent, Body, Error,
+    http::Response,
+    unversioned::{
+        resolver::DefaultResolver,
+        transport::{Connector, TcpConnector},
+    },
+};
 
 use super::{DeadLetters, Filter, FullLetter, LettersError, Listed, PATIENCE, Purge, Replay};
+use crate::tls::client::TlsConnector;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// The daemon's own patience, its turn before that, and its last transaction after it.
@@ -20,14 +29,16 @@ pub struct AdminClient {
 }
 
 impl AdminClient {
-    /// `url` is `http://HOST:PORT`.
+    /// `url` is `http://HOST:PORT`, or with TLS `https://HOST:PORT`.
     ///
     /// # Errors
     /// One sentence on what it must be.
-    pub fn new(url: &str) -> Result<Self, String> {
-        let parsed = url::Url::parse(url).ok().filter(|url| url.scheme() == "http" && url.has_host());
-        if parsed.is_none() {
-            return Err(format!("{url:?} is no URL of an admin endpoint, such as http://127.0.0.1:9600"));
+    pub fn new(url: &str, tls: Arc<ClientConfig>) -> Result<Self, String> {
+        let is_one = |url: &url::Url| ["http", "https"].contains(&url.scheme()) && url.has_host();
+        if !url::Url::parse(url).is_ok_and(|url| is_one(&url)) {
+            return Err(format!(
+                "{url:?} is no URL of an admin endpoint, such as http://127.0.0.1:9600, or https:// where it speaks TLS"
+            ));
         }
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -35,7 +46,9 @@ impl AdminClient {
             .timeout_connect(Some(CONNECT))
             .timeout_global(Some(ANSWER))
             .build();
-        Ok(Self { url: url.trim_end_matches('/').to_owned(), agent: config.into() })
+        let connector = ().chain(TcpConnector::default()).chain(TlsConnector(tls));
+        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), agent })
     }
 
     /// Whether anything listens there, also where it does not answer in time.
@@ -53,7 +66,7 @@ impl AdminClient {
             unavailable(if is_refused(&error) {
                 "nobody listens there: is it running, and is that its admin.listen?".to_owned()
             } else {
-                format!("no answer ({error})")
+                format!("no answer ({error}){}", advice(&error))
             })
         })?;
         let status = answer.status().as_u16();
@@ -78,6 +91,24 @@ fn is_refused(error: &Error) -> bool {
         Error::ConnectionFailed => true,
         Error::Io(error) => error.kind() == io::ErrorKind::ConnectionRefused,
         _ => false,
+    }
+}
+
+/// What to do about a handshake that came to nothing.
+fn advice(error: &Error) -> &'static str {
+    let tls = match error {
+        Error::Io(error) => error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+        _ => None,
+    };
+    match tls {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            ": its certificate is none of those that are believed here; see --ca"
+        }
+        Some(rustls::Error::AlertReceived(_)) => {
+            ": it asks for a certificate, or takes another one; see --cert and --cert-key"
+        }
+        Some(rustls::Error::InvalidMessage(_)) => ": it does not speak TLS; is it http://?",
+        _ => "",
     }
 }
 
