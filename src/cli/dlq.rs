@@ -75,15 +75,18 @@ struct Tls {
 }
 
 impl Tls {
-    /// `is_own` is whether the endpoint is the one of the configuration.
-    fn client(&self, config: &Config, is_own: bool) -> Result<Arc<ClientConfig>, String> {
+    /// `None` where the URL asks for none. `is_own` is whether the endpoint is the one of the configuration.
+    fn client(&self, url: &str, config: &Config, is_own: bool) -> Result<Option<Arc<ClientConfig>>, String> {
+        if !url.starts_with("https://") {
+            return Ok(None);
+        }
         let own = config.tls()[1].filter(|_| is_own);
         let trust = match (&self.ca, own) {
             (Some(ca), _) => Trust::authorities(ca)?,
             (None, Some(own)) => Trust::exactly(own.cert).map_err(|why| format!("{why}; or give --ca FILE"))?,
             (None, None) => Trust::System,
         };
-        tls::client(trust, self.cert.as_deref().zip(self.cert_key.as_deref()))
+        tls::client(trust, self.cert.as_deref().zip(self.cert_key.as_deref())).map(Some)
     }
 }
 
@@ -126,12 +129,12 @@ fn open(config: Config, shared: &Shared) -> Result<Opened, (u8, String)> {
     let usage = |why: String| (2, why);
     let own = url_of(&config);
     if let Some(url) = &shared.admin {
-        let tls = shared.tls.client(&config, own.as_ref() == Some(url)).map_err(usage)?;
+        let tls = shared.tls.client(url, &config, own.as_ref() == Some(url)).map_err(usage)?;
         let client = AdminClient::new(url, tls).map_err(|why| (2, format!("--admin: {why}")))?;
         return Ok((Box::new(client), None));
     }
     if let Some(url) = own {
-        let tls = shared.tls.client(&config, true).map_err(usage)?;
+        let tls = shared.tls.client(&url, &config, true).map_err(usage)?;
         let client = AdminClient::new(&url, tls)
             .map_err(|why| (exit::CONFIGURATION, format!("admin.listen: {why}: give --admin URL")))?;
         if client.is_listened_to() {

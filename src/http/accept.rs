@@ -59,7 +59,8 @@ pub async fn accept(
     };
     let (socket, client) = match &listener.tls {
         None => (Socket::Plain(stream), None),
-        Some(tls) => shaken(stream, tls, &listener).await.map_err(DispatchError::Io)?,
+        // Boxed: the connection's task has its room for all of its life, without TLS, too.
+        Some(tls) => Box::pin(shaken(stream, tls, &listener)).await.map_err(DispatchError::Io)?,
     };
     Ok((Transport::new(socket, (slot, place), client, listener), peer))
 }

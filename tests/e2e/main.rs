@@ -40,4 +40,5 @@ mod store;
 mod support;
 mod surface;
 mod times;
+mod tls;
 mod traces;

@@ -33,7 +33,7 @@ impl AdminClient {
     ///
     /// # Errors
     /// One sentence on what it must be.
-    pub fn new(url: &str, tls: Arc<ClientConfig>) -> Result<Self, String> {
+    pub fn new(url: &str, tls: Option<Arc<ClientConfig>>) -> Result<Self, String> {
         let is_one = |url: &url::Url| ["http", "https"].contains(&url.scheme()) && url.has_host();
         if !url::Url::parse(url).is_ok_and(|url| is_one(&url)) {
             return Err(format!(
@@ -46,8 +46,11 @@ impl AdminClient {
             .timeout_connect(Some(CONNECT))
             .timeout_global(Some(ANSWER))
             .build();
-        let connector = ().chain(TcpConnector::default()).chain(TlsConnector(tls));
-        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+        let tcp = ().chain(TcpConnector::default());
+        let agent = match tls {
+            None => Agent::with_parts(config, tcp, DefaultResolver::default()),
+            Some(tls) => Agent::with_parts(config, tcp.chain(TlsConnector(tls)), DefaultResolver::default()),
+        };
         Ok(Self { url: url.trim_end_matches('/').to_owned(), agent })
     }
 
