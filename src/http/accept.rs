@@ -7,6 +7,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use actix_http::error::DispatchError;
 use actix_web::http::StatusCode;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustls::Error as TlsError;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -69,10 +70,11 @@ pub async fn accept(
 fn say_at_once(stream: &TcpStream, listener: &Listener) {
     let id = RequestId::new();
     (listener.on_refusal)(StatusCode::SERVICE_UNAVAILABLE, &id);
-    // It need not be taken.
-    let _ = stream.try_write(&refusal::saying(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY, &id));
+    let answer = refusal::saying(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY, &id);
+    // Past tokio, which does not know yet that the socket can be written to. The answer need not be taken.
+    let _ = send(stream, &answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     // What was sent and not read would have the answer thrown away.
-    let _ = stream.try_read(&mut [0; 4096]);
+    let _ = recv(stream, &mut [0; 4096], RecvFlags::DONTWAIT);
 }
 
 /// A socket that speaks TLS, and the name in the certificate that its client showed.

@@ -79,7 +79,7 @@ impl Certificates {
         assert!(output.status.success(), "{output:?}");
         let pem = String::from_utf8(output.stdout).expect("PEM");
         fs::write(self.path(&format!("{name}.key")), &pem).expect("it can be written");
-        let convert = ["pkcs8", "-topk8", "-nodes", "-in", &self.text(&format!("{name}.key"))];
+        let convert = ["pkey", "-in", &self.text(&format!("{name}.key"))];
         let output = Command::new("openssl").args(convert).output().expect("openssl is installed");
         let key = KeyPair::from_pem(&String::from_utf8(output.stdout).expect("PEM")).expect("a key");
         fs::write(self.path(&format!("{name}.pem")), self.signed(name, 90, &key)).expect("it can be written");
