@@ -41,7 +41,7 @@ impl Folder {
         of_ca.distinguished_name.push(DnType::CommonName, "a CA");
         let ca = CertifiedIssuer::self_signed(of_ca, KeyPair::generate().unwrap()).unwrap();
         let made = Self { folder: tempfile::tempdir().unwrap(), ca };
-        made.write("ca.pem", &made.ca.pem());
+        made.write("ca.pem", made.ca.pem());
         made.issue("server", &params(NAME, 90), KeyPair::generate().unwrap());
         made.issue("client", &params("shop", 90), KeyPair::generate().unwrap());
         made
@@ -249,7 +249,7 @@ fn each_wrong_file_is_one_sentence_with_its_key_and_what_to_do() {
 #[test]
 fn a_file_without_rights_says_whose_they_are_to_be() {
     let files = Folder::new();
-    fs::set_permissions(files.path("server.key"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(files.path("server.key"), fs::Permissions::from_mode(0o000)).unwrap();
     if fs::read(files.path("server.key")).is_ok() {
         // Root reads whatever it likes; `tests/e2e/tls.rs` asks as another user.
         return;
