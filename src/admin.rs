@@ -28,6 +28,7 @@ use crate::{
     metrics::Metrics,
     reload::Reloader,
     store::Store,
+    tls::Tls,
 };
 
 mod aggregates;
@@ -52,6 +53,7 @@ pub struct AdminState {
     pub store: Option<Arc<dyn Store>>,
     pub dead_letters: DeadLetterService,
     pub reloader: Arc<Reloader>,
+    pub tls: Arc<Tls>,
     /// The actors that run here, by name.
     pub roles: Vec<&'static str>,
     pub version: &'static str,
@@ -79,8 +81,9 @@ pub fn bind(config: &AdminConfig) -> anyhow::Result<Vec<TcpListener>> {
     })?;
     for socket in &sockets {
         let address = socket.local_addr().with_context(|| format!("admin.listen: {} has no address", config.listen))?;
-        if !address.ip().is_loopback() && config.auth.keys.is_empty() {
-            tracing::warn!(%address, "admin.listen is beyond this machine and asks for no key: keep it firewalled, or see admin.auth.keys");
+        if !address.ip().is_loopback() && config.auth.keys.is_empty() && config.tls.client_ca.is_empty() {
+            tracing::warn!(%address, "admin.listen is beyond this machine and asks nobody who they are: keep it firewalled, or let it \
+                           ask for keys (admin.auth.keys) or certificates (admin.tls.client_ca)");
         }
     }
     Ok(sockets)
@@ -121,6 +124,11 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         refuses: Some(Box::new(move |head, id| asked.refuses(head, id))),
         // No page is an operator.
         cors: None,
+        tls: state.tls.admin.clone(),
+        timeouts: Box::new(http::Timeouts::default),
+        addresses: http::Addresses::default(),
+        most_of_an_address: Box::new(|| 0),
+        on_too_many: Box::new(|| ()),
         on_refusal: Box::new(|status, id| {
             tracing::debug!(%status, request_id = id.as_str(), "refused a request to the admin endpoint");
         }),
@@ -215,6 +223,7 @@ async fn status(state: web::Data<AdminState>) -> HttpResponse {
             "dead_lettered": metrics.events_dead_lettered.get(),
         },
         "lag": metrics.lags(),
+        "tls": state.tls.status(),
         "disk": {
             "used_percent": (metrics.disk_used_ratio.get() * 1000.0).round() / 10.0,
             "max_used_percent": config.disk.max_used_percent,

@@ -46,6 +46,7 @@ use crate::{
     reload::Reloader,
     store::{self, Store},
     supervise::{Env, Escalation},
+    tls::{self, Tls},
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -67,6 +68,13 @@ pub fn run(config: Config, sources: Sources) -> ExitCode {
 fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let roles = config.roles();
     logging::init(&config.logging)?;
+    let tls = match tls::load(&config) {
+        Ok(tls) => tls,
+        Err(errors) => {
+            logging::say(&errors.to_string());
+            return Ok(exit::CONFIGURATION);
+        }
+    };
     warn_of(&config);
     // Files 0600, folders 0700, also those that libraries make.
     rustix::process::umask(Mode::from_bits_truncate(0o077));
@@ -80,7 +88,7 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
         .enable_all()
         .build()
         .context("cannot start the I/O runtime")?;
-    let daemon = Daemon::new(config, sources, roles, data_dir, io.handle().clone());
+    let daemon = Daemon::new(config, sources, (roles, tls), data_dir, io.handle().clone())?;
     daemon.env.health.gate.keep_reasons();
     let status = System::new().block_on(daemon.live(ingest_sockets, admin_sockets, signals))?;
     // Nothing is left to run but what was cut off on purpose.
@@ -91,6 +99,7 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
 /// Everything that lives as long as the process.
 struct Daemon {
     env: Env,
+    tls: Arc<Tls>,
     reloader: Arc<Reloader>,
     sources: Sources,
     roles: Roles,
@@ -109,13 +118,22 @@ enum End {
 }
 
 impl Daemon {
-    fn new(config: Config, sources: Sources, roles: Roles, data_dir: DataDir, io: Handle) -> Self {
+    fn new(
+        config: Config,
+        sources: Sources,
+        (roles, tls): (Roles, [Option<tls::Loaded>; 2]),
+        data_dir: DataDir,
+        io: Handle,
+    ) -> anyhow::Result<Self> {
         let log = (config.queue.kind == QueueKind::Embedded).then_some(dependency::EMBEDDED_LOG);
         let ingest = if roles.ingest() { Pipeline::INGEST } else { &[] };
         let (env, escalated) = Env::new(config, Health::of(Pipeline { ingest, log, sinks: roles.sinks() }));
-        Self {
-            reloader: Arc::new(reloader(sources.clone(), &env)),
+        let tls = Arc::new(Tls::new(tls, &env.metrics).context("TLS cannot be spoken")?);
+        warn_of_certificates(tls.warnings(Timestamp::now()));
+        Ok(Self {
+            reloader: Arc::new(reloader(sources.clone(), &env, tls.clone())),
             env,
+            tls,
             sources,
             roles,
             data_dir,
@@ -124,7 +142,7 @@ impl Daemon {
             escalated,
             started: Instant::now(),
             heartbeat: Arc::default(),
-        }
+        })
     }
 
     /// From the first actor to the last.
@@ -186,6 +204,7 @@ impl Daemon {
             store,
             dead_letters,
             reloader: self.reloader.clone(),
+            tls: self.tls.clone(),
             roles: self.roles.iter().map(Role::as_str).collect(),
             version: env!("CARGO_PKG_VERSION"),
             commit: env!("INGESTD_COMMIT"),
@@ -262,6 +281,7 @@ impl Daemon {
 
     fn beat(&self) {
         self.heartbeat.store(self.started.elapsed().as_millis() as u64, Ordering::Release);
+        warn_of_certificates(self.tls.reminders());
     }
 
     async fn end(self, end: End, running: Running, admin: AdminServer, signals: Signals) -> u8 {
@@ -336,12 +356,26 @@ fn warn_of(config: &Config) {
     }
 }
 
-fn reloader(sources: Sources, env: &Env) -> Reloader {
+fn warn_of_certificates(warnings: Vec<String>) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+fn reloader(sources: Sources, env: &Env, tls: Arc<Tls>) -> Reloader {
+    let renewing = tls.clone();
     let next = move |old: &Config| {
         let applied = sources.load().and_then(|new| config::apply(old, &new, sources.backends()));
-        applied.map_err(|errors| errors.to_string())
+        let (config, mut reloaded) = applied.map_err(|errors| errors.to_string())?;
+        // The last thing that may fail: from here on the new configuration is in force.
+        let renewed = renewing.renew(&config)?;
+        reloaded.applied.extend(renewed);
+        reloaded.applied.sort();
+        reloaded.applied.dedup();
+        Ok((config, reloaded))
     };
-    let on_change = |config: &Config| {
+    let on_change = move |config: &Config| {
+        warn_of_certificates(tls.warnings(Timestamp::now()));
         if let Err(error) = logging::set_level(&config.logging.level) {
             tracing::error!(%error, "logging.level not changed");
         }

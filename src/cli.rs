@@ -16,6 +16,7 @@ use crate::{
     config::{Config, ConfigErrors, Setting, Sources},
     names::exit,
     position::Timestamp,
+    tls,
 };
 
 mod archive;
@@ -140,7 +141,7 @@ pub fn main() -> ExitCode {
 fn run(sources: Sources) -> ExitCode {
     match load(&sources) {
         Ok(config) => app::run(config, sources),
-        Err((_, exit)) => exit,
+        Err(exit) => exit,
     }
 }
 
@@ -155,10 +156,10 @@ pub fn version() -> &'static str {
 }
 
 /// Loads it, or says on stderr what is wrong, a line each.
-fn load(sources: &Sources) -> Result<Config, (ConfigErrors, ExitCode)> {
+fn load(sources: &Sources) -> Result<Config, ExitCode> {
     sources.load().map_err(|errors| {
         eprintln!("{errors}");
-        (errors, ExitCode::from(exit::CONFIGURATION))
+        ExitCode::from(exit::CONFIGURATION)
     })
 }
 
@@ -174,19 +175,27 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
+/// Says what is wrong with the configuration, on stderr a line each.
+fn refused(errors: &ConfigErrors, json: bool) -> ExitCode {
+    eprintln!("{errors}");
+    if json {
+        print(&json!({ "ok": false, "errors": errors.0 }).to_string());
+    }
+    ExitCode::from(exit::CONFIGURATION)
+}
+
 /// Is the configuration right, and does everything that it names answer?
 fn check(sources: &Sources, connect: bool, thorough: bool, json: bool) -> ExitCode {
-    let config = match load(sources) {
+    let config = match sources.load() {
         Ok(config) => config,
-        Err((errors, exit)) => {
-            if json {
-                print(&json!({ "ok": false, "errors": errors.0 }).to_string());
-            }
-            return exit;
-        }
+        Err(errors) => return refused(&errors, json),
     };
     let now = Timestamp::now();
-    let config_warnings = [config.http.auth.keys.warnings(now), config.admin.auth.keys.warnings(now)].concat();
+    let mut config_warnings = [config.http.auth.keys.warnings(now), config.admin.auth.keys.warnings(now)].concat();
+    match tls::load(&config) {
+        Ok(loaded) => config_warnings.extend(tls::warnings(&loaded, now)),
+        Err(errors) => return refused(&errors, json),
+    }
     let dependencies =
         if connect { app::check(config, if thorough { Race::THOROUGH } else { Race::USUAL }) } else { Vec::new() };
     config_warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
@@ -220,7 +229,7 @@ fn as_json(ok: bool, sources: &Sources, dependencies: &[CheckLine]) -> String {
 fn show(sources: &Sources, json: bool) -> ExitCode {
     let config = match load(sources) {
         Ok(config) => in_force(config).without_secrets(),
-        Err((_, exit)) => return exit,
+        Err(exit) => return exit,
     };
     let text = if json {
         serde_json::to_string_pretty(&config).map_err(|error| error.to_string())

@@ -23,6 +23,7 @@ mod secrets;
 mod sections;
 mod size;
 mod sources;
+mod tls;
 mod validate;
 
 use serde::{Deserialize, Serialize};
@@ -44,9 +45,12 @@ pub use sections::{
     LoggingConfig, OnGap, OnInvalid, OnInvalidTime, OnUnavailable, OnUnreadable, QueueConfig, QueueKind, StoreConfig,
     StoreKind,
 };
+#[cfg(test)]
+pub use sections::{AdminTlsConfig, HttpTlsConfig};
 pub use size::ByteSize;
 pub use sources::{Setting, Sources};
 pub(crate) use sources::{is_archive_option, is_kafka_property};
+pub use tls::TlsFiles;
 #[cfg(test)]
 pub(crate) use validate::tests::errors_by;
 pub use validate::{Check, Rules, is_address};

@@ -5,6 +5,8 @@
 //! answer is its own request's. Refusals that are not any handler's are problems (RFC 9457), too. Each answer says
 //! what its request is called (see [`RequestId`]).
 
+mod accept;
+mod addresses;
 mod bind;
 mod connection;
 pub mod cors;
@@ -13,13 +15,14 @@ mod framing;
 mod problem;
 mod refusal;
 pub mod request_id;
+mod socket;
 
 use std::{io, net::TcpListener, num::NonZero, rc::Rc, sync::Arc, time::Duration};
 
 use actix_http::{HttpService, Request, RequestHead, body::BoxBody};
 use actix_service::{ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
-    App, HttpMessage as _, HttpResponse, ResponseError as _,
+    App, HttpMessage as _, HttpRequest, HttpResponse, ResponseError as _,
     body::MessageBody,
     dev::{AppConfig, Payload, Server, Service as _, ServiceResponse},
     http::StatusCode,
@@ -31,12 +34,13 @@ use tokio::sync::Semaphore;
 
 use self::connection::Transport;
 pub use self::{
+    addresses::Addresses,
     bind::bind,
     connection::Connection,
     problem::{Challenge, Problem},
     request_id::RequestId,
 };
-use crate::config::LiveConfig;
+use crate::{config::LiveConfig, tls::ServerTls};
 
 type TurnsAway = dyn Fn(&RequestHead) -> Option<HttpResponse> + Send + Sync;
 
@@ -54,6 +58,15 @@ pub struct Listener {
     pub refuses: Option<Box<Refuses>>,
     /// Whose `http.cors` says what pages of other origins may do; without it, nothing.
     pub cors: Option<LiveConfig>,
+    /// Whether TLS is spoken, and by which certificate.
+    pub tls: Option<Arc<ServerTls>>,
+    /// How long clients are waited for at present.
+    pub timeouts: Box<dyn Fn() -> Timeouts + Send + Sync>,
+    pub addresses: Addresses,
+    /// How many connections of one address there may be at present; 0 is any number.
+    pub most_of_an_address: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Called for each connection that there were too many of.
+    pub on_too_many: Box<dyn Fn() + Send + Sync>,
     /// Called for each request that was refused before a handler had it, and for each preflight.
     pub on_refusal: Box<OnRefusal>,
 }
@@ -63,9 +76,25 @@ type Refuses = dyn Fn(&RequestHead, &RequestId) -> Option<HttpResponse> + Send +
 /// Hears of an answer, and what its request is called.
 type OnRefusal = dyn Fn(StatusCode, &RequestId) + Send + Sync;
 
-/// How long a connection may be idle between two requests: longer than common load balancers let it (60 s), so that they
-/// close it before we do, and than the usual intervals of scrapers.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long clients are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a request's head, which is at most a few packets, and for a TLS handshake.
+    pub head: Duration,
+    /// How long a connection may be idle between two requests.
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    /// Idle for longer than common load balancers let a connection be (60 s), so that they close it before we do, and than the usual
+    /// intervals of scrapers.
+    fn default() -> Self {
+        Self { head: Duration::from_secs(5), idle: Duration::from_secs(75) }
+    }
+}
+
+/// Above whatever the transport allows.
+const NEVER: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How long idle connections hold up the server's end, in seconds, after all requests were answered.
 const STOP_SECONDS: u64 = 1;
@@ -151,8 +180,8 @@ pub fn serve(
                 let stopping = stopping.clone();
                 async move { stopping.notified().await }
             })
-            // The transport's, a little earlier: a head that is not whole is no byte to the dispatcher.
-            .keep_alive(2 * KEEP_ALIVE)
+            // The transport's: a head that is not whole is no byte to the dispatcher.
+            .keep_alive(NEVER)
             // The transport's, which holds for each head, not only for a connection's first.
             .client_request_timeout(Duration::ZERO)
             .client_disconnect_timeout(LINGER)
@@ -183,17 +212,16 @@ pub fn serve(
             })
             // What it would hold is for URLs of our own, which no route makes.
             .h1(map_config(app(), |()| AppConfig::default()));
-        fn_service(move |stream: TcpStream| {
-            // A connection that is gone already is noticed at its first read.
-            let (_, peer) = (stream.set_nodelay(true), stream.peer_addr().ok());
-            let transport = Transport::new(stream, slots.clone().try_acquire_owned().ok(), listener.clone());
-            std::future::ready(Ok::<_, actix_http::error::DispatchError>((transport, peer)))
-        })
-        .and_then(http)
+        fn_service(move |stream: TcpStream| accept::accept(stream, slots.clone(), listener.clone())).and_then(http)
     };
     let builder =
         sockets.into_iter().try_fold(builder, |builder, socket| builder.listen(name, socket, service.clone()))?;
     Ok(builder.run())
+}
+
+/// The name in the certificate that the client of this request showed; `None` where none is asked for.
+pub fn client(request: &HttpRequest) -> Option<Arc<str>> {
+    request.conn_data::<Rc<Connection>>()?.client().cloned()
 }
 
 /// A response's body, with whose end the exchange is over.

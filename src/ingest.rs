@@ -53,8 +53,9 @@ use crate::{
     health::{ActorState, Health},
     http,
     log::{Ingress, dead_letters::Quarantine},
-    metrics::Metrics,
+    metrics::{Metrics, ReasonLabel},
     names::ActorName,
+    tls::ServerTls,
 };
 
 /// Stops the server: no new connections, requests in flight are finished. The reply comes when they are, or after
@@ -94,6 +95,8 @@ pub struct Ingestor {
     intake: web::Data<Intake>,
     config: LiveConfig,
     health: Health,
+    metrics: Arc<Metrics>,
+    tls: Option<Arc<ServerTls>>,
     /// The running server; `None` before its start and from its stop on.
     server: Option<ServerHandle>,
 }
@@ -113,8 +116,13 @@ impl Ingestor {
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let intake = web::Data::new(Intake::new(ingress, quarantine, config.clone(), health.clone(), metrics));
-        Self { sockets, intake, config, health, server: None }
+        let intake = Intake::new(ingress, quarantine, config.clone(), health.clone(), metrics.clone());
+        Self { sockets, intake: web::Data::new(intake), config, health, metrics, tls: None, server: None }
+    }
+
+    /// Has it speak TLS.
+    pub fn with_tls(self, tls: Option<Arc<ServerTls>>) -> Self {
+        Self { tls, ..self }
     }
 
     fn serve(&mut self) -> anyhow::Result<Server> {
@@ -122,6 +130,8 @@ impl Ingestor {
         let workers = thread::available_parallelism().map_or(1, usize::from).min(Self::MAX_WORKERS);
         let (intake, config, cors) = (self.intake.clone(), self.config.clone(), self.config.clone());
         let (counting, turning_away) = (intake.clone(), intake.clone());
+        let (waiting, crowded) = (self.config.clone(), self.config.clone());
+        let too_many = self.metrics.connections_refused.get_or_create_owned(&ReasonLabel { reason: "address" });
         let door = http::Listener {
             name: "ingest",
             workers,
@@ -130,6 +140,14 @@ impl Ingestor {
             turns_away: Box::new(move |head| turning_away.turns_away(head)),
             refuses: None,
             cors: Some(cors),
+            tls: self.tls.clone(),
+            timeouts: Box::new(move || {
+                let http = &waiting.load().http;
+                http::Timeouts { head: http.head_timeout, idle: http.idle_timeout }
+            }),
+            addresses: http::Addresses::default(),
+            most_of_an_address: Box::new(move || crowded.load().http.max_connections_per_address),
+            on_too_many: Box::new(move || _ = too_many.inc()),
             on_refusal: Box::new(move |status, _| counting.answered(status)),
         };
         http::serve(sockets, door, move |app| routes(app, intake.clone()))

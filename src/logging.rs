@@ -30,10 +30,11 @@ use crate::{
 
 /// Libraries that say too much below this; a filter that names one of them decides itself.
 const QUIET: &str = "rdkafka=warn,librdkafka=warn,object_store=warn,mongodb=warn,hyper=warn,hyper_util=warn,h2=warn,\
-                     reqwest=warn,rustls=warn,actix_server=warn,mio=warn";
+                     reqwest=warn,actix_server=warn,mio=warn";
 
-/// It calls each broken request an error, so that clients would write the log. They are counted by status.
-const SILENT: &str = "actix_http=off";
+/// The one calls each broken request an error, the other warns of what a client does in its handshake, so that clients would write
+/// the log. They are counted by status, and by reason. What befalls our own clients comes back as their errors.
+const SILENT: &str = "actix_http=off,rustls=off";
 
 /// The process's log: what changes its level, and where its lines go.
 static INSTALLED: OnceLock<(reload::Handle<EnvFilter, Registry>, Lines)> = OnceLock::new();
@@ -157,6 +158,7 @@ mod tests {
             tracing::info!(target: "rdkafka::client", "chatter");
             tracing::warn!(target: "rdkafka::client", "warning");
             tracing::error!(target: "actix_http::h1::dispatcher", "a client's fault");
+            tracing::warn!(target: "rustls::msgs::handshake", "a client's fault");
         });
         String::from_utf8(written.0.lock().clone()).unwrap()
     }

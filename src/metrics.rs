@@ -32,6 +32,8 @@ labels! {
     ReasonLabel { reason: &'static str }
     ActorLabel { actor: &'static str }
     SinkLabel { sink: &'static str }
+    ListenerLabel { listener: &'static str }
+    HandshakeLabel { listener: &'static str, reason: &'static str }
     StatusLabel { status: u16 }
     KeyLabel { key: String }
     PartitionLabel { sink: &'static str, topic: String, partition: i32 }
@@ -81,6 +83,11 @@ metrics! {
     pub events_accepted_by_key: Family<KeyLabel, Counter>, "Events answered with 2xx, by the name of the key that they came with";
     pub auth_refusals: Family<ReasonLabel, Counter>, "Requests refused for their key (http.auth), by reason";
     pub admin_auth_refusals: Family<ReasonLabel, Counter>, "Requests to the admin listener refused for their key (admin.auth), by reason";
+    pub connections_refused: Family<ReasonLabel, Counter>, "Connections to the ingest listener closed at once, by reason";
+    pub tls_handshakes: Family<ListenerLabel, Counter>, "TLS handshakes that were completed, by listener";
+    pub tls_handshakes_failed: Family<HandshakeLabel, Counter>, "TLS handshakes that came to nothing, by listener and reason";
+    pub tls_certificate_not_after_timestamp + "_seconds": Family<ListenerLabel, Gauge>,
+        "When the certificate, or the first of its chain, ends, in seconds since 1970, by listener";
     pub events_produced: Counter, "Events acknowledged by the queue";
     pub events_consumed: Family<SinkLabel, Counter>, "Records read from the log, by sink";
     pub events_archived: Counter, "Records in confirmed archive objects";

@@ -277,6 +277,7 @@ fn status_page() -> Value {
         ("refusing_events", maybe_text("Why, where events are refused.")),
         ("events", object(&events, &[])),
         ("lag", array(lag)),
+        ("tls", object(&[("http", listener_tls()), ("admin", listener_tls())], &[])),
         ("disk", object(&disk, &[])),
         ("resident_memory_bytes", count("0 where it is not known.")),
         ("spool_bytes", count("Of sealed segments.")),
@@ -284,6 +285,25 @@ fn status_page() -> Value {
     let mut page = object(&[&own[..], &parts()].concat(), &[]);
     page["additionalProperties"] = true.into();
     page
+}
+
+/// What a listener's TLS says of itself.
+fn listener_tls() -> Value {
+    let mut tls = object(
+        &[
+            ("certificate", text("Whose it is.")),
+            (
+                "not_after",
+                json!({ "type": "string", "format": "date-time", "description": "When it, or the first of its chain, ends." }),
+            ),
+            ("days_left", json!({ "type": "integer", "description": "Until then; below 0 it has ended." })),
+            ("client_certificates", json!({ "type": "boolean", "description": "Whether clients have to show one." })),
+            ("warning", maybe_text("What to do, where it ends soon, or does not hold.")),
+        ],
+        &[],
+    );
+    tls["type"] = json!(["object", "null"]);
+    tls
 }
 
 /// A letter without its bytes, and what else it has.

@@ -81,6 +81,7 @@ fn state() -> AdminState {
         metrics: Arc::default(),
         store: Some(Arc::new(FakeStore::Rows)),
         dead_letters: DeadLetterService::default(),
+        tls: Arc::new(Tls::new([None, None], &Arc::default()).unwrap()),
         roles: vec!["ingestor", "producer"],
         version: "0.1.0",
         commit: "abc",

@@ -18,6 +18,7 @@ pub(super) fn address(sockets: &[TcpListener]) -> String {
 /// `ingest` and `admin` are addresses.
 pub(super) fn banner(ingest: Option<&str>, admin: &str, config: &Config, data_dir: &DataDir, roles: Roles) -> String {
     use std::fmt::Write;
+    let [of_ingest, of_admin] = config.schemes();
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         // Writing to a String does not fail.
@@ -42,20 +43,20 @@ pub(super) fn banner(ingest: Option<&str>, admin: &str, config: &Config, data_di
         };
         line("aggregates", store);
     }
-    line("admin", format!("http://{admin}/health/ready  /metrics  /status"));
+    line("admin", format!("{of_admin}://{admin}/health/ready  /metrics  /status"));
     let mut banner = format!("ingestd {}\n", env!("CARGO_PKG_VERSION"));
     if let Some(ingest) = ingest {
-        let _ = writeln!(banner, "  {:<11}http://{ingest}/v1/events", "events");
+        let _ = writeln!(banner, "  {:<11}{of_ingest}://{ingest}/v1/events", "events");
         banner.push_str(&text);
         let event = r#"{"type":"login_success","client_id":"client-1"}"#;
-        let _ = writeln!(banner, "try:  curl -i http://{ingest}/v1/events --json '{event}'");
+        let _ = writeln!(banner, "try:  curl -i {of_ingest}://{ingest}/v1/events --json '{event}'");
     } else {
         banner.push_str(&text);
     }
     if roles.aggregate()
         && let Some(aggregate) = config.aggregate.first()
     {
-        let _ = writeln!(banner, "then: curl http://{admin}/v1/aggregates/{}", aggregate.name);
+        let _ = writeln!(banner, "then: curl {of_admin}://{admin}/v1/aggregates/{}", aggregate.name);
     }
     banner
 }

@@ -212,10 +212,13 @@ impl Daemon {
             Some(log) => Arc::new(log),
             None => running.kafka_letters(&self.env.config.load()),
         };
+        let tls = self.tls.http.clone();
         running.guarded.push(supervise(ActorName::Ingestor, running.ingestor.clone(), &self.env, move |env, _| {
             let sockets = sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>();
             let sockets = sockets.context("the listening sockets cannot be shared")?;
-            Ok(Ingestor::new(sockets, ingress.clone(), quarantine.clone(), env.config, env.health, env.metrics))
+            let Env { config, health, metrics, .. } = env;
+            let ingestor = Ingestor::new(sockets, ingress.clone(), quarantine.clone(), config, health, metrics);
+            Ok(ingestor.with_tls(tls.clone()))
         }));
     }
 }

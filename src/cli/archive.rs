@@ -153,7 +153,7 @@ fn on_archive(
 ) -> ExitCode {
     let config = match super::load(&options.sources()) {
         Ok(config) => config,
-        Err((_, exit)) => return exit,
+        Err(exit) => return exit,
     };
     // What is written into a local archive is for its owner, as the daemon writes it.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));

@@ -4,6 +4,7 @@ use std::{fmt::Display, io::Read, net::SocketAddr, path::PathBuf, process::ExitC
 
 use arc_swap::ArcSwap;
 use clap::{Args, Subcommand};
+use rustls::ClientConfig;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -21,6 +22,7 @@ use crate::{
         kafka::KafkaLetters,
     },
     names::exit,
+    tls::client::{self as tls, Trust},
 };
 
 #[derive(Debug, Subcommand)]
@@ -49,6 +51,8 @@ pub(super) struct Shared {
     #[arg(long, value_name = "URL")]
     admin: Option<String>,
     #[command(flatten)]
+    tls: Tls,
+    #[command(flatten)]
     key: Key,
     /// Print JSON
     #[arg(long)]
@@ -57,12 +61,43 @@ pub(super) struct Shared {
     filter: Filter,
 }
 
+/// How the admin endpoint is asked where it speaks TLS.
+#[derive(Debug, Args)]
+struct Tls {
+    /// The CAs of the admin endpoint's certificate (PEM); without it the certificate in admin.tls.cert of the configuration,
+    /// or the system's CAs
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The certificate to show it (PEM), where it asks for one (admin.tls.client_ca)
+    #[arg(long, value_name = "FILE", requires = "cert_key")]
+    cert: Option<PathBuf>,
+    /// That certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    cert_key: Option<PathBuf>,
+}
+
+impl Tls {
+    /// `None` where the URL asks for none. `is_own` is whether the endpoint is the one of the configuration.
+    fn client(&self, url: &str, config: &Config, is_own: bool) -> Result<Option<Arc<ClientConfig>>, String> {
+        if !url.starts_with("https://") {
+            return Ok(None);
+        }
+        let own = config.tls()[1].filter(|_| is_own);
+        let trust = match (&self.ca, own) {
+            (Some(ca), _) => Trust::authorities(ca)?,
+            (None, Some(own)) => Trust::exactly(own.cert).map_err(|why| format!("{why}; or give --ca FILE"))?,
+            (None, None) => Trust::System,
+        };
+        tls::client(trust, self.cert.as_deref().zip(self.cert_key.as_deref())).map(Some)
+    }
+}
+
 pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
     let (Command::List(shared) | Command::Show(shared) | Command::Replay { shared, .. } | Command::Purge(shared)) =
         command;
     let config = match load(&options.and_then(shared.options.clone()).sources()) {
         Ok(config) => config,
-        Err((_, exit)) => return exit,
+        Err(exit) => return exit,
     };
     if matches!(command, Command::Purge(_)) && shared.filter.selects_everything() {
         eprintln!(
@@ -70,11 +105,7 @@ pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
         );
         return ExitCode::from(2);
     }
-    let key = match shared.key.text() {
-        Ok(key) => key,
-        Err(why) => return failed(2, &why),
-    };
-    let (letters, local) = match open(config, shared.admin.as_deref(), key) {
+    let (letters, local) = match open(config, shared) {
         Ok(opened) => opened,
         Err((exit, why)) => return failed(exit, &why),
     };
@@ -95,14 +126,19 @@ fn failed(exit: u8, why: &dyn Display) -> ExitCode {
 type Opened = (Box<dyn DeadLetters>, Option<(EmbeddedLog, DataDir)>);
 
 /// The daemon where one listens, else what it would work on. An error is the exit status and why.
-fn open(config: Config, admin: Option<&str>, key: Option<&str>) -> Result<Opened, (u8, String)> {
+fn open(config: Config, shared: &Shared) -> Result<Opened, (u8, String)> {
     let refuse = |why: String| (exit::FAILURE, why);
-    if let Some(url) = admin {
-        let client = AdminClient::new(url, key).map_err(|why| (2, format!("--admin: {why}")))?;
+    let usage = |why: String| (2, why);
+    let key = shared.key.text().map_err(usage)?;
+    let own = url_of(&config);
+    if let Some(url) = &shared.admin {
+        let tls = shared.tls.client(url, &config, own.as_ref() == Some(url)).map_err(usage)?;
+        let client = AdminClient::new(url, key, tls).map_err(|why| (2, format!("--admin: {why}")))?;
         return Ok((Box::new(client), None));
     }
-    if let Some(url) = url_of(&config.admin.listen) {
-        let client = AdminClient::new(&url, key)
+    if let Some(url) = own {
+        let tls = shared.tls.client(&url, &config, true).map_err(usage)?;
+        let client = AdminClient::new(&url, key, tls)
             .map_err(|why| (exit::CONFIGURATION, format!("admin.listen: {why}: give --admin URL")))?;
         if client.is_listened_to() {
             return Ok((Box::new(client), None));
@@ -130,9 +166,10 @@ fn open(config: Config, admin: Option<&str>, key: Option<&str>) -> Result<Opened
     Ok((Box::new(EmbeddedLetters::new(log.clone(), config)), Some((log, lock))))
 }
 
-/// Where to reach what listens on `listen`; `None` for a port that is chosen at the start.
-fn url_of(listen: &str) -> Option<String> {
-    let Ok(mut address) = listen.parse::<SocketAddr>() else { return Some(format!("http://{listen}")) };
+/// Where to reach what listens on `admin.listen`; `None` for a port that is chosen at the start.
+fn url_of(config: &Config) -> Option<String> {
+    let (listen, [_, scheme]) = (&config.admin.listen, config.schemes());
+    let Ok(mut address) = listen.parse::<SocketAddr>() else { return Some(format!("{scheme}://{listen}")) };
     if address.port() == 0 {
         return None;
     }
@@ -140,7 +177,7 @@ fn url_of(listen: &str) -> Option<String> {
         let loopback = if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
         address.set_ip(loopback);
     }
-    Some(format!("http://{address}"))
+    Some(format!("{scheme}://{address}"))
 }
 
 fn work(letters: &dyn DeadLetters, command: &Command, filter: &Filter, json: bool) -> Result<ExitCode, LettersError> {
@@ -287,7 +324,12 @@ mod tests {
             ("admin.local:9600", Some("http://admin.local:9600")),
             ("127.0.0.1:0", None),
         ] {
-            assert_eq!(url_of(listen).as_deref(), url, "{listen}");
+            let mut config = Config::default();
+            config.admin.listen = listen.to_owned();
+            assert_eq!(url_of(&config).as_deref(), url, "{listen}");
+            config.admin.tls.cert = "cert.pem".to_owned();
+            let url = url.map(|url| url.replace("http", "https"));
+            assert_eq!(url_of(&config), url, "{listen}");
         }
     }
 

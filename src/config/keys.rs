@@ -45,6 +45,8 @@ pub(super) enum Change {
     /// So with the embedded queue; on Kafka, librdkafka's `message.max.bytes` and `message.timeout.ms` follow from it when the
     /// producer is made, or the topic of the dead letters is looked at, and made, at the start.
     LiveWithoutKafka,
+    /// At a reload, where TLS is on before and after it: the sockets of a listener speak TLS, or they do not.
+    LiveOnceOn,
     /// After a restart.
     Restart,
 }
@@ -190,7 +192,7 @@ mod tests {
         assert!(unknown("queue.brokers").contains("queue.kafka.brokers"));
         assert!(unknown("http.rate").contains("[http] knows listen, max_body"));
         assert!(unknown("http.auth.secret").contains("[http.auth] knows keys"));
-        assert!(unknown("http.tls.cert").contains("[http] knows"));
+        assert!(unknown("http.tls.ca").contains("[http.tls] knows cert, key, client_ca"), "{}", unknown("http.tls.ca"));
         assert!(unknown("qqq").contains("data, http"));
     }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{
     Config, ConfigError, ConfigErrors, QueueKind,
     keys::{Change, flatten, keys},
+    tls,
     validate::{Origins, Rules, validate},
 };
 
@@ -19,11 +20,12 @@ pub struct Reloaded {
     pub needs_restart: Vec<String>,
 }
 
-fn is_live(key: &str, config: &Config) -> bool {
+fn is_live(key: &str, old: &Config, new: &Config) -> bool {
     // Names below a table are no keys; they all need a restart.
     match keys().find(|known| known.name == key).map(|known| known.change) {
         Some(Change::Live) => true,
-        Some(Change::LiveWithoutKafka) => config.queue.kind != QueueKind::Kafka,
+        Some(Change::LiveWithoutKafka) => old.queue.kind != QueueKind::Kafka,
+        Some(Change::LiveOnceOn) => tls::is_on(old, key) && tls::is_on(new, key),
         Some(Change::Restart) | None => false,
     }
 }
@@ -33,7 +35,7 @@ fn diff(old: &Config, new: &Config) -> Reloaded {
     let (before, after) = (flatten(old), flatten(new));
     let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let changed = keys.into_iter().filter(|key| before.get(*key) != after.get(*key)).cloned();
-    let (applied, needs_restart) = changed.partition(|key| is_live(key, old));
+    let (applied, needs_restart) = changed.partition(|key| is_live(key, old, new));
     Reloaded { applied, needs_restart }
 }
 
@@ -127,6 +129,28 @@ mod tests {
         assert!(errors.contains("http.auth.keys: on_invalid = \"quarantine\" of a key needs a restart"), "{errors}");
         new.http.auth.keys = keys(None);
         assert_eq!(apply(&old, &new, &[]).unwrap().0.http.auth, new.http.auth);
+    }
+
+    #[test]
+    fn certificates_are_live_and_whether_there_is_tls_at_all_needs_a_restart() {
+        let off = Config::default();
+        let mut on = off.clone();
+        on.http.tls =
+            crate::config::HttpTlsConfig { cert: "c".to_owned(), key: "k".to_owned(), client_ca: "a".to_owned() };
+        let keys = ["http.tls.cert", "http.tls.client_ca", "http.tls.key"];
+        for (old, new) in [(&off, &on), (&on, &off)] {
+            let (mixture, diff) = apply(old, new, &[]).unwrap();
+            assert_eq!((diff.needs_restart, &mixture), (keys.map(str::to_owned).to_vec(), old));
+        }
+        let mut other = on.clone();
+        other.http.tls.cert = "other".to_owned();
+        other.http.tls.client_ca.clear();
+        other.admin.tls =
+            crate::config::AdminTlsConfig { cert: "c".to_owned(), key: "k".to_owned(), ..Default::default() };
+        let (mixture, diff) = apply(&on, &other, &[]).unwrap();
+        assert_eq!(diff.applied, ["http.tls.cert", "http.tls.client_ca"]);
+        assert_eq!(diff.needs_restart, ["admin.tls.cert", "admin.tls.key"]);
+        assert_eq!((&mixture.http, &mixture.admin), (&other.http, &on.admin));
     }
 
     #[test]

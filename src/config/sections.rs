@@ -11,7 +11,7 @@ use super::{
     keys::{Change, Key, Kind, LONGEST_RESTART, Section},
 };
 use crate::names::words;
-use Change::{Live, LiveWithoutKafka, Restart};
+use Change::{Live, LiveOnceOn, LiveWithoutKafka, Restart};
 use Kind::{Aggregates, Flag, Integer, List, OneOf, Operators, Options, Percent, Senders, Size, Sources, Text};
 
 /// Sections: the name with a dot, the keys (type and how it is written, default, kind, what a reload does), and the
@@ -141,6 +141,14 @@ sections! {
         /// clients hear 503. At least max_body, and it should be above 300 times max_events as well. A compressed request counts
         /// with what inflates it, too (windows of up to 8MiB for zstd, 16MiB for br), but until it is whole for no more than max_body.
         max_in_flight: ByteSize = ByteSize(64 * MIB), Size(1, PIB), Live;
+        /// How long a connection may be idle between two requests: longer than the load balancer in front lets it (60s are usual),
+        /// so that it closes first. When connections are scarce it is 5s.
+        idle_timeout: Duration as "duration" = Duration::from_secs(75), Kind::Duration(SECOND, DAY), Live;
+        /// For a request's head from its first byte, and for a connection's first head, or its TLS handshake, from the beginning.
+        head_timeout: Duration as "duration" = Duration::from_secs(5), Kind::Duration(ATTEMPT, HOUR), Live;
+        /// Connections of one address (of IPv6, one /64) at the same time; 0 is no limit. Further ones hear 503, or with TLS nothing.
+        /// Behind a load balancer all are of its address.
+        max_connections_per_address: usize = 0, Integer(0, 1_000_000), Live;
         /// Bodies of other shapes than ours. What is POSTed to the path is taken apart as the other keys say. records: a JSON
         /// pointer (RFC 6901) to the array of events in the body, "" where the body is one; absent, the body is one event. type,
         /// id, time and client: pointers into an event, or { fixed = "alert" }; what is absent is looked for as [event] says.
@@ -154,8 +162,21 @@ sections! {
             r#"time = "/timestamp""#,
             r#"client = "/userId""#,
         ]), Live;
+        + tls: HttpTlsConfig;
         + auth: AuthConfig;
         + cors: CorsConfig;
+    }
+
+    "http.tls."
+    /// TLS 1.2 and 1.3 on http.listen (docs/security.md). cert and key turn it on, at the start; from then on other paths, and
+    /// other content of the files, are live: new connections go by them, open ones go on.
+    HttpTlsConfig {
+        /// The certificate with its chain, its own first, and its private key, without a passphrase: files, both PEM.
+        cert: String = String::new(), Text, LiveOnceOn;
+        key: String = String::new(), Text, LiveOnceOn;
+        /// CAs as PEM. With them each client has to show a certificate of one of them; its name stands in the records' header
+        /// ingestd-client.
+        client_ca: String = String::new(), Text, LiveOnceOn;
     }
 
     "http.auth."
@@ -192,6 +213,7 @@ sections! {
         /// reaches it is an operator: keep it private.
         listen: String = "127.0.0.1:9600".to_owned(), Text, Restart;
         + auth: AdminAuthConfig;
+        + tls: AdminTlsConfig;
     }
 
     "admin.auth."
@@ -206,6 +228,14 @@ sections! {
             r#"access = "operate""#,
             r#"expires = "2027-01-31T00:00:00Z""#,
         ]), Live;
+    }
+
+    "admin.tls."
+    /// The same for admin.listen. `ingestd dlq` then asks it by https.
+    AdminTlsConfig {
+        cert: String = String::new(), Text, LiveOnceOn;
+        key: String = String::new(), Text, LiveOnceOn;
+        client_ca: String = String::new(), Text, LiveOnceOn;
     }
 
     "event."

@@ -19,7 +19,7 @@ use toml::Value as Toml;
 use super::{
     ConfigError,
     keys::{self, ARCHIVE_OPTIONS, KAFKA_PROPERTIES, Kind, Meaning, below},
-    read, secrets,
+    read, secrets, tls,
     validate::Rules,
 };
 
@@ -77,10 +77,15 @@ impl Sources {
         self.file.as_deref()
     }
 
-    /// What to watch for changes: the configuration file and the files of secrets.
+    /// What to watch for changes: the configuration file, the files of secrets, and those of TLS.
     pub fn files(&self) -> Vec<PathBuf> {
-        let secrets = self.layers().into_iter().flat_map(|layer| layer.files);
-        self.file.iter().cloned().chain(secrets).collect()
+        let named = self.layers().into_iter().flat_map(|layer| {
+            let of_tls = layer.entries.iter().filter(|entry| tls::KEYS.contains(&entry.key.as_str()));
+            let of_tls = of_tls.filter_map(|entry| entry.value.find_ref(&entry.key)?.as_str()).map(PathBuf::from);
+            let of_tls: Vec<_> = of_tls.filter(|path| !path.as_os_str().is_empty()).collect();
+            layer.files.into_iter().chain(of_tls)
+        });
+        self.file.iter().cloned().chain(named).collect()
     }
 
     /// Lowest precedence first.

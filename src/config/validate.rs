@@ -11,6 +11,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     Config, ConfigError, QueueKind, StoreKind, admin_key, cors, http_key, http_source, keys::flatten, roles, secrets,
+    tls,
 };
 
 /// The rules of one backend for the sections that are its own.
@@ -103,6 +104,9 @@ impl Check<'_> {
             if let Err(rule) = cors::check_origin(origin) {
                 self.fault("http.cors.origins", format!("{origin:?} {rule}"));
             }
+        }
+        for (key, rule) in tls::broken_rules(self.config) {
+            self.fault(key, rule);
         }
         if self.config.http.cors.max_age.subsec_nanos() != 0 {
             self.fault("http.cors.max_age", "must be whole seconds: browsers are told a number of them");

@@ -3,14 +3,14 @@
 //! The transport stands between the socket and actix's dispatcher, and knows from the handlers where in an exchange they
 //! are ([`Phase`]):
 //!
-//! - a **head** must arrive within [`HEAD_TIMEOUT`] of its first byte, for each request, and within [`HEAD_LIMIT`] bytes;
+//! - a **head** must arrive within its time ([`Timeouts`]) of its first byte, for each request, and within [`HEAD_LIMIT`] bytes;
 //! - a **body** has its handler's deadline (`http.request_timeout`);
 //! - while an **answer** is made and written nothing more is read, so pipelined requests wait in the kernel; a client
 //!   that does not read its answer is reset after [`ANSWER_TIMEOUT`]; what came in the same packets waits here until the
 //!   answer is handed over, so that the dispatcher has one request at a time ([`Framing`]);
 //! - what is left of a body that was refused is read and thrown away for [`LINGER`], so that the client can read why, and
 //!   then the connection ends;
-//! - an **idle** connection is closed after the keep-alive time, or at the next look when connections are scarce.
+//! - an **idle** connection is closed after its time, or at the next look when connections are scarce.
 
 use std::{
     cell::{Cell, RefCell},
@@ -26,15 +26,12 @@ use actix_web::http::StatusCode;
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep},
 };
 
-use super::{KEEP_ALIVE, Listener, RequestId, framing::Framing, refusal};
+use super::{Listener, RequestId, Timeouts, addresses::Place, framing::Framing, refusal, socket::Socket};
 
-/// For a request's head, which is at most a few packets.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// As common servers have it; actix's own limit is 128 KiB and 96 fields.
 const HEAD_LIMIT: usize = 32 * 1024;
 /// Bytes that are handed on before the dispatcher has its turn.
@@ -72,11 +69,21 @@ pub struct Connection {
     answered: Cell<bool>,
     /// The dispatcher, while it is not to read.
     reader: RefCell<Option<Waker>>,
+    /// When the connection is looked at first after a request, unless the next one comes before.
+    first_look: Cell<Duration>,
+    /// Whose certificate the client showed.
+    client: Option<Arc<str>>,
 }
 
 impl Connection {
-    fn new() -> Rc<Self> {
-        Rc::new(Self { deadline: Cell::new(Some(Instant::now() + HEAD_TIMEOUT)), ..Self::default() })
+    fn new(timeouts: Timeouts, client: Option<Arc<str>>) -> Rc<Self> {
+        let deadline = Cell::new(Some(Instant::now() + timeouts.head));
+        Rc::new(Self { deadline, first_look: Cell::new(timeouts.idle.min(IDLE_LOOK)), client, ..Self::default() })
+    }
+
+    /// The name in the certificate that the client showed; `None` where none is asked for.
+    pub fn client(&self) -> Option<&Arc<str>> {
+        self.client.as_ref()
     }
 
     /// A request's head has arrived.
@@ -100,9 +107,11 @@ impl Connection {
     }
 
     /// The connection is not idle any more, if it was: this many bytes of a head are there.
-    fn head_begins(&self, taken: usize) {
+    fn head_begins(&self, taken: usize, timeouts: &dyn Fn() -> Timeouts) {
         if self.idle_since.take().is_some() {
-            self.deadline.set(Some(Instant::now() + HEAD_TIMEOUT));
+            let Timeouts { head, idle } = timeouts();
+            self.deadline.set(Some(Instant::now() + head));
+            self.first_look.set(idle.min(IDLE_LOOK));
             self.taken.set(taken);
         }
     }
@@ -113,7 +122,7 @@ impl Connection {
         if self.phase.get() == Phase::Body {
             self.enter(Phase::Linger, Some(now + LINGER));
         } else {
-            self.enter(Phase::Head, Some(now + IDLE_LOOK));
+            self.enter(Phase::Head, Some(now + self.first_look.get()));
             self.idle_since.set(Some(now));
             self.answered.set(true);
         }
@@ -141,10 +150,12 @@ impl Drop for Exchange {
 
 /// A socket whose phases have deadlines.
 pub struct Transport {
-    socket: TcpStream,
+    socket: Socket,
     connection: Rc<Connection>,
     /// A permit of the listener's connections. Its workers' shares are rounded up, so that the last few get none.
     slot: Option<OwnedSemaphorePermit>,
+    /// Among the connections of its address.
+    _place: Option<Place>,
     listener: Arc<Listener>,
     /// Of the request that the dispatcher is being given.
     framing: Framing,
@@ -177,11 +188,18 @@ fn wake_at(timer: &mut Option<Pin<Box<Sleep>>>, deadline: Instant, cx: &mut Cont
 }
 
 impl Transport {
-    pub fn new(socket: TcpStream, slot: Option<OwnedSemaphorePermit>, listener: Arc<Listener>) -> Self {
+    /// `client` is the name in the certificate that the client showed.
+    pub fn new(
+        socket: Socket,
+        (slot, place): (Option<OwnedSemaphorePermit>, Option<Place>),
+        client: Option<Arc<str>>,
+        listener: Arc<Listener>,
+    ) -> Self {
         Self {
             socket,
-            connection: Connection::new(),
+            connection: Connection::new((listener.timeouts)(), client),
             slot,
+            _place: place,
             listener,
             framing: Framing::default(),
             ahead: BytesMut::new(),
@@ -260,9 +278,10 @@ impl Transport {
         if self.connection.deadline.get().is_none_or(|deadline| now < deadline) {
             return None;
         }
+        let end = |since: Instant| since + (self.listener.timeouts)().idle;
         Some(match (self.connection.phase.get(), self.connection.idle_since.get()) {
-            (Phase::Head, Some(since)) if now < since + KEEP_ALIVE && !self.connections_are_scarce() => {
-                self.connection.deadline.set(Some((now + IDLE_LOOK).min(since + KEEP_ALIVE)));
+            (Phase::Head, Some(since)) if now < end(since) && !self.connections_are_scarce() => {
+                self.connection.deadline.set(Some((now + IDLE_LOOK).min(end(since))));
                 return None;
             }
             (Phase::Head, None) if self.connection.taken.get() > 0 => self.refuse(StatusCode::REQUEST_TIMEOUT, cx),
@@ -324,7 +343,7 @@ impl AsyncRead for Transport {
             }
             if !this.ahead.is_empty() {
                 // Its beginning came with the request before it.
-                this.connection.head_begins(this.ahead.len());
+                this.connection.head_begins(this.ahead.len(), &*this.listener.timeouts);
                 if this.ahead.len() >= HEAD_LIMIT {
                     return this.refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, cx);
                 }
@@ -348,7 +367,7 @@ impl AsyncRead for Transport {
                 return Poll::Ready(Ok(()));
             }
             this.turn += bytes;
-            this.connection.head_begins(0);
+            this.connection.head_begins(0, &*this.listener.timeouts);
             this.connection.taken.set(this.connection.taken.get() + bytes);
             this.sort(buffer, before);
             if buffer.filled().len() > before {
@@ -386,7 +405,11 @@ impl AsyncWrite for Transport {
         if this.poll_last(cx)?.is_pending() {
             return this.stalled(cx);
         }
-        ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+        match Pin::new(&mut this.socket).poll_flush(cx) {
+            // TLS holds what the kernel does not take.
+            Poll::Pending => return this.stalled(cx),
+            Poll::Ready(flushed) => flushed?,
+        }
         if this.connection.phase.get() != Phase::Answer && this.write_deadline.take().is_some() {
             // Reading waited for it.
             cx.waker().wake_by_ref();

@@ -9,17 +9,26 @@ use super::{
 
 /// A whole response, after which the connection ends.
 pub fn response(status: StatusCode, id: &RequestId) -> Vec<u8> {
-    let detail = match status {
+    saying(status, detail(status), id)
+}
+
+fn detail(status: StatusCode) -> &'static str {
+    match status {
         StatusCode::REQUEST_TIMEOUT => "the head of the request did not arrive in time",
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "the head of the request is too large, or has too many fields",
         _ => "this is not a valid HTTP/1.1 request",
-    };
+    }
+}
+
+/// The same with a sentence of its own.
+pub fn saying(status: StatusCode, detail: &'static str, id: &RequestId) -> Vec<u8> {
+    let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
     let body = Problem::new(status, detail).json();
     let (code, reason, length) = (status.as_str(), status.canonical_reason().unwrap_or_default(), body.len());
     let field = request_id::NAME;
     let answer = format!(
         "HTTP/1.1 {code} {reason}\r\ncontent-length: {length}\r\nconnection: close\r\n\
-         content-type: {MEDIA_TYPE}\r\n{field}: {id}\r\n\r\n{body}"
+         content-type: {MEDIA_TYPE}\r\n{retry}{field}: {id}\r\n\r\n{body}"
     );
     answer.into_bytes()
 }

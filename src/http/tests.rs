@@ -28,6 +28,11 @@ fn listen_at(sockets: Vec<TcpListener>, max_connections: usize) -> Arc<Mutex<Vec
         turns_away: Box::new(|_| None),
         refuses: None,
         cors: None,
+        tls: None,
+        timeouts: Box::new(Timeouts::default),
+        addresses: Addresses::default(),
+        most_of_an_address: Box::new(|| 0),
+        on_too_many: Box::new(|| ()),
         on_refusal: Box::new(move |status, _| heard.lock().push(status.as_u16())),
     };
     let routes = |app: &mut ServiceConfig| {

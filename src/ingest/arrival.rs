@@ -1,4 +1,5 @@
-//! What is known of a request before its body: when it came, and whose key it has. Its records say that in a header.
+//! What is known of a request before its body: when it came, whose key it has, and whose certificate its client showed. Its records
+//! say that in headers.
 
 use crate::{
     config::HttpKey,
@@ -11,16 +12,21 @@ use crate::{
 /// names.
 pub const KEY_HEADER: &str = "ingestd-key";
 
+/// The header of a record whose client showed a certificate (`http.tls.client_ca`): the client's name. No client can set it either.
+pub const CLIENT_HEADER: &str = "ingestd-client";
+
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival<'r> {
     pub received: Timestamp,
     /// Its key; `None` where there are none.
     pub key: Option<&'r HttpKey>,
+    /// The client's name by its certificate; `None` where none is asked for.
+    pub client: Option<&'r str>,
 }
 
 impl From<Timestamp> for Arrival<'_> {
     fn from(received: Timestamp) -> Self {
-        Self { received, key: None }
+        Self { received, key: None, client: None }
     }
 }
 
@@ -29,16 +35,28 @@ impl Arrival<'_> {
     pub fn size(self) -> usize {
         /// Of two lengths.
         const FRAME: usize = 10;
-        self.key.map_or(0, |key| FRAME + KEY_HEADER.len() + key.name.len())
+        self.headers().map(|(name, value)| FRAME + name.len() + value.len()).sum()
+    }
+
+    /// Whether it says something of each record.
+    pub fn has_headers(&self) -> bool {
+        self.headers().next().is_some()
+    }
+
+    fn headers(&self) -> impl Iterator<Item = (&'static str, &'_ str)> {
+        let key = self.key.map(|key| (KEY_HEADER, key.name.as_str()));
+        key.into_iter().chain(self.client.map(|client| (CLIENT_HEADER, client)))
     }
 
     /// Appends what it says to the headers of an event, which were just written there.
     pub fn write(self, aside: &mut Vec<u8>, headers: NewHeaders) -> NewHeaders {
-        let Some(key) = self.key else { return headers };
-        write_header(aside, KEY_HEADER, Some(key.name.as_bytes()));
-        let mut headers = NewHeaders { count: headers.count + 1, ..headers };
-        // (Below 4 GiB: see `append` in `check`.)
-        headers.bytes.end = aside.len() as u32;
+        let mut headers = headers;
+        for (name, value) in self.headers() {
+            write_header(aside, name, Some(value.as_bytes()));
+            headers.count += 1;
+            // (Below 4 GiB: see `append` in `check`.)
+            headers.bytes.end = aside.len() as u32;
+        }
         headers
     }
 
@@ -70,9 +88,10 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_the_key_stands_behind_the_headers_of_an_event_and_nothing_does_without_a_key() {
+    fn the_names_of_key_and_client_stand_behind_the_headers_of_an_event_and_nothing_does_without_a_key() {
         let key = key(&["a"]);
-        let with = Arrival { received: Timestamp(0), key: Some(&key) };
+        let with = Arrival { received: Timestamp(0), key: Some(&key), client: Some("till.example.com") };
+        assert!(with.has_headers() && !Arrival::from(Timestamp(0)).has_headers());
         let mut aside = b"before".to_vec();
         let none = NewHeaders { count: 0, bytes: Span { start: 6, end: 6 } };
         assert_eq!(Arrival::from(Timestamp(0)).write(&mut aside, none), none);
@@ -80,14 +99,17 @@ mod tests {
         let before = NewHeaders { count: 1, bytes: Span { start: 6, end: aside.len() as u32 } };
         let NewHeaders { count, bytes } = with.write(&mut aside, before);
         let headers: Vec<_> = Headers::new(count, bytes.of(&aside)).iter().collect();
-        assert_eq!(headers, [("ce_type", Some(&b"a"[..])), (KEY_HEADER, Some(b"shop"))]);
+        assert_eq!(
+            headers,
+            [("ce_type", Some(&b"a"[..])), (KEY_HEADER, Some(b"shop")), (CLIENT_HEADER, Some(b"till.example.com"))]
+        );
         assert!(with.size() >= bytes.size() - before.bytes.size());
     }
 
     #[test]
     fn a_key_with_types_permits_these_and_the_refusal_names_them_and_not_the_other() {
         let key = key(&["login_success", "login_failed"]);
-        let with = Arrival { received: Timestamp(0), key: Some(&key) };
+        let with = Arrival { key: Some(&key), ..Timestamp(0).into() };
         assert_eq!(with.permit("login_failed"), Ok(()));
         assert_eq!(Arrival::from(Timestamp(0)).permit("anything"), Ok(()));
         let refused = with.permit("purchase").unwrap_err();

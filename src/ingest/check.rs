@@ -281,7 +281,7 @@ impl<'c> Taking<'c> {
 
     /// Where the request has something to say of each event: the same bytes for all that have nothing else beside them.
     fn alone(&mut self) -> Option<NewHeaders> {
-        self.arrival.key?;
+        self.arrival.has_headers().then_some(())?;
         self.alone = Some(self.alone.unwrap_or_else(|| self.write(&Attributes::default())));
         self.alone
     }

@@ -17,7 +17,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    arrival::{Arrival, KEY_HEADER},
+    arrival::{Arrival, CLIENT_HEADER, KEY_HEADER},
     aside::{Turn, aside},
     auth, body,
     check::Checked,
@@ -38,7 +38,7 @@ use crate::{
     config::{Config, HttpKey, HttpSource, LiveConfig, OnInvalid},
     event::{Code, EventFields, Invalid},
     health::Health,
-    http::{Problem, request_id},
+    http::{self, Problem, request_id},
     log::{Delivery, Ingress, NewRecord, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record},
     metrics::{KeyLabel, Metrics, ReasonLabel, StatusLabel},
     names::{ActorName, dependency},
@@ -162,6 +162,7 @@ impl Intake {
         let whole = quarantines.then(|| {
             let mut beside = shape.beside();
             sender.iter().for_each(|key| beside.set(KEY_HEADER, key.name.clone()));
+            http::client(request).iter().for_each(|name| beside.set(CLIENT_HEADER, name.to_string()));
             (body.clone(), trace::beside(beside, request.headers()))
         });
         let share = share.beside();
@@ -242,9 +243,9 @@ impl Intake {
         (received, sender): (Timestamp, Sender),
         mut share: Reservation,
     ) -> (Result<Checked, Problem>, Reservation) {
-        let further = trace::of(request.headers());
+        let (further, client) = (trace::of(request.headers()), http::client(request));
         if !shape.is_long(&body) {
-            let arrival = Arrival { received, key: sender.as_deref() };
+            let arrival = Arrival { received, key: sender.as_deref(), client: client.as_deref() };
             let checked = shape.check(body, &config.http, &self.fields, arrival, &mut share);
             return (trace::carried(checked, further.as_deref(), &mut share), share);
         }
@@ -257,7 +258,7 @@ impl Intake {
         };
         let (intake, live, of_failure) = (self.clone(), config.clone(), share.another());
         let checking = move || {
-            let arrival = Arrival { received, key: sender.as_deref() };
+            let arrival = Arrival { received, key: sender.as_deref(), client: client.as_deref() };
             let checked = shape.check(body, &live.http, &intake.fields, arrival, &mut share);
             (trace::carried(checked, further.as_deref(), &mut share), share)
         };

@@ -3,6 +3,7 @@
 mod behaviour;
 mod shapes;
 mod table;
+mod tls;
 
 use std::{collections::BTreeSet, io::Write, path::Path, thread};
 

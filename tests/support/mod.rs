@@ -28,6 +28,7 @@ pub mod raw;
 pub mod replica_set;
 pub mod s3;
 pub mod services;
+pub mod tls;
 
 /// For what happens within seconds on an idle machine: CI's has two cores and may do other things.
 pub const PATIENCE: Duration = Duration::from_secs(120);

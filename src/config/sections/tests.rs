@@ -18,6 +18,7 @@ fn mark(change: Change) -> &'static str {
     match change {
         Live => "  # live",
         LiveWithoutKafka => "  # live with the embedded queue",
+        LiveOnceOn => "  # live, once TLS is on",
         Restart => "",
     }
 }

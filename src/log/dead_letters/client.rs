@@ -1,11 +1,20 @@
 //! The letters of a running daemon, asked over its admin endpoint.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
+use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
-use ureq::{Agent, Body, Error, RequestBuilder, http::Response};
+use ureq::{
+    Agent, Body, Error, RequestBuilder,
+    http::Response,
+    unversioned::{
+        resolver::DefaultResolver,
+        transport::{Connector, TcpConnector},
+    },
+};
 
 use super::{DeadLetters, Filter, FullLetter, LettersError, Listed, PATIENCE, Purge, Replay};
+use crate::tls::client::TlsConnector;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// The daemon's own patience, its turn before that, and its last transaction after it.
@@ -22,14 +31,16 @@ pub struct AdminClient {
 }
 
 impl AdminClient {
-    /// `url` is `http://HOST:PORT`; `key` one of its `admin.auth.keys`.
+    /// `url` is `http://HOST:PORT`, or with TLS `https://HOST:PORT`; `key` one of its `admin.auth.keys`.
     ///
     /// # Errors
     /// One sentence on what it must be.
-    pub fn new(url: &str, key: Option<&str>) -> Result<Self, String> {
-        let parsed = url::Url::parse(url).ok().filter(|url| url.scheme() == "http" && url.has_host());
-        if parsed.is_none() {
-            return Err(format!("{url:?} is no URL of an admin endpoint, such as http://127.0.0.1:9600"));
+    pub fn new(url: &str, key: Option<&str>, tls: Option<Arc<ClientConfig>>) -> Result<Self, String> {
+        let is_one = |url: &url::Url| ["http", "https"].contains(&url.scheme()) && url.has_host();
+        if !url::Url::parse(url).is_ok_and(|url| is_one(&url)) {
+            return Err(format!(
+                "{url:?} is no URL of an admin endpoint, such as http://127.0.0.1:9600, or https:// where it speaks TLS"
+            ));
         }
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -38,7 +49,12 @@ impl AdminClient {
             .timeout_global(Some(ANSWER))
             .build();
         let authorization = key.map(|key| format!("Bearer {key}"));
-        Ok(Self { url: url.trim_end_matches('/').to_owned(), authorization, agent: config.into() })
+        let tcp = ().chain(TcpConnector::default());
+        let agent = match tls {
+            None => Agent::with_parts(config, tcp, DefaultResolver::default()),
+            Some(tls) => Agent::with_parts(config, tcp.chain(TlsConnector(tls)), DefaultResolver::default()),
+        };
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), authorization, agent })
     }
 
     /// Whether anything listens there, also where it does not answer in time.
@@ -64,7 +80,7 @@ impl AdminClient {
             unavailable(if is_refused(&error) {
                 "nobody listens there: is it running, and is that its admin.listen?".to_owned()
             } else {
-                format!("no answer ({error})")
+                format!("no answer ({error}){}", advice(&error))
             })
         })?;
         let status = answer.status().as_u16();
@@ -92,6 +108,24 @@ fn is_refused(error: &Error) -> bool {
         Error::ConnectionFailed => true,
         Error::Io(error) => error.kind() == io::ErrorKind::ConnectionRefused,
         _ => false,
+    }
+}
+
+/// What to do about a handshake that came to nothing.
+fn advice(error: &Error) -> &'static str {
+    let tls = match error {
+        Error::Io(error) => error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+        _ => None,
+    };
+    match tls {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            ": its certificate is none of those that are believed here; see --ca"
+        }
+        Some(rustls::Error::AlertReceived(_)) => {
+            ": it asks for a certificate, or takes another one; see --cert and --cert-key"
+        }
+        Some(rustls::Error::InvalidMessage(_)) => ": it does not speak TLS; is it http://?",
+        _ => "",
     }
 }
 

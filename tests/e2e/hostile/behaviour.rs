@@ -13,6 +13,7 @@ use rustix::net::{self, AddressFamily, SocketType};
 use super::{
     MEMORY,
     table::{CHUNKED, NDJSON, bomb, chunk, coded, event, post, sized},
+    tls,
 };
 use crate::support::{
     PATIENCE,
@@ -33,7 +34,7 @@ pub struct Behaviour {
     pub alone: bool,
 }
 
-pub const BEHAVIOURS: [Behaviour; 21] = [
+pub const BEHAVIOURS: [Behaviour; 27] = [
     Behaviour {
         name: "a silent connection",
         gets: "closed",
@@ -109,6 +110,42 @@ pub const BEHAVIOURS: [Behaviour; 21] = [
         alone: true,
     },
     Behaviour { name: "100,000 wrong keys", gets: "401", run: wrong_keys, stored: false, alone: true },
+    Behaviour {
+        name: "1,000 TLS handshakes, a byte a second",
+        gets: "closed",
+        run: tls::slow_handshakes,
+        stored: false,
+        alone: true,
+    },
+    Behaviour {
+        name: "200 TLS handshakes of 64 KiB",
+        gets: "closed",
+        run: tls::large_hello,
+        stored: false,
+        alone: true,
+    },
+    Behaviour { name: "renegotiation", gets: "closed", run: tls::renegotiation, stored: false, alone: true },
+    Behaviour {
+        name: "20 endless heads over TLS",
+        gets: "431, closed",
+        run: tls::header_floods,
+        stored: false,
+        alone: true,
+    },
+    Behaviour {
+        name: "HTTP to a port that speaks TLS",
+        gets: "400, closed",
+        run: tls::plain_http,
+        stored: false,
+        alone: true,
+    },
+    Behaviour {
+        name: "10,000 connections of one address",
+        gets: "503, closed",
+        run: tls::one_address,
+        stored: false,
+        alone: true,
+    },
 ];
 
 /// For what ends by a deadline of the daemon's, which is up to 30 s. Who does not read may hear of it by the answer to a probe
@@ -117,7 +154,7 @@ const ENDLESS: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What comes until the connection is closed.
-fn got(stream: &TcpStream, answers: usize) -> String {
+pub fn got(stream: &TcpStream, answers: usize) -> String {
     read(stream, answers, true, PATIENCE).summary()
 }
 
@@ -362,7 +399,7 @@ fn refused(stream: &mut TcpStream, answers: usize) {
     assert_eq!(count(&text, "HTTP/1.1 401 "), answers);
 }
 
-fn connect_from(source: Ipv4Addr, address: SocketAddrV4) -> TcpStream {
+pub fn connect_from(source: Ipv4Addr, address: SocketAddrV4) -> TcpStream {
     let socket = net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
     net::bind(&socket, &SocketAddrV4::new(source, 0)).expect("a free port of the loopback network");
     net::connect(&socket, &address).expect("it listens");
