@@ -118,6 +118,8 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         turns_away: Box::new(|_| None),
         // No page is an operator.
         cors: None,
+        // Who asks is nobody's business here.
+        proxies: None,
         on_refusal: Box::new(|status, id| {
             tracing::debug!(%status, request_id = id.as_str(), "refused a request to the admin endpoint");
         }),

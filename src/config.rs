@@ -13,6 +13,7 @@ mod http_key;
 mod http_source;
 mod keys;
 mod load;
+mod rate;
 mod read;
 mod reload;
 mod roles;
@@ -22,6 +23,7 @@ mod secrets;
 mod sections;
 mod size;
 mod sources;
+mod trusted_proxies;
 mod validate;
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +36,7 @@ pub use http_key::{HttpKey, HttpKeys, KEY_PREFIX, KeyHash, check_name};
 pub use http_source::{HttpSource, Lookup, Pointer};
 pub use keys::LONGEST_RESTART;
 pub(crate) use keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, nearest};
+pub use rate::{Rate, RateLimit};
 pub use reload::{Reloaded, apply};
 pub use roles::{Role, Roles};
 pub(crate) use secrets::shown;
@@ -45,6 +48,7 @@ pub use sections::{
 pub use size::ByteSize;
 pub use sources::{Setting, Sources};
 pub(crate) use sources::{is_archive_option, is_kafka_property};
+pub use trusted_proxies::TrustedProxies;
 #[cfg(test)]
 pub(crate) use validate::tests::errors_by;
 pub use validate::{Check, Rules, is_address};

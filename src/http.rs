@@ -6,16 +6,18 @@
 //! what its request is called (see [`RequestId`]).
 
 mod bind;
+mod client;
 mod connection;
 pub mod cors;
 mod framing;
 mod problem;
+mod proxy_protocol;
 mod refusal;
 pub mod request_id;
 
 use std::{io, net::TcpListener, num::NonZero, rc::Rc, sync::Arc, time::Duration};
 
-use actix_http::{HttpService, Request, RequestHead, body::BoxBody};
+use actix_http::{HttpService, Request, RequestHead, body::BoxBody, error::DispatchError};
 use actix_service::{ServiceFactoryExt, fn_service, map_config};
 use actix_web::{
     App, HttpMessage as _, HttpResponse, ResponseError as _,
@@ -31,8 +33,10 @@ use tokio::sync::Semaphore;
 use self::connection::Transport;
 pub use self::{
     bind::bind,
+    client::client,
     connection::Connection,
     problem::{Challenge, Problem},
+    proxy_protocol::Proxies,
     request_id::RequestId,
 };
 use crate::config::LiveConfig;
@@ -51,6 +55,8 @@ pub struct Listener {
     pub turns_away: Box<TurnsAway>,
     /// Whose `http.cors` says what pages of other origins may do; without it, nothing.
     pub cors: Option<LiveConfig>,
+    /// Whose PROXY protocol headers are taken; without it, nobody's.
+    pub proxies: Option<Proxies>,
     /// Called for each request that was refused before a handler had it, and for each preflight.
     pub on_refusal: Box<OnRefusal>,
 }
@@ -178,10 +184,14 @@ pub fn serve(
             // What it would hold is for URLs of our own, which no route makes.
             .h1(map_config(app(), |()| AppConfig::default()));
         fn_service(move |stream: TcpStream| {
-            // A connection that is gone already is noticed at its first read.
-            let (_, peer) = (stream.set_nodelay(true), stream.peer_addr().ok());
-            let transport = Transport::new(stream, slots.clone().try_acquire_owned().ok(), listener.clone());
-            std::future::ready(Ok::<_, actix_http::error::DispatchError>((transport, peer)))
+            let (slots, listener) = (slots.clone(), listener.clone());
+            async move {
+                // A connection that is gone already is noticed at its first read.
+                let (_, peer) = (stream.set_nodelay(true), stream.peer_addr().ok());
+                let slot = slots.try_acquire_owned().ok();
+                let (stream, peer) = proxy_protocol::client_of(stream, peer, &listener).await?;
+                Ok::<_, DispatchError>((Transport::new(stream, slot, listener), peer))
+            }
         })
         .and_then(http)
     };

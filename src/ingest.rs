@@ -29,6 +29,7 @@ mod pages;
 mod preferences;
 mod problems;
 mod quarantine;
+mod rates;
 mod replies;
 mod shape;
 mod source;
@@ -122,6 +123,11 @@ impl Ingestor {
         let workers = thread::available_parallelism().map_or(1, usize::from).min(Self::MAX_WORKERS);
         let (intake, config, cors) = (self.intake.clone(), self.config.clone(), self.config.clone());
         let (counting, turning_away) = (intake.clone(), intake.clone());
+        let refusing = intake.clone();
+        let proxies = http::Proxies {
+            config: self.config.clone(),
+            on_refusal: Box::new(move |reason| refusing.refused_proxy(reason)),
+        };
         let door = http::Listener {
             name: "ingest",
             workers,
@@ -129,6 +135,7 @@ impl Ingestor {
             max_body: Box::new(move || config.load().http.max_body.0),
             turns_away: Box::new(move |head| turning_away.turns_away(head)),
             cors: Some(cors),
+            proxies: Some(proxies),
             on_refusal: Box::new(move |status, _| counting.answered(status)),
         };
         http::serve(sockets, door, move |app| routes(app, intake.clone()))

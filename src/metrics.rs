@@ -34,6 +34,7 @@ labels! {
     SinkLabel { sink: &'static str }
     StatusLabel { status: u16 }
     KeyLabel { key: String }
+    ByLabel { by: &'static str }
     PartitionLabel { sink: &'static str, topic: String, partition: i32 }
 }
 
@@ -80,6 +81,11 @@ metrics! {
     /// As many as keys that were configured while the process runs.
     pub events_accepted_by_key: Family<KeyLabel, Counter>, "Events answered with 2xx, by the name of the key that they came with";
     pub auth_refusals: Family<ReasonLabel, Counter>, "Requests refused for their key (http.auth), by reason";
+    pub rate_limited: Family<ByLabel, Counter>, "Requests refused for a rate (http.rate, rate in http.auth.keys), by whose it is";
+    /// Of a request that is refused before its body is read it is one.
+    pub rate_limited_events: Family<ByLabel, Counter>, "Events of requests refused for a rate, as far as they were counted";
+    pub rate_tracked_addresses: Gauge, "Addresses that have used some of http.rate, and are not full again";
+    pub proxy_refusals: Family<ReasonLabel, Counter>, "Connections refused for a PROXY protocol header, by reason";
     pub events_produced: Counter, "Events acknowledged by the queue";
     pub events_consumed: Family<SinkLabel, Counter>, "Records read from the log, by sink";
     pub events_archived: Counter, "Records in confirmed archive objects";

@@ -31,6 +31,8 @@ mod coding;
 mod keys;
 #[path = "support/openapi.rs"]
 mod openapi;
+#[path = "ingest_http/rates.rs"]
+mod rates;
 
 /// What the queue does with each request.
 #[derive(Clone, Copy, PartialEq)]

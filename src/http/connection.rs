@@ -31,10 +31,10 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{KEEP_ALIVE, Listener, RequestId, framing::Framing, refusal};
+use super::{KEEP_ALIVE, Listener, RequestId, framing::Framing, proxy_protocol, refusal};
 
 /// For a request's head, which is at most a few packets.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// As common servers have it; actix's own limit is 128 KiB and 96 fields.
 const HEAD_LIMIT: usize = 32 * 1024;
 /// Bytes that are handed on before the dispatcher has its turn.
@@ -154,6 +154,8 @@ pub struct Transport {
     admitted: usize,
     /// Bytes read since the dispatcher had its turn.
     turn: usize,
+    /// Nothing was read yet.
+    is_new: bool,
     /// Nothing more is read.
     ended: bool,
     /// A refusal in place of the one that the dispatcher wrote, as far as it is not sent.
@@ -187,6 +189,7 @@ impl Transport {
             ahead: BytesMut::new(),
             admitted: 0,
             turn: 0,
+            is_new: true,
             ended: false,
             last: Vec::new(),
             write_deadline: None,
@@ -245,6 +248,15 @@ impl Transport {
         (self.listener.on_refusal)(status, &id);
         // The client need not take it.
         let _ = Pin::new(&mut self.socket).poll_write(cx, &refusal::response(status, &id));
+        self.end()
+    }
+
+    /// A PROXY protocol header where none is taken.
+    fn refuse_proxy(&mut self, refused: proxy_protocol::Refused, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (id, status) = (RequestId::new(), refused.status());
+        self.listener.proxies.iter().for_each(|proxies| (proxies.on_refusal)(refused.reason()));
+        (self.listener.on_refusal)(status, &id);
+        let _ = Pin::new(&mut self.socket).poll_write(cx, &refusal::saying(status, refused.sentence(), &id));
         self.end()
     }
 
@@ -346,6 +358,12 @@ impl AsyncRead for Transport {
             let bytes = buffer.filled().len() - before;
             if bytes == 0 {
                 return Poll::Ready(Ok(()));
+            }
+            if std::mem::take(&mut this.is_new)
+                && let Some(refused) = proxy_protocol::refused(&buffer.filled()[before..])
+            {
+                buffer.set_filled(before);
+                return this.refuse_proxy(refused, cx);
             }
             this.turn += bytes;
             this.connection.head_begins(0);

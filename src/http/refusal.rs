@@ -14,6 +14,11 @@ pub fn response(status: StatusCode, id: &RequestId) -> Vec<u8> {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "the head of the request is too large, or has too many fields",
         _ => "this is not a valid HTTP/1.1 request",
     };
+    saying(status, detail, id)
+}
+
+/// The same, for this reason.
+pub fn saying(status: StatusCode, detail: &'static str, id: &RequestId) -> Vec<u8> {
     let body = Problem::new(status, detail).json();
     let (code, reason, length) = (status.as_str(), status.canonical_reason().unwrap_or_default(), body.len());
     let field = request_id::NAME;

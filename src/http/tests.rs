@@ -27,6 +27,7 @@ fn listen_at(sockets: Vec<TcpListener>, max_connections: usize) -> Arc<Mutex<Vec
         max_body: Box::new(|| 10),
         turns_away: Box::new(|_| None),
         cors: None,
+        proxies: None,
         on_refusal: Box::new(move |status, _| heard.lock().push(status.as_u16())),
     };
     let routes = |app: &mut ServiceConfig| {
