@@ -30,6 +30,7 @@ mod on_services;
 mod openapi;
 mod packaging;
 mod process;
+mod rates;
 mod reading;
 mod refusals;
 mod senders;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     config::Config,
     ingest::rates,
-    openapi::{Operation, header, problem, retry_after},
+    openapi::{Operation, PROBLEM, header, problem, retry_after},
 };
 
 /// An operation whose events are counted.
@@ -18,10 +18,12 @@ pub fn limited_with(config: &Config, operation: Operation, status: impl Fn(&str)
     if !rates::are_on(&config.http) {
         return operation;
     }
-    let refused = status(
+    let mut refused = status(
         "The rate of the key, or of the address, is used up (http.rate, rate in http.auth.keys): nothing was stored, send all again \
          after Retry-After.",
     );
+    // Where it is not known how the request is written it is a problem.
+    refused["content"][PROBLEM] = problem("")["content"][PROBLEM].clone();
     let field = |description| header(description, &json!({ "type": "string" }));
     operation
         .answer(429, refused)
