@@ -101,15 +101,14 @@ pub async fn client_of(
     if !is_trusted(from.ip(), proxies) {
         return Ok((stream, peer));
     }
-    let refused = match tokio::time::timeout(HEAD_TIMEOUT, read(&mut stream)).await {
+    let mut has_begun = false;
+    let refused = match tokio::time::timeout(HEAD_TIMEOUT, read(&mut stream, &mut has_begun)).await {
         Ok(Ok(client)) => return Ok((stream, client.or(peer))),
         Ok(Err(Failed::Refused(refused))) => refused,
         Ok(Err(Failed::Broken(error))) => return Err(error),
+        Err(_) if has_begun => Refused::Late,
         // As with a head, nothing is said where nothing came.
-        Err(_) => match has_anything(&stream).await {
-            true => Refused::Late,
-            false => return Err(io::ErrorKind::TimedOut.into()),
-        },
+        Err(_) => return Err(io::ErrorKind::TimedOut.into()),
     };
     let id = RequestId::new();
     (proxies.on_refusal)(refused.reason());
@@ -133,7 +132,7 @@ impl From<io::Error> for Failed {
 }
 
 /// Whom the header names; `None` where there is none, or it names nobody.
-async fn read(stream: &mut TcpStream) -> Result<Option<SocketAddr>, Failed> {
+async fn read(stream: &mut TcpStream, has_begun: &mut bool) -> Result<Option<SocketAddr>, Failed> {
     let mut head = [0; HEAD];
     loop {
         let seen = stream.peek(&mut head).await?;
@@ -142,6 +141,7 @@ async fn read(stream: &mut TcpStream) -> Result<Option<SocketAddr>, Failed> {
             // It is none. Of its end, and of version 1, the transport says what is to be said.
             return Ok(None);
         }
+        *has_begun = true;
         if seen.len() >= SIGNATURE.len() {
             break;
         }
@@ -194,11 +194,6 @@ fn client(head: [u8; HEAD], rest: &[u8]) -> Result<Option<SocketAddr>, Refused> 
         (PROXY, _) => Ok(None),
         _ => Err(Refused::Malformed("the PROXY protocol header has a command that is neither LOCAL nor PROXY")),
     }
-}
-
-async fn has_anything(stream: &TcpStream) -> bool {
-    let seen = async { stream.peek(&mut [0]).await.is_ok_and(|seen| seen > 0) };
-    tokio::time::timeout(Duration::ZERO, seen).await.unwrap_or(false)
 }
 
 /// Sends an answer, and waits until the client has it: what it sends meanwhile must not take it away.

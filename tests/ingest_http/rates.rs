@@ -149,7 +149,7 @@ async fn more_events_than_a_burst_are_told_to_come_in_smaller_requests() {
     assert!(fields(&daemon.post_events(&key(SHOP), 1).await).1.unwrap().starts_with("\"key\";r=3;"));
     assert_eq!(daemon.stored(), 1);
     let logs = format!("{}Content-Type: application/json\r\n", key(SHOP));
-    let records = vec![r#"{"eventName":"a"}"#; 6].join(",");
+    let records = [r#"{"eventName":"a"}"#; 6].join(",");
     let body = format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{records}]}}]}}]}}"#);
     let reply = daemon.post_at("/v1/logs", &logs, body.as_bytes()).await;
     assert_eq!((reply.status, &reply.json()["code"]), (413, &json!(3)), "{}", reply.body);
