@@ -129,6 +129,8 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         addresses: http::Addresses::default(),
         most_of_an_address: Box::new(|| 0),
         on_too_many: Box::new(|| ()),
+        // Who asks is nobody's business here.
+        proxies: None,
         on_refusal: Box::new(|status, id| {
             tracing::debug!(%status, request_id = id.as_str(), "refused a request to the admin endpoint");
         }),

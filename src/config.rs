@@ -14,6 +14,7 @@ mod http_key;
 mod http_source;
 mod keys;
 mod load;
+mod rate;
 mod read;
 mod reload;
 mod roles;
@@ -24,6 +25,7 @@ mod sections;
 mod size;
 mod sources;
 mod tls;
+mod trusted_proxies;
 mod validate;
 
 use serde::{Deserialize, Serialize};
@@ -37,6 +39,7 @@ pub use http_key::{Credential, Expiry, HttpKey, HttpKeys, KEY_PREFIX, KeyHash, c
 pub use http_source::{HttpSource, Lookup, Pointer};
 pub use keys::LONGEST_RESTART;
 pub(crate) use keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, nearest};
+pub use rate::{Rate, RateLimit};
 pub use reload::{Reloaded, apply};
 pub use roles::{Role, Roles};
 pub(crate) use secrets::shown;
@@ -51,6 +54,7 @@ pub use size::ByteSize;
 pub use sources::{Setting, Sources};
 pub(crate) use sources::{is_archive_option, is_kafka_property};
 pub use tls::TlsFiles;
+pub use trusted_proxies::TrustedProxies;
 #[cfg(test)]
 pub(crate) use validate::tests::errors_by;
 pub use validate::{Check, Rules, is_address};

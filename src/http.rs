@@ -8,11 +8,13 @@
 mod accept;
 mod addresses;
 mod bind;
+mod client;
 mod connection;
 pub mod cors;
 pub mod credentials;
 mod framing;
 mod problem;
+mod proxy_protocol;
 mod refusal;
 pub mod request_id;
 mod socket;
@@ -36,8 +38,10 @@ use self::connection::Transport;
 pub use self::{
     addresses::Addresses,
     bind::bind,
+    client::client,
     connection::Connection,
     problem::{Challenge, Problem},
+    proxy_protocol::Proxies,
     request_id::RequestId,
 };
 use crate::{config::LiveConfig, tls::ServerTls};
@@ -67,6 +71,8 @@ pub struct Listener {
     pub most_of_an_address: Box<dyn Fn() -> usize + Send + Sync>,
     /// Called for each connection that there were too many of.
     pub on_too_many: Box<dyn Fn() + Send + Sync>,
+    /// Whose PROXY protocol headers are taken; without it, nobody's.
+    pub proxies: Option<Proxies>,
     /// Called for each request that was refused before a handler had it, and for each preflight.
     pub on_refusal: Box<OnRefusal>,
 }
@@ -220,7 +226,7 @@ pub fn serve(
 }
 
 /// The name in the certificate that the client of this request showed; `None` where none is asked for.
-pub fn client(request: &HttpRequest) -> Option<Arc<str>> {
+pub fn certified(request: &HttpRequest) -> Option<Arc<str>> {
     request.conn_data::<Rc<Connection>>()?.client().cloned()
 }
 

@@ -29,6 +29,7 @@ mod pages;
 mod preferences;
 mod problems;
 mod quarantine;
+mod rates;
 mod replies;
 mod shape;
 mod source;
@@ -132,6 +133,11 @@ impl Ingestor {
         let (counting, turning_away) = (intake.clone(), intake.clone());
         let (waiting, crowded) = (self.config.clone(), self.config.clone());
         let too_many = self.metrics.connections_refused.get_or_create_owned(&ReasonLabel { reason: "address" });
+        let refusing = intake.clone();
+        let proxies = http::Proxies {
+            config: self.config.clone(),
+            on_refusal: Box::new(move |reason| refusing.refused_proxy(reason)),
+        };
         let door = http::Listener {
             name: "ingest",
             workers,
@@ -148,6 +154,7 @@ impl Ingestor {
             addresses: http::Addresses::default(),
             most_of_an_address: Box::new(move || crowded.load().http.max_connections_per_address),
             on_too_many: Box::new(move || _ = too_many.inc()),
+            proxies: Some(proxies),
             on_refusal: Box::new(move |status, _| counting.answered(status)),
         };
         http::serve(sockets, door, move |app| routes(app, intake.clone()))

@@ -36,6 +36,7 @@ labels! {
     HandshakeLabel { listener: &'static str, reason: &'static str }
     StatusLabel { status: u16 }
     KeyLabel { key: String }
+    ByLabel { by: &'static str }
     PartitionLabel { sink: &'static str, topic: String, partition: i32 }
 }
 
@@ -88,6 +89,11 @@ metrics! {
     pub tls_handshakes_failed: Family<HandshakeLabel, Counter>, "TLS handshakes that came to nothing, by listener and reason";
     pub tls_certificate_not_after_timestamp + "_seconds": Family<ListenerLabel, Gauge>,
         "When the certificate, or the first of its chain, ends, in seconds since 1970, by listener";
+    pub rate_limited: Family<ByLabel, Counter>, "Requests refused for a rate (http.rate, rate in http.auth.keys), by whose it is";
+    /// Of a request that is refused before its body is read it is one.
+    pub rate_limited_events: Family<ByLabel, Counter>, "Events of requests refused for a rate, as far as they were counted";
+    pub rate_tracked_addresses: Gauge, "Addresses that have used some of http.rate, and are not full again";
+    pub proxy_refusals: Family<ReasonLabel, Counter>, "Connections refused for a PROXY protocol header, by reason";
     pub events_produced: Counter, "Events acknowledged by the queue";
     pub events_consumed: Family<SinkLabel, Counter>, "Records read from the log, by sink";
     pub events_archived: Counter, "Records in confirmed archive objects";

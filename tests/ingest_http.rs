@@ -31,6 +31,8 @@ mod coding;
 mod keys;
 #[path = "support/openapi.rs"]
 mod openapi;
+#[path = "ingest_http/rates.rs"]
+mod rates;
 
 /// What the queue does with each request.
 #[derive(Clone, Copy, PartialEq)]
@@ -1033,7 +1035,8 @@ async fn a_type_that_is_no_text_gets_no_page_around_being_asked_on_any_path_that
 
 #[actix::test]
 async fn the_document_is_the_listeners_own_and_what_it_does_not_describe_is_405() {
-    let daemon = Daemon::start(Queue::Stores, HttpConfig { auth: keys::locked().auth, ..pages_of("*") });
+    let rate = serde_json::from_value(json!("1/s")).unwrap();
+    let daemon = Daemon::start(Queue::Stores, HttpConfig { auth: keys::locked().auth, rate, ..pages_of("*") });
     let reply = daemon.get("GET /openapi.json").await;
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
     let document = reply.json();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{OnInvalid, keys::nearest};
+use super::{OnInvalid, RateLimit, keys::nearest, rate};
 use crate::position::Timestamp;
 
 /// What each key that is made here begins with, so that people and scanners for leaked secrets know one when they see it.
@@ -31,6 +31,9 @@ pub struct HttpKey {
     /// In the place of `event.on_invalid`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_invalid: Option<OnInvalid>,
+    /// In the place of `http.rate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<RateLimit>,
 }
 
 impl HttpKey {
@@ -154,13 +157,16 @@ impl TryFrom<String> for Expiry {
 pub struct HttpKeys {
     written: Vec<Arc<HttpKey>>,
     by_hash: Vec<Arc<HttpKey>>,
+    /// Whether one of them has a rate, which nobody else's request is to be asked for.
+    has_rates: bool,
 }
 
 impl From<Vec<Arc<HttpKey>>> for HttpKeys {
     fn from(written: Vec<Arc<HttpKey>>) -> Self {
         let mut by_hash = written.clone();
         by_hash.sort_by_key(|key| key.hash);
-        Self { written, by_hash }
+        let has_rates = written.iter().any(|key| key.rate.is_some_and(|limit| limit.0.is_some()));
+        Self { written, by_hash, has_rates }
     }
 }
 
@@ -174,6 +180,10 @@ impl HttpKeys {
     /// Then nobody has to say who they are.
     pub fn is_empty(&self) -> bool {
         self.written.is_empty()
+    }
+
+    pub fn has_rates(&self) -> bool {
+        self.has_rates
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &HttpKey> {
@@ -201,7 +211,7 @@ impl HttpKeys {
 }
 
 pub(super) const KEYS: &str = "must be a list of tables: [{ name = \"shop\", hash = \"sha256:…\" }]";
-const FIELDS: [&str; 5] = ["name", "hash", "types", "expires", "on_invalid"];
+const FIELDS: [&str; 6] = ["name", "hash", "types", "expires", "on_invalid", "rate"];
 
 /// The list as it is given. Rules between the entries are [`broken_rules`].
 pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
@@ -224,6 +234,7 @@ fn read_entry(entry: &toml::Table) -> Result<Dict, String> {
                 let rule = || format!("on_invalid must be one of {}", OnInvalid::WORDS.join(", "));
                 Value::from(word.ok_or_else(rule)?)
             }
+            "rate" => rate::read(value).map_err(|rule| format!("rate {rule}"))?,
             _ => {
                 return Err(match nearest(field, FIELDS.into_iter()) {
                     Some(meant) => format!("{field} is unknown; did you mean {meant}?"),
@@ -357,8 +368,8 @@ mod tests {
     #[test]
     fn a_key_is_found_by_its_whole_hash_alone() {
         let key = |name: &str, hash: [u8; 32]| {
-            let (types, expires, on_invalid) = (None, None, None);
-            Arc::new(HttpKey { name: name.to_owned(), hash: KeyHash(hash), types, expires, on_invalid })
+            let (types, expires, on_invalid, rate) = (None, None, None, None);
+            Arc::new(HttpKey { name: name.to_owned(), hash: KeyHash(hash), types, expires, on_invalid, rate })
         };
         let with = |last: u8| {
             let mut hash = [7; 32];
@@ -400,8 +411,12 @@ mod tests {
                 "key is unknown; a key has name, hash",
             ),
             (
-                format!("{{ name = \"a\", hash = {good:?}, rate = 7 }}"),
-                "rate is unknown; a key has name, hash, types, expires, on_invalid",
+                format!("{{ name = \"a\", hash = {good:?}, secret = 7 }}"),
+                "secret is unknown; a key has name, hash, types, expires, on_invalid, rate",
+            ),
+            (
+                format!("{{ name = \"a\", hash = {good:?}, rate = \"fast\" }}"),
+                "entry 0 (from 0): rate must be the events of a second",
             ),
             (format!("{{ name = \"a\", hash = {good:?}, types = \"t\" }}"), "types must be a list of strings"),
             (

@@ -27,6 +27,8 @@ pub(super) enum Kind {
     List,
     /// A table of names that are not ours (they may contain dots) and strings; `config.toml` has these as examples.
     Options(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
+    /// Events in a time, with a burst.
+    Rate,
     /// `[[aggregate]]`.
     Aggregates,
     /// `[[http.source]]`; `config.toml` has these lines of one as an example.
@@ -190,7 +192,7 @@ mod tests {
         assert!(unknown("http.lisen").ends_with("did you mean http.listen?"));
         assert!(unknown("spool.max_agee").ends_with("did you mean spool.max_age?"));
         assert!(unknown("queue.brokers").contains("queue.kafka.brokers"));
-        assert!(unknown("http.rate").contains("[http] knows listen, max_body"));
+        assert!(unknown("http.rates.key").contains("[http] knows listen, max_body"));
         assert!(unknown("http.auth.secret").contains("[http.auth] knows keys"));
         assert!(unknown("http.tls.ca").contains("[http.tls] knows cert, key, client_ca"), "{}", unknown("http.tls.ca"));
         assert!(unknown("qqq").contains("data, http"));

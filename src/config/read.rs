@@ -7,12 +7,15 @@ use figment::value::Value;
 use super::{
     ByteSize, admin_key, http_key, http_source,
     keys::{Kind, WINDOW},
+    rate,
 };
 
 /// From `--set` or the environment.
 pub(super) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
     let value = match kind {
         Kind::Text | Kind::OneOf(_) | Kind::Size(..) | Kind::Duration(..) => toml::Value::String(text.to_owned()),
+        Kind::Rate if text.trim_start().starts_with('{') => toml_value(text).ok_or(rate::RULE)?,
+        Kind::Rate => toml::Value::String(text.to_owned()),
         Kind::Flag => toml::Value::Boolean(text.parse().map_err(|_| FLAG.to_owned())?),
         Kind::Integer(from, to) => toml::Value::Integer(text.parse().map_err(|_| integer(from, to))?),
         Kind::Percent => toml::Value::Float(text.parse().map_err(|_| PERCENT.to_owned())?),
@@ -63,6 +66,7 @@ pub(super) fn from_toml(kind: Kind, value: &toml::Value) -> Result<Value, String
             _ => Err(format!("must be one of {}", choices.join(", "))),
         },
         Kind::List => list(value),
+        Kind::Rate => rate::read(value),
         Kind::Aggregates => aggregates(value),
         Kind::Sources(_) => http_source::read(value),
         Kind::Senders(_) => http_key::read(value),

@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AdminKeys, AggregateConfig, ByteSize, HttpKeys, HttpSource, default_aggregates, duration,
+    AdminKeys, AggregateConfig, ByteSize, HttpKeys, HttpSource, RateLimit, TrustedProxies, default_aggregates,
+    duration,
     keys::{Change, Key, Kind, LONGEST_RESTART, Section},
 };
 use crate::names::words;
@@ -149,6 +150,12 @@ sections! {
         /// Connections of one address (of IPv6, one /64) at the same time; 0 is no limit. Further ones hear 503, or with TLS nothing.
         /// Behind a load balancer all are of its address.
         max_connections_per_address: usize = 0, Integer(0, 1_000_000), Live;
+        /// How many events one address may send, in a second and at once: "1000/s burst 5000"; "none" is no limit. An IPv6 network
+        /// of /64 is one address. Not for requests with a key that has a rate of its own. Beyond it clients hear 429.
+        rate: RateLimit = RateLimit::default(), Kind::Rate, Live;
+        /// Proxies in front, by address or network (["10.0.0.0/8"]): only they are believed where a request comes from, by
+        /// Forwarded, X-Forwarded-For, or PROXY protocol v2 (docs/security.md).
+        trusted_proxies: TrustedProxies = TrustedProxies::default(), List, Live;
         /// Bodies of other shapes than ours. What is POSTed to the path is taken apart as the other keys say. records: a JSON
         /// pointer (RFC 6901) to the array of events in the body, "" where the body is one; absent, the body is one event. type,
         /// id, time and client: pointers into an event, or { fixed = "alert" }; what is absent is looked for as [event] says.
@@ -185,13 +192,14 @@ sections! {
         /// One key turns authentication on, for all paths but /health and /openapi.json. `ingestd key new NAME` prints a key and
         /// the lines for it. name: stands in the records' header ingestd-key, and in metrics. hash: SHA-256 of the key. types: the
         /// types of events that it may send; absent, all. expires: RFC 3339. on_invalid: for requests with this key, in the place
-        /// of event.on_invalid.
+        /// of event.on_invalid. rate: how many events it may send, in the place of http.rate; "none" is no limit.
         keys: HttpKeys = HttpKeys::default(), Senders(&[
             r#"name = "shop""#,
             r#"hash = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855""#,
             r#"types = ["login_success", "login_failed"]"#,
             r#"expires = "2027-01-31T00:00:00Z""#,
             r#"on_invalid = "quarantine""#,
+            r#"rate = "1000/s burst 5000""#,
         ]), Live;
     }
 

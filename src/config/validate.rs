@@ -111,6 +111,9 @@ impl Check<'_> {
         if self.config.http.cors.max_age.subsec_nanos() != 0 {
             self.fault("http.cors.max_age", "must be whole seconds: browsers are told a number of them");
         }
+        for rule in self.config.http.trusted_proxies.broken_rules() {
+            self.unknown("http.trusted_proxies", rule);
+        }
         for rule in http_source::broken_rules(&self.config.http.source) {
             // The value is a whole list, which says no more than the path in the rule.
             self.unknown("http.source", rule);

@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     LINGER, Listener, RequestId, addresses,
     connection::Transport,
-    refusal,
+    proxy_protocol, refusal,
     socket::{Measured, Socket},
 };
 use crate::tls::{Failure, ServerTls, client_name};
@@ -48,7 +48,11 @@ pub async fn accept(
     // A connection that is gone already is noticed at its first read.
     let (_, peer) = (stream.set_nodelay(true), stream.peer_addr().ok());
     let slot = slots.try_acquire_owned().ok();
-    let place = match peer.map(|peer| listener.addresses.enter(addresses::of(peer), (listener.most_of_an_address)())) {
+    let (stream, peer) = proxy_protocol::client_of(stream, peer, &listener).await.map_err(DispatchError::Io)?;
+    // A proxy's connections are those of many clients, of which each request says one.
+    let counted = peer.filter(|peer| !proxy_protocol::is_trusted(peer.ip(), &listener));
+    let place = match counted.map(|peer| listener.addresses.enter(addresses::of(peer), (listener.most_of_an_address)()))
+    {
         Some(None) => {
             (listener.on_too_many)();
             if listener.tls.is_none() {
@@ -98,12 +102,16 @@ async fn shaken(stream: TcpStream, tls: &ServerTls, listener: &Listener) -> io::
 
 async fn shake(mut stream: TcpStream, tls: &ServerTls, listener: &Listener) -> Result<Shaken, (Failure, io::Error)> {
     let closed = |error| (Failure::Closed, error);
-    let mut first = [0];
+    let mut first = [0; 16];
     match stream.peek(&mut first).await.map_err(closed)? {
         0 => return Err(closed(io::ErrorKind::UnexpectedEof.into())),
         _ if first[0] == TLS_HANDSHAKE => {}
-        _ => {
-            answer_plain(&mut stream, listener).await;
+        seen => {
+            let proxy = proxy_protocol::refused(&first[..seen]);
+            if let (Some(refused), Some(proxies)) = (proxy, &listener.proxies) {
+                (proxies.on_refusal)(refused.reason());
+            }
+            answer_plain(&mut stream, listener, proxy.map_or(PLAIN_HTTP, proxy_protocol::Refused::sentence)).await;
             return Err((Failure::PlainHttp, io::ErrorKind::InvalidData.into()));
         }
     }
@@ -127,12 +135,12 @@ fn failure(error: &io::Error) -> Failure {
     }
 }
 
-/// Says in HTTP that TLS is spoken here, and reads on for as long as a client may need to read that.
-async fn answer_plain(stream: &mut TcpStream, listener: &Listener) {
+/// Says in HTTP what is wrong, such as that TLS is spoken here, and reads on for as long as a client may need to read that.
+async fn answer_plain(stream: &mut TcpStream, listener: &Listener, sentence: &'static str) {
     let id = RequestId::new();
     (listener.on_refusal)(StatusCode::BAD_REQUEST, &id);
     let answered = async {
-        stream.write_all(&refusal::saying(StatusCode::BAD_REQUEST, PLAIN_HTTP, &id)).await?;
+        stream.write_all(&refusal::saying(StatusCode::BAD_REQUEST, sentence, &id)).await?;
         stream.shutdown().await?;
         let (mut buffer, mut taken) = ([0; 2048], 0);
         while taken < PLAIN_LIMIT {

@@ -30,7 +30,9 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{Listener, RequestId, Timeouts, addresses::Place, framing::Framing, refusal, socket::Socket};
+use super::{
+    Listener, RequestId, Timeouts, addresses::Place, framing::Framing, proxy_protocol, refusal, socket::Socket,
+};
 
 /// As common servers have it; actix's own limit is 128 KiB and 96 fields.
 const HEAD_LIMIT: usize = 32 * 1024;
@@ -165,6 +167,8 @@ pub struct Transport {
     admitted: usize,
     /// Bytes read since the dispatcher had its turn.
     turn: usize,
+    /// Nothing was read yet.
+    is_new: bool,
     /// Nothing more is read.
     ended: bool,
     /// A refusal in place of the one that the dispatcher wrote, as far as it is not sent.
@@ -205,6 +209,7 @@ impl Transport {
             ahead: BytesMut::new(),
             admitted: 0,
             turn: 0,
+            is_new: true,
             ended: false,
             last: Vec::new(),
             write_deadline: None,
@@ -263,6 +268,15 @@ impl Transport {
         (self.listener.on_refusal)(status, &id);
         // The client need not take it.
         let _ = Pin::new(&mut self.socket).poll_write(cx, &refusal::response(status, &id));
+        self.end()
+    }
+
+    /// A PROXY protocol header where none is taken.
+    fn refuse_proxy(&mut self, refused: proxy_protocol::Refused, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (id, status) = (RequestId::new(), refused.status());
+        self.listener.proxies.iter().for_each(|proxies| (proxies.on_refusal)(refused.reason()));
+        (self.listener.on_refusal)(status, &id);
+        let _ = Pin::new(&mut self.socket).poll_write(cx, &refusal::saying(status, refused.sentence(), &id));
         self.end()
     }
 
@@ -365,6 +379,12 @@ impl AsyncRead for Transport {
             let bytes = buffer.filled().len() - before;
             if bytes == 0 {
                 return Poll::Ready(Ok(()));
+            }
+            if std::mem::take(&mut this.is_new)
+                && let Some(refused) = proxy_protocol::refused(&buffer.filled()[before..])
+            {
+                buffer.set_filled(before);
+                return this.refuse_proxy(refused, cx);
             }
             this.turn += bytes;
             this.connection.head_begins(0, &*this.listener.timeouts);

@@ -25,7 +25,7 @@ use crate::config::{ANY_ORIGIN, CorsConfig, LiveConfig, OPAQUE_ORIGIN};
 /// Those of the routes that pages may use.
 const METHODS: &str = "GET, HEAD, POST";
 /// What a page may read of an answer's head, beside what it always may (the length and the media type among it).
-const EXPOSED: &str = "Retry-After, Preference-Applied, Accept-Encoding, Allow, WWW-Authenticate, X-Request-Id";
+const EXPOSED: &str = "Retry-After, Preference-Applied, Accept-Encoding, Allow, WWW-Authenticate, X-Request-Id, RateLimit, RateLimit-Policy";
 
 /// A page of the public network that sends into a private one asks for that, too (Private Network Access).
 const REQUEST_PRIVATE_NETWORK: &str = "access-control-request-private-network";
@@ -214,7 +214,8 @@ mod tests {
         let expected = [
             "access-control-allow-credentials: true",
             "access-control-allow-origin: https://a.example",
-            "access-control-expose-headers: Retry-After, Preference-Applied, Accept-Encoding, Allow, WWW-Authenticate, X-Request-Id",
+            "access-control-expose-headers: Retry-After, Preference-Applied, Accept-Encoding, Allow, WWW-Authenticate, X-Request-Id, \
+             RateLimit, RateLimit-Policy",
             "vary: Origin",
             "vary: Prefer",
         ];

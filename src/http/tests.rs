@@ -33,6 +33,7 @@ fn listen_at(sockets: Vec<TcpListener>, max_connections: usize) -> Arc<Mutex<Vec
         addresses: Addresses::default(),
         most_of_an_address: Box::new(|| 0),
         on_too_many: Box::new(|| ()),
+        proxies: None,
         on_refusal: Box::new(move |status, _| heard.lock().push(status.as_u16())),
     };
     let routes = |app: &mut ServiceConfig| {

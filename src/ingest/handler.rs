@@ -30,6 +30,7 @@ use super::{
     preferences::{Handling, PREFERENCE_APPLIED, Preferences},
     problems::{beside_letters, not_allowed, not_kept, not_taken, refused, refused_by_gate, unknown},
     quarantine,
+    rates::{self, Rates},
     replies::{self, summary},
     shape::{Shape, is_large},
     source, trace,
@@ -58,13 +59,14 @@ pub struct Intake {
     answered_ok: Counter,
     /// Requests being handled, so that a stop can wait for them.
     in_flight: InFlight,
+    rates: Rates,
     under_way: TaskTracker,
     /// Requests that wait for the producer's answer.
     waiting: Gauge,
 }
 
 /// Whose key a request has.
-type Sender = Option<Arc<HttpKey>>;
+pub type Sender = Option<Arc<HttpKey>>;
 
 const LOGS: &str = "/v1/logs";
 /// Paths of ours at which events arrive.
@@ -104,7 +106,8 @@ impl Intake {
         waiting.set(0);
         let under_way = TaskTracker::new();
         let in_flight = InFlight { all: metrics.in_flight_bytes.clone(), large: metrics.in_flight_large_bytes.clone() };
-        Self { ingress, quarantine, config, fields, health, metrics, in_flight, answered_ok, under_way, waiting }
+        let rates = Rates::new(metrics.clone());
+        Self { ingress, quarantine, config, fields, health, metrics, in_flight, rates, answered_ok, under_way, waiting }
     }
 
     /// Resolves when no request is being handled.
@@ -120,26 +123,32 @@ impl Intake {
     }
 
     fn sender(&self, request: &HttpRequest) -> Result<Sender, Problem> {
-        auth::check(request.headers(), &self.config.load().http.auth.keys, &self.metrics)
+        let http = &self.config.load().http;
+        let sender = auth::check(request.headers(), &http.auth.keys, &self.metrics);
+        if rates::are_on(http) { self.rates.admit(request, http, sender) } else { sender }
     }
 
-    /// The answer to a client that asks first (`Expect: 100-continue`), where its request would be refused for its key. Without
-    /// it its body would be on the way.
+    /// The answer to a client that asks first (`Expect: 100-continue`), where its request would be refused for its key or its
+    /// rate. Without it its body would be on the way.
     pub fn turns_away(&self, head: &RequestHead) -> Option<HttpResponse> {
         let http = &self.config.load().http;
         let path = head.uri.path();
         let decoded = percent_decode_str(path).decode_utf8_lossy();
         let is = |ours: &str| ours == path || ours == decoded;
         let is_ours = EVENTS.into_iter().any(is) || http.source.iter().any(|source| is(&source.path));
-        if http.auth.keys.is_empty() || head.method != Method::POST || !is_ours {
+        let is_open = http.auth.keys.is_empty() && !rates::are_on(http);
+        if is_open || head.method != Method::POST || !is_ours {
             return None;
         }
-        let problem = auth::check(head.headers(), &http.auth.keys, &self.metrics).err()?;
+        let sender = auth::check(head.headers(), &http.auth.keys, &self.metrics);
+        let (problem, fields) = self.rates.turn_away(head, http, sender)?;
         let problem = Problem { closing: true, ..problem };
-        Some(match Encoding::of(head.headers()) {
+        let mut answer = match Encoding::of(head.headers()) {
             Ok(encoding) if is(LOGS) => otlp::refusal(encoding, problem),
             _ => problem.into_response(),
-        })
+        };
+        fields.into_iter().for_each(|(name, value)| _ = answer.headers_mut().insert(name, value));
+        Some(answer)
     }
 
     /// Reads a body of this coding and shape, checks its events, and makes the valid ones durable, wrong ones too where they
@@ -162,7 +171,7 @@ impl Intake {
         let whole = quarantines.then(|| {
             let mut beside = shape.beside();
             sender.iter().for_each(|key| beside.set(KEY_HEADER, key.name.clone()));
-            http::client(request).iter().for_each(|name| beside.set(CLIENT_HEADER, name.to_string()));
+            http::certified(request).iter().for_each(|name| beside.set(CLIENT_HEADER, name.to_string()));
             (body.clone(), trace::beside(beside, request.headers()))
         });
         let share = share.beside();
@@ -176,6 +185,7 @@ impl Intake {
             (Ok(Checked { refusal: Some(problem), .. }), None) => return Err(problem),
             (checked, _) => checked?,
         };
+        self.rates.charge(request, &checked)?;
         if handling == Some(Handling::Lenient) {
             share.grow(checked.records.len() * replies::UNAVAILABLE)?;
         }
@@ -243,7 +253,7 @@ impl Intake {
         (received, sender): (Timestamp, Sender),
         mut share: Reservation,
     ) -> (Result<Checked, Problem>, Reservation) {
-        let (further, client) = (trace::of(request.headers()), http::client(request));
+        let (further, client) = (trace::of(request.headers()), http::certified(request));
         if !shape.is_long(&body) {
             let arrival = Arrival { received, key: sender.as_deref(), client: client.as_deref() };
             let checked = shape.check(body, &config.http, &self.fields, arrival, &mut share);
@@ -381,11 +391,20 @@ impl Intake {
         }
     }
 
+    /// Counts a connection that was refused.
+    pub fn refused_proxy(&self, reason: &'static str) {
+        self.metrics.proxy_refusals.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
     /// Answers a request that brings events, and counts it.
-    async fn counted(&self, answer: impl Future<Output = Result<HttpResponse, Problem>>) -> HttpResponse {
+    async fn counted(
+        &self,
+        request: &HttpRequest,
+        answer: impl Future<Output = Result<HttpResponse, Problem>>,
+    ) -> HttpResponse {
         let started = Instant::now();
         let _under_way = self.under_way.token();
-        let response = match answer.await {
+        let mut response = match answer.await {
             Ok(response) => {
                 self.answered(response.status());
                 response
@@ -397,6 +416,7 @@ impl Intake {
                 self.refuse(problem)
             }
         };
+        rates::write(request, response.status(), response.headers_mut());
         self.metrics.request_duration.observe(started.elapsed().as_secs_f64());
         response
     }
@@ -460,7 +480,7 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
         let (checked, share) = intake.accept(&request, payload, coding, shape, handling, sender).await?;
         Ok(summary(&request, checked, share).await)
     };
-    applied(intake.counted(answer).await, handling)
+    applied(intake.counted(&request, answer).await, handling)
 }
 
 /// Says in an answer what the client had its way with.
@@ -478,7 +498,10 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
     let encoding = match Encoding::of(request.headers()) {
         Ok(encoding) => encoding,
         // Who is none of ours hears that alone.
-        Err(problem) => return applied(intake.refuse(intake.sender(&request).err().unwrap_or(problem)), handling),
+        Err(problem) => {
+            let refused = async { Err(intake.sender(&request).err().unwrap_or(problem)) };
+            return applied(intake.counted(&request, refused).await, handling);
+        }
     };
     let mut honoured = handling;
     let taken = async {
@@ -503,7 +526,7 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
             Ok(otlp::refusal(encoding, problem))
         })
     };
-    let response = intake.counted(answer).await;
+    let response = intake.counted(&request, answer).await;
     applied(response, honoured)
 }
 
@@ -535,7 +558,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
         // Who prefers something reads what became of each event.
         Ok(if handling.is_some() { summary } else { source::answer(summary, &source) })
     };
-    applied(intake.counted(answer).await, handling)
+    applied(intake.counted(&request, answer).await, handling)
 }
 
 /// For load balancers: whether events are accepted, and no more.

@@ -3,6 +3,7 @@
 
 mod auth;
 mod logs;
+mod rates;
 
 use serde_json::{Map, Value, json};
 
@@ -123,7 +124,7 @@ fn post_events(config: &Config) -> Operation {
     ] {
         operation = operation.parameter(parameter("header", name, description, &json!({ "type": "string" })));
     }
-    prefer(operation)
+    rates::limited(config, prefer(operation))
 }
 
 /// A path of `[[http.source]]`: bodies of other people's shape.
@@ -154,7 +155,7 @@ fn post_to_source(config: &Config, index: usize, source: &HttpSource) -> Operati
         .answer(200, success(ALL_SAFE))
         .answer(207, success(SOME_SAFE))
         .answer(400, refused());
-    prefer(operation)
+    rates::limited(config, prefer(operation))
 }
 
 /// Each media type with what a body of it holds.

@@ -31,6 +31,7 @@ mod openapi;
 mod operators;
 mod packaging;
 mod process;
+mod rates;
 mod reading;
 mod refusals;
 mod senders;

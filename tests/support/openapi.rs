@@ -21,13 +21,14 @@ pub struct Answered<'a> {
     pub body: &'a [u8],
 }
 
-/// Both documents, of a daemon that leaves nothing out: pages are allowed, and there are keys.
+/// Both documents, of a daemon that leaves nothing out: pages are allowed, and there are keys and a rate.
 pub static DOCUMENTS: LazyLock<[Value; 2]> = LazyLock::new(|| {
     let cors = CorsConfig { origins: vec!["*".to_owned()], ..CorsConfig::default() };
     let mut config = Config { http: HttpConfig { cors, ..HttpConfig::default() }, ..Config::default() };
     let key = json!({ "name": "a", "hash": format!("sha256:{}", "0".repeat(64)) });
     config.http.auth.keys = serde_json::from_value(json!([key])).expect("a key");
     config.admin.auth.keys = serde_json::from_value(json!([key])).expect("a key");
+    config.http.rate = serde_json::from_value(json!("1/s")).expect("a rate");
     let parsed = |document: Vec<u8>| serde_json::from_slice(&document).expect("it is JSON");
     [parsed(openapi::ingest(&config)), parsed(openapi::admin(&config))]
 });

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{auth, content_encoding, preferences, with_trace};
+use super::{auth, content_encoding, preferences, rates, with_trace};
 use crate::{
     config::Config,
     ingest::otlp::Encoding,
@@ -44,7 +44,8 @@ pub fn post(config: &Config) -> Operation {
             .answer(503, status("Nothing was stored, for a reason that passes: send all again, later."))
             .header(503, "Retry-After", &retry_after())
             .header(415, "Accept-Encoding", &codings);
-    preferences(auth::secured_with(config, with_trace(operation), status))
+    let secured = auth::secured_with(config, with_trace(operation), status);
+    rates::limited_with(config, preferences(secured), status)
 }
 
 /// The same in protobuf, whose schema is OpenTelemetry's, and in its JSON.

@@ -34,7 +34,7 @@ pub struct Behaviour {
     pub alone: bool,
 }
 
-pub const BEHAVIOURS: [Behaviour; 27] = [
+pub const BEHAVIOURS: [Behaviour; 29] = [
     Behaviour {
         name: "a silent connection",
         gets: "closed",
@@ -145,6 +145,20 @@ pub const BEHAVIOURS: [Behaviour; 27] = [
         run: tls::one_address,
         stored: false,
         alone: true,
+    },
+    Behaviour {
+        name: "100,000 addresses that a proxy names",
+        gets: "400, 429",
+        run: many_addresses,
+        stored: false,
+        alone: true,
+    },
+    Behaviour {
+        name: "a PROXY header of a proxy, byte by byte",
+        gets: "408, closed",
+        run: slow_proxy_header,
+        stored: false,
+        alone: false,
     },
 ];
 
@@ -384,6 +398,75 @@ fn wrong_keys(_: &str) -> String {
     assert!(!log.contains("ingestd_0-0-0") && !log.contains(" WARN ") && !log.contains(" ERROR "), "{log}");
     daemon.terminate();
     "401".to_owned()
+}
+
+/// Each names another client, as whoever has many addresses comes through a proxy: as many as may be known have their own bucket.
+fn many_addresses(_: &str) -> String {
+    const ADDRESSES: u32 = 100_000;
+    const PIPELINED: u32 = 50;
+    let daemon = Setup::new("hostile-addresses")
+        .set("http.rate", "1/m burst 5")
+        .set("http.trusted_proxies", "127.0.0.1")
+        .start();
+    let (address, sockets) = (daemon.http_address(), daemon.open_sockets());
+    let ask = |client: u32| {
+        let client = std::net::Ipv4Addr::from_bits(0x0b00_0000 + client);
+        let head = format!("POST /v1/events HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 1.1.1.1, {client}\r\n");
+        // A body that is not read would end the connection.
+        format!("{head}Content-Length: 0\r\n\r\n")
+    };
+    let stream = connect(address);
+    let (mut taken, mut limited) = (0, 0);
+    for from in (0..ADDRESSES).step_by(PIPELINED as usize) {
+        let requests: String = (from..from + PIPELINED).map(ask).collect();
+        (&stream).write_all(requests.as_bytes()).expect("the kernel takes it");
+        let mut statuses = read_statuses(&stream, PIPELINED as usize);
+        statuses.retain(|status| *status != 400);
+        taken += PIPELINED as usize - statuses.len();
+        limited += statuses.iter().filter(|status| **status == 429).count();
+    }
+    assert_eq!(taken + limited, ADDRESSES as usize, "nobody is answered otherwise");
+    let known = daemon.metric("ingestd_rate_tracked_addresses").expect("a gauge");
+    assert!((32_768.0..=65_536.0).contains(&known), "{known} addresses are known");
+    assert!(daemon.peak_memory() < MEMORY, "{} bytes of memory", daemon.peak_memory());
+    // Who is known already has what it had.
+    let outcome = exchange(address, ask(0).as_bytes(), 1, false, PATIENCE);
+    assert_eq!(outcome.summary(), "400");
+    drop(stream);
+    eventually("connections are closed", PATIENCE, || (daemon.open_sockets() <= sockets + 2).then_some(()));
+    daemon.terminate();
+    "400, 429".to_owned()
+}
+
+/// The statuses of so many answers.
+fn read_statuses(mut stream: &TcpStream, answers: usize) -> Vec<u16> {
+    const LINE: &[u8] = b"HTTP/1.1 ";
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let (mut buffer, mut text) = (vec![0; 64 << 10], Vec::new());
+    loop {
+        let lines = text.windows(LINE.len() + 3).filter(|window: &&[u8]| window.starts_with(LINE));
+        let statuses: Vec<u16> =
+            lines.filter_map(|line| std::str::from_utf8(&line[LINE.len()..]).ok()?.parse().ok()).collect();
+        // (Whether the last body is whole is for the next one.)
+        if statuses.len() == answers && text.ends_with(b"}") {
+            return statuses;
+        }
+        let read = stream.read(&mut buffer).expect("an answer");
+        assert!(
+            read > 0,
+            "closed after {statuses:?}: {}",
+            String::from_utf8_lossy(&text[text.len().saturating_sub(600)..])
+        );
+        text.extend_from_slice(&buffer[..read]);
+    }
+}
+
+fn slow_proxy_header(_: &str) -> String {
+    let daemon = Setup::new("hostile-proxy").set("http.trusted_proxies", "127.0.0.1").start();
+    let got = feed(daemon.http_address(), b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x0f\xff", b"x", PAUSE);
+    assert_eq!(daemon.metric("ingestd_proxy_refusals_total"), Some(1.0));
+    daemon.terminate();
+    got
 }
 
 /// Reads so many answers, each of which is 401.

@@ -130,6 +130,11 @@ pub fn cases() -> Vec<Case> {
         plain("POST /v1/events HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"),
     ));
     cases.push(refused("HTTP/2 preface", REFUSED, plain("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")));
+    let proxy_header =
+        [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..], &[198, 51, 100, 1, 10, 0, 0, 1, 0, 7, 0, 80]].concat();
+    let behind = |header: &[u8]| [header, &sized("", b"{}")].concat();
+    cases.push(refused("a PROXY header from a stranger", REFUSED, behind(&proxy_header)));
+    cases.push(refused("a PROXY header of version 1", REFUSED, behind(b"PROXY TCP4 198.51.100.1 10.0.0.1 7 80\r\n")));
     cases.push(refused(
         "random bytes",
         REFUSED,
