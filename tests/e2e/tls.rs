@@ -174,13 +174,14 @@ fn certificates_are_renewed_under_load_without_a_failed_request() {
     let files = Certificates::new();
     let daemon = setup("renewal", &files).start();
     let (client, first) = (files.client(None), files.der("server"));
-    let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (stop, connected, sent) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         let _stop = StopOnDrop(&stop);
         for _ in 0..3 {
             scope.spawn(|| {
                 // One connection goes on over all renewals, others come and go.
                 let mut kept = shake(daemon.http_address(), &client).expect("a handshake");
+                connected.fetch_add(1, Ordering::AcqRel);
                 while !stop.load(Ordering::Acquire) {
                     let mut short = shake(daemon.http_address(), &client).expect("a handshake");
                     for stream in [&mut kept, &mut short] {
@@ -193,6 +194,7 @@ fn certificates_are_renewed_under_load_without_a_failed_request() {
                 assert_eq!(shown, first, "an open connection goes on as it began");
             });
         }
+        eventually("all have connected", PATIENCE, || (connected.load(Ordering::Acquire) == 3).then_some(()));
         for renewal in 0..4 {
             let before = sent.load(Ordering::Acquire);
             files.issue("server", 91 + renewal);
