@@ -2,7 +2,7 @@
 //!
 //! actix has a deadline for a connection's first head and for idle connections. What it leaves open to a hostile client
 //! is closed here, on the transport (see [`Connection`]). The transport also hands on one request at a time, so that each
-//! answer is its own request's. Refusals that are not any handler's are problems (RFC 9457), too. Each answer says
+//! answer is its own request's. Its socket is plain, or speaks TLS (`accept`). Refusals that are not any handler's are problems (RFC 9457), too. Each answer says
 //! what its request is called (see [`RequestId`]).
 
 mod accept;

@@ -35,7 +35,8 @@
 //!   configuration of a running daemon.
 //! - [`http`] is the server under both listeners: connections with deadlines for all that they do, and what pages of other
 //!   origins may do. [`openapi`] is what both listeners describe themselves with.
-//! - [`tls`] chooses the cryptography, [`backoff`] the pause before another attempt. [`cli`] is the command line.
+//! - [`tls`] chooses the cryptography, and is what both listeners speak TLS by: certificates, their renewal, and who clients are by
+//!   theirs. [`backoff`] the pause before another attempt. [`cli`] is the command line.
 //! - [`names`] is what actors, sinks and dependencies are called; [`position`] says where a record stands.
 
 // Its readers are those who work on it: it is built with what is private (`./dev docs`).
