@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 mod cors;
 mod error;
+mod event_type;
 mod http_key;
 mod http_source;
 mod keys;
@@ -20,6 +21,7 @@ mod secrets;
 // Their comments are those of `config.toml`, which are no Markdown.
 #[allow(rustdoc::invalid_html_tags, rustdoc::broken_intra_doc_links, rustdoc::bare_urls)]
 mod sections;
+mod signature;
 mod size;
 mod sources;
 mod validate;
@@ -30,6 +32,7 @@ use crate::position::TopicName;
 
 pub use cors::{ANY_ORIGIN, OPAQUE_ORIGIN};
 pub use error::{ConfigError, ConfigErrors};
+pub use event_type::{EventTypes, Known, UnknownType};
 pub use http_key::{HttpKey, HttpKeys, KEY_PREFIX, KeyHash, check_name};
 pub use http_source::{HttpSource, Lookup, Pointer};
 pub use keys::LONGEST_RESTART;
@@ -42,6 +45,7 @@ pub use sections::{
     LoggingConfig, OnGap, OnInvalid, OnInvalidTime, OnUnavailable, OnUnreadable, QueueConfig, QueueKind, StoreConfig,
     StoreKind,
 };
+pub use signature::{Scheme, Secrets, Signature};
 pub use size::ByteSize;
 pub use sources::{Setting, Sources};
 pub(crate) use sources::{is_archive_option, is_kafka_property};

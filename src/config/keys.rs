@@ -31,6 +31,8 @@ pub(super) enum Kind {
     Aggregates,
     /// `[[http.source]]`; `config.toml` has these lines of one as an example.
     Sources(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
+    /// `[[event.types]]`; the same.
+    Types(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
     /// `[[http.auth.keys]]`; the same.
     Senders(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
 }

@@ -9,7 +9,9 @@ use std::{
 use serde_json::Value;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{Config, ConfigError, QueueKind, StoreKind, cors, http_key, http_source, keys::flatten, roles, secrets};
+use super::{
+    Config, ConfigError, QueueKind, StoreKind, cors, event_type, http_key, http_source, keys::flatten, roles, secrets,
+};
 
 /// The rules of one backend for the sections that are its own.
 pub type Rules = fn(&mut Check<'_>);
@@ -157,6 +159,10 @@ impl Check<'_> {
         }
         if let Err(rule) = field_name(event.key_field()) {
             self.fault("event.key_field", rule);
+        }
+        for (key, rule) in event_type::broken_rules(&event.types, event.unknown_type) {
+            // The value is a whole list, which says no more than the name in the rule.
+            if key == "event.types" { self.unknown(key, rule) } else { self.fault(key, rule) }
         }
     }
 
