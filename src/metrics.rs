@@ -80,6 +80,7 @@ metrics! {
     /// As many as keys that were configured while the process runs.
     pub events_accepted_by_key: Family<KeyLabel, Counter>, "Events answered with 2xx, by the name of the key that they came with";
     pub auth_refusals: Family<ReasonLabel, Counter>, "Requests refused for their key (http.auth), by reason";
+    pub signature_refusals: Family<ReasonLabel, Counter>, "Requests refused for their signature ([[http.source]]), by reason";
     pub events_produced: Counter, "Events acknowledged by the queue";
     pub events_consumed: Family<SinkLabel, Counter>, "Records read from the log, by sink";
     pub events_archived: Counter, "Records in confirmed archive objects";

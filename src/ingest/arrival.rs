@@ -1,5 +1,6 @@
 //! What is known of a request before its body: when it came, and whose key it has. Its records say that in a header.
 
+use super::conforming::{Conforming, Untaken};
 use crate::{
     config::HttpKey,
     event::{Code, Invalid},
@@ -16,11 +17,13 @@ pub struct Arrival<'r> {
     pub received: Timestamp,
     /// Its key; `None` where there are none.
     pub key: Option<&'r HttpKey>,
+    /// What its events have to be by their types; `None` where they may be anything.
+    pub conforming: Option<&'r Conforming<'r>>,
 }
 
 impl From<Timestamp> for Arrival<'_> {
     fn from(received: Timestamp) -> Self {
-        Self { received, key: None }
+        Self { received, key: None, conforming: None }
     }
 }
 
@@ -57,6 +60,14 @@ impl Arrival<'_> {
         );
         Err(Invalid::new(Code::ForbiddenType, message))
     }
+
+    /// Whether an event of this type may have this value.
+    ///
+    /// # Errors
+    /// It may not, or there is no room for looking at present.
+    pub fn conform(self, event_type: &str, value: &[u8]) -> Result<(), Untaken> {
+        self.conforming.map_or(Ok(()), |conforming| conforming.check(event_type, value))
+    }
 }
 
 #[cfg(test)]
@@ -72,7 +83,7 @@ mod tests {
     #[test]
     fn the_name_of_the_key_stands_behind_the_headers_of_an_event_and_nothing_does_without_a_key() {
         let key = key(&["a"]);
-        let with = Arrival { received: Timestamp(0), key: Some(&key) };
+        let with = Arrival { received: Timestamp(0), key: Some(&key), conforming: None };
         let mut aside = b"before".to_vec();
         let none = NewHeaders { count: 0, bytes: Span { start: 6, end: 6 } };
         assert_eq!(Arrival::from(Timestamp(0)).write(&mut aside, none), none);
@@ -87,7 +98,7 @@ mod tests {
     #[test]
     fn a_key_with_types_permits_these_and_the_refusal_names_them_and_not_the_other() {
         let key = key(&["login_success", "login_failed"]);
-        let with = Arrival { received: Timestamp(0), key: Some(&key) };
+        let with = Arrival { received: Timestamp(0), key: Some(&key), conforming: None };
         assert_eq!(with.permit("login_failed"), Ok(()));
         assert_eq!(Arrival::from(Timestamp(0)).permit("anything"), Ok(()));
         let refused = with.permit("purchase").unwrap_err();

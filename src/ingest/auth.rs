@@ -14,7 +14,7 @@ use base64::{
 };
 
 use crate::{
-    config::{Config, HttpKey, HttpKeys, KeyHash, OnInvalid},
+    config::{Config, HttpKey, HttpKeys, KeyHash, OnInvalid, Pointer},
     http::{Challenge, Problem},
     metrics::{Metrics, ReasonLabel},
     position::Timestamp,
@@ -47,13 +47,15 @@ enum Refusal {
     Malformed(&'static str),
     /// Which of them is meant, nobody knows.
     Several,
+    /// The head has none, and neither has the body, at this place.
+    NotInBody(String),
 }
 
 impl Refusal {
     /// In the metric.
     fn reason(&self) -> &'static str {
         match self {
-            Self::Missing => "missing",
+            Self::Missing | Self::NotInBody(_) => "missing",
             Self::Expired { .. } => "expired",
             Self::Unknown => "unknown",
             Self::Malformed(_) | Self::Several => "malformed",
@@ -66,11 +68,14 @@ impl From<Refusal> for Problem {
         let (status, challenge) = match refusal {
             // RFC 6750, 3.1: more than one method is an invalid request.
             Refusal::Several => (StatusCode::BAD_REQUEST, None),
-            Refusal::Missing => (StatusCode::UNAUTHORIZED, Some(Challenge::Key)),
+            Refusal::Missing | Refusal::NotInBody(_) => (StatusCode::UNAUTHORIZED, Some(Challenge::Key)),
             _ => (StatusCode::UNAUTHORIZED, Some(Challenge::AnotherKey)),
         };
         let detail = match refusal {
             Refusal::Missing => format!("this needs a key: {HOW}"),
+            Refusal::NotInBody(pointer) => {
+                format!("this needs a key, and there is no string at {pointer:?} of the body: send it there, or {HOW}")
+            }
             Refusal::Expired { name, expires } => {
                 format!("the key {name:?} expired at {expires}: ask for a new one where you have it from")
             }
@@ -97,10 +102,50 @@ pub fn check(headers: &HeaderMap, keys: &HttpKeys, metrics: &Metrics) -> Result<
     if keys.is_empty() {
         return Ok(None);
     }
-    find(headers, keys, Timestamp::now()).map(Some).map_err(|refusal| {
-        metrics.auth_refusals.get_or_create(&ReasonLabel { reason: refusal.reason() }).inc();
-        refusal.into()
-    })
+    find(headers, keys, Timestamp::now(), Users::Ignored).map(Some).map_err(|refusal| refused(refusal, metrics))
+}
+
+/// The same of a request whose body may have its key: without one in its head that is for [`in_body`] to say. A user without a
+/// password is a key there (Segment's libraries).
+///
+/// # Errors
+/// 401 for a wrong one and one that has expired, 400 for several.
+pub fn in_head(headers: &HeaderMap, keys: &HttpKeys, metrics: &Metrics) -> Result<Option<Arc<HttpKey>>, Problem> {
+    if keys.is_empty() {
+        return Ok(None);
+    }
+    match find(headers, keys, Timestamp::now(), Users::AreKeys) {
+        Ok(key) => Ok(Some(key)),
+        Err(Refusal::Missing) => Ok(None),
+        Err(refusal) => Err(refused(refusal, metrics)),
+    }
+}
+
+/// The key of a request whose head has none, and whose body has this one at that place.
+///
+/// # Errors
+/// 401 for no key, a wrong one and one that has expired.
+pub fn in_body(
+    sent: Option<&str>,
+    pointer: &Pointer,
+    keys: &HttpKeys,
+    metrics: &Metrics,
+) -> Result<Arc<HttpKey>, Problem> {
+    let sent = sent.ok_or_else(|| Refusal::NotInBody(pointer.to_string()));
+    sent.and_then(|sent| known(sent.as_bytes(), keys, Timestamp::now())).map_err(|refusal| refused(refusal, metrics))
+}
+
+fn refused(refusal: Refusal, metrics: &Metrics) -> Problem {
+    metrics.auth_refusals.get_or_create(&ReasonLabel { reason: refusal.reason() }).inc();
+    refusal.into()
+}
+
+/// What the user of `Basic` is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Users {
+    Ignored,
+    /// Where the password is empty.
+    AreKeys,
 }
 
 /// What becomes of wrong events that come with this key.
@@ -108,9 +153,12 @@ pub fn on_invalid(key: Option<&HttpKey>, config: &Config) -> OnInvalid {
     key.and_then(|key| key.on_invalid).unwrap_or(config.event.on_invalid)
 }
 
-fn find(headers: &HeaderMap, keys: &HttpKeys, now: Timestamp) -> Result<Arc<HttpKey>, Refusal> {
-    let sent = sent(headers)?;
-    let known = (sent.len() <= LONGEST).then(|| keys.find(KeyHash::of(&sent))).flatten();
+fn find(headers: &HeaderMap, keys: &HttpKeys, now: Timestamp, users: Users) -> Result<Arc<HttpKey>, Refusal> {
+    known(&sent(headers, users)?, keys, now)
+}
+
+fn known(sent: &[u8], keys: &HttpKeys, now: Timestamp) -> Result<Arc<HttpKey>, Refusal> {
+    let known = (sent.len() <= LONGEST).then(|| keys.find(KeyHash::of(sent))).flatten();
     let key = known.ok_or(Refusal::Unknown)?;
     match key.expired(now) {
         None => Ok(key.clone()),
@@ -119,8 +167,8 @@ fn find(headers: &HeaderMap, keys: &HttpKeys, now: Timestamp) -> Result<Arc<Http
 }
 
 /// The one key that a request was sent with, wherever it stands.
-fn sent(headers: &HeaderMap) -> Result<Vec<u8>, Refusal> {
-    let authorization = headers.get_all(AUTHORIZATION).map(|given| of_authorization(given.as_bytes()));
+fn sent(headers: &HeaderMap, users: Users) -> Result<Vec<u8>, Refusal> {
+    let authorization = headers.get_all(AUTHORIZATION).map(|given| of_authorization(given.as_bytes(), users));
     let named = headers.get_all(X_API_KEY).map(|given| Ok(given.as_bytes().trim_ascii().to_vec()));
     let mut keys = authorization.chain(named);
     let key = keys.next().ok_or(Refusal::Missing)??;
@@ -133,7 +181,7 @@ fn sent(headers: &HeaderMap) -> Result<Vec<u8>, Refusal> {
     if key.is_empty() { Err(Refusal::Malformed("the key is empty")) } else { Ok(key) }
 }
 
-fn of_authorization(given: &[u8]) -> Result<Vec<u8>, Refusal> {
+fn of_authorization(given: &[u8], users: Users) -> Result<Vec<u8>, Refusal> {
     let given = given.trim_ascii();
     let (scheme, rest) = given.split_at(given.iter().position(|byte| *byte == b' ').unwrap_or(given.len()));
     let rest = rest.trim_ascii();
@@ -146,7 +194,8 @@ fn of_authorization(given: &[u8]) -> Result<Vec<u8>, Refusal> {
     let decoded = BASE64.decode(rest).map_err(|_| Refusal::Malformed("what follows Basic is no base64"))?;
     let colon = decoded.iter().position(|byte| *byte == b':');
     let colon = colon.ok_or(Refusal::Malformed("what follows Basic is no USER:PASSWORD in base64"))?;
-    Ok(decoded[colon + 1..].to_vec())
+    let (user, password) = (&decoded[..colon], &decoded[colon + 1..]);
+    Ok(if password.is_empty() && users == Users::AreKeys { user } else { password }.to_vec())
 }
 
 #[cfg(test)]
@@ -168,7 +217,7 @@ mod tests {
         for (name, value) in fields {
             headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_bytes(value).unwrap());
         }
-        find(&headers, &keys(), Timestamp(1_795_420_800_000)).map(|key| key.name.clone())
+        find(&headers, &keys(), Timestamp(1_795_420_800_000), Users::Ignored).map(|key| key.name.clone())
     }
 
     fn basic(text: &str) -> Vec<u8> {

@@ -19,9 +19,10 @@ use tokio_util::task::TaskTracker;
 use super::{
     arrival::{Arrival, KEY_HEADER},
     aside::{Turn, aside},
-    auth, body,
+    auth,
     check::Checked,
     coding::Coding,
+    conforming::Conforming,
     format::Format,
     in_flight::{InFlight, Reservation},
     openapi,
@@ -29,6 +30,7 @@ use super::{
     pages,
     preferences::{Handling, PREFERENCE_APPLIED, Preferences},
     problems::{beside_letters, not_allowed, not_kept, not_taken, refused, refused_by_gate, unknown},
+    proof::{self, Arriving},
     quarantine,
     replies::{self, summary},
     shape::{Shape, is_large},
@@ -116,7 +118,31 @@ impl Intake {
     /// Refuses a request before anything of it is read: of a stranger, and of anybody while the gate is closed.
     fn admit(&self, request: &HttpRequest) -> Result<Sender, Problem> {
         let key = self.sender(request)?;
-        self.health.gate.closed().map_or(Ok(key), |(closed, why)| Err(refused_by_gate(closed, &why)))
+        self.open().map(|()| key)
+    }
+
+    fn open(&self) -> Result<(), Problem> {
+        self.health.gate.closed().map_or(Ok(()), |(closed, why)| Err(refused_by_gate(closed, &why)))
+    }
+
+    /// The same at the path of a source, with its body, which a signature may have asked for.
+    async fn admit_to(
+        &self,
+        request: &HttpRequest,
+        payload: web::Payload,
+        source: &HttpSource,
+    ) -> Result<(Sender, Arriving), Problem> {
+        let http = &self.config.load_full().http;
+        if let Some(signature) = &source.signature {
+            self.open()?;
+            let signed = proof::signed(request, payload, signature, http, &self.in_flight, &self.metrics).await?;
+            return Ok((None, signed));
+        }
+        let sender = match source.key {
+            Some(_) => auth::in_head(request.headers(), &http.auth.keys, &self.metrics)?,
+            None => self.sender(request)?,
+        };
+        self.open().map(|()| (sender, Arriving::Payload(payload)))
     }
 
     fn sender(&self, request: &HttpRequest) -> Result<Sender, Problem> {
@@ -130,11 +156,14 @@ impl Intake {
         let path = head.uri.path();
         let decoded = percent_decode_str(path).decode_utf8_lossy();
         let is = |ours: &str| ours == path || ours == decoded;
-        let is_ours = EVENTS.into_iter().any(is) || http.source.iter().any(|source| is(&source.path));
+        let source = http.source.iter().find(|source| is(&source.path));
+        let is_ours = EVENTS.into_iter().any(is) || source.is_some_and(|source| source.signature.is_none());
         if http.auth.keys.is_empty() || head.method != Method::POST || !is_ours {
             return None;
         }
-        let problem = auth::check(head.headers(), &http.auth.keys, &self.metrics).err()?;
+        let is_in_body = source.is_some_and(|source| source.key.is_some());
+        let check = if is_in_body { auth::in_head } else { auth::check };
+        let problem = check(head.headers(), &http.auth.keys, &self.metrics).err()?;
         let problem = Problem { closing: true, ..problem };
         Some(match Encoding::of(head.headers()) {
             Ok(encoding) if is(LOGS) => otlp::refusal(encoding, problem),
@@ -147,15 +176,18 @@ impl Intake {
     async fn accept(
         self: &Arc<Self>,
         request: &HttpRequest,
-        payload: web::Payload,
+        arriving: Arriving,
         coding: Option<Coding>,
         shape: Shape,
         handling: Option<Handling>,
         sender: Sender,
     ) -> Result<(Checked, Reservation), Problem> {
         let config = self.config.load_full();
-        let share = Reservation::new(&self.in_flight, config.http.max_in_flight);
-        let body = body::read(request, payload, coding, &config.http, share.another()).await?;
+        let (body, share) = arriving.body(request, coding, &config.http, &self.in_flight).await?;
+        let (body, sender) = match shape.key_in_body().filter(|_| !config.http.auth.keys.is_empty()) {
+            Some(pointer) => proof::keyed(request, body, pointer, &config, &share, &self.metrics, sender).await?,
+            None => (body, sender),
+        };
         let received = Timestamp::now();
         let is_strict = handling == Some(Handling::Strict);
         let quarantines = auth::on_invalid(sender.as_deref(), &config) == OnInvalid::Quarantine && !is_strict;
@@ -243,8 +275,9 @@ impl Intake {
         mut share: Reservation,
     ) -> (Result<Checked, Problem>, Reservation) {
         let further = trace::of(request.headers());
-        if !shape.is_long(&body) {
-            let arrival = Arrival { received, key: sender.as_deref() };
+        if !shape.is_long(&body, config.event.types.has_schemas()) {
+            let conforming = Conforming::of(config, &share);
+            let arrival = Arrival { received, key: sender.as_deref(), conforming: conforming.as_ref() };
             let checked = shape.check(body, &config.http, &self.fields, arrival, &mut share);
             return (trace::carried(checked, further.as_deref(), &mut share), share);
         }
@@ -257,7 +290,8 @@ impl Intake {
         };
         let (intake, live, of_failure) = (self.clone(), config.clone(), share.another());
         let checking = move || {
-            let arrival = Arrival { received, key: sender.as_deref() };
+            let conforming = Conforming::of(&live, &share);
+            let arrival = Arrival { received, key: sender.as_deref(), conforming: conforming.as_ref() };
             let checked = shape.check(body, &live.http, &intake.fields, arrival, &mut share);
             (trace::carried(checked, further.as_deref(), &mut share), share)
         };
@@ -456,7 +490,8 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
         let coding = Coding::of(request.headers())?;
         let (format, in_headers) = pages::format(request.headers(), &intake.config)?;
         let shape = Shape::Events(format, in_headers);
-        let (checked, share) = intake.accept(&request, payload, coding, shape, handling, sender).await?;
+        let (checked, share) =
+            intake.accept(&request, Arriving::Payload(payload), coding, shape, handling, sender).await?;
         Ok(summary(&request, checked, share).await)
     };
     applied(intake.counted(answer).await, handling)
@@ -489,7 +524,8 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
         };
         let coding = Coding::of(request.headers())?;
         let shape = Shape::Logs { encoding, keeps_wrong };
-        let (checked, share) = intake.accept(&request, payload, coding, shape, handling, sender).await?;
+        let (checked, share) =
+            intake.accept(&request, Arriving::Payload(payload), coding, shape, handling, sender).await?;
         // As `applied` knows it by the status of other answers.
         let was_broken = !checked.errors.is_empty() && !checked.accepted.is_empty();
         honoured = handling.filter(|handling| *handling != Handling::Strict || !was_broken);
@@ -521,7 +557,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
     }
     let Preferences { handling } = Preferences::of(request.headers());
     let answer = async {
-        let sender = intake.admit(&request)?;
+        let (sender, arriving) = intake.admit_to(&request, payload, &source).await?;
         pages::check(request.headers(), &intake.config.load().http.cors)?;
         let coding = Coding::of(request.headers())?;
         Format::check_charset(request.headers())?;
@@ -529,7 +565,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
         let lines = Format::of(request.headers()).ok().filter(|format| *format == Format::Ndjson);
         let lines = lines.unwrap_or(Format::Json);
         let shape = Shape::Source(source.clone(), lines);
-        let (checked, share) = intake.accept(&request, payload, coding, shape, handling, sender).await?;
+        let (checked, share) = intake.accept(&request, arriving, coding, shape, handling, sender).await?;
         let summary = summary(&request, checked, share).await;
         // Who prefers something reads what became of each event.
         Ok(if handling.is_some() { summary } else { source::answer(summary, &source) })

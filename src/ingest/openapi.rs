@@ -28,6 +28,8 @@ const CODES: &[Code] = &[
     Code::InvalidCloudevent,
     Code::TooLarge,
     Code::ForbiddenType,
+    Code::UnknownType,
+    Code::Schema,
 ];
 /// The code of a valid event that could not be stored for a passing reason.
 const UNAVAILABLE: &str = "unavailable";
@@ -402,9 +404,11 @@ mod tests {
             Code::InvalidCloudevent => 7,
             Code::TooLarge => 8,
             Code::ForbiddenType => 9,
+            Code::UnknownType => 10,
+            Code::Schema => 11,
         };
         let places: Vec<_> = CODES.iter().map(|code| place(*code)).collect();
-        assert_eq!(places, (0..=9).collect::<Vec<_>>());
+        assert_eq!(places, (0..=11).collect::<Vec<_>>());
         let described = &summary()["properties"]["errors"]["items"]["properties"]["code"]["enum"];
         assert_eq!(described.as_array().unwrap().len(), CODES.len() + 1);
     }

@@ -363,7 +363,7 @@ mod tests {
         let hash = format!("sha256:{}", "0".repeat(64));
         let key: crate::config::HttpKey =
             serde_json::from_value(serde_json::json!({ "name": "shop", "hash": hash })).unwrap();
-        let arrival = crate::ingest::arrival::Arrival { received: Timestamp(0), key: Some(&key) };
+        let arrival = crate::ingest::arrival::Arrival { received: Timestamp(0), key: Some(&key), conforming: None };
         let (http, fields) = (HttpConfig::default(), EventFields::from(&EventConfig::default()));
         let mut share = Reservation::new(&InFlight::default(), ByteSize(u64::MAX));
         let (format, in_headers) = cloudevents::format_of(&head(&[])).unwrap();
