@@ -7,6 +7,7 @@
 //!
 //! A [`Mismatch`] says where something is wrong and what it has to be, and never what it is: that may be a password.
 
+mod expansion;
 mod files;
 mod unique;
 mod words;
@@ -90,6 +91,10 @@ impl Schema {
             options.build(&root).map_err(|error| words::unusable(path, &error))
         });
         let read = folder.read();
+        let compiled = compiled.and_then(|validator| match expansion::count(path, &read) {
+            ..=expansion::MOST => Ok(validator),
+            _ => Err(words::too_many_references(path)),
+        });
         let files = read.iter().map(|(path, _)| path.clone()).collect();
         match compiled {
             Err(sentence) => Err(Unusable { sentence, files }),

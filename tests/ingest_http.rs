@@ -31,6 +31,10 @@ mod coding;
 mod keys;
 #[path = "support/openapi.rs"]
 mod openapi;
+#[path = "ingest_http/signatures.rs"]
+mod signatures;
+#[path = "ingest_http/types.rs"]
+mod types;
 
 /// What the queue does with each request.
 #[derive(Clone, Copy, PartialEq)]

@@ -52,7 +52,7 @@ pub fn document(config: &Config) -> Vec<u8> {
 }
 
 /// What any request with events may be answered.
-fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
+fn post(config: &Config, id: &str, what: &str, description: &str, source: Option<&HttpSource>) -> Operation {
     let http = &config.http;
     let too_large = format!(
         "The body is larger than {} bytes (http.max_body), as it came or inflated, or has more than {} events \
@@ -68,7 +68,11 @@ fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
         .answer(500, problem("A fault of this daemon."))
         .answer(503, passing(unavailable));
     let accepted = header("The codings that are taken (RFC 9110, 15.5.16).", &text("A list of codings."));
-    auth::secured(config, operation.header(415, "Accept-Encoding", &accepted))
+    let operation = operation.header(415, "Accept-Encoding", &accepted);
+    match source {
+        Some(source) => auth::of_source(config, source, operation),
+        None => auth::secured(config, operation),
+    }
 }
 
 /// Which trace a request that brings events may be a part of.
@@ -111,7 +115,7 @@ const SOME_SAFE: &str = "Some events are durable, and the others stand in `error
 /// `POST /v1/events`.
 fn post_events(config: &Config) -> Operation {
     let summary = reference("Summary");
-    let mut operation = post(config, "postEvents", "Stores events", "")
+    let mut operation = post(config, "postEvents", "Stores events", "", None)
         .body(true, "One event or many. Without a Content-Type it is application/json.", bodies(config))
         .answer(200, answer(ALL_SAFE, JSON, &summary))
         .answer(207, answer(SOME_SAFE, JSON, &summary))
@@ -151,11 +155,17 @@ fn post_to_source(config: &Config, index: usize, source: &HttpSource) -> Operati
     let description = format!("JSON, whatever it is called. {events}");
     let mut body = Map::new();
     body.insert("*/*".to_owned(), json!({}));
-    let operation = post(config, &format!("postToSource{index}"), "Stores events of another shape", "[[http.source]]")
-        .body(true, &description, body)
-        .answer(200, success(ALL_SAFE))
-        .answer(207, success(SOME_SAFE))
-        .answer(400, refused());
+    let operation = post(
+        config,
+        &format!("postToSource{index}"),
+        "Stores events of another shape",
+        "[[http.source]]",
+        Some(source),
+    )
+    .body(true, &description, body)
+    .answer(200, success(ALL_SAFE))
+    .answer(207, success(SOME_SAFE))
+    .answer(400, refused());
     prefer(operation)
 }
 

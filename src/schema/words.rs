@@ -25,7 +25,7 @@ pub(super) fn unusable(path: &Path, error: &ValidationError<'_>) -> String {
         Kind::Referencing(ReferencingError::Unretrievable { source, .. }) => format!("{path}: {source}"),
         Kind::Referencing(error) => format!("{path}: a reference cannot be resolved: {error}"),
         Kind::Format { format } if format == "regex" => {
-            let at = error.instance_path();
+            let at = error.schema_path();
             format!(
                 "{path}: the pattern at {:?} cannot be used: it must be a regular expression without look-around and \
                  back-references, which is matched in a time linear in the text, of at most 1 MiB compiled",
@@ -37,6 +37,11 @@ pub(super) fn unusable(path: &Path, error: &ValidationError<'_>) -> String {
             format!("{path}: at {:?}: it is no JSON Schema of 2020-12: {}", at.as_str(), short(&error.to_string()))
         }
     }
+}
+
+pub(super) fn too_many_references(path: &Path) -> String {
+    let (path, most) = (path.display(), super::expansion::MOST);
+    format!("{path}: its references multiply to more than {most} schemas, which would all be asked about each event")
 }
 
 /// Whether a schema has keywords of whose branches all that is wrong is gathered, or perhaps.
