@@ -22,6 +22,7 @@ use crate::{
 mod archive;
 mod dlq;
 mod key;
+mod schema;
 
 /// Takes events over HTTP and carries each exactly once into an archive and into aggregates.
 #[derive(Debug, Parser)]
@@ -37,7 +38,7 @@ struct Cli {
 enum Command {
     /// Run the daemon (this is what happens without a command)
     Run(Options),
-    /// Check the configuration, and with --connect whether everything that it names answers
+    /// Check the configuration, with --connect whether everything that it names answers, or with --schema what is archived
     Check {
         #[command(flatten)]
         options: Options,
@@ -47,6 +48,8 @@ enum Command {
         /// With --connect: ask the archive's store harder whether of many PUTs of one object one wins
         #[arg(long, requires = "connect")]
         thorough: bool,
+        #[command(flatten)]
+        of_schema: Box<schema::OfSchema>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -114,6 +117,12 @@ impl Options {
         Self { config: later.config.or(self.config), roles: later.roles.or(self.roles), settings: self.settings }
     }
 
+    /// What paths in the configuration are relative to.
+    fn folder(&self) -> PathBuf {
+        let folder = self.config.as_deref().and_then(std::path::Path::parent);
+        folder.map(std::path::Path::to_owned).unwrap_or_default()
+    }
+
     fn sources(self) -> Sources {
         let mut settings = self.settings;
         if let Some(value) = self.roles {
@@ -128,7 +137,11 @@ pub fn main() -> ExitCode {
     let Cli { options, command } = Cli::parse();
     match command.unwrap_or(Command::Run(Options::default())) {
         Command::Run(later) => run(options.and_then(later).sources()),
-        Command::Check { options: later, connect, thorough, json } => {
+        Command::Check { options: later, of_schema, json, .. } if of_schema.schema.is_some() => {
+            let file = of_schema.schema.clone().unwrap_or_default();
+            schema::against_archive(&file, *of_schema, options.and_then(later), json)
+        }
+        Command::Check { options: later, connect, thorough, json, .. } => {
             check(&options.and_then(later).sources(), connect, thorough, json)
         }
         Command::Dlq(command) => dlq::dlq(options, &command),

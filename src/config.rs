@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 mod admin_key;
 mod cors;
 mod error;
+mod event_type;
 mod http_key;
 mod http_source;
 mod keys;
@@ -22,6 +23,7 @@ mod secrets;
 // Their comments are those of `config.toml`, which are no Markdown.
 #[allow(rustdoc::invalid_html_tags, rustdoc::broken_intra_doc_links, rustdoc::bare_urls)]
 mod sections;
+mod signature;
 mod size;
 mod sources;
 mod tls;
@@ -35,6 +37,7 @@ use crate::position::TopicName;
 pub use admin_key::{Access, AdminKey, AdminKeys};
 pub use cors::{ANY_ORIGIN, OPAQUE_ORIGIN};
 pub use error::{ConfigError, ConfigErrors};
+pub use event_type::{EventTypes, Known, UnknownType};
 pub use http_key::{Credential, Expiry, HttpKey, HttpKeys, KEY_PREFIX, KeyHash, check_name};
 pub use http_source::{HttpSource, Lookup, Pointer};
 pub use keys::LONGEST_RESTART;
@@ -50,6 +53,7 @@ pub use sections::{
 };
 #[cfg(test)]
 pub use sections::{AdminTlsConfig, HttpTlsConfig};
+pub use signature::{Scheme, Secrets, Signature};
 pub use size::ByteSize;
 pub use sources::{Setting, Sources};
 pub(crate) use sources::{is_archive_option, is_kafka_property};

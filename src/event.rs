@@ -20,6 +20,7 @@
 //! otherwise. A time that is not believed, or that few other readers know (`time::InvalidTime`), it names to the client, or
 //! refuses, as `event.on_invalid_time` says.
 
+mod conform;
 mod envelope;
 mod fields;
 mod json;
@@ -38,6 +39,7 @@ use crate::{
     position::Timestamp,
 };
 
+pub use conform::{conform, is_any_asked, weight};
 pub use envelope::{BASE64, BATCH_TYPE, ENVELOPE_TYPE, Envelope, is_attribute_name, is_event_format, longest_envelope};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array, text};
@@ -181,6 +183,10 @@ pub enum Code {
     TooLarge,
     /// The key that it came with may not send its type.
     ForbiddenType,
+    /// Its type is none of `[[event.types]]`, and others are not taken.
+    UnknownType,
+    /// It does not match the schema of its type.
+    Schema,
 }
 
 impl Code {
@@ -196,6 +202,8 @@ impl Code {
             Self::InvalidCloudevent => "invalid_cloudevent",
             Self::TooLarge => "too_large",
             Self::ForbiddenType => "forbidden_type",
+            Self::UnknownType => "unknown_type",
+            Self::Schema => "schema",
         }
     }
 }

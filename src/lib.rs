@@ -66,6 +66,7 @@ mod openapi;
 mod panics;
 mod position;
 mod reload;
+mod schema;
 mod sqlite;
 mod store;
 mod supervise;

@@ -94,6 +94,7 @@ metrics! {
     pub rate_limited_events: Family<ByLabel, Counter>, "Events of requests refused for a rate, as far as they were counted";
     pub rate_tracked_addresses: Gauge, "Addresses that have used some of http.rate, and are not full again";
     pub proxy_refusals: Family<ReasonLabel, Counter>, "Connections refused for a PROXY protocol header, by reason";
+    pub signature_refusals: Family<ReasonLabel, Counter>, "Requests refused for their signature ([[http.source]]), by reason";
     pub events_produced: Counter, "Events acknowledged by the queue";
     pub events_consumed: Family<SinkLabel, Counter>, "Records read from the log, by sink";
     pub events_archived: Counter, "Records in confirmed archive objects";

@@ -161,6 +161,14 @@ impl Operation {
         self
     }
 
+    /// It may have one of these, or none in its head.
+    pub fn secured_perhaps(mut self) -> Self {
+        if let Some(security) = self.0["security"].as_array_mut() {
+            security.push(json!({}));
+        }
+        self
+    }
+
     /// The same, as HEAD asks it: answers have no bodies.
     fn head(&self) -> Value {
         let mut head = self.0.clone();

@@ -33,6 +33,10 @@ mod keys;
 mod openapi;
 #[path = "ingest_http/rates.rs"]
 mod rates;
+#[path = "ingest_http/signatures.rs"]
+mod signatures;
+#[path = "ingest_http/types.rs"]
+mod types;
 
 /// What the queue does with each request.
 #[derive(Clone, Copy, PartialEq)]

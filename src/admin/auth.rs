@@ -12,7 +12,10 @@ use actix_web::{
 use super::AdminState;
 use crate::{
     config::{Access, AdminKey, LiveConfig},
-    http::{Problem, RequestId, credentials},
+    http::{
+        Problem, RequestId,
+        credentials::{self, Users},
+    },
     metrics::{Metrics, ReasonLabel},
     openapi,
     position::Timestamp,
@@ -82,7 +85,9 @@ impl Door {
 
     fn identify(&self, headers: &HeaderMap) -> Result<Arc<AdminKey>, credentials::Refusal> {
         let config = self.config.load();
-        credentials::identify(headers, Timestamp::now(), |hash| config.admin.auth.keys.find(hash).cloned())
+        credentials::in_head(headers, Users::Ignored, Timestamp::now(), |hash| {
+            config.admin.auth.keys.find(hash).cloned()
+        })
     }
 
     fn count(&self, reason: &'static str) {

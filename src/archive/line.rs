@@ -230,6 +230,8 @@ pub struct Line<'a> {
     pub offset: Offset,
     pub received: DateTime<Utc>,
     event: Option<&'a RawValue>,
+    raw: Option<Vec<u8>>,
+    headers: Option<&'a RawValue>,
 }
 
 impl<'a> Line<'a> {
@@ -237,18 +239,33 @@ impl<'a> Line<'a> {
     pub fn parse(text: &'a [u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())?;
         let line: AsWritten<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        match (line.event, line.raw.map(RawValue::get)) {
-            (Some(_), None) | (None, Some("null")) => {}
+        let raw = match (line.event, line.raw.map(RawValue::get)) {
+            (Some(_), None) | (None, Some("null")) => None,
             (None, Some(raw)) => {
                 let bytes = serde_json::from_str(raw).ok().and_then(|raw: String| decode_raw(&raw));
-                bytes.ok_or("\"raw\" is not base64")?;
+                Some(bytes.ok_or("\"raw\" is not base64")?)
             }
             (Some(_), Some(_)) => return Err("both \"event\" and \"raw\" stand in it".to_owned()),
             (None, None) => return Err("neither \"event\" nor \"raw\" stands in it".to_owned()),
-        }
+        };
         // Not RFC 3339 alone: a timestamp beyond the year 9999 is written with a sign.
         let received = line.received.parse().map_err(|_| format!("\"received\" is no time: {:.40}", line.received))?;
-        Ok(Self { offset: Offset(line.offset), received, event: line.event })
+        Ok(Self { offset: Offset(line.offset), received, event: line.event, raw, headers: line.headers })
+    }
+
+    /// The record's value; `None` where it has none.
+    pub fn value(&self) -> Option<Cow<'_, [u8]>> {
+        let event = self.event.map(|event| Cow::Borrowed(event.get().as_bytes()));
+        event.or_else(|| self.raw.as_deref().map(Cow::Borrowed))
+    }
+
+    /// The record's headers, but for its id. What cannot be read is none.
+    pub fn headers(&self) -> Vec<(String, Option<Vec<u8>>)> {
+        let written = self.headers.and_then(|headers| serde_json::from_str::<Vec<WrittenHeader>>(headers.get()).ok());
+        let headers = written.unwrap_or_default().into_iter().map(|WrittenHeader { name, value, base64 }| {
+            (name, value.map(String::into_bytes).or_else(|| base64.as_deref().and_then(decode_raw)))
+        });
+        headers.collect()
     }
 
     /// Why not every reader of JSON can read the line, where it is so: an older release let such an event stand as it
@@ -267,6 +284,15 @@ struct AsWritten<'a> {
     event: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     raw: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    headers: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct WrittenHeader {
+    name: String,
+    value: Option<String>,
+    base64: Option<String>,
 }
 
 #[cfg(test)]

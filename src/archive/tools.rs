@@ -4,6 +4,7 @@
 //! Nothing here takes part in the daemon. All of it is safe beside running ones: reading changes nothing, and what is
 //! written goes through the same create-only PUTs under the same rules (section 4 of the design).
 
+pub mod conform;
 pub mod drain;
 pub mod reader;
 pub mod verify;

@@ -92,10 +92,10 @@ pub(super) enum Command {
 pub(super) struct Place {
     /// As the archive's paths name it: TOPIC, or TOPIC@GENERATION; without it the configured one
     #[arg(long, value_parser = topic)]
-    topic: Option<String>,
+    pub(super) topic: Option<String>,
     /// Only this partition; may be repeated
     #[arg(long = "partition", value_name = "P", value_parser = partition)]
-    partitions: Vec<Partition>,
+    pub(super) partitions: Vec<Partition>,
 }
 
 #[derive(Debug, Args)]
@@ -146,7 +146,7 @@ pub(super) fn archive(command: Command, before: Options) -> ExitCode {
 }
 
 /// Loads the configuration, opens the archive, and says on stderr in one sentence why something cannot be done.
-fn on_archive(
+pub(super) fn on_archive(
     options: Options,
     topic: Option<String>,
     act: impl FnOnce(&ArchiveReader) -> anyhow::Result<ExitCode>,
@@ -269,7 +269,7 @@ fn drain(reader: &ArchiveReader, dir: &Path, json: bool) -> anyhow::Result<ExitC
 }
 
 /// On a terminal only; what is piped stays clean.
-fn progress() -> ProgressBar {
+pub(super) fn progress() -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -278,7 +278,7 @@ fn progress() -> ProgressBar {
 }
 
 /// An archive that holds nothing of this topic is whole; but a wrong name should not go unnoticed.
-fn note_nothing(reader: &ArchiveReader) {
+pub(super) fn note_nothing(reader: &ArchiveReader) {
     eprintln!("ingestd: {} holds nothing such of topic {}", place(&reader.config), &reader.archive.topic);
 }
 
@@ -376,7 +376,7 @@ fn offset(text: &str) -> Result<Offset, String> {
     text.parse().map(Offset).map_err(|_| "must be an offset, from 0 on".to_owned())
 }
 
-fn time(text: &str) -> Result<DateTime<Utc>, String> {
+pub(super) fn time(text: &str) -> Result<DateTime<Utc>, String> {
     let time = DateTime::parse_from_rfc3339(text);
     time.map(|time| time.to_utc()).map_err(|_| "must be a time such as 2026-11-23T08:00:00Z (RFC 3339)".to_owned())
 }

@@ -1,11 +1,12 @@
 //! `[[http.source]]`: a path on which bodies of another shape than ours arrive, and what stands where in them.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use figment::value::{Dict, Value};
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
-use super::keys::nearest;
+use super::{Signature, keys::nearest, signature};
 
 /// One of the `[[http.source]]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,12 @@ pub struct HttpSource {
     pub time: Option<Lookup>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<Lookup>,
+    /// How its sender signs; then it needs no key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
+    /// Where in the body the sender's key is, where its head has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<Pointer>,
     /// The body of each success, in the place of ours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
@@ -88,7 +95,7 @@ impl TryFrom<String> for Pointer {
 
 pub(super) const SOURCES: &str =
     "must be a list of tables: [{ path = \"/v1/batch\", records = \"/batch\", type = \"/type\" }]";
-const KEYS: [&str; 7] = ["path", "records", "type", "id", "time", "client", "answer"];
+const KEYS: [&str; 9] = ["path", "records", "type", "id", "time", "client", "signature", "key", "answer"];
 const LOOKUP: &str = "must be a JSON pointer into an event, such as \"/type\", or { fixed = \"alert\" }";
 
 /// The list as it is given. Rules between the entries and other keys are [`broken_rules`].
@@ -106,7 +113,8 @@ fn read_entry(entry: &toml::Table) -> Result<Dict, String> {
     for (key, value) in entry {
         let value = match key.as_str() {
             "path" | "answer" => Value::from(value.as_str().ok_or(format!("{key} must be a string"))?),
-            "records" => pointer(value).map_err(|rule| format!("{key} {rule}"))?,
+            "signature" => signature::read(value)?,
+            "records" | "key" => pointer(value).map_err(|rule| format!("{key} {rule}"))?,
             "type" | "id" | "time" | "client" => lookup(value).map_err(|rule| format!("{key} {rule}"))?,
             _ => {
                 let meant = match nearest(key, KEYS.into_iter()) {
@@ -154,10 +162,16 @@ pub(super) fn broken_rules(sources: &[HttpSource]) -> Vec<String> {
             let rule = "a path must begin with / and be as it stands in a request: ASCII, other characters \
                         percent-encoded, without a query, no placeholders in braces";
             fault(rule.to_owned());
-        } else if OUR_PATHS.contains(&path.as_str()) {
-            fault("the path is the daemon's own".to_owned());
-        } else if sources[..index].iter().any(|other| other.path == *path) {
+        } else if OUR_PATHS.contains(&meant(path).as_str()) {
+            fault("the path is the daemon's own, or as good as that".to_owned());
+        } else if sources[..index].iter().any(|other| decoded(&other.path) == decoded(path)) {
             fault("the path is used twice".to_owned());
+        }
+        if source.key.as_ref().is_some_and(|key| key.names().is_empty()) {
+            fault("key must lead to a part of the body, such as \"/api_key\": the whole of it is no key".to_owned());
+        }
+        if source.key.is_some() && source.signature.is_some() {
+            fault("has a signature, which needs no key: leave out key".to_owned());
         }
         for (key, lookup) in
             [("type", &source.r#type), ("id", &source.id), ("time", &source.time), ("client", &source.client)]
@@ -169,6 +183,25 @@ pub(super) fn broken_rules(sources: &[HttpSource]) -> Vec<String> {
         }
     }
     rules
+}
+
+fn decoded(path: &str) -> Cow<'_, [u8]> {
+    percent_decode_str(path).into()
+}
+
+/// The path that proxies and people may take this one for: decoded, in small letters, without empty parts, `.` and `..`.
+fn meant(path: &str) -> String {
+    let decoded = String::from_utf8_lossy(&decoded(path)).to_ascii_lowercase();
+    let mut parts = Vec::new();
+    // What follows a semicolon are a part's parameters (RFC 3986, 3.3).
+    for part in decoded.split('/').map(|part| part.split([';', '?', '#']).next().unwrap_or_default()) {
+        match part {
+            "" | "." => {}
+            ".." => _ = parts.pop(),
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
 }
 
 #[cfg(test)]
@@ -229,7 +262,29 @@ mod tests {
                 "[{ path = \"/a\" }, { path = \"/b\", tpye = \"/t\" }]",
                 "entry 1 (from 0): tpye is unknown; did you mean type?",
             ),
-            ("[{ path = \"/a\", key = \"/t\" }]", "a source has path, records, type"),
+            ("[{ path = \"/a\", token = \"/t\" }]", "a source has path, records, type"),
+            ("[{ path = \"/a\", key = \"t\" }]", "key must be a JSON pointer"),
+            ("[{ path = \"/a\", signature = \"github\" }]", "signature must be { scheme = "),
+            (
+                "[{ path = \"/a\", signature = { scheme = \"sha1\" } }]",
+                "signature.scheme must be one of standard-webhooks, github, stripe",
+            ),
+            (
+                "[{ path = \"/a\", signature = { scheme = \"github\" } }]",
+                "signature has no secret_file: signature must be",
+            ),
+            (
+                "[{ path = \"/a\", signature = { secret_file = 7 } }]",
+                "signature.secret_file must be the path of a file",
+            ),
+            (
+                "[{ path = \"/a\", signature = { secret = \"hunter2\" } }]",
+                "signature.secret is unknown: the secret stands in a file",
+            ),
+            (
+                "[{ path = \"/a\", signature = { tolerance = 5 } }]",
+                "signature.tolerance is unknown; a signature has scheme",
+            ),
             ("[{ path = 7 }]", "path must be a string"),
             ("[{ path = \"/a\", records = \"batch\" }]", "records must be a JSON pointer"),
             ("[{ path = \"/a\", records = { fixed = \"x\" } }]", "records must be a JSON pointer"),
@@ -257,7 +312,31 @@ mod tests {
         for path in OUR_PATHS {
             assert!(rules(&format!("[{{ path = {path:?} }}]"))[0].contains("the daemon's own"), "{path}");
         }
+        for path in [
+            "/v1/events/",
+            "/V1/Events",
+            "/v1/%65vents",
+            "//v1//logs",
+            "/v1/./logs",
+            "/x/../health",
+            "/Health",
+            "/openapi%2ejson",
+            "/v1%2Fevents",
+            "/health;x",
+            "/v1/events%3fx",
+        ] {
+            let rules = rules(&format!("[{{ path = {path:?} }}]"));
+            assert!(rules.len() == 1 && rules[0].contains("the daemon's own"), "{path}: {rules:?}");
+        }
+        assert_eq!(
+            rules(r#"[{ path = "/v1/event" }, { path = "/v1" }, { path = "/healthz" }, { path = "/v1/events/x" }]"#),
+            [""; 0]
+        );
         assert!(rules(r#"[{ path = "/a" }, { path = "/a" }]"#)[0].contains("used twice"));
+        assert!(rules(r#"[{ path = "/%C3%A9" }, { path = "/%c3%a9" }]"#)[0].contains("used twice"));
+        assert!(rules(r#"[{ path = "/a", key = "" }]"#)[0].contains("key must lead to a part of the body"));
+        let both = r#"[{ path = "/a", key = "/k", signature = { scheme = "github", secret_file = "/s" } }]"#;
+        assert!(rules(both)[0].contains("leave out key"));
         for fixed in ["", "a\\n", &"x".repeat(LONGEST_FIXED + 1)] {
             let rules = rules(&format!("[{{ path = \"/a\", type = {{ fixed = \"{fixed}\" }} }}]"));
             assert!(rules.len() == 1 && rules[0].contains("1 to 128 characters"), "{rules:?}");

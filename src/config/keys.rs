@@ -35,6 +35,8 @@ pub(super) enum Kind {
     Sources(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
     /// `[[admin.auth.keys]]`; the same.
     Operators(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
+    /// `[[event.types]]`; the same.
+    Types(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
     /// `[[http.auth.keys]]`; the same.
     Senders(#[cfg_attr(not(test), expect(dead_code, reason = "for config.toml"))] &'static [&'static str]),
 }

@@ -1,6 +1,6 @@
 //! Defaults < file < environment < `--set`, merged, completed and checked.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use figment::{Figment, providers::Serialized};
 
@@ -38,8 +38,28 @@ impl Sources {
             config.aggregate = default_aggregates(&config.event);
         }
         allow_http(&mut config);
+        for (key, rule) in config.read_files(&self.folder()) {
+            let origin = origins.get(key).cloned().unwrap_or_else(|| "configuration".to_owned());
+            errors.push(ConfigError { origin, key: key.to_owned(), value: None, rule });
+        }
         errors.extend(validate(&config, &Origins { given: origins, otherwise: "default" }, self.backends()));
         if errors.is_empty() { Ok(config) } else { Err(ConfigErrors::new(errors)) }
+    }
+}
+
+impl Config {
+    /// Reads the files that live keys name: schemas of types, and secrets of signatures. Paths are relative to the folder.
+    ///
+    /// # Errors
+    /// What is wrong with them: the key, and a sentence.
+    pub fn read_files(&mut self, folder: &Path) -> Vec<(&'static str, String)> {
+        let types = self.event.types.read(folder).into_iter().map(|rule| ("event.types", rule));
+        let mut faults: Vec<_> = types.collect();
+        for source in &mut self.http.source {
+            let read = source.signature.as_mut().map_or(Ok(()), |signature| signature.read(folder));
+            faults.extend(read.err().map(|rule| ("http.source", format!("{:?}: {rule}", source.path))));
+        }
+        faults
     }
 }
 

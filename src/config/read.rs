@@ -5,7 +5,7 @@ use std::time::Duration;
 use figment::value::Value;
 
 use super::{
-    ByteSize, admin_key, http_key, http_source,
+    ByteSize, admin_key, event_type, http_key, http_source,
     keys::{Kind, WINDOW},
     rate,
 };
@@ -23,6 +23,7 @@ pub(super) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::List => toml_value(text).ok_or(LIST)?,
         Kind::Aggregates => toml_value(text).ok_or(AGGREGATES)?,
         Kind::Sources(_) => toml_value(text).ok_or(http_source::SOURCES)?,
+        Kind::Types(_) => toml_value(text).ok_or(event_type::TYPES)?,
         Kind::Senders(_) => toml_value(text).ok_or(http_key::KEYS)?,
         Kind::Operators(_) => toml_value(text).ok_or(admin_key::KEYS)?,
         Kind::Options(_) => return Err(OPTIONS.to_owned()),
@@ -69,6 +70,7 @@ pub(super) fn from_toml(kind: Kind, value: &toml::Value) -> Result<Value, String
         Kind::Rate => rate::read(value),
         Kind::Aggregates => aggregates(value),
         Kind::Sources(_) => http_source::read(value),
+        Kind::Types(_) => event_type::read(value),
         Kind::Senders(_) => http_key::read(value),
         Kind::Operators(_) => admin_key::read(value),
         Kind::Options(_) => Err(OPTIONS.to_owned()),

@@ -34,7 +34,9 @@ fn is_live(key: &str, old: &Config, new: &Config) -> bool {
 fn diff(old: &Config, new: &Config) -> Reloaded {
     let (before, after) = (flatten(old), flatten(new));
     let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-    let changed = keys.into_iter().filter(|key| before.get(*key) != after.get(*key)).cloned();
+    let is_changed =
+        |key: &String| before.get(key) != after.get(key) || changed_files(old, new).contains(&key.as_str());
+    let changed = keys.into_iter().filter(|key| is_changed(key)).cloned();
     let (applied, needs_restart) = changed.partition(|key| is_live(key, old, new));
     Reloaded { applied, needs_restart }
 }
@@ -45,10 +47,12 @@ fn diff(old: &Config, new: &Config) -> Reloaded {
 /// When the two together break a rule that neither breaks alone: a restart would take the new one as a whole.
 pub fn apply(old: &Config, new: &Config, backends: &[Rules]) -> Result<(Config, Reloaded), ConfigErrors> {
     let diff = diff(old, new);
-    let mixture = mixture(old, new, &diff.applied).map_err(|error| {
+    let mut mixture = mixture(old, new, &diff.applied).map_err(|error| {
         let origin = "reload".to_owned();
         ConfigErrors::new(vec![ConfigError { origin, key: String::new(), value: None, rule: error.to_string() }])
     })?;
+    // What was read from files is no part of what is written.
+    (mixture.event.types, mixture.http.source) = (new.event.types.clone(), new.http.source.clone());
     let otherwise = "reload with the keys that need a restart as they are";
     let mut errors = validate(&mixture, &Origins { given: BTreeMap::new(), otherwise }, backends);
     if mixture.writes_letters_to_kafka() && !old.writes_letters_to_kafka() {
@@ -59,6 +63,13 @@ pub fn apply(old: &Config, new: &Config, backends: &[Rules]) -> Result<(Config, 
         errors.push(ConfigError { origin, key, value: None, rule: rule.to_owned() });
     }
     if errors.is_empty() { Ok((mixture, diff)) } else { Err(ConfigErrors::new(errors)) }
+}
+
+/// Live keys that name files in which something else stands now.
+fn changed_files(old: &Config, new: &Config) -> Vec<&'static str> {
+    let types = (!old.event.types.has_same_files(&new.event.types)).then_some("event.types");
+    let sources = (old.http.source != new.http.source).then_some("http.source");
+    types.into_iter().chain(sources).collect()
 }
 
 fn mixture(old: &Config, new: &Config, live: &[String]) -> serde_json::Result<Config> {

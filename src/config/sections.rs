@@ -7,13 +7,13 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AdminKeys, AggregateConfig, ByteSize, HttpKeys, HttpSource, RateLimit, TrustedProxies, default_aggregates,
-    duration,
+    AdminKeys, AggregateConfig, ByteSize, EventTypes, HttpKeys, HttpSource, RateLimit, TrustedProxies, UnknownType,
+    default_aggregates, duration,
     keys::{Change, Key, Kind, LONGEST_RESTART, Section},
 };
 use crate::names::words;
 use Change::{Live, LiveOnceOn, LiveWithoutKafka, Restart};
-use Kind::{Aggregates, Flag, Integer, List, OneOf, Operators, Options, Percent, Senders, Size, Sources, Text};
+use Kind::{Aggregates, Flag, Integer, List, OneOf, Operators, Options, Percent, Senders, Size, Sources, Text, Types};
 
 /// Sections: the name with a dot, the keys (type and how it is written, default, kind, what a reload does), and the
 /// sections below.
@@ -159,8 +159,10 @@ sections! {
         /// Bodies of other shapes than ours. What is POSTed to the path is taken apart as the other keys say. records: a JSON
         /// pointer (RFC 6901) to the array of events in the body, "" where the body is one; absent, the body is one event. type,
         /// id, time and client: pointers into an event, or { fixed = "alert" }; what is absent is looked for as [event] says.
-        /// answer: the body of a success, where a sender wants one of its own. packaging/sources/ has ready ones, docs/sources.md
-        /// says more.
+        /// answer: the body of a success, where a sender wants one of its own. signature: { scheme = "standard-webhooks" (or
+        /// "github", "stripe"), secret_file = "/etc/ingestd/secret" } lets in who signs with that secret, and needs no key. key:
+        /// a pointer into the body to the sender's key, where it sends none in its head (docs/security.md). packaging/sources/
+        /// has ready ones, docs/sources.md says more.
         source: Vec<HttpSource> = Vec::new(), Sources(&[
             r#"path = "/v1/batch""#,
             r#"records = "/batch""#,
@@ -168,6 +170,7 @@ sections! {
             r#"id = "/messageId""#,
             r#"time = "/timestamp""#,
             r#"client = "/userId""#,
+            r#"key = "/writeKey""#,
         ]), Live;
         + tls: HttpTlsConfig;
         + auth: AuthConfig;
@@ -270,6 +273,15 @@ sections! {
         /// answer is 200 when that is durable. For senders that take 207 for a failure and send all again, or for success. A body
         /// that cannot be split is one letter; what is larger than a letter may be is rejected all the same.
         on_invalid: OnInvalid = OnInvalid::Reject, OneOf(OnInvalid::WORDS), LiveWithoutKafka;
+        /// Events whose type is none of [[event.types]]: "accept" them, whatever they are, or "reject" them as unknown_type.
+        unknown_type: UnknownType = UnknownType::Accept, OneOf(UnknownType::WORDS), Live;
+        /// Types of events, and what each has to be. name: as events write it. schema: the path, from the folder of this file on,
+        /// of a JSON Schema (2020-12), which may refer to others in its own folder; an event that does not match it is wrong
+        /// (schema). Of a CloudEvent its data has to match. packaging/schemas/ has ready ones, docs/security.md says more.
+        types: EventTypes = EventTypes::default(), Types(&[
+            r#"name = "login_success""#,
+            r#"schema = "schemas/login_success.json""#,
+        ]), Live;
     }
 
     "queue."

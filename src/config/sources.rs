@@ -17,7 +17,7 @@ use rdkafka::{config::ClientConfig, error::KafkaError, types::RDKafkaConfRes};
 use toml::Value as Toml;
 
 use super::{
-    ConfigError,
+    ConfigError, EventTypes, HttpSource, event_type,
     keys::{self, ARCHIVE_OPTIONS, KAFKA_PROPERTIES, Kind, Meaning, below},
     read, secrets, tls,
     validate::Rules,
@@ -79,13 +79,21 @@ impl Sources {
 
     /// What to watch for changes: the configuration file, the files of secrets, and those of TLS.
     pub fn files(&self) -> Vec<PathBuf> {
-        let named = self.layers().into_iter().flat_map(|layer| {
-            let of_tls = layer.entries.iter().filter(|entry| tls::KEYS.contains(&entry.key.as_str()));
-            let of_tls = of_tls.filter_map(|entry| entry.value.find_ref(&entry.key)?.as_str()).map(PathBuf::from);
-            let of_tls: Vec<_> = of_tls.filter(|path| !path.as_os_str().is_empty()).collect();
-            layer.files.into_iter().chain(of_tls)
-        });
-        self.file.iter().cloned().chain(named).collect()
+        let layers = self.layers();
+        let entries = || layers.iter().flat_map(|layer| &layer.entries);
+        let of_tls = entries().filter(|entry| tls::KEYS.contains(&entry.key.as_str()));
+        let of_tls = of_tls.filter_map(|entry| entry.value.find_ref(&entry.key)?.as_str()).map(PathBuf::from);
+        let of_tls = of_tls.filter(|path| !path.as_os_str().is_empty());
+        let named = entries().flat_map(|entry| entry.files(&self.folder()));
+        let named: Vec<_> = of_tls.chain(named).collect();
+        let secrets = layers.into_iter().flat_map(|layer| layer.files);
+        self.file.iter().cloned().chain(secrets).chain(named).collect()
+    }
+
+    /// What paths of schemas and of signatures' secrets are relative to: where the configuration file is.
+    pub(super) fn folder(&self) -> PathBuf {
+        let folder = self.file.as_deref().and_then(Path::parent);
+        folder.map(Path::to_owned).unwrap_or_default()
     }
 
     /// Lowest precedence first.
@@ -132,6 +140,26 @@ pub(super) struct Entry {
     pub key: String,
     /// In the tables that it stands in.
     pub value: Value,
+}
+
+impl Entry {
+    /// The files that its value names, as far as it can be read.
+    fn files(&self, folder: &Path) -> Vec<PathBuf> {
+        let listed = self.value.find_ref(&self.key);
+        match (self.key.as_str(), listed) {
+            ("event.types", Some(types)) => {
+                let types: EventTypes = types.deserialize().unwrap_or_default();
+                let schemas = types.iter().filter_map(|of| of.schema.as_ref());
+                schemas.flat_map(|path| event_type::files(&folder.join(path))).collect()
+            }
+            ("http.source", Some(sources)) => {
+                let sources: Vec<HttpSource> = sources.deserialize().unwrap_or_default();
+                let signatures = sources.iter().filter_map(|source| source.signature.as_ref());
+                signatures.map(|signature| folder.join(&signature.secret_file)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// What one source says, and what is wrong with it.
@@ -244,8 +272,10 @@ impl Layer {
                 let value = nest(section, Dict::from([(name.to_owned(), value)]).into());
                 self.entries.push(Entry { origin, key, value });
             }
-            // Where a hash belongs the key itself may stand.
-            Err(rule) if matches!(path, "http.auth.keys" | "admin.auth.keys") => self.error(path, None, rule),
+            // Where a hash, or the path of a file, belongs the key itself may stand.
+            Err(rule) if matches!(path, "http.auth.keys" | "admin.auth.keys" | "http.source") => {
+                self.error(path, None, rule);
+            }
             Err(rule) => self.error(path, Some(secrets::shown(path, given)), rule),
         }
     }

@@ -10,8 +10,8 @@ use serde_json::Value;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
-    Config, ConfigError, QueueKind, StoreKind, admin_key, cors, http_key, http_source, keys::flatten, roles, secrets,
-    tls,
+    Config, ConfigError, QueueKind, StoreKind, admin_key, cors, event_type, http_key, http_source, keys::flatten,
+    roles, secrets, tls,
 };
 
 /// The rules of one backend for the sections that are its own.
@@ -169,6 +169,10 @@ impl Check<'_> {
         }
         if let Err(rule) = field_name(event.key_field()) {
             self.fault("event.key_field", rule);
+        }
+        for (key, rule) in event_type::broken_rules(&event.types, event.unknown_type) {
+            // The value is a whole list, which says no more than the name in the rule.
+            if key == "event.types" { self.unknown(key, rule) } else { self.fault(key, rule) }
         }
     }
 

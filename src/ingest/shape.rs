@@ -15,7 +15,7 @@ use super::{
     source,
 };
 use crate::{
-    config::{HttpConfig, HttpSource},
+    config::{HttpConfig, HttpSource, Pointer},
     event::EventFields,
     http::Problem,
 };
@@ -37,6 +37,8 @@ const LONG_PARSE: usize = 256 * 1024;
 /// The same of logs: each record becomes an event with all of its resource, so that a few KiB may be many MiB to write and to
 /// check.
 const LONG_LOGS: usize = 4 * 1024;
+/// The same of events that are looked at as trees, for the schemas of their types.
+const LONG_TREE: usize = 64 * 1024;
 /// The same of bodies with so many parts: ten thousand events fit into 20 KiB, and each that is wrong has its own sentence in the
 /// answer. An array of a hundred ordinary events has a thousand.
 const MANY_PARTS: usize = 4 * 1024;
@@ -74,8 +76,19 @@ impl Shape {
         }
     }
 
+    /// Where in the body its sender's key is.
+    pub fn key_in_body(&self) -> Option<&Pointer> {
+        match self {
+            Self::Source(source, _) => source.key.as_ref(),
+            Self::Events(..) | Self::Logs { .. } => None,
+        }
+    }
+
     /// Whether it takes long to check.
-    pub fn is_long(&self, body: &[u8]) -> bool {
+    pub fn is_long(&self, body: &[u8], has_schemas: bool) -> bool {
+        if has_schemas && body.len() >= LONG_TREE {
+            return true;
+        }
         match self {
             Self::Events(..) => body.len() >= LONG_PARSE || has_many_parts(body),
             // What is wrapped is more than it seems.
@@ -104,7 +117,7 @@ mod tests {
     #[test]
     fn thousands_of_parts_are_long_however_they_are_separated_and_an_array_of_ordinary_events_is_not() {
         let event = r#"{"type":"login_success","client_id":"client-1","event_id":"e","timestamp":0,"ip":"::1","agent":"x","os":"y"}"#;
-        let is_long = |body: &str| Shape::Events(Format::Json, None).is_long(body.as_bytes());
+        let is_long = |body: &str| Shape::Events(Format::Json, None).is_long(body.as_bytes(), false);
         assert!(!is_long(&format!("[{}]", vec![event; 100].join(","))));
         for body in [format!("[{}]", vec!["1"; 5_000].join(",")), "1\n".repeat(5_000), "{}".repeat(5_000)] {
             assert!(is_long(&body), "{}", &body[..20]);

@@ -252,7 +252,7 @@ fn value_of<'a>(name: &str, json: Option<&'a str>, pointer: &Pointer) -> Result<
 }
 
 /// What a body is wrapped around: base64 in a form, gzip without a word of it in the head. `None` where it is not.
-fn unwrap(body: &Bytes, http: &HttpConfig, share: &Reservation) -> Result<Option<Bytes>, Problem> {
+pub fn unwrap(body: &Bytes, http: &HttpConfig, share: &Reservation) -> Result<Option<Bytes>, Problem> {
     let of_form = field_of(body).map(|field| decode(field, share)).transpose()?;
     let inner = of_form.as_ref().unwrap_or(body);
     if !inner.starts_with(GZIP) {

@@ -33,11 +33,9 @@ fn written(head: &str) -> String {
         if let Some(name) = section.prefix.strip_suffix('.') {
             writeln!(text, "[{name}]").unwrap();
         }
-        for key in section
-            .keys
-            .iter()
-            .filter(|key| !matches!(key.kind, Aggregates | Operators(_) | Options(_) | Senders(_) | Sources(_)))
-        {
+        for key in section.keys.iter().filter(|key| {
+            !matches!(key.kind, Aggregates | Operators(_) | Options(_) | Senders(_) | Sources(_) | Types(_))
+        }) {
             about(&mut text, key.about);
             let name = key.name.strip_prefix(section.prefix).unwrap();
             writeln!(text, "#{name} = {}{}", values[key.name], mark(key.change)).unwrap();
@@ -49,7 +47,7 @@ fn written(head: &str) -> String {
                 writeln!(text, "[{}]", key.name).unwrap();
                 examples.iter().for_each(|example| writeln!(text, "# {example}").unwrap());
             }
-            if let Operators(example) | Sources(example) | Senders(example) = key.kind {
+            if let Operators(example) | Sources(example) | Senders(example) | Types(example) = key.kind {
                 about(&mut text, key.about);
                 writeln!(text, "# [[{}]]{}", key.name, mark(key.change)).unwrap();
                 example.iter().for_each(|line| writeln!(text, "# {line}").unwrap());

@@ -1,10 +1,14 @@
 //! Keys (`http.auth`): how a request says whose it is, where there are any.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::{
-    config::Config,
-    openapi::{JSON, KEY_SCHEMES, Operation, PROBLEM, answer, challenge, key_schemes, problem, reference},
+    config::{Config, HttpSource},
+    ingest::signature,
+    openapi::{
+        JSON, KEY_SCHEMES, Operation, PROBLEM, answer, challenge, header, key_schemes, parameter, problem, reference,
+        text,
+    },
 };
 
 fn is_on(config: &Config) -> bool {
@@ -20,6 +24,24 @@ pub fn schemes(config: &Config) -> Map<String, Value> {
 pub fn secured(config: &Config, operation: Operation) -> Operation {
     let forbidden = answer("The key may send none of these events.", JSON, &reference("Summary"));
     with(config, operation, problem(""), forbidden)
+}
+
+/// The same of a source's path: who signs needs no key, and a key may stand in the body.
+pub fn of_source(config: &Config, source: &HttpSource, operation: Operation) -> Operation {
+    if let Some(signature) = &source.signature {
+        let mut refused = problem("");
+        refused["description"] =
+            "There is no signature of this body, or it is malformed, or not of now: nothing of the request is stored."
+                .into();
+        let challenge = header("That requests here are signed.", &text("A challenge."));
+        let operation = operation.answer(401, refused).header(401, "WWW-Authenticate", &challenge);
+        let what = format!("Signs the body ({}).", signature.scheme.as_str());
+        return signature::headers(signature.scheme).iter().fold(operation, |operation, name| {
+            operation.parameter(parameter("header", name, &what, &json!({ "type": "string" })))
+        });
+    }
+    let operation = secured(config, operation);
+    if source.key.is_some() && is_on(config) { operation.secured_perhaps() } else { operation }
 }
 
 /// The same of one whose refusals are such a status.
@@ -44,8 +66,6 @@ fn with(config: &Config, operation: Operation, mut refused: Value, forbidden: Va
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::{config::KeyHash, ingest::openapi::document};
 
@@ -74,6 +94,22 @@ mod tests {
                 }
             }
         }
+        let sources = json!([
+            { "path": "/signed", "signature": { "scheme": "standard-webhooks", "secret_file": "s" } },
+            { "path": "/keyed", "key": "/api_key" },
+        ]);
+        config.http.source = serde_json::from_value(sources).unwrap();
+        let document = parsed(&config);
+        let [signed, keyed] = ["/signed", "/keyed"].map(|path| document["paths"][path]["post"].clone());
+        assert!(signed.get("security").is_none() && signed["responses"].get("403").is_none());
+        let names: Vec<_> =
+            signed["parameters"].as_array().unwrap().iter().filter_map(|it| it["name"].as_str()).collect();
+        assert!(
+            ["webhook-id", "webhook-timestamp", "webhook-signature"].iter().all(|name| names.contains(name)),
+            "{names:?}"
+        );
+        assert!(signed["responses"]["401"]["headers"].get("WWW-Authenticate").is_some());
+        assert_eq!(keyed["security"].as_array().unwrap().last(), Some(&json!({})), "it may be in the body");
         let logs = &secured["paths"]["/v1/logs"]["post"]["responses"]["401"];
         assert_eq!(logs["content"].as_object().unwrap().len(), 3);
         assert!(logs["headers"].get("WWW-Authenticate").is_some());

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{DeadLetter, Origin, REPLAYED_HEADER, Refused, WRONG_HEADER};
 use crate::{
-    config::{ByteSize, Config},
+    config::{ByteSize, Config, EventConfig},
     event::{self, BATCH_TYPE, Envelope, EventFields, Invalid},
     log::record::ID_HEADER,
     position::Timestamp,
@@ -17,6 +17,8 @@ use crate::{
 pub struct ReplayCheck {
     fields: EventFields,
     max_event: ByteSize,
+    /// What events have to be by their types.
+    event: EventConfig,
 }
 
 type OwnedHeaders = Vec<(String, Option<Vec<u8>>)>;
@@ -43,7 +45,7 @@ impl Admitted {
 
 impl ReplayCheck {
     pub fn of(config: &Config) -> Self {
-        Self { fields: EventFields::from(&config.event), max_event: config.http.max_event }
+        Self { fields: EventFields::from(&config.event), max_event: config.http.max_event, event: config.event.clone() }
     }
 
     /// The record of `letter`, with `correction` in the place of its value. `omitted` is the size of a value that was
@@ -83,6 +85,7 @@ impl ReplayCheck {
         let (value, mut headers) = self.carried(letter, value, is_batch).map_err(invalid)?;
         let named = headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
         let event = event::admit_with(&value, named, self.max_event, &self.fields, received).map_err(invalid)?;
+        event::conform(&event.event_type, &value, &self.event).map_err(invalid)?;
         let key = event.key.map(|key| key.as_bytes().to_vec());
         if event.id.is_none() && !headers.iter().any(|(name, _)| name == ID_HEADER) {
             headers.push((ID_HEADER.to_owned(), Some(Uuid::now_v7().to_string().into_bytes())));
