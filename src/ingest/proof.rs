@@ -1,6 +1,6 @@
 //! Whose a request is where its head alone does not say so: by a signature over its body, or by a key in it.
 
-use std::sync::Arc;
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use actix_web::{HttpRequest, http::StatusCode, web};
 use bytes::Bytes;
@@ -96,9 +96,10 @@ pub async fn keyed(
 ) -> Result<(Bytes, Option<Arc<HttpKey>>), Problem> {
     let is_long = is_large(&body) || source::is_wrapped(&body);
     let (pointer_of_work, live, own) = (pointer.clone(), config.clone(), share.another());
+    let in_head = sender.as_ref().and_then(|_| auth::text_in_head(request.headers()));
     let take = move || {
         let body = source::unwrap(&body, &live.http, &own)?.unwrap_or(body);
-        without_key(body, &pointer_of_work, &own)
+        without_key(body, &pointer_of_work, in_head.as_deref(), &own)
     };
     let (body, found) = if is_long { on_the_side(request, &config.http, true, take).await?? } else { take()? };
     let sender = match sender {
@@ -111,23 +112,35 @@ pub async fn keyed(
 /// The shortest key that is looked for everywhere: what is shorter may be a word.
 const SHORTEST: usize = 16;
 
-/// The body with asterisks where the key was, and the key.
-fn without_key(body: Bytes, pointer: &Pointer, share: &Reservation) -> Result<(Bytes, Option<String>), Problem> {
-    let Some(place) = event::locate(&body, pointer) else { return Ok((body, None)) };
-    let json = std::str::from_utf8(&body[place.clone()]).ok().filter(|json| json.len() > 2 && json.starts_with('"'));
-    let Some(key) = json.and_then(|json| event::unescape(json).ok()).map(std::borrow::Cow::into_owned) else {
-        return Ok((body, None));
+/// The body with asterisks where the key was, and where that of the head is, and the key.
+fn without_key(
+    body: Bytes,
+    pointer: &Pointer,
+    in_head: Option<&str>,
+    share: &Reservation,
+) -> Result<(Bytes, Option<String>), Problem> {
+    let text = |place: &Range<usize>| {
+        let json =
+            std::str::from_utf8(&body[place.clone()]).ok().filter(|json| json.len() > 2 && json.starts_with('"'))?;
+        event::unescape(json).ok().map(Cow::into_owned)
     };
+    let found = event::locate(&body, pointer).and_then(|place| Some((text(&place)?, place)));
+    if found.is_none() && in_head.is_none() {
+        return Ok((body, None));
+    }
     let mut own = share.another();
     own.grow(body.len())?;
     let mut without = body.to_vec();
-    without[place.start + 1..place.end - 1].fill(b'*');
-    if key.len() >= SHORTEST {
+    if let Some((_, place)) = &found {
+        without[place.start + 1..place.end - 1].fill(b'*');
+    }
+    let key = found.map(|(key, _)| key);
+    for key in key.as_deref().into_iter().chain(in_head).filter(|key| key.len() >= SHORTEST) {
         for at in memchr::memmem::find_iter(&body, key.as_bytes()) {
             without[at..at + key.len()].fill(b'*');
         }
     }
-    Ok((own.hold(without), Some(key)))
+    Ok((own.hold(without), key))
 }
 
 /// Does work that keeps a core busy where nobody waits for it.
@@ -159,7 +172,7 @@ mod tests {
     fn without(body: &str, pointer: &str) -> (String, Option<String>) {
         let pointer = Pointer::try_from(pointer.to_owned()).unwrap();
         let share = Reservation::new(&InFlight::default(), ByteSize(1 << 20));
-        let (body, key) = without_key(Bytes::copy_from_slice(body.as_bytes()), &pointer, &share).unwrap();
+        let (body, key) = without_key(Bytes::copy_from_slice(body.as_bytes()), &pointer, None, &share).unwrap();
         (String::from_utf8(body.to_vec()).unwrap(), key)
     }
 
