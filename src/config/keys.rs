@@ -194,7 +194,7 @@ mod tests {
         assert!(unknown("http.lisen").ends_with("did you mean http.listen?"));
         assert!(unknown("spool.max_agee").ends_with("did you mean spool.max_age?"));
         assert!(unknown("queue.brokers").contains("queue.kafka.brokers"));
-        assert!(unknown("http.quota.key").contains("[http] knows listen, max_body"));
+        assert!(unknown("http.qqqqqqqq").contains("[http] knows listen, max_body"));
         assert!(unknown("http.auth.secret").contains("[http.auth] knows keys"));
         assert!(unknown("http.tls.ca").contains("[http.tls] knows cert, key, client_ca"), "{}", unknown("http.tls.ca"));
         assert!(unknown("qqq").contains("data, http"));

@@ -128,7 +128,10 @@ pub fn of_text<K: Credential>(
 }
 
 /// The one key that a request was sent with, wherever it stands.
-fn sent(headers: &HeaderMap, users: Users) -> Result<Vec<u8>, Refusal> {
+///
+/// # Errors
+/// There is none, or none that is one.
+pub fn sent(headers: &HeaderMap, users: Users) -> Result<Vec<u8>, Refusal> {
     let authorization = headers.get_all(AUTHORIZATION).map(|given| of_authorization(given.as_bytes(), users));
     let named = headers.get_all(X_API_KEY).map(|given| Ok(given.as_bytes().trim_ascii().to_vec()));
     let mut keys = authorization.chain(named);

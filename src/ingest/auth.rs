@@ -43,7 +43,7 @@ pub fn in_head(headers: &HeaderMap, keys: &HttpKeys, metrics: &Metrics) -> Resul
 
 /// What [`in_head`] has found to be the key, as text.
 pub fn text_in_head(headers: &HeaderMap) -> Option<String> {
-    sent(headers, Users::AreKeys).ok().and_then(|key| String::from_utf8(key).ok())
+    credentials::sent(headers, Users::AreKeys).ok().and_then(|key| String::from_utf8(key).ok())
 }
 
 /// The key of a request whose head has none, and whose body has this one at that place.

@@ -31,7 +31,6 @@ use crate::{
 
 /// A seek is answered by librdkafka itself, not by a broker.
 const SEEK: Duration = Duration::from_secs(1);
-
 /// It takes one within a second of the assignment.
 const REFUSED: Duration = Duration::from_secs(30);
 
