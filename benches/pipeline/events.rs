@@ -77,14 +77,14 @@ impl Events {
     }
 }
 
-/// HTTP/1.1 requests that differ in their events, as they are or in gzip.
-pub fn requests(shape: Shape, size: usize, gzip: bool) -> Vec<Vec<u8>> {
+/// HTTP/1.1 requests that differ in their events, as they are or in gzip, with these fields.
+pub fn requests(shape: Shape, size: usize, gzip: bool, fields: &str) -> Vec<Vec<u8>> {
     let mut events = Events::new(Utc::now(), size);
     let requests = (POOL / (shape.events() * size + 150)).clamp(32, 20_000);
-    (0..requests).map(|_| request(shape, gzip, &mut events)).collect()
+    (0..requests).map(|_| request(shape, gzip, fields, &mut events)).collect()
 }
 
-fn request(shape: Shape, gzip: bool, events: &mut Events) -> Vec<u8> {
+fn request(shape: Shape, gzip: bool, fields: &str, events: &mut Events) -> Vec<u8> {
     let events: Vec<String> = (0..shape.events()).map(|_| events.next().0).collect();
     let (content_type, body) = match shape {
         Shape::Single => ("application/json", events.concat()),
@@ -95,7 +95,7 @@ fn request(shape: Shape, gzip: bool, events: &mut Events) -> Vec<u8> {
         if gzip { ("Content-Encoding: gzip\r\n", compressed(body.as_bytes())) } else { ("", body.into_bytes()) };
     let length = body.len();
     let head = format!(
-        "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n{coding}Content-Length: {length}\r\n\r\n"
+        "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n{coding}{fields}Content-Length: {length}\r\n\r\n"
     );
     [head.as_bytes(), &body].concat()
 }

@@ -31,13 +31,14 @@ impl Stage<'_> {
     /// The latencies are those of the well-meaning.
     pub(crate) fn beside_hostile(&mut self, misbehaving: usize) -> anyhow::Result<Sample> {
         let server = Server::ingestd(alone(&self.name()));
-        let requests = events::requests(Shape::Single, LOGIN, false);
+        let requests = events::requests(Shape::Single, LOGIN, false, "");
         let address: SocketAddr = server.address.parse()?;
         let load = Load {
             server: address,
             pid: server.running.pid(),
             requests: &requests,
             connections: CONNECTIONS,
+            tls: None,
             warm_up: self.warm_up,
             length: self.length,
         };

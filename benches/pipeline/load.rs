@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     io::{ErrorKind, Read, Write},
     net::SocketAddr,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -15,8 +16,9 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use hdrhistogram::Histogram;
 use mio::{Interest, Poll, Token, net::TcpStream};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-use crate::process;
+use crate::{process, support::tls::shake_on};
 
 /// For one answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +32,8 @@ pub struct Load<'r> {
     pub pid: u32,
     pub requests: &'r [Vec<u8>],
     pub connections: usize,
+    /// How connections speak TLS, if they do.
+    pub tls: Option<Arc<ClientConfig>>,
     pub warm_up: Duration,
     pub length: Duration,
 }
@@ -116,7 +120,7 @@ impl Load<'_> {
 
     /// All connections, after one answer: a producer's first one waits until it knows the brokers.
     fn connect(&self) -> anyhow::Result<Connections<'_>> {
-        let mut connections = Connections::open(self.server, self.connections)?;
+        let mut connections = Connections::open(self.server, self.connections, self.tls.as_ref())?;
         connections.begin(0, self.take(&mut 0))?;
         let mut answered = Vec::new();
         while answered.is_empty() {
@@ -227,8 +231,60 @@ struct Connections<'r> {
     heard: Instant,
 }
 
+/// A connection that does not block, and speaks TLS or not.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn shaken(stream: std::net::TcpStream, tls: Option<&Arc<ClientConfig>>) -> anyhow::Result<Self> {
+        let Some(tls) = tls else {
+            stream.set_nonblocking(true)?;
+            return Ok(Self::Plain(TcpStream::from_std(stream)));
+        };
+        let StreamOwned { conn, sock } = shake_on(stream, tls).context("the TLS handshake")?;
+        sock.set_nonblocking(true)?;
+        Ok(Self::Tls(Box::new(StreamOwned::new(conn, TcpStream::from_std(sock)))))
+    }
+
+    fn socket(&mut self) -> &mut TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => &mut stream.sock,
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    /// Sends what TLS holds back while the socket is full.
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+
+    /// Whether a read that does not fill the buffer has emptied the socket.
+    fn short_reads_are_last(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+}
+
 struct Connection<'r> {
-    stream: TcpStream,
+    stream: Stream,
     /// What is left of the request.
     unsent: &'r [u8],
     /// The part of an answer that came without the rest.
@@ -236,15 +292,14 @@ struct Connection<'r> {
 }
 
 impl<'r> Connections<'r> {
-    fn open(server: SocketAddr, count: usize) -> anyhow::Result<Self> {
+    fn open(server: SocketAddr, count: usize, tls: Option<&Arc<ClientConfig>>) -> anyhow::Result<Self> {
         let poll = Poll::new()?;
         let mut connections = Vec::with_capacity(count);
         for index in 0..count {
             let stream = std::net::TcpStream::connect(server).with_context(|| format!("connecting to {server}"))?;
             stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
-            let mut stream = TcpStream::from_std(stream);
-            poll.registry().register(&mut stream, Token(index), Interest::READABLE | Interest::WRITABLE)?;
+            let mut stream = Stream::shaken(stream, tls)?;
+            poll.registry().register(stream.socket(), Token(index), Interest::READABLE | Interest::WRITABLE)?;
             connections.push(Connection { stream, unsent: &[], answer: Vec::new() });
         }
         let events = mio::Events::with_capacity(1024);
@@ -292,7 +347,12 @@ impl Connection<'_> {
                 Err(error) => return Err(error).context("the request cannot be sent"),
             }
         }
-        Ok(())
+        match self.stream.flush() {
+            Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                Err(error).context("the request cannot be sent")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads what there is; true when the answer is whole.
@@ -306,7 +366,7 @@ impl Connection<'_> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error).context("the answer cannot be read"),
             };
-            let more = read == buffer.len();
+            let more = read == buffer.len() || !self.stream.short_reads_are_last();
             if self.answer.is_empty() && is_whole(&buffer[..read])? {
                 whole = true;
             } else {

@@ -3,6 +3,7 @@
 //! `./dev bench` prints a table of medians, spreads and ratios; docs/performance.md says how it is
 //! measured and what came of it. The yardstick is this program again, as a process of its own.
 
+mod door;
 mod drain;
 mod events;
 mod hostile;

@@ -33,12 +33,13 @@ impl Stage<'_> {
         let name = self.name();
         self.services.create_bucket(&name);
         let server = Server::ingestd(usual(self.services.setup(&name)));
-        let requests = events::requests(SHAPE, LOGIN, false);
+        let requests = events::requests(SHAPE, LOGIN, false, "");
         let load = Load {
             server: server.address.parse()?,
             pid: server.running.pid(),
             requests: &requests,
             connections: CONNECTIONS,
+            tls: None,
             warm_up: BEFORE,
             length: self.outage,
         };

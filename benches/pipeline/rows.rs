@@ -28,12 +28,23 @@ pub enum Queue {
     Embedded,
 }
 
+/// What a request has to pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    Open,
+    /// Bodies have this coding.
+    Gzip,
+    /// TLS.
+    Tls,
+    /// TLS, a key, gzip, and a schema of each type.
+    All,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub struct Ingest {
     pub queue: Queue,
     pub shape: Shape,
-    /// Whether bodies have this coding.
-    pub gzip: bool,
+    pub door: Door,
     pub connections: usize,
     pub size: usize,
     pub partitions: i32,
@@ -121,7 +132,7 @@ pub fn rows() -> Vec<Row> {
     let login = Ingest {
         queue: Queue::Kafka,
         shape: Shape::Single,
-        gzip: false,
+        door: Door::Open,
         connections: 64,
         size: LOGIN,
         partitions: PARTITIONS,
@@ -170,11 +181,11 @@ pub fn rows() -> Vec<Row> {
         goal: Goal { memory: Some(1.1), p99, ..Goal::default() },
         on_request: true,
     };
-    let gzip = |name, than, queue| Row {
+    let through = |name, than, queue, door, cpu| Row {
         name,
-        work: Work::Ingest(Ingest { queue, shape: array, gzip: true, connections: 16, ..login }),
+        work: Work::Ingest(Ingest { queue, shape: array, door, connections: 16, ..login }),
         against: Against::Row(than),
-        goal: Goal { cpu: Some(1.35), ..Goal::default() },
+        goal: Goal { cpu: Some(cpu), ..Goal::default() },
         on_request: false,
     };
     let long = Ingest { shape: array, connections: 16, times: 10, ..login };
@@ -186,8 +197,11 @@ pub fn rows() -> Vec<Row> {
         kafka("kafka ndjson 16", Ingest { shape: Shape::Ndjson(100), connections: 16, ..login }),
         embedded("embedded single 64", "kafka single 64", Shape::Single, 64, 0.7),
         embedded("embedded array 16", "kafka array 16", array, 16, 0.4),
-        gzip("kafka array 16 gzip", "kafka array 16", Queue::Kafka),
-        gzip("embedded array 16 gzip", "embedded array 16", Queue::Embedded),
+        through("kafka array 16 gzip", "kafka array 16", Queue::Kafka, Door::Gzip, 1.35),
+        through("embedded array 16 gzip", "embedded array 16", Queue::Embedded, Door::Gzip, 1.35),
+        through("kafka array 16 TLS", "kafka array 16", Queue::Kafka, Door::Tls, 2.0),
+        through("kafka array 16, all doors", "kafka array 16", Queue::Kafka, Door::All, 2.0),
+        through("embedded array 16, all doors", "embedded array 16", Queue::Embedded, Door::All, 2.0),
         drain("drain 1 worker", 1, PARTITIONS),
         drain("drain 2 workers", 2, PARTITIONS),
         drain("drain 4 workers", 4, PARTITIONS),

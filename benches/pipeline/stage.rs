@@ -15,10 +15,11 @@ use rdkafka::{
 use tempfile::TempDir;
 
 use crate::{
+    door,
     events::{self, Shape},
     load::{Load, Measured},
     process::{self, Running, guarded},
-    rows::{FULL_RATE, Ingest, LOGIN, PARTITIONS, Queue, Row, System, Work},
+    rows::{Door, FULL_RATE, Ingest, LOGIN, PARTITIONS, Queue, Row, System, Work},
     support::{PATIENCE, daemon::Setup, free_port, http::Client, program, scratch, services::Services},
     table::{Metric, Sample},
 };
@@ -81,7 +82,7 @@ impl<'s> Stage<'s> {
         let full = Ingest {
             queue: Queue::Kafka,
             shape: Shape::Single,
-            gzip: false,
+            door: Door::Open,
             connections: RATE_CONNECTIONS,
             size: LOGIN,
             partitions: PARTITIONS,
@@ -102,20 +103,23 @@ impl<'s> Stage<'s> {
         if ingest.queue == Queue::Kafka {
             self.services.create_topic(&topic, ingest.partitions);
         }
-        let requests = events::requests(ingest.shape, ingest.size, ingest.gzip);
+        let door = door::open(ingest.door);
+        let gzip = matches!(ingest.door, Door::Gzip | Door::All);
+        let requests = events::requests(ingest.shape, ingest.size, gzip, door.fields());
         let server = match (system, ingest.queue) {
             (System::Yardstick, _) => Server::yardstick(self.services, &topic)?,
             (System::Ingestd, Queue::Kafka) => {
                 let setup = self.services.setup(&topic).roles("ingest");
-                Server::ingestd(setup.set("queue.kafka.partitions", ingest.partitions))
+                Server::ingestd(door.before(setup.set("queue.kafka.partitions", ingest.partitions)))
             }
-            (System::Ingestd, Queue::Embedded) => Server::ingestd(alone(&topic)),
+            (System::Ingestd, Queue::Embedded) => Server::ingestd(door.before(alone(&topic))),
         };
         let load = Load {
             server: server.address.parse()?,
             pid: server.running.pid(),
             requests: &requests,
             connections: ingest.connections,
+            tls: door.client(),
             warm_up: self.warm_up,
             length: self.length * ingest.times,
         };
