@@ -41,3 +41,4 @@ mod support;
 mod surface;
 mod times;
 mod traces;
+mod types;
