@@ -54,7 +54,7 @@ impl Secrets {
         let secrets: Vec<Vec<u8>> = lines.map(|line| secret(scheme, line)).collect::<Result<_, _>>()?;
         match secrets.len() {
             0 => Err("holds no secret: write it into a line of its own, as its sender shows it".to_owned()),
-            ..=MOST => Ok(Self(Arc::new(secrets))),
+            1..=MOST => Ok(Self(Arc::new(secrets))),
             more => Err(format!("holds {more} secrets: at most {MOST}, as each request is tried with all")),
         }
     }

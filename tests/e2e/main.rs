@@ -44,3 +44,4 @@ mod surface;
 mod times;
 mod tls;
 mod traces;
+mod types;

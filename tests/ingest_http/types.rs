@@ -79,8 +79,8 @@ async fn a_type_that_is_unknown_is_taken_or_refused_as_the_configuration_says() 
 
 #[actix::test]
 async fn of_a_cloudevent_its_data_has_to_match_and_of_a_log_and_a_source_the_event_that_is_stored() {
-    let mut http = HttpConfig::default();
-    http.source = serde_json::from_value(json!([{ "path": "/hook", "records": "/batch", "type": "/kind" }])).unwrap();
+    let source = json!([{ "path": "/hook", "records": "/batch", "type": "/kind" }]);
+    let http = HttpConfig { source: serde_json::from_value(source).unwrap(), ..HttpConfig::default() };
     let types =
         json!({ "types": [{ "name": "login", "schema": "login.json" }, { "name": "log", "schema": "log.json" }] });
     let log = r#"{"properties":{"body":{"type":"string"}},"required":["body"]}"#;
