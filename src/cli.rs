@@ -192,7 +192,7 @@ fn print(text: &str) -> ExitCode {
 fn refused(errors: &ConfigErrors, json: bool) -> ExitCode {
     eprintln!("{errors}");
     if json {
-        print(&json!({ "ok": false, "errors": errors.0 }).to_string());
+        print(&json!({ "ok": false, "errors": errors }).to_string());
     }
     ExitCode::from(exit::CONFIGURATION)
 }

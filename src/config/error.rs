@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::secrets::without_keys;
+use super::secrets::scrubbed;
 
 /// One broken rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,15 +32,16 @@ impl fmt::Display for ConfigError {
 }
 
 /// All that is wrong with a configuration, never empty; a line each.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigErrors(pub Vec<ConfigError>);
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct ConfigErrors(Vec<ConfigError>);
 
 impl ConfigErrors {
-    /// Whoever pastes a key in the wrong place does not find it in the log: as a field, a name, a type, or anywhere else.
+    /// Whoever pastes a key in the wrong place does not find it in the log: as a field, a name, a type, a path, or anywhere else.
     pub fn new(mut errors: Vec<ConfigError>) -> Self {
         for error in &mut errors {
-            for text in [&mut error.key, &mut error.rule].into_iter().chain(&mut error.value) {
-                *text = without_keys(std::mem::take(text));
+            for text in [&mut error.origin, &mut error.key, &mut error.rule].into_iter().chain(&mut error.value) {
+                *text = scrubbed(std::mem::take(text));
             }
         }
         Self(errors)

@@ -7,6 +7,7 @@ use super::{
     Config,
     http_key::KEY_PREFIX,
     keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, below},
+    tls,
 };
 
 const HIDDEN: &str = "***";
@@ -19,6 +20,7 @@ pub fn shown(key: &str, value: &str) -> String {
     let name = below(key, ARCHIVE_OPTIONS).or_else(|| below(key, KAFKA_PROPERTIES));
     match name {
         Some(name) if is_secret(name) => HIDDEN.to_owned(),
+        None if tls::KEYS.contains(&key) && is_content(value) => HIDDEN.to_owned(),
         // What is no URL may be a password alone, or one with a slip in front of it.
         None if key == "store.url" && ConnectionString::parse(value).is_err() => HIDDEN.to_owned(),
         None if key == "archive.url" && value.contains(['@', '?']) && Url::parse(value).is_err() => HIDDEN.to_owned(),
@@ -28,8 +30,29 @@ pub fn shown(key: &str, value: &str) -> String {
     }
 }
 
-/// The text without the keys in it that `ingestd key new` made: they are told by how they begin.
-pub(super) fn without_keys(text: String) -> String {
+/// Whether this is what should stand in a file, where the path of one belongs: PEM, or a key that `ingestd key new` made.
+pub(super) fn is_content(value: &str) -> bool {
+    value.contains(['\n', '\r']) || scrubbed(value.to_owned()) != value
+}
+
+/// The text without keys, which are told by how they begin: PEM, and what `ingestd key new` made.
+pub(super) fn scrubbed(text: String) -> String {
+    without_keys(without_pem(text))
+}
+
+/// How each part of PEM begins, and how its last line does.
+const PEM: [&str; 2] = ["-----BEGIN", "-----END"];
+
+/// From the first beginning to the last end; to the text's own where it was cut.
+fn without_pem(mut text: String) -> String {
+    let Some(from) = text.find(PEM[0]) else { return text };
+    let rest = text.rfind(PEM[1]).map(|at| at + PEM[1].len()).filter(|at| *at > from);
+    let to = rest.and_then(|at| text[at..].find("-----").map(|dashes| at + dashes + "-----".len()));
+    text.replace_range(from..to.unwrap_or(text.len()), HIDDEN);
+    text
+}
+
+fn without_keys(text: String) -> String {
     let mut parts = text.split(KEY_PREFIX);
     let mut shown = parts.next().unwrap_or_default().to_owned();
     for part in parts {
@@ -88,6 +111,7 @@ impl Config {
         let mut config = self.clone();
         config.store.url = shown("store.url", &config.store.url);
         config.archive.url = shown("archive.url", &config.archive.url);
+        tls::KEYS.into_iter().zip(tls::paths(&mut config)).for_each(|(key, path)| *path = shown(key, path));
         for (table, options) in
             [(ARCHIVE_OPTIONS, &mut config.archive.options), (KAFKA_PROPERTIES, &mut config.queue.kafka.properties)]
         {
@@ -132,6 +156,23 @@ mod tests {
             (String::new(), ""),
         ] {
             assert_eq!(without_keys(text.clone()), shown, "{text}");
+        }
+    }
+
+    #[test]
+    fn pem_is_hidden_wherever_it_was_pasted() {
+        let pem = |end: &str| format!("-----BEGIN PRIVATE KEY-----\nhunter2\n{end}");
+        let whole = pem("-----END PRIVATE KEY-----");
+        for (text, shown) in [
+            (format!("{whole}: is not there"), "***: is not there"),
+            (format!("{:?} is unknown", format!("{whole}\n")), "\"***\\n\" is unknown"),
+            (format!("a {whole} b {whole} c"), "a *** c"),
+            (format!("a {}", pem("")), "a ***"),
+            (format!("a {}", pem("-----END PRIV")), "a ***"),
+            (format!("-----END x----- {}", pem("")), "-----END x----- ***"),
+            ("BEGIN CERTIFICATE ---- -----END".to_owned(), "BEGIN CERTIFICATE ---- -----END"),
+        ] {
+            assert_eq!(scrubbed(text.clone()), shown, "{text}");
         }
     }
 

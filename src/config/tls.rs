@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Config;
+use super::{Config, secrets::is_content};
 
 /// All keys of both.
 pub(super) const KEYS: [&str; 6] =
@@ -25,6 +25,12 @@ type Written<'c> = (&'static str, [&'c str; 3]);
 fn written(config: &Config) -> [Written<'_>; 2] {
     let (http, admin) = (&config.http.tls, &config.admin.tls);
     [("http", [&http.cert, &http.key, &http.client_ca]), ("admin", [&admin.cert, &admin.key, &admin.client_ca])]
+}
+
+/// What [`KEYS`] are set to.
+pub(super) fn paths(config: &mut Config) -> [&mut String; 6] {
+    let (http, admin) = (&mut config.http.tls, &mut config.admin.tls);
+    [&mut http.cert, &mut http.key, &mut http.client_ca, &mut admin.cert, &mut admin.key, &mut admin.client_ca]
 }
 
 fn files((section, [cert, key, client_ca]): Written<'_>) -> Option<TlsFiles<'_>> {
@@ -50,11 +56,15 @@ pub(super) fn is_on(config: &Config, key: &str) -> bool {
     sections.any(|(section, [cert, ..])| key.starts_with(section) && !cert.is_empty())
 }
 
-/// A certificate and its key go together.
+/// A certificate and its key go together, and all are paths.
 pub(super) fn broken_rules(config: &Config) -> Vec<(&'static str, &'static str)> {
     let mut broken = Vec::new();
     for ((_, [cert, key, client_ca]), keys) in written(config).into_iter().zip(KEYS.as_chunks::<3>().0) {
         let [of_cert, of_key, of_ca] = *keys;
+        let pasted = keys.iter().zip([cert, key, client_ca]).filter(|(_, value)| is_content(value));
+        broken.extend(
+            pasted.map(|(key, _)| (*key, "is the content of a file, or a key: give the path of a file of PEM")),
+        );
         match (cert.is_empty(), key.is_empty()) {
             (false, true) => {
                 broken.push((of_key, "must be set beside cert: the file of the certificate's private key (PEM)"))
@@ -74,6 +84,38 @@ pub(super) fn broken_rules(config: &Config) -> Vec<(&'static str, &'static str)>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{ConfigError, ConfigErrors, Sources};
+
+    #[test]
+    fn what_was_pasted_where_a_path_belongs_is_refused_and_not_shown() {
+        let pem = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n";
+        let of_ours = format!("ingestd_{}", "hunter2".repeat(7));
+        for (index, key) in KEYS.into_iter().enumerate() {
+            for value in [pem, &pem.replace('\n', ""), "MIGH\nhunter2", &of_ours] {
+                let mut config = Config::default();
+                let mut values = paths(&mut config);
+                for path in [0, 1].map(|beside| index / 3 * 3 + beside) {
+                    *values[path] = "path".to_owned();
+                }
+                *values[index] = value.to_owned();
+                let rules = broken_rules(&config);
+                assert_eq!(
+                    rules,
+                    [(key, "is the content of a file, or a key: give the path of a file of PEM")],
+                    "{value}"
+                );
+                assert!(!toml::to_string(&config.without_secrets()).unwrap().contains("hunter2"), "{key} {value}");
+                let setting = format!("{key}={value}");
+                let error = Sources::of(None, &[], &[&setting]).load().unwrap_err().to_string();
+                assert!(error.contains("give the path") && !error.contains("hunter2"), "{error}");
+                // As whoever reads the files says it.
+                let origin = value.to_owned();
+                let error = ConfigError { origin, key: key.to_owned(), value: None, rule: String::new() };
+                let error = ConfigErrors::new(vec![error]).to_string();
+                assert!(value.starts_with("MIGH") || !error.contains("hunter2"), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn certificate_and_key_are_set_together_and_a_ca_not_without_them() {

@@ -46,7 +46,7 @@ pub fn load(config: &Config) -> Result<[Option<Loaded>; 2], ConfigErrors> {
     let mut errors = Vec::new();
     let loaded =
         config.tls().map(|files| files.and_then(|files| one(&files).map_err(|error| errors.extend(error)).ok()));
-    if errors.is_empty() { Ok(loaded) } else { Err(ConfigErrors(errors)) }
+    if errors.is_empty() { Ok(loaded) } else { Err(ConfigErrors::new(errors)) }
 }
 
 fn one(files: &TlsFiles<'_>) -> Result<Loaded, Vec<ConfigError>> {
