@@ -57,9 +57,11 @@ fn walk(peer: IpAddr, hops: impl Iterator<Item = Hop>, proxies: &TrustedProxies)
 
 /// The entries of one line of `X-Forwarded-For`, the last one first.
 fn listed(line: &HeaderValue) -> Vec<Hop> {
-    let Ok(line) = line.to_str() else { return vec![None] };
+    // What cannot be read in one entry, which may be a client's own, says nothing of the others.
+    let entries = line.as_bytes().rsplit(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     // A list may have empty elements (RFC 9110, 5.6.1).
-    line.rsplit(',').map(str::trim).filter(|entry| !entry.is_empty()).take(MOST_HOPS).map(address).collect()
+    let named = entries.filter(|entry| !entry.is_empty()).take(MOST_HOPS);
+    named.map(|entry| address(std::str::from_utf8(entry).ok()?)).collect()
 }
 
 /// The entries of one line of `Forwarded`, the last one first. A line that cannot be read as a whole is one that says nothing.
@@ -169,6 +171,9 @@ mod tests {
             (&["198.51.100.1, garbage, 10.0.0.8"], "10.0.0.8"),
             (&["198.51.100.1, \u{e9}"], "127.0.0.1"),
             (&["1.2.3, 10.0.0.8"], "10.0.0.8"),
+            // What is to the left of the client is its own.
+            (&["\u{e9}, 198.51.100.1"], "198.51.100.1"),
+            (&["1.1.1.1 \u{e9}\t, 198.51.100.1, 10.0.0.8"], "198.51.100.1"),
         ] {
             let fields: Vec<_> = lines.iter().map(|line| (FOR, *line)).collect();
             assert_eq!(client_of("127.0.0.1", &fields), client, "{lines:?}");
