@@ -5,7 +5,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
+    io::Read,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -81,6 +82,9 @@ pub struct FileWatch {
 /// SHA-256 of the content; `None` where there is no readable file.
 type Content = Option<[u8; 32]>;
 
+/// What is watched has some KiB. A larger file counts as changed with its stamp.
+const LARGEST: u64 = 4 << 20;
+
 struct Seen {
     stamp: Option<Stamp>,
     /// What the last check found.
@@ -119,7 +123,8 @@ impl FileWatch {
 
 impl Seen {
     fn of(path: &Path) -> Self {
-        let (stamp, content) = (stamp(path), digest(path));
+        let stamp = stamp(path);
+        let content = digest(path, stamp);
         Self { stamp, latest: content, acted_on: content }
     }
 
@@ -127,7 +132,7 @@ impl Seen {
         let stamp = stamp(path);
         if stamp != self.stamp {
             self.stamp = stamp;
-            self.latest = digest(path);
+            self.latest = digest(path, stamp);
             return false;
         }
         let settled = self.latest != self.acted_on;
@@ -142,8 +147,17 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some(((file.dev(), file.ino()), file.len(), modified, changed))
 }
 
-fn digest(path: &Path) -> Content {
-    Some(Sha256::digest(fs::read(path).ok()?).into())
+fn digest(path: &Path, stamp: Option<Stamp>) -> Content {
+    // A pipe would be waited for at its opening, and a device read without end.
+    if !fs::metadata(path).ok()?.is_file() {
+        return None;
+    }
+    let mut content = Vec::new();
+    File::open(path).ok()?.take(LARGEST + 1).read_to_end(&mut content).ok()?;
+    if content.len() as u64 > LARGEST {
+        content = format!("{stamp:?}").into();
+    }
+    Some(Sha256::digest(&content).into())
 }
 
 #[cfg(test)]
@@ -229,6 +243,28 @@ mod tests {
         fs::rename(dir.path().join("turned"), &link).unwrap();
         (0..3).for_each(|_| watch.check());
         assert_eq!((percent(), loads.load(Ordering::SeqCst)), (90.0, 2));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read_and_a_huge_one_goes_by_its_stamp() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, pipe, huge] = ["config.toml", "pipe", "huge"].map(|name| dir.path().join(name));
+        fs::write(&path, "70").unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let loads = Arc::new(AtomicUsize::new(0));
+        let (reloader, _) = reloader(path.clone(), loads.clone());
+        let watched = [path, pipe, huge.clone(), PathBuf::from("/dev/zero")];
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let watch = FileWatch::new(move || watched.to_vec(), reloader);
+            for to in [1 << 40, 1 << 41] {
+                File::create(&huge).unwrap().set_len(to).unwrap();
+                (0..3).for_each(|_| watch.check());
+                done.send(loads.load(Ordering::SeqCst)).unwrap();
+            }
+        });
+        let next = || is_done.recv_timeout(std::time::Duration::from_secs(20)).expect("it does not hang");
+        assert_eq!((next(), next()), (1, 2));
     }
 
     #[test]
