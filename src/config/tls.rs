@@ -93,7 +93,7 @@ mod tests {
         for (index, key) in KEYS.into_iter().enumerate() {
             for value in [pem, &pem.replace('\n', ""), "MIGH\nhunter2", &of_ours] {
                 let mut config = Config::default();
-                let mut values = paths(&mut config);
+                let values = paths(&mut config);
                 for path in [0, 1].map(|beside| index / 3 * 3 + beside) {
                     *values[path] = "path".to_owned();
                 }

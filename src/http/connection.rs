@@ -276,7 +276,8 @@ impl Transport {
         let (id, status) = (RequestId::new(), refused.status());
         self.listener.proxies.iter().for_each(|proxies| (proxies.on_refusal)(refused.reason()));
         (self.listener.on_refusal)(status, &id);
-        let _ = Pin::new(&mut self.socket).poll_write(cx, &refusal::saying(status, refused.sentence(), &id));
+        let _ =
+            Pin::new(&mut self.socket).poll_write(cx, &refusal::saying(status, refused.sentence(&self.listener), &id));
         self.end()
     }
 
@@ -439,6 +440,80 @@ impl AsyncWrite for Transport {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.as_mut().poll_flush(cx))?;
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        match Pin::new(&mut self.socket).poll_shutdown(cx) {
+            // TLS says its end, which the client need not take either.
+            Poll::Pending => self.stalled(cx),
+            ready => ready,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        net::{Ipv4Addr, TcpListener},
+    };
+
+    use rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::PrivateKeyDer};
+    use tokio::net::TcpStream;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+    use crate::http::{socket::Measured, tests::listener};
+
+    #[actix_rt::test]
+    async fn the_end_of_tls_has_a_deadline_where_the_client_does_not_take_it() {
+        let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(issued.cert.der().clone()).unwrap();
+        let server = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![issued.cert.der().clone()], key)
+            .unwrap();
+        let client = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let connected = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = socket.accept().unwrap();
+        accepted.set_nonblocking(true).unwrap();
+        let accepted = Measured::new(TcpStream::from_std(accepted).unwrap(), 1 << 16);
+        let (connector, acceptor) = (TlsConnector::from(Arc::new(client)), TlsAcceptor::from(Arc::new(server)));
+        let name = "localhost".try_into().unwrap();
+        let (client, server) = futures::join!(connector.connect(name, connected), acceptor.accept(accepted));
+        let (_client, mut server) = (client.unwrap(), server.unwrap());
+
+        // All that the kernel takes is taken.
+        let is_full = |cx: &mut Context<'_>, server: &mut Measured| {
+            while let Poll::Ready(written) = Pin::new(&mut *server).poll_write(cx, &[0; 1 << 16]) {
+                written.unwrap();
+            }
+            Poll::Ready(())
+        };
+        let mut still = 0;
+        while still < 3 {
+            let before = std::time::Instant::now();
+            let written = poll_fn(|cx| is_full(cx, server.get_mut().0));
+            written.await;
+            still = if before.elapsed() < Duration::from_millis(5) { still + 1 } else { 0 };
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let listener = Arc::new(listener(1, Arc::default()));
+        let mut transport = Transport::new(Socket::Tls(Box::new(server)), (None, None), None, listener);
+        let ended = poll_fn(|cx| Poll::Ready(Pin::new(&mut transport).poll_shutdown(cx))).await;
+        assert!(ended.is_pending(), "{ended:?}");
+        let deadline = transport.write_deadline.expect("a deadline");
+        let timer = transport.write_timer.as_ref().expect("a timer");
+        assert_eq!(timer.deadline(), deadline);
+        // As when it has come.
+        transport.write_deadline = Some(Instant::now());
+        let ended = poll_fn(|cx| Pin::new(&mut transport).poll_shutdown(cx)).await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

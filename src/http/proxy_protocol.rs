@@ -11,7 +11,7 @@ use std::{
 };
 
 use actix_web::{http::StatusCode, rt::net::TcpStream};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 
 use super::{LINGER, Listener, RequestId, refusal};
 use crate::config::LiveConfig;
@@ -30,8 +30,10 @@ const HEAD: usize = 16;
 const LONGEST: usize = 4096;
 /// How version 1 begins.
 const VERSION_1: [&[u8]; 2] = [b"PROXY TCP", b"PROXY UNKNOWN"];
-/// How often a beginning that is not whole is looked at again. Proxies send it in one piece.
+/// How soon a beginning that is not whole is looked at again, and how soon at most while nothing more comes. Proxies send it in one
+/// piece.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const LOOK_AGAIN_AT_MOST: Duration = Duration::from_millis(100);
 /// What is read and thrown away behind a refused header.
 const MOST_LEFT: usize = 64 * 1024;
 
@@ -61,8 +63,12 @@ impl Refused {
         if self == Self::Late { StatusCode::REQUEST_TIMEOUT } else { StatusCode::BAD_REQUEST }
     }
 
-    pub fn sentence(self) -> &'static str {
+    /// What the client hears, at this listener.
+    pub fn sentence(self, listener: &Listener) -> &'static str {
         match self {
+            Self::Stranger | Self::Version1 if listener.proxies.is_none() => {
+                "this listener takes no PROXY protocol, from nobody: have the proxy send none to it"
+            }
             Self::Stranger => {
                 "a PROXY protocol header is taken at the very beginning of a connection from one of http.trusted_proxies alone: add \
                  the proxy's address there, or have it send none"
@@ -118,9 +124,11 @@ pub async fn client_of(
     (proxies.on_refusal)(refused.reason());
     (listener.on_refusal)(refused.status(), &id);
     // The client need not take it.
-    let _ =
-        tokio::time::timeout(LINGER, answer(&mut stream, &refusal::saying(refused.status(), refused.sentence(), &id)))
-            .await;
+    let _ = tokio::time::timeout(
+        LINGER,
+        answer(&mut stream, &refusal::saying(refused.status(), refused.sentence(listener), &id)),
+    )
+    .await;
     Err(io::ErrorKind::InvalidData.into())
 }
 
@@ -138,6 +146,7 @@ impl From<io::Error> for Failed {
 /// Whom the header names; `None` where there is none, or it names nobody.
 async fn read(stream: &mut TcpStream, has_begun: &mut bool) -> Result<Option<SocketAddr>, Failed> {
     let mut head = [0; HEAD];
+    let (mut before, mut pause) = (0, LOOK_AGAIN);
     loop {
         let seen = stream.peek(&mut head).await?;
         let seen = &head[..seen];
@@ -149,7 +158,13 @@ async fn read(stream: &mut TcpStream, has_begun: &mut bool) -> Result<Option<Soc
         if seen.len() >= SIGNATURE.len() {
             break;
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        // Nothing says that more has come, as what is there is not taken.
+        if stream.ready(Interest::READABLE).await?.is_read_closed() {
+            return Ok(None);
+        }
+        pause = if seen.len() > before { LOOK_AGAIN } else { (pause * 2).min(LOOK_AGAIN_AT_MOST) };
+        before = seen.len();
+        tokio::time::sleep(pause).await;
     }
     stream.read_exact(&mut head).await?;
     let length = length(head).map_err(Failed::Refused)?;
@@ -273,6 +288,21 @@ mod tests {
             });
             assert_eq!(read, expected.map(|client| client.map(|it| it.parse().unwrap())), "{command:x} {family:x}");
         }
+    }
+
+    #[actix_rt::test]
+    async fn a_beginning_with_nothing_behind_it_is_waited_for_until_its_sender_ends() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let accepted = listener.accept().unwrap().0;
+        accepted.set_nonblocking(true).unwrap();
+        let mut server = TcpStream::from_std(accepted).unwrap();
+        client.write_all(b"\r\n").await.unwrap();
+        let (long, mut has_begun) = (LOOK_AGAIN_AT_MOST * 3, false);
+        assert!(tokio::time::timeout(long, read(&mut server, &mut has_begun)).await.is_err() && has_begun);
+        client.shutdown().await.unwrap();
+        let read = tokio::time::timeout(long * 10, read(&mut server, &mut has_begun)).await;
+        assert!(matches!(read, Ok(Ok(None))), "the transport reads what is there, and its end");
     }
 
     #[test]

@@ -19,8 +19,16 @@ fn listen(max_connections: usize) -> (SocketAddr, Arc<Mutex<Vec<u16>>>) {
 
 fn listen_at(sockets: Vec<TcpListener>, max_connections: usize) -> Arc<Mutex<Vec<u16>>> {
     let refused: Arc<Mutex<Vec<u16>>> = Arc::default();
-    let heard = refused.clone();
-    let listener = Listener {
+    let listener = listener(max_connections, refused.clone());
+    let routes = |app: &mut ServiceConfig| {
+        app.route("/", web::to(|| async { HttpResponse::Ok().body("hello") }));
+    };
+    actix_rt::spawn(serve(sockets, listener, routes).unwrap());
+    refused
+}
+
+pub(super) fn listener(max_connections: usize, refused: Arc<Mutex<Vec<u16>>>) -> Listener {
+    Listener {
         name: "test",
         workers: 1,
         max_connections,
@@ -34,13 +42,8 @@ fn listen_at(sockets: Vec<TcpListener>, max_connections: usize) -> Arc<Mutex<Vec
         most_of_an_address: Box::new(|| 0),
         on_too_many: Box::new(|| ()),
         proxies: None,
-        on_refusal: Box::new(move |status, _| heard.lock().push(status.as_u16())),
-    };
-    let routes = |app: &mut ServiceConfig| {
-        app.route("/", web::to(|| async { HttpResponse::Ok().body("hello") }));
-    };
-    actix_rt::spawn(serve(sockets, listener, routes).unwrap());
-    refused
+        on_refusal: Box::new(move |status, _| refused.lock().push(status.as_u16())),
+    }
 }
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -68,6 +71,20 @@ async fn a_listener_answers_at_all_of_its_sockets() {
     let addresses = sockets.each_ref().map(|socket| socket.local_addr().unwrap());
     listen_at(sockets.into(), 4);
     aside(move || addresses.map(|address| ask(&mut TcpStream::connect(address).unwrap(), GET, "hello"))).await;
+}
+
+#[actix_rt::test]
+async fn a_listener_that_takes_no_proxy_protocol_says_so() {
+    let (address, refused) = listen(100);
+    aside(move || {
+        let version_2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x07\x0a\0\0\x01\x12\x34\0\x50";
+        for header in [&version_2[..], b"PROXY TCP4 198.51.100.7 10.0.0.1 4711 80\r\n"] {
+            let text = ask(&mut TcpStream::connect(address).unwrap(), header, "\"about:blank\"}");
+            assert!(text.starts_with("HTTP/1.1 400 ") && text.contains("have the proxy send none to it"), "{text}");
+        }
+    })
+    .await;
+    assert_eq!(*refused.lock(), [400, 400]);
 }
 
 #[actix_rt::test]
