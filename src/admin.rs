@@ -121,7 +121,7 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         // Bodies are not read here.
         max_body: Box::new(|| u64::MAX),
         turns_away: Box::new(move |head| asking.turns_away(head)),
-        refuses: Some(Box::new(move |head, id| asked.refuses(head, id))),
+        refuses: Some(Box::new(move |head, client, id| asked.refuses(head, client, id))),
         // No page is an operator.
         cors: None,
         tls: state.tls.admin.clone(),

@@ -77,7 +77,8 @@ pub struct Listener {
     pub on_refusal: Box<OnRefusal>,
 }
 
-type Refuses = dyn Fn(&RequestHead, &RequestId) -> Option<HttpResponse> + Send + Sync;
+/// Is given the name in the certificate that the client showed, too.
+type Refuses = dyn Fn(&RequestHead, Option<&str>, &RequestId) -> Option<HttpResponse> + Send + Sync;
 
 /// Hears of an answer, and what its request is called.
 type OnRefusal = dyn Fn(StatusCode, &RequestId) + Send + Sync;
@@ -159,10 +160,12 @@ pub fn serve(
             App::new().configure(&routes).wrap_fn(move |mut request, service| {
                 let connection = request.conn_data::<Rc<Connection>>().cloned();
                 let has_body = !matches!(request.parts_mut().1, Payload::None);
+                let client = connection.as_ref().and_then(|connection| connection.client().cloned());
                 let exchange = connection.map(|connection| connection.begin(has_body));
                 let id = RequestId::take_over(request.headers_mut());
                 let (preflight, verdict) = cors::look(asked.cors.as_ref(), request.head());
-                let refused = || asked.refuses.as_ref().and_then(|refuses| refuses(request.head(), &id));
+                let refused =
+                    || asked.refuses.as_ref().and_then(|refuses| refuses(request.head(), client.as_deref(), &id));
                 let answer = match preflight.or_else(refused) {
                     Some(answer) => {
                         (asked.on_refusal)(answer.status(), &id);

@@ -11,7 +11,7 @@ use actix_web::{
 
 use super::AdminState;
 use crate::{
-    config::{Access, AdminKey, LiveConfig},
+    config::{Access, AdminKey, AdminKeys, LiveConfig},
     http::{
         Problem, RequestId,
         credentials::{self, Users},
@@ -41,14 +41,16 @@ impl Door {
         Some(Problem { closing: true, ..refused }.error_response())
     }
 
-    /// The answer to a request that is refused. What is done by one that is not stands in the log, with whose key it came.
-    pub fn refuses(&self, head: &RequestHead, id: &RequestId) -> Option<HttpResponse> {
+    /// The answer to a request that is refused. What is done by one that is not stands in the log, with whose key it came, and who
+    /// its client is by its certificate.
+    pub fn refuses(&self, head: &RequestHead, client: Option<&str>, id: &RequestId) -> Option<HttpResponse> {
         match self.admit(head) {
             Err(problem) => Some(problem.error_response()),
             Ok(key) => {
-                if let Some(key) = key.filter(|_| !only_looks(&head.method)) {
-                    let (key, method, path) = (&key.name, &head.method, head.uri.path());
-                    tracing::info!(key, %method, path, request_id = id.as_str(), "an operator's request");
+                if !only_looks(&head.method) && (key.is_some() || client.is_some()) {
+                    let (method, path) = (&head.method, head.uri.path());
+                    let key = key.as_deref().map(|key| key.name.as_str());
+                    tracing::info!(key, client, %method, path, request_id = id.as_str(), "an operator's request");
                 }
                 None
             }
@@ -57,16 +59,21 @@ impl Door {
 
     /// Whether who asks may see all that can be read.
     pub fn knows(&self, headers: &HeaderMap) -> bool {
-        self.config.load().admin.auth.keys.is_empty() || self.identify(headers).is_ok()
+        let config = self.config.load();
+        let keys = &config.admin.auth.keys;
+        keys.is_empty() || identify(keys, headers).is_ok()
     }
 
     /// The key that a request came with, where there are any and it needs one.
     fn admit(&self, head: &RequestHead) -> Result<Option<Arc<AdminKey>>, Problem> {
         let looks = only_looks(&head.method);
-        if self.config.load().admin.auth.keys.is_empty() || looks && OPEN.contains(&head.uri.path()) {
+        // Once: keys that a reload takes away meanwhile must not leave none to be found.
+        let config = self.config.load();
+        let keys = &config.admin.auth.keys;
+        if keys.is_empty() || looks && OPEN.contains(&head.uri.path()) {
             return Ok(None);
         }
-        let key = self.identify(&head.headers).map_err(|refusal| {
+        let key = identify(keys, &head.headers).map_err(|refusal| {
             self.count(refusal.reason());
             refusal.problem("admin.auth.keys")
         })?;
@@ -83,16 +90,13 @@ impl Door {
         Err(Problem::new(StatusCode::FORBIDDEN, detail))
     }
 
-    fn identify(&self, headers: &HeaderMap) -> Result<Arc<AdminKey>, credentials::Refusal> {
-        let config = self.config.load();
-        credentials::in_head(headers, Users::Ignored, Timestamp::now(), |hash| {
-            config.admin.auth.keys.find(hash).cloned()
-        })
-    }
-
     fn count(&self, reason: &'static str) {
         self.metrics.admin_auth_refusals.get_or_create(&ReasonLabel { reason }).inc();
     }
+}
+
+fn identify(keys: &AdminKeys, headers: &HeaderMap) -> Result<Arc<AdminKey>, credentials::Refusal> {
+    credentials::in_head(headers, Users::Ignored, Timestamp::now(), |hash| keys.find(hash).cloned())
 }
 
 fn only_looks(method: &Method) -> bool {

@@ -7,7 +7,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use actix_http::error::DispatchError;
 use actix_web::http::StatusCode;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use rustls::Error as TlsError;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -65,7 +65,7 @@ pub async fn accept(
     let (socket, client) = match &listener.tls {
         None => (Socket::Plain(stream), None),
         // Boxed: the connection's task has its room for all of its life, without TLS, too.
-        Some(tls) => Box::pin(shaken(stream, tls, &listener)).await.map_err(DispatchError::Io)?,
+        Some(tls) => Box::pin(shaken(stream, peer, tls, &listener)).await.map_err(DispatchError::Io)?,
     };
     Ok((Transport::new(socket, (slot, place), client, listener), peer))
 }
@@ -77,14 +77,20 @@ fn say_at_once(stream: &TcpStream, listener: &Listener) {
     let answer = refusal::saying(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY, &id);
     // Past tokio, which does not know yet that the socket can be written to. The answer need not be taken.
     let _ = send(stream, &answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-    // What was sent and not read would have the answer thrown away.
+    // What was sent and not read would have the answer thrown away, and so would what comes later, but for what was read by then.
+    let _ = shutdown(stream, Shutdown::Write);
     let _ = recv(stream, &mut [0; 4096], RecvFlags::DONTWAIT);
 }
 
 /// A socket that speaks TLS, and the name in the certificate that its client showed.
 type Shaken = (Socket, Option<Arc<str>>);
 
-async fn shaken(stream: TcpStream, tls: &ServerTls, listener: &Listener) -> io::Result<Shaken> {
+async fn shaken(
+    stream: TcpStream,
+    peer: Option<SocketAddr>,
+    tls: &ServerTls,
+    listener: &Listener,
+) -> io::Result<Shaken> {
     let shaken = timeout((listener.timeouts)().head, shake(stream, tls, listener)).await;
     let shaken = shaken.unwrap_or_else(|_| Err((Failure::Timeout, io::ErrorKind::TimedOut.into())));
     match shaken {
@@ -94,7 +100,8 @@ async fn shaken(stream: TcpStream, tls: &ServerTls, listener: &Listener) -> io::
         }
         Err((failure, error)) => {
             tls.failed(failure);
-            tracing::debug!(listener = listener.name, reason = failure.as_str(), %error, "no TLS handshake");
+            let (peer, listener) = (peer.map(tracing::field::display), listener.name);
+            tracing::debug!(listener, peer, reason = failure.as_str(), %error, "no TLS handshake");
             Err(error)
         }
     }
@@ -111,7 +118,7 @@ async fn shake(mut stream: TcpStream, tls: &ServerTls, listener: &Listener) -> R
             if let (Some(refused), Some(proxies)) = (proxy, &listener.proxies) {
                 (proxies.on_refusal)(refused.reason());
             }
-            answer_plain(&mut stream, listener, proxy.map_or(PLAIN_HTTP, proxy_protocol::Refused::sentence)).await;
+            answer_plain(&mut stream, listener, proxy.map_or(PLAIN_HTTP, |refused| refused.sentence(listener))).await;
             return Err((Failure::PlainHttp, io::ErrorKind::InvalidData.into()));
         }
     }
@@ -119,12 +126,8 @@ async fn shake(mut stream: TcpStream, tls: &ServerTls, listener: &Listener) -> R
     let mut stream = accepted.map_err(|error| (failure(&error), error))?;
     let (socket, session) = stream.get_mut();
     socket.unmeasured();
-    let shown = session.peer_certificates().and_then(|chain| chain.first());
-    let client = shown
-        .map(client_name)
-        .transpose()
-        .map_err(|error| (Failure::BadCertificate, io::Error::new(io::ErrorKind::InvalidData, error)))?;
-    Ok((Socket::Tls(Box::new(stream)), client.map(Arc::from)))
+    let client = session.peer_certificates().and_then(|chain| chain.first()).map(client_name);
+    Ok((Socket::Tls(Box::new(stream)), client))
 }
 
 fn failure(error: &io::Error) -> Failure {

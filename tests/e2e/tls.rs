@@ -118,6 +118,14 @@ fn a_client_shows_its_certificate_and_its_name_stands_in_its_records() {
         assert!(metrics.lines().any(|found| found == line), "{line} is not in {metrics}");
     }
 
+    // What an operator does stands in the log, by the certificate where there are no keys.
+    let reload = format!("https://{}/reload", daemon.admin_address());
+    let (exit, said) = files.curl(&[&shown[..], &["--request", "POST", &reload]].concat());
+    assert!(exit == 0 && said.contains("needs_restart"), "{said}");
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("an operator's request")).unwrap_or_default();
+    assert!(line.contains("/reload") && line.contains("client") && line.contains("shop"), "{log}");
+
     // The daemon's certificate is known by the configuration, though 127.0.0.1 is asked.
     let none = daemon.command(&["dlq", "list"]);
     assert!(none.status == Some(1) && none.error.contains("see --cert and --cert-key"), "{none:?}");
