@@ -42,6 +42,7 @@ mod partitions;
 pub(super) mod probe;
 pub mod settings;
 pub mod source;
+mod status;
 mod tail;
 pub mod topic;
 pub(super) mod transactions;

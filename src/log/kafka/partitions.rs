@@ -1,5 +1,5 @@
-//! The partitions that the group gave to a source: what each waits for, whether librdkafka fetches it, its records on their
-//! way into a batch, and what speaks against the source's work at present.
+//! The partitions that the group gave to a source: what each waits for, whether librdkafka fetches it, and its records on their
+//! way into a batch.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -12,7 +12,6 @@ use rdkafka::{
     consumer::Consumer,
     error::KafkaResult,
     message::{BorrowedMessage, Message as _},
-    types::RDKafkaErrorCode as Code,
 };
 
 use crate::{
@@ -245,18 +244,17 @@ impl Partitions {
         outside
     }
 
-    /// Makes librdkafka fetch what is delivered and not fetched.
-    pub fn start_all(&mut self) {
+    /// Makes librdkafka fetch what is delivered and not fetched. `answers`: whether the brokers are known to answer about a partition.
+    pub fn start_all(&mut self, answers: impl Fn(Partition) -> bool) {
         for (partition, held) in &mut self.held {
             held.refused = match &held.phase {
                 Phase::Delivered(delivery) if held.fetcher != Fetcher::Running => {
-                    start(&self.consumer, &self.topic, *partition, &mut held.fetcher, delivery.next).err().map(
-                        |error| {
-                            // A partition that was assigned a moment ago takes no seek yet.
-                            tracing::debug!(topic = self.topic, %partition, %error, "not started yet, trying again");
-                            held.refused.unwrap_or_else(Instant::now)
-                        },
-                    )
+                    let started = start(&self.consumer, &self.topic, *partition, &mut held.fetcher, delivery.next);
+                    started.err().and_then(|error| {
+                        // A partition that was assigned a moment ago takes no seek yet.
+                        tracing::debug!(topic = self.topic, %partition, %error, "not started yet, trying again");
+                        refused_since(held.refused, answers(*partition), Instant::now())
+                    })
                 }
                 _ => None,
             };
@@ -300,6 +298,11 @@ impl Partitions {
             tracing::warn!(topic = self.topic, %error, "librdkafka refuses to pause");
         }
     }
+}
+
+/// Since when librdkafka is to blame: not while the brokers are away, without which it begins nothing.
+fn refused_since(before: Option<Instant>, answers: bool, now: Instant) -> Option<Instant> {
+    answers.then(|| before.unwrap_or(now))
 }
 
 /// Makes librdkafka fetch a partition that is not fetched, from `at` on.
@@ -402,197 +405,6 @@ impl Delivery {
         let from = std::mem::replace(&mut self.from, self.next);
         self.since = None;
         Batch { partition, epoch: self.epoch, from, to: self.next, records, permit }
-    }
-}
-
-/// The number of unanswered lookups after which the brokers count as away: one alone may be a leader's election.
-const SILENT_LOOKUPS: u32 = 2;
-/// A partition without an answer for this long is shown: an election takes seconds.
-const LEADERLESS: Duration = Duration::from_secs(30);
-/// A batch that cannot be read is fetched again many times within this.
-const UNREADABLE: Duration = Duration::from_secs(30);
-
-/// librdkafka reports such a batch as it does a damaged one.
-const TOO_LARGE: &str = "It may be larger, once decompressed, than the setting receive.message.max.bytes (100000000 \
-                         unless set): raise that first, in queue.kafka.properties, to several times the largest batch (up \
-                         to 1000000000; so much memory more may be needed), and restart. Otherwise";
-
-/// A batch that waits for the topic's identity for this long is shown: it is asked for within milliseconds.
-const UNPROVEN: Duration = Duration::from_secs(10);
-
-/// A transaction that is open for this long is shown: those of this daemon are given up before.
-const OPEN: Duration = Duration::from_secs(15);
-
-/// What speaks against a source's work at present: one outcome for operators, out of what librdkafka and the offset reader
-/// say.
-///
-/// The brokers answering is not enough. librdkafka says once that a right is missing, and then is silent; a batch that
-/// cannot be read is fetched again and again, and looks like a partition without records; a partition without a leader
-/// is simply not mentioned.
-#[derive(Debug, Default)]
-pub(super) struct SourceStatus {
-    /// The brokers have answered at all.
-    heard: bool,
-    silent_lookups: u32,
-    /// The brokers do not answer, or know no such topic or user.
-    unreachable: Option<String>,
-    /// A right is missing; until an assignment or a record says otherwise.
-    refused: Option<String>,
-    /// A batch cannot be read, and when that was said last.
-    unreadable: Option<(String, Instant)>,
-    /// Since when the brokers are silent about a partition that is ours.
-    silent: BTreeMap<Partition, Instant>,
-    /// Since when a batch waits until the brokers say that its topic is still the same.
-    unproven: Option<Instant>,
-    /// Where the first open transaction of a partition begins, how many offsets stand from there on, and since when that is
-    /// so.
-    open: BTreeMap<Partition, (Offset, u64, Instant)>,
-    /// What was told last.
-    told: Option<Result<(), String>>,
-}
-
-impl SourceStatus {
-    /// The brokers answered, about these of our partitions.
-    pub fn answered(&mut self, held: BTreeSet<Partition>, about: &BTreeSet<Partition>, now: Instant) {
-        self.heard = true;
-        self.silent_lookups = 0;
-        self.unreachable = None;
-        self.silent.retain(|partition, _| held.contains(partition) && !about.contains(partition));
-        for partition in held.difference(about) {
-            self.silent.entry(*partition).or_insert(now);
-        }
-    }
-
-    /// The logs' ends, at each lookup.
-    pub fn ends(&mut self, ranges: &[(Partition, LogRange)], now: Instant) {
-        for (partition, log) in ranges {
-            let since = self.open.remove(partition).filter(|(begins, ..)| *begins == log.end);
-            if log.high > log.end {
-                let since = since.map_or(now, |(_, _, since)| since);
-                self.open.insert(*partition, (log.end, log.high.since(log.end), since));
-            }
-        }
-        self.open.retain(|partition, _| ranges.iter().any(|(answered, _)| answered == partition));
-    }
-
-    /// A lookup was not answered.
-    pub fn unanswered(&mut self, reason: String) {
-        self.silent_lookups += 1;
-        if self.silent_lookups >= SILENT_LOOKUPS {
-            self.unreachable = Some(reason);
-        }
-    }
-
-    /// librdkafka has lost all connections, or gets none.
-    pub fn disconnected(&mut self, reason: String) {
-        self.unreachable = Some(reason);
-    }
-
-    /// We got partitions, or a record.
-    pub fn progressed(&mut self) {
-        self.refused = None;
-    }
-
-    /// A batch waits for an answer of the topic watch.
-    pub fn waits_for_watch(&mut self, now: Instant) {
-        self.unproven.get_or_insert(now);
-    }
-
-    /// The topic watch has answered, or nothing waits for it.
-    pub fn watch_unneeded(&mut self) {
-        self.unproven = None;
-    }
-
-    /// Takes an error of the consumer's; whether it is one that is shown, or passing.
-    pub fn apply(&mut self, code: Code, topic: &str, now: Instant) -> bool {
-        match code {
-            // Said by the context already, or passing: librdkafka tries again.
-            Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve | Code::OperationTimedOut => {}
-            Code::TopicAuthorizationFailed => {
-                self.refused =
-                    Some(format!("topic {topic}: {code}: give this user the rights Describe and Read on it"));
-            }
-            Code::GroupAuthorizationFailed => {
-                self.refused = Some(format!("topic {topic}: {code}: give this user the right Read on the group"));
-            }
-            // The next answer says that this is over.
-            Code::UnknownTopicOrPartition | Code::UnknownTopic => {
-                self.unreachable = Some(format!("topic {topic}: {code}"));
-            }
-            Code::BadMessage | Code::BadCompression | Code::NotImplemented | Code::InvalidMessage => {
-                let reason = format!(
-                    "topic {topic}: a batch of records cannot be read ({code}); its partition stands still. {} it is \
-                     damaged, or of a format or compression that this release does not know: use a release that knows \
-                     it; if there is none, remove the log up to the batch's end (kafka-delete-records), which loses all \
-                     records before it that were not archived, and set archive.on_gap = \"skip\"",
-                    if code == Code::BadCompression { TOO_LARGE } else { "As a rule" }
-                );
-                self.unreadable = Some((reason, now));
-            }
-            _ => return false,
-        }
-        true
-    }
-
-    /// The outcome, where it differs from the one that was told last. Nothing before the brokers' first answer.
-    pub fn news(&mut self, now: Instant) -> Option<Result<(), String>> {
-        self.unreadable.take_if(|(_, said)| now.duration_since(*said) >= UNREADABLE);
-        let outcome = match self.complaint(now) {
-            Some(reason) => Err(reason),
-            None if !self.heard => return None,
-            None => Ok(()),
-        };
-        if self.told.as_ref() == Some(&outcome) {
-            return None;
-        }
-        self.told = Some(outcome.clone());
-        Some(outcome)
-    }
-
-    fn complaint(&self, now: Instant) -> Option<String> {
-        let silent = || {
-            let long = self.silent.iter().filter(|(_, since)| now.duration_since(**since) >= LEADERLESS);
-            let names: Vec<String> = long.map(|(partition, _)| partition.to_string()).collect();
-            (!names.is_empty()).then(|| {
-                format!(
-                    "no broker tells the end of the log for partition(s) {}: they have no leader, it is away, or too few \
-                     replicas are in sync; the others go on. See to the brokers that hold them",
-                    names.join(", ")
-                )
-            })
-        };
-        let unproven = || {
-            self.unproven.filter(|since| now.duration_since(*since) >= UNPROVEN).map(|_| {
-                "the brokers do not say the topic's id, so that records cannot be told from those of a topic that was \
-                 created anew: see to it that they answer, and that this user has the right Describe on the topic"
-                    .to_owned()
-            })
-        };
-        let open = || {
-            let long = self.open.iter().filter(|(_, (_, _, since))| now.duration_since(*since) >= OPEN);
-            let names: Vec<String> = long
-                .map(|(partition, (begins, offsets, _))| {
-                    format!("partition {partition} from offset {begins} on ({offsets} offsets wait)")
-                })
-                .collect();
-            (!names.is_empty()).then(|| {
-                format!(
-                    "a transaction of another program is open, and no record behind its beginning can be read: {}. It \
-                     ends with that program, or at its transaction.timeout.ms; to end it now: kafka-transactions abort \
-                     --topic TOPIC --partition PARTITION --start-offset OFFSET",
-                    names.join(", ")
-                )
-            })
-        };
-        let unreadable = self.unreadable.as_ref().map(|(reason, _)| reason);
-        self.unreachable
-            .as_ref()
-            .or(self.refused.as_ref())
-            .or(unreadable)
-            .cloned()
-            .or_else(unproven)
-            .or_else(silent)
-            .or_else(open)
     }
 }
 

@@ -48,8 +48,9 @@ use crate::{
             client::Context,
             group::{Change, CommitMetadata, Commits, Committer, Group, Ownership, SourceConsumer},
             offsets::{Finding, LogRange, Lookup, Membership, OffsetReader, PartitionOffsets},
-            partitions::{Partitions, SourceStatus, Starved},
+            partitions::{Partitions, Starved},
             settings,
+            status::SourceStatus,
             tail::{Tail, Tails},
             topic::{Sighting, TopicWatch, TopicWatches},
         },
@@ -252,7 +253,7 @@ impl Source {
             }
             self.hand_on();
             if !self.paused && !self.parked {
-                self.partitions.start_all();
+                self.partitions.start_all(|partition| self.status.answers(partition));
                 if let Some(partition) = self.partitions.refused(Instant::now()) {
                     let reason = format!("librdkafka does not begin to fetch partition {partition}");
                     return Err(End::Fatal(Code::State, reason));
@@ -530,6 +531,7 @@ impl Source {
     /// Cuts the batches that are due, as far as the budget goes, and hands on those that are known to be of this topic.
     fn hand_on(&mut self) {
         if self.paused {
+            self.tails.held_back(Instant::now());
             self.status.watch_unneeded();
             return;
         }
@@ -552,6 +554,7 @@ impl Source {
                 self.parked = false;
             }
             Err(Starved) => {
+                self.tails.held_back(Instant::now());
                 self.starved.get_or_insert_with(Instant::now);
             }
         }

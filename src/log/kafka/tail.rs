@@ -59,6 +59,8 @@ pub(super) struct Tails {
     settings: ClientConfig,
     topic: String,
     stretches: BTreeMap<Partition, Stretch>,
+    /// When the source last took nothing from librdkafka, though there may have been something.
+    held_back: Option<Instant>,
     /// The one question that is being asked.
     asking: Option<(Partition, Offset, Offset, JoinHandle<Found>)>,
 }
@@ -70,8 +72,10 @@ struct Stretch {
     to: Offset,
     /// Nothing is in it.
     empty: bool,
-    /// Since when a record is known to stand behind `from`, and the looks since.
+    /// Since when a record is known to stand behind `from` while the source took all that there was, and the looks since.
     unread: Option<(Instant, u32)>,
+    /// The last look.
+    looked: Instant,
 }
 
 impl Tails {
@@ -80,8 +84,15 @@ impl Tails {
             settings: settings::dead_letter_reader(config),
             topic: config.queue.topic.clone(),
             stretches: BTreeMap::new(),
+            held_back: None,
             asking: None,
         }
+    }
+
+    /// The source takes nothing now: its sink has paused it, or there is no budget. Records of one partition then wait in librdkafka's
+    /// queue behind those of others, and that they do not come says nothing.
+    pub fn held_back(&mut self, now: Instant) {
+        self.held_back = Some(now);
     }
 
     /// Called with each look at the logs: how far a partition was delivered, where all of that is handed on and it is
@@ -121,7 +132,7 @@ impl Tails {
             return (Tail::Open, None);
         };
         let Some(stretch) = self.stretches.get_mut(&partition).filter(|stretch| stretch.from == from) else {
-            self.stretches.insert(partition, Stretch { from, to: end, empty: false, unread: None });
+            self.stretches.insert(partition, Stretch { from, to: end, empty: false, unread: None, looked: now });
             return (Tail::Open, None);
         };
         if stretch.to != end {
@@ -130,7 +141,12 @@ impl Tails {
         if stretch.empty {
             return (Tail::Empty, None);
         }
+        let before = std::mem::replace(&mut stretch.looked, now);
         let Some((since, looks)) = &mut stretch.unread else { return (Tail::Open, Some(from)) };
+        if self.held_back.is_some_and(|held| held >= before) {
+            (*since, *looks) = (now, 0);
+            return (Tail::Open, None);
+        }
         *looks += 1;
         let is_stuck = *looks >= STUCK_LOOKS && now.duration_since(*since) >= STUCK_AFTER;
         (if is_stuck { Tail::Stuck } else { Tail::Open }, None)
@@ -231,6 +247,24 @@ mod tests {
         judged(&mut tails, start, 30, Some(10), 60);
         tails.learn(PARTITION, at(10), at(60), Found::Record, start + Duration::from_secs(31));
         assert_eq!(judged(&mut tails, start, 600, Some(10), 60), (Tail::Open, false));
+    }
+
+    #[test]
+    fn a_partition_is_not_stuck_while_the_source_takes_nothing() {
+        let (mut tails, start) = (Tails::new(&Config::default()), Instant::now());
+        judged(&mut tails, start, 0, Some(10), 12);
+        judged(&mut tails, start, 3, Some(10), 12);
+        tails.learn(PARTITION, at(10), at(12), Found::Record, start + Duration::from_secs(4));
+        for look in 2..20 {
+            // For a moment between two looks each.
+            tails.held_back(start + Duration::from_secs(3 * look - 1));
+            assert_eq!(judged(&mut tails, start, 3 * look, Some(10), 12), (Tail::Open, false), "{look}");
+        }
+        // From then on it takes all that comes, and has as long as another.
+        for seconds in [60, 63, 66, 69, 72, 75] {
+            assert_eq!(judged(&mut tails, start, seconds, Some(10), 12), (Tail::Open, false), "{seconds}");
+        }
+        assert_eq!(judged(&mut tails, start, 78, Some(10), 12), (Tail::Stuck, false));
     }
 
     #[test]

@@ -38,106 +38,12 @@ fn a_batch_is_due_when_it_is_full_or_has_waited() {
     assert_eq!(delivery.due_in(&limits, now), Some(Duration::ZERO));
 }
 
-fn set(partitions: &[i32]) -> BTreeSet<Partition> {
-    partitions.iter().copied().map(Partition).collect()
-}
-
-/// After a first lookup that was answered for all.
-fn healthy(now: Instant) -> SourceStatus {
-    let mut status = SourceStatus::default();
-    status.answered(set(&[0, 1]), &set(&[0, 1]), now);
-    assert_eq!(status.news(now), Some(Ok(())));
-    status
-}
-
-fn reason(status: &mut SourceStatus, now: Instant) -> String {
-    status.news(now).expect("news").expect_err("a complaint")
-}
-
 #[test]
-fn a_missing_right_stays_shown_until_an_assignment_or_a_record() {
+fn librdkafka_is_not_to_blame_for_what_it_does_not_begin_while_brokers_are_away() {
     let now = Instant::now();
-    let mut status = healthy(now);
-    for code in [Code::GroupAuthorizationFailed, Code::TopicAuthorizationFailed] {
-        assert!(status.apply(code, "events", now));
-        assert!(reason(&mut status, now).contains("right"));
-        status.answered(set(&[0, 1]), &set(&[0, 1]), now);
-        assert_eq!(status.news(now), None, "an answer of the brokers says nothing about rights");
-        status.progressed();
-        assert_eq!(status.news(now), Some(Ok(())));
-    }
-}
-
-#[test]
-fn a_batch_that_cannot_be_read_is_shown_for_as_long_as_it_is_fetched() {
-    let now = Instant::now();
-    let mut status = healthy(now);
-    for code in [Code::BadMessage, Code::BadCompression, Code::NotImplemented] {
-        assert!(status.apply(code, "events", now));
-    }
-    assert!(reason(&mut status, now).contains("cannot be read"));
-    // Another partition goes on.
-    status.progressed();
-    assert_eq!(status.news(now + UNREADABLE / 2), None);
-    assert_eq!(status.news(now + UNREADABLE), Some(Ok(())));
-}
-
-#[test]
-fn a_partition_that_nobody_answers_for_is_named_when_it_lasts() {
-    let now = Instant::now();
-    let mut status = healthy(now);
-    status.answered(set(&[0, 1]), &set(&[0]), now);
-    assert_eq!(status.news(now + LEADERLESS / 2), None);
-    status.answered(set(&[0, 1]), &set(&[0]), now + LEADERLESS);
-    assert!(reason(&mut status, now + LEADERLESS).contains("partition(s) 1:"));
-    status.answered(set(&[0, 1]), &set(&[0, 1]), now + LEADERLESS);
-    assert_eq!(status.news(now + LEADERLESS), Some(Ok(())));
-}
-
-#[test]
-fn a_transaction_that_stays_open_is_named_with_its_first_offset() {
-    let now = Instant::now();
-    let mut status = healthy(now);
-    let ends = |end, high| [(Partition(1), LogRange { start: Offset(0), end: Offset(end), high: Offset(high) })];
-    status.ends(&ends(5, 9), now);
-    status.ends(&ends(7, 9), now + OPEN / 2);
-    assert_eq!(status.news(now + OPEN), None, "another one each time");
-    status.ends(&ends(7, 207), now + OPEN);
-    let reason = reason(&mut status, now + OPEN * 2);
-    assert!(reason.contains("partition 1 from offset 7 on (200 offsets wait)"), "{reason}");
-    status.ends(&ends(208, 208), now + OPEN * 2);
-    assert_eq!(status.news(now + OPEN * 2), Some(Ok(())));
-}
-
-#[test]
-fn a_batch_that_decompresses_to_too_much_is_told_with_the_setting_first() {
-    let now = Instant::now();
-    let mut status = healthy(now);
-    assert!(status.apply(Code::BadCompression, "events", now));
-    let reason = reason(&mut status, now);
-    assert!(reason.find("receive.message.max.bytes") < reason.find("kafka-delete-records"), "{reason}");
-}
-
-#[test]
-fn a_batch_that_waits_long_for_its_topics_identity_is_shown() {
-    let now = Instant::now();
-    let mut status = healthy(now);
-    status.waits_for_watch(now);
-    status.waits_for_watch(now + UNPROVEN / 2);
-    assert_eq!(status.news(now + UNPROVEN / 2), None);
-    assert!(reason(&mut status, now + UNPROVEN).contains("topic's id"));
-    status.watch_unneeded();
-    assert_eq!(status.news(now + UNPROVEN), Some(Ok(())));
-}
-
-#[test]
-fn one_unanswered_lookup_is_no_outage_and_a_second_is() {
-    let now = Instant::now();
-    let mut status = healthy(now);
-    status.unanswered("no".to_owned());
-    assert_eq!(status.news(now), None);
-    status.unanswered("no".to_owned());
-    assert_eq!(reason(&mut status, now), "no");
-    status.answered(set(&[0]), &set(&[0]), now);
-    assert_eq!(status.news(now), Some(Ok(())));
+    let later = now + REFUSED;
+    assert_eq!(refused_since(None, true, now), Some(now));
+    assert_eq!(refused_since(Some(now), true, later), Some(now));
+    assert_eq!(refused_since(Some(now), false, later), None);
+    assert_eq!(refused_since(None, true, later), Some(later), "it has as long again when they are back");
 }
