@@ -333,7 +333,7 @@ fn a_letter_that_no_broker_takes_is_kept_without_its_value_and_foreign_headers_s
     assert_eq!(found[letter.id().as_bytes()].payload(), letter.value.as_deref());
     assert_eq!(of(&letter, "id").as_deref(), Some(b"abc".as_slice()));
     assert_eq!(of(&letter, "ingestd-offset").as_deref(), Some(b"7".as_slice()));
-    assert_eq!(of(&letter, "ingestd-key").as_deref(), Some(b"\xff".as_slice()));
+    assert_eq!(of(&letter, "ingestd-record-key").as_deref(), Some(b"\xff".as_slice()));
     assert_eq!(found[huge.id().as_bytes()].payload(), None);
     assert_eq!(of(&huge, "ingestd-value-omitted").as_deref(), Some(b"16777216".as_slice()));
 

@@ -6,8 +6,8 @@
 //!
 //! Value and headers are the record's own; what is known of the failure stands in further headers:
 //! `ingestd-reason`, `ingestd-message`, `ingestd-topic`, `ingestd-partition`, `ingestd-offset`, `ingestd-generation`,
-//! `ingestd-received`, `ingestd-time` (both milliseconds since 1970), and `ingestd-key` where the record had a key. What was no
-//! record has a negative offset there; readers that know of none such keep it, and leave it alone.
+//! `ingestd-received`, `ingestd-time` (both milliseconds since 1970), and `ingestd-record-key` where the record had a key (`ingestd-key` in letters of
+//! before, which of a record is the name of its sender's key). What was no record has a negative offset there; readers that know of none such keep it, and leave it alone.
 //!
 //! A record that is larger than the topic of the dead letters takes is kept without its value, headers and key: the
 //! header `ingestd-value-omitted` tells the value's size in bytes. The archive has the record whole. What was no record stands
@@ -62,6 +62,8 @@ mod fact {
     pub const GENERATION: &str = "ingestd-generation";
     pub const RECEIVED: &str = "ingestd-received";
     pub const TIME: &str = "ingestd-time";
+    pub const RECORD_KEY: &str = "ingestd-record-key";
+    /// The same in letters of before.
     pub const KEY: &str = "ingestd-key";
     pub const VALUE_OMITTED: &str = "ingestd-value-omitted";
     /// In a mark: what became of the letter.
@@ -275,7 +277,7 @@ pub(in crate::log) fn record(letter: &DeadLetter, whole: bool) -> (String, Optio
         (fact::TIME, letter.time.0.to_string()),
     ];
     let facts = facts.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
-    let key = letter.key.as_deref().filter(|_| whole).map(|key| (fact::KEY, Some(key)));
+    let key = letter.key.as_deref().filter(|_| whole).map(|key| (fact::RECORD_KEY, Some(key)));
     let size = letter.value.as_ref().map_or(0, Bytes::len).to_string();
     let omitted = (!whole).then_some((fact::VALUE_OMITTED, Some(size.as_bytes())));
     let headers = owned_headers(own.chain(facts).chain(key).chain(omitted));
@@ -537,6 +539,12 @@ fn facts_at<N: AsRef<str>, V>(headers: &[(N, V)]) -> Option<usize> {
     headers.iter().rposition(|(name, _)| name.as_ref() == fact::REASON)
 }
 
+/// The record's key, of a letter's facts.
+pub(super) fn record_key<'h, N: AsRef<str>>(facts: &[(N, Option<&'h [u8]>)]) -> Option<&'h [u8]> {
+    let named = |wanted: &str| facts.iter().find(|(name, _)| name.as_ref() == wanted).and_then(|(_, value)| *value);
+    named(fact::RECORD_KEY).or_else(|| named(fact::KEY))
+}
+
 /// `None` for a record that is neither a letter nor a mark.
 fn seen(message: &BorrowedMessage<'_>) -> Option<Seen> {
     let headers = headers(message);
@@ -580,7 +588,7 @@ fn letter(message: &BorrowedMessage<'_>) -> Option<(DeadLetter, Option<u64>)> {
         reason: text(fact::REASON)?.to_owned(),
         message: text(fact::MESSAGE)?.to_owned(),
         time: Timestamp(text(fact::TIME)?.parse().ok()?),
-        key: bytes(fact::KEY).map(<[u8]>::to_vec),
+        key: record_key(facts).map(<[u8]>::to_vec),
         value: message.payload().map(Bytes::copy_from_slice),
         headers: own.iter().map(|(name, value)| (name.to_string(), value.map(<[u8]>::to_vec))).collect(),
     };

@@ -22,3 +22,11 @@ fn the_front_never_stands_between_a_letter_and_its_mark() {
     assert_eq!(front(&[span(1, 6, true), span(0, 2, true), span(4, 4, false)]), None);
     assert_eq!(front(&[span(0, 1, true), span(2, 6, true), span(4, 4, false)]), Some(2));
 }
+
+#[test]
+fn a_letters_record_key_is_read_by_its_name_of_now_and_of_before() {
+    let key = |facts: &[(&str, Option<&'static [u8]>)]| records::record_key(facts);
+    assert_eq!(key(&[("ingestd-reason", Some(b"a")), ("ingestd-record-key", Some(b"k"))]), Some(&b"k"[..]));
+    assert_eq!(key(&[("ingestd-reason", Some(b"a")), ("ingestd-key", Some(b"k"))]), Some(&b"k"[..]));
+    assert_eq!(key(&[("ingestd-reason", Some(b"a"))]), None);
+}
