@@ -2,7 +2,11 @@
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
-use actix_web::{HttpRequest, http::StatusCode, web};
+use actix_web::{
+    HttpRequest,
+    http::{StatusCode, header::HeaderMap},
+    web,
+};
 use bytes::Bytes;
 
 use super::{
@@ -11,7 +15,7 @@ use super::{
     coding::Coding,
     in_flight::{InFlight, Reservation},
     shape::is_large,
-    signature::Claim,
+    signature::{Claim, Refusal},
     source,
 };
 use crate::{
@@ -47,10 +51,24 @@ impl Arriving {
                 body::read(request, payload, coding, http, share.another()).await.map(|body| (body, share))
             }
             Self::Whole(body, share) => {
-                body::inflate(request, body, coding, http, share.another()).await.map(|body| (body, share))
+                // `http.max_body` bounds it.
+                body::inflate(request, body, coding, http, share.beside()).await.map(|body| (body, share))
             }
         }
     }
+}
+
+/// What a head says of the body's signature. A refusal is counted.
+///
+/// # Errors
+/// 401 where it says none, or one that is not of now.
+pub fn claimed(headers: &HeaderMap, signature: &Signature, metrics: &Metrics) -> Result<Claim, Problem> {
+    Claim::of(headers, signature.scheme, Timestamp::now()).map_err(|refusal| refused(refusal, metrics))
+}
+
+fn refused(refusal: Refusal, metrics: &Metrics) -> Problem {
+    metrics.signature_refusals.get_or_create(&ReasonLabel { reason: refusal.reason() }).inc();
+    Problem::from(refusal)
 }
 
 /// Reads a body, and lets it in where it is signed as its head says. A refusal is counted; what is refused for its head has cost
@@ -66,25 +84,22 @@ pub async fn signed(
     in_flight: &InFlight,
     metrics: &Metrics,
 ) -> Result<Arriving, Problem> {
-    let refused = |refusal: super::signature::Refusal| {
-        metrics.signature_refusals.get_or_create(&ReasonLabel { reason: refusal.reason() }).inc();
-        Problem::from(refusal)
-    };
-    let claim = Claim::of(request.headers(), signature.scheme, Timestamp::now()).map_err(refused)?;
+    let claim = claimed(request.headers(), signature, metrics)?;
     let share = Reservation::new(in_flight, config.max_in_flight);
     let body = body::read(request, payload, None, config, share.another()).await?;
     let (whole, secrets) = (body.clone(), signature.secrets.clone());
     let is_long = is_large(&body);
     let check = move || claim.check(&whole, &secrets);
     let checked = if is_long { on_the_side(request, config, true, check).await? } else { check() };
-    checked.map_err(refused)?;
+    checked.map_err(|refusal| refused(refusal, metrics))?;
     Ok(Arriving::Whole(body, share))
 }
 
 /// Takes the key out of a body, wherever it stands in it: nothing that is made of the body has it any more.
 ///
 /// # Errors
-/// 401 for no key and a wrong one, where the head has none; as a source's body that cannot be unwrapped.
+/// 401 for no key and a wrong one, where the head has none; as a source's body that cannot be unwrapped; 400 for one that is
+/// wrapped again in there, where a key would be found by nobody but readers.
 pub async fn keyed(
     request: &HttpRequest,
     body: Bytes,
@@ -94,14 +109,19 @@ pub async fn keyed(
     metrics: &Metrics,
     sender: Option<Arc<HttpKey>>,
 ) -> Result<(Bytes, Option<Arc<HttpKey>>), Problem> {
-    let is_long = is_large(&body) || source::is_wrapped(&body);
-    let (pointer_of_work, live, own) = (pointer.clone(), config.clone(), share.another());
+    let is_large = is_large(&body);
+    let is_long = is_large || source::is_wrapped(&body);
+    // What is in a body is bounded by `http.max_body`, and so is the copy without the key.
+    let (pointer_of_work, live, own) = (pointer.clone(), config.clone(), share.beside());
     let in_head = sender.as_ref().and_then(|_| auth::text_in_head(request.headers()));
     let take = move || {
         let body = source::unwrap(&body, &live.http, &own)?.unwrap_or(body);
+        if source::is_wrapped(&body) {
+            return Err(source::wrapped_twice());
+        }
         without_key(body, &pointer_of_work, in_head.as_deref(), &own)
     };
-    let (body, found) = if is_long { on_the_side(request, &config.http, true, take).await?? } else { take()? };
+    let (body, found) = if is_long { on_the_side(request, &config.http, is_large, take).await?? } else { take()? };
     let sender = match sender {
         Some(sender) => sender,
         None => auth::in_body(found.as_deref(), pointer, &config.http.auth.keys, metrics)?,
