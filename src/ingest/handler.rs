@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use self::admission::Admitted;
 use super::{
-    arrival::{Arrival, CLIENT_HEADER, KEY_HEADER},
+    arrival::{Arrival, CLIENT_HEADER},
     aside::{Turn, aside},
     auth,
     check::Checked,
@@ -43,7 +43,10 @@ use crate::{
     event::{Code, EventFields, Invalid},
     health::Health,
     http::{self, Problem, request_id},
-    log::{Delivery, Ingress, NewRecord, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record},
+    log::{
+        Delivery, Ingress, NewRecord, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record,
+        record::KEY_HEADER,
+    },
     metrics::{KeyLabel, Metrics, ReasonLabel, StatusLabel},
     names::{ActorName, dependency},
     position::Timestamp,

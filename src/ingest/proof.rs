@@ -19,7 +19,7 @@ use super::{
     source,
 };
 use crate::{
-    config::{Config, HttpConfig, HttpKey, Pointer, Signature},
+    config::{Config, HttpConfig, HttpKey, KEY_PREFIX, Pointer, Signature},
     event,
     http::{Problem, request_id},
     metrics::{Metrics, ReasonLabel},
@@ -132,7 +132,19 @@ pub async fn keyed(
 /// The shortest key that is looked for everywhere: what is shorter may be a word.
 const SHORTEST: usize = 16;
 
-/// The body with asterisks where the key was, and where that of the head is, and the key.
+/// What a key that is made here has behind its prefix: 256 bits in URL-safe base64.
+const RANDOM: usize = 43;
+
+/// Where something stands that is made as keys are: it may be another's.
+fn keys_made_here(body: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    memchr::memmem::find_iter(body, KEY_PREFIX).filter_map(|at| {
+        let random = body.get(at + KEY_PREFIX.len()..at + KEY_PREFIX.len() + RANDOM)?;
+        let is_keys = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
+        random.iter().all(is_keys).then_some(at..at + KEY_PREFIX.len() + RANDOM)
+    })
+}
+
+/// The body with asterisks where the key was, where that of the head is, and where any is that was made here; and the key.
 fn without_key(
     body: Bytes,
     pointer: &Pointer,
@@ -160,6 +172,7 @@ fn without_key(
             without[at..at + key.len()].fill(b'*');
         }
     }
+    keys_made_here(&body).for_each(|place| without[place].fill(b'*'));
     Ok((own.hold(without), key))
 }
 
@@ -208,6 +221,12 @@ mod tests {
         let escaped = body("").replacen("\"\"", r#""\u0069ngestd_0123456789""#, 1);
         let (gone, found) = without(&escaped, "/api_key");
         assert!(found.as_deref() == Some(key) && gone.len() == escaped.len() && !gone.contains("0123456789"), "{gone}");
+        // So is another's, if it was made here.
+        let (first, second) = (format!("ingestd_{}", "a".repeat(43)), format!("ingestd_{}", "-b_".repeat(15)));
+        let both = format!(r#"{{"api_key":"{first}","api_key":"{second}","x":"ingestd_short"}}"#);
+        let (gone, found) = without(&both, "/api_key");
+        assert!(found.is_some() && gone.len() == both.len() && gone.contains("ingestd_short"), "{gone}");
+        assert!(!gone.contains("aaa") && !gone.contains("-b_-b_"), "{gone}");
         // A broken body may have one.
         let (gone, found) = without(r#"{"api_key":"short","batch":[{"event":short}]}"#, "/api_key");
         assert_eq!((&*gone, found.as_deref()), (r#"{"api_key":"*****","batch":[{"event":short}]}"#, Some("short")));

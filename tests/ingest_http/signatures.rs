@@ -130,6 +130,83 @@ async fn a_signature_is_that_of_the_bytes_as_they_were_sent_whatever_their_codin
     until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
 }
 
+/// What its head says is known before its body is sent.
+#[actix::test]
+async fn who_asks_first_hears_what_is_wrong_with_the_head_of_a_signature() {
+    let daemon = start(true);
+    daemon.change_limits(|http| http.rate = serde_json::from_value(json!("1/m burst 3")).unwrap());
+    let asked = async |fields: &str| {
+        let head = format!("Expect: 100-continue\r\n{fields}Content-Length: 3000\r\n\r\n");
+        daemon.send(format!("POST /standard HTTP/1.1\r\nHost: x\r\n{head}")).await
+    };
+    let malformed = standard(now(), b"{}").replace("v1,", "v2,");
+    for (at, (fields, reason, words)) in [
+        (String::new(), "missing", "the header webhook-id is missing"),
+        (malformed, "malformed", "the header webhook-signature is malformed"),
+        (standard(now() - 400, b"{}"), "too_old", "more than 5 minutes ago"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let reply = asked(&fields).await;
+        assert!(reply.problem(401).contains(words), "{}", reply.body);
+        assert_eq!(reply.header("www-authenticate"), Some("Signature realm=\"ingestd\""));
+        assert!(reply.header("ratelimit").unwrap().contains(&format!("r={};", 2 - at)), "{}", reply.head);
+        assert_eq!(daemon.metric(&format!("ingestd_signature_refusals_total{{reason=\"{reason}\"}}")), "1");
+    }
+    assert_eq!(asked("").await.status, 429);
+    // Also without keys and rates.
+    let open = start(false);
+    let head = "POST /github HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3000\r\n\r\n";
+    assert_eq!(open.send(head.to_owned()).await.status, 401);
+}
+
+/// Nothing else is in flight: it is not to be told for ever to come later.
+#[actix::test]
+async fn a_body_as_large_as_all_that_may_be_in_flight_is_taken_where_it_is_alone() {
+    let daemon = start(true);
+    let most = 256 << 10;
+    daemon.change_limits(|http| (http.max_body, http.max_in_flight) = (ByteSize(most), ByteSize(most)));
+    let filled = |before: &str, behind: &str, length: u64| {
+        let text = "x".repeat(length as usize - before.len() - behind.len());
+        format!("{before}{text}{behind}")
+    };
+    let keyed = filled(&format!(r#"{{"api_key":"{KEY}","event":"a","text":""#), r#""}"#, most);
+    let signed = coding::gzip(filled(r#"{"type":"a","text":""#, r#""}"#, most).as_bytes());
+    let wrapped = coding::gzip(keyed.as_bytes());
+    let coded = format!("{}Content-Encoding: gzip\r\n", standard(now(), &signed));
+    for (path, fields, body) in
+        [("/one", "", keyed.as_bytes()), ("/one", "", &wrapped), ("/standard", &*coded, &signed)]
+    {
+        until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+        let reply = daemon.post_at(path, fields, body).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+        daemon.log.lock().unwrap().records.clear();
+    }
+}
+
+/// In there nobody would find it.
+#[actix::test]
+async fn a_body_that_is_wrapped_twice_is_stored_nowhere_where_it_may_have_a_key() {
+    let daemon = start(true);
+    daemon.quarantine(Letters::Kept);
+    let body = format!(r#"{{"api_key":"{KEY}","event":"a"}}"#);
+    let once = coding::gzip(body.as_bytes());
+    let form = format!("data={}", base64::prelude::BASE64_URL_SAFE.encode(&body));
+    for (fields, body) in [
+        ("", coding::gzip(&once)),
+        ("Content-Encoding: gzip\r\n", coding::gzip(&coding::gzip(&once))),
+        ("", coding::gzip(form.as_bytes())),
+    ] {
+        for key in [String::new(), format!("X-Api-Key: {KEY}\r\n")] {
+            let reply = daemon.post_at("/one", &format!("{key}{fields}"), &body).await;
+            assert!(reply.problem(400).contains("wrap the JSON once"), "{}", reply.body);
+        }
+    }
+    let log = daemon.log.lock().unwrap();
+    assert!(log.records.is_empty() && log.letters.is_empty());
+}
+
 fn basic(text: &str) -> String {
     format!("Authorization: Basic {}\r\n", base64::prelude::BASE64_STANDARD.encode(text))
 }
