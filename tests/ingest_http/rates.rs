@@ -7,9 +7,9 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 
-const SHOP: &str = "ingestd_shop-key";
+pub const SHOP: &str = "ingestd_shop-key";
 const FREE: &str = "ingestd_free-key";
-const PLAIN: &str = "ingestd_plain-key";
+pub const PLAIN: &str = "ingestd_plain-key";
 const FOR: &str = "X-Forwarded-For";
 
 /// With sources of other tests, and this rate of addresses.
@@ -29,17 +29,17 @@ fn keys(rate: &str) -> Value {
     ])
 }
 
-fn with_keys(rate: &str, of_shop: &str) -> HttpConfig {
+pub fn with_keys(rate: &str, of_shop: &str) -> HttpConfig {
     let mut http = with(rate, &[]);
     http.auth.keys = serde_json::from_value(keys(of_shop)).unwrap();
     http
 }
 
-fn key(key: &str) -> String {
+pub fn key(key: &str) -> String {
     format!("X-Api-Key: {key}\r\n")
 }
 
-fn events(count: usize) -> Vec<u8> {
+pub fn events(count: usize) -> Vec<u8> {
     format!("[{}]", vec![r#"{"type":"a"}"#; count].join(",")).into_bytes()
 }
 
@@ -133,16 +133,9 @@ async fn a_burst_is_taken_and_what_is_beyond_it_is_429_with_its_fields_and_store
 #[actix::test]
 async fn more_events_than_a_burst_are_told_to_come_in_smaller_requests() {
     let daemon = Daemon::start(Queue::Stores, with_keys("1/m burst 20", "1/m burst 5"));
-    for (by, count, burst, whose) in [
-        (PLAIN, 21, "20", "the rate of your address (http.rate) lets 20 come at once (1/m burst 20)"),
-        (SHOP, 9, "5", "the rate of the key \"shop\" (rate in http.auth.keys) lets 5 come at once (1/m burst 5)"),
-    ] {
+    for (by, count, burst) in [(PLAIN, 21, "20"), (SHOP, 9, "5")] {
         let reply = daemon.post_events(&key(by), count).await;
-        assert_eq!(
-            reply.problem(413),
-            format!("this request has {count} events, and {whose}: send them in smaller requests")
-        );
-        assert_eq!(reply.header("retry-after"), None);
+        assert_eq!((reply.status, reply.header("retry-after")), (413, None));
         assert!(fields(&reply).0.unwrap().contains(&format!("q={burst};")), "{}", reply.head);
     }
     // Such requests cost an event, so that they are bounded, too.
