@@ -39,7 +39,7 @@ use crate::{
     position::Timestamp,
 };
 
-pub use conform::{conform, is_any_asked, weight};
+pub use conform::{conform, is_any_asked, permit, weight};
 pub use envelope::{BASE64, BATCH_TYPE, ENVELOPE_TYPE, Envelope, is_attribute_name, is_event_format, longest_envelope};
 pub use fields::{MAX_DEPTH, find_readable};
 pub use json::{Texts, array, text};

@@ -33,6 +33,8 @@ mod keys;
 mod openapi;
 #[path = "ingest_http/rates.rs"]
 mod rates;
+#[path = "ingest_http/sentences.rs"]
+mod sentences;
 #[path = "ingest_http/signatures.rs"]
 mod signatures;
 #[path = "ingest_http/types.rs"]

@@ -159,6 +159,8 @@ pub struct HttpKeys {
     by_hash: Vec<Arc<HttpKey>>,
     /// Whether one of them has a rate, which nobody else's request is to be asked for.
     has_rates: bool,
+    /// Whether one of them has another than that of addresses, be it none.
+    have_own_rates: bool,
 }
 
 impl From<Vec<Arc<HttpKey>>> for HttpKeys {
@@ -166,7 +168,8 @@ impl From<Vec<Arc<HttpKey>>> for HttpKeys {
         let mut by_hash = written.clone();
         by_hash.sort_by_key(|key| key.hash);
         let has_rates = written.iter().any(|key| key.rate.is_some_and(|limit| limit.0.is_some()));
-        Self { written, by_hash, has_rates }
+        let have_own_rates = written.iter().any(|key| key.rate.is_some());
+        Self { written, by_hash, has_rates, have_own_rates }
     }
 }
 
@@ -184,6 +187,10 @@ impl HttpKeys {
 
     pub fn has_rates(&self) -> bool {
         self.has_rates
+    }
+
+    pub fn have_own_rates(&self) -> bool {
+        self.have_own_rates
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &HttpKey> {

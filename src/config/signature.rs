@@ -85,7 +85,7 @@ impl Signature {
     /// A rule.
     pub(super) fn read(&mut self, folder: &Path) -> Result<(), String> {
         let path = folder.join(&self.secret_file);
-        let fault = |rule: String| format!("signature.secret_file {}: {rule}", shown(&self.secret_file));
+        let fault = |rule: String| format!("signature.secret_file {}: {rule}", shown(&self.secret_file, folder));
         let unreadable = |error: std::io::Error| fault(format!("cannot be read: {error}"));
         let metadata = fs::metadata(&path).map_err(unreadable)?;
         if !metadata.is_file() || metadata.len() > LARGEST {
@@ -98,13 +98,15 @@ impl Signature {
     }
 }
 
-/// A path. The secret itself where its file's path belongs is a slip that is soon made.
-fn shown(path: &Path) -> String {
-    let text = path.display().to_string();
-    if text.starts_with(PREFIX) || !text.contains(['/', '.']) {
-        return "(which must be the path of a file, not the secret itself)".to_owned();
+/// A path. The secret itself where its file's path belongs is a slip that is soon made, and secrets may have dots and slashes: only
+/// what is there is shown, or would be in a folder that is there.
+fn shown(path: &Path, folder: &Path) -> String {
+    let names_a_folder = |parent: &&Path| !parent.as_os_str().is_empty() && parent.parent().is_some();
+    let is_in_a_folder = path.parent().filter(names_a_folder).is_some_and(|parent| folder.join(parent).is_dir());
+    if is_in_a_folder || folder.join(path).exists() {
+        return format!("{:?}", path.display().to_string());
     }
-    format!("{text:?}")
+    "(which must be the path of a file in a folder that is there, not the secret itself)".to_owned()
 }
 
 const SIGNATURE: &str =
@@ -173,10 +175,12 @@ mod tests {
                 Signature { scheme: Scheme::Github, secret_file: file.into(), secrets: Secrets::default() };
             signature.read(folder.path()).unwrap_err()
         };
-        assert!(read("no/such").starts_with("signature.secret_file \"no/such\": cannot be read: "));
+        assert!(read("a.d/such").starts_with("signature.secret_file \"a.d/such\": cannot be read: "));
         assert!(read("a.d").contains("must be a file with one secret a line"));
         assert!(read("latin.txt").contains("is not UTF-8"));
-        for secret in ["hunter2", "whsec_hunter2/x.y"] {
+        for secret in
+            ["hunter2", "whsec_hunter2/x.y", "hunter2/+9Q==", "/hunter2", "It's a Secret. hunter2", "a/b.hunter2"]
+        {
             let rule = read(secret);
             assert!(!rule.contains("hunter2") && rule.contains("not the secret itself"), "{rule}");
         }

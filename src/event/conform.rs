@@ -2,7 +2,7 @@
 
 use super::{Code, Invalid};
 use crate::{
-    config::{EventConfig, Known, UnknownType},
+    config::{EventConfig, HttpKey, Known, UnknownType},
     schema,
 };
 
@@ -17,6 +17,23 @@ pub fn weight(event_type: &str, value: &[u8], config: &EventConfig) -> usize {
         Known::Schema(_) => schema::weight(value),
         Known::Anything | Known::No => 0,
     }
+}
+
+/// Whether an event of this type may come with this key.
+///
+/// # Errors
+/// Which may. The type itself is not said again.
+pub fn permit(key: &HttpKey, event_type: &str) -> Result<(), Invalid> {
+    let HttpKey { name, types: Some(types), .. } = key else { return Ok(()) };
+    if key.may_send(event_type) {
+        return Ok(());
+    }
+    let message = format!(
+        "the key {name:?} may not send events of this type: send it with another key, or have the type added to the key \
+         (types in http.auth.keys), which may send {}",
+        types.join(", ")
+    );
+    Err(Invalid::new(Code::ForbiddenType, message))
 }
 
 /// Whether an event of this type may have this value: of a CloudEvent its data, of all others the event.

@@ -4,14 +4,13 @@
 use super::conforming::{Conforming, Untaken};
 use crate::{
     config::HttpKey,
-    event::{Code, Invalid},
-    log::{NewHeaders, record::write_header},
+    event::{self, Invalid},
+    log::{
+        NewHeaders,
+        record::{KEY_HEADER, write_header},
+    },
     position::Timestamp,
 };
-
-/// The header of a record that came with a key: the key's name. No client can set it: what clients say becomes headers of other
-/// names.
-pub const KEY_HEADER: &str = "ingestd-key";
 
 /// The header of a record whose client showed a certificate (`http.tls.client_ca`): the client's name. No client can set it either.
 pub const CLIENT_HEADER: &str = "ingestd-client";
@@ -68,15 +67,7 @@ impl Arrival<'_> {
     /// # Errors
     /// Which may. The type itself is not said again.
     pub fn permit(self, event_type: &str) -> Result<(), Invalid> {
-        let Some(HttpKey { name, types: Some(types), .. }) = self.key.filter(|key| !key.may_send(event_type)) else {
-            return Ok(());
-        };
-        let message = format!(
-            "the key {name:?} may not send events of this type: send it with another key, or have the type added to the key \
-             (types in http.auth.keys), which may send {}",
-            types.join(", ")
-        );
-        Err(Invalid::new(Code::ForbiddenType, message))
+        self.key.map_or(Ok(()), |key| event::permit(key, event_type))
     }
 
     /// Whether an event of this type may have this value.
@@ -91,7 +82,10 @@ impl Arrival<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::{Span, record::Headers};
+    use crate::{
+        event::Code,
+        log::{Span, record::Headers},
+    };
 
     fn key(types: &[&str]) -> HttpKey {
         let hash = crate::config::KeyHash::of(b"k").to_string();

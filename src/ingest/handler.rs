@@ -16,8 +16,9 @@ use bytes::Bytes;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio_util::task::TaskTracker;
 
+use self::admission::Admitted;
 use super::{
-    arrival::{Arrival, CLIENT_HEADER, KEY_HEADER},
+    arrival::{Arrival, CLIENT_HEADER},
     aside::{Turn, aside},
     auth,
     check::Checked,
@@ -42,7 +43,10 @@ use crate::{
     event::{Code, EventFields, Invalid},
     health::Health,
     http::{self, Problem, request_id},
-    log::{Delivery, Ingress, NewRecord, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record},
+    log::{
+        Delivery, Ingress, NewRecord, Publish, Ticket, dead_letters::Quarantine, kafka, largest_record,
+        record::KEY_HEADER,
+    },
     metrics::{KeyLabel, Metrics, ReasonLabel, StatusLabel},
     names::{ActorName, dependency},
     position::Timestamp,
@@ -127,9 +131,9 @@ impl Intake {
         coding: Option<Coding>,
         shape: Shape,
         handling: Option<Handling>,
-        sender: Sender,
+        admitted: Admitted,
     ) -> Result<(Checked, Reservation), Problem> {
-        let config = self.config.load_full();
+        let Admitted { config, sender } = admitted;
         let (body, share) = arriving.body(request, coding, &config.http, &self.in_flight).await?;
         let (body, sender) = match shape.key_in_body().filter(|_| !config.http.auth.keys.is_empty()) {
             Some(pointer) => {
@@ -161,7 +165,8 @@ impl Intake {
         };
         self.rates.charge(request, &checked)?;
         if handling == Some(Handling::Lenient) {
-            share.grow(checked.records.len() * replies::UNAVAILABLE)?;
+            let room = share.grow(checked.records.len() * replies::UNAVAILABLE);
+            room.map_err(|problem| for_nothing(request, &checked, problem))?;
         }
         let largest = largest_record(&config).filter(|_| is_strict || quarantines);
         if let Some(largest) = largest {
@@ -175,7 +180,8 @@ impl Intake {
         // A broker may know better than its client what it takes.
         let may_be_refused = quarantines && largest.is_some();
         if may_be_refused {
-            share.grow(checked.records.len() * size_of::<NewRecord>())?;
+            let room = share.grow(checked.records.len() * size_of::<NewRecord>());
+            room.map_err(|problem| for_nothing(request, &checked, problem))?;
         }
         let records = if may_be_refused { checked.records.clone() } else { Vec::new() };
         // Before the events: where this fails, nothing of them is stored, and the request can come again.
@@ -183,7 +189,7 @@ impl Intake {
             let aside = std::mem::take(&mut checked.aside);
             let kept = self.keep(request, &mut checked, &aside, share.another(), received, &config).await;
             checked.aside = aside;
-            kept?;
+            kept.map_err(|problem| for_nothing(request, &checked, problem))?;
         }
         if !checked.records.is_empty() {
             let kept = checked.quarantined();
@@ -192,7 +198,7 @@ impl Intake {
                 // Like the body, it counts for as long as the queue works on it, also when the client has given up.
                 aside => share.split_off(aside.capacity()).hold(aside),
             };
-            let published = self.publish(&mut checked, aside.clone(), received, &config, handling).await;
+            let published = self.publish(request, &mut checked, aside.clone(), received, &config, handling).await;
             let delivery = published.map_err(|problem| beside_letters(problem, kept))?;
             checked.settle(&delivery, &records);
             if may_be_refused && quarantine::is_any_due(&checked) {
@@ -299,6 +305,7 @@ impl Intake {
     /// Waits until the records are durable, or refused for their size. Where each has its own answer, others may have failed.
     async fn publish(
         &self,
+        request: &HttpRequest,
         checked: &mut Checked,
         aside: Bytes,
         received: Timestamp,
@@ -319,7 +326,7 @@ impl Intake {
         let asked = Arc::downgrade(&publish.ticket);
         let is_buffered = || asked.upgrade().is_some_and(|ticket| ticket.is_buffered());
         let _waiting = Waiting::enter(&self.waiting);
-        self.ingress.publish(publish).map_err(not_taken)?;
+        self.ingress.publish(publish).map_err(|why| for_nothing(request, checked, not_taken(why)))?;
         // The whole timeout again, after that for the body: the queue's own delivery timeout is just below it, so that
         // an answer "unknown" stays rare.
         let confirmed = self.confirmed(&mut delivery, is_buffered, config.http.request_timeout).await;
@@ -336,7 +343,7 @@ impl Intake {
         let problem = match (&delivery.unavailable, &delivery.refused) {
             (None, None) => return Ok(delivery),
             _ if is_of_each && is_something_durable => return Ok(delivery),
-            (None, Some(reason)) if delivery.durable == 0 => refused(reason),
+            (None, Some(reason)) if delivery.durable == 0 => for_nothing(request, checked, refused(reason)),
             (Some(reason), _) | (None, Some(reason)) => unknown(reason),
         };
         unanswered.inc_by(delivery.durable as u64);
@@ -419,6 +426,14 @@ impl Intake {
     }
 }
 
+/// What a request is refused with of which no event was stored: they cost nothing of its rate then, unless dead letters of it stand.
+fn for_nothing(request: &HttpRequest, checked: &Checked, problem: Problem) -> Problem {
+    if checked.quarantined() == 0 {
+        rates::give_back(request);
+    }
+    problem
+}
+
 /// The routes: `POST /v1/events`, `POST /v1/logs`, `GET /health`, `GET /openapi.json` (which describes all), and the paths
 /// of `[[http.source]]`, which are live.
 pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
@@ -451,12 +466,12 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
 async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
     let Preferences { handling } = Preferences::of(request.headers());
     let answer = async {
-        let sender = intake.admit(&request)?;
+        let admitted = intake.admit(&request)?;
         let coding = Coding::of(request.headers())?;
         let (format, in_headers) = pages::format(request.headers(), &intake.config)?;
         let shape = Shape::Events(format, in_headers);
         let (checked, share) =
-            intake.accept(&request, Arriving::Payload(payload), coding, shape, handling, sender).await?;
+            intake.accept(&request, Arriving::Payload(payload), coding, shape, handling, admitted).await?;
         Ok(summary(&request, checked, share).await)
     };
     applied(intake.counted(&request, answer).await, handling)
@@ -478,22 +493,22 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
         Ok(encoding) => encoding,
         // Who is none of ours hears that alone.
         Err(problem) => {
-            let refused = async { Err(intake.sender(&request).err().unwrap_or(problem)) };
+            let config = intake.config.load_full();
+            let refused = async { Err(intake.sender(&request, &config.http).err().unwrap_or(problem)) };
             return applied(intake.counted(&request, refused).await, handling);
         }
     };
     let mut honoured = handling;
     let taken = async {
-        let sender = intake.admit(&request)?;
-        let keeps_wrong = {
-            let config = intake.config.load();
-            pages::check(request.headers(), &config.http.cors)?;
-            auth::on_invalid(sender.as_deref(), &config) == OnInvalid::Quarantine && handling != Some(Handling::Strict)
-        };
+        let admitted = intake.admit(&request)?;
+        let Admitted { config, sender } = &admitted;
+        pages::check(request.headers(), &config.http.cors)?;
+        let keeps_wrong =
+            auth::on_invalid(sender.as_deref(), config) == OnInvalid::Quarantine && handling != Some(Handling::Strict);
         let coding = Coding::of(request.headers())?;
         let shape = Shape::Logs { encoding, keeps_wrong };
         let (checked, share) =
-            intake.accept(&request, Arriving::Payload(payload), coding, shape, handling, sender).await?;
+            intake.accept(&request, Arriving::Payload(payload), coding, shape, handling, admitted).await?;
         // As `applied` knows it by the status of other answers.
         let was_broken = !checked.errors.is_empty() && !checked.accepted.is_empty();
         honoured = handling.filter(|handling| *handling != Handling::Strict || !was_broken);
@@ -525,15 +540,15 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
     }
     let Preferences { handling } = Preferences::of(request.headers());
     let answer = async {
-        let (sender, arriving) = intake.admit_to(&request, payload, &source).await?;
-        pages::check(request.headers(), &intake.config.load().http.cors)?;
+        let (admitted, arriving) = intake.admit_to(&request, payload, &source).await?;
+        pages::check(request.headers(), &admitted.config.http.cors)?;
         let coding = Coding::of(request.headers())?;
         Format::check_charset(request.headers())?;
         // Whatever it is called, JSON is what is read.
         let lines = Format::of(request.headers()).ok().filter(|format| *format == Format::Ndjson);
         let lines = lines.unwrap_or(Format::Json);
         let shape = Shape::Source(source.clone(), lines);
-        let (checked, share) = intake.accept(&request, arriving, coding, shape, handling, sender).await?;
+        let (checked, share) = intake.accept(&request, arriving, coding, shape, handling, admitted).await?;
         let summary = summary(&request, checked, share).await;
         // Who prefers something reads what became of each event.
         Ok(if handling.is_some() { summary } else { source::answer(summary, &source) })

@@ -2,7 +2,11 @@
 
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
-use actix_web::{HttpRequest, http::StatusCode, web};
+use actix_web::{
+    HttpRequest,
+    http::{StatusCode, header::HeaderMap},
+    web,
+};
 use bytes::Bytes;
 
 use super::{
@@ -11,11 +15,11 @@ use super::{
     coding::Coding,
     in_flight::{InFlight, Reservation},
     shape::is_large,
-    signature::Claim,
+    signature::{Claim, Refusal},
     source,
 };
 use crate::{
-    config::{Config, HttpConfig, HttpKey, Pointer, Signature},
+    config::{Config, HttpConfig, HttpKey, KEY_PREFIX, Pointer, Signature},
     event,
     http::{Problem, request_id},
     metrics::{Metrics, ReasonLabel},
@@ -47,10 +51,24 @@ impl Arriving {
                 body::read(request, payload, coding, http, share.another()).await.map(|body| (body, share))
             }
             Self::Whole(body, share) => {
-                body::inflate(request, body, coding, http, share.another()).await.map(|body| (body, share))
+                // `http.max_body` bounds it.
+                body::inflate(request, body, coding, http, share.beside()).await.map(|body| (body, share))
             }
         }
     }
+}
+
+/// What a head says of the body's signature. A refusal is counted.
+///
+/// # Errors
+/// 401 where it says none, or one that is not of now.
+pub fn claimed(headers: &HeaderMap, signature: &Signature, metrics: &Metrics) -> Result<Claim, Problem> {
+    Claim::of(headers, signature.scheme, Timestamp::now()).map_err(|refusal| refused(refusal, metrics))
+}
+
+fn refused(refusal: Refusal, metrics: &Metrics) -> Problem {
+    metrics.signature_refusals.get_or_create(&ReasonLabel { reason: refusal.reason() }).inc();
+    Problem::from(refusal)
 }
 
 /// Reads a body, and lets it in where it is signed as its head says. A refusal is counted; what is refused for its head has cost
@@ -66,25 +84,22 @@ pub async fn signed(
     in_flight: &InFlight,
     metrics: &Metrics,
 ) -> Result<Arriving, Problem> {
-    let refused = |refusal: super::signature::Refusal| {
-        metrics.signature_refusals.get_or_create(&ReasonLabel { reason: refusal.reason() }).inc();
-        Problem::from(refusal)
-    };
-    let claim = Claim::of(request.headers(), signature.scheme, Timestamp::now()).map_err(refused)?;
+    let claim = claimed(request.headers(), signature, metrics)?;
     let share = Reservation::new(in_flight, config.max_in_flight);
     let body = body::read(request, payload, None, config, share.another()).await?;
     let (whole, secrets) = (body.clone(), signature.secrets.clone());
     let is_long = is_large(&body);
     let check = move || claim.check(&whole, &secrets);
     let checked = if is_long { on_the_side(request, config, true, check).await? } else { check() };
-    checked.map_err(refused)?;
+    checked.map_err(|refusal| refused(refusal, metrics))?;
     Ok(Arriving::Whole(body, share))
 }
 
 /// Takes the key out of a body, wherever it stands in it: nothing that is made of the body has it any more.
 ///
 /// # Errors
-/// 401 for no key and a wrong one, where the head has none; as a source's body that cannot be unwrapped.
+/// 401 for no key and a wrong one, where the head has none; as a source's body that cannot be unwrapped; 400 for one that is
+/// wrapped again in there, where a key would be found by nobody but readers.
 pub async fn keyed(
     request: &HttpRequest,
     body: Bytes,
@@ -94,14 +109,19 @@ pub async fn keyed(
     metrics: &Metrics,
     sender: Option<Arc<HttpKey>>,
 ) -> Result<(Bytes, Option<Arc<HttpKey>>), Problem> {
-    let is_long = is_large(&body) || source::is_wrapped(&body);
-    let (pointer_of_work, live, own) = (pointer.clone(), config.clone(), share.another());
+    let is_large = is_large(&body);
+    let is_long = is_large || source::is_wrapped(&body);
+    // What is in a body is bounded by `http.max_body`, and so is the copy without the key.
+    let (pointer_of_work, live, own) = (pointer.clone(), config.clone(), share.beside());
     let in_head = sender.as_ref().and_then(|_| auth::text_in_head(request.headers()));
     let take = move || {
         let body = source::unwrap(&body, &live.http, &own)?.unwrap_or(body);
+        if source::is_wrapped(&body) {
+            return Err(source::wrapped_twice());
+        }
         without_key(body, &pointer_of_work, in_head.as_deref(), &own)
     };
-    let (body, found) = if is_long { on_the_side(request, &config.http, true, take).await?? } else { take()? };
+    let (body, found) = if is_long { on_the_side(request, &config.http, is_large, take).await?? } else { take()? };
     let sender = match sender {
         Some(sender) => sender,
         None => auth::in_body(found.as_deref(), pointer, &config.http.auth.keys, metrics)?,
@@ -112,7 +132,19 @@ pub async fn keyed(
 /// The shortest key that is looked for everywhere: what is shorter may be a word.
 const SHORTEST: usize = 16;
 
-/// The body with asterisks where the key was, and where that of the head is, and the key.
+/// What a key that is made here has behind its prefix: 256 bits in URL-safe base64.
+const RANDOM: usize = 43;
+
+/// Where something stands that is made as keys are: it may be another's.
+fn keys_made_here(body: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    memchr::memmem::find_iter(body, KEY_PREFIX).filter_map(|at| {
+        let random = body.get(at + KEY_PREFIX.len()..at + KEY_PREFIX.len() + RANDOM)?;
+        let is_keys = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
+        random.iter().all(is_keys).then_some(at..at + KEY_PREFIX.len() + RANDOM)
+    })
+}
+
+/// The body with asterisks where the key was, where that of the head is, and where any is that was made here; and the key.
 fn without_key(
     body: Bytes,
     pointer: &Pointer,
@@ -140,6 +172,7 @@ fn without_key(
             without[at..at + key.len()].fill(b'*');
         }
     }
+    keys_made_here(&body).for_each(|place| without[place].fill(b'*'));
     Ok((own.hold(without), key))
 }
 
@@ -188,6 +221,12 @@ mod tests {
         let escaped = body("").replacen("\"\"", r#""\u0069ngestd_0123456789""#, 1);
         let (gone, found) = without(&escaped, "/api_key");
         assert!(found.as_deref() == Some(key) && gone.len() == escaped.len() && !gone.contains("0123456789"), "{gone}");
+        // So is another's, if it was made here.
+        let (first, second) = (format!("ingestd_{}", "a".repeat(43)), format!("ingestd_{}", "-b_".repeat(15)));
+        let both = format!(r#"{{"api_key":"{first}","api_key":"{second}","x":"ingestd_short"}}"#);
+        let (gone, found) = without(&both, "/api_key");
+        assert!(found.is_some() && gone.len() == both.len() && gone.contains("ingestd_short"), "{gone}");
+        assert!(!gone.contains("aaa") && !gone.contains("-b_-b_"), "{gone}");
         // A broken body may have one.
         let (gone, found) = without(r#"{"api_key":"short","batch":[{"event":short}]}"#, "/api_key");
         assert_eq!((&*gone, found.as_deref()), (r#"{"api_key":"*****","batch":[{"event":short}]}"#, Some("short")));

@@ -3,14 +3,20 @@
 //!
 //! Whether a client has used all of its rate is known from a request's head, and then nothing of its body is read. How many events the
 //! body has is known when it is taken apart: then all of them are taken from the bucket, before anything of them is kept, or none is
-//! and the request is refused as a whole. A request that is refused for what it is costs one event: so the rate bounds guessing, too.
+//! and the request is refused as a whole. A request that is refused for what it is costs one event: so the rate bounds guessing, too,
+//! and one of too many events that is read in vain. What was taken is given back where we could not store anything of it.
 //!
 //! Buckets are those of a rate: a reload that leaves it as it is leaves them, too, and one that changes it begins with full ones.
 
 mod buckets;
 mod limiter;
 
-use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    num::NonZeroU32,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix_http::RequestHead;
 use actix_web::{
@@ -80,6 +86,8 @@ struct Allowance {
     standing: Standing,
     /// It has taken from it.
     is_paid: bool,
+    /// So many of what it has taken are for its events.
+    events: Option<NonZeroU32>,
 }
 
 /// Whether there is any rate. Otherwise nothing here is to be asked.
@@ -103,21 +111,35 @@ impl Rates {
         http: &HttpConfig,
         sender: Result<Sender, Problem>,
     ) -> Result<Sender, Problem> {
-        let (sender, allowance) = self.look(request.head(), http, sender);
-        if let Some(allowance) = allowance {
-            request.extensions_mut().insert(allowance);
-        }
+        let (sender, allowance) = self.look(request.head(), http, sender, false);
+        let mut extensions = request.extensions_mut();
+        // In the place of its address's, which it had for as long as nobody knew whose it is.
+        extensions.remove::<Allowance>();
+        allowance.into_iter().for_each(|allowance| _ = extensions.insert(allowance));
         sender
     }
 
-    /// Why a client that asks first is not to send its body, with the fields of the answer.
+    /// The same where whose request it is stands in its body: until that is known it has the bucket of its address, from which
+    /// it pays for what it is refused for.
+    ///
+    /// # Errors
+    /// 429 where nothing is left for the address, and no key has a rate of its own.
+    pub fn admit_unknown(&self, request: &HttpRequest, http: &HttpConfig) -> Result<(), Problem> {
+        let (admitted, allowance) = self.look(request.head(), http, Ok(None), true);
+        allowance.into_iter().for_each(|allowance| _ = request.extensions_mut().insert(allowance));
+        admitted.map(drop)
+    }
+
+    /// Why a client that asks first is not to send its body, with the fields of the answer. `is_unknown` where its body is to say
+    /// whose it is.
     pub fn turn_away(
         &self,
         head: &RequestHead,
         http: &HttpConfig,
         sender: Result<Sender, Problem>,
+        is_unknown: bool,
     ) -> Option<(Problem, HeaderMap)> {
-        let (sender, allowance) = self.look(head, http, sender);
+        let (sender, allowance) = self.look(head, http, sender, is_unknown);
         let mut fields = HeaderMap::new();
         allowance.iter().for_each(|allowance| allowance.write(&mut fields));
         Some((sender.err()?, fields))
@@ -128,6 +150,7 @@ impl Rates {
         head: &RequestHead,
         http: &HttpConfig,
         sender: Result<Sender, Problem>,
+        is_unknown: bool,
     ) -> (Result<Sender, Problem>, Option<Allowance>) {
         let key = sender.as_ref().ok().and_then(Option::as_ref).filter(|key| key.rate.is_some());
         let bucket = match key {
@@ -142,11 +165,17 @@ impl Rates {
         };
         let Some((by, client, limiter)) = bucket else { return (sender, None) };
         let is_paid = sender.is_err();
-        let verdict = if is_paid { limiter.take(client, NonZeroU32::MIN) } else { limiter.look(client) };
+        let verdict =
+            if is_paid { limiter.take(client, NonZeroU32::MIN) } else { limiter.look(client, NonZeroU32::MIN) };
         let full = Standing { left: limiter.rate.burst.get(), seconds: 0 };
-        let mut allowance = Allowance { by, client, limiter, standing: full, is_paid };
+        let mut allowance = Allowance { by, client, limiter, standing: full, is_paid, events: None };
         let answer = match verdict {
             Verdict::Now(standing) => {
+                allowance.standing = standing;
+                sender
+            }
+            // It may be that of a key with a rate of its own.
+            Verdict::In(_, standing) if is_unknown && http.auth.keys.have_own_rates() => {
                 allowance.standing = standing;
                 sender
             }
@@ -188,7 +217,8 @@ impl Rates {
     /// Takes what the events of a request cost, before anything of them is kept: what is wrong counts as well.
     ///
     /// # Errors
-    /// 429 when they are more than may come now, 413 when they are more than may ever come at once.
+    /// 429 when they are more than may come now, 413 when they are more than may ever come at once. Either costs one: the body was read
+    /// and looked at, however often it comes.
     pub fn charge(&self, request: &HttpRequest, checked: &Checked) -> Result<(), Problem> {
         let mut extensions = request.extensions_mut();
         let Some(allowance) = extensions.get_mut::<Allowance>() else { return Ok(()) };
@@ -196,11 +226,26 @@ impl Rates {
         let count = NonZeroU32::new(u32::try_from(events).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MIN);
         match allowance.limiter.take(allowance.client, count) {
             Verdict::Now(standing) => {
-                (allowance.standing, allowance.is_paid) = (standing, true);
+                (allowance.standing, allowance.is_paid, allowance.events) = (standing, true, Some(count));
                 Ok(())
             }
-            verdict => Err(allowance.refuse(verdict, count.get(), &self.metrics)),
+            Verdict::In(..) => {
+                allowance.is_paid = true;
+                let _ = allowance.limiter.take(allowance.client, NonZeroU32::MIN);
+                let verdict = allowance.limiter.look(allowance.client, count);
+                Err(allowance.refuse(verdict, count.get(), &self.metrics))
+            }
+            verdict @ Verdict::Never => Err(allowance.refuse(verdict, count.get(), &self.metrics)),
         }
+    }
+}
+
+/// Gives back what the events of a request have cost: nothing of it was stored, for reasons that are not its sender's.
+pub fn give_back(request: &HttpRequest) {
+    let mut extensions = request.extensions_mut();
+    let Some(allowance) = extensions.get_mut::<Allowance>() else { return };
+    if let Some(events) = allowance.events.take() {
+        allowance.standing = allowance.limiter.give_back(allowance.client, events);
     }
 }
 
@@ -224,7 +269,9 @@ impl Allowance {
         let (whose, rate) = (self.by.rate(), self.limiter.rate);
         let (wait, standing) = match verdict {
             Verdict::In(wait, standing) => (wait, standing),
-            Verdict::Now(_) | Verdict::Never => {
+            // Meanwhile there is room again.
+            Verdict::Now(standing) => (Duration::ZERO, standing),
+            Verdict::Never => {
                 let detail = format!(
                     "this request has {events} events, and {whose} lets {} come at once ({rate}): send them in smaller requests",
                     rate.burst

@@ -263,6 +263,12 @@ pub fn unwrap(body: &Bytes, http: &HttpConfig, share: &Reservation) -> Result<Op
     inflating.finish().map(Some)
 }
 
+/// What was wrapped is wrapped in there again.
+pub fn wrapped_twice() -> Problem {
+    let detail = "what is in this gzip stream or form is one again, nothing was accepted: wrap the JSON once";
+    Problem { code: Some(Code::InvalidJson), ..Problem::bad_request(detail) }
+}
+
 /// The bytes of a form's field: JSON as it was escaped, or else base64.
 fn decode(field: &[u8], share: &Reservation) -> Result<Bytes, Problem> {
     let mut own = share.another();

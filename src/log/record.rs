@@ -42,6 +42,10 @@ pub struct Headers<'a> {
 /// The header that holds the id which the server assigned.
 pub const ID_HEADER: &str = "id";
 
+/// The header of a record that came with a key: the key's name. No client can set it: what clients say becomes headers of other
+/// names.
+pub const KEY_HEADER: &str = "ingestd-key";
+
 impl<'a> Headers<'a> {
     pub const NONE: Self = Self { count: 0, bytes: &[] };
 

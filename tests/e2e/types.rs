@@ -236,12 +236,12 @@ fn each_configuration_that_cannot_be_is_one_sentence_that_names_the_key() {
             "event.unknown_type = \"reject\": needs a type in [[event.types]]",
         ),
         (
-            signed("/a", &github("no/such")),
-            "http.source: \"/a\": signature.secret_file \"no/such\": cannot be read: No such file",
+            signed("/a", &github("/etc/no-such.secret")),
+            "http.source: \"/a\": signature.secret_file \"/etc/no-such.secret\": cannot be read: No such file",
         ),
         (
-            signed("/a", &github("hunter2")),
-            "signature.secret_file (which must be the path of a file, not the secret itself): cannot be read",
+            signed("/a", &github("hunter2/+9Q==")),
+            "signature.secret_file (which must be the path of a file in a folder that is there, not the secret itself): cannot be read",
         ),
         (signed("/a", &github(empty.to_str().unwrap())), "holds no secret: write it into a line of its own"),
         (

@@ -4,17 +4,17 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 
-const SHOP: &str = "ingestd_shop-key";
-const LOGIN: &str = "ingestd_login-key";
-const OLD: &str = "ingestd_old-key";
+pub const SHOP: &str = "ingestd_shop-key";
+pub const LOGIN: &str = "ingestd_login-key";
+pub const OLD: &str = "ingestd_old-key";
 const KEEPING: &str = "ingestd_keeping-key";
-const JSON: &str = "Content-Type: application/json\r\n";
+pub const JSON: &str = "Content-Type: application/json\r\n";
 
-fn hash(key: &str) -> String {
+pub fn hash(key: &str) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(key)))
 }
 
-fn keys() -> Value {
+pub fn keys() -> Value {
     json!([
         { "name": "shop", "hash": hash(SHOP) },
         { "name": "login", "hash": hash(LOGIN), "types": ["login_success", "login_failed"] },
@@ -30,11 +30,11 @@ pub fn locked() -> HttpConfig {
     http
 }
 
-fn bearer(key: &str) -> String {
+pub fn bearer(key: &str) -> String {
     format!("Authorization: Bearer {key}\r\n")
 }
 
-fn basic(text: &str) -> String {
+pub fn basic(text: &str) -> String {
     use base64::Engine as _;
     format!("Authorization: Basic {}\r\n", base64::prelude::BASE64_STANDARD.encode(text))
 }
@@ -45,7 +45,7 @@ fn logs(names: &[&str]) -> String {
 }
 
 /// Each field of the answer's head that has this name.
-fn all<'a>(reply: &'a Reply, name: &str) -> Vec<&'a str> {
+pub fn all<'a>(reply: &'a Reply, name: &str) -> Vec<&'a str> {
     let fields = reply.head.lines().filter_map(|line| line.split_once(": "));
     fields.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value).collect()
 }
@@ -96,74 +96,6 @@ async fn a_right_key_lets_in_wherever_it_stands_and_each_record_says_whose_it_is
     assert_eq!(daemon.metric("ingestd_events_accepted_by_key_total{key=\"shop\"}"), "13");
     assert_eq!(daemon.metric("ingestd_auth_refusals_total{"), "absent");
     until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
-}
-
-/// The status, the sentence and the reason in the metric of each wrong key, at each kind of path.
-#[actix::test]
-async fn each_wrong_key_is_a_sentence_that_says_what_where_and_what_to_do() {
-    const HOW: &str =
-        "send it as Authorization: Bearer KEY, as the password of Authorization: Basic, or as X-Api-Key: KEY";
-    let daemon = Daemon::start(Queue::Stores, locked());
-    let unknown = "the key is none of http.auth.keys: send it whole and as it was given to you; if it was withdrawn, ask for a \
-                   new one where you have it from";
-    let several = "this request has different keys in Authorization and X-Api-Key, or several in one of them: send one";
-    let (plain, invalid) = ("Bearer realm=\"ingestd\"", "Bearer realm=\"ingestd\", error=\"invalid_token\"");
-    for (fields, status, bearer_challenge, reason, sentence) in [
-        (String::new(), 401, plain, "missing", format!("this needs a key: {HOW}")),
-        (bearer("ingestd_wrong"), 401, invalid, "unknown", unknown.to_owned()),
-        (basic("shop:ingestd_wrong"), 401, invalid, "unknown", unknown.to_owned()),
-        (basic(&format!("{SHOP}:wrong")), 401, invalid, "unknown", unknown.to_owned()),
-        (format!("X-Api-Key: {SHOP}x\r\n"), 401, invalid, "unknown", unknown.to_owned()),
-        (format!("X-Api-Key: {}\r\n", hash(SHOP)), 401, invalid, "unknown", unknown.to_owned()),
-        (format!("X-Api-Key: {}\r\n", "x".repeat(20_000)), 401, invalid, "unknown", unknown.to_owned()),
-        (
-            bearer(OLD),
-            401,
-            invalid,
-            "expired",
-            "the key \"old\" expired at 2026-01-31T00:00:00Z: ask for a new one where you have it from".to_owned(),
-        ),
-        (bearer(""), 401, invalid, "malformed", format!("the key is empty: {HOW}")),
-        (basic(&format!("{SHOP}:")), 401, invalid, "malformed", format!("the key is empty: {HOW}")),
-        (
-            format!("Authorization: Token {SHOP}\r\n"),
-            401,
-            invalid,
-            "malformed",
-            format!("Authorization has neither the scheme Bearer nor Basic: {HOW}"),
-        ),
-        (
-            "Authorization: Basic ***\r\n".to_owned(),
-            401,
-            invalid,
-            "malformed",
-            format!("what follows Basic is no base64: {HOW}"),
-        ),
-        (basic(SHOP), 401, invalid, "malformed", format!("what follows Basic is no USER:PASSWORD in base64: {HOW}")),
-        (format!("{}X-Api-Key: {LOGIN}\r\n", bearer(SHOP)), 400, "", "malformed", several.to_owned()),
-        (format!("{}{}", bearer(SHOP), bearer(OLD)), 400, "", "malformed", several.to_owned()),
-    ] {
-        let metric = format!("ingestd_auth_refusals_total{{reason=\"{reason}\"}}");
-        for (path, more) in [("/v1/events", JSON), ("/hook", ""), ("/v1/logs", ""), ("/v1/logs", JSON)] {
-            let before = daemon.metric(&metric).parse().unwrap_or(0);
-            let reply = daemon.post_at(path, &format!("{fields}{more}"), br#"{"type":"a"}"#).await;
-            let told = if path == "/v1/logs" && more == JSON {
-                let code = if status == 401 { 16 } else { 3 };
-                assert_eq!((reply.status, &reply.json()["code"]), (status, &json!(code)), "{}", reply.body);
-                reply.json()["message"].as_str().unwrap().to_owned()
-            } else {
-                reply.problem(status)
-            };
-            assert_eq!(told, sentence, "{path}");
-            let challenges = [bearer_challenge, "Basic realm=\"ingestd\", charset=\"UTF-8\""];
-            let expected = if status == 401 { &challenges[..] } else { &[] };
-            assert_eq!(all(&reply, "www-authenticate"), expected, "{fields}");
-            assert_eq!(daemon.metric(&metric), (before + 1).to_string(), "{fields}");
-            assert!(!reply.body.contains(SHOP) && !reply.body.contains("wrong"), "{}", reply.body);
-        }
-    }
-    assert!(daemon.log.lock().unwrap().records.is_empty());
-    assert_eq!(daemon.metric("ingestd_in_flight_bytes"), "0");
 }
 
 #[actix::test]

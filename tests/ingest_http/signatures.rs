@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 
-const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const KEY: &str = "ingestd_0123456789abcdefghijklmnopqrstuvwxyz0123456";
 const OLD: &str = "ingestd_old-key-0123456789";
 
@@ -17,7 +17,7 @@ fn hmac(secret: &[u8], parts: &[&[u8]]) -> Vec<u8> {
     mac.finalize().into_bytes().to_vec()
 }
 
-fn now() -> i64 {
+pub fn now() -> i64 {
     Timestamp::now().0 / 1000
 }
 
@@ -50,18 +50,18 @@ fn start(has_keys: bool) -> Daemon {
     daemon
 }
 
-fn standard(at: i64, body: &[u8]) -> String {
+pub fn standard(at: i64, body: &[u8]) -> String {
     let secret = base64::prelude::BASE64_STANDARD.decode(&SECRET[6..]).unwrap();
     let signature = hmac(&secret, &[format!("msg_1.{at}.").as_bytes(), body]);
     let signature = base64::prelude::BASE64_STANDARD.encode(signature);
     format!("webhook-id: msg_1\r\nwebhook-timestamp: {at}\r\nwebhook-signature: v1,{signature}\r\n")
 }
 
-fn github(body: &[u8]) -> String {
+pub fn github(body: &[u8]) -> String {
     format!("X-Hub-Signature-256: sha256={}\r\n", hex::encode(hmac(b"It's a Secret to Everybody", &[body])))
 }
 
-fn stripe(at: i64, body: &[u8]) -> String {
+pub fn stripe(at: i64, body: &[u8]) -> String {
     let signature = hmac(b"It's a Secret to Everybody", &[format!("{at}.").as_bytes(), body]);
     format!("Stripe-Signature: t={at},v1={},v0=00\r\n", hex::encode(signature))
 }
@@ -81,25 +81,6 @@ async fn who_signs_is_let_in_without_a_key_and_who_does_not_is_refused_before_an
         }
         assert_eq!(daemon.log.lock().unwrap().records.len(), 6);
         daemon.quarantine(Letters::Kept);
-        let signed = "as if it were";
-        for (path, fields, reason, words) in [
-            ("/standard", String::new(), "missing", "the header webhook-id is missing"),
-            ("/github", String::new(), "missing", "the header x-hub-signature-256 is missing"),
-            ("/stripe", format!("X-Api-Key: {KEY}\r\n"), "missing", "the header stripe-signature is missing"),
-            ("/github", "X-Hub-Signature-256: sha256=xyz\r\n".to_owned(), "malformed", "must be sha256= and 64"),
-            ("/standard", standard(now() - 400, body), "too_old", "more than 5 minutes ago"),
-            ("/stripe", stripe(now() + 400, body), "too_new", "more than 5 minutes ahead"),
-            ("/github", github(signed.as_bytes()), "mismatch", "is that of this body: sign the bytes as they are sent"),
-        ] {
-            let count = || daemon.metric(&format!("ingestd_signature_refusals_total{{reason=\"{reason}\"}}"));
-            let before = count().parse::<u64>().unwrap_or(0);
-            let reply = daemon.post_at(path, &fields, body).await;
-            assert!(reply.problem(401).contains(words), "{}", reply.body);
-            assert_eq!(
-                (reply.header("www-authenticate"), count()),
-                (Some("Signature realm=\"ingestd\""), (before + 1).to_string())
-            );
-        }
         // Broken JSON that is not signed is a stranger's, and one that is signed is kept.
         assert_eq!(daemon.post_at("/github", &github(b"{}"), b"{broken").await.status, 401);
         assert!(daemon.letters().is_empty());
@@ -128,6 +109,83 @@ async fn a_signature_is_that_of_the_bytes_as_they_were_sent_whatever_their_codin
     assert_eq!(daemon.post_at("/standard", &standard(now(), &large), &large).await.status, 413);
     assert_eq!(daemon.log.lock().unwrap().records.len(), 2);
     until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+}
+
+/// What its head says is known before its body is sent.
+#[actix::test]
+async fn who_asks_first_hears_what_is_wrong_with_the_head_of_a_signature() {
+    let daemon = start(true);
+    daemon.change_limits(|http| http.rate = serde_json::from_value(json!("1/m burst 3")).unwrap());
+    let asked = async |fields: &str| {
+        let head = format!("Expect: 100-continue\r\n{fields}Content-Length: 3000\r\n\r\n");
+        daemon.send(format!("POST /standard HTTP/1.1\r\nHost: x\r\n{head}")).await
+    };
+    let malformed = standard(now(), b"{}").replace("v1,", "v2,");
+    for (at, (fields, reason, words)) in [
+        (String::new(), "missing", "the header webhook-id is missing"),
+        (malformed, "malformed", "the header webhook-signature is malformed"),
+        (standard(now() - 400, b"{}"), "too_old", "more than 5 minutes ago"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let reply = asked(&fields).await;
+        assert!(reply.problem(401).contains(words), "{}", reply.body);
+        assert_eq!(reply.header("www-authenticate"), Some("Signature realm=\"ingestd\""));
+        assert!(reply.header("ratelimit").unwrap().contains(&format!("r={};", 2 - at)), "{}", reply.head);
+        assert_eq!(daemon.metric(&format!("ingestd_signature_refusals_total{{reason=\"{reason}\"}}")), "1");
+    }
+    assert_eq!(asked("").await.status, 429);
+    // Also without keys and rates.
+    let open = start(false);
+    let head = "POST /github HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3000\r\n\r\n";
+    assert_eq!(open.send(head.to_owned()).await.status, 401);
+}
+
+/// Nothing else is in flight: it is not to be told for ever to come later.
+#[actix::test]
+async fn a_body_as_large_as_all_that_may_be_in_flight_is_taken_where_it_is_alone() {
+    let daemon = start(true);
+    let most = 256 << 10;
+    daemon.change_limits(|http| (http.max_body, http.max_in_flight) = (ByteSize(most), ByteSize(most)));
+    let filled = |before: &str, behind: &str, length: u64| {
+        let text = "x".repeat(length as usize - before.len() - behind.len());
+        format!("{before}{text}{behind}")
+    };
+    let keyed = filled(&format!(r#"{{"api_key":"{KEY}","event":"a","text":""#), r#""}"#, most);
+    let signed = coding::gzip(filled(r#"{"type":"a","text":""#, r#""}"#, most).as_bytes());
+    let wrapped = coding::gzip(keyed.as_bytes());
+    let coded = format!("{}Content-Encoding: gzip\r\n", standard(now(), &signed));
+    for (path, fields, body) in
+        [("/one", "", keyed.as_bytes()), ("/one", "", &wrapped), ("/standard", &*coded, &signed)]
+    {
+        until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
+        let reply = daemon.post_at(path, fields, body).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.body);
+        daemon.log.lock().unwrap().records.clear();
+    }
+}
+
+/// In there nobody would find it.
+#[actix::test]
+async fn a_body_that_is_wrapped_twice_is_stored_nowhere_where_it_may_have_a_key() {
+    let daemon = start(true);
+    daemon.quarantine(Letters::Kept);
+    let body = format!(r#"{{"api_key":"{KEY}","event":"a"}}"#);
+    let once = coding::gzip(body.as_bytes());
+    let form = format!("data={}", base64::prelude::BASE64_URL_SAFE.encode(&body));
+    for (fields, body) in [
+        ("", coding::gzip(&once)),
+        ("Content-Encoding: gzip\r\n", coding::gzip(&coding::gzip(&once))),
+        ("", coding::gzip(form.as_bytes())),
+    ] {
+        for key in [String::new(), format!("X-Api-Key: {KEY}\r\n")] {
+            let reply = daemon.post_at("/one", &format!("{key}{fields}"), &body).await;
+            assert!(reply.problem(400).contains("wrap the JSON once"), "{}", reply.body);
+        }
+    }
+    let log = daemon.log.lock().unwrap();
+    assert!(log.records.is_empty() && log.letters.is_empty());
 }
 
 fn basic(text: &str) -> String {
@@ -183,40 +241,8 @@ async fn a_key_in_the_body_lets_in_and_stands_in_nothing_that_is_made_of_it() {
 }
 
 #[actix::test]
-async fn a_wrong_key_in_the_body_is_a_sentence_and_what_a_key_may_not_send_is_refused() {
+async fn what_the_key_in_a_body_may_not_send_is_refused_and_without_keys_nobody_looks_there() {
     let daemon = start(true);
-    let how = "send it there, or send it as Authorization: Bearer KEY";
-    let none = format!("this needs a key, and there is no string at \"/api_key\" of the body: {how}");
-    for (fields, body, status, reason, words) in [
-        (String::new(), r#"{"batch":[]}"#.to_owned(), 401, "missing", &*none),
-        (String::new(), r#"{"api_key":7,"batch":[]}"#.to_owned(), 401, "missing", &none),
-        (String::new(), "{".to_owned(), 401, "missing", &none),
-        (String::new(), String::new(), 401, "missing", &none),
-        (
-            String::new(),
-            r#"{"api_key":"ingestd_hunter2","batch":[]}"#.to_owned(),
-            401,
-            "unknown",
-            "the key is none of http.auth.keys",
-        ),
-        (String::new(), format!(r#"{{"api_key":"{OLD}","batch":[]}}"#), 401, "expired", "the key \"old\" expired at"),
-        // The head's counts first.
-        (
-            "X-Api-Key: wrong\r\n".to_owned(),
-            format!(r#"{{"api_key":"{KEY}","batch":[]}}"#),
-            401,
-            "unknown",
-            "the key is none of",
-        ),
-        (basic(&format!("{KEY}:wrong")), String::new(), 401, "unknown", "the key is none of"),
-    ] {
-        let count = || daemon.metric(&format!("ingestd_auth_refusals_total{{reason=\"{reason}\"}}"));
-        let before = count().parse::<u64>().unwrap_or(0);
-        let reply = daemon.post_at("/batch", &fields, body.as_bytes()).await;
-        let detail = reply.problem(status);
-        assert!(detail.contains(words) && !detail.contains("hunter2"), "{body}: {detail}");
-        assert_eq!(count(), (before + 1).to_string(), "{body}");
-    }
     let reply =
         daemon.post_at("/batch", "", format!(r#"{{"api_key":"{KEY}","batch":[{{"event":"c"}}]}}"#).as_bytes()).await;
     assert_eq!((reply.status, reply.errors()), (403, vec![(0, "forbidden_type".to_owned())]));

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use super::*;
 
-const LOGIN: &str = r#"{"properties":{"user":{"properties":{"id":{"type":"string"},"password":{"maxLength":3}}},"tags":{"items":{"type":"string"},"uniqueItems":true}},"required":["user"]}"#;
+pub const LOGIN: &str = r#"{"properties":{"user":{"properties":{"id":{"type":"string"},"password":{"maxLength":3}}},"tags":{"items":{"type":"string"},"uniqueItems":true}},"required":["user"]}"#;
 
 /// A daemon with these files as schemas, and this said of `[event]`.
-fn typed(http: HttpConfig, files: &[(&str, &str)], event: Value) -> (Daemon, tempfile::TempDir) {
+pub fn typed(http: HttpConfig, files: &[(&str, &str)], event: Value) -> (Daemon, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     files.iter().for_each(|(name, text)| std::fs::write(folder.path().join(name), text).unwrap());
     let daemon = Daemon::start(Queue::Stores, http);
@@ -15,7 +15,7 @@ fn typed(http: HttpConfig, files: &[(&str, &str)], event: Value) -> (Daemon, tem
     (daemon, folder)
 }
 
-fn retype(daemon: &Daemon, folder: &Path, event: Value) {
+pub fn retype(daemon: &Daemon, folder: &Path, event: Value) {
     let mut config = Config::clone(&daemon.config.load());
     config.event = serde_json::from_value(event).unwrap();
     assert_eq!(config.read_files(folder), []);
@@ -70,9 +70,6 @@ async fn a_type_that_is_unknown_is_taken_or_refused_as_the_configuration_says() 
     let (daemon, folder) = typed(HttpConfig::default(), &[("login.json", LOGIN)], login("reject"));
     let reply = daemon.post_json(r#"[{"type":"any"},{"type":"Login"},{"type":"login","user":{}}]"#).await;
     assert_eq!((reply.status, reply.errors()), (207, vec![(1, "unknown_type".to_owned())]));
-    let sentence =
-        "the type is none that is known here: send one of [[event.types]], or have it added there (event.unknown_type)";
-    assert_eq!(message(&reply), sentence);
     retype(&daemon, folder.path(), login("accept"));
     assert_eq!(daemon.post_json(r#"{"type":"Login"}"#).await.status, 200);
 }

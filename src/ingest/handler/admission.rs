@@ -1,5 +1,7 @@
 //! Who is let in, by the head of a request: a key, a signature, a rate, and whether events are taken at all.
 
+use std::sync::Arc;
+
 use actix_http::RequestHead;
 use actix_web::{HttpRequest, HttpResponse, http::Method, web};
 use bytes::Bytes;
@@ -7,7 +9,7 @@ use percent_encoding::percent_decode_str;
 
 use super::{EVENTS, Intake, LOGS, Sender};
 use crate::{
-    config::{HttpConfig, HttpSource},
+    config::{Config, HttpConfig, HttpSource},
     http::Problem,
     ingest::{
         auth,
@@ -18,17 +20,25 @@ use crate::{
     },
 };
 
+/// A request that is let in so far.
+pub(super) struct Admitted {
+    /// By which it was, and by which it goes on.
+    pub config: Arc<Config>,
+    /// `None` also where the body is to say whose it is.
+    pub sender: Sender,
+}
+
 impl Intake {
     /// Refuses a request before anything of it is read: of a stranger, of one who sends too much, and of anybody while the gate is
     /// closed.
-    pub(super) fn admit(&self, request: &HttpRequest) -> Result<Sender, Problem> {
-        let sender = self.sender(request)?;
-        self.open().map(|()| sender)
+    pub(super) fn admit(&self, request: &HttpRequest) -> Result<Admitted, Problem> {
+        let config = self.config.load_full();
+        let sender = self.sender(request, &config.http)?;
+        self.open().map(|()| Admitted { config, sender })
     }
 
     /// Whose key the request has, and whether that one may send at present.
-    pub(super) fn sender(&self, request: &HttpRequest) -> Result<Sender, Problem> {
-        let http = &self.config.load().http;
+    pub(super) fn sender(&self, request: &HttpRequest, http: &HttpConfig) -> Result<Sender, Problem> {
         let sender = auth::check(request.headers(), &http.auth.keys, &self.metrics);
         self.limited(request, http, sender)
     }
@@ -52,24 +62,26 @@ impl Intake {
         request: &HttpRequest,
         payload: web::Payload,
         source: &HttpSource,
-    ) -> Result<(Sender, Arriving), Problem> {
-        let http = &self.config.load_full().http;
+    ) -> Result<(Admitted, Arriving), Problem> {
+        let config = self.config.load_full();
+        let http = &config.http;
         if let Some(signature) = &source.signature {
             self.limited(request, http, Ok(None))?;
             self.open()?;
             let signed = proof::signed(request, payload, signature, http, &self.in_flight, &self.metrics).await?;
-            return Ok((None, signed));
+            return Ok((Admitted { config, sender: None }, signed));
         }
-        if source.key.is_none() || http.auth.keys.is_empty() {
-            let sender = self.admit(request)?;
-            return Ok((sender, Arriving::Payload(payload)));
-        }
-        let sender = match auth::in_head(request.headers(), &http.auth.keys, &self.metrics) {
-            // Whose rate holds is known when the body is.
-            Ok(None) => None,
-            sender => self.limited(request, http, sender)?,
+        let sender = if source.key.is_none() || http.auth.keys.is_empty() {
+            self.sender(request, http)?
+        } else {
+            match auth::in_head(request.headers(), &http.auth.keys, &self.metrics) {
+                // Whose rate holds is known when the body is.
+                Ok(None) if rates::are_on(http) => self.rates.admit_unknown(request, http).map(|()| None)?,
+                Ok(None) => None,
+                sender => self.limited(request, http, sender)?,
+            }
         };
-        self.open().map(|()| (sender, Arriving::Payload(payload)))
+        self.open().map(|()| (Admitted { config, sender }, Arriving::Payload(payload)))
     }
 
     /// The same of one whose body had its key, or did not.
@@ -88,29 +100,28 @@ impl Intake {
         }
     }
 
-    /// The answer to a client that asks first (`Expect: 100-continue`), where its request would be refused for its key or its
-    /// rate. Without it its body would be on the way.
+    /// The answer to a client that asks first (`Expect: 100-continue`), where its request would be refused for its key, for what
+    /// its head says of its signature, or for its rate. Without it its body would be on the way.
     pub fn turns_away(&self, head: &RequestHead) -> Option<HttpResponse> {
         let http = &self.config.load().http;
         let path = head.uri.path();
         let decoded = percent_decode_str(path).decode_utf8_lossy();
         let is = |ours: &str| ours == path || ours == decoded;
         let source = http.source.iter().find(|source| is(&source.path));
-        let is_open = http.auth.keys.is_empty() && !rates::are_on(http);
+        let signature = source.and_then(|source| source.signature.as_ref());
+        let is_open = http.auth.keys.is_empty() && !rates::are_on(http) && signature.is_none();
         if is_open || head.method != Method::POST || !(EVENTS.into_iter().any(is) || source.is_some()) {
             return None;
         }
-        let sender = match source {
-            Some(source) if source.signature.is_some() => Ok(None),
-            Some(source) if source.key.is_some() && !http.auth.keys.is_empty() => {
-                match auth::in_head(head.headers(), &http.auth.keys, &self.metrics) {
-                    Ok(None) => return None,
-                    sender => sender,
-                }
+        let sender = match (source, signature) {
+            (_, Some(signature)) => proof::claimed(head.headers(), signature, &self.metrics).map(|_| None),
+            (Some(source), None) if source.key.is_some() && !http.auth.keys.is_empty() => {
+                auth::in_head(head.headers(), &http.auth.keys, &self.metrics)
             }
             _ => auth::check(head.headers(), &http.auth.keys, &self.metrics),
         };
-        let (problem, fields) = self.rates.turn_away(head, http, sender)?;
+        let is_unknown = signature.is_none() && !http.auth.keys.is_empty() && matches!(sender, Ok(None));
+        let (problem, fields) = self.rates.turn_away(head, http, sender, is_unknown)?;
         let problem = Problem { closing: true, ..problem };
         let mut answer = match Encoding::of(head.headers()) {
             Ok(encoding) if is(LOGS) => otlp::refusal(encoding, problem),

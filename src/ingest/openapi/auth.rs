@@ -22,9 +22,15 @@ pub fn schemes(config: &Config) -> Map<String, Value> {
 
 /// An operation that needs a key, where there are any.
 pub fn secured(config: &Config, operation: Operation) -> Operation {
-    let forbidden = answer("The key may send none of these events.", JSON, &reference("Summary"));
-    with(config, operation, problem(""), forbidden)
+    with(config, operation, problem(""), forbidden(), UNREAD)
 }
+
+fn forbidden() -> Value {
+    answer("The key may send none of these events.", JSON, &reference("Summary"))
+}
+
+const UNREAD: &str = "There is no key, or it is wrong, or has expired: nothing of the body was read.";
+const READ: &str = "There is no key, neither in the head nor in the body, or it is wrong, or has expired: nothing of the request is stored.";
 
 /// The same of a source's path: who signs needs no key, and a key may stand in the body.
 pub fn of_source(config: &Config, source: &HttpSource, operation: Operation) -> Operation {
@@ -40,8 +46,10 @@ pub fn of_source(config: &Config, source: &HttpSource, operation: Operation) -> 
             operation.parameter(parameter("header", name, &what, &json!({ "type": "string" })))
         });
     }
-    let operation = secured(config, operation);
-    if source.key.is_some() && is_on(config) { operation.secured_perhaps() } else { operation }
+    if source.key.is_none() || !is_on(config) {
+        return secured(config, operation);
+    }
+    with(config, operation, problem(""), forbidden(), READ).secured_perhaps()
 }
 
 /// The same of one whose refusals are such a status.
@@ -49,14 +57,14 @@ pub fn secured_with(config: &Config, operation: Operation, status: impl Fn(&str)
     // Where it is not known how the request is written it is a problem.
     let mut refused = status("");
     refused["content"][PROBLEM] = problem("")["content"][PROBLEM].clone();
-    with(config, operation, refused, status("The key may send none of these log records."))
+    with(config, operation, refused, status("The key may send none of these log records."), UNREAD)
 }
 
-fn with(config: &Config, operation: Operation, mut refused: Value, forbidden: Value) -> Operation {
+fn with(config: &Config, operation: Operation, mut refused: Value, forbidden: Value, why: &str) -> Operation {
     if !is_on(config) {
         return operation;
     }
-    refused["description"] = "There is no key, or it is wrong, or has expired: nothing of the body was read.".into();
+    refused["description"] = why.into();
     operation.secured(&KEY_SCHEMES).answer(401, refused).answer(403, forbidden).header(
         401,
         "WWW-Authenticate",
@@ -110,6 +118,8 @@ mod tests {
         );
         assert!(signed["responses"]["401"]["headers"].get("WWW-Authenticate").is_some());
         assert_eq!(keyed["security"].as_array().unwrap().last(), Some(&json!({})), "it may be in the body");
+        let why = |path: &Value| path["responses"]["401"]["description"].as_str().unwrap().to_owned();
+        assert_eq!((why(&keyed), why(&secured["paths"]["/hook"]["post"])), (READ.to_owned(), UNREAD.to_owned()));
         let logs = &secured["paths"]["/v1/logs"]["post"]["responses"]["401"];
         assert_eq!(logs["content"].as_object().unwrap().len(), 3);
         assert!(logs["headers"].get("WWW-Authenticate").is_some());

@@ -38,8 +38,18 @@ impl From<IpAddr> for Client {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ask {
     pub client: Client,
-    /// Whether it takes what it asks for.
-    pub takes: bool,
+    pub act: Act,
+}
+
+/// What becomes of a bucket that is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Act {
+    Look,
+    /// What is asked for is taken, where there is so much.
+    Take,
+    /// It is full by so many nanoseconds earlier. (A bucket that was forgotten meanwhile, or is shared, is left as it is: too few are
+    /// let in then, never too many.)
+    GiveBack(u64),
 }
 
 /// Time as buckets count it.
@@ -123,8 +133,11 @@ impl StateStore for Buckets {
         let place = self.hasher.hash_one(ask.client) as usize % self.shards.len();
         let shard = &mut *self.shards[place].lock();
         if let Some(full_at) = shard.clients.get_mut(&ask.client) {
+            if let Act::GiveBack(nanos) = ask.act {
+                *full_at = full_at.saturating_sub(nanos);
+            }
             let (outcome, then) = decide(Some((*full_at).into()))?;
-            if ask.takes {
+            if ask.act == Act::Take {
                 *full_at = then.as_u64();
             }
             return Ok(outcome);
@@ -132,13 +145,13 @@ impl StateStore for Buckets {
         self.look_through(shard);
         let has_room = shard.clients.len() < MOST_OF_SHARD;
         let (outcome, then) = decide(if has_room { None } else { shard.shared.map(Nanos::from) })?;
-        match (ask.takes, has_room) {
-            (false, _) => {}
-            (true, true) => {
+        match (ask.act, has_room) {
+            (Act::Look | Act::GiveBack(_), _) => {}
+            (Act::Take, true) => {
                 shard.clients.insert(ask.client, then.as_u64());
                 self.tracked.inc();
             }
-            (true, false) => shard.shared = Some(then.as_u64()),
+            (Act::Take, false) => shard.shared = Some(then.as_u64()),
         }
         Ok(outcome)
     }

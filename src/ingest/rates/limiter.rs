@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, time::Duration};
 use governor::{Quota, RateLimiter, clock::Clock, middleware::StateInformationMiddleware};
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::buckets::{Ask, Buckets, Client, Ticks};
+use super::buckets::{Act, Ask, Buckets, Client, Ticks};
 use crate::config::Rate;
 
 /// What a bucket says to so many events.
@@ -52,14 +52,29 @@ impl Limiter {
 
     /// Takes the room for so many events, where there is any.
     pub fn take(&self, client: Client, events: NonZeroU32) -> Verdict {
-        self.ask(Ask { client, takes: true }, events)
+        self.ask(Ask { client, act: Act::Take }, events)
     }
 
-    /// Whether there is room for one event.
-    pub fn look(&self, client: Client) -> Verdict {
-        match self.ask(Ask { client, takes: false }, NonZeroU32::MIN) {
-            // As if it had been taken.
-            Verdict::Now(Standing { left, .. }) => Verdict::Now(self.standing(left + 1)),
+    /// Whether there is room for so many events.
+    pub fn look(&self, client: Client, events: NonZeroU32) -> Verdict {
+        self.look_and(client, Act::Look, events)
+    }
+
+    /// Gives back the room that so many events have taken, and says what there is then.
+    pub fn give_back(&self, client: Client, events: NonZeroU32) -> Standing {
+        let time = self.rate.per_event() * events.get();
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        match self.look_and(client, Act::GiveBack(nanos), NonZeroU32::MIN) {
+            Verdict::Now(standing) | Verdict::In(_, standing) => standing,
+            // (A burst is at least one event.)
+            Verdict::Never => self.standing(0),
+        }
+    }
+
+    fn look_and(&self, client: Client, act: Act, events: NonZeroU32) -> Verdict {
+        match self.ask(Ask { client, act }, events) {
+            // As if they had been taken.
+            Verdict::Now(Standing { left, .. }) => Verdict::Now(self.standing(left + events.get())),
             other => other,
         }
     }
@@ -133,21 +148,48 @@ mod tests {
     fn a_burst_may_come_at_once_and_then_as_many_as_the_rate_brings() {
         let (limiter, nanos, _) = set("100/s burst 200");
         let client = address(1);
-        assert_eq!(limiter.look(client), Verdict::Now(Standing { left: 200, seconds: 0 }));
+        assert_eq!(limiter.look(client, events(1)), Verdict::Now(Standing { left: 200, seconds: 0 }));
         assert_eq!(limiter.take(client, events(150)), Verdict::Now(Standing { left: 50, seconds: 2 }));
-        assert_eq!(limiter.look(client), Verdict::Now(Standing { left: 50, seconds: 2 }), "to look takes nothing");
+        assert_eq!(
+            limiter.look(client, events(1)),
+            Verdict::Now(Standing { left: 50, seconds: 2 }),
+            "to look takes nothing"
+        );
         // What does not fit takes nothing, and is told when it will.
         let refused = Verdict::In(Duration::from_millis(500), Standing { left: 50, seconds: 1 });
         assert_eq!((limiter.take(client, events(100)), limiter.take(client, events(100))), (refused, refused));
         assert_eq!(limiter.take(client, events(50)), Verdict::Now(Standing { left: 0, seconds: 2 }));
-        assert_eq!(limiter.look(client), Verdict::In(Duration::from_millis(10), Standing { left: 0, seconds: 1 }));
+        assert_eq!(
+            limiter.look(client, events(1)),
+            Verdict::In(Duration::from_millis(10), Standing { left: 0, seconds: 1 })
+        );
         assert_eq!(limiter.take(client, events(201)), Verdict::Never);
         assert!(matches!(limiter.take(address(2), events(200)), Verdict::Now(_)), "another has its own");
         pass(&nanos, 1000);
-        assert_eq!(limiter.look(client), Verdict::Now(Standing { left: 100, seconds: 1 }));
+        assert_eq!(limiter.look(client, events(1)), Verdict::Now(Standing { left: 100, seconds: 1 }));
         pass(&nanos, 60_000);
-        assert_eq!(limiter.look(client), Verdict::Now(Standing { left: 200, seconds: 0 }), "no more than the burst");
+        assert_eq!(
+            limiter.look(client, events(1)),
+            Verdict::Now(Standing { left: 200, seconds: 0 }),
+            "no more than the burst"
+        );
         assert_eq!(limiter.window(), 2);
+    }
+
+    #[test]
+    fn what_is_given_back_may_come_again_and_no_more_than_the_burst() {
+        let (limiter, nanos, tracked) = set("100/s burst 200");
+        let client = address(1);
+        assert_eq!(limiter.give_back(client, events(9)), Standing { left: 200, seconds: 0 }, "nothing was taken");
+        assert!(matches!(limiter.take(client, events(150)), Verdict::Now(_)));
+        assert!(matches!(limiter.take(client, events(50)), Verdict::Now(_)));
+        assert_eq!(limiter.give_back(client, events(150)), Standing { left: 150, seconds: 1 });
+        assert!(matches!(limiter.take(client, events(151)), Verdict::In(..)));
+        assert_eq!(limiter.take(client, events(150)), Verdict::Now(Standing { left: 0, seconds: 2 }));
+        pass(&nanos, 1900);
+        assert_eq!(limiter.give_back(client, events(150)), Standing { left: 200, seconds: 0 });
+        assert_eq!(limiter.take(client, events(200)), Verdict::Now(Standing { left: 0, seconds: 2 }));
+        assert_eq!(tracked.get(), 1);
     }
 
     #[test]
@@ -156,7 +198,7 @@ mod tests {
         assert_eq!((limiter.window(), limiter.rate.burst.get()), (9, 1));
         assert_eq!(limiter.take(address(1), events(1)), Verdict::Now(Standing { left: 0, seconds: 9 }));
         pass(&nanos, 8500);
-        let Verdict::In(wait, Standing { left: 0, seconds: 1 }) = limiter.look(address(1)) else { panic!() };
+        let Verdict::In(wait, Standing { left: 0, seconds: 1 }) = limiter.look(address(1), events(1)) else { panic!() };
         assert!(wait < Duration::from_millis(100), "{wait:?}");
         pass(&nanos, 100);
         assert!(matches!(limiter.take(address(1), events(1)), Verdict::Now(_)));
@@ -182,7 +224,7 @@ mod tests {
         // Shards are not filled evenly to the last place.
         assert!(tracked.get() <= most && tracked.get() > most * 9 / 10, "{}", tracked.get());
         // Those that came first keep their own.
-        assert_eq!(limiter.look(address(0)), Verdict::Now(Standing { left: 9, seconds: 60 }));
+        assert_eq!(limiter.look(address(0), events(1)), Verdict::Now(Standing { left: 9, seconds: 60 }));
         let newcomers =
             (200_000..201_000).filter(|index| matches!(limiter.take(address(*index), events(1)), Verdict::Now(_)));
         let taken = newcomers.count();

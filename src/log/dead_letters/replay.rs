@@ -1,15 +1,15 @@
 //! What a replayed letter has to pass: the ingestor's check, with the configuration of now. It becomes the record that the
 //! ingestor would have made: an envelope is opened, so that a replay writes no record that the door does not.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashMap};
 
 use uuid::Uuid;
 
 use super::{DeadLetter, Origin, REPLAYED_HEADER, Refused, WRONG_HEADER};
 use crate::{
-    config::{ByteSize, Config, EventConfig},
+    config::{ByteSize, Config, EventConfig, HttpKey},
     event::{self, BATCH_TYPE, Envelope, EventFields, Invalid},
-    log::record::ID_HEADER,
+    log::record::{ID_HEADER, KEY_HEADER},
     position::Timestamp,
 };
 
@@ -19,6 +19,8 @@ pub struct ReplayCheck {
     max_event: ByteSize,
     /// What events have to be by their types.
     event: EventConfig,
+    /// By their names, those that may not send all types.
+    keys: HashMap<String, HttpKey>,
 }
 
 type OwnedHeaders = Vec<(String, Option<Vec<u8>>)>;
@@ -45,7 +47,13 @@ impl Admitted {
 
 impl ReplayCheck {
     pub fn of(config: &Config) -> Self {
-        Self { fields: EventFields::from(&config.event), max_event: config.http.max_event, event: config.event.clone() }
+        let keys = config.http.auth.keys.iter().filter(|key| key.types.is_some());
+        Self {
+            fields: EventFields::from(&config.event),
+            max_event: config.http.max_event,
+            event: config.event.clone(),
+            keys: keys.map(|key| (key.name.clone(), key.clone())).collect(),
+        }
     }
 
     /// The record of `letter`, with `correction` in the place of its value. `omitted` is the size of a value that was
@@ -85,6 +93,7 @@ impl ReplayCheck {
         let (value, mut headers) = self.carried(letter, value, is_batch).map_err(invalid)?;
         let named = headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
         let event = event::admit_with(&value, named, self.max_event, &self.fields, received).map_err(invalid)?;
+        self.key_of(letter).map_or(Ok(()), |key| event::permit(key, &event.event_type)).map_err(invalid)?;
         event::conform(&event.event_type, &value, &self.event).map_err(invalid)?;
         let key = event.key.map(|key| key.as_bytes().to_vec());
         if event.id.is_none() && !headers.iter().any(|(name, _)| name == ID_HEADER) {
@@ -92,6 +101,12 @@ impl ReplayCheck {
         }
         headers.push((REPLAYED_HEADER.to_owned(), Some(id.clone().into_bytes())));
         Ok(Admitted { id, received, key, value: value.into_owned(), headers })
+    }
+
+    /// The key that it came with, and whose record it becomes, where there still is one of that name that may not send all types.
+    fn key_of(&self, letter: &DeadLetter) -> Option<&HttpKey> {
+        let (_, name) = letter.headers.iter().find(|(name, _)| name == KEY_HEADER)?;
+        self.keys.get(std::str::from_utf8(name.as_deref()?).ok()?)
     }
 
     /// The value and the headers of the record that the ingestor makes of this.
@@ -280,6 +295,31 @@ mod tests {
         assert!(refused.reason == letter.reason && refused.message.contains("no type; "), "{refused:?}");
         let admitted = check().admit(&letter, None, letter.value.as_deref()).unwrap();
         assert_eq!((header(&admitted, "ce_type"), header(&admitted, WRONG_HEADER)), (vec![&b"t"[..]], vec![]));
+    }
+
+    #[test]
+    fn a_type_that_the_key_of_a_letter_may_not_send_is_refused_and_so_is_a_correction() {
+        let mut config = Config::default();
+        let hash = crate::config::KeyHash::of(b"k").to_string();
+        let key = |name: &str| serde_json::json!({ "name": name, "hash": hash, "types": ["a"] });
+        config.http.auth.keys = serde_json::from_value(serde_json::json!([key("shop")])).unwrap();
+        let check = ReplayCheck::of(&config);
+        let (own, other) = (&br#"{"type":"a"}"#[..], &br#"{"type":"b"}"#[..]);
+        let of = |name: &'static str, value| letter(value, &[("x", "y"), (KEY_HEADER, name)]);
+        let refused = check.admit(&of("shop", other), None, None).unwrap_err();
+        let words = ["\"shop\" may not send events of this type", "http.auth.keys"];
+        assert!(
+            refused.reason == "forbidden_type" && words.iter().all(|word| refused.message.contains(word)),
+            "{refused:?}"
+        );
+        let refused = check.admit(&of("shop", b"{broken"), None, Some(other)).unwrap_err();
+        assert_eq!(refused.reason, "forbidden_type");
+        assert!(check.admit(&of("shop", other), None, Some(own)).is_ok());
+        // Of a key that is gone nobody knows what it might send.
+        assert_eq!(header(&check.admit(&of("gone", other), None, None).unwrap(), KEY_HEADER), [b"gone"]);
+        assert!(check.admit(&letter(other, &[]), None, None).is_ok());
+        config.http.auth.keys = serde_json::from_value(serde_json::json!([{ "name": "shop", "hash": hash }])).unwrap();
+        assert!(ReplayCheck::of(&config).admit(&of("shop", other), None, None).is_ok());
     }
 
     #[test]
