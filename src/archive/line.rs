@@ -259,11 +259,16 @@ impl<'a> Line<'a> {
         event.or_else(|| self.raw.as_deref().map(Cow::Borrowed))
     }
 
-    /// The record's headers, but for its id. What cannot be read is none.
-    pub fn headers(&self) -> Vec<(String, Option<Vec<u8>>)> {
-        let written = self.headers.and_then(|headers| serde_json::from_str::<Vec<WrittenHeader>>(headers.get()).ok());
-        let headers = written.unwrap_or_default().into_iter().map(|WrittenHeader { name, value, base64 }| {
-            (name, value.map(String::into_bytes).or_else(|| base64.as_deref().and_then(decode_raw)))
+    /// The record's headers, but for its id; `None` where one of them cannot be read.
+    pub fn headers(&self) -> Option<Vec<(String, Option<Vec<u8>>)>> {
+        let written = self.headers.map(|headers| serde_json::from_str::<Vec<WrittenHeader>>(headers.get()));
+        let headers = written.transpose().ok()?.unwrap_or_default().into_iter();
+        let headers = headers.map(|WrittenHeader { name, value, base64 }| {
+            let value = match base64 {
+                Some(base64) => Some(decode_raw(&base64)?),
+                None => value.map(String::into_bytes),
+            };
+            Some((name, value))
         });
         headers.collect()
     }
@@ -385,6 +390,27 @@ mod tests {
         assert_eq!(line_of(None, Some(b"5"), &[("id", Some(b"\xff"))]), expected);
         let expected = format!("{HEAD},\"headers\":[{{\"name\":\"id\",\"value\":null}}],\"event\":5}}\n");
         assert_eq!(line_of(None, Some(b"5"), &[("id", None)]), expected);
+    }
+
+    #[test]
+    fn headers_read_back_and_of_one_that_cannot_be_read_it_is_known() {
+        let headers = |text: &str| {
+            let line = format!("{{\"offset\":1,\"received\":\"2026-11-23T08:00:00Z\",\"headers\":{text},\"event\":5}}");
+            Line::parse(line.as_bytes()).unwrap().headers()
+        };
+        let all = r#"[{"name":"a","value":"x"},{"name":"b","value":null},{"name":"c","base64":"/w=="}]"#;
+        let read = [("a", Some(b"x".to_vec())), ("b", None), ("c", Some(vec![0xff]))];
+        assert_eq!(headers(all), Some(read.map(|(name, value)| (name.to_owned(), value)).to_vec()));
+        assert_eq!((headers("[]"), headers("null")), (Some(Vec::new()), Some(Vec::new())));
+        for odd in [
+            r#"[{"name":"a","value":"x"},7]"#,
+            r#"[{"value":"x"}]"#,
+            r#"[{"name":"a","base64":"?"}]"#,
+            "{}",
+            r#"[{"name":"a","value":7}]"#,
+        ] {
+            assert_eq!(headers(odd), None, "{odd}");
+        }
     }
 
     #[test]

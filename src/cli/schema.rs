@@ -114,11 +114,13 @@ fn report(
 
 fn as_text(report: &Report, types: &[String]) -> String {
     let line = |refused: &Refused| {
-        let Refused { pointer, keyword, rule, events, first } = refused;
+        let Refused { pointer, schema_pointer, rule, events, first, .. } = refused;
         let places = first.iter().map(|place| format!("{}/{}", place.partition, place.offset));
         let places = places.collect::<Vec<_>>().join(", ");
         let word = if *events as usize > first.len() { "first at" } else { "at" };
-        format!("{events:>10}  at {pointer:?}: {rule} ({keyword}); {word} partition/offset {places}")
+        format!(
+            "{events:>10}  at {pointer:?}: {rule} ({schema_pointer} of the schema); {word} partition/offset {places}"
+        )
     };
     let mut lines: Vec<String> = report.refusals.iter().map(line).collect();
     if report.other > 0 {

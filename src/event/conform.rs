@@ -1,10 +1,7 @@
 //! What an event has to be by its type (`[[event.types]]`): the same at the door and at a replay.
 
 use super::{Code, Invalid};
-use crate::{
-    config::{EventConfig, HttpKey, Known, UnknownType},
-    schema,
-};
+use crate::config::{EventConfig, HttpKey, Known, UnknownType};
 
 /// Whether there is anything that events have to be by their types.
 pub fn is_any_asked(config: &EventConfig) -> bool {
@@ -14,7 +11,7 @@ pub fn is_any_asked(config: &EventConfig) -> bool {
 /// The memory that it takes to look, at most.
 pub fn weight(event_type: &str, value: &[u8], config: &EventConfig) -> usize {
     match config.types.find(event_type) {
-        Known::Schema(_) => schema::weight(value),
+        Known::Schema(schema) => schema.weight(value),
         Known::Anything | Known::No => 0,
     }
 }

@@ -6,7 +6,7 @@
 //! `https://example.com/schemas/common.json`, and is read from the disk.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     fs,
     io::Read,
@@ -46,6 +46,8 @@ struct State {
     /// What the folder is called by the schema's `$id`.
     called: Option<String>,
     read: BTreeMap<PathBuf, Vec<u8>>,
+    /// These, and those that could not be read: they may be there soon.
+    wanted: BTreeSet<PathBuf>,
 }
 
 impl Folder {
@@ -57,6 +59,11 @@ impl Folder {
     /// All that was read so far.
     pub fn read(&self) -> Vec<(PathBuf, Vec<u8>)> {
         self.0.state.lock().read.clone().into_iter().collect()
+    }
+
+    /// All that it was tried to read.
+    pub fn wanted(&self) -> Vec<PathBuf> {
+        self.0.state.lock().wanted.iter().cloned().collect()
     }
 
     /// The first file, and what it is called, unless it says so itself.
@@ -78,11 +85,16 @@ impl Folder {
 
     fn load(&self, file: &Path) -> Result<Value, String> {
         let fault = |rule: String| format!("{}: {rule}", file.display());
-        let bytes = read(file).map_err(fault)?;
         let mut state = self.0.state.lock();
+        // Once, so that all that is asked of it is asked of the same text.
+        if let Some(bytes) = state.read.get(file) {
+            return parse(bytes).map_err(fault);
+        }
         if state.read.len() == MOST_FILES {
             return Err(fault(format!("is one file too many: a schema may have {MOST_FILES}")));
         }
+        state.wanted.insert(file.to_owned());
+        let bytes = read(file).map_err(fault)?;
         let parsed = parse(&bytes).map_err(fault);
         state.read.insert(file.to_owned(), bytes);
         parsed
@@ -103,6 +115,7 @@ impl Folder {
         let file = self.0.path.join(&name);
         let unreadable =
             |error: std::io::Error| format!("{} cannot be read: {error}, and a schema refers to it", file.display());
+        self.0.state.lock().wanted.insert(file.clone());
         let (folder, real) = (fs::canonicalize(&self.0.path), fs::canonicalize(&file));
         let (folder, real) = (folder.map_err(unreadable)?, real.map_err(unreadable)?);
         if real.starts_with(&folder) {

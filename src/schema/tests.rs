@@ -134,6 +134,13 @@ fn a_mismatch_names_the_pointer_and_what_must_be_and_never_what_is() {
     let nested = json!({ "$ref": "#/$defs/n", "$defs": { "n": { "type": "object", "additionalProperties": { "$ref": "#/$defs/n" } } } });
     let found = wrong(nested, &deep);
     assert!(found.len() < 500 && found.contains("/nnnnnnnnnn/…"), "{found}");
+    // What is escaped counts as it is written.
+    let control = format!("{{\"{0}\":{{\"{0}\":{{\"{0}\":1}}}}}}", "\\u0001".repeat(64));
+    let found = wrong(
+        json!({ "additionalProperties": { "additionalProperties": { "additionalProperties": false } } }),
+        &control,
+    );
+    assert!((490..=500).contains(&found.len()) && found.ends_with('…'), "{}: {found}", found.len());
 }
 
 #[test]
@@ -227,6 +234,51 @@ fn a_link_out_of_the_folder_is_no_way_out_and_one_inside_is_as_good_as_a_file() 
     assert!(Schema::compile(&link.join("b.json")).is_ok(), "the folder itself may be a link");
 }
 
+/// They are watched: what is gone for a second, while it is written anew, is there soon.
+#[test]
+fn a_file_that_cannot_be_read_is_one_of_its_files() {
+    let outer = folder(&[("a.json", r#"{"$ref": "b.json"}"#), ("b.json", r#"{"$ref": "below/c.json"}"#)]);
+    let schemas = outer.path().join("schemas");
+    let three = ["a.json", "b.json", "below/c.json"].map(|name| schemas.join(name));
+    let unusable = Schema::compile(&three[0]).unwrap_err();
+    assert!(unusable.sentence.contains("below/c.json cannot be read"), "{unusable}");
+    assert_eq!(unusable.files, three);
+    fs::write(&three[2], "{").unwrap();
+    assert_eq!(Schema::compile(&three[0]).unwrap_err().files, three);
+    fs::write(&three[2], "{}").unwrap();
+    assert_eq!(Schema::compile(&three[0]).unwrap().files(), three);
+    fs::remove_file(&three[0]).unwrap();
+    assert_eq!(Schema::compile(&three[0]).unwrap_err().files, three[..1]);
+}
+
+/// Those that are ready to be copied.
+#[test]
+fn the_ready_schemas_are_about_plain_events_and_the_data_of_cloud_events() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/schemas");
+    let types: toml::Table = fs::read_to_string(folder.join("types.toml")).unwrap().parse().unwrap();
+    let types = types["event"]["types"].as_array().unwrap();
+    assert_eq!(types.len(), 7);
+    for of in types {
+        let (name, file) = (of["name"].as_str().unwrap(), of["schema"].as_str().unwrap());
+        let schema = Schema::compile(&folder.join(file.strip_prefix("schemas/").unwrap())).unwrap();
+        let right = json!({ "user_id": "u-1", "ip": "2001:db8::1", "reason": "x", "outcome": "sent", "step": "failed", "more": [1] });
+        let mut plain = right.clone();
+        plain["type"] = name.into();
+        // Whatever a sender calls it.
+        let mut elsewhere = right.clone();
+        elsewhere["type"] = json!({ "of": "a source, whose type is somewhere else" });
+        for data in [&right, &plain, &elsewhere] {
+            assert_eq!(schema.check(data.to_string().as_bytes()), Ok(()), "{file}: {data}");
+        }
+        for (member, wrong) in [("ip", json!("nowhere")), ("password", json!("hunter2")), ("user_id", json!([]))] {
+            let mut data = right.clone();
+            data[member] = wrong;
+            let mismatch = schema.check(data.to_string().as_bytes()).unwrap_err();
+            assert_eq!(mismatch.pointer, format!("/{member}"), "{file}: {mismatch}");
+        }
+    }
+}
+
 #[test]
 fn what_is_no_schema_is_one_sentence_that_names_the_file() {
     let nested = |levels: usize| format!("{}{{}}{}", r#"{"not":"#.repeat(levels), "}".repeat(levels));
@@ -301,6 +353,51 @@ fn what_an_event_costs_is_bounded_by_its_size_whatever_the_schema_asks() {
             json!({ "additionalProperties": { "$ref": "#" } }),
             format!("{}1{}", "{\"a\":".repeat(126), "}".repeat(126)),
         ),
+        // Of which all that is wrong in each branch, or twice, would be gathered.
+        (
+            "a tagged union",
+            json!({
+                "$ref": "#/$defs/node",
+                "$defs": {
+                    "node": { "oneOf": [{ "$ref": "#/$defs/and" }, { "$ref": "#/$defs/or" }, { "$ref": "#/$defs/leaf" }] },
+                    "and": { "required": ["op", "of"], "properties": { "op": { "const": "and" }, "of": { "$ref": "#/$defs/node" } } },
+                    "or": { "required": ["op", "of"], "properties": { "op": { "const": "or" }, "of": { "$ref": "#/$defs/node" } } },
+                    "leaf": { "required": ["field"] }
+                }
+            }),
+            format!("{}1{}", "{\"op\":\"no\",\"of\":".repeat(120), "}".repeat(120)),
+        ),
+        (
+            "anyOf of recursion",
+            json!({ "anyOf": [
+                { "type": "string" },
+                { "additionalProperties": { "$ref": "#" } },
+                { "additionalProperties": { "$ref": "#" } }
+            ] }),
+            format!("{}1{}", "{\"a\":".repeat(126), "}".repeat(126)),
+        ),
+        (
+            "twice without branches",
+            json!({
+                "additionalProperties": { "allOf": [{ "$ref": "#/$defs/a" }, { "$ref": "#/$defs/a" }] },
+                "$defs": { "a": { "additionalProperties": { "allOf": [{ "$ref": "#/$defs/a" }, { "$ref": "#/$defs/a" }] } } },
+                "not": { "required": ["a"] }
+            }),
+            format!("{}1{}", "{\"a\":".repeat(126), "}".repeat(126)),
+        ),
+        (
+            "dynamic recursion",
+            json!({
+                "$dynamicAnchor": "n",
+                "anyOf": [{ "additionalProperties": { "$dynamicRef": "#n" } }, { "additionalProperties": { "$dynamicRef": "#n" } }, { "type": "null" }]
+            }),
+            format!("{}1{}", "{\"a\":".repeat(126), "}".repeat(126)),
+        ),
+        (
+            "many parts in many branches",
+            json!({ "anyOf": vec![json!({ "items": { "anyOf": vec![json!({ "type": "null" }); 100] } }); 100] }),
+            many(&|_| "1".to_owned()),
+        ),
     ] {
         let schema = of(schema);
         let started = Instant::now();
@@ -310,14 +407,167 @@ fn what_an_event_costs_is_bounded_by_its_size_whatever_the_schema_asks() {
     }
 }
 
+/// What a schema of branches and recursion says of an event of an ordinary size.
+#[test]
+fn what_is_small_is_explained_whatever_the_schema_asks() {
+    let tree = json!({
+        "$ref": "#/$defs/node",
+        "$defs": { "node": {
+            "type": "object",
+            "properties": { "left": { "$ref": "#/$defs/node" }, "right": { "$ref": "#/$defs/node" }, "of": { "anyOf": [{ "type": "string" }, { "type": "null" }] } }
+        } }
+    });
+    let found = wrong(tree.clone(), r#"{"left":{"right":{"left":{"of":7}}}}"#);
+    assert!(found.starts_with("at \"/left/right/left/of\": matches none of the schemas in anyOf"), "{found}");
+    let found = wrong(tree, &format!("{}7{}", "{\"left\":".repeat(100), "}".repeat(100)));
+    assert!(found.starts_with("at \"/left/left/left"), "{found}");
+    let doubling = json!({ "anyOf": [{ "items": { "$ref": "#" }, "type": "array" }, { "items": { "$ref": "#" } }, { "type": "null" }], "not": { "const": 7 } });
+    assert!(wrong(doubling.clone(), "[[7]]").starts_with("at \"\": matches none of the schemas in anyOf"));
+    let found = wrong(doubling, &format!("{}7{}", "[".repeat(30), "]".repeat(30)));
+    assert!(found.starts_with("at \"\": it does not match, and it would take too long to say where"), "{found}");
+}
+
+/// How much a tree has allocated, at least: the library's maps have nodes of eleven places, of which a map's first is one.
+fn allocated(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.capacity(),
+        Value::Array(elements) => {
+            (elements.capacity() * size_of::<Value>()).next_multiple_of(16)
+                + elements.iter().map(allocated).sum::<usize>()
+        }
+        Value::Object(members) => {
+            let node = 11 * (size_of::<String>() + size_of::<Value>()) + 16;
+            let members = members.iter().map(|(name, value)| name.capacity() + allocated(value));
+            node + members.sum::<usize>()
+        }
+        _ => 0,
+    }
+}
+
 #[test]
 fn the_weight_of_json_is_above_what_it_takes() {
-    for (json, least) in [
-        ("[{},{},{}]".to_owned(), 3 * size_of::<Value>()),
-        (format!("[{}]", vec!["{\"a\":1}"; 1000].join(",")), 1000 * 600),
-        (format!("[{}]", vec!["1"; 1000].join(",")), 1000 * size_of::<Value>()),
-        (format!("\"{}\"", "x".repeat(1000)), 1000),
+    let nested = format!("{}{}{}", "[".repeat(120), vec!["[[0]]"; 1000].join(","), "]".repeat(120));
+    for json in [
+        "[{},{},{}]".to_owned(),
+        format!("[{}]", vec!["{\"a\":1}"; 1000].join(",")),
+        format!("[{}]", vec!["1"; 1000].join(",")),
+        format!("[{}]", vec!["[0]"; 1000].join(",")),
+        format!("{}0{}", "[".repeat(126), "]".repeat(126)),
+        nested,
+        format!("\"{}\"", "x".repeat(1000)),
     ] {
-        assert!(weight(json.as_bytes()) >= least, "{json:.40}");
+        let (weight, takes) = (weight(json.as_bytes()), allocated(&serde_json::from_str(&json).unwrap()));
+        assert!(weight >= takes, "{json:.40}: {weight}, and it takes {takes}");
+    }
+    let (plain, recursive) = (of(json!({})), of(json!({ "items": { "$ref": "#" } })));
+    assert_eq!(recursive.weight(b"[[0]]") - plain.weight(b"[[0]]"), 2 * 96);
+}
+
+#[test]
+fn what_references_lead_to_is_counted_however_they_are_written() {
+    let doubling = |from: &dyn Fn(usize) -> String, define: &dyn Fn(usize, Value) -> (String, Value)| {
+        let both = |at: usize| json!({ "allOf": [{ "$ref": from(at) }, { "$ref": from(at) }] });
+        let defs = (0..40).map(|at| define(at, both(at + 1))).chain([define(40, json!({ "type": "object" }))]);
+        json!({ "$ref": from(0), "$defs": defs.collect::<serde_json::Map<_, _>>() }).to_string()
+    };
+    let with = |key: &str, name: String, mut value: Value| {
+        value[key] = name.into();
+        value
+    };
+    for (what, schema) in [
+        ("pointers", doubling(&|at| format!("#/$defs/d{at}"), &|at, value| (format!("d{at}"), value))),
+        ("encoded", doubling(&|at| format!("%61.json#/%24defs/d{at}"), &|at, value| (format!("d{at}"), value))),
+        (
+            "anchors",
+            doubling(&|at| format!("#x{at}"), &|at, value| {
+                (format!("d{at}"), with("$anchor", format!("x{at}"), value))
+            }),
+        ),
+        (
+            "dynamic anchors",
+            doubling(&|at| format!("#x{at}"), &|at, value| {
+                (format!("d{at}"), with("$dynamicAnchor", format!("x{at}"), value))
+            }),
+        ),
+        (
+            "ids",
+            doubling(&|at| format!("x{at}"), &|at, value| (format!("d{at}"), with("$id", format!("x{at}"), value))),
+        ),
+    ] {
+        let refused = compile(&[("a.json", &schema)]).unwrap_err();
+        assert!(refused.contains("its references multiply to more than 100000 schemas"), "{what}: {refused}");
+    }
+    // The same name in two folders, of which the one that is small would be taken for the other.
+    let large = json!({ "allOf": vec![json!({ "$ref": "below/c.json" }); 400] }).to_string();
+    let thousands = json!({ "allOf": vec![json!({}); 400] }).to_string();
+    let files = [("a.json", large.as_str()), ("c.json", "{}"), ("below/c.json", &thousands)];
+    assert!(compile(&files).unwrap_err().contains("multiply"));
+    for (schema, words) in [
+        (r##"{"$ref": "#nowhere"}"##, "schemas/a.json: a reference cannot be resolved"),
+        (r##"{"properties": {"a": {"$dynamicRef": "#nowhere"}}}"##, "schemas/a.json: a reference cannot be resolved"),
+        (
+            r##"{"allOf": [{"$ref": "#"}, {"$ref": "#"}], "not": {}}"##,
+            "schemas/a.json: a reference leads back to the schema",
+        ),
+        (
+            r##"{"$ref": "#"}"##,
+            "schemas/a.json: a reference leads back to the schema in which it stands, about the same value",
+        ),
+    ] {
+        let refused = compile(&[("a.json", schema)]).unwrap_err();
+        assert!(refused.contains(words), "{schema}: {refused}");
+    }
+    // The specification's own, which refers to itself by dynamic anchors through eight documents.
+    let meta = of(json!({ "$ref": "https://json-schema.org/draft/2020-12/schema" }));
+    assert!(
+        meta.check(br#"{"properties":{"a":{"type":"strnig"}}}"#).is_err()
+            && meta.check(br#"{"type":"string"}"#).is_ok()
+    );
+}
+
+/// Files in which each reference leads to the next: what can be compiled can be asked on a worker's stack.
+#[test]
+fn a_chain_of_references_is_as_long_as_a_stack_is_deep() {
+    let chain = |links: usize, files: usize, link: &dyn Fn(String) -> Value| {
+        let of = |file: usize| {
+            let next = |at: usize| match at + 1 {
+                next if next < links => format!("#/$defs/d{next}"),
+                _ if file + 1 < files => format!("{}.json#/$defs/d0", file + 1),
+                _ => "#/$defs/end".to_owned(),
+            };
+            let defs = (0..links).map(|at| (format!("d{at}"), link(next(at))));
+            let defs: serde_json::Map<_, _> = defs.chain([("end".to_owned(), json!({ "type": "object" }))]).collect();
+            (format!("{file}.json"), json!({ "$ref": "#/$defs/d0", "$defs": defs }).to_string())
+        };
+        let files: Vec<_> = (0..files).map(of).collect();
+        let files: Vec<_> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        compile(&files)
+    };
+    let here = |to: String| json!({ "$ref": to });
+    let below = |to: String| json!({ "properties": { "a": { "$ref": to } } });
+    for link in [&here as &dyn Fn(String) -> Value, &below] {
+        let refused = chain(999, 20, link).unwrap_err();
+        assert!(
+            refused.contains("an event may lead through more than 2000 of its schemas within each other"),
+            "{refused}"
+        );
+    }
+    // As deep as it may be, in the half of the stack that a thread has.
+    let in_recursion = json!({
+        "$ref": "#/$defs/a",
+        "$defs": {
+            "a": { "oneOf": [{ "type": "null" }, { "allOf": [{ "anyOf": [{ "if": { "$ref": "#/$defs/b" }, "else": false }] }] }] },
+            "b": { "additionalProperties": { "not": { "not": { "$ref": "#/$defs/a" } } }, "items": { "contains": { "$ref": "#/$defs/a" } }, "unevaluatedProperties": { "$ref": "#/$defs/b" } }
+        }
+    });
+    let deep = |open: &str, close: &str| format!("{}1{}", open.repeat(126), close.repeat(126));
+    for (schema, event) in [
+        (chain(996, 2, &here).unwrap(), "1".to_owned()),
+        (chain(600, 1, &below).unwrap(), deep("{\"a\":", "}")),
+        (of(in_recursion.clone()), deep("{\"a\":", "}")),
+        (of(in_recursion), deep("[", "]")),
+    ] {
+        let checking = move || _ = schema.check(event.as_bytes());
+        std::thread::Builder::new().stack_size(1 << 20).spawn(checking).unwrap().join().unwrap();
     }
 }

@@ -9,11 +9,16 @@ use jsonschema::{
 };
 use serde_json::Value;
 
-use super::Mismatch;
+use super::{
+    Mismatch,
+    graph::{self, Unbounded},
+};
 
 /// Bytes of a name of a value that is said again, and of what a schema asks for.
 const LONGEST_NAME: usize = 64;
 const LONGEST_RULE: usize = 120;
+/// Of a sentence, with what it takes to say that it is cut: 500 bytes with what is escaped.
+pub(super) const LONGEST: usize = 497;
 /// Of all names on the way to a value.
 const LONGEST_POINTER: usize = 200;
 
@@ -39,14 +44,23 @@ pub(super) fn unusable(path: &Path, error: &ValidationError<'_>) -> String {
     }
 }
 
-pub(super) fn too_many_references(path: &Path) -> String {
-    let (path, most) = (path.display(), super::expansion::MOST);
-    format!("{path}: its references multiply to more than {most} schemas, which would all be asked about each event")
-}
-
-/// Whether a schema has keywords of whose branches all that is wrong is gathered, or perhaps.
-pub(super) fn has_branches(schema: &[u8]) -> bool {
-    ["anyOf", "oneOf", "\\u"].iter().any(|word| memchr::memmem::find(schema, word.as_bytes()).is_some())
+/// Why it is not even tried.
+pub(super) fn unbounded(path: &Path, unbounded: Unbounded) -> String {
+    let (most, deepest) = (graph::MOST, graph::DEEPEST);
+    let rule = match unbounded {
+        Unbounded::Unresolved(error) => return unusable(path, &ValidationError::from(error)),
+        Unbounded::TooMany => {
+            format!("its references multiply to more than {most} schemas, which would all be asked about each event")
+        }
+        Unbounded::TooDeep => format!(
+            "an event may lead through more than {deepest} of its schemas within each other: refer to fewer from one to \
+             the next"
+        ),
+        Unbounded::Endless => "a reference leads back to the schema in which it stands, about the same value: nothing \
+                               can be said of that"
+            .to_owned(),
+    };
+    format!("{}: {rule}", path.display())
 }
 
 /// What is valid JSON for the daemon and not for a tree of it.
@@ -60,7 +74,7 @@ pub(super) fn no_json(json: &[u8], error: &serde_json::Error) -> Mismatch {
 
 pub(super) fn too_large_to_say() -> Mismatch {
     at_the_top(
-        "it does not match, and is too large to say where (anyOf and oneOf are not explained of so many values)"
+        "it does not match, and it would take too long to say where (anyOf, oneOf and recursion are explained of less)"
             .to_owned(),
     )
 }
@@ -115,7 +129,7 @@ fn escaped(name: &str) -> String {
     cut(name, LONGEST_NAME).replace('~', "~0").replace('/', "~1")
 }
 
-fn cut(text: &str, most: usize) -> String {
+pub(super) fn cut(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.to_owned();
     }

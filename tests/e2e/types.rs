@@ -173,7 +173,7 @@ fn a_schema_is_tried_against_the_archive_and_says_what_it_would_have_refused_and
     assert!(text.status == Some(1) && !text.out.contains("hunter2"), "{text:?}");
     assert!(text.out.contains("3 of 4 events of type \"login\" would have been refused, of 5 records"), "{}", text.out);
     assert!(
-        text.out.contains("at \"/tags/*\": must be of type string (type); at partition/offset 0/1"),
+        text.out.contains("at \"/tags/*\": must be of type string (\"/properties/tags/items/type\" of the schema); at partition/offset 0/1"),
         "{}",
         text.out
     );
@@ -190,6 +190,15 @@ fn a_schema_is_tried_against_the_archive_and_says_what_it_would_have_refused_and
         (&report["events"], &report["refused"], &report["records"], &report["ok"]),
         (&json!(4), &json!(3), &json!(5), &json!(false))
     );
+
+    // Two rules of one place and keyword are two.
+    schemas.write("login.json", r#"{"anyOf": [{"not": {"required": ["user"]}}, {"required": ["id"]}], "allOf": [{"anyOf": [{"required": ["user"]}, {"required": ["id"]}]}]}"#);
+    let report = daemon.command(&[&against[..], &["--json"]].concat()).json(1);
+    let mut rules: Vec<_> = report["refusals"].as_array().expect("refusals").iter().collect();
+    rules.retain(|of| of["keyword"] == "anyOf");
+    rules.sort_by_key(|of| of["schema_pointer"].to_string().len());
+    let rules: Vec<_> = rules.iter().map(|of| (of["schema_pointer"].as_str(), of["events"].as_u64())).collect();
+    assert_eq!(rules, [(Some("\"/anyOf\""), Some(2)), (Some("\"/allOf/0/anyOf\""), Some(1))], "{report}");
 
     let other = [&against[..5], &["--type", "other"]].concat();
     schemas.write("login.json", r#"{"properties": {"type": {"const": "other"}}}"#);

@@ -43,6 +43,8 @@ pub struct Refused {
     /// With `*` for the number of an element.
     pub pointer: String,
     pub keyword: String,
+    /// Where in the schema, in quotes.
+    pub schema_pointer: String,
     pub rule: String,
     pub events: u64,
     /// Where the first stand.
@@ -79,7 +81,11 @@ pub fn conform(
         let mut unreadable = 0;
         let Ok(read) = reader.each_line::<std::convert::Infallible>(object, |text| {
             match Line::parse(text) {
-                Ok(line) if selection.has_record(line.offset, line.received) => trial.record(partition, &line),
+                Ok(line) if selection.has_record(line.offset, line.received) => match line.headers() {
+                    Some(headers) => trial.record(partition, &line, &headers),
+                    // By which its type is known, perhaps.
+                    None => unreadable += 1,
+                },
                 Ok(_) => {}
                 Err(_) => unreadable += 1,
             }
@@ -105,13 +111,14 @@ struct Trial<'t> {
     schema: &'t Schema,
     fields: EventFields,
     report: Report,
+    /// By the places in the event and in the schema.
     kinds: BTreeMap<(String, String), Refused>,
 }
 
 impl Trial<'_> {
-    fn record(&mut self, partition: Partition, line: &Line<'_>) {
+    fn record(&mut self, partition: Partition, line: &Line<'_>, headers: &[(String, Option<Vec<u8>>)]) {
         self.report.records += 1;
-        let (Some(value), headers) = (line.value(), line.headers()) else { return };
+        let Some(value) = line.value() else { return };
         let headers = || headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
         let received = Timestamp(line.received.timestamp_millis());
         // What is no event is none of a type.
@@ -133,15 +140,16 @@ impl Trial<'_> {
 
     fn refuse(&mut self, mismatch: Mismatch, place: Place) {
         self.report.refused += 1;
-        let Mismatch { place: pointer, keyword, rule, .. } = mismatch;
-        let kind = (pointer, keyword);
+        let Mismatch { place: pointer, keyword, schema_pointer, rule, .. } = mismatch;
+        let kind = (pointer, schema_pointer);
         if self.kinds.len() == MOST && !self.kinds.contains_key(&kind) {
             self.report.other += 1;
             return;
         }
-        let of = self.kinds.entry(kind).or_insert_with_key(|(pointer, keyword)| Refused {
+        let of = self.kinds.entry(kind).or_insert_with_key(|(pointer, schema_pointer)| Refused {
             pointer: pointer.clone(),
-            keyword: keyword.clone(),
+            schema_pointer: schema_pointer.clone(),
+            keyword,
             rule,
             events: 0,
             first: Vec::new(),
