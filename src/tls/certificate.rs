@@ -140,8 +140,8 @@ mod tests {
         assert_eq!(named(&[], &[ip.clone(), uri, dns]), "spiffe://example.com/shop");
         assert_eq!(named(&[(DnType::OrganizationName, "Example")], &[mail]), "shop@example.com");
         let subject = [(DnType::CountryName, "DE"), (DnType::OrganizationName, "Example")];
-        assert_eq!(named(&subject, &[ip.clone()]), "O=Example,C=DE");
-        assert_eq!(named(&[], &[ip.clone()]), "127.0.0.1");
+        assert_eq!(named(&subject, std::slice::from_ref(&ip)), "O=Example,C=DE");
+        assert_eq!(named(&[], std::slice::from_ref(&ip)), "127.0.0.1");
         let v6 = SanType::IpAddress("2001:db8::7".parse().unwrap());
         assert_eq!(named(&[], &[v6, ip]), "2001:db8::7");
     }
