@@ -26,6 +26,7 @@ use crate::{
     health::Health,
     http::{self, Problem},
     metrics::Metrics,
+    openapi::Document,
     reload::Reloader,
     store::Store,
     tls::Tls,
@@ -146,6 +147,7 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
         web::resource(path.to_owned()).route(route).default_service(web::to(move || method_not_allowed(methods)))
     };
     app.app_data(state)
+        .app_data(web::Data::new(Document::new(openapi::document)))
         .service(only("/health/live", "GET, HEAD", get().to(live)))
         .service(only("/health/ready", "GET, HEAD", get().to(ready)))
         .service(only("/metrics", "GET, HEAD", get().to(metrics)))
@@ -191,8 +193,8 @@ async fn metrics(request: HttpRequest, state: web::Data<AdminState>) -> HttpResp
     }
 }
 
-async fn document(state: web::Data<AdminState>) -> HttpResponse {
-    HttpResponse::Ok().insert_header(header::ContentType::json()).body(openapi::document(&state.config.load()))
+async fn document(state: web::Data<AdminState>, document: web::Data<Document>) -> HttpResponse {
+    HttpResponse::Ok().insert_header(header::ContentType::json()).body(document.of(&state.config.load()))
 }
 
 /// What an operator wants to know first, on one page.

@@ -2,13 +2,43 @@
 //! own folder), by the configuration in force. Answers are written as they go and not from types, so a description is one,
 //! too; that it says what is answered is what the tests compare, with each answer that they get.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
+
+use crate::config::Config;
 
 pub const PROBLEM: &str = "application/problem+json";
 pub const JSON: &str = "application/json";
 
 /// The path of a listener's own document.
 pub const PATH: &str = "/openapi.json";
+
+/// A listener's document, written once for each configuration: anybody may ask for it, and writing it takes a while.
+pub struct Document {
+    write: fn(&Config) -> Vec<u8>,
+    latest: ArcSwapOption<(Arc<Config>, Bytes)>,
+}
+
+impl Document {
+    pub fn new(write: fn(&Config) -> Vec<u8>) -> Self {
+        Self { write, latest: ArcSwapOption::empty() }
+    }
+
+    /// By this configuration.
+    pub fn of(&self, config: &Arc<Config>) -> Bytes {
+        if let Some(latest) = &*self.latest.load()
+            && Arc::ptr_eq(&latest.0, config)
+        {
+            return latest.1.clone();
+        }
+        let document = Bytes::from((self.write)(config));
+        self.latest.store(Some(Arc::new((config.clone(), document.clone()))));
+        document
+    }
+}
 
 /// A whole document, of these paths, schemas, and headers that many answers have.
 pub fn document(
@@ -315,5 +345,19 @@ mod tests {
         assert!(path["get"]["responses"]["200"].get("content").is_some());
         let head = path["head"]["responses"].as_object().unwrap();
         assert!(head.len() == 4 && head.values().all(|answer| answer.get("content").is_none()), "{head:?}");
+    }
+
+    #[test]
+    fn a_document_is_written_once_for_each_configuration() {
+        let document = Document::new(|config| config.http.max_events.to_string().into_bytes());
+        let [first, second] = [1, 2].map(|most| {
+            let mut config = Config::default();
+            config.http.max_events = most;
+            Arc::new(config)
+        });
+        let written = document.of(&first);
+        assert_eq!((&written[..], document.of(&first).as_ptr()), (&b"1"[..], written.as_ptr()));
+        assert_eq!(document.of(&second), "2");
+        assert_eq!(document.of(&first), "1");
     }
 }

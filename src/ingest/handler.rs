@@ -49,6 +49,7 @@ use crate::{
     },
     metrics::{KeyLabel, Metrics, ReasonLabel, StatusLabel},
     names::{ActorName, dependency},
+    openapi::Document,
     position::Timestamp,
 };
 
@@ -440,6 +441,7 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
     let refuse =
         |problem: fn() -> Problem| web::to(move |intake: web::Data<Intake>| async move { intake.refuse(problem()) });
     app.app_data(intake)
+        .app_data(web::Data::new(Document::new(openapi::document)))
         .service(
             web::resource("/v1/events")
                 .route(web::post().to(post_events))
@@ -566,9 +568,9 @@ async fn get_health(intake: web::Data<Intake>) -> HttpResponse {
 }
 
 /// The document of this listener, as it is configured at present. It counts as a request's bytes until the client has it.
-async fn get_openapi(intake: web::Data<Intake>) -> HttpResponse {
+async fn get_openapi(intake: web::Data<Intake>, document: web::Data<Document>) -> HttpResponse {
     let config = intake.config.load();
-    let document = openapi::document(&config);
+    let document = document.of(&config);
     let mut share = Reservation::new(&intake.in_flight, config.http.max_in_flight);
     if let Err(problem) = share.grow(document.len()) {
         return intake.refuse(problem);

@@ -186,10 +186,8 @@ fn read(settings: &ClientConfig, topic: &str, partition: Partition, from: Offset
             // A leader that has just become one tells an older end until its followers have answered it: that is none of
             // this log's, and nothing is said of what stands behind it.
             Some(Err(KafkaError::PartitionEOF(_)))
-                if high_watermark(consumer.client(), topic, partition).is_some_and(|high| high >= to) =>
-            {
-                return Ok(Found::Nothing);
-            }
+                if high_watermark(consumer.client(), topic, partition).is_none_or(|high| high < to) => {}
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(Found::Nothing),
             Some(Err(error)) => tracing::debug!(%error, "while looking at the end of a log"),
             None => {}
         }
