@@ -34,7 +34,7 @@ pub struct Behaviour {
     pub alone: bool,
 }
 
-pub const BEHAVIOURS: [Behaviour; 29] = [
+pub const BEHAVIOURS: [Behaviour; 30] = [
     Behaviour {
         name: "a silent connection",
         gets: "closed",
@@ -159,6 +159,13 @@ pub const BEHAVIOURS: [Behaviour; 29] = [
         run: slow_proxy_header,
         stored: false,
         alone: false,
+    },
+    Behaviour {
+        name: "100 events of 120 levels at a recursive schema",
+        gets: "400",
+        run: deep_events_at_a_schema,
+        stored: false,
+        alone: true,
     },
 ];
 
@@ -465,6 +472,32 @@ fn slow_proxy_header(_: &str) -> String {
     let daemon = Setup::new("hostile-proxy").set("http.trusted_proxies", "127.0.0.1").start();
     let got = feed(daemon.http_address(), b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x0f\xff", b"x", PAUSE);
     assert_eq!(daemon.metric("ingestd_proxy_refusals_total"), Some(1.0));
+    daemon.terminate();
+    got
+}
+
+/// Each level is asked about in three branches, and the last is wrong: to gather what is wrong in each would take 3¹²⁰ steps.
+fn deep_events_at_a_schema(_: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tree.json");
+    let branch = |op: &str| {
+        format!(
+            r##"{{"type": "object", "properties": {{"op": {{"const": "{op}"}}, "of": {{"$ref": "#"}}}}, "required": ["op"]}}"##
+        )
+    };
+    let schema = format!(r#"{{"anyOf": [{{"type": "string"}}, {}, {}]}}"#, branch("and"), branch("or"));
+    std::fs::write(&path, schema).expect("it can be written");
+    let config = format!("[[event.types]]\nname = \"tree\"\nschema = {path:?}\n");
+    let daemon = Setup::new("hostile-schema").config(&config).start();
+    let address = daemon.http_address();
+    let deep = format!(r#"{}7{}"#, r#"{"op":"and","of":"#.repeat(119), "}".repeat(119));
+    let one = deep.replacen('{', r#"{"type":"tree","#, 1);
+    let events = vec![one; 100].join("\n");
+    let got = exchange(address, &sized(NDJSON, events.as_bytes()), 1, false, PATIENCE).summary();
+    let good = exchange(address, &sized("", &event("good")), 1, false, PATIENCE).summary();
+    assert_eq!(good, "200", "others are served");
+    assert_eq!(daemon.metric("ingestd_in_flight_bytes"), Some(0.0));
+    assert!(daemon.peak_memory() < MEMORY, "{} bytes of memory", daemon.peak_memory());
     daemon.terminate();
     got
 }
