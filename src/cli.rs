@@ -21,8 +21,10 @@ use crate::{
 
 mod archive;
 mod dlq;
+mod endpoint;
 mod key;
 mod schema;
+mod status;
 
 /// Takes events over HTTP and carries each exactly once into an archive and into aggregates.
 #[derive(Debug, Parser)]
@@ -54,6 +56,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what a running daemon says of itself, on one page
+    Status(status::Status),
     /// List, show, replay and purge dead letters: of the running daemon, or of its queue while none runs
     #[command(subcommand)]
     Dlq(dlq::Command),
@@ -85,29 +89,6 @@ struct Options {
     /// Set a key, such as http.listen=0.0.0.0:8080; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<Setting>,
-}
-
-/// What a command shows the admin listener.
-#[derive(Debug, Clone, Default, Args)]
-struct Key {
-    /// The key, where the admin listener asks for one (admin.auth.keys); other users of this machine may see it here, and not in
-    /// the environment
-    #[arg(long = "key", value_name = "KEY", env = "INGESTD_KEY", hide_env_values = true)]
-    key: Option<String>,
-}
-
-impl Key {
-    /// As it is sent. (clap's own refusal would say what it was given.)
-    fn text(&self) -> Result<Option<&str>, String> {
-        let Some(text) = self.key.as_deref().map(str::trim) else { return Ok(None) };
-        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(
-                "--key (INGESTD_KEY): a key is one word of letters, digits and signs, as `ingestd key new` printed it"
-                    .to_owned(),
-            );
-        }
-        Ok(Some(text))
-    }
 }
 
 impl Options {
@@ -144,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Check { options: later, connect, thorough, json, .. } => {
             check(&options.and_then(later).sources(), connect, thorough, json)
         }
+        Command::Status(command) => status::status(options, &command),
         Command::Dlq(command) => dlq::dlq(options, &command),
         Command::Config { options: later, json } => show(&options.and_then(later).sources(), json),
         Command::Key(command) => key::key(command),

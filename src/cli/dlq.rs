@@ -1,28 +1,23 @@
 //! `ingestd dlq`: the dead letters of the running daemon, or, while none listens, of its queue.
 
-use std::{fmt::Display, io::Read, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{fmt::Display, io::Read, path::PathBuf, process::ExitCode, sync::Arc};
 
 use arc_swap::ArcSwap;
 use clap::{Args, Subcommand};
-use rustls::ClientConfig;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{Key, Options, load, print};
+use super::{Options, endpoint::Endpoint, load, print};
 use crate::{
     config::{Config, LiveConfig, QueueKind},
     data_dir::DataDir,
     health::Health,
     log::{
-        dead_letters::{
-            DeadLetters, Filter, FullLetter, HeaderText, LettersError, Listed, Purge, Replay, State,
-            client::AdminClient,
-        },
+        dead_letters::{DeadLetters, Filter, FullLetter, HeaderText, LettersError, Listed, Purge, Replay, State},
         embedded::{EmbeddedLetters, EmbeddedLog},
         kafka::KafkaLetters,
     },
     names::exit,
-    tls::client::{self as tls, Trust},
 };
 
 #[derive(Debug, Subcommand)]
@@ -47,49 +42,13 @@ pub(super) enum Command {
 pub(super) struct Shared {
     #[command(flatten)]
     options: Options,
-    /// The daemon's admin endpoint; without it admin.listen of the configuration, or the queue where nobody listens
-    #[arg(long, value_name = "URL")]
-    admin: Option<String>,
     #[command(flatten)]
-    tls: Tls,
-    #[command(flatten)]
-    key: Key,
+    endpoint: Endpoint,
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     filter: Filter,
-}
-
-/// How the admin endpoint is asked where it speaks TLS.
-#[derive(Debug, Args)]
-struct Tls {
-    /// The CAs of the admin endpoint's certificate (PEM); without it the certificate in admin.tls.cert of the configuration,
-    /// or the system's CAs
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
-    /// The certificate to show it (PEM), where it asks for one (admin.tls.client_ca)
-    #[arg(long, value_name = "FILE", requires = "cert_key")]
-    cert: Option<PathBuf>,
-    /// That certificate's private key (PEM)
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    cert_key: Option<PathBuf>,
-}
-
-impl Tls {
-    /// `None` where the URL asks for none. `is_own` is whether the endpoint is the one of the configuration.
-    fn client(&self, url: &str, config: &Config, is_own: bool) -> Result<Option<Arc<ClientConfig>>, String> {
-        if !url.starts_with("https://") {
-            return Ok(None);
-        }
-        let own = config.tls()[1].filter(|_| is_own);
-        let trust = match (&self.ca, own) {
-            (Some(ca), _) => Trust::authorities(ca)?,
-            (None, Some(own)) => Trust::exactly(own.cert).map_err(|why| format!("{why}; or give --ca FILE"))?,
-            (None, None) => Trust::System,
-        };
-        tls::client(trust, self.cert.as_deref().zip(self.cert_key.as_deref())).map(Some)
-    }
 }
 
 pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
@@ -128,21 +87,10 @@ type Opened = (Box<dyn DeadLetters>, Option<(EmbeddedLog, DataDir)>);
 /// The daemon where one listens, else what it would work on. An error is the exit status and why.
 fn open(config: Config, shared: &Shared) -> Result<Opened, (u8, String)> {
     let refuse = |why: String| (exit::FAILURE, why);
-    let usage = |why: String| (2, why);
-    let key = shared.key.text().map_err(usage)?;
-    let own = url_of(&config);
-    if let Some(url) = &shared.admin {
-        let tls = shared.tls.client(url, &config, own.as_ref() == Some(url)).map_err(usage)?;
-        let client = AdminClient::new(url, key, tls).map_err(|why| (2, format!("--admin: {why}")))?;
+    if let Some(client) = shared.endpoint.client(&config)?
+        && (shared.endpoint.is_named() || client.is_listened_to())
+    {
         return Ok((Box::new(client), None));
-    }
-    if let Some(url) = own {
-        let tls = shared.tls.client(&url, &config, true).map_err(usage)?;
-        let client = AdminClient::new(&url, key, tls)
-            .map_err(|why| (exit::CONFIGURATION, format!("admin.listen: {why}: give --admin URL")))?;
-        if client.is_listened_to() {
-            return Ok((Box::new(client), None));
-        }
     }
     let config: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
     let at_start = config.load_full();
@@ -164,20 +112,6 @@ fn open(config: Config, shared: &Shared) -> Result<Opened, (u8, String)> {
     let log = EmbeddedLog::open(dir, Vec::new(), config.clone(), Health::default(), Arc::default(), escalations);
     let log = log.map_err(|error| refuse(format!("{error:#}")))?;
     Ok((Box::new(EmbeddedLetters::new(log.clone(), config)), Some((log, lock))))
-}
-
-/// Where to reach what listens on `admin.listen`; `None` for a port that is chosen at the start.
-fn url_of(config: &Config) -> Option<String> {
-    let (listen, [_, scheme]) = (&config.admin.listen, config.schemes());
-    let Ok(mut address) = listen.parse::<SocketAddr>() else { return Some(format!("{scheme}://{listen}")) };
-    if address.port() == 0 {
-        return None;
-    }
-    if address.ip().is_unspecified() {
-        let loopback = if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
-        address.set_ip(loopback);
-    }
-    Some(format!("{scheme}://{address}"))
 }
 
 fn work(letters: &dyn DeadLetters, command: &Command, filter: &Filter, json: bool) -> Result<ExitCode, LettersError> {
@@ -314,24 +248,6 @@ fn purge_text(done: &Purge) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_listening_address_is_asked_where_it_can_be_reached() {
-        for (listen, url) in [
-            ("127.0.0.1:9600", Some("http://127.0.0.1:9600")),
-            ("0.0.0.0:9600", Some("http://127.0.0.1:9600")),
-            ("[::]:9600", Some("http://[::1]:9600")),
-            ("admin.local:9600", Some("http://admin.local:9600")),
-            ("127.0.0.1:0", None),
-        ] {
-            let mut config = Config::default();
-            config.admin.listen = listen.to_owned();
-            assert_eq!(url_of(&config).as_deref(), url, "{listen}");
-            config.admin.tls.cert = "cert.pem".to_owned();
-            let url = url.map(|url| url.replace("http", "https"));
-            assert_eq!(url_of(&config), url, "{listen}");
-        }
-    }
 
     #[test]
     fn what_came_from_outside_does_not_drive_the_terminal() {

@@ -116,6 +116,14 @@ fn who_has_a_key_looks_who_has_another_operates_and_nobody_else_does_either() {
         .expect("the program runs");
     assert!(output.status.success(), "{output:?}");
 
+    // The page for people, and the same for programs.
+    let page = daemon.command(&["status", "--key", scraper]);
+    assert!(page.status == Some(0) && page.out.starts_with("state      ready\n"), "{page:?}");
+    assert_eq!(daemon.command(&["status", "--json", "--key", scraper]).json(0)["ready"], true);
+    let without = daemon.command(&["status"]);
+    assert!(without.status == Some(1) && without.out.is_empty(), "{without:?}");
+    assert!(without.error.contains(sentence) && without.error.contains("--key or INGESTD_KEY"), "{without:?}");
+
     let metrics = ask(&daemon, "GET", "/metrics", Some(scraper)).body;
     for reason in ["missing", "unknown", "forbidden"] {
         let counted = format!("ingestd_admin_auth_refusals_total{{reason=\"{reason}\"}}");
@@ -137,6 +145,8 @@ fn who_has_a_key_looks_who_has_another_operates_and_nobody_else_does_either() {
         assert!([ops, scraper, unknown].iter().all(|key| !said.contains(key)), "a key stands in: {said}");
     }
     daemon.terminate();
+    let ended = daemon.command(&["status"]);
+    assert!(ended.status == Some(1) && ended.error.contains("nobody listens there"), "{ended:?}");
 }
 
 #[test]

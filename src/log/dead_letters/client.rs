@@ -62,6 +62,14 @@ impl AdminClient {
         !matches!(self.agent.get(format!("{}/health/live", self.url)).call(), Err(error) if is_refused(&error))
     }
 
+    /// What the daemon says of itself.
+    ///
+    /// # Errors
+    /// It does not answer, or not to us.
+    pub fn status(&self) -> Result<serde_json::Value, LettersError> {
+        self.read(self.keyed(self.agent.get(format!("{}/status", self.url))).call())
+    }
+
     fn url(&self, path: &str, filter: &Filter) -> String {
         format!("{}/v1/dead-letters{path}?{}", self.url, filter.to_query())
     }
