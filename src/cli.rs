@@ -259,7 +259,7 @@ mod tests {
         let cli = Cli::try_parse_from(["ingestd"].iter().chain(arguments)).unwrap();
         match cli.command {
             None => cli.options,
-            Some(Command::Dlq(_)) => unreachable!("its options stand behind its own commands"),
+            Some(Command::Dlq(_) | Command::Status(_)) => unreachable!("its options stand with its own"),
             Some(Command::Key(_)) => unreachable!("it reads no configuration"),
             Some(Command::Run(options) | Command::Check { options, .. } | Command::Config { options, .. }) => {
                 cli.options.and_then(options)
