@@ -19,7 +19,16 @@ mod refusal;
 pub mod request_id;
 mod socket;
 
-use std::{io, net::TcpListener, num::NonZero, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::TcpListener,
+    num::NonZero,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use actix_http::{HttpService, Request, RequestHead, body::BoxBody};
 use actix_service::{ServiceFactoryExt, fn_service, map_config};
@@ -31,6 +40,7 @@ use actix_web::{
     rt::net::TcpStream,
     web::ServiceConfig,
 };
+use bytes::Bytes;
 use futures::{FutureExt, future::Either};
 use tokio::sync::Semaphore;
 
@@ -180,7 +190,7 @@ pub fn serve(
                     if exchange.as_ref().is_some_and(|exchange| exchange.leaves_body()) {
                         response.response_mut().head_mut().set_connection_type(actix_http::ConnectionType::Close);
                     }
-                    Ok(response.map_body(|_, body| Answer { body, _exchange: exchange }))
+                    Ok(response.map_body(|_, body| Answer { body, rest: Bytes::new(), _exchange: exchange }))
                 })
             })
         };
@@ -233,9 +243,14 @@ pub fn certified(request: &HttpRequest) -> Option<Arc<str>> {
     request.conn_data::<Rc<Connection>>()?.client().cloned()
 }
 
+/// What the dispatcher is given of an answer at once: it copies each piece before it writes.
+const PIECE: usize = 32 * 1024;
+
 /// A response's body, with whose end the exchange is over.
 struct Answer {
     body: BoxBody,
+    /// Of what the body gave at once, what is still to be handed on.
+    rest: Bytes,
     _exchange: Option<connection::Exchange>,
 }
 
@@ -246,11 +261,15 @@ impl MessageBody for Answer {
         self.body.size()
     }
 
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<bytes::Bytes, Self::Error>>> {
-        std::pin::Pin::new(&mut self.body).poll_next(cx)
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_next(cx)) {
+                Some(Ok(bytes)) => self.rest = bytes,
+                end => return Poll::Ready(end),
+            }
+        }
+        let piece = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(self.rest.split_to(piece))))
     }
 }
 

@@ -36,8 +36,10 @@ use super::{
 
 /// As common servers have it; actix's own limit is 128 KiB and 96 fields.
 const HEAD_LIMIT: usize = 32 * 1024;
-/// Bytes that are handed on before the dispatcher has its turn.
+/// Bytes that are handed on before the dispatcher has its turn, and that are written before others have theirs: of an answer of a
+/// mebibyte the kernel's copy alone takes as long as many requests.
 const TURN: usize = 32 * 1024;
+const WRITTEN: usize = 64 * 1024;
 /// From the moment that an answer cannot be written on, to its end: the largest ones are some MiB.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Above the dispatcher's own, which is for bodies of a known length.
@@ -167,6 +169,8 @@ pub struct Transport {
     admitted: usize,
     /// Bytes read since the dispatcher had its turn.
     turn: usize,
+    /// Bytes written since the other tasks of the thread had theirs.
+    written: usize,
     /// Nothing was read yet.
     is_new: bool,
     /// Nothing more is read.
@@ -209,6 +213,7 @@ impl Transport {
             ahead: BytesMut::new(),
             admitted: 0,
             turn: 0,
+            written: 0,
             is_new: true,
             ended: false,
             last: Vec::new(),
@@ -415,9 +420,22 @@ impl AsyncWrite for Transport {
             let _ = this.poll_last(cx)?;
             return Poll::Ready(Ok(buffer.len()));
         }
-        match Pin::new(&mut this.socket).poll_write(cx, buffer) {
-            Poll::Pending => this.stalled(cx),
-            ready => ready,
+        if this.written >= WRITTEN {
+            this.written = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        match Pin::new(&mut this.socket).poll_write(cx, &buffer[..buffer.len().min(WRITTEN)]) {
+            Poll::Pending => {
+                this.written = 0;
+                this.stalled(cx)
+            }
+            ready => {
+                if let Poll::Ready(Ok(bytes)) = &ready {
+                    this.written += bytes;
+                }
+                ready
+            }
         }
     }
 
@@ -431,6 +449,7 @@ impl AsyncWrite for Transport {
             Poll::Pending => return this.stalled(cx),
             Poll::Ready(flushed) => flushed?,
         }
+        this.written = 0;
         if this.connection.phase.get() != Phase::Answer && this.write_deadline.take().is_some() {
             // Reading waited for it.
             cx.waker().wake_by_ref();

@@ -217,8 +217,8 @@ impl Rates {
     /// Takes what the events of a request cost, before anything of them is kept: what is wrong counts as well.
     ///
     /// # Errors
-    /// 429 when they are more than may come now, 413 when they are more than may ever come at once. Either costs one: the body was read
-    /// and looked at, however often it comes.
+    /// 429 when they are more than may come now, which costs nothing: who comes again too early is not to wait for longer. 413 when they
+    /// are more than may ever come at once.
     pub fn charge(&self, request: &HttpRequest, checked: &Checked) -> Result<(), Problem> {
         let mut extensions = request.extensions_mut();
         let Some(allowance) = extensions.get_mut::<Allowance>() else { return Ok(()) };
@@ -229,13 +229,7 @@ impl Rates {
                 (allowance.standing, allowance.is_paid, allowance.events) = (standing, true, Some(count));
                 Ok(())
             }
-            Verdict::In(..) => {
-                allowance.is_paid = true;
-                let _ = allowance.limiter.take(allowance.client, NonZeroU32::MIN);
-                let verdict = allowance.limiter.look(allowance.client, count);
-                Err(allowance.refuse(verdict, count.get(), &self.metrics))
-            }
-            verdict @ Verdict::Never => Err(allowance.refuse(verdict, count.get(), &self.metrics)),
+            verdict => Err(allowance.refuse(verdict, count.get(), &self.metrics)),
         }
     }
 }

@@ -398,7 +398,7 @@ fn an_event_that_is_too_old_for_the_topic_becomes_a_dead_letter_and_holds_up_not
         let n = event["n"].as_u64().expect("n") as usize;
         assert!(n < old[&key].len(), "a fresh event among the dead letters: {event}");
         assert_eq!(letter.header("ingestd-reason"), Some("refused_by_broker"));
-        assert_eq!(letter.header("ingestd-key"), Some(format!("client-{key}").as_str()));
+        assert_eq!(letter.header("ingestd-record-key"), Some(format!("client-{key}").as_str()));
         dead.push(format!("{key}/{n}"));
     }
     assert!(letters.len() >= 700, "{} letters", letters.len());

@@ -67,9 +67,10 @@ fn a_key_of_a_sender_that_cannot_be_is_refused_with_its_place_and_what_to_do() {
         (key("a", &"c".repeat(64), ""), first(hash)),
         (
             key("a", &a, &format!("key = \"{SECRET}\"")),
-            first("key is unknown; a key has name, hash, types, expires, on_invalid"),
+            first("key is unknown; a key has name, hash, types, expires, on_invalid, rate"),
         ),
-        (key("a", &a, "rate = 100"), first("rate is unknown; a key has name, hash, types, expires, on_invalid")),
+        (key("a", &a, "rats = 100"), first("rats is unknown; did you mean rate?")),
+        (key("a", &a, "rate = { limit = 5 }"), first("rate limit is unknown; a rate has events_per_second, burst")),
         (key("a", &a, "expire = \"2027-01-31T00:00:00Z\""), first("expire is unknown; did you mean expires?")),
         (key("a", &a, "expires = \"2027-01-31\""), first(end)),
         (key("a", &a, "expires = 2027-01-31T00:00:00"), first(end)),
