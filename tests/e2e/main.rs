@@ -17,6 +17,7 @@ mod clients;
 mod cloudevents;
 mod dead_letters;
 mod dev_script;
+mod doors;
 mod hostile;
 mod kafka_clock;
 mod kafka_group;

@@ -53,11 +53,13 @@ def validate(url, environment):
     return done.returncode == 0
 
 
-def fuzz(url, environment):
+def fuzz(url, environment, key=None):
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--url", url]
     # What no schema says: that a body is compressed as its head claims, that a time is the start of a window.
     command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
     command += ["--max-examples", "200", "--seed", "1", "--no-color"]
+    if key:
+        command += ["--header", f"Authorization: Bearer {key}"]
     # What it remembers goes beside its packages.
     return subprocess.run(command, env=environment, cwd=environment["PYTHONPATH"]).returncode == 0
 
@@ -65,13 +67,15 @@ def fuzz(url, environment):
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--root", type=Path, default=CHECKOUT / "target/openapi")
+    options.add_argument("--key", help="to fuzz with, of a daemon whose listeners both have it (http.auth, admin.auth)")
     options.add_argument("what", choices=PACKAGES)
     options.add_argument("urls", nargs="+", metavar="URL")
     chosen = options.parse_args()
     packages = install(PACKAGES[chosen.what], chosen.root.absolute())
     environment = {**os.environ, "PYTHONPATH": str(packages)}
+    more = {"key": chosen.key} if chosen.what == "fuzz" else {}
     run = {"validate": validate, "fuzz": fuzz}[chosen.what]
-    passed = sum(run(url.rstrip("/"), environment) for url in chosen.urls)
+    passed = sum(run(url.rstrip("/"), environment, **more) for url in chosen.urls)
     print(f"{passed} passed, {len(chosen.urls) - passed} failed")
     sys.exit(passed != len(chosen.urls))
 
