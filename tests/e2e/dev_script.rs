@@ -13,7 +13,7 @@ use tempfile::TempDir;
 const FROM_THE_SYSTEM: [&str; 14] =
     ["bash", "sh", "env", "cat", "cut", "dirname", "grep", "head", "mkdir", "nproc", "rm", "sed", "sort", "uname"];
 /// What a machine has that nothing is to be installed on. Each writes its call into the log, and succeeds.
-const PROGRAMS: [&str; 18] = [
+const PROGRAMS: [&str; 19] = [
     "apt-get",
     "c++",
     "cargo",
@@ -25,6 +25,7 @@ const PROGRAMS: [&str; 18] = [
     "jq",
     "make",
     "mvn",
+    "openssl",
     "pkg-config",
     "python3",
     "rustc",
