@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use figment::value::{Dict, Value};
 use serde::{Deserialize, Serialize};
 
-use super::{Credential, Expiry, KeyHash, check_name, http_key::read_common, keys::nearest};
+use super::{Credential, Expiry, KeyHash, check_name, http_key::read_common, keys::nearest, read};
 use crate::{names::words, position::Timestamp};
 
 words! {
@@ -82,12 +82,7 @@ const FIELDS: [&str; 4] = ["name", "hash", "access", "expires"];
 
 /// The list as it is given. Rules between the entries are [`broken_rules`].
 pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
-    let mut read = Vec::new();
-    for (index, entry) in value.as_array().ok_or(KEYS)?.iter().enumerate() {
-        let entry = entry.as_table().ok_or(KEYS)?;
-        read.push(read_entry(entry).map_err(|rule| format!("entry {index} (from 0): {rule}"))?);
-    }
-    Ok(Value::from(read))
+    read::tables(value, KEYS, read_entry)
 }
 
 fn read_entry(entry: &toml::Table) -> Result<Dict, String> {

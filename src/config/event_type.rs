@@ -9,7 +9,7 @@ use std::{
 use figment::value::{Dict, Value};
 use serde::{Deserialize, Serialize};
 
-use super::keys::nearest;
+use super::{keys::nearest, read};
 use crate::{names::words, schema::Schema};
 
 words! {
@@ -136,12 +136,7 @@ const FIELDS: [&str; 2] = ["name", "schema"];
 
 /// The list as it is given. Rules between the entries are [`broken_rules`].
 pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
-    let mut read = Vec::new();
-    for (index, entry) in value.as_array().ok_or(TYPES)?.iter().enumerate() {
-        let entry = entry.as_table().ok_or(TYPES)?;
-        read.push(read_entry(entry).map_err(|rule| format!("entry {index} (from 0): {rule}"))?);
-    }
-    Ok(Value::from(read))
+    read::tables(value, TYPES, read_entry)
 }
 
 fn read_entry(entry: &toml::Table) -> Result<Dict, String> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{OnInvalid, RateLimit, keys::nearest, rate};
+use super::{OnInvalid, RateLimit, keys::nearest, rate, read};
 use crate::position::Timestamp;
 
 /// What each key that is made here begins with, so that people and scanners for leaked secrets know one when they see it.
@@ -222,12 +222,7 @@ const FIELDS: [&str; 6] = ["name", "hash", "types", "expires", "on_invalid", "ra
 
 /// The list as it is given. Rules between the entries are [`broken_rules`].
 pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
-    let mut read = Vec::new();
-    for (index, entry) in value.as_array().ok_or(KEYS)?.iter().enumerate() {
-        let entry = entry.as_table().ok_or(KEYS)?;
-        read.push(read_entry(entry).map_err(|rule| format!("entry {index} (from 0): {rule}"))?);
-    }
-    Ok(Value::from(read))
+    read::tables(value, KEYS, read_entry)
 }
 
 fn read_entry(entry: &toml::Table) -> Result<Dict, String> {

@@ -69,15 +69,7 @@ fn exchange_from(from: [u8; 4], to: SocketAddr, request: &[u8]) -> Reply {
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
     bind_to(&socket, &SocketAddr::new(IpAddr::V4(Ipv4Addr::from(from)), 0)).unwrap();
     connect(&socket, &to).unwrap();
-    let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let _ = stream.write_all(request);
-    let mut text = Vec::new();
-    stream.read_to_end(&mut text).unwrap();
-    let text = String::from_utf8(text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no reply: {text:?}"));
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
-    Reply { status, head: head.to_owned(), body: body.to_owned() }
+    exchange_on(TcpStream::from(socket), request)
 }
 
 /// Both fields of an answer.
