@@ -26,6 +26,7 @@ mod sections;
 mod signature;
 mod size;
 mod sources;
+mod tables;
 mod tls;
 mod trusted_proxies;
 mod validate;

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use figment::value::{Dict, Value};
 use serde::{Deserialize, Serialize};
 
-use super::{Credential, Expiry, KeyHash, check_name, http_key::read_common, keys::nearest, read};
+use super::{Credential, Expiry, KeyHash, check_name, http_key::read_common, keys::nearest, tables::read_tables};
 use crate::{names::words, position::Timestamp};
 
 words! {
@@ -82,7 +82,7 @@ const FIELDS: [&str; 4] = ["name", "hash", "access", "expires"];
 
 /// The list as it is given. Rules between the entries are [`broken_rules`].
 pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
-    read::tables(value, KEYS, read_entry)
+    read_tables(value, KEYS, read_entry)
 }
 
 fn read_entry(entry: &toml::Table) -> Result<Dict, String> {

@@ -9,7 +9,7 @@ use std::{
 use figment::value::{Dict, Value};
 use serde::{Deserialize, Serialize};
 
-use super::{keys::nearest, read};
+use super::{keys::nearest, tables::read_tables};
 use crate::{names::words, schema::Schema};
 
 words! {
@@ -136,7 +136,7 @@ const FIELDS: [&str; 2] = ["name", "schema"];
 
 /// The list as it is given. Rules between the entries are [`broken_rules`].
 pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
-    read::tables(value, TYPES, read_entry)
+    read_tables(value, TYPES, read_entry)
 }
 
 fn read_entry(entry: &toml::Table) -> Result<Dict, String> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{OnInvalid, RateLimit, keys::nearest, rate, read};
+use super::{OnInvalid, RateLimit, keys::nearest, rate, tables::read_tables};
 use crate::position::Timestamp;
 
 /// What each key that is made here begins with, so that people and scanners for leaked secrets know one when they see it.
@@ -222,7 +222,7 @@ const FIELDS: [&str; 6] = ["name", "hash", "types", "expires", "on_invalid", "ra
 
 /// The list as it is given. Rules between the entries are [`broken_rules`].
 pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
-    read::tables(value, KEYS, read_entry)
+    read_tables(value, KEYS, read_entry)
 }
 
 fn read_entry(entry: &toml::Table) -> Result<Dict, String> {

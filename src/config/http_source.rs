@@ -6,7 +6,7 @@ use figment::value::{Dict, Value};
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
-use super::{Signature, keys::nearest, read, signature};
+use super::{Signature, keys::nearest, signature, tables::read_tables};
 
 /// One of the `[[http.source]]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +100,7 @@ const LOOKUP: &str = "must be a JSON pointer into an event, such as \"/type\", o
 
 /// The list as it is given. Rules between the entries and other keys are [`broken_rules`].
 pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
-    read::tables(value, SOURCES, read_entry)
+    read_tables(value, SOURCES, read_entry)
 }
 
 fn read_entry(entry: &toml::Table) -> Result<Dict, String> {

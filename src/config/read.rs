@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use figment::value::{Dict, Value};
+use figment::value::Value;
 
 use super::{
     ByteSize, admin_key, event_type, http_key, http_source,
@@ -75,20 +75,6 @@ pub(super) fn from_toml(kind: Kind, value: &toml::Value) -> Result<Value, String
         Kind::Operators(_) => admin_key::read(value),
         Kind::Options(_) => Err(OPTIONS.to_owned()),
     }
-}
-
-/// A list of tables, each by what reads one; `shape` is what it has to be.
-pub(super) fn tables(
-    value: &toml::Value,
-    shape: &str,
-    read: impl Fn(&toml::Table) -> Result<Dict, String>,
-) -> Result<Value, String> {
-    let mut tables = Vec::new();
-    for (index, entry) in value.as_array().ok_or(shape)?.iter().enumerate() {
-        let entry = entry.as_table().ok_or(shape)?;
-        tables.push(read(entry).map_err(|rule| format!("entry {index} (from 0): {rule}"))?);
-    }
-    Ok(Value::from(tables))
 }
 
 /// The value of a name below an options table: any scalar is a string there.
