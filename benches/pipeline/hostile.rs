@@ -13,7 +13,7 @@ use anyhow::Context;
 use crate::{
     events::{self, Shape},
     load::Load,
-    rows::LOGIN,
+    rows::{Hostile, LOGIN},
     stage::{Server, Stage, alone, sample},
     support::coding::{CODINGS, compressed},
     table::Sample,
@@ -22,6 +22,7 @@ use crate::{
 /// Events per second, one a request.
 const RATE: f64 = 500.0;
 const CONNECTIONS: usize = 64;
+const MISBEHAVING: usize = 64;
 /// Of one connection that misbehaves, from one answer to its next request.
 const PAUSE: Duration = Duration::from_secs(1);
 /// For the answer to something that asks for none.
@@ -29,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Stage<'_> {
     /// The latencies are those of the well-meaning.
-    pub(crate) fn beside_hostile(&mut self, misbehaving: usize) -> anyhow::Result<Sample> {
+    pub(crate) fn beside_hostile(&mut self, hostile: Hostile) -> anyhow::Result<Sample> {
         let server = Server::ingestd(alone(&self.name()));
         let requests = events::requests(Shape::Single, LOGIN, false, "");
         let address: SocketAddr = server.address.parse()?;
@@ -42,11 +43,20 @@ impl Stage<'_> {
             warm_up: self.warm_up,
             length: self.length,
         };
-        let (sent, over) = (hostile(), AtomicBool::new(false));
+        let elsewhere = match hostile {
+            Hostile::Elsewhere => Some(Server::ingestd(alone(&format!("{}-beside", self.name())))),
+            Hostile::No | Hostile::Here => None,
+        };
+        let (target, misbehaving) = match (hostile, &elsewhere) {
+            (Hostile::No, _) => (address, 0),
+            (_, Some(other)) => (other.address.parse()?, MISBEHAVING),
+            (_, None) => (address, MISBEHAVING),
+        };
+        let (sent, over) = (requests_that_misbehave(), AtomicBool::new(false));
         let measured = thread::scope(|scope| {
             for first in 0..misbehaving {
                 let (sent, over) = (&sent, &over);
-                scope.spawn(move || misbehave(address, sent, first, over));
+                scope.spawn(move || misbehave(target, sent, first, over));
             }
             let measured = load.open(RATE);
             over.store(true, Ordering::Relaxed);
@@ -79,7 +89,7 @@ fn misbehave(address: SocketAddr, sent: &[Vec<u8>], first: usize, over: &AtomicB
 }
 
 /// Requests of which each is refused, or never whole.
-fn hostile() -> Vec<Vec<u8>> {
+fn requests_that_misbehave() -> Vec<Vec<u8>> {
     let coded = |coding: &str, body: &[u8]| request(&format!("Content-Encoding: {coding}\r\n"), body, body.len());
     let event = br#"{"type":"hostile"}"#;
     let mut requests = Vec::new();

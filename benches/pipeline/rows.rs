@@ -68,6 +68,16 @@ pub enum Silent {
 }
 
 #[derive(Debug, Clone, Copy)]
+pub enum Hostile {
+    /// There are none.
+    No,
+    /// To the same process.
+    Here,
+    /// To another one on the machine: what of their effect is the machine's, whatever a process does.
+    Elsewhere,
+}
+
+#[derive(Debug, Clone, Copy)]
 pub enum Work {
     /// Closed loop.
     Ingest(Ingest),
@@ -77,8 +87,8 @@ pub enum Work {
     Drain(Drain),
     /// A steady load on everything in one process, while this does not answer.
     Outage(Silent),
-    /// A steady load on one process, while so many other connections misbehave.
-    BesideHostile(usize),
+    /// A steady load on one process, while 64 other connections misbehave.
+    BesideHostile(Hostile),
     /// What a process costs that has nothing to do.
     Idle(Queue),
     /// From exec to readiness.
@@ -234,16 +244,23 @@ pub fn rows() -> Vec<Row> {
         flat("steady, object store silent", STEADY, Work::Outage(Silent::Store), Some(1.5)),
         Row {
             name: WELL_MEANING,
-            work: Work::BesideHostile(0),
+            work: Work::BesideHostile(Hostile::No),
             against: Against::Nothing,
             goal: Goal::default(),
             on_request: true,
         },
         Row {
             name: "well-meaning, 64 misbehave",
-            work: Work::BesideHostile(64),
+            work: Work::BesideHostile(Hostile::Here),
             against: Against::Row(WELL_MEANING),
             goal: Goal { p99: Some(2.0), ..Goal::default() },
+            on_request: true,
+        },
+        Row {
+            name: "well-meaning, 64 misbehave elsewhere",
+            work: Work::BesideHostile(Hostile::Elsewhere),
+            against: Against::Row(WELL_MEANING),
+            goal: Goal::default(),
             on_request: true,
         },
         Row {

@@ -66,7 +66,7 @@ impl<'s> Stage<'s> {
             Work::Rate(percent) => self.at_rate(percent, system),
             Work::Drain(drain) => self.drain(drain, system),
             Work::Outage(silent) => self.outage(silent),
-            Work::BesideHostile(misbehaving) => self.beside_hostile(misbehaving),
+            Work::BesideHostile(hostile) => self.beside_hostile(hostile),
             Work::Idle(queue) => self.idle(queue),
             Work::Start => start(),
         }
