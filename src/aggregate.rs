@@ -5,9 +5,11 @@
 //! bound. A flush that fails is sent again, identically, for as long as it takes. A partition whose bucket another
 //! writer has advanced is dropped as a whole and assigned anew: what its fences say is then skipped.
 
+mod filter;
 mod flush;
 mod fold;
 mod grouping;
+mod limit;
 mod open;
 mod refuse;
 
@@ -18,6 +20,7 @@ use std::{
 };
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, WrapFuture};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -31,11 +34,12 @@ use crate::{
     metrics::Metrics,
     names::{ActorName, SinkName, dependency},
     position::{Offset, Partition},
-    store::{Blocked, Fence, Flushed, RefusedEvent, Store, StoreError},
+    store::{Blocked, Fence, Flushed, Prepared, RefusedEvent, Store, StoreError},
 };
 
-use flush::{Failure, Flush, Part, Statements};
-pub use fold::{Coverage, PartitionFold};
+use flush::{Attempt, Attempted, Failure, Flush, Part, Statements};
+pub use fold::{Coverage, GroupFold, PartitionFold};
+pub use limit::{KnownGroups, Limit};
 use open::{OpenPartition, Reader};
 use refuse::{Ahead, ahead, refuse};
 
@@ -60,6 +64,10 @@ pub struct Aggregator {
     health: Health,
     metrics: Arc<Metrics>,
     reader: Reader,
+    /// By aggregate.
+    limits: Arc<[Limit]>,
+    /// What the windows have that were flushed to.
+    groups: Arc<Mutex<KnownGroups>>,
     /// As readiness names the store.
     dependency: &'static str,
     /// The definitions were compared; only then are fences loaded.
@@ -101,7 +109,8 @@ impl Aggregator {
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let reader = Reader::new(&config.load());
+        let reader = Reader::new(&config.load(), &[]);
+        let limits = config.load().aggregate.iter().map(Limit::from).collect();
         let dependency = match config.load().store.kind {
             StoreKind::Mongodb => dependency::MONGODB,
             StoreKind::Embedded | StoreKind::None => dependency::EMBEDDED_STORE,
@@ -114,6 +123,8 @@ impl Aggregator {
             health,
             metrics,
             reader,
+            limits,
+            groups: Arc::default(),
             dependency,
             prepared: false,
             remark: None,
@@ -133,8 +144,9 @@ impl Aggregator {
         let store = self.store.clone();
         let prepare = async move { store.prepare().await }.into_actor(self);
         ctx.spawn(prepare.map(move |prepared, actor, ctx| match prepared {
-            Ok(remarks) => {
+            Ok(Prepared { remarks, names_only }) => {
                 actor.prepared = true;
+                actor.reader = Reader::new(&actor.config.load(), &names_only);
                 for remark in &remarks {
                     tracing::warn!(
                         store = actor.dependency,
@@ -215,7 +227,10 @@ impl Aggregator {
         }
         let lost = committed.map_or(0, |committed| at.since(committed));
         let refused = self.refused.get(&partition).cloned().unwrap_or_default();
-        let fold = PartitionFold::assign(partition, at, self.reader.grouping.aggregates(), fences);
+        // An earlier assignment may have known of buckets that were not written.
+        self.groups.lock().forget(partition);
+        let others: Vec<_> = self.limits.iter().map(|limit| limit.other.clone()).collect();
+        let fold = PartitionFold::assign(partition, at, &others, fences);
         let state = State::Open(OpenPartition::new(fold, dead_lettered, refused));
         self.partitions.insert(partition, Assigned { epoch, state });
         if lost > 0 {
@@ -302,20 +317,22 @@ impl Aggregator {
             return;
         }
         flush.attempts += 1;
-        let timeout = self.config.load().aggregator.timeout;
-        let attempt = flush::attempt(
-            self.store.clone(),
-            self.dead_letters.clone(),
-            flush.statements.clone(),
-            flush.letters_written,
-            timeout,
-        );
+        let attempt = Attempt {
+            store: self.store.clone(),
+            writer: self.dead_letters.clone(),
+            limits: self.limits.clone(),
+            groups: self.groups.clone(),
+            letters_written: flush.letters_written,
+            timeout: self.config.load().aggregator.timeout,
+        };
+        let attempt = attempt.make(flush.statements.clone());
         self.flush = Some(flush);
-        ctx.spawn(attempt.into_actor(self).map(|outcome, actor, ctx| actor.attempted(outcome, ctx)));
+        ctx.spawn(attempt.into_actor(self).map(|attempted, actor, ctx| actor.attempted(attempted, ctx)));
     }
 
-    fn attempted(&mut self, outcome: Result<Flushed, Failure>, ctx: &mut Context<Self>) {
+    fn attempted(&mut self, Attempted { outcome, statements }: Attempted, ctx: &mut Context<Self>) {
         let Some(mut flush) = self.flush.take() else { return };
+        flush.statements = statements;
         flush.letters_written = !matches!(outcome, Err(Failure::DeadLetters(_)));
         match outcome {
             Ok(flushed) => {

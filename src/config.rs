@@ -3,11 +3,12 @@
 //! A [`Config`] that exists has been validated: actors read it without checking again. Live keys are read through
 //! [`LiveConfig`] at each use; all others are read once, when their actor is built.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 mod admin_key;
+mod aggregate;
 mod cors;
 mod error;
 mod event_type;
@@ -15,6 +16,7 @@ mod http_key;
 mod http_source;
 mod keys;
 mod load;
+mod measure;
 mod rate;
 mod read;
 mod reload;
@@ -27,15 +29,15 @@ mod signature;
 mod size;
 mod sources;
 mod tables;
+mod time_zone;
 mod tls;
 mod trusted_proxies;
 mod validate;
 
-use serde::{Deserialize, Serialize};
-
 use crate::position::TopicName;
 
 pub use admin_key::{Access, AdminKey, AdminKeys};
+pub use aggregate::{AggregateConfig, Bounds, Condition, Field, Filter, Scalar};
 pub use cors::{ANY_ORIGIN, OPAQUE_ORIGIN};
 pub use error::{ConfigError, ConfigErrors};
 pub use event_type::{EventTypes, Known, UnknownType};
@@ -43,6 +45,7 @@ pub use http_key::{Credential, Expiry, HttpKey, HttpKeys, KEY_PREFIX, KeyHash, c
 pub use http_source::{HttpSource, Lookup, Pointer};
 pub use keys::LONGEST_RESTART;
 pub(crate) use keys::{ARCHIVE_OPTIONS, KAFKA_PROPERTIES, nearest};
+pub use measure::{Function, Measure};
 pub use rate::{Rate, RateLimit};
 pub use reload::{Reloaded, apply};
 pub use roles::{Role, Roles};
@@ -58,6 +61,7 @@ pub use signature::{Scheme, Secrets, Signature};
 pub use size::ByteSize;
 pub use sources::{Setting, Sources};
 pub(crate) use sources::{is_archive_option, is_kafka_property};
+pub use time_zone::TimeZone;
 pub use tls::TlsFiles;
 pub use trusted_proxies::TrustedProxies;
 #[cfg(test)]
@@ -66,25 +70,6 @@ pub use validate::{Check, Rules, is_address};
 
 /// The configuration in force. Reload swaps it; only live keys ever differ from the start's.
 pub type LiveConfig = Arc<ArcSwap<Config>>;
-
-/// One of the `[[aggregate]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AggregateConfig {
-    pub name: String,
-    #[serde(with = "duration")]
-    pub window: Duration,
-    pub group_by: Vec<String>,
-}
-
-/// Without `[[aggregate]]`: events per minute by client and type, whatever these fields are called.
-fn default_aggregates(event: &EventConfig) -> Vec<AggregateConfig> {
-    vec![AggregateConfig {
-        name: "events_by_type".to_owned(),
-        window: Duration::from_secs(60),
-        group_by: vec![event.client_field.clone(), event.type_field.clone()],
-    }]
-}
 
 impl ArchiveConfig {
     pub fn is_on(&self) -> bool {

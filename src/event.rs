@@ -32,10 +32,11 @@ mod time;
 use std::{borrow::Cow, fmt};
 
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::{
-    config::{ByteSize, EventConfig, OnInvalidTime, OnUnreadable},
+    config::{ByteSize, EventConfig, Field as Selected, OnInvalidTime, OnUnreadable},
     position::Timestamp,
 };
 
@@ -49,20 +50,35 @@ use stated::Stated;
 pub use stated::{Carried, admit_with, content_type_of, header_of, is_attribute};
 pub use time::{InvalidTime, text_of as text_of_time};
 
-/// Which top-level fields are read: those of the head, and further ones that an aggregate groups by.
+/// Which fields are read: those of the head, and further ones that an aggregate groups, filters or measures by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventFields {
     /// Each name once, so that a field of an event is compared with as few as possible.
     names: Vec<String>,
     /// Indexes into `names`: type, id, time, client, key.
     head: [usize; 5],
-    selected: Vec<usize>,
+    selected: Vec<Place>,
+    /// Those of the selected that are pointers, as one tree.
+    pointers: Pointers,
+    /// Indexes into `names`, of what the pointers pass through first.
+    first_names: Vec<usize>,
+    /// How many pointers there are.
+    pointed: usize,
     /// In milliseconds. All readers of a record must have the same.
     max_future: i64,
     /// What the ingestor does; readers of the log do not ask.
     on_unreadable: OnUnreadable,
     /// The same.
     on_invalid_time: OnInvalidTime,
+}
+
+/// Where a selected field is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Index into `names`.
+    Name(usize),
+    /// Index into what pointers lead to.
+    Pointer(usize),
 }
 
 impl From<&EventConfig> for EventFields {
@@ -80,6 +96,9 @@ impl From<&EventConfig> for EventFields {
             names,
             head,
             selected: Vec::new(),
+            pointers: Pointers::default(),
+            first_names: Vec::new(),
+            pointed: 0,
             max_future: i64::try_from(config.max_future.as_millis()).unwrap_or(i64::MAX),
             on_unreadable: config.on_unreadable,
             on_invalid_time: config.on_invalid_time,
@@ -93,11 +112,42 @@ impl EventFields {
     }
 
     /// The same head, and these fields for [`Found::selected`].
-    pub fn selecting(mut self, fields: &[String]) -> Self {
-        self.selected = fields.iter().map(|field| index_of(&mut self.names, field)).collect();
+    pub fn selecting(mut self, fields: &[Selected]) -> Self {
+        for field in fields {
+            let place = match field {
+                Selected::Name(name) => Place::Name(index_of(&mut self.names, name)),
+                Selected::Pointer(pointer) => {
+                    self.pointers.add(pointer, self.pointed);
+                    self.pointed += 1;
+                    Place::Pointer(self.pointed - 1)
+                }
+            };
+            self.selected.push(place);
+        }
+        self.first_names = self.pointers.names().iter().map(|name| index_of(&mut self.names, name)).collect();
         self
     }
+
+    /// What the pointers lead to in a value whose fields were found.
+    fn point<'a>(&self, value: &'a [u8], values: &Texts<'a>) -> Pointed<'a> {
+        if self.pointed == 0 {
+            return Pointed::new();
+        }
+        let mut found = Texts::from_elem(None, self.pointed);
+        for (index, name) in self.first_names.iter().enumerate() {
+            if let Some(text) = values[*name] {
+                self.pointers.find_below(index, text, &mut found);
+            }
+        }
+        // The data of a CloudEvent may be an array; what is no JSON has no part that a pointer leads to.
+        if value.trim_ascii_start().first() == Some(&b'[') {
+            let _ = self.pointers.find_in(value, &mut found);
+        }
+        found.into_iter().map(|text| text.map(Cow::Borrowed)).collect()
+    }
 }
+
+type Pointed<'a> = SmallVec<[Option<Cow<'a, str>>; 4]>;
 
 fn index_of(names: &mut Vec<String>, name: &str) -> usize {
     names.iter().position(|known| known == name).unwrap_or_else(|| {
@@ -114,12 +164,20 @@ pub struct Found<'f, 'a> {
     values: Texts<'a>,
     /// What stands beside the value in the place of selected fields: the name's index, and a JSON string.
     stated: Vec<(usize, String)>,
+    /// In the order of the pointers.
+    pointed: Pointed<'a>,
 }
 
 impl<'a> Found<'_, 'a> {
     /// The value of the field that was given to [`EventFields::selecting`] at this place; `None` where it is missing.
     pub fn selected(&self, index: usize) -> Option<&str> {
-        let name = self.fields.selected[index];
+        match self.fields.selected[index] {
+            Place::Name(name) => self.named(name),
+            Place::Pointer(place) => self.pointed[place].as_deref(),
+        }
+    }
+
+    fn named(&self, name: usize) -> Option<&str> {
         let stated = self.stated.iter().find(|(stated, _)| *stated == name);
         stated.map(|(_, json)| json.as_str()).or(self.values[name])
     }
@@ -133,10 +191,14 @@ impl<'a> Found<'_, 'a> {
 impl<'f> Found<'f, '_> {
     /// What was selected, apart from the data that it was found in.
     fn into_owned<'b>(self) -> Found<'f, 'b> {
-        let selected = self.fields.selected.iter().enumerate();
-        let owned = selected.filter_map(|(index, name)| self.selected(index).map(|json| (*name, json.to_owned())));
-        let (stated, values) = (owned.collect(), Texts::from_elem(None, self.fields.names.len()));
-        Found { fields: self.fields, values, stated }
+        let names = self.fields.selected.iter().filter_map(|place| match place {
+            Place::Name(name) => Some(*name),
+            Place::Pointer(_) => None,
+        });
+        let stated = names.filter_map(|name| self.named(name).map(|json| (name, json.to_owned()))).collect();
+        let values = Texts::from_elem(None, self.fields.names.len());
+        let owned = |text: Option<Cow<'_, str>>| text.map(|text| Cow::Owned(text.into_owned()));
+        Found { fields: self.fields, values, stated, pointed: self.pointed.into_iter().map(owned).collect() }
     }
 }
 
@@ -291,7 +353,8 @@ fn read_by<'f, 'a>(
     received: Timestamp,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
     let values = rules.scan(fields.on_unreadable, value, &fields.names)?;
-    let found = Found { fields, values, stated: Vec::new() };
+    let pointed = fields.point(value, &values);
+    let found = Found { fields, values, stated: Vec::new(), pointed };
     let [event_type, id, time_field, ..] = fields.head.map(|index| fields.names[index].as_str());
     let event_type = event_type_of(found.head(0)?, event_type)?;
     let id = id_of(found.head(1)?, id)?;

@@ -1,7 +1,7 @@
 //! What the tests and the benches drive piece by piece. No part of this is an interface for other programs.
 
 pub mod aggregate {
-    pub use crate::aggregate::{Coverage, PartitionFold};
+    pub use crate::aggregate::{Coverage, GroupFold, KnownGroups, Limit, PartitionFold};
 }
 
 pub mod archive {
@@ -94,6 +94,10 @@ pub mod log {
     }
 }
 
+pub mod measure {
+    pub use crate::measure::{Measures, Plan};
+}
+
 pub mod metrics {
     pub use crate::metrics::Metrics;
 }
@@ -112,7 +116,8 @@ pub mod position {
 
 pub mod store {
     pub use crate::store::{
-        BucketDelta, BucketKey, Fence, Flushed, Measures, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
+        BucketDelta, BucketKey, Fence, Flushed, GroupsOf, Prepared, ProcessedEvent, Query, Rows, Store, StoreError,
+        StoreOptions,
     };
 
     pub mod embedded {

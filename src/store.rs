@@ -6,7 +6,6 @@
 
 pub mod embedded;
 mod group;
-mod measure;
 pub mod mongo;
 mod rows;
 pub mod validate;
@@ -15,13 +14,14 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
+use serde_json::{Map, Value};
 use thiserror::Error;
 
-pub use measure::Measures;
 pub use rows::{Row, Rows};
 
 use crate::{
     config::{AggregateConfig, Config, StoreKind},
+    measure::{Measures, Plan},
     position::{Offset, Partition, Timestamp, TopicIdentity},
 };
 
@@ -35,7 +35,7 @@ pub struct BucketKey {
 }
 
 /// What was folded into one bucket since the last flush.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct BucketDelta {
     pub key: BucketKey,
     pub partition: Partition,
@@ -52,6 +52,27 @@ pub struct Fence {
     pub aggregate: usize,
     pub key: BucketKey,
     pub last_offset: Offset,
+}
+
+/// A window of a partition, whose groups are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupsOf {
+    /// Index into the list of aggregates that the store was opened with.
+    pub aggregate: usize,
+    pub partition: Partition,
+    pub window_start: Timestamp,
+    /// At most so many are given.
+    pub limit: usize,
+}
+
+/// What was found when the store was prepared.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    /// What is not as it should be though counting goes on, each with what to do.
+    pub remarks: Vec<String>,
+    /// Of each aggregate, whether it was first counted by a release that knew no pointers: what looks like one in its
+    /// `group_by` is a name.
+    pub names_only: Vec<bool>,
 }
 
 /// An event to be kept as a document, with what is indexed.
@@ -135,9 +156,8 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 /// A store. All calls may be cancelled by dropping them; a flush may then have taken effect or not, which is what the
 /// fences are for.
 pub trait Store: Send + Sync {
-    /// Creates what is missing (indexes, tables) and compares the aggregates' definitions with those it knows. Gives back
-    /// what is not as it should be though counting goes on, each with what to do.
-    fn prepare(&self) -> Answer<'_, Vec<String>>;
+    /// Creates what is missing (indexes, tables) and compares the aggregates' definitions with those it knows.
+    fn prepare(&self) -> Answer<'_, Prepared>;
 
     /// For a check, after [`Store::prepare`]: flushes, reads and queries something of its own, and removes it. The error
     /// says what the store does otherwise.
@@ -157,6 +177,9 @@ pub trait Store: Send + Sync {
         identity: &'a TopicIdentity,
     ) -> Answer<'a, Vec<Fence>>;
 
+    /// The groups that have buckets in these windows of the configured topic and generation, as JSON texts, in the order of the windows.
+    fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> Answer<'a, Vec<Vec<Arc<str>>>>;
+
     /// Makes the deltas and events durable. An error says nothing about what took effect: send the identical ones again.
     fn flush<'a>(&'a self, deltas: &'a [BucketDelta], events: &'a [ProcessedEvent]) -> Answer<'a, Flushed>;
 
@@ -175,6 +198,8 @@ pub struct StoreOptions {
     pub topic: String,
     pub generation: u32,
     pub aggregates: Vec<AggregateConfig>,
+    /// What each of them measures.
+    pub plans: Vec<Plan>,
     /// Keep processed events.
     pub events: bool,
     /// How long processed events stay after their receipt; also those that were kept before that was turned off.
@@ -188,6 +213,7 @@ impl From<&Config> for StoreOptions {
         Self {
             topic: config.queue.topic.clone(),
             generation: config.queue.generation,
+            plans: config.aggregate.iter().map(Plan::new).collect(),
             aggregates: config.aggregate.clone(),
             events: config.store.events,
             events_ttl: config.store.events_ttl,
@@ -219,12 +245,6 @@ pub fn open(config: &Config, io: tokio::runtime::Handle) -> anyhow::Result<Optio
     })
 }
 
-/// The start of the window that a moment is in: windows are counted from 1970-01-01T00:00:00Z.
-pub fn window_start(time: Timestamp, window: Duration) -> Timestamp {
-    let window = i64::try_from(window.as_millis()).unwrap_or(i64::MAX).max(1);
-    Timestamp(time.0.saturating_sub(time.0.rem_euclid(window)))
-}
-
 /// The first whole millisecond at or after `time`: window starts are whole milliseconds, and both ends of a query's
 /// range compare with `>=` or `<`.
 fn ceil_millis(time: DateTime<Utc>) -> i64 {
@@ -232,14 +252,50 @@ fn ceil_millis(time: DateTime<Utc>) -> i64 {
     if time.timestamp_subsec_nanos().is_multiple_of(1_000_000) { millis } else { millis + 1 }
 }
 
-/// Why a definition that differs from the one that the buckets were counted by is refused.
-fn definition_changed(aggregate: &AggregateConfig, window_ms: i64, group_by: &str) -> StoreError {
-    StoreError::Refused(format!(
-        "[[aggregate]] {:?} was counted with window {} and group_by {group_by} before; \
-         give the changed aggregate a new name, or restore the old definition",
-        aggregate.name,
-        humantime::format_duration(Duration::from_millis(window_ms.unsigned_abs())),
-    ))
+/// What decides how an aggregate is counted, as a store keeps it. A release of before kept window and `group_by` alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Definition {
+    window_ms: i64,
+    /// A JSON array of strings.
+    group_by: String,
+    /// [`AggregateConfig::definition`].
+    more: Map<String, Value>,
+}
+
+impl Definition {
+    fn of(aggregate: &AggregateConfig) -> Self {
+        Self {
+            window_ms: i64::try_from(aggregate.window.as_millis()).unwrap_or(i64::MAX),
+            group_by: Value::from(aggregate.group_by.clone()).to_string(),
+            more: aggregate.definition(),
+        }
+    }
+
+    /// Whether what looks like a pointer in `group_by` is a name there, by the definition that the buckets were counted by.
+    ///
+    /// # Errors
+    /// It is another one.
+    fn judge(aggregate: &AggregateConfig, known: &Self) -> Result<bool, StoreError> {
+        let wanted = Self::of(aggregate);
+        if *known == wanted {
+            return Ok(false);
+        }
+        let pointers_alone = wanted.more.len() == 1 && aggregate.has_pointers();
+        if pointers_alone && *known == (Self { more: Map::new(), ..wanted }) {
+            return Ok(true);
+        }
+        let more = match known.more.is_empty() {
+            true => String::new(),
+            false => format!(" and {}", Value::Object(known.more.clone())),
+        };
+        Err(StoreError::Refused(format!(
+            "[[aggregate]] {:?} was counted with window {}, group_by {}{more} before; \
+             give the changed aggregate a new name, or restore the old definition",
+            aggregate.name,
+            humantime::format_duration(Duration::from_millis(known.window_ms.unsigned_abs())),
+            known.group_by,
+        )))
+    }
 }
 
 /// Why buckets that were counted from another topic are refused.

@@ -13,8 +13,8 @@ use ingestd::internals::{
     event::{self, EventFields},
     ingest::format::{Format, split},
     log::record::{ID_HEADER, RecordBuffer},
+    measure::Plan,
     position::{Offset, Partition, Timestamp},
-    store::Measures,
 };
 
 /// Of one batch, as `batch.max_records`.
@@ -169,11 +169,11 @@ fn count(_: usize) -> Run {
         // Writing to a string does not fail.
         let _ = write!(group, "client-{:04}login_success", index % CLIENTS);
     }
-    let mut fold = PartitionFold::assign(Partition(0), Offset(0), 1, Vec::new());
-    let mut next = Offset(0);
+    let mut fold = PartitionFold::assign(Partition(0), Offset(0), &["[]".into()], Vec::new());
+    let (mut next, plan) = (Offset(0), Plan::default());
     Box::new(move || {
         for group in &groups {
-            black_box(fold.add(0, next, RECEIVED, group, Measures { count: 1 }));
+            black_box(fold.add(0, next, RECEIVED, group, |measures| measures.add(&plan, |_| None)));
             next = next.next();
         }
         fold.advance(next);

@@ -13,7 +13,8 @@ use crate::{
     config::{AggregateConfig, Config, StoreKind},
     http::Problem,
     position::Timestamp,
-    store::{self, Query, StoreError},
+    store::{Query, StoreError},
+    window::Windows,
 };
 
 /// That RFC 3339 can write.
@@ -153,7 +154,7 @@ fn millis(window: Duration) -> i64 {
 
 /// The start of the window that a moment is in.
 fn floor(at: DateTime<Utc>, window: Duration) -> DateTime<Utc> {
-    store::window_start(Timestamp(at.timestamp_millis()), window).to_datetime()
+    Windows::new(window, None).start_of(Timestamp(at.timestamp_millis())).to_datetime()
 }
 
 #[cfg(test)]
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
 
     fn aggregate(window: u64) -> AggregateConfig {
-        AggregateConfig { name: "logins".to_owned(), window: Duration::from_secs(window), group_by: vec![] }
+        AggregateConfig::counting("logins", Duration::from_secs(window), vec![])
     }
 
     fn at(text: &str) -> DateTime<Utc> {

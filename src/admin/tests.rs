@@ -15,7 +15,7 @@ use crate::{
     health::ActorState,
     names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
-    store::{BucketDelta, Fence, Flushed, Measures, ProcessedEvent, Query, Row, Rows, StoreError},
+    store::{BucketDelta, Fence, Flushed, GroupsOf, Prepared, ProcessedEvent, Query, Row, Rows, StoreError},
 };
 
 #[derive(Clone, Copy)]
@@ -26,7 +26,11 @@ enum FakeStore {
 }
 
 impl Store for FakeStore {
-    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+    fn prepare(&self) -> BoxFuture<'_, Result<Prepared, StoreError>> {
+        unreachable!("the endpoint only asks")
+    }
+
+    fn groups<'a>(&'a self, _: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<Vec<Arc<str>>>, StoreError>> {
         unreachable!("the endpoint only asks")
     }
 
@@ -52,7 +56,7 @@ impl Store for FakeStore {
             match self {
                 Self::Rows => {
                     let group = json!({ "client_id": "client-1", "type": null }).as_object().unwrap().clone();
-                    let row = Row { window_start: query.from, group, measures: Measures { count: 42 } };
+                    let row = Row { window_start: query.from, group, count: 42 };
                     let mut rows = Rows::default();
                     // One more than is asked for, where it is asked for one.
                     let _ = rows.push(&row, query.limit) && query.limit == 1 && rows.push(&row, query.limit);

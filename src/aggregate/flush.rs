@@ -1,10 +1,17 @@
 //! A flush: the statements of all partitions that had something to make durable, tried again until they are.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
+
+use super::{
+    fold::GroupFold,
+    limit::{KnownGroups, Limit, Routed, WindowOf},
+};
 use crate::{
     backoff::Backoff,
     log::{
@@ -12,20 +19,24 @@ use crate::{
         dead_letters::{DeadLetter, DeadLetterWriter},
     },
     position::Partition,
-    store::{BucketDelta, Flushed, ProcessedEvent, Store, StoreError},
+    store::{BucketDelta, Flushed, GroupsOf, ProcessedEvent, Store, StoreError},
 };
 
 /// What has to be durable before positions move. An attempt that is repeated sends the identical ones.
 #[derive(Debug, Default, Clone)]
 pub struct Statements {
     pub letters: Vec<DeadLetter>,
+    /// What is not routed yet.
+    pub folded: Vec<GroupFold>,
     pub deltas: Vec<BucketDelta>,
     pub events: Vec<ProcessedEvent>,
+    /// Records in the buckets of all further groups, by aggregate.
+    pub others: BTreeMap<usize, u64>,
 }
 
 impl Statements {
     pub fn is_empty(&self) -> bool {
-        self.letters.is_empty() && self.deltas.is_empty() && self.events.is_empty()
+        self.letters.is_empty() && self.folded.is_empty() && self.deltas.is_empty() && self.events.is_empty()
     }
 }
 
@@ -61,6 +72,7 @@ impl Flush {
         let kept = |partition: Partition| self.parts.iter().any(|part| part.partition == partition);
         let mut statements = (*self.statements).clone();
         statements.letters.retain(|letter| kept(letter.partition));
+        statements.folded.retain(|group| kept(group.partition));
         statements.deltas.retain(|delta| kept(delta.partition));
         statements.events.retain(|event| kept(event.partition));
         self.statements = Arc::new(statements);
@@ -78,24 +90,72 @@ pub enum Failure {
     Store(StoreError),
 }
 
-/// Makes dead letters durable, then the rest.
-pub async fn attempt(
-    store: Arc<dyn Store>,
-    writer: Arc<dyn DeadLetterWriter>,
-    statements: Arc<Statements>,
-    letters_written: bool,
-    timeout: Duration,
-) -> Result<Flushed, Failure> {
-    if !letters_written && !statements.letters.is_empty() {
-        let failed = |why| Failure::DeadLetters(format!("dead letters cannot be written: {why}"));
-        let write = tokio::time::timeout(timeout, writer.write(statements.letters.clone()));
-        let written = write.await.map_err(|_| failed(format!("no answer within {timeout:?}")))?;
-        written.map_err(|error| failed(format!("{error:#}")))?;
+/// What an attempt needs.
+#[derive(Clone)]
+pub struct Attempt {
+    pub store: Arc<dyn Store>,
+    pub writer: Arc<dyn DeadLetterWriter>,
+    /// By aggregate.
+    pub limits: Arc<[Limit]>,
+    /// Of the one flush in flight.
+    pub groups: Arc<Mutex<KnownGroups>>,
+    pub letters_written: bool,
+    pub timeout: Duration,
+}
+
+/// What came of it, and the statements as the next attempt has to send them.
+pub struct Attempted {
+    pub outcome: Result<Flushed, Failure>,
+    pub statements: Arc<Statements>,
+}
+
+impl Attempt {
+    /// Makes dead letters durable, then decides which groups have buckets, then makes the rest durable.
+    pub async fn make(self, mut statements: Arc<Statements>) -> Attempted {
+        let outcome = self.try_to_make(&mut statements).await;
+        Attempted { outcome, statements }
     }
-    if statements.deltas.is_empty() && statements.events.is_empty() {
-        return Ok(Flushed::default());
+
+    async fn try_to_make(&self, statements: &mut Arc<Statements>) -> Result<Flushed, Failure> {
+        if !self.letters_written && !statements.letters.is_empty() {
+            let failed = |why| Failure::DeadLetters(format!("dead letters cannot be written: {why}"));
+            let write = tokio::time::timeout(self.timeout, self.writer.write(statements.letters.clone()));
+            let written = write.await.map_err(|_| failed(format!("no answer within {:?}", self.timeout)))?;
+            written.map_err(|error| failed(format!("{error:#}")))?;
+        }
+        if !statements.folded.is_empty() {
+            self.route(statements).await?;
+        }
+        if statements.deltas.is_empty() && statements.events.is_empty() {
+            return Ok(Flushed::default());
+        }
+        self.store.flush(&statements.deltas, &statements.events).await.map_err(Failure::Store)
     }
-    store.flush(&statements.deltas, &statements.events).await.map_err(Failure::Store)
+
+    async fn route(&self, statements: &mut Arc<Statements>) -> Result<(), Failure> {
+        let unknown = self.groups.lock().unknown(&statements.folded);
+        let found = if unknown.is_empty() {
+            Vec::new()
+        } else {
+            let asked: Vec<_> = unknown.iter().map(|of| self.asked(*of)).collect();
+            self.store.groups(&asked).await.map_err(Failure::Store)?
+        };
+        let mut known = self.groups.lock();
+        for (of, groups) in unknown.into_iter().zip(&found) {
+            let other = &self.limits[of.aggregate].other;
+            known.learn(of, groups.iter().map(|group| &**group).filter(|group| *group != &**other));
+        }
+        let statements = Arc::make_mut(statements);
+        let Routed { deltas, others } = known.route(std::mem::take(&mut statements.folded), &self.limits);
+        (statements.deltas, statements.others) = (deltas, others);
+        Ok(())
+    }
+
+    fn asked(&self, of: WindowOf) -> GroupsOf {
+        let WindowOf { aggregate, partition, window_start } = of;
+        // One more than there may be is that of all further ones.
+        GroupsOf { aggregate, partition, window_start, limit: self.limits[aggregate].max_groups + 1 }
+    }
 }
 
 /// Between two attempts on a store that is away.

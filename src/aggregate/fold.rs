@@ -4,11 +4,14 @@
 //! therefore counts a record for a bucket only when it lies beyond that bucket's fence, and remembers the first offset
 //! that it counted, so that the store can see whether another writer was there since.
 
+use std::sync::Arc;
+
 use hashbrown::{Equivalent, HashMap};
 
 use crate::{
+    measure::Measures,
     position::{Offset, Partition, Timestamp},
-    store::{BucketDelta, BucketKey, Fence, Measures},
+    store::{BucketKey, Fence},
 };
 
 /// What a batch means to a fold, by the cursor rule.
@@ -22,11 +25,49 @@ pub enum Coverage {
     Continues,
 }
 
-#[derive(Debug)]
-struct Tally {
-    first: Offset,
-    last: Offset,
-    measures: Measures,
+/// Some records of one group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tally {
+    pub first: Offset,
+    pub last: Offset,
+    pub measures: Measures,
+}
+
+impl Tally {
+    /// Adds others of the same bucket.
+    pub fn merge(&mut self, other: Self) {
+        self.first = self.first.min(other.first);
+        self.last = self.last.max(other.last);
+        self.measures.merge(other.measures);
+    }
+}
+
+/// What was folded of one group since the last flush. Whether it has a bucket of its own, or is one of those beyond the
+/// aggregate's `max_groups`, is decided when it is flushed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Folded {
+    /// Records that are counted in neither.
+    pub uncounted: Option<Tally>,
+    /// Records at or below the fence of the window's bucket for all further groups: they are counted there, unless this group
+    /// has a bucket of its own.
+    pub below: Option<Box<Tally>>,
+}
+
+impl Folded {
+    /// The first record's offset.
+    pub fn first(&self) -> Option<Offset> {
+        let below = self.below.as_ref().map(|tally| tally.first);
+        below.into_iter().chain(self.uncounted.as_ref().map(|tally| tally.first)).min()
+    }
+}
+
+/// What was folded into which group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupFold {
+    pub partition: Partition,
+    pub aggregate: usize,
+    pub key: BucketKey,
+    pub folded: Folded,
 }
 
 /// A bucket's key, borrowed, so that a hit allocates nothing. Its hash must be that of [`BucketKey`]: same fields, same
@@ -53,10 +94,12 @@ pub struct PartitionFold {
     confirmed: Offset,
     /// By aggregate. Emptied when the cursor has passed them all.
     fences: Vec<HashMap<BucketKey, Offset>>,
+    /// By aggregate: of the windows' buckets for all further groups.
+    fences_of_others: Vec<HashMap<Timestamp, Offset>>,
     /// No fence is at or beyond this.
     fences_end: Offset,
     /// By aggregate.
-    buckets: Vec<HashMap<BucketKey, Tally>>,
+    buckets: Vec<HashMap<BucketKey, Folded>>,
     bytes: usize,
     /// Where the cursor stood when the flush in flight began.
     in_flight: Option<Offset>,
@@ -64,25 +107,30 @@ pub struct PartitionFold {
 
 impl PartitionFold {
     /// What a touched bucket costs beside its group's text: key, tally, statement.
-    const BUCKET_BYTES: usize = 248 + size_of::<Measures>();
+    const BUCKET_BYTES: usize = 232 + size_of::<Folded>();
 
-    /// The partition was committed up to `at`; `fences` are its buckets with `last_offset >= at`.
-    pub fn assign(partition: Partition, at: Offset, aggregates: usize, fences: Vec<Fence>) -> Self {
-        let mut by_aggregate: Vec<HashMap<BucketKey, Offset>> = vec![HashMap::new(); aggregates];
+    /// The partition was committed up to `at`; `fences` are its buckets with `last_offset >= at`. `others` has, by aggregate,
+    /// the group of those beyond `max_groups`.
+    pub fn assign(partition: Partition, at: Offset, others: &[Arc<str>], fences: Vec<Fence>) -> Self {
+        let mut by_aggregate: Vec<HashMap<BucketKey, Offset>> = vec![HashMap::new(); others.len()];
+        let mut fences_of_others: Vec<HashMap<Timestamp, Offset>> = vec![HashMap::new(); others.len()];
         let mut fences_end = at;
-        for fence in fences {
-            if let Some(fences) = by_aggregate.get_mut(fence.aggregate) {
-                fences_end = fences_end.max(fence.last_offset.next());
-                fences.insert(fence.key, fence.last_offset);
+        for Fence { aggregate, key, last_offset } in fences {
+            let Some(fences) = by_aggregate.get_mut(aggregate) else { continue };
+            fences_end = fences_end.max(last_offset.next());
+            if key.group == others[aggregate] {
+                fences_of_others[aggregate].insert(key.window_start, last_offset);
             }
+            fences.insert(key, last_offset);
         }
         Self {
             partition,
             cursor: at,
             confirmed: at,
             fences: by_aggregate,
+            fences_of_others,
             fences_end,
-            buckets: (0..aggregates).map(|_| HashMap::new()).collect(),
+            buckets: others.iter().map(|_| HashMap::new()).collect(),
             bytes: 0,
             in_flight: None,
         }
@@ -113,7 +161,7 @@ impl PartitionFold {
         }
     }
 
-    /// Adds the record at `offset` to one bucket, unless it is below the cursor or was added there already. Offsets
+    /// Adds the record at `offset` to one group, unless it is below the cursor or was added there already. Offsets
     /// ascend. Says whether it was added.
     #[inline]
     pub fn add(
@@ -122,20 +170,31 @@ impl PartitionFold {
         offset: Offset,
         window_start: Timestamp,
         group: &str,
-        measures: Measures,
+        measure: impl FnOnce(&mut Measures),
     ) -> bool {
         let key = Borrowed { window_start, group };
         if offset < self.cursor || self.fences[aggregate].get(&key).is_some_and(|fence| offset <= *fence) {
             return false;
         }
-        if let Some(tally) = self.buckets[aggregate].get_mut(&key) {
-            tally.last = offset;
-            tally.measures.merge(measures);
+        let is_below = self.fences_of_others[aggregate].get(&window_start).is_some_and(|fence| offset <= *fence);
+        let folded = match self.buckets[aggregate].get_mut(&key) {
+            Some(folded) => folded,
+            None => {
+                self.bytes += Self::BUCKET_BYTES + group.len();
+                let key = BucketKey { window_start, group: group.into() };
+                self.buckets[aggregate].entry(key).or_default()
+            }
+        };
+        let new = || Tally { first: offset, last: offset, measures: Measures::default() };
+        let tally = if is_below {
+            &mut **folded.below.get_or_insert_with(|| Box::new(new()))
         } else {
-            let key = BucketKey { window_start, group: group.into() };
-            self.buckets[aggregate].insert(key, Tally { first: offset, last: offset, measures });
-            self.bytes += Self::BUCKET_BYTES + group.len();
-        }
+            folded.uncounted.get_or_insert_with(new)
+        };
+        tally.last = offset;
+        let before = tally.measures.size();
+        measure(&mut tally.measures);
+        self.bytes += tally.measures.size().saturating_sub(before);
         true
     }
 
@@ -144,6 +203,7 @@ impl PartitionFold {
         self.cursor = self.cursor.max(to);
         if self.fences_end <= self.cursor {
             self.fences.iter_mut().for_each(|fences| *fences = HashMap::new());
+            self.fences_of_others.iter_mut().for_each(|fences| *fences = HashMap::new());
         }
     }
 
@@ -154,23 +214,16 @@ impl PartitionFold {
 
     /// Hands out what was folded, to be made durable; further records go into the next fold. Nothing may be begun
     /// before [`Self::flushed`]: a bucket's statements must take effect in order.
-    pub fn begin_flush(&mut self) -> Vec<BucketDelta> {
+    pub fn begin_flush(&mut self) -> Vec<GroupFold> {
         debug_assert!(self.in_flight.is_none(), "one flush at a time");
         self.in_flight = Some(self.cursor);
         let partition = self.partition;
-        let mut deltas = Vec::with_capacity(self.touched());
+        let mut groups = Vec::with_capacity(self.touched());
         for (aggregate, buckets) in self.buckets.iter_mut().enumerate() {
-            deltas.extend(buckets.drain().map(|(key, tally)| BucketDelta {
-                key,
-                partition,
-                aggregate,
-                first: tally.first,
-                last: tally.last,
-                measures: tally.measures,
-            }));
+            groups.extend(buckets.drain().map(|(key, folded)| GroupFold { partition, aggregate, key, folded }));
         }
         self.bytes = 0;
-        deltas
+        groups
     }
 
     /// The flush in flight is durable; everything before the position returned may be committed.
@@ -188,6 +241,8 @@ mod tests {
 
     const WINDOW: Timestamp = Timestamp(0);
 
+    const OTHERS: &str = "others";
+
     fn fold_at(at: u64, fences: &[(&str, u64)]) -> PartitionFold {
         let fences = fences
             .iter()
@@ -197,23 +252,48 @@ mod tests {
                 last_offset: Offset(*last),
             })
             .collect();
-        PartitionFold::assign(Partition(0), Offset(at), 1, fences)
+        PartitionFold::assign(Partition(0), Offset(at), &[OTHERS.into()], fences)
     }
 
     fn fold(fold: &mut PartitionFold, from: u64, groups: &[&str]) -> Vec<bool> {
-        let one = Measures { count: 1 };
-        let added =
-            (from..).zip(groups).map(|(offset, group)| fold.add(0, Offset(offset), WINDOW, group, one)).collect();
+        let mut add =
+            |(offset, group): (u64, &&str)| fold.add(0, Offset(offset), WINDOW, group, |measures| measures.count += 1);
+        let added = (from..).zip(groups).map(&mut add).collect();
         fold.advance(Offset(from + groups.len() as u64));
         added
     }
 
     fn flush(fold: &mut PartitionFold) -> Vec<(String, u64, u64, u64)> {
-        let deltas = fold.begin_flush().into_iter();
-        let mut deltas: Vec<_> =
-            deltas.map(|d| (d.key.group.to_string(), d.first.0, d.last.0, d.measures.count)).collect();
+        let tallies = fold.begin_flush().into_iter().filter_map(|group| {
+            let tally = group.folded.uncounted?;
+            Some((group.key.group.to_string(), tally.first.0, tally.last.0, tally.measures.count))
+        });
+        let mut deltas: Vec<_> = tallies.collect();
         deltas.sort();
         deltas
+    }
+
+    #[test]
+    fn what_the_bucket_of_all_further_groups_may_hold_is_kept_apart() {
+        let mut f = fold_at(10, &[("a", 12), (OTHERS, 13)]);
+        let added = fold(&mut f, 10, &["b", "a", "a", "b", "a", "b", OTHERS]);
+        assert_eq!(added, [true, false, false, true, true, true, true]);
+        let mut groups = f.begin_flush();
+        groups.sort_by(|one, other| one.key.cmp(&other.key));
+        let ends = |tally: &Tally| (tally.first.0, tally.last.0, tally.measures.count);
+        let shown: Vec<_> = groups
+            .iter()
+            .map(|it| (&*it.key.group, it.folded.below.as_deref().map(ends), it.folded.uncounted.as_ref().map(ends)))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("a", None, Some((14, 14, 1))),
+                ("b", Some((10, 13, 2)), Some((15, 15, 1))),
+                (OTHERS, None, Some((16, 16, 1)))
+            ]
+        );
+        assert_eq!(groups[1].folded.first(), Some(Offset(10)));
     }
 
     #[test]

@@ -1,79 +1,110 @@
-//! From an event to its buckets: the window of its time, the text of its group, and what is measured of it.
-
-use std::time::Duration;
+//! From an event to its buckets: whether it is counted, the window of its time, the text of its group, and what is measured
+//! of it.
 
 use sha2::{Digest, Sha256};
 
+use super::filter::Filter;
 use crate::{
-    config::AggregateConfig,
+    config::{AggregateConfig, Field},
     event::Found,
+    measure::{self, Plan},
     position::Timestamp,
-    store::{Measures, window_start},
+    window::Windows,
 };
 
 /// How the configured aggregates group events.
 #[derive(Debug)]
 pub struct Grouping {
     /// The fields of all aggregates, each once, so that an event is searched once.
-    fields: Vec<String>,
+    fields: Vec<Field>,
     aggregates: Vec<Aggregate>,
 }
 
 #[derive(Debug)]
 struct Aggregate {
-    window: Duration,
+    windows: Windows,
+    filter: Filter,
     /// Indexes into `fields`, in the order of `group_by`.
     group_by: Vec<usize>,
-    /// And of what is measured.
+    /// And of what is measured, in the plan's order.
     measured: Vec<usize>,
+    plan: Plan,
+}
+
+/// The bucket that a record falls into, and what is measured of it there.
+pub struct Falls<'b, 'f, 'a> {
+    /// Index into the aggregates.
+    pub aggregate: usize,
+    pub window_start: Timestamp,
+    pub group: &'b str,
+    pub plan: &'b Plan,
+    found: &'b Found<'f, 'a>,
+    measured: &'b [usize],
+}
+
+impl Falls<'_, '_, '_> {
+    /// The JSON text of each field that the plan measures.
+    #[inline]
+    pub fn value(&self, field: usize) -> Option<&str> {
+        self.found.selected(self.measured[field])
+    }
 }
 
 impl Grouping {
-    pub fn new(aggregates: &[AggregateConfig]) -> Self {
-        let mut fields: Vec<String> = Vec::new();
-        let aggregates = aggregates
-            .iter()
-            .map(|aggregate| {
-                let mut index_of = |field: &str| {
-                    fields.iter().position(|known| known == field).unwrap_or_else(|| {
-                        fields.push(field.to_owned());
-                        fields.len() - 1
-                    })
-                };
-                Aggregate {
-                    window: aggregate.window,
-                    group_by: aggregate.group_by.iter().map(|field| index_of(field)).collect(),
-                    measured: Measures::fields(aggregate).map(index_of).collect(),
-                }
+    /// `names_only` says of each aggregate whether what looks like a pointer in its `group_by` is a name, as it was when it was
+    /// first counted.
+    pub fn new(aggregates: &[AggregateConfig], names_only: &[bool]) -> Self {
+        let mut fields: Vec<Field> = Vec::new();
+        let mut index_of = |field: Field| {
+            fields.iter().position(|known| *known == field).unwrap_or_else(|| {
+                fields.push(field);
+                fields.len() - 1
             })
-            .collect();
+        };
+        let aggregates = aggregates.iter().enumerate().map(|(index, aggregate)| {
+            let is_name = names_only.get(index).copied().unwrap_or_default();
+            let grouped = |field: &String| if is_name { Field::Name(field.clone()) } else { Field::of(field) };
+            let plan = Plan::new(aggregate);
+            Aggregate {
+                windows: Windows::of(aggregate),
+                filter: Filter::new(&aggregate.filter, |field| index_of(Field::of(field))),
+                group_by: aggregate.group_by.iter().map(|field| index_of(grouped(field))).collect(),
+                measured: plan.fields().iter().map(|field| index_of(Field::of(field))).collect(),
+                plan,
+            }
+        });
+        let aggregates = aggregates.collect();
         Self { fields, aggregates }
     }
 
-    /// The number of aggregates.
-    pub fn aggregates(&self) -> usize {
-        self.aggregates.len()
-    }
-
     /// The fields that an event has to be read with ([`EventFields::selecting`](crate::event::EventFields::selecting)).
-    pub fn fields(&self) -> &[String] {
+    pub fn fields(&self) -> &[Field] {
         &self.fields
     }
 
-    /// Calls `bucket` with each aggregate's index, window, group text and measures. `text` is scratch space.
+    /// Calls `bucket` for each aggregate that counts this event. `text` is scratch space.
     pub fn buckets(
         &self,
         found: &Found<'_, '_>,
         time: Timestamp,
         text: &mut String,
-        mut bucket: impl FnMut(usize, Timestamp, &str, Measures),
+        mut bucket: impl FnMut(Falls<'_, '_, '_>),
     ) {
         for (index, aggregate) in self.aggregates.iter().enumerate() {
+            if !aggregate.filter.takes(|field| found.selected(field)) {
+                continue;
+            }
             text.clear();
             let longest = LONGEST_VALUE.min(LONGEST_GROUP / aggregate.group_by.len().max(1));
             write_group(text, longest, aggregate.group_by.iter().map(|field| found.selected(*field)));
-            let measures = Measures::of_record(aggregate.measured.iter().map(|field| found.selected(*field)));
-            bucket(index, window_start(time, aggregate.window), text, measures);
+            bucket(Falls {
+                aggregate: index,
+                window_start: aggregate.windows.start_of(time),
+                group: text,
+                plan: &aggregate.plan,
+                found,
+                measured: &aggregate.measured,
+            });
         }
     }
 }
@@ -93,16 +124,11 @@ fn write_group<'a>(text: &mut String, longest: usize, values: impl Iterator<Item
         if index > 0 {
             text.push(',');
         }
-        let raw = value.unwrap_or("null");
-        let unescaped = (raw.starts_with('"') && raw.contains('\\'))
-            .then(|| serde_json::from_str::<String>(raw).ok())
-            .flatten()
-            .and_then(|string| serde_json::to_string(&string).ok());
-        let value = unescaped.as_deref().unwrap_or(raw);
+        let value = measure::normal(value.unwrap_or("null"));
         if value.len() <= longest {
-            text.push_str(value);
+            text.push_str(&value);
         } else {
-            text.push_str(&format!("\"sha256:{}\"", hex::encode(Sha256::digest(value))));
+            text.push_str(&format!("\"sha256:{}\"", hex::encode(Sha256::digest(value.as_bytes()))));
         }
     }
     text.push(']');
@@ -110,6 +136,8 @@ fn write_group<'a>(text: &mut String, longest: usize, values: impl Iterator<Item
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
         config::EventConfig,
@@ -118,18 +146,17 @@ mod tests {
 
     #[test]
     fn an_event_falls_into_one_bucket_of_each_aggregate() {
-        let aggregate = |name: &str, window, group_by: &[&str]| AggregateConfig {
-            name: name.to_owned(),
-            window: Duration::from_secs(window),
-            group_by: group_by.iter().map(|field| (*field).to_owned()).collect(),
+        let aggregate = |name: &str, window, group_by: &[&str]| {
+            let group_by = group_by.iter().map(|field| (*field).to_owned()).collect();
+            AggregateConfig::counting(name, Duration::from_secs(window), group_by)
         };
-        let grouping = Grouping::new(&[aggregate("a", 60, &["b", "a"]), aggregate("b", 1, &["missing", "a"])]);
+        let grouping = Grouping::new(&[aggregate("a", 60, &["b", "a"]), aggregate("b", 1, &["missing", "a"])], &[]);
         let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
         let mut buckets = Vec::new();
         let value = br#"{"a":"\u0061\"","b":{"x": 1},"type":"t"}"#;
         let (_, found) = event::read(value, [], &fields, Timestamp(0)).unwrap();
-        grouping.buckets(&found, Timestamp(61_500), &mut String::new(), |index, window, group, _| {
-            buckets.push((index, window.0, group.to_owned()));
+        grouping.buckets(&found, Timestamp(61_500), &mut String::new(), |falls| {
+            buckets.push((falls.aggregate, falls.window_start.0, falls.group.to_owned()));
         });
         assert_eq!(buckets, [(0, 60_000, r#"[{"x": 1},"a\""]"#.to_owned()), (1, 61_000, r#"[null,"a\""]"#.to_owned())]);
     }
@@ -138,18 +165,45 @@ mod tests {
     fn a_group_of_however_many_values_is_bounded() {
         let fields: Vec<String> = (0..1000).map(|n| format!("f{n}")).collect();
         let event: Vec<_> = fields.iter().map(|field| format!("\"{field}\":\"{}\"", "x".repeat(16_000))).collect();
-        let aggregate = AggregateConfig { name: "a".to_owned(), window: Duration::from_secs(60), group_by: fields };
-        let grouping = Grouping::new(&[aggregate]);
+        let grouping = Grouping::new(&[AggregateConfig::counting("a", Duration::from_secs(60), fields)], &[]);
         let mut size = 0;
         let event = format!("{{\"type\":\"t\",{}}}", event.join(","));
         let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
         let (_, found) = event::read(event.as_bytes(), [], &fields, Timestamp(0)).unwrap();
-        grouping.buckets(&found, Timestamp(0), &mut String::new(), |_, _, group, _| size = group.len());
+        grouping.buckets(&found, Timestamp(0), &mut String::new(), |falls| size = falls.group.len());
         assert!(size <= LONGEST_GROUP, "{size}");
     }
 
     #[test]
-    fn windows_before_1970_are_aligned_too() {
-        assert_eq!(window_start(Timestamp(-1), Duration::from_secs(60)), Timestamp(-60_000));
+    fn what_looks_like_a_pointer_is_one_unless_it_was_a_name_before() {
+        let aggregate = AggregateConfig::counting("a", Duration::from_secs(60), vec!["/geo/country".to_owned()]);
+        let event = br#"{"type":"t","geo":{"country":"DE"},"/geo/country":"FR"}"#;
+        for (names_only, expected) in [(false, "[\"DE\"]"), (true, "[\"FR\"]")] {
+            let grouping = Grouping::new(std::slice::from_ref(&aggregate), &[names_only]);
+            let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
+            let (_, found) = event::read(event, [], &fields, Timestamp(0)).unwrap();
+            let mut groups = Vec::new();
+            grouping.buckets(&found, Timestamp(0), &mut String::new(), |falls| groups.push(falls.group.to_owned()));
+            assert_eq!(groups, [expected]);
+        }
+    }
+
+    #[test]
+    fn an_event_that_the_filter_does_not_take_falls_into_no_bucket() {
+        let text = "name = \"a\"\nwindow = \"1m\"\ngroup_by = []\nfilter = { type = \"login_failed\", \"/geo/x\" = { min = 2 } }";
+        let grouping = Grouping::new(&[toml::from_str(text).unwrap()], &[]);
+        let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
+        for (event, headers, expected) in [
+            (&br#"{"type":"login_failed","geo":{"x":2}}"#[..], None, 1),
+            (br#"{"type":"login_failed","geo":{"x":1.9}}"#, None, 0),
+            (br#"{"type":"login","geo":{"x":2}}"#, None, 0),
+            // The type is the event's, wherever it was found; pointers lead into its value alone.
+            (br#"{"type":"login","geo":{"x":2}}"#, Some(("ce_type", Some(&b"login_failed"[..]))), 1),
+        ] {
+            let (_, found) = event::read(event, headers, &fields, Timestamp(0)).unwrap();
+            let mut buckets = 0;
+            grouping.buckets(&found, Timestamp(0), &mut String::new(), |_| buckets += 1);
+            assert_eq!(buckets, expected, "{}", event.escape_ascii());
+        }
     }
 }

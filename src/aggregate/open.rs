@@ -35,8 +35,9 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn new(config: &Config) -> Self {
-        let grouping = Grouping::new(&config.aggregate);
+    /// `names_only` is that of [`Grouping::new`].
+    pub fn new(config: &Config, names_only: &[bool]) -> Self {
+        let grouping = Grouping::new(&config.aggregate, names_only);
         Self {
             topic: config.queue.topic.clone(),
             generation: config.queue.generation,
@@ -104,8 +105,10 @@ impl OpenPartition {
         let time = event.time.unwrap_or(record.received);
         let fold = &mut self.fold;
         let mut counted = false;
-        reader.grouping.buckets(&found, time, &mut reader.text, |aggregate, window_start, group, measures| {
-            counted |= fold.add(aggregate, record.offset, window_start, group, measures);
+        reader.grouping.buckets(&found, time, &mut reader.text, |falls| {
+            counted |= fold.add(falls.aggregate, record.offset, falls.window_start, falls.group, |measures| {
+                measures.add(falls.plan, |field| falls.value(field));
+            });
         });
         self.records += u64::from(counted);
         if let Some(carried) = carried {
@@ -168,7 +171,7 @@ impl OpenPartition {
         let letters = self.letters.len() as u64;
         statements.letters.append(&mut self.letters);
         statements.events.append(&mut self.events);
-        statements.deltas.append(&mut self.fold.begin_flush());
+        statements.folded.append(&mut self.fold.begin_flush());
         self.bytes = 0;
         Part { partition, epoch, records: std::mem::take(&mut self.records), letters }
     }
@@ -188,7 +191,7 @@ mod tests {
     fn after(records: RecordBuffer, to: Offset, reader: &mut Reader) -> OpenPartition {
         let permit = ByteBudget::new(1, Gauge::default()).take(1);
         let (partition, epoch, from) = (Partition(0), Epoch::fresh(), Offset(0));
-        let fold = PartitionFold::assign(partition, from, 1, Vec::new());
+        let fold = PartitionFold::assign(partition, from, &["[]".into()], Vec::new());
         let mut open = OpenPartition::new(fold, BTreeSet::new(), BTreeMap::new());
         open.take(&Batch { partition, epoch, from, to, records, permit }, reader);
         open
@@ -207,7 +210,7 @@ mod tests {
             let value = format!("{{\"type\":\"t\",\"timestamp\":{time}}}");
             records.push(Offset(offset), received, None, Some(value.as_bytes()), std::iter::empty());
         }
-        let mut open = after(records, Offset(times.len() as u64), &mut Reader::new(&config));
+        let mut open = after(records, Offset(times.len() as u64), &mut Reader::new(&config, &[]));
         assert_eq!(open.letters, []);
         let own = [received.0 - minute, received.0 + 24 * 60 * minute].map(Some);
         let expected: Vec<_> = own.into_iter().chain([None; 5]).map(|own| own.unwrap_or(received.0)).collect();
@@ -215,7 +218,10 @@ mod tests {
         assert_eq!(kept, expected);
         let mut buckets: Vec<_> = open.fold.begin_flush();
         buckets.sort_by_key(|bucket| bucket.key.window_start);
-        let counts: Vec<_> = buckets.iter().map(|bucket| (bucket.key.window_start.0, bucket.measures.count)).collect();
+        let counts: Vec<_> = buckets
+            .iter()
+            .map(|bucket| (bucket.key.window_start.0, bucket.folded.uncounted.as_ref().unwrap().measures.count))
+            .collect();
         assert_eq!(counts, [(expected[0], 1), (received.0, 5), (expected[1], 1)]);
     }
 
@@ -224,7 +230,7 @@ mod tests {
         let large = vec![b'x'; 100_000];
         let mut records = RecordBuffer::default();
         records.push(Offset(0), Timestamp(0), Some(&large), Some(b"no event"), [("h", Some(&large[..])), ("g", None)]);
-        let open = after(records, Offset(1), &mut Reader::new(&Config::default()));
+        let open = after(records, Offset(1), &mut Reader::new(&Config::default(), &[]));
         assert_eq!(open.letters.len(), 1);
         assert!(open.bytes() >= 200_000, "{}", open.bytes());
     }

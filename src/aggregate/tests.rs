@@ -21,8 +21,9 @@ use crate::{
         dead_letters::{DeadLetter, Origin},
         record::RecordBuffer,
     },
+    measure::Measures,
     position::{Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, Measures, ProcessedEvent, Query, Rows},
+    store::{BucketDelta, BucketKey, GroupsOf, ProcessedEvent, Query, Rows},
 };
 
 /// Buckets in memory with the fence of the real stores.
@@ -47,8 +48,18 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn prepare(&self) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
-        async { Ok(Vec::new()) }.boxed()
+    fn prepare(&self) -> BoxFuture<'_, Result<Prepared, StoreError>> {
+        async { Ok(Prepared::default()) }.boxed()
+    }
+
+    fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<Vec<Arc<str>>>, StoreError>> {
+        let buckets = self.buckets.lock().unwrap();
+        let groups = |of: &GroupsOf| {
+            let keys = buckets.keys().filter(|(partition, _)| *partition == of.partition).map(|(_, key)| key);
+            keys.filter(|key| key.window_start == of.window_start).map(|key| key.group.clone()).collect()
+        };
+        let found = windows.iter().map(groups).collect();
+        async { Ok(found) }.boxed()
     }
 
     fn fences<'a>(
@@ -85,7 +96,7 @@ impl Store for MemoryStore {
                     }
                     bucket => {
                         let (measures, last) = bucket.or_default();
-                        measures.merge(delta.measures);
+                        measures.merge(delta.measures.clone());
                         *last = delta.last;
                     }
                 }

@@ -4,7 +4,7 @@ use crate::{
     archive::upload::{self, Archive, ProbeError, Race, explain_probe, place},
     config::{Config, QueueKind, Rules},
     log::{self, kafka},
-    store::{self, Store},
+    store::{self, Prepared, Store},
 };
 
 /// Who knows rules beyond those of the configuration itself: each backend of its own section.
@@ -69,7 +69,7 @@ fn check_store(config: &Config, runtime: &tokio::runtime::Runtime) -> Result<Str
 }
 
 async fn try_store(store: &dyn Store) -> Result<String, String> {
-    let remarks = store.prepare().await.map_err(|error| error.to_string())?;
+    let Prepared { remarks, .. } = store.prepare().await.map_err(|error| error.to_string())?;
     store.rehearse().await.map_err(|error| format!("events cannot be counted: {error}"))?;
     let found = ["writable, and counts as it should".to_owned()];
     Ok(found.into_iter().chain(remarks).collect::<Vec<_>>().join("; but: "))

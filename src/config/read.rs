@@ -4,11 +4,7 @@ use std::time::Duration;
 
 use figment::value::Value;
 
-use super::{
-    ByteSize, admin_key, event_type, http_key, http_source,
-    keys::{Kind, WINDOW},
-    rate,
-};
+use super::{ByteSize, admin_key, aggregate, event_type, http_key, http_source, keys::Kind, rate};
 
 /// From `--set` or the environment.
 pub(super) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
@@ -21,7 +17,7 @@ pub(super) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::Percent => toml::Value::Float(text.parse().map_err(|_| PERCENT.to_owned())?),
         Kind::List if !text.trim_start().starts_with('[') => toml::Value::String(text.to_owned()),
         Kind::List => toml_value(text).ok_or(LIST)?,
-        Kind::Aggregates => toml_value(text).ok_or(AGGREGATES)?,
+        Kind::Aggregates => toml_value(text).ok_or(aggregate::AGGREGATES)?,
         Kind::Sources(_) => toml_value(text).ok_or(http_source::SOURCES)?,
         Kind::Types(_) => toml_value(text).ok_or(event_type::TYPES)?,
         Kind::Senders(_) => toml_value(text).ok_or(http_key::KEYS)?,
@@ -35,8 +31,6 @@ const FLAG: &str = "must be true or false";
 const PERCENT: &str = "must be a number above 0, at most 100";
 const LIST: &str = "must be a list of strings: [\"a\", \"b\"], or \"a,b\"";
 const OPTIONS: &str = "is a table: set a name below it";
-const AGGREGATES: &str =
-    "must be a list of tables: [{ name = \"logins\", window = \"1m\", group_by = [\"client_id\"] }]";
 
 fn integer(from: i64, to: i64) -> String {
     format!("must be an integer from {from} to {to}")
@@ -68,7 +62,7 @@ pub(super) fn from_toml(kind: Kind, value: &toml::Value) -> Result<Value, String
         },
         Kind::List => list(value),
         Kind::Rate => rate::read(value),
-        Kind::Aggregates => aggregates(value),
+        Kind::Aggregates => aggregate::read(value),
         Kind::Sources(_) => http_source::read(value),
         Kind::Types(_) => event_type::read(value),
         Kind::Senders(_) => http_key::read(value),
@@ -126,24 +120,4 @@ fn list(value: &toml::Value) -> Result<Value, String> {
         _ => return Err(LIST.to_owned()),
     };
     Ok(Value::from(items))
-}
-
-fn aggregates(value: &toml::Value) -> Result<Value, String> {
-    const FIELDS: [(&str, Kind); 3] = [("name", Kind::Text), ("window", WINDOW), ("group_by", Kind::List)];
-    let mut read = Vec::new();
-    for (index, entry) in value.as_array().ok_or(AGGREGATES)?.iter().enumerate() {
-        let entry = entry.as_table().ok_or(AGGREGATES)?;
-        let known = |key: &String| FIELDS.iter().any(|(field, _)| field == key);
-        if let Some(key) = entry.keys().find(|key| !known(key)) {
-            return Err(format!("entry {index} (from 0): {key} is unknown; an aggregate has name, window, group_by"));
-        }
-        let mut dict = figment::value::Dict::new();
-        for (field, kind) in FIELDS {
-            let value = entry.get(field).ok_or_else(|| format!("entry {index} (from 0) has no {field}"))?;
-            let value = from_toml(kind, value).map_err(|rule| format!("entry {index} (from 0): {field} {rule}"))?;
-            dict.insert(field.to_owned(), value);
-        }
-        read.push(dict);
-    }
-    Ok(Value::from(read))
 }

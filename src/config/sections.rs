@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AdminKeys, AggregateConfig, ByteSize, EventTypes, HttpKeys, HttpSource, RateLimit, TrustedProxies, UnknownType,
-    default_aggregates, duration,
+    aggregate::default_aggregates,
+    duration,
     keys::{Change, Key, Kind, LONGEST_RESTART, Section},
 };
 use crate::names::words;
@@ -97,8 +98,13 @@ sections! {
         /// aggregate), or of the actors "ingestor", "producer", "consumer", "spooler", "uploader", "aggregator", "watchdog".
         /// The embedded queue needs all in one process. Command line: --roles ingest
         roles: Vec<String> = vec!["all".to_owned()], List, Restart;
-        /// What is counted, by windows of the events' own time. Any [[aggregate]] replaces this one, whose fields follow
-        /// event.client_field and event.type_field. One aggregate's definition must not change: give a changed one a new name.
+        /// What is counted and measured, by windows of the events' own time. Any [[aggregate]] replaces this one, whose fields follow
+        /// event.client_field and event.type_field. window: "1s" to "366d"; of "1d" also time_zone = "Europe/Berlin". group_by:
+        /// names of fields, or JSON pointers ("/geo/country"). filter = { type = "login_failed", country = ["DE", "AT"],
+        /// amount = { min = 10, max = 99.5 }, user_id = { exists = true }, ip = { prefix = "10." } }: which events count.
+        /// measures = ["count", { sum = "/amount" }, { unique = "user_id" }, { top = "ip", k = 10 }]; also min, max, avg; as = "…"
+        /// names one. max_groups = 10000 (a window; further ones are the group "…other"). A definition must not change: give a changed one
+        /// a new name.
         aggregate: Vec<AggregateConfig> = default_aggregates(&EventConfig::default()), Aggregates, Restart;
         + data: DataConfig;
         + http: HttpConfig;

@@ -1,17 +1,13 @@
 //! The rules between keys, and those that a value's kind does not say. Everything that is broken is reported.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Display,
-    net::SocketAddr,
-};
+use std::{collections::BTreeMap, fmt::Display, net::SocketAddr};
 
 use serde_json::Value;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
-    Config, ConfigError, QueueKind, StoreKind, admin_key, cors, event_type, http_key, http_source, keys::flatten,
-    roles, secrets, tls,
+    Config, ConfigError, QueueKind, StoreKind, admin_key, aggregate, cors, event_type, http_key, http_source,
+    keys::flatten, roles, secrets, tls,
 };
 
 /// The rules of one backend for the sections that are its own.
@@ -177,36 +173,9 @@ impl Check<'_> {
     }
 
     fn aggregates(&mut self) {
-        let mut names = BTreeSet::new();
-        for aggregate in &self.config.aggregate {
-            let name = &aggregate.name;
-            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-            let mut rules = Vec::new();
-            if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
-                rules.push("a name must be 1 to 64 of a-z, 0-9 and _ (it names a collection and a path)".to_owned());
-            }
-            if !names.insert(name) {
-                rules.push("the name is used twice".to_owned());
-            }
-            if aggregate.window.subsec_nanos() != 0 || aggregate.window.is_zero() {
-                rules.push("window must be whole seconds, at least one".to_owned());
-            }
-            let mut fields = BTreeSet::new();
-            for field in &aggregate.group_by {
-                if let Err(rule) = field_name(field) {
-                    rules.push(format!("group_by field {field:?}: {rule}"));
-                }
-                if !fields.insert(field) {
-                    rules.push(format!("group_by names {field:?} twice"));
-                }
-            }
-            for rule in rules {
-                self.fault("aggregate", format!("{name:?}: {rule}"));
-            }
-        }
-        // The value is a whole list, which says no more than the name in the rule.
-        for error in self.errors.iter_mut().filter(|error| error.key == "aggregate") {
-            error.value = None;
+        for rule in aggregate::broken_rules(&self.config.aggregate, field_name) {
+            // The value is a whole list, which says no more than the name in the rule.
+            self.unknown("aggregate", rule);
         }
     }
 

@@ -15,7 +15,7 @@ use super::{
 use crate::config::Pointer;
 
 /// Pointers that are looked for at the same time, as a tree of their names.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pointers {
     /// Places of those that end here.
     ends: Vec<usize>,
@@ -37,6 +37,19 @@ impl Pointers {
             node = &mut node.below[at];
         }
         node.ends.push(place);
+    }
+
+    /// What the pointers pass through first; a pointer to the whole passes through nothing.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// As [`Self::find_in`], below the one of [`Self::names`] with this index, whose value is `text`.
+    pub fn find_below<'a>(&self, index: usize, text: &'a str, found: &mut [Option<&'a str>]) {
+        if let Some(below) = self.below.get(index) {
+            // The text was found to be JSON; what a pointer does not fit leads to nothing.
+            let _ = below.descend(text, found);
+        }
     }
 
     /// Puts the JSON text that each pointer leads to at its place in `found`, of names that stand twice the last one's;

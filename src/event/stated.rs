@@ -12,7 +12,8 @@ use std::{borrow::Cow, collections::BTreeMap};
 use smallvec::SmallVec;
 
 use super::{
-    Code, Event, EventFields, Field, Found, Invalid, MAX_ID_CHARS, MAX_TYPE_CHARS, Rules, Texts, Unreadable, admit,
+    Code, Event, EventFields, Field, Found, Invalid, MAX_ID_CHARS, MAX_TYPE_CHARS, Place, Rules, Texts, Unreadable,
+    admit,
     envelope::{DATA_CONTENT_TYPE, Envelope, check_spec_version, is_event_format, is_json_type},
     event_type_of,
     fields::{explain, find_readable, not_utf8, scan, unreadable},
@@ -205,10 +206,11 @@ impl<'a> Stated<'a> {
             Field::Absent => rules.scan(fields.on_unreadable, data, &fields.names)?,
             _ => self.fields_of(rules, data, fields)?,
         };
-        let mut found = Found { fields, values, stated: Vec::new() };
+        let pointed = fields.point(data, &values);
+        let mut found = Found { fields, values, stated: Vec::new(), pointed };
         let Self { event_type, id, time, source, partition_key, .. } = self;
         for (name, stated) in fields.head.into_iter().zip([&event_type, &id, &time, &source]) {
-            if let Some(text) = stated.text().filter(|_| fields.selected.contains(&name)) {
+            if let Some(text) = stated.text().filter(|_| fields.selected.contains(&Place::Name(name))) {
                 found.stated.push((name, serde_json::Value::from(text).to_string()));
             }
         }
@@ -307,7 +309,11 @@ impl<'a> Carried<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::EventConfig, event, position::Timestamp};
+    use crate::{
+        config::{EventConfig, Field as Selected},
+        event,
+        position::Timestamp,
+    };
 
     type Headers<'h> = &'h [(&'h str, &'h str)];
 
@@ -318,7 +324,7 @@ mod tests {
     }
 
     fn fields(config: &EventConfig) -> EventFields {
-        EventFields::from(config).selecting(&["type", "client_id", "event_id", "timestamp", "x"].map(str::to_owned))
+        EventFields::from(config).selecting(&["type", "client_id", "event_id", "timestamp", "x"].map(Selected::of))
     }
 
     /// Type, id, time, client and key, and the selected fields.

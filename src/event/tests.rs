@@ -254,7 +254,7 @@ fn the_key_may_be_any_field() {
 #[test]
 fn of_duplicate_fields_the_last_counts_however_it_is_written() {
     let json = r#"{"type":"a","client_id":"c","t\u0079pe":"b","client_id":null,"x":7}"#;
-    let fields = fields().selecting(&["x", "type", "y", "type"].map(str::to_owned));
+    let fields = fields().selecting(&["x", "type", "y", "type"].map(Selected::of));
     let (event, found) = super::read(json.as_bytes(), [], &fields, RECEIVED).unwrap();
     assert_eq!((event.event_type.as_ref(), event.client), ("b", None));
     let selected: Vec<_> = (0..4).map(|index| found.selected(index)).collect();
@@ -316,7 +316,7 @@ fn of_record(
     value: &[u8],
     headers: &[(&str, &str)],
 ) -> Result<(Event<'static>, Vec<Option<String>>), Code> {
-    let fields = fields().selecting(&["x", "type", "client_id", "event_id", "timestamp"].map(str::to_owned));
+    let fields = fields().selecting(&["x", "type", "client_id", "event_id", "timestamp"].map(Selected::of));
     let headers = headers.iter().map(|(name, text)| (*name, Some(text.as_bytes())));
     let stated = Stated::in_headers(headers).expect("attributes");
     let (event, found) = stated.read(rules, value, &fields, RECEIVED).map_err(|invalid| invalid.code)?;

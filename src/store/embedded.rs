@@ -19,7 +19,10 @@ use tokio::{runtime::Handle, sync::oneshot};
 use crate::{
     files::create_private_dir,
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{Answer, BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},
+    store::{
+        Answer, BucketDelta, Fence, Flushed, GroupsOf, Prepared, ProcessedEvent, Query, Rows, Store, StoreError,
+        StoreOptions,
+    },
 };
 
 use database::{Cancel, Database};
@@ -107,8 +110,13 @@ impl Drop for EmbeddedStore {
 }
 
 impl Store for EmbeddedStore {
-    fn prepare(&self) -> Answer<'_, Vec<String>> {
-        Box::pin(self.run(|database| database.prepare().map(|()| Vec::new())))
+    fn prepare(&self) -> Answer<'_, Prepared> {
+        Box::pin(self.run(Database::prepare))
+    }
+
+    fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> Answer<'a, Vec<Vec<Arc<str>>>> {
+        let windows = windows.to_vec();
+        Box::pin(self.run(move |database| database.groups(&windows)))
     }
 
     fn fences<'a>(

@@ -13,7 +13,8 @@ pub fn values(group: &str, fields: usize) -> Vec<Value> {
     values
 }
 
-fn value(json: &str) -> Value {
+/// The value of one JSON text.
+pub fn value(json: &str) -> Value {
     let value = match json.as_bytes().first() {
         // A string that is no Unicode (a lone surrogate) stays as it was written.
         Some(b'n' | b't' | b'f' | b'"') => serde_json::from_str(json).ok(),

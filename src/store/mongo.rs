@@ -25,7 +25,7 @@ use chrono::DateTime;
 use futures::future::BoxFuture;
 use mongodb::{
     Client,
-    bson::{Bson, doc},
+    bson::{Bson, Document, doc},
     error::{Error, ErrorKind},
     options::{
         Acknowledgment, ClientOptions, ConnectionString, HostInfo, ReadPreference, SelectionCriteria, WriteConcern,
@@ -39,8 +39,8 @@ use crate::{
     config::StoreConfig,
     position::{Offset, Partition, TopicIdentity},
     store::{
-        Answer, BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
-        definition_changed,
+        Answer, BucketDelta, Definition, Fence, Flushed, GroupsOf, Prepared, ProcessedEvent, Query, Rows, Store,
+        StoreError, StoreOptions,
     },
 };
 use buckets::Buckets;
@@ -157,8 +157,13 @@ impl MongoStore {
 }
 
 impl Store for MongoStore {
-    fn prepare(&self) -> Answer<'_, Vec<String>> {
+    fn prepare(&self) -> Answer<'_, Prepared> {
         Box::pin(self.call(prepare))
+    }
+
+    fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> Answer<'a, Vec<Vec<Arc<str>>>> {
+        let windows = windows.to_vec();
+        Box::pin(self.call(move |store| async move { buckets::groups(&store, &windows).await }))
     }
 
     fn rehearse(&self) -> Answer<'_, ()> {
@@ -203,37 +208,45 @@ impl Store for MongoStore {
 }
 
 /// Compares the definitions with those that are known, and makes the indexes.
-async fn prepare(store: StoreDatabase) -> Result<Vec<String>, Failure> {
+async fn prepare(store: StoreDatabase) -> Result<Prepared, Failure> {
+    let mut names_only = Vec::new();
     for aggregate in &store.options.aggregates {
-        let window_ms = i64::try_from(aggregate.window.as_millis()).unwrap_or(i64::MAX);
-        let definition = doc! { "window_ms": window_ms, "group_by": aggregate.group_by.clone() };
-        let upsert = doc! {
-            "q": { "_id": &aggregate.name }, "u": { "$setOnInsert": definition.clone() }, "upsert": true,
-        };
+        let wanted = Definition::of(aggregate);
+        let group_by: Vec<String> = aggregate.group_by.clone();
+        let mut insert = doc! { "window_ms": wanted.window_ms, "group_by": group_by };
+        if !wanted.more.is_empty() {
+            insert.insert("definition", Value::Object(wanted.more).to_string());
+        }
+        let upsert = doc! { "q": { "_id": &aggregate.name }, "u": { "$setOnInsert": insert }, "upsert": true };
         store.write(doc! { "update": DEFINITIONS, "updates": [upsert] }).await?.ok()?;
         let found = store.majority(DEFINITIONS).find_one(doc! { "_id": &aggregate.name }).await?;
-        let Some(mut found) = found else {
+        let Some(found) = found else {
             return Err(Failure::unavailable("a definition that was just written is not there yet"));
         };
-        found.remove("_id");
-        if found != definition {
-            let window = found.get_i64("window_ms").unwrap_or_default();
-            let group_by = found.get_array("group_by").map(|names| {
-                Value::from(names.iter().map(|name| name.as_str().unwrap_or_default()).collect::<Vec<_>>())
-            });
-            let changed = definition_changed(aggregate, window, &group_by.unwrap_or_default().to_string());
-            return Err(Failure::Store(changed));
-        }
+        names_only.push(Definition::judge(aggregate, &definition(&found)).map_err(Failure::Store)?);
     }
     // Of a large collection an index takes longer than counting should wait for.
     let patience = store.options.timeout / 2;
-    tokio::time::timeout(patience, indexes::ensure(&store)).await.unwrap_or_else(|_| {
+    let remarks = tokio::time::timeout(patience, indexes::ensure(&store)).await.unwrap_or_else(|_| {
         Ok(vec![format!(
             "indexes of the database {:?} are not there after {patience:?}: queries are slower until they are; if the \
              server does not go on by itself, make those of docs/design.md, 3.5, by hand",
             store.database.name()
         )])
-    })
+    })?;
+    Ok(Prepared { remarks, names_only })
+}
+
+/// As it is known; what is missing in it is as in no definition of ours.
+fn definition(found: &Document) -> Definition {
+    let names = found.get_array("group_by").map(Vec::as_slice).unwrap_or_default();
+    let names: Vec<&str> = names.iter().map(|name| name.as_str().unwrap_or_default()).collect();
+    let more = found.get_str("definition").ok().and_then(|more| serde_json::from_str(more).ok());
+    Definition {
+        window_ms: found.get_i64("window_ms").unwrap_or_default(),
+        group_by: Value::from(names).to_string(),
+        more: more.unwrap_or_default(),
+    }
 }
 
 /// Why a call failed, before it becomes a [`StoreError`].
@@ -284,6 +297,7 @@ mod tests {
         StoreOptions {
             topic: "events".to_owned(),
             generation: 0,
+            plans: vec![crate::measure::Plan::default()],
             aggregates: crate::config::Config::default().aggregate,
             events: false,
             events_ttl: Duration::from_secs(3600),

@@ -7,17 +7,19 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ingestd::internals::{
-    aggregate::{Coverage, PartitionFold},
+    aggregate::{Coverage, GroupFold, PartitionFold},
     consume::assignments::Assignments,
     log::{Assignment, Epoch},
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, Fence, Measures},
+    store::{BucketDelta, BucketKey, Fence},
 };
 
 use crate::schedule::{Draw, Step, Trace, Violation, WORKERS, breaks, holds};
 
 const PARTITION: Partition = Partition(0);
 const GROUPS: [&str; 3] = ["a", "b", "c"];
+/// There are never so many.
+const OTHERS: &str = "others";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Op {
@@ -93,6 +95,14 @@ enum ToConsumer {
 enum Sink {
     Loading(Epoch, Assignment),
     Open { epoch: Epoch, fold: PartitionFold, flush: Option<Vec<BucketDelta>> },
+}
+
+fn statements_of(fold: &mut PartitionFold) -> Vec<BucketDelta> {
+    let delta = |GroupFold { partition, aggregate, key, folded }: GroupFold| {
+        let tally = folded.uncounted.expect("there are no further groups");
+        BucketDelta { key, partition, aggregate, first: tally.first, last: tally.last, measures: tally.measures }
+    };
+    fold.begin_flush().into_iter().map(delta).collect()
 }
 
 /// One process that reads the partition, or believes so.
@@ -274,7 +284,11 @@ impl World<'_> {
             .map(|(group, (_, last))| Fence { aggregate: 0, key: key(*group), last_offset: *last })
             .collect();
         self.trace.say(|| format!("worker {worker} begins at {at} with fences {fences:?}"));
-        life.sink = Some(Sink::Open { epoch, fold: PartitionFold::assign(PARTITION, at, 1, fences), flush: None });
+        life.sink = Some(Sink::Open {
+            epoch,
+            fold: PartitionFold::assign(PARTITION, at, &[OTHERS.into()], fences),
+            flush: None,
+        });
         life.to_consumer.push_back(ToConsumer::Begin(epoch, at));
     }
 
@@ -336,7 +350,7 @@ impl World<'_> {
                 }
                 for offset in from.0..to.0 {
                     if let Some(group) = log[offset as usize] {
-                        fold.add(0, Offset(offset), Timestamp(0), GROUPS[group], Measures { count: 1 });
+                        fold.add(0, Offset(offset), Timestamp(0), GROUPS[group], |measures| measures.count += 1);
                     }
                 }
                 fold.advance(to);
@@ -354,7 +368,7 @@ impl World<'_> {
         let epoch = *epoch;
         let statements = match flush {
             Some(statements) => statements.clone(),
-            None if fold.is_dirty() => flush.insert(fold.begin_flush()).clone(),
+            None if fold.is_dirty() => flush.insert(statements_of(fold)).clone(),
             None => return Ok(()),
         };
         match choice % 8 {

@@ -14,16 +14,17 @@ use rusqlite::{
 use serde_json::Value;
 
 use crate::{
+    measure::More,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     sqlite,
     store::{
-        BucketDelta, BucketKey, Fence, Flushed, Measures, ProcessedEvent, Query, Row, Rows, StoreError, StoreOptions,
-        ceil_millis, definition_changed, group, topic_recreated,
+        BucketDelta, BucketKey, Definition, Fence, Flushed, GroupsOf, Prepared, ProcessedEvent, Query, Row, Rows,
+        StoreError, StoreOptions, ceil_millis, group, topic_recreated,
     },
 };
 
 /// Each entry upgrades the format from the version that is its index.
-const UPGRADES: [&str; 2] = [
+const UPGRADES: [&str; 3] = [
     "
     CREATE TABLE aggregate (
         id INTEGER PRIMARY KEY,
@@ -58,21 +59,21 @@ const UPGRADES: [&str; 2] = [
     ",
     // What stands beside an event's data, as a JSON object; null where nothing does.
     "ALTER TABLE event ADD COLUMN attributes TEXT",
+    // What an aggregate's definition has beside window and fields, as JSON, and what is measured beside the number of records.
+    "
+    ALTER TABLE aggregate ADD COLUMN definition TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE bucket ADD COLUMN measures BLOB;
+    ",
 ];
 
-/// Adds a delta to its bucket, each measure in its way, unless another writer has advanced that bucket to `first` or further.
+/// Adds a delta to its bucket, unless another writer has advanced that bucket to `first` or further. What is measured beside
+/// the number of records was merged before, within the transaction.
 const UPSERT: &str = "
-    INSERT INTO bucket (aggregate, window_start, grp, topic, generation, partition, last_offset, count)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?9)
-    ON CONFLICT DO UPDATE SET last_offset = excluded.last_offset, count = count + excluded.count
+    INSERT INTO bucket (aggregate, window_start, grp, topic, generation, partition, last_offset, count, measures)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?9, ?10)
+    ON CONFLICT DO UPDATE SET last_offset = excluded.last_offset, count = count + excluded.count,
+        measures = excluded.measures
     WHERE last_offset < ?8";
-
-/// The measures of several buckets, for [`totals`].
-const TOTALS: &str = "sum(count)";
-
-fn totals(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Measures> {
-    Ok(Measures { count: row.get::<_, i64>(first)?.unsigned_abs() })
-}
 
 /// Events removed at once: some milliseconds of work.
 const EXPIRE_AT_ONCE: i64 = 1000;
@@ -124,33 +125,31 @@ impl Database {
     }
 
     /// Compares the aggregates' definitions with those that buckets were counted by.
-    pub fn prepare(&mut self) -> Result<(), StoreError> {
+    pub fn prepare(&mut self) -> Result<Prepared, StoreError> {
         let transaction = write(&mut self.connection)?;
-        let mut ids = Vec::new();
+        let (mut ids, mut names_only) = (Vec::new(), Vec::new());
         for aggregate in &self.options.aggregates {
-            let window_ms = i64::try_from(aggregate.window.as_millis()).unwrap_or(i64::MAX);
-            let group_by = Value::from(aggregate.group_by.clone()).to_string();
+            let wanted = Definition::of(aggregate);
             transaction.execute(
-                "INSERT OR IGNORE INTO aggregate (name, window_ms, group_by) VALUES (?, ?, ?)",
-                params![aggregate.name, window_ms, group_by],
+                "INSERT OR IGNORE INTO aggregate (name, window_ms, group_by, definition) VALUES (?, ?, ?, ?)",
+                params![aggregate.name, wanted.window_ms, wanted.group_by, Value::Object(wanted.more).to_string()],
             )?;
-            let (id, known_window, known_group_by): (i64, i64, String) = transaction.query_row(
-                "SELECT id, window_ms, group_by FROM aggregate WHERE name = ?",
+            let (id, window_ms, group_by, more): (i64, i64, String, String) = transaction.query_row(
+                "SELECT id, window_ms, group_by, definition FROM aggregate WHERE name = ?",
                 [&aggregate.name],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
             )?;
-            if (known_window, &known_group_by) != (window_ms, &group_by) {
-                return Err(definition_changed(aggregate, known_window, &known_group_by));
-            }
+            let more = serde_json::from_str(&more).unwrap_or_default();
+            names_only.push(Definition::judge(aggregate, &Definition { window_ms, group_by, more })?);
             ids.push(id);
         }
         transaction.commit()?;
         self.aggregates = ids;
-        Ok(())
+        Ok(Prepared { remarks: Vec::new(), names_only })
     }
 
     fn ensure_prepared(&mut self) -> Result<(), StoreError> {
-        if self.aggregates.len() == self.options.aggregates.len() { Ok(()) } else { self.prepare() }
+        if self.aggregates.len() == self.options.aggregates.len() { Ok(()) } else { self.prepare().map(drop) }
     }
 
     pub fn fences(
@@ -194,46 +193,56 @@ impl Database {
         Ok(fences)
     }
 
+    /// The groups that have buckets in these windows.
+    pub fn groups(&mut self, windows: &[GroupsOf]) -> Result<Vec<Vec<Arc<str>>>, StoreError> {
+        self.ensure_prepared()?;
+        let mut statement = self.connection.prepare_cached(
+            "SELECT grp FROM bucket
+             WHERE (aggregate, window_start, topic, generation, partition) = (?, ?, ?, ?, ?) LIMIT ?",
+        )?;
+        let mut found = Vec::with_capacity(windows.len());
+        for of in windows {
+            let limit = i64::try_from(of.limit).unwrap_or(i64::MAX);
+            let aggregate = self.aggregates[of.aggregate];
+            let (topic, generation) = (&self.options.topic, self.options.generation);
+            let bucket = params![aggregate, of.window_start.0, topic, generation, of.partition.0, limit];
+            let groups = statement.query_map(bucket, |row| row.get::<_, String>(0))?;
+            found.push(groups.map(|group| group.map(Arc::from)).collect::<rusqlite::Result<_>>()?);
+        }
+        Ok(found)
+    }
+
     /// One transaction. Of a partition with a bucket that is fenced, nothing is applied.
     pub fn flush(&mut self, deltas: &[BucketDelta], events: &[ProcessedEvent]) -> Result<Flushed, StoreError> {
         self.ensure_prepared()?;
         let partitions: BTreeSet<Partition> = deltas.iter().map(|delta| delta.partition).collect();
-        let mut fenced = Vec::new();
+        let mut flushed = Flushed::default();
         let mut transaction = write(&mut self.connection)?;
         for partition in partitions {
             let savepoint = transaction.savepoint()?;
-            let mut applied = true;
-            {
-                let mut upsert = savepoint.prepare_cached(UPSERT)?;
-                for delta in deltas.iter().filter(|delta| delta.partition == partition) {
-                    let changed = upsert.execute(params![
-                        self.aggregates[delta.aggregate],
-                        delta.key.window_start.0,
-                        &*delta.key.group,
-                        self.options.topic,
-                        self.options.generation,
-                        partition.0,
-                        delta.last.as_i64(),
-                        delta.first.as_i64(),
-                        i64::try_from(delta.measures.count).unwrap_or(i64::MAX),
-                    ])?;
-                    if changed == 0 {
-                        applied = false;
-                        break;
-                    }
+            let mut outcome = Applied::Yes;
+            for delta in deltas.iter().filter(|delta| delta.partition == partition) {
+                outcome = apply(&savepoint, &self.options, self.aggregates[delta.aggregate], delta)?;
+                if outcome != Applied::Yes {
+                    break;
                 }
             }
-            if applied {
-                savepoint.commit()?;
-            } else {
+            match outcome {
+                Applied::Yes => savepoint.commit()?,
                 // A savepoint that is dropped is rolled back.
-                savepoint.finish()?;
-                fenced.push(partition);
+                Applied::Fenced => {
+                    savepoint.finish()?;
+                    flushed.fenced.push(partition);
+                }
+                Applied::Unreadable(reason) => {
+                    savepoint.finish()?;
+                    flushed.block(partition, reason);
+                }
             }
         }
         insert_events(&transaction, &self.options, events)?;
         transaction.commit()?;
-        Ok(Flushed { fenced, ..Flushed::default() })
+        Ok(flushed)
     }
 
     /// Removes some of the events that were received too long before `now`. Says whether there may be more.
@@ -248,6 +257,76 @@ impl Database {
         }
         Ok(i64::try_from(removed).is_ok_and(|removed| removed >= EXPIRE_AT_ONCE))
     }
+}
+
+/// What became of a delta.
+#[derive(Debug, PartialEq, Eq)]
+enum Applied {
+    Yes,
+    /// Another writer was there.
+    Fenced,
+    /// What its bucket has was not written by this release.
+    Unreadable(String),
+}
+
+/// Adds a delta to its bucket.
+fn apply(
+    connection: &Connection,
+    options: &StoreOptions,
+    aggregate: i64,
+    delta: &BucketDelta,
+) -> Result<Applied, StoreError> {
+    let BucketKey { window_start, group } = &delta.key;
+    let (partition, first) = (delta.partition.0, delta.first.as_i64());
+    let mut measures = None;
+    if let Some(more) = &delta.measures.more {
+        let known = connection
+            .prepare_cached(
+                "SELECT last_offset, measures FROM bucket
+                 WHERE (aggregate, window_start, grp, topic, generation, partition) = (?, ?, ?, ?, ?, ?)",
+            )?
+            .query_row(
+                params![aggregate, window_start.0, &**group, options.topic, options.generation, partition],
+                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?)),
+            )
+            .optional()?;
+        let merged = match known {
+            Some((last_offset, _)) if last_offset >= first => return Ok(Applied::Fenced),
+            Some((_, known)) => merged(options, delta, more, &known.unwrap_or_default()),
+            None => Ok(more.to_bytes()),
+        };
+        match merged {
+            Ok(bytes) => measures = Some(bytes),
+            Err(reason) => return Ok(Applied::Unreadable(reason)),
+        }
+    }
+    let changed = connection.prepare_cached(UPSERT)?.execute(params![
+        aggregate,
+        window_start.0,
+        &**group,
+        options.topic,
+        options.generation,
+        partition,
+        delta.last.as_i64(),
+        first,
+        i64::try_from(delta.measures.count).unwrap_or(i64::MAX),
+        measures,
+    ])?;
+    Ok(if changed == 0 { Applied::Fenced } else { Applied::Yes })
+}
+
+/// What a bucket has after a delta, beside its count.
+fn merged(options: &StoreOptions, delta: &BucketDelta, more: &More, known: &[u8]) -> Result<Vec<u8>, String> {
+    let mut merged = More::from_bytes(&options.plans[delta.aggregate], known).map_err(|damaged| {
+        format!(
+            "{damaged} of the bucket {} at {} of aggregate {:?} in store.db: a newer release wrote it, or it is damaged",
+            delta.key.group,
+            delta.key.window_start.to_rfc3339(),
+            options.aggregates[delta.aggregate].name,
+        )
+    })?;
+    merged.merge(more);
+    Ok(merged.to_bytes())
 }
 
 /// Takes the write lock at once, so that no transaction fails half-way for want of it.
@@ -339,7 +418,7 @@ pub fn query(path: &Path, options: &StoreOptions, query: &Query, cancel: &Cancel
     let by_field: String =
         (0..definition.group_by.len()).map(|field| format!("json_extract(grp, '$[{field}]'), ")).collect();
     let mut statement = connection.prepare(&format!(
-        "SELECT window_start, grp, {TOTALS} FROM bucket
+        "SELECT window_start, grp, sum(count) FROM bucket
          WHERE aggregate = ? AND window_start >= ? AND window_start < ?
          GROUP BY window_start, grp ORDER BY window_start, {by_field} grp LIMIT ?",
     ))?;
@@ -354,7 +433,7 @@ pub fn query(path: &Path, options: &StoreOptions, query: &Query, cancel: &Cancel
         let row = Row {
             window_start: DateTime::from_timestamp_millis(window_start).unwrap_or_default(),
             group: definition.group_by.iter().cloned().zip(values).collect(),
-            measures: totals(row, 2)?,
+            count: row.get::<_, i64>(2)?.unsigned_abs(),
         };
         if !found.push(&row, query.limit) {
             break;

@@ -10,18 +10,16 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     config::AggregateConfig,
-    store::{BucketKey, Measures},
+    measure::{Measures, Plan},
+    store::BucketKey,
 };
 
 fn options() -> StoreOptions {
     StoreOptions {
         topic: "events".to_owned(),
         generation: 0,
-        aggregates: vec![AggregateConfig {
-            name: "by_type".to_owned(),
-            window: Duration::from_secs(60),
-            group_by: vec!["type".to_owned()],
-        }],
+        aggregates: vec![AggregateConfig::counting("by_type", Duration::from_secs(60), vec!["type".to_owned()])],
+        plans: vec![Plan::default()],
         events: false,
         events_ttl: Duration::from_secs(3600),
         timeout: Duration::from_secs(30),
@@ -35,7 +33,7 @@ fn open(dir: &TempDir, options: StoreOptions) -> EmbeddedStore {
 fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> BucketDelta {
     let key = BucketKey { window_start: Timestamp(60_000), group: group.into() };
     let (partition, first, last) = (Partition(partition), Offset(first), Offset(last));
-    BucketDelta { key, partition, aggregate: 0, first, last, measures: Measures { count } }
+    BucketDelta { key, partition, aggregate: 0, first, last, measures: Measures::of_count(count) }
 }
 
 /// The rows of an answer, read back.

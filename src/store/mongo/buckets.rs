@@ -1,6 +1,9 @@
 //! The buckets of all aggregates: flushes behind their fences, the fences of a partition, and the rows of a query.
 
 mod document;
+mod state;
+
+use std::sync::Arc;
 
 use futures::TryStreamExt;
 use mongodb::bson::{Bson, Document, doc};
@@ -12,7 +15,7 @@ use super::{
 };
 use crate::{
     position::{Offset, Partition, TopicIdentity},
-    store::{BucketDelta, Fence, Flushed, Query, Rows, ceil_millis, topic_recreated},
+    store::{BucketDelta, Fence, Flushed, GroupsOf, Query, Rows, ceil_millis, topic_recreated},
 };
 
 pub use document::Buckets;
@@ -41,13 +44,19 @@ async fn write_part(
     part: &[&BucketDelta],
     flushed: &mut Flushed,
 ) -> Result<(), Failure> {
-    let statements = part.iter().map(|delta| buckets.statement(delta)).collect();
-    let Sent { mut taken, refused, others } = send(store, buckets, part, statements).await?;
+    let states = state::read(store, buckets, part, flushed).await?;
+    let part: Vec<&BucketDelta> =
+        part.iter().copied().filter(|delta| states.is_to_be_written(delta, flushed)).collect();
+    if part.is_empty() {
+        return Ok(());
+    }
+    let statements = part.iter().map(|delta| buckets.statement(delta, states.of(delta))).collect();
+    let Sent { mut taken, refused, others } = send(store, buckets, &part, statements).await?;
     if !refused.is_empty() {
         let may_pass = refused.iter().any(|(_, error)| !code::is_of_the_document(error.code));
         before_the_second_attempt(may_pass).await;
         let deltas: Vec<&BucketDelta> = refused.iter().map(|(delta, _)| *delta).collect();
-        let plainer = deltas.iter().map(|delta| buckets.plain_statement(delta)).collect();
+        let plainer = deltas.iter().map(|delta| buckets.plain_statement(delta, states.of(delta))).collect();
         let again = send(store, buckets, &deltas, plainer).await?;
         taken.extend(again.taken);
         for (delta, StatementError { code, message, .. }) in again.refused {
@@ -108,7 +117,11 @@ async fn judge_taken(
 ) -> Result<(), Failure> {
     let name = buckets.collection();
     let ids: Vec<String> = taken.iter().map(|(delta, _)| buckets.id(delta)).collect();
-    let found = store.majority(&name).find(doc! { "_id": { "$in": &ids } }).projection(doc! { "group": 0 }).await?;
+    let found = store
+        .majority(&name)
+        .find(doc! { "_id": { "$in": &ids } })
+        .projection(doc! { "group": 0, "state": 0, "measures": 0 })
+        .await?;
     let found: Vec<Document> = found.try_collect().await?;
     for ((delta, error), id) in taken.iter().zip(ids) {
         let document = found.iter().find(|document| document.get_str("_id").is_ok_and(|found| found == id));
@@ -155,7 +168,8 @@ async fn find_fences(store: &StoreDatabase, partition: Partition, committed: Off
     for buckets in Buckets::of_all(&store.options) {
         let name = buckets.collection();
         let collection = store.majority(&name);
-        let mut cursor = collection.find(buckets.fence_filter(partition, committed)).sort(doc! { "_id": 1 }).await?;
+        let find = collection.find(buckets.fence_filter(partition, committed)).sort(doc! { "_id": 1 });
+        let mut cursor = find.projection(doc! { "group": 0, "state": 0, "measures": 0 }).await?;
         while let Some(bucket) = cursor.try_next().await? {
             let fence = buckets.fence(partition, &bucket);
             let not_ours = || Failure::unavailable(format!("a document of {name} is no bucket of ours"));
@@ -163,6 +177,27 @@ async fn find_fences(store: &StoreDatabase, partition: Partition, committed: Off
         }
     }
     Ok(fences)
+}
+
+/// The groups that have buckets in these windows.
+pub async fn groups(store: &StoreDatabase, windows: &[GroupsOf]) -> Result<Vec<Vec<Arc<str>>>, Failure> {
+    let mut found = Vec::with_capacity(windows.len());
+    for of in windows {
+        let buckets = Buckets::new(&store.options, of.aggregate);
+        let limit = i64::try_from(of.limit).unwrap_or(i64::MAX);
+        let collection = store.majority(&buckets.collection());
+        let find = collection.find(buckets.window_filter(of.partition, of.window_start));
+        let mut cursor = find.projection(doc! { "group": 0, "state": 0, "measures": 0 }).limit(limit).await?;
+        let mut groups = Vec::new();
+        while let Some(bucket) = cursor.try_next().await? {
+            let fence = buckets.fence(of.partition, &bucket);
+            let not_ours =
+                || Failure::unavailable(format!("a document of {} is no bucket of ours", buckets.collection()));
+            groups.push(fence.ok_or_else(not_ours)?.key.group);
+        }
+        found.push(groups);
+    }
+    Ok(found)
 }
 
 /// A durable write that says which topic is counted, and refuses when it was another one.

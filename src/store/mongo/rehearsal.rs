@@ -10,8 +10,9 @@ use serde_json::Value;
 use super::{Buckets, Failure, SOURCES, buckets, database::StoreDatabase, events};
 use crate::{
     config::AggregateConfig,
+    measure::{Measures, Plan},
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, Flushed, Measures, ProcessedEvent, Query, StoreError, StoreOptions},
+    store::{BucketDelta, BucketKey, Flushed, ProcessedEvent, Query, StoreError, StoreOptions},
 };
 
 const PARTITION: Partition = Partition(0);
@@ -22,8 +23,13 @@ pub async fn rehearse(store: StoreDatabase) -> Result<(), Failure> {
     // A name that no aggregate may have, and that two checks at once do not share.
     let name = format!("check-{:016x}", fastrand::u64(..));
     let group_by = store.options.aggregates.first().map(|aggregate| aggregate.group_by.clone()).unwrap_or_default();
-    let aggregate = AggregateConfig { name: name.clone(), window: WINDOW, group_by };
-    let options = StoreOptions { topic: name, aggregates: vec![aggregate], ..(*store.options).clone() };
+    let aggregate = AggregateConfig::counting(name.clone(), WINDOW, group_by);
+    let options = StoreOptions {
+        topic: name,
+        aggregates: vec![aggregate],
+        plans: vec![Plan::default()],
+        ..(*store.options).clone()
+    };
     let store = StoreDatabase { options: options.into(), ..store };
     let outcome = run_through(&store).await;
     let removed = remove(&store).await;
@@ -33,15 +39,13 @@ pub async fn rehearse(store: StoreDatabase) -> Result<(), Failure> {
 async fn run_through(store: &StoreDatabase) -> Result<(), Failure> {
     let aggregate = &store.options.aggregates[0];
     let values = Value::from(vec!["x"; aggregate.group_by.len()]).to_string();
-    let mut measures = Measures::of_record(std::iter::empty());
-    measures.merge(measures);
     let deltas = [0, 1].map(|window| BucketDelta {
         key: BucketKey { window_start: Timestamp(window * 60_000), group: values.as_str().into() },
         partition: PARTITION,
         aggregate: 0,
         first: Offset(0),
         last: Offset(1),
-        measures,
+        measures: Measures::of_count(2),
     });
     let events: Vec<_> = store.options.events.then(event).into_iter().collect();
     // The second time is a repetition, of which nothing may take effect.

@@ -4,10 +4,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ingestd::internals::{
     config::AggregateConfig,
+    measure::{Measures, Plan},
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{
-        BucketDelta, BucketKey, Fence, Flushed, Measures, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
-    },
+    store::{BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},
 };
 use serde_json::{Value, json};
 
@@ -24,11 +23,12 @@ pub fn options() -> StoreOptions {
     StoreOptions {
         topic: "events".to_owned(),
         generation: 0,
-        aggregates: vec![AggregateConfig {
-            name: "by_type".to_owned(),
-            window: Duration::from_secs(60),
-            group_by: vec!["type".to_owned(), "$dollar.dot".to_owned()],
-        }],
+        aggregates: vec![AggregateConfig::counting(
+            "by_type",
+            Duration::from_secs(60),
+            vec!["type".to_owned(), "$dollar.dot".to_owned()],
+        )],
+        plans: vec![Plan::default()],
         events: false,
         events_ttl: Duration::from_secs(3600),
         timeout: Duration::from_secs(30),
@@ -38,7 +38,7 @@ pub fn options() -> StoreOptions {
 pub fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> BucketDelta {
     let key = BucketKey { window_start: Timestamp(60_000), group: group.into() };
     let (partition, first, last) = (Partition(partition), Offset(first), Offset(last));
-    BucketDelta { key, partition, aggregate: 0, first, last, measures: Measures { count } }
+    BucketDelta { key, partition, aggregate: 0, first, last, measures: Measures::of_count(count) }
 }
 
 pub fn event(offset: u64, client: &str, json: &str) -> ProcessedEvent {
@@ -79,7 +79,7 @@ pub async fn counts(store: &Arc<dyn Store>) -> Vec<(Value, u64)> {
 
 async fn prepared(backend: &impl Backend, options: StoreOptions) -> Arc<dyn Store> {
     let store = backend.open(options).await;
-    assert_eq!(store.prepare().await.unwrap(), [""; 0]);
+    assert_eq!(store.prepare().await.unwrap().remarks, [""; 0]);
     store
 }
 

@@ -35,7 +35,7 @@ async fn fresh(url: &str, name: &str) -> Database {
 
 async fn open(url: &str, database: &Database, options: StoreOptions) -> Arc<dyn Store> {
     let store = MongoStore::new(&config(url, database.name()), options, Handle::current()).unwrap();
-    assert_eq!(store.prepare().await.unwrap(), [""; 0]);
+    assert_eq!(store.prepare().await.unwrap().remarks, [""; 0]);
     Arc::new(store)
 }
 
@@ -232,7 +232,7 @@ async fn indexes_of_an_operator_are_good_enough_or_named_and_never_stop_the_stor
     index(&database, "aggregate_by_type", doc! { "key": { "window_start": 1.0 }, "name": "mine" }).await;
     let options = || StoreOptions { events: true, events_ttl: Duration::from_secs(60), ..options() };
     let store = MongoStore::new(&config(&url, database.name()), options(), Handle::current()).unwrap();
-    let remarks = store.prepare().await.unwrap();
+    let remarks = store.prepare().await.unwrap().remarks;
     assert!(
         remarks.len() == 1 && remarks[0].contains("\"client\"") && remarks[0].contains("drop or rename"),
         "{remarks:?}"

@@ -5,14 +5,16 @@
 //! written `%25`, `%2E` and `%24`: MongoDB gives them a meaning of their own. Where an index of an operator takes no such
 //! `group`, the text stands in `key` instead.
 
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::bson::{Binary, Bson, DateTime, Decimal128, Document, doc, spec::BinarySubtype};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::state::State;
 use crate::{
+    measure::{Frequent, More, Plan, Shown},
     position::{Offset, Partition, Timestamp, TopicName},
     store::{
-        BucketDelta, BucketKey, Fence, Measures, Row, StoreOptions, group,
+        BucketDelta, BucketKey, Fence, Row, StoreOptions, group,
         mongo::{bson_number, datetime, indexes::Wanted},
     },
 };
@@ -38,6 +40,10 @@ impl<'a> Buckets<'a> {
     /// Those of each aggregate.
     pub fn of_all(options: &'a StoreOptions) -> impl Iterator<Item = Self> {
         (0..options.aggregates.len()).map(move |aggregate| Self { options, aggregate })
+    }
+
+    pub fn plan(&self, delta: &BucketDelta) -> &'a Plan {
+        &self.options.plans[delta.aggregate]
     }
 
     pub fn indexes() -> [Wanted; 2] {
@@ -70,8 +76,9 @@ impl<'a> Buckets<'a> {
         }
     }
 
-    /// An upsert that adds the delta only where no other writer was in the meantime.
-    pub fn statement(&self, delta: &BucketDelta) -> Document {
+    /// An upsert that adds the delta only where no other writer was in the meantime. `state` is what the bucket is to have
+    /// beside its count.
+    pub fn statement(&self, delta: &BucketDelta, state: Option<&State>) -> Document {
         let group = &delta.key.group;
         let fields = &self.options.aggregates[self.aggregate].group_by;
         let values = group::values(group, fields.len()).into_iter().map(bson);
@@ -80,15 +87,15 @@ impl<'a> Buckets<'a> {
         if group.len() > LONGEST {
             insert.insert("key", &**group);
         }
-        self.upsert(delta, insert)
+        self.upsert(delta, state, insert)
     }
 
     /// The same with the group's text alone.
-    pub fn plain_statement(&self, delta: &BucketDelta) -> Document {
-        self.upsert(delta, doc! { "key": &*delta.key.group })
+    pub fn plain_statement(&self, delta: &BucketDelta, state: Option<&State>) -> Document {
+        self.upsert(delta, state, doc! { "key": &*delta.key.group })
     }
 
-    fn upsert(&self, delta: &BucketDelta, group: Document) -> Document {
+    fn upsert(&self, delta: &BucketDelta, state: Option<&State>, group: Document) -> Document {
         let mut insert = doc! {
             "window_start": DateTime::from_millis(delta.key.window_start.0),
             "topic": &self.options.topic,
@@ -96,12 +103,34 @@ impl<'a> Buckets<'a> {
             "generation": i64::from(self.options.generation),
         };
         insert.extend(group);
-        let mut update = merge(delta.measures);
-        update.extend(doc! { "$set": { "last_offset": delta.last.as_i64() }, "$setOnInsert": insert });
+        let mut set = doc! { "last_offset": delta.last.as_i64() };
+        let fence = match state.and_then(|state| state.fence) {
+            // What was merged is what stands there.
+            Some(fence) => doc! { "$eq": fence.as_i64() },
+            None => doc! { "$lt": delta.first.as_i64() },
+        };
+        if let Some(State { more, .. }) = state {
+            set.insert("state", Binary { subtype: BinarySubtype::Generic, bytes: more.to_bytes() });
+            set.insert("measures", shown(self.plan(delta), more));
+        }
         doc! {
-            "q": { "_id": self.id(delta), "last_offset": { "$lt": delta.first.as_i64() } },
-            "u": update,
+            "q": { "_id": self.id(delta), "last_offset": fence },
+            "u": {
+                "$inc": { "count": i64::try_from(delta.measures.count).unwrap_or(i64::MAX) },
+                "$set": set,
+                "$setOnInsert": insert,
+            },
             "upsert": true,
+        }
+    }
+
+    /// The buckets of a partition in one window.
+    pub fn window_filter(&self, partition: Partition, window_start: Timestamp) -> Document {
+        doc! {
+            "window_start": DateTime::from_millis(window_start.0),
+            "topic": &self.options.topic,
+            "generation": i64::from(self.options.generation),
+            "partition": partition.0,
         }
     }
 
@@ -151,9 +180,36 @@ pub fn split<'a, 'd>(deltas: &'a [&'d BucketDelta]) -> impl Iterator<Item = &'a 
     })
 }
 
-/// Adds what was measured to a bucket, each measure by its operator. (`$set` is that of the offset.)
-fn merge(measures: Measures) -> Document {
-    doc! { "$inc": { "count": i64::try_from(measures.count).unwrap_or(i64::MAX) } }
+/// What was measured beside the count, for those who read the collection: the daemon itself reads `state`.
+fn shown(plan: &Plan, more: &More) -> Document {
+    let mut document = Document::new();
+    for output in plan.outputs() {
+        let value = match more.show(output) {
+            Shown::Nothing => Bson::Null,
+            Shown::Number(number) => decimal(&number.to_string()),
+            Shown::Count(count) => Bson::Int64(i64::try_from(count).unwrap_or(i64::MAX)),
+            Shown::Top { values, .. } => Bson::Array(values.iter().map(frequent).collect()),
+        };
+        document.insert(escape(&output.name), value);
+    }
+    if plan.has_numbers() {
+        document.insert("inexact", i64::try_from(more.inexact).unwrap_or(i64::MAX));
+    }
+    document
+}
+
+/// A number of more than 34 digits stands as its text.
+fn decimal(text: &str) -> Bson {
+    let digits = text.bytes().filter(u8::is_ascii_digit).count();
+    match text.parse::<Decimal128>() {
+        Ok(number) if digits <= 34 => Bson::Decimal128(number),
+        _ => Bson::String(text.to_owned()),
+    }
+}
+
+fn frequent(item: &Frequent) -> Bson {
+    let count = i64::try_from(item.count).unwrap_or(i64::MAX);
+    Bson::Document(doc! { "value": bson(group::value(&item.value)), "count": count })
 }
 
 /// The stage of a query that makes one document for [`row`] of the buckets of all partitions and generations.
@@ -164,13 +220,12 @@ pub fn totals() -> Document {
     } }
 }
 
-fn measures(totals: &Document) -> Option<Measures> {
-    let count = match totals.get("count")? {
-        Bson::Int32(count) => u64::from(count.unsigned_abs()),
-        Bson::Int64(count) => count.unsigned_abs(),
-        _ => return None,
-    };
-    Some(Measures { count })
+fn count(totals: &Document) -> Option<u64> {
+    match totals.get("count")? {
+        Bson::Int32(count) => Some(u64::from(count.unsigned_abs())),
+        Bson::Int64(count) => Some(count.unsigned_abs()),
+        _ => None,
+    }
 }
 
 /// A row of the query's pipeline.
@@ -186,7 +241,7 @@ pub fn row(fields: &[String], document: &Document) -> Option<Row> {
     Some(Row {
         window_start: datetime(*id.get_datetime("window_start").ok()?),
         group: fields.iter().cloned().zip(group).collect(),
-        measures: measures(document)?,
+        count: count(document)?,
     })
 }
 
@@ -220,17 +275,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::AggregateConfig;
+    use crate::{config::AggregateConfig, measure::Measures};
 
     fn options() -> StoreOptions {
         StoreOptions {
             topic: "events".to_owned(),
             generation: 2,
-            aggregates: vec![AggregateConfig {
-                name: "a".to_owned(),
-                window: Duration::from_secs(60),
-                group_by: vec!["$x.y%".to_owned()],
-            }],
+            aggregates: vec![AggregateConfig::counting("a", Duration::from_secs(60), vec!["$x.y%".to_owned()])],
+            plans: vec![Plan::default()],
             events: false,
             events_ttl: Duration::from_secs(3600),
             timeout: Duration::from_secs(1),
@@ -244,7 +296,7 @@ mod tests {
             aggregate: 0,
             first: Offset(5),
             last: Offset(9),
-            measures: Measures { count: 4 },
+            measures: Measures::of_count(4),
         }
     }
 
@@ -254,13 +306,13 @@ mod tests {
         let buckets = Buckets::new(&options, 0);
         for group in [r#"["a/b"]"#.to_owned(), "[1.50]".to_owned(), format!("[\"{}\"]", "x".repeat(1000))] {
             let delta = delta(&group);
-            let plain = buckets.plain_statement(&delta);
+            let plain = buckets.plain_statement(&delta, None);
             let insert = |statement: &Document| {
                 let update = statement.get_document("u").unwrap();
                 update.get_document("$setOnInsert").unwrap().clone()
             };
             assert!(!insert(&plain).contains_key("group") && insert(&plain).get_str("key").unwrap() == group);
-            let statement = buckets.statement(&delta);
+            let statement = buckets.statement(&delta, None);
             assert_eq!(statement.get("q"), plain.get("q"));
             let id = statement.get_document("q").unwrap().get_str("_id").unwrap();
             assert!(id.starts_with("events@2/3/60000/") && id.len() < 600, "{id}");
