@@ -31,10 +31,10 @@ use crate::{
         Assignment, Batch, Epoch,
         dead_letters::{DeadLetterWriter, Source},
     },
-    metrics::Metrics,
+    metrics::{AggregateLabel, Metrics, ReasonLabel},
     names::{ActorName, SinkName, dependency},
-    position::{Offset, Partition},
-    store::{Blocked, Fence, Flushed, Prepared, RefusedEvent, Store, StoreError},
+    position::{Offset, Partition, Timestamp},
+    store::{Blocked, Fence, Flushed, History, Prepared, RefusedEvent, Removal, Store, StoreError},
 };
 
 use flush::{Attempt, Attempted, Failure, Flush, Part, Statements};
@@ -48,6 +48,14 @@ enum State {
     /// Its fences are not known yet; nor will they be, for now, where there is a reason.
     Loading(Assignment, Option<String>),
     Open(OpenPartition),
+}
+
+/// What has to be known of a partition before it is counted.
+struct Loaded {
+    fences: Vec<Fence>,
+    history: History,
+    /// Records that are letters already.
+    dead_lettered: BTreeSet<Offset>,
 }
 
 struct Assigned {
@@ -100,6 +108,9 @@ impl Aggregator {
     /// What a fold may hold before it is flushed, whatever the number of buckets: letters, events and long groups.
     /// Twice that much waits while a flush is in flight; then reading is held.
     const FLUSH_BYTES: usize = 8 << 20;
+    /// How often windows are looked for that are kept no longer, and when some were found.
+    const EXPIRY: Duration = Duration::from_secs(10);
+    const EXPIRY_GOES_ON: Duration = Duration::from_millis(100);
 
     pub fn new(
         store: Arc<dyn Store>,
@@ -183,17 +194,20 @@ impl Aggregator {
         let (store, letters) = (self.store.clone(), self.dead_letters.clone());
         let (topic, generation) = (self.reader.topic.clone(), self.reader.generation);
         let source = Source { topic, generation, partition };
+        let bounds = self.reader.fields.bounds();
         let load = async move {
             let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
+            let counted = fences.iter().map(|fence| fence.last_offset.next()).fold(at, Offset::max);
+            let history = store.history(partition, counted, bounds).await.map_err(Failure::Store)?;
             // Where nothing is read again, nothing can be a letter already.
             let dead_lettered = if at < log_end { letters.known(source, at).await } else { Ok(BTreeSet::new()) };
             let dead_lettered =
                 dead_lettered.map_err(|why| Failure::DeadLetters(format!("dead letters cannot be read: {why:#}")))?;
-            Ok((fences, dead_lettered))
+            Ok(Loaded { fences, history, dead_lettered })
         };
         ctx.spawn(load.into_actor(self).map(move |loaded, actor, ctx| match loaded {
-            Ok((fences, dead_lettered)) => {
-                actor.begin(partition, epoch, fences, dead_lettered);
+            Ok(loaded) => {
+                actor.begin(partition, epoch, loaded);
                 actor.works();
             }
             Err(Failure::Store(StoreError::Refused(reason))) => {
@@ -213,7 +227,8 @@ impl Aggregator {
         }));
     }
 
-    fn begin(&mut self, partition: Partition, epoch: Epoch, fences: Vec<Fence>, dead_lettered: BTreeSet<Offset>) {
+    fn begin(&mut self, partition: Partition, epoch: Epoch, loaded: Loaded) {
+        let Loaded { fences, history, dead_lettered } = loaded;
         let Some(State::Loading(assignment, _)) = self.state(partition, epoch) else { return };
         let (at, committed, log_end) = (assignment.first_undone(), assignment.committed, assignment.log_end);
         match ahead(&fences, log_end, self.ahead.remove(&partition)) {
@@ -231,7 +246,7 @@ impl Aggregator {
         self.groups.lock().forget(partition);
         let others: Vec<_> = self.limits.iter().map(|limit| limit.other.clone()).collect();
         let fold = PartitionFold::assign(partition, at, &others, fences);
-        let state = State::Open(OpenPartition::new(fold, dead_lettered, refused));
+        let state = State::Open(OpenPartition::new(fold, dead_lettered, refused, history, &self.reader.fields));
         self.partitions.insert(partition, Assigned { epoch, state });
         if lost > 0 {
             tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
@@ -376,6 +391,7 @@ impl Aggregator {
                 "the store refuses a record for good: it becomes a dead letter");
             self.refused.entry(*partition).or_default().insert(*offset, message.clone());
         }
+        self.report(&flush.statements);
         for part in flush.parts {
             self.metrics.events_dead_lettered.inc_by(part.letters);
             if flushed.refused.iter().any(|refused| refused.partition == part.partition) {
@@ -412,6 +428,58 @@ impl Aggregator {
             self.begin_flush(ctx);
             self.update_hold();
         }
+    }
+
+    fn report(&self, Statements { others, reported, .. }: &Statements) {
+        let config = self.config.load();
+        let label = |index: &usize| AggregateLabel {
+            aggregate: config.aggregate.get(*index).map_or_else(String::new, |aggregate| aggregate.name.clone()),
+        };
+        for (reason, records) in &reported.by_receipt {
+            self.metrics.events_by_receipt.get_or_create(&ReasonLabel { reason }).inc_by(*records);
+        }
+        for (index, records) in &reported.expired {
+            self.metrics.events_expired.get_or_create(&label(index)).inc_by(*records);
+        }
+        for (index, records) in others {
+            self.metrics.events_in_other.get_or_create(&label(index)).inc_by(*records);
+        }
+    }
+
+    /// Removes windows that are kept no longer, some at a time.
+    fn expire(&mut self, ctx: &mut Context<Self>) {
+        let kept_from: Vec<_> = self.reader.grouping.kept_from(Timestamp::now()).collect();
+        let mut removals = Vec::new();
+        for (partition, assigned) in &mut self.partitions {
+            let State::Open(open) = &mut assigned.state else { continue };
+            for (aggregate, before) in
+                kept_from.iter().enumerate().filter_map(|(index, before)| Some((index, (*before)?)))
+            {
+                // Records of the windows are not counted from here on.
+                open.remove_before(aggregate, before);
+                let (partition, committed) = (*partition, open.fold.confirmed());
+                removals.push(Removal { aggregate, partition, before, committed });
+            }
+        }
+        let store = self.store.clone();
+        let remove = async move {
+            let mut more = false;
+            for removal in &removals {
+                more |= store.remove(removal).await?;
+            }
+            Ok::<_, StoreError>(more)
+        };
+        ctx.spawn(remove.into_actor(self).map(|removed, _, ctx| {
+            let pause = match removed {
+                Ok(true) => Self::EXPIRY_GOES_ON,
+                Ok(false) => Self::EXPIRY,
+                Err(error) => {
+                    tracing::debug!(%error, "windows that are kept no longer cannot be removed now, trying again");
+                    Self::EXPIRY
+                }
+            };
+            ctx.run_later(pause, Self::expire);
+        }));
     }
 
     fn drop_fold(&mut self, Part { partition, epoch, .. }: Part) {
@@ -475,6 +543,9 @@ impl Actor for Aggregator {
         ctx.set_mailbox_capacity(Self::MAILBOX);
         self.prepare(0, ctx);
         self.tick(ctx);
+        if self.config.load().aggregate.iter().any(|aggregate| aggregate.retention.is_some()) {
+            ctx.run_later(Self::EXPIRY, Self::expire);
+        }
         self.replies.started();
         // An earlier incarnation may have asked for it.
         self.replies.hold(SetHold { hold: Hold::SinkUnavailable, on: false });

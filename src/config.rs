@@ -37,7 +37,7 @@ mod validate;
 use crate::position::TopicName;
 
 pub use admin_key::{Access, AdminKey, AdminKeys};
-pub use aggregate::{AggregateConfig, Bounds, Condition, Field, Filter, Scalar};
+pub use aggregate::{AggregateConfig, Bounds, Condition, Field, Filter, Retention, Scalar};
 pub use cors::{ANY_ORIGIN, OPAQUE_ORIGIN};
 pub use error::{ConfigError, ConfigErrors};
 pub use event_type::{EventTypes, Known, UnknownType};

@@ -7,7 +7,8 @@
 //! - of duplicate fields the last one counts, where they are taken;
 //! - `null` is as good as absent;
 //! - the type is a required string of 1 to 128 characters, the id an optional one of 1 to 256;
-//! - the timestamp is an optional [`time`], from 1970 on and up to `event.max_future` after the record's receipt. An event
+//! - the timestamp is an optional [`time`], from 1970 on, from `event.max_past` before the record's receipt up to
+//!   `event.max_future` after it. An event
 //!   with another one is counted by the time of its receipt;
 //! - the client and the key are a string's characters or another scalar's JSON text; an object or an array is neither. A
 //!   string that says "nobody" (empty, blank, a nil UUID) is no key, and a long one stands for itself by its hash.
@@ -48,7 +49,7 @@ pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
 use stated::Stated;
 pub use stated::{Carried, admit_with, content_type_of, header_of, is_attribute};
-pub use time::{InvalidTime, text_of as text_of_time};
+pub use time::{InvalidTime, TimeBounds, text_of as text_of_time};
 
 /// Which fields are read: those of the head, and further ones that an aggregate groups, filters or measures by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +65,8 @@ pub struct EventFields {
     first_names: Vec<usize>,
     /// How many pointers there are.
     pointed: usize,
-    /// In milliseconds. All readers of a record must have the same.
-    max_future: i64,
+    /// All readers of a record must have the same.
+    bounds: TimeBounds,
     /// What the ingestor does; readers of the log do not ask.
     on_unreadable: OnUnreadable,
     /// The same.
@@ -99,7 +100,7 @@ impl From<&EventConfig> for EventFields {
             pointers: Pointers::default(),
             first_names: Vec::new(),
             pointed: 0,
-            max_future: i64::try_from(config.max_future.as_millis()).unwrap_or(i64::MAX),
+            bounds: TimeBounds::from(config),
             on_unreadable: config.on_unreadable,
             on_invalid_time: config.on_invalid_time,
         }
@@ -109,6 +110,15 @@ impl From<&EventConfig> for EventFields {
 impl EventFields {
     pub fn on_unreadable(&self) -> OnUnreadable {
         self.on_unreadable
+    }
+
+    /// The same, by other bounds of its time.
+    pub fn within(&self, bounds: TimeBounds) -> Self {
+        Self { bounds, ..self.clone() }
+    }
+
+    pub fn bounds(&self) -> TimeBounds {
+        self.bounds
     }
 
     /// The same head, and these fields for [`Found::selected`].
@@ -482,7 +492,7 @@ fn time_of(
         Field::Literal(json) => time::of_number(json),
         Field::Nested => None,
     };
-    let (time, invalid) = time::judge(written, time::latest(received, fields.max_future));
+    let (time, invalid) = time::judge(written, &fields.bounds.around(received));
     match invalid {
         Some(invalid) if (rules, fields.on_invalid_time) == (Rules::Acceptance, OnInvalidTime::Reject) => {
             Err(Invalid::new(Code::InvalidTimestamp, format!("{what} {}", invalid.rule())))

@@ -116,8 +116,8 @@ pub mod position {
 
 pub mod store {
     pub use crate::store::{
-        BucketDelta, BucketKey, Fence, Flushed, GroupsOf, Prepared, ProcessedEvent, Query, Rows, Store, StoreError,
-        StoreOptions,
+        BucketDelta, BucketKey, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query, Removal, Rows,
+        Store, StoreError, StoreOptions,
     };
 
     pub mod embedded {

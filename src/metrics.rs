@@ -36,6 +36,7 @@ labels! {
     HandshakeLabel { listener: &'static str, reason: &'static str }
     StatusLabel { status: u16 }
     KeyLabel { key: String }
+    AggregateLabel { aggregate: String }
     ByLabel { by: &'static str }
     PartitionLabel { sink: &'static str, topic: String, partition: i32 }
 }
@@ -99,6 +100,11 @@ metrics! {
     pub events_consumed: Family<SinkLabel, Counter>, "Records read from the log, by sink";
     pub events_archived: Counter, "Records in confirmed archive objects";
     pub events_aggregated: Counter, "Records counted durably";
+    pub events_by_receipt: Family<ReasonLabel, Counter>,
+        "Records counted by the time of their receipt, since their own is not believed, by reason";
+    pub events_expired: Family<AggregateLabel, Counter>, "Records not counted, since their windows are kept no longer, by aggregate";
+    pub events_in_other: Family<AggregateLabel, Counter>,
+        "Records counted in the group of all beyond max_groups, by aggregate";
     pub events_dead_lettered: Counter, "Records written to the dead letter queue";
     pub events_rejected: Family<ReasonLabel, Counter>, "Events refused, by code";
     pub events_warned: Family<ReasonLabel, Counter>, "Accepted events that were named in their answer's warnings, by code";

@@ -21,6 +21,7 @@ pub use rows::{Row, Rows};
 
 use crate::{
     config::{AggregateConfig, Config, StoreKind},
+    event::TimeBounds,
     measure::{Measures, Plan},
     position::{Offset, Partition, Timestamp, TopicIdentity},
 };
@@ -63,6 +64,27 @@ pub struct GroupsOf {
     pub window_start: Timestamp,
     /// At most so many are given.
     pub limit: usize,
+}
+
+/// What was decided of a partition.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct History {
+    /// The bounds of times, and the offset from which on they hold, ascending.
+    pub bounds: Vec<(Offset, TimeBounds)>,
+    /// By aggregate: windows that began before were removed.
+    pub removed: Vec<Option<Timestamp>>,
+}
+
+/// Windows to be removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// Index into the list of aggregates that the store was opened with.
+    pub aggregate: usize,
+    pub partition: Partition,
+    /// Those that began before.
+    pub before: Timestamp,
+    /// Buckets that were last counted in at or beyond this position stay, for their fences.
+    pub committed: Offset,
 }
 
 /// What was found when the store was prepared.
@@ -176,6 +198,14 @@ pub trait Store: Send + Sync {
         committed: Offset,
         identity: &'a TopicIdentity,
     ) -> Answer<'a, Vec<Fence>>;
+
+    /// What was decided of a partition for good, once it is durable: by which bounds the times of its records are believed, from
+    /// which offset on; and up to where windows were removed. Where `bounds` are not the last ones they hold from `from` on,
+    /// beyond which nothing was counted.
+    fn history(&self, partition: Partition, from: Offset, bounds: TimeBounds) -> Answer<'_, History>;
+
+    /// Makes it durable that these windows are removed, then removes some of their buckets. Says whether there may be more.
+    fn remove<'a>(&'a self, removal: &'a Removal) -> Answer<'a, bool>;
 
     /// The groups that have buckets in these windows of the configured topic and generation, as JSON texts, in the order of the windows.
     fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> Answer<'a, Vec<Vec<Arc<str>>>>;

@@ -12,10 +12,13 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     config::{Config, Reloaded},
+    event::TimeBounds,
     health::ActorState,
     names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
-    store::{BucketDelta, Fence, Flushed, GroupsOf, Prepared, ProcessedEvent, Query, Row, Rows, StoreError},
+    store::{
+        BucketDelta, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query, Removal, Row, Rows, StoreError,
+    },
 };
 
 #[derive(Clone, Copy)]
@@ -27,6 +30,14 @@ enum FakeStore {
 
 impl Store for FakeStore {
     fn prepare(&self) -> BoxFuture<'_, Result<Prepared, StoreError>> {
+        unreachable!("the endpoint only asks")
+    }
+
+    fn history(&self, _: Partition, _: Offset, _: TimeBounds) -> BoxFuture<'_, Result<History, StoreError>> {
+        unreachable!("the endpoint only asks")
+    }
+
+    fn remove<'a>(&'a self, _: &'a Removal) -> BoxFuture<'a, Result<bool, StoreError>> {
         unreachable!("the endpoint only asks")
     }
 

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::{
     fold::GroupFold,
     limit::{KnownGroups, Limit, Routed, WindowOf},
+    open::Reported,
 };
 use crate::{
     backoff::Backoff,
@@ -32,6 +33,7 @@ pub struct Statements {
     pub events: Vec<ProcessedEvent>,
     /// Records in the buckets of all further groups, by aggregate.
     pub others: BTreeMap<usize, u64>,
+    pub reported: Reported,
 }
 
 impl Statements {

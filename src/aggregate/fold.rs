@@ -141,6 +141,11 @@ impl PartitionFold {
         self.cursor
     }
 
+    /// Records below it are durable.
+    pub fn confirmed(&self) -> Offset {
+        self.confirmed
+    }
+
     /// Buckets touched since the last flush began.
     pub fn touched(&self) -> usize {
         self.buckets.iter().map(HashMap::len).sum()

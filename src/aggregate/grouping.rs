@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::filter::Filter;
 use crate::{
-    config::{AggregateConfig, Field},
+    config::{AggregateConfig, Field, Retention},
     event::Found,
     measure::{self, Plan},
     position::Timestamp,
@@ -29,6 +29,15 @@ struct Aggregate {
     /// And of what is measured, in the plan's order.
     measured: Vec<usize>,
     plan: Plan,
+    /// In milliseconds.
+    retention: Option<i64>,
+}
+
+impl Aggregate {
+    /// Whether the window of this time was to be removed before a record was received.
+    fn is_expired(&self, time: Timestamp, received: Timestamp) -> bool {
+        self.retention.is_some_and(|kept| self.windows.end_of(time).0.saturating_add(kept) <= received.0)
+    }
 }
 
 /// The bucket that a record falls into, and what is measured of it there.
@@ -36,6 +45,8 @@ pub struct Falls<'b, 'f, 'a> {
     /// Index into the aggregates.
     pub aggregate: usize,
     pub window_start: Timestamp,
+    /// By the time of its receipt the record belongs to a window that is kept no longer.
+    pub is_expired: bool,
     pub group: &'b str,
     pub plan: &'b Plan,
     found: &'b Found<'f, 'a>,
@@ -71,6 +82,9 @@ impl Grouping {
                 group_by: aggregate.group_by.iter().map(|field| index_of(grouped(field))).collect(),
                 measured: plan.fields().iter().map(|field| index_of(Field::of(field))).collect(),
                 plan,
+                retention: aggregate
+                    .retention
+                    .map(|Retention(kept)| i64::try_from(kept.as_millis()).unwrap_or(i64::MAX)),
             }
         });
         let aggregates = aggregates.collect();
@@ -82,11 +96,20 @@ impl Grouping {
         &self.fields
     }
 
-    /// Calls `bucket` for each aggregate that counts this event. `text` is scratch space.
+    /// Of each aggregate, the start of the first window that is kept at this moment, where not all are.
+    pub fn kept_from(&self, now: Timestamp) -> impl Iterator<Item = Option<Timestamp>> {
+        self.aggregates.iter().map(move |aggregate| {
+            let kept = aggregate.retention?;
+            Some(aggregate.windows.start_of(Timestamp(now.0.saturating_sub(kept))))
+        })
+    }
+
+    /// Calls `bucket` for each aggregate that counts this event, which is counted by `time`. `text` is scratch space.
     pub fn buckets(
         &self,
         found: &Found<'_, '_>,
         time: Timestamp,
+        received: Timestamp,
         text: &mut String,
         mut bucket: impl FnMut(Falls<'_, '_, '_>),
     ) {
@@ -100,6 +123,7 @@ impl Grouping {
             bucket(Falls {
                 aggregate: index,
                 window_start: aggregate.windows.start_of(time),
+                is_expired: aggregate.is_expired(time, received),
                 group: text,
                 plan: &aggregate.plan,
                 found,
@@ -155,7 +179,7 @@ mod tests {
         let mut buckets = Vec::new();
         let value = br#"{"a":"\u0061\"","b":{"x": 1},"type":"t"}"#;
         let (_, found) = event::read(value, [], &fields, Timestamp(0)).unwrap();
-        grouping.buckets(&found, Timestamp(61_500), &mut String::new(), |falls| {
+        grouping.buckets(&found, Timestamp(61_500), Timestamp(0), &mut String::new(), |falls| {
             buckets.push((falls.aggregate, falls.window_start.0, falls.group.to_owned()));
         });
         assert_eq!(buckets, [(0, 60_000, r#"[{"x": 1},"a\""]"#.to_owned()), (1, 61_000, r#"[null,"a\""]"#.to_owned())]);
@@ -170,7 +194,7 @@ mod tests {
         let event = format!("{{\"type\":\"t\",{}}}", event.join(","));
         let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
         let (_, found) = event::read(event.as_bytes(), [], &fields, Timestamp(0)).unwrap();
-        grouping.buckets(&found, Timestamp(0), &mut String::new(), |falls| size = falls.group.len());
+        grouping.buckets(&found, Timestamp(0), Timestamp(0), &mut String::new(), |falls| size = falls.group.len());
         assert!(size <= LONGEST_GROUP, "{size}");
     }
 
@@ -183,9 +207,29 @@ mod tests {
             let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
             let (_, found) = event::read(event, [], &fields, Timestamp(0)).unwrap();
             let mut groups = Vec::new();
-            grouping.buckets(&found, Timestamp(0), &mut String::new(), |falls| groups.push(falls.group.to_owned()));
+            grouping.buckets(&found, Timestamp(0), Timestamp(0), &mut String::new(), |falls| {
+                groups.push(falls.group.to_owned())
+            });
             assert_eq!(groups, [expected]);
         }
+    }
+
+    #[test]
+    fn a_window_expires_when_it_has_ended_for_so_long() {
+        let text = "name = \"a\"\nwindow = \"1m\"\ngroup_by = []\nretention = \"1h\"";
+        let grouping = Grouping::new(&[toml::from_str(text).unwrap()], &[]);
+        let fields = EventFields::from(&EventConfig::default());
+        let (_, found) = event::read(br#"{"type":"t"}"#, [], &fields, Timestamp(0)).unwrap();
+        let (minute, hour) = (60_000, 3_600_000);
+        let expired = |received| {
+            let mut expired = None;
+            let bucket = |falls: Falls<'_, '_, '_>| expired = Some(falls.is_expired);
+            grouping.buckets(&found, Timestamp(10 * minute + 1), Timestamp(received), &mut String::new(), bucket);
+            expired.unwrap()
+        };
+        assert_eq!((expired(11 * minute + hour - 1), expired(11 * minute + hour)), (false, true));
+        let kept = |now| grouping.kept_from(Timestamp(now)).next().unwrap().unwrap().0;
+        assert_eq!((kept(11 * minute + hour - 1), kept(11 * minute + hour)), (10 * minute, 11 * minute));
     }
 
     #[test]
@@ -202,7 +246,7 @@ mod tests {
         ] {
             let (_, found) = event::read(event, headers, &fields, Timestamp(0)).unwrap();
             let mut buckets = 0;
-            grouping.buckets(&found, Timestamp(0), &mut String::new(), |_| buckets += 1);
+            grouping.buckets(&found, Timestamp(0), Timestamp(0), &mut String::new(), |_| buckets += 1);
             assert_eq!(buckets, expected, "{}", event.escape_ascii());
         }
     }

@@ -11,14 +11,14 @@ use super::{
 };
 use crate::{
     config::Config,
-    event::{self, Carried, Event, EventFields, Invalid},
+    event::{self, Carried, Event, EventFields, Invalid, InvalidTime},
     log::{
         Batch, Epoch,
         dead_letters::{DeadLetter, Origin, REFUSED_BY_STORE},
         record::Record,
     },
     position::{Offset, Partition, Timestamp},
-    store::ProcessedEvent,
+    store::{History, ProcessedEvent},
 };
 
 /// How records are read; the same for all partitions.
@@ -62,6 +62,30 @@ pub struct OpenPartition {
     /// About what `letters` and `events` take.
     bytes: usize,
     records: u64,
+    reported: Reported,
+    /// How its records are read, from which offset on; the last one that a record is beyond counts.
+    fields: Vec<(Offset, EventFields)>,
+    /// By aggregate: windows that began before were removed.
+    removed: Vec<Option<Timestamp>>,
+}
+
+/// What of the records was counted otherwise than it says itself, or not at all.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Reported {
+    /// By the time of their receipt, since their own is not believed.
+    pub by_receipt: BTreeMap<&'static str, u64>,
+    /// Not at all, since their windows are kept no longer, by aggregate.
+    pub expired: BTreeMap<usize, u64>,
+}
+
+impl Reported {
+    fn append(&mut self, other: Self) {
+        other
+            .by_receipt
+            .into_iter()
+            .for_each(|(reason, records)| *self.by_receipt.entry(reason).or_default() += records);
+        other.expired.into_iter().for_each(|(index, records)| *self.expired.entry(index).or_default() += records);
+    }
 }
 
 impl OpenPartition {
@@ -70,9 +94,38 @@ impl OpenPartition {
     /// And each of its headers.
     const HEADER_BYTES: usize = 64;
 
-    pub fn new(fold: PartitionFold, dead_lettered: BTreeSet<Offset>, refused: BTreeMap<Offset, String>) -> Self {
+    /// `fields` are those of the present configuration.
+    pub fn new(
+        fold: PartitionFold,
+        dead_lettered: BTreeSet<Offset>,
+        refused: BTreeMap<Offset, String>,
+        history: History,
+        fields: &EventFields,
+    ) -> Self {
+        let History { bounds, removed } = history;
+        let fields = bounds.into_iter().map(|(from, bounds)| (from, fields.within(bounds))).collect();
         let (letters, events) = (Vec::new(), Vec::new());
-        Self { fold, seeking: false, dead_lettered, refused, letters, events, bytes: 0, records: 0 }
+        let (bytes, records, reported) = (0, 0, Reported::default());
+        Self {
+            fold,
+            seeking: false,
+            dead_lettered,
+            refused,
+            letters,
+            events,
+            bytes,
+            records,
+            reported,
+            fields,
+            removed,
+        }
+    }
+
+    /// Windows of this aggregate that began before are counted in no more.
+    pub fn remove_before(&mut self, aggregate: usize, before: Timestamp) {
+        if let Some(removed) = self.removed.get_mut(aggregate) {
+            *removed = (*removed).max(Some(before));
+        }
     }
 
     /// About the memory that is held until the next flush begins.
@@ -99,13 +152,23 @@ impl OpenPartition {
 
     fn take_record(&mut self, partition: Partition, record: Record<'_>, reader: &mut Reader) -> Result<(), Invalid> {
         let value = record.value.unwrap_or_default();
-        let (event, found) = event::read(value, record.headers.iter(), &reader.fields, record.received)?;
+        let by = self.fields.iter().rfind(|(from, _)| *from <= record.offset);
+        let by = by.map_or(&reader.fields, |(_, fields)| fields);
+        let (event, found) = event::read(value, record.headers.iter(), by, record.received)?;
         // Before anything is counted: whatever is refused is a letter, and nothing else.
         let carried = reader.keep_events.then(|| Carried::of(value, record.headers.iter())).transpose()?;
         let time = event.time.unwrap_or(record.received);
-        let fold = &mut self.fold;
+        if let Some(reason) = event.invalid_time.and_then(InvalidTime::reason) {
+            *self.reported.by_receipt.entry(reason).or_default() += 1;
+        }
+        let (fold, removed, expired) = (&mut self.fold, &self.removed, &mut self.reported.expired);
         let mut counted = false;
-        reader.grouping.buckets(&found, time, &mut reader.text, |falls| {
+        reader.grouping.buckets(&found, time, record.received, &mut reader.text, |falls| {
+            if falls.is_expired || removed.get(falls.aggregate).is_some_and(|before| Some(falls.window_start) < *before)
+            {
+                *expired.entry(falls.aggregate).or_default() += 1;
+                return;
+            }
             counted |= fold.add(falls.aggregate, record.offset, falls.window_start, falls.group, |measures| {
                 measures.add(falls.plan, |field| falls.value(field));
             });
@@ -171,6 +234,7 @@ impl OpenPartition {
         let letters = self.letters.len() as u64;
         statements.letters.append(&mut self.letters);
         statements.events.append(&mut self.events);
+        statements.reported.append(std::mem::take(&mut self.reported));
         statements.folded.append(&mut self.fold.begin_flush());
         self.bytes = 0;
         Part { partition, epoch, records: std::mem::take(&mut self.records), letters }
@@ -192,7 +256,8 @@ mod tests {
         let permit = ByteBudget::new(1, Gauge::default()).take(1);
         let (partition, epoch, from) = (Partition(0), Epoch::fresh(), Offset(0));
         let fold = PartitionFold::assign(partition, from, &["[]".into()], Vec::new());
-        let mut open = OpenPartition::new(fold, BTreeSet::new(), BTreeMap::new());
+        let (history, fields) = (History { bounds: Vec::new(), removed: vec![None] }, reader.fields.clone());
+        let mut open = OpenPartition::new(fold, BTreeSet::new(), BTreeMap::new(), history, &fields);
         open.take(&Batch { partition, epoch, from, to, records, permit }, reader);
         open
     }

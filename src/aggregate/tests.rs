@@ -16,6 +16,7 @@ use super::*;
 use crate::{
     config::{Config, QueueKind},
     consume::FromSink,
+    event::TimeBounds,
     log::{
         ByteBudget,
         dead_letters::{DeadLetter, Origin},
@@ -23,7 +24,7 @@ use crate::{
     },
     measure::Measures,
     position::{Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, GroupsOf, ProcessedEvent, Query, Rows},
+    store::{BucketDelta, BucketKey, GroupsOf, History, ProcessedEvent, Query, Removal, Rows},
 };
 
 /// Buckets in memory with the fence of the real stores.
@@ -50,6 +51,14 @@ impl MemoryStore {
 impl Store for MemoryStore {
     fn prepare(&self) -> BoxFuture<'_, Result<Prepared, StoreError>> {
         async { Ok(Prepared::default()) }.boxed()
+    }
+
+    fn history(&self, _: Partition, _: Offset, bounds: TimeBounds) -> BoxFuture<'_, Result<History, StoreError>> {
+        async move { Ok(History { bounds: vec![(Offset(0), bounds)], removed: vec![None] }) }.boxed()
+    }
+
+    fn remove<'a>(&'a self, _: &'a Removal) -> BoxFuture<'a, Result<bool, StoreError>> {
+        async { Ok(false) }.boxed()
     }
 
     fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<Vec<Arc<str>>>, StoreError>> {

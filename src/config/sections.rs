@@ -80,6 +80,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Of 365 days.
 const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// From any time on to the last one of the calendar: no bound but that.
@@ -269,11 +270,13 @@ sections! {
         /// number beyond a double's range; numbers of more than 1,000 characters, names of more than 50,000 bytes): "reject"
         /// them as invalid_json, or "accept" them: counted as any other, and "raw" in the archive (docs/reading.md).
         on_unreadable: OnUnreadable = OnUnreadable::Reject, OneOf(OnUnreadable::WORDS), Restart;
-        /// Events whose time cannot be read, or is absurd: before 1970, or beyond max_future. "receipt" stores them, counts them
-        /// by the time of their receipt, and names them in the answer's warnings; "reject" refuses them as invalid_timestamp.
+        /// Events whose time cannot be read, or is absurd: before 1970, or beyond max_past or max_future. "receipt" stores them,
+        /// counts them by the time of their receipt, and names them in the answer's warnings; "reject" refuses them as
+        /// invalid_timestamp.
         on_invalid_time: OnInvalidTime = OnInvalidTime::Receipt, OneOf(OnInvalidTime::WORDS), Restart;
-        /// How far the time of an event may lie ahead of its receipt. All readers of the log go by it, so it is the same in all
-        /// processes, and is changed when they have stopped in order (docs/design.md, 3.5).
+        /// How far the time of an event may lie behind its receipt, and ahead of it. A change holds for the records that nobody has
+        /// counted yet, so that one that is read again falls into the same window (docs/design.md, 3.5).
+        max_past: Duration as "duration" = TEN_YEARS, Kind::Duration(Duration::from_secs(1), LONGEST_FUTURE), Restart;
         max_future: Duration as "duration" = DAY, Kind::Duration(Duration::ZERO, LONGEST_FUTURE), Restart;
         /// What becomes of wrong events: "reject" them (207, or 400), or "quarantine" them: each is kept as a dead letter, and the
         /// answer is 200 when that is durable. For senders that take 207 for a failure and send all again, or for success. A body

@@ -15,12 +15,12 @@
 //! **Which times are believed** follows from the record's bytes, the time of its receipt and `event.max_future` alone: no
 //! reader looks at its own clock, so all come to the same answer.
 
-use std::{borrow::Cow, iter};
+use std::{borrow::Cow, iter, ops::RangeInclusive, time::Duration};
 
 use chrono::{Datelike, NaiveDate};
 
 use super::json;
-use crate::position::Timestamp;
+use crate::{config::EventConfig, position::Timestamp};
 
 /// 9999-12-31T23:59:59.999Z: the last millisecond that RFC 3339 can write.
 pub const LATEST: i64 = 253_402_300_799_999;
@@ -49,6 +49,8 @@ pub struct Written {
 pub enum InvalidTime {
     Unreadable,
     BeforeEpoch,
+    /// Longer before the receipt than `event.max_past`.
+    TooEarly,
     /// Beyond `event.max_future` after the receipt, or 9999.
     TooLate,
     /// It is read all the same where it stands in the log, which has such times since doors took them.
@@ -64,6 +66,10 @@ impl InvalidTime {
                  number of seconds since 1970, or leave it out"
             }
             Self::BeforeEpoch => "is a time before 1970, which no event has: correct it, or leave it out",
+            Self::TooEarly => {
+                "is a time further back from its receipt than an event may be (event.max_past): correct the clock that it is \
+                 from, or leave it out"
+            }
             Self::TooLate => {
                 "is a time further ahead of its receipt than an event may be (event.max_future), or beyond 9999: correct \
                  the clock that it is from, or leave it out"
@@ -71,6 +77,17 @@ impl InvalidTime {
             Self::Odd => {
                 "is a time that few readers know: a second 60 is at 23:59:60 UTC alone, and an offset's minus is a hyphen"
             }
+        }
+    }
+
+    /// Why an event is counted by the time of its receipt, as metrics name it; nothing where it is counted by its own.
+    pub fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::Unreadable => Some("unreadable"),
+            Self::BeforeEpoch => Some("before_1970"),
+            Self::TooEarly => Some("max_past"),
+            Self::TooLate => Some("max_future"),
+            Self::Odd => None,
         }
     }
 
@@ -82,6 +99,10 @@ impl InvalidTime {
                  2026-11-23T08:00:00.123Z, or a number of seconds since 1970"
             }
             Self::BeforeEpoch => "counted by the time of receipt, as its own lies before 1970",
+            Self::TooEarly => {
+                "counted by the time of receipt, as its own lies further back than an event may be (event.max_past): correct \
+                 the clock that it is from"
+            }
             Self::TooLate => {
                 "counted by the time of receipt, as its own lies further ahead than an event may be (event.max_future), \
                  or beyond 9999: correct the clock that it is from"
@@ -94,19 +115,39 @@ impl InvalidTime {
     }
 }
 
-/// The latest time that is believed of a record that was received then.
-///
-/// A record of another program may have no time of receipt: Kafka says −1 or 0. Then only the calendar bounds it.
-pub fn latest(received: Timestamp, max_future: i64) -> i64 {
-    if received.0 <= 0 { LATEST } else { received.0.saturating_add(max_future).min(LATEST) }
+/// How far an event's time may lie from that of its receipt, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeBounds {
+    pub max_past: i64,
+    pub max_future: i64,
+}
+
+impl From<&EventConfig> for TimeBounds {
+    fn from(config: &EventConfig) -> Self {
+        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        Self { max_past: millis(config.max_past), max_future: millis(config.max_future) }
+    }
+}
+
+impl TimeBounds {
+    /// The times that are believed of a record that was received then, both inclusive.
+    ///
+    /// A record of another program may have no time of receipt: Kafka says −1 or 0. Then only the calendar bounds it.
+    pub fn around(self, received: Timestamp) -> RangeInclusive<i64> {
+        if received.0 <= 0 {
+            return 0..=LATEST;
+        }
+        received.0.saturating_sub(self.max_past).max(0)..=received.0.saturating_add(self.max_future).min(LATEST)
+    }
 }
 
 /// The time that an event is counted by, where its own is believed, and what is wrong with it.
-pub fn judge(written: Option<Written>, latest: i64) -> (Option<Timestamp>, Option<InvalidTime>) {
+pub fn judge(written: Option<Written>, believed: &RangeInclusive<i64>) -> (Option<Timestamp>, Option<InvalidTime>) {
     match written {
         None => (None, Some(InvalidTime::Unreadable)),
         Some(Written { millis, .. }) if millis < 0 => (None, Some(InvalidTime::BeforeEpoch)),
-        Some(Written { millis, .. }) if millis > latest => (None, Some(InvalidTime::TooLate)),
+        Some(Written { millis, .. }) if millis < *believed.start() => (None, Some(InvalidTime::TooEarly)),
+        Some(Written { millis, .. }) if millis > *believed.end() => (None, Some(InvalidTime::TooLate)),
         Some(Written { millis, is_odd }) => (Some(Timestamp(millis)), is_odd.then_some(InvalidTime::Odd)),
     }
 }
@@ -435,22 +476,28 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_believed_from_1970_on_and_up_to_so_much_after_the_receipt() {
+    fn a_time_is_believed_from_1970_on_and_so_far_around_the_receipt() {
         let judged = |millis, received, max_future| {
-            judge(Some(Written { millis, is_odd: false }), latest(Timestamp(received), max_future))
+            let bounds = TimeBounds { max_past: 20, max_future };
+            judge(Some(Written { millis, is_odd: false }), &bounds.around(Timestamp(received)))
         };
         let taken = |millis| (Some(Timestamp(millis)), None);
         assert_eq!(judged(0, 5, 10), taken(0));
         assert_eq!(judged(-1, 5, 10), (None, Some(InvalidTime::BeforeEpoch)));
+        assert_eq!((judged(5, 25, 10), judged(4, 25, 10)), (taken(5), (None, Some(InvalidTime::TooEarly))));
         assert_eq!(judged(15, 5, 10), taken(15));
         assert_eq!(judged(16, 5, 10), (None, Some(InvalidTime::TooLate)));
         assert_eq!(judged(5, 5, 0), taken(5));
-        assert_eq!(judged(LATEST, 5, i64::MAX), taken(LATEST));
-        assert_eq!(judged(LATEST + 1, i64::MAX, i64::MAX), (None, Some(InvalidTime::TooLate)));
+        assert_eq!(judged(LATEST, LATEST, i64::MAX), taken(LATEST));
+        assert_eq!(judged(LATEST + 1, i64::MAX, i64::MAX).0, None);
         for unknown in [-1, 0] {
-            assert_eq!(judged(LATEST, unknown, 10), taken(LATEST), "it has no time of receipt");
+            assert_eq!(
+                (judged(LATEST, unknown, 10), judged(0, unknown, 10)),
+                (taken(LATEST), taken(0)),
+                "no time of receipt"
+            );
         }
-        assert_eq!(judge(None, LATEST), (None, Some(InvalidTime::Unreadable)));
+        assert_eq!(judge(None, &(0..=LATEST)), (None, Some(InvalidTime::Unreadable)));
     }
 
     /// Texts in chrono's reach, and near it.

@@ -17,11 +17,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::{
+    event::TimeBounds,
     files::create_private_dir,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        Answer, BucketDelta, Fence, Flushed, GroupsOf, Prepared, ProcessedEvent, Query, Rows, Store, StoreError,
-        StoreOptions,
+        Answer, BucketDelta, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query, Removal, Rows, Store,
+        StoreError, StoreOptions,
     },
 };
 
@@ -112,6 +113,15 @@ impl Drop for EmbeddedStore {
 impl Store for EmbeddedStore {
     fn prepare(&self) -> Answer<'_, Prepared> {
         Box::pin(self.run(Database::prepare))
+    }
+
+    fn history(&self, partition: Partition, from: Offset, bounds: TimeBounds) -> Answer<'_, History> {
+        Box::pin(self.run(move |database| database.history(partition, from, bounds)))
+    }
+
+    fn remove<'a>(&'a self, removal: &'a Removal) -> Answer<'a, bool> {
+        let removal = removal.clone();
+        Box::pin(self.run(move |database| database.remove(&removal)))
     }
 
     fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> Answer<'a, Vec<Vec<Arc<str>>>> {

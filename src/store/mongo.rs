@@ -14,6 +14,7 @@
 mod buckets;
 mod database;
 mod events;
+mod history;
 mod indexes;
 mod rehearsal;
 mod reply;
@@ -37,10 +38,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     config::StoreConfig,
+    event::TimeBounds,
     position::{Offset, Partition, TopicIdentity},
     store::{
-        Answer, BucketDelta, Definition, Fence, Flushed, GroupsOf, Prepared, ProcessedEvent, Query, Rows, Store,
-        StoreError, StoreOptions,
+        Answer, BucketDelta, Definition, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query, Removal,
+        Rows, Store, StoreError, StoreOptions,
     },
 };
 use buckets::Buckets;
@@ -159,6 +161,15 @@ impl MongoStore {
 impl Store for MongoStore {
     fn prepare(&self) -> Answer<'_, Prepared> {
         Box::pin(self.call(prepare))
+    }
+
+    fn history(&self, partition: Partition, from: Offset, bounds: TimeBounds) -> Answer<'_, History> {
+        Box::pin(self.call(move |store| async move { history::history(&store, partition, from, bounds).await }))
+    }
+
+    fn remove<'a>(&'a self, removal: &'a Removal) -> Answer<'a, bool> {
+        let removal = removal.clone();
+        Box::pin(self.call(move |store| async move { history::remove(&store, &removal).await }))
     }
 
     fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> Answer<'a, Vec<Vec<Arc<str>>>> {

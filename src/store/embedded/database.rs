@@ -14,12 +14,13 @@ use rusqlite::{
 use serde_json::Value;
 
 use crate::{
+    event::TimeBounds,
     measure::More,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     sqlite,
     store::{
-        BucketDelta, BucketKey, Definition, Fence, Flushed, GroupsOf, Prepared, ProcessedEvent, Query, Row, Rows,
-        StoreError, StoreOptions, ceil_millis, group, topic_recreated,
+        BucketDelta, BucketKey, Definition, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query,
+        Removal, Row, Rows, StoreError, StoreOptions, ceil_millis, group, topic_recreated,
     },
 };
 
@@ -63,6 +64,17 @@ const UPGRADES: [&str; 3] = [
     "
     ALTER TABLE aggregate ADD COLUMN definition TEXT NOT NULL DEFAULT '{}';
     ALTER TABLE bucket ADD COLUMN measures BLOB;
+    CREATE TABLE time_bounds (
+        topic TEXT NOT NULL, generation INTEGER NOT NULL, partition INTEGER NOT NULL, first_offset INTEGER NOT NULL,
+        max_past INTEGER NOT NULL, max_future INTEGER NOT NULL,
+        PRIMARY KEY (topic, generation, partition, first_offset)
+    ) WITHOUT ROWID;
+    CREATE TABLE removed (
+        aggregate INTEGER NOT NULL REFERENCES aggregate,
+        topic TEXT NOT NULL, generation INTEGER NOT NULL, partition INTEGER NOT NULL,
+        before INTEGER NOT NULL,
+        PRIMARY KEY (aggregate, topic, generation, partition)
+    ) WITHOUT ROWID;
     ",
 ];
 
@@ -193,6 +205,69 @@ impl Database {
         Ok(fences)
     }
 
+    pub fn history(&mut self, partition: Partition, from: Offset, present: TimeBounds) -> Result<History, StoreError> {
+        self.ensure_prepared()?;
+        let options = self.options.clone();
+        let source = (&options.topic, options.generation, partition.0);
+        let transaction = write(&mut self.connection)?;
+        let mut bounds = time_bounds(&transaction, source)?;
+        if bounds.last().is_none_or(|(_, last)| *last != present) {
+            // The first ones are those of all records, as far as anybody knows.
+            let from = if bounds.is_empty() { Offset(0) } else { from };
+            transaction.execute(
+                "INSERT OR REPLACE INTO time_bounds (topic, generation, partition, first_offset, max_past, max_future)
+                 VALUES (?, ?, ?, ?, ?, ?)",
+                params![source.0, source.1, source.2, from.as_i64(), present.max_past, present.max_future],
+            )?;
+            bounds = time_bounds(&transaction, source)?;
+        }
+        transaction.commit()?;
+        let mut statement = self.connection.prepare_cached(
+            "SELECT before FROM removed WHERE (aggregate, topic, generation, partition) = (?, ?, ?, ?)",
+        )?;
+        let mut removed = |aggregate: &i64| {
+            let before = statement.query_row(params![aggregate, source.0, source.1, source.2], |row| row.get(0));
+            before.optional().map(|before| before.map(Timestamp))
+        };
+        let removed = self.aggregates.iter().map(&mut removed).collect::<rusqlite::Result<_>>()?;
+        Ok(History { bounds, removed })
+    }
+
+    pub fn remove(&mut self, removal: &Removal) -> Result<bool, StoreError> {
+        self.ensure_prepared()?;
+        let (aggregate, options) = (self.aggregates[removal.aggregate], self.options.clone());
+        let (topic, generation, partition) = (&options.topic, options.generation, removal.partition.0);
+        let transaction = write(&mut self.connection)?;
+        transaction.execute(
+            "INSERT INTO removed (aggregate, topic, generation, partition, before) VALUES (?, ?, ?, ?, ?)
+             ON CONFLICT DO UPDATE SET before = max(before, excluded.before)",
+            params![aggregate, topic, generation, partition, removal.before.0],
+        )?;
+        // Buckets of earlier generations, and of other topics, have no fence that anybody asks for.
+        let removed = transaction.execute(
+            "DELETE FROM bucket WHERE (aggregate, window_start, grp, topic, generation, partition) IN (
+                 SELECT aggregate, window_start, grp, topic, generation, partition FROM bucket
+                 WHERE aggregate = ?1 AND window_start < ?2
+                     AND (topic, generation) = (?3, ?4) AND partition = ?5 AND last_offset < ?6
+                     OR aggregate = ?1 AND window_start < ?2 AND (topic, generation) != (?3, ?4)
+                 LIMIT ?7)",
+            params![
+                aggregate,
+                removal.before.0,
+                topic,
+                generation,
+                partition,
+                removal.committed.as_i64(),
+                EXPIRE_AT_ONCE
+            ],
+        )?;
+        transaction.commit()?;
+        if removed > 0 {
+            sqlite::give_back_pages(&self.connection, 1000)?;
+        }
+        Ok(i64::try_from(removed).is_ok_and(|removed| removed >= EXPIRE_AT_ONCE))
+    }
+
     /// The groups that have buckets in these windows.
     pub fn groups(&mut self, windows: &[GroupsOf]) -> Result<Vec<Vec<Arc<str>>>, StoreError> {
         self.ensure_prepared()?;
@@ -257,6 +332,22 @@ impl Database {
         }
         Ok(i64::try_from(removed).is_ok_and(|removed| removed >= EXPIRE_AT_ONCE))
     }
+}
+
+/// By which bounds the times of a partition's records are believed, from which offset on.
+fn time_bounds(
+    connection: &Connection,
+    (topic, generation, partition): (&String, u32, i32),
+) -> rusqlite::Result<Vec<(Offset, TimeBounds)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT first_offset, max_past, max_future FROM time_bounds
+         WHERE (topic, generation, partition) = (?, ?, ?) ORDER BY first_offset",
+    )?;
+    let bounds = statement.query_map(params![topic, generation, partition], |row| {
+        let bounds = TimeBounds { max_past: row.get(1)?, max_future: row.get(2)? };
+        Ok((Offset(row.get::<_, i64>(0)?.unsigned_abs()), bounds))
+    })?;
+    bounds.collect()
 }
 
 /// What became of a delta.

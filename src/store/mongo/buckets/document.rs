@@ -14,7 +14,7 @@ use crate::{
     measure::{Frequent, More, Plan, Shown},
     position::{Offset, Partition, Timestamp, TopicName},
     store::{
-        BucketDelta, BucketKey, Fence, Row, StoreOptions, group,
+        BucketDelta, BucketKey, Fence, Removal, Row, StoreOptions, group,
         mongo::{bson_number, datetime, indexes::Wanted},
     },
 };
@@ -51,6 +51,27 @@ impl<'a> Buckets<'a> {
             Wanted::new("window_start", doc! { "window_start": 1 }),
             Wanted::new("fence", doc! { "topic": 1, "generation": 1, "partition": 1, "last_offset": 1 }),
         ]
+    }
+
+    /// Of the aggregate.
+    pub fn name(&self) -> &'a str {
+        &self.options.aggregates[self.aggregate].name
+    }
+
+    /// Buckets of earlier generations, and of other topics, have no fence that anybody asks for.
+    pub fn removal_filter(&self, removal: &Removal) -> Document {
+        let (topic, generation) = (&self.options.topic, i64::from(self.options.generation));
+        doc! {
+            "window_start": { "$lt": DateTime::from_millis(removal.before.0) },
+            "$or": [
+                {
+                    "topic": topic, "generation": generation, "partition": removal.partition.0,
+                    "last_offset": { "$lt": removal.committed.as_i64() },
+                },
+                { "topic": { "$ne": topic } },
+                { "generation": { "$ne": generation } },
+            ],
+        }
     }
 
     pub fn collection(&self) -> String {
