@@ -52,7 +52,7 @@ pub mod consume {
 }
 
 pub mod event {
-    pub use crate::event::{EventFields, check, parse};
+    pub use crate::event::{EventFields, TimeBounds, check, parse};
 }
 
 pub mod health {
@@ -95,7 +95,7 @@ pub mod log {
 }
 
 pub mod measure {
-    pub use crate::measure::{Measures, Plan};
+    pub use crate::measure::{Measures, More, Plan};
 }
 
 pub mod metrics {

@@ -85,7 +85,7 @@ fn times(json: &str, fields: &EventFields, received: Timestamp) -> ([Option<Time
 
 #[test]
 fn an_event_counts_by_its_own_time_where_that_is_believed_and_is_named_or_refused_where_it_is_not() {
-    use InvalidTime::{BeforeEpoch, TooLate, Unreadable};
+    use InvalidTime::{BeforeEpoch, TooEarly, TooLate, Unreadable};
     let day = 24 * 3600 * 1000;
     for (time, expected) in [
         ("null", Ok(None)),
@@ -93,8 +93,10 @@ fn an_event_counts_by_its_own_time_where_that_is_believed_and_is_named_or_refuse
         (r#""2026-11-29\u002008:00:00+00""#, Ok(Some(RECEIVED.0))),
         ("1795939200", Ok(Some(RECEIVED.0))),
         (r#""1795939200123""#, Ok(Some(RECEIVED.0 + 123))),
-        ("0", Ok(Some(0))),
-        (r#""1970-01-01T00:00:00Z""#, Ok(Some(0))),
+        ("1480579200", Ok(Some(RECEIVED.0 - 3650 * day))),
+        ("1480579199.999", Err(TooEarly)),
+        ("0", Err(TooEarly)),
+        (r#""1970-01-01T00:00:00Z""#, Err(TooEarly)),
         (r#""2026-11-30T08:00:00.000999Z""#, Ok(Some(RECEIVED.0 + day))),
         (r#""2026-11-30T08:00:00.001Z""#, Err(TooLate)),
         ("1796025600.001", Err(TooLate)),
@@ -154,7 +156,7 @@ fn a_time_that_few_readers_know_is_named_or_refused_at_the_door_and_counted_as_i
 }
 
 #[test]
-fn how_far_ahead_a_time_may_lie_is_configured_and_goes_by_the_receipt_alone() {
+fn how_far_a_time_may_lie_is_configured_and_goes_by_the_receipt_alone() {
     let within = |max_future: u64| {
         let max_future = Duration::from_secs(max_future);
         EventFields::from(&EventConfig { max_future, ..EventConfig::default() })
@@ -167,7 +169,10 @@ fn how_far_ahead_a_time_may_lie_is_configured_and_goes_by_the_receipt_alone() {
     assert_eq!(counted(&now, &within(0), RECEIVED.0 - 1), [None; 2]);
     assert_eq!(counted(&now, &within(60), RECEIVED.0 - 60_000), own);
     assert_eq!(counted(&now, &within(60), RECEIVED.0 - 60_001), [None; 2]);
-    assert_eq!(counted(&now, &within(60), i64::MAX), own, "a time that has long been");
+    let past = Duration::from_secs(60);
+    let back = EventFields::from(&EventConfig { max_past: past, ..EventConfig::default() });
+    assert_eq!(counted(&now, &back, RECEIVED.0 + 60_000), own);
+    assert_eq!(counted(&now, &back, RECEIVED.0 + 60_001), [None; 2], "a time that has long been");
     let longest = within(10_000 * 31_557_600);
     assert_ne!(counted(last, &longest, RECEIVED.0), [None; 2]);
     assert_eq!(times(r#"{"type":"a","timestamp":253402300800e9}"#, &longest, RECEIVED).1, Some(InvalidTime::TooLate));

@@ -29,6 +29,13 @@ impl Backend for Embedded {
         let connection = Connection::open(self.path()).unwrap();
         connection.query_row("SELECT count(*) FROM event", [], |row| row.get(0)).unwrap()
     }
+
+    async fn measured(&self) -> Vec<(u64, Vec<u8>)> {
+        let connection = Connection::open(self.path()).unwrap();
+        let mut statement = connection.prepare("SELECT count, measures FROM bucket").unwrap();
+        let buckets = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        buckets.map(Result::unwrap).collect()
+    }
 }
 
 /// Each of the suite's tests, on each backend.
@@ -60,6 +67,10 @@ conformance! {
     rows_are_summed_over_partitions_sorted_and_cut_at_the_limit
     an_aggregate_that_is_not_configured_is_refused
     a_changed_definition_is_refused
+    bounds_of_times_hold_from_the_offset_on_that_nobody_has_counted
+    windows_that_were_removed_are_remembered_and_fences_that_may_be_asked_for_stay
+    the_groups_of_a_window_are_those_that_have_buckets
+    what_was_measured_is_merged_behind_the_same_fences
     events_are_kept_once_whatever_they_hold
     a_rehearsal_leaves_nothing
 }

@@ -217,3 +217,44 @@ fn a_time_ahead_of_its_receipt_is_believed_as_far_as_the_configuration_says() {
         daemon.terminate();
     }
 }
+
+/// What a change of the bounds means for records that were counted, and for those that were not.
+#[test]
+fn a_change_of_how_far_times_may_lie_holds_for_what_comes() {
+    let mut daemon = Setup::new("times-changed").set("event.max_past", "1h").start();
+    let now = Utc::now();
+    let (own, receipt) = (now - TimeDelta::minutes(90), now);
+    let late = |name: &str| event((name, &format!("\"{}\"", own.to_rfc3339_opts(SecondsFormat::Millis, true))));
+    let reply = post(&daemon, &[late("before")]);
+    assert_eq!((reply.status, remarks(&reply, "warnings")), (200, invalid(0..1)), "{reply:?}");
+    wait_counted(&daemon, 1);
+    daemon.terminate();
+    daemon.wait_exit(PATIENCE);
+    daemon.set("event.max_past", "2h");
+    daemon.restart();
+    let reply = post(&daemon, &[late("after")]);
+    assert_eq!((reply.status, reply.json().get("warnings")), (200, None), "{reply:?}");
+    wait_counted(&daemon, 1);
+    let once = |name: &str| BTreeMap::from([(name.to_owned(), 1)]);
+    assert_eq!(counted(&daemon, own, own), once("after"));
+    assert_eq!(counted(&daemon, receipt, Utc::now()), once("before"));
+    daemon.terminate();
+}
+
+#[test]
+fn windows_are_kept_for_so_long_and_what_belongs_to_earlier_ones_is_not_counted() {
+    let aggregate = "[[aggregate]]\nname = \"short\"\nwindow = \"1s\"\ngroup_by = [\"type\"]\nretention = \"4s\"\n";
+    let daemon = Setup::new("times-kept").config(aggregate).start();
+    let late = (Utc::now() - TimeDelta::hours(1)).to_rfc3339_opts(SecondsFormat::Millis, true);
+    let reply = post(&daemon, &[event(("now", "null")), event(("late", &format!("\"{late}\"")))]);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    wait_counted(&daemon, 1);
+    let rows = || {
+        let reply = daemon.get("/v1/aggregates/short?from=1970-01-01T00:00:00Z");
+        reply.json()["rows"].as_array().unwrap_or_else(|| panic!("{reply:?}")).len()
+    };
+    assert_eq!(rows(), 1);
+    assert_eq!(daemon.try_metric("ingestd_events_expired_total", "aggregate=\"short\""), Some(1.0));
+    eventually("the window is removed", PATIENCE, || (rows() == 0).then_some(()));
+    daemon.terminate();
+}

@@ -4,9 +4,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ingestd::internals::{
     config::AggregateConfig,
-    measure::{Measures, Plan},
+    event::TimeBounds,
+    measure::{Measures, More, Plan},
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions},
+    store::{
+        BucketDelta, BucketKey, Fence, Flushed, GroupsOf, ProcessedEvent, Query, Removal, Rows, Store, StoreError,
+        StoreOptions,
+    },
 };
 use serde_json::{Value, json};
 
@@ -17,6 +21,9 @@ pub trait Backend {
 
     /// The number of processed events that are kept.
     async fn events(&self) -> u64;
+
+    /// The count and what else was measured, of all buckets of the one aggregate.
+    async fn measured(&self) -> Vec<(u64, Vec<u8>)>;
 }
 
 pub fn options() -> StoreOptions {
@@ -193,6 +200,117 @@ pub async fn a_changed_definition_is_refused(backend: &impl Backend) {
         assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("new name")), "{refused:?}");
     }
     prepared(backend, options()).await;
+}
+
+pub async fn bounds_of_times_hold_from_the_offset_on_that_nobody_has_counted(backend: &impl Backend) {
+    let store = prepared(backend, options()).await;
+    store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
+    let (day, hour) = (TimeBounds { max_past: 9, max_future: 24 }, TimeBounds { max_past: 9, max_future: 1 });
+    let bounds = |from, bounds| {
+        let store = store.clone();
+        async move { store.history(Partition(0), Offset(from), bounds).await.unwrap().bounds }
+    };
+    assert_eq!(bounds(17, day).await, [(Offset(0), day)], "the first ones are those of all records");
+    assert_eq!(bounds(20, day).await, [(Offset(0), day)]);
+    assert_eq!(bounds(30, hour).await, [(Offset(0), day), (Offset(30), hour)]);
+    assert_eq!(bounds(30, hour).await, [(Offset(0), day), (Offset(30), hour)]);
+    let again = backend.open(options()).await.history(Partition(0), Offset(40), day).await.unwrap();
+    assert_eq!(again.bounds, [(Offset(0), day), (Offset(30), hour), (Offset(40), day)]);
+    // A partition has its own.
+    store.fences(Partition(1), Offset(0), &identity("x")).await.unwrap();
+    let other = store.history(Partition(1), Offset(5), hour).await.unwrap();
+    assert_eq!((other.bounds, other.removed), (vec![(Offset(0), hour)], vec![None]));
+}
+
+pub async fn windows_that_were_removed_are_remembered_and_fences_that_may_be_asked_for_stay(backend: &impl Backend) {
+    let earlier = prepared(backend, options()).await;
+    earlier.flush(&[delta(0, "[0,null]", 0, 99, 1)], &[]).await.unwrap();
+    let store = backend.open(StoreOptions { generation: 1, ..options() }).await;
+    store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
+    let later = |group: &str, first, last| {
+        let mut delta = delta(0, group, first, last, 1);
+        delta.key.window_start = Timestamp(120_000);
+        delta
+    };
+    let many = (0..1500).map(|n| delta(0, &format!("[{n},null]"), 0, 9, 1));
+    let flush: Vec<_> = many.chain([delta(0, "[\"late\",null]", 10, 10, 1), later("[1,null]", 0, 5)]).collect();
+    store.flush(&flush, &[]).await.unwrap();
+    store.flush(&[delta(1, "[\"other\",null]", 0, 3, 1)], &[]).await.unwrap();
+    let removal = Removal { aggregate: 0, partition: Partition(0), before: Timestamp(120_000), committed: Offset(10) };
+    assert!(store.remove(&removal).await.unwrap(), "there are more than are removed at once");
+    while store.remove(&removal).await.unwrap() {}
+    // What an earlier generation counted has gone as well; another partition's buckets are its own worker's.
+    assert_eq!(counts(&store).await, [(json!(["late", null]), 1), (json!(["other", null]), 1)]);
+    let fences = store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
+    assert_eq!(fences.len(), 2, "{fences:?}");
+    let present = TimeBounds { max_past: 1, max_future: 1 };
+    let removed = |partition| {
+        let store = store.clone();
+        async move { store.history(Partition(partition), Offset(0), present).await.unwrap().removed }
+    };
+    assert_eq!(removed(0).await, [Some(Timestamp(120_000))]);
+    store.remove(&Removal { before: Timestamp(60_000), ..removal }).await.unwrap();
+    assert_eq!(removed(0).await, [Some(Timestamp(120_000))], "it never goes back");
+    store.fences(Partition(1), Offset(0), &identity("x")).await.unwrap();
+    assert_eq!(removed(1).await, [None]);
+}
+
+pub async fn the_groups_of_a_window_are_those_that_have_buckets(backend: &impl Backend) {
+    let store = prepared(backend, options()).await;
+    let long = format!("[\"{}\",1]", "x".repeat(2000));
+    store
+        .flush(&[delta(0, "[1,1]", 0, 0, 1), delta(0, &long, 1, 1, 1), delta(1, "[2,1]", 0, 0, 1)], &[])
+        .await
+        .unwrap();
+    let of = |partition, window_start, limit| GroupsOf {
+        aggregate: 0,
+        partition: Partition(partition),
+        window_start: Timestamp(window_start),
+        limit,
+    };
+    let asked = [of(0, 60_000, 9), of(1, 60_000, 9), of(0, 0, 9), of(0, 60_000, 1)];
+    let found = store.groups(&asked).await.unwrap();
+    let mut first: Vec<&str> = found[0].iter().map(|group| &**group).collect();
+    first.sort_unstable_by_key(|group| group.len());
+    assert_eq!(first, ["[1,1]", &long]);
+    assert_eq!((&*found[1][0], found[1].len(), found[2].len(), found[3].len()), ("[2,1]", 1, 0, 1));
+}
+
+pub async fn what_was_measured_is_merged_behind_the_same_fences(backend: &impl Backend) {
+    let mut options = options();
+    options.aggregates[0] = toml_aggregate("measures = [{ sum = \"n\" }, { unique = \"u\" }, { top = \"u\" }]");
+    options.plans = vec![Plan::new(&options.aggregates[0])];
+    let store = prepared(backend, options.clone()).await;
+    let plan = options.plans[0].clone();
+    let measured = |partition, first: u64, last: u64| {
+        let mut delta = delta(partition, "[1,1]", first, last, 0);
+        for offset in first..=last {
+            let (n, u) = (format!("{offset}.25"), format!("\"u{}\"", offset % 3));
+            delta.measures.add(&plan, |field| Some(if field == 0 { n.as_str() } else { u.as_str() }));
+        }
+        delta
+    };
+    for (delta, expected) in [
+        (measured(0, 0, 3), Flushed::default()),
+        (measured(0, 0, 3), Flushed { fenced: vec![Partition(0)], ..Flushed::default() }),
+        (measured(0, 4, 5), Flushed::default()),
+        (measured(0, 3, 6), Flushed { fenced: vec![Partition(0)], ..Flushed::default() }),
+        (measured(1, 0, 0), Flushed::default()),
+    ] {
+        assert_eq!(store.flush(&[delta], &[]).await.unwrap(), expected);
+    }
+    let kept = backend.measured().await;
+    let (mut all, mut whole) = (Measures::default(), measured(0, 0, 5).measures);
+    for (count, bytes) in kept {
+        all.merge(Measures { count, more: Some(Box::new(More::from_bytes(&plan, &bytes).unwrap())) });
+    }
+    whole.merge(measured(1, 0, 0).measures);
+    assert_eq!(all, whole);
+}
+
+fn toml_aggregate(more: &str) -> AggregateConfig {
+    let text = format!("name = \"by_type\"\nwindow = \"1m\"\ngroup_by = [\"type\", \"$dollar.dot\"]\n{more}");
+    toml::from_str(&text).unwrap()
 }
 
 pub async fn events_are_kept_once_whatever_they_hold(backend: &impl Backend) {

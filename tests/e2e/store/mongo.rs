@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
+use futures::TryStreamExt;
 use ingestd::internals::{
     config::StoreConfig,
     position::{Offset, Partition},
@@ -66,6 +67,13 @@ impl Backend for Place {
 
     async fn events(&self) -> u64 {
         self.database.collection::<Document>("events").count_documents(doc! {}).await.unwrap()
+    }
+
+    async fn measured(&self) -> Vec<(u64, Vec<u8>)> {
+        let buckets = self.database.collection::<Document>("aggregate_by_type").find(doc! {}).await.unwrap();
+        let buckets: Vec<Document> = buckets.try_collect().await.unwrap();
+        let count = |bucket: &Document| bucket.get_i64("count").unwrap().unsigned_abs();
+        buckets.iter().map(|bucket| (count(bucket), bucket.get_binary_generic("state").unwrap().clone())).collect()
     }
 }
 
