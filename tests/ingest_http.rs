@@ -39,8 +39,6 @@ mod openapi;
 mod pages;
 #[path = "ingest_http/rates.rs"]
 mod rates;
-#[path = "ingest_http/sentences.rs"]
-mod sentences;
 #[path = "ingest_http/shapes.rs"]
 mod shapes;
 #[path = "ingest_http/signatures.rs"]

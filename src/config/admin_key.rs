@@ -116,7 +116,7 @@ const MOST: usize = 100;
 pub(super) fn broken_rules(keys: &AdminKeys) -> Vec<String> {
     let (mut rules, mut names, mut hashes) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     if keys.0.len() > MOST {
-        rules.push(format!("there are {} keys: at most {MOST}", keys.0.len()));
+        rules.push(format!("there are {} keys, and {MOST} may be: remove those that nobody asks with", keys.0.len()));
     }
     for (index, key) in keys.0.iter().enumerate() {
         let mut fault = |rule: String| rules.push(format!("entry {index} (from 0): {rule}"));
@@ -126,7 +126,7 @@ pub(super) fn broken_rules(keys: &AdminKeys) -> Vec<String> {
             continue;
         }
         if !names.insert(name) {
-            fault(format!("the name {name:?} is used twice"));
+            fault(format!("the name {name:?} is used twice: give each key one of its own"));
         }
         if !hashes.insert(key.hash) {
             fault(format!(

@@ -99,7 +99,9 @@ impl EventTypes {
         let mut rules = Vec::new();
         let mut by_name = BTreeMap::new();
         for EventType { name, schema } in &self.written {
-            let compiled = schema.as_ref().map(|path| Schema::compile(&folder.join(path)).map(Arc::new)).transpose();
+            // An empty path is what `broken_rules` says.
+            let schema = schema.as_ref().filter(|path| !path.as_os_str().is_empty());
+            let compiled = schema.map(|path| Schema::compile(&folder.join(path)).map(Arc::new)).transpose();
             match compiled {
                 Ok(schema) => _ = by_name.insert(name.clone(), schema),
                 Err(unusable) => rules.push(format!("{name:?}: {unusable}")),
@@ -150,7 +152,7 @@ fn read_entry(entry: &toml::Table) -> Result<Dict, String> {
         }
         let text = value.as_str().ok_or_else(|| match field.as_str() {
             "schema" => "schema must be the path of a file with a JSON Schema".to_owned(),
-            _ => format!("{field} must be a string"),
+            _ => format!("{field} must be a string (in quotation marks)"),
         })?;
         dict.insert(field.clone(), Value::from(text));
     }
@@ -167,7 +169,7 @@ pub(super) fn broken_rules(types: &EventTypes, unknown: UnknownType) -> Vec<(&'s
     let mut rules = Vec::new();
     let mut fault = |rule: String| rules.push(("event.types", rule));
     if types.written.len() > MOST {
-        fault(format!("there are {} types: at most {MOST}", types.written.len()));
+        fault(format!("there are {} types, and {MOST} may be: remove those that nobody sends", types.written.len()));
     }
     let mut names = std::collections::BTreeSet::new();
     for EventType { name, schema } in &types.written {

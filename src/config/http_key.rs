@@ -255,7 +255,7 @@ fn read_entry(entry: &toml::Table) -> Result<Dict, String> {
 /// A field that each key has, whatever it opens.
 pub(super) fn read_common(field: &str, value: &toml::Value) -> Result<Value, String> {
     Ok(match field {
-        "name" => Value::from(value.as_str().ok_or("name must be a string")?),
+        "name" => Value::from(value.as_str().ok_or("name must be a string (in quotation marks)")?),
         "hash" => {
             let text = value.as_str().ok_or_else(|| format!("hash {HASH}"))?;
             Value::from(String::from(KeyHash::try_from(text.to_owned()).map_err(|rule| format!("hash {rule}"))?))
@@ -287,7 +287,7 @@ const MOST: usize = 10_000;
 pub fn check_name(name: &str) -> Result<(), String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.starts_with(KEY_PREFIX) && name.len() > 32 {
-        return Err("a name must not be the key itself".to_owned());
+        return Err("a name must not be the key itself: say who sends with it, such as \"shop\"".to_owned());
     }
     if name.is_empty() || name.len() > LONGEST_NAME || !name.chars().all(is_plain) {
         return Err(format!(
@@ -301,7 +301,10 @@ pub fn check_name(name: &str) -> Result<(), String> {
 pub(super) fn broken_rules(keys: &HttpKeys) -> Vec<String> {
     let (mut rules, mut names, mut hashes) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     if keys.written.len() > MOST {
-        rules.push(format!("there are {} keys: at most {MOST}, as each has a series of a metric", keys.written.len()));
+        rules.push(format!(
+            "there are {} keys, and {MOST} may be, as each has a series of a metric: remove those that nobody sends with",
+            keys.written.len()
+        ));
     }
     for (index, key) in keys.iter().enumerate() {
         let mut fault = |rule: String| rules.push(format!("entry {index} (from 0): {rule}"));
@@ -311,7 +314,7 @@ pub(super) fn broken_rules(keys: &HttpKeys) -> Vec<String> {
         }
         let name = &key.name;
         if !names.insert(name) {
-            fault(format!("the name {name:?} is used twice"));
+            fault(format!("the name {name:?} is used twice: give each key one of its own"));
         }
         if !hashes.insert(key.hash) {
             fault(format!("{name:?} has the hash of another key: make one for each with `ingestd key new NAME`"));

@@ -107,7 +107,9 @@ fn read_entry(entry: &toml::Table) -> Result<Dict, String> {
     let mut dict = Dict::new();
     for (key, value) in entry {
         let value = match key.as_str() {
-            "path" | "answer" => Value::from(value.as_str().ok_or(format!("{key} must be a string"))?),
+            "path" | "answer" => {
+                Value::from(value.as_str().ok_or(format!("{key} must be a string (in quotation marks)"))?)
+            }
             "signature" => signature::read(value)?,
             "records" | "key" => pointer(value).map_err(|rule| format!("{key} {rule}"))?,
             "type" | "id" | "time" | "client" => lookup(value).map_err(|rule| format!("{key} {rule}"))?,
@@ -121,7 +123,11 @@ fn read_entry(entry: &toml::Table) -> Result<Dict, String> {
         };
         dict.insert(key.clone(), value);
     }
-    if dict.contains_key("path") { Ok(dict) } else { Err("has no path".to_owned()) }
+    if dict.contains_key("path") {
+        Ok(dict)
+    } else {
+        Err("has no path: the one that its sender posts to, such as \"/v1/batch\"".to_owned())
+    }
 }
 
 fn pointer(value: &toml::Value) -> Result<Value, String> {
@@ -158,9 +164,9 @@ pub(super) fn broken_rules(sources: &[HttpSource]) -> Vec<String> {
                         percent-encoded, without a query, no placeholders in braces";
             fault(rule.to_owned());
         } else if OUR_PATHS.contains(&meant(path).as_str()) {
-            fault("the path is the daemon's own, or as good as that".to_owned());
+            fault("the path is the daemon's own, or as good as that: take another".to_owned());
         } else if sources[..index].iter().any(|other| decoded(&other.path) == decoded(path)) {
-            fault("the path is used twice".to_owned());
+            fault("the path is used twice: one source has all that arrives there".to_owned());
         }
         if source.key.as_ref().is_some_and(|key| key.names().is_empty()) {
             fault("key must lead to a part of the body, such as \"/api_key\": the whole of it is no key".to_owned());

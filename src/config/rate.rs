@@ -135,7 +135,8 @@ pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
                 });
             }
             let number = |field: &str| table.get(field).map(|value| value.as_integer().ok_or(RULE)).transpose();
-            let events = number("events_per_second")?.ok_or("has no events_per_second")?;
+            let events = number("events_per_second")?
+                .ok_or("has no events_per_second: write { events_per_second = 1000, burst = 5000 }")?;
             limited(events, Per::Second, number("burst")?)?
         }
         _ => return Err(RULE.to_owned()),

@@ -55,7 +55,9 @@ impl Secrets {
         match secrets.len() {
             0 => Err("holds no secret: write it into a line of its own, as its sender shows it".to_owned()),
             1..=MOST => Ok(Self(Arc::new(secrets))),
-            more => Err(format!("holds {more} secrets: at most {MOST}, as each request is tried with all")),
+            more => Err(format!(
+                "holds {more} secrets, and {MOST} may be, as each request is tried with all: remove old ones"
+            )),
         }
     }
 }
@@ -86,13 +88,17 @@ impl Signature {
     pub(super) fn read(&mut self, folder: &Path) -> Result<(), String> {
         let path = folder.join(&self.secret_file);
         let fault = |rule: String| format!("signature.secret_file {}: {rule}", shown(&self.secret_file, folder));
-        let unreadable = |error: std::io::Error| fault(format!("cannot be read: {error}"));
+        let unreadable = |error: std::io::Error| {
+            fault(format!(
+                "cannot be read ({error}): write it, let the user read it that the daemon runs as, or set another path"
+            ))
+        };
         let metadata = fs::metadata(&path).map_err(unreadable)?;
         if !metadata.is_file() || metadata.len() > LARGEST {
             return Err(fault(format!("must be a file with one secret a line, of at most {LARGEST} bytes")));
         }
-        let text =
-            String::from_utf8(fs::read(&path).map_err(unreadable)?).map_err(|_| fault("is not UTF-8".to_owned()))?;
+        let text = String::from_utf8(fs::read(&path).map_err(unreadable)?)
+            .map_err(|_| fault("is not UTF-8: write the secret as its sender shows it".to_owned()))?;
         self.secrets = Secrets::parse(self.scheme, &text).map_err(fault)?;
         Ok(())
     }
@@ -157,7 +163,7 @@ mod tests {
             (Scheme::Github, "\n# only this\n", "holds no secret: write it into a line"),
             (Scheme::StandardWebhooks, "whsec_hunter2!\n", "must be whsec_ and base64"),
             (Scheme::StandardWebhooks, "whsec_", "must be whsec_ and base64"),
-            (Scheme::Stripe, &"whsec_hunter2\n".repeat(11), "holds 11 secrets: at most 10"),
+            (Scheme::Stripe, &"whsec_hunter2\n".repeat(11), "holds 11 secrets, and 10 may be"),
         ] {
             let rule = parsed(scheme, text).unwrap_err();
             assert!(rule.contains(words) && !rule.contains("hunter2"), "{rule}");
@@ -175,7 +181,7 @@ mod tests {
                 Signature { scheme: Scheme::Github, secret_file: file.into(), secrets: Secrets::default() };
             signature.read(folder.path()).unwrap_err()
         };
-        assert!(read("a.d/such").starts_with("signature.secret_file \"a.d/such\": cannot be read: "));
+        assert!(read("a.d/such").starts_with("signature.secret_file \"a.d/such\": cannot be read ("));
         assert!(read("a.d").contains("must be a file with one secret a line"));
         assert!(read("latin.txt").contains("is not UTF-8"));
         for secret in

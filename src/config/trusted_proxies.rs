@@ -43,7 +43,8 @@ impl TrustedProxies {
     /// What is wrong with them, in words.
     pub(super) fn broken_rules(&self) -> Vec<String> {
         let wrong = self.written.iter().filter_map(|text| Some(format!("{text:?} {}", parse(text).err()?)));
-        let many = (self.written.len() > MOST).then(|| format!("has {} entries: at most {MOST}", self.written.len()));
+        let many = (self.written.len() > MOST)
+            .then(|| format!("has {} entries, and {MOST} may be: write networks in their place", self.written.len()));
         wrong.chain(many).collect()
     }
 }
@@ -139,6 +140,6 @@ mod tests {
                 "{rules:?}"
             );
         }
-        assert!(proxies(&["10.0.0.7"; 1025]).broken_rules()[0].contains("at most 1024"));
+        assert!(proxies(&["10.0.0.7"; 1025]).broken_rules()[0].contains("1024 may be"));
     }
 }

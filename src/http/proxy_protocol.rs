@@ -77,7 +77,9 @@ impl Refused {
                 "this is PROXY protocol version 1: have the proxy send version 2 (send-proxy-v2), and name it in http.trusted_proxies"
             }
             Self::Malformed(what) => what,
-            Self::Late => "the PROXY protocol header did not arrive in time",
+            Self::Late => {
+                "the PROXY protocol header did not arrive in time (http.head_timeout): have the proxy send it before all else"
+            }
         }
     }
 }
@@ -195,9 +197,8 @@ fn client(head: [u8; HEAD], rest: &[u8]) -> Result<Option<SocketAddr>, Refused> 
     const PROXY: u8 = 1;
     const TCP_4: u8 = 0x11;
     const TCP_6: u8 = 0x21;
-    let short = Refused::Malformed(
-        "the PROXY protocol header is shorter than its addresses: nothing else will come of this connection",
-    );
+    let short =
+        Refused::Malformed("the PROXY protocol header is shorter than its addresses: have the proxy send them whole");
     match (head[12] & 0xf, head[13]) {
         // The proxy's own, such as its health checks; and what has no address, such as a socket of its machine.
         (LOCAL, _) => Ok(None),
@@ -211,7 +212,9 @@ fn client(head: [u8; HEAD], rest: &[u8]) -> Result<Option<SocketAddr>, Refused> 
             Ok(Some((IpAddr::from(*address), u16::from_be_bytes([ports[0], ports[1]])).into()))
         }
         (PROXY, _) => Ok(None),
-        _ => Err(Refused::Malformed("the PROXY protocol header has a command that is neither LOCAL nor PROXY")),
+        _ => Err(Refused::Malformed(
+            "the PROXY protocol header has a command that is neither LOCAL nor PROXY: have the proxy send one of them",
+        )),
     }
 }
 
@@ -251,9 +254,8 @@ mod tests {
         let with_more = [&tcp4[..], &[0x20, 0, 3, 1, 2, 3]].concat();
         let unix = [0; 216];
         let malformed = |what| Err(Refused::Malformed(what));
-        let short = malformed(
-            "the PROXY protocol header is shorter than its addresses: nothing else will come of this connection",
-        );
+        let short =
+            malformed("the PROXY protocol header is shorter than its addresses: have the proxy send them whole");
         for (command, family, rest, expected) in [
             (0x21, 0x11, &tcp4[..], Ok(Some("198.51.100.7:4711"))),
             (0x21, 0x11, &with_more, Ok(Some("198.51.100.7:4711"))),
@@ -267,7 +269,14 @@ mod tests {
             (0x21, 0x11, &tcp4[..11], short),
             (0x21, 0x11, &[], short),
             (0x21, 0x21, &tcp6[..35], short),
-            (0x22, 0x11, &tcp4, malformed("the PROXY protocol header has a command that is neither LOCAL nor PROXY")),
+            (
+                0x22,
+                0x11,
+                &tcp4,
+                malformed(
+                    "the PROXY protocol header has a command that is neither LOCAL nor PROXY: have the proxy send one of them",
+                ),
+            ),
             (
                 0x11,
                 0x11,

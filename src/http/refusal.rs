@@ -14,9 +14,13 @@ pub fn response(status: StatusCode, id: &RequestId) -> Vec<u8> {
 
 fn detail(status: StatusCode) -> &'static str {
     match status {
-        StatusCode::REQUEST_TIMEOUT => "the head of the request did not arrive in time",
-        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "the head of the request is too large, or has too many fields",
-        _ => "this is not a valid HTTP/1.1 request",
+        StatusCode::REQUEST_TIMEOUT => {
+            "the head of the request did not arrive in time (http.head_timeout): send it at once, and again"
+        }
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+            "the head of the request is too large, or has too many fields: send fewer and shorter ones"
+        }
+        _ => "this is not a valid HTTP/1.1 request: send it as RFC 9112 has it",
     }
 }
 

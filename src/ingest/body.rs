@@ -54,7 +54,9 @@ pub async fn read(
             return Err(not_inflated(http));
         }
         let timeout = humantime::format_duration(http.request_timeout);
-        let detail = format!("the body did not arrive within {timeout} (http.request_timeout)");
+        let detail = format!(
+            "the body did not arrive within {timeout} (http.request_timeout): send it again, in smaller requests"
+        );
         Err(Problem { closing: true, ..Problem::new(StatusCode::REQUEST_TIMEOUT, detail) })
     })
 }
@@ -152,7 +154,8 @@ impl Incoming {
             return Ok(None);
         };
         let chunk = chunk.map_err(|_| {
-            let detail = "the body ended before all that its head announced, or its chunks are not valid";
+            let detail =
+                "the body ended before all that its head announced, or its chunks are not valid: send all of it again";
             Problem { closing: true, ..Problem::bad_request(detail) }
         })?;
         self.length += chunk.len();

@@ -100,7 +100,7 @@ impl HeaderAttributes {
         if headers.contains_key(CONTENT_TYPE) {
             let written = found.first(headers, &CONTENT_TYPE);
             if std::str::from_utf8(written).is_err() {
-                found.is_wrong(&CONTENT_TYPE, "Content-Type is not UTF-8".to_owned());
+                found.is_wrong(&CONTENT_TYPE, "Content-Type is not UTF-8: send it in ASCII".to_owned());
             }
             found.attributes.set("content-type", text_of(written).into_owned());
         }

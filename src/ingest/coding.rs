@@ -105,7 +105,7 @@ impl Coding {
                 Problem::bad_request(format!("the body is damaged or no {name}, nothing was accepted: {why}"))
             }
             Fault::Trailing => Problem::bad_request(format!(
-                "behind the end of the body's {name} stream stand bytes that are none, nothing was accepted"
+                "behind the end of the body's {name} stream stand bytes that are none, nothing was accepted: send the stream alone"
             )),
             Fault::Cut => Problem::bad_request(format!(
                 "the body's {name} stream ends before its end, nothing was accepted: send all of it again"

@@ -45,7 +45,7 @@ impl<'r> Conforming<'r> {
         if weight > self.most {
             let message = format!(
                 "it takes {weight} bytes to look whether it matches the schema of its type, which is more than half of \
-                 http.max_in_flight"
+                 http.max_in_flight: send less in one"
             );
             return Err(Invalid::new(Code::TooLarge, message).into());
         }

@@ -155,7 +155,9 @@ pub enum Unsplittable {
     NoBatch,
     #[error("the body is not valid JSON, nothing was accepted: {0}")]
     Syntax(String),
-    #[error("the body has no array of events at {0:?}, which is \"records\" of this path's [[http.source]]")]
+    #[error(
+        "the body has no array of events at {0:?}, which is \"records\" of this path's [[http.source]]: send it there"
+    )]
     NoRecords(String),
     #[error("more than {0} events in one request (http.max_events): send them in smaller requests")]
     TooMany(usize),

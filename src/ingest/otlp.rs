@@ -334,7 +334,11 @@ impl Logs<'_> {
             );
             return Some(Invalid::new(Code::TooLarge, message));
         }
-        let rule = || format!("it takes {weight} bytes to decode, which is more than half of http.max_in_flight");
+        let rule = || {
+            format!(
+                "it takes {weight} bytes to decode, which is more than half of http.max_in_flight: send less in one"
+            )
+        };
         (weight > self.http.max_in_flight.as_usize() / 2).then(|| Invalid::new(Code::TooLarge, rule()))
     }
 

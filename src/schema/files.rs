@@ -91,7 +91,7 @@ impl Folder {
             return parse(bytes).map_err(fault);
         }
         if state.read.len() == MOST_FILES {
-            return Err(fault(format!("is one file too many: a schema may have {MOST_FILES}")));
+            return Err(fault(format!("is one file too many, as a schema may have {MOST_FILES}: refer to fewer")));
         }
         state.wanted.insert(file.to_owned());
         let bytes = read(file).map_err(fault)?;
@@ -113,8 +113,12 @@ impl Folder {
             return Err(elsewhere());
         }
         let file = self.0.path.join(&name);
-        let unreadable =
-            |error: std::io::Error| format!("{} cannot be read: {error}, and a schema refers to it", file.display());
+        let unreadable = |error: std::io::Error| {
+            format!(
+                "{} cannot be read ({error}), and a schema refers to it: write it, or take out the reference",
+                file.display()
+            )
+        };
         self.0.state.lock().wanted.insert(file.clone());
         let (folder, real) = (fs::canonicalize(&self.0.path), fs::canonicalize(&file));
         let (folder, real) = (folder.map_err(unreadable)?, real.map_err(unreadable)?);
@@ -133,15 +137,15 @@ impl Retrieve for Folder {
 
 /// A regular file: what else there is may have no end.
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
+    let unreadable = |error: std::io::Error| format!("cannot be read ({error}): write it, or set another path");
     // A pipe would be waited for as soon as it is opened.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err("is no file".to_owned());
+        return Err("is no file: give the path of a file with a JSON Schema".to_owned());
     }
     let mut bytes = Vec::new();
     fs::File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
     if bytes.len() as u64 > LARGEST_FILE {
-        return Err(format!("is larger than {LARGEST_FILE} bytes: a schema is a short text"));
+        return Err(format!("is larger than {LARGEST_FILE} bytes: a schema is a short text, is it the right file?"));
     }
     Ok(bytes)
 }
@@ -154,10 +158,14 @@ fn parse(bytes: &[u8]) -> Result<Value, String> {
     let mut references = 0;
     let depth = depth(&schema, &mut references);
     if depth > DEEPEST {
-        return Err(format!("is nested deeper than {DEEPEST} levels"));
+        return Err(format!(
+            "is nested deeper than {DEEPEST} levels: write what is so deep under $defs, and refer to it"
+        ));
     }
     if references > MOST_REFERENCES {
-        return Err(format!("has {references} references: at most {MOST_REFERENCES} in a file"));
+        return Err(format!(
+            "has {references} references, and {MOST_REFERENCES} may be in a file: spread them over several"
+        ));
     }
     match schema.get("$schema").map(|draft| draft.as_str().unwrap_or_default().trim_end_matches('#')) {
         None | Some(DRAFT) => Ok(schema),

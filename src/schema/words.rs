@@ -50,14 +50,17 @@ pub(super) fn unbounded(path: &Path, unbounded: Unbounded) -> String {
     let rule = match unbounded {
         Unbounded::Unresolved(error) => return unusable(path, &ValidationError::from(error)),
         Unbounded::TooMany => {
-            format!("its references multiply to more than {most} schemas, which would all be asked about each event")
+            format!(
+                "its references multiply to more than {most} schemas, which would all be asked about each event: refer to fewer \
+                 from one to the next"
+            )
         }
         Unbounded::TooDeep => format!(
             "an event may lead through more than {deepest} of its schemas within each other: refer to fewer from one to \
              the next"
         ),
-        Unbounded::Endless => "a reference leads back to the schema in which it stands, about the same value: nothing \
-                               can be said of that"
+        Unbounded::Endless => "a reference leads back to the schema in which it stands, about the same value, of \
+                               which nothing can be said: take it out"
             .to_owned(),
     };
     format!("{}: {rule}", path.display())

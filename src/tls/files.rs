@@ -100,7 +100,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
             format!("cannot be read ({error}): let the user read it that the daemon runs as")
         }
         ErrorKind::NotFound => format!("is not there ({error}): write it, or set another path"),
-        _ => format!("cannot be read ({error})"),
+        _ => format!("cannot be read ({error}): set another path"),
     };
     let file = File::open(path).map_err(unreadable)?;
     // A pipe would be waited for, and read once.
@@ -182,8 +182,9 @@ pub fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
 fn described(chain: &[CertificateDer<'_>]) -> Result<(String, Validity), String> {
     let mut described: Option<(String, Validity)> = None;
     for (index, certificate) in chain.iter().enumerate() {
-        let certificate = Certificate::read(certificate)
-            .map_err(|error| format!("has a certificate (number {index} from 0) that cannot be read ({error})"))?;
+        let certificate = Certificate::read(certificate).map_err(|error| {
+            format!("has a certificate (number {index} from 0) that cannot be read ({error}): have it issued anew")
+        })?;
         let Validity { from, to } = certificate.validity();
         described = Some(match described {
             None => (certificate.name(), Validity { from, to }),

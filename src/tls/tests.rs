@@ -1,6 +1,6 @@
 //! What is said of wrong files, what a reload exchanges, and which sessions go on.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::{client::Trust, *};
 use crate::{
-    config::{AdminTlsConfig, Config, HttpTlsConfig},
+    config::{Config, HttpTlsConfig},
     metrics::Metrics,
     position::Timestamp,
 };
@@ -117,145 +117,15 @@ fn shake(
     Ok((client, server))
 }
 
+/// Each by itself is a row of `tests/e2e/sentences`.
 #[test]
-fn each_wrong_file_is_one_sentence_with_its_key_and_what_to_do() {
+fn all_that_is_wrong_with_files_is_said_at_once() {
     let files = Folder::new();
-    files.issue("other", &params(NAME, 90), KeyPair::generate().unwrap());
     files.write("empty", " \n");
     files.write("text", "not a certificate");
-    let whole = fs::read_to_string(files.path("server.pem")).unwrap();
-    files.write("cut", &whole[..whole.len() / 2]);
-    files.write("passphrase", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIFHDBO\n-----END ENCRYPTED PRIVATE KEY-----\n");
-    let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nMIIF\n-----END RSA PRIVATE KEY-----\n";
-    files.write("old-passphrase", old);
-    files.write("curve", "-----BEGIN PRIVATE KEY-----\nMAMCAQA=\n-----END PRIVATE KEY-----\n");
-    files.write("large", vec![b'#'; (1 << 20) + 1]);
     fs::create_dir(files.path("folder")).unwrap();
-    for (cert, key, client_ca, sentence) in [
-        (
-            "none.pem",
-            "server.key",
-            "",
-            "none.pem: http.tls.cert: is not there (No such file or directory (os error 2)): write it, or set another path",
-        ),
-        ("folder", "server.key", "", "folder: http.tls.cert: is no file: give the path of a file of PEM"),
-        (
-            "empty",
-            "server.key",
-            "",
-            "empty: http.tls.cert: is empty: was what writes it interrupted? Write it anew, as PEM",
-        ),
-        (
-            "server.pem",
-            "empty",
-            "",
-            "empty: http.tls.key: is empty: was what writes it interrupted? Write it anew, as PEM",
-        ),
-        (
-            "large",
-            "server.key",
-            "",
-            "large: http.tls.cert: is larger than 1 MiB, as no certificate or key is: is it the right file?",
-        ),
-        (
-            "server.der",
-            "server.key",
-            "",
-            "server.der: http.tls.cert: is binary (DER, or PKCS#12), not PEM: convert it, by `openssl x509 -inform der`, \
-          `openssl pkey -inform der` or `openssl pkcs12 -nodes`",
-        ),
-        (
-            "text",
-            "server.key",
-            "",
-            "text: http.tls.cert: has no certificate: PEM has one between BEGIN CERTIFICATE and END CERTIFICATE",
-        ),
-        (
-            "cut",
-            "server.key",
-            "",
-            "cut: http.tls.cert: is broken PEM (a line is cut off, or is no base64): copy it again, whole",
-        ),
-        (
-            "server.key",
-            "server.key",
-            "",
-            "server.key: http.tls.cert: has a private key and no certificate: are the two exchanged?",
-        ),
-        (
-            "server.pem",
-            "server.pem",
-            "",
-            "server.pem: http.tls.key: has a certificate and no private key: are the two exchanged?",
-        ),
-        (
-            "server.pem",
-            "text",
-            "",
-            "text: http.tls.key: has no private key: PEM has one between BEGIN PRIVATE KEY and END PRIVATE KEY",
-        ),
-        (
-            "server.pem",
-            "passphrase",
-            "",
-            "passphrase: http.tls.key: has a key with a passphrase, which nobody can type here: write it without, by \
-          `openssl pkey`, and let only the daemon's user read it",
-        ),
-        (
-            "server.pem",
-            "old-passphrase",
-            "",
-            "old-passphrase: http.tls.key: has a key with a passphrase, which nobody can type here: write it \
-          without, by `openssl pkey`, and let only the daemon's user read it",
-        ),
-        (
-            "server.pem",
-            "curve",
-            "",
-            "curve: http.tls.key: is no key that TLS is spoken with here: make one of RSA (2048 to 4096 bits), ECDSA (P-256 \
-          or P-384) or Ed25519",
-        ),
-        (
-            "server.pem",
-            "other.key",
-            "",
-            "other.key: http.tls.key: is not the key of the certificate in server.pem: give the one that this was made \
-          with, and in that file the server's own certificate first",
-        ),
-        (
-            "server.pem",
-            "server.key",
-            "server.key",
-            "server.key: http.tls.client_ca: has a private key and no certificate: are the two exchanged?",
-        ),
-        (
-            "server.pem",
-            "server.key",
-            "empty",
-            "empty: http.tls.client_ca: is empty: was what writes it interrupted? Write it anew, as PEM",
-        ),
-    ] {
-        assert_eq!(files.error(cert, key, client_ca), sentence);
-    }
     let error = files.error("empty", "text", "folder");
-    assert_eq!(error.lines().count(), 3, "all that is wrong is said: {error}");
-    let mut config = files.config("server.pem", "server.key", "ca.pem");
-    config.admin.tls =
-        AdminTlsConfig { cert: files.path("server.pem"), key: files.path("other.key"), client_ca: String::new() };
-    let error = load(&config).map(|_| ()).unwrap_err().to_string();
-    assert!(error.contains("other.key: admin.tls.key: is not the key"), "{error}");
-}
-
-#[test]
-fn a_file_without_rights_says_whose_they_are_to_be() {
-    let files = Folder::new();
-    fs::set_permissions(files.path("server.key"), fs::Permissions::from_mode(0o000)).unwrap();
-    if fs::read(files.path("server.key")).is_ok() {
-        // Root reads whatever it likes; `tests/e2e/tls.rs` asks as another user.
-        return;
-    }
-    let sentence = "server.key: http.tls.key: cannot be read (Permission denied (os error 13)): let the user read it that the daemon runs as";
-    assert_eq!(files.error("server.pem", "server.key", ""), sentence);
+    assert_eq!(error.lines().count(), 3, "{error}");
 }
 
 #[test]

@@ -36,6 +36,7 @@ mod rates;
 mod reading;
 mod refusals;
 mod senders;
+mod sentences;
 mod sources;
 mod store;
 #[allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]

@@ -44,62 +44,6 @@ fn a_key_that_is_unknown_or_not_built_yet_is_refused_with_the_nearest_one() {
     assert_refused(file, CONFIGURATION, &["config.toml", "spool.max_agee", "spool.max_age"]);
 }
 
-/// Each line that is wrong of a key is a sentence with its place, and never says again what may be the key itself.
-#[test]
-fn a_key_of_a_sender_that_cannot_be_is_refused_with_its_place_and_what_to_do() {
-    const SECRET: &str = "ingestd_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
-    let (a, b) = (format!("sha256:{}", "a".repeat(64)), format!("sha256:{}", "b".repeat(64)));
-    let key = |name: &str, hash: &str, more: &str| {
-        format!("[[http.auth.keys]]\nname = \"{name}\"\nhash = \"{hash}\"\n{more}\n")
-    };
-    let name = "a name must be 1 to 64 of A-Z, a-z, 0-9, \".\", \"_\" and \"-\" (it stands in records and metrics)";
-    let hash = "hash must be \"sha256:\" and 64 hexadecimal digits, never the key itself: `ingestd key new NAME` prints the line";
-    let end = "expires must be a time by RFC 3339 with its offset, such as \"2027-01-31T00:00:00Z\"";
-    let first = |rule: &str| format!("http.auth.keys: entry 0 (from 0): {rule}");
-    let second = |rule: &str| format!("http.auth.keys: entry 1 (from 0): {rule}");
-    for (config, sentence) in [
-        (key("", &a, ""), first(name)),
-        (key(&"x".repeat(65), &a, ""), first(name)),
-        (key("a b", &a, ""), first(name)),
-        (key(SECRET, &a, ""), first("a name must not be the key itself")),
-        (key("a", SECRET, ""), first(hash)),
-        (key("a", &a[..70], ""), first(hash)),
-        (key("a", &"c".repeat(64), ""), first(hash)),
-        (
-            key("a", &a, &format!("key = \"{SECRET}\"")),
-            first("key is unknown; a key has name, hash, types, expires, on_invalid, rate"),
-        ),
-        (key("a", &a, "rats = 100"), first("rats is unknown; did you mean rate?")),
-        (key("a", &a, "rate = { limit = 5 }"), first("rate limit is unknown; a rate has events_per_second, burst")),
-        (key("a", &a, "expire = \"2027-01-31T00:00:00Z\""), first("expire is unknown; did you mean expires?")),
-        (key("a", &a, "expires = \"2027-01-31\""), first(end)),
-        (key("a", &a, "expires = 2027-01-31T00:00:00"), first(end)),
-        (key("a", &a, "types = []"), first("\"a\": types must name a type; without types the key may send all")),
-        (
-            key("a", &a, "types = \"a\""),
-            first("types must be a list of strings: [\"login_success\", \"login_failed\"]"),
-        ),
-        (key("a", &a, "on_invalid = \"drop\""), first("on_invalid must be one of reject, quarantine")),
-        (key("a", &a, "") + &key("a", &b, ""), second("the name \"a\" is used twice")),
-        (
-            key("a", &a, "") + &key("b", &a, ""),
-            second("\"b\" has the hash of another key: make one for each with `ingestd key new NAME`"),
-        ),
-        (
-            "[[http.auth.keys]]\nname = \"a\"\n".to_owned(),
-            first("has no hash; `ingestd key new NAME` prints the lines"),
-        ),
-        ("[http]\nauth = true\n".to_owned(), "http.auth: is a section: write it as a table".to_owned()),
-        ("[http.auth]\nkeys = \"a\"\n".to_owned(), "http.auth.keys: must be a list of tables".to_owned()),
-    ] {
-        let (exit, log) = Setup::new("sender-keys").config(&config).run_to_end();
-        assert_eq!(exit, CONFIGURATION, "{config}: {log}");
-        let is_it = |line: &str| line.split_once("config.toml: ").is_some_and(|(_, said)| said.starts_with(&sentence));
-        assert!(log.lines().any(is_it), "{sentence:?} is not in: {log}");
-        assert!(!log.contains(SECRET), "{log}");
-    }
-}
-
 #[test]
 fn how_times_are_taken_is_one_of_two_words_and_a_duration() {
     for (key, values, words) in [

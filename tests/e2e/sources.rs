@@ -86,20 +86,7 @@ fn each_ready_source_is_a_configuration_that_is_taken() {
 }
 
 #[test]
-fn a_wrong_source_is_refused_with_what_is_wrong_and_where() {
-    let refused = |source: &str, words: &[&str]| {
-        let (exit, log) = Setup::new("source").config(&format!("[[http.source]]\n{source}\n")).run_to_end();
-        assert_eq!(exit, 78, "{log}");
-        for word in ["http.source"].iter().chain(words) {
-            assert!(log.contains(word), "{word:?} is not in: {log}");
-        }
-    };
-    refused("path = \"/a\"\ntpye = \"/t\"", &["entry 0 (from 0)", "tpye is unknown", "did you mean type?"]);
-    refused("type = \"/t\"", &["has no path"]);
-    refused("path = \"/a\"\ntype = \"t\"", &["JSON pointer", "RFC 6901"]);
-    refused("path = \"/v1/events\"", &["\"/v1/events\": the path is the daemon's own"]);
-    refused("path = \"/a\"\n[[http.source]]\npath = \"/a\"", &["\"/a\": the path is used twice"]);
-    refused("path = \"a?b\"", &["must begin with /"]);
+fn a_wrong_source_on_the_command_line_is_refused_by_its_flag() {
     let setting = Setup::new("source").set("http.source", "[{ path = \"/a\", records = 7 }]");
     let (exit, log) = setting.run_to_end();
     assert!(

@@ -221,63 +221,12 @@ fn a_schema_is_tried_against_the_archive_and_says_what_it_would_have_refused_and
 }
 
 #[test]
-fn each_configuration_that_cannot_be_is_one_sentence_that_names_the_key() {
-    let schemas = Schemas::new();
-    let draft = schemas.write("draft.json", r#"{"$schema": "http://json-schema.org/draft-07/schema#"}"#);
-    let outside = schemas.write("outside.json", r#"{"$ref": "file:///etc/passwd"}"#);
-    let empty = schemas.write("empty", "\n# none\n");
-    let schema = |path: &str| format!("[[event.types]]\nname = \"a\"\nschema = {path:?}\n");
-    let signed = |path: &str, signature: &str| format!("[[http.source]]\npath = {path:?}\nsignature = {signature}\n");
-    let github = |file: &str| format!("{{ scheme = \"github\", secret_file = {file:?} }}");
-    for (config, words) in [
-        (schema("no/such.json"), "event.types: \"a\": no/such.json: cannot be read: No such file"),
-        (schema(draft.to_str().unwrap()), "$schema is \"http://json-schema.org/draft-07/schema\": write it for"),
-        (
-            schema(outside.to_str().unwrap()),
-            "the reference to \"file:///etc/passwd\" leads elsewhere: only files in the schema's own folder are read",
-        ),
-        (
-            "[event]\nunknown_type = \"drop\"\n".to_owned(),
-            "event.unknown_type = \"drop\": must be one of accept, reject",
-        ),
-        (
-            "[event]\nunknown_type = \"reject\"\n".to_owned(),
-            "event.unknown_type = \"reject\": needs a type in [[event.types]]",
-        ),
-        (
-            signed("/a", &github("/etc/no-such.secret")),
-            "http.source: \"/a\": signature.secret_file \"/etc/no-such.secret\": cannot be read: No such file",
-        ),
-        (
-            signed("/a", &github("hunter2/+9Q==")),
-            "signature.secret_file (which must be the path of a file in a folder that is there, not the secret itself): cannot be read",
-        ),
-        (signed("/a", &github(empty.to_str().unwrap())), "holds no secret: write it into a line of its own"),
-        (
-            signed("/a", "{ scheme = \"md5\", secret_file = \"hunter2\" }"),
-            "http.source: entry 0 (from 0): signature.scheme must be one of standard-webhooks, github, stripe",
-        ),
-        (signed("/a", "{ secret = \"hunter2\" }"), "signature.secret is unknown: the secret stands in a file"),
-        (
-            signed("/V1/events/", &github("no/such")),
-            "http.source: \"/V1/events/\": the path is the daemon's own, or as good as that",
-        ),
-    ] {
-        let folder = tempfile::tempdir().expect("a folder");
-        fs::write(folder.path().join("config.toml"), &config).expect("it can be written");
-        let output =
-            Command::new(crate::support::program()).arg("check").current_dir(folder.path()).output().expect("it runs");
-        let error = String::from_utf8(output.stderr).expect("text");
-        assert!(
-            output.status.code() == Some(78) && error.contains(words) && !error.contains("hunter2"),
-            "{config}: {error}"
-        );
-    }
-    // Paths are those from the configuration file on, wherever the program is started.
+fn paths_of_schemas_are_those_from_the_configuration_file_on() {
+    let config = "[[event.types]]\nname = \"a\"\nschema = \"schemas/a.json\"\n";
     let folder = tempfile::tempdir().expect("a folder");
     fs::create_dir(folder.path().join("schemas")).expect("a folder");
     fs::write(folder.path().join("schemas/a.json"), "{}").expect("it can be written");
-    fs::write(folder.path().join("config.toml"), schema("schemas/a.json")).expect("it can be written");
+    fs::write(folder.path().join("config.toml"), config).expect("it can be written");
     let file = folder.path().join("config.toml");
     let output = Command::new(crate::support::program())
         .arg("check")

@@ -44,12 +44,6 @@ fn logs(names: &[&str]) -> String {
     format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{}]}}]}}]}}"#, records.join(","))
 }
 
-/// Each field of the answer's head that has this name.
-pub fn all<'a>(reply: &'a Reply, name: &str) -> Vec<&'a str> {
-    let fields = reply.head.lines().filter_map(|line| line.split_once(": "));
-    fields.filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value).collect()
-}
-
 #[actix::test]
 async fn a_right_key_lets_in_wherever_it_stands_and_each_record_says_whose_it_is() {
     let daemon = Daemon::start(Queue::Stores, locked());

@@ -35,9 +35,11 @@ impl Certificates {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "a CA of a test");
-        let ca = KeyPair::generate().and_then(|key| CertifiedIssuer::self_signed(params, key)).expect("a CA");
         let folder = tempfile::Builder::new().prefix("tls").tempdir_in(scratch()).expect("target can be written to");
+        // Another one has another name, as CAs have.
+        let name = folder.path().file_name().expect("a name").to_string_lossy().into_owned();
+        params.distinguished_name.push(DnType::CommonName, format!("the CA of {name}"));
+        let ca = KeyPair::generate().and_then(|key| CertifiedIssuer::self_signed(params, key)).expect("a CA");
         let made = Self { folder, ca };
         fs::write(made.path("ca.pem"), made.ca.pem()).expect("it can be written");
         made.issue("server", 90);
@@ -55,8 +57,13 @@ impl Certificates {
 
     /// Makes one of this common name, or makes it anew.
     pub fn issue(&self, name: &str, days: u32) {
+        self.issue_from_to(name, -400, days.into());
+    }
+
+    /// The same, which holds from so many days from now on, until so many.
+    pub fn issue_from_to(&self, name: &str, from: i64, to: i64) {
         let key = KeyPair::generate().expect("a key");
-        let made = self.signed(name, days, &key);
+        let made = self.signed(name, [from, to], &key);
         // The key first: for a moment they do not go together, as when others renew them.
         for (end, content) in [("key", key.serialize_pem()), ("pem", made)] {
             let (new, last) = (self.path(&format!("{name}.{end}.new")), self.path(&format!("{name}.{end}")));
@@ -64,12 +71,17 @@ impl Certificates {
         }
     }
 
-    fn signed(&self, name: &str, days: u32, key: &KeyPair) -> String {
+    fn signed(&self, name: &str, days: [i64; 2], key: &KeyPair) -> String {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
         params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
         params.distinguished_name.push(DnType::CommonName, name);
-        params.not_before = (SystemTime::now() - 400 * DAY).into();
-        params.not_after = (SystemTime::now() + days * DAY + Duration::from_secs(60)).into();
+        // A minute more, so that days are whole ones for as long as a test takes.
+        let now = SystemTime::now() + Duration::from_secs(60);
+        let [from, to] = days.map(|days| {
+            let distance = DAY * u32::try_from(days.unsigned_abs()).expect("some years");
+            if days < 0 { now - distance } else { now + distance }
+        });
+        (params.not_before, params.not_after) = (from.into(), to.into());
         params.signed_by(key, &self.ca).expect("it is signed").pem()
     }
 
@@ -82,7 +94,7 @@ impl Certificates {
         let convert = ["pkey", "-in", &self.text(&format!("{name}.key"))];
         let output = Command::new("openssl").args(convert).output().expect("openssl is installed");
         let key = KeyPair::from_pem(&String::from_utf8(output.stdout).expect("PEM")).expect("a key");
-        fs::write(self.path(&format!("{name}.pem")), self.signed(name, 90, &key)).expect("it can be written");
+        fs::write(self.path(&format!("{name}.pem")), self.signed(name, [-400, 90], &key)).expect("it can be written");
     }
 
     /// The DER of a certificate.
