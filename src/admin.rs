@@ -37,6 +37,7 @@ mod auth;
 mod dead_letters;
 mod exposition;
 pub mod openapi;
+mod times;
 
 pub use dead_letters::DeadLetterService;
 
