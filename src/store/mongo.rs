@@ -39,8 +39,8 @@ use crate::{
     config::StoreConfig,
     position::{Offset, Partition, TopicIdentity},
     store::{
-        Answer, BucketDelta, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError, StoreOptions,
-        definition_changed,
+        Answer, BucketDelta, EventsPage, EventsQuery, Fence, Flushed, ProcessedEvent, Query, Rows, Store, StoreError,
+        StoreOptions, definition_changed,
     },
 };
 use buckets::Buckets;
@@ -188,6 +188,10 @@ impl Store for MongoStore {
 
     fn query(&self, query: Query) -> Answer<'_, Rows> {
         Box::pin(self.call(move |store| async move { buckets::rows(&store, &query).await }))
+    }
+
+    fn events(&self, query: EventsQuery) -> Answer<'_, EventsPage> {
+        Box::pin(self.call(move |store| async move { events::page(&store, &query).await }))
     }
 
     /// A client that is dropped while its runtime ends panics in a task of the driver.

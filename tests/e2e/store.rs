@@ -61,5 +61,6 @@ conformance! {
     an_aggregate_that_is_not_configured_is_refused
     a_changed_definition_is_refused
     events_are_kept_once_whatever_they_hold
+    events_are_found_by_what_they_are_and_paged_newest_first
     a_rehearsal_leaves_nothing
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Each entry upgrades the format from the version that is its index.
-const UPGRADES: [&str; 2] = [
+const UPGRADES: [&str; 3] = [
     "
     CREATE TABLE aggregate (
         id INTEGER PRIMARY KEY,
@@ -58,6 +58,8 @@ const UPGRADES: [&str; 2] = [
     ",
     // What stands beside an event's data, as a JSON object; null where nothing does.
     "ALTER TABLE event ADD COLUMN attributes TEXT",
+    // Events are asked for by their ids.
+    "CREATE INDEX event_id ON event (event_id, time)",
 ];
 
 /// Adds a delta to its bucket, each measure in its way, unless another writer has advanced that bucket to `first` or further.
@@ -316,7 +318,7 @@ impl Cancel {
     }
 
     /// An interruption that comes before a statement runs is lost, so that it has to be asked for.
-    fn check(&self) -> Result<(), StoreError> {
+    pub fn check(&self) -> Result<(), StoreError> {
         match self.0.lock().yes {
             true => Err(StoreError::Unavailable("the query was given up".to_owned())),
             false => Ok(()),
