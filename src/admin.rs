@@ -230,6 +230,7 @@ async fn status(state: web::Data<AdminState>) -> HttpResponse {
             "aggregated": metrics.events_aggregated.get(),
             "dead_lettered": metrics.events_dead_lettered.get(),
         },
+        "rates": metrics.rates(),
         "lag": metrics.lags(),
         "tls": state.tls.status(),
         "disk": {

@@ -323,6 +323,17 @@ fn status_page() -> Value {
     let events: Vec<_> = ["accepted", "produced", "archived", "aggregated", "dead_lettered"]
         .map(|name| (name, count("Since the process started.")))
         .into();
+    let mut rates = object(
+        &[
+            ("seconds", number("Over so many.")),
+            ("accepted", number("Events a second that were answered with 2xx.")),
+            ("produced", number("That the queue acknowledged.")),
+            ("archived", number("In confirmed objects.")),
+            ("aggregated", number("Counted durably.")),
+        ],
+        &[],
+    );
+    rates["type"] = json!(["object", "null"]);
     let disk = ["used_percent", "max_used_percent", "resume_percent"].map(|name| (name, number("Of data.dir's.")));
     let own = [
         ("version", text("Of ingestd.")),
@@ -338,6 +349,7 @@ fn status_page() -> Value {
         ("store", text("store.kind.")),
         ("refusing_events", maybe_text("Why, where events are refused.")),
         ("events", object(&events, &[])),
+        ("rates", rates),
         ("lag", array(lag)),
         ("tls", object(&[("http", listener_tls()), ("admin", listener_tls())], &[])),
         ("disk", object(&disk, &[])),
