@@ -35,8 +35,11 @@ use crate::{
 mod aggregates;
 mod auth;
 mod dead_letters;
+mod events;
 mod exposition;
 pub mod openapi;
+mod positions;
+mod times;
 
 pub use dead_letters::DeadLetterService;
 
@@ -154,6 +157,7 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
         .service(only("/status", "GET, HEAD", get().to(status)))
         .service(only("/reload", "POST", web::post().to(reload)))
         .service(only("/v1/aggregates/{name}", "GET, HEAD", get().to(aggregates::query)))
+        .service(only("/v1/events", "GET, HEAD", get().to(events::query)))
         .service(
             web::resource("/v1/dead-letters")
                 .route(get().to(dead_letters::list))
@@ -226,6 +230,7 @@ async fn status(state: web::Data<AdminState>) -> HttpResponse {
             "aggregated": metrics.events_aggregated.get(),
             "dead_lettered": metrics.events_dead_lettered.get(),
         },
+        "rates": metrics.rates(),
         "lag": metrics.lags(),
         "tls": state.tls.status(),
         "disk": {

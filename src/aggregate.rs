@@ -5,6 +5,7 @@
 //! bound. A flush that fails is sent again, identically, for as long as it takes. A partition whose bucket another
 //! writer has advanced is dropped as a whole and assigned anew: what its fences say is then skipped.
 
+mod early;
 mod filter;
 mod flush;
 mod fold;
@@ -248,6 +249,7 @@ impl Aggregator {
         let fold = PartitionFold::assign(partition, at, &others, fences);
         let state = State::Open(OpenPartition::new(fold, dead_lettered, refused, history, &self.reader.fields));
         self.partitions.insert(partition, Assigned { epoch, state });
+        self.health.counted.reached(partition, at);
         if lost > 0 {
             tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
                 "the log removed records before they were counted, counting goes on behind them");
@@ -419,6 +421,7 @@ impl Aggregator {
                 if let Some(refused) = self.refused.get_mut(&part.partition) {
                     refused.retain(|offset, _| *offset >= position);
                 }
+                self.health.counted.reached(part.partition, position);
                 self.replies.confirm(Confirm { partition: part.partition, epoch: part.epoch, position });
             }
         }
@@ -546,6 +549,9 @@ impl Actor for Aggregator {
         if self.config.load().aggregate.iter().any(|aggregate| aggregate.retention.is_some()) {
             ctx.run_later(Self::EXPIRY, Self::expire);
         }
+        // What an earlier incarnation had counted is assigned anew.
+        self.health.counted.forget_all();
+        self.listen(ctx);
         self.replies.started();
         // An earlier incarnation may have asked for it.
         self.replies.hold(SetHold { hold: Hold::SinkUnavailable, on: false });
@@ -576,6 +582,7 @@ impl Handler<Unassign> for Aggregator {
     fn handle(&mut self, Unassign { partition, epoch }: Unassign, _: &mut Self::Context) {
         if self.partitions.get(&partition).is_some_and(|assigned| assigned.epoch <= epoch) {
             self.partitions.remove(&partition);
+            self.health.counted.forget(partition);
             self.ahead.remove(&partition);
             self.update_hold();
             if self.partitions.is_empty() && self.prepared {

@@ -281,6 +281,7 @@ impl Daemon {
 
     fn beat(&self) {
         self.heartbeat.store(self.started.elapsed().as_millis() as u64, Ordering::Release);
+        self.env.metrics.look();
         warn_of_certificates(self.tls.reminders());
     }
 

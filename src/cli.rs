@@ -25,6 +25,7 @@ mod endpoint;
 mod key;
 mod schema;
 mod status;
+mod watch;
 
 /// Takes events over HTTP and carries each exactly once into an archive and into aggregates.
 #[derive(Debug, Parser)]

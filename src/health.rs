@@ -2,8 +2,10 @@
 //!
 //! - [`registry`]: what actors and dependencies say of themselves, and which partitions are halted.
 //! - [`gate`]: whether events are taken at present, and for which reasons they are not.
+//! - [`counted`]: how far records are counted, for those who wait for theirs.
 //! - [`readiness`]: what follows from both for the parts that this process runs.
 
+mod counted;
 mod gate;
 mod readiness;
 mod registry;
@@ -14,6 +16,7 @@ use parking_lot::Mutex;
 
 use self::registry::Registry;
 pub use self::{
+    counted::Counted,
     gate::{Closed, Gate, Reason},
     readiness::{Pipeline, Readiness},
     registry::{ActorState, ActorStatus, DependencyStatus, Halted},
@@ -23,6 +26,7 @@ pub use self::{
 #[derive(Clone, Default)]
 pub struct Health {
     pub gate: Gate,
+    pub counted: Counted,
     registry: Arc<Mutex<Registry>>,
     pipeline: Arc<Pipeline>,
 }

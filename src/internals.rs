@@ -111,13 +111,13 @@ pub mod openapi {
 }
 
 pub mod position {
-    pub use crate::position::{Offset, Partition, Timestamp, TopicIdentity};
+    pub use crate::position::{Offset, Partition, Position, Timestamp, TopicIdentity};
 }
 
 pub mod store {
     pub use crate::store::{
-        BucketDelta, BucketKey, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query, Removal, Rows,
-        Store, StoreError, StoreOptions,
+        BucketDelta, BucketKey, Cursor, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
+        ProcessedEvent, Query, Removal, Rows, Store, StoreError, StoreOptions,
     };
 
     pub mod embedded {

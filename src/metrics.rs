@@ -1,6 +1,8 @@
 //! The metrics of the daemon, in one place, named as the documentation names them.
 
-use std::{collections::BTreeMap, sync::atomic::AtomicU64};
+mod rates;
+
+use std::{collections::BTreeMap, sync::atomic::AtomicU64, time::Instant};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -11,6 +13,8 @@ use prometheus_client::{
 use serde::Serialize;
 use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
 
+pub use self::rates::Rates;
+use self::rates::{Counts, Looks};
 use crate::{
     logging,
     names::{ActorName, SinkName},
@@ -61,6 +65,8 @@ macro_rules! metrics {
             registry: Registry,
             /// What `lag_records` says, readable: a family of gauges cannot be listed.
             lags: Mutex<BTreeMap<(SinkName, String, Partition), u64>>,
+            /// What the counters of events said in the last seconds.
+            looks: Mutex<Looks>,
             $(#[doc = $help] $(#[$doc])* $visible $field: $type,)*
         }
 
@@ -71,7 +77,7 @@ macro_rules! metrics {
                     let $field: $type = metrics!(@new $($new)?);
                     registry.register(concat!(stringify!($field) $(, $unit)?), $help, $field.clone());
                 )*
-                Self { registry, lags: Mutex::default(), $($field,)* }
+                Self { registry, lags: Mutex::default(), looks: Mutex::default(), $($field,)* }
             }
         }
     };
@@ -173,6 +179,22 @@ impl Metrics {
 
     pub fn lost(&self, sink: SinkName, topic: &str, partition: Partition, records: u64) {
         self.records_lost.get_or_create(&partition_label(sink, topic, partition)).inc_by(records);
+    }
+
+    /// Notes what the counters of events say, for [`Self::rates`]. To be called once a second.
+    pub fn look(&self) {
+        let counts = Counts {
+            accepted: self.events_accepted.get(),
+            produced: self.events_produced.get(),
+            archived: self.events_archived.get(),
+            aggregated: self.events_aggregated.get(),
+        };
+        self.looks.lock().note(Instant::now(), counts);
+    }
+
+    /// Events a second over the last ten seconds; `None` in the first one.
+    pub fn rates(&self) -> Option<Rates> {
+        self.looks.lock().rates()
     }
 
     /// The memory of the process in bytes, as it is now; where the system does not say, as it said last.

@@ -1,6 +1,6 @@
 //! Where a record stands: offsets, partitions, and the moments at which records were received.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,40 @@ impl Offset {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Partition(pub i32);
+
+/// Where one record stands, as clients are told and give it back: `0:17` is offset 17 of partition 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    pub partition: Partition,
+    pub offset: Offset,
+}
+
+impl Position {
+    /// The longest text of one.
+    pub const LONGEST: usize = "2147483647:9223372036854775807".len();
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.partition, self.offset)
+    }
+}
+
+impl FromStr for Position {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let read = || {
+            let (partition, offset) = text.split_once(':').filter(|(one, other)| is_number(one) && is_number(other))?;
+            let offset = Offset::from_kafka(offset.parse().ok()?)?;
+            Some(Self { partition: Partition(partition.parse().ok()?), offset })
+        };
+        read().ok_or_else(|| {
+            format!("{text:?} is no position: write PARTITION:OFFSET, such as 0:17, as the answer to a request has it")
+        })
+    }
+}
 
 /// A topic with its generation, as paths and ids write it: `events`, or `events@2` for a generation above 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,3 +136,34 @@ macro_rules! display_as_what_they_hold {
 }
 
 display_as_what_they_hold!(Offset, Partition, TopicIdentity);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_a_partition_and_an_offset() {
+        let position = Position { partition: Partition(3), offset: Offset(17) };
+        assert_eq!(("3:17".parse(), position.to_string().as_str()), (Ok(position), "3:17"));
+        let largest = Position { partition: Partition(i32::MAX), offset: Offset(i64::MAX as u64) };
+        assert_eq!((largest.to_string().parse(), largest.to_string().len()), (Ok(largest), Position::LONGEST));
+        for text in [
+            "",
+            "17",
+            ":",
+            "0:",
+            ":0",
+            "-1:0",
+            "0:-1",
+            "+1:0",
+            "0:+1",
+            "0:1:2",
+            "a:1",
+            "2147483648:0",
+            "0:9223372036854775808",
+        ] {
+            let error = text.parse::<Position>().unwrap_err();
+            assert!(error.contains("PARTITION:OFFSET") && error.contains(text), "{error}");
+        }
+    }
+}

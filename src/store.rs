@@ -5,6 +5,7 @@
 //! same records are never added twice, by whatever writer.
 
 pub mod embedded;
+mod events;
 mod group;
 pub mod mongo;
 mod rows;
@@ -17,6 +18,7 @@ use futures::future::BoxFuture;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+pub use events::{Cursor, EventsPage, EventsQuery};
 pub use rows::{Row, Rows};
 
 use crate::{
@@ -215,6 +217,9 @@ pub trait Store: Send + Sync {
 
     /// The rows of one aggregate. Dropping the call ends the query. An aggregate that the store does not know is [`StoreError::Refused`].
     fn query(&self, query: Query) -> Answer<'_, Rows>;
+
+    /// A page of the processed events that are kept. Dropping the call ends the query.
+    fn events(&self, query: EventsQuery) -> Answer<'_, EventsPage>;
 
     /// At the end of the process: closes connections in order, within moments. Nothing may be asked afterwards.
     fn close(&self) -> BoxFuture<'_, ()> {

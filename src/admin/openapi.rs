@@ -21,6 +21,7 @@ pub fn document(config: &Config) -> Vec<u8> {
         ("/status", get(status())),
         ("/reload", methods([("post", reload())])),
         ("/v1/aggregates/{name}", get(rows(config))),
+        ("/v1/events", get(events())),
         ("/v1/dead-letters", letters()),
         ("/v1/dead-letters/replay", methods([("post", replay(config))])),
         // Its parts are an id.
@@ -122,6 +123,67 @@ fn rows(config: &Config) -> Operation {
         .answer(404, problem("There is no such aggregate, or no store in this process."))
         .answer(500, problem("The store refuses the query."))
         .answer(503, passing("The store cannot be reached, or others are being answered."))
+}
+
+fn events() -> Operation {
+    let word = json!({ "type": "string" });
+    let moment = json!({ "type": "string", "examples": ["2026-11-23T08:00:00Z", "-1h", "now"] });
+    let limit = json!({
+        "type": "integer", "minimum": 1, "maximum": super::events::MAX_LIMIT, "default": super::events::DEFAULT_LIMIT,
+    });
+    let mut operation =
+        Operation::new("events", "Processed events, the newest first", "Where they are kept (store.events).");
+    for (name, description, schema) in [
+        ("id", "With this id.", word.clone()),
+        ("client", "Of this client.", word.clone()),
+        ("type", "Of this type.", word.clone()),
+        ("from", "Of this time or later.", moment.clone()),
+        ("to", "Of an earlier time.", moment),
+        ("limit", "The most events of a page.", limit),
+        ("cursor", "The `next` of the page before.", word.clone()),
+        after(),
+    ] {
+        operation = operation.parameter(parameter("query", name, description, &schema));
+    }
+    let time = |description: &str| json!({ "type": "string", "format": "date-time", "description": description });
+    let event = object(
+        &[
+            ("id", maybe_text("The event's id.")),
+            ("type", text("Its type.")),
+            ("client", maybe_text("Its client.")),
+            ("time", time("Its time, by which it is counted.")),
+            ("received", time("When it was received.")),
+            ("topic", text("Where its record stands.")),
+            ("generation", count("Of the topic.")),
+            ("partition", count("The record's.")),
+            ("offset", count("The record's.")),
+        ],
+        &[
+            ("event", json!({ "description": "The event; of a CloudEvent its data." })),
+            ("raw", text("What is no JSON.")),
+            ("raw_base64", text("What is no text.")),
+            (
+                "omitted",
+                json!({ "const": true, "description": "The archive alone has it: it is too large for the store." }),
+            ),
+            ("attributes", json!({ "type": "object", "additionalProperties": word })),
+        ],
+    );
+    let page =
+        object(&[("events", array(event))], &[("next", text("The cursor of the next page, where there is one."))]);
+    operation
+        .answer(200, answer("A page.", JSON, &page))
+        .answer(400, problem("A parameter is wrong, or there is none of its name."))
+        .answer(404, problem("No events are kept, or there is no store in this process."))
+        .answer(409, problem("A partition of `after` is not counted by this process."))
+        .answer(500, problem("The store refuses the query."))
+        .answer(503, passing("The store cannot be reached, others are being answered, or `after` is not counted yet."))
+}
+
+/// The positions that a query waits for.
+fn after() -> (&'static str, &'static str, Value) {
+    let position = json!({ "type": "string", "examples": ["0:17"] });
+    ("after", "Answered once this record is counted: PARTITION:OFFSET, of a request's positions.", array(position))
 }
 
 /// Which letters are meant.
@@ -261,6 +323,17 @@ fn status_page() -> Value {
     let events: Vec<_> = ["accepted", "produced", "archived", "aggregated", "dead_lettered"]
         .map(|name| (name, count("Since the process started.")))
         .into();
+    let mut rates = object(
+        &[
+            ("seconds", number("Over so many.")),
+            ("accepted", number("Events a second that were answered with 2xx.")),
+            ("produced", number("That the queue acknowledged.")),
+            ("archived", number("In confirmed objects.")),
+            ("aggregated", number("Counted durably.")),
+        ],
+        &[],
+    );
+    rates["type"] = json!(["object", "null"]);
     let disk = ["used_percent", "max_used_percent", "resume_percent"].map(|name| (name, number("Of data.dir's.")));
     let own = [
         ("version", text("Of ingestd.")),
@@ -276,6 +349,7 @@ fn status_page() -> Value {
         ("store", text("store.kind.")),
         ("refusing_events", maybe_text("Why, where events are refused.")),
         ("events", object(&events, &[])),
+        ("rates", rates),
         ("lag", array(lag)),
         ("tls", object(&[("http", listener_tls()), ("admin", listener_tls())], &[])),
         ("disk", object(&disk, &[])),

@@ -17,7 +17,8 @@ use crate::{
     names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
     store::{
-        BucketDelta, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query, Removal, Row, Rows, StoreError,
+        BucketDelta, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query,
+        Removal, Row, Rows, StoreError,
     },
 };
 
@@ -78,9 +79,19 @@ impl Store for FakeStore {
             }
         })
     }
+
+    fn events(&self, _: EventsQuery) -> BoxFuture<'_, Result<EventsPage, StoreError>> {
+        Box::pin(async move {
+            match self {
+                Self::Rows => Ok(EventsPage::default()),
+                Self::Away => Err(StoreError::Unavailable("connection refused".to_owned())),
+                Self::Silent => std::future::pending().await,
+            }
+        })
+    }
 }
 
-fn state() -> AdminState {
+pub(super) fn state() -> AdminState {
     let mut config = Config::default();
     config.aggregator.timeout = std::time::Duration::from_millis(1);
     let live: LiveConfig = Arc::new(ArcSwap::from_pointee(config));
@@ -206,6 +217,35 @@ async fn a_store_that_is_away_or_silent_is_503_and_none_is_404() {
 }
 
 #[actix_rt::test]
+async fn events_are_answered_where_they_are_kept_and_elsewhere_it_is_said_which_key() {
+    let (status, body) = get(state(), "/v1/events").await;
+    let detail = body["detail"].as_str().unwrap();
+    assert!(status == StatusCode::NOT_FOUND && detail.starts_with("store.events is false: "), "{body}");
+    let keeping = || {
+        let state = state();
+        let mut config = Config::clone(&state.config.load());
+        config.store.events = true;
+        state.config.store(Arc::new(config));
+        state
+    };
+    assert_eq!(get(keeping(), "/v1/events?type=t").await, (StatusCode::OK, json!({ "events": [] })));
+    let (status, body) = get(keeping(), "/v1/events?form=now").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+    for store in [FakeStore::Away, FakeStore::Silent] {
+        let state = AdminState { store: Some(Arc::new(store)), ..keeping() };
+        assert_eq!(get(state, "/v1/events").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    let (status, body) = get(AdminState { store: None, ..keeping() }, "/v1/events").await;
+    assert!(status == StatusCode::NOT_FOUND && body["detail"].as_str().unwrap().contains("role aggregator"), "{body}");
+    // A turn is one of all queries'.
+    let state = keeping();
+    let turns = state.queries.clone().acquire_many_owned(2).await.unwrap();
+    assert_eq!(get(state.clone(), "/v1/events").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    drop(turns);
+    assert_eq!(get(state, "/v1/events").await.0, StatusCode::OK);
+}
+
+#[actix_rt::test]
 async fn two_queries_have_a_turn_at_a_time_until_their_clients_have_the_rows() {
     let state = state();
     let app = init_service(App::new().configure(|app| routes(app, web::Data::new(state.clone())))).await;
@@ -248,7 +288,7 @@ async fn a_reload_names_what_was_applied_and_a_bad_file_is_422() {
 
 #[actix_rt::test]
 async fn what_is_not_served_is_a_problem_and_wrong_methods_name_the_right_ones() {
-    assert_eq!(get(state(), "/v1/events").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(get(state(), "/v1/nothing").await.0, StatusCode::NOT_FOUND);
     let app = init_service(App::new().configure(|app| routes(app, web::Data::new(state())))).await;
     let response = call_service(&app, TestRequest::get().uri("/reload").to_request()).await;
     assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);

@@ -23,8 +23,8 @@ use crate::{
         record::RecordBuffer,
     },
     measure::Measures,
-    position::{Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, GroupsOf, History, ProcessedEvent, Query, Removal, Rows},
+    position::{Position, Timestamp, TopicIdentity},
+    store::{BucketDelta, BucketKey, EventsPage, EventsQuery, GroupsOf, History, ProcessedEvent, Query, Removal, Rows},
 };
 
 /// Buckets in memory with the fence of the real stores.
@@ -118,6 +118,10 @@ impl Store for MemoryStore {
             Ok(Flushed { fenced, ..Flushed::default() })
         };
         async { outcome }.boxed()
+    }
+
+    fn events(&self, _: EventsQuery) -> BoxFuture<'_, Result<EventsPage, StoreError>> {
+        unreachable!("the aggregator only flushes")
     }
 
     fn query(&self, _: Query) -> BoxFuture<'_, Result<Rows, StoreError>> {
@@ -269,6 +273,34 @@ async fn a_position_is_confirmed_when_counts_and_dead_letters_are_durable() {
     let letters = f.letters.0.lock().unwrap();
     assert_eq!((letters.len(), letters[0].origin, &*letters[0].reason), (1, Origin::Record(Offset(6)), "invalid_json"));
     assert_eq!(letters[0].value.as_deref(), Some(b"no event".as_slice()));
+}
+
+#[actix_rt::test]
+async fn who_waits_for_its_records_has_them_flushed_before_the_interval_is_over() {
+    let mut f = Fixture::start(|_| {}).await;
+    let epoch = f.assign(Some(5), 0, true);
+    f.expect([Reply::Begin(Offset(5))]).await;
+    f.send(epoch, 5, &[A]);
+    let counted = f.health.counted.clone();
+    let at = |offset| [Position { partition: Partition(0), offset: Offset(offset) }];
+    assert_eq!(counted.position(Partition(0)), Some(Offset(5)));
+    let waiting = actix_rt::spawn({
+        let counted = counted.clone();
+        async move { counted.wait(&at(6)).await }
+    });
+    // What is read helps nobody: it is not flushed.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(f.store.counts(), []);
+    f.send(epoch, 6, &[B]);
+    f.expect([Reply::Confirm(Offset(7))]).await;
+    assert_eq!(waiting.await.unwrap(), Ok(()));
+    assert_eq!(f.store.counts(), counts(&[("a", 1), ("b", 1)]));
+    // Without anybody it stays with the interval.
+    f.send(epoch, 7, &[A]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(f.store.counts(), counts(&[("a", 1), ("b", 1)]));
+    f.addr.send(Unassign { partition: Partition(0), epoch }).await.unwrap();
+    assert_eq!(counted.position(Partition(0)), None);
 }
 
 #[actix_rt::test]

@@ -20,7 +20,7 @@ use crate::{
     event::{self, Code, Event, EventFields, Invalid},
     http::Problem,
     log::{Delivery, Failed, NewHeaders, NewRecord, Part, Span},
-    position::Timestamp,
+    position::{Position, Timestamp},
 };
 
 /// The events of one body. `records[i]` and `accepted[i]` are the same event.
@@ -38,6 +38,8 @@ pub struct Checked {
     pub warnings: Vec<Warning>,
     /// Those that are not known to be durable, where each event has its own result. Ascending by index.
     pub unavailable: Vec<Unavailable>,
+    /// The last position in each partition that the accepted events are in, where that was asked for and is known.
+    pub positions: Option<Vec<Position>>,
     /// Of a body that is one event, and broken, of which all that is known stands in `errors`: how it is refused as a whole,
     /// unless it is kept.
     pub refusal: Option<Problem>,

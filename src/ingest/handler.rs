@@ -29,7 +29,7 @@ use super::{
     openapi,
     otlp::{self, Encoding},
     pages,
-    preferences::{Handling, PREFERENCE_APPLIED, Preferences},
+    preferences::{Handling, Preferences, applied},
     problems::{beside_letters, not_allowed, not_kept, not_taken, refused, unknown},
     proof::{self, Arriving},
     quarantine,
@@ -131,9 +131,10 @@ impl Intake {
         arriving: Arriving,
         coding: Option<Coding>,
         shape: Shape,
-        handling: Option<Handling>,
+        preferences: Preferences,
         admitted: Admitted,
     ) -> Result<(Checked, Reservation), Problem> {
+        let handling = preferences.handling;
         let Admitted { config, sender } = admitted;
         let (body, share) = arriving.body(request, coding, &config.http, &self.in_flight).await?;
         let (body, sender) = match shape.key_in_body().filter(|_| !config.http.auth.keys.is_empty()) {
@@ -169,6 +170,12 @@ impl Intake {
             let room = share.grow(checked.records.len() * replies::UNAVAILABLE);
             room.map_err(|problem| for_nothing(request, &checked, problem))?;
         }
+        if preferences.positions {
+            let room = share.grow(checked.records.len() * replies::POSITION);
+            room.map_err(|problem| for_nothing(request, &checked, problem))?;
+            // Of none there is nothing to say, and that is known.
+            checked.positions = Some(Vec::new());
+        }
         let largest = largest_record(&config).filter(|_| is_strict || quarantines);
         if let Some(largest) = largest {
             checked.refuse_larger(largest);
@@ -199,9 +206,10 @@ impl Intake {
                 // Like the body, it counts for as long as the queue works on it, also when the client has given up.
                 aside => share.split_off(aside.capacity()).hold(aside),
             };
-            let published = self.publish(request, &mut checked, aside.clone(), received, &config, handling).await;
-            let delivery = published.map_err(|problem| beside_letters(problem, kept))?;
+            let published = self.publish(request, &mut checked, aside.clone(), received, &config, preferences).await;
+            let mut delivery = published.map_err(|problem| beside_letters(problem, kept))?;
             checked.settle(&delivery, &records);
+            checked.positions = delivery.take_positions().filter(|_| preferences.positions);
             if may_be_refused && quarantine::is_any_due(&checked) {
                 let kept = self.keep(request, &mut checked, &aside, share.another(), received, &config).await;
                 // Others are stored by now, and must not come again.
@@ -311,12 +319,15 @@ impl Intake {
         aside: Bytes,
         received: Timestamp,
         config: &Config,
-        handling: Option<Handling>,
+        preferences: Preferences,
     ) -> Result<Delivery, Problem> {
         let unanswered = &self.metrics.events_produced_unanswered;
-        let is_of_each = handling == Some(Handling::Lenient);
+        let is_of_each = preferences.handling == Some(Handling::Lenient);
         let new = if is_of_each { Ticket::of_each } else { Ticket::new };
         let (ticket, mut delivery) = new(checked.records.len(), unanswered.clone());
+        if preferences.positions {
+            ticket.want_positions();
+        }
         let publish = Publish {
             body: checked.body.clone(),
             aside,
@@ -466,31 +477,23 @@ pub fn routes(app: &mut ServiceConfig, intake: web::Data<Intake>) {
 }
 
 async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
-    let Preferences { handling } = Preferences::of(request.headers());
+    let preferences = Preferences::of(request.headers());
     let answer = async {
         let admitted = intake.admit(&request)?;
         let coding = Coding::of(request.headers())?;
         let (format, in_headers) = pages::format(request.headers(), &intake.config)?;
         let shape = Shape::Events(format, in_headers);
         let (checked, share) =
-            intake.accept(&request, Arriving::Payload(payload), coding, shape, handling, admitted).await?;
+            intake.accept(&request, Arriving::Payload(payload), coding, shape, preferences, admitted).await?;
         Ok(summary(&request, checked, share).await)
     };
-    applied(intake.counted(&request, answer).await, handling)
-}
-
-/// Says in an answer what the client had its way with.
-fn applied(mut response: HttpResponse, handling: Option<Handling>) -> HttpResponse {
-    // All or nothing that became some all the same: a broker found events too large after it had taken others.
-    let was_broken = handling == Some(Handling::Strict) && response.status() == StatusCode::MULTI_STATUS;
-    if let Some(handling) = handling.filter(|_| !was_broken) {
-        response.headers_mut().insert(PREFERENCE_APPLIED, handling.applied());
-    }
-    response
+    applied(intake.counted(&request, answer).await, preferences.handling)
 }
 
 async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
-    let Preferences { handling } = Preferences::of(request.headers());
+    // Its answers have no place for positions.
+    let preferences = Preferences { positions: false, ..Preferences::of(request.headers()) };
+    let handling = preferences.handling;
     let encoding = match Encoding::of(request.headers()) {
         Ok(encoding) => encoding,
         // Who is none of ours hears that alone.
@@ -510,7 +513,7 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
         let coding = Coding::of(request.headers())?;
         let shape = Shape::Logs { encoding, keeps_wrong };
         let (checked, share) =
-            intake.accept(&request, Arriving::Payload(payload), coding, shape, handling, admitted).await?;
+            intake.accept(&request, Arriving::Payload(payload), coding, shape, preferences, admitted).await?;
         // As `applied` knows it by the status of other answers.
         let was_broken = !checked.errors.is_empty() && !checked.accepted.is_empty();
         honoured = handling.filter(|handling| *handling != Handling::Strict || !was_broken);
@@ -540,7 +543,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
     if request.method() != Method::POST {
         return intake.refuse(not_allowed("POST"));
     }
-    let Preferences { handling } = Preferences::of(request.headers());
+    let preferences = Preferences::of(request.headers());
     let answer = async {
         let (admitted, arriving) = intake.admit_to(&request, payload, &source).await?;
         pages::check(request.headers(), &admitted.config.http.cors)?;
@@ -550,12 +553,12 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
         let lines = Format::of(request.headers()).ok().filter(|format| *format == Format::Ndjson);
         let lines = lines.unwrap_or(Format::Json);
         let shape = Shape::Source(source.clone(), lines);
-        let (checked, share) = intake.accept(&request, arriving, coding, shape, handling, admitted).await?;
+        let (checked, share) = intake.accept(&request, arriving, coding, shape, preferences, admitted).await?;
         let summary = summary(&request, checked, share).await;
         // Who prefers something reads what became of each event.
-        Ok(if handling.is_some() { summary } else { source::answer(summary, &source) })
+        Ok(if preferences.is_any() { summary } else { source::answer(summary, &source) })
     };
-    applied(intake.counted(&request, answer).await, handling)
+    applied(intake.counted(&request, answer).await, preferences.handling)
 }
 
 /// For load balancers: whether events are accepted, and no more.

@@ -102,8 +102,9 @@ fn prefer(operation: Operation) -> Operation {
 
 fn preferences(operation: Operation) -> Operation {
     let description = "RFC 7240. handling=strict: one wrong event, and nothing is stored. handling=lenient: each event has its \
-                       own result, also where it could not be stored for a passing reason.";
-    let schema = json!({ "type": "string", "examples": ["handling=strict", "handling=lenient"] });
+                       own result, also where it could not be stored for a passing reason. return=positions (not at /v1/logs): the \
+                       answer says where the events stand in the log, unless they wait in the buffer for Kafka.";
+    let schema = json!({ "type": "string", "examples": ["handling=strict", "handling=lenient", "return=positions"] });
     let applied = header("Which of the preferences was honoured.", &json!({ "type": "string" }));
     operation
         .parameter(parameter("header", "Prefer", description, &schema))
@@ -305,6 +306,13 @@ fn summary() -> Value {
             ("ids", array(text("The ids of the accepted events, in order: the client's own, or assigned."))),
         ],
         &[
+            (
+                "positions",
+                array(text(
+                    "With return=positions: PARTITION:OFFSET of the last of the accepted events in each partition, by \
+                     partition; `after` of the admin listener's queries takes them.",
+                )),
+            ),
             ("quarantined", count("Events that are wrong and are kept as dead letters (event.on_invalid).")),
             ("errors", array(error)),
             ("warnings", array(warning)),

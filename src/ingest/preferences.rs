@@ -1,9 +1,15 @@
 //! What a client would like (`Prefer`, RFC 7240): `handling` says what becomes of a request of which one event is wrong, or
-//! fails. Other preferences are not ours, and are passed over as the RFC wants it, as is what is no preference.
+//! fails, and `return=positions` asks where its events stand. Other preferences are not ours, and are passed over as the RFC wants it, as is what is no preference.
 
 use std::borrow::Cow;
 
-use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use actix_web::{
+    HttpResponse,
+    http::{
+        StatusCode,
+        header::{HeaderMap, HeaderName, HeaderValue},
+    },
+};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// Names the preferences that an answer was made by.
@@ -14,6 +20,8 @@ pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-a
 pub struct Preferences {
     /// `None`: as without the header.
     pub handling: Option<Handling>,
+    /// The answer is to say where the events stand in the log.
+    pub positions: bool,
 }
 
 /// The values of `handling` (RFC 7240, 4.4).
@@ -25,28 +33,55 @@ pub enum Handling {
     Lenient,
 }
 
-impl Handling {
-    /// As `Preference-Applied` says it.
-    pub fn applied(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Self::Strict => "handling=strict",
-            Self::Lenient => "handling=lenient",
-        })
-    }
-}
-
 impl Preferences {
     /// Of several with one name the first counts, whatever its value (RFC 7240, 2).
     pub fn of(headers: &HeaderMap) -> Self {
-        let mut lines = headers.get_all(PREFER).map(HeaderValue::as_bytes);
-        let handling = lines.find_map(|line| {
-            Preferred(line).find(|(name, _)| name.eq_ignore_ascii_case(b"handling")).map(|(_, value)| value)
-        });
-        let handling = handling.and_then(|value| {
+        if !headers.contains_key(PREFER) {
+            return Self::default();
+        }
+        let first = |wanted: &[u8]| {
+            let mut lines = headers.get_all(PREFER).map(HeaderValue::as_bytes);
+            lines.find_map(|line| {
+                Preferred(line).find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value)
+            })
+        };
+        let handling = first(b"handling").and_then(|value| {
             let is = |word: &[u8]| value.eq_ignore_ascii_case(word);
             is(b"strict").then_some(Handling::Strict).or_else(|| is(b"lenient").then_some(Handling::Lenient))
         });
-        Self { handling }
+        let positions = first(b"return").is_some_and(|value| value.eq_ignore_ascii_case(b"positions"));
+        Self { handling, positions }
+    }
+
+    /// Whether it prefers anything that is ours.
+    pub fn is_any(self) -> bool {
+        self.handling.is_some() || self.positions
+    }
+}
+
+/// `Preference-Applied` of an answer that has positions.
+pub const POSITIONS: HeaderValue = HeaderValue::from_static("return=positions");
+
+/// Says in an answer what the client had its way with; that it has positions stands there already.
+pub fn applied(mut response: HttpResponse, handling: Option<Handling>) -> HttpResponse {
+    // All or nothing that became some all the same: a broker found events too large after it had taken others.
+    let was_broken = handling == Some(Handling::Strict) && response.status() == StatusCode::MULTI_STATUS;
+    if let Some(handling) = handling.filter(|_| !was_broken) {
+        let has_positions = response.headers().contains_key(PREFERENCE_APPLIED);
+        response.headers_mut().insert(PREFERENCE_APPLIED, handling.applied(has_positions));
+    }
+    response
+}
+
+impl Handling {
+    /// As `Preference-Applied` says it.
+    fn applied(self, has_positions: bool) -> HeaderValue {
+        HeaderValue::from_static(match (self, has_positions) {
+            (Self::Strict, false) => "handling=strict",
+            (Self::Lenient, false) => "handling=lenient",
+            (Self::Strict, true) => "handling=strict, return=positions",
+            (Self::Lenient, true) => "handling=lenient, return=positions",
+        })
     }
 }
 
@@ -177,6 +212,47 @@ mod tests {
             (&["häkchen=✓, handling=lenient"], Some(Lenient)),
         ] {
             assert_eq!(handling(lines), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn positions_are_returned_where_that_is_the_first_return_of_all() {
+        for (lines, expected) in [
+            (&[][..], false),
+            (&["handling=strict"], false),
+            (&["return=positions"], true),
+            (&["Return = \"Positions\""], true),
+            (&["handling=lenient; x, return=positions"], true),
+            (&["handling=lenient", "return=positions, wait=1"], true),
+            (&["return=minimal, return=positions"], false),
+            (&["return=minimal", "return=positions"], false),
+            (&["return"], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            lines.iter().for_each(|line| headers.append(PREFER, HeaderValue::from_static(line)));
+            assert_eq!(Preferences::of(&headers).positions, expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_applied_is_named() {
+        use Handling::{Lenient, Strict};
+        for (status, positions, handling, expected) in [
+            (200, false, None, None),
+            (200, true, None, Some("return=positions")),
+            (200, false, Some(Strict), Some("handling=strict")),
+            (207, true, Some(Lenient), Some("handling=lenient, return=positions")),
+            (207, true, Some(Strict), Some("return=positions")),
+            (207, false, Some(Strict), None),
+            (400, false, Some(Strict), Some("handling=strict")),
+        ] {
+            let mut response = HttpResponse::build(StatusCode::from_u16(status).unwrap());
+            if positions {
+                response.insert_header((PREFERENCE_APPLIED, POSITIONS));
+            }
+            let applied = applied(response.finish(), handling);
+            let applied = applied.headers().get(PREFERENCE_APPLIED).map(|value| value.to_str().unwrap());
+            assert_eq!(applied, expected, "{status} {positions} {handling:?}");
         }
     }
 

@@ -14,11 +14,13 @@ use super::{
     aside::{Turn, aside},
     check::{Checked, EventError, EventId, Unavailable, Warning},
     in_flight::Reservation,
+    preferences::{POSITIONS, PREFERENCE_APPLIED},
 };
 use crate::{
     event::Code,
     http::{Problem, request_id},
     log::Failed,
+    position::Position,
 };
 
 /// After a failure of the queue that passes: a broker's election or restart takes seconds.
@@ -39,6 +41,11 @@ pub async fn summary(request: &HttpRequest, checked: Checked, share: Reservation
     };
     let mut builder = HttpResponse::build(status);
     builder.insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")));
+    // Where none is stored nothing stands anywhere.
+    let checked = Checked { positions: checked.positions.filter(|_| status.is_success()), ..checked };
+    if checked.positions.is_some() {
+        builder.insert_header((PREFERENCE_APPLIED, POSITIONS));
+    }
     if !checked.unavailable.is_empty() {
         builder.insert_header((RETRY_AFTER, HeaderValue::from(RETRY_AFTER_QUEUE)));
     }
@@ -71,6 +78,9 @@ const ERROR: usize = 80;
 /// The longest entry of an event that may be sent again; taken from the share before it is known which ones these are.
 pub const UNAVAILABLE: usize = ERROR + Failed::LONGEST_REASON + MAY_BE_STORED.len();
 
+/// The longest entry of a position; an answer has one of each event at most.
+pub const POSITION: usize = Position::LONGEST + "\"\",".len();
+
 const NOT_STORED: &str = "; it was not stored: send it again";
 const MAY_BE_STORED: &str = "; whether it was stored is not known: sent again, it may stand there twice";
 
@@ -86,11 +96,12 @@ pub fn longest_answer(checked: &Checked) -> usize {
     let ids: usize = checked.accepted.iter().map(|accepted| id(&accepted.id)).sum();
     let errors: usize = checked.errors.iter().map(|error| ERROR + 2 * error.invalid.message.len()).sum();
     let warnings: usize = checked.warnings.iter().map(|warning| ERROR + 2 * warning.message.len()).sum();
-    128 + ids + errors + warnings + checked.unavailable.len() * UNAVAILABLE
+    let positions = checked.positions.as_ref().map_or(0, Vec::len) * POSITION;
+    128 + ids + errors + warnings + checked.unavailable.len() * UNAVAILABLE + positions
 }
 
 /// `{"accepted":1,"rejected":1,"ids":["…"],"errors":[{"index":1,"code":"missing_type","message":"…"}],"warnings":[…]}`,
-/// `errors` and `warnings` only where there are some, and so is `quarantined` behind `rejected`. Written as it goes: a tree
+/// `positions` behind `ids` where they were asked for, `errors` and `warnings` only where there are some, and so is `quarantined` behind `rejected`. Written as it goes: a tree
 /// of it would cost several allocations an event.
 pub(super) fn summary_json(checked: &Checked) -> Vec<u8> {
     let mut json = Vec::with_capacity(longest_answer(checked));
@@ -117,6 +128,13 @@ pub(super) fn summary_json(checked: &Checked) -> Vec<u8> {
         }
     }
     json.push(b']');
+    if let Some(positions) = &checked.positions {
+        json.extend_from_slice(br#","positions":["#);
+        for (at, position) in positions.iter().enumerate() {
+            let _ = write!(json, r#"{}"{position}""#, if at > 0 { "," } else { "" });
+        }
+        json.push(b']');
+    }
     write_errors(&mut json, checked);
     let mut before: &[u8] = br#","warnings":["#;
     for Warning { index, code, message } in &checked.warnings {
@@ -208,6 +226,7 @@ mod tests {
         config::ByteSize,
         event::{Code, Invalid},
         ingest::{check::Accepted, in_flight::InFlight},
+        position::{Offset, Partition},
     };
 
     const WRONG: (usize, bool) = (1, false);
@@ -285,6 +304,13 @@ mod tests {
         let json = |checked: &Checked| String::from_utf8(summary_json(checked)).unwrap();
         assert_eq!(json(&checked(&[], &[], &[])), r#"{"accepted":0,"rejected":0,"ids":[]}"#);
         assert_eq!(json(&checked(&[0, 1], &[], &[])), r#"{"accepted":2,"rejected":0,"ids":["0","1"]}"#);
+        let at = |partition, offset| Position { partition: Partition(partition), offset: Offset(offset) };
+        let mut placed = checked(&[0, 1], &[], &[]);
+        placed.positions = Some(vec![at(0, 17), at(i32::MAX, i64::MAX as u64)]);
+        let json_of_placed = json(&placed);
+        let positions = r#""positions":["0:17","2147483647:9223372036854775807"]"#;
+        assert_eq!(json_of_placed, format!(r#"{{"accepted":2,"rejected":0,"ids":["0","1"],{positions}}}"#));
+        assert!(json_of_placed.len() <= longest_answer(&placed));
         let one = r#"{"accepted":0,"rejected":0,"quarantined":1,"ids":[],"errors":[{"index":1,"code":"missing_type","#;
         assert!(json(&checked(&[], &[KEPT], &[])).starts_with(one));
     }

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use uuid::{Uuid, fmt::Hyphenated};
 
 use super::record::{Headers, ID_HEADER};
-use crate::position::Timestamp;
+use crate::position::{Position, Timestamp};
 
 /// The write side of a queue, which several threads use at the same time.
 pub trait Appender: Send + Sync {
@@ -146,6 +146,35 @@ pub struct Delivery {
     pub failed: Vec<Failed>,
     /// Events that are durable.
     pub durable: usize,
+    /// Where those stand whose places the queue has said, by partition, where that was asked for ([`Ticket::want_positions`]).
+    pub positions: Positions,
+}
+
+/// The last position of some events in each partition that they are in.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Positions {
+    /// By partition.
+    last: Vec<Position>,
+    events: usize,
+}
+
+impl Positions {
+    /// Of so many more events in this partition, whose last stands here.
+    fn add(&mut self, events: usize, position: Position) {
+        self.events += events;
+        match self.last.binary_search_by_key(&position.partition, |known| known.partition) {
+            Ok(at) => self.last[at].offset = self.last[at].offset.max(position.offset),
+            Err(at) => self.last.insert(at, position),
+        }
+    }
+}
+
+impl Delivery {
+    /// The last position in each partition, where that of each event that is durable is known.
+    pub fn take_positions(&mut self) -> Option<Vec<Position>> {
+        let Positions { last, events } = std::mem::take(&mut self.positions);
+        (events == self.durable).then_some(last)
+    }
 }
 
 /// Events that are not known to be durable, for a passing reason.
@@ -176,6 +205,8 @@ pub struct Ticket {
     late: Counter,
     /// Its events are on their way to this machine's disk, whatever Kafka does.
     is_buffered: AtomicBool,
+    /// Somebody asks where its events stand.
+    wants_positions: AtomicBool,
 }
 
 struct Outcome {
@@ -208,6 +239,7 @@ impl Ticket {
             outcome: Mutex::new(Outcome { delivery: Delivery::default(), reply: Some(reply), known: 0 }),
             late,
             is_buffered: AtomicBool::new(false),
+            wants_positions: AtomicBool::new(false),
         };
         (Arc::new(ticket), receiver)
     }
@@ -225,6 +257,23 @@ impl Ticket {
     /// Whether [`Self::buffered`] was said.
     pub fn is_buffered(&self) -> bool {
         self.is_buffered.load(Ordering::Relaxed)
+    }
+
+    /// Has the positions of its events noted. Said before it is published.
+    pub fn want_positions(&self) {
+        self.wants_positions.store(true, Ordering::Relaxed);
+    }
+
+    /// The events with these indexes are durable, all in one partition, the last of them at this position; `None` where the
+    /// queue does not say. What waits in the buffer stands elsewhere in the end.
+    pub fn durable_at(&self, events: Range<usize>, last: impl FnOnce() -> Option<Position>) {
+        if self.wants_positions.load(Ordering::Relaxed)
+            && !self.is_buffered()
+            && let Some(position) = last()
+        {
+            self.outcome.lock().delivery.positions.add(events.len(), position);
+        }
+        self.durable(events);
     }
 
     /// The events with these indexes are durable.
@@ -329,6 +378,7 @@ fn shared(failed: &[Failed], reason: &str) -> Arc<str> {
 #[cfg(test)]
 mod tests {
     use super::{super::record::write_header, *};
+    use crate::position::{Offset, Partition};
 
     #[test]
     fn the_last_answer_wakes_the_request() {
@@ -338,6 +388,29 @@ mod tests {
         assert!(reply.try_recv().is_err());
         ticket.durable(1..2);
         assert_eq!(reply.try_recv().unwrap(), Delivery { too_large: vec![2], durable: 2, ..Delivery::default() });
+    }
+
+    #[test]
+    fn positions_are_told_to_who_asks_where_all_are_known() {
+        let at = |partition, offset| Position { partition: Partition(partition), offset: Offset(offset) };
+        let told = |prepare: fn(&Ticket), positions: [Option<Position>; 3]| {
+            let (ticket, mut reply) = Ticket::new(4, Counter::default());
+            prepare(&ticket);
+            for (index, position) in positions.into_iter().enumerate() {
+                ticket.durable_at(index..index + 1, || position);
+            }
+            ticket.too_large(3);
+            reply.try_recv().unwrap().take_positions()
+        };
+        let known = [Some(at(2, 7)), Some(at(0, 20)), Some(at(2, 6))];
+        assert_eq!(told(Ticket::want_positions, known), Some(vec![at(0, 20), at(2, 7)]));
+        assert_eq!(told(|_| (), known), None, "nobody asked");
+        assert_eq!(told(Ticket::want_positions, [known[0], None, known[2]]), None, "one is not known");
+        let buffered = |ticket: &Ticket| {
+            ticket.want_positions();
+            ticket.buffered();
+        };
+        assert_eq!(told(buffered, known), None, "they wait for Kafka");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! (write-ahead log), on connections of their own.
 
 mod database;
+mod events;
 
 use std::{
     fs::OpenOptions,
@@ -21,8 +22,8 @@ use crate::{
     files::create_private_dir,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        Answer, BucketDelta, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query, Removal, Rows, Store,
-        StoreError, StoreOptions,
+        Answer, BucketDelta, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent,
+        Query, Removal, Rows, Store, StoreError, StoreOptions,
     },
 };
 
@@ -152,6 +153,16 @@ impl Store for EmbeddedStore {
             // SQLite blocks; a query has a connection of its own, so that it delays no flush.
             let rows = self.io.spawn_blocking(move || database::query(&path, &options, &query, &cancel));
             rows.await.unwrap_or_else(|_| Err(self.unavailable("a query failed")))
+        })
+    }
+
+    fn events(&self, query: EventsQuery) -> Answer<'_, EventsPage> {
+        Box::pin(async move {
+            let (path, options) = (self.path.clone(), self.options.clone());
+            let cancel = Cancel::default();
+            let _cancel = CancelOnDrop(cancel.clone());
+            let page = self.io.spawn_blocking(move || events::page(&path, &options, &query, &cancel));
+            page.await.unwrap_or_else(|_| Err(self.unavailable("a query failed")))
         })
     }
 }

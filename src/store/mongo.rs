@@ -41,8 +41,8 @@ use crate::{
     event::TimeBounds,
     position::{Offset, Partition, TopicIdentity},
     store::{
-        Answer, BucketDelta, Definition, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query, Removal,
-        Rows, Store, StoreError, StoreOptions,
+        Answer, BucketDelta, Definition, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
+        ProcessedEvent, Query, Removal, Rows, Store, StoreError, StoreOptions,
     },
 };
 use buckets::Buckets;
@@ -204,6 +204,10 @@ impl Store for MongoStore {
 
     fn query(&self, query: Query) -> Answer<'_, Rows> {
         Box::pin(self.call(move |store| async move { buckets::rows(&store, &query).await }))
+    }
+
+    fn events(&self, query: EventsQuery) -> Answer<'_, EventsPage> {
+        Box::pin(self.call(move |store| async move { events::page(&store, &query).await }))
     }
 
     /// A client that is dropped while its runtime ends panics in a task of the driver.

@@ -18,6 +18,7 @@ mod cloudevents;
 mod dead_letters;
 mod dev_script;
 mod doors;
+mod events_query;
 mod hostile;
 mod kafka_clock;
 mod kafka_group;

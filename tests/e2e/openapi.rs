@@ -23,7 +23,7 @@ fn document(address: &str) -> Value {
 /// The daemon, with what changes the documents.
 fn start(name: &str) -> Daemon {
     let key = format!("[{{ name = \"a\", hash = \"sha256:{}\" }}]", "0".repeat(64));
-    Setup::new(name).set("http.cors.origins", "*").set("http.auth.keys", key).start()
+    Setup::new(name).set("http.cors.origins", "*").set("http.auth.keys", key).set("store.events", true).start()
 }
 
 #[test]

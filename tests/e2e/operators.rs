@@ -50,6 +50,7 @@ fn who_has_a_key_looks_who_has_another_operates_and_nobody_else_does_either() {
         ("HEAD", "/metrics", 401, 200, 200),
         ("GET", "/status", 401, 200, 200),
         ("GET", "/v1/aggregates/events_by_type", 401, 200, 200),
+        ("GET", "/v1/events", 401, 404, 404),
         ("GET", "/v1/dead-letters", 401, 200, 200),
         ("GET", "/v1/dead-letters/a/0/1", 401, 404, 404),
         ("GET", "/%73tatus", 401, 200, 200),
@@ -159,5 +160,77 @@ fn keys_that_open_nothing_are_a_warning() {
     assert!(daemon.log().contains(sentence), "{}", daemon.log());
     let ready: Value = daemon.readiness();
     assert_eq!(ready["ready"], true);
+    daemon.terminate();
+}
+
+/// Watches until it has been shown so much, then presses Ctrl-C; prints the exit status, and what the terminal got.
+const ON_A_TERMINAL: &str = r#"
+import os, pty, sys, time
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+shown, deadline = b"", time.time() + 60
+while shown.count(b"roles") < 3 and time.time() < deadline:
+    shown += os.read(terminal, 65536)
+os.write(terminal, b"\x03")
+try:
+    while more := os.read(terminal, 65536):
+        shown += more
+except OSError:
+    pass
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+sys.stdout.flush()
+sys.stdout.buffer.write(shown)
+"#;
+
+#[test]
+fn a_status_that_is_watched_is_one_screen_on_a_terminal_and_a_line_a_look_elsewhere() {
+    let daemon = Setup::new("watched").start();
+    let program = crate::support::program();
+    let admin = daemon.admin_url("");
+    let watch = ["status", "--admin", &admin, "--watch", "--interval", "100ms"];
+    let output = std::process::Command::new("python3")
+        .args(["-c", ON_A_TERMINAL, &program])
+        .args(watch)
+        .output()
+        .expect("python3 runs");
+    let out = String::from_utf8(output.stdout).expect("UTF-8");
+    let (status, shown) = out.split_once('\n').expect("lines");
+    assert_eq!(status, "0", "{shown}");
+    assert!(
+        shown.starts_with("\x1b[?1049h\x1b[?25l\x1b[?7l") && shown.ends_with("\x1b[?7h\x1b[?25h\x1b[?1049l"),
+        "{shown:?}"
+    );
+    assert_eq!(shown.matches("\x1b[?1049").count(), 2, "entered and left once: {shown:?}");
+    assert!(!shown.contains("\x1b[2J"), "a screen that is cleared flickers: {shown:?}");
+
+    // Elsewhere: until nobody reads any more, or a signal.
+    let read = |arguments: &[&str], lines: usize| {
+        let mut child = std::process::Command::new(&program)
+            .args(watch)
+            .args(arguments)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("the program runs");
+        let out = std::io::BufReader::new(child.stdout.take().expect("a pipe"));
+        let lines: Vec<String> = std::io::BufRead::lines(out).take(lines).map(|line| line.expect("UTF-8")).collect();
+        assert_eq!(child.wait().expect("it is our child").code(), Some(0), "{lines:?}");
+        lines
+    };
+    daemon.post(None, br#"[{"type":"a"},{"type":"b"}]"#);
+    for line in read(&["--json"], 3) {
+        let page: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!((&page["ready"], &page["events"]["accepted"]), (&json!(true), &json!(2)), "{line}");
+    }
+    let lines = read(&[], 3);
+    assert!(lines.iter().all(|line| line.contains(" ready") && line.contains("accepted 0.0/s")), "{lines:?}");
+    assert!(lines.iter().all(|line| line.starts_with("20") && !line.contains('\x1b')), "{lines:?}");
+    // Without --watch there is nothing between two looks.
+    let refused = daemon.command(&["status", "--interval", "1s"]);
+    assert!(refused.status == Some(2) && refused.error.contains("--watch"), "{refused:?}");
+    // The daemon's own rates are those of its last seconds.
+    eventually("there is a rate", PATIENCE, || daemon.get("/status").json()["rates"]["seconds"].as_f64());
+    let page = daemon.command(&["status"]);
+    assert!(page.out.contains("\nrates      in: ") && page.out.contains("\nlag        aggregate: "), "{page:?}");
     daemon.terminate();
 }

@@ -72,5 +72,6 @@ conformance! {
     the_groups_of_a_window_are_those_that_have_buckets
     what_was_measured_is_merged_behind_the_same_fences
     events_are_kept_once_whatever_they_hold
+    events_are_found_by_what_they_are_and_paged_newest_first
     a_rehearsal_leaves_nothing
 }

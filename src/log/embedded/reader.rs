@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The embedded log's only partition.
-const PARTITION: Partition = Partition(0);
+pub(super) const PARTITION: Partition = Partition(0);
 /// How soon a command is taken while the log is idle.
 const IDLE: Duration = Duration::from_millis(50);
 /// How soon to look again for room in the byte budget: a few batches' worth of a sink's work.

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::{Connection, Transaction, params};
 use tokio::sync::oneshot;
 
-use super::{LetterChange, LogEnd, Purpose, Reply, Write, dead_letters, schema};
+use super::{LetterChange, LogEnd, Purpose, Reply, Write, dead_letters, reader::PARTITION, schema};
 use crate::{
     config::LiveConfig,
     health::Health,
@@ -20,7 +20,7 @@ use crate::{
         record::{ID_HEADER, RecordBuffer},
     },
     names::SinkName,
-    position::{Offset, Timestamp},
+    position::{Offset, Position, Timestamp},
     sqlite,
 };
 
@@ -199,6 +199,7 @@ impl Writer {
         if group.publishes.is_empty() && group.letters.is_empty() && group.meta.is_empty() {
             return self.tell_answered(answered);
         }
+        let mut at = self.end.get();
         let outcome = match self.write(group) {
             Ok((next, bytes)) => {
                 self.end.append(next, bytes);
@@ -213,7 +214,11 @@ impl Writer {
         for publish in group.publishes.drain(..) {
             let events = publish.events.len();
             match &outcome {
-                Ok(()) => publish.ticket.durable(0..events),
+                Ok(()) => {
+                    at = Offset(at.0 + events as u64);
+                    let last = || Some(Position { partition: PARTITION, offset: Offset(at.0.checked_sub(1)?) });
+                    publish.ticket.durable_at(0..events, last);
+                }
                 Err((why, true)) => publish.ticket.unavailable(0..events, why),
                 Err((why, false)) => publish.ticket.refused(0..events, why),
             }

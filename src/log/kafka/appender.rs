@@ -23,7 +23,7 @@ use rdkafka::{
     ClientConfig,
     config::FromClientConfigAndContext,
     error::KafkaError,
-    message::DeliveryResult,
+    message::{DeliveryResult, Message},
     producer::{BaseProducer, BaseRecord, Producer, PurgeConfig},
     types::RDKafkaErrorCode as Code,
 };
@@ -43,6 +43,7 @@ use crate::{
         record::ID_HEADER,
     },
     metrics::Metrics,
+    position::{Offset, Partition, Position},
 };
 
 /// A producer that failed for good (librdkafka calls it fatal) is replaced once in this time at most.
@@ -278,12 +279,16 @@ impl Deliveries for Acknowledgements {
 
     fn delivered(&self, outcome: &DeliveryResult<'_>, sent: Box<Sent>) {
         match outcome {
-            Ok(_) => {
+            Ok(message) => {
                 self.metrics.events_produced.inc();
                 if let Some(brokers) = self.reporter.live() {
                     brokers.acknowledged();
                 }
-                sent.ticket.durable(sent.index..sent.index + 1);
+                // A broker that has it from an earlier attempt does not say where.
+                sent.ticket.durable_at(sent.index..sent.index + 1, || {
+                    let offset = Offset::from_kafka(message.offset())?;
+                    Some(Position { partition: Partition(message.partition()), offset })
+                });
             }
             Err((error, _)) => match error.rdkafka_error_code() {
                 Some(code) if is_refusal(code) => self.refused(&sent, code, error),

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Each entry upgrades the format from the version that is its index.
-const UPGRADES: [&str; 3] = [
+const UPGRADES: [&str; 4] = [
     "
     CREATE TABLE aggregate (
         id INTEGER PRIMARY KEY,
@@ -76,6 +76,8 @@ const UPGRADES: [&str; 3] = [
         PRIMARY KEY (aggregate, topic, generation, partition)
     ) WITHOUT ROWID;
     ",
+    // Events are asked for by their ids.
+    "CREATE INDEX event_id ON event (event_id, time)",
 ];
 
 /// Adds a delta to its bucket, unless another writer has advanced that bucket to `first` or further. What is measured beside
@@ -486,7 +488,7 @@ impl Cancel {
     }
 
     /// An interruption that comes before a statement runs is lost, so that it has to be asked for.
-    fn check(&self) -> Result<(), StoreError> {
+    pub fn check(&self) -> Result<(), StoreError> {
         match self.0.lock().yes {
             true => Err(StoreError::Unavailable("the query was given up".to_owned())),
             false => Ok(()),

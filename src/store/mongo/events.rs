@@ -6,6 +6,8 @@
 //! has it). They expire by their time of receipt, so that a late event is not removed at once.
 
 mod document;
+mod json;
+mod page;
 
 use std::time::Duration;
 
@@ -18,9 +20,10 @@ use super::{
     primary,
     reply::{StatementError, WriteReply, before_the_second_attempt, code},
 };
-use crate::store::{ProcessedEvent, RefusedEvent, StoreOptions};
+use crate::store::{ProcessedEvent, RefusedEvent, StoreOptions, events::By};
 
 use document::Form;
+pub use page::page;
 
 pub const COLLECTION: &str = "events";
 /// Documents in one command; the server takes 100,000.
@@ -30,11 +33,13 @@ const BYTES: usize = 8 << 20;
 /// The largest document that the server takes.
 const LARGEST: usize = 16 << 20;
 
-pub fn indexes(ttl: Duration) -> [Wanted; 4] {
+/// Pages are read by the first four (`page`).
+pub fn indexes(ttl: Duration) -> [Wanted; 5] {
     [
-        Wanted::new("time", doc! { "time": 1 }),
-        Wanted::new("type", doc! { "type": 1, "time": 1 }),
-        Wanted::new("client", doc! { "client_id": 1, "time": 1 }),
+        Wanted::new("by_time", page::index(By::Time)),
+        Wanted::new("by_type", page::index(By::Type(""))),
+        Wanted::new("by_client", page::index(By::Client(""))),
+        Wanted::new("by_id", page::index(By::Id(""))),
         Wanted::expiring("received", doc! { "received": 1 }, ttl),
     ]
 }

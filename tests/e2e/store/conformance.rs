@@ -8,8 +8,8 @@ use ingestd::internals::{
     measure::{Measures, More, Plan},
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        BucketDelta, BucketKey, Fence, Flushed, GroupsOf, ProcessedEvent, Query, Removal, Rows, Store, StoreError,
-        StoreOptions,
+        BucketDelta, BucketKey, EventsQuery, Fence, Flushed, GroupsOf, ProcessedEvent, Query, Removal, Rows, Store,
+        StoreError, StoreOptions,
     },
 };
 use serde_json::{Value, json};
@@ -331,6 +331,105 @@ pub async fn events_are_kept_once_whatever_they_hold(backend: &impl Backend) {
         assert_eq!(store.flush(&[], &events).await.unwrap(), Flushed::default());
     }
     assert_eq!(backend.events().await, 7);
+}
+
+/// Each combination of filters, in pages of each size, finds what looking at all finds.
+pub async fn events_are_found_by_what_they_are_and_paged_newest_first(backend: &impl Backend) {
+    let store = prepared(backend, StoreOptions { events: true, ..options() }).await;
+    let kept: Vec<ProcessedEvent> = (0..60)
+        .map(|offset| ProcessedEvent {
+            partition: Partition(offset % 2),
+            // Many share a millisecond; offsets of two lengths.
+            time: Timestamp(i64::from(offset / 7)).to_datetime(),
+            event_type: format!("t{}", offset % 3),
+            client: (offset % 5 != 0).then(|| format!("c{}", offset % 4)),
+            id: (offset % 6 != 0).then(|| format!("i{}", offset % 20)),
+            attributes: if offset % 9 == 0 { vec![("source".to_owned(), "/s".to_owned())] } else { Vec::new() },
+            ..event(offset as u64, "", &format!("{{\"n\": {offset}}}"))
+        })
+        .collect();
+    for flush in kept.chunks(13) {
+        store.flush(&[], flush).await.unwrap();
+    }
+    let word = |word: &str| Some(word.to_owned());
+    let at = |millis| Some(Timestamp(millis).to_datetime());
+    for combination in 0..32_u32 {
+        let has = |bit: u32| combination & (1 << bit) != 0;
+        for limit in [1, 4, 1000] {
+            let mut query = EventsQuery {
+                id: has(0).then(|| word("i7")).flatten(),
+                client: has(1).then(|| word("c3")).flatten(),
+                event_type: has(2).then(|| word("t1")).flatten(),
+                from: has(3).then(|| at(1)).flatten(),
+                to: has(4).then(|| at(6)).flatten(),
+                limit,
+                after: None,
+            };
+            let selected = |event: &&ProcessedEvent| {
+                query.id.as_ref().is_none_or(|id| event.id.as_ref() == Some(id))
+                    && query.client.as_ref().is_none_or(|client| event.client.as_ref() == Some(client))
+                    && query.event_type.as_ref().is_none_or(|event_type| event.event_type == *event_type)
+                    && query.from.is_none_or(|from| event.time >= from)
+                    && query.to.is_none_or(|to| event.time < to)
+            };
+            let expected: Vec<(i64, u64)> =
+                kept.iter().filter(selected).map(|event| (event.time.timestamp_millis(), event.offset.0)).collect();
+            let mut found = Vec::new();
+            loop {
+                let page = store.events(query.clone()).await.unwrap();
+                let next = page.next().cloned();
+                let rows: Vec<Value> = serde_json::from_slice(&[b"[", &*page.into_json(), b"]"].concat()).unwrap();
+                assert!(rows.len() == limit || next.is_none(), "{query:?}");
+                found.extend(rows);
+                let Some(next) = next else { break };
+                query.after = Some(next);
+            }
+            let place = |row: &Value| {
+                let time: chrono::DateTime<chrono::Utc> = row["time"].as_str().unwrap().parse().unwrap();
+                (time.timestamp_millis(), row["offset"].as_u64().unwrap())
+            };
+            let mut places: Vec<_> = found.iter().map(place).collect();
+            assert!(places.is_sorted_by(|one, other| one.0 >= other.0), "{query:?}: {places:?}");
+            // Of one partition, those of a millisecond are in the order of the log, too.
+            for partition in 0..2 {
+                let of = found.iter().filter(|row| row["partition"] == partition).map(place);
+                assert!(of.is_sorted_by(|one, other| one > other), "{query:?}");
+            }
+            places.sort_unstable();
+            assert_eq!(places, expected, "{query:?}");
+            for row in &found {
+                let offset = row["offset"].as_u64().unwrap();
+                let event = &kept[offset as usize];
+                let own = json!({
+                    "id": event.id, "type": event.event_type, "client": event.client, "topic": "events", "generation": 0,
+                    "partition": event.partition, "event": { "n": offset },
+                });
+                assert!(own.as_object().unwrap().iter().all(|(name, value)| &row[name] == value), "{row} is not {own}");
+                assert_eq!(row.get("attributes").is_some(), !event.attributes.is_empty(), "{row}");
+            }
+        }
+    }
+    // What is no object, and what BSON cannot hold, comes back as it was sent.
+    let odd = ["[1,{}]", "no JSON", "", "\"text\"", "{\"big\":123456789012345678901}", "{\"a\":1,\"a\":2}"];
+    let events = (100..)
+        .zip(odd)
+        .map(|(offset, data)| ProcessedEvent { event_type: "odd".to_owned(), ..event(offset, "c", data) });
+    let mut events: Vec<_> = events.collect();
+    events.push(ProcessedEvent { event_type: "odd".to_owned(), data: vec![0xff, 0], ..event(106, "c", "") });
+    store.flush(&[], &events).await.unwrap();
+    let query = EventsQuery { event_type: word("odd"), limit: 10, ..EventsQuery::default() };
+    let json = String::from_utf8(store.events(query).await.unwrap().into_json()).unwrap();
+    for part in [
+        r#""offset":106,"raw_base64":"/wA="}"#,
+        r#""offset":105,"event":{"a":1,"a":2}}"#,
+        r#""offset":104,"event":{"big":123456789012345678901}}"#,
+        r#""offset":103,"event":"text"}"#,
+        r#""offset":102,"raw":""}"#,
+        r#""offset":101,"raw":"no JSON"}"#,
+        r#""offset":100,"event":[1,{}]}"#,
+    ] {
+        assert!(json.contains(part), "{part} is not in {json}");
+    }
 }
 
 pub async fn a_rehearsal_leaves_nothing(backend: &impl Backend) {

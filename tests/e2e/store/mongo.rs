@@ -5,8 +5,8 @@ use std::{sync::Arc, thread, time::Duration};
 use futures::TryStreamExt;
 use ingestd::internals::{
     config::StoreConfig,
-    position::{Offset, Partition},
-    store::{Flushed, ProcessedEvent, Store, StoreOptions, mongo::MongoStore},
+    position::{Offset, Partition, Timestamp},
+    store::{Cursor, EventsQuery, Flushed, ProcessedEvent, Store, StoreError, StoreOptions, mongo::MongoStore},
 };
 use mongodb::{
     Client, Database,
@@ -234,21 +234,31 @@ async fn a_bucket_that_an_index_does_not_take_is_kept_plainer_and_one_that_a_rul
 async fn indexes_of_an_operator_are_good_enough_or_named_and_never_stop_the_store() {
     let Some((_turn, url)) = server() else { return };
     let database = fresh(&url, "indexes").await;
-    index(&database, "events", doc! { "key": { "time": 1 }, "name": "time_1" }).await;
+    let by_time = doc! { "time": 1.0, "partition": 1, "offset": 1, "_id": 1 };
+    index(&database, "events", doc! { "key": by_time, "name": "mine" }).await;
     index(&database, "events", doc! { "key": { "received": 1 }, "name": "received_1" }).await;
-    index(&database, "events", doc! { "key": { "other": 1 }, "name": "client" }).await;
+    index(&database, "events", doc! { "key": { "other": 1 }, "name": "by_client" }).await;
     index(&database, "aggregate_by_type", doc! { "key": { "window_start": 1.0 }, "name": "mine" }).await;
     let options = || StoreOptions { events: true, events_ttl: Duration::from_secs(60), ..options() };
     let store = MongoStore::new(&config(&url, database.name()), options(), Handle::current()).unwrap();
     let remarks = store.prepare().await.unwrap().remarks;
     assert!(
-        remarks.len() == 1 && remarks[0].contains("\"client\"") && remarks[0].contains("drop or rename"),
+        remarks.len() == 1 && remarks[0].contains("\"by_client\"") && remarks[0].contains("drop or rename"),
         "{remarks:?}"
     );
     assert_eq!(store.flush(&[delta(0, "[1,1]", 0, 0, 1)], &[event(0, "c", "{}")]).await.unwrap(), Flushed::default());
     let names = async |collection: &str| database.collection::<Document>(collection).list_index_names().await.unwrap();
-    assert_eq!(names("events").await, ["_id_", "time_1", "received_1", "client", "type"]);
+    assert_eq!(names("events").await, ["_id_", "mine", "received_1", "by_client", "by_type", "by_id"]);
     assert_eq!(names("aggregate_by_type").await, ["_id_", "mine", "fence"]);
+    // Without its index a query is refused, and never a scan.
+    let by_client = || EventsQuery { client: Some("c".to_owned()), limit: 1, ..EventsQuery::default() };
+    let refused = store.events(by_client()).await;
+    assert!(
+        matches!(&refused, Err(StoreError::Unavailable(why)) if why.contains("has no index") && why.contains("createIndex({ \"client_id\": 1")),
+        "{refused:?}"
+    );
+    let by_type = EventsQuery { event_type: Some("t".to_owned()), limit: 1, ..EventsQuery::default() };
+    assert!(store.events(by_type).await.is_ok());
     let indexes = database.run_command(doc! { "listIndexes": "events" }).await.unwrap().to_string();
     assert!(indexes.contains("\"expireAfterSeconds\": 60"), "an index without a time is given one: {indexes}");
 }
@@ -285,4 +295,81 @@ async fn the_database_of_the_url_is_used_unless_the_default_one_holds_aggregates
     for database in [&default, &shop] {
         database.drop().await.unwrap();
     }
+}
+
+/// What the server says of each query, by its profiler.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_combination_of_filters_is_served_by_an_index_in_its_order() {
+    let Some((_turn, url)) = server() else { return };
+    let database = fresh(&url, "explained").await;
+    let store = open(&url, &database, StoreOptions { events: true, ..options() }).await;
+    let events: Vec<_> = (0..2000)
+        .map(|offset| ProcessedEvent {
+            time: Timestamp(i64::try_from(offset / 100).unwrap()).to_datetime(),
+            event_type: format!("t{}", offset % 2),
+            id: Some(format!("i{offset}")),
+            ..event(offset, &format!("c{}", offset % 4), "{}")
+        })
+        .collect();
+    store.flush(&[], &events).await.unwrap();
+    database.run_command(doc! { "profile": 2 }).await.unwrap();
+    let mut asked = 0;
+    for combination in 0..64_u32 {
+        let has = |bit: u32| combination & (1 << bit) != 0;
+        let word = |bit, word: &str| has(bit).then(|| word.to_owned());
+        let time = |bit, millis| has(bit).then(|| Timestamp(millis).to_datetime());
+        let query = EventsQuery {
+            id: word(0, "i1003"),
+            client: word(1, "c3"),
+            event_type: word(2, "t1"),
+            from: time(3, 2),
+            to: time(4, 15),
+            limit: 10,
+            after: has(5).then(|| Cursor { time: 12, place: "+events/0/1250".to_owned() }),
+        };
+        store.events(query).await.unwrap();
+        asked += 1;
+    }
+    database.run_command(doc! { "profile": 0 }).await.unwrap();
+    let ns = format!("{}.events", database.name());
+    let profile = database.collection::<Document>("system.profile");
+    let found = profile.find(doc! { "ns": ns, "op": "query" }).await.unwrap();
+    let found: Vec<Document> = futures::TryStreamExt::try_collect(found).await.unwrap();
+    assert_eq!(found.len(), asked);
+    for query in found {
+        let plan = query.get_str("planSummary").unwrap();
+        assert!(plan.starts_with("IXSCAN {") && !query.contains_key("hasSortStage"), "{query}");
+        let number = |name| query.get(name).and_then(|it| it.as_i64().or_else(|| it.as_i32().map(i64::from))).unwrap();
+        // A page and the one behind it; of both client and type every second of the client's is the type's at the least.
+        assert!(number("keysExamined") <= 24 && number("docsExamined") <= 24, "{query}");
+    }
+}
+
+/// A collection that an earlier release wrote: no event is missing or there twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_without_their_partition_are_paged_behind_the_others_of_their_moment() {
+    let Some((_turn, url)) = server() else { return };
+    let database = fresh(&url, "earlier").await;
+    let store = open(&url, &database, StoreOptions { events: true, ..options() }).await;
+    let events: Vec<_> = (0..40).map(|offset| event(offset, "c", "{}")).collect();
+    store.flush(&[], &events).await.unwrap();
+    let collection = database.collection::<Document>("events");
+    for offset in 0..20 {
+        let update = doc! { "$unset": { "partition": 1, "offset": 1 } };
+        collection.update_one(doc! { "_id": format!("events/0/{offset}") }, update).await.unwrap();
+    }
+    let mut query = EventsQuery { client: Some("c".to_owned()), limit: 3, ..EventsQuery::default() };
+    let mut offsets = Vec::new();
+    loop {
+        let page = store.events(query.clone()).await.unwrap();
+        query.after = page.next().cloned();
+        let rows: Vec<serde_json::Value> = serde_json::from_slice(&[b"[", &*page.into_json(), b"]"].concat()).unwrap();
+        offsets.extend(rows.iter().map(|row| row["offset"].as_u64().unwrap()));
+        if query.after.is_none() {
+            break;
+        }
+    }
+    assert!(offsets[..20].iter().copied().eq((20..40).rev()), "{offsets:?}");
+    offsets.sort_unstable();
+    assert!(offsets.into_iter().eq(0..40));
 }

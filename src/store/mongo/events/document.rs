@@ -32,6 +32,8 @@ pub fn of(event: &ProcessedEvent, id: String, form: Form) -> RawDocumentBuf {
         "time": DateTime::from_millis(event.time.timestamp_millis()),
         "received": DateTime::from_millis(event.received.0),
         "type": event.event_type.as_str(),
+        "partition": event.partition.0,
+        "offset": event.offset.as_i64(),
     };
     if let Some(client) = &event.client {
         document.append(cstr!("client_id"), client.as_str());

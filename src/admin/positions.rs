@@ -1,0 +1,157 @@
+//! `after=<partition>:<offset>` of a query: it is answered when these records are counted, so that who writes reads what it
+//! has written. An answer of the ingestor has the positions, where it is asked for them (`Prefer: return=positions`).
+
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+
+use super::AdminState;
+use crate::{
+    config::Role,
+    http::Problem,
+    names::SinkName,
+    position::{Partition, Position},
+};
+
+/// How long a query waits for its positions.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Positions of one query: more than a topic has partitions, in practice.
+const MOST: usize = 1000;
+
+/// Adds the value of one `after`.
+///
+/// # Errors
+/// One sentence that names the parameter.
+pub(super) fn add(positions: &mut Vec<Position>, value: &str) -> Result<(), String> {
+    positions.push(value.parse().map_err(|why| format!("after: {why}"))?);
+    if positions.len() > MOST {
+        return Err(format!("after: given more than {MOST} times: name the last offset of each partition alone"));
+    }
+    Ok(())
+}
+
+/// Waits until the records at all of these positions are counted, and that is durable; of none it is at once.
+///
+/// # Errors
+/// 409 where this process does not count one of the partitions, 503 where it has not come so far by the deadline, or stands
+/// still.
+pub(super) async fn wait_for(state: &AdminState, positions: &[Position], deadline: Duration) -> Result<(), Problem> {
+    if positions.is_empty() {
+        return Ok(());
+    }
+    if !state.roles.contains(&Role::Aggregator.as_str()) {
+        return Err(Problem::new(
+            StatusCode::CONFLICT,
+            format!(
+                "after: this process (roles: {}) does not count, so that it cannot wait for what is counted: ask one with \
+                 the role aggregator",
+                state.roles.join(", ")
+            ),
+        ));
+    }
+    let counted = &state.health.counted;
+    let is_counted = |it: &Position| counted.position(it.partition).is_some_and(|at| at > it.offset);
+    if let Some(problem) = positions.iter().filter(|it| !is_counted(it)).find_map(|it| halted(state, it.partition)) {
+        return Err(problem);
+    }
+    match tokio::time::timeout(deadline, counted.wait(positions)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(partition)) => Err(halted(state, partition).unwrap_or_else(|| elsewhere(partition))),
+        Err(_) => {
+            let missing = positions.iter().find(|it| !is_counted(it)).unwrap_or(&positions[0]);
+            Err(halted(state, missing.partition).unwrap_or_else(|| late(state, *missing, deadline)))
+        }
+    }
+}
+
+/// Not here. A consumer group gives each partition to one process.
+fn elsewhere(partition: Partition) -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        format!(
+            "after: this process does not count partition {partition} at present: ask the one whose GET /status has it in \
+             \"lag\" with the sink aggregate"
+        ),
+    )
+}
+
+fn halted(state: &AdminState, partition: Partition) -> Option<Problem> {
+    let readiness = state.health.readiness();
+    let halted = readiness.halted.iter().find(|it| it.sink == SinkName::Aggregate && it.partition == partition)?;
+    Some(Problem::unavailable(format!(
+        "after: partition {partition} is not counted until an operator acts: {}; {}",
+        halted.reason, halted.action
+    )))
+}
+
+fn late(state: &AdminState, Position { partition, offset }: Position, deadline: Duration) -> Problem {
+    let so_far = match state.health.counted.position(partition) {
+        Some(at) => format!("is counted up to offset {at}, which is not"),
+        None => "is not assigned to this process yet, which has none".to_owned(),
+    };
+    Problem::unavailable(format!(
+        "after: partition {partition} {so_far}, and offset {offset} was not counted within {}: ask again",
+        humantime::format_duration(deadline)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        admin::tests::state,
+        health::Halted,
+        position::{Offset, Partition},
+    };
+
+    fn at(partition: i32, offset: u64) -> Position {
+        Position { partition: Partition(partition), offset: Offset(offset) }
+    }
+
+    async fn refusal(state: &AdminState, position: Position) -> (u16, Option<u32>, String) {
+        let problem = wait_for(state, &[position], Duration::from_millis(20)).await.unwrap_err();
+        (problem.status.as_u16(), problem.retry_after, problem.detail.into_owned())
+    }
+
+    #[actix_rt::test]
+    async fn who_cannot_be_answered_hears_why_and_whom_to_ask() {
+        let state = AdminState { roles: vec!["ingestor"], ..state() };
+        assert!(wait_for(&state, &[], Duration::ZERO).await.is_ok());
+        let (status, retry, why) = refusal(&state, at(0, 7)).await;
+        assert!(status == 409 && retry.is_none() && why.ends_with("ask one with the role aggregator"), "{why}");
+
+        let state = AdminState { roles: vec!["consumer", "aggregator"], ..state };
+        let (status, retry, why) = refusal(&state, at(0, 7)).await;
+        assert!(status == 503 && retry == Some(1) && why.contains("is not assigned to this process yet"), "{why}");
+        state.health.counted.reached(Partition(0), Offset(7));
+        let (status, retry, why) = refusal(&state, at(0, 7)).await;
+        assert_eq!((status, retry), (503, Some(1)));
+        assert_eq!(
+            why,
+            "after: partition 0 is counted up to offset 7, which is not, and offset 7 was not counted within 20ms: ask again"
+        );
+        assert!(wait_for(&state, &[at(0, 6)], Duration::ZERO).await.is_ok());
+        let (status, retry, why) = refusal(&state, at(3, 0)).await;
+        assert!(status == 409 && retry.is_none() && why.contains("does not count partition 3"), "{why}");
+
+        let (reason, action) = ("an index is in the way".to_owned(), "drop it".to_owned());
+        let topic = "events".to_owned();
+        state.health.halt(Halted { sink: SinkName::Aggregate, topic, partition: Partition(0), reason, action });
+        let (status, _, why) = refusal(&state, at(0, 7)).await;
+        assert!(status == 503 && why.ends_with("until an operator acts: an index is in the way; drop it"), "{why}");
+    }
+
+    #[test]
+    fn a_wrong_position_is_named() {
+        let mut positions = Vec::new();
+        add(&mut positions, "3:17").unwrap();
+        assert_eq!(positions, [at(3, 17)]);
+        let why = add(&mut positions, "17").unwrap_err();
+        assert_eq!(
+            why,
+            "after: \"17\" is no position: write PARTITION:OFFSET, such as 0:17, as the answer to a request has it"
+        );
+        let mut many = vec![at(0, 0); MOST];
+        assert!(add(&mut many, "0:0").unwrap_err().contains("more than 1000 times"));
+    }
+}

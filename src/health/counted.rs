@@ -1,0 +1,196 @@
+//! How far records are counted, by partition: written by the aggregator, awaited by those who want to read what they have
+//! written.
+//!
+//! While somebody waits the aggregator flushes early (`aggregate::early`), where that lets one of them go on.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::position::{Offset, Partition, Position};
+
+/// Shared by the aggregator and the admin endpoint. Its lock is held for moments and over no await.
+#[derive(Clone, Default)]
+pub struct Counted(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    board: Mutex<Board>,
+    /// The board has moved.
+    moved: Notify,
+    /// Somebody waits.
+    wanted: Notify,
+}
+
+#[derive(Default)]
+struct Board {
+    /// Everything before it is counted durably.
+    reached: BTreeMap<Partition, Offset>,
+    /// What those who wait want, by a number for each.
+    wanted: BTreeMap<u64, Vec<Position>>,
+    next: u64,
+}
+
+impl Board {
+    /// Whether these are counted. The error is a partition that is counted elsewhere.
+    fn holds(&self, positions: &[Position]) -> Result<bool, Partition> {
+        // With none at all they are being assigned.
+        if self.reached.is_empty() {
+            return Ok(false);
+        }
+        let mut all = true;
+        for Position { partition, offset } in positions {
+            all &= self.reached.get(partition).ok_or(*partition)? > offset;
+        }
+        Ok(all)
+    }
+}
+
+impl Counted {
+    /// Everything before `position` is counted, and durable.
+    pub fn reached(&self, partition: Partition, position: Offset) {
+        self.0.board.lock().reached.insert(partition, position);
+        self.0.moved.notify_waiters();
+    }
+
+    /// The partition is not counted here any more.
+    pub fn forget(&self, partition: Partition) {
+        self.0.board.lock().reached.remove(&partition);
+        self.0.moved.notify_waiters();
+    }
+
+    /// None is, for the time being.
+    pub fn forget_all(&self) {
+        self.0.board.lock().reached.clear();
+    }
+
+    /// How far the partition is counted: the next record to count. `None` where it is not counted here.
+    pub fn position(&self, partition: Partition) -> Option<Offset> {
+        self.0.board.lock().reached.get(&partition).copied()
+    }
+
+    /// Resolves while somebody waits.
+    pub async fn wanted(&self) {
+        loop {
+            let wanted = self.0.wanted.notified();
+            if !self.0.board.lock().wanted.is_empty() {
+                return;
+            }
+            wanted.await;
+        }
+    }
+
+    /// Whether somebody waits for a record that is read and not durable yet: read is what is before `cursor` says.
+    pub fn waits_for_flush(&self, cursor: impl Fn(Partition) -> Option<Offset>) -> bool {
+        let board = self.0.board.lock();
+        board.wanted.values().flatten().any(|Position { partition, offset }| {
+            board.reached.get(partition).is_some_and(|reached| reached <= offset)
+                && cursor(*partition).is_some_and(|cursor| cursor > *offset)
+        })
+    }
+
+    /// Waits until the records at these positions are counted.
+    ///
+    /// # Errors
+    /// A partition that is not counted here, while others are.
+    pub async fn wait(&self, positions: &[Position]) -> Result<(), Partition> {
+        let mut waiting = None;
+        loop {
+            let moved = self.0.moved.notified();
+            tokio::pin!(moved);
+            // From here on no move is missed.
+            moved.as_mut().enable();
+            if self.0.board.lock().holds(positions)? {
+                return Ok(());
+            }
+            waiting.get_or_insert_with(|| Waiting::enter(self.0.clone(), positions));
+            moved.await;
+        }
+    }
+}
+
+/// Somebody waits, until it is dropped.
+struct Waiting {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Waiting {
+    fn enter(shared: Arc<Shared>, positions: &[Position]) -> Self {
+        let number = {
+            let mut board = shared.board.lock();
+            board.next += 1;
+            let number = board.next;
+            board.wanted.insert(number, positions.to_vec());
+            number
+        };
+        // The aggregator alone listens.
+        shared.wanted.notify_one();
+        Self { shared, number }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.board.lock().wanted.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::{FutureExt, poll};
+
+    use super::*;
+
+    fn at(partition: i32, offset: u64) -> Position {
+        Position { partition: Partition(partition), offset: Offset(offset) }
+    }
+
+    #[tokio::test]
+    async fn who_waits_goes_on_when_all_its_records_are_counted_and_no_sooner() {
+        let counted = Counted::default();
+        let positions = [at(0, 4), at(1, 9)];
+        let mut waiting = Box::pin(counted.wait(&positions));
+        assert!(poll!(&mut waiting).is_pending(), "nothing is assigned yet");
+        counted.reached(Partition(0), Offset(4));
+        counted.reached(Partition(1), Offset(10));
+        assert!(poll!(&mut waiting).is_pending(), "record 4 is the next to be counted");
+        counted.reached(Partition(0), Offset(5));
+        assert_eq!(waiting.await, Ok(()));
+        assert_eq!(counted.wait(&positions).now_or_never(), Some(Ok(())), "nobody waits for what is there");
+        assert_eq!(counted.wait(&[at(2, 0)]).now_or_never(), Some(Err(Partition(2))));
+    }
+
+    #[tokio::test]
+    async fn a_partition_that_goes_away_ends_the_wait() {
+        let counted = Counted::default();
+        counted.reached(Partition(0), Offset(0));
+        counted.reached(Partition(1), Offset(0));
+        let positions = [at(1, 0)];
+        let mut waiting = Box::pin(counted.wait(&positions));
+        assert!(poll!(&mut waiting).is_pending());
+        counted.forget(Partition(1));
+        assert_eq!(waiting.await, Err(Partition(1)));
+    }
+
+    #[tokio::test]
+    async fn an_early_flush_is_wanted_only_where_it_lets_somebody_go_on() {
+        let counted = Counted::default();
+        counted.reached(Partition(0), Offset(3));
+        let cursor = |offset| move |partition: Partition| (partition == Partition(0)).then_some(Offset(offset));
+        assert!(counted.wanted().now_or_never().is_none() && !counted.waits_for_flush(cursor(10)));
+        let positions = [at(0, 5)];
+        let mut waiting = Box::pin(counted.wait(&positions));
+        assert!(poll!(&mut waiting).is_pending());
+        tokio::time::timeout(Duration::from_secs(30), counted.wanted()).await.expect("somebody waits");
+        assert!(!counted.waits_for_flush(cursor(5)), "record 5 is not read yet");
+        assert!(counted.waits_for_flush(cursor(6)));
+        counted.reached(Partition(0), Offset(6));
+        assert!(!counted.waits_for_flush(cursor(6)), "it is durable");
+        drop(waiting);
+        assert!(counted.wanted().now_or_never().is_none(), "who has gone waits no more");
+    }
+}
