@@ -38,6 +38,7 @@ mod dead_letters;
 mod exposition;
 pub mod openapi;
 
+pub use aggregates::times;
 pub use dead_letters::DeadLetterService;
 
 /// Operators, scrapers and health checks; whatever opens more is broken. One that holds them all idle has them for seconds.
@@ -153,6 +154,7 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
         .service(only("/metrics", "GET, HEAD", get().to(metrics)))
         .service(only("/status", "GET, HEAD", get().to(status)))
         .service(only("/reload", "POST", web::post().to(reload)))
+        .service(only("/v1/aggregates", "GET, HEAD", get().to(aggregates::list)))
         .service(only("/v1/aggregates/{name}", "GET, HEAD", get().to(aggregates::query)))
         .service(
             web::resource("/v1/dead-letters")

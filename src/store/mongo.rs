@@ -21,7 +21,6 @@ mod reply;
 use std::{fmt, sync::Arc, time::Duration};
 
 use anyhow::bail;
-use chrono::DateTime;
 use futures::future::BoxFuture;
 use mongodb::{
     Client,
@@ -192,7 +191,7 @@ impl Store for MongoStore {
     }
 
     fn query(&self, query: Query) -> Answer<'_, Rows> {
-        Box::pin(self.call(move |store| async move { buckets::rows(&store, &query).await }))
+        Box::pin(self.call(move |store| async move { buckets::rows(&store, query).await }))
     }
 
     /// A client that is dropped while its runtime ends panics in a task of the driver.
@@ -282,11 +281,6 @@ fn primary() -> SelectionCriteria {
 /// An integer as 64 bits, all else as a double.
 fn bson_number(number: &Number) -> Bson {
     number.as_i64().map(Bson::Int64).or_else(|| number.as_f64().map(Bson::Double)).unwrap_or(Bson::Null)
-}
-
-/// A calendar time that MongoDB gave; its range is larger than a calendar's.
-fn datetime(date: mongodb::bson::DateTime) -> DateTime<chrono::Utc> {
-    DateTime::from_timestamp_millis(date.timestamp_millis()).unwrap_or_default()
 }
 
 #[cfg(test)]

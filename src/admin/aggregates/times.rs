@@ -1,0 +1,61 @@
+//! Times as operators write them.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+/// A moment that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    pub at: DateTime<Utc>,
+    /// It was said by how far it is from the present.
+    pub is_relative: bool,
+}
+
+/// An RFC 3339 time, `now`, or `-1h`: so long before it.
+///
+/// # Errors
+/// What it must be, to stand behind what was given.
+pub fn parse(text: &str, now: DateTime<Utc>) -> Result<Moment, String> {
+    if text == "now" {
+        return Ok(Moment { at: now, is_relative: true });
+    }
+    if let Some(ago) = text.strip_prefix("now-").or_else(|| text.strip_prefix('-')) {
+        let ago = humantime::parse_duration(ago).ok().and_then(|ago| TimeDelta::from_std(ago).ok());
+        let at = ago.and_then(|ago| now.checked_sub_signed(ago));
+        let at = at.ok_or("is no time so long ago, such as -90s, -1h or -7d")?;
+        return Ok(Moment { at, is_relative: true });
+    }
+    let at = DateTime::parse_from_rfc3339(text).map_err(|error| {
+        let hint = if text.contains(' ') { " (in a URL, + is written %2B)" } else { "" };
+        format!("is not an RFC 3339 time such as 2026-11-23T08:00:00Z, nor -1h or now: {error}{hint}")
+    })?;
+    Ok(Moment { at: at.with_timezone(&Utc), is_relative: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_absolute_or_so_long_ago() {
+        let now: DateTime<Utc> = "2026-11-23T08:30:15Z".parse().unwrap();
+        for (text, at, is_relative) in [
+            ("now", "2026-11-23T08:30:15Z", true),
+            ("-1h", "2026-11-23T07:30:15Z", true),
+            ("-1h 30m", "2026-11-23T07:00:15Z", true),
+            ("now-7d", "2026-11-16T08:30:15Z", true),
+            ("2026-11-23T09:00:00+01:00", "2026-11-23T08:00:00Z", false),
+        ] {
+            assert_eq!(parse(text, now), Ok(Moment { at: at.parse().unwrap(), is_relative }), "{text}");
+        }
+        for (text, part) in [
+            ("-1x", "such as -90s"),
+            ("-300000y", "such as -90s"),
+            ("1h", "nor -1h or now"),
+            ("2026-11-23T08:00:00 01:00", "%2B"),
+            ("", "RFC 3339"),
+        ] {
+            let error = parse(text, now).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}
