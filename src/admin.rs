@@ -39,7 +39,7 @@ mod events;
 mod exposition;
 pub mod openapi;
 mod positions;
-mod times;
+pub mod times;
 
 pub use dead_letters::DeadLetterService;
 
@@ -156,6 +156,7 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
         .service(only("/metrics", "GET, HEAD", get().to(metrics)))
         .service(only("/status", "GET, HEAD", get().to(status)))
         .service(only("/reload", "POST", web::post().to(reload)))
+        .service(only("/v1/aggregates", "GET, HEAD", get().to(aggregates::list)))
         .service(only("/v1/aggregates/{name}", "GET, HEAD", get().to(aggregates::query)))
         .service(only("/v1/events", "GET, HEAD", get().to(events::query)))
         .service(

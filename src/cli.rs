@@ -24,6 +24,7 @@ mod dlq;
 mod endpoint;
 mod key;
 mod schema;
+mod stats;
 mod status;
 mod watch;
 
@@ -59,6 +60,8 @@ enum Command {
     },
     /// Show what a running daemon says of itself, on one page
     Status(status::Status),
+    /// Show what a running daemon counted: a table with a line over time for each group, or without a name the aggregates
+    Stats(stats::Stats),
     /// List, show, replay and purge dead letters: of the running daemon, or of its queue while none runs
     #[command(subcommand)]
     Dlq(dlq::Command),
@@ -127,6 +130,7 @@ pub fn main() -> ExitCode {
             check(&options.and_then(later).sources(), connect, thorough, json)
         }
         Command::Status(command) => status::status(options, &command),
+        Command::Stats(command) => stats::stats(options, &command),
         Command::Dlq(command) => dlq::dlq(options, &command),
         Command::Config { options: later, json } => show(&options.and_then(later).sources(), json),
         Command::Key(command) => key::key(command),
@@ -260,7 +264,9 @@ mod tests {
         let cli = Cli::try_parse_from(["ingestd"].iter().chain(arguments)).unwrap();
         match cli.command {
             None => cli.options,
-            Some(Command::Dlq(_) | Command::Status(_)) => unreachable!("its options stand with its own"),
+            Some(Command::Dlq(_) | Command::Status(_) | Command::Stats(_)) => {
+                unreachable!("its options stand with its own")
+            }
             Some(Command::Key(_)) => unreachable!("it reads no configuration"),
             Some(Command::Run(options) | Command::Check { options, .. } | Command::Config { options, .. }) => {
                 cli.options.and_then(options)

@@ -120,6 +120,10 @@ pub mod store {
         ProcessedEvent, Query, Removal, Rows, Store, StoreError, StoreOptions,
     };
 
+    pub mod query {
+        pub use crate::store::query::{Condition, Order, Ordered, Step};
+    }
+
     pub mod embedded {
         pub use crate::store::embedded::EmbeddedStore;
     }

@@ -14,8 +14,9 @@ use std::borrow::Cow;
 use sha2::{Digest, Sha256};
 
 pub use decimal::{Decimal, Numeric, Sum, compare};
+pub use format::Damaged;
 pub use top::{Frequent, Top};
-pub use unique::Unique;
+pub use unique::{RELATIVE_ERROR, Unique};
 
 use crate::{
     config::{AggregateConfig, Function, Measure},
@@ -40,6 +41,13 @@ pub struct Plan {
 pub struct Output {
     pub name: String,
     kind: Kind,
+}
+
+impl Output {
+    /// Whether it is no number.
+    pub fn is_list(&self) -> bool {
+        matches!(self.kind, Kind::Top(..))
+    }
 }
 
 /// Indexes into the plan's `numbers`, `uniques`, `tops`.
@@ -97,6 +105,11 @@ impl Plan {
     }
 }
 
+/// The largest error of a count among the `k` most frequent values, as a share of all values.
+pub fn error_of_top(k: u32) -> f64 {
+    Places::of(k).epsilon()
+}
+
 fn index_of<T: PartialEq + Clone>(known: &mut Vec<T>, wanted: &T) -> usize {
     known.iter().position(|one| one == wanted).unwrap_or_else(|| {
         known.push(wanted.clone());
@@ -145,7 +158,7 @@ impl Measures {
 }
 
 /// What was measured beside the number of records.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct More {
     /// Numbers that are in no measure: too large, or of too many places. One a field and record.
     pub inexact: u64,

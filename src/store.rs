@@ -8,7 +8,7 @@ pub mod embedded;
 mod events;
 mod group;
 pub mod mongo;
-mod rows;
+pub mod query;
 pub mod validate;
 
 use std::{sync::Arc, time::Duration};
@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 pub use events::{Cursor, EventsPage, EventsQuery};
-pub use rows::{Row, Rows};
+pub use query::{Query, Rows};
 
 use crate::{
     config::{AggregateConfig, Config, StoreKind},
@@ -115,16 +115,6 @@ pub struct ProcessedEvent {
     pub data: Vec<u8>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-pub struct Query {
-    pub aggregate: String,
-    /// Inclusive.
-    pub from: DateTime<Utc>,
-    /// Exclusive.
-    pub to: DateTime<Utc>,
-    pub limit: usize,
-}
-
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// Passing: the identical statements may be sent again.
@@ -133,6 +123,9 @@ pub enum StoreError {
     /// The configuration and the store contradict each other; says what to do.
     #[error("{0}")]
     Refused(String),
+    /// A query costs more than one may; says how to ask for less.
+    #[error("{0}")]
+    TooMuch(String),
 }
 
 /// What came of a flush.
@@ -278,13 +271,6 @@ pub fn open(config: &Config, io: tokio::runtime::Handle) -> anyhow::Result<Optio
         }
         StoreKind::Mongodb => Some(Arc::new(mongo::MongoStore::new(&config.store, options, io)?)),
     })
-}
-
-/// The first whole millisecond at or after `time`: window starts are whole milliseconds, and both ends of a query's
-/// range compare with `>=` or `<`.
-fn ceil_millis(time: DateTime<Utc>) -> i64 {
-    let millis = time.timestamp_millis();
-    if time.timestamp_subsec_nanos().is_multiple_of(1_000_000) { millis } else { millis + 1 }
 }
 
 /// What decides how an aggregate is counted, as a store keeps it. A release of before kept window and `group_by` alone.

@@ -11,6 +11,7 @@ mod load;
 mod outage;
 mod plot;
 mod process;
+mod query;
 mod rows;
 mod stage;
 #[allow(dead_code, unused_imports, reason = "each program uses a part of it")]

@@ -61,6 +61,12 @@ pub struct Drain {
 }
 
 #[derive(Debug, Clone, Copy)]
+pub enum Store {
+    Embedded,
+    Mongodb,
+}
+
+#[derive(Debug, Clone, Copy)]
 pub enum Silent {
     None,
     Mongodb,
@@ -89,6 +95,8 @@ pub enum Work {
     Outage(Silent),
     /// A steady load on one process, while 64 other connections misbehave.
     BesideHostile(Hostile),
+    /// Of a day by ten groups.
+    Query(Store),
     /// What a process costs that has nothing to do.
     Idle(Queue),
     /// From exec to readiness.
@@ -111,6 +119,7 @@ pub struct Goal {
     pub rate: Option<f64>,
     /// At most.
     pub cpu: Option<f64>,
+    pub p50: Option<f64>,
     pub p99: Option<f64>,
     pub memory: Option<f64>,
     /// CPU seconds per million events.
@@ -118,6 +127,7 @@ pub struct Goal {
     pub memory_mib: Option<f64>,
     pub idle_percent: Option<f64>,
     pub ready_ms: Option<f64>,
+    pub p50_ms: Option<f64>,
 }
 
 pub struct Row {
@@ -182,6 +192,13 @@ pub fn rows() -> Vec<Row> {
         },
         on_request: workers > 2,
     };
+    let query = |name, store| Row {
+        name,
+        work: Work::Query(store),
+        against: Against::Yardstick,
+        goal: Goal { p50: Some(3.0), p50_ms: Some(20.0), ..Goal::default() },
+        on_request: true,
+    };
     let array = Shape::Array(100);
     // Of much more work than `than` the peak of memory is the same.
     let flat = |name, than, work, p99| Row {
@@ -225,6 +242,8 @@ pub fn rows() -> Vec<Row> {
         rate("single at 25 %", 25),
         rate("single at 50 %", 50),
         rate("single at 75 %", 75),
+        query("query of a day, embedded", Store::Embedded),
+        query("query of a day, MongoDB", Store::Mongodb),
         flat("tenfold, on Kafka", "kafka array 16", Work::Ingest(long), None),
         flat("tenfold, embedded", "embedded array 16", Work::Ingest(Ingest { queue: Queue::Embedded, ..long }), None),
         flat(

@@ -67,6 +67,7 @@ impl<'s> Stage<'s> {
             Work::Drain(drain) => self.drain(drain, system),
             Work::Outage(silent) => self.outage(silent),
             Work::BesideHostile(hostile) => self.beside_hostile(hostile),
+            Work::Query(store) => self.query(store, system),
             Work::Idle(queue) => self.idle(queue),
             Work::Start => start(),
         }

@@ -174,17 +174,19 @@ impl Results {
 
     /// "reached", or what is missed and by how much.
     fn missed(&self, row: &Row) -> String {
-        let Goal { rate, cpu, p99, memory, cpu_seconds, memory_mib, idle_percent, ready_ms } = row.goal;
+        let Goal { rate, cpu, p50, p99, memory, cpu_seconds, memory_mib, idle_percent, ready_ms, p50_ms } = row.goal;
         let absolute = |metric| self.median(row.name, System::Ingestd, metric);
         let checks = [
             ("rate", self.ratio(row, Metric::Rate), rate, true),
             ("CPU", self.ratio(row, Metric::Cpu), cpu, false),
+            ("p50", self.ratio(row, Metric::P50), p50, false),
             ("p99", self.ratio(row, Metric::P99), p99, false),
             ("memory", self.ratio(row, Metric::Memory), memory, false),
             ("CPU-s", absolute(Metric::Cpu), cpu_seconds, false),
             ("MiB", absolute(Metric::Memory), memory_mib, false),
             ("% of a core", absolute(Metric::Idle), idle_percent, false),
             ("ms", absolute(Metric::Ready), ready_ms, false),
+            ("ms p50", absolute(Metric::P50), p50_ms, false),
         ];
         let known = checks.into_iter().filter_map(|(name, value, bound, least)| Some((name, value?, bound?, least)));
         let missed = known.filter(|(_, value, bound, least)| if *least { value < bound } else { value > bound });

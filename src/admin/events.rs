@@ -44,6 +44,7 @@ pub async fn query(state: web::Data<AdminState>, request: HttpRequest) -> Result
     })?;
     let page = page.map_err(|error| match error {
         StoreError::Unavailable(why) => Problem::unavailable(format!("the store is out of reach: {why}")),
+        StoreError::TooMuch(why) => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why),
         StoreError::Refused(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
     })?;
     // A cursor has nothing to escape.
@@ -90,7 +91,7 @@ fn parse(parameters: &str, now: DateTime<Utc>) -> Result<(EventsQuery, Vec<Posit
     let mut after = Vec::new();
     for (name, value) in url::form_urlencoded::parse(parameters.as_bytes()) {
         let text = || Some(value.as_ref().to_owned());
-        let time = || times::parse(&value, now).map_err(|why| format!("{name}: {why}"));
+        let time = || times::parse(&value, now).map(|it| it.at).map_err(|why| format!("{name}: {value:?} {why}"));
         let twice = match name.as_ref() {
             "id" => std::mem::replace(&mut query.id, text()).is_some(),
             "client" => std::mem::replace(&mut query.client, text()).is_some(),

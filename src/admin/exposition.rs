@@ -74,13 +74,13 @@ pub fn gzip(headers: &HeaderMap, body: &str) -> Option<Vec<u8>> {
 }
 
 /// The elements of a field that is a list, on however many lines it stands.
-fn list(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
+pub fn list(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     let values = headers.get_all(name).filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(|element| element.trim().to_owned()).collect()
 }
 
 /// In thousandths, that of the most specific element that matches; 0 where none does.
-fn weight(elements: &[String], specificity: impl Fn(&str) -> Option<usize>) -> u32 {
+pub fn weight(elements: &[String], specificity: impl Fn(&str) -> Option<usize>) -> u32 {
     let weights = elements.iter().filter_map(|element| {
         let mut parameters = element.split(';').skip(1).filter_map(|parameter| parameter.trim().split_once('='));
         let weight = parameters.find_map(|(name, weight)| name.eq_ignore_ascii_case("q").then_some(weight));
@@ -92,7 +92,7 @@ fn weight(elements: &[String], specificity: impl Fn(&str) -> Option<usize>) -> u
 
 /// How closely a media range is this type, in one of these versions if it names one and there are some; `None` where it is
 /// not.
-fn specificity(range: &str, media: &str, versions: &[&str]) -> Option<usize> {
+pub fn specificity(range: &str, media: &str, versions: &[&str]) -> Option<usize> {
     let mut parts = range.split(';').map(str::trim);
     let named = parts.next()?;
     let mut parameters = parts.filter_map(|parameter| parameter.split_once('='));

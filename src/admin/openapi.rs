@@ -1,5 +1,7 @@
 //! What the admin listener answers, as OpenAPI.
 
+mod aggregates;
+
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -20,7 +22,8 @@ pub fn document(config: &Config) -> Vec<u8> {
         ("/metrics", get(metrics())),
         ("/status", get(status())),
         ("/reload", methods([("post", reload())])),
-        ("/v1/aggregates/{name}", get(rows(config))),
+        ("/v1/aggregates", get(aggregates::list())),
+        ("/v1/aggregates/{name}", get(aggregates::rows(config))),
         ("/v1/events", get(events())),
         ("/v1/dead-letters", letters()),
         ("/v1/dead-letters/replay", methods([("post", replay(config))])),
@@ -95,34 +98,6 @@ fn reload() -> Operation {
         .answer(200, answer("What changed, and what changes with the next start.", JSON, &reloaded))
         .answer(422, problem("The configuration is bad: nothing changed."))
         .answer(503, passing("The daemon is stopping."))
-}
-
-fn rows(config: &Config) -> Operation {
-    let names: Vec<&str> = config.aggregate.iter().map(|aggregate| aggregate.name.as_str()).collect();
-    let time = json!({ "type": "string", "format": "date-time" });
-    let row = object(
-        &[
-            ("window_start", time.clone()),
-            ("group", json!({ "type": "object", "additionalProperties": true })),
-            ("count", count("Events.")),
-        ],
-        &[],
-    );
-    let rows = object(
-        &[("aggregate", text("Its name.")), ("window", text("How long a window is.")), ("rows", array(row))],
-        &[("truncated", json!({ "const": true, "description": "There is more than the limit, or than 32 MiB." }))],
-    );
-    let limit = json!({ "type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 10_000 });
-    Operation::new("rows", "An aggregate's rows, by window and group", "")
-        .parameter(parameter("path", "name", "The aggregate's.", &json!({ "type": "string", "examples": names })))
-        .parameter(parameter("query", "from", "The first window's start; without it, an hour before `to`.", &time))
-        .parameter(parameter("query", "to", "The first window's that is not asked for; without it, the next.", &time))
-        .parameter(parameter("query", "limit", "The most rows.", &limit))
-        .answer(200, answer("The rows.", JSON, &rows))
-        .answer(400, problem("A parameter is wrong, or there is none of its name."))
-        .answer(404, problem("There is no such aggregate, or no store in this process."))
-        .answer(500, problem("The store refuses the query."))
-        .answer(503, passing("The store cannot be reached, or others are being answered."))
 }
 
 fn events() -> Operation {

@@ -14,11 +14,13 @@ use crate::{
     config::{Config, Reloaded},
     event::TimeBounds,
     health::ActorState,
+    measure::Plan,
     names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
     store::{
-        BucketDelta, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query,
-        Removal, Row, Rows, StoreError,
+        BucketDelta, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Removal,
+        StoreError,
+        query::{Bucket, Merger, Query, Rows},
     },
 };
 
@@ -67,12 +69,12 @@ impl Store for FakeStore {
         Box::pin(async move {
             match self {
                 Self::Rows => {
-                    let group = json!({ "client_id": "client-1", "type": null }).as_object().unwrap().clone();
-                    let row = Row { window_start: query.from, group, count: 42 };
-                    let mut rows = Rows::default();
-                    // One more than is asked for, where it is asked for one.
-                    let _ = rows.push(&row, query.limit) && query.limit == 1 && rows.push(&row, query.limit);
-                    Ok(rows)
+                    let mut merger = Merger::new(query, &Config::default().aggregate[0], &Plan::default());
+                    for group in [r#"["client-1",null]"#, r#"["client-2","a,b"]"#] {
+                        let (window_start, count) = (merger.range().0, 42);
+                        merger.take(Bucket { window_start, group, count, state: None })?;
+                    }
+                    merger.finish()
                 }
                 Self::Away => Err(StoreError::Unavailable("connection refused".to_owned())),
                 Self::Silent => std::future::pending().await,
@@ -174,16 +176,70 @@ async fn each_answer_says_what_its_request_is_called() {
     server.stop().await;
 }
 
+const HOUR: &str = "/v1/aggregates/events_by_type?from=2026-11-23T08:00:00Z&to=2026-11-23T09:00:00Z";
+
+fn row(group: Value) -> Value {
+    json!({ "window_start": "2026-11-23T08:00:00Z", "group": group, "count": 42 })
+}
+
 #[actix_rt::test]
 async fn a_query_answers_rows_and_says_when_there_were_more() {
-    let uri = "/v1/aggregates/events_by_type?from=2026-11-23T08:00:00Z&to=2026-11-23T09:00:00Z";
-    let rows = json!([
-        { "window_start": "2026-11-23T08:00:00Z", "group": { "client_id": "client-1", "type": null }, "count": 42 }
-    ]);
-    let mut expected = json!({ "aggregate": "events_by_type", "window": "1m", "rows": rows });
-    assert_eq!(get(state(), uri).await, (StatusCode::OK, expected.clone()));
-    expected["truncated"] = true.into();
-    assert_eq!(get(state(), &format!("{uri}&limit=1")).await, (StatusCode::OK, expected));
+    let rows =
+        [row(json!({ "client_id": "client-1", "type": null })), row(json!({ "client_id": "client-2", "type": "a,b" }))];
+    let mut expected = json!({
+        "aggregate": "events_by_type", "window": "1m", "step": "1m",
+        "from": "2026-11-23T08:00:00Z", "to": "2026-11-23T09:00:00Z", "rows": rows,
+    });
+    assert_eq!(get(state(), HOUR).await, (StatusCode::OK, expected.clone()));
+    let (status, first) = get(state(), &format!("{HOUR}&limit=1")).await;
+    let next = first["next"].as_str().unwrap().to_owned();
+    (expected["rows"], expected["truncated"], expected["next"]) = (json!([rows[0]]), true.into(), next.clone().into());
+    assert_eq!((status, first), (StatusCode::OK, expected));
+    let (_, last) = get(state(), &format!("{HOUR}&limit=1&cursor={next}")).await;
+    assert_eq!((&last["rows"], last.get("next"), last.get("truncated")), (&json!([rows[1]]), None, None));
+    // It is of this query alone.
+    let (status, body) = get(state(), &format!("{HOUR}&order=count&cursor={next}")).await;
+    assert!(
+        status == StatusCode::BAD_REQUEST && body["detail"].as_str().unwrap().contains("another query's"),
+        "{body}"
+    );
+    let (_, listed) = get(state(), "/v1/aggregates").await;
+    assert_eq!(listed["aggregates"][0]["name"], "events_by_type");
+}
+
+#[actix_rt::test]
+async fn an_answer_has_the_format_that_is_asked_for_and_is_not_sent_twice() {
+    let app = init_service(App::new().configure(|app| routes(app, web::Data::new(state())))).await;
+    let ask = async |uri: &str, fields: &[(&'static str, &str)]| {
+        let mut request = TestRequest::get().uri(uri);
+        for field in fields {
+            request = request.insert_header(*field);
+        }
+        let response = call_service(&app, request.to_request()).await;
+        let field = |name: &str| {
+            response.headers().get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
+        };
+        let fields = ["content-type", "etag", "cache-control", "link"].map(field);
+        let status = response.status().as_u16();
+        (status, fields, String::from_utf8(actix_web::test::read_body(response).await.to_vec()).unwrap())
+    };
+    let csv = "window_start,client_id,type,count\r\n2026-11-23T08:00:00Z,client-1,,42\r\n\
+               2026-11-23T08:00:00Z,client-2,\"a,b\",42\r\n";
+    let (status, [media_type, etag, cache, link], body) = ask(HOUR, &[("accept", "text/csv")]).await;
+    assert_eq!((status, &*body, &*cache, &*link), (200, csv, "no-cache", ""));
+    assert!(media_type.starts_with("text/csv") && etag.starts_with('"') && etag.len() == 34, "{media_type} {etag}");
+    let (status, [_, same, ..], body) = ask(HOUR, &[("accept", "text/csv"), ("if-none-match", &etag)]).await;
+    assert_eq!((status, same, &*body), (304, etag.clone(), ""));
+    // The parameter goes before the header, and each format has a tag of its own.
+    let (status, [media_type, other, _, link], body) =
+        ask(&format!("{HOUR}&format=ndjson&limit=1"), &[("accept", "text/csv"), ("if-none-match", &etag)]).await;
+    assert_eq!((status, &*media_type), (200, "application/x-ndjson"));
+    assert_ne!(other, etag);
+    let line = json!({ "window_start": "2026-11-23T08:00:00Z", "group": { "client_id": "client-1", "type": null }, "count": 42 });
+    assert!(body.ends_with("}\n") && serde_json::from_str::<Value>(&body).unwrap() == line, "{body}");
+    let next = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\"")).unwrap();
+    let (_, [_, _, _, link], body) = ask(next, &[]).await;
+    assert!(body.contains("client-2") && body.lines().count() == 1 && link.is_empty(), "{body} {link}");
 }
 
 #[actix_rt::test]

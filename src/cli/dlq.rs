@@ -189,7 +189,7 @@ fn list_text(listed: &Listed) -> String {
 }
 
 /// Messages quote what came from outside: nothing of it drives the terminal.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

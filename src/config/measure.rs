@@ -36,7 +36,7 @@ pub enum Function {
 }
 
 impl Function {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Sum => "sum",
             Self::Min => "min",

@@ -151,7 +151,7 @@ impl Store for EmbeddedStore {
             let cancel = Cancel::default();
             let _cancel = CancelOnDrop(cancel.clone());
             // SQLite blocks; a query has a connection of its own, so that it delays no flush.
-            let rows = self.io.spawn_blocking(move || database::query(&path, &options, &query, &cancel));
+            let rows = self.io.spawn_blocking(move || database::query(&path, &options, query, &cancel));
             rows.await.unwrap_or_else(|_| Err(self.unavailable("a query failed")))
         })
     }

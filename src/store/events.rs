@@ -10,7 +10,6 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::ceil_millis;
 use crate::position::Timestamp;
 
 /// The bytes of one page, but for an event that is larger alone; the rest is on the next.
@@ -231,6 +230,12 @@ impl EventsPage {
     pub fn into_json(self) -> Vec<u8> {
         self.json
     }
+}
+
+/// The first whole millisecond at or after `time`, since both ends of a range compare with `>=` or `<`.
+fn ceil_millis(time: DateTime<Utc>) -> i64 {
+    let millis = time.timestamp_millis();
+    if time.timestamp_subsec_nanos().is_multiple_of(1_000_000) { millis } else { millis + 1 }
 }
 
 #[cfg(test)]

@@ -22,7 +22,6 @@ mod reply;
 use std::{fmt, sync::Arc, time::Duration};
 
 use anyhow::bail;
-use chrono::DateTime;
 use futures::future::BoxFuture;
 use mongodb::{
     Client,
@@ -203,7 +202,7 @@ impl Store for MongoStore {
     }
 
     fn query(&self, query: Query) -> Answer<'_, Rows> {
-        Box::pin(self.call(move |store| async move { buckets::rows(&store, &query).await }))
+        Box::pin(self.call(move |store| async move { buckets::rows(&store, query).await }))
     }
 
     fn events(&self, query: EventsQuery) -> Answer<'_, EventsPage> {
@@ -297,11 +296,6 @@ fn primary() -> SelectionCriteria {
 /// An integer as 64 bits, all else as a double.
 fn bson_number(number: &Number) -> Bson {
     number.as_i64().map(Bson::Int64).or_else(|| number.as_f64().map(Bson::Double)).unwrap_or(Bson::Null)
-}
-
-/// A calendar time that MongoDB gave; its range is larger than a calendar's.
-fn datetime(date: mongodb::bson::DateTime) -> DateTime<chrono::Utc> {
-    DateTime::from_timestamp_millis(date.timestamp_millis()).unwrap_or_default()
 }
 
 #[cfg(test)]

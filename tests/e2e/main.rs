@@ -5,6 +5,7 @@
 //! loudly where those cannot be had, unless `INGESTD_REQUIRE_SERVICES=1`. One binary, so that the services start once and the
 //! large dependencies are linked once.
 
+mod aggregates;
 mod alone;
 mod answers;
 mod archive_tools;

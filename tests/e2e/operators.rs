@@ -49,6 +49,7 @@ fn who_has_a_key_looks_who_has_another_operates_and_nobody_else_does_either() {
         ("GET", "/metrics", 401, 200, 200),
         ("HEAD", "/metrics", 401, 200, 200),
         ("GET", "/status", 401, 200, 200),
+        ("GET", "/v1/aggregates", 401, 200, 200),
         ("GET", "/v1/aggregates/events_by_type", 401, 200, 200),
         ("GET", "/v1/events", 401, 404, 404),
         ("GET", "/v1/dead-letters", 401, 200, 200),

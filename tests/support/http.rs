@@ -18,6 +18,8 @@ pub struct Reply {
     pub retry_after: Option<String>,
     pub allow: Option<String>,
     pub preference_applied: Option<String>,
+    pub etag: Option<String>,
+    pub link: Option<String>,
     pub body: String,
 }
 
@@ -113,6 +115,7 @@ fn reply(method: &str, url: &str, result: Result<Response<ureq::Body>, Error>) -
         |name: &str| response.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let (content_type, retry_after, allow) = (header("content-type"), header("retry-after"), header("allow"));
     let preference_applied = header("preference-applied");
+    let (etag, link) = (header("etag"), header("link"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value.as_bytes()))).collect();
     let status = response.status().as_u16();
@@ -121,5 +124,6 @@ fn reply(method: &str, url: &str, result: Result<Response<ureq::Body>, Error>) -
     let (_, after) = url.split_once("://").unwrap_or_default();
     let target = after.find('/').map_or("/", |at| &after[at..]);
     openapi::check(&Answered { method, target, status, headers, body: body.as_bytes() });
-    Ok(Reply { status, content_type: content_type.unwrap_or_default(), retry_after, allow, preference_applied, body })
+    let content_type = content_type.unwrap_or_default();
+    Ok(Reply { status, content_type, retry_after, allow, preference_applied, etag, link, body })
 }

@@ -70,6 +70,25 @@ impl AdminClient {
         self.read(self.keyed(self.agent.get(format!("{}/status", self.url))).call())
     }
 
+    /// The aggregates that it can be asked for, as JSON.
+    ///
+    /// # Errors
+    /// It does not answer, or not to us.
+    pub fn aggregates(&self) -> Result<Vec<u8>, LettersError> {
+        self.body(self.keyed(self.agent.get(format!("{}/v1/aggregates", self.url))).call())
+    }
+
+    /// Its answer to a query of an aggregate, as it is.
+    ///
+    /// # Errors
+    /// The same, or it refuses the query.
+    pub fn rows(&self, aggregate: &str, parameters: &[(&str, String)]) -> Result<Vec<u8>, LettersError> {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(parameters);
+        let url = format!("{}/v1/aggregates/{}?{}", self.url, path(aggregate), query.finish());
+        self.body(self.keyed(self.agent.get(url)).call())
+    }
+
     fn url(&self, path: &str, filter: &Filter) -> String {
         format!("{}/v1/dead-letters{path}?{}", self.url, filter.to_query())
     }
@@ -83,6 +102,15 @@ impl AdminClient {
     }
 
     fn read<T: DeserializeOwned>(&self, answer: Result<Response<Body>, Error>) -> Result<T, LettersError> {
+        let body = self.body(answer)?;
+        serde_json::from_slice(&body).map_err(|error| {
+            let why = format!("its answer cannot be read ({error}): is it another release?");
+            LettersError::Unavailable(format!("the daemon at {}: {why}", self.url))
+        })
+    }
+
+    /// What a 200 has.
+    fn body(&self, answer: Result<Response<Body>, Error>) -> Result<Vec<u8>, LettersError> {
         let unavailable = |why: String| LettersError::Unavailable(format!("the daemon at {}: {why}", self.url));
         let mut answer = answer.map_err(|error| {
             unavailable(if is_refused(&error) {
@@ -95,8 +123,7 @@ impl AdminClient {
         let body = answer.body_mut().with_config().limit(LARGEST_ANSWER).read_to_vec();
         let body = body.map_err(|error| unavailable(format!("its answer broke off ({error})")))?;
         if status == 200 {
-            return serde_json::from_slice(&body)
-                .map_err(|error| unavailable(format!("its answer cannot be read ({error}): is it another release?")));
+            return Ok(body);
         }
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
         let detail = problem["detail"].as_str().map_or_else(|| format!("it answers {status}"), str::to_owned);

@@ -5,7 +5,6 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
-use chrono::DateTime;
 use parking_lot::Mutex;
 use rusqlite::{
     Connection, InterruptHandle, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
@@ -19,8 +18,10 @@ use crate::{
     position::{Offset, Partition, Timestamp, TopicIdentity},
     sqlite,
     store::{
-        BucketDelta, BucketKey, Definition, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Query,
-        Removal, Row, Rows, StoreError, StoreOptions, ceil_millis, group, topic_recreated,
+        BucketDelta, BucketKey, Definition, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Removal,
+        StoreError, StoreOptions,
+        query::{Bucket, Merger, Query, Rows, Wanted},
+        topic_recreated,
     },
 };
 
@@ -496,41 +497,41 @@ impl Cancel {
     }
 }
 
+/// The buckets of a query, in the order of their windows.
+pub fn buckets(with_state: bool) -> String {
+    let state = if with_state { "measures" } else { "NULL" };
+    format!(
+        "SELECT window_start, grp, count, {state} FROM bucket
+         WHERE aggregate = ? AND window_start >= ? AND window_start < ? ORDER BY window_start"
+    )
+}
+
 /// Reads on a connection of its own, beside the writer.
-pub fn query(path: &Path, options: &StoreOptions, query: &Query, cancel: &Cancel) -> Result<Rows, StoreError> {
-    let (_, definition) = options.aggregate(&query.aggregate)?;
+pub fn query(path: &Path, options: &StoreOptions, query: Query, cancel: &Cancel) -> Result<Rows, StoreError> {
+    let (index, aggregate) = options.aggregate(&query.aggregate)?;
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     cancel.watch(&connection);
     connection.busy_timeout(options.timeout)?;
     let id: Option<i64> = connection
         .query_row("SELECT id FROM aggregate WHERE name = ?", [&query.aggregate], |row| row.get(0))
         .optional()?;
-    let mut found = Rows::default();
-    let Some(id) = id else { return Ok(found) };
-    // Field by field, as values: null, numbers, strings. The text decides between values that are written differently.
-    let by_field: String =
-        (0..definition.group_by.len()).map(|field| format!("json_extract(grp, '$[{field}]'), ")).collect();
-    let mut statement = connection.prepare(&format!(
-        "SELECT window_start, grp, sum(count) FROM bucket
-         WHERE aggregate = ? AND window_start >= ? AND window_start < ?
-         GROUP BY window_start, grp ORDER BY window_start, {by_field} grp LIMIT ?",
-    ))?;
-    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
-    let range = params![id, ceil_millis(query.from), ceil_millis(query.to), limit.saturating_add(1)];
+    let mut merger = Merger::new(query, aggregate, &options.plans[index]);
+    let Some(id) = id else { return merger.finish() };
+    let mut statement = connection.prepare(&buckets(merger.needs_state()))?;
     cancel.check()?;
-    let mut rows = statement.query(range)?;
+    let (from, to) = merger.range();
+    let mut rows = statement.query(params![id, from.0, to.0])?;
     while let Some(row) = rows.next()? {
         cancel.check()?;
-        let (window_start, group): (i64, String) = (row.get(0)?, row.get(1)?);
-        let values = group::values(&group, definition.group_by.len());
-        let row = Row {
-            window_start: DateTime::from_timestamp_millis(window_start).unwrap_or_default(),
-            group: definition.group_by.iter().cloned().zip(values).collect(),
+        let bucket = Bucket {
+            window_start: Timestamp(row.get(0)?),
+            group: row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?,
             count: row.get::<_, i64>(2)?.unsigned_abs(),
+            state: row.get_ref(3)?.as_blob_or_null().map_err(rusqlite::Error::from)?,
         };
-        if !found.push(&row, query.limit) {
+        if merger.take(bucket)? == Wanted::Nothing {
             break;
         }
     }
-    Ok(found)
+    merger.finish()
 }

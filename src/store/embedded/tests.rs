@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use chrono::Utc;
 use rusqlite::Connection;
 use serde_json::json;
 use tempfile::TempDir;
@@ -38,12 +37,11 @@ fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> Buck
 
 /// The rows of an answer, read back.
 fn read(rows: Rows) -> Vec<serde_json::Value> {
-    serde_json::from_slice(&[b"[", &*rows.into_json(), b"]"].concat()).unwrap()
+    serde_json::from_slice(&[b"[", &*rows.into_written(), b"]"].concat()).unwrap()
 }
 
 async fn counts(store: &EmbeddedStore) -> Vec<(serde_json::Value, u64)> {
-    let (from, to) = (Timestamp(0).to_datetime(), Utc::now());
-    let rows = store.query(Query { aggregate: "by_type".to_owned(), from, to, limit: 10 }).await.unwrap();
+    let rows = store.query(Query::of(&options().aggregates[0], Timestamp(0), Timestamp::now())).await.unwrap();
     read(rows).iter().map(|row| (row["group"]["type"].clone(), row["count"].as_u64().unwrap())).collect()
 }
 
@@ -80,12 +78,11 @@ async fn a_query_that_is_given_up_ends() {
     let store = open(&dir, options());
     store.prepare().await.unwrap();
     store.flush(&[delta(0, "[1]", 0, 0, 1)], &[]).await.unwrap();
-    let (from, to) = (Timestamp(0).to_datetime(), Utc::now());
-    let query = Query { aggregate: "by_type".to_owned(), from, to, limit: 1_000_000 };
+    let query = Query::of(&options().aggregates[0], Timestamp(0), Timestamp::now());
     let (path, options) = (dir.path().join("store.db"), options());
     let cancel = Cancel::default();
     cancel.cancel();
-    let given_up = database::query(&path, &options, &query, &cancel);
+    let given_up = database::query(&path, &options, query, &cancel);
     assert!(matches!(given_up, Err(StoreError::Unavailable(_))), "{given_up:?}");
     // Also while a statement runs: this one has no end of its own.
     let (connection, cancel) = (Connection::open_in_memory().unwrap(), Cancel::default());
@@ -136,4 +133,20 @@ async fn events_are_kept_once_and_removed_by_their_time_of_receipt() {
         .map(Result::unwrap)
         .collect();
     assert_eq!(left, [1]);
+}
+
+#[tokio::test]
+async fn an_index_serves_a_query_in_the_order_of_its_windows() {
+    let dir = TempDir::new().unwrap();
+    let store = open(&dir, options());
+    store.prepare().await.unwrap();
+    let connection = Connection::open(dir.path().join("store.db")).unwrap();
+    for with_state in [false, true] {
+        let explain = format!("EXPLAIN QUERY PLAN {}", database::buckets(with_state));
+        let mut statement = connection.prepare(&explain).unwrap();
+        let plan = statement.query_map([0, 0, 1], |row| row.get::<_, String>(3)).unwrap();
+        let plan: Vec<String> = plan.map(Result::unwrap).collect();
+        // No scan, and no temporary tree for a sort.
+        assert_eq!(plan, ["SEARCH bucket USING PRIMARY KEY (aggregate=? AND window_start>? AND window_start<?)"]);
+    }
 }

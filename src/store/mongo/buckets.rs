@@ -6,7 +6,7 @@ mod state;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::bson::{Document, doc};
 
 use super::{
     Failure, SOURCES,
@@ -14,8 +14,12 @@ use super::{
     reply::{StatementError, WriteReply, before_the_second_attempt, code},
 };
 use crate::{
-    position::{Offset, Partition, TopicIdentity},
-    store::{BucketDelta, Fence, Flushed, GroupsOf, Query, Rows, ceil_millis, topic_recreated},
+    position::{Offset, Partition, Timestamp, TopicIdentity},
+    store::{
+        BucketDelta, Fence, Flushed, GroupsOf,
+        query::{Merger, Query, Rows, Wanted},
+        topic_recreated,
+    },
 };
 
 pub use document::Buckets;
@@ -220,31 +224,32 @@ async fn claim(store: &StoreDatabase, partition: Partition, identity: &TopicIden
 }
 
 /// The answer to a query.
-pub async fn rows(store: &StoreDatabase, query: &Query) -> Result<Rows, Failure> {
-    let (index, definition) = store.options.aggregate(&query.aggregate).map_err(Failure::Store)?;
-    let date = |time| Bson::DateTime(mongodb::bson::DateTime::from_millis(ceil_millis(time)));
-    let limit = i64::try_from(query.limit).unwrap_or(i64::MAX).saturating_add(1);
-    let pipeline = [
-        doc! { "$match": { "window_start": { "$gte": date(query.from), "$lt": date(query.to) } } },
-        document::totals(),
-        doc! { "$sort": { "_id.window_start": 1, "_id.group": 1 } },
-        doc! { "$limit": limit },
-    ];
+pub async fn rows(store: &StoreDatabase, query: Query) -> Result<Rows, Failure> {
+    let (index, aggregate) = store.options.aggregate(&query.aggregate).map_err(Failure::Store)?;
+    let mut merger = Merger::new(query, aggregate, &store.options.plans[index]);
+    let (from, to) = merger.range();
+    let date = |time: Timestamp| mongodb::bson::DateTime::from_millis(time.0);
+    let mut wanted = doc! { "key": 1, "window_start": 1, "count": 1 };
+    if merger.needs_state() {
+        wanted.insert("state", 1);
+    }
     let mut cursor = store
         .database
         .collection::<Document>(&Buckets::new(&store.options, index).collection())
-        .aggregate(pipeline)
+        .find(doc! { "window_start": { "$gte": date(from), "$lt": date(to) } })
+        .projection(wanted)
+        // The index has it; where there is none, a sort may need the disk.
+        .sort(doc! { "window_start": 1 })
         .allow_disk_use(true)
         .max_time(store.options.timeout)
         .await?;
-    let mut rows = Rows::default();
-    while let Some(row) = cursor.try_next().await? {
-        let row = document::row(&definition.group_by, &row).ok_or_else(|| {
-            Failure::unavailable(format!("a document of aggregate {:?} is no bucket of ours", query.aggregate))
+    while cursor.advance().await? {
+        let bucket = document::bucket(cursor.current()).ok_or_else(|| {
+            Failure::unavailable(format!("a document of aggregate {:?} is no bucket of ours", aggregate.name))
         })?;
-        if !rows.push(&row, query.limit) {
+        if merger.take(bucket).map_err(Failure::Store)? == Wanted::Nothing {
             break;
         }
     }
-    Ok(rows)
+    merger.finish().map_err(Failure::Store)
 }

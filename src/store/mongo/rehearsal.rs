@@ -64,9 +64,8 @@ async fn run_through(store: &StoreDatabase) -> Result<(), Failure> {
     if found != [Offset(1); 2] {
         return Err(otherwise(format!("the fences {found:?} were read, instead of two at 1")));
     }
-    let to = DateTime::from_timestamp_millis(120_000).unwrap_or_default();
-    let query = Query { aggregate: aggregate.name.clone(), from: DateTime::default(), to, limit: 10 };
-    let rows = buckets::rows(store, &query).await?.into_json();
+    let query = Query::of(aggregate, Timestamp(0), Timestamp(120_000));
+    let rows = buckets::rows(store, query).await?.into_written();
     let rows: Vec<Value> = serde_json::from_slice(&[b"[", &*rows, b"]"].concat()).unwrap_or_default();
     let counts: Vec<_> = rows.iter().map(|row| row["count"].as_u64()).collect();
     if counts != [Some(2); 2] {

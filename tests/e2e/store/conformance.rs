@@ -1,6 +1,10 @@
 //! What each store does, behind its seam: one suite, run on every backend.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use ingestd::internals::{
     config::AggregateConfig,
@@ -10,6 +14,7 @@ use ingestd::internals::{
     store::{
         BucketDelta, BucketKey, EventsQuery, Fence, Flushed, GroupsOf, ProcessedEvent, Query, Removal, Rows, Store,
         StoreError, StoreOptions,
+        query::{Condition, Order, Ordered, Step},
     },
 };
 use serde_json::{Value, json};
@@ -24,6 +29,8 @@ pub trait Backend {
 
     /// The count and what else was measured, of all buckets of the one aggregate.
     async fn measured(&self) -> Vec<(u64, Vec<u8>)>;
+    /// Makes an aggregate's definition one of a release that knew only windows and fields.
+    async fn forget_what_is_new(&self, aggregate: &str);
 }
 
 pub fn options() -> StoreOptions {
@@ -66,15 +73,19 @@ pub fn identity(name: &str) -> TopicIdentity {
     TopicIdentity(name.into())
 }
 
-/// The rows of the window that all deltas are of.
+/// All of the window that all deltas are of.
+fn query() -> Query {
+    Query::of(&options().aggregates[0], Timestamp(60_000), Timestamp(60_001))
+}
+
+/// Its rows.
 pub async fn rows(store: &Arc<dyn Store>, limit: usize) -> Rows {
-    let (from, to) = (Timestamp(60_000).to_datetime(), Timestamp(60_001).to_datetime());
-    store.query(Query { aggregate: "by_type".to_owned(), from, to, limit }).await.unwrap()
+    store.query(Query { limit, ..query() }).await.unwrap()
 }
 
 /// The rows of an answer, read back.
 pub fn read(rows: Rows) -> Vec<Value> {
-    serde_json::from_slice(&[b"[", &*rows.into_json(), b"]"].concat()).unwrap()
+    serde_json::from_slice(&[b"[", &*rows.into_written(), b"]"].concat()).unwrap()
 }
 
 /// The groups' values in the order of `group_by`, with their counts.
@@ -98,7 +109,7 @@ pub async fn a_flush_that_is_repeated_is_fenced_and_changes_nothing(backend: &im
     assert_eq!(store.flush(&flush, &[]).await.unwrap().fenced, [Partition(0), Partition(1)]);
     assert_eq!(store.flush(&[delta(0, "[0,null]", 10, 10, 1)], &[]).await.unwrap(), Flushed::default());
     let rows = rows(&store, 10_000).await;
-    assert!(!rows.truncated());
+    assert_eq!(rows.next(), None);
     let rows = read(rows);
     assert_eq!((rows.len(), rows.iter().filter_map(|row| row["count"].as_u64()).sum::<u64>()), (2500, 25_001));
 }
@@ -174,19 +185,158 @@ pub async fn rows_are_summed_over_partitions_sorted_and_cut_at_the_limit(backend
     ];
     assert_eq!(counts(&store).await, expected);
     let first = rows(&store, 4).await;
-    let truncated = first.truncated();
-    assert_eq!((read(first).len(), truncated), (4, true));
-    // Both ends of the range are exact, though windows begin at whole milliseconds.
-    let (from, to) =
-        (Timestamp(60_000).to_datetime() + chrono::TimeDelta::microseconds(1), Timestamp(60_001).to_datetime());
-    let later = store.query(Query { aggregate: "by_type".to_owned(), from, to, limit: 10 }).await.unwrap();
-    assert!(read(later).is_empty());
+    let next = first.next().cloned();
+    assert_eq!((read(first).len(), next.is_some()), (4, true));
+    let last = store.query(Query { after: next, ..query() }).await.unwrap();
+    assert_eq!(last.next(), None);
+    assert_eq!(read(last)[0]["group"]["type"], "a!");
+    // Both ends of the range are exact.
+    for (from, to) in [(60_001, 120_000), (0, 60_000)] {
+        let beside = Query { from: Timestamp(from), to: Timestamp(to), ..query() };
+        assert!(read(store.query(beside).await.unwrap()).is_empty());
+    }
+}
+
+/// An aggregate with each kind of measure, by type and another field.
+fn measuring() -> StoreOptions {
+    let text = "name = \"measured\"\nwindow = \"1m\"\ngroup_by = [\"type\", \"f\"]\n\
+                measures = [{ sum = \"n\" }, { min = \"n\" }, { max = \"n\" }, { avg = \"n\" }, { unique = \"u\" }, { top = \"u\", k = 2 }]";
+    let aggregate: AggregateConfig = toml::from_str(text).unwrap();
+    StoreOptions { plans: vec![Plan::new(&aggregate)], aggregates: vec![aggregate], ..options() }
+}
+
+/// What was folded of records with these numbers, all of one user.
+fn measured(partition: i32, window: i64, group: &str, first: u64, user: &str, numbers: &[&str]) -> BucketDelta {
+    let plan = &measuring().plans[0];
+    let mut measures = Measures::default();
+    for number in numbers {
+        measures.add(plan, |field| Some(if plan.fields()[field] == "n" { number } else { user }));
+    }
+    let key = BucketKey { window_start: Timestamp(window * 60_000), group: group.into() };
+    let last = Offset(first + numbers.len() as u64 - 1);
+    BucketDelta { key, partition: Partition(partition), aggregate: 0, first: Offset(first), last, measures }
+}
+
+pub async fn what_is_measured_is_merged_over_flushes_partitions_windows_and_groups(backend: &impl Backend) {
+    let store = prepared(backend, measuring()).await;
+    let flushes = [
+        vec![measured(0, 1, r#"["a",1]"#, 0, "\"x\"", &["0.1", "1e40", "-5"])],
+        vec![
+            measured(0, 1, r#"["a",1]"#, 3, "\"y\"", &["999999999999999.25"]),
+            measured(1, 1, r#"["a",1]"#, 0, "\"y\"", &["0.2", "0.2"]),
+            measured(1, 1, r#"["a",2]"#, 2, "\"x\"", &["7"]),
+            measured(1, 2, r#"["b",1]"#, 3, "\"z\"", &["\"no number\""]),
+        ],
+    ];
+    for flush in &flushes {
+        assert_eq!(store.flush(flush, &[]).await.unwrap(), Flushed::default());
+        let fenced: BTreeSet<_> = flush.iter().map(|delta| delta.partition).collect();
+        assert_eq!(store.flush(flush, &[]).await.unwrap().fenced, Vec::from_iter(fenced), "a second time");
+    }
+    let whole = Query::of(&measuring().aggregates[0], Timestamp(0), Timestamp(600_000));
+    let ask = async |query: Query| read(store.query(query).await.unwrap());
+    let frequent = |value: &str, count: u64| json!({ "value": value, "count": count });
+    let row = |minute: u8, group: Value, count: u64, numbers: [&str; 4], unique: u64, top: Value, inexact: u64| {
+        let [sum, min, max, avg] = numbers.map(|text| serde_json::from_str::<Value>(text).unwrap());
+        json!({
+            "window_start": format!("1970-01-01T00:{minute:02}:00Z"), "group": group, "count": count, "inexact": inexact,
+            "measures": { "sum(n)": sum, "min(n)": min, "max(n)": max, "avg(n)": avg, "unique(u)": unique, "top(u)": top },
+        })
+    };
+    let top = json!([frequent("x", 3), frequent("y", 3)]);
+    let nothing = ["null"; 4];
+    let b = row(2, json!({ "type": "b", "f": 1 }), 1, nothing, 1, json!([frequent("z", 1)]), 0);
+    let sevens = ["7"; 4];
+    let numbers = ["999999999999994.75", "-5", "999999999999999.25", "199999999999998.95"];
+    assert_eq!(
+        ask(whole.clone()).await,
+        [
+            row(1, json!({ "type": "a", "f": 1 }), 6, numbers, 2, top, 1),
+            row(1, json!({ "type": "a", "f": 2 }), 1, sevens, 1, json!([frequent("x", 1)]), 0),
+            b.clone(),
+        ]
+    );
+    // Both as one, and the largest first.
+    let by_type = Query {
+        group_by: vec![0],
+        step: Step::Whole,
+        order: Order::By { number: Ordered::Measure(0), descending: true },
+        ..whole.clone()
+    };
+    let numbers = ["1000000000000001.75", "-5", "999999999999999.25", "166666666666666.95833333333333333"];
+    let top = json!([frequent("x", 4), frequent("y", 3)]);
+    let a = row(0, json!({ "type": "a" }), 7, numbers, 2, top, 1);
+    let mut b = b;
+    (b["window_start"], b["group"]) = ("1970-01-01T00:00:00Z".into(), json!({ "type": "b" }));
+    assert_eq!(ask(by_type.clone()).await, [a.clone(), b]);
+    let condition = Condition { field: 1, values: vec!["2".to_owned(), "x".to_owned()] };
+    let of_two = ask(Query { conditions: vec![condition], ..by_type }).await;
+    assert_eq!((of_two.len(), &of_two[0]["count"]), (1, &json!(1)));
+}
+
+pub async fn the_groups_of_a_window_are_those_of_its_partition_and_generation(backend: &impl Backend) {
+    let store = prepared(backend, measuring()).await;
+    let next = backend.open(StoreOptions { generation: 1, ..measuring() }).await;
+    let long = format!("[\"{}\",1]", "x".repeat(2000));
+    let flush = [
+        measured(0, 1, r#"["a",1.50]"#, 0, "1", &["1"]),
+        measured(0, 1, &long, 1, "1", &["1"]),
+        measured(0, 2, r#"["b",1]"#, 2, "1", &["1"]),
+        measured(1, 1, r#"["c",1]"#, 0, "1", &["1"]),
+    ];
+    store.flush(&flush, &[]).await.unwrap();
+    next.flush(&[measured(0, 1, r#"["d",1]"#, 0, "1", &["1"])], &[]).await.unwrap();
+    let of = |partition, window: i64, limit| GroupsOf {
+        aggregate: 0,
+        partition: Partition(partition),
+        window_start: Timestamp(window * 60_000),
+        limit,
+    };
+    let asked = [of(0, 1, 9), of(1, 1, 9), of(0, 2, 9), of(0, 3, 9), of(0, 1, 1)];
+    let mut found = store.groups(&asked).await.unwrap();
+    found[0].sort();
+    let expected: [&[&str]; 4] = [&[r#"["a",1.50]"#, &long], &[r#"["c",1]"#], &[r#"["b",1]"#], &[]];
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!(found.iter().map(|group| &**group).collect::<Vec<_>>(), expected);
+    }
+    assert_eq!(found[4].len(), 1, "at most so many");
+}
+
+pub async fn a_definition_of_before_that_has_a_name_with_a_slash_goes_on_as_it_was(backend: &impl Backend) {
+    let aggregate = |text: &str| -> StoreOptions {
+        let aggregate: AggregateConfig = toml::from_str(text).unwrap();
+        StoreOptions { plans: vec![Plan::new(&aggregate)], aggregates: vec![aggregate], ..options() }
+    };
+    const DAY: &str = "window = \"1d\"\ngroup_by = [\"/geo\"]\n";
+    let named = |name: &str, more: &str| aggregate(&format!("name = \"{name}\"\n{DAY}{more}"));
+    // One that this release began has pointers.
+    let store = prepared(backend, named("new", "")).await;
+    assert_eq!(store.prepare().await.unwrap().names_only, [false]);
+    backend.forget_what_is_new("new").await;
+    let again = backend.open(named("new", "")).await;
+    assert_eq!(again.prepare().await.unwrap().names_only, [true]);
+    // What decides how it is counted may not change; names in answers, retention and the order of measures may.
+    prepared(backend, named("changed", "measures = [{ sum = \"n\" }, { max = \"n\" }]")).await;
+    let same = "retention = \"30d\"\nmeasures = [\"count\", { max = \"n\", as = \"largest\" }, { sum = \"n\" }]";
+    prepared(backend, named("changed", same)).await;
+    for other in [
+        "",
+        "measures = [{ sum = \"n\" }]",
+        "measures = [{ sum = \"n\" }, { max = \"n\" }]\nfilter = { type = \"a\" }",
+        "measures = [{ sum = \"n\" }, { max = \"n\" }]\ntime_zone = \"Europe/Berlin\"",
+        "measures = [{ sum = \"n\" }, { max = \"n\" }]\nmax_groups = 5",
+    ] {
+        let refused = backend.open(named("changed", other)).await.prepare().await;
+        assert!(
+            matches!(&refused, Err(StoreError::Refused(why)) if why.contains("\"changed\"")),
+            "{other}: {refused:?}"
+        );
+    }
 }
 
 pub async fn an_aggregate_that_is_not_configured_is_refused(backend: &impl Backend) {
     let store = prepared(backend, options()).await;
-    let (from, to) = (Timestamp(0).to_datetime(), Timestamp(60_001).to_datetime());
-    let refused = store.query(Query { aggregate: "by_tpye".to_owned(), from, to, limit: 10 }).await;
+    let refused = store.query(Query { aggregate: "by_tpye".to_owned(), ..query() }).await;
     assert!(matches!(&refused, Err(StoreError::Refused(why)) if why.contains("by_tpye")), "it is not refused by name");
 }
 

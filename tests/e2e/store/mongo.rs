@@ -75,6 +75,13 @@ impl Backend for Place {
         let count = |bucket: &Document| bucket.get_i64("count").unwrap().unsigned_abs();
         buckets.iter().map(|bucket| (count(bucket), bucket.get_binary_generic("state").unwrap().clone())).collect()
     }
+
+    async fn forget_what_is_new(&self, aggregate: &str) {
+        let definitions = self.database.collection::<Document>("ingestd_aggregates");
+        let update = doc! { "$unset": { "definition": "" } };
+        let updated = definitions.update_one(doc! { "_id": aggregate }, update).await.unwrap();
+        assert_eq!(updated.modified_count, 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -372,4 +379,33 @@ async fn documents_without_their_partition_are_paged_behind_the_others_of_their_
     assert!(offsets[..20].iter().copied().eq((20..40).rev()), "{offsets:?}");
     offsets.sort_unstable();
     assert!(offsets.into_iter().eq(0..40));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_serves_a_query_in_the_order_of_its_windows() {
+    let Some((_turn, url)) = server() else { return };
+    let database = fresh(&url, "explain").await;
+    let store = open(&url, &database, options()).await;
+    let flush: Vec<_> = (0..500).map(|n| delta(0, &format!("[{n},null]"), 0, 0, 1)).collect();
+    store.flush(&flush, &[]).await.unwrap();
+    // What the server says that it did, of what was really sent.
+    database.run_command(doc! { "profile": 2 }).await.unwrap();
+    let rows = super::conformance::rows(&store, 10_000).await;
+    database.run_command(doc! { "profile": 0 }).await.unwrap();
+    assert_eq!(super::conformance::read(rows).len(), 500);
+    let profile = database.collection::<Document>("system.profile");
+    let found = profile.find_one(doc! { "op": "query", "command.find": "aggregate_by_type" }).await.unwrap().unwrap();
+    assert_eq!(found.get_str("planSummary").unwrap(), "IXSCAN { window_start: 1 }", "{found}");
+    assert!(!found.contains_key("hasSortStage"), "it sorts: {found}");
+    // A first batch has 101 of them.
+    let sent = found.get_document("command").unwrap();
+    let parts = ["find", "filter", "projection", "sort"].map(|name| (name.to_owned(), sent.get(name).unwrap().clone()));
+    let command: Document = parts.into_iter().collect();
+    let explained = doc! { "explain": command, "verbosity": "executionStats" };
+    let explained = database.run_command(explained).await.unwrap();
+    let stats = explained.get_document("executionStats").unwrap();
+    let number = |name: &str| stats.get(name).and_then(|number| number.as_i32().map(i64::from).or(number.as_i64()));
+    assert_eq!(["nReturned", "totalKeysExamined", "totalDocsExamined"].map(number), [Some(500); 3]);
+    let plan = explained.to_string();
+    assert!(plan.contains("IXSCAN") && !plan.contains("COLLSCAN") && !plan.contains("\"SORT\""), "{plan}");
 }

@@ -5,7 +5,7 @@
 //! written `%25`, `%2E` and `%24`: MongoDB gives them a meaning of their own. Where an index of an operator takes no such
 //! `group`, the text stands in `key` instead.
 
-use mongodb::bson::{Binary, Bson, DateTime, Decimal128, Document, doc, spec::BinarySubtype};
+use mongodb::bson::{Binary, Bson, DateTime, Decimal128, Document, RawBsonRef, RawDocument, doc, spec::BinarySubtype};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -14,8 +14,9 @@ use crate::{
     measure::{Frequent, More, Plan, Shown},
     position::{Offset, Partition, Timestamp, TopicName},
     store::{
-        BucketDelta, BucketKey, Fence, Removal, Row, StoreOptions, group,
-        mongo::{bson_number, datetime, indexes::Wanted},
+        BucketDelta, BucketKey, Fence, Removal, StoreOptions, group,
+        mongo::{bson_number, indexes::Wanted},
+        query::Bucket,
     },
 };
 
@@ -233,37 +234,24 @@ fn frequent(item: &Frequent) -> Bson {
     Bson::Document(doc! { "value": bson(group::value(&item.value)), "count": count })
 }
 
-/// The stage of a query that makes one document for [`row`] of the buckets of all partitions and generations.
-pub fn totals() -> Document {
-    doc! { "$group": {
-        "_id": { "window_start": "$window_start", "group": { "$ifNull": ["$group", "$key"] } },
-        "count": { "$sum": "$count" },
-    } }
-}
-
-fn count(totals: &Document) -> Option<u64> {
-    match totals.get("count")? {
-        Bson::Int32(count) => Some(u64::from(count.unsigned_abs())),
-        Bson::Int64(count) => Some(count.unsigned_abs()),
-        _ => None,
-    }
-}
-
-/// A row of the query's pipeline.
-pub fn row(fields: &[String], document: &Document) -> Option<Row> {
-    let id = document.get_document("_id").ok()?;
-    let group: Vec<Value> = match id.get("group")? {
-        Bson::Document(group) => {
-            fields.iter().map(|field| group.get(escape(field)).map_or(Value::Null, json)).collect()
-        }
-        Bson::String(text) => group::values(text, fields.len()),
+/// A bucket as a query reads it.
+pub fn bucket(document: &RawDocument) -> Option<Bucket<'_>> {
+    let group = match document.get("key").ok()? {
+        Some(RawBsonRef::String(key)) => key,
+        // Behind the topic, the partition and the window.
+        _ => document.get_str("_id").ok()?.splitn(4, '/').nth(3)?,
+    };
+    let count = match document.get("count").ok()?? {
+        RawBsonRef::Int32(count) => count.unsigned_abs().into(),
+        RawBsonRef::Int64(count) => count.unsigned_abs(),
         _ => return None,
     };
-    Some(Row {
-        window_start: datetime(*id.get_datetime("window_start").ok()?),
-        group: fields.iter().cloned().zip(group).collect(),
-        count: count(document)?,
-    })
+    let state = match document.get("state").ok()? {
+        Some(RawBsonRef::Binary(state)) => Some(state.bytes),
+        _ => None,
+    };
+    let window_start = Timestamp(document.get_datetime("window_start").ok()?.timestamp_millis());
+    Some(Bucket { window_start, group, count, state })
 }
 
 fn bson(value: Value) -> Bson {
@@ -273,17 +261,6 @@ fn bson(value: Value) -> Bson {
         Value::String(text) => Bson::String(text),
         // No other value is one of a group.
         Value::Null | Value::Array(_) | Value::Object(_) => Bson::Null,
-    }
-}
-
-fn json(value: &Bson) -> Value {
-    match value {
-        Bson::Boolean(bool) => (*bool).into(),
-        Bson::Int32(integer) => (*integer).into(),
-        Bson::Int64(integer) => (*integer).into(),
-        Bson::Double(float) => (*float).into(),
-        Bson::String(text) => text.as_str().into(),
-        _ => Value::Null,
     }
 }
 
