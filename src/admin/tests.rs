@@ -87,6 +87,7 @@ fn state() -> AdminState {
         commit: "abc",
         started: Instant::now(),
         queries: queries(),
+        streams: Streams::default(),
     }
 }
 
