@@ -54,7 +54,7 @@ macro_rules! asset {
 }
 
 static PAGE: Asset = asset!("index.html", "text/html; charset=utf-8");
-static ASSETS: [Asset; 12] = [
+static ASSETS: [Asset; 14] = [
     asset!("dashboard.css", CSS),
     asset!("icon.svg", "image/svg+xml"),
     asset!("main.js", JAVASCRIPT),
@@ -67,8 +67,10 @@ static ASSETS: [Asset; 12] = [
     asset!("page.js", JAVASCRIPT),
     asset!("format.js", JAVASCRIPT),
     asset!("uplot.js", JAVASCRIPT),
+    asset!("uplot.css", CSS),
+    // Copies have it with them.
+    asset!("uplot.LICENSE", "text/plain; charset=utf-8"),
 ];
-static UPLOT_CSS: Asset = asset!("uplot.css", CSS);
 
 /// A file that a browser is given as it is.
 struct Asset {
@@ -87,7 +89,7 @@ struct Packed {
 
 impl Asset {
     fn find(name: &str) -> Option<&'static Self> {
-        ASSETS.iter().chain([&UPLOT_CSS]).find(|asset| asset.name == name)
+        ASSETS.iter().find(|asset| asset.name == name)
     }
 
     fn packed(&self) -> &Packed {
@@ -167,7 +169,7 @@ mod tests {
     use super::*;
 
     fn all() -> impl Iterator<Item = &'static Asset> {
-        ASSETS.iter().chain([&UPLOT_CSS, &PAGE])
+        ASSETS.iter().chain([&PAGE])
     }
 
     #[test]
@@ -176,7 +178,7 @@ mod tests {
         assert!((10_000..150 * 1024).contains(&packed), "{packed} bytes compressed");
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/admin/dashboard");
         let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
-        let files: BTreeSet<String> = files.filter(|name| name != "uplot.LICENSE").collect();
+        let files: BTreeSet<String> = files.collect();
         let served: BTreeSet<String> = all().map(|asset| asset.name.to_owned()).collect();
         assert_eq!(files, served);
         assert!(ASSETS.iter().find(|asset| asset.name == "uplot.js").unwrap().text.contains("(v1.6.32)"));

@@ -107,6 +107,7 @@ fn page() -> Operation {
 fn asset() -> Operation {
     let mut files = answer("The file.", "text/javascript", &text("A script."));
     files["content"]["text/css"] = json!({ "schema": text("A style sheet.") });
+    files["content"]["text/plain"] = json!({ "schema": text("The licence of a part.") });
     files["content"]["image/svg+xml"] = json!({ "schema": text("A picture.") });
     let operation = Operation::new("asset", "A part of the dashboard", "")
         .parameter(parameter("path", "name", "The file's.", &json!({ "type": "string", "examples": ["main.js"] })))

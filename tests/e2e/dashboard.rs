@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -19,6 +20,8 @@ use crate::support::{
     services::sdk,
     skip,
 };
+
+mod aggregates;
 
 const CONFIG: &str = r#"
 [[aggregate]]
@@ -196,12 +199,54 @@ fn the_overview_shows_what_the_status_says_and_asks_no_other_host() {
 }
 
 #[test]
+fn what_is_wrong_stands_first_with_what_to_do() {
+    let Some(mut browser) = browser(&[]) else { return };
+    let daemon = setup("dashboard-wrong").start();
+    let mut page = daemon.get("/status").json();
+    page["time"] = 1_795_000_000_000_i64.into();
+    page["counters"] =
+        json!({ "rejected": {}, "quarantined": {}, "consumed": {}, "restarts": { "spooler": 3 }, "answers": {} });
+    page["latency"] = json!([[0.5, 0], [null, 0]]);
+    (page["ready"], page["degraded"]) = (false.into(), true.into());
+    page["refusing_events"] = "the disk is full: 71 % used".into();
+    page["dependencies"]["object_store"] = json!({ "available": false, "reason": "connection refused" });
+    page["actors"]["uploader"] = json!({ "state": "failing", "reason": "<img src=x onerror=alert(1)>" });
+    page["halted"] = json!([{ "sink": "archive", "topic": "events", "partition": 4, "reason": "offsets 7 to 9 were removed",
+        "do": "ingestd archive skip events 4 --to 10" }]);
+    browser.stand_in("*/v1/live", move |_| Some(("text/event-stream", format!("data: {page}\n\n"))));
+    browser.go(&daemon.admin_url("/"));
+    browser.until("what is wrong", "document.querySelectorAll('#attention .note').length === 4");
+    let notes = browser.evaluate("[...document.querySelectorAll('#attention .note')].map((it) => it.innerText)");
+    for (at, parts) in [
+        (0, &["Events are refused.", "the disk is full: 71 % used"][..]),
+        (
+            1,
+            &[
+                "Partition 4 of events is halted (archive).",
+                "offsets 7 to 9 were removed",
+                "What to do: ingestd archive skip events 4 --to 10",
+            ],
+        ),
+        (2, &["object_store cannot be used.", "connection refused"]),
+        // It is text, whatever it looks like.
+        (3, &["uploader is failing.", "<img src=x onerror=alert(1)>"]),
+    ] {
+        let note = notes[at].as_str().expect("text");
+        assert!(parts.iter().all(|part| note.contains(part)), "{note}");
+    }
+    assert_eq!(browser.evaluate("document.getElementById('state').textContent"), "not ready");
+    let restarts = browser.evaluate(
+        "[...document.querySelectorAll('.tile')].find((it) => it.innerText.startsWith('Restarts')).innerText",
+    );
+    assert!(restarts.as_str().expect("text").ends_with("3\nspooler 3"), "{restarts}");
+    assert_no_complaint(&mut browser);
+    daemon.terminate();
+}
+
+#[test]
 fn axe_finds_nothing_in_any_view_in_light_and_dark_on_a_desk_and_on_a_phone() {
     let Some(mut browser) = browser(&[]) else { return };
-    if !Path::new("/usr/bin/npm").exists()
-        && std::env::var_os("PATH")
-            .is_none_or(|path| !std::env::split_paths(&path).any(|folder| folder.join("npm").exists()))
-    {
+    if !Command::new("npm").arg("--version").output().is_ok_and(|output| output.status.success()) {
         // Not among what the tests need.
         return eprintln!("\n!!! SKIPPED: there is no npm to install axe-core with\n");
     }
@@ -254,7 +299,7 @@ fn all_can_be_done_with_keys() {
     let daemon = setup("keyboard").set("event.on_invalid", "quarantine").start();
     quarantine(&daemon, 2);
     browser.resize(1280, 900);
-    browser.go(&daemon.admin_url("/#letters"));
+    browser.go(&daemon.admin_url("/#/letters"));
     browser.until("letters", "document.querySelectorAll('#letters-list tbody tr').length === 2");
     let mut walk = Vec::new();
     for _ in 0..60 {
@@ -281,7 +326,7 @@ fn all_can_be_done_with_keys() {
 
     // A letter is opened, closed, and one is where one was.
     browser.evaluate("document.activeElement.blur()");
-    browser.go(&daemon.admin_url("/?again#letters"));
+    browser.go(&daemon.admin_url("/?again#/letters"));
     browser.until("letters", "document.querySelectorAll('#letters-list tbody tr').length === 2");
     for _ in 0..=at {
         browser.press("Tab");
@@ -294,11 +339,11 @@ fn all_can_be_done_with_keys() {
     assert_eq!(browser.evaluate(FOCUSED), Value::from(first));
 
     // Past the head of the page, and to another view.
-    browser.go(&daemon.admin_url("/?third#letters"));
+    browser.go(&daemon.admin_url("/?third#/letters"));
     browser.press("Tab");
     browser.press("Enter");
     assert_eq!(browser.evaluate(FOCUSED), "main");
-    browser.go(&daemon.admin_url("/?fourth#letters"));
+    browser.go(&daemon.admin_url("/?fourth#/letters"));
     for _ in 0..5 {
         browser.press("Tab");
     }
@@ -314,7 +359,7 @@ fn letters_are_listed_shown_replayed_corrected_and_purged_when_one_is_sure() {
     let Some(mut browser) = browser(&[]) else { return };
     let daemon = setup("dashboard-letters").set("event.on_invalid", "quarantine").start();
     quarantine(&daemon, 4);
-    browser.go(&daemon.admin_url("/#letters"));
+    browser.go(&daemon.admin_url("/#/letters"));
     let listed = |browser: &mut Browser, count: usize| {
         browser.until("letters", &format!("document.querySelectorAll('#letters-list tbody tr').length === {count}"));
         browser.evaluate("[...document.querySelectorAll('#letters-list tbody th')].map((it) => it.textContent)")
@@ -376,7 +421,8 @@ fn letters_are_listed_shown_replayed_corrected_and_purged_when_one_is_sure() {
     }
     browser.evaluate("document.getElementById('found-to').value = ''; document.getElementById('closed').click()");
     click(&mut browser, "#letters-filter button", "List");
-    says(&mut browser, "4 letters.");
+    // What was purged is no more.
+    says(&mut browser, "2 letters.");
     assert_no_complaint(&mut browser);
     browser.evaluate("document.getElementById('limit').value = 'many'; 0");
     click(&mut browser, "#letters-filter button", "List");
@@ -499,6 +545,63 @@ fn a_page_of_another_origin_changes_nothing_and_one_of_a_name_made_for_it_reads_
     browser.go(&format!("http://localhost:{port}/"));
     browser.until("its own page", "document.querySelectorAll('.tile').length > 0");
     daemon.terminate();
+}
+
+/// Sends for so long, more and less, of some clients; now and then something wrong.
+fn send_for(daemon: &Daemon, time: Duration) {
+    let began = Instant::now();
+    let mut number = 0;
+    while began.elapsed() < time {
+        let busy = 1.0 + 0.5 * (began.elapsed().as_secs_f64() / 9.0).sin();
+        let lines: Vec<String> = (0..fastrand::usize(1..(60.0 * busy) as usize))
+            .map(|_| {
+                number += 1;
+                let of = ["login_success", "login_success", "page_view", "page_view", "page_view", "login_failure", "order"][number % 7];
+                let client = format!("client-{}", fastrand::u8(1..4));
+                let amount = f64::from(fastrand::u32(100..9000)) / 100.0;
+                json!({ "type": of, "client_id": client, "amount": amount, "ip": format!("192.0.2.{}", fastrand::u8(1..30)) }).to_string()
+            })
+            .collect();
+        send(daemon, &lines);
+        if fastrand::u16(0..400) == 0 {
+            send(daemon, &[json!({ "client_id": "client-2", "amount": 12.5 }).to_string()]);
+        }
+        std::thread::sleep(Duration::from_millis(fastrand::u64(5..60)));
+    }
+}
+
+/// Of the README: what it shows has to be there, and small. `INGESTD_SCREENSHOTS=1` makes them anew.
+#[test]
+fn pictures_of_the_readme_are_of_this_page() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    if std::env::var_os("INGESTD_SCREENSHOTS").is_some()
+        && let Some(mut browser) = browser(&[])
+    {
+        let daemon = setup("pictures")
+            .set("event.on_invalid", "quarantine")
+            .set("disk.max_used_percent", "90")
+            .set("disk.resume_percent", "85")
+            .start();
+        browser.prefer("light");
+        browser.resize(1280, 800);
+        browser.go(&daemon.admin_url("/"));
+        send_for(&daemon, Duration::from_secs(100));
+        browser.screenshot(&docs.join("dashboard-overview.png"));
+        daemon.terminate();
+    }
+    let readme = std::fs::read_to_string(docs.join("../README.md")).expect("it is there");
+    let named: Vec<&str> =
+        readme.split("](docs/dashboard-").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    assert!(!named.is_empty());
+    for name in named {
+        let picture = std::fs::read(docs.join(format!("dashboard-{name}")))
+            .unwrap_or_else(|error| panic!("docs/dashboard-{name}: {error}"));
+        assert!(
+            picture.starts_with(b"\x89PNG") && picture.len() < 200 << 10,
+            "docs/dashboard-{name}: {} bytes",
+            picture.len()
+        );
+    }
 }
 
 /// A stream that has begun, whose first bytes are read.

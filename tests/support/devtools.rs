@@ -32,6 +32,9 @@ pub fn chromium() -> Result<String, String> {
 pub const FLAGS: &str = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --no-proxy-server \
                          --disable-background-networking --disable-component-update --disable-extensions --disable-sync";
 
+/// Of a URL: the media type and the body, or 404.
+type StandIn = dyn Fn(&str) -> Option<(&'static str, String)>;
+
 /// One tab.
 pub struct Browser {
     commands: File,
@@ -42,6 +45,8 @@ pub struct Browser {
     complaints: Vec<String>,
     /// What pages asked for.
     pub requests: Vec<String>,
+    /// What is answered in the place of whoever was asked.
+    stand_in: Option<Box<StandIn>>,
     process: Process,
     _folder: TempDir,
 }
@@ -80,8 +85,17 @@ impl Browser {
             }
         });
         let (complaints, requests) = (Vec::new(), Vec::new());
-        let mut browser =
-            Self { commands, answers, sent: 0, session: None, complaints, requests, process, _folder: folder };
+        let mut browser = Self {
+            commands,
+            answers,
+            sent: 0,
+            session: None,
+            complaints,
+            requests,
+            stand_in: None,
+            process,
+            _folder: folder,
+        };
         let tab = browser.call("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].take();
         let attached = browser.call("Target.attachToTarget", json!({ "targetId": tab, "flatten": true }));
         browser.session = Some(attached["sessionId"].as_str().expect("a session").to_owned());
@@ -91,25 +105,29 @@ impl Browser {
         browser
     }
 
-    /// One command, and what came of it.
-    #[track_caller]
-    pub fn call(&mut self, method: &str, parameters: Value) -> Value {
+    fn send(&mut self, method: &str, parameters: Value) -> Value {
         self.sent += 1;
-        let id = self.sent;
-        let mut command = json!({ "id": id, "method": method, "params": parameters });
+        let mut command = json!({ "id": self.sent, "method": method, "params": parameters });
         if let Some(session) = &self.session {
             command["sessionId"] = session.as_str().into();
         }
         let mut bytes = command.to_string().into_bytes();
         bytes.push(0);
         self.commands.write_all(&bytes).expect("the pipe is there");
+        command
+    }
+
+    /// One command, and what came of it.
+    #[track_caller]
+    pub fn call(&mut self, method: &str, parameters: Value) -> Value {
+        let command = self.send(method, parameters);
         let deadline = Instant::now() + PATIENCE;
         loop {
             let Ok(mut message) = self.answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
                 self.process.print_log("chromium");
                 panic!("no answer to {command}");
             };
-            if message["id"] == id {
+            if message["id"] == command["id"] {
                 assert!(message["error"].is_null(), "{command}: {}", message["error"]);
                 return message["result"].take();
             }
@@ -122,6 +140,19 @@ impl Browser {
         let complaint = match event["method"].as_str() {
             Some("Network.requestWillBeSent") => {
                 self.requests.push(told["request"]["url"].as_str().unwrap_or_default().to_owned());
+                return;
+            }
+            Some("Fetch.requestPaused") => {
+                let answer = self.stand_in.as_ref().and_then(|answer| answer(told["request"]["url"].as_str()?));
+                let (status, (media_type, body)) =
+                    answer.map_or((404, ("text/plain", String::new())), |answer| (200, answer));
+                let answer = json!({
+                    "requestId": told["requestId"],
+                    "responseCode": status,
+                    "responseHeaders": [{ "name": "content-type", "value": media_type }],
+                    "body": BASE64_STANDARD.encode(body),
+                });
+                self.send("Fetch.fulfillRequest", answer);
                 return;
             }
             Some("Runtime.exceptionThrown") => &told["exceptionDetails"],
@@ -173,6 +204,17 @@ impl Browser {
             }
             thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Has what the page asks for by such a URL (`*` is any part of one) answered here.
+    pub fn stand_in(&mut self, pattern: &str, answer: impl Fn(&str) -> Option<(&'static str, String)> + 'static) {
+        self.stand_in = Some(Box::new(answer));
+        self.call("Fetch.enable", json!({ "patterns": [{ "urlPattern": pattern }] }));
+    }
+
+    /// Where what is downloaded goes.
+    pub fn download_to(&mut self, folder: &Path) {
+        self.call("Page.setDownloadBehavior", json!({ "behavior": "allow", "downloadPath": folder }));
     }
 
     /// A key, as a person presses it.

@@ -1,6 +1,6 @@
 // Each aggregate as a chart over time, its numbers as a table beside it, and as CSV.
 
-import { ask, askJson, withQuery } from "./api.js";
+import { ask, askExactly, askJson, withQuery } from "./api.js";
 import { Chart, last, least, mean, most, total } from "./chart.js";
 import { count, drawn, lengthOf, measured, moment, plural, rate, short, span, text } from "./format.js";
 import { at, isDisabled, make, note, table, whileDisabled } from "./page.js";
@@ -19,8 +19,9 @@ const SHOWN = 100;
 const ALL = "all events";
 
 let aggregates = [];
-let chart;
 let asked = 0;
+/** What was answered last. */
+let answered;
 
 export async function enter() {
   if (aggregates.length > 0) return;
@@ -109,7 +110,7 @@ async function answer() {
   note(at("aggregates-note"), "Asking …");
   try {
     for (let page = 0; page < PAGES; page += 1) {
-      const found = await askJson(path(aggregate.name, question, { limit: PAGE, cursor }));
+      const found = await askExactly(path(aggregate.name, question, { limit: PAGE, cursor }));
       // Another question was asked meanwhile.
       if (number !== asked) return;
       rows.push(...found.rows);
@@ -124,7 +125,8 @@ async function answer() {
   }
   const cut = isCut ? `These are the first ${count(rows.length)} rows: choose a larger step, fewer groups, or a shorter range.` : "";
   note(at("aggregates-note"), rows.length === 0 ? "There is nothing in this range." : `${plural(rows.length, "row")}. ${cut}`.trim());
-  draw(aggregate, question, rows);
+  answered = [aggregate, question, rows];
+  draw(...answered);
 }
 
 /** What stands in the answer under this label. */
@@ -158,7 +160,7 @@ function drawChart(rows, measure, step) {
   const series = largest.slice(0, LINES).map(([name, values]) => ({ name, values, isStepped: isSum && largest.length === 1 }));
   const all = isSum && !measure.startsWith("unique") ? [["Sum", total]] : [];
   const columns = [...all, ["Last", last], ["Mean", mean], ["Least", least], ["Most", most]];
-  chart = new Chart(at("answer-chart"), { caption: `${measure} by group`, height: 300, format: (value) => (isSum && Number.isInteger(value) ? count(value) : rate(value)), short, columns });
+  const chart = new Chart(at("answer-chart"), { caption: `${measure} by group`, height: 300, format: (value) => (isSum && Number.isInteger(value) ? count(value) : rate(value)), short, columns });
   chart.set(times, series);
   if (largest.length > LINES) {
     at("answer-chart").append(make("p", { className: "hint" }, `The ${LINES} largest of ${count(largest.length)} groups; the table has all.`));
@@ -175,7 +177,8 @@ function timesOf(rows, step) {
 }
 
 function drawRows(aggregate, groups, rows) {
-  const measures = [...new Set(rows.flatMap((row) => Object.keys(row.measures ?? {})))];
+  const there = new Set(rows.flatMap((row) => Object.keys(row.measures ?? {})));
+  const measures = (aggregate.measures ?? []).map(labelOf).filter((label) => there.has(label));
   const headings = ["From", ...groups, { text: "count", number: true }, ...measures.map((name) => ({ text: name, number: !name.startsWith("top") }))];
   const newest = [...rows].sort((one, other) => Date.parse(other.window_start) - Date.parse(one.window_start) || other.count - one.count);
   const cells = ({ window_start: start, group, count: number, measures: of }) =>
@@ -214,6 +217,7 @@ at("aggregate").addEventListener("change", () => {
   answer();
 });
 at("range").addEventListener("change", steps);
+at("measure").addEventListener("change", () => answered?.[0] === chosen() && draw(...answered));
 at("question").addEventListener("submit", (event) => {
   event.preventDefault();
   answer();

@@ -63,6 +63,19 @@ export async function askJson(path, options = {}) {
   return (await ask(path, options)).json();
 }
 
+/** The same, where numbers may have more digits than one of JavaScript's: those are their texts. */
+export async function askExactly(path, options = {}) {
+  const exact = (_, value, context) =>
+    typeof value === "number" && context?.source !== undefined && String(value) !== context.source ? kept(value, context.source) : value;
+  return JSON.parse(await (await ask(path, options)).text(), exact);
+}
+
+/** `1.50` and `1e3` are what they say; of `0.1` and so many more digits the number is not. */
+function kept(value, source) {
+  const digits = source.replace(/^-|[eE].*$|\./g, "").replace(/^0+/, "");
+  return digits.length <= 15 ? value : source;
+}
+
 /** A path with these parameters, without those that are empty; a list stands once for each of its values. */
 export function withQuery(path, parameters) {
   const query = new URLSearchParams();

@@ -1,5 +1,6 @@
 // A chart over time, with its numbers in a table beside it: for who does not see it, and in the place of a legend.
 
+import { moment } from "./format.js";
 import { make, show, table } from "./page.js";
 
 const HEIGHT = 200;
@@ -119,7 +120,7 @@ export class Chart {
     if (this.#tip.hidden) return;
     const values = this.#series.map(({ name, values }, at) =>
       make("div", {}, make("span", { className: `mark series-${at % COLOURS}` }), `${name}: ${this.#options.format(values[idx])}`));
-    this.#tip.replaceChildren(make("div", {}, new Date(this.#data[0][idx] * 1000).toLocaleString()), ...values);
+    this.#tip.replaceChildren(make("div", {}, moment(this.#data[0][idx] * 1000)), ...values);
     const over = plot.over.offsetLeft + left;
     this.#tip.classList.toggle("before", over > this.#place.clientWidth / 2);
     this.#tip.style.left = `${over}px`;

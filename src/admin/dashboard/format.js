@@ -19,24 +19,20 @@ export function rate(number) {
   return Number(number.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
-/** What a measure is: a number, a text (exact sums may be longer than a number can be), a list of the most frequent, or nothing. */
+/** What a measure is: a number, the text of one that has more digits than a number can, the most frequent values, or nothing. */
 export function measured(value) {
   if (value == null) return NOTHING;
   if (typeof value === "number") return exact.format(value);
-  if (Array.isArray(value)) return value.map(pair).join(", ") || NOTHING;
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
-}
-
-function pair(entry) {
-  if (Array.isArray(entry)) return `${text(entry[0])} (${entry.slice(1).map(measured).join(", ")})`;
-  if (entry === null || typeof entry !== "object") return text(entry);
-  const number = ["count", "n"].find((name) => typeof entry[name] === "number");
-  return number ? `${text(entry.value ?? entry.key)} (${count(entry[number])})` : JSON.stringify(entry);
+  if (typeof value !== "object") return String(value);
+  const values = Array.isArray(value) ? value : value.values;
+  if (!Array.isArray(values)) return JSON.stringify(value);
+  const error = value.error ? ` ±${count(value.error)}` : "";
+  return values.map((each) => `${text(each.value)} (${count(each.count)}${error})`).join(", ") || NOTHING;
 }
 
 /** The number of a measure, where it is one that can be drawn. */
 export function drawn(value) {
-  if (value == null || Array.isArray(value) || typeof value === "object") return null;
+  if (value == null || typeof value === "object") return null;
   const number = Number(value);
   return Number.isFinite(number) ? number : null;
 }

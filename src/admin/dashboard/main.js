@@ -31,10 +31,11 @@ function go(name, { moves = false } = {}) {
 
 for (const button of document.querySelectorAll("[data-view]")) {
   button.addEventListener("click", () => {
-    location.hash = button.dataset.view;
+    location.hash = `/${button.dataset.view}`;
   });
 }
-const named = () => location.hash.slice(1);
+// With a slash before it, so that it is no element's id, which the browser would go to.
+const named = () => location.hash.slice(2);
 addEventListener("hashchange", () => {
   scrollTo(0, 0);
   go(named());
@@ -87,13 +88,12 @@ async function live() {
     let pause = RETRY;
     try {
       await follow(took);
-      pause = 0;
     } catch (error) {
       if (error.status === 401) pause = null;
       else overview.lose(error.name === "AbortError" ? "The daemon says nothing any more." : error.message);
     }
     // Without a key there is nothing to ask until somebody gives one.
-    if (pause !== 0) await new Promise((resolve) => {
+    await new Promise((resolve) => {
       wake = resolve;
       if (pause !== null) setTimeout(resolve, pause);
     });
