@@ -575,7 +575,7 @@ fn send_for(daemon: &Daemon, time: Duration) {
 fn pictures_of_the_readme_are_of_this_page() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
     if std::env::var_os("INGESTD_SCREENSHOTS").is_some()
-        && let Some(mut browser) = browser(&[])
+        && let Some(mut browser) = browser(&["--hide-scrollbars"])
     {
         let daemon = setup("pictures")
             .set("event.on_invalid", "quarantine")
@@ -583,7 +583,7 @@ fn pictures_of_the_readme_are_of_this_page() {
             .set("disk.resume_percent", "85")
             .start();
         browser.prefer("light");
-        browser.resize(1280, 800);
+        browser.resize(1280, 1100);
         browser.go(&daemon.admin_url("/"));
         send_for(&daemon, Duration::from_secs(100));
         browser.screenshot(&docs.join("dashboard-overview.png"));

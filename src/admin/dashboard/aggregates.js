@@ -37,8 +37,9 @@ export async function enter() {
 }
 
 const chosen = () => aggregates.find(({ name }) => name === at("aggregate").value) ?? aggregates[0];
-const windowOf = (aggregate) => aggregate.window_seconds ?? lengthOf(aggregate.window);
-const labelOf = (measure) => (typeof measure === "string" ? measure : measure.label ?? measure.name);
+const windowOf = (aggregate) => lengthOf(aggregate.window);
+/** What is measured under this label: `count`, `sum`, `top` … */
+const functionOf = (aggregate, label) => (label === "count" ? label : aggregate.about?.[label]?.function);
 
 /** What can be asked of the aggregate. */
 function choose() {
@@ -48,8 +49,7 @@ function choose() {
   at("range").replaceChildren(...[...shown, ["custom", "From … to …"]].map(([value, label]) => make("option", { value }, label)));
   const wished = [before, "1h", shown[0]?.[0], "custom"].find((value) => [...at("range").options].some((option) => option.value === value));
   at("range").value = wished;
-  const measures = [...new Set(["count", ...(aggregate.measures ?? []).map(labelOf)])];
-  at("measure").replaceChildren(...measures.map((value) => make("option", { value }, value)));
+  at("measure").replaceChildren(...aggregate.measures.map((value) => make("option", { value }, value)));
   const fields = (aggregate.group_by ?? []).map((field, number) => {
     const box = make("input", { type: "checkbox", id: `group-${number}`, value: field, checked: true });
     return make("div", { className: "check" }, box, make("label", { htmlFor: box.id }, field));
@@ -140,13 +140,14 @@ function draw(aggregate, question, rows) {
   at("answer-title").replaceChildren(`${aggregate.name}: ${measure} `, make("small", {}, `by ${question.step}`));
   const canDraw = rows.some((row) => drawn(valueOf(row, measure)) !== null);
   at("answer-chart").hidden = !canDraw;
-  if (canDraw) drawChart(rows, measure, question.step);
+  if (canDraw) drawChart(aggregate, rows, measure, question.step);
   drawRows(aggregate, question.groups, rows);
 }
 
-function drawChart(rows, measure, step) {
-  // Where nothing was, there were none; a mean or a quantile of nothing is nothing.
-  const isSum = measure === "count" || /^(sum|unique)\(/.test(measure);
+function drawChart(aggregate, rows, measure, step) {
+  // Where nothing was, there were none; the largest or the mean of nothing is nothing.
+  const measures = functionOf(aggregate, measure);
+  const isSum = ["count", "sum", "unique"].includes(measures);
   const times = timesOf(rows, lengthOf(step));
   const index = new Map(times.map((time, at) => [time, at]));
   const groups = new Map();
@@ -158,7 +159,7 @@ function drawChart(rows, measure, step) {
   const size = (values) => values.reduce((sum, value) => sum + Math.abs(value ?? 0), 0);
   const largest = [...groups].sort(([, one], [, other]) => size(other) - size(one));
   const series = largest.slice(0, LINES).map(([name, values]) => ({ name, values, isStepped: isSum && largest.length === 1 }));
-  const all = isSum && !measure.startsWith("unique") ? [["Sum", total]] : [];
+  const all = isSum && measures !== "unique" ? [["Sum", total]] : [];
   const columns = [...all, ["Last", last], ["Mean", mean], ["Least", least], ["Most", most]];
   const chart = new Chart(at("answer-chart"), { caption: `${measure} by group`, height: 300, format: (value) => (isSum && Number.isInteger(value) ? count(value) : rate(value)), short, columns });
   chart.set(times, series);
@@ -178,11 +179,11 @@ function timesOf(rows, step) {
 
 function drawRows(aggregate, groups, rows) {
   const there = new Set(rows.flatMap((row) => Object.keys(row.measures ?? {})));
-  const measures = (aggregate.measures ?? []).map(labelOf).filter((label) => there.has(label));
-  const headings = ["From", ...groups, { text: "count", number: true }, ...measures.map((name) => ({ text: name, number: !name.startsWith("top") }))];
+  const measures = aggregate.measures.filter((label) => there.has(label));
+  const headings = ["From", ...groups, { text: "count", number: true }, ...measures.map((name) => ({ text: name, number: functionOf(aggregate, name) !== "top" }))];
   const newest = [...rows].sort((one, other) => Date.parse(other.window_start) - Date.parse(one.window_start) || other.count - one.count);
-  const cells = ({ window_start: start, group, count: number, measures: of }) =>
-    [moment(start), ...groups.map((field) => text(group[field])), count(number), ...measures.map((name) => measured(of?.[name]))];
+  const cells = ({ window_start: start, group, count: number, measures: of, errors }) =>
+    [moment(start), ...groups.map((field) => text(group[field])), count(number), ...measures.map((name) => measured(of?.[name], errors?.[name]))];
   const fill = (number) => {
     const parts = [table(`Rows of ${aggregate.name}, the newest first`, headings, newest.slice(0, number).map(cells))];
     if (newest.length > number) {
@@ -202,8 +203,17 @@ function drawRows(aggregate, groups, rows) {
 async function download() {
   const { name } = chosen();
   try {
-    const answer = await ask(path(name, parameters(), { format: "csv", limit: PAGE * PAGES }), { headers: { Accept: "text/csv" } });
-    const url = URL.createObjectURL(await answer.blob());
+    const parts = [];
+    let next = path(name, parameters(), { format: "csv", limit: PAGE * PAGES });
+    while (next && parts.length < PAGES) {
+      const answer = await ask(next, { headers: { Accept: "text/csv" } });
+      const text = await answer.text();
+      // Each page has the names of the columns.
+      parts.push(parts.length === 0 ? text : text.slice(text.indexOf("\n") + 1));
+      next = /<([^>]*)>; rel="?next"?/.exec(answer.headers.get("link") ?? "")?.[1];
+    }
+    if (next) note(at("aggregates-note"), "The file has the first rows only: choose a larger step, fewer groups, or a shorter range.", true);
+    const url = URL.createObjectURL(new Blob(parts, { type: "text/csv" }));
     make("a", { href: url, download: `${name}.csv` }).click();
     // The browser has begun to save it by then.
     setTimeout(() => URL.revokeObjectURL(url), 60_000);

@@ -19,15 +19,16 @@ export function rate(number) {
   return Number(number.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
-/** What a measure is: a number, the text of one that has more digits than a number can, the most frequent values, or nothing. */
-export function measured(value) {
+/**
+ * What a measure is: a number, the text of one that has more digits than a number can, the most frequent values (whose counts may
+ * be wrong by `error`), or nothing.
+ */
+export function measured(value, error = 0) {
   if (value == null) return NOTHING;
   if (typeof value === "number") return exact.format(value);
-  if (typeof value !== "object") return String(value);
-  const values = Array.isArray(value) ? value : value.values;
-  if (!Array.isArray(values)) return JSON.stringify(value);
-  const error = value.error ? ` ±${count(value.error)}` : "";
-  return values.map((each) => `${text(each.value)} (${count(each.count)}${error})`).join(", ") || NOTHING;
+  if (!Array.isArray(value)) return String(value);
+  const may = error > 0 ? ` ±${count(error)}` : "";
+  return value.map((each) => `${text(each.value)} (${count(each.count)}${may})`).join(", ") || NOTHING;
 }
 
 /** The number of a measure, where it is one that can be drawn. */

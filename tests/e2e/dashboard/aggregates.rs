@@ -16,8 +16,13 @@ fn answer(url: &str) -> Option<(&'static str, String)> {
     let given = |name: &str| url.query_pairs().find(|(given, _)| given == name).map(|(_, value)| value.into_owned());
     if url.path() == "/v1/aggregates" {
         let measures = ["count", "sum(/amount)", "avg(/amount)", "unique(user_id)", "top(ip)"];
-        let purchases =
+        let about =
+            [("sum(/amount)", "sum"), ("avg(/amount)", "avg"), ("unique(user_id)", "unique"), ("top(ip)", "top")];
+        let about: serde_json::Map<_, _> =
+            about.into_iter().map(|(label, function)| (label.to_owned(), json!({ "function": function }))).collect();
+        let mut purchases =
             json!({ "name": "purchases", "window": "1m", "group_by": ["client_id", "type"], "measures": measures });
+        purchases["about"] = about.into();
         let daily = json!({ "name": "daily", "window": "1day", "time_zone": "Europe/Berlin", "group_by": [], "measures": ["count"] });
         return Some(("application/json", json!({ "aggregates": [purchases, daily] }).to_string()));
     }
@@ -28,9 +33,9 @@ fn answer(url: &str) -> Option<(&'static str, String)> {
     let row = |minute: u32, client: &str, count: u64| {
         let group = if is_whole { json!({}) } else { json!({ "client_id": client, "type": null }) };
         let start = format!("2026-11-23T08:{minute:02}:00Z");
-        let top = json!({ "values": [{ "value": "10.0.0.1", "count": 7 }, { "value": null, "count": 2 }], "error": 1 });
+        let top = json!([{ "value": "10.0.0.1", "count": 7 }, { "value": null, "count": 2 }]);
         let measures = json!({ "sum(/amount)": "SUM", "avg(/amount)": null, "unique(user_id)": 2, "top(ip)": top });
-        json!({ "window_start": start, "group": group, "count": count, "measures": measures })
+        json!({ "window_start": start, "group": group, "count": count, "measures": measures, "errors": { "top(ip)": 1 } })
     };
     // Two pages, by the cursor.
     let (rows, next) = match given("cursor").as_deref() {
