@@ -5,8 +5,15 @@ import { Chart, last, least, mean, most, total } from "./chart.js";
 import { count, drawn, lengthOf, measured, moment, plural, rate, short, span, text } from "./format.js";
 import { at, isDisabled, make, note, table, whileDisabled } from "./page.js";
 
-const RANGES = [["15m", "15 minutes", 900], ["1h", "1 hour", 3600], ["6h", "6 hours", 21600], ["24h", "24 hours", 86400],
-  ["7d", "7 days", 604800], ["30d", "30 days", 2592000], ["365d", "1 year", 31536000]];
+const RANGES = [
+  ["15m", "15 minutes", 900],
+  ["1h", "1 hour", 3600],
+  ["6h", "6 hours", 21600],
+  ["24h", "24 hours", 86400],
+  ["7d", "7 days", 604800],
+  ["30d", "30 days", 2592000],
+  ["365d", "1 year", 31536000],
+];
 const STEPS = [1, 5, 10, 15, 30, 60, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400, 604800, 2592000];
 /** Points of a chart that are told apart, and lines that are. */
 const POINTS = 500;
@@ -22,6 +29,7 @@ let aggregates = [];
 let asked = 0;
 /** What was answered last. */
 let answered;
+let chart;
 
 export async function enter() {
   if (aggregates.length > 0) return;
@@ -30,7 +38,8 @@ export async function enter() {
   } catch (error) {
     return note(at("aggregates-note"), error.message, true);
   }
-  if (aggregates.length === 0) return note(at("aggregates-note"), "There are none: an [[aggregate]] in the configuration makes one.");
+  if (aggregates.length === 0)
+    return note(at("aggregates-note"), "There are none: an [[aggregate]] in the configuration makes one.");
   at("aggregate").replaceChildren(...aggregates.map(({ name }) => make("option", { value: name }, name)));
   choose();
   answer();
@@ -47,14 +56,19 @@ function choose() {
   const shown = RANGES.filter(([, , length]) => length >= windowOf(aggregate) * 2);
   const before = at("range").value;
   at("range").replaceChildren(...[...shown, ["custom", "From … to …"]].map(([value, label]) => make("option", { value }, label)));
-  const wished = [before, "1h", shown[0]?.[0], "custom"].find((value) => [...at("range").options].some((option) => option.value === value));
+  const wished = [before, "1h", shown[0]?.[0], "custom"].find((value) =>
+    [...at("range").options].some((option) => option.value === value),
+  );
   at("range").value = wished;
   at("measure").replaceChildren(...aggregate.measures.map((value) => make("option", { value }, value)));
   const fields = (aggregate.group_by ?? []).map((field, number) => {
     const box = make("input", { type: "checkbox", id: `group-${number}`, value: field, checked: true });
     return make("div", { className: "check" }, box, make("label", { htmlFor: box.id }, field));
   });
-  at("groups").replaceChildren(make("legend", {}, "Group by"), ...(fields.length > 0 ? fields : [make("p", { className: "hint" }, "It has no groups.")]));
+  at("groups").replaceChildren(
+    make("legend", {}, "Group by"),
+    ...(fields.length > 0 ? fields : [make("p", { className: "hint" }, "It has no groups.")]),
+  );
   const filters = (aggregate.group_by ?? []).map((field, number) => {
     const input = make("input", { id: `where-${number}`, spellcheck: false, autocapitalize: "off" });
     input.dataset.field = field;
@@ -84,8 +98,12 @@ const boxes = () => [...at("groups").querySelectorAll("input")];
 /** What is asked. */
 function parameters() {
   const isCustom = at("range").value === "custom";
-  const groups = boxes().filter(({ checked }) => checked).map(({ value }) => value);
-  const where = [...at("where").querySelectorAll("input")].filter(({ value }) => value !== "").map((input) => `${input.dataset.field}:${input.value}`);
+  const groups = boxes()
+    .filter(({ checked }) => checked)
+    .map(({ value }) => value);
+  const where = [...at("where").querySelectorAll("input")]
+    .filter(({ value }) => value !== "")
+    .map((input) => `${input.dataset.field}:${input.value}`);
   return {
     from: isCustom ? at("from").value.trim() : `-${at("range").value}`,
     to: isCustom ? at("to").value.trim() : "now",
@@ -123,15 +141,23 @@ async function answer() {
     at("answer").hidden = true;
     return note(at("aggregates-note"), error.message, true);
   }
-  const cut = isCut ? `These are the first ${count(rows.length)} rows: choose a larger step, fewer groups, or a shorter range.` : "";
-  note(at("aggregates-note"), rows.length === 0 ? "There is nothing in this range." : `${plural(rows.length, "row")}. ${cut}`.trim());
+  const cut = isCut
+    ? `These are the first ${count(rows.length)} rows: choose a larger step, fewer groups, or a shorter range.`
+    : "";
+  note(
+    at("aggregates-note"),
+    rows.length === 0 ? "There is nothing in this range." : `${plural(rows.length, "row")}. ${cut}`.trim(),
+  );
   answered = [aggregate, question, rows];
   draw(...answered);
 }
 
 /** What stands in the answer under this label. */
 const valueOf = (row, measure) => (measure === "count" ? row.count : row.measures?.[measure]);
-const nameOf = (group) => Object.entries(group).map(([, value]) => text(value)).join(", ") || ALL;
+const nameOf = (group) =>
+  Object.entries(group)
+    .map(([, value]) => text(value))
+    .join(", ") || ALL;
 
 function draw(aggregate, question, rows) {
   const measure = at("measure").value;
@@ -161,11 +187,11 @@ function drawChart(aggregate, rows, measure, step) {
   const series = largest.slice(0, LINES).map(([name, values]) => ({ name, values, isStepped: isSum && largest.length === 1 }));
   const all = isSum && measures !== "unique" ? [["Sum", total]] : [];
   const columns = [...all, ["Last", last], ["Mean", mean], ["Least", least], ["Most", most]];
-  const chart = new Chart(at("answer-chart"), { caption: `${measure} by group`, height: 300, format: (value) => (isSum && Number.isInteger(value) ? count(value) : rate(value)), short, columns });
-  chart.set(times, series);
-  if (largest.length > LINES) {
-    at("answer-chart").append(make("p", { className: "hint" }, `The ${LINES} largest of ${count(largest.length)} groups; the table has all.`));
-  }
+  const format = (value) => (Number.isInteger(value) ? count(value) : rate(value));
+  chart ??= new Chart(at("answer-chart"), { height: 300, short, format, columns });
+  chart.set(times, series, { caption: `${measure} by group`, columns });
+  at("answer-note").textContent =
+    largest.length > LINES ? `The ${LINES} largest of ${count(largest.length)} groups; the table has all.` : "";
 }
 
 /** The starts of all steps from the first row's to the last one's, where they are evenly apart. */
@@ -180,10 +206,21 @@ function timesOf(rows, step) {
 function drawRows(aggregate, groups, rows) {
   const there = new Set(rows.flatMap((row) => Object.keys(row.measures ?? {})));
   const measures = aggregate.measures.filter((label) => there.has(label));
-  const headings = ["From", ...groups, { text: "count", number: true }, ...measures.map((name) => ({ text: name, number: functionOf(aggregate, name) !== "top" }))];
-  const newest = [...rows].sort((one, other) => Date.parse(other.window_start) - Date.parse(one.window_start) || other.count - one.count);
-  const cells = ({ window_start: start, group, count: number, measures: of, errors }) =>
-    [moment(start), ...groups.map((field) => text(group[field])), count(number), ...measures.map((name) => measured(of?.[name], errors?.[name]))];
+  const headings = [
+    "From",
+    ...groups,
+    { text: "count", number: true },
+    ...measures.map((name) => ({ text: name, number: functionOf(aggregate, name) !== "top" })),
+  ];
+  const newest = [...rows].sort(
+    (one, other) => Date.parse(other.window_start) - Date.parse(one.window_start) || other.count - one.count,
+  );
+  const cells = ({ window_start: start, group, count: number, measures: of, errors }) => [
+    moment(start),
+    ...groups.map((field) => text(group[field])),
+    count(number),
+    ...measures.map((name) => measured(of?.[name], errors?.[name])),
+  ];
   const fill = (number) => {
     const parts = [table(`Rows of ${aggregate.name}, the newest first`, headings, newest.slice(0, number).map(cells))];
     if (newest.length > number) {
@@ -212,7 +249,12 @@ async function download() {
       parts.push(parts.length === 0 ? text : text.slice(text.indexOf("\n") + 1));
       next = /<([^>]*)>; rel="?next"?/.exec(answer.headers.get("link") ?? "")?.[1];
     }
-    if (next) note(at("aggregates-note"), "The file has the first rows only: choose a larger step, fewer groups, or a shorter range.", true);
+    if (next)
+      note(
+        at("aggregates-note"),
+        "The file has the first rows only: choose a larger step, fewer groups, or a shorter range.",
+        true,
+      );
     const url = URL.createObjectURL(new Blob(parts, { type: "text/csv" }));
     make("a", { href: url, download: `${name}.csv` }).click();
     // The browser has begun to save it by then.

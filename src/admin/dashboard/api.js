@@ -66,7 +66,9 @@ export async function askJson(path, options = {}) {
 /** The same, where numbers may have more digits than one of JavaScript's: those are their texts. */
 export async function askExactly(path, options = {}) {
   const exact = (_, value, context) =>
-    typeof value === "number" && context?.source !== undefined && String(value) !== context.source ? kept(value, context.source) : value;
+    typeof value === "number" && context?.source !== undefined && String(value) !== context.source
+      ? kept(value, context.source)
+      : value;
   return JSON.parse(await (await ask(path, options)).text(), exact);
 }
 
@@ -104,7 +106,10 @@ export async function follow(onEvent) {
       const events = text.split("\n\n");
       text = events.pop();
       for (const event of events) {
-        const data = event.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5));
+        const data = event
+          .split("\n")
+          .filter((line) => line.startsWith("data:"))
+          .map((line) => line.slice(5));
         if (data.length > 0) onEvent(JSON.parse(data.join("\n")));
       }
     }

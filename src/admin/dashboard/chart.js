@@ -38,7 +38,7 @@ export class Chart {
 
   /**
    * @param {HTMLElement} element where it stands
-   * @param {{caption: string, format: (number) => string, height?: number, columns: [string, (values: number[]) => any][], short?: (number) => string}} options
+   * @param {object} options `caption`, `columns`, `format` (of numbers in the table), `short` (of those on the axis), `height`;
    *   `columns` are what the table says of each series
    */
   constructor(element, options) {
@@ -53,9 +53,14 @@ export class Chart {
     new ResizeObserver(() => this.#size()).observe(this.#place);
   }
 
-  /** Shows these series: their names, and one list of numbers each, at these times (seconds since 1970). */
-  set(times, series) {
-    const isSame = series.length === this.#series.length && series.every(({ name }, at) => name === this.#series[at].name);
+  /**
+   * Shows these series: their names, and one list of numbers each, at these times (seconds since 1970); from now on by other
+   * options, if there are some.
+   */
+  set(times, series, options = {}) {
+    this.#options = { ...this.#options, ...options };
+    const is = (one, other) => one.name === other.name && one.isStepped === other.isStepped;
+    const isSame = series.length === this.#series.length && series.every((each, at) => is(each, this.#series[at]));
     this.#series = series;
     this.#data = [times, ...series.map(({ values }) => values)];
     if (!isSame || !this.#plot) this.#draw();
@@ -92,7 +97,10 @@ export class Chart {
     const series = this.#series.map(({ name, isStepped }, at) => {
       const stroke = colour(`series-${at % COLOURS}`);
       return {
-        label: name, stroke, width: 2, spanGaps: false,
+        label: name,
+        stroke,
+        width: 2,
+        spanGaps: false,
         fill: this.#series.length === 1 ? faint(stroke) : undefined,
         paths: isStepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
         points: { show: (plot) => plot.data[0].length < 3 },
@@ -100,9 +108,16 @@ export class Chart {
     });
     this.#plot = new uPlot(
       {
-        width, height: this.#height, series: [{}, ...series], legend: { show: false }, cursor: { y: false, drag: { x: false, y: false } },
+        width,
+        height: this.#height,
+        series: [{}, ...series],
+        legend: { show: false },
+        cursor: { y: false, drag: { x: false, y: false } },
         scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.08 : 1] } },
-        axes: [{ ...axis, values: TIMES }, { ...axis, size: 64, values: (_, ticks) => ticks.map(short) }],
+        axes: [
+          { ...axis, values: TIMES },
+          { ...axis, size: 64, values: (_, ticks) => ticks.map(short) },
+        ],
         hooks: { setCursor: [(plot) => this.#point(plot)] },
       },
       this.#data,
@@ -119,7 +134,13 @@ export class Chart {
     this.#tip.hidden = idx === null || idx === undefined || left < 0;
     if (this.#tip.hidden) return;
     const values = this.#series.map(({ name, values }, at) =>
-      make("div", {}, make("span", { className: `mark series-${at % COLOURS}` }), `${name}: ${this.#options.format(values[idx])}`));
+      make(
+        "div",
+        {},
+        make("span", { className: `mark series-${at % COLOURS}` }),
+        `${name}: ${this.#options.format(values[idx])}`,
+      ),
+    );
     this.#tip.replaceChildren(make("div", {}, moment(this.#data[0][idx] * 1000)), ...values);
     const over = plot.over.offsetLeft + left;
     this.#tip.classList.toggle("before", over > this.#place.clientWidth / 2);

@@ -39,7 +39,8 @@ export function drawn(value) {
 }
 
 /** A value of a group. */
-export const text = (value) => (value === null || value === undefined ? "(none)" : typeof value === "string" ? value : JSON.stringify(value));
+export const text = (value) =>
+  value === null || value === undefined ? "(none)" : typeof value === "string" ? value : JSON.stringify(value);
 
 export function bytes(number) {
   if (number == null) return NOTHING;
@@ -58,19 +59,47 @@ export function seconds(number) {
 }
 
 export function duration(of) {
-  const parts = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
-  const first = Math.max(0, parts.findIndex(([, length]) => of >= length));
-  const said = parts.slice(of < 1 ? 3 : first).slice(0, 2).map(([unit, length], at) => {
-    const number = at === 0 ? Math.floor(of / length) : Math.floor((of % parts[first][1]) / length);
-    return at > 0 && number === 0 ? "" : `${number} ${unit}`;
-  });
+  const parts = [
+    ["d", 86400],
+    ["h", 3600],
+    ["min", 60],
+    ["s", 1],
+  ];
+  const first = Math.max(
+    0,
+    parts.findIndex(([, length]) => of >= length),
+  );
+  const said = parts
+    .slice(of < 1 ? 3 : first)
+    .slice(0, 2)
+    .map(([unit, length], at) => {
+      const number = at === 0 ? Math.floor(of / length) : Math.floor((of % parts[first][1]) / length);
+      return at > 0 && number === 0 ? "" : `${number} ${unit}`;
+    });
   return said.filter(Boolean).join(" ");
 }
 
 /** Of a window as the daemon writes it (1m, 1day, 2h 30m), in seconds. */
 export function lengthOf(window) {
-  const units = { ms: 0.001, s: 1, sec: 1, second: 1, m: 60, min: 60, minute: 60, h: 3600, hour: 3600, d: 86400, day: 86400,
-    week: 604800, w: 604800, month: 2630016, M: 2630016, year: 31557600, y: 31557600 };
+  const units = {
+    ms: 0.001,
+    s: 1,
+    sec: 1,
+    second: 1,
+    m: 60,
+    min: 60,
+    minute: 60,
+    h: 3600,
+    hour: 3600,
+    d: 86400,
+    day: 86400,
+    week: 604800,
+    w: 604800,
+    month: 2630016,
+    M: 2630016,
+    year: 31557600,
+    y: 31557600,
+  };
   const parts = [...String(window).matchAll(/(\d+)\s*([a-zA-Z]+)/g)];
   const length = parts.reduce((sum, [, number, unit]) => sum + number * (units[unit] ?? units[unit.replace(/s$/, "")] ?? 0), 0);
   return length || 60;
@@ -78,7 +107,11 @@ export function lengthOf(window) {
 
 /** A length as the daemon reads it. */
 export function span(seconds) {
-  for (const [unit, length] of [["d", 86400], ["h", 3600], ["m", 60]]) {
+  for (const [unit, length] of [
+    ["d", 86400],
+    ["h", 3600],
+    ["m", 60],
+  ]) {
     if (seconds >= length && seconds % length === 0) return `${seconds / length}${unit}`;
   }
   return `${seconds}s`;

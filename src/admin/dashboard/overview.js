@@ -65,11 +65,21 @@ function draw() {
   show(at("tiles"), ...tiles(status));
   const times = history.map(({ time }) => time / 1000);
   const rates = (name, read) => ({ name, values: history.map((_, index) => rateAt(index, read)) });
-  charts.throughput.set(times, Object.entries(of).map(([name, read]) => rates(name, read)));
-  charts.latency.set(times, [0.5, 0.99].map((share) => ({
-    name: `p${share * 100}`, values: history.map((_, index) => quantileAt(index, share)),
-  })));
-  charts.lag.set(times, sinks(status).map((sink) => ({ name: sink, values: history.map((each) => lagOf(each, sink)) })));
+  charts.throughput.set(
+    times,
+    Object.entries(of).map(([name, read]) => rates(name, read)),
+  );
+  charts.latency.set(
+    times,
+    [0.5, 0.99].map((share) => ({
+      name: `p${share * 100}`,
+      values: history.map((_, index) => quantileAt(index, share)),
+    })),
+  );
+  charts.lag.set(
+    times,
+    sinks(status).map((sink) => ({ name: sink, values: history.map((each) => lagOf(each, sink)) })),
+  );
   show(at("disk"), ...disk(status));
   show(at("progress"), ...progress(status));
   show(at("parts"), ...parts(status));
@@ -77,7 +87,15 @@ function draw() {
 document.addEventListener("visibilitychange", draw);
 
 function makeCharts() {
-  const now = (format) => ({ format, short, columns: [["Now", last], ["Mean", mean], ["Most", most]] });
+  const now = (format) => ({
+    format,
+    short,
+    columns: [
+      ["Now", last],
+      ["Mean", mean],
+      ["Most", most],
+    ],
+  });
   return {
     throughput: new Chart(at("throughput"), { caption: "Throughput, records a second", ...now(rate) }),
     latency: new Chart(at("latency"), { caption: "Acknowledgement latency", ...now(seconds), short: seconds }),
@@ -114,8 +132,15 @@ function quantileAt(index, share) {
 function attention(status) {
   const notes = [];
   const add = (kind, title, why, action) =>
-    notes.push(make("div", { className: `note ${kind}` }, make("strong", {}, title), ` ${why ?? ""}`,
-      action ? make("p", { className: "do" }, make("span", {}, "What to do: "), action) : null));
+    notes.push(
+      make(
+        "div",
+        { className: `note ${kind}` },
+        make("strong", {}, title),
+        ` ${why ?? ""}`,
+        action ? make("p", { className: "do" }, make("span", {}, "What to do: "), action) : null,
+      ),
+    );
   if (status.refusing_events) add("bad", "Events are refused.", status.refusing_events);
   for (const { sink, topic, partition, reason, do: action } of status.halted) {
     add("bad", `Partition ${partition} of ${topic} is halted (${sink}).`, reason, action);
@@ -129,26 +154,38 @@ function attention(status) {
   for (const [listener, tls] of Object.entries(status.tls ?? {})) {
     if (tls?.warning) add("warn", `TLS of ${listener}:`, tls.warning);
   }
-  if (notes.length === 0) notes.push(make("p", { className: "note good" }, "All is well: events are taken, every sink works, nothing is halted."));
+  if (notes.length === 0)
+    notes.push(make("p", { className: "note good" }, "All is well: events are taken, every sink works, nothing is halted."));
   return notes;
 }
 
 function tiles(status) {
   const restarts = sum(status.counters.restarts);
-  const restarted = Object.entries(status.counters.restarts).map(([actor, number]) => `${actor} ${number}`).join(", ");
+  const restarted = Object.entries(status.counters.restarts)
+    .map(([actor, number]) => `${actor} ${number}`)
+    .join(", ");
   const quarantined = sum(status.counters.quarantined);
   const { used_percent: used, max_used_percent: most } = status.disk;
   const lag = sinks(status).map((sink) => lagOf(status, sink));
   const tile = (name, number, detail, kind = "") =>
-    make("div", { className: `tile ${kind}` }, make("dt", {}, name), make("dd", {}, make("b", {}, number), make("small", {}, detail)));
+    make(
+      "div",
+      { className: `tile ${kind}` },
+      make("dt", {}, name),
+      make("dd", {}, make("b", {}, number), make("small", {}, detail)),
+    );
   const perSecond = (read) => `${rate(rateAt(history.length - 1, read))} a second`;
   return [
     tile("Accepted", count(status.events.accepted), perSecond(of.accepted)),
     tile("Rejected", count(of.rejected(status)), perSecond(of.rejected)),
     tile("Archived", count(status.events.archived), perSecond(of.archived)),
     tile("Aggregated", count(status.events.aggregated), perSecond(of.aggregated)),
-    tile("Dead letters", count(status.events.dead_lettered), quarantined > 0 ? `and ${count(quarantined)} quarantined` : "of records",
-      status.events.dead_lettered > 0 ? "warn" : ""),
+    tile(
+      "Dead letters",
+      count(status.events.dead_lettered),
+      quarantined > 0 ? `and ${count(quarantined)} quarantined` : "of records",
+      status.events.dead_lettered > 0 ? "warn" : "",
+    ),
     tile("Lag", count(lag.length > 0 ? Math.max(...lag) : null), "records, of the slower sink"),
     tile("Restarts", count(restarts), restarted || "of actors", restarts > 0 ? "warn" : ""),
     tile("Disk", `${rate(used)} %`, `events are taken below ${rate(most)} %`, used >= most ? "bad" : ""),
@@ -160,36 +197,67 @@ function disk(status) {
   const meter = make("meter", { min: 0, max: 100, high: most, optimum: 0, value: used, "aria-label": "Disk used, in percent" });
   return [
     meter,
-    make("p", {}, `${rate(used)} % of the file system of data.dir are used. From ${rate(most)} % on events are refused, until it is below ${rate(resume)} %.`),
-    table("Disk and memory", ["What", { text: "Now", number: true }], [
-      ["Spool: sealed segments on their way to the archive", bytes(status.spool_bytes)],
-      ["Memory of the process", bytes(status.resident_memory_bytes)],
-    ]),
+    make(
+      "p",
+      {},
+      `${rate(used)} % of the file system of data.dir are used. From ${rate(most)} % on events are refused, until it is below ${rate(resume)} %.`,
+    ),
+    table(
+      "Disk and memory",
+      ["What", { text: "Now", number: true }],
+      [
+        ["Spool: sealed segments on their way to the archive", bytes(status.spool_bytes)],
+        ["Memory of the process", bytes(status.resident_memory_bytes)],
+      ],
+    ),
   ];
 }
 
 function progress(status) {
   const right = (text) => ({ text, number: true });
   const done = { archive: status.events.archived, aggregate: status.events.aggregated };
-  const rows = sinks(status).map((sink) => [sink, count(status.counters.consumed[sink] ?? 0), count(done[sink]), count(lagOf(status, sink))]);
+  const rows = sinks(status).map((sink) => [
+    sink,
+    count(status.counters.consumed[sink] ?? 0),
+    count(done[sink]),
+    count(lagOf(status, sink)),
+  ]);
   const lags = status.lag.map(({ sink, topic, partition, records }) => [`${sink}, ${topic} ${partition}`, count(records)]);
   const behind = status.lag.filter(({ records }) => records > 0).length;
   return [
-    make("p", { className: "where" }, `Archive: ${status.archive}`, make("br"), `Store of aggregates: ${status.store}`, make("br"),
-      `Log: ${status.queue.kind}, topic ${status.queue.topic}`),
+    make(
+      "p",
+      { className: "where" },
+      `Archive: ${status.archive}`,
+      make("br"),
+      `Store of aggregates: ${status.store}`,
+      make("br"),
+      `Log: ${status.queue.kind}, topic ${status.queue.topic}`,
+    ),
     table("Progress of each sink since the process started", ["Sink", right("Read"), right("Durable"), right("Lag")], rows),
-    make("details", { open: lags.length <= 16 }, make("summary", {}, `By partition: ${plural(behind, "partition")} of ${lags.length} behind`),
-      table("Lag by sink and partition", ["Sink and partition", right("Records")], lags)),
+    make(
+      "details",
+      { open: lags.length <= 16 },
+      make("summary", {}, `By partition: ${plural(behind, "partition")} of ${lags.length} behind`),
+      table("Lag by sink and partition", ["Sink and partition", right("Records")], lags),
+    ),
   ];
 }
 
 function parts(status) {
   const state = (kind, text) => make("span", { className: `state ${kind}` }, text);
   const kinds = { running: "good", starting: "warn", paused: "warn" };
-  const actors = Object.entries(status.actors).map(([name, { state: of, reason }]) =>
-    [name, state(kinds[of] ?? "bad", of), count(status.counters.restarts[name] ?? 0), reason ?? ""]);
-  const dependencies = Object.entries(status.dependencies).map(([name, { available, reason }]) =>
-    [name, state(available ? "good" : "bad", available ? "available" : "away"), reason ?? NOTHING]);
+  const actors = Object.entries(status.actors).map(([name, { state: of, reason }]) => [
+    name,
+    state(kinds[of] ?? "bad", of),
+    count(status.counters.restarts[name] ?? 0),
+    reason ?? "",
+  ]);
+  const dependencies = Object.entries(status.dependencies).map(([name, { available, reason }]) => [
+    name,
+    state(available ? "good" : "bad", available ? "available" : "away"),
+    reason ?? NOTHING,
+  ]);
   return [
     table("Actors", ["Actor", "State", { text: "Restarts", number: true }, "Reason"], actors, { seen: true }),
     table("Dependencies", ["Dependency", "State", "Reason"], dependencies, { seen: true }),

@@ -22,8 +22,13 @@ export function table(caption, headings, rows, { seen = false } = {}) {
   const cell = (content, at) =>
     at === 0 ? make("th", { scope: "row", className: kind(at) }, content) : make("td", { className: kind(at) }, content);
   const body = rows.map((row) => make("tr", {}, ...row.map(cell)));
-  const made = make("table", {}, make("caption", { className: seen ? "" : "unseen" }, caption),
-    make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body));
+  const made = make(
+    "table",
+    {},
+    make("caption", { className: seen ? "" : "unseen" }, caption),
+    make("thead", {}, make("tr", {}, ...head)),
+    make("tbody", {}, ...body),
+  );
   // What is wider than the page is moved sideways, by keys as well.
   return make("div", { className: "scrolled", tabIndex: 0, role: "group", "aria-label": caption }, made);
 }
