@@ -134,7 +134,7 @@ async function open(id) {
   };
   const close = button("Close", "", () => place.close());
   place.replaceChildren(
-    make("h2", { id: "letter-title" }, `Letter ${id}`),
+    make("h2", { id: "letter-title", tabIndex: -1, autofocus: true }, `Letter ${id}`),
     table("The letter", ["What", "Is"], fields),
     ...(headers.length > 0 ? [table("Its headers", ["Header", "Value"], headers, { seen: true })] : []),
     make("label", { htmlFor: "value" }, "Value"),

@@ -17,6 +17,7 @@ let needsKey = false;
 /** Shows a view, or the question for the key while one is needed. */
 function go(name, { moves = false } = {}) {
   view = name in VIEWS ? name : "overview";
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   for (const each of Object.keys(VIEWS)) at(each).hidden = needsKey || each !== view;
   at("key").hidden = !needsKey;
   for (const button of document.querySelectorAll("[data-view]")) {
