@@ -214,7 +214,7 @@ impl Browser {
 
     /// Where what is downloaded goes.
     pub fn download_to(&mut self, folder: &Path) {
-        self.call("Page.setDownloadBehavior", json!({ "behavior": "allow", "downloadPath": folder }));
+        self.call("Browser.setDownloadBehavior", json!({ "behavior": "allow", "downloadPath": folder }));
     }
 
     /// A key, as a person presses it.
