@@ -1,4 +1,5 @@
-//! The admin endpoint, in every process whatever its roles: health, metrics, status, reload, queries. `openapi` describes it.
+//! The admin endpoint, in every process whatever its roles: health, metrics, status, reload, queries, and the dashboard, which
+//! shows them. `openapi` describes it.
 //!
 //! It stands on the loopback by default, and asks nobody who they are unless it is told to (`admin.auth`). It is the last to go at a stop, so that the drain
 //! can be watched.
@@ -18,7 +19,7 @@ use actix_web::{
     web,
 };
 use anyhow::Context as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
@@ -34,14 +35,18 @@ use crate::{
 
 mod aggregates;
 mod auth;
+mod dashboard;
 mod dead_letters;
 mod events;
 mod exposition;
+mod live;
 pub mod openapi;
+mod pages;
 mod positions;
 pub mod times;
 
 pub use dead_letters::DeadLetterService;
+pub use live::Streams;
 
 /// Operators, scrapers and health checks; whatever opens more is broken. One that holds them all idle has them for seconds.
 const MAX_CONNECTIONS: usize = 256;
@@ -65,6 +70,7 @@ pub struct AdminState {
     pub started: Instant,
     /// The turns of queries.
     pub queries: Arc<Semaphore>,
+    pub streams: Streams,
 }
 
 /// For [`AdminState::queries`].
@@ -97,11 +103,13 @@ pub fn bind(config: &AdminConfig) -> anyhow::Result<Vec<TcpListener>> {
 pub struct AdminServer {
     handle: ServerHandle,
     running: JoinHandle<std::io::Result<()>>,
+    streams: Streams,
 }
 
 impl AdminServer {
     /// Answers what is being asked, then ends. The last step of the stop order.
     pub async fn stop(self) {
+        self.streams.end();
         self.handle.stop(true).await;
         match self.running.await {
             Ok(Ok(())) => {}
@@ -117,6 +125,7 @@ impl AdminServer {
 /// A socket cannot be used.
 pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<AdminServer> {
     let (asking, asked) = (auth::Door::of(&state), auth::Door::of(&state));
+    let streams = state.streams.clone();
     let state = web::Data::new(state);
     let door = http::Listener {
         name: "admin",
@@ -126,7 +135,7 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
         max_body: Box::new(|| u64::MAX),
         turns_away: Box::new(move |head| asking.turns_away(head)),
         refuses: Some(Box::new(move |head, client, id| asked.refuses(head, client, id))),
-        // No page is an operator.
+        // No page of another origin is an operator.
         cors: None,
         tls: state.tls.admin.clone(),
         timeouts: Box::new(http::Timeouts::default),
@@ -141,7 +150,7 @@ pub fn serve(sockets: Vec<TcpListener>, state: AdminState) -> anyhow::Result<Adm
     };
     let server = http::serve(sockets, door, move |app| routes(app, state.clone()))
         .context("admin.listen: the listener cannot be used")?;
-    Ok(AdminServer { handle: server.handle(), running: actix_rt::spawn(server) })
+    Ok(AdminServer { handle: server.handle(), running: actix_rt::spawn(server), streams })
 }
 
 fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
@@ -151,7 +160,9 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
     };
     app.app_data(state)
         .app_data(web::Data::new(Document::new(openapi::document)))
-        .service(only("/health/live", "GET, HEAD", get().to(live)))
+        .service(only("/", "GET, HEAD", get().to(dashboard::page)))
+        .service(only("/assets/{name}", "GET, HEAD", get().to(dashboard::asset)))
+        .service(only("/health/live", "GET, HEAD", get().to(lives)))
         .service(only("/health/ready", "GET, HEAD", get().to(ready)))
         .service(only("/metrics", "GET, HEAD", get().to(metrics)))
         .service(only("/status", "GET, HEAD", get().to(status)))
@@ -167,11 +178,12 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
         )
         .service(only("/v1/dead-letters/replay", "POST", web::post().to(dead_letters::replay)))
         .service(only("/v1/dead-letters/{id:.+}", "GET, HEAD", get().to(dead_letters::show)))
+        .service(only("/v1/live", "GET", web::get().to(live::live)))
         .service(only("/openapi.json", "GET, HEAD", get().to(document)))
         .default_service(web::to(not_found));
 }
 
-async fn live() -> HttpResponse {
+async fn lives() -> HttpResponse {
     HttpResponse::Ok().json(json!({ "live": true }))
 }
 
@@ -202,14 +214,18 @@ async fn document(state: web::Data<AdminState>, document: web::Data<Document>) -
     HttpResponse::Ok().insert_header(header::ContentType::json()).body(document.of(&state.config.load()))
 }
 
-/// What an operator wants to know first, on one page.
 async fn status(state: web::Data<AdminState>) -> HttpResponse {
+    HttpResponse::Ok().json(page(&state))
+}
+
+/// What an operator wants to know first, on one page.
+fn page(state: &AdminState) -> Value {
     let config = state.config.load();
     let metrics = &state.metrics;
     let readiness = state.health.readiness();
     // Whole seconds: what is below them says nothing.
     let uptime = Duration::from_secs(state.started.elapsed().as_secs());
-    HttpResponse::Ok().json(json!({
+    json!({
         "version": state.version,
         "commit": state.commit,
         "pid": std::process::id(),
@@ -244,7 +260,7 @@ async fn status(state: web::Data<AdminState>) -> HttpResponse {
         "actors": readiness.actors,
         "dependencies": readiness.dependencies,
         "halted": readiness.halted,
-    }))
+    })
 }
 
 async fn reload(request: HttpRequest, state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {

@@ -243,6 +243,13 @@ pub fn certified(request: &HttpRequest) -> Option<Arc<str>> {
     request.conn_data::<Rc<Connection>>()?.client().cloned()
 }
 
+/// The answer to this request is a stream.
+pub fn streams(request: &HttpRequest) {
+    if let Some(connection) = request.conn_data::<Rc<Connection>>() {
+        connection.stream();
+    }
+}
+
 /// What the dispatcher is given of an answer at once: it copies each piece before it writes.
 const PIECE: usize = 32 * 1024;
 

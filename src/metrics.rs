@@ -90,7 +90,7 @@ metrics! {
     /// As many as keys that were configured while the process runs.
     pub events_accepted_by_key: Family<KeyLabel, Counter>, "Events answered with 2xx, by the name of the key that they came with";
     pub auth_refusals: Family<ReasonLabel, Counter>, "Requests refused for their key (http.auth), by reason";
-    pub admin_auth_refusals: Family<ReasonLabel, Counter>, "Requests to the admin listener refused for their key (admin.auth), by reason";
+    pub admin_auth_refusals: Family<ReasonLabel, Counter>, "Requests to the admin listener refused for their key (admin.auth), or for the page that sent them, by reason";
     pub connections_refused: Family<ReasonLabel, Counter>, "Connections to the ingest listener closed at once, by reason";
     pub tls_handshakes: Family<ListenerLabel, Counter>, "TLS handshakes that were completed, by listener";
     pub tls_handshakes_failed: Family<HandshakeLabel, Counter>, "TLS handshakes that came to nothing, by listener and reason";

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use actix_http::RequestHead;
 use actix_web::{
     HttpResponse, ResponseError as _,
-    http::{Method, StatusCode, header::HeaderMap},
+    http::{
+        Method, StatusCode,
+        header::{HeaderMap, HeaderName, WWW_AUTHENTICATE},
+    },
 };
 
-use super::AdminState;
+use super::{AdminState, dashboard, pages};
 use crate::{
     config::{Access, AdminKey, AdminKeys, LiveConfig},
     http::{
@@ -21,8 +24,18 @@ use crate::{
     position::Timestamp,
 };
 
-/// For probes, which have no keys: whether the process lives, whether it is ready (without the reasons), and how to ask.
-pub(super) const OPEN: [&str; 3] = ["/health/live", "/health/ready", openapi::PATH];
+/// For probes, which have no keys: whether the process lives, whether it is ready (without the reasons), and how to ask. The
+/// dashboard has no data of its own, and is open as well: it asks its reader for the key.
+const OPEN: [&str; 3] = ["/health/live", "/health/ready", openapi::PATH];
+
+/// What the dashboard says that it is: a browser would ask its user for a password where Basic is among the challenges, over the
+/// page, which asks already.
+const REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");
+
+/// Whether the path is open to those without a key, where others need one.
+pub(super) fn is_open(path: &str) -> bool {
+    OPEN.contains(&path) || dashboard::is_at(path)
+}
 
 /// What decides.
 pub(super) struct Door {
@@ -45,7 +58,15 @@ impl Door {
     /// its client is by its certificate.
     pub fn refuses(&self, head: &RequestHead, client: Option<&str>, id: &RequestId) -> Option<HttpResponse> {
         match self.admit(head) {
-            Err(problem) => Some(problem.error_response()),
+            Err(problem) => {
+                let mut answer = problem.error_response();
+                if head.headers.contains_key(REQUESTED_WITH) {
+                    answer
+                        .headers_mut()
+                        .retain(|name, value| *name != WWW_AUTHENTICATE || !value.as_bytes().starts_with(b"Basic"));
+                }
+                Some(answer)
+            }
             Ok(key) => {
                 if !only_looks(&head.method) && (key.is_some() || client.is_some()) {
                     let (method, path) = (&head.method, head.uri.path());
@@ -69,8 +90,12 @@ impl Door {
         let looks = only_looks(&head.method);
         // Once: keys that a reload takes away meanwhile must not leave none to be found.
         let config = self.config.load();
+        pages::check(head, looks, &config.admin).map_err(|refusal| {
+            self.count(refusal.reason());
+            refusal.problem()
+        })?;
         let keys = &config.admin.auth.keys;
-        if keys.is_empty() || looks && OPEN.contains(&head.uri.path()) {
+        if keys.is_empty() || looks && is_open(head.uri.path()) {
             return Ok(None);
         }
         let key = identify(keys, &head.headers).map_err(|refusal| {

@@ -60,16 +60,23 @@ fn text(openmetrics: &str) -> String {
 
 /// The body in gzip, where these headers take it.
 pub fn gzip(headers: &HeaderMap, body: &str) -> Option<Vec<u8>> {
+    takes_gzip(headers).then(|| compress(body, Compression::fast()))?
+}
+
+/// Whether these headers take gzip.
+pub fn takes_gzip(headers: &HeaderMap) -> bool {
     let codings = list(headers, &ACCEPT_ENCODING);
     let taken = weight(&codings, |coding| match coding.split(';').next().map(str::trim) {
         Some("*") => Some(0),
         Some(coding) if ["gzip", "x-gzip"].iter().any(|gzip| coding.eq_ignore_ascii_case(gzip)) => Some(1),
         _ => None,
     });
-    if taken == 0 {
-        return None;
-    }
-    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
+    taken > 0
+}
+
+/// The body in gzip.
+pub fn compress(body: &str, level: Compression) -> Option<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), level);
     encoder.write_all(body.as_bytes()).and_then(|()| encoder.finish()).ok()
 }
 

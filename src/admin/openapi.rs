@@ -17,6 +17,8 @@ use crate::{
 /// The document.
 pub fn document(config: &Config) -> Vec<u8> {
     let paths = [
+        ("/", get(page())),
+        ("/assets/{name}", get(asset())),
         ("/health/live", get(live())),
         ("/health/ready", get(ready())),
         ("/metrics", get(metrics())),
@@ -29,19 +31,38 @@ pub fn document(config: &Config) -> Vec<u8> {
         ("/v1/dead-letters/replay", methods([("post", replay(config))])),
         // Its parts are an id.
         ("/v1/dead-letters/{topic}/{partition}/{offset}", get(letter())),
+        ("/v1/live", methods([("get", stream())])),
         (openapi::PATH, get(openapi::own())),
     ];
     let mut paths: Map<_, _> = paths.into_iter().map(|(path, operations)| (path.to_owned(), operations)).collect();
+    paths.values_mut().for_each(refuse_pages);
     let mut security_schemes = Map::new();
     let mut description = "For operators: health, metrics, queries and dead letters. It asks for no key, as there are none in \
                            admin.auth.keys. docs/design.md, 9, has the metrics.";
     if !config.admin.auth.keys.is_empty() {
         description = "For operators: health, metrics, queries and dead letters. docs/design.md, 9, has the metrics.";
         security_schemes = key_schemes();
-        let needing = paths.iter_mut().filter(|(path, _)| !auth::OPEN.contains(&path.as_str()));
+        let needing = paths.iter_mut().filter(|(path, _)| !auth::is_open(&path.replace("{name}", "main.js")));
         needing.for_each(|(_, operations)| secure(operations));
     }
     openapi::document("ingestd: operators", description, paths, schemas(), Map::new(), security_schemes)
+}
+
+/// None of these is done for a page of another origin.
+fn refuse_pages(operations: &mut Value) {
+    for (method, operation) in operations.as_object_mut().into_iter().flatten() {
+        let looks = matches!(method.as_str(), "get" | "head");
+        let why = if looks {
+            "Its Host may be a page's of another site."
+        } else {
+            "A page of another origin sent it, its Host may be one's of another site, or the key may only look (access in \
+             admin.auth.keys)."
+        };
+        operation["responses"]["403"] = problem(why);
+        if method == "head" {
+            operation["responses"]["403"].as_object_mut().map(|answer| answer.remove("content"));
+        }
+    }
 }
 
 /// Each of these needs a key.
@@ -51,13 +72,68 @@ fn secure(operations: &mut Value) {
         let answers = &mut operation["responses"];
         answers["401"] = problem("There is no key, or it is wrong, or has expired.");
         answers["401"]["headers"]["WWW-Authenticate"] = challenge();
-        if !matches!(method.as_str(), "get" | "head") {
-            answers["403"] = problem("The key may only look (access in admin.auth.keys).");
-        }
         if method == "head" {
             answers["401"].as_object_mut().map(|answer| answer.remove("content"));
         }
     }
+}
+
+/// What an answer of the dashboard has in its head.
+fn protected(operation: Operation) -> Operation {
+    let word = json!({ "type": "string" });
+    let fields = [
+        ("Content-Security-Policy", "What the page may load, and from where: from here."),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cross-Origin-Opener-Policy", "same-origin"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+        ("Cache-Control", "no-cache"),
+        ("ETag", "Of the content."),
+        ("Vary", "accept-encoding"),
+    ];
+    let unchanged = json!({ "description": "It is the one that If-None-Match names." });
+    let operation = operation
+        .parameter(parameter("header", "Accept-Encoding", "gzip is given.", &word))
+        .parameter(parameter("header", "If-None-Match", "What the client has.", &word))
+        .answer(304, unchanged)
+        .header(200, "Content-Encoding", &header("gzip, where it is taken.", &word));
+    fields.into_iter().fold(operation, |operation, (name, what)| {
+        let field = header(what, &word);
+        operation.header(200, name, &field).header(304, name, &field)
+    })
+}
+
+fn page() -> Operation {
+    let page = Operation::new("dashboard", "The dashboard", "A page for a browser. It needs no key: it asks for one.");
+    protected(page.answer(200, answer("The page.", "text/html", &text("HTML."))))
+}
+
+fn asset() -> Operation {
+    let mut files = answer("The file.", "text/javascript", &text("A script."));
+    files["content"]["text/css"] = json!({ "schema": text("A style sheet.") });
+    files["content"]["text/plain"] = json!({ "schema": text("The licence of a part.") });
+    files["content"]["image/svg+xml"] = json!({ "schema": text("A picture.") });
+    let operation = Operation::new("asset", "A part of the dashboard", "")
+        .parameter(parameter("path", "name", "The file's.", &json!({ "type": "string", "examples": ["main.js"] })))
+        .answer(200, files)
+        .answer(404, problem("There is no such file."));
+    protected(operation)
+}
+
+fn stream() -> Operation {
+    let word = json!({ "type": "string" });
+    Operation::new(
+        "liveStream",
+        "Status and counters, each second",
+        "Server-sent events, whose data is one line of JSON each: what /status has, `time` (milliseconds since 1970), `counters` \
+         (`rejected` and `quarantined` by code, `consumed` by sink, `restarts` by actor, `answers` by status) and `latency` (pairs of a bound in \
+         seconds, null at the end, and the number of requests that took at most so long). A stream ends after ten minutes.",
+    )
+    .answer(200, answer("The events.", "text/event-stream", &text("retry: and data: lines.")))
+    .header(200, "Cache-Control", &header("no-store", &word))
+    .header(200, "X-Content-Type-Options", &header("nosniff", &word))
+    .header(200, "X-Accel-Buffering", &header("no", &word))
+    .answer(503, passing("There are as many streams as there may be."))
 }
 
 fn live() -> Operation {
@@ -156,7 +232,7 @@ fn events() -> Operation {
 }
 
 /// The positions that a query waits for.
-fn after() -> (&'static str, &'static str, Value) {
+pub(super) fn after() -> (&'static str, &'static str, Value) {
     let position = json!({ "type": "string", "examples": ["0:17"] });
     ("after", "Answered once this record is counted: PARTITION:OFFSET, of a request's positions.", array(position))
 }

@@ -115,6 +115,7 @@ pub(super) fn state() -> AdminState {
         commit: "abc",
         started: Instant::now(),
         queries: queries(),
+        streams: Streams::default(),
     }
 }
 

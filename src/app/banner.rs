@@ -43,6 +43,7 @@ pub(super) fn banner(ingest: Option<&str>, admin: &str, config: &Config, data_di
         };
         line("aggregates", store);
     }
+    line("dashboard", format!("{of_admin}://{admin}/"));
     line("admin", format!("{of_admin}://{admin}/health/ready  /metrics  /status"));
     let mut banner = format!("ingestd {}\n", env!("CARGO_PKG_VERSION"));
     if let Some(ingest) = ingest {

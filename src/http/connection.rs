@@ -6,7 +6,7 @@
 //! - a **head** must arrive within its time ([`Timeouts`]) of its first byte, for each request, and within [`HEAD_LIMIT`] bytes;
 //! - a **body** has its handler's deadline (`http.request_timeout`);
 //! - while an **answer** is made and written nothing more is read, so pipelined requests wait in the kernel; a client
-//!   that does not read its answer is reset after [`ANSWER_TIMEOUT`]; what came in the same packets waits here until the
+//!   that does not read its answer (of one that is a stream: what there is of it) is reset after [`ANSWER_TIMEOUT`]; what came in the same packets waits here until the
 //!   answer is handed over, so that the dispatcher has one request at a time ([`Framing`]);
 //! - what is left of a body that was refused is read and thrown away for [`LINGER`], so that the client can read why, and
 //!   then the connection ends;
@@ -71,6 +71,8 @@ pub struct Connection {
     taken: Cell<usize>,
     /// The request's answer is handed over: the next one may come.
     answered: Cell<bool>,
+    /// The answer has no end: it is written piece by piece as there is something to say.
+    streams: Cell<bool>,
     /// The dispatcher, while it is not to read.
     reader: RefCell<Option<Waker>>,
     /// When the connection is looked at first after a request, unless the next one comes before.
@@ -103,8 +105,14 @@ impl Connection {
         }
     }
 
+    /// The answer is a stream: each piece of it has an answer's time to be taken, and not all of them together.
+    pub fn stream(&self) {
+        self.streams.set(true);
+    }
+
     fn enter(&self, phase: Phase, deadline: Option<Instant>) {
         self.phase.set(phase);
+        self.streams.set(false);
         self.deadline.set(deadline);
         self.idle_since.set(None);
         self.taken.set(0);
@@ -450,7 +458,8 @@ impl AsyncWrite for Transport {
             Poll::Ready(flushed) => flushed?,
         }
         this.written = 0;
-        if this.connection.phase.get() != Phase::Answer && this.write_deadline.take().is_some() {
+        let is_written = this.connection.phase.get() != Phase::Answer || this.connection.streams.get();
+        if is_written && this.write_deadline.take().is_some() {
             // Reading waited for it.
             cx.waker().wake_by_ref();
         }
@@ -534,5 +543,41 @@ mod tests {
         transport.write_deadline = Some(Instant::now());
         let ended = poll_fn(|cx| Pin::new(&mut transport).poll_shutdown(cx)).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[actix_rt::test]
+    async fn a_stream_has_an_answers_time_for_each_piece_and_another_answer_for_all_of_it() {
+        for (is_stream, is_left) in [(true, false), (false, true)] {
+            let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+            let (accepted, _) = socket.accept().unwrap();
+            accepted.set_nonblocking(true).unwrap();
+            let socket = Socket::Plain(TcpStream::from_std(accepted).unwrap());
+            let mut transport = Transport::new(socket, (None, None), None, Arc::new(listener(1, Arc::default())));
+            let exchange = transport.connection().begin(false);
+            if is_stream {
+                transport.connection().stream();
+            }
+            // Its client does not read for a while …
+            let mut sent = 0;
+            while transport.write_deadline.is_none() {
+                let wrote = poll_fn(|cx| Poll::Ready(Pin::new(&mut transport).poll_write(cx, &[0; 1 << 16]))).await;
+                match wrote {
+                    Poll::Ready(wrote) => sent += wrote.unwrap(),
+                    Poll::Pending => tokio::task::yield_now().await,
+                }
+            }
+            // … and then reads what there is.
+            let mut buffer = vec![0; 1 << 20];
+            while sent > 0 {
+                client.readable().await.unwrap();
+                sent -= client.try_read(&mut buffer).unwrap_or(0);
+            }
+            poll_fn(|cx| Pin::new(&mut transport).poll_flush(cx)).await.unwrap();
+            assert_eq!(transport.write_deadline.is_some(), is_left, "a stream: {is_stream}");
+            drop(exchange);
+            transport.connection().begin(false);
+            assert!(!transport.connection.streams.get(), "the next answer is none");
+        }
     }
 }

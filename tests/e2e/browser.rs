@@ -8,7 +8,6 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::Command,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -24,33 +23,20 @@ use crate::support::{
     PATIENCE, StopOnDrop,
     archive::Archive,
     daemon::{Daemon, Setup},
+    devtools::{FLAGS, chromium},
     eventually, free_port,
     process::{Frozen, Process},
     scratch, skip,
 };
-
-/// A Chromium, or why there is none.
-fn chromium() -> Result<String, String> {
-    let program = match std::env::var("INGESTD_CHROMIUM") {
-        Ok(program) if program == "none" => return Err("INGESTD_CHROMIUM=none".to_owned()),
-        Ok(program) => program,
-        Err(_) => "chromium".to_owned(),
-    };
-    let runs = Command::new(&program).arg("--version").output().is_ok_and(|output| output.status.success());
-    runs.then_some(program.clone()).ok_or(format!("there is no Chromium: {program} --version fails (INGESTD_CHROMIUM)"))
-}
 
 /// The browser, which ends with the test.
 fn browse(program: &str, url: &str, folder: &Path) -> Process {
     let (profile, log) = (folder.join("profile"), folder.join("browser.log"));
     let mut arguments: Vec<String> = vec!["guard".into(), "--log".into(), log.display().to_string(), "--".into()];
     arguments.extend([program.to_owned(), format!("--user-data-dir={}", profile.display())]);
-    // It is root's in CI, in a container, and has nobody to talk to; the port keeps it open.
-    let fixed = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --no-proxy-server \
-                 --disable-background-networking --disable-component-update --disable-extensions --disable-sync \
-                 --remote-debugging-port=0";
-    arguments.extend(fixed.split_whitespace().map(str::to_owned));
-    arguments.push(url.to_owned());
+    arguments.extend(FLAGS.split_whitespace().map(str::to_owned));
+    // The port keeps it open.
+    arguments.extend(["--remote-debugging-port=0".to_owned(), url.to_owned()]);
     Process::start(arguments, folder, &log)
 }
 

@@ -1,6 +1,6 @@
 //! The daemon as its users meet it: the built binary, HTTP, signals, the bucket, the database.
 //!
-//! `alone` needs nothing, `clients` a JDK, `browser` a Chromium, `openapi` a package of Python's, `cloudevents` those of two
+//! `alone` needs nothing, `clients` a JDK, `browser` and `dashboard` a Chromium, `openapi` a package of Python's, `cloudevents` those of two
 //! SDKs; `on_services`, `buffer` and `bad_dependencies` run real services (`tests/services/services.py`), and are skipped
 //! loudly where those cannot be had, unless `INGESTD_REQUIRE_SERVICES=1`. One binary, so that the services start once and the
 //! large dependencies are linked once.
@@ -16,6 +16,7 @@ mod browser;
 mod buffer;
 mod clients;
 mod cloudevents;
+mod dashboard;
 mod dead_letters;
 mod dev_script;
 mod doors;

@@ -34,8 +34,14 @@ fn what_a_document_describes_is_served_and_nothing_else_is() {
         assert!(document["info"]["title"].as_str().is_some_and(|given| given.contains(title)), "{}", document["info"]);
         for path in document["paths"].as_object().expect("paths").keys() {
             let described = openapi::operations(&document, path).expect("it is one of them");
-            let concrete = path.replace("{name}", "events_by_type").replace(['{', '}'], "");
+            let name = if path.starts_with("/assets/") { "main.js" } else { "events_by_type" };
+            let concrete = path.replace("{name}", name).replace(['{', '}'], "");
             for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "TRACE"] {
+                if (method, path.as_str()) == ("GET", "/v1/live") {
+                    // It has no end: `dashboard` reads it.
+                    assert!(described.contains_key("get"));
+                    continue;
+                }
                 let fields = "Host: x\r\nConnection: close\r\nContent-Length: 0\r\n";
                 let request = format!("{method} {concrete} HTTP/1.1\r\n{fields}\r\n");
                 let outcome = exchange(address, request.as_bytes(), 1, true, PATIENCE);

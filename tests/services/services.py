@@ -3,6 +3,7 @@
 
     services.py install [kafka] [mongodb] [s3]                            all three by default
     services.py install cloudevents-python cloudevents-javascript        SDKs that tests send with; prints their folders
+    services.py install axe-core                                          what looks at pages; prints its folder
     services.py run kafka   --dir DIR --ports BROKER,CONTROLLER [--quick] [--node N --voters CONTROLLER,…]
     services.py run mongodb --dir DIR --ports PORT [--auth | --replica-set NAME]
     services.py run s3      --dir DIR --ports S3,MASTER,VOLUME,FILER      (each takes port + 10000 as well)
@@ -64,8 +65,8 @@ KAFKA, MONGODB, S3 = f"kafka-{KAFKA_VERSION}", f"mongodb-{MONGODB_VERSION}", f"{
 # Before KRaft a broker keeps its metadata in ZooKeeper, which comes with it.
 ZOOKEEPER = [int(part) for part in KAFKA_VERSION.split(".")[:2]] < [3, 3]
 NAMES = {"kafka": KAFKA, "mongodb": MONGODB, "s3": S3}
-# What tests on a daemon alone send with. Installed when such a test asks for it.
-SDKS = {"cloudevents-python": "2.2.0", "cloudevents-javascript": "10.0.0"}
+# What tests on a daemon alone send with, and look at its dashboard with. Installed when such a test asks for it.
+SDKS = {"cloudevents-python": "2.2.0", "cloudevents-javascript": "10.0.0", "axe-core": "4.14.1"}
 KAFKA_POM = f"""<project><modelVersion>4.0.0</modelVersion><groupId>local</groupId><artifactId>kafka</artifactId>
 <version>1</version><packaging>pom</packaging><dependencies><dependency><groupId>org.apache.kafka</groupId>
 <artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency></dependencies></project>
@@ -136,9 +137,17 @@ def install_cloudevents_python(into):
 
 
 def install_cloudevents_javascript(into):
+    npm(into, "cloudevents", "cloudevents-javascript")
+
+
+def install_axe_core(into):
+    npm(into, "axe-core", "axe-core")
+
+
+def npm(into, package, name):
     if not shutil.which("npm"):
-        raise SystemExit("cloudevents-javascript needs node 20 and npm")
-    package = f"cloudevents@{SDKS['cloudevents-javascript']}"
+        raise SystemExit(f"{name} needs node 20 and npm")
+    package = f"{package}@{SDKS[name]}"
     client(["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(into), package], into)
 
 
@@ -148,6 +157,7 @@ INSTALL = {
     "s3": install_s3,
     "cloudevents-python": install_cloudevents_python,
     "cloudevents-javascript": install_cloudevents_javascript,
+    "axe-core": install_axe_core,
 }
 
 

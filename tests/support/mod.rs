@@ -16,6 +16,7 @@ pub mod archive;
 pub mod brokers;
 pub mod coding;
 pub mod daemon;
+pub mod devtools;
 pub mod events;
 pub mod http;
 pub mod kafka;

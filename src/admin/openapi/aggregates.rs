@@ -128,6 +128,7 @@ pub fn rows(config: &Config) -> Operation {
         ("limit", "The most rows.", limit),
         ("cursor", "`next` of the page before.", word.clone()),
         ("format", "Without it, Accept decides.", json!({ "type": "string", "enum": ["json", "csv", "ndjson"] })),
+        super::after(),
     ]
     .into_iter()
     .fold(
@@ -139,6 +140,7 @@ pub fn rows(config: &Config) -> Operation {
         .header(200, "Link", &header("The next page, where there is one.", &word))
         .answer(400, problem("A parameter is wrong, or there is none of its name."))
         .answer(404, problem("There is no such aggregate, or no store in this process."))
+        .answer(409, problem("A partition of `after` is not counted by this process."))
         .answer(422, problem("The query costs more than it may; the detail says how to ask for less."))
         .answer(500, problem("The store refuses the query."))
         .answer(503, passing("The store cannot be reached, or others are being answered."))
