@@ -566,6 +566,7 @@ impl Handler<Assign> for Aggregator {
         if self.partitions.get(&partition).is_some_and(|assigned| assigned.epoch >= epoch) {
             return;
         }
+        self.health.counted.assigned(partition);
         let refused = refuse(&self.config.load(), &assignment);
         self.partitions.insert(partition, Assigned { epoch, state: State::Loading(assignment, None) });
         match refused {

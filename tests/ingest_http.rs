@@ -20,6 +20,7 @@ use ingestd::internals::{
     },
     metrics::Metrics,
     names::ActorName,
+    position::{Offset, Partition, Position},
     supervise::Slot,
 };
 use serde_json::{Value, json};
@@ -123,7 +124,8 @@ impl Appender for FakeQueue {
         match *self.queue.lock().unwrap() {
             Queue::Stores => {
                 store(&mut self.log.lock().unwrap(), &publish);
-                ticket.durable(0..events);
+                let last = Position { partition: Partition(3), offset: Offset(events as u64) };
+                ticket.durable_at(0..events, || Some(last));
             }
             Queue::FindsTooLarge(indexes) => (0..events).for_each(|index| match indexes.contains(&index) {
                 true => ticket.too_large(index),

@@ -87,7 +87,7 @@ fn halted(state: &AdminState, partition: Partition) -> Option<Problem> {
 fn late(state: &AdminState, Position { partition, offset }: Position, deadline: Duration) -> Problem {
     let so_far = match state.health.counted.position(partition) {
         Some(at) => format!("is counted up to offset {at}, which is not"),
-        None => "is not assigned to this process yet, which has none".to_owned(),
+        None => "is being assigned to this process".to_owned(),
     };
     Problem::unavailable(format!(
         "after: partition {partition} {so_far}, and offset {offset} was not counted within {}: ask again",
@@ -122,7 +122,12 @@ mod tests {
 
         let state = AdminState { roles: vec!["consumer", "aggregator"], ..state };
         let (status, retry, why) = refusal(&state, at(0, 7)).await;
-        assert!(status == 503 && retry == Some(1) && why.contains("is not assigned to this process yet"), "{why}");
+        assert!(
+            status == 503
+                && retry == Some(1)
+                && why.contains("is being assigned to this process, and offset 7 was not"),
+            "{why}"
+        );
         state.health.counted.reached(Partition(0), Offset(7));
         let (status, retry, why) = refusal(&state, at(0, 7)).await;
         assert_eq!((status, retry), (503, Some(1)));

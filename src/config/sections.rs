@@ -408,7 +408,8 @@ sections! {
         /// Empty: the one that the URL names, unless that is admin, local or config; else "ingestd". Where "ingestd" holds
         /// aggregates already and the URL's does not, "ingestd" stays in use.
         database: String = String::new(), Text, Restart;
-        /// Keep each parsed event as a document, too, for so long. Turned off, those that are kept go at their time all the same.
+        /// Keep each parsed event as a document, too, for so long: GET /v1/events of the admin listener finds them. Turned off, those that
+        /// are kept go at their time all the same.
         events: bool = false, Flag, Restart;
         events_ttl: Duration as "duration" = 30 * DAY, Kind::Duration(SECOND, LONGEST_TTL), Restart;
     }

@@ -25,8 +25,8 @@ struct Shared {
 
 #[derive(Default)]
 struct Board {
-    /// Everything before it is counted durably.
-    reached: BTreeMap<Partition, Offset>,
+    /// Everything before it is counted durably; `None` where that is not known yet.
+    reached: BTreeMap<Partition, Option<Offset>>,
     /// What those who wait want, by a number for each.
     wanted: BTreeMap<u64, Vec<Position>>,
     next: u64,
@@ -41,16 +41,21 @@ impl Board {
         }
         let mut all = true;
         for Position { partition, offset } in positions {
-            all &= self.reached.get(partition).ok_or(*partition)? > offset;
+            all &= self.reached.get(partition).ok_or(*partition)?.is_some_and(|reached| reached > *offset);
         }
         Ok(all)
     }
 }
 
 impl Counted {
+    /// The partition is to be counted here; how far it is turns out in a moment.
+    pub fn assigned(&self, partition: Partition) {
+        self.0.board.lock().reached.entry(partition).or_default();
+    }
+
     /// Everything before `position` is counted, and durable.
     pub fn reached(&self, partition: Partition, position: Offset) {
-        self.0.board.lock().reached.insert(partition, position);
+        self.0.board.lock().reached.insert(partition, Some(position));
         self.0.moved.notify_waiters();
     }
 
@@ -65,9 +70,9 @@ impl Counted {
         self.0.board.lock().reached.clear();
     }
 
-    /// How far the partition is counted: the next record to count. `None` where it is not counted here.
+    /// How far the partition is counted: the next record to count. `None` where it is not counted here, or that is not known yet.
     pub fn position(&self, partition: Partition) -> Option<Offset> {
-        self.0.board.lock().reached.get(&partition).copied()
+        self.0.board.lock().reached.get(&partition).copied().flatten()
     }
 
     /// Resolves while somebody waits.
@@ -85,7 +90,7 @@ impl Counted {
     pub fn waits_for_flush(&self, cursor: impl Fn(Partition) -> Option<Offset>) -> bool {
         let board = self.0.board.lock();
         board.wanted.values().flatten().any(|Position { partition, offset }| {
-            board.reached.get(partition).is_some_and(|reached| reached <= offset)
+            board.reached.get(partition).copied().flatten().is_some_and(|reached| reached <= *offset)
                 && cursor(*partition).is_some_and(|cursor| cursor > *offset)
         })
     }
@@ -155,7 +160,11 @@ mod tests {
         let positions = [at(0, 4), at(1, 9)];
         let mut waiting = Box::pin(counted.wait(&positions));
         assert!(poll!(&mut waiting).is_pending(), "nothing is assigned yet");
+        // One after the other is begun.
+        counted.assigned(Partition(0));
+        counted.assigned(Partition(1));
         counted.reached(Partition(0), Offset(4));
+        assert!(poll!(&mut waiting).is_pending(), "partition 1 is not known yet");
         counted.reached(Partition(1), Offset(10));
         assert!(poll!(&mut waiting).is_pending(), "record 4 is the next to be counted");
         counted.reached(Partition(0), Offset(5));

@@ -221,6 +221,12 @@ impl EventsPage {
         !self.is_full
     }
 
+    /// There is more behind the last one. `false`: there is no last one.
+    pub fn end_here(&mut self) -> bool {
+        self.is_full = true;
+        self.last.is_some()
+    }
+
     /// Where the next page begins, where there is one.
     pub fn next(&self) -> Option<&Cursor> {
         self.last.as_ref().filter(|_| self.is_full)

@@ -218,19 +218,21 @@ fn a_status_that_is_watched_is_one_screen_on_a_terminal_and_a_line_a_look_elsewh
         assert_eq!(child.wait().expect("it is our child").code(), Some(0), "{lines:?}");
         lines
     };
+    // The daemon's own rates are those of its last seconds.
+    eventually("there is a rate", PATIENCE, || daemon.get("/status").json()["rates"]["seconds"].as_f64());
     daemon.post(None, br#"[{"type":"a"},{"type":"b"}]"#);
     for line in read(&["--json"], 3) {
         let page: Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!((&page["ready"], &page["events"]["accepted"]), (&json!(true), &json!(2)), "{line}");
     }
     let lines = read(&[], 3);
-    assert!(lines.iter().all(|line| line.contains(" ready") && line.contains("accepted 0.0/s")), "{lines:?}");
+    assert!(lines.iter().all(|line| line.contains(" ready; accepted ")), "{lines:?}");
+    // Between two looks there was nothing.
+    assert!(lines[1..].iter().all(|line| line.contains("accepted 0.0/s")), "{lines:?}");
     assert!(lines.iter().all(|line| line.starts_with("20") && !line.contains('\x1b')), "{lines:?}");
     // Without --watch there is nothing between two looks.
     let refused = daemon.command(&["status", "--interval", "1s"]);
     assert!(refused.status == Some(2) && refused.error.contains("--watch"), "{refused:?}");
-    // The daemon's own rates are those of its last seconds.
-    eventually("there is a rate", PATIENCE, || daemon.get("/status").json()["rates"]["seconds"].as_f64());
     let page = daemon.command(&["status"]);
     assert!(page.out.contains("\nrates      in: ") && page.out.contains("\nlag        aggregate: "), "{page:?}");
     daemon.terminate();

@@ -174,8 +174,11 @@ async fn each_media_type_coding_and_preference_that_is_described_is_taken() {
         assert_eq!((reply.status, &reply.json()["accepted"]), (200, &json!(1)), "{name}: {}", reply.body);
     }
     for preference in words(&parameter("Prefer")["schema"]["examples"]) {
-        let reply = daemon.prefer(preference.split_once('=').unwrap().1, r#"{"type":"a"}"#).await;
+        let fields = format!("Content-Type: application/json\r\nPrefer: {preference}\r\n");
+        let reply = daemon.post_at("/v1/events", &fields, br#"{"type":"a"}"#).await;
         assert_eq!((reply.status, reply.applied()), (200, Some(preference.as_str())), "{}", reply.body);
+        let positions = reply.json().get("positions").cloned();
+        assert_eq!(positions, (preference == "return=positions").then(|| json!(["3:1"])), "{preference}");
     }
     let attributes = ["ce-specversion: 1.0", "ce-type: a", "ce-source: s", "ce-id: 1", "ce-time: 2026-11-23T08:00:00Z"];
     for attribute in attributes {

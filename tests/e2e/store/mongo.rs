@@ -365,6 +365,9 @@ async fn documents_without_their_partition_are_paged_behind_the_others_of_their_
         let update = doc! { "$unset": { "partition": 1, "offset": 1 } };
         collection.update_one(doc! { "_id": format!("events/0/{offset}") }, update).await.unwrap();
     }
+    // And what is no event of ours.
+    let foreign = doc! { "_id": "somebody's", "client_id": "c", "time": mongodb::bson::DateTime::from_millis(0) };
+    collection.insert_one(foreign).await.unwrap();
     let mut query = EventsQuery { client: Some("c".to_owned()), limit: 3, ..EventsQuery::default() };
     let mut offsets = Vec::new();
     loop {

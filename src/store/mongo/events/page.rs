@@ -116,14 +116,20 @@ pub async fn page(store: &StoreDatabase, query: &EventsQuery) -> Result<EventsPa
     let limit = i64::try_from(query.limit).unwrap_or(i64::MAX).saturating_add(1);
     let mut cursor =
         found.limit(limit).max_time(store.options.timeout).await.map_err(|error| explain(error, &index))?;
+    let mut read = 0;
     while let Some(document) = cursor.try_next().await? {
-        let pushed = push(&mut page, &document, query.limit);
-        let goes_on = pushed.map_err(|error| {
-            Failure::unavailable(format!("a document of the collection {COLLECTION} is no event of ours: {error}"))
-        })?;
-        if !goes_on {
-            break;
+        read += 1;
+        match push(&mut page, &document, query.limit) {
+            Ok(true) => {}
+            Ok(false) => break,
+            // Another program's, or what a flush tries the collection with: it is passed over.
+            Err(error) => tracing::debug!(%error, "a document of the collection {COLLECTION} is no event of ours"),
         }
+    }
+    if read > query.limit && !page.end_here() {
+        return Err(Failure::unavailable(format!(
+            "the collection {COLLECTION} holds {read} documents in a row that are no events of ours: ask for a shorter time"
+        )));
     }
     Ok(page)
 }
