@@ -35,7 +35,7 @@ use crate::{
     metrics::{AggregateLabel, Metrics, ReasonLabel},
     names::{ActorName, SinkName, dependency},
     position::{Offset, Partition, Timestamp},
-    store::{Blocked, Fence, Flushed, History, Prepared, RefusedEvent, Removal, Store, StoreError},
+    store::{Blocked, Counted, Fence, Flushed, History, Prepared, RefusedEvent, Removal, Store, StoreError},
 };
 
 use flush::{Attempt, Attempted, Failure, Flush, Part, Statements};
@@ -48,7 +48,7 @@ use refuse::{Ahead, ahead, refuse};
 enum State {
     /// Its fences are not known yet; nor will they be, for now, where there is a reason.
     Loading(Assignment, Option<String>),
-    Open(OpenPartition),
+    Open(Box<OpenPartition>),
 }
 
 /// What has to be known of a partition before it is counted.
@@ -121,8 +121,9 @@ impl Aggregator {
         health: Health,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let reader = Reader::new(&config.load(), &[]);
-        let limits = config.load().aggregate.iter().map(Limit::from).collect();
+        let counted = store.counted();
+        let reader = Reader::new(&config.load(), &counted);
+        let limits = limits(&counted);
         let dependency = match config.load().store.kind {
             StoreKind::Mongodb => dependency::MONGODB,
             StoreKind::Embedded | StoreKind::None => dependency::EMBEDDED_STORE,
@@ -156,9 +157,10 @@ impl Aggregator {
         let store = self.store.clone();
         let prepare = async move { store.prepare().await }.into_actor(self);
         ctx.spawn(prepare.map(move |prepared, actor, ctx| match prepared {
-            Ok(Prepared { remarks, names_only }) => {
+            Ok(Prepared { remarks, counted }) => {
                 actor.prepared = true;
-                actor.reader = Reader::new(&actor.config.load(), &names_only);
+                actor.reader = Reader::new(&actor.config.load(), &counted);
+                actor.limits = limits(&counted);
                 for remark in &remarks {
                     tracing::warn!(
                         store = actor.dependency,
@@ -247,8 +249,8 @@ impl Aggregator {
         self.groups.lock().forget(partition);
         let others: Vec<_> = self.limits.iter().map(|limit| limit.other.clone()).collect();
         let fold = PartitionFold::assign(partition, at, &others, fences);
-        let state = State::Open(OpenPartition::new(fold, dead_lettered, refused, history, &self.reader.fields));
-        self.partitions.insert(partition, Assigned { epoch, state });
+        let open = OpenPartition::new(fold, dead_lettered, refused, history, &self.reader.fields);
+        self.partitions.insert(partition, Assigned { epoch, state: State::Open(Box::new(open)) });
         self.health.counted.reached(partition, at);
         if lost > 0 {
             tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
@@ -269,7 +271,7 @@ impl Aggregator {
 
     fn open_partitions(&self) -> impl Iterator<Item = &OpenPartition> {
         self.partitions.values().filter_map(|assigned| match &assigned.state {
-            State::Open(open) => Some(open),
+            State::Open(open) => Some(&**open),
             State::Loading(..) => None,
         })
     }
@@ -434,9 +436,12 @@ impl Aggregator {
     }
 
     fn report(&self, Statements { others, reported, .. }: &Statements) {
-        let config = self.config.load();
         let label = |index: &usize| AggregateLabel {
-            aggregate: config.aggregate.get(*index).map_or_else(String::new, |aggregate| aggregate.name.clone()),
+            aggregate: self
+                .reader
+                .counted
+                .get(*index)
+                .map_or_else(String::new, |counted| counted.aggregate.name.clone()),
         };
         for (reason, records) in &reported.by_receipt {
             self.metrics.events_by_receipt.get_or_create(&ReasonLabel { reason }).inc_by(*records);
@@ -537,6 +542,10 @@ impl Aggregator {
         tracing::debug!(reason, "the aggregator cannot make counts durable, trying again");
         self.health.actor(ActorName::Aggregator, ActorState::Failing, reason);
     }
+}
+
+fn limits(counted: &[Counted]) -> Arc<[Limit]> {
+    counted.iter().map(|counted| Limit::from(&counted.aggregate)).collect()
 }
 
 impl Actor for Aggregator {

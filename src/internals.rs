@@ -116,12 +116,16 @@ pub mod position {
 
 pub mod store {
     pub use crate::store::{
-        BucketDelta, BucketKey, Cursor, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
-        ProcessedEvent, Query, Removal, Rows, Store, StoreError, StoreOptions,
+        BucketDelta, BucketKey, Counted, Cursor, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
+        ProcessedEvent, Query, Removal, Rows, Store, StoreError, StoreOptions, Version,
     };
 
     pub mod query {
         pub use crate::store::query::{Condition, Order, Ordered, Step};
+    }
+
+    pub mod rebuild {
+        pub use crate::store::rebuild::{NewRebuild, Progress, Range, Reached, Rebuild, RebuildId, Rebuilds, Swapped};
     }
 
     pub mod embedded {

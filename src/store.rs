@@ -4,27 +4,32 @@
 //! `last_offset`. A flush adds to a bucket only where `last_offset < first offset folded since the last flush`, so the
 //! same records are never added twice, by whatever writer.
 
+mod counted;
 pub mod embedded;
 mod events;
 mod group;
 pub mod mongo;
 pub mod query;
+pub mod rebuild;
 pub mod validate;
 
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
-use serde_json::{Map, Value};
 use thiserror::Error;
 
+pub use counted::{Counted, Version};
+use counted::{Definition, Known, Versions};
 pub use events::{Cursor, EventsPage, EventsQuery};
 pub use query::{Query, Rows};
+use rebuild::Progress;
+pub use rebuild::Rebuilds;
 
 use crate::{
     config::{AggregateConfig, Config, StoreKind},
     event::TimeBounds,
-    measure::{Measures, Plan},
+    measure::Measures,
     position::{Offset, Partition, Timestamp, TopicIdentity},
 };
 
@@ -42,7 +47,7 @@ pub struct BucketKey {
 pub struct BucketDelta {
     pub key: BucketKey,
     pub partition: Partition,
-    /// Index into the list of aggregates that the store was opened with.
+    /// Index into [`Prepared::counted`].
     pub aggregate: usize,
     pub first: Offset,
     pub last: Offset,
@@ -60,7 +65,7 @@ pub struct Fence {
 /// A window of a partition, whose groups are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupsOf {
-    /// Index into the list of aggregates that the store was opened with.
+    /// Index into [`Prepared::counted`].
     pub aggregate: usize,
     pub partition: Partition,
     pub window_start: Timestamp,
@@ -75,12 +80,14 @@ pub struct History {
     pub bounds: Vec<(Offset, TimeBounds)>,
     /// By aggregate: windows that began before were removed.
     pub removed: Vec<Option<Timestamp>>,
+    /// By aggregate: which records are counted live. Of an active version they are all.
+    pub progress: Vec<Progress>,
 }
 
 /// Windows to be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removal {
-    /// Index into the list of aggregates that the store was opened with.
+    /// Index into [`Prepared::counted`].
     pub aggregate: usize,
     pub partition: Partition,
     /// Those that began before.
@@ -90,13 +97,12 @@ pub struct Removal {
 }
 
 /// What was found when the store was prepared.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Prepared {
     /// What is not as it should be though counting goes on, each with what to do.
     pub remarks: Vec<String>,
-    /// Of each aggregate, whether it was first counted by a release that knew no pointers: what looks like one in its
-    /// `group_by` is a name.
-    pub names_only: Vec<bool>,
+    /// What is counted from here on; indexes of aggregates mean this list.
+    pub counted: Arc<[Counted]>,
 }
 
 /// An event to be kept as a document, with what is indexed.
@@ -173,8 +179,12 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 /// A store. All calls may be cancelled by dropping them; a flush may then have taken effect or not, which is what the
 /// fences are for.
 pub trait Store: Send + Sync {
-    /// Creates what is missing (indexes, tables) and compares the aggregates' definitions with those it knows.
+    /// Creates what is missing (indexes, tables) and compares the aggregates' definitions with those it knows. Nothing may be
+    /// under way that has an index of an aggregate in it.
     fn prepare(&self) -> Answer<'_, Prepared>;
+
+    /// What is counted since [`Store::prepare`]; before that, what is configured.
+    fn counted(&self) -> Arc<[Counted]>;
 
     /// For a check, after [`Store::prepare`]: flushes, reads and queries something of its own, and removes it. The error
     /// says what the store does otherwise.
@@ -214,6 +224,9 @@ pub trait Store: Send + Sync {
     /// A page of the processed events that are kept. Dropping the call ends the query.
     fn events(&self, query: EventsQuery) -> Answer<'_, EventsPage>;
 
+    /// The rebuilds of aggregates.
+    fn rebuilds(&self) -> &dyn Rebuilds;
+
     /// At the end of the process: closes connections in order, within moments. Nothing may be asked afterwards.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
@@ -226,8 +239,6 @@ pub struct StoreOptions {
     pub topic: String,
     pub generation: u32,
     pub aggregates: Vec<AggregateConfig>,
-    /// What each of them measures.
-    pub plans: Vec<Plan>,
     /// Keep processed events.
     pub events: bool,
     /// How long processed events stay after their receipt; also those that were kept before that was turned off.
@@ -241,7 +252,6 @@ impl From<&Config> for StoreOptions {
         Self {
             topic: config.queue.topic.clone(),
             generation: config.queue.generation,
-            plans: config.aggregate.iter().map(Plan::new).collect(),
             aggregates: config.aggregate.clone(),
             events: config.store.events,
             events_ttl: config.store.events_ttl,
@@ -251,10 +261,13 @@ impl From<&Config> for StoreOptions {
 }
 
 impl StoreOptions {
-    fn aggregate(&self, name: &str) -> Result<(usize, &AggregateConfig), StoreError> {
-        let found = self.aggregates.iter().enumerate().find(|(_, aggregate)| aggregate.name == name);
-        found.ok_or_else(|| StoreError::Refused(format!("there is no aggregate {name:?} in the configuration")))
+    fn aggregate(&self, name: &str) -> Result<&AggregateConfig, StoreError> {
+        self.aggregates.iter().find(|aggregate| aggregate.name == name).ok_or_else(|| not_configured(name))
     }
+}
+
+fn not_configured(name: &str) -> StoreError {
+    StoreError::Refused(format!("there is no aggregate {name:?} in the configuration"))
 }
 
 /// Opens the store that is configured; `None` for `store.kind = "none"`. An embedded one is created where it is missing,
@@ -271,52 +284,6 @@ pub fn open(config: &Config, io: tokio::runtime::Handle) -> anyhow::Result<Optio
         }
         StoreKind::Mongodb => Some(Arc::new(mongo::MongoStore::new(&config.store, options, io)?)),
     })
-}
-
-/// What decides how an aggregate is counted, as a store keeps it. A release of before kept window and `group_by` alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Definition {
-    window_ms: i64,
-    /// A JSON array of strings.
-    group_by: String,
-    /// [`AggregateConfig::definition`].
-    more: Map<String, Value>,
-}
-
-impl Definition {
-    fn of(aggregate: &AggregateConfig) -> Self {
-        Self {
-            window_ms: i64::try_from(aggregate.window.as_millis()).unwrap_or(i64::MAX),
-            group_by: Value::from(aggregate.group_by.clone()).to_string(),
-            more: aggregate.definition(),
-        }
-    }
-
-    /// Whether what looks like a pointer in `group_by` is a name there, by the definition that the buckets were counted by.
-    ///
-    /// # Errors
-    /// It is another one.
-    fn judge(aggregate: &AggregateConfig, known: &Self) -> Result<bool, StoreError> {
-        let wanted = Self::of(aggregate);
-        if *known == wanted {
-            return Ok(false);
-        }
-        let pointers_alone = wanted.more.len() == 1 && aggregate.has_pointers();
-        if pointers_alone && *known == (Self { more: Map::new(), ..wanted }) {
-            return Ok(true);
-        }
-        let more = match known.more.is_empty() {
-            true => String::new(),
-            false => format!(" and {}", Value::Object(known.more.clone())),
-        };
-        Err(StoreError::Refused(format!(
-            "[[aggregate]] {:?} was counted with window {}, group_by {}{more} before; \
-             give the changed aggregate a new name, or restore the old definition",
-            aggregate.name,
-            humantime::format_duration(Duration::from_millis(known.window_ms.unsigned_abs())),
-            known.group_by,
-        )))
-    }
 }
 
 /// Why buckets that were counted from another topic are refused.

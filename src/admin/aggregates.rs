@@ -14,7 +14,7 @@ use super::{AdminState, positions};
 use crate::{
     config::{AggregateConfig, Config, StoreKind},
     http::Problem,
-    store::{Store, StoreError},
+    store::{Counted, Store, StoreError},
 };
 use parameters::Asked;
 
@@ -28,11 +28,11 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// What can be asked.
 pub async fn list(state: web::Data<AdminState>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let config = state.config.load_full();
-    store(&state, &config)?;
+    let store = store(&state, &config)?;
     if let Some((name, _)) = url::form_urlencoded::parse(request.query_string().as_bytes()).next() {
         return Err(Problem::bad_request(format!("{name}: unknown parameter; there is none here")));
     }
-    Ok(answer::of_list(&request, list::list(&config).to_string()))
+    Ok(answer::of_list(&request, list::list(&store.counted()).to_string()))
 }
 
 pub async fn query(
@@ -42,7 +42,8 @@ pub async fn query(
 ) -> Result<HttpResponse, Problem> {
     let config = state.config.load_full();
     let store = store(&state, &config)?;
-    let aggregate = find(&name, &config)?;
+    let counted = store.counted();
+    let aggregate = find(&name, &counted)?;
     let asked = Asked::read(aggregate, &request, Utc::now()).map_err(Problem::bad_request)?;
     positions::wait_for(&state, &asked.after, positions::PATIENCE).await?;
     let deadline = config.aggregator.timeout.min(DEADLINE);
@@ -76,9 +77,10 @@ fn store<'s>(state: &'s AdminState, config: &Config) -> Result<&'s dyn Store, Pr
     })
 }
 
-fn find<'c>(name: &str, config: &'c Config) -> Result<&'c AggregateConfig, Problem> {
-    config.aggregate.iter().find(|aggregate| aggregate.name == name).ok_or_else(|| {
-        let known: Vec<_> = config.aggregate.iter().map(|aggregate| aggregate.name.as_str()).collect();
+fn find<'c>(name: &str, counted: &'c [Counted]) -> Result<&'c AggregateConfig, Problem> {
+    let mut active = counted.iter().filter(|counted| counted.is_active()).map(|counted| &counted.aggregate);
+    active.clone().find(|aggregate| aggregate.name == name).ok_or_else(|| {
+        let known: Vec<_> = active.by_ref().map(|aggregate| aggregate.name.as_str()).collect();
         Problem::not_found(format!("there is no aggregate {name:?}; there are: {}", known.join(", ")))
     })
 }

@@ -18,8 +18,8 @@ use crate::{
     names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
     store::{
-        BucketDelta, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Removal,
-        StoreError,
+        BucketDelta, Counted, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent,
+        Rebuilds, Removal, StoreError,
         query::{Bucket, Merger, Query, Rows},
     },
 };
@@ -34,6 +34,10 @@ enum FakeStore {
 impl Store for FakeStore {
     fn prepare(&self) -> BoxFuture<'_, Result<Prepared, StoreError>> {
         unreachable!("the endpoint only asks")
+    }
+
+    fn counted(&self) -> Arc<[Counted]> {
+        Config::default().aggregate.iter().map(Counted::configured).collect()
     }
 
     fn history(&self, _: Partition, _: Offset, _: TimeBounds) -> BoxFuture<'_, Result<History, StoreError>> {
@@ -62,6 +66,10 @@ impl Store for FakeStore {
         _: &'a [BucketDelta],
         _: &'a [ProcessedEvent],
     ) -> BoxFuture<'a, Result<Flushed, StoreError>> {
+        unreachable!("the endpoint only asks")
+    }
+
+    fn rebuilds(&self) -> &dyn Rebuilds {
         unreachable!("the endpoint only asks")
     }
 

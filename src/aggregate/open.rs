@@ -18,7 +18,7 @@ use crate::{
         record::Record,
     },
     position::{Offset, Partition, Timestamp},
-    store::{History, ProcessedEvent},
+    store::{Counted, History, ProcessedEvent, rebuild::Progress},
 };
 
 /// How records are read; the same for all partitions.
@@ -28,6 +28,10 @@ pub struct Reader {
     /// With those of `grouping`.
     pub fields: EventFields,
     pub grouping: Grouping,
+    /// What the grouping is of.
+    pub counted: Vec<Counted>,
+    /// No shadow is among them.
+    pub counts_all: bool,
     /// Keep the events themselves, too.
     pub keep_events: bool,
     /// Scratch space for the text of a group.
@@ -35,14 +39,17 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// `names_only` is that of [`Grouping::new`].
-    pub fn new(config: &Config, names_only: &[bool]) -> Self {
-        let grouping = Grouping::new(&config.aggregate, names_only);
+    pub fn new(config: &Config, counted: &[Counted]) -> Self {
+        let (aggregates, names_only): (Vec<_>, Vec<_>) =
+            counted.iter().map(|counted| (counted.aggregate.clone(), counted.names_only)).unzip();
+        let grouping = Grouping::new(&aggregates, &names_only);
         Self {
             topic: config.queue.topic.clone(),
             generation: config.queue.generation,
             fields: EventFields::from(&config.event).selecting(grouping.fields()),
             grouping,
+            counted: counted.to_vec(),
+            counts_all: counted.iter().all(Counted::is_active),
             keep_events: config.store.events,
             text: String::new(),
         }
@@ -67,6 +74,8 @@ pub struct OpenPartition {
     fields: Vec<(Offset, EventFields)>,
     /// By aggregate: windows that began before were removed.
     removed: Vec<Option<Timestamp>>,
+    /// By aggregate: which records are counted.
+    progress: Vec<Progress>,
 }
 
 /// What of the records was counted otherwise than it says itself, or not at all.
@@ -102,7 +111,7 @@ impl OpenPartition {
         history: History,
         fields: &EventFields,
     ) -> Self {
-        let History { bounds, removed } = history;
+        let History { bounds, removed, progress } = history;
         let fields = bounds.into_iter().map(|(from, bounds)| (from, fields.within(bounds))).collect();
         let (letters, events) = (Vec::new(), Vec::new());
         let (bytes, records, reported) = (0, 0, Reported::default());
@@ -118,6 +127,7 @@ impl OpenPartition {
             reported,
             fields,
             removed,
+            progress,
         }
     }
 
@@ -162,8 +172,15 @@ impl OpenPartition {
             *self.reported.by_receipt.entry(reason).or_default() += 1;
         }
         let (fold, removed, expired) = (&mut self.fold, &self.removed, &mut self.reported.expired);
+        let (progress, counts_all) = (&self.progress, reader.counts_all);
         let mut counted = false;
         reader.grouping.buckets(&found, time, record.received, &mut reader.text, |falls| {
+            if !counts_all {
+                let counts = progress.get(falls.aggregate).is_none_or(|progress| progress.counts(record.offset));
+                if !counts || !reader.counted[falls.aggregate].range.has(falls.window_start) {
+                    return;
+                }
+            }
             if falls.is_expired || removed.get(falls.aggregate).is_some_and(|before| Some(falls.window_start) < *before)
             {
                 *expired.entry(falls.aggregate).or_default() += 1;
@@ -256,7 +273,10 @@ mod tests {
         let permit = ByteBudget::new(1, Gauge::default()).take(1);
         let (partition, epoch, from) = (Partition(0), Epoch::fresh(), Offset(0));
         let fold = PartitionFold::assign(partition, from, &["[]".into()], Vec::new());
-        let (history, fields) = (History { bounds: Vec::new(), removed: vec![None] }, reader.fields.clone());
+        let (history, fields) = (
+            History { bounds: Vec::new(), removed: vec![None], progress: vec![Progress::Live] },
+            reader.fields.clone(),
+        );
         let mut open = OpenPartition::new(fold, BTreeSet::new(), BTreeMap::new(), history, &fields);
         open.take(&Batch { partition, epoch, from, to, records, permit }, reader);
         open
@@ -275,7 +295,8 @@ mod tests {
             let value = format!("{{\"type\":\"t\",\"timestamp\":{time}}}");
             records.push(Offset(offset), received, None, Some(value.as_bytes()), std::iter::empty());
         }
-        let mut open = after(records, Offset(times.len() as u64), &mut Reader::new(&config, &[]));
+        let mut reader = Reader::new(&config, &[Counted::configured(&config.aggregate[0])]);
+        let mut open = after(records, Offset(times.len() as u64), &mut reader);
         assert_eq!(open.letters, []);
         let own = [received.0 - minute, received.0 + 24 * 60 * minute].map(Some);
         let expected: Vec<_> = own.into_iter().chain([None; 5]).map(|own| own.unwrap_or(received.0)).collect();

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    config::{Config, QueueKind},
+    config::{AggregateConfig, Config, QueueKind},
     consume::FromSink,
     event::TimeBounds,
     log::{
@@ -24,13 +24,17 @@ use crate::{
     },
     measure::Measures,
     position::{Position, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, EventsPage, EventsQuery, GroupsOf, History, ProcessedEvent, Query, Removal, Rows},
+    store::{
+        BucketDelta, BucketKey, EventsPage, EventsQuery, GroupsOf, History, ProcessedEvent, Query, Rebuilds, Removal,
+        Rows, rebuild::Progress,
+    },
 };
 
 /// Buckets in memory with the fence of the real stores.
 #[derive(Default)]
 struct MemoryStore {
     buckets: Mutex<HashMap<(Partition, BucketKey), (Measures, Offset)>>,
+    aggregates: Vec<AggregateConfig>,
     away: AtomicBool,
     /// The next flush takes effect, and its answer is lost.
     lose_answer: AtomicBool,
@@ -50,11 +54,15 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn prepare(&self) -> BoxFuture<'_, Result<Prepared, StoreError>> {
-        async { Ok(Prepared::default()) }.boxed()
+        async { Ok(Prepared { remarks: Vec::new(), counted: self.counted() }) }.boxed()
+    }
+
+    fn counted(&self) -> Arc<[Counted]> {
+        self.aggregates.iter().map(Counted::configured).collect()
     }
 
     fn history(&self, _: Partition, _: Offset, bounds: TimeBounds) -> BoxFuture<'_, Result<History, StoreError>> {
-        async move { Ok(History { bounds: vec![(Offset(0), bounds)], removed: vec![None] }) }.boxed()
+        async move { Ok(History { bounds: vec![(Offset(0), bounds)], removed: vec![None], progress: vec![Progress::Live] }) }.boxed()
     }
 
     fn remove<'a>(&'a self, _: &'a Removal) -> BoxFuture<'a, Result<bool, StoreError>> {
@@ -124,6 +132,10 @@ impl Store for MemoryStore {
         unreachable!("the aggregator only flushes")
     }
 
+    fn rebuilds(&self) -> &dyn Rebuilds {
+        unreachable!("nothing is rebuilt here")
+    }
+
     fn query(&self, _: Query) -> BoxFuture<'_, Result<Rows, StoreError>> {
         async { Err(StoreError::Unavailable("not asked here".to_owned())) }.boxed()
     }
@@ -189,12 +201,13 @@ impl Fixture {
         Self::start_with(MemoryStore::default(), configure).await
     }
 
-    async fn start_with(store: MemoryStore, configure: impl FnOnce(&mut Config)) -> Self {
+    async fn start_with(mut store: MemoryStore, configure: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.aggregate[0].group_by = vec!["type".to_owned()];
         // Flushes are asked for by draining, or by size.
         config.aggregator.flush_interval = Duration::from_secs(3600);
         configure(&mut config);
+        store.aggregates = config.aggregate.clone();
         let (store, letters) = (Arc::new(store), Arc::new(MemoryLetters::default()));
         let (sender, replies) = mpsc::unbounded_channel();
         let config = Arc::new(ArcSwap::from_pointee(config));

@@ -3,6 +3,7 @@
 
 mod database;
 mod events;
+mod rebuild;
 
 use std::{
     fs::OpenOptions,
@@ -14,6 +15,7 @@ use std::{
 };
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tokio::{runtime::Handle, sync::oneshot};
 
@@ -22,8 +24,9 @@ use crate::{
     files::create_private_dir,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        Answer, BucketDelta, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent,
-        Query, Removal, Rows, Store, StoreError, StoreOptions,
+        Answer, BucketDelta, Counted, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
+        ProcessedEvent, Query, Rebuilds, Removal, Rows, Store, StoreError, StoreOptions, Versions,
+        rebuild::{NewRebuild, Reached, Rebuild, RebuildId, Swapped},
     },
 };
 
@@ -35,6 +38,7 @@ type Request = Box<dyn FnOnce(&mut Database) + Send>;
 pub struct EmbeddedStore {
     path: PathBuf,
     options: Arc<StoreOptions>,
+    versions: Arc<ArcSwap<Versions<i64>>>,
     /// `None` only while it is dropped.
     requests: Option<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
@@ -65,12 +69,13 @@ impl EmbeddedStore {
             .with_context(|| format!("cannot open the embedded store {path:?}"))?;
         let options = Arc::new(options);
         let database = Database::open(path, options.clone())?;
+        let versions = database.versions();
         let (requests, receiver) = bounded(Self::REQUESTS);
         let thread = thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || serve(database, &receiver))
             .context("cannot start the store's thread")?;
-        Ok(Self { path: path.to_owned(), options, requests: Some(requests), thread: Some(thread), io })
+        Ok(Self { path: path.to_owned(), options, versions, requests: Some(requests), thread: Some(thread), io })
     }
 
     /// Runs `work` on the store's thread.
@@ -116,6 +121,10 @@ impl Store for EmbeddedStore {
         Box::pin(self.run(Database::prepare))
     }
 
+    fn counted(&self) -> Arc<[Counted]> {
+        self.versions.load().counted.clone()
+    }
+
     fn history(&self, partition: Partition, from: Offset, bounds: TimeBounds) -> Answer<'_, History> {
         Box::pin(self.run(move |database| database.history(partition, from, bounds)))
     }
@@ -145,13 +154,17 @@ impl Store for EmbeddedStore {
         Box::pin(self.run(move |database| database.flush(&deltas, &events)))
     }
 
+    fn rebuilds(&self) -> &dyn Rebuilds {
+        self
+    }
+
     fn query(&self, query: Query) -> Answer<'_, Rows> {
         Box::pin(async move {
-            let (path, options) = (self.path.clone(), self.options.clone());
+            let (path, options, versions) = (self.path.clone(), self.options.clone(), self.versions.load_full());
             let cancel = Cancel::default();
             let _cancel = CancelOnDrop(cancel.clone());
             // SQLite blocks; a query has a connection of its own, so that it delays no flush.
-            let rows = self.io.spawn_blocking(move || database::query(&path, &options, query, &cancel));
+            let rows = self.io.spawn_blocking(move || database::query(&path, &options, &versions, query, &cancel));
             rows.await.unwrap_or_else(|_| Err(self.unavailable("a query failed")))
         })
     }
@@ -164,6 +177,41 @@ impl Store for EmbeddedStore {
             let page = self.io.spawn_blocking(move || events::page(&path, &options, &query, &cancel));
             page.await.unwrap_or_else(|_| Err(self.unavailable("a query failed")))
         })
+    }
+}
+
+impl Rebuilds for EmbeddedStore {
+    fn find<'a>(&'a self, aggregate: &'a str) -> Answer<'a, Option<Rebuild>> {
+        let aggregate = aggregate.to_owned();
+        Box::pin(self.run(move |database| database.find_rebuild(&aggregate)))
+    }
+
+    fn begin<'a>(&'a self, wanted: &'a NewRebuild) -> Answer<'a, Rebuild> {
+        let wanted = wanted.clone();
+        Box::pin(self.run(move |database| database.begin_rebuild(&wanted)))
+    }
+
+    fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool> {
+        let id = id.clone();
+        Box::pin(self.run(move |database| database.rebuild_reached(&id, partition, reached)))
+    }
+
+    fn leave_out(&self, partition: Partition, at: Offset) -> Answer<'_, ()> {
+        Box::pin(self.run(move |database| database.leave_out(partition, at)))
+    }
+
+    fn swap<'a>(&'a self, id: &'a RebuildId, now: Timestamp) -> Answer<'a, Swapped> {
+        let id = id.clone();
+        Box::pin(self.run(move |database| database.swap_rebuild(&id, now)))
+    }
+
+    fn cancel<'a>(&'a self, aggregate: &'a str, _: Timestamp) -> Answer<'a, bool> {
+        let aggregate = aggregate.to_owned();
+        Box::pin(self.run(move |database| database.cancel_rebuild(&aggregate)))
+    }
+
+    fn tidy(&self, _: Timestamp) -> Answer<'_, bool> {
+        Box::pin(self.run(Database::tidy_rebuilds))
     }
 }
 

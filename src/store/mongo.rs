@@ -13,35 +13,40 @@
 
 mod buckets;
 mod database;
+mod definitions;
 mod events;
 mod history;
 mod indexes;
+mod rebuild;
 mod rehearsal;
 mod reply;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use anyhow::bail;
+use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use mongodb::{
     Client,
-    bson::{Bson, Document, doc},
+    bson::{Bson, doc},
     error::{Error, ErrorKind},
     options::{
         Acknowledgment, ClientOptions, ConnectionString, HostInfo, ReadPreference, SelectionCriteria, WriteConcern,
     },
 };
-use serde_json::{Number, Value};
+use serde_json::Number;
 use tokio::{runtime::Handle, sync::OnceCell};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     config::StoreConfig,
     event::TimeBounds,
-    position::{Offset, Partition, TopicIdentity},
+    position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        Answer, BucketDelta, Definition, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
-        ProcessedEvent, Query, Removal, Rows, Store, StoreError, StoreOptions,
+        Answer, BucketDelta, Counted, Definition, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
+        ProcessedEvent, Query, Rebuilds, Removal, Rows, Store, StoreError, StoreOptions, Versions,
+        counted::Found,
+        rebuild::{NewRebuild, Reached, Rebuild, RebuildId, Swapped},
     },
 };
 use buckets::Buckets;
@@ -62,6 +67,8 @@ pub struct MongoStore {
     /// The database of the choice, once the server was asked.
     database: Arc<OnceCell<String>>,
     options: Arc<StoreOptions>,
+    /// With the names that their buckets' collections have behind `aggregate_`.
+    versions: Arc<ArcSwap<Versions<String>>>,
     /// Made at the first call: a `mongodb+srv://` URL is looked up in the DNS, which may be out of reach at the start.
     client: Arc<OnceCell<Client>>,
     io: Handle,
@@ -87,7 +94,8 @@ impl MongoStore {
             _ => "the hosts of store.url".to_owned(),
         };
         let (choice, database) = (DatabaseChoice::of(config), Arc::default());
-        Ok(Self { url, hosts, choice, database, options: options.into(), client: Arc::default(), io })
+        let versions = Versions::configured(&options, |aggregate| Some(aggregate.name.clone()));
+        Ok(Self { url, hosts, choice, database, options: options.into(), versions, client: Arc::default(), io })
     }
 
     /// Runs a call on the I/O runtime, bounded by the configured timeout. Dropping the future ends the call.
@@ -101,7 +109,8 @@ impl MongoStore {
             let client = store.connect().await?;
             let settle = || store.choice.settle(client, &store.options.topic);
             let database = client.database(store.database.get_or_try_init(settle).await?);
-            call(StoreDatabase { database, options: store.options }).await
+            let versions = store.versions.load_full();
+            call(StoreDatabase { database, options: store.options, versions }).await
         });
         match tokio::time::timeout(self.options.timeout, AbortOnDropHandle::new(task)).await {
             Ok(Ok(Ok(value))) => Ok(value),
@@ -159,7 +168,15 @@ impl MongoStore {
 
 impl Store for MongoStore {
     fn prepare(&self) -> Answer<'_, Prepared> {
-        Box::pin(self.call(prepare))
+        Box::pin(async {
+            let (prepared, versions) = self.call(prepare).await?;
+            self.versions.store(Arc::new(versions));
+            Ok(prepared)
+        })
+    }
+
+    fn counted(&self) -> Arc<[Counted]> {
+        self.versions.load().counted.clone()
     }
 
     fn history(&self, partition: Partition, from: Offset, bounds: TimeBounds) -> Answer<'_, History> {
@@ -201,6 +218,10 @@ impl Store for MongoStore {
         }))
     }
 
+    fn rebuilds(&self) -> &dyn Rebuilds {
+        self
+    }
+
     fn query(&self, query: Query) -> Answer<'_, Rows> {
         Box::pin(self.call(move |store| async move { buckets::rows(&store, query).await }))
     }
@@ -221,24 +242,59 @@ impl Store for MongoStore {
     }
 }
 
+impl Rebuilds for MongoStore {
+    fn find<'a>(&'a self, aggregate: &'a str) -> Answer<'a, Option<Rebuild>> {
+        let aggregate = aggregate.to_owned();
+        Box::pin(self.call(move |store| async move { rebuild::find(&store, &aggregate).await }))
+    }
+
+    fn begin<'a>(&'a self, wanted: &'a NewRebuild) -> Answer<'a, Rebuild> {
+        let wanted = wanted.clone();
+        Box::pin(self.call(move |store| async move { rebuild::begin(&store, &wanted).await }))
+    }
+
+    fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool> {
+        let id = id.clone();
+        Box::pin(self.call(move |store| async move { rebuild::reached(&store, &id, partition, reached).await }))
+    }
+
+    fn leave_out(&self, partition: Partition, at: Offset) -> Answer<'_, ()> {
+        Box::pin(self.call(move |store| async move { rebuild::leave_out(&store, partition, at).await }))
+    }
+
+    fn swap<'a>(&'a self, id: &'a RebuildId, now: Timestamp) -> Answer<'a, Swapped> {
+        let id = id.clone();
+        Box::pin(self.call(move |store| async move { rebuild::swap(&store, &id, now).await }))
+    }
+
+    fn cancel<'a>(&'a self, aggregate: &'a str, now: Timestamp) -> Answer<'a, bool> {
+        let aggregate = aggregate.to_owned();
+        Box::pin(self.call(move |store| async move { rebuild::cancel(&store, &aggregate, now).await }))
+    }
+
+    fn tidy(&self, now: Timestamp) -> Answer<'_, bool> {
+        Box::pin(self.call(move |store| async move { rebuild::tidy(&store, now).await }))
+    }
+}
+
 /// Compares the definitions with those that are known, and makes the indexes.
-async fn prepare(store: StoreDatabase) -> Result<Prepared, Failure> {
-    let mut names_only = Vec::new();
-    for aggregate in &store.options.aggregates {
-        let wanted = Definition::of(aggregate);
-        let group_by: Vec<String> = aggregate.group_by.clone();
-        let mut insert = doc! { "window_ms": wanted.window_ms, "group_by": group_by };
-        if !wanted.more.is_empty() {
-            insert.insert("definition", Value::Object(wanted.more).to_string());
-        }
+async fn prepare(store: StoreDatabase) -> Result<(Prepared, Versions<String>), Failure> {
+    let options = store.options.clone();
+    let mut known = Vec::with_capacity(options.aggregates.len());
+    for aggregate in &options.aggregates {
+        let insert = definitions::document(&Definition::of(aggregate));
         let upsert = doc! { "q": { "_id": &aggregate.name }, "u": { "$setOnInsert": insert }, "upsert": true };
         store.write(doc! { "update": DEFINITIONS, "updates": [upsert] }).await?.ok()?;
         let found = store.majority(DEFINITIONS).find_one(doc! { "_id": &aggregate.name }).await?;
         let Some(found) = found else {
             return Err(Failure::unavailable("a definition that was just written is not there yet"));
         };
-        names_only.push(Definition::judge(aggregate, &definition(&found)).map_err(Failure::Store)?);
+        let shadow = found.get_document("shadow").ok().filter(|shadow| rebuild::is_ours(&store, shadow));
+        let shadow = shadow.and_then(|shadow| Some((definitions::shadow(shadow)?, rebuild::range(shadow))));
+        known.push(Found { configured: aggregate, active: definitions::active(&aggregate.name, &found), shadow });
     }
+    let versions = Versions::of(known).map_err(Failure::Store)?;
+    let store = StoreDatabase { versions: Arc::new(versions.clone()), ..store };
     // Of a large collection an index takes longer than counting should wait for.
     let patience = store.options.timeout / 2;
     let remarks = tokio::time::timeout(patience, indexes::ensure(&store)).await.unwrap_or_else(|_| {
@@ -248,19 +304,7 @@ async fn prepare(store: StoreDatabase) -> Result<Prepared, Failure> {
             store.database.name()
         )])
     })?;
-    Ok(Prepared { remarks, names_only })
-}
-
-/// As it is known; what is missing in it is as in no definition of ours.
-fn definition(found: &Document) -> Definition {
-    let names = found.get_array("group_by").map(Vec::as_slice).unwrap_or_default();
-    let names: Vec<&str> = names.iter().map(|name| name.as_str().unwrap_or_default()).collect();
-    let more = found.get_str("definition").ok().and_then(|more| serde_json::from_str(more).ok());
-    Definition {
-        window_ms: found.get_i64("window_ms").unwrap_or_default(),
-        group_by: Value::from(names).to_string(),
-        more: more.unwrap_or_default(),
-    }
+    Ok((Prepared { remarks, counted: versions.counted.clone() }, versions))
 }
 
 /// Why a call failed, before it becomes a [`StoreError`].
@@ -306,7 +350,6 @@ mod tests {
         StoreOptions {
             topic: "events".to_owned(),
             generation: 0,
-            plans: vec![crate::measure::Plan::default()],
             aggregates: crate::config::Config::default().aggregate,
             events: false,
             events_ttl: Duration::from_secs(3600),

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod mongo;
+mod rebuilds;
 
 use std::sync::Arc;
 
@@ -30,6 +31,11 @@ impl Backend for Embedded {
         connection.query_row("SELECT count(*) FROM event", [], |row| row.get(0)).unwrap()
     }
 
+    async fn buckets(&self) -> u64 {
+        let connection = Connection::open(self.path()).unwrap();
+        connection.query_row("SELECT count(*) FROM bucket", [], |row| row.get(0)).unwrap()
+    }
+
     async fn measured(&self) -> Vec<(u64, Vec<u8>)> {
         let connection = Connection::open(self.path()).unwrap();
         let mut statement = connection.prepare("SELECT count, measures FROM bucket").unwrap();
@@ -44,13 +50,17 @@ impl Backend for Embedded {
     }
 }
 
+mod suite {
+    pub use super::{conformance::*, rebuilds::*};
+}
+
 /// Each of the suite's tests, on each backend.
 macro_rules! conformance {
     ($($test:ident)*) => {
         mod embedded {
             $(#[tokio::test]
             async fn $test() {
-                super::conformance::$test(&super::Embedded(super::TempDir::new().unwrap())).await;
+                super::suite::$test(&super::Embedded(super::TempDir::new().unwrap())).await;
             })*
         }
 
@@ -58,7 +68,7 @@ macro_rules! conformance {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $test() {
                 let Some(place) = super::mongo::Place::new(stringify!($test)).await else { return };
-                super::conformance::$test(&place).await;
+                super::suite::$test(&place).await;
             })*
         }
     };
@@ -83,4 +93,8 @@ conformance! {
     events_are_kept_once_whatever_they_hold
     events_are_found_by_what_they_are_and_paged_newest_first
     a_rehearsal_leaves_nothing
+    the_old_buckets_answer_until_the_swap_which_is_one_write
+    windows_that_were_not_rebuilt_keep_their_buckets_where_they_can
+    a_rebuild_that_is_cancelled_leaves_nothing
+    a_partition_that_is_counted_without_the_shadow_is_put_back
 }

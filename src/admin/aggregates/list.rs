@@ -3,12 +3,14 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::{AggregateConfig, Config, Function, Measure},
+    config::{AggregateConfig, Function, Measure},
     measure,
+    store::Counted,
 };
 
-pub fn list(config: &Config) -> Value {
-    let aggregates: Vec<Value> = config.aggregate.iter().map(describe).collect();
+pub fn list(counted: &[Counted]) -> Value {
+    let active = counted.iter().filter(|counted| counted.is_active());
+    let aggregates: Vec<Value> = active.map(|counted| describe(&counted.aggregate)).collect();
     json!({ "aggregates": aggregates })
 }
 
@@ -59,6 +61,7 @@ fn about(measure: &Measure) -> Option<(String, Value)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn an_aggregate_is_listed_with_what_differs_from_the_defaults_and_what_its_measures_are() {
@@ -66,7 +69,7 @@ mod tests {
                     filter = { type = [\"x\"] }\nmeasures = [{ sum = \"/amount\" }, \"count\", { unique = \"user\", as = \"users\" }, { top = \"ip\", k = 3 }]";
         let mut config = Config::default();
         config.aggregate.push(toml::from_str(text).unwrap());
-        let listed = list(&config);
+        let listed = list(&config.aggregate.iter().map(Counted::configured).collect::<Vec<_>>());
         assert_eq!(
             listed["aggregates"][0],
             json!({ "name": "events_by_type", "window": "1m", "group_by": ["client_id", "type"], "measures": ["count"], "max_groups": 10_000 })

@@ -5,28 +5,32 @@
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rusqlite::{
-    Connection, InterruptHandle, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+    Connection, InterruptHandle, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
     types::{ToSqlOutput, ValueRef},
 };
 use serde_json::Value;
 
+use super::rebuild;
 use crate::{
     event::TimeBounds,
     measure::More,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     sqlite,
     store::{
-        BucketDelta, BucketKey, Definition, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Removal,
-        StoreError, StoreOptions,
+        BucketDelta, BucketKey, Counted, Definition, Fence, Flushed, GroupsOf, History, Known, Prepared,
+        ProcessedEvent, Removal, StoreError, StoreOptions, Version, Versions,
+        counted::Found,
         query::{Bucket, Merger, Query, Rows, Wanted},
+        rebuild::Progress,
         topic_recreated,
     },
 };
 
 /// Each entry upgrades the format from the version that is its index.
-const UPGRADES: [&str; 4] = [
+const UPGRADES: [&str; 5] = [
     "
     CREATE TABLE aggregate (
         id INTEGER PRIMARY KEY,
@@ -79,6 +83,22 @@ const UPGRADES: [&str; 4] = [
     ",
     // Events are asked for by their ids.
     "CREATE INDEX event_id ON event (event_id, time)",
+    // An aggregate that is rebuilt has another one beside it, its shadow, until that takes its place; the old one's name is
+    // then `@` and its id, until its buckets are removed. `first_window` and `end_window` are what was asked for.
+    "
+    CREATE TABLE rebuild (
+        name TEXT PRIMARY KEY,
+        shadow INTEGER REFERENCES aggregate,
+        first_window INTEGER, end_window INTEGER,
+        started INTEGER NOT NULL, finished INTEGER
+    ) WITHOUT ROWID;
+    CREATE TABLE rebuild_partition (
+        aggregate INTEGER NOT NULL REFERENCES aggregate,
+        topic TEXT NOT NULL, generation INTEGER NOT NULL, partition INTEGER NOT NULL,
+        state TEXT NOT NULL, position INTEGER NOT NULL, records INTEGER NOT NULL,
+        PRIMARY KEY (aggregate, topic, generation, partition)
+    ) WITHOUT ROWID;
+    ",
 ];
 
 /// Adds a delta to its bucket, unless another writer has advanced that bucket to `first` or further. What is measured beside
@@ -90,14 +110,14 @@ const UPSERT: &str = "
         measures = excluded.measures
     WHERE last_offset < ?8";
 
-/// Events removed at once: some milliseconds of work.
-const EXPIRE_AT_ONCE: i64 = 1000;
+/// Rows removed at once: some milliseconds of work.
+pub(super) const EXPIRE_AT_ONCE: i64 = 1000;
 
 pub struct Database {
-    connection: Connection,
-    options: Arc<StoreOptions>,
-    /// The row ids of the configured aggregates, in their order; empty before [`Database::prepare`].
-    aggregates: Vec<i64>,
+    pub(super) connection: Connection,
+    pub(super) options: Arc<StoreOptions>,
+    /// With their row ids; without these before [`Database::prepare`].
+    versions: Arc<ArcSwap<Versions<i64>>>,
 }
 
 impl From<rusqlite::Error> for StoreError {
@@ -109,6 +129,7 @@ impl From<rusqlite::Error> for StoreError {
 impl Database {
     /// Opens and upgrades the file.
     pub fn open(path: &Path, options: Arc<StoreOptions>) -> anyhow::Result<Self> {
+        let versions = Versions::configured(&options, |_| None);
         let open = || -> rusqlite::Result<(Connection, i64)> {
             let connection = Connection::open(path)?;
             // Takes effect only before the first table exists; freed pages can then be given back to the disk.
@@ -136,35 +157,50 @@ impl Database {
         if !upgrades.is_empty() {
             upgrade().with_context(|| format!("cannot upgrade the embedded store {path:?} from format {version}"))?;
         }
-        Ok(Self { connection, options, aggregates: Vec::new() })
+        Ok(Self { connection, options, versions })
     }
 
     /// Compares the aggregates' definitions with those that buckets were counted by.
     pub fn prepare(&mut self) -> Result<Prepared, StoreError> {
         let transaction = write(&mut self.connection)?;
-        let (mut ids, mut names_only) = (Vec::new(), Vec::new());
+        let mut known = Vec::with_capacity(self.options.aggregates.len());
         for aggregate in &self.options.aggregates {
             let wanted = Definition::of(aggregate);
             transaction.execute(
                 "INSERT OR IGNORE INTO aggregate (name, window_ms, group_by, definition) VALUES (?, ?, ?, ?)",
                 params![aggregate.name, wanted.window_ms, wanted.group_by, Value::Object(wanted.more).to_string()],
             )?;
-            let (id, window_ms, group_by, more): (i64, i64, String, String) = transaction.query_row(
+            let active = transaction.query_row(
                 "SELECT id, window_ms, group_by, definition FROM aggregate WHERE name = ?",
                 [&aggregate.name],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+                read_known,
             )?;
-            let more = serde_json::from_str(&more).unwrap_or_default();
-            names_only.push(Definition::judge(aggregate, &Definition { window_ms, group_by, more })?);
-            ids.push(id);
+            let shadow = match rebuild::shadow(&transaction, &aggregate.name)? {
+                Some(shadow) => Some((shadow, rebuild::range(&transaction, &aggregate.name)?)),
+                None => None,
+            };
+            known.push(Found { configured: aggregate, active, shadow });
         }
+        let versions = Versions::of(known)?;
         transaction.commit()?;
-        self.aggregates = ids;
-        Ok(Prepared { remarks: Vec::new(), names_only })
+        let counted = versions.counted.clone();
+        self.versions.store(Arc::new(versions));
+        Ok(Prepared { remarks: Vec::new(), counted })
     }
 
-    fn ensure_prepared(&mut self) -> Result<(), StoreError> {
-        if self.aggregates.len() == self.options.aggregates.len() { Ok(()) } else { self.prepare().map(drop) }
+    /// The row id of each aggregate that is counted.
+    pub(super) fn rows(&mut self) -> Result<Arc<Versions<i64>>, StoreError> {
+        let versions = self.versions.load_full();
+        if versions.places.len() == versions.len() {
+            return Ok(versions);
+        }
+        self.prepare()?;
+        Ok(self.versions.load_full())
+    }
+
+    /// What is counted, as it is at the time.
+    pub fn versions(&self) -> Arc<ArcSwap<Versions<i64>>> {
+        self.versions.clone()
     }
 
     pub fn fences(
@@ -173,7 +209,7 @@ impl Database {
         committed: Offset,
         identity: &TopicIdentity,
     ) -> Result<Vec<Fence>, StoreError> {
-        self.ensure_prepared()?;
+        let versions = self.rows()?;
         let options = self.options.clone();
         let source = (&options.topic, options.generation, partition.0);
         let transaction = write(&mut self.connection)?;
@@ -199,7 +235,7 @@ impl Database {
         while let Some(row) = rows.next()? {
             let id: i64 = row.get(0)?;
             // Aggregates that are configured no more have buckets, too.
-            let Some(aggregate) = self.aggregates.iter().position(|known| *known == id) else { continue };
+            let Some(aggregate) = versions.places.iter().position(|known| *known == id) else { continue };
             let group: String = row.get(2)?;
             let key = BucketKey { window_start: Timestamp(row.get(1)?), group: group.into() };
             let last_offset: i64 = row.get(3)?;
@@ -209,7 +245,7 @@ impl Database {
     }
 
     pub fn history(&mut self, partition: Partition, from: Offset, present: TimeBounds) -> Result<History, StoreError> {
-        self.ensure_prepared()?;
+        let versions = self.rows()?;
         let options = self.options.clone();
         let source = (&options.topic, options.generation, partition.0);
         let transaction = write(&mut self.connection)?;
@@ -232,13 +268,19 @@ impl Database {
             let before = statement.query_row(params![aggregate, source.0, source.1, source.2], |row| row.get(0));
             before.optional().map(|before| before.map(Timestamp))
         };
-        let removed = self.aggregates.iter().map(&mut removed).collect::<rusqlite::Result<_>>()?;
-        Ok(History { bounds, removed })
+        let removed = versions.places.iter().map(&mut removed).collect::<rusqlite::Result<_>>()?;
+        let progress = versions.counted.iter().zip(&versions.places).map(|(counted, place)| match counted.version {
+            Version::Active => Ok(Progress::Live),
+            Version::Shadow => {
+                let known = rebuild::progress(&self.connection, &options, *place, partition);
+                known.map(Option::unwrap_or_default)
+            }
+        });
+        Ok(History { bounds, removed, progress: progress.collect::<rusqlite::Result<_>>()? })
     }
 
     pub fn remove(&mut self, removal: &Removal) -> Result<bool, StoreError> {
-        self.ensure_prepared()?;
-        let (aggregate, options) = (self.aggregates[removal.aggregate], self.options.clone());
+        let (aggregate, options) = (self.rows()?.places[removal.aggregate], self.options.clone());
         let (topic, generation, partition) = (&options.topic, options.generation, removal.partition.0);
         let transaction = write(&mut self.connection)?;
         transaction.execute(
@@ -273,7 +315,7 @@ impl Database {
 
     /// The groups that have buckets in these windows.
     pub fn groups(&mut self, windows: &[GroupsOf]) -> Result<Vec<Vec<Arc<str>>>, StoreError> {
-        self.ensure_prepared()?;
+        let versions = self.rows()?;
         let mut statement = self.connection.prepare_cached(
             "SELECT grp FROM bucket
              WHERE (aggregate, window_start, topic, generation, partition) = (?, ?, ?, ?, ?) LIMIT ?",
@@ -281,7 +323,7 @@ impl Database {
         let mut found = Vec::with_capacity(windows.len());
         for of in windows {
             let limit = i64::try_from(of.limit).unwrap_or(i64::MAX);
-            let aggregate = self.aggregates[of.aggregate];
+            let aggregate = versions.places[of.aggregate];
             let (topic, generation) = (&self.options.topic, self.options.generation);
             let bucket = params![aggregate, of.window_start.0, topic, generation, of.partition.0, limit];
             let groups = statement.query_map(bucket, |row| row.get::<_, String>(0))?;
@@ -292,7 +334,7 @@ impl Database {
 
     /// One transaction. Of a partition with a bucket that is fenced, nothing is applied.
     pub fn flush(&mut self, deltas: &[BucketDelta], events: &[ProcessedEvent]) -> Result<Flushed, StoreError> {
-        self.ensure_prepared()?;
+        let versions = self.rows()?;
         let partitions: BTreeSet<Partition> = deltas.iter().map(|delta| delta.partition).collect();
         let mut flushed = Flushed::default();
         let mut transaction = write(&mut self.connection)?;
@@ -300,7 +342,7 @@ impl Database {
             let savepoint = transaction.savepoint()?;
             let mut outcome = Applied::Yes;
             for delta in deltas.iter().filter(|delta| delta.partition == partition) {
-                outcome = apply(&savepoint, &self.options, self.aggregates[delta.aggregate], delta)?;
+                outcome = apply(&savepoint, &self.options, &versions, delta)?;
                 if outcome != Applied::Yes {
                     break;
                 }
@@ -337,6 +379,13 @@ impl Database {
     }
 }
 
+/// An aggregate's row, and its definition.
+pub(super) fn read_known(row: &Row<'_>) -> rusqlite::Result<Known<i64>> {
+    let more: String = row.get(3)?;
+    let more = serde_json::from_str(&more).unwrap_or_default();
+    Ok(Known { definition: Definition { window_ms: row.get(1)?, group_by: row.get(2)?, more }, place: row.get(0)? })
+}
+
 /// By which bounds the times of a partition's records are believed, from which offset on.
 fn time_bounds(
     connection: &Connection,
@@ -367,9 +416,10 @@ enum Applied {
 fn apply(
     connection: &Connection,
     options: &StoreOptions,
-    aggregate: i64,
+    versions: &Versions<i64>,
     delta: &BucketDelta,
 ) -> Result<Applied, StoreError> {
+    let aggregate = versions.places[delta.aggregate];
     let BucketKey { window_start, group } = &delta.key;
     let (partition, first) = (delta.partition.0, delta.first.as_i64());
     let mut measures = None;
@@ -386,7 +436,7 @@ fn apply(
             .optional()?;
         let merged = match known {
             Some((last_offset, _)) if last_offset >= first => return Ok(Applied::Fenced),
-            Some((_, known)) => merged(options, delta, more, &known.unwrap_or_default()),
+            Some((_, known)) => merged(&versions.counted[delta.aggregate], delta, more, &known.unwrap_or_default()),
             None => Ok(more.to_bytes()),
         };
         match merged {
@@ -410,13 +460,13 @@ fn apply(
 }
 
 /// What a bucket has after a delta, beside its count.
-fn merged(options: &StoreOptions, delta: &BucketDelta, more: &More, known: &[u8]) -> Result<Vec<u8>, String> {
-    let mut merged = More::from_bytes(&options.plans[delta.aggregate], known).map_err(|damaged| {
+fn merged(counted: &Counted, delta: &BucketDelta, more: &More, known: &[u8]) -> Result<Vec<u8>, String> {
+    let mut merged = More::from_bytes(&counted.plan, known).map_err(|damaged| {
         format!(
             "{damaged} of the bucket {} at {} of aggregate {:?} in store.db: a newer release wrote it, or it is damaged",
             delta.key.group,
             delta.key.window_start.to_rfc3339(),
-            options.aggregates[delta.aggregate].name,
+            counted.aggregate.name,
         )
     })?;
     merged.merge(more);
@@ -424,7 +474,7 @@ fn merged(options: &StoreOptions, delta: &BucketDelta, more: &More, known: &[u8]
 }
 
 /// Takes the write lock at once, so that no transaction fails half-way for want of it.
-fn write(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
+pub(super) fn write(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
     connection.transaction_with_behavior(TransactionBehavior::Immediate)
 }
 
@@ -507,15 +557,25 @@ pub fn buckets(with_state: bool) -> String {
 }
 
 /// Reads on a connection of its own, beside the writer.
-pub fn query(path: &Path, options: &StoreOptions, query: Query, cancel: &Cancel) -> Result<Rows, StoreError> {
-    let (index, aggregate) = options.aggregate(&query.aggregate)?;
+pub fn query(
+    path: &Path,
+    options: &StoreOptions,
+    versions: &Versions<i64>,
+    query: Query,
+    cancel: &Cancel,
+) -> Result<Rows, StoreError> {
+    let (index, Counted { aggregate, plan, .. }) = versions.active(&query.aggregate)?;
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     cancel.watch(&connection);
     connection.busy_timeout(options.timeout)?;
-    let id: Option<i64> = connection
-        .query_row("SELECT id FROM aggregate WHERE name = ?", [&query.aggregate], |row| row.get(0))
-        .optional()?;
-    let mut merger = Merger::new(query, aggregate, &options.plans[index]);
+    let id: Option<i64> = match versions.places.get(index) {
+        Some(id) => Some(*id),
+        // It was not prepared.
+        None => connection
+            .query_row("SELECT id FROM aggregate WHERE name = ?", [&query.aggregate], |row| row.get(0))
+            .optional()?,
+    };
+    let mut merger = Merger::new(query, aggregate, plan);
     let Some(id) = id else { return merger.finish() };
     let mut statement = connection.prepare(&buckets(merger.needs_state()))?;
     cancel.check()?;

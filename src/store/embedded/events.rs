@@ -137,7 +137,6 @@ mod tests {
             topic: "events".to_owned(),
             generation: 0,
             aggregates: Vec::new(),
-            plans: Vec::new(),
             events: true,
             events_ttl: Duration::from_secs(60),
             timeout: Duration::from_secs(30),

@@ -7,18 +7,13 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{
-    config::AggregateConfig,
-    measure::{Measures, Plan},
-    store::BucketKey,
-};
+use crate::{config::AggregateConfig, measure::Measures, store::BucketKey};
 
 fn options() -> StoreOptions {
     StoreOptions {
         topic: "events".to_owned(),
         generation: 0,
         aggregates: vec![AggregateConfig::counting("by_type", Duration::from_secs(60), vec!["type".to_owned()])],
-        plans: vec![Plan::default()],
         events: false,
         events_ttl: Duration::from_secs(3600),
         timeout: Duration::from_secs(30),
@@ -82,7 +77,8 @@ async fn a_query_that_is_given_up_ends() {
     let (path, options) = (dir.path().join("store.db"), options());
     let cancel = Cancel::default();
     cancel.cancel();
-    let given_up = database::query(&path, &options, query, &cancel);
+    let versions = Versions::configured(&options, |_| None);
+    let given_up = database::query(&path, &options, &versions.load(), query, &cancel);
     assert!(matches!(given_up, Err(StoreError::Unavailable(_))), "{given_up:?}");
     // Also while a statement runs: this one has no end of its own.
     let (connection, cancel) = (Connection::open_in_memory().unwrap(), Cancel::default());

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        BucketDelta, Fence, Flushed, GroupsOf,
+        BucketDelta, Counted, Fence, Flushed, GroupsOf,
         query::{Merger, Query, Rows, Wanted},
         topic_recreated,
     },
@@ -30,7 +30,7 @@ const FENCE_READS: usize = 5;
 /// Adds the deltas to their buckets.
 pub async fn write(store: &StoreDatabase, deltas: &[&BucketDelta]) -> Result<Flushed, Failure> {
     let mut flushed = Flushed::default();
-    for (index, buckets) in Buckets::of_all(&store.options).enumerate() {
+    for (index, buckets) in Buckets::of_all(store).enumerate() {
         let of_aggregate: Vec<&BucketDelta> = deltas.iter().copied().filter(|delta| delta.aggregate == index).collect();
         for part in document::split(&of_aggregate) {
             write_part(store, &buckets, part, &mut flushed).await?;
@@ -169,7 +169,7 @@ pub async fn fences(
 
 async fn find_fences(store: &StoreDatabase, partition: Partition, committed: Offset) -> Result<Vec<Fence>, Failure> {
     let mut fences = Vec::new();
-    for buckets in Buckets::of_all(&store.options) {
+    for buckets in Buckets::of_all(store) {
         let name = buckets.collection();
         let collection = store.majority(&name);
         let find = collection.find(buckets.fence_filter(partition, committed)).sort(doc! { "_id": 1 });
@@ -187,7 +187,7 @@ async fn find_fences(store: &StoreDatabase, partition: Partition, committed: Off
 pub async fn groups(store: &StoreDatabase, windows: &[GroupsOf]) -> Result<Vec<Vec<Arc<str>>>, Failure> {
     let mut found = Vec::with_capacity(windows.len());
     for of in windows {
-        let buckets = Buckets::new(&store.options, of.aggregate);
+        let buckets = Buckets::of(store, of.aggregate);
         let limit = i64::try_from(of.limit).unwrap_or(i64::MAX);
         let collection = store.majority(&buckets.collection());
         let find = collection.find(buckets.window_filter(of.partition, of.window_start));
@@ -225,8 +225,8 @@ async fn claim(store: &StoreDatabase, partition: Partition, identity: &TopicIden
 
 /// The answer to a query.
 pub async fn rows(store: &StoreDatabase, query: Query) -> Result<Rows, Failure> {
-    let (index, aggregate) = store.options.aggregate(&query.aggregate).map_err(Failure::Store)?;
-    let mut merger = Merger::new(query, aggregate, &store.options.plans[index]);
+    let (index, Counted { aggregate, plan, .. }) = store.versions.active(&query.aggregate).map_err(Failure::Store)?;
+    let mut merger = Merger::new(query, aggregate, plan);
     let (from, to) = merger.range();
     let date = |time: Timestamp| mongodb::bson::DateTime::from_millis(time.0);
     let mut wanted = doc! { "key": 1, "window_start": 1, "count": 1 };
@@ -235,7 +235,7 @@ pub async fn rows(store: &StoreDatabase, query: Query) -> Result<Rows, Failure> 
     }
     let mut cursor = store
         .database
-        .collection::<Document>(&Buckets::new(&store.options, index).collection())
+        .collection::<Document>(&Buckets::of(store, index).collection())
         .find(doc! { "window_start": { "$gte": date(from), "$lt": date(to) } })
         .projection(wanted)
         // The index has it; where there is none, a sort may need the disk.

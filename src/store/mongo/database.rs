@@ -12,7 +12,10 @@ use super::{
     Failure, SOURCES, primary,
     reply::{WriteReply, code},
 };
-use crate::{config::StoreConfig, store::StoreOptions};
+use crate::{
+    config::StoreConfig,
+    store::{StoreOptions, Versions},
+};
 
 /// What the configuration says of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +80,7 @@ impl fmt::Display for DatabaseChoice {
 pub(super) struct StoreDatabase {
     pub database: Database,
     pub options: Arc<StoreOptions>,
+    pub versions: Arc<Versions<String>>,
 }
 
 impl StoreDatabase {

@@ -4,11 +4,11 @@
 use futures::TryStreamExt;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 
-use super::{Failure, SOURCES, buckets::Buckets, database::StoreDatabase};
+use super::{Failure, SOURCES, buckets::Buckets, database::StoreDatabase, rebuild};
 use crate::{
     event::TimeBounds,
     position::{Offset, Partition, Timestamp},
-    store::{History, Removal},
+    store::{History, Removal, Version, rebuild::Progress},
 };
 
 /// How often the present bounds are put, where another worker is faster.
@@ -33,10 +33,21 @@ pub async fn history(
         if bounds.last().is_some_and(|(_, last)| *last == present) {
             let removed = source.get_document("removed").ok();
             let before = |aggregate| {
-                let before = removed?.get_datetime(Buckets::new(&store.options, aggregate).name()).ok()?;
+                let before = removed?.get_datetime(Buckets::of(store, aggregate).name()).ok()?;
                 Some(Timestamp(before.timestamp_millis()))
             };
-            return Ok(History { bounds, removed: (0..store.options.aggregates.len()).map(before).collect() });
+            let removed = (0..store.versions.len()).map(before).collect();
+            let mut progress = Vec::with_capacity(store.versions.len());
+            for (counted, place) in store.versions.counted.iter().zip(&store.versions.places) {
+                progress.push(match counted.version {
+                    Version::Active => Progress::Live,
+                    Version::Shadow => {
+                        let known = rebuild::progress(store, &counted.aggregate.name, place, partition).await?;
+                        known.unwrap_or_default()
+                    }
+                });
+            }
+            return Ok(History { bounds, removed, progress });
         }
         // The first ones are those of all records, as far as anybody knows.
         let from = if bounds.is_empty() { Offset(0) } else { from };
@@ -64,7 +75,7 @@ fn read(entry: &Bson) -> Option<(Offset, TimeBounds)> {
 }
 
 pub async fn remove(store: &StoreDatabase, removal: &Removal) -> Result<bool, Failure> {
-    let buckets = Buckets::new(&store.options, removal.aggregate);
+    let buckets = Buckets::of(store, removal.aggregate);
     let id = Buckets::source(&store.options, removal.partition);
     let before = DateTime::from_millis(removal.before.0);
     let mark = doc! { "q": { "_id": id }, "u": { "$max": { format!("removed.{}", buckets.name()): before } } };

@@ -83,7 +83,7 @@ fn seconds(value: &Bson) -> Option<i64> {
 /// The server is away, so that this is to be tried again.
 pub async fn ensure(store: &StoreDatabase) -> Result<Vec<String>, Failure> {
     let mut remarks = Vec::new();
-    for buckets in Buckets::of_all(&store.options) {
+    for buckets in Buckets::of_all(store) {
         ensure_on(store, &buckets.collection(), &Buckets::indexes(), &mut remarks).await?;
     }
     if store.options.events {

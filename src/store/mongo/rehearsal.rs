@@ -10,9 +10,9 @@ use serde_json::Value;
 use super::{Buckets, Failure, SOURCES, buckets, database::StoreDatabase, events};
 use crate::{
     config::AggregateConfig,
-    measure::{Measures, Plan},
+    measure::Measures,
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, Flushed, ProcessedEvent, Query, StoreError, StoreOptions},
+    store::{BucketDelta, BucketKey, Flushed, ProcessedEvent, Query, StoreError, StoreOptions, Versions},
 };
 
 const PARTITION: Partition = Partition(0);
@@ -24,13 +24,9 @@ pub async fn rehearse(store: StoreDatabase) -> Result<(), Failure> {
     let name = format!("check-{:016x}", fastrand::u64(..));
     let group_by = store.options.aggregates.first().map(|aggregate| aggregate.group_by.clone()).unwrap_or_default();
     let aggregate = AggregateConfig::counting(name.clone(), WINDOW, group_by);
-    let options = StoreOptions {
-        topic: name,
-        aggregates: vec![aggregate],
-        plans: vec![Plan::default()],
-        ..(*store.options).clone()
-    };
-    let store = StoreDatabase { options: options.into(), ..store };
+    let options = StoreOptions { topic: name, aggregates: vec![aggregate], ..(*store.options).clone() };
+    let versions = Versions::configured(&options, |aggregate| Some(aggregate.name.clone())).load_full();
+    let store = StoreDatabase { options: options.into(), versions, ..store };
     let outcome = run_through(&store).await;
     let removed = remove(&store).await;
     outcome.and(removed)
@@ -75,7 +71,7 @@ async fn run_through(store: &StoreDatabase) -> Result<(), Failure> {
 }
 
 async fn remove(store: &StoreDatabase) -> Result<(), Failure> {
-    let drop = doc! { "drop": Buckets::new(&store.options, 0).collection() };
+    let drop = doc! { "drop": Buckets::of(store, 0).collection() };
     if let Err(failure) = store.database.run_command(drop).await.map_err(Failure::from)
         // Otherwise not even the first statement was taken.
         && failure.refusal().is_none()

@@ -11,6 +11,7 @@ use crate::backoff::jitter;
 /// Error codes of the server.
 pub mod code {
     pub const UNAUTHORIZED: i32 = 13;
+    pub const NAMESPACE_NOT_FOUND: i32 = 26;
     pub const INDEX_OPTIONS_CONFLICT: i32 = 85;
     pub const INDEX_KEY_SPECS_CONFLICT: i32 = 86;
     pub const DUPLICATE_KEY: i32 = 11000;

@@ -27,6 +27,9 @@ pub trait Backend {
     /// The number of processed events that are kept.
     async fn events(&self) -> u64;
 
+    /// The number of buckets of the one aggregate, of all its versions.
+    async fn buckets(&self) -> u64;
+
     /// The count and what else was measured, of all buckets of the one aggregate.
     async fn measured(&self) -> Vec<(u64, Vec<u8>)>;
     /// Makes an aggregate's definition one of a release that knew only windows and fields.
@@ -42,7 +45,6 @@ pub fn options() -> StoreOptions {
             Duration::from_secs(60),
             vec!["type".to_owned(), "$dollar.dot".to_owned()],
         )],
-        plans: vec![Plan::default()],
         events: false,
         events_ttl: Duration::from_secs(3600),
         timeout: Duration::from_secs(30),
@@ -202,12 +204,12 @@ fn measuring() -> StoreOptions {
     let text = "name = \"measured\"\nwindow = \"1m\"\ngroup_by = [\"type\", \"f\"]\n\
                 measures = [{ sum = \"n\" }, { min = \"n\" }, { max = \"n\" }, { avg = \"n\" }, { unique = \"u\" }, { top = \"u\", k = 2 }]";
     let aggregate: AggregateConfig = toml::from_str(text).unwrap();
-    StoreOptions { plans: vec![Plan::new(&aggregate)], aggregates: vec![aggregate], ..options() }
+    StoreOptions { aggregates: vec![aggregate], ..options() }
 }
 
 /// What was folded of records with these numbers, all of one user.
 fn measured(partition: i32, window: i64, group: &str, first: u64, user: &str, numbers: &[&str]) -> BucketDelta {
-    let plan = &measuring().plans[0];
+    let plan = &Plan::new(&measuring().aggregates[0]);
     let mut measures = Measures::default();
     for number in numbers {
         measures.add(plan, |field| Some(if plan.fields()[field] == "n" { number } else { user }));
@@ -305,16 +307,16 @@ pub async fn the_groups_of_a_window_are_those_of_its_partition_and_generation(ba
 pub async fn a_definition_of_before_that_has_a_name_with_a_slash_goes_on_as_it_was(backend: &impl Backend) {
     let aggregate = |text: &str| -> StoreOptions {
         let aggregate: AggregateConfig = toml::from_str(text).unwrap();
-        StoreOptions { plans: vec![Plan::new(&aggregate)], aggregates: vec![aggregate], ..options() }
+        StoreOptions { aggregates: vec![aggregate], ..options() }
     };
     const DAY: &str = "window = \"1d\"\ngroup_by = [\"/geo\"]\n";
     let named = |name: &str, more: &str| aggregate(&format!("name = \"{name}\"\n{DAY}{more}"));
     // One that this release began has pointers.
     let store = prepared(backend, named("new", "")).await;
-    assert_eq!(store.prepare().await.unwrap().names_only, [false]);
+    assert!(!store.prepare().await.unwrap().counted[0].names_only);
     backend.forget_what_is_new("new").await;
     let again = backend.open(named("new", "")).await;
-    assert_eq!(again.prepare().await.unwrap().names_only, [true]);
+    assert!(again.prepare().await.unwrap().counted[0].names_only);
     // What decides how it is counted may not change; names in answers, retention and the order of measures may.
     prepared(backend, named("changed", "measures = [{ sum = \"n\" }, { max = \"n\" }]")).await;
     let same = "retention = \"30d\"\nmeasures = [\"count\", { max = \"n\", as = \"largest\" }, { sum = \"n\" }]";
@@ -429,9 +431,8 @@ pub async fn the_groups_of_a_window_are_those_that_have_buckets(backend: &impl B
 pub async fn what_was_measured_is_merged_behind_the_same_fences(backend: &impl Backend) {
     let mut options = options();
     options.aggregates[0] = toml_aggregate("measures = [{ sum = \"n\" }, { unique = \"u\" }, { top = \"u\" }]");
-    options.plans = vec![Plan::new(&options.aggregates[0])];
     let store = prepared(backend, options.clone()).await;
-    let plan = options.plans[0].clone();
+    let plan = Plan::new(&options.aggregates[0]);
     let measured = |partition, first: u64, last: u64| {
         let mut delta = delta(partition, "[1,1]", first, last, 0);
         for offset in first..=last {

@@ -69,6 +69,16 @@ impl Backend for Place {
         self.database.collection::<Document>("events").count_documents(doc! {}).await.unwrap()
     }
 
+    async fn buckets(&self) -> u64 {
+        let mut buckets = 0;
+        for name in self.database.list_collection_names().await.unwrap() {
+            if name.starts_with("aggregate_") {
+                buckets += self.database.collection::<Document>(&name).count_documents(doc! {}).await.unwrap();
+            }
+        }
+        buckets
+    }
+
     async fn measured(&self) -> Vec<(u64, Vec<u8>)> {
         let buckets = self.database.collection::<Document>("aggregate_by_type").find(doc! {}).await.unwrap();
         let buckets: Vec<Document> = buckets.try_collect().await.unwrap();

@@ -14,8 +14,8 @@ use crate::{
     measure::{Frequent, More, Plan, Shown},
     position::{Offset, Partition, Timestamp, TopicName},
     store::{
-        BucketDelta, BucketKey, Fence, Removal, StoreOptions, group,
-        mongo::{bson_number, indexes::Wanted},
+        BucketDelta, BucketKey, Fence, Removal, StoreOptions, Versions, group,
+        mongo::{bson_number, database::StoreDatabase, indexes::Wanted},
         query::Bucket,
     },
 };
@@ -30,21 +30,26 @@ const BYTES: usize = 8 << 20;
 /// The buckets of one aggregate.
 pub struct Buckets<'a> {
     options: &'a StoreOptions,
+    versions: &'a Versions<String>,
     aggregate: usize,
 }
 
 impl<'a> Buckets<'a> {
-    pub fn new(options: &'a StoreOptions, aggregate: usize) -> Self {
-        Self { options, aggregate }
+    pub fn new(options: &'a StoreOptions, versions: &'a Versions<String>, aggregate: usize) -> Self {
+        Self { options, versions, aggregate }
     }
 
     /// Those of each aggregate.
-    pub fn of_all(options: &'a StoreOptions) -> impl Iterator<Item = Self> {
-        (0..options.aggregates.len()).map(move |aggregate| Self { options, aggregate })
+    pub fn of_all(store: &'a StoreDatabase) -> impl Iterator<Item = Self> {
+        (0..store.versions.len()).map(move |aggregate| Self::of(store, aggregate))
     }
 
-    pub fn plan(&self, delta: &BucketDelta) -> &'a Plan {
-        &self.options.plans[delta.aggregate]
+    pub fn of(store: &'a StoreDatabase, aggregate: usize) -> Self {
+        Self::new(&store.options, &store.versions, aggregate)
+    }
+
+    pub fn plan(&self) -> &'a Plan {
+        &self.versions.counted[self.aggregate].plan
     }
 
     pub fn indexes() -> [Wanted; 2] {
@@ -54,9 +59,9 @@ impl<'a> Buckets<'a> {
         ]
     }
 
-    /// Of the aggregate.
+    /// What its collection is called by, and what was removed of it.
     pub fn name(&self) -> &'a str {
-        &self.options.aggregates[self.aggregate].name
+        &self.versions.places[self.aggregate]
     }
 
     /// Buckets of earlier generations, and of other topics, have no fence that anybody asks for.
@@ -76,7 +81,7 @@ impl<'a> Buckets<'a> {
     }
 
     pub fn collection(&self) -> String {
-        format!("aggregate_{}", self.options.aggregates[self.aggregate].name)
+        format!("aggregate_{}", self.name())
     }
 
     /// Names a partition, in ids.
@@ -102,7 +107,7 @@ impl<'a> Buckets<'a> {
     /// beside its count.
     pub fn statement(&self, delta: &BucketDelta, state: Option<&State>) -> Document {
         let group = &delta.key.group;
-        let fields = &self.options.aggregates[self.aggregate].group_by;
+        let fields = &self.versions.counted[self.aggregate].aggregate.group_by;
         let values = group::values(group, fields.len()).into_iter().map(bson);
         let values: Document = fields.iter().map(|field| escape(field)).zip(values).collect();
         let mut insert = doc! { "group": values };
@@ -133,7 +138,7 @@ impl<'a> Buckets<'a> {
         };
         if let Some(State { more, .. }) = state {
             set.insert("state", Binary { subtype: BinarySubtype::Generic, bytes: more.to_bytes() });
-            set.insert("measures", shown(self.plan(delta), more));
+            set.insert("measures", shown(self.plan(), more));
         }
         doc! {
             "q": { "_id": self.id(delta), "last_offset": fence },
@@ -280,7 +285,6 @@ mod tests {
             topic: "events".to_owned(),
             generation: 2,
             aggregates: vec![AggregateConfig::counting("a", Duration::from_secs(60), vec!["$x.y%".to_owned()])],
-            plans: vec![Plan::default()],
             events: false,
             events_ttl: Duration::from_secs(3600),
             timeout: Duration::from_secs(1),
@@ -301,7 +305,8 @@ mod tests {
     #[test]
     fn a_fence_has_the_key_that_was_written_however_long_it_is() {
         let options = options();
-        let buckets = Buckets::new(&options, 0);
+        let versions = Versions::configured(&options, |aggregate| Some(aggregate.name.clone())).load_full();
+        let buckets = Buckets::new(&options, &versions, 0);
         for group in [r#"["a/b"]"#.to_owned(), "[1.50]".to_owned(), format!("[\"{}\"]", "x".repeat(1000))] {
             let delta = delta(&group);
             let plain = buckets.plain_statement(&delta, None);

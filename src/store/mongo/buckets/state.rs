@@ -67,7 +67,7 @@ pub async fn read<'b>(
         let Some(more) = &delta.measures.more else { continue };
         let state = match known.get(&id) {
             None => State { more: (**more).clone(), fence: None },
-            Some(document) => match merged(buckets, delta, more, document) {
+            Some(document) => match merged(buckets, more, document) {
                 Ok(state) if state.fence.is_some_and(|fence| fence >= delta.first) => {
                     flushed.fenced.push(delta.partition);
                     continue;
@@ -91,11 +91,15 @@ pub async fn read<'b>(
     Ok(States { buckets: Some(buckets), by_id })
 }
 
-fn merged(buckets: &Buckets<'_>, delta: &BucketDelta, more: &More, document: &Document) -> Result<State, String> {
+fn merged(buckets: &Buckets<'_>, more: &More, document: &Document) -> Result<State, String> {
     let unreadable = "what was measured cannot be read";
     let fence = document.get_i64("last_offset").ok().and_then(Offset::from_kafka).ok_or(unreadable)?;
-    let bytes = document.get_binary_generic("state").map_err(|_| unreadable)?;
-    let mut merged = More::from_bytes(buckets.plan(delta), bytes).map_err(|damaged| damaged.to_string())?;
+    // One that was kept by a rebuild with other measures has none.
+    let bytes = match document.get("state") {
+        None => &[][..],
+        Some(_) => document.get_binary_generic("state").map_err(|_| unreadable)?,
+    };
+    let mut merged = More::from_bytes(buckets.plan(), bytes).map_err(|damaged| damaged.to_string())?;
     merged.merge(more);
     Ok(State { more: merged, fence: Some(fence) })
 }

@@ -1,0 +1,153 @@
+//! What a store knows of the rebuild of an aggregate: its shadow is counted beside it, from the archive and then live, and
+//! takes its place with one atomic write when it is complete.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::Answer;
+use crate::position::{Offset, Partition, Timestamp};
+
+/// Which windows are rebuilt, by their starts. The others keep the buckets that they have.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    pub from: Option<Timestamp>,
+    /// The first one that is not.
+    pub to: Option<Timestamp>,
+}
+
+impl Range {
+    pub fn has(&self, window_start: Timestamp) -> bool {
+        self.from.is_none_or(|from| from <= window_start) && self.to.is_none_or(|to| window_start < to)
+    }
+}
+
+/// One of all rebuilds that there ever were in a store: what is said of an earlier one changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RebuildId {
+    pub aggregate: String,
+    /// Names the shadow.
+    pub(super) shadow: String,
+}
+
+/// How far a shadow has the records of a partition.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Those below, as far as the archive has them; live counting leaves it alone.
+    History(Offset),
+    /// Those below; live counting begins there.
+    Catching(Offset),
+    /// Those that the aggregate itself has.
+    #[default]
+    Live,
+}
+
+impl Progress {
+    /// Whether live counting adds the record at this offset to the shadow.
+    #[inline]
+    pub fn counts(self, offset: Offset) -> bool {
+        match self {
+            Self::History(_) => false,
+            Self::Catching(from) => from <= offset,
+            Self::Live => true,
+        }
+    }
+
+    /// As the stores keep it.
+    pub(super) fn parts(self) -> (&'static str, Offset) {
+        match self {
+            Self::History(cursor) => ("history", cursor),
+            Self::Catching(from) => ("catching", from),
+            Self::Live => ("live", Offset(0)),
+        }
+    }
+
+    pub(super) fn of_parts(state: &str, position: i64) -> Self {
+        let position = Offset(position.unsigned_abs());
+        match state {
+            "catching" => Self::Catching(position),
+            "live" => Self::Live,
+            _ => Self::History(position),
+        }
+    }
+}
+
+/// As it is shown.
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.parts().0)
+    }
+}
+
+/// A partition's part of a rebuild.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    pub progress: Progress,
+    /// Records that were read from the archive.
+    pub records: u64,
+}
+
+/// A rebuild that is under way, or the last one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rebuild {
+    pub id: RebuildId,
+    pub range: Range,
+    pub started: Timestamp,
+    /// When the shadow took the aggregate's place.
+    pub finished: Option<Timestamp>,
+    /// Those of the configured topic and generation; one that is not here is counted live from its start.
+    pub partitions: BTreeMap<Partition, Reached>,
+}
+
+impl Rebuild {
+    /// All that there is, is counted by the shadow, too.
+    pub fn is_complete(&self) -> bool {
+        self.partitions.values().all(|reached| reached.progress == Progress::Live)
+    }
+}
+
+/// A rebuild that is asked for, by the definition that is configured.
+#[derive(Debug, Clone)]
+pub struct NewRebuild {
+    pub aggregate: String,
+    pub range: Range,
+    /// Those that the archive has; those that the store has counted come to them.
+    pub partitions: Vec<Partition>,
+    pub now: Timestamp,
+}
+
+/// What came of the end of a rebuild.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swapped {
+    /// The shadow has taken the aggregate's place. [`super::Store::prepare`] gives the new list.
+    Yes,
+    /// A partition is not live.
+    NotYet,
+    /// It is over already: swapped, cancelled, or replaced.
+    Over,
+}
+
+/// The rebuilds of a store. Each call takes effect as a whole or not at all, and may be repeated.
+pub trait Rebuilds: Send + Sync {
+    /// The one that is under way, or that was finished last.
+    fn find<'a>(&'a self, aggregate: &'a str) -> Answer<'a, Option<Rebuild>>;
+
+    /// Begins one, unless one of the same definition is under way, which is then given. One of another definition is cancelled:
+    /// the configuration has changed since.
+    fn begin<'a>(&'a self, wanted: &'a NewRebuild) -> Answer<'a, Rebuild>;
+
+    /// Notes how far a partition is, once that is durable. Says whether the rebuild is still under way.
+    fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool>;
+
+    /// This process counts a partition from `at` on, and of the shadows those alone that [`super::Store::prepare`] gave: the
+    /// others have what is below, and no more.
+    fn leave_out(&self, partition: Partition, at: Offset) -> Answer<'_, ()>;
+
+    /// Puts the shadow in the aggregate's place, with what the aggregate has of the windows that were not rebuilt, and of other topics
+    /// and generations, where both have the same windows and groups. No flush may be under way.
+    fn swap<'a>(&'a self, id: &'a RebuildId, now: Timestamp) -> Answer<'a, Swapped>;
+
+    /// Ends one without a swap. Says whether one was under way.
+    fn cancel<'a>(&'a self, aggregate: &'a str, now: Timestamp) -> Answer<'a, bool>;
+
+    /// Removes some of the buckets of what was swapped out or cancelled. Says whether there may be more.
+    fn tidy(&self, now: Timestamp) -> Answer<'_, bool>;
+}
