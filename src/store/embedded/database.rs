@@ -436,8 +436,9 @@ fn apply(
             .optional()?;
         let merged = match known {
             Some((last_offset, _)) if last_offset >= first => return Ok(Applied::Fenced),
-            Some((_, known)) => merged(&versions.counted[delta.aggregate], delta, more, &known.unwrap_or_default()),
-            None => Ok(more.to_bytes()),
+            // One that a rebuild kept may have been measured otherwise: of what it had nothing is known.
+            None | Some((_, None)) => Ok(more.to_bytes()),
+            Some((_, Some(known))) => merged(&versions.counted[delta.aggregate], delta, more, &known),
         };
         match merged {
             Ok(bytes) => measures = Some(bytes),

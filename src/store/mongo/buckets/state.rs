@@ -94,12 +94,14 @@ pub async fn read<'b>(
 fn merged(buckets: &Buckets<'_>, more: &More, document: &Document) -> Result<State, String> {
     let unreadable = "what was measured cannot be read";
     let fence = document.get_i64("last_offset").ok().and_then(Offset::from_kafka).ok_or(unreadable)?;
-    // One that was kept by a rebuild with other measures has none.
-    let bytes = match document.get("state") {
-        None => &[][..],
-        Some(_) => document.get_binary_generic("state").map_err(|_| unreadable)?,
+    let mut merged = match document.get("state") {
+        // A rebuild kept it, and it was measured otherwise: of what it had nothing is known.
+        None => More::new(buckets.plan()),
+        Some(_) => {
+            let bytes = document.get_binary_generic("state").map_err(|_| unreadable)?;
+            More::from_bytes(buckets.plan(), bytes).map_err(|damaged| damaged.to_string())?
+        }
     };
-    let mut merged = More::from_bytes(buckets.plan(), bytes).map_err(|damaged| damaged.to_string())?;
     merged.merge(more);
     Ok(State { more: merged, fence: Some(fence) })
 }
