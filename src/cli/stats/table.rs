@@ -30,7 +30,14 @@ impl Table<'_> {
     pub fn text(&self, totals: &[Row], points: &[Row]) -> String {
         let mut lines = vec![self.headings()];
         lines.extend(totals.iter().map(|row| self.cells(row)));
-        let of_numbers: Vec<usize> = (self.fields.len()..=self.fields.len() + self.labels.len()).collect();
+        let is_list = |label: &String| {
+            let of_rows = totals.iter().filter_map(|row| row.measures.get(label));
+            of_rows.into_iter().any(|raw| raw.get().starts_with('['))
+        };
+        let of_labels = self.labels.iter().enumerate().filter(|(_, label)| !is_list(label));
+        let count = self.fields.len();
+        let of_numbers: Vec<usize> =
+            std::iter::once(count).chain(of_labels.map(|(index, _)| count + 1 + index)).collect();
         let table = aligned(&lines, &of_numbers);
         let longest = table.lines().map(|line| line.chars().count()).max().unwrap_or_default();
         let room = self.width.map_or(usize::MAX, |width| width.saturating_sub(longest + 2));

@@ -30,13 +30,23 @@ pub struct Columns {
     format: Format,
     fields: Vec<String>,
     outputs: Vec<Output>,
+    /// Of each, its name as JSON with a colon.
+    labels: Vec<Vec<u8>>,
     has_numbers: bool,
 }
 
 impl Columns {
     /// Of these fields of a group, and of what is measured.
     pub fn new(format: Format, fields: Vec<String>, plan: &Plan) -> Self {
-        Self { format, fields, outputs: plan.outputs().to_vec(), has_numbers: plan.has_numbers() }
+        let outputs = plan.outputs().to_vec();
+        let label = |output: &Output| {
+            let mut label = Vec::new();
+            json(&mut label, &Value::from(output.name.as_str()));
+            label.push(b':');
+            label
+        };
+        let labels = outputs.iter().map(label).collect();
+        Self { format, fields, outputs, labels, has_numbers: plan.has_numbers() }
     }
 
     /// A group's values, as rows have them.
@@ -94,12 +104,11 @@ impl Columns {
         if let Some(more) = more {
             out.extend_from_slice(b",\"measures\":{");
             let mut errors = Vec::new();
-            for (index, output) in self.outputs.iter().enumerate() {
+            for (index, (output, label)) in self.outputs.iter().zip(&self.labels).enumerate() {
                 if index > 0 {
                     out.push(b',');
                 }
-                json(out, &Value::from(output.name.as_str()));
-                out.push(b':');
+                out.extend_from_slice(label);
                 let shown = more.show(output);
                 write_shown(out, &shown);
                 if let Shown::Top { error: error @ 1.., .. } = shown {
@@ -212,7 +221,12 @@ fn write_shown(out: &mut Vec<u8>, shown: &Shown) {
             out.push(b'[');
             for (index, item) in values.iter().enumerate() {
                 out.extend_from_slice(if index > 0 { b",{\"value\":" } else { b"{\"value\":" });
-                json(out, &group::value(&item.value));
+                let is_plain_text = item.value.starts_with('"') && !item.value.contains('\\');
+                if is_plain_text {
+                    out.extend_from_slice(item.value.as_bytes());
+                } else {
+                    json(out, &group::value(&item.value));
+                }
                 number(out, ",\"count\":", item.count);
                 out.push(b'}');
             }
