@@ -119,7 +119,9 @@ fn fitting(window: Duration, range: i64) -> Duration {
     let (window, range) = (window.as_secs().max(1), range.unsigned_abs().div_ceil(1000));
     // A few more are taken for a rounder step: those of an hour are its minutes.
     let shortest = range.div_ceil(POINTS.unsigned_abs() + 5);
-    let known = STEPS.into_iter().find(|step| step.is_multiple_of(window) && *step >= shortest);
+    // A window that divides none of them has steps of its own.
+    let longest = 4 * shortest.max(window);
+    let known = STEPS.into_iter().find(|step| step.is_multiple_of(window) && *step >= shortest && *step <= longest);
     Duration::from_secs(known.unwrap_or_else(|| shortest.div_ceil(window).max(1) * window))
 }
 
