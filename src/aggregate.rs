@@ -32,7 +32,7 @@ use crate::{
         Assignment, Batch, Epoch,
         dead_letters::{DeadLetterWriter, Source},
     },
-    metrics::{AggregateLabel, Metrics, ReasonLabel},
+    metrics::{AggregateLabel, Lag, Metrics, ReasonLabel},
     names::{ActorName, SinkName, dependency},
     position::{Offset, Partition, Timestamp},
     store::{Blocked, Fence, Flushed, History, Prepared, RefusedEvent, Removal, Store, StoreError},
@@ -41,7 +41,7 @@ use crate::{
 use flush::{Attempt, Attempted, Failure, Flush, Part, Statements};
 pub use fold::{Coverage, GroupFold, PartitionFold};
 pub use limit::{KnownGroups, Limit};
-use open::{OpenPartition, Reader};
+use open::{OpenPartition, Reader, Reported};
 use refuse::{Ahead, ahead, refuse};
 
 /// A partition that is assigned to us.
@@ -314,7 +314,6 @@ impl Aggregator {
             return;
         }
         let nothing_to_write = statements.is_empty();
-        let statements = Arc::new(statements);
         let flush = Flush { parts, statements, letters_written: false, attempts: 0, began: Instant::now() };
         if nothing_to_write {
             self.finish(flush, &Flushed::default(), ctx);
@@ -342,7 +341,7 @@ impl Aggregator {
             letters_written: flush.letters_written,
             timeout: self.config.load().aggregator.timeout,
         };
-        let attempt = attempt.make(flush.statements.clone());
+        let attempt = attempt.make(std::mem::take(&mut flush.statements));
         self.flush = Some(flush);
         ctx.spawn(attempt.into_actor(self).map(|attempted, actor, ctx| actor.attempted(attempted, ctx)));
     }
@@ -393,8 +392,8 @@ impl Aggregator {
                 "the store refuses a record for good: it becomes a dead letter");
             self.refused.entry(*partition).or_default().insert(*offset, message.clone());
         }
-        self.report(&flush.statements);
-        for part in flush.parts {
+        let Flush { parts, statements, .. } = flush;
+        for part in parts {
             self.metrics.events_dead_lettered.inc_by(part.letters);
             if flushed.refused.iter().any(|refused| refused.partition == part.partition) {
                 // Nothing of this fold's counts was sent: it is folded again, without those records.
@@ -416,6 +415,7 @@ impl Aggregator {
                 continue;
             }
             self.metrics.events_aggregated.inc_by(part.records);
+            self.report(part.partition, &statements);
             if let Some(State::Open(open)) = self.state(part.partition, part.epoch) {
                 let position = open.fold.flushed();
                 if let Some(refused) = self.refused.get_mut(&part.partition) {
@@ -433,28 +433,37 @@ impl Aggregator {
         }
     }
 
-    fn report(&self, Statements { others, reported, .. }: &Statements) {
+    fn report(&self, partition: Partition, Statements { others, reported, .. }: &Statements) {
         let config = self.config.load();
-        let label = |index: &usize| AggregateLabel {
-            aggregate: config.aggregate.get(*index).map_or_else(String::new, |aggregate| aggregate.name.clone()),
+        let label = |index: usize| AggregateLabel {
+            aggregate: config.aggregate.get(index).map_or_else(String::new, |aggregate| aggregate.name.clone()),
         };
-        for (reason, records) in &reported.by_receipt {
-            self.metrics.events_by_receipt.get_or_create(&ReasonLabel { reason }).inc_by(*records);
+        if let Some(Reported { by_receipt, expired }) = reported.get(&partition) {
+            for (reason, records) in by_receipt {
+                self.metrics.events_by_receipt.get_or_create(&ReasonLabel { reason }).inc_by(*records);
+            }
+            for (index, records) in expired {
+                self.metrics.events_expired.get_or_create(&label(*index)).inc_by(*records);
+            }
         }
-        for (index, records) in &reported.expired {
-            self.metrics.events_expired.get_or_create(&label(index)).inc_by(*records);
-        }
-        for (index, records) in others {
-            self.metrics.events_in_other.get_or_create(&label(index)).inc_by(*records);
+        for ((_, index), records) in others.iter().filter(|((of, _), _)| *of == partition) {
+            self.metrics.events_in_other.get_or_create(&label(*index)).inc_by(*records);
         }
     }
 
-    /// Removes windows that are kept no longer, some at a time.
+    /// Removes windows that are kept no longer, some at a time. While records wait to be counted, the present is that of the
+    /// last one that was: they were received while their windows were kept.
     fn expire(&mut self, ctx: &mut Context<Self>) {
-        let kept_from: Vec<_> = self.reader.grouping.kept_from(Timestamp::now()).collect();
         let mut removals = Vec::new();
+        let waiting = |partition: Partition, lags: &[Lag]| {
+            lags.iter().any(|lag| lag.sink == SinkName::Aggregate && lag.partition == partition && lag.records > 0)
+        };
+        let (now, lags) = (Timestamp::now(), self.metrics.lags());
         for (partition, assigned) in &mut self.partitions {
             let State::Open(open) = &mut assigned.state else { continue };
+            let present =
+                if waiting(*partition, &lags) { open.received().map_or(Timestamp(0), |it| it.min(now)) } else { now };
+            let kept_from: Vec<_> = self.reader.grouping.kept_from(present).collect();
             for (aggregate, before) in
                 kept_from.iter().enumerate().filter_map(|(index, before)| Some((index, (*before)?)))
             {

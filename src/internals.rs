@@ -116,8 +116,8 @@ pub mod position {
 
 pub mod store {
     pub use crate::store::{
-        BucketDelta, BucketKey, Cursor, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
-        ProcessedEvent, Query, Removal, Rows, Store, StoreError, StoreOptions,
+        BucketDelta, BucketKey, Cursor, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, History,
+        Prepared, ProcessedEvent, Query, Removal, Rows, Store, StoreError, StoreOptions,
     };
 
     pub mod query {

@@ -66,7 +66,7 @@ impl Plan {
         let (mut plan, mut outputs) = (Self::default(), Vec::new());
         let mut measured: Vec<_> = aggregate.measures.iter().enumerate().collect();
         // What stands in the stores is in this order, whatever the order in the configuration is.
-        measured.sort_by_key(|(_, measure)| measure.unnamed().to_string());
+        measured.sort_by_key(|(_, measure)| measure.identity());
         for (place, measure) in measured {
             let Measure::Of(of) = measure else { continue };
             let field = index_of(&mut plan.fields, &of.field);

@@ -18,8 +18,8 @@ use crate::{
     names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
     store::{
-        BucketDelta, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent, Removal,
-        StoreError,
+        BucketDelta, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, History, Prepared, ProcessedEvent,
+        Removal, StoreError,
         query::{Bucket, Merger, Query, Rows},
     },
 };
@@ -44,7 +44,7 @@ impl Store for FakeStore {
         unreachable!("the endpoint only asks")
     }
 
-    fn groups<'a>(&'a self, _: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<Vec<Arc<str>>>, StoreError>> {
+    fn groups<'a>(&'a self, _: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<GroupsFound>, StoreError>> {
         unreachable!("the endpoint only asks")
     }
 

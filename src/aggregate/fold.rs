@@ -54,10 +54,26 @@ pub struct Folded {
 }
 
 impl Folded {
+    /// All of it.
+    pub fn all(self) -> Option<Tally> {
+        merged(self.below.map(|below| *below), self.uncounted)
+    }
+
     /// The first record's offset.
     pub fn first(&self) -> Option<Offset> {
         let below = self.below.as_ref().map(|tally| tally.first);
         below.into_iter().chain(self.uncounted.as_ref().map(|tally| tally.first)).min()
+    }
+}
+
+/// Both, of the same bucket.
+pub fn merged(one: Option<Tally>, other: Option<Tally>) -> Option<Tally> {
+    match (one, other) {
+        (Some(mut one), Some(other)) => {
+            one.merge(other);
+            Some(one)
+        }
+        (one, other) => one.or(other),
     }
 }
 

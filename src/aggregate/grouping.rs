@@ -118,7 +118,8 @@ impl Grouping {
                 continue;
             }
             text.clear();
-            let longest = LONGEST_VALUE.min(LONGEST_GROUP / aggregate.group_by.len().max(1));
+            let longest_group = if aggregate.plan.is_empty() { LONGEST_GROUP } else { LONGEST_MEASURED_GROUP };
+            let longest = LONGEST_VALUE.min(longest_group / aggregate.group_by.len().max(1));
             write_group(text, longest, aggregate.group_by.iter().map(|field| found.selected(*field)));
             bucket(Falls {
                 aggregate: index,
@@ -139,6 +140,8 @@ const LONGEST_VALUE: usize = 64 << 10;
 /// A group of more values has shorter ones, so that its bucket, which holds them up to three times, is a document that
 /// MongoDB takes.
 const LONGEST_GROUP: usize = 4 << 20;
+/// Beside which what is measured has to find room.
+const LONGEST_MEASURED_GROUP: usize = 1 << 20;
 
 /// The group's values as a JSON array. The same string is the same text however it was escaped; a missing field is
 /// null.

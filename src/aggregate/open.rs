@@ -67,6 +67,8 @@ pub struct OpenPartition {
     fields: Vec<(Offset, EventFields)>,
     /// By aggregate: windows that began before were removed.
     removed: Vec<Option<Timestamp>>,
+    /// When the last record was received that was taken.
+    received: Option<Timestamp>,
 }
 
 /// What of the records was counted otherwise than it says itself, or not at all.
@@ -76,16 +78,6 @@ pub struct Reported {
     pub by_receipt: BTreeMap<&'static str, u64>,
     /// Not at all, since their windows are kept no longer, by aggregate.
     pub expired: BTreeMap<usize, u64>,
-}
-
-impl Reported {
-    fn append(&mut self, other: Self) {
-        other
-            .by_receipt
-            .into_iter()
-            .for_each(|(reason, records)| *self.by_receipt.entry(reason).or_default() += records);
-        other.expired.into_iter().for_each(|(index, records)| *self.expired.entry(index).or_default() += records);
-    }
 }
 
 impl OpenPartition {
@@ -118,7 +110,13 @@ impl OpenPartition {
             reported,
             fields,
             removed,
+            received: None,
         }
+    }
+
+    /// When the last record was received that was taken.
+    pub fn received(&self) -> Option<Timestamp> {
+        self.received
     }
 
     /// Windows of this aggregate that began before are counted in no more.
@@ -137,6 +135,7 @@ impl OpenPartition {
     pub fn take(&mut self, batch: &Batch, reader: &mut Reader) {
         let cursor = self.fold.cursor();
         for record in batch.records.iter().filter(|record| record.offset >= cursor) {
+            self.received = Some(record.received);
             if self.dead_lettered.remove(&record.offset) {
                 continue;
             }
@@ -234,7 +233,7 @@ impl OpenPartition {
         let letters = self.letters.len() as u64;
         statements.letters.append(&mut self.letters);
         statements.events.append(&mut self.events);
-        statements.reported.append(std::mem::take(&mut self.reported));
+        statements.reported.insert(partition, std::mem::take(&mut self.reported));
         statements.folded.append(&mut self.fold.begin_flush());
         self.bytes = 0;
         Part { partition, epoch, records: std::mem::take(&mut self.records), letters }

@@ -24,7 +24,10 @@ use crate::{
     },
     measure::Measures,
     position::{Position, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, EventsPage, EventsQuery, GroupsOf, History, ProcessedEvent, Query, Removal, Rows},
+    store::{
+        BucketDelta, BucketKey, EventsPage, EventsQuery, GroupsFound, GroupsOf, History, ProcessedEvent, Query,
+        Removal, Rows,
+    },
 };
 
 /// Buckets in memory with the fence of the real stores.
@@ -61,13 +64,15 @@ impl Store for MemoryStore {
         async { Ok(false) }.boxed()
     }
 
-    fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<Vec<Arc<str>>>, StoreError>> {
+    fn groups<'a>(&'a self, asked: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<GroupsFound>, StoreError>> {
         let buckets = self.buckets.lock().unwrap();
         let groups = |of: &GroupsOf| {
             let keys = buckets.keys().filter(|(partition, _)| *partition == of.partition).map(|(_, key)| key);
-            keys.filter(|key| key.window_start == of.window_start).map(|key| key.group.clone()).collect()
+            let all: Vec<_> = keys.filter(|key| key.window_start == of.window_start).map(|key| &key.group).collect();
+            let present = of.groups.iter().map(|group| all.contains(&group)).collect();
+            GroupsFound { present, buckets: all.iter().filter(|group| ***group != of.other).count() }
         };
-        let found = windows.iter().map(groups).collect();
+        let found = asked.iter().map(groups).collect();
         async { Ok(found) }.boxed()
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 /// In seconds.
 const TWO_DAYS: i64 = 2 * 24 * 3600;
+const TWO: TimeDelta = TimeDelta::days(2);
 
 /// Whose days windows are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct TimeZone(Tz);
 impl TimeZone {
     /// The day there that a moment is in.
     fn day_of(self, time: DateTime<Utc>) -> NaiveDate {
+        // Beyond the calendar's ends there is no other day.
+        let time = time.clamp(DateTime::<Utc>::MIN_UTC + TWO, DateTime::<Utc>::MAX_UTC - TWO);
         time.with_timezone(&self.0).date_naive()
     }
 
@@ -42,8 +45,11 @@ impl TimeZone {
         let first_of_all = DateTime::UNIX_EPOCH.date_naive();
         let day = self.day_of(time).signed_duration_since(first_of_all).num_days();
         let first = first_of_all.checked_add_signed(TimeDelta::try_days(day - day.rem_euclid(together))?)?;
-        let next = first.checked_add_signed(TimeDelta::try_days(together)?)?;
-        Some((self.start_of(first), self.start_of(next)))
+        let after = |date: NaiveDate| date.checked_add_signed(TimeDelta::try_days(together)?);
+        let next = after(first)?;
+        let (start, end) = (self.start_of(first), self.start_of(next));
+        // Where clocks go back over midnight the day before comes again for a while: it belongs to the one that has begun.
+        Some(if time >= end { (end, self.start_of(after(next)?)) } else { (start, end) })
     }
 }
 

@@ -100,17 +100,21 @@ fn places(text: &str) -> Option<i64> {
     digits(text, PLACES).map(|value| value * 10_i64.pow(missing))
 }
 
-/// The parts of a number with an exponent.
+/// Exponents from here on lead out of any range, however long the digits are.
+const FAR: u64 = 1 << 40;
+
+/// The parts of a number with an exponent. Zeros at the end of its digits are no places.
 fn shifted(whole: &str, fraction: &str, exponent: &str) -> Option<(i64, i64)> {
     let all = format!("{whole}{fraction}");
-    let significant = all.trim_start_matches('0');
+    let leading = all.len() - all.trim_start_matches('0').len();
+    let significant = all[leading..].trim_end_matches('0');
     if significant.is_empty() {
         return Some((0, 0));
     }
     // The point's place in `significant`, from its left end. An exponent of more digits than these is too large, whatever it is.
-    let exponent: i64 = exponent.trim_start_matches('+').parse().ok()?;
-    let leading = i64::try_from(all.len() - significant.len()).ok()?;
-    let point = i64::try_from(whole.len()).ok()?.checked_add(exponent)?.checked_sub(leading)?;
+    let exponent: i64 =
+        exponent.trim_start_matches('+').parse().ok().filter(|exponent: &i64| exponent.abs_diff(0) < FAR)?;
+    let point = i64::try_from(whole.len()).ok()? + exponent - i64::try_from(leading).ok()?;
     let length = i64::try_from(significant.len()).ok()?;
     if point > WHOLE_DIGITS as i64 || length - point > PLACES as i64 {
         return None;
@@ -303,6 +307,13 @@ mod tests {
             ("0e999999999999999999999", "0"),
             ("1e999999999999999999999", "Inexact"),
             ("1e-999999999999999999999", "Inexact"),
+            ("1e-9223372036854775808", "Inexact"),
+            ("1e-9223372036854775807", "Inexact"),
+            ("1e9223372036854775807", "Inexact"),
+            ("1e-1099511627776", "Inexact"),
+            ("1.0E-17", "0.00000000000000001"),
+            ("10e-18", "0.00000000000000001"),
+            ("-120.0e-1", "-12"),
             ("9223372036854775807", "Inexact"),
             ("0.1", "0.1"),
             ("2.2250738585072014e-308", "Inexact"),
@@ -318,14 +329,14 @@ mod tests {
     #[test]
     fn numbers_of_any_size_are_compared_exactly() {
         let ascending = [
-            "-1e999999999999999999999",
+            "-1e9223372036854775808",
             "-1e400",
             "-123456789012345678901234567890.5",
             "-123456789012345678901234567890.4",
             "-1",
             "-0.1",
             "0",
-            "1e-999999999999999999999",
+            "1e-9223372036854775808",
             "1e-400",
             "0.09999999999999999999999",
             "0.1",
