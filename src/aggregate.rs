@@ -263,6 +263,10 @@ impl Aggregator {
     fn halt(&mut self, partition: Partition, epoch: Epoch, reason: String, action: &str) {
         if self.state(partition, epoch).is_some() {
             self.partitions.remove(&partition);
+            if self.health.counted.position(partition).is_none() {
+                // Nothing of it will be known here.
+                self.health.counted.forget(partition);
+            }
             self.replies.halt(Halt { partition, epoch, reason, action: action.to_owned() });
         }
     }
@@ -590,9 +594,13 @@ impl Handler<Unassign> for Aggregator {
     type Result = ();
 
     fn handle(&mut self, Unassign { partition, epoch }: Unassign, _: &mut Self::Context) {
-        if self.partitions.get(&partition).is_some_and(|assigned| assigned.epoch <= epoch) {
-            self.partitions.remove(&partition);
+        let held = self.partitions.get(&partition).map(|assigned| assigned.epoch);
+        if held.is_none_or(|held| held <= epoch) {
+            // One that was halted or dropped stands on the board, too.
             self.health.counted.forget(partition);
+        }
+        if held.is_some_and(|held| held <= epoch) {
+            self.partitions.remove(&partition);
             self.ahead.remove(&partition);
             self.update_hold();
             if self.partitions.is_empty() && self.prepared {

@@ -15,6 +15,8 @@ use crate::{
 
 /// How long a query waits for its positions.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// A partition that is not here has this part of it to come (back): a rebalance takes some seconds.
+const ABSENCE: u32 = 4;
 /// Positions of one query: more than a topic has partitions, in practice.
 const MOST: usize = 1000;
 
@@ -54,7 +56,7 @@ pub(super) async fn wait_for(state: &AdminState, positions: &[Position], deadlin
     if let Some(problem) = positions.iter().filter(|it| !is_counted(it)).find_map(|it| halted(state, it.partition)) {
         return Err(problem);
     }
-    match tokio::time::timeout(deadline, counted.wait(positions)).await {
+    match tokio::time::timeout(deadline, counted.wait(positions, deadline / ABSENCE)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(partition)) => Err(halted(state, partition).unwrap_or_else(|| elsewhere(partition))),
         Err(_) => {
