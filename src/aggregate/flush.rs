@@ -56,6 +56,7 @@ pub struct Part {
 #[derive(Debug)]
 pub struct Flush {
     pub parts: Vec<Part>,
+    /// Nothing while an attempt has them.
     pub statements: Arc<Statements>,
     /// Dead letters that are durable need not be written again.
     pub letters_written: bool,
