@@ -345,6 +345,7 @@ impl Aggregator {
             letters_written: flush.letters_written,
             timeout: self.config.load().aggregator.timeout,
         };
+        // Handed over, not shared: what is routed would be copied.
         let attempt = attempt.make(std::mem::take(&mut flush.statements));
         self.flush = Some(flush);
         ctx.spawn(attempt.into_actor(self).map(|attempted, actor, ctx| actor.attempted(attempted, ctx)));

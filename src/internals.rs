@@ -95,7 +95,7 @@ pub mod log {
 }
 
 pub mod measure {
-    pub use crate::measure::{Measures, More, Plan};
+    pub use crate::measure::{Frequent, Measures, More, Plan, Shown};
 }
 
 pub mod metrics {

@@ -302,7 +302,10 @@ mod tests {
                 let (length, fails) = flushes.next().unwrap_or((60, None));
                 let end = (committed + length).min(records.len());
                 for (offset, record) in records.iter().enumerate().take(end).skip(committed) {
-                    fold.add(0, Offset(offset as u64), WINDOW, &format!("g{record}"), |measures| measures.count += 1);
+                    fold.add(0, Offset(offset as u64), WINDOW, &format!("g{record}"), |measures| {
+                        measures.count += 1;
+                        0
+                    });
                 }
                 fold.advance(Offset(end as u64));
                 let folded = fold.begin_flush();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     flush::{Part, Statements},
     fold::PartitionFold,
-    grouping::Grouping,
+    grouping::{Grouping, Scratch},
 };
 use crate::{
     config::Config,
@@ -30,8 +30,7 @@ pub struct Reader {
     pub grouping: Grouping,
     /// Keep the events themselves, too.
     pub keep_events: bool,
-    /// Scratch space for the text of a group.
-    pub text: String,
+    pub scratch: Scratch,
 }
 
 impl Reader {
@@ -44,7 +43,7 @@ impl Reader {
             fields: EventFields::from(&config.event).selecting(grouping.fields()),
             grouping,
             keep_events: config.store.events,
-            text: String::new(),
+            scratch: Scratch::default(),
         }
     }
 }
@@ -162,14 +161,14 @@ impl OpenPartition {
         }
         let (fold, removed, expired) = (&mut self.fold, &self.removed, &mut self.reported.expired);
         let mut counted = false;
-        reader.grouping.buckets(&found, time, record.received, &mut reader.text, |falls| {
+        reader.grouping.buckets(&found, time, record.received, &mut reader.scratch, |falls| {
             if falls.is_expired || removed.get(falls.aggregate).is_some_and(|before| Some(falls.window_start) < *before)
             {
                 *expired.entry(falls.aggregate).or_default() += 1;
                 return;
             }
             counted |= fold.add(falls.aggregate, record.offset, falls.window_start, falls.group, |measures| {
-                measures.add(falls.plan, |field| falls.value(field));
+                measures.add_values(falls.plan, &falls)
             });
         });
         self.records += u64::from(counted);

@@ -42,14 +42,14 @@ impl Decimal {
     /// A JSON number; `None` where it is too large, or has too many places.
     pub fn read(number: &str) -> Option<Self> {
         let (is_negative, magnitude) = number.strip_prefix('-').map_or((false, number), |rest| (true, rest));
-        let (mantissa, exponent) = match magnitude.find(['e', 'E']) {
-            Some(at) => (&magnitude[..at], Some(&magnitude[at + 1..])),
-            None => (magnitude, None),
-        };
-        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let (whole, fraction) = match exponent {
-            None => (digits(whole, WHOLE_DIGITS)?, places(fraction)?),
-            Some(exponent) => shifted(whole, fraction, exponent)?,
+        let bytes = magnitude.as_bytes();
+        let (whole, fraction) = if let Some(at) = memchr::memchr2(b'e', b'E', bytes) {
+            let (mantissa, exponent) = (&magnitude[..at], &magnitude[at + 1..]);
+            let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+            shifted(whole, fraction, exponent)?
+        } else {
+            let (whole, fraction) = bytes.split_at(bytes.iter().position(|byte| *byte == b'.').unwrap_or(bytes.len()));
+            (digits(whole, WHOLE_DIGITS)?, places(fraction.get(1..).unwrap_or_default())?)
         };
         let sign = if is_negative { -1 } else { 1 };
         Some(Self { whole: sign * whole, fraction: sign * fraction })
@@ -87,15 +87,15 @@ fn write(f: &mut fmt::Formatter<'_>, is_negative: bool, whole: u128, fraction: u
 }
 
 /// The value of at most so many digits.
-fn digits(text: &str, most: usize) -> Option<i64> {
+fn digits(text: &[u8], most: usize) -> Option<i64> {
     if text.len() > most {
         return None;
     }
-    text.bytes().try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
+    text.iter().try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
 }
 
 /// The value of digits behind the point.
-fn places(text: &str) -> Option<i64> {
+fn places(text: &[u8]) -> Option<i64> {
     let missing = u32::try_from(PLACES.checked_sub(text.len())?).ok()?;
     digits(text, PLACES).map(|value| value * 10_i64.pow(missing))
 }
@@ -124,7 +124,7 @@ fn shifted(whole: &str, fraction: &str, exponent: &str) -> Option<(i64, i64)> {
         Ok(point) => (significant[..point].to_owned(), significant[point..].to_owned()),
         Err(_) => (String::new(), format!("{}{significant}", "0".repeat(point.unsigned_abs() as usize))),
     };
-    Some((digits(&before, WHOLE_DIGITS)?, places(&behind)?))
+    Some((digits(before.as_bytes(), WHOLE_DIGITS)?, places(behind.as_bytes())?))
 }
 
 /// Compares two JSON numbers, of whatever size and precision.
