@@ -6,6 +6,7 @@
 //! writer has advanced is dropped as a whole and assigned anew: what its fences say is then skipped.
 
 mod early;
+mod expiry;
 mod filter;
 mod flush;
 mod fold;
@@ -32,16 +33,16 @@ use crate::{
         Assignment, Batch, Epoch,
         dead_letters::{DeadLetterWriter, Source},
     },
-    metrics::{AggregateLabel, Lag, Metrics, ReasonLabel},
+    metrics::Metrics,
     names::{ActorName, SinkName, dependency},
-    position::{Offset, Partition, Timestamp},
-    store::{Blocked, Fence, Flushed, History, Prepared, RefusedEvent, Removal, Store, StoreError},
+    position::{Offset, Partition},
+    store::{Blocked, Flushed, Prepared, RefusedEvent, Store, StoreError},
 };
 
 use flush::{Attempt, Attempted, Failure, Flush, Part, Statements};
 pub use fold::{Coverage, GroupFold, PartitionFold};
 pub use limit::{KnownGroups, Limit};
-use open::{OpenPartition, Reader, Reported};
+use open::{Loaded, OpenPartition, Reader};
 use refuse::{Ahead, ahead, refuse};
 
 /// A partition that is assigned to us.
@@ -49,14 +50,6 @@ enum State {
     /// Its fences are not known yet; nor will they be, for now, where there is a reason.
     Loading(Assignment, Option<String>),
     Open(OpenPartition),
-}
-
-/// What has to be known of a partition before it is counted.
-struct Loaded {
-    fences: Vec<Fence>,
-    history: History,
-    /// Records that are letters already.
-    dead_lettered: BTreeSet<Offset>,
 }
 
 struct Assigned {
@@ -109,9 +102,6 @@ impl Aggregator {
     /// What a fold may hold before it is flushed, whatever the number of buckets: letters, events and long groups.
     /// Twice that much waits while a flush is in flight; then reading is held.
     const FLUSH_BYTES: usize = 8 << 20;
-    /// How often windows are looked for that are kept no longer, and when some were found.
-    const EXPIRY: Duration = Duration::from_secs(10);
-    const EXPIRY_GOES_ON: Duration = Duration::from_millis(100);
 
     pub fn new(
         store: Arc<dyn Store>,
@@ -436,67 +426,6 @@ impl Aggregator {
             self.begin_flush(ctx);
             self.update_hold();
         }
-    }
-
-    fn report(&self, partition: Partition, Statements { others, reported, .. }: &Statements) {
-        let config = self.config.load();
-        let label = |index: usize| AggregateLabel {
-            aggregate: config.aggregate.get(index).map_or_else(String::new, |aggregate| aggregate.name.clone()),
-        };
-        if let Some(Reported { by_receipt, expired }) = reported.get(&partition) {
-            for (reason, records) in by_receipt {
-                self.metrics.events_by_receipt.get_or_create(&ReasonLabel { reason }).inc_by(*records);
-            }
-            for (index, records) in expired {
-                self.metrics.events_expired.get_or_create(&label(*index)).inc_by(*records);
-            }
-        }
-        for ((_, index), records) in others.iter().filter(|((of, _), _)| *of == partition) {
-            self.metrics.events_in_other.get_or_create(&label(*index)).inc_by(*records);
-        }
-    }
-
-    /// Removes windows that are kept no longer, some at a time. While records wait to be counted, the present is that of the
-    /// last one that was: they were received while their windows were kept.
-    fn expire(&mut self, ctx: &mut Context<Self>) {
-        let mut removals = Vec::new();
-        let waiting = |partition: Partition, lags: &[Lag]| {
-            lags.iter().any(|lag| lag.sink == SinkName::Aggregate && lag.partition == partition && lag.records > 0)
-        };
-        let (now, lags) = (Timestamp::now(), self.metrics.lags());
-        for (partition, assigned) in &mut self.partitions {
-            let State::Open(open) = &mut assigned.state else { continue };
-            let present =
-                if waiting(*partition, &lags) { open.received().map_or(Timestamp(0), |it| it.min(now)) } else { now };
-            let kept_from: Vec<_> = self.reader.grouping.kept_from(present).collect();
-            for (aggregate, before) in
-                kept_from.iter().enumerate().filter_map(|(index, before)| Some((index, (*before)?)))
-            {
-                // Records of the windows are not counted from here on.
-                open.remove_before(aggregate, before);
-                let (partition, committed) = (*partition, open.fold.confirmed());
-                removals.push(Removal { aggregate, partition, before, committed });
-            }
-        }
-        let store = self.store.clone();
-        let remove = async move {
-            let mut more = false;
-            for removal in &removals {
-                more |= store.remove(removal).await?;
-            }
-            Ok::<_, StoreError>(more)
-        };
-        ctx.spawn(remove.into_actor(self).map(|removed, _, ctx| {
-            let pause = match removed {
-                Ok(true) => Self::EXPIRY_GOES_ON,
-                Ok(false) => Self::EXPIRY,
-                Err(error) => {
-                    tracing::debug!(%error, "windows that are kept no longer cannot be removed now, trying again");
-                    Self::EXPIRY
-                }
-            };
-            ctx.run_later(pause, Self::expire);
-        }));
     }
 
     fn drop_fold(&mut self, Part { partition, epoch, .. }: Part) {

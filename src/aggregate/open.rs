@@ -18,7 +18,7 @@ use crate::{
         record::Record,
     },
     position::{Offset, Partition, Timestamp},
-    store::{History, ProcessedEvent},
+    store::{Fence, History, ProcessedEvent},
 };
 
 /// How records are read; the same for all partitions.
@@ -46,6 +46,14 @@ impl Reader {
             scratch: Scratch::default(),
         }
     }
+}
+
+/// What has to be known of a partition before it is counted.
+pub struct Loaded {
+    pub fences: Vec<Fence>,
+    pub history: History,
+    /// Records that are letters already.
+    pub dead_lettered: BTreeSet<Offset>,
 }
 
 pub struct OpenPartition {

@@ -11,11 +11,11 @@ use serde_json::{Map, Number, json};
 
 use super::{
     EventConfig, Pointer, duration,
-    keys::{Kind, WINDOW, nearest},
+    keys::nearest,
     measure::{self, Measure},
-    read::from_toml,
     tables::read_tables,
     time_zone::TimeZone,
+    value::{duration as read_duration, integer, list, text},
 };
 
 /// One of the `[[aggregate]]`.
@@ -183,6 +183,7 @@ const MOST_GROUPS: i64 = 1_000_000;
 const MOST_CONDITIONS: usize = 32;
 const MOST_VALUES: usize = 1000;
 const MOST_MEASURES: usize = 32;
+const LONGEST_WINDOW: Duration = Duration::from_secs(366 * 24 * 3600);
 const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 fn default_max_groups() -> u32 {
@@ -207,18 +208,18 @@ pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
 fn read_entry(entry: &toml::Table) -> Result<Dict, String> {
     let mut dict = Dict::new();
     for (key, value) in entry {
-        let of_kind = |kind| from_toml(kind, value).map_err(|rule| format!("{key} {rule}"));
+        let fault = |rule: String| format!("{key} {rule}");
         let value = match key.as_str() {
-            "name" => of_kind(Kind::Text)?,
-            "window" => of_kind(WINDOW)?,
-            "group_by" => of_kind(Kind::List)?,
+            "name" => text(value).map(Value::from).map_err(fault)?,
+            "window" => read_duration(value, Duration::from_secs(1), LONGEST_WINDOW).map_err(fault)?,
+            "group_by" => list(value).map_err(fault)?,
             "time_zone" => {
-                let name = of_kind(Kind::Text)?;
-                name.as_str().unwrap_or_default().parse::<TimeZone>().map_err(|rule| format!("time_zone {rule}"))?;
-                name
+                let name = text(value).map_err(fault)?;
+                name.parse::<TimeZone>().map_err(|rule| format!("time_zone {rule}"))?;
+                Value::from(name)
             }
-            "max_groups" => of_kind(Kind::Integer(1, MOST_GROUPS))?,
-            "retention" => of_kind(Kind::Duration(Duration::from_secs(1), LONGEST_RETENTION))?,
+            "max_groups" => integer(value, 1, MOST_GROUPS).map_err(fault)?,
+            "retention" => read_duration(value, Duration::from_secs(1), LONGEST_RETENTION).map_err(fault)?,
             "filter" => read_filter(value)?,
             "measures" => measure::read(value)?,
             _ => {
