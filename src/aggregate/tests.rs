@@ -25,7 +25,7 @@ use crate::{
     measure::Measures,
     position::{Position, Timestamp, TopicIdentity},
     store::{
-        BucketDelta, BucketKey, EventsPage, EventsQuery, GroupsFound, GroupsOf, History, ProcessedEvent, Query,
+        BucketDelta, BucketKey, EventsPage, EventsQuery, Fence, GroupsFound, GroupsOf, History, ProcessedEvent, Query,
         Removal, Rows,
     },
 };
