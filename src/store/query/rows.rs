@@ -356,7 +356,11 @@ mod tests {
                 "{ unique = \"u\", as = \"x\" }",
                 "window_start,group.group.x,group.x,count,measures.x",
             ),
-            (&["a,b"], "{ sum = \"n\", as = \"inexact\" }", "window_start,\"a,b\",count,measures.inexact,inexact"),
+            (
+                &["a,b"],
+                "{ sum = \"n\", as = \"window_start\" }",
+                "window_start,\"a,b\",count,measures.window_start,inexact",
+            ),
         ] {
             let (columns, _) = columns(Format::Csv, fields, measures);
             let names = columns.names();
