@@ -35,7 +35,7 @@ const REQUESTS: &str = r#"
 name = "requests"
 window = "1m"
 group_by = ["type", "client_id"]
-measures = ["count", { avg = "duration_ms" }, { max = "duration_ms" }, { unique = "user_id" }]
+measures = ["count", { max = "duration_ms" }, { unique = "user_id" }]
 "#;
 const VIEWS: [&str; 4] = ["overview", "aggregates", "letters", "configuration"];
 /// A phone, and a desk.

@@ -27,6 +27,8 @@ const ROUNDED = 1e9;
 /** Milliseconds from one answer to the next, for who wants to be kept up to date. */
 const AGAIN = 5000;
 const ALL = "all events";
+/** The group of all beyond `max_groups`, in each of its fields. */
+const OTHER = "…other";
 
 let listed = "";
 let asked = 0;
@@ -142,7 +144,10 @@ function ofFirst(rows, { groups, where }) {
 /** What stands in the answer under this label. */
 const numberOf = (row, measure) => (measure === "count" ? row.count : row.measures?.[measure]);
 const keyOf = ({ group }) => JSON.stringify(Object.values(group));
-const nameOf = ({ group }) => Object.values(group).map(text).join(", ") || ALL;
+function nameOf({ group }) {
+  const values = Object.values(group).map(text);
+  return (values.every((value) => value === OTHER) ? values.slice(0, 1) : values).join(", ") || ALL;
+}
 const startOf = ({ window_start: start }) => Date.parse(start) / 1000;
 
 function draw(of, totals, steps) {
@@ -184,7 +189,7 @@ function drawChart({ aggregate, measure, step }, groups, { rows, from, to }, { o
   at("answer-chart").hidden = !canDraw;
   at("answer-note").textContent = canDraw
     ? groups.length > LINES
-      ? `The first ${LINES} of ${count(groups.length)} groups, in the order of the table.`
+      ? `The first ${LINES} groups of the table are drawn.`
       : ""
     : `${measure} has no number that can be drawn: its values are in the table.`;
   if (!canDraw) return;

@@ -30,6 +30,12 @@ group_by = ["user_id"]
 max_groups = 2
 
 [[aggregate]]
+name = "sessions"
+window = "1m"
+group_by = ["session"]
+filter = { session = { exists = true } }
+
+[[aggregate]]
 name = "clients_by_day"
 window = "1d"
 time_zone = "America/New_York"
@@ -375,6 +381,26 @@ fn groups_beyond_the_bound_are_one_and_new_clients_stand_first_by_the_days_of_th
     assert_eq!(last, ["of day 3", "of day 2", "of day 1"]);
     let note = browser.evaluate("document.getElementById('aggregates-note').textContent");
     assert!(note.as_str().expect("text").contains("(America/New_York): "), "{note}");
+
+    // However many groups there are, the steps of those that are drawn are asked for.
+    let count = daemon.metric("ingestd_events_aggregated_total").expect("it counts");
+    let line = |session: usize| json!({ "type": "a", "client_id": "c1", "session": format!("s{session}") }).to_string();
+    let lines: Vec<_> = (0..5100).chain((0..8).flat_map(|session| vec![session; 9 - session])).map(line).collect();
+    send(&daemon, &lines);
+    eventually("all are counted", PATIENCE, || {
+        (daemon.metric("ingestd_events_aggregated_total")? >= count + lines.len() as f64).then_some(())
+    });
+    choose(&mut browser, "aggregate", "sessions");
+    choose(&mut browser, "range", "1h");
+    choose(&mut browser, "order", "largest");
+    let [_, steps] = asked(&browser);
+    let largest: Vec<_> = (0..8).map(|session| format!("session:s{session}")).collect();
+    assert_eq!(given(&steps, "where"), largest);
+    let drawn: Vec<_> = cells(&mut browser, "#answer-chart").into_iter().map(|row| row[..2].join(" ")).collect();
+    assert_eq!(drawn, (0..8).map(|session| format!("s{session} {}", 10 - session)).collect::<Vec<_>>());
+    assert_eq!(cells(&mut browser, "#rows").len(), 100);
+    let note = browser.evaluate("document.getElementById('aggregates-note').textContent");
+    assert!(note.as_str().expect("text").contains("more than 5,000 groups. "), "{note}");
     assert_no_complaint(&mut browser);
     daemon.terminate();
 }
