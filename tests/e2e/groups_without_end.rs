@@ -24,7 +24,7 @@ const MOST_GROUPS: u64 = 1_000;
 const AT_ONCE: u64 = 1_000;
 /// What the first groups, and as many events, may take less than all: a fold of 8 MiB that is filled, one that is flushed, and what
 /// the allocator keeps of them.
-const GROWTH: u64 = 160 << 20;
+const GROWTH: u64 = 64 << 20;
 
 /// 150,000 groups, or `INGESTD_TEST_GROUPS`, each of one event; all in one window.
 fn offered() -> u64 {
