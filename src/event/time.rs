@@ -15,12 +15,12 @@
 //! **Which times are believed** follows from the record's bytes, the time of its receipt and `event.max_future` alone: no
 //! reader looks at its own clock, so all come to the same answer.
 
-use std::{borrow::Cow, iter, ops::RangeInclusive, time::Duration};
+use std::{borrow::Cow, iter, ops::RangeInclusive};
 
 use chrono::{Datelike, NaiveDate};
 
 use super::json;
-use crate::{config::EventConfig, position::Timestamp};
+use crate::position::Timestamp;
 
 /// 9999-12-31T23:59:59.999Z: the last millisecond that RFC 3339 can write.
 pub const LATEST: i64 = 253_402_300_799_999;
@@ -282,6 +282,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*, sample::select};
 
     use super::*;
+    use crate::event::TimeBounds;
 
     fn value(written: Option<Written>) -> Option<i64> {
         written.map(|written| written.millis)
