@@ -115,6 +115,7 @@ pub(super) fn state() -> AdminState {
         commit: "abc",
         started: Instant::now(),
         queries: queries(),
+        waits: waits(),
         streams: Streams::default(),
     }
 }

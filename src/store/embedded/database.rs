@@ -10,6 +10,7 @@ use rusqlite::{
     Connection, InterruptHandle, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
     types::{ToSqlOutput, ValueRef},
 };
+use sd_notify::NotifyState;
 use serde_json::Value;
 
 use crate::{
@@ -134,6 +135,18 @@ impl Database {
             transaction.commit()
         };
         if !upgrades.is_empty() {
+            if version > 0 {
+                // systemd waits for it, as long as that can be asked for: some 70 minutes. Without it there is nobody to ask.
+                let _ = sd_notify::notify(&[NotifyState::ExtendTimeoutUsec(u32::MAX)]);
+                tracing::warn!(
+                    ?path,
+                    from = version,
+                    to = newest,
+                    "upgrading the embedded store, which may take minutes \
+                    where it keeps many millions of events (store.events): the daemon starts after it, and a stop meanwhile \
+                    changes nothing"
+                );
+            }
             upgrade().with_context(|| format!("cannot upgrade the embedded store {path:?} from format {version}"))?;
         }
         Ok(Self { connection, options, aggregates: Vec::new() })
