@@ -82,7 +82,7 @@ pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
 }
 
 fn failed(exit: u8, why: &dyn Display) -> ExitCode {
-    eprintln!("ingestd dlq: {}", one_line(why));
+    eprintln!("ingestd dlq: {}", one_line(&why.to_string()));
     ExitCode::from(exit)
 }
 
