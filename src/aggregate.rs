@@ -49,7 +49,7 @@ use refuse::{Ahead, ahead, refuse};
 enum State {
     /// Its fences are not known yet; nor will they be, for now, where there is a reason.
     Loading(Assignment, Option<String>),
-    Open(OpenPartition),
+    Open(Box<OpenPartition>),
 }
 
 struct Assigned {
@@ -237,8 +237,8 @@ impl Aggregator {
         self.groups.lock().forget(partition);
         let others: Vec<_> = self.limits.iter().map(|limit| limit.other.clone()).collect();
         let fold = PartitionFold::assign(partition, at, &others, fences);
-        let state = State::Open(OpenPartition::new(fold, dead_lettered, refused, history, &self.reader.fields));
-        self.partitions.insert(partition, Assigned { epoch, state });
+        let open = OpenPartition::new(fold, dead_lettered, refused, history, &self.reader.fields);
+        self.partitions.insert(partition, Assigned { epoch, state: State::Open(open.into()) });
         self.health.counted.reached(partition, at);
         if lost > 0 {
             tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
@@ -263,7 +263,7 @@ impl Aggregator {
 
     fn open_partitions(&self) -> impl Iterator<Item = &OpenPartition> {
         self.partitions.values().filter_map(|assigned| match &assigned.state {
-            State::Open(open) => Some(open),
+            State::Open(open) => Some(&**open),
             State::Loading(..) => None,
         })
     }

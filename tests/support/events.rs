@@ -213,7 +213,7 @@ fn measured(n: u64) -> String {
         2 => format!("{}.5e-3", scattered % 1000),
         3 => format!("{scattered}.123456789012345678"),
         _ => {
-            let (places, sign) = ((n % 18) as usize, if n % 3 == 0 { "-" } else { "" });
+            let (places, sign) = ((n % 18) as usize, if n.is_multiple_of(3) { "-" } else { "" });
             let fraction = format!("{:017}", scattered % 100_000_000_000_000_000);
             let point = if places == 0 { "" } else { "." };
             format!("{sign}{}{point}{}", scattered >> 44, &fraction[..places])
