@@ -70,12 +70,19 @@ pub struct AdminState {
     pub started: Instant,
     /// The turns of queries.
     pub queries: Arc<Semaphore>,
+    /// The places of queries that wait until records are counted (`after`).
+    pub waits: Arc<Semaphore>,
     pub streams: Streams,
 }
 
 /// For [`AdminState::queries`].
 pub fn queries() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(aggregates::AT_ONCE))
+}
+
+/// For [`AdminState::waits`].
+pub fn waits() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(positions::AT_ONCE))
 }
 
 /// Binds the address before anything else starts, so that one that is taken is noticed at once.
@@ -93,7 +100,8 @@ pub fn bind(config: &AdminConfig) -> anyhow::Result<Vec<TcpListener>> {
         let address = socket.local_addr().with_context(|| format!("admin.listen: {} has no address", config.listen))?;
         if !address.ip().is_loopback() && config.auth.keys.is_empty() && config.tls.client_ca.is_empty() {
             tracing::warn!(%address, "admin.listen is beyond this machine and asks nobody who they are: keep it firewalled, or let it \
-                           ask for keys (admin.auth.keys) or certificates (admin.tls.client_ca)");
+                           ask for keys (admin.auth.keys) or certificates (admin.tls.client_ca); without keys and TLS browsers are \
+                           answered only where they ask for an address, a name without a dot, or the one in admin.listen");
         }
     }
     Ok(sockets)

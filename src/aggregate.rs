@@ -6,6 +6,7 @@
 //! writer has advanced is dropped as a whole and assigned anew: what its fences say is then skipped.
 
 mod early;
+mod expiry;
 mod filter;
 mod flush;
 mod fold;
@@ -32,16 +33,16 @@ use crate::{
         Assignment, Batch, Epoch,
         dead_letters::{DeadLetterWriter, Source},
     },
-    metrics::{AggregateLabel, Metrics, ReasonLabel},
+    metrics::Metrics,
     names::{ActorName, SinkName, dependency},
-    position::{Offset, Partition, Timestamp},
-    store::{Blocked, Counted, Fence, Flushed, History, Prepared, RefusedEvent, Removal, Store, StoreError},
+    position::{Offset, Partition},
+    store::{Blocked, Counted, Flushed, Prepared, RefusedEvent, Store, StoreError},
 };
 
 use flush::{Attempt, Attempted, Failure, Flush, Part, Statements};
 pub use fold::{Coverage, GroupFold, PartitionFold};
 pub use limit::{KnownGroups, Limit};
-use open::{OpenPartition, Reader};
+use open::{Loaded, OpenPartition, Reader};
 use refuse::{Ahead, ahead, refuse};
 
 /// A partition that is assigned to us.
@@ -49,14 +50,6 @@ enum State {
     /// Its fences are not known yet; nor will they be, for now, where there is a reason.
     Loading(Assignment, Option<String>),
     Open(Box<OpenPartition>),
-}
-
-/// What has to be known of a partition before it is counted.
-struct Loaded {
-    fences: Vec<Fence>,
-    history: History,
-    /// Records that are letters already.
-    dead_lettered: BTreeSet<Offset>,
 }
 
 struct Assigned {
@@ -109,9 +102,6 @@ impl Aggregator {
     /// What a fold may hold before it is flushed, whatever the number of buckets: letters, events and long groups.
     /// Twice that much waits while a flush is in flight; then reading is held.
     const FLUSH_BYTES: usize = 8 << 20;
-    /// How often windows are looked for that are kept no longer, and when some were found.
-    const EXPIRY: Duration = Duration::from_secs(10);
-    const EXPIRY_GOES_ON: Duration = Duration::from_millis(100);
 
     pub fn new(
         store: Arc<dyn Store>,
@@ -250,7 +240,7 @@ impl Aggregator {
         let others: Vec<_> = self.limits.iter().map(|limit| limit.other.clone()).collect();
         let fold = PartitionFold::assign(partition, at, &others, fences);
         let open = OpenPartition::new(fold, dead_lettered, refused, history, &self.reader.fields);
-        self.partitions.insert(partition, Assigned { epoch, state: State::Open(Box::new(open)) });
+        self.partitions.insert(partition, Assigned { epoch, state: State::Open(open.into()) });
         self.health.counted.reached(partition, at);
         if lost > 0 {
             tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
@@ -265,6 +255,10 @@ impl Aggregator {
     fn halt(&mut self, partition: Partition, epoch: Epoch, reason: String, action: &str) {
         if self.state(partition, epoch).is_some() {
             self.partitions.remove(&partition);
+            if self.health.counted.position(partition).is_none() {
+                // Nothing of it will be known here.
+                self.health.counted.forget(partition);
+            }
             self.replies.halt(Halt { partition, epoch, reason, action: action.to_owned() });
         }
     }
@@ -316,7 +310,6 @@ impl Aggregator {
             return;
         }
         let nothing_to_write = statements.is_empty();
-        let statements = Arc::new(statements);
         let flush = Flush { parts, statements, letters_written: false, attempts: 0, began: Instant::now() };
         if nothing_to_write {
             self.finish(flush, &Flushed::default(), ctx);
@@ -344,7 +337,8 @@ impl Aggregator {
             letters_written: flush.letters_written,
             timeout: self.config.load().aggregator.timeout,
         };
-        let attempt = attempt.make(flush.statements.clone());
+        // Handed over, not shared: what is routed would be copied.
+        let attempt = attempt.make(std::mem::take(&mut flush.statements));
         self.flush = Some(flush);
         ctx.spawn(attempt.into_actor(self).map(|attempted, actor, ctx| actor.attempted(attempted, ctx)));
     }
@@ -395,8 +389,8 @@ impl Aggregator {
                 "the store refuses a record for good: it becomes a dead letter");
             self.refused.entry(*partition).or_default().insert(*offset, message.clone());
         }
-        self.report(&flush.statements);
-        for part in flush.parts {
+        let Flush { parts, statements, .. } = flush;
+        for part in parts {
             self.metrics.events_dead_lettered.inc_by(part.letters);
             if flushed.refused.iter().any(|refused| refused.partition == part.partition) {
                 // Nothing of this fold's counts was sent: it is folded again, without those records.
@@ -418,6 +412,7 @@ impl Aggregator {
                 continue;
             }
             self.metrics.events_aggregated.inc_by(part.records);
+            self.report(part.partition, &statements);
             if let Some(State::Open(open)) = self.state(part.partition, part.epoch) {
                 let position = open.fold.flushed();
                 if let Some(refused) = self.refused.get_mut(&part.partition) {
@@ -433,61 +428,6 @@ impl Aggregator {
             self.begin_flush(ctx);
             self.update_hold();
         }
-    }
-
-    fn report(&self, Statements { others, reported, .. }: &Statements) {
-        let label = |index: &usize| AggregateLabel {
-            aggregate: self
-                .reader
-                .counted
-                .get(*index)
-                .map_or_else(String::new, |counted| counted.aggregate.name.clone()),
-        };
-        for (reason, records) in &reported.by_receipt {
-            self.metrics.events_by_receipt.get_or_create(&ReasonLabel { reason }).inc_by(*records);
-        }
-        for (index, records) in &reported.expired {
-            self.metrics.events_expired.get_or_create(&label(index)).inc_by(*records);
-        }
-        for (index, records) in others {
-            self.metrics.events_in_other.get_or_create(&label(index)).inc_by(*records);
-        }
-    }
-
-    /// Removes windows that are kept no longer, some at a time.
-    fn expire(&mut self, ctx: &mut Context<Self>) {
-        let kept_from: Vec<_> = self.reader.grouping.kept_from(Timestamp::now()).collect();
-        let mut removals = Vec::new();
-        for (partition, assigned) in &mut self.partitions {
-            let State::Open(open) = &mut assigned.state else { continue };
-            for (aggregate, before) in
-                kept_from.iter().enumerate().filter_map(|(index, before)| Some((index, (*before)?)))
-            {
-                // Records of the windows are not counted from here on.
-                open.remove_before(aggregate, before);
-                let (partition, committed) = (*partition, open.fold.confirmed());
-                removals.push(Removal { aggregate, partition, before, committed });
-            }
-        }
-        let store = self.store.clone();
-        let remove = async move {
-            let mut more = false;
-            for removal in &removals {
-                more |= store.remove(removal).await?;
-            }
-            Ok::<_, StoreError>(more)
-        };
-        ctx.spawn(remove.into_actor(self).map(|removed, _, ctx| {
-            let pause = match removed {
-                Ok(true) => Self::EXPIRY_GOES_ON,
-                Ok(false) => Self::EXPIRY,
-                Err(error) => {
-                    tracing::debug!(%error, "windows that are kept no longer cannot be removed now, trying again");
-                    Self::EXPIRY
-                }
-            };
-            ctx.run_later(pause, Self::expire);
-        }));
     }
 
     fn drop_fold(&mut self, Part { partition, epoch, .. }: Part) {
@@ -590,9 +530,13 @@ impl Handler<Unassign> for Aggregator {
     type Result = ();
 
     fn handle(&mut self, Unassign { partition, epoch }: Unassign, _: &mut Self::Context) {
-        if self.partitions.get(&partition).is_some_and(|assigned| assigned.epoch <= epoch) {
-            self.partitions.remove(&partition);
+        let held = self.partitions.get(&partition).map(|assigned| assigned.epoch);
+        if held.is_none_or(|held| held <= epoch) {
+            // One that was halted or dropped stands on the board, too.
             self.health.counted.forget(partition);
+        }
+        if held.is_some_and(|held| held <= epoch) {
+            self.partitions.remove(&partition);
             self.ahead.remove(&partition);
             self.update_hold();
             if self.partitions.is_empty() && self.prepared {

@@ -210,6 +210,7 @@ impl Daemon {
             commit: env!("INGESTD_COMMIT"),
             started: self.started,
             queries: admin::queries(),
+            waits: admin::waits(),
             streams: admin::Streams::default(),
         }
     }

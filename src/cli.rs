@@ -26,6 +26,7 @@ mod key;
 mod schema;
 mod stats;
 mod status;
+mod terminal;
 mod watch;
 
 /// Takes events over HTTP and carries each exactly once into an archive and into aggregates.

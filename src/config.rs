@@ -33,8 +33,10 @@ mod time_zone;
 mod tls;
 mod trusted_proxies;
 mod validate;
+mod value;
 
 use crate::position::TopicName;
+use aggregate::default_aggregates;
 
 pub use admin_key::{Access, AdminKey, AdminKeys};
 pub use aggregate::{AggregateConfig, Bounds, Condition, Field, Filter, Retention, Scalar};

@@ -29,6 +29,7 @@ mod pointer;
 mod readable;
 mod stated;
 mod time;
+mod time_bounds;
 
 use std::{borrow::Cow, fmt};
 
@@ -49,7 +50,8 @@ pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
 use stated::Stated;
 pub use stated::{Carried, admit_with, content_type_of, header_of, is_attribute};
-pub use time::{InvalidTime, TimeBounds, text_of as text_of_time};
+pub use time::{InvalidTime, text_of as text_of_time};
+pub use time_bounds::TimeBounds;
 
 /// Which fields are read: those of the head, and further ones that an aggregate groups, filters or measures by.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -95,7 +95,7 @@ pub mod log {
 }
 
 pub mod measure {
-    pub use crate::measure::{Measures, More, Plan};
+    pub use crate::measure::{Frequent, Measures, More, Plan, Shown};
 }
 
 pub mod metrics {
@@ -116,8 +116,8 @@ pub mod position {
 
 pub mod store {
     pub use crate::store::{
-        BucketDelta, BucketKey, Counted, Cursor, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
-        ProcessedEvent, Query, Removal, Rows, Store, StoreError, StoreOptions, Version,
+        BucketDelta, BucketKey, Counted, Cursor, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf,
+        History, Prepared, ProcessedEvent, Query, Removal, Rows, Store, StoreError, StoreOptions, Version,
     };
 
     pub mod query {

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 pub use decimal::{Decimal, Numeric, Sum, compare};
 pub use format::Damaged;
 pub use top::{Frequent, Top};
-pub use unique::{RELATIVE_ERROR, Unique};
+pub use unique::{Hashed, RELATIVE_ERROR, Unique};
 
 use crate::{
     config::{AggregateConfig, Function, Measure},
@@ -66,7 +66,7 @@ impl Plan {
         let (mut plan, mut outputs) = (Self::default(), Vec::new());
         let mut measured: Vec<_> = aggregate.measures.iter().enumerate().collect();
         // What stands in the stores is in this order, whatever the order in the configuration is.
-        measured.sort_by_key(|(_, measure)| measure.unnamed().to_string());
+        measured.sort_by_key(|(_, measure)| measure.identity());
         for (place, measure) in measured {
             let Measure::Of(of) = measure else { continue };
             let field = index_of(&mut plan.fields, &of.field);
@@ -90,7 +90,7 @@ impl Plan {
         self.outputs.is_empty()
     }
 
-    /// The fields of an event whose values are measured: what [`More::add`] is given, in this order.
+    /// The fields of an event whose values are measured: what [`Measures::add`] is given, in this order.
     pub fn fields(&self) -> &[String] {
         &self.fields
     }
@@ -133,11 +133,24 @@ impl Measures {
     }
 
     /// Adds one record. `value` gives the JSON text of each of the plan's fields.
-    #[inline]
     pub fn add<'v>(&mut self, plan: &Plan, value: impl Fn(usize) -> Option<&'v str>) {
+        self.add_values(plan, &value);
+    }
+
+    /// The same of values that others may have looked at. Returns by how many bytes it grew ([`Measures::size`]).
+    #[inline]
+    pub fn add_values<'v>(&mut self, plan: &Plan, values: &impl Values<'v>) -> usize {
         self.count += 1;
-        if !plan.is_empty() {
-            self.more.get_or_insert_with(|| Box::new(More::new(plan))).add(plan, value);
+        if plan.is_empty() {
+            return 0;
+        }
+        match &mut self.more {
+            Some(more) => more.add(plan, values),
+            none => {
+                let more = none.insert(Box::new(More::new(plan)));
+                more.add(plan, values);
+                more.size()
+            }
         }
     }
 
@@ -155,6 +168,33 @@ impl Measures {
     pub fn size(&self) -> usize {
         self.more.as_ref().map_or(0, |more| more.size())
     }
+}
+
+/// What an event has in a plan's fields.
+pub trait Values<'v> {
+    /// The JSON text of a field.
+    fn json(&self, field: usize) -> Option<&'v str>;
+
+    /// What it is to measures of numbers.
+    fn number(&self, field: usize) -> Numeric {
+        present(self.json(field)).map_or(Numeric::No, Numeric::read)
+    }
+
+    /// And to those of different values.
+    fn hashed(&self, field: usize) -> Option<Hashed> {
+        present(self.json(field)).map(|json| Hashed::from(&*normal(json)))
+    }
+}
+
+impl<'v, F: Fn(usize) -> Option<&'v str>> Values<'v> for F {
+    fn json(&self, field: usize) -> Option<&'v str> {
+        self(field)
+    }
+}
+
+/// null is as good as absent.
+fn present(json: Option<&str>) -> Option<&str> {
+    json.filter(|json| *json != "null")
 }
 
 /// What was measured beside the number of records.
@@ -225,26 +265,23 @@ impl More {
         }
     }
 
-    /// Adds one record.
-    pub fn add<'v>(&mut self, plan: &Plan, value: impl Fn(usize) -> Option<&'v str>) {
-        let present = |field: usize| value(field).filter(|json| *json != "null");
+    /// Adds one record. Returns by how many bytes it grew.
+    pub fn add<'v>(&mut self, plan: &Plan, values: &impl Values<'v>) -> usize {
         for (number, field) in self.numbers.iter_mut().zip(&plan.numbers) {
-            match present(*field).map_or(Numeric::No, Numeric::read) {
+            match values.number(*field) {
                 Numeric::Exact(decimal) => number.add(decimal),
                 Numeric::Inexact => self.inexact += 1,
                 Numeric::No => {}
             }
         }
+        let mut grown = 0;
         for (unique, field) in self.uniques.iter_mut().zip(&plan.uniques) {
-            if let Some(json) = present(*field) {
-                unique.add(&normal(json));
-            }
+            grown += values.hashed(*field).map_or(0, |value| unique.add(value));
         }
         for (top, (field, _)) in self.tops.iter_mut().zip(&plan.tops) {
-            if let Some(json) = present(*field) {
-                top.add(&bounded(normal(json)));
-            }
+            grown += present(values.json(*field)).map_or(0, |json| top.add(&bounded(normal(json))));
         }
+        grown
     }
 
     /// Adds what was measured of other records by the same plan.

@@ -62,15 +62,27 @@ pub struct Fence {
     pub last_offset: Offset,
 }
 
-/// A window of a partition, whose groups are asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Groups of a window of a partition, of which it is asked whether they have buckets.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupsOf {
     /// Index into [`Prepared::counted`].
     pub aggregate: usize,
     pub partition: Partition,
     pub window_start: Timestamp,
-    /// At most so many are given.
+    /// JSON texts.
+    pub groups: Vec<Arc<str>>,
+    /// One that does not count as any.
+    pub other: Arc<str>,
+    /// Whether there are more is nobody's question.
     pub limit: usize,
+}
+
+/// Which of them have buckets, in their order, and how many groups of the window have some: exact below the limit, and where
+/// one of the groups in question has none.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct GroupsFound {
+    pub present: Vec<bool>,
+    pub buckets: usize,
 }
 
 /// What was decided of a partition.
@@ -82,6 +94,18 @@ pub struct History {
     pub removed: Vec<Option<Timestamp>>,
     /// By aggregate: which records are counted live. Of an active version they are all.
     pub progress: Vec<Progress>,
+}
+
+impl History {
+    /// What is to be stored where the bounds change at `from`. Where none were, records below were counted by a release that
+    /// knew no bound of the past.
+    fn new_bounds(are_first: bool, from: Offset, present: TimeBounds) -> Vec<(Offset, TimeBounds)> {
+        let mut bounds = vec![(from, present)];
+        if are_first && from > Offset(0) {
+            bounds.insert(0, (Offset(0), TimeBounds { max_past: i64::MAX, ..present }));
+        }
+        bounds
+    }
 }
 
 /// Windows to be removed.
@@ -212,8 +236,8 @@ pub trait Store: Send + Sync {
     /// Makes it durable that these windows are removed, then removes some of their buckets. Says whether there may be more.
     fn remove<'a>(&'a self, removal: &'a Removal) -> Answer<'a, bool>;
 
-    /// The groups that have buckets in these windows of the configured topic and generation, as JSON texts, in the order of the windows.
-    fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> Answer<'a, Vec<Vec<Arc<str>>>>;
+    /// What there is of these groups, of the configured topic and generation.
+    fn groups<'a>(&'a self, asked: &'a [GroupsOf]) -> Answer<'a, Vec<GroupsFound>>;
 
     /// Makes the deltas and events durable. An error says nothing about what took effect: send the identical ones again.
     fn flush<'a>(&'a self, deltas: &'a [BucketDelta], events: &'a [ProcessedEvent]) -> Answer<'a, Flushed>;

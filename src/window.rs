@@ -122,4 +122,17 @@ mod tests {
             "from a Thursday on, as 1970"
         );
     }
+
+    #[test]
+    fn a_moment_is_in_one_day_whatever_was_asked_before() {
+        // Clocks there went back from 00:01 to 23:01 of the day before.
+        let days = || Windows::new(minutes(24 * 60), Some("America/St_Johns".parse().unwrap()));
+        let (asked, again) = (days(), at("2006-10-29T02:45:00Z"));
+        let fresh = asked.start_of(again);
+        asked.start_of(at("2006-10-29T12:00:00Z"));
+        assert_eq!((asked.start_of(again), days().start_of(again)), (fresh, fresh));
+        for end in [Timestamp(i64::MIN), Timestamp(i64::MAX)] {
+            days().start_of(end);
+        }
+    }
 }

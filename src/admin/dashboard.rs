@@ -10,6 +10,7 @@
 //! | `main.js` | begins: the views, the theme, the key |
 //! | `api.js` | asks this listener: the key, problems, the live stream |
 //! | `overview.js`, `aggregates.js`, `letters.js`, `configuration.js` | a view each |
+//! | `question.js` | what is asked of an aggregate |
 //! | `chart.js`, `page.js`, `format.js` | charts, parts of pages, numbers and times as people read them |
 //! | `uplot.js`, `uplot.css` | uPlot 1.6.32 (`uPlot.iife.min.js`, `uPlot.min.css`; MIT, `uplot.LICENSE`), as npm has it |
 
@@ -54,13 +55,14 @@ macro_rules! asset {
 }
 
 static PAGE: Asset = asset!("index.html", "text/html; charset=utf-8");
-static ASSETS: [Asset; 14] = [
+static ASSETS: [Asset; 15] = [
     asset!("dashboard.css", CSS),
     asset!("icon.svg", "image/svg+xml"),
     asset!("main.js", JAVASCRIPT),
     asset!("api.js", JAVASCRIPT),
     asset!("overview.js", JAVASCRIPT),
     asset!("aggregates.js", JAVASCRIPT),
+    asset!("question.js", JAVASCRIPT),
     asset!("letters.js", JAVASCRIPT),
     asset!("configuration.js", JAVASCRIPT),
     asset!("chart.js", JAVASCRIPT),

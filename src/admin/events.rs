@@ -169,7 +169,7 @@ mod tests {
     fn each_bad_parameter_is_named() {
         for (parameters, parts) in [
             ("from=yesterday", ["from: ", "RFC 3339"]),
-            ("to=-1", ["to: ", "such as -1h"]),
+            ("to=-1", ["to: ", "such as -90s, -1h"]),
             ("from=now&to=-1h", ["from: ", "is after to"]),
             ("limit=0", ["limit: ", "from 1 to 10000"]),
             ("limit=10001", ["limit: ", "from 1 to 10000"]),

@@ -18,8 +18,8 @@ use crate::{
     names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
     store::{
-        BucketDelta, Counted, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared, ProcessedEvent,
-        Rebuilds, Removal, StoreError,
+        BucketDelta, Counted, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, History, Prepared,
+        ProcessedEvent, Rebuilds, Removal, StoreError,
         query::{Bucket, Merger, Query, Rows},
     },
 };
@@ -48,7 +48,7 @@ impl Store for FakeStore {
         unreachable!("the endpoint only asks")
     }
 
-    fn groups<'a>(&'a self, _: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<Vec<Arc<str>>>, StoreError>> {
+    fn groups<'a>(&'a self, _: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<GroupsFound>, StoreError>> {
         unreachable!("the endpoint only asks")
     }
 
@@ -123,6 +123,7 @@ pub(super) fn state() -> AdminState {
         commit: "abc",
         started: Instant::now(),
         queries: queries(),
+        waits: waits(),
         streams: Streams::default(),
     }
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::{
     fold::GroupFold,
-    limit::{KnownGroups, Limit, Routed, WindowOf},
+    limit::{KnownGroups, Limit, Question, Routed, WindowOf},
     open::Reported,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         dead_letters::{DeadLetter, DeadLetterWriter},
     },
     position::Partition,
-    store::{BucketDelta, Flushed, GroupsOf, ProcessedEvent, Store, StoreError},
+    store::{BucketDelta, Flushed, GroupsFound, GroupsOf, ProcessedEvent, Store, StoreError},
 };
 
 /// What has to be durable before positions move. An attempt that is repeated sends the identical ones.
@@ -31,9 +31,9 @@ pub struct Statements {
     pub folded: Vec<GroupFold>,
     pub deltas: Vec<BucketDelta>,
     pub events: Vec<ProcessedEvent>,
-    /// Records in the buckets of all further groups, by aggregate.
-    pub others: BTreeMap<usize, u64>,
-    pub reported: Reported,
+    /// Records in the buckets of all further groups, by partition and aggregate.
+    pub others: BTreeMap<(Partition, usize), u64>,
+    pub reported: BTreeMap<Partition, Reported>,
 }
 
 impl Statements {
@@ -56,7 +56,8 @@ pub struct Part {
 #[derive(Debug)]
 pub struct Flush {
     pub parts: Vec<Part>,
-    pub statements: Arc<Statements>,
+    /// Nothing while an attempt has them.
+    pub statements: Statements,
     /// Dead letters that are durable need not be written again.
     pub letters_written: bool,
     pub attempts: u32,
@@ -72,12 +73,13 @@ impl Flush {
         }
         self.parts.retain(held);
         let kept = |partition: Partition| self.parts.iter().any(|part| part.partition == partition);
-        let mut statements = (*self.statements).clone();
+        let statements = &mut self.statements;
         statements.letters.retain(|letter| kept(letter.partition));
         statements.folded.retain(|group| kept(group.partition));
         statements.deltas.retain(|delta| kept(delta.partition));
         statements.events.retain(|event| kept(event.partition));
-        self.statements = Arc::new(statements);
+        statements.others.retain(|(partition, _), _| kept(*partition));
+        statements.reported.retain(|partition, _| kept(*partition));
     }
 }
 
@@ -108,17 +110,17 @@ pub struct Attempt {
 /// What came of it, and the statements as the next attempt has to send them.
 pub struct Attempted {
     pub outcome: Result<Flushed, Failure>,
-    pub statements: Arc<Statements>,
+    pub statements: Statements,
 }
 
 impl Attempt {
     /// Makes dead letters durable, then decides which groups have buckets, then makes the rest durable.
-    pub async fn make(self, mut statements: Arc<Statements>) -> Attempted {
+    pub async fn make(self, mut statements: Statements) -> Attempted {
         let outcome = self.try_to_make(&mut statements).await;
         Attempted { outcome, statements }
     }
 
-    async fn try_to_make(&self, statements: &mut Arc<Statements>) -> Result<Flushed, Failure> {
+    async fn try_to_make(&self, statements: &mut Statements) -> Result<Flushed, Failure> {
         if !self.letters_written && !statements.letters.is_empty() {
             let failed = |why| Failure::DeadLetters(format!("dead letters cannot be written: {why}"));
             let write = tokio::time::timeout(self.timeout, self.writer.write(statements.letters.clone()));
@@ -134,31 +136,36 @@ impl Attempt {
         self.store.flush(&statements.deltas, &statements.events).await.map_err(Failure::Store)
     }
 
-    async fn route(&self, statements: &mut Arc<Statements>) -> Result<(), Failure> {
-        let unknown = self.groups.lock().unknown(&statements.folded);
-        let found = if unknown.is_empty() {
-            Vec::new()
-        } else {
-            let asked: Vec<_> = unknown.iter().map(|of| self.asked(*of)).collect();
-            self.store.groups(&asked).await.map_err(Failure::Store)?
-        };
-        let mut known = self.groups.lock();
-        for (of, groups) in unknown.into_iter().zip(&found) {
-            let other = &self.limits[of.aggregate].other;
-            known.learn(of, groups.iter().map(|group| &**group).filter(|group| *group != &**other));
+    /// Asks the store what is not known of the groups, some windows at a time, so that an attempt that comes to nothing was not
+    /// in vain; then decides which of them have buckets.
+    async fn route(&self, statements: &mut Statements) -> Result<(), Failure> {
+        let questions = self.groups.lock().questions(&statements.folded, &self.limits);
+        for some in questions.chunks(WINDOWS_AT_ONCE) {
+            let asked: Vec<_> = some.iter().map(|question| self.asked(question)).collect();
+            let answers = self.store.groups(&asked).await.map_err(Failure::Store)?;
+            let mut known = self.groups.lock();
+            for (question, GroupsFound { present, buckets }) in some.iter().zip(answers) {
+                if !known.learn(question, present, buckets) {
+                    let why = "a partition was assigned anew in the middle of a flush";
+                    return Err(Failure::Store(StoreError::Unavailable(why.to_owned())));
+                }
+            }
         }
-        let statements = Arc::make_mut(statements);
-        let Routed { deltas, others } = known.route(std::mem::take(&mut statements.folded), &self.limits);
+        let Routed { deltas, others } = self.groups.lock().route(std::mem::take(&mut statements.folded), &self.limits);
         (statements.deltas, statements.others) = (deltas, others);
         Ok(())
     }
 
-    fn asked(&self, of: WindowOf) -> GroupsOf {
-        let WindowOf { aggregate, partition, window_start } = of;
-        // One more than there may be is that of all further ones.
-        GroupsOf { aggregate, partition, window_start, limit: self.limits[aggregate].max_groups + 1 }
+    fn asked(&self, question: &Question) -> GroupsOf {
+        let WindowOf { aggregate, partition, window_start } = question.of;
+        let Limit { max_groups, other } = &self.limits[aggregate];
+        let (groups, other, limit) = (question.groups.clone(), other.clone(), *max_groups);
+        GroupsOf { aggregate, partition, window_start, groups, other, limit }
     }
 }
+
+/// Windows that the store is asked about at once.
+const WINDOWS_AT_ONCE: usize = 64;
 
 /// Between two attempts on a store that is away.
 pub const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));

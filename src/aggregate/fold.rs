@@ -54,10 +54,26 @@ pub struct Folded {
 }
 
 impl Folded {
+    /// All of it.
+    pub fn all(self) -> Option<Tally> {
+        merged(self.below.map(|below| *below), self.uncounted)
+    }
+
     /// The first record's offset.
     pub fn first(&self) -> Option<Offset> {
         let below = self.below.as_ref().map(|tally| tally.first);
         below.into_iter().chain(self.uncounted.as_ref().map(|tally| tally.first)).min()
+    }
+}
+
+/// Both, of the same bucket.
+pub fn merged(one: Option<Tally>, other: Option<Tally>) -> Option<Tally> {
+    match (one, other) {
+        (Some(mut one), Some(other)) => {
+            one.merge(other);
+            Some(one)
+        }
+        (one, other) => one.or(other),
     }
 }
 
@@ -167,7 +183,7 @@ impl PartitionFold {
     }
 
     /// Adds the record at `offset` to one group, unless it is below the cursor or was added there already. Offsets
-    /// ascend. Says whether it was added.
+    /// ascend. `measure` adds to what was measured and returns by how many bytes that grew. Says whether it was added.
     #[inline]
     pub fn add(
         &mut self,
@@ -175,7 +191,7 @@ impl PartitionFold {
         offset: Offset,
         window_start: Timestamp,
         group: &str,
-        measure: impl FnOnce(&mut Measures),
+        measure: impl FnOnce(&mut Measures) -> usize,
     ) -> bool {
         let key = Borrowed { window_start, group };
         if offset < self.cursor || self.fences[aggregate].get(&key).is_some_and(|fence| offset <= *fence) {
@@ -197,9 +213,7 @@ impl PartitionFold {
             folded.uncounted.get_or_insert_with(new)
         };
         tally.last = offset;
-        let before = tally.measures.size();
-        measure(&mut tally.measures);
-        self.bytes += tally.measures.size().saturating_sub(before);
+        self.bytes += measure(&mut tally.measures);
         true
     }
 
@@ -260,9 +274,13 @@ mod tests {
         PartitionFold::assign(Partition(0), Offset(at), &[OTHERS.into()], fences)
     }
 
+    fn count(measures: &mut Measures) -> usize {
+        measures.count += 1;
+        0
+    }
+
     fn fold(fold: &mut PartitionFold, from: u64, groups: &[&str]) -> Vec<bool> {
-        let mut add =
-            |(offset, group): (u64, &&str)| fold.add(0, Offset(offset), WINDOW, group, |measures| measures.count += 1);
+        let mut add = |(offset, group): (u64, &&str)| fold.add(0, Offset(offset), WINDOW, group, count);
         let added = (from..).zip(groups).map(&mut add).collect();
         fold.advance(Offset(from + groups.len() as u64));
         added

@@ -1,13 +1,15 @@
 //! From an event to its buckets: whether it is counted, the window of its time, the text of its group, and what is measured
 //! of it.
 
+use std::cell::Cell;
+
 use sha2::{Digest, Sha256};
 
 use super::filter::Filter;
 use crate::{
     config::{AggregateConfig, Field, Retention},
     event::Found,
-    measure::{self, Plan},
+    measure::{self, Hashed, Numeric, Plan, Values},
     position::Timestamp,
     window::Windows,
 };
@@ -18,6 +20,8 @@ pub struct Grouping {
     /// The fields of all aggregates, each once, so that an event is searched once.
     fields: Vec<Field>,
     aggregates: Vec<Aggregate>,
+    /// Whether any of them measures more than the number of events.
+    measures: bool,
 }
 
 #[derive(Debug)]
@@ -51,14 +55,48 @@ pub struct Falls<'b, 'f, 'a> {
     pub plan: &'b Plan,
     found: &'b Found<'f, 'a>,
     measured: &'b [usize],
+    read: &'b [Read],
 }
 
-impl Falls<'_, '_, '_> {
-    /// The JSON text of each field that the plan measures.
+impl<'b> Values<'b> for Falls<'b, '_, '_> {
     #[inline]
-    pub fn value(&self, field: usize) -> Option<&str> {
+    fn json(&self, field: usize) -> Option<&'b str> {
         self.found.selected(self.measured[field])
     }
+
+    fn number(&self, field: usize) -> Numeric {
+        let Read { number, .. } = &self.read[self.measured[field]];
+        number.get().unwrap_or_else(|| {
+            let read = self.json(field).map_or(Numeric::No, Numeric::read);
+            number.set(Some(read));
+            read
+        })
+    }
+
+    fn hashed(&self, field: usize) -> Option<Hashed> {
+        let json = self.json(field).filter(|json| *json != "null")?;
+        let Read { hashed, .. } = &self.read[self.measured[field]];
+        Some(hashed.get().unwrap_or_else(|| {
+            let value = Hashed::from(&*measure::normal(json));
+            hashed.set(Some(value));
+            value
+        }))
+    }
+}
+
+/// Space that is used again for each event.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Of a group.
+    text: String,
+    read: Vec<Read>,
+}
+
+/// What a field's value was found to be, so that several aggregates read it once.
+#[derive(Debug, Default)]
+struct Read {
+    number: Cell<Option<Numeric>>,
+    hashed: Cell<Option<Hashed>>,
 }
 
 impl Grouping {
@@ -87,8 +125,9 @@ impl Grouping {
                     .map(|Retention(kept)| i64::try_from(kept.as_millis()).unwrap_or(i64::MAX)),
             }
         });
-        let aggregates = aggregates.collect();
-        Self { fields, aggregates }
+        let aggregates: Vec<Aggregate> = aggregates.collect();
+        let measures = aggregates.iter().any(|aggregate| !aggregate.plan.is_empty());
+        Self { fields, aggregates, measures }
     }
 
     /// The fields that an event has to be read with ([`EventFields::selecting`](crate::event::EventFields::selecting)).
@@ -104,21 +143,26 @@ impl Grouping {
         })
     }
 
-    /// Calls `bucket` for each aggregate that counts this event, which is counted by `time`. `text` is scratch space.
+    /// Calls `bucket` for each aggregate that counts this event, which is counted by `time`.
     pub fn buckets(
         &self,
         found: &Found<'_, '_>,
         time: Timestamp,
         received: Timestamp,
-        text: &mut String,
+        Scratch { text, read }: &mut Scratch,
         mut bucket: impl FnMut(Falls<'_, '_, '_>),
     ) {
+        if self.measures {
+            read.clear();
+            read.resize_with(self.fields.len(), Read::default);
+        }
         for (index, aggregate) in self.aggregates.iter().enumerate() {
             if !aggregate.filter.takes(|field| found.selected(field)) {
                 continue;
             }
             text.clear();
-            let longest = LONGEST_VALUE.min(LONGEST_GROUP / aggregate.group_by.len().max(1));
+            let longest_group = if aggregate.plan.is_empty() { LONGEST_GROUP } else { LONGEST_MEASURED_GROUP };
+            let longest = LONGEST_VALUE.min(longest_group / aggregate.group_by.len().max(1));
             write_group(text, longest, aggregate.group_by.iter().map(|field| found.selected(*field)));
             bucket(Falls {
                 aggregate: index,
@@ -128,6 +172,7 @@ impl Grouping {
                 plan: &aggregate.plan,
                 found,
                 measured: &aggregate.measured,
+                read,
             });
         }
     }
@@ -139,6 +184,8 @@ const LONGEST_VALUE: usize = 64 << 10;
 /// A group of more values has shorter ones, so that its bucket, which holds them up to three times, is a document that
 /// MongoDB takes.
 const LONGEST_GROUP: usize = 4 << 20;
+/// Beside which what is measured has to find room.
+const LONGEST_MEASURED_GROUP: usize = 1 << 20;
 
 /// The group's values as a JSON array. The same string is the same text however it was escaped; a missing field is
 /// null.
@@ -179,7 +226,7 @@ mod tests {
         let mut buckets = Vec::new();
         let value = br#"{"a":"\u0061\"","b":{"x": 1},"type":"t"}"#;
         let (_, found) = event::read(value, [], &fields, Timestamp(0)).unwrap();
-        grouping.buckets(&found, Timestamp(61_500), Timestamp(0), &mut String::new(), |falls| {
+        grouping.buckets(&found, Timestamp(61_500), Timestamp(0), &mut Scratch::default(), |falls| {
             buckets.push((falls.aggregate, falls.window_start.0, falls.group.to_owned()));
         });
         assert_eq!(buckets, [(0, 60_000, r#"[{"x": 1},"a\""]"#.to_owned()), (1, 61_000, r#"[null,"a\""]"#.to_owned())]);
@@ -194,7 +241,7 @@ mod tests {
         let event = format!("{{\"type\":\"t\",{}}}", event.join(","));
         let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
         let (_, found) = event::read(event.as_bytes(), [], &fields, Timestamp(0)).unwrap();
-        grouping.buckets(&found, Timestamp(0), Timestamp(0), &mut String::new(), |falls| size = falls.group.len());
+        grouping.buckets(&found, Timestamp(0), Timestamp(0), &mut Scratch::default(), |falls| size = falls.group.len());
         assert!(size <= LONGEST_GROUP, "{size}");
     }
 
@@ -207,7 +254,7 @@ mod tests {
             let fields = EventFields::from(&EventConfig::default()).selecting(grouping.fields());
             let (_, found) = event::read(event, [], &fields, Timestamp(0)).unwrap();
             let mut groups = Vec::new();
-            grouping.buckets(&found, Timestamp(0), Timestamp(0), &mut String::new(), |falls| {
+            grouping.buckets(&found, Timestamp(0), Timestamp(0), &mut Scratch::default(), |falls| {
                 groups.push(falls.group.to_owned())
             });
             assert_eq!(groups, [expected]);
@@ -224,7 +271,7 @@ mod tests {
         let expired = |received| {
             let mut expired = None;
             let bucket = |falls: Falls<'_, '_, '_>| expired = Some(falls.is_expired);
-            grouping.buckets(&found, Timestamp(10 * minute + 1), Timestamp(received), &mut String::new(), bucket);
+            grouping.buckets(&found, Timestamp(10 * minute + 1), Timestamp(received), &mut Scratch::default(), bucket);
             expired.unwrap()
         };
         assert_eq!((expired(11 * minute + hour - 1), expired(11 * minute + hour)), (false, true));
@@ -246,7 +293,7 @@ mod tests {
         ] {
             let (_, found) = event::read(event, headers, &fields, Timestamp(0)).unwrap();
             let mut buckets = 0;
-            grouping.buckets(&found, Timestamp(0), Timestamp(0), &mut String::new(), |_| buckets += 1);
+            grouping.buckets(&found, Timestamp(0), Timestamp(0), &mut Scratch::default(), |_| buckets += 1);
             assert_eq!(buckets, expected, "{}", event.escape_ascii());
         }
     }

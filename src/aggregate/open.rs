@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     flush::{Part, Statements},
     fold::PartitionFold,
-    grouping::Grouping,
+    grouping::{Grouping, Scratch},
 };
 use crate::{
     config::Config,
@@ -18,7 +18,7 @@ use crate::{
         record::Record,
     },
     position::{Offset, Partition, Timestamp},
-    store::{Counted, History, ProcessedEvent, rebuild::Progress},
+    store::{Counted, Fence, History, ProcessedEvent, rebuild::Progress},
 };
 
 /// How records are read; the same for all partitions.
@@ -34,8 +34,7 @@ pub struct Reader {
     pub counts_all: bool,
     /// Keep the events themselves, too.
     pub keep_events: bool,
-    /// Scratch space for the text of a group.
-    pub text: String,
+    pub scratch: Scratch,
 }
 
 impl Reader {
@@ -51,9 +50,17 @@ impl Reader {
             counted: counted.to_vec(),
             counts_all: counted.iter().all(Counted::is_active),
             keep_events: config.store.events,
-            text: String::new(),
+            scratch: Scratch::default(),
         }
     }
+}
+
+/// What has to be known of a partition before it is counted.
+pub struct Loaded {
+    pub fences: Vec<Fence>,
+    pub history: History,
+    /// Records that are letters already.
+    pub dead_lettered: BTreeSet<Offset>,
 }
 
 pub struct OpenPartition {
@@ -76,6 +83,8 @@ pub struct OpenPartition {
     removed: Vec<Option<Timestamp>>,
     /// By aggregate: which records are counted.
     progress: Vec<Progress>,
+    /// When the last record was received that was taken.
+    received: Option<Timestamp>,
 }
 
 /// What of the records was counted otherwise than it says itself, or not at all.
@@ -85,16 +94,6 @@ pub struct Reported {
     pub by_receipt: BTreeMap<&'static str, u64>,
     /// Not at all, since their windows are kept no longer, by aggregate.
     pub expired: BTreeMap<usize, u64>,
-}
-
-impl Reported {
-    fn append(&mut self, other: Self) {
-        other
-            .by_receipt
-            .into_iter()
-            .for_each(|(reason, records)| *self.by_receipt.entry(reason).or_default() += records);
-        other.expired.into_iter().for_each(|(index, records)| *self.expired.entry(index).or_default() += records);
-    }
 }
 
 impl OpenPartition {
@@ -128,7 +127,13 @@ impl OpenPartition {
             fields,
             removed,
             progress,
+            received: None,
         }
+    }
+
+    /// When the last record was received that was taken.
+    pub fn received(&self) -> Option<Timestamp> {
+        self.received
     }
 
     /// Windows of this aggregate that began before are counted in no more.
@@ -147,6 +152,7 @@ impl OpenPartition {
     pub fn take(&mut self, batch: &Batch, reader: &mut Reader) {
         let cursor = self.fold.cursor();
         for record in batch.records.iter().filter(|record| record.offset >= cursor) {
+            self.received = Some(record.received);
             if self.dead_lettered.remove(&record.offset) {
                 continue;
             }
@@ -174,7 +180,7 @@ impl OpenPartition {
         let (fold, removed, expired) = (&mut self.fold, &self.removed, &mut self.reported.expired);
         let (progress, counts_all) = (&self.progress, reader.counts_all);
         let mut counted = false;
-        reader.grouping.buckets(&found, time, record.received, &mut reader.text, |falls| {
+        reader.grouping.buckets(&found, time, record.received, &mut reader.scratch, |falls| {
             if !counts_all {
                 let counts = progress.get(falls.aggregate).is_none_or(|progress| progress.counts(record.offset));
                 if !counts || !reader.counted[falls.aggregate].range.has(falls.window_start) {
@@ -187,7 +193,7 @@ impl OpenPartition {
                 return;
             }
             counted |= fold.add(falls.aggregate, record.offset, falls.window_start, falls.group, |measures| {
-                measures.add(falls.plan, |field| falls.value(field));
+                measures.add_values(falls.plan, &falls)
             });
         });
         self.records += u64::from(counted);
@@ -251,7 +257,7 @@ impl OpenPartition {
         let letters = self.letters.len() as u64;
         statements.letters.append(&mut self.letters);
         statements.events.append(&mut self.events);
-        statements.reported.append(std::mem::take(&mut self.reported));
+        statements.reported.insert(partition, std::mem::take(&mut self.reported));
         statements.folded.append(&mut self.fold.begin_flush());
         self.bytes = 0;
         Part { partition, epoch, records: std::mem::take(&mut self.records), letters }

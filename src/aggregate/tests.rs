@@ -25,8 +25,8 @@ use crate::{
     measure::Measures,
     position::{Position, Timestamp, TopicIdentity},
     store::{
-        BucketDelta, BucketKey, EventsPage, EventsQuery, GroupsOf, History, ProcessedEvent, Query, Rebuilds, Removal,
-        Rows, rebuild::Progress,
+        BucketDelta, BucketKey, EventsPage, EventsQuery, Fence, GroupsFound, GroupsOf, History, ProcessedEvent, Query,
+        Rebuilds, Removal, Rows, rebuild::Progress,
     },
 };
 
@@ -69,13 +69,15 @@ impl Store for MemoryStore {
         async { Ok(false) }.boxed()
     }
 
-    fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<Vec<Arc<str>>>, StoreError>> {
+    fn groups<'a>(&'a self, asked: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<GroupsFound>, StoreError>> {
         let buckets = self.buckets.lock().unwrap();
         let groups = |of: &GroupsOf| {
             let keys = buckets.keys().filter(|(partition, _)| *partition == of.partition).map(|(_, key)| key);
-            keys.filter(|key| key.window_start == of.window_start).map(|key| key.group.clone()).collect()
+            let all: Vec<_> = keys.filter(|key| key.window_start == of.window_start).map(|key| &key.group).collect();
+            let present = of.groups.iter().map(|group| all.contains(&group)).collect();
+            GroupsFound { present, buckets: all.iter().filter(|group| ***group != of.other).count() }
         };
-        let found = windows.iter().map(groups).collect();
+        let found = asked.iter().map(groups).collect();
         async { Ok(found) }.boxed()
     }
 
@@ -299,7 +301,7 @@ async fn who_waits_for_its_records_has_them_flushed_before_the_interval_is_over(
     assert_eq!(counted.position(Partition(0)), Some(Offset(5)));
     let waiting = actix_rt::spawn({
         let counted = counted.clone();
-        async move { counted.wait(&at(6)).await }
+        async move { counted.wait(&at(6), Duration::from_secs(20)).await }
     });
     // What is read helps nobody: it is not flushed.
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -464,6 +466,27 @@ async fn counts_of_records_that_the_log_does_not_have_halt_their_partition_once_
     f.assign_up_to(Some(1), 0, 2, true);
     let Some(Reply::Halt(reason)) = f.replies.recv().await else { panic!("not halted") };
     assert!(reason.contains("the log ends at 2"), "{reason}");
+    // Offsets 2 and 3 will be other records.
+    assert_eq!(f.health.counted.position(Partition(0)), None);
+}
+
+#[actix_rt::test]
+async fn a_partition_that_was_dropped_before_it_was_revoked_is_not_waited_for() {
+    let store = MemoryStore { refuses: Some(Offset(1)), ..MemoryStore::default() };
+    let mut f = Fixture::start_with(store, |config| config.store.events = true).await;
+    let epoch = f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.send(epoch, 0, &[A, B]);
+    f.addr.send(Drain).await.unwrap();
+    f.expect([Reply::Reassign]).await;
+    assert_eq!(f.health.counted.position(Partition(0)), Some(Offset(0)));
+    f.addr.send(Unassign { partition: Partition(0), epoch }).await.unwrap();
+    assert_eq!(f.health.counted.position(Partition(0)), None);
+    // What comes late is of an earlier assignment.
+    f.assign(None, 0, true);
+    f.expect([Reply::Begin(Offset(0))]).await;
+    f.addr.send(Unassign { partition: Partition(0), epoch }).await.unwrap();
+    assert_eq!(f.health.counted.position(Partition(0)), Some(Offset(0)));
 }
 
 #[actix_rt::test]

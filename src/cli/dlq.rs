@@ -7,7 +7,12 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{Options, endpoint::Endpoint, load, print};
+use super::{
+    Options,
+    endpoint::Endpoint,
+    load, print,
+    terminal::{harmless_json, one_line},
+};
 use crate::{
     config::{Config, LiveConfig, QueueKind},
     data_dir::DataDir,
@@ -77,7 +82,7 @@ pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
 }
 
 fn failed(exit: u8, why: &dyn Display) -> ExitCode {
-    eprintln!("ingestd dlq: {why}");
+    eprintln!("ingestd dlq: {}", one_line(&why.to_string()));
     ExitCode::from(exit)
 }
 
@@ -161,7 +166,7 @@ fn show<T: Serialize + ?Sized>(json: bool, result: &T, text: impl Fn(&T) -> Stri
         return print(&text(result));
     }
     match serde_json::to_string(result) {
-        Ok(json) => print(&json),
+        Ok(json) => print(&harmless_json(&json)),
         Err(error) => failed(exit::FAILURE, &format!("the result cannot be written as JSON: {error}")),
     }
 }
@@ -186,11 +191,6 @@ fn list_text(listed: &Listed) -> String {
         lines.push("there are more: raise --limit, or narrow with --from, --to, --reason, --partition".to_owned());
     }
     lines.join("\n")
-}
-
-/// Messages quote what came from outside: nothing of it drives the terminal.
-pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn full_text(letter: &FullLetter) -> String {
@@ -243,14 +243,4 @@ fn replay_text(done: &Replay) -> String {
 fn purge_text(done: &Purge) -> String {
     let more = if done.truncated { "; there are more: run it again" } else { "" };
     format!("{} purged{more}", done.purged.len())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_came_from_outside_does_not_drive_the_terminal() {
-        assert_eq!(one_line("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
-    }
 }

@@ -5,7 +5,7 @@ mod table;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    io::{IsTerminal, Write as _},
+    io::IsTerminal as _,
     process::ExitCode,
     time::Duration,
 };
@@ -15,7 +15,13 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
-use super::{Options, endpoint::Endpoint, load, print};
+use super::{
+    Options,
+    endpoint::Endpoint,
+    load, print,
+    terminal::{self, for_stdout, harmless, harmless_json, one_line},
+    watch::{self, Screen},
+};
 use crate::{
     config::TimeZone,
     log::dead_letters::{LettersError, client::AdminClient},
@@ -93,22 +99,23 @@ pub(super) fn stats(options: Options, command: &Stats) -> ExitCode {
 }
 
 fn failed(exit: u8, why: &str) -> ExitCode {
-    eprintln!("ingestd stats: {why}");
+    eprintln!("ingestd stats: {}", one_line(why));
     ExitCode::from(exit)
 }
 
-/// Until it is interrupted, or nobody reads it.
+/// Looks until a signal ends the process, or nobody reads any more.
 fn watch(client: &AdminClient, command: &Stats) -> ExitCode {
+    let screen = match Screen::open() {
+        Ok(screen) => screen,
+        Err(error) => return failed(exit::FAILURE, &format!("signals cannot be listened to: {error}")),
+    };
     loop {
-        let text = command.text(client).unwrap_or_else(|error| format!("ingestd stats: {error}"));
-        let mut out = std::io::stdout().lock();
-        // To the corner, over what stands there, and nothing behind it.
-        let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
-        let drawn = if out.is_terminal() { format!("\x1b[H{lines}\x1b[J") } else { format!("{}\n\n", text.trim_end()) };
-        if out.write_all(drawn.as_bytes()).and_then(|()| out.flush()).is_err() {
+        let text = command.text(client).unwrap_or_else(|error| harmless(&format!("ingestd stats: {error}")));
+        if screen.is_terminal() {
+            screen.show(&text);
+        } else if !watch::print_line(&format!("{}\n", text.trim_end())) {
             return ExitCode::SUCCESS;
         }
-        drop(out);
         std::thread::sleep(WATCH);
     }
 }
@@ -170,7 +177,11 @@ impl Stats {
     fn text(&self, client: &AdminClient) -> Result<String, LettersError> {
         let Some(name) = &self.name else {
             let listed = client.aggregates()?;
-            return if self.json { Ok(text(listed)) } else { Ok(list(&parse::<Listed>(&listed)?.aggregates)) };
+            return if self.json {
+                Ok(harmless_json(&text(listed)))
+            } else {
+                Ok(for_stdout(list(&parse::<Listed>(&listed)?.aggregates)))
+            };
         };
         if self.json || self.csv {
             let mut parameters = self.selected();
@@ -180,9 +191,10 @@ impl Stats {
             let given = [("step", self.step.clone()), ("order", self.order.clone())];
             parameters.extend(given.into_iter().filter_map(|(name, value)| Some((name, value?))));
             parameters.extend(self.limit.map(|limit| ("limit", limit.to_string())));
-            return client.rows(name, &parameters).map(text);
+            let rows = text(client.rows(name, &parameters)?);
+            return Ok(if self.json { harmless_json(&rows) } else { for_stdout(rows) });
         }
-        self.table(client, name)
+        self.table(client, name).map(for_stdout)
     }
 
     /// Which groups are meant.
@@ -271,8 +283,7 @@ fn points(
 }
 
 fn terminal_width() -> usize {
-    let size = rustix::termios::tcgetwinsize(std::io::stdout());
-    size.map_or(0, |size| usize::from(size.ws_col)).clamp(40, 400)
+    terminal::size().map_or(0, |(_, columns)| columns).clamp(40, 400)
 }
 
 /// The aggregates, a line each.

@@ -15,6 +15,7 @@ use super::{
     Options,
     endpoint::Endpoint,
     load, print,
+    terminal::{harmless, harmless_json, one_line},
     watch::{self, Screen},
 };
 use crate::{log::dead_letters::client::AdminClient, names::exit, position::Timestamp};
@@ -56,12 +57,12 @@ pub(super) fn status(options: Options, command: &Status) -> ExitCode {
         Ok(page) => page,
         Err(error) => return failed(exit::FAILURE, &error.to_string()),
     };
-    let printed = print(&if command.json { page.to_string() } else { text(&page) });
+    let printed = print(&if command.json { harmless_json(&page.to_string()) } else { text(&page) });
     if page["ready"] == true { printed } else { ExitCode::from(exit::FAILURE) }
 }
 
 fn failed(exit: u8, why: &str) -> ExitCode {
-    eprintln!("ingestd status: {why}");
+    eprintln!("ingestd status: {}", one_line(why));
     ExitCode::from(exit)
 }
 
@@ -82,7 +83,7 @@ fn keep_watching(client: &AdminClient, command: &Status) -> ExitCode {
                 page["rates"] = rates;
             }
             let shown = match (command.json, draws) {
-                (true, _) => page.to_string(),
+                (true, _) => harmless_json(&page.to_string()),
                 (false, true) => {
                     format!("{now}, every {}\n\n{}", humantime::format_duration(command.interval), text(&page))
                 }
@@ -96,13 +97,13 @@ fn keep_watching(client: &AdminClient, command: &Status) -> ExitCode {
                 screen.show(&shown);
                 true
             }
-            Ok(shown) => print_line(&shown),
+            Ok(shown) => watch::print_line(&shown),
             Err(error) if draws => {
                 screen.show(&format!("{now}\n\n{}", harmless(&error.to_string())));
                 true
             }
             Err(error) => {
-                eprintln!("ingestd status: {now} {error}");
+                eprintln!("ingestd status: {now} {}", one_line(&error.to_string()));
                 true
             }
         };
@@ -111,13 +112,6 @@ fn keep_watching(client: &AdminClient, command: &Status) -> ExitCode {
         }
         thread::sleep(command.interval);
     }
-}
-
-/// Whether anybody reads it.
-fn print_line(text: &str) -> bool {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).is_ok()
 }
 
 /// What is counted, by its name in `events` and `rates`.
@@ -142,11 +136,6 @@ fn word(value: &Value) -> String {
         Value::Null => "-".to_owned(),
         other => other.to_string(),
     }
-}
-
-/// Reasons quote what came from outside: nothing of it drives the terminal.
-fn harmless(text: &str) -> String {
-    text.trim_end().chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 fn state(page: &Value) -> &'static str {

@@ -2,6 +2,7 @@
 //! and without a trace when it ends; elsewhere whoever looks prints lines. Ctrl-C ends it with 0.
 
 use std::{
+    borrow::Cow,
     fmt::Write as _,
     io::{self, IsTerminal, Write},
     thread,
@@ -12,6 +13,8 @@ use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
+
+use super::terminal;
 
 /// The other screen, without a cursor, and long lines end at its edge.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
@@ -52,9 +55,9 @@ impl Screen {
         self.is_terminal
     }
 
-    /// Shows this in the place of what was shown before.
+    /// Shows this in the place of what was shown before, as far as there is room.
     pub fn show(&self, text: &str) {
-        write(&frame(text));
+        write(&frame(text, terminal::size().map(|(rows, _)| rows)));
     }
 }
 
@@ -66,14 +69,28 @@ impl Drop for Screen {
     }
 }
 
-/// Each line at its place, and nothing of what stood there; lines below the screen's last are none.
-fn frame(text: &str) -> String {
+/// Each line at its place, and nothing of what stood there. A terminal would write lines below its last one over that one: it says
+/// how many there are.
+fn frame(text: &str, rows: Option<usize>) -> String {
+    let mut lines: Vec<_> = text.lines().map(Cow::Borrowed).collect();
+    let rows = rows.unwrap_or(usize::MAX).max(1);
+    if lines.len() > rows {
+        let more = lines.len() - rows + 1;
+        lines.truncate(rows - 1);
+        lines.push(format!("… {more} more lines").into());
+    }
     let mut frame = BEGIN.to_owned();
-    for (row, line) in text.lines().enumerate() {
+    for (row, line) in lines.iter().enumerate() {
         // Writing to a String does not fail.
         let _ = write!(frame, "\x1b[{};1H{line}\x1b[K", row + 1);
     }
     frame + "\x1b[J" + END
+}
+
+/// Whether anybody reads it.
+pub(super) fn print_line(text: &str) -> bool {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).is_ok()
 }
 
 /// In one piece.
@@ -98,7 +115,20 @@ mod tests {
 
     #[test]
     fn a_frame_writes_over_the_one_before() {
-        assert_eq!(frame("a\n\nb"), "\x1b[?2026h\x1b[1;1Ha\x1b[K\x1b[2;1H\x1b[K\x1b[3;1Hb\x1b[K\x1b[J\x1b[?2026l");
+        assert_eq!(
+            frame("a\n\nb", None),
+            "\x1b[?2026h\x1b[1;1Ha\x1b[K\x1b[2;1H\x1b[K\x1b[3;1Hb\x1b[K\x1b[J\x1b[?2026l"
+        );
+    }
+
+    #[test]
+    fn a_small_screen_says_how_much_it_does_not_show() {
+        assert_eq!(frame("a\nb", Some(2)), "\x1b[?2026h\x1b[1;1Ha\x1b[K\x1b[2;1Hb\x1b[K\x1b[J\x1b[?2026l");
+        assert_eq!(
+            frame("a\nb\nc\nd", Some(2)),
+            "\x1b[?2026h\x1b[1;1Ha\x1b[K\x1b[2;1H… 3 more lines\x1b[K\x1b[J\x1b[?2026l"
+        );
+        assert!(frame("a\nb", Some(1)).contains("\x1b[1;1H… 2 more lines"));
     }
 
     #[test]

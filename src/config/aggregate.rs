@@ -11,11 +11,11 @@ use serde_json::{Map, Number, json};
 
 use super::{
     EventConfig, Pointer, duration,
-    keys::{Kind, WINDOW, nearest},
+    keys::nearest,
     measure::{self, Measure},
-    read::from_toml,
     tables::read_tables,
     time_zone::TimeZone,
+    value::{duration as read_duration, integer, list, text},
 };
 
 /// One of the `[[aggregate]]`.
@@ -153,8 +153,8 @@ impl AggregateConfig {
             // Their names are those of answers alone, and their order, too.
             let mut measured: Vec<_> =
                 self.measures.iter().filter(|it| **it != Measure::Count).map(Measure::unnamed).collect();
-            measured.sort_by_key(ToString::to_string);
-            measured.dedup_by_key(|measure| measure.to_string());
+            measured.sort_by_key(Measure::identity);
+            measured.dedup_by_key(|measure| measure.identity());
             insert("measures", json!(measured));
         }
         if self.max_groups != DEFAULT_MAX_GROUPS {
@@ -183,6 +183,7 @@ const MOST_GROUPS: i64 = 1_000_000;
 const MOST_CONDITIONS: usize = 32;
 const MOST_VALUES: usize = 1000;
 const MOST_MEASURES: usize = 32;
+const LONGEST_WINDOW: Duration = Duration::from_secs(366 * 24 * 3600);
 const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 fn default_max_groups() -> u32 {
@@ -207,18 +208,18 @@ pub(super) fn read(value: &toml::Value) -> Result<Value, String> {
 fn read_entry(entry: &toml::Table) -> Result<Dict, String> {
     let mut dict = Dict::new();
     for (key, value) in entry {
-        let of_kind = |kind| from_toml(kind, value).map_err(|rule| format!("{key} {rule}"));
+        let fault = |rule: String| format!("{key} {rule}");
         let value = match key.as_str() {
-            "name" => of_kind(Kind::Text)?,
-            "window" => of_kind(WINDOW)?,
-            "group_by" => of_kind(Kind::List)?,
+            "name" => text(value).map(Value::from).map_err(fault)?,
+            "window" => read_duration(value, Duration::from_secs(1), LONGEST_WINDOW).map_err(fault)?,
+            "group_by" => list(value).map_err(fault)?,
             "time_zone" => {
-                let name = of_kind(Kind::Text)?;
-                name.as_str().unwrap_or_default().parse::<TimeZone>().map_err(|rule| format!("time_zone {rule}"))?;
-                name
+                let name = text(value).map_err(fault)?;
+                name.parse::<TimeZone>().map_err(|rule| format!("time_zone {rule}"))?;
+                Value::from(name)
             }
-            "max_groups" => of_kind(Kind::Integer(1, MOST_GROUPS))?,
-            "retention" => of_kind(Kind::Duration(Duration::from_secs(1), LONGEST_RETENTION))?,
+            "max_groups" => integer(value, 1, MOST_GROUPS).map_err(fault)?,
+            "retention" => read_duration(value, Duration::from_secs(1), LONGEST_RETENTION).map_err(fault)?,
             "filter" => read_filter(value)?,
             "measures" => measure::read(value)?,
             _ => {
@@ -272,6 +273,17 @@ fn read_bounds(field: &str, bounds: &toml::Table) -> Result<Dict, String> {
     let is_absent = bounds.get("exists").and_then(toml::Value::as_bool) == Some(false);
     if dict.is_empty() {
         return Err(format!("filter: {field:?} has an empty table; there are exists, min, max and prefix"));
+    }
+    let of = |key| {
+        bounds.get(key).and_then(|value: &toml::Value| value.as_float().or(value.as_integer().map(|it| it as f64)))
+    };
+    if let (Some(min), Some(max)) = (of("min"), of("max"))
+        && min > max
+    {
+        return Err(format!("filter: min of {field:?} is above its max: no event meets that"));
+    }
+    if dict.contains_key("prefix") && (dict.contains_key("min") || dict.contains_key("max")) {
+        return Err(format!("filter: {field:?} cannot be a number and begin with a prefix: leave one of them out"));
     }
     if is_absent && dict.len() > 1 {
         return Err(format!("filter: {field:?} cannot have a value that is not there: leave exists = false alone"));
@@ -328,6 +340,10 @@ pub(super) fn broken_rules(
         }
         let check = |what: &str, field: &str| match Field::of(field) {
             Field::Pointer(_) => Ok(()),
+            // In `group_by` it may be a name of a release that knew no pointers.
+            Field::Name(name) if name.starts_with('/') && !what.starts_with("group_by") => Err(format!(
+                "{what} {field:?} begins as a JSON pointer and is none (RFC 6901): in a name ~1 is written for a /, ~0 for a ~"
+            )),
             Field::Name(name) => check_name(&name).map_err(|rule| format!("{what} {field:?}: {rule}")),
         };
         let mut fields = BTreeSet::new();
@@ -421,6 +437,9 @@ mod tests {
             measured("[{ min = \"b\" }, \"count\", { sum = \"a\" }]")
         );
         assert_ne!(measured("[{ top = \"a\", k = 3 }]"), measured("[{ top = \"a\", k = 30 }]"));
+        let two = "[{ top = \"a\", k = 3 }, { top = \"a\", k = 30, as = \"more\" }]";
+        assert_ne!(measured(two), measured("[{ top = \"a\", k = 3 }]"));
+        assert_eq!(measured(two), measured("[{ top = \"a\", k = 30 }, { top = \"a\", k = 3, as = \"less\" }]"));
         let pointer = read_text("[{ name = \"a\", window = \"1m\", group_by = [\"/x\"] }]").unwrap();
         assert_eq!(pointer[0].definition().keys().collect::<Vec<_>>(), ["pointers"]);
     }
@@ -449,6 +468,13 @@ mod tests {
             ("measures = [{ top = \"a\", k = 0 }]", "measures: k must be an integer from 1 to 100"),
             ("measures = [{ sum = \"\" }]", "measures: sum must name a field"),
             ("measures = [{ sum = \"a\", as = \"\" }]", "measures: as must be 1 to 128 characters"),
+            ("measures = [{ sum = \"a\", as = \"x\\u0000\" }]", "without control characters"),
+            ("measures = [{ sum = \"a\", as = \"inexact\" }]", "neither \"count\" nor \"inexact\""),
+            ("filter = { a = { min = 10, max = 5 } }", "filter: min of \"a\" is above its max: no event meets that"),
+            (
+                "filter = { a = { min = 10, prefix = \"x\" } }",
+                "filter: \"a\" cannot be a number and begin with a prefix",
+            ),
             ("measures = [{ median = \"a\" }]", "measures: median is unknown"),
         ] {
             let error = one(more).unwrap_err();
@@ -457,6 +483,7 @@ mod tests {
         for (more, words) in [
             ("measures = [{ sum = \"a\" }, { sum = \"a\" }]", "measures has \"sum(a)\" twice"),
             ("measures = [{ sum = \"a.b\" }]", "measured field \"a.b\": has a dot"),
+            ("measures = [{ sum = \"/a~b\" }]", "measured field \"/a~b\" begins as a JSON pointer and is none"),
             ("filter = { \"a.b\" = 1 }", "filter field \"a.b\": has a dot"),
             ("retention = \"1h\"", "retention (1h) is below the window (1day)"),
         ] {

@@ -84,9 +84,6 @@ pub(super) fn keys() -> impl Iterator<Item = &'static Key> + Clone {
 /// The longest pause between two starts of an actor.
 pub const LONGEST_RESTART: Duration = Duration::from_secs(30);
 
-/// Of an aggregate.
-pub(super) const WINDOW: Kind = Kind::Duration(Duration::from_secs(1), Duration::from_secs(366 * 24 * 3600));
-
 /// The two tables whose names are not ours.
 pub const ARCHIVE_OPTIONS: &str = "archive.options";
 pub const KAFKA_PROPERTIES: &str = "queue.kafka.properties";

@@ -5,8 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use figment::{Figment, providers::Serialized};
 
 use super::{
-    Config, ConfigError, ConfigErrors, Sources,
-    aggregate::default_aggregates,
+    Config, ConfigError, ConfigErrors, Sources, default_aggregates,
     validate::{Origins, validate},
 };
 

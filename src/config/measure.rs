@@ -57,6 +57,14 @@ impl Measure {
         }
     }
 
+    /// What it measures, whatever it is called: measures with the same are one.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Of(MeasureOf { function: Function::Top(k), field, .. }) => format!("top({field}) {k:03}"),
+            other => other.unnamed().to_string(),
+        }
+    }
+
     /// The same, by the name that it has without another.
     pub fn unnamed(&self) -> Self {
         match self.clone() {
@@ -94,6 +102,8 @@ pub(super) fn is_only_count(measures: &[Measure]) -> bool {
 }
 
 const COUNT: &str = "count";
+/// What stands beside the measures.
+const INEXACT: &str = "inexact";
 const DEFAULT_K: u32 = 10;
 const MOST_K: u32 = 100;
 const MEASURES: &str = "measures must be a list: [\"count\", { sum = \"/amount\" }, { unique = \"user_id\" }, \
@@ -178,11 +188,16 @@ impl TryFrom<Written> for Measure {
         if field.is_empty() {
             return Err(format!("measures: {} must name a field, or be a JSON pointer", function.name()));
         }
-        if table.name.as_ref().is_some_and(|name| name.is_empty() || name.chars().count() > 128 || name == COUNT) {
-            return Err("measures: as must be 1 to 128 characters, and not \"count\"".to_owned());
+        if table.name.as_ref().is_some_and(|name| !is_name(name)) {
+            return Err("measures: as must be 1 to 128 characters without control characters, and neither \"count\" nor \"inexact\"".to_owned());
         }
         Ok(Self::Of(MeasureOf { function, field, name: table.name }))
     }
+}
+
+fn is_name(name: &str) -> bool {
+    let length = name.chars().count();
+    (1..=128).contains(&length) && !name.contains(char::is_control) && name != COUNT && name != INEXACT
 }
 
 /// The list as it is given.

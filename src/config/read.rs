@@ -1,10 +1,13 @@
 //! One value, read and checked as its key's kind says. Errors are rules: what the value has to be.
 
-use std::time::Duration;
-
 use figment::value::Value;
 
-use super::{ByteSize, admin_key, aggregate, event_type, http_key, http_source, keys::Kind, rate};
+use super::{
+    admin_key, aggregate, event_type, http_key, http_source,
+    keys::Kind,
+    rate,
+    value::{LIST, duration, integer, integer_rule, list, size, text},
+};
 
 /// From `--set` or the environment.
 pub(super) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
@@ -13,7 +16,7 @@ pub(super) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::Rate if text.trim_start().starts_with('{') => toml_value(text).ok_or(rate::RULE)?,
         Kind::Rate => toml::Value::String(text.to_owned()),
         Kind::Flag => toml::Value::Boolean(text.parse().map_err(|_| FLAG.to_owned())?),
-        Kind::Integer(from, to) => toml::Value::Integer(text.parse().map_err(|_| integer(from, to))?),
+        Kind::Integer(from, to) => toml::Value::Integer(text.parse().map_err(|_| integer_rule(from, to))?),
         Kind::Percent => toml::Value::Float(text.parse().map_err(|_| PERCENT.to_owned())?),
         Kind::List if !text.trim_start().starts_with('[') => toml::Value::String(text.to_owned()),
         Kind::List => toml_value(text).ok_or(LIST)?,
@@ -29,12 +32,7 @@ pub(super) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
 
 const FLAG: &str = "must be true or false";
 const PERCENT: &str = "must be a number above 0, at most 100";
-const LIST: &str = "must be a list of strings: [\"a\", \"b\"], or \"a,b\"";
 const OPTIONS: &str = "is a table: set a name below it";
-
-fn integer(from: i64, to: i64) -> String {
-    format!("must be an integer from {from} to {to}")
-}
 
 /// A value by itself, as it would stand behind `key = `.
 fn toml_value(text: &str) -> Option<toml::Value> {
@@ -46,10 +44,7 @@ pub(super) fn from_toml(kind: Kind, value: &toml::Value) -> Result<Value, String
     match kind {
         Kind::Text => text(value).map(Value::from),
         Kind::Flag => value.as_bool().map(Value::from).ok_or(FLAG.to_owned()),
-        Kind::Integer(from, to) => match value.as_integer() {
-            Some(number) if (from..=to).contains(&number) => Ok(Value::from(number)),
-            _ => Err(integer(from, to)),
-        },
+        Kind::Integer(from, to) => integer(value, from, to),
         Kind::Percent => {
             let number = value.as_float().or(value.as_integer().map(|number| number as f64));
             number.filter(|number| *number > 0.0 && *number <= 100.0).map(Value::from).ok_or(PERCENT.to_owned())
@@ -78,46 +73,4 @@ pub(super) fn option(value: &toml::Value) -> Result<String, String> {
         toml::Value::Array(_) | toml::Value::Table(_) => Err("must be a string".to_owned()),
         scalar => Ok(scalar.to_string()),
     }
-}
-
-fn text(value: &toml::Value) -> Result<String, String> {
-    match value.as_str() {
-        Some(text) if text.contains('\0') => Err("must not contain a NUL character".to_owned()),
-        Some(text) => Ok(text.to_owned()),
-        None => Err("must be a string (in quotation marks)".to_owned()),
-    }
-}
-
-fn size(value: &toml::Value, from: u64, to: u64) -> Result<Value, String> {
-    let text = match value {
-        toml::Value::String(text) => text.clone(),
-        toml::Value::Integer(bytes) => bytes.to_string(),
-        _ => String::new(),
-    };
-    match text.parse::<bytesize::ByteSize>() {
-        Ok(size) if (from..=to).contains(&size.as_u64()) => Ok(Value::from(text)),
-        Ok(_) => Err(format!("must be a size from {} to {}", ByteSize(from), ByteSize(to))),
-        Err(_) => Err("must be a size such as \"64KiB\" or \"16MiB\"".to_owned()),
-    }
-}
-
-fn duration(value: &toml::Value, from: Duration, to: Duration) -> Result<Value, String> {
-    let example = || "must be a duration with its unit, such as \"200ms\", \"1m\" or \"30d\"".to_owned();
-    let text = value.as_str().ok_or_else(example)?;
-    let parsed = humantime::parse_duration(text).map_err(|_| example())?;
-    if (from..=to).contains(&parsed) {
-        return Ok(Value::from(text));
-    }
-    let (from, to) = (humantime::format_duration(from), humantime::format_duration(to));
-    Err(format!("must be a duration from {from} to {to}"))
-}
-
-fn list(value: &toml::Value) -> Result<Value, String> {
-    let items: Vec<String> = match value {
-        toml::Value::String(text) if text.trim().is_empty() => Vec::new(),
-        toml::Value::String(text) => text.split(',').map(|item| item.trim().to_owned()).collect(),
-        toml::Value::Array(items) => items.iter().map(text).collect::<Result<_, _>>().map_err(|_| LIST.to_owned())?,
-        _ => return Err(LIST.to_owned()),
-    };
-    Ok(Value::from(items))
 }

@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AdminKeys, AggregateConfig, ByteSize, EventTypes, HttpKeys, HttpSource, RateLimit, TrustedProxies, UnknownType,
-    aggregate::default_aggregates,
-    duration,
+    default_aggregates, duration,
     keys::{Change, Key, Kind, LONGEST_RESTART, Section},
 };
 use crate::names::words;

@@ -15,12 +15,12 @@
 //! **Which times are believed** follows from the record's bytes, the time of its receipt and `event.max_future` alone: no
 //! reader looks at its own clock, so all come to the same answer.
 
-use std::{borrow::Cow, iter, ops::RangeInclusive, time::Duration};
+use std::{borrow::Cow, iter, ops::RangeInclusive};
 
 use chrono::{Datelike, NaiveDate};
 
 use super::json;
-use crate::{config::EventConfig, position::Timestamp};
+use crate::position::Timestamp;
 
 /// 9999-12-31T23:59:59.999Z: the last millisecond that RFC 3339 can write.
 pub const LATEST: i64 = 253_402_300_799_999;
@@ -112,32 +112,6 @@ impl InvalidTime {
                  offset's minus is a hyphen"
             }
         }
-    }
-}
-
-/// How far an event's time may lie from that of its receipt, in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimeBounds {
-    pub max_past: i64,
-    pub max_future: i64,
-}
-
-impl From<&EventConfig> for TimeBounds {
-    fn from(config: &EventConfig) -> Self {
-        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        Self { max_past: millis(config.max_past), max_future: millis(config.max_future) }
-    }
-}
-
-impl TimeBounds {
-    /// The times that are believed of a record that was received then, both inclusive.
-    ///
-    /// A record of another program may have no time of receipt: Kafka says −1 or 0. Then only the calendar bounds it.
-    pub fn around(self, received: Timestamp) -> RangeInclusive<i64> {
-        if received.0 <= 0 {
-            return 0..=LATEST;
-        }
-        received.0.saturating_sub(self.max_past).max(0)..=received.0.saturating_add(self.max_future).min(LATEST)
     }
 }
 
@@ -308,6 +282,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*, sample::select};
 
     use super::*;
+    use crate::event::TimeBounds;
 
     fn value(written: Option<Written>) -> Option<i64> {
         written.map(|written| written.millis)

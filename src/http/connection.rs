@@ -441,6 +441,10 @@ impl AsyncWrite for Transport {
             ready => {
                 if let Poll::Ready(Ok(bytes)) = &ready {
                     this.written += bytes;
+                    if *bytes > 0 && this.connection.streams.get() {
+                        // Its reader is slow, and reads on.
+                        this.write_deadline = None;
+                    }
                 }
                 ready
             }
@@ -567,8 +571,19 @@ mod tests {
                     Poll::Pending => tokio::task::yield_now().await,
                 }
             }
-            // … and then reads what there is.
             let mut buffer = vec![0; 1 << 20];
+            // … then some of it, so that something of the next piece can be written, though not all …
+            loop {
+                let wrote = poll_fn(|cx| Poll::Ready(Pin::new(&mut transport).poll_write(cx, &[0; 1 << 10]))).await;
+                if let Poll::Ready(wrote) = wrote {
+                    sent += wrote.unwrap();
+                    break;
+                }
+                client.readable().await.unwrap();
+                sent -= client.try_read(&mut buffer[..1 << 16]).unwrap_or(0);
+            }
+            assert_eq!(transport.write_deadline.is_some(), is_left, "a stream: {is_stream}");
+            // … and then what there is.
             while sent > 0 {
                 client.readable().await.unwrap();
                 sent -= client.try_read(&mut buffer).unwrap_or(0);

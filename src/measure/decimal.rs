@@ -42,14 +42,14 @@ impl Decimal {
     /// A JSON number; `None` where it is too large, or has too many places.
     pub fn read(number: &str) -> Option<Self> {
         let (is_negative, magnitude) = number.strip_prefix('-').map_or((false, number), |rest| (true, rest));
-        let (mantissa, exponent) = match magnitude.find(['e', 'E']) {
-            Some(at) => (&magnitude[..at], Some(&magnitude[at + 1..])),
-            None => (magnitude, None),
-        };
-        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let (whole, fraction) = match exponent {
-            None => (digits(whole, WHOLE_DIGITS)?, places(fraction)?),
-            Some(exponent) => shifted(whole, fraction, exponent)?,
+        let bytes = magnitude.as_bytes();
+        let (whole, fraction) = if let Some(at) = memchr::memchr2(b'e', b'E', bytes) {
+            let (mantissa, exponent) = (&magnitude[..at], &magnitude[at + 1..]);
+            let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+            shifted(whole, fraction, exponent)?
+        } else {
+            let (whole, fraction) = bytes.split_at(bytes.iter().position(|byte| *byte == b'.').unwrap_or(bytes.len()));
+            (digits(whole, WHOLE_DIGITS)?, places(fraction.get(1..).unwrap_or_default())?)
         };
         let sign = if is_negative { -1 } else { 1 };
         Some(Self { whole: sign * whole, fraction: sign * fraction })
@@ -87,30 +87,34 @@ fn write(f: &mut fmt::Formatter<'_>, is_negative: bool, whole: u128, fraction: u
 }
 
 /// The value of at most so many digits.
-fn digits(text: &str, most: usize) -> Option<i64> {
+fn digits(text: &[u8], most: usize) -> Option<i64> {
     if text.len() > most {
         return None;
     }
-    text.bytes().try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
+    text.iter().try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
 }
 
 /// The value of digits behind the point.
-fn places(text: &str) -> Option<i64> {
+fn places(text: &[u8]) -> Option<i64> {
     let missing = u32::try_from(PLACES.checked_sub(text.len())?).ok()?;
     digits(text, PLACES).map(|value| value * 10_i64.pow(missing))
 }
 
-/// The parts of a number with an exponent.
+/// Exponents from here on lead out of any range, however long the digits are.
+const FAR: u64 = 1 << 40;
+
+/// The parts of a number with an exponent. Zeros at the end of its digits are no places.
 fn shifted(whole: &str, fraction: &str, exponent: &str) -> Option<(i64, i64)> {
     let all = format!("{whole}{fraction}");
-    let significant = all.trim_start_matches('0');
+    let leading = all.len() - all.trim_start_matches('0').len();
+    let significant = all[leading..].trim_end_matches('0');
     if significant.is_empty() {
         return Some((0, 0));
     }
     // The point's place in `significant`, from its left end. An exponent of more digits than these is too large, whatever it is.
-    let exponent: i64 = exponent.trim_start_matches('+').parse().ok()?;
-    let leading = i64::try_from(all.len() - significant.len()).ok()?;
-    let point = i64::try_from(whole.len()).ok()?.checked_add(exponent)?.checked_sub(leading)?;
+    let exponent: i64 =
+        exponent.trim_start_matches('+').parse().ok().filter(|exponent: &i64| exponent.abs_diff(0) < FAR)?;
+    let point = i64::try_from(whole.len()).ok()? + exponent - i64::try_from(leading).ok()?;
     let length = i64::try_from(significant.len()).ok()?;
     if point > WHOLE_DIGITS as i64 || length - point > PLACES as i64 {
         return None;
@@ -120,7 +124,7 @@ fn shifted(whole: &str, fraction: &str, exponent: &str) -> Option<(i64, i64)> {
         Ok(point) => (significant[..point].to_owned(), significant[point..].to_owned()),
         Err(_) => (String::new(), format!("{}{significant}", "0".repeat(point.unsigned_abs() as usize))),
     };
-    Some((digits(&before, WHOLE_DIGITS)?, places(&behind)?))
+    Some((digits(before.as_bytes(), WHOLE_DIGITS)?, places(behind.as_bytes())?))
 }
 
 /// Compares two JSON numbers, of whatever size and precision.
@@ -303,6 +307,13 @@ mod tests {
             ("0e999999999999999999999", "0"),
             ("1e999999999999999999999", "Inexact"),
             ("1e-999999999999999999999", "Inexact"),
+            ("1e-9223372036854775808", "Inexact"),
+            ("1e-9223372036854775807", "Inexact"),
+            ("1e9223372036854775807", "Inexact"),
+            ("1e-1099511627776", "Inexact"),
+            ("1.0E-17", "0.00000000000000001"),
+            ("10e-18", "0.00000000000000001"),
+            ("-120.0e-1", "-12"),
             ("9223372036854775807", "Inexact"),
             ("0.1", "0.1"),
             ("2.2250738585072014e-308", "Inexact"),
@@ -318,14 +329,14 @@ mod tests {
     #[test]
     fn numbers_of_any_size_are_compared_exactly() {
         let ascending = [
-            "-1e999999999999999999999",
+            "-1e9223372036854775808",
             "-1e400",
             "-123456789012345678901234567890.5",
             "-123456789012345678901234567890.4",
             "-1",
             "-0.1",
             "0",
-            "1e-999999999999999999999",
+            "1e-9223372036854775808",
             "1e-400",
             "0.09999999999999999999999",
             "0.1",

@@ -43,20 +43,25 @@ impl Top {
         Self { sketch: None, places, text: 0 }
     }
 
-    pub fn add(&mut self, value: &str) {
+    /// Returns by how many bytes it grew.
+    pub fn add(&mut self, value: &str) -> usize {
+        let before = self.size();
         let sketch = match &mut self.sketch {
             Some(sketch) => sketch,
             none => {
                 // The size is one of those that there are.
-                let Ok(sketch) = FrequentItemsSketch::new(self.places.0) else { return };
+                let Ok(sketch) = FrequentItemsSketch::new(self.places.0) else { return 0 };
                 none.insert(Box::new(sketch))
             }
         };
-        let before = sketch.num_active_items();
+        let items = sketch.num_active_items();
         sketch.update_ref(value);
-        if sketch.num_active_items() > before {
-            self.text += value.len();
+        if sketch.num_active_items() == items {
+            // It was known, so that nothing grew; or others went.
+            return 0;
         }
+        self.text += value.len();
+        self.size().saturating_sub(before)
     }
 
     pub fn merge(&mut self, other: &Self) {
@@ -124,7 +129,9 @@ mod tests {
 
     fn of(values: impl Iterator<Item = u64>) -> Top {
         let mut top = Top::new(Places::of(10));
-        values.for_each(|value| top.add(&format!("\"{value}\"")));
+        values.for_each(|value| {
+            top.add(&format!("\"{value}\""));
+        });
         top
     }
 

@@ -18,15 +18,27 @@ pub const RELATIVE_ERROR: f64 = 0.017;
 #[derive(Clone, PartialEq, Default)]
 pub struct Unique(Option<Box<HllSketch>>);
 
+/// A value by its hash, which is the same for all sketches.
+#[derive(Debug, Clone, Copy)]
+pub struct Hashed(Coupon);
+
+impl From<&str> for Hashed {
+    fn from(value: &str) -> Self {
+        Self(Coupon::from_value(raw_bytes::from_str(value)))
+    }
+}
+
 impl Unique {
-    pub fn add(&mut self, value: &str) {
-        let coupon = Coupon::from_value(raw_bytes::from_str(value));
+    /// Returns by how many bytes it grew.
+    pub fn add(&mut self, Hashed(coupon): Hashed) -> usize {
+        let before = self.size();
         if self.0.is_none() {
             self.0 = new().map(Box::new);
         }
         if let Some(sketch) = &mut self.0 {
             sketch.update_with_coupon(coupon);
         }
+        self.size().saturating_sub(before)
     }
 
     pub fn merge(&mut self, other: &Self) {
@@ -84,7 +96,9 @@ mod tests {
 
     fn of(values: impl Iterator<Item = u64>) -> Unique {
         let mut unique = Unique::default();
-        values.for_each(|value| unique.add(&format!("\"user-{value}\"")));
+        values.for_each(|value| {
+            unique.add(Hashed::from(&*format!("\"user-{value}\"")));
+        });
         unique
     }
 

@@ -24,8 +24,8 @@ use crate::{
     files::create_private_dir,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        Answer, BucketDelta, Counted, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
-        ProcessedEvent, Query, Rebuilds, Removal, Rows, Store, StoreError, StoreOptions, Versions,
+        Answer, BucketDelta, Counted, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, History,
+        Prepared, ProcessedEvent, Query, Rebuilds, Removal, Rows, Store, StoreError, StoreOptions, Versions,
         rebuild::{NewRebuild, Reached, Rebuild, RebuildId, Swapped},
     },
 };
@@ -134,9 +134,9 @@ impl Store for EmbeddedStore {
         Box::pin(self.run(move |database| database.remove(&removal)))
     }
 
-    fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> Answer<'a, Vec<Vec<Arc<str>>>> {
-        let windows = windows.to_vec();
-        Box::pin(self.run(move |database| database.groups(&windows)))
+    fn groups<'a>(&'a self, asked: &'a [GroupsOf]) -> Answer<'a, Vec<GroupsFound>> {
+        let asked = asked.to_vec();
+        Box::pin(self.run(move |database| database.groups(&asked)))
     }
 
     fn fences<'a>(

@@ -43,8 +43,8 @@ use crate::{
     event::TimeBounds,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        Answer, BucketDelta, Counted, Definition, EventsPage, EventsQuery, Fence, Flushed, GroupsOf, History, Prepared,
-        ProcessedEvent, Query, Rebuilds, Removal, Rows, Store, StoreError, StoreOptions, Versions,
+        Answer, BucketDelta, Counted, Definition, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf,
+        History, Prepared, ProcessedEvent, Query, Rebuilds, Removal, Rows, Store, StoreError, StoreOptions, Versions,
         counted::Found,
         rebuild::{NewRebuild, Reached, Rebuild, RebuildId, Swapped},
     },
@@ -188,9 +188,9 @@ impl Store for MongoStore {
         Box::pin(self.call(move |store| async move { history::remove(&store, &removal).await }))
     }
 
-    fn groups<'a>(&'a self, windows: &'a [GroupsOf]) -> Answer<'a, Vec<Vec<Arc<str>>>> {
-        let windows = windows.to_vec();
-        Box::pin(self.call(move |store| async move { buckets::groups(&store, &windows).await }))
+    fn groups<'a>(&'a self, asked: &'a [GroupsOf]) -> Answer<'a, Vec<GroupsFound>> {
+        let asked = asked.to_vec();
+        Box::pin(self.call(move |store| async move { buckets::groups::find(&store, &asked).await }))
     }
 
     fn rehearse(&self) -> Answer<'_, ()> {

@@ -72,7 +72,7 @@ impl Sent {
             amount: (n % 50 != 7).then_some(n * 37 % 1000 - 300),
             user: format!("u{}", n * n % 23),
             ip: format!("10.0.0.{}", n % 5 * (n % 2)),
-            kind: (n / 2 % 3) as usize,
+            kind: (n / 6 % 3) as usize,
             attempt: n % 4,
         };
         (0..EVENTS).map(one).collect()

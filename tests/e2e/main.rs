@@ -21,6 +21,7 @@ mod dead_letters;
 mod dev_script;
 mod doors;
 mod events_query;
+mod groups_without_end;
 mod hostile;
 mod kafka_clock;
 mod kafka_group;

@@ -190,20 +190,24 @@ fn a_status_that_is_watched_is_one_screen_on_a_terminal_and_a_line_a_look_elsewh
     let program = crate::support::program();
     let admin = daemon.admin_url("");
     let watch = ["status", "--admin", &admin, "--watch", "--interval", "100ms"];
-    let output = std::process::Command::new("python3")
-        .args(["-c", ON_A_TERMINAL, &program])
-        .args(watch)
-        .output()
-        .expect("python3 runs");
-    let out = String::from_utf8(output.stdout).expect("UTF-8");
-    let (status, shown) = out.split_once('\n').expect("lines");
-    assert_eq!(status, "0", "{shown}");
-    assert!(
-        shown.starts_with("\x1b[?1049h\x1b[?25l\x1b[?7l") && shown.ends_with("\x1b[?7h\x1b[?25h\x1b[?1049l"),
-        "{shown:?}"
-    );
-    assert_eq!(shown.matches("\x1b[?1049").count(), 2, "entered and left once: {shown:?}");
-    assert!(!shown.contains("\x1b[2J"), "a screen that is cleared flickers: {shown:?}");
+    let name = daemon.get("/v1/aggregates").json()["aggregates"][0]["name"].as_str().expect("a name").to_owned();
+    let stats = ["stats", &name, "--admin", &admin, "--watch"];
+    for (arguments, word) in [(&watch[..], "roles"), (&stats[..], name.as_str())] {
+        let output = std::process::Command::new("python3")
+            .args(["-c", &ON_A_TERMINAL.replace("roles", word), &program])
+            .args(arguments)
+            .output()
+            .expect("python3 runs");
+        let out = String::from_utf8(output.stdout).expect("UTF-8");
+        let (status, shown) = out.split_once('\n').expect("lines");
+        assert_eq!(status, "0", "{shown}");
+        assert!(
+            shown.starts_with("\x1b[?1049h\x1b[?25l\x1b[?7l") && shown.ends_with("\x1b[?7h\x1b[?25h\x1b[?1049l"),
+            "{shown:?}"
+        );
+        assert_eq!(shown.matches("\x1b[?1049").count(), 2, "entered and left once: {shown:?}");
+        assert!(!shown.contains("\x1b[2J"), "a screen that is cleared flickers: {shown:?}");
+    }
 
     // Elsewhere: until nobody reads any more, or a signal.
     let read = |arguments: &[&str], lines: usize| {

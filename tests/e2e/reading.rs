@@ -36,6 +36,30 @@ fn every_light_reader_of_the_guide_reads_each_record_by_its_recipe() {
     assert!(run.status.success() && said.contains("4 passed, 0 failed"), "{said}");
 }
 
+/// 60,000 events, or `INGESTD_PROOF_EVENTS`: what docs/aggregates.md says was measured with a million.
+fn aggregates_are_duckdbs(store: &str) {
+    let events = std::env::var("INGESTD_PROOF_EVENTS").unwrap_or_else(|_| "60000".to_owned());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/readers/aggregates.py");
+    let arguments = ["--binary", &program(), "--store", store, "--events", &events];
+    let run = Command::new("python3").arg(script).args(arguments).output().expect("python3 runs");
+    let said = String::from_utf8_lossy(&[run.stdout, run.stderr].concat()).into_owned();
+    if run.status.code() == Some(77) {
+        return skip("DuckDB, or MongoDB, cannot be installed");
+    }
+    eprintln!("{said}");
+    assert!(run.status.success() && said.matches("rows are DuckDB's").count() == 9, "{said}");
+}
+
+#[test]
+fn aggregates_of_all_measures_answer_what_duckdb_computes_over_the_archive_on_the_embedded_store() {
+    aggregates_are_duckdbs("embedded");
+}
+
+#[test]
+fn aggregates_of_all_measures_answer_what_duckdb_computes_over_the_archive_on_mongodb() {
+    aggregates_are_duckdbs("mongodb");
+}
+
 fn post(daemon: &Daemon, event: &str) -> u16 {
     daemon.post(None, event.as_bytes()).status
 }

@@ -88,7 +88,6 @@ conformance! {
     a_changed_definition_is_refused
     bounds_of_times_hold_from_the_offset_on_that_nobody_has_counted
     windows_that_were_removed_are_remembered_and_fences_that_may_be_asked_for_stay
-    the_groups_of_a_window_are_those_that_have_buckets
     what_was_measured_is_merged_behind_the_same_fences
     events_are_kept_once_whatever_they_hold
     events_are_found_by_what_they_are_and_paged_newest_first

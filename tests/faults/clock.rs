@@ -9,7 +9,7 @@ use crate::{
     load,
     support::{
         PATIENCE, StopOnDrop, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence,
-        oracle::Oracle, preload::Clock, scratch,
+        measured::DEFINITIONS, oracle::Oracle, preload::Clock, scratch,
     },
 };
 
@@ -19,7 +19,7 @@ const HOUR: i64 = 3600;
 fn a_clock_that_steps_back_and_forth_loses_and_doubles_nothing() {
     let folder = tempfile::tempdir_in(scratch()).expect("target can be written to");
     let Some(clock) = Clock::new(folder.path()) else { return };
-    let setup = Setup::new("clock").set("queue.embedded.retention", "30d");
+    let setup = Setup::new("clock").config(DEFINITIONS).set("queue.embedded.retention", "30d");
     let mut daemon = clock.give(setup).start();
     let ledger = Ledger::new();
     let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));

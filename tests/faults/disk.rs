@@ -23,6 +23,7 @@ use crate::{
         eventually,
         http::Client,
         log::Evidence,
+        measured::DEFINITIONS,
         oracle::Oracle,
         scratch,
         services::{Exclusive, services},
@@ -83,6 +84,7 @@ fn a_full_disk_is_answered_with_503_and_when_there_is_room_again_all_goes_on() {
     let archive = tempfile::tempdir_in(scratch()).expect("target can be written to");
     // The watchdog's threshold is out of the way (99.5 %): writes fail in earnest.
     let daemon = Setup::new("full")
+        .config(DEFINITIONS)
         .data(disk.0.join("data"))
         .set("archive.url", format!("file://{}", archive.path().display()))
         .set("queue.embedded.retention", "1h")
@@ -150,6 +152,7 @@ fn away<'a>(services: &Exclusive, name: &str, ledger: &'a Ledger) -> (Proxy, Dae
     services.create_bucket_behind(name, &proxy.endpoint());
     let daemon = services
         .setup(name)
+        .config(DEFINITIONS)
         .set("queue.kind", "embedded")
         .set("queue.topic", "events")
         .without("queue.kafka.brokers")

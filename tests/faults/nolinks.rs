@@ -1,7 +1,8 @@
 //! A local archive on a file system without hard links, by which create-only PUTs are made elsewhere.
 
 use crate::support::{
-    PATIENCE, archive::Archive, daemon::Setup, events::Ledger, log::Evidence, oracle::Oracle, preload::library, scratch,
+    PATIENCE, archive::Archive, daemon::Setup, events::Ledger, log::Evidence, measured::DEFINITIONS, oracle::Oracle,
+    preload::library, scratch,
 };
 
 #[test]
@@ -10,6 +11,7 @@ fn without_hard_links_a_local_archive_is_written_all_the_same() {
     let data = folder.path().join("data");
     let Some(library) = library(folder.path(), "nolinks") else { return };
     let daemon = Setup::new("no-links")
+        .config(DEFINITIONS)
         .data(data.clone())
         .set("queue.embedded.retention", "1h")
         .environment("LD_PRELOAD", &library)

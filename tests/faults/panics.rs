@@ -9,7 +9,7 @@ use crate::{
     load,
     support::{
         PATIENCE, StopOnDrop, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence,
-        oracle::Oracle, panics_on_demand,
+        measured::DEFINITIONS, oracle::Oracle, panics_on_demand,
     },
 };
 
@@ -21,7 +21,7 @@ fn every_actor_that_panics_under_load_is_built_again_and_nothing_is_lost_or_doub
     if !panics_on_demand() {
         return eprintln!("\n!!! SKIPPED: panics of actors; only builds with debug assertions panic on demand\n");
     }
-    let daemon = Setup::new("panics").set("queue.embedded.retention", "1h").start();
+    let daemon = Setup::new("panics").config(DEFINITIONS).set("queue.embedded.retention", "1h").start();
     let ledger = Ledger::new();
     let mut oracle = Oracle::new(&ledger, Archive::local(&daemon.data().join("archive")));
     let (url, stop) = (daemon.events_url(), AtomicBool::new(false));

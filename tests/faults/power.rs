@@ -14,7 +14,7 @@ use crate::{
     load,
     support::{
         PATIENCE, StopOnDrop, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence,
-        oracle::Oracle, preload::library, scratch,
+        measured::DEFINITIONS, oracle::Oracle, preload::library, scratch,
     },
 };
 
@@ -48,6 +48,7 @@ fn survives_cuts(archive: &str, keep_log: bool) {
     std::fs::create_dir(&keep).expect("target can be written to");
     let path = |path: &Path| path.to_str().expect("target's path is UTF-8").to_owned();
     let mut daemon = Setup::new("power")
+        .config(DEFINITIONS)
         .data(watched.join("data"))
         .set("archive.url", format!("file://{}", path(&archive)))
         .set("queue.embedded.retention", if keep_log { "1h" } else { "0s" })

@@ -5,8 +5,8 @@ use std::{fs, thread, time::Duration};
 use crate::{
     load,
     support::{
-        PATIENCE, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence, oracle::Oracle,
-        preload::library, scratch,
+        PATIENCE, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence, measured::DEFINITIONS,
+        oracle::Oracle, preload::library, scratch,
     },
 };
 
@@ -19,6 +19,7 @@ fn a_file_system_that_becomes_read_only_is_answered_with_503_and_when_it_can_be_
     let (data, switch) = (folder.path().join("data"), folder.path().join("read-only"));
     let Some(library) = library(folder.path(), "readonly") else { return };
     let daemon = Setup::new("remounted")
+        .config(DEFINITIONS)
         .data(data.clone())
         .set("queue.embedded.retention", "1h")
         .environment("LD_PRELOAD", &library)

@@ -11,7 +11,7 @@ use crate::{
     load,
     support::{
         PATIENCE, StopOnDrop, archive::Archive, daemon::Daemon, events::Ledger, eventually, log::Evidence,
-        oracle::Oracle, services::services,
+        measured::DEFINITIONS, oracle::Oracle, services::services,
     },
 };
 
@@ -22,7 +22,7 @@ fn a_killed_worker_goes_on_after_its_restart_and_the_partitions_of_a_dead_one_ar
     let Some(services) = services() else { return };
     let topic = "faults-recovery";
     services.create_bucket(topic);
-    let setup = |roles| services.setup(topic).roles(roles).set("store.events", "true");
+    let setup = |roles| services.setup(topic).config(DEFINITIONS).roles(roles).set("store.events", "true");
     let ingest = setup("ingest").start();
     let (mut killed, other) = (setup("worker").start(), setup("worker").start());
     let ledger = Ledger::new();
@@ -82,7 +82,7 @@ fn a_worker_killed_while_it_catches_up_with_the_store_is_followed_at_once() {
     let topic = "faults-catching-up";
     services.create_bucket(topic);
     let setup = |roles| {
-        let setup = services.setup(topic).roles(roles).set("store.events", "true");
+        let setup = services.setup(topic).config(DEFINITIONS).roles(roles).set("store.events", "true");
         setup.set("upload.timeout", "3s").set("upload.max_backoff", "2s").set("spool.max_age", "200ms")
     };
     let (ingest, mut killed) = (setup("ingest").start(), setup("worker").start());

@@ -8,8 +8,8 @@ use std::{
 use crate::{
     load,
     support::{
-        PATIENCE, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence, oracle::Oracle,
-        replica_set::ReplicaSet, services::Service,
+        PATIENCE, archive::Archive, daemon::Setup, events::Ledger, eventually, log::Evidence, measured::DEFINITIONS,
+        oracle::Oracle, replica_set::ReplicaSet, services::Service,
     },
 };
 
@@ -21,6 +21,7 @@ const ALONE: Duration = Duration::from_secs(3);
 fn elections_and_rolled_back_writes_of_a_replica_set_lose_and_double_nothing() {
     let Some(set) = ReplicaSet::start() else { return };
     let daemon = Setup::new("replica-set")
+        .config(DEFINITIONS)
         .set("store.kind", "mongodb")
         .set("store.url", set.url())
         .set("store.database", DATABASE)
@@ -72,8 +73,8 @@ fn elections_and_rolled_back_writes_of_a_replica_set_lose_and_double_nothing() {
     set.wait_whole();
     oracle.settle(&[&daemon], PATIENCE);
     daemon.terminate();
-    let [buckets, events] = ["aggregate_events_by_type", "events"].map(|name| set.documents(DATABASE, name));
-    let verdict = oracle.audit(&Evidence::embedded_log(daemon.data(), &buckets, &events));
+    let evidence = Evidence::embedded_log(daemon.data(), |collection| set.documents(DATABASE, collection));
+    let verdict = oracle.audit(&evidence);
     eprintln!("{verdict}");
     verdict.assert_clean();
 }

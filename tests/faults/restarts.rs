@@ -9,7 +9,10 @@ use std::{
 
 use crate::{
     load,
-    support::{StopOnDrop, archive::Archive, events::Ledger, log::Evidence, oracle::Oracle, services::services},
+    support::{
+        StopOnDrop, archive::Archive, events::Ledger, log::Evidence, measured::DEFINITIONS, oracle::Oracle,
+        services::services,
+    },
 };
 
 /// librdkafka lost its way in about one of ten; `INGESTD_FAULTS_RESTARTS` makes it more.
@@ -24,8 +27,14 @@ fn every_client_finds_kafka_again_after_each_restart() {
     let restarts = restarts.map_or(RESTARTS, |count| count.parse().expect("INGESTD_FAULTS_RESTARTS: a number"));
     let topic = "faults-restarts";
     services.create_bucket(topic);
-    let setup =
-        |roles| services.setup(topic).roles(roles).set("store.events", "true").set("http.request_timeout", "5s");
+    let setup = |roles| {
+        services
+            .setup(topic)
+            .config(DEFINITIONS)
+            .roles(roles)
+            .set("store.events", "true")
+            .set("http.request_timeout", "5s")
+    };
     let members: Vec<_> = ["ingest", "worker", "worker"].into_iter().map(|roles| setup(roles).start()).collect();
     let ledger = Ledger::new();
     let mut oracle = Oracle::new(&ledger, Archive::new(services.bucket(topic)));

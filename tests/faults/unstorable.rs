@@ -11,6 +11,7 @@ use crate::{
         events::Ledger,
         eventually,
         log::Evidence,
+        measured::DEFINITIONS,
         oracle::Oracle,
         services::{Exclusive, services},
     },
@@ -25,6 +26,7 @@ const LARGEST: usize = 16 * MIB;
 fn setup(services: &Exclusive, name: &str) -> Setup {
     services
         .setup(name)
+        .config(DEFINITIONS)
         .without("archive.url")
         .without("archive.options.endpoint")
         .without("archive.options.access_key_id")
@@ -43,8 +45,8 @@ fn setup(services: &Exclusive, name: &str) -> Setup {
 }
 
 fn audit(services: &Exclusive, name: &str, daemon: &Daemon, oracle: &mut Oracle<'_>) {
-    let [buckets, events] = [BUCKETS, "events"].map(|collection| services.documents(name, collection));
-    oracle.audit(&Evidence::embedded_log(daemon.data(), &buckets, &events)).assert_clean();
+    let evidence = Evidence::embedded_log(daemon.data(), |collection| services.documents(name, collection));
+    oracle.audit(&evidence).assert_clean();
 }
 
 fn event(client: usize, padding: usize) -> Vec<u8> {

@@ -12,6 +12,7 @@ use crate::{
     schedule::{Fault, MEMBERS, name},
     support::{
         daemon::{Daemon, Setup},
+        measured::DEFINITIONS,
         oracle::Oracle,
         scratch,
         services::Services,
@@ -49,6 +50,7 @@ impl<'s> World<'s> {
         let setup = |roles: &str| -> Setup {
             services
                 .setup(topic)
+                .config(DEFINITIONS)
                 .roles(roles)
                 .set("archive.options.endpoint", proxy.endpoint())
                 .set("store.events", "true")

@@ -10,8 +10,8 @@ use std::{
 use crate::{
     load,
     support::{
-        PATIENCE, StopOnDrop, archive::Archive, events::Ledger, eventually, log::Evidence, oracle::Oracle,
-        services::services,
+        PATIENCE, StopOnDrop, archive::Archive, events::Ledger, eventually, log::Evidence, measured::DEFINITIONS,
+        oracle::Oracle, services::services,
     },
     wire::Wire,
 };
@@ -25,7 +25,7 @@ fn requests_of_a_zombie_that_arrive_after_its_successors_overwrite_and_double_no
     let topic = "faults-zombies";
     services.create_bucket(topic);
     let (bucket, database) = (Wire::to(services.s3.address()), Wire::to(services.mongodb.address()));
-    let setup = |roles| services.setup(topic).roles(roles).set("store.events", "true");
+    let setup = |roles| services.setup(topic).config(DEFINITIONS).roles(roles).set("store.events", "true");
     let ingest = setup("ingest").start();
     // The successor cuts its segments elsewhere.
     let successor = setup("worker").set("spool.max_age", "2500ms").start();

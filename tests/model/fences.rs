@@ -350,7 +350,10 @@ impl World<'_> {
                 }
                 for offset in from.0..to.0 {
                     if let Some(group) = log[offset as usize] {
-                        fold.add(0, Offset(offset), Timestamp(0), GROUPS[group], |measures| measures.count += 1);
+                        fold.add(0, Offset(offset), Timestamp(0), GROUPS[group], |measures| {
+                            measures.count += 1;
+                            0
+                        });
                     }
                 }
                 fold.advance(to);

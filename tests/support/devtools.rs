@@ -32,8 +32,8 @@ pub fn chromium() -> Result<String, String> {
 pub const FLAGS: &str = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --no-proxy-server \
                          --disable-background-networking --disable-component-update --disable-extensions --disable-sync";
 
-/// Of a URL: the media type and the body, or 404.
-type StandIn = dyn Fn(&str) -> Option<(&'static str, String)>;
+/// Of a URL: the status, the media type and the body, or 404.
+type StandIn = dyn Fn(&str) -> Option<(u16, &'static str, String)>;
 
 /// One tab.
 pub struct Browser {
@@ -144,8 +144,7 @@ impl Browser {
             }
             Some("Fetch.requestPaused") => {
                 let answer = self.stand_in.as_ref().and_then(|answer| answer(told["request"]["url"].as_str()?));
-                let (status, (media_type, body)) =
-                    answer.map_or((404, ("text/plain", String::new())), |answer| (200, answer));
+                let (status, media_type, body) = answer.unwrap_or((404, "text/plain", String::new()));
                 let answer = json!({
                     "requestId": told["requestId"],
                     "responseCode": status,
@@ -207,7 +206,7 @@ impl Browser {
     }
 
     /// Has what the page asks for by such a URL (`*` is any part of one) answered here.
-    pub fn stand_in(&mut self, pattern: &str, answer: impl Fn(&str) -> Option<(&'static str, String)> + 'static) {
+    pub fn stand_in(&mut self, pattern: &str, answer: impl Fn(&str) -> Option<(u16, &'static str, String)> + 'static) {
         self.stand_in = Some(Box::new(answer));
         self.call("Fetch.enable", json!({ "patterns": [{ "urlPattern": pattern }] }));
     }

@@ -194,6 +194,7 @@ impl Ledger {
             3 => r#""deep":[[[[[[[[{"a":{"b":{"c":[null,true,-0.0]}}}]]]]]]]]"#.to_owned(),
             _ => format!(r#""padding":"{}""#, "x".repeat((n % 400) as usize)),
         });
+        fields.push(measured(n));
         let event = match n % 9 {
             0 if several_lines => format!("{{\r\n  {}\n}}", fields.join(",\r\n  ")),
             1 => format!("{{ {} }}", fields.join(" , ")),
@@ -201,6 +202,25 @@ impl Ledger {
         };
         event.into_bytes()
     }
+}
+
+/// What the aggregates of [`measured`](super::measured) look at: numbers of up to 17 places, and some that are none.
+fn measured(n: u64) -> String {
+    let scattered = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let cost = match n % 29 {
+        0 => "null".to_owned(),
+        1 => "\"free\"".to_owned(),
+        2 => format!("{}.5e-3", scattered % 1000),
+        3 => format!("{scattered}.123456789012345678"),
+        _ => {
+            let (places, sign) = ((n % 18) as usize, if n.is_multiple_of(3) { "-" } else { "" });
+            let fraction = format!("{:017}", scattered % 100_000_000_000_000_000);
+            let point = if places == 0 { "" } else { "." };
+            format!("{sign}{}{point}{}", scattered >> 44, &fraction[..places])
+        }
+    };
+    let country = ["\"DE\"", "\"\\u00d6 \\\"T\\\"\"", "\"CH\"", "null"][(scattered >> 60) as usize % 4];
+    format!(r#""cost":{cost},"place":{{"country":{country}}}"#)
 }
 
 fn has_own_id(n: u64) -> bool {

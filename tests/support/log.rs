@@ -8,7 +8,7 @@ use ingestd::internals::log::record::RecordBuffer;
 use mongodb::bson::Document;
 use rusqlite::{Connection, OpenFlags};
 
-use super::services::Services;
+use super::{measured, services::Services};
 
 /// One record of the log, or of the dead letters.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ impl LogRecord {
         std::str::from_utf8(value.as_deref()?).ok()
     }
 }
+
+const BUCKETS: &str = "aggregate_events_by_type";
 
 /// Window, `client_id`, `type`.
 pub type Bucket = (DateTime<Utc>, Option<String>, Option<String>);
@@ -55,6 +57,8 @@ pub struct Evidence {
     pub topic: String,
     pub log: Vec<LogRecord>,
     pub buckets: BTreeMap<(i32, Bucket), Stored>,
+    /// Of the aggregates that measure more.
+    pub measured: BTreeMap<measured::Key, measured::Bucket>,
     /// In the order in which a reader finds them; the same id may come again.
     pub letters: Vec<Letter>,
     /// The ids of the processed events, where they are kept.
@@ -74,7 +78,8 @@ impl Evidence {
         Self {
             topic: name.to_owned(),
             log: services.read_topic(name),
-            buckets: services.documents(name, "aggregate_events_by_type").iter().map(bucket).collect(),
+            buckets: services.documents(name, BUCKETS).iter().map(bucket).collect(),
+            measured: measured_documents(|collection| services.documents(name, collection)),
             letters: letters.collect(),
             events: Some(events.iter().map(event_id).collect()),
         }
@@ -86,19 +91,21 @@ impl Evidence {
             topic: "events".to_owned(),
             log: embedded_log(data),
             buckets: embedded_buckets(data),
+            measured: embedded_measured(data),
             letters: embedded_letters(data),
             events: None,
         }
     }
 
-    /// Of a daemon whose log is embedded and whose store is MongoDB.
-    pub fn embedded_log(data: &Path, buckets: &[Document], events: &[Document]) -> Self {
+    /// Of a daemon whose log is embedded and whose store is MongoDB, whose collections `documents` reads.
+    pub fn embedded_log(data: &Path, documents: impl Fn(&str) -> Vec<Document>) -> Self {
         Self {
             topic: "events".to_owned(),
             log: embedded_log(data),
-            buckets: buckets.iter().map(bucket).collect(),
+            buckets: documents(BUCKETS).iter().map(bucket).collect(),
             letters: embedded_letters(data),
-            events: Some(events.iter().map(event_id).collect()),
+            events: Some(documents("events").iter().map(event_id).collect()),
+            measured: measured_documents(documents),
         }
     }
 }
@@ -142,7 +149,10 @@ fn embedded_letters(data: &Path) -> Vec<Letter> {
 fn embedded_buckets(data: &Path) -> BTreeMap<(i32, Bucket), Stored> {
     let database = open(&data.join("store.db"));
     let mut rows = database
-        .prepare("SELECT partition, window_start, grp, count, last_offset FROM bucket")
+        .prepare(
+            "SELECT partition, window_start, grp, count, last_offset FROM bucket
+             JOIN aggregate ON aggregate = aggregate.id WHERE name = 'events_by_type'",
+        )
         .expect("the format is 3.5");
     let buckets = rows.query_map([], |row| {
         let (window, group): (i64, String) = (row.get(1)?, row.get(2)?);
@@ -154,14 +164,53 @@ fn embedded_buckets(data: &Path) -> BTreeMap<(i32, Bucket), Stored> {
     buckets.expect("it can be read").map(|bucket| bucket.expect("it can be read")).collect()
 }
 
+fn embedded_measured(data: &Path) -> BTreeMap<measured::Key, measured::Bucket> {
+    let database = open(&data.join("store.db"));
+    let mut rows = database
+        .prepare(
+            "SELECT partition, window_start, grp, count, last_offset, measures FROM bucket
+             JOIN aggregate ON aggregate = aggregate.id WHERE name = ?",
+        )
+        .expect("the format is 3.5");
+    let mut buckets = BTreeMap::new();
+    for name in measured::NAMES {
+        let found = rows.query_map([name], |row| {
+            let bucket = measured::Bucket { count: row.get(3)?, last_offset: row.get(4)?, state: row.get(5)? };
+            Ok(((name, row.get(0)?, row.get(1)?, row.get(2)?), bucket))
+        });
+        buckets.extend(found.expect("it can be read").map(|bucket| bucket.expect("it can be read")));
+    }
+    buckets
+}
+
+fn measured_documents(documents: impl Fn(&str) -> Vec<Document>) -> BTreeMap<measured::Key, measured::Bucket> {
+    let mut buckets = BTreeMap::new();
+    for name in measured::NAMES {
+        buckets.extend(documents(&format!("aggregate_{name}")).iter().map(|document| {
+            let ((partition, window), Stored { count, last_offset }) = place_of(document);
+            let id = document.get_str("_id").expect("text");
+            // Behind the topic, the partition and the window.
+            let group = document.get_str("key").ok().or_else(|| id.splitn(4, '/').nth(3)).expect("a group");
+            let state = document.get_binary_generic("state").expect("what is measured").clone();
+            let key = (name, partition, window.timestamp_millis(), group.to_owned());
+            (key, measured::Bucket { count, last_offset, state })
+        }));
+    }
+    buckets
+}
+
 /// A document of `aggregate_events_by_type`.
 pub fn bucket(document: &Document) -> ((i32, Bucket), Stored) {
-    let window = document.get_datetime("window_start").expect("window_start").timestamp_millis();
-    let window = DateTime::from_timestamp_millis(window).expect("a time of today");
+    let ((partition, window), stored) = place_of(document);
     let group = document.get_document("group").expect("group");
     let text = |name: &str| group.get_str(name).ok().map(str::to_owned);
+    ((partition, (window, text("client_id"), text("type"))), stored)
+}
+
+fn place_of(document: &Document) -> ((i32, DateTime<Utc>), Stored) {
+    let window = document.get_datetime("window_start").expect("window_start").timestamp_millis();
+    let window = DateTime::from_timestamp_millis(window).expect("a time of today");
     let number = |name: &str| u64::try_from(document.get_i64(name).expect("a long")).expect("it is not negative");
     let stored = Stored { count: number("count"), last_offset: number("last_offset") };
-    let partition = document.get_i32("partition").expect("partition");
-    ((partition, (window, text("client_id"), text("type"))), stored)
+    ((document.get_i32("partition").expect("partition"), window), stored)
 }

@@ -21,6 +21,7 @@ pub mod events;
 pub mod http;
 pub mod kafka;
 pub mod log;
+pub mod measured;
 pub mod openapi;
 pub mod oracle;
 pub mod preload;

@@ -1,248 +1,304 @@
 // Each aggregate as a chart over time, its numbers as a table beside it, and as CSV.
 
-import { ask, askExactly, askJson, withQuery } from "./api.js";
+import { ask, askExactly, askJson } from "./api.js";
 import { Chart, last, least, mean, most, total } from "./chart.js";
-import { count, drawn, lengthOf, measured, moment, plural, rate, short, span, text } from "./format.js";
+import { count, drawn, lengthOf, measured, plural, rate, short, text, timesBy } from "./format.js";
 import { at, isDisabled, make, note, table, whileDisabled } from "./page.js";
+import { functionOf, offer, pathOf, question, suggest, valueOf } from "./question.js";
 
-const RANGES = [
-  ["15m", "15 minutes", 900],
-  ["1h", "1 hour", 3600],
-  ["6h", "6 hours", 21600],
-  ["24h", "24 hours", 86400],
-  ["7d", "7 days", 604800],
-  ["30d", "30 days", 2592000],
-  ["365d", "1 year", 31536000],
-];
-const STEPS = [1, 5, 10, 15, 30, 60, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400, 604800, 2592000];
-/** Points of a chart that are told apart, and lines that are. */
-const POINTS = 500;
+/** Lines of a chart that are told apart. */
 const LINES = 8;
+/** Points of a chart, those included where nothing was. */
+const POINTS = 10_000;
 /** Rows of one question, and how often the next ones are asked for. */
-const PAGE = 2000;
-const PAGES = 10;
+const PAGE = 5000;
+const PAGES = 4;
+/** Of one file. */
+const FILE_PAGE = 20_000;
+const FILE_PAGES = 10;
 /** Rows of the table at first. */
 const SHOWN = 100;
+/** Bytes of a path that every server takes. */
+const PATH = 6000;
+/** The first status says whether there is something to ask; it is not waited for longer. */
+const PATIENCE = 1000;
+/** Below it a mean is shown to the sixth place. */
+const ROUNDED = 1e9;
+/** Milliseconds from one answer to the next, for who wants to be kept up to date. */
+const AGAIN = 5000;
 const ALL = "all events";
+/** The group of all beyond `max_groups`, in each of its fields. */
+const OTHER = "…other";
 
-let aggregates = [];
+let listed = "";
 let asked = 0;
-/** What was answered last. */
+/** Until the last question is answered; what was asked, where there is an answer. */
+let asking;
+let isAsking = false;
 let answered;
+/** Rows of the table, and whether it is the same one that its reader was at. */
+let shown = SHOWN;
+let isSame = false;
 let chart;
+let onStatus;
+let status;
+const isKnown = new Promise((resolve) => {
+  onStatus = resolve;
+});
+
+/** The next status of the stream. */
+export function take(next) {
+  status = next;
+  onStatus();
+}
+
+/** Why there is nothing to ask here. */
+function missing() {
+  if (status?.store === "none") return 'store.kind is "none": this daemon keeps no aggregates.';
+  if (status && !status.roles.includes("aggregator"))
+    return `This process (roles: ${status.roles.join(", ")}) does not aggregate: open the dashboard of one with the role aggregator.`;
+}
 
 export async function enter() {
-  if (aggregates.length > 0) return;
+  await Promise.race([isKnown, new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
+  let aggregates = [];
+  let why = missing();
   try {
-    ({ aggregates } = await askJson("/v1/aggregates"));
+    if (!why) ({ aggregates } = await askJson("/v1/aggregates"));
+    if (aggregates.length === 0) why ??= "There are none: an [[aggregate]] in the configuration makes one.";
   } catch (error) {
-    return note(at("aggregates-note"), error.message, true);
+    why = error.message;
   }
-  if (aggregates.length === 0)
-    return note(at("aggregates-note"), "There are none: an [[aggregate]] in the configuration makes one.");
-  at("aggregate").replaceChildren(...aggregates.map(({ name }) => make("option", { value: name }, name)));
-  choose();
-  answer();
-}
-
-const chosen = () => aggregates.find(({ name }) => name === at("aggregate").value) ?? aggregates[0];
-const windowOf = (aggregate) => lengthOf(aggregate.window);
-/** What is measured under this label: `count`, `sum`, `top` … */
-const functionOf = (aggregate, label) => (label === "count" ? label : aggregate.about?.[label]?.function);
-
-/** What can be asked of the aggregate. */
-function choose() {
-  const aggregate = chosen();
-  const shown = RANGES.filter(([, , length]) => length >= windowOf(aggregate) * 2);
-  const before = at("range").value;
-  at("range").replaceChildren(...[...shown, ["custom", "From … to …"]].map(([value, label]) => make("option", { value }, label)));
-  const wished = [before, "1h", shown[0]?.[0], "custom"].find((value) =>
-    [...at("range").options].some((option) => option.value === value),
-  );
-  at("range").value = wished;
-  at("measure").replaceChildren(...aggregate.measures.map((value) => make("option", { value }, value)));
-  const fields = (aggregate.group_by ?? []).map((field, number) => {
-    const box = make("input", { type: "checkbox", id: `group-${number}`, value: field, checked: true });
-    return make("div", { className: "check" }, box, make("label", { htmlFor: box.id }, field));
-  });
-  at("groups").replaceChildren(
-    make("legend", {}, "Group by"),
-    ...(fields.length > 0 ? fields : [make("p", { className: "hint" }, "It has no groups.")]),
-  );
-  const filters = (aggregate.group_by ?? []).map((field, number) => {
-    const input = make("input", { id: `where-${number}`, spellcheck: false, autocapitalize: "off" });
-    input.dataset.field = field;
-    return make("div", {}, make("label", { htmlFor: input.id }, field), input);
-  });
-  at("where").replaceChildren(make("legend", {}, "Only where"), ...filters);
-  at("where").hidden = filters.length === 0;
-  steps();
-}
-
-const rangeLength = () => RANGES.find(([value]) => value === at("range").value)?.[2] ?? 86400;
-
-/** Multiples of the window, the one first that gives a chart that can be read. */
-function steps() {
-  const window = windowOf(chosen());
-  const before = at("step").value;
-  for (const element of document.querySelectorAll(".custom")) element.hidden = at("range").value !== "custom";
-  const length = rangeLength();
-  const able = [window, ...STEPS.filter((step) => step > window && step % window === 0 && step <= length)];
-  at("step").replaceChildren(...able.map((step) => make("option", { value: span(step) }, span(step))));
-  const best = able.find((step) => length / step <= 120) ?? able.at(-1);
-  at("step").value = able.some((step) => span(step) === before && length / step <= POINTS) ? before : span(best);
-}
-
-const boxes = () => [...at("groups").querySelectorAll("input")];
-
-/** What is asked. */
-function parameters() {
-  const isCustom = at("range").value === "custom";
-  const groups = boxes()
-    .filter(({ checked }) => checked)
-    .map(({ value }) => value);
-  const where = [...at("where").querySelectorAll("input")]
-    .filter(({ value }) => value !== "")
-    .map((input) => `${input.dataset.field}:${input.value}`);
-  return {
-    from: isCustom ? at("from").value.trim() : `-${at("range").value}`,
-    to: isCustom ? at("to").value.trim() : "now",
-    step: at("step").value,
-    where,
-    groups,
-  };
-}
-
-/** With `group_by` where it is not all of them: an empty one is the whole. */
-function path(name, { groups, ...others }, more) {
-  const isAll = groups.length === boxes().length;
-  const asking = withQuery(`/v1/aggregates/${encodeURIComponent(name)}`, { ...others, ...more });
-  return isAll ? asking : `${asking}&group_by=${encodeURIComponent(groups.join(","))}`;
-}
-
-async function answer() {
-  const [aggregate, question, number] = [chosen(), parameters(), ++asked];
-  const rows = [];
-  let cursor;
-  let isCut = false;
-  note(at("aggregates-note"), "Asking …");
-  try {
-    for (let page = 0; page < PAGES; page += 1) {
-      const found = await askExactly(path(aggregate.name, question, { limit: PAGE, cursor }));
-      // Another question was asked meanwhile.
-      if (number !== asked) return;
-      rows.push(...found.rows);
-      cursor = found.next;
-      isCut = cursor !== undefined && cursor !== null;
-      if (!isCut) break;
-    }
-  } catch (error) {
-    if (number !== asked) return;
+  at("question").hidden = why !== undefined;
+  if (why) {
+    asked += 1;
     at("answer").hidden = true;
-    return note(at("aggregates-note"), error.message, true);
+    listed = "";
+    return note(at("aggregates-note"), why, true);
   }
-  const cut = isCut
-    ? `These are the first ${count(rows.length)} rows: choose a larger step, fewer groups, or a shorter range.`
-    : "";
-  note(
-    at("aggregates-note"),
-    rows.length === 0 ? "There is nothing in this range." : `${plural(rows.length, "row")}. ${cut}`.trim(),
-  );
-  answered = [aggregate, question, rows];
-  draw(...answered);
+  // What was chosen stays, unless the daemon has others by now.
+  if (listed !== JSON.stringify(aggregates)) offer(aggregates);
+  listed = JSON.stringify(aggregates);
+  asking = answer();
+}
+
+/** Rows of this path, and of the pages behind it. */
+async function pages(path, isMeant, most = PAGES) {
+  const found = { rows: [], isCut: false };
+  for (let next, page = 0; page < most; page += 1) {
+    const cursor = next ? `&cursor=${encodeURIComponent(next)}` : "";
+    const answer = await askExactly(path + cursor);
+    if (!isMeant()) return found;
+    found.rows.push(...answer.rows);
+    [found.from, found.to] = [answer.from, answer.to];
+    next = answer.next;
+    found.isCut = next !== undefined && next !== null;
+    if (!found.isCut) break;
+  }
+  return found;
+}
+
+async function answer({ isAgain = false } = {}) {
+  const [of, number] = [question(), ++asked];
+  const isMeant = () => number === asked;
+  if (!isAgain) {
+    note(at("aggregates-note"), "Asking …");
+    shown = SHOWN;
+  }
+  [isAsking, isSame, answered] = [true, isAgain, undefined];
+  try {
+    // Relative times are rounded outwards to the steps: all that is shown is of the same range.
+    const bounds = await pages(pathOf(of, { limit: 1 }), isMeant, 1);
+    if (!isMeant()) return;
+    [of.from, of.to] = [bounds.from, bounds.to ?? of.to];
+    // A row a group says which ones are drawn.
+    const totals = await pages(pathOf(of, { step: "all", limit: PAGE }), isMeant, 1);
+    if (!isMeant()) return;
+    const seconds = (Date.parse(totals.to) - Date.parse(totals.from)) / 1000;
+    const events = totals.rows.reduce((sum, row) => sum + row.count, 0);
+    const most = Math.min(events, (totals.rows.length * seconds) / lengthOf(of.step));
+    const isLarge = totals.isCut || most > PAGE * PAGES;
+    const needsAll = of.order === "new" || of.isBySteps;
+    const narrowed = isLarge && !needsAll ? pathOf(of, { limit: PAGE, where: ofFirst(totals.rows, of) }) : undefined;
+    const isNarrowed = narrowed !== undefined && narrowed.length < PATH;
+    const steps = await pages(isNarrowed ? narrowed : pathOf(of, { limit: PAGE }), isMeant);
+    if (!isMeant()) return;
+    answered = of;
+    draw(of, totals, { ...steps, isNarrowed });
+  } catch (error) {
+    if (!isMeant()) return;
+    at("answer").hidden = true;
+    note(at("aggregates-note"), error.message, true);
+  } finally {
+    if (isMeant()) isAsking = false;
+  }
+}
+
+/** Conditions that the groups meet that are drawn; others may meet them as well, where there are several fields. */
+function ofFirst(rows, { groups, where }) {
+  const first = rows.slice(0, LINES);
+  const values = (field) => [...new Set(first.map(({ group }) => valueOf(group[field])))].map((value) => [field, value]);
+  return [...where.filter(([field]) => !groups.includes(field)), ...groups.flatMap(values)];
 }
 
 /** What stands in the answer under this label. */
-const valueOf = (row, measure) => (measure === "count" ? row.count : row.measures?.[measure]);
-const nameOf = (group) =>
-  Object.entries(group)
-    .map(([, value]) => text(value))
-    .join(", ") || ALL;
+const numberOf = (row, measure) => (measure === "count" ? row.count : row.measures?.[measure]);
+const keyOf = ({ group }) => JSON.stringify(Object.values(group));
+function nameOf({ group }) {
+  const values = Object.values(group).map(text);
+  return (values.every((value) => value === OTHER) ? values.slice(0, 1) : values).join(", ") || ALL;
+}
+const startOf = ({ window_start: start }) => Date.parse(start) / 1000;
 
-function draw(aggregate, question, rows) {
-  const measure = at("measure").value;
-  at("answer").hidden = rows.length === 0;
-  if (rows.length === 0) return;
-  at("answer-title").replaceChildren(`${aggregate.name}: ${measure} `, make("small", {}, `by ${question.step}`));
-  const canDraw = rows.some((row) => drawn(valueOf(row, measure)) !== null);
-  at("answer-chart").hidden = !canDraw;
-  if (canDraw) drawChart(aggregate, rows, measure, question.step);
-  drawRows(aggregate, question.groups, rows);
+function draw(of, totals, steps) {
+  const { aggregate, measure, step } = of;
+  at("answer").hidden = totals.rows.length === 0;
+  if (totals.rows.length === 0)
+    return note(at("aggregates-note"), "There is nothing in this range: choose a longer one, or a filter that more events meet.");
+  suggest(totals.rows);
+  const times = timesBy(lengthOf(step), aggregate.time_zone);
+  // Where a group begins is known where all steps are.
+  const hasBegins = !steps.isNarrowed && !steps.isCut;
+  const begins = new Map();
+  if (hasBegins)
+    for (const row of steps.rows) begins.set(keyOf(row), Math.min(begins.get(keyOf(row)) ?? Infinity, startOf(row)));
+  let groups = totals.rows;
+  if (of.order === "new" && hasBegins)
+    groups = [...groups].sort((one, other) => (begins.get(keyOf(other)) ?? 0) - (begins.get(keyOf(one)) ?? 0));
+  at("answer-title").replaceChildren(`${aggregate.name}: ${measure} `, make("small", {}, `in steps of ${step}`));
+  drawChart(of, groups, steps, times);
+  if (of.isBySteps) drawSteps(of, steps.rows, times);
+  else drawGroups(of, groups, hasBegins ? begins : undefined, times);
+  const inexact = totals.rows.reduce((sum, row) => sum + (row.inexact ?? 0), 0);
+  const said = [
+    `${times.range(totals.from, totals.to)}: ${totals.isCut ? "more than " : ""}${plural(totals.rows.length, "group")}.`,
+    totals.isCut && "The table has the first ones: filter, or group by less.",
+    of.isBySteps && `${plural(steps.rows.length, "row")}.`,
+    steps.isCut && "The steps do not go on to the end: choose a larger step, a shorter range, or fewer groups.",
+    of.order === "new" && !hasBegins && "Which are new is not known without all steps.",
+    inexact > 0 && `${plural(inexact, "number")} of too many digits ${inexact === 1 ? "is" : "are"} in no measure.`,
+  ];
+  note(at("aggregates-note"), said.filter(Boolean).join(" "));
 }
 
-function drawChart(aggregate, rows, measure, step) {
-  // Where nothing was, there were none; the largest or the mean of nothing is nothing.
+function drawChart({ aggregate, measure, step }, groups, { rows, from, to }, { of: when, zone }) {
   const measures = functionOf(aggregate, measure);
+  // Where nothing was, there were none; the largest or the mean of nothing is nothing.
   const isSum = ["count", "sum", "unique"].includes(measures);
-  const times = timesOf(rows, lengthOf(step));
+  const canDraw = groups.some((row) => drawn(numberOf(row, measure)) !== null);
+  at("answer-chart").hidden = !canDraw;
+  at("answer-note").textContent = canDraw
+    ? groups.length > LINES
+      ? `The first ${LINES} groups of the table are drawn.`
+      : ""
+    : `${measure} has no number that can be drawn: its values are in the table.`;
+  if (!canDraw) return;
+  const times = timesOf(rows, lengthOf(step), Date.parse(from) / 1000, Date.parse(to) / 1000);
   const index = new Map(times.map((time, at) => [time, at]));
-  const groups = new Map();
+  const lines = new Map(
+    groups.slice(0, LINES).map((row) => [keyOf(row), { name: nameOf(row), values: new Array(times.length).fill(isSum ? 0 : null) }]),
+  );
   for (const row of rows) {
-    const name = nameOf(row.group);
-    if (!groups.has(name)) groups.set(name, new Array(times.length).fill(isSum ? 0 : null));
-    groups.get(name)[index.get(Date.parse(row.window_start) / 1000)] = drawn(valueOf(row, measure));
+    const line = lines.get(keyOf(row));
+    if (line) line.values[index.get(startOf(row))] = drawn(numberOf(row, measure));
   }
-  const size = (values) => values.reduce((sum, value) => sum + Math.abs(value ?? 0), 0);
-  const largest = [...groups].sort(([, one], [, other]) => size(other) - size(one));
-  const series = largest.slice(0, LINES).map(([name, values]) => ({ name, values, isStepped: isSum && largest.length === 1 }));
-  const all = isSum && measures !== "unique" ? [["Sum", total]] : [];
-  const columns = [...all, ["Last", last], ["Mean", mean], ["Least", least], ["Most", most]];
+  const series = [...lines.values()].map((line) => ({ ...line, isStepped: isSum && lines.size === 1 }));
+  const columns = [
+    ...(isSum && measures !== "unique" ? [["Sum", total]] : []),
+    ["Last", last],
+    ...(isSum ? [["Mean", mean]] : []),
+    ["Least", least],
+    ["Most", most],
+  ];
   const format = (value) => (Number.isInteger(value) ? count(value) : rate(value));
   chart ??= new Chart(at("answer-chart"), { height: 300, short, format, columns });
-  chart.set(times, series, { caption: `${measure} by group`, columns });
-  at("answer-note").textContent =
-    largest.length > LINES ? `The ${LINES} largest of ${count(largest.length)} groups; the table has all.` : "";
+  chart.set(times, series, { caption: `${measure} of the steps, by group`, columns, when, zone });
 }
 
-/** The starts of all steps from the first row's to the last one's, where they are evenly apart. */
-function timesOf(rows, step) {
-  const known = new Set(rows.map((row) => Date.parse(row.window_start) / 1000));
-  const [first, end] = [[...known].reduce((a, b) => Math.min(a, b)), [...known].reduce((a, b) => Math.max(a, b))];
-  const areEven = step < 86400 && (end - first) / step <= 20 * POINTS && [...known].every((time) => (time - first) % step === 0);
-  if (areEven) for (let time = first; time < end; time += step) known.add(time);
+/** The starts of all steps of the range, where they are evenly apart; otherwise those where something was. */
+function timesOf(rows, step, from, to) {
+  const known = new Set(rows.map(startOf));
+  const areEven = (to - from) / step <= POINTS && [...known].every((time) => (time - from) % step === 0);
+  if (areEven) for (let time = from; time < to; time += step) known.add(time);
   return [...known].sort((one, other) => one - other);
 }
 
-function drawRows(aggregate, groups, rows) {
-  const there = new Set(rows.flatMap((row) => Object.keys(row.measures ?? {})));
-  const measures = aggregate.measures.filter((label) => there.has(label));
-  const headings = [
-    "From",
-    ...groups,
-    { text: "count", number: true },
-    ...measures.map((name) => ({ text: name, number: functionOf(aggregate, name) !== "top" })),
-  ];
-  const newest = [...rows].sort(
-    (one, other) => Date.parse(other.window_start) - Date.parse(one.window_start) || other.count - one.count,
-  );
-  const cells = ({ window_start: start, group, count: number, measures: of, errors }) => [
-    moment(start),
-    ...groups.map((field) => text(group[field])),
-    count(number),
-    ...measures.map((name) => measured(of?.[name], errors?.[name])),
-  ];
-  const fill = (number) => {
-    const parts = [table(`Rows of ${aggregate.name}, the newest first`, headings, newest.slice(0, number).map(cells))];
-    if (newest.length > number) {
-      const button = make("button", { type: "button" }, `Show more (${plural(newest.length - number, "row")} left)`);
-      button.addEventListener("click", () => {
-        fill(number + 10 * SHOWN);
-        at("rows").querySelector(".scrolled").focus({ preventScroll: true });
-      });
-      parts.push(button);
-    }
-    at("rows").replaceChildren(...parts);
+/** The columns of numbers, that of the chosen measure first. */
+function ofMeasures({ aggregate, measure }, rows) {
+  const there = new Set(["count", ...rows.flatMap((row) => Object.keys(row.measures ?? {}))]);
+  const measures = [measure, ...aggregate.measures.filter((label) => label !== measure)].filter((label) => there.has(label));
+  const cell = (row, name) => {
+    const value = numberOf(row, name);
+    // Of a quotient no digit is the last one.
+    const isRounded = functionOf(aggregate, name) === "avg" && Math.abs(drawn(value)) < ROUNDED;
+    return measured(isRounded ? drawn(value) : value, row.errors?.[name]);
   };
-  fill(SHOWN);
+  return {
+    headings: measures.map((name) => ({ text: name, number: functionOf(aggregate, name) !== "top" })),
+    cells: (row) => measures.map((name) => cell(row, name)),
+  };
 }
 
-/** All rows of the question, as the daemon writes them. */
+/** A row a group, of the whole range. */
+function drawGroups(asked, rows, begins, { of: when }) {
+  const { aggregate, groups, order } = asked;
+  const { headings, cells } = ofMeasures(asked, rows);
+  const fields = groups.length > 0 ? groups : ["Group"];
+  const of = (row) => (groups.length > 0 ? groups.map((field) => text(row.group[field])) : [ALL]);
+  const since = (row) => (begins ? [begins.has(keyOf(row)) ? when(begins.get(keyOf(row)) * 1000) : ""] : []);
+  at("rows-title").textContent = "The whole range, by group";
+  // What it is ordered by stands first.
+  const ordered = (since, numbers) => (order === "new" ? [...since, ...numbers] : [...numbers, ...since]);
+  fill(
+    `Groups of ${aggregate.name}, of the whole range`,
+    [...fields, ...ordered(begins ? ["first seen"] : [], headings)],
+    rows,
+    (row) => [...of(row), ...ordered(since(row), cells(row))],
+  );
+}
+
+/** A row a step and group, the newest first. */
+function drawSteps(asked, rows, { of: when }) {
+  const { aggregate, groups } = asked;
+  const { headings, cells } = ofMeasures(asked, rows);
+  const newest = [...rows].sort((one, other) => startOf(other) - startOf(one) || other.count - one.count);
+  at("rows-title").textContent = "Each step, by group, the newest first";
+  fill(`Steps of ${aggregate.name}, the newest first`, ["From", ...groups, ...headings], newest, (row) => [
+    when(startOf(row) * 1000),
+    ...groups.map((field) => text(row.group[field])),
+    ...cells(row),
+  ]);
+}
+
+function fill(caption, headings, rows, cells) {
+  const parts = [table(caption, headings, rows.slice(0, shown).map(cells))];
+  if (rows.length > shown) {
+    const button = make("button", { type: "button" }, `Show more (${plural(rows.length - shown, "row")} left)`);
+    button.addEventListener("click", () => {
+      [shown, isSame] = [shown + 10 * SHOWN, true];
+      fill(caption, headings, rows, cells);
+      at("rows").querySelector(".scrolled").focus({ preventScroll: true });
+    });
+    parts.push(button);
+  }
+  // One who reads it stays where they are.
+  const old = at("rows").querySelector(".scrolled");
+  const [top, left, isFocused] = [old?.scrollTop ?? 0, old?.scrollLeft ?? 0, old === document.activeElement];
+  at("rows").replaceChildren(...parts);
+  const scrolled = at("rows").querySelector(".scrolled");
+  if (isSame) [scrolled.scrollTop, scrolled.scrollLeft] = [top, left];
+  if (isSame && isFocused) scrolled.focus({ preventScroll: true });
+}
+
+/** All rows of the table, as the daemon writes them. */
 async function download() {
-  const { name } = chosen();
+  await asking;
+  const of = answered ?? question();
+  const { name } = of.aggregate;
   try {
     const parts = [];
-    let next = path(name, parameters(), { format: "csv", limit: PAGE * PAGES });
-    while (next && parts.length < PAGES) {
+    let next = pathOf(of, { ...(of.isBySteps ? {} : { step: "all" }), format: "csv", limit: FILE_PAGE });
+    while (next && parts.length < FILE_PAGES) {
       const answer = await ask(next, { headers: { Accept: "text/csv" } });
       const text = await answer.text();
       // Each page has the names of the columns.
@@ -264,14 +320,19 @@ async function download() {
   }
 }
 
-at("aggregate").addEventListener("change", () => {
-  choose();
-  answer();
-});
-at("range").addEventListener("change", steps);
-at("measure").addEventListener("change", () => answered?.[0] === chosen() && draw(...answered));
+// What is chosen is asked at once; what is typed, when it is complete.
+for (const id of ["aggregate", "range", "from", "to", "step", "measure", "order", "rows-of", "groups", "where"]) {
+  at(id).addEventListener("change", () => {
+    asking = answer();
+  });
+}
+/** The same question, while somebody looks at its answer. */
+setInterval(() => {
+  const isSeen = at("question").offsetParent !== null && !document.hidden;
+  if (isSeen && at("live").checked && !isAsking) asking = answer({ isAgain: true });
+}, AGAIN);
 at("question").addEventListener("submit", (event) => {
   event.preventDefault();
-  answer();
+  asking = answer();
 });
 at("csv").addEventListener("click", () => isDisabled(at("csv")) || whileDisabled(at("csv"), download));

@@ -25,6 +25,13 @@ function colour(name) {
   return color;
 }
 
+/** No line goes to a number that has none beside it. */
+function alone(plot, at, isShown) {
+  if (isShown) return null;
+  const values = plot.data[at];
+  return [...values.keys()].filter((one) => values[one] != null && values[one - 1] == null && values[one + 1] == null);
+}
+
 const faint = (color) => color.replace(/^rgb\((.*)\)$/, "rgba($1, 0.12)");
 
 export class Chart {
@@ -38,8 +45,8 @@ export class Chart {
 
   /**
    * @param {HTMLElement} element where it stands
-   * @param {object} options `caption`, `columns`, `format` (of numbers in the table), `short` (of those on the axis), `height`;
-   *   `columns` are what the table says of each series
+   * @param {object} options `caption`, `columns`, `format` (of numbers in the table), `short` (of those on the axis), `height`,
+   *   `when` (of times) and `zone` (of days, where it is not the reader's); `columns` are what the table says of each series
    */
   constructor(element, options) {
     this.#options = options;
@@ -58,14 +65,20 @@ export class Chart {
    * options, if there are some.
    */
   set(times, series, options = {}) {
+    const { zone } = this.#options;
     this.#options = { ...this.#options, ...options };
     const is = (one, other) => one.name === other.name && one.isStepped === other.isStepped;
-    const isSame = series.length === this.#series.length && series.every((each, at) => is(each, this.#series[at]));
+    const isSame = series.length === this.#series.length && series.every((each, at) => is(each, this.#series[at])) && zone === this.#options.zone;
     this.#series = series;
     this.#data = [times, ...series.map(({ values }) => values)];
     if (!isSame || !this.#plot) this.#draw();
     else if (this.#place.clientWidth > 0) this.#plot.setData(this.#data);
     this.#tell();
+  }
+
+  /** There is no half of an event. */
+  get #isWhole() {
+    return this.#series.every(({ values }) => values.every((value) => value == null || Number.isInteger(value)));
   }
 
   #tell() {
@@ -90,7 +103,7 @@ export class Chart {
     const width = this.#place.clientWidth;
     if (!this.#data || width === 0) return;
     this.#plot?.destroy();
-    const { format, short = format } = this.#options;
+    const { format, short = format, zone } = this.#options;
     const [ink, line] = [colour("quiet"), colour("line")];
     const font = `12px ${getComputedStyle(document.body).fontFamily}`;
     const axis = { stroke: ink, font, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
@@ -103,20 +116,21 @@ export class Chart {
         spanGaps: false,
         fill: this.#series.length === 1 ? faint(stroke) : undefined,
         paths: isStepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
-        points: { show: (plot) => plot.data[0].length < 3 },
+        points: { show: (plot) => plot.data[0].length < 3, filter: alone },
       };
     });
     this.#plot = new uPlot(
       {
         width,
         height: this.#height,
+        ...(zone ? { tzDate: (time) => uPlot.tzDate(new Date(time * 1000), zone) } : {}),
         series: [{}, ...series],
         legend: { show: false },
         cursor: { y: false, drag: { x: false, y: false } },
         scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.08 : 1] } },
         axes: [
           { ...axis, values: TIMES },
-          { ...axis, size: 64, values: (_, ticks) => ticks.map(short) },
+          { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => (this.#isWhole && !Number.isInteger(tick) ? "" : short(tick))) },
         ],
         hooks: { setCursor: [(plot) => this.#point(plot)] },
       },
@@ -141,7 +155,7 @@ export class Chart {
         `${name}: ${this.#options.format(values[idx])}`,
       ),
     );
-    this.#tip.replaceChildren(make("div", {}, moment(this.#data[0][idx] * 1000)), ...values);
+    this.#tip.replaceChildren(make("div", {}, (this.#options.when ?? moment)(this.#data[0][idx] * 1000)), ...values);
     const over = plot.over.offsetLeft + left;
     this.#tip.classList.toggle("before", over > this.#place.clientWidth / 2);
     this.#tip.style.left = `${over}px`;

@@ -127,4 +127,24 @@ export function moment(rfc3339) {
   return `${day} ${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
 }
 
+/** How the times of steps of so many seconds are written: days are those of the zone, or of UTC, all else is by the reader's clock. */
+export function timesBy(step, ofAggregate) {
+  const isDays = step >= 86400;
+  const zone = isDays ? known(ofAggregate ?? "UTC") : undefined;
+  const days = new Intl.DateTimeFormat("sv-SE", { timeZone: zone, dateStyle: "short" });
+  const of = (time) => (isDays ? days.format(time) : step % 60 === 0 ? moment(time).slice(0, -3) : moment(time));
+  const whose = zone ?? new Intl.DateTimeFormat().resolvedOptions().timeZone;
+  const range = (from, to) => `${of(Date.parse(from))} to ${of(Date.parse(to) - (isDays ? 1 : 0))} (${whose})`;
+  return { zone, of, range };
+}
+
+/** The zone, if this browser has it. */
+function known(zone) {
+  try {
+    return new Intl.DateTimeFormat("en", { timeZone: zone }) && zone;
+  } catch {
+    return "UTC";
+  }
+}
+
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;

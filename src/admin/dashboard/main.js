@@ -80,6 +80,7 @@ function took(status) {
     go(view, { moves: true });
   }
   overview.take(status);
+  aggregates.take(status);
   configuration.take(status);
 }
 

@@ -72,7 +72,8 @@ export function say(sentence) {
 
 /** A sentence below a form; an error is one that is to be seen. */
 export function note(element, sentence, isBad = false) {
-  element.textContent = sentence;
+  // What is said already is not said again.
+  if (element.textContent !== sentence) element.textContent = sentence;
   element.classList.toggle("bad", isBad);
 }
 

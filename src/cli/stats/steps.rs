@@ -119,8 +119,10 @@ fn fitting(window: Duration, range: i64) -> Duration {
     let (window, range) = (window.as_secs().max(1), range.unsigned_abs().div_ceil(1000));
     // A few more are taken for a rounder step: those of an hour are its minutes.
     let shortest = range.div_ceil(POINTS.unsigned_abs() + 5);
-    let known = STEPS.into_iter().find(|step| step.is_multiple_of(window) && *step >= shortest);
-    Duration::from_secs(known.unwrap_or_else(|| shortest.div_ceil(window).max(1) * window))
+    let own = shortest.div_ceil(window).max(1) * window;
+    // A much longer one is no help, however round.
+    let known = STEPS.into_iter().find(|step| step.is_multiple_of(window) && (own..4 * own).contains(step));
+    Duration::from_secs(known.unwrap_or(own))
 }
 
 #[cfg(test)]
@@ -142,8 +144,8 @@ mod tests {
             (1, "-5m", "5s", 60),
             (86400, "-30d", "1day", 31),
             (86400, "-1h", "1day", 1),
-            (420, "-1h", "7m", 10),
-            (420, "-1d", "28m", 53),
+            (420, "-1h", "7m", 9),
+            (420, "-1d", "28m", 52),
             (60, "2026-11-23T08:29:40Z", "1m", 2),
         ] {
             let steps = choose(window, from, None).unwrap();

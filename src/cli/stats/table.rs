@@ -5,12 +5,15 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::{Row, steps::Steps, word};
-use crate::{cli::dlq::one_line, position::Timestamp};
+use crate::{
+    cli::terminal::{cells, cut, one_line},
+    position::Timestamp,
+};
 
 const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// The shortest line that says something.
 const SHORTEST: usize = 10;
-/// The longest value of a group on a terminal, in characters.
+/// The longest value of a group on a terminal, in cells.
 const LONGEST_VALUE: usize = 40;
 
 pub struct Table<'a> {
@@ -30,9 +33,16 @@ impl Table<'_> {
     pub fn text(&self, totals: &[Row], points: &[Row]) -> String {
         let mut lines = vec![self.headings()];
         lines.extend(totals.iter().map(|row| self.cells(row)));
-        let of_numbers: Vec<usize> = (self.fields.len()..=self.fields.len() + self.labels.len()).collect();
+        let is_list = |label: &String| {
+            let of_rows = totals.iter().filter_map(|row| row.measures.get(label));
+            of_rows.into_iter().any(|raw| raw.get().starts_with('['))
+        };
+        let of_labels = self.labels.iter().enumerate().filter(|(_, label)| !is_list(label));
+        let count = self.fields.len();
+        let of_numbers: Vec<usize> =
+            std::iter::once(count).chain(of_labels.map(|(index, _)| count + 1 + index)).collect();
         let table = aligned(&lines, &of_numbers);
-        let longest = table.lines().map(|line| line.chars().count()).max().unwrap_or_default();
+        let longest = table.lines().map(cells).max().unwrap_or_default();
         let room = self.width.map_or(usize::MAX, |width| width.saturating_sub(longest + 2));
         let mut series = self.series(points);
         let mut text = vec![self.head(totals), String::new()];
@@ -43,7 +53,7 @@ impl Table<'_> {
             };
             let line = match room {
                 ..SHORTEST => line.to_owned(),
-                _ => format!("{line:<longest$}  {over_time}"),
+                _ => format!("{line}{}  {over_time}", room_for(line, longest)),
             };
             text.push(cut(line.trim_end(), self.width.unwrap_or(usize::MAX)));
         }
@@ -118,24 +128,23 @@ fn shown(json: &str) -> String {
     }
 }
 
-fn cut(text: &str, longest: usize) -> String {
-    if text.chars().count() <= longest {
-        return text.to_owned();
-    }
-    text.chars().take(longest.saturating_sub(1)).chain(['…']).collect()
+/// The spaces that fill it up.
+fn room_for(text: &str, width: usize) -> String {
+    " ".repeat(width.saturating_sub(cells(text)))
 }
 
 /// Columns below each other, those of numbers to the right.
 pub fn aligned(lines: &[Vec<String>], of_numbers: &[usize]) -> String {
     let columns = lines.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
-        lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or_default()
+        lines.iter().filter_map(|line| line.get(column)).map(|cell| cells(cell)).max().unwrap_or_default()
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for line in lines {
         let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
-            if of_numbers.contains(&column) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+            let room = room_for(cell, *width);
+            if of_numbers.contains(&column) { format!("{room}{cell}") } else { format!("{cell}{room}") }
         });
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
@@ -186,6 +195,13 @@ mod tests {
             ),
             "a\u{fffd} (3), 1 (2), 2 (1), …"
         );
+    }
+
+    #[test]
+    fn columns_stand_below_each_other_however_wide_a_character_is() {
+        let lines = [["a", "1"], ["日本", "22"], ["e\u{301}e", "3"]];
+        let lines: Vec<_> = lines.iter().map(|line| line.map(str::to_owned).to_vec()).collect();
+        assert_eq!(aligned(&lines, &[1]), "a      1\n日本  22\ne\u{301}e     3\n");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use rusqlite::{
     Connection, InterruptHandle, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
     types::{ToSqlOutput, ValueRef},
 };
+use sd_notify::NotifyState;
 use serde_json::Value;
 
 use super::rebuild;
@@ -20,7 +21,7 @@ use crate::{
     position::{Offset, Partition, Timestamp, TopicIdentity},
     sqlite,
     store::{
-        BucketDelta, BucketKey, Counted, Definition, Fence, Flushed, GroupsOf, History, Known, Prepared,
+        BucketDelta, BucketKey, Counted, Definition, Fence, Flushed, GroupsFound, GroupsOf, History, Known, Prepared,
         ProcessedEvent, Removal, StoreError, StoreOptions, Version, Versions,
         counted::Found,
         query::{Bucket, Merger, Query, Rows, Wanted},
@@ -155,6 +156,18 @@ impl Database {
             transaction.commit()
         };
         if !upgrades.is_empty() {
+            if version > 0 {
+                // systemd waits for it, as long as that can be asked for: some 70 minutes. Without it there is nobody to ask.
+                let _ = sd_notify::notify(&[NotifyState::ExtendTimeoutUsec(u32::MAX)]);
+                tracing::warn!(
+                    ?path,
+                    from = version,
+                    to = newest,
+                    "upgrading the embedded store, which may take minutes \
+                    where it keeps many millions of events (store.events): the daemon starts after it, and a stop meanwhile \
+                    changes nothing"
+                );
+            }
             upgrade().with_context(|| format!("cannot upgrade the embedded store {path:?} from format {version}"))?;
         }
         Ok(Self { connection, options, versions })
@@ -251,13 +264,13 @@ impl Database {
         let transaction = write(&mut self.connection)?;
         let mut bounds = time_bounds(&transaction, source)?;
         if bounds.last().is_none_or(|(_, last)| *last != present) {
-            // The first ones are those of all records, as far as anybody knows.
-            let from = if bounds.is_empty() { Offset(0) } else { from };
-            transaction.execute(
-                "INSERT OR REPLACE INTO time_bounds (topic, generation, partition, first_offset, max_past, max_future)
-                 VALUES (?, ?, ?, ?, ?, ?)",
-                params![source.0, source.1, source.2, from.as_i64(), present.max_past, present.max_future],
-            )?;
+            for (from, of) in History::new_bounds(bounds.is_empty(), from, present) {
+                transaction.execute(
+                    "INSERT OR REPLACE INTO time_bounds (topic, generation, partition, first_offset, max_past, max_future)
+                     VALUES (?, ?, ?, ?, ?, ?)",
+                    params![source.0, source.1, source.2, from.as_i64(), of.max_past, of.max_future],
+                )?;
+            }
             bounds = time_bounds(&transaction, source)?;
         }
         transaction.commit()?;
@@ -288,13 +301,12 @@ impl Database {
              ON CONFLICT DO UPDATE SET before = max(before, excluded.before)",
             params![aggregate, topic, generation, partition, removal.before.0],
         )?;
-        // Buckets of earlier generations, and of other topics, have no fence that anybody asks for.
+        // Buckets of earlier generations have no fence that anybody asks for.
         let removed = transaction.execute(
             "DELETE FROM bucket WHERE (aggregate, window_start, grp, topic, generation, partition) IN (
                  SELECT aggregate, window_start, grp, topic, generation, partition FROM bucket
                  WHERE aggregate = ?1 AND window_start < ?2
-                     AND (topic, generation) = (?3, ?4) AND partition = ?5 AND last_offset < ?6
-                     OR aggregate = ?1 AND window_start < ?2 AND (topic, generation) != (?3, ?4)
+                     AND topic = ?3 AND (generation = ?4 AND partition = ?5 AND last_offset < ?6 OR generation < ?4)
                  LIMIT ?7)",
             params![
                 aggregate,
@@ -313,21 +325,30 @@ impl Database {
         Ok(i64::try_from(removed).is_ok_and(|removed| removed >= EXPIRE_AT_ONCE))
     }
 
-    /// The groups that have buckets in these windows.
-    pub fn groups(&mut self, windows: &[GroupsOf]) -> Result<Vec<Vec<Arc<str>>>, StoreError> {
+    /// Which of these groups have buckets, and how many groups have.
+    pub fn groups(&mut self, asked: &[GroupsOf]) -> Result<Vec<GroupsFound>, StoreError> {
         let versions = self.rows()?;
-        let mut statement = self.connection.prepare_cached(
-            "SELECT grp FROM bucket
-             WHERE (aggregate, window_start, topic, generation, partition) = (?, ?, ?, ?, ?) LIMIT ?",
+        let mut one = self.connection.prepare_cached(
+            "SELECT 1 FROM bucket
+             WHERE (aggregate, window_start, grp, topic, generation, partition) = (?, ?, ?, ?, ?, ?)",
         )?;
-        let mut found = Vec::with_capacity(windows.len());
-        for of in windows {
+        let mut all = self.connection.prepare_cached(
+            "SELECT count(*) FROM (SELECT 1 FROM bucket
+             WHERE (aggregate, window_start, topic, generation, partition) = (?, ?, ?, ?, ?) AND grp != ? LIMIT ?)",
+        )?;
+        let (topic, generation) = (&self.options.topic, self.options.generation);
+        let mut found = Vec::with_capacity(asked.len());
+        for of in asked {
+            let (aggregate, window, partition) = (versions.places[of.aggregate], of.window_start.0, of.partition.0);
+            let mut has =
+                |group: &Arc<str>| one.exists(params![aggregate, window, &**group, topic, generation, partition]);
+            let present = of.groups.iter().map(&mut has).collect::<rusqlite::Result<Vec<bool>>>()?;
             let limit = i64::try_from(of.limit).unwrap_or(i64::MAX);
-            let aggregate = versions.places[of.aggregate];
-            let (topic, generation) = (&self.options.topic, self.options.generation);
-            let bucket = params![aggregate, of.window_start.0, topic, generation, of.partition.0, limit];
-            let groups = statement.query_map(bucket, |row| row.get::<_, String>(0))?;
-            found.push(groups.map(|group| group.map(Arc::from)).collect::<rusqlite::Result<_>>()?);
+            let buckets: i64 = all
+                .query_row(params![aggregate, window, topic, generation, partition, &*of.other, limit], |row| {
+                    row.get(0)
+                })?;
+            found.push(GroupsFound { present, buckets: usize::try_from(buckets).unwrap_or_default() });
         }
         Ok(found)
     }

@@ -1,9 +1,8 @@
 //! The buckets of all aggregates: flushes behind their fences, the fences of a partition, and the rows of a query.
 
 mod document;
+pub mod groups;
 mod state;
-
-use std::sync::Arc;
 
 use futures::TryStreamExt;
 use mongodb::bson::{Document, doc};
@@ -16,7 +15,7 @@ use super::{
 use crate::{
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        BucketDelta, Counted, Fence, Flushed, GroupsOf,
+        BucketDelta, Counted, Fence, Flushed,
         query::{Merger, Query, Rows, Wanted},
         topic_recreated,
     },
@@ -24,6 +23,10 @@ use crate::{
 
 pub use document::Buckets;
 
+/// Buckets with more than a count that are read, merged and written together.
+const MEASURED_AT_ONCE: usize = 200;
+/// Bytes of one command's statements; the server takes 16 MiB for a document.
+const COMMAND: usize = 8 << 20;
 /// How often fences are read until they hold still, before the caller's back-off takes over.
 const FENCE_READS: usize = 5;
 
@@ -32,8 +35,12 @@ pub async fn write(store: &StoreDatabase, deltas: &[&BucketDelta]) -> Result<Flu
     let mut flushed = Flushed::default();
     for (index, buckets) in Buckets::of_all(store).enumerate() {
         let of_aggregate: Vec<&BucketDelta> = deltas.iter().copied().filter(|delta| delta.aggregate == index).collect();
+        let is_measured = of_aggregate.iter().any(|delta| delta.measures.more.is_some());
         for part in document::split(&of_aggregate) {
-            write_part(store, &buckets, part, &mut flushed).await?;
+            // What buckets have beside their counts is held in memory meanwhile.
+            for some in part.chunks(if is_measured { MEASURED_AT_ONCE } else { part.len() }) {
+                write_part(store, &buckets, some, &mut flushed).await?;
+            }
         }
     }
     flushed.fenced.sort_unstable();
@@ -95,9 +102,26 @@ async fn send<'d>(
     deltas: &[&'d BucketDelta],
     statements: Vec<Document>,
 ) -> Result<Sent<'d>, Failure> {
+    let (mut sent, mut at) = (Sent::default(), 0);
+    for some in cut(deltas, statements) {
+        let deltas = &deltas[at..at + some.len()];
+        at += some.len();
+        send_command(store, buckets, deltas, some, &mut sent).await?;
+    }
+    Ok(sent)
+}
+
+async fn send_command<'d>(
+    store: &StoreDatabase,
+    buckets: &Buckets<'_>,
+    deltas: &[&'d BucketDelta],
+    statements: Vec<Document>,
+    sent: &mut Sent<'d>,
+) -> Result<(), Failure> {
     let command = doc! { "update": buckets.collection(), "updates": statements, "ordered": false };
     let mut reply = store.write(command).await?;
-    let mut sent = Sent { others: reply.effects > 0, ..Sent::default() };
+    sent.others |= reply.effects > 0;
+    let answered = usize::try_from(reply.effects).unwrap_or_default() + reply.errors.len();
     for error in std::mem::take(&mut reply.errors) {
         match deltas.get(error.index) {
             Some(delta) if error.code == code::DUPLICATE_KEY => sent.taken.push((*delta, error)),
@@ -106,7 +130,31 @@ async fn send<'d>(
         }
     }
     reply.concern_ok()?;
-    Ok(sent)
+    if answered < deltas.len() {
+        // One with a state changes what was read and nothing else: the next attempt reads it again.
+        return Err(Failure::unavailable("a bucket has changed since it was read"));
+    }
+    Ok(())
+}
+
+/// Cuts statements that hold what was measured into commands that the server takes, by their true size; the size of others was
+/// bounded before.
+fn cut(deltas: &[&BucketDelta], statements: Vec<Document>) -> Vec<Vec<Document>> {
+    if deltas.iter().all(|delta| delta.measures.more.is_none()) {
+        return vec![statements];
+    }
+    let (mut commands, mut command, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for statement in statements {
+        let size = mongodb::bson::serialize_to_vec(&statement).map_or(COMMAND, |bytes| bytes.len());
+        if bytes > 0 && bytes + size > COMMAND {
+            commands.push(std::mem::take(&mut command));
+            bytes = 0;
+        }
+        bytes += size;
+        command.push(statement);
+    }
+    commands.push(command);
+    commands
 }
 
 /// Of buckets whose key is taken: by another writer of ours, whose fence says what is counted, or by something else.
@@ -181,27 +229,6 @@ async fn find_fences(store: &StoreDatabase, partition: Partition, committed: Off
         }
     }
     Ok(fences)
-}
-
-/// The groups that have buckets in these windows.
-pub async fn groups(store: &StoreDatabase, windows: &[GroupsOf]) -> Result<Vec<Vec<Arc<str>>>, Failure> {
-    let mut found = Vec::with_capacity(windows.len());
-    for of in windows {
-        let buckets = Buckets::of(store, of.aggregate);
-        let limit = i64::try_from(of.limit).unwrap_or(i64::MAX);
-        let collection = store.majority(&buckets.collection());
-        let find = collection.find(buckets.window_filter(of.partition, of.window_start));
-        let mut cursor = find.projection(doc! { "group": 0, "state": 0, "measures": 0 }).limit(limit).await?;
-        let mut groups = Vec::new();
-        while let Some(bucket) = cursor.try_next().await? {
-            let fence = buckets.fence(of.partition, &bucket);
-            let not_ours =
-                || Failure::unavailable(format!("a document of {} is no bucket of ours", buckets.collection()));
-            groups.push(fence.ok_or_else(not_ours)?.key.group);
-        }
-        found.push(groups);
-    }
-    Ok(found)
 }
 
 /// A durable write that says which topic is counted, and refuses when it was another one.

@@ -49,17 +49,16 @@ pub async fn history(
             }
             return Ok(History { bounds, removed, progress });
         }
-        // The first ones are those of all records, as far as anybody knows.
-        let from = if bounds.is_empty() { Offset(0) } else { from };
-        let entry = doc! {
-            "first_offset": from.as_i64(), "max_past": present.max_past, "max_future": present.max_future,
-        };
+        let entries = History::new_bounds(bounds.is_empty(), from, present).into_iter().map(|(from, of)| {
+            doc! { "first_offset": from.as_i64(), "max_past": of.max_past, "max_future": of.max_future }
+        });
+        let entries: Vec<Document> = entries.collect();
         // Where another worker has put some meanwhile, they are read again.
         let is_unchanged = match known.len() {
             0 => doc! { "_id": &id, "time_bounds.0": { "$exists": false } },
             length => doc! { "_id": &id, "time_bounds": { "$size": i32::try_from(length).unwrap_or(i32::MAX) } },
         };
-        let push = doc! { "q": is_unchanged, "u": { "$push": { "time_bounds": entry } } };
+        let push = doc! { "q": is_unchanged, "u": { "$push": { "time_bounds": { "$each": entries } } } };
         store.write(doc! { "update": SOURCES, "updates": [push] }).await?.ok()?;
     }
     Err(Failure::unavailable(

@@ -170,6 +170,12 @@ fn characters(json: &str) -> String {
     }
 }
 
+/// Whether it is one of these, as it was written or as it is shown (1.50 is shown as 1.5).
+fn is_one_of(json: &str, values: &[String]) -> bool {
+    let is_number = matches!(json.as_bytes().first(), Some(b'-' | b'0'..=b'9'));
+    values.contains(&characters(json)) || is_number && values.contains(&group::value(json).to_string())
+}
+
 /// Those that were met.
 pub struct Groups {
     /// How many fields the aggregate has.
@@ -184,12 +190,17 @@ pub struct Groups {
     by_cut: HashMap<Box<str>, usize>,
     all: Vec<Arc<Group>>,
     bytes: usize,
+    /// What those of `by_text` take that are not meant.
+    unmeant: usize,
 }
 
 impl Groups {
+    /// Groups that are not meant are remembered up to here: what is not asked for must not cost what an answer may.
+    const UNMEANT: usize = 8 << 20;
+
     pub fn new(fields: usize, kept: Vec<usize>, conditions: Vec<Condition>, columns: Arc<Columns>) -> Self {
         let (by_text, by_cut, all) = (HashMap::new(), HashMap::new(), Vec::new());
-        Self { fields, kept, conditions, columns, by_text, by_cut, all, bytes: 0 }
+        Self { fields, kept, conditions, columns, by_text, by_cut, all, bytes: 0, unmeant: 0 }
     }
 
     /// Which group a bucket's belongs to; `None` where it is not meant.
@@ -198,7 +209,13 @@ impl Groups {
             return *known;
         }
         let found = self.add(text);
-        self.bytes += 64 + text.len();
+        let size = 64 + text.len();
+        if found.is_none() && self.unmeant + size > Self::UNMEANT {
+            self.by_text.retain(|_, found| found.is_some());
+            self.bytes -= std::mem::take(&mut self.unmeant);
+        }
+        self.unmeant += if found.is_none() { size } else { 0 };
+        self.bytes += size;
         self.by_text.insert(text.into(), found);
         found
     }
@@ -210,7 +227,7 @@ impl Groups {
         }
         let values = values_of(text);
         let value = |field: usize| values.get(field).copied().unwrap_or("null");
-        let is_met = |condition: &Condition| condition.values.contains(&characters(value(condition.field)));
+        let is_met = |condition: &Condition| is_one_of(value(condition.field), &condition.values);
         if !self.conditions.iter().all(is_met) {
             return None;
         }
@@ -250,6 +267,7 @@ impl Groups {
         self.by_cut.clear();
         self.all.clear();
         self.bytes = 0;
+        self.unmeant = 0;
     }
 }
 
@@ -272,16 +290,54 @@ mod tests {
             "[10,\"1\"]",
             "[123456789012345678901,1]",
             "[\"\",1]",
+            // As its text.
+            "[[1],1]",
             "[\"a\",null]",
             "[\"a\",{\"x\": 1}]",
             "[\"a!\",1]",
-            "[[1],1]",
         ];
         let groups: Vec<_> = ascending.iter().map(|text| place_of(text)).collect();
         for pair in groups.windows(2) {
             assert!(pair[0] < pair[1], "{} {}", pair[0].text, pair[1].text);
         }
         assert_ne!(place_of("[1e1]"), place_of("[10]"));
+    }
+
+    fn groups(fields: usize, conditions: Vec<Condition>) -> Groups {
+        let columns = Columns::new(super::super::Format::Json, vec!["a".to_owned(); fields], &measure::Plan::default());
+        Groups::new(fields, (0..fields).collect(), conditions, Arc::new(columns))
+    }
+
+    #[test]
+    fn what_is_not_meant_takes_no_room_from_what_is() {
+        let mut groups = groups(1, vec![Condition { field: 0, values: vec!["meant".to_owned()] }]);
+        assert_eq!(groups.find("[\"meant\"]"), Some(0));
+        for number in 0..3000 {
+            let other = format!("[\"{number}{}\"]", "x".repeat(10_000));
+            assert_eq!(groups.find(&other), None);
+            assert!(groups.bytes() <= Groups::UNMEANT + 10_000, "{}", groups.bytes());
+        }
+        assert_eq!(groups.find("[\"meant\"]"), Some(0));
+        groups.clear();
+        assert_eq!((groups.bytes(), groups.unmeant), (0, 0));
+    }
+
+    #[test]
+    fn a_value_is_meant_by_what_was_written_and_by_what_is_shown() {
+        for (json, met, unmet) in [
+            ("1.50", &["1.50", "1.5"][..], &["1.500", "15"][..]),
+            ("1e2", &["1e2", "100.0"], &["100"]),
+            ("0.10000000000000000001", &["0.10000000000000000001"], &["0.1"]),
+            ("\"1.50\"", &["1.50"], &["1.5", "\"1.50\""]),
+            ("null", &["null"], &[""]),
+        ] {
+            for value in met {
+                assert!(is_one_of(json, &[(*value).to_owned()]), "{json} {value}");
+            }
+            for value in unmet {
+                assert!(!is_one_of(json, &[(*value).to_owned()]), "{json} {value}");
+            }
+        }
     }
 
     #[test]

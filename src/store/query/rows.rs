@@ -30,13 +30,23 @@ pub struct Columns {
     format: Format,
     fields: Vec<String>,
     outputs: Vec<Output>,
+    /// Of each, its name as JSON with a colon.
+    labels: Vec<Vec<u8>>,
     has_numbers: bool,
 }
 
 impl Columns {
     /// Of these fields of a group, and of what is measured.
     pub fn new(format: Format, fields: Vec<String>, plan: &Plan) -> Self {
-        Self { format, fields, outputs: plan.outputs().to_vec(), has_numbers: plan.has_numbers() }
+        let outputs = plan.outputs().to_vec();
+        let label = |output: &Output| {
+            let mut label = Vec::new();
+            json(&mut label, &Value::from(output.name.as_str()));
+            label.push(b':');
+            label
+        };
+        let labels = outputs.iter().map(label).collect();
+        Self { format, fields, outputs, labels, has_numbers: plan.has_numbers() }
     }
 
     /// A group's values, as rows have them.
@@ -94,12 +104,11 @@ impl Columns {
         if let Some(more) = more {
             out.extend_from_slice(b",\"measures\":{");
             let mut errors = Vec::new();
-            for (index, output) in self.outputs.iter().enumerate() {
+            for (index, (output, label)) in self.outputs.iter().zip(&self.labels).enumerate() {
                 if index > 0 {
                     out.push(b',');
                 }
-                json(out, &Value::from(output.name.as_str()));
-                out.push(b':');
+                out.extend_from_slice(label);
                 let shown = more.show(output);
                 write_shown(out, &shown);
                 if let Shown::Top { error: error @ 1.., .. } = shown {
@@ -212,7 +221,12 @@ fn write_shown(out: &mut Vec<u8>, shown: &Shown) {
             out.push(b'[');
             for (index, item) in values.iter().enumerate() {
                 out.extend_from_slice(if index > 0 { b",{\"value\":" } else { b"{\"value\":" });
-                json(out, &group::value(&item.value));
+                let is_plain_text = item.value.starts_with('"') && !item.value.contains('\\');
+                if is_plain_text {
+                    out.extend_from_slice(item.value.as_bytes());
+                } else {
+                    json(out, &group::value(&item.value));
+                }
                 number(out, ",\"count\":", item.count);
                 out.push(b'}');
             }
@@ -311,4 +325,103 @@ pub fn written(columns: &Arc<Columns>, window_start: &str, group: &Group, measur
     let mut out = Vec::new();
     columns.row(&mut out, window_start, group, measures);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::AggregateConfig, store::query::groups::Groups};
+
+    fn columns(format: Format, fields: &[&str], measures: &str) -> (Arc<Columns>, Plan) {
+        let text = format!("name = \"a\"\nwindow = \"1m\"\ngroup_by = []\nmeasures = [{measures}]");
+        let aggregate: AggregateConfig = toml::from_str(&text).unwrap();
+        let plan = Plan::new(&aggregate);
+        (Arc::new(Columns::new(format, fields.iter().map(|field| (*field).to_owned()).collect(), &plan)), plan)
+    }
+
+    fn group(columns: &Arc<Columns>, text: &str) -> Arc<Group> {
+        let fields = columns.fields.len();
+        let mut groups = Groups::new(fields, (0..fields).collect(), Vec::new(), columns.clone());
+        let found = groups.find(text).unwrap();
+        groups.get(found).clone()
+    }
+
+    #[test]
+    fn columns_that_would_be_called_alike_are_told_apart() {
+        for (fields, measures, expected) in [
+            (&["type"][..], "\"count\"", "window_start,type,count"),
+            (&["count", "window_start"], "", "window_start,group.count,group.window_start,count"),
+            (
+                &["x", "group.x"],
+                "{ unique = \"u\", as = \"x\" }",
+                "window_start,group.group.x,group.x,count,measures.x",
+            ),
+            (
+                &["a,b"],
+                "{ sum = \"n\", as = \"window_start\" }",
+                "window_start,\"a,b\",count,measures.window_start,inexact",
+            ),
+        ] {
+            let (columns, _) = columns(Format::Csv, fields, measures);
+            let names = columns.names();
+            let different: std::collections::BTreeSet<_> = names.iter().collect();
+            assert_eq!(different.len(), names.len(), "{names:?}");
+            if fields[0] != "x" {
+                assert_eq!(String::from_utf8(columns.head()).unwrap(), format!("{expected}\r\n"));
+            }
+        }
+    }
+
+    #[test]
+    fn cells_are_quoted_where_they_have_to_be() {
+        let (columns, plan) = columns(Format::Csv, &["a", "b"], "{ top = \"ip\" }, { sum = \"n\" }");
+        let mut measures = Measures::default();
+        measures.add(&plan, |field| Some(if plan.fields()[field] == "ip" { "\"x\"" } else { "1.50" }));
+        for (values, expected) in [
+            ("[\"plain\",1.50]", "plain,1.5"),
+            ("[\"\",null]", "\"\","),
+            ("[\"a,\\\"b\\\"\\r\\n\",\" c\"]", "\"a,\"\"b\"\"\r\n\",\" c\""),
+            ("[{\"x\": 1},true]", "\"{\"\"x\"\": 1}\",true"),
+        ] {
+            let written = written(&columns, "T", &group(&columns, values), &measures);
+            let top = "\"[{\"\"value\"\":\"\"x\"\",\"\"count\"\":1}]\"";
+            assert_eq!(String::from_utf8(written).unwrap(), format!("T,{expected},1,{top},1.5,0\r\n"));
+        }
+        // There was none of either.
+        let none = written(&columns, "T", &group(&columns, "[1,2]"), &Measures::of_count(3));
+        assert_eq!(String::from_utf8(none).unwrap(), "T,1,2,3,[],,0\r\n");
+    }
+
+    #[test]
+    fn a_list_whose_counts_may_be_wrong_says_by_how_much() {
+        let (columns, plan) = columns(Format::Json, &[], "{ top = \"ip\", k = 1, as = \"often\" }");
+        let mut measures = Measures::default();
+        for n in 0..2000 {
+            let value = if n % 2 == 0 { "\"x\\\\\"".to_owned() } else { n.to_string() };
+            measures.add(&plan, |_| Some(&value));
+        }
+        let written = written(&columns, "T", &group(&columns, "[]"), &measures);
+        let row: Value = serde_json::from_slice(&written).unwrap();
+        let (error, shown) = (row["errors"]["often"].as_u64().unwrap(), &row["measures"]["often"][0]);
+        assert!(
+            error > 0 && shown["value"] == "x\\" && shown["count"].as_u64().unwrap().abs_diff(1000) <= error,
+            "{row}"
+        );
+        assert_eq!(row.get("inexact"), None);
+    }
+
+    #[test]
+    fn an_answer_ends_at_the_limit_of_rows_or_bytes() {
+        let (columns, _) = columns(Format::Json, &[], "");
+        let mut rows = Rows::new(&columns);
+        let push =
+            |rows: &mut Rows, limit, size: usize| rows.push(&columns, limit, |out| out.resize(out.len() + size, b'x'));
+        assert!(push(&mut rows, 1, 3) && !push(&mut rows, 1, 3));
+        assert_eq!((rows.count(), rows.into_written()), (1, b"xxx".to_vec()));
+        let mut rows = Rows::new(&columns);
+        while push(&mut rows, usize::MAX, 1 << 20) {}
+        assert_eq!((rows.count(), rows.into_written().len()), (31, 31 * ((1 << 20) + 1) - 1));
+        // The first one is taken, whatever it is.
+        assert!(push(&mut Rows::new(&columns), 1, MAX_BYTES + 1));
+    }
 }

@@ -226,6 +226,11 @@ fn events() -> Vec<Wrong> {
         ),
         timed("\"1969-12-31T00:00:00Z\"", "is a time before 1970, which no event has: correct it, or leave it out"),
         timed(
+            "\"1999-01-01T00:00:00Z\"",
+            "is a time further back from its receipt than an event may be (event.max_past): correct the clock that it is from, or \
+             leave it out",
+        ),
+        timed(
             "\"9000-01-01T00:00:00Z\"",
             "is a time further ahead of its receipt than an event may be (event.max_future), or beyond 9999: correct the clock that \
              it is from, or leave it out",
@@ -264,6 +269,11 @@ fn events() -> Vec<Wrong> {
              2026-11-23T08:00:00.123Z, or a number of seconds since 1970",
         ),
         late("-1", "counted by the time of receipt, as its own lies before 1970"),
+        late(
+            "\"1999-01-01T00:00:00Z\"",
+            "counted by the time of receipt, as its own lies further back than an event may be (event.max_past): correct the clock \
+             that it is from",
+        ),
         late(
             "\"9000-01-01T00:00:00Z\"",
             "counted by the time of receipt, as its own lies further ahead than an event may be (event.max_future), or beyond 9999: \

@@ -47,6 +47,7 @@ const OTHERS: &[(&str, &str, &[&str])] = &[
     ),
     ("http/refusal.rs", "the whole of an answer", &["HTTP/1.1 {code}"]),
     ("ingest/source.rs", "a media type", &["text/plain; "]),
+    ("ingest/preferences.rs", "fields of heads", &["handling=strict, return", "handling=lenient, return"]),
     ("ingest/replies.rs", "the beginning of an error", &["{{\"index\""]),
     (
         "ingest",

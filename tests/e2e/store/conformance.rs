@@ -12,8 +12,8 @@ use ingestd::internals::{
     measure::{Measures, More, Plan},
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        BucketDelta, BucketKey, EventsQuery, Fence, Flushed, GroupsOf, ProcessedEvent, Query, Removal, Rows, Store,
-        StoreError, StoreOptions,
+        BucketDelta, BucketKey, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, ProcessedEvent, Query, Removal,
+        Rows, Store, StoreError, StoreOptions,
         query::{Condition, Order, Ordered, Step},
     },
 };
@@ -288,20 +288,24 @@ pub async fn the_groups_of_a_window_are_those_of_its_partition_and_generation(ba
     ];
     store.flush(&flush, &[]).await.unwrap();
     next.flush(&[measured(0, 1, r#"["d",1]"#, 0, "1", &["1"])], &[]).await.unwrap();
-    let of = |partition, window: i64, limit| GroupsOf {
+    let of = |partition, window: i64, groups: &[&str], other: &str| GroupsOf {
         aggregate: 0,
         partition: Partition(partition),
         window_start: Timestamp(window * 60_000),
-        limit,
+        groups: groups.iter().map(|group| (*group).into()).collect(),
+        other: other.into(),
+        limit: 9,
     };
-    let asked = [of(0, 1, 9), of(1, 1, 9), of(0, 2, 9), of(0, 3, 9), of(0, 1, 1)];
-    let mut found = store.groups(&asked).await.unwrap();
-    found[0].sort();
-    let expected: [&[&str]; 4] = [&[r#"["a",1.50]"#, &long], &[r#"["c",1]"#], &[r#"["b",1]"#], &[]];
-    for (found, expected) in found.iter().zip(expected) {
-        assert_eq!(found.iter().map(|group| &**group).collect::<Vec<_>>(), expected);
-    }
-    assert_eq!(found[4].len(), 1, "at most so many");
+    let asked = [
+        of(0, 1, &[&long, "[\"d\",1]", r#"["a",1.50]"#, "[\"a\",1.5]"], "[]"),
+        of(1, 1, &["[\"none\",1]"], "[]"),
+        of(0, 2, &["[\"none\",1]"], "[\"b\",1]"),
+        of(0, 3, &["[\"none\",1]"], "[]"),
+    ];
+    let found = |present: &[bool], buckets| GroupsFound { present: present.to_vec(), buckets };
+    let expected = [found(&[true, false, true, false], 2), found(&[false], 1), found(&[false], 0), found(&[false], 0)];
+    assert_eq!(store.groups(&asked).await.unwrap(), expected);
+    assert_eq!(store.groups(&[of(0, 1, &[&long], "[]")]).await.unwrap()[0].present, [true]);
 }
 
 pub async fn a_definition_of_before_that_has_a_name_with_a_slash_goes_on_as_it_was(backend: &impl Backend) {
@@ -362,21 +366,25 @@ pub async fn bounds_of_times_hold_from_the_offset_on_that_nobody_has_counted(bac
         let store = store.clone();
         async move { store.history(Partition(0), Offset(from), bounds).await.unwrap().bounds }
     };
-    assert_eq!(bounds(17, day).await, [(Offset(0), day)], "the first ones are those of all records");
-    assert_eq!(bounds(20, day).await, [(Offset(0), day)]);
-    assert_eq!(bounds(30, hour).await, [(Offset(0), day), (Offset(30), hour)]);
-    assert_eq!(bounds(30, hour).await, [(Offset(0), day), (Offset(30), hour)]);
+    // What a release before has counted knew no bound of the past.
+    let first = (Offset(0), TimeBounds { max_past: i64::MAX, max_future: 24 });
+    assert_eq!(bounds(17, day).await, [first, (Offset(17), day)]);
+    assert_eq!(bounds(20, day).await, [first, (Offset(17), day)]);
+    assert_eq!(bounds(30, hour).await, [first, (Offset(17), day), (Offset(30), hour)]);
+    assert_eq!(bounds(30, hour).await, [first, (Offset(17), day), (Offset(30), hour)]);
     let again = backend.open(options()).await.history(Partition(0), Offset(40), day).await.unwrap();
-    assert_eq!(again.bounds, [(Offset(0), day), (Offset(30), hour), (Offset(40), day)]);
+    assert_eq!(again.bounds, [first, (Offset(17), day), (Offset(30), hour), (Offset(40), day)]);
     // A partition has its own.
     store.fences(Partition(1), Offset(0), &identity("x")).await.unwrap();
-    let other = store.history(Partition(1), Offset(5), hour).await.unwrap();
+    let other = store.history(Partition(1), Offset(0), hour).await.unwrap();
     assert_eq!((other.bounds, other.removed), (vec![(Offset(0), hour)], vec![None]));
 }
 
 pub async fn windows_that_were_removed_are_remembered_and_fences_that_may_be_asked_for_stay(backend: &impl Backend) {
     let earlier = prepared(backend, options()).await;
     earlier.flush(&[delta(0, "[0,null]", 0, 99, 1)], &[]).await.unwrap();
+    let neighbour = backend.open(StoreOptions { topic: "neighbour".to_owned(), ..options() }).await;
+    neighbour.flush(&[delta(0, "[\"neighbour\",null]", 0, 99, 1)], &[]).await.unwrap();
     let store = backend.open(StoreOptions { generation: 1, ..options() }).await;
     store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
     let later = |group: &str, first, last| {
@@ -391,8 +399,10 @@ pub async fn windows_that_were_removed_are_remembered_and_fences_that_may_be_ask
     let removal = Removal { aggregate: 0, partition: Partition(0), before: Timestamp(120_000), committed: Offset(10) };
     assert!(store.remove(&removal).await.unwrap(), "there are more than are removed at once");
     while store.remove(&removal).await.unwrap() {}
-    // What an earlier generation counted has gone as well; another partition's buckets are its own worker's.
-    assert_eq!(counts(&store).await, [(json!(["late", null]), 1), (json!(["other", null]), 1)]);
+    // What an earlier generation counted has gone as well; another partition's buckets are its own worker's, and another topic's
+    // its own daemon's.
+    let kept = ["late", "neighbour", "other"].map(|group| (json!([group, null]), 1));
+    assert_eq!(counts(&store).await, kept);
     let fences = store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
     assert_eq!(fences.len(), 2, "{fences:?}");
     let present = TimeBounds { max_past: 1, max_future: 1 };
@@ -405,27 +415,6 @@ pub async fn windows_that_were_removed_are_remembered_and_fences_that_may_be_ask
     assert_eq!(removed(0).await, [Some(Timestamp(120_000))], "it never goes back");
     store.fences(Partition(1), Offset(0), &identity("x")).await.unwrap();
     assert_eq!(removed(1).await, [None]);
-}
-
-pub async fn the_groups_of_a_window_are_those_that_have_buckets(backend: &impl Backend) {
-    let store = prepared(backend, options()).await;
-    let long = format!("[\"{}\",1]", "x".repeat(2000));
-    store
-        .flush(&[delta(0, "[1,1]", 0, 0, 1), delta(0, &long, 1, 1, 1), delta(1, "[2,1]", 0, 0, 1)], &[])
-        .await
-        .unwrap();
-    let of = |partition, window_start, limit| GroupsOf {
-        aggregate: 0,
-        partition: Partition(partition),
-        window_start: Timestamp(window_start),
-        limit,
-    };
-    let asked = [of(0, 60_000, 9), of(1, 60_000, 9), of(0, 0, 9), of(0, 60_000, 1)];
-    let found = store.groups(&asked).await.unwrap();
-    let mut first: Vec<&str> = found[0].iter().map(|group| &**group).collect();
-    first.sort_unstable_by_key(|group| group.len());
-    assert_eq!(first, ["[1,1]", &long]);
-    assert_eq!((&*found[1][0], found[1].len(), found[2].len(), found[3].len()), ("[2,1]", 1, 0, 1));
 }
 
 pub async fn what_was_measured_is_merged_behind_the_same_fences(backend: &impl Backend) {

@@ -15,6 +15,7 @@ use crate::support::{
     archive::{ChainFaults, Line},
     events::{Sent, archived_form},
     log::{Bucket, Evidence, Letter, LogRecord, Stored},
+    measured,
 };
 
 /// What was found. Each line names one record, bucket or letter.
@@ -92,6 +93,7 @@ impl Oracle<'_> {
             }
         }
         buckets_against_log(&evidence.buckets, &events, &mut verdict);
+        measured_against_log(&evidence.measured, &events, &mut verdict);
         letters_against_log(&evidence.letters, &evidence.topic, &others, &mut verdict);
         if let Some(documents) = &evidence.events {
             events_against_log(documents, &evidence.topic, &events, &mut verdict);
@@ -233,6 +235,40 @@ fn buckets_against_log(
     verdict.invented.extend(unknown.map(|(key, stored)| format!("the bucket {key:?}: {stored:?}")));
 }
 
+/// The same of the aggregates that measure more, and of all that they measure.
+fn measured_against_log(
+    buckets: &BTreeMap<measured::Key, measured::Bucket>,
+    events: &[(&LogRecord, Bucket)],
+    verdict: &mut Verdict,
+) {
+    let events = events.iter().map(|(record, (time, client, _))| measured::Event {
+        partition: record.partition,
+        offset: record.offset,
+        value: record.value.as_deref().unwrap_or_default(),
+        time: *time,
+        client: client.as_deref(),
+    });
+    let expected = measured::expected(events);
+    for (key, wanted) in &expected {
+        let name = || format!("the bucket {key:?}");
+        let Some(found) = buckets.get(key) else {
+            verdict.lost.push(format!("{} is missing: {} records", name(), wanted.count));
+            continue;
+        };
+        if found.count != wanted.count {
+            let wrong = if found.count < wanted.count { &mut verdict.lost } else { &mut verdict.doubled };
+            wrong.push(format!("{} counts {} instead of {}", name(), found.count, wanted.count));
+        } else if found.last_offset != wanted.last_offset {
+            let (found, wanted) = (found.last_offset, wanted.last_offset);
+            verdict.changed.push(format!("{}: its fence is {found} instead of {wanted}", name()));
+        } else if let Some(difference) = wanted.difference(key.0, &found.state) {
+            verdict.changed.push(format!("{}: {difference}, expected {wanted:?}", name()));
+        }
+    }
+    let unknown = buckets.keys().filter(|key| !expected.contains_key(key));
+    verdict.invented.extend(unknown.map(|key| format!("the bucket {key:?}")));
+}
+
 /// What is no event, or refused, has a letter, and nothing else has one.
 fn letters_against_log(letters: &[Letter], topic: &str, others: &[&LogRecord], verdict: &mut Verdict) {
     let mut first: BTreeMap<&str, &Letter> = BTreeMap::new();
@@ -285,6 +321,8 @@ fn short(value: &[u8]) -> String {
 mod tests {
     //! Each of them takes a whole that is right, breaks one thing, and wants it to be found.
 
+    use ingestd::internals::measure::Measures;
+
     use crate::support::{
         archive::Archive,
         events::Ledger,
@@ -321,10 +359,34 @@ mod tests {
             topic: "events".to_owned(),
             log,
             buckets: [((0, (window, None, Some("a".to_owned()))), Stored { count: 3, last_offset: 2 })].into(),
+            measured: measured_of(window),
             // Written twice, read once.
             letters: vec![letter(3), letter(3)],
             events: Some((0..3).map(|offset| format!("events/0/{offset}")).collect()),
         }
+    }
+
+    /// As the daemon counts these events; none of them has a cost.
+    fn measured_of(window: DateTime<chrono::Utc>) -> BTreeMap<measured::Key, measured::Bucket> {
+        let bucket = |name: &'static str, group: &str, numbers: &[u64]| {
+            let bucket = measured::Bucket {
+                count: numbers.len() as u64,
+                last_offset: numbers[numbers.len() - 1],
+                state: state(name, numbers),
+            };
+            ((name, 0, window.timestamp_millis(), group.to_owned()), bucket)
+        };
+        let first = (0..3).map(|n| bucket("first_ones", &format!("[{n}]"), &[n]));
+        first.chain([bucket("costs", "[null,null]", &[0, 1, 2])]).collect()
+    }
+
+    fn state(name: &str, numbers: &[u64]) -> Vec<u8> {
+        let (plan, mut measures) = (measured::plan(name), Measures::default());
+        for n in numbers {
+            let n = n.to_string();
+            measures.add(&plan, |field| (plan.fields()[field] == "n").then_some(n.as_str()));
+        }
+        measures.more.expect("more than the count is measured").to_bytes()
     }
 
     fn archived() -> Vec<String> {
@@ -355,11 +417,13 @@ mod tests {
 
     #[test]
     fn a_lost_record_is_found_wherever_it_is_missing() {
-        // In the log: its 2xx is broken, and archive, bucket and processed event have too much.
-        assert_eq!(broken(|evidence, _| drop(evidence.log.remove(0))), [1, 1, 0, 2]);
+        // In the log: its 2xx is broken, and archive, buckets and processed event have too much.
+        assert_eq!(broken(|evidence, _| drop(evidence.log.remove(0))), [1, 2, 0, 3]);
         assert_eq!(broken(|_, lines| drop(lines.remove(2))), [1, 0, 0, 0]);
         assert_eq!(broken(|evidence, _| evidence.buckets.values_mut().for_each(|it| it.count -= 1)), [1, 0, 0, 0]);
         assert_eq!(broken(|evidence, _| evidence.buckets.clear()), [1, 0, 0, 0]);
+        assert_eq!(broken(|evidence, _| evidence.measured.clear()), [4, 0, 0, 0]);
+        assert_eq!(broken(|evidence, _| evidence.measured.values_mut().for_each(|it| it.count -= 1)), [4, 0, 0, 0]);
         assert_eq!(broken(|evidence, _| evidence.letters.clear()), [1, 0, 0, 0]);
         assert_eq!(broken(|evidence, _| drop(evidence.events.as_mut().map(Vec::pop))), [1, 0, 0, 0]);
     }
@@ -370,8 +434,9 @@ mod tests {
             let again = LogRecord { offset: 4, ..evidence.log[1].clone() };
             evidence.log.push(again);
         };
-        // And the second one is neither archived, nor counted, nor a processed event.
-        assert_eq!(broken(twice), [3, 1, 0, 0]);
+        // And the second one is neither archived, nor counted by three aggregates, nor a processed event.
+        assert_eq!(broken(twice), [5, 1, 0, 0]);
+        assert_eq!(broken(|evidence, _| evidence.measured.values_mut().for_each(|it| it.count += 1)), [0, 4, 0, 0]);
         assert_eq!(broken(|evidence, _| evidence.buckets.values_mut().for_each(|it| it.count += 1)), [0, 1, 0, 0]);
         assert_eq!(broken(|evidence, _| evidence.events.as_mut().unwrap().push("events/0/0".to_owned())), [0, 1, 0, 0]);
     }
@@ -396,6 +461,16 @@ mod tests {
             [0, 0, 1, 0]
         );
         assert_eq!(broken(|evidence, _| evidence.letters[0].value = None), [0, 0, 1, 0]);
+        assert_eq!(
+            broken(|evidence, _| evidence.measured.values_mut().for_each(|it| it.last_offset += 1)),
+            [0, 0, 4, 0]
+        );
+        // The right number of records, and of others: two of one kind, none of another.
+        let others = |evidence: &mut Evidence, _: &mut Vec<String>| {
+            let costs = evidence.measured.iter_mut().find(|(key, _)| key.0 == "costs").unwrap();
+            costs.1.state = state("costs", &[0, 1, 1]);
+        };
+        assert_eq!(broken(others), [0, 0, 1, 0]);
     }
 
     #[test]
@@ -409,6 +484,8 @@ mod tests {
         assert_eq!(broken(|_, lines| lines.push(line(4, 0))), [0, 0, 0, 1]);
         let bucket = ((1, (DateTime::UNIX_EPOCH, None, None)), Stored { count: 1, last_offset: 0 });
         assert_eq!(broken(|evidence, _| evidence.buckets.extend([bucket])), [0, 0, 0, 1]);
+        let bucket = |window: DateTime<chrono::Utc>| measured_of(window).pop_first().unwrap();
+        assert_eq!(broken(|evidence, _| evidence.measured.extend([bucket(DateTime::UNIX_EPOCH)])), [0, 0, 0, 1]);
         assert_eq!(broken(|evidence, _| evidence.letters[1].id = "events/0/9".to_owned()), [0, 0, 0, 1]);
         assert_eq!(broken(|evidence, _| evidence.events.as_mut().unwrap().push("events/0/9".to_owned())), [0, 0, 0, 1]);
     }

@@ -153,3 +153,21 @@ fn a_cursor_goes_on_with_the_range_that_its_page_was_of_and_with_nothing_else() 
         assert!(error.contains("another query's"), "{other}: {error}");
     }
 }
+
+#[test]
+fn a_made_up_cursor_is_refused_whatever_times_it_has() {
+    let aggregate = AggregateConfig { time_zone: Some("Asia/Tokyo".parse().unwrap()), ..aggregate(24 * 3600) };
+    let page = Asked::parse(&aggregate, "", Format::Json, NOW.parse().unwrap()).unwrap();
+    let group = crate::store::query::GroupName::Text("[1,2]".to_owned());
+    let place = Place { number: None, window_start: page.query.from, group };
+    let ask = |from, to| {
+        let cursor = Cursor { digest: page.digest.clone(), from, to, place: place.clone() }.encode();
+        Asked::parse(&aggregate, &format!("cursor={cursor}"), Format::Json, NOW.parse().unwrap())
+    };
+    assert!(ask(page.query.from, OPEN_END).is_ok());
+    for time in [i64::MIN, i64::MAX, OPEN_END.0 - 1, DateTime::<Utc>::MIN_UTC.timestamp_millis(), 1] {
+        for (from, to) in [(Timestamp(time), page.query.to), (page.query.from, Timestamp(time))] {
+            assert!(ask(from, to).unwrap_err().contains("another query's"), "{time}");
+        }
+    }
+}

@@ -64,18 +64,18 @@ impl<'a> Buckets<'a> {
         &self.versions.places[self.aggregate]
     }
 
-    /// Buckets of earlier generations, and of other topics, have no fence that anybody asks for.
+    /// Buckets of earlier generations have no fence that anybody asks for. Those of other topics are their own daemons'.
     pub fn removal_filter(&self, removal: &Removal) -> Document {
-        let (topic, generation) = (&self.options.topic, i64::from(self.options.generation));
+        let generation = i64::from(self.options.generation);
         doc! {
             "window_start": { "$lt": DateTime::from_millis(removal.before.0) },
+            "topic": &self.options.topic,
             "$or": [
                 {
-                    "topic": topic, "generation": generation, "partition": removal.partition.0,
+                    "generation": generation, "partition": removal.partition.0,
                     "last_offset": { "$lt": removal.committed.as_i64() },
                 },
-                { "topic": { "$ne": topic } },
-                { "generation": { "$ne": generation } },
+                { "generation": { "$lt": generation } },
             ],
         }
     }
@@ -94,8 +94,11 @@ impl<'a> Buckets<'a> {
     }
 
     pub fn id(&self, delta: &BucketDelta) -> String {
-        let BucketKey { window_start, group } = &delta.key;
-        let prefix = self.id_prefix(delta.partition, *window_start);
+        self.id_of(delta.partition, &delta.key)
+    }
+
+    pub fn id_of(&self, partition: Partition, BucketKey { window_start, group }: &BucketKey) -> String {
+        let prefix = self.id_prefix(partition, *window_start);
         if group.len() <= LONGEST {
             prefix + group
         } else {
@@ -131,10 +134,11 @@ impl<'a> Buckets<'a> {
         };
         insert.extend(group);
         let mut set = doc! { "last_offset": delta.last.as_i64() };
-        let fence = match state.and_then(|state| state.fence) {
-            // What was merged is what stands there.
-            Some(fence) => doc! { "$eq": fence.as_i64() },
-            None => doc! { "$lt": delta.first.as_i64() },
+        // What was merged is what stands there: where nothing stood, no bucket is meant.
+        let (fence, upsert) = match state {
+            None => (doc! { "$lt": delta.first.as_i64() }, true),
+            Some(State { fence: None, .. }) => (doc! { "$lt": 0_i64 }, true),
+            Some(State { fence: Some(fence), .. }) => (doc! { "$eq": fence.as_i64() }, false),
         };
         if let Some(State { more, .. }) = state {
             set.insert("state", Binary { subtype: BinarySubtype::Generic, bytes: more.to_bytes() });
@@ -147,14 +151,15 @@ impl<'a> Buckets<'a> {
                 "$set": set,
                 "$setOnInsert": insert,
             },
-            "upsert": true,
+            "upsert": upsert,
         }
     }
 
-    /// The buckets of a partition in one window.
-    pub fn window_filter(&self, partition: Partition, window_start: Timestamp) -> Document {
+    /// The buckets of a partition in some windows.
+    pub fn windows_filter(&self, partition: Partition, windows: &[Timestamp]) -> Document {
+        let windows: Vec<DateTime> = windows.iter().map(|window| DateTime::from_millis(window.0)).collect();
         doc! {
-            "window_start": DateTime::from_millis(window_start.0),
+            "window_start": { "$in": windows },
             "topic": &self.options.topic,
             "generation": i64::from(self.options.generation),
             "partition": partition.0,
