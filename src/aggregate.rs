@@ -5,14 +5,17 @@
 //! bound. A flush that fails is sent again, identically, for as long as it takes. A partition whose bucket another
 //! writer has advanced is dropped as a whole and assigned anew: what its fences say is then skipped.
 
+mod archived;
 mod early;
 mod expiry;
 mod filter;
 mod flush;
 mod fold;
 mod grouping;
+mod history;
 mod limit;
 mod open;
+mod rebuild;
 mod refuse;
 
 use std::{
@@ -35,14 +38,17 @@ use crate::{
     },
     metrics::Metrics,
     names::{ActorName, SinkName, dependency},
-    position::{Offset, Partition},
-    store::{Blocked, Counted, Flushed, Prepared, RefusedEvent, Store, StoreError},
+    position::{Offset, Partition, TopicIdentity},
+    store::{Blocked, Counted, Flushed, RefusedEvent, Store, StoreError},
 };
 
+pub use archived::ConfiguredArchive;
 use flush::{Attempt, Attempted, Failure, Flush, Part, Statements};
 pub use fold::{Coverage, GroupFold, PartitionFold};
+pub use history::Archived;
 pub use limit::{KnownGroups, Limit};
 use open::{Loaded, OpenPartition, Reader};
+pub use rebuild::Rebuilding;
 use refuse::{Ahead, ahead, refuse};
 
 /// A partition that is assigned to us.
@@ -54,6 +60,7 @@ enum State {
 
 struct Assigned {
     epoch: Epoch,
+    identity: TopicIdentity,
     state: State,
 }
 
@@ -85,6 +92,7 @@ pub struct Aggregator {
     refused: BTreeMap<Partition, BTreeMap<Offset, String>>,
     /// Fences beyond the log's end, which has been asked for again since.
     ahead: BTreeMap<Partition, Offset>,
+    rebuilding: Rebuilding,
     /// The consumer was asked to fetch nothing for a while.
     holding: bool,
     /// Answered when everything is durable, or cannot be made so now.
@@ -107,6 +115,7 @@ impl Aggregator {
         store: Arc<dyn Store>,
         dead_letters: Arc<dyn DeadLetterWriter>,
         replies: Replies,
+        rebuilding: Rebuilding,
         config: LiveConfig,
         health: Health,
         metrics: Arc<Metrics>,
@@ -136,41 +145,11 @@ impl Aggregator {
             retry: None,
             refused: BTreeMap::new(),
             ahead: BTreeMap::new(),
+            rebuilding,
             holding: false,
             drains: Vec::new(),
             patience: None,
         }
-    }
-
-    /// Compares the definitions with those that the store knows, until that succeeds; then loads what waits for it.
-    fn prepare(&mut self, attempts: u32, ctx: &mut Context<Self>) {
-        let store = self.store.clone();
-        let prepare = async move { store.prepare().await }.into_actor(self);
-        ctx.spawn(prepare.map(move |prepared, actor, ctx| match prepared {
-            Ok(Prepared { remarks, counted }) => {
-                actor.prepared = true;
-                actor.reader = Reader::new(&actor.config.load(), &counted);
-                actor.limits = limits(&counted);
-                for remark in &remarks {
-                    tracing::warn!(
-                        store = actor.dependency,
-                        remark,
-                        "the store is not as it should be, counting goes on"
-                    );
-                }
-                actor.remark = (!remarks.is_empty()).then(|| remarks.join("; "));
-                actor.works();
-                let assigned: Vec<_> =
-                    actor.partitions.iter().map(|(partition, held)| (*partition, held.epoch)).collect();
-                for (partition, epoch) in assigned {
-                    actor.load(partition, epoch, 0, ctx);
-                }
-            }
-            Err(error) => {
-                actor.store_failed(&error);
-                ctx.run_later(flush::BACKOFF.pause(attempts + 1), move |actor, ctx| actor.prepare(attempts + 1, ctx));
-            }
-        }));
     }
 
     /// The state of a partition, while this assignment of it lasts.
@@ -182,13 +161,16 @@ impl Aggregator {
     /// Loads the fences of an assigned partition, until that succeeds or the partition is taken away.
     fn load(&mut self, partition: Partition, epoch: Epoch, attempts: u32, ctx: &mut Context<Self>) {
         let Some(State::Loading(assignment, _)) = self.state(partition, epoch) else { return };
-        let at = assignment.first_undone();
+        let (position, log_start) = (assignment.first_undone(), assignment.log_start);
         let (identity, log_end) = (assignment.identity.clone(), assignment.log_end);
         let (store, letters) = (self.store.clone(), self.dead_letters.clone());
         let (topic, generation) = (self.reader.topic.clone(), self.reader.generation);
         let source = Source { topic, generation, partition };
         let bounds = self.reader.fields.bounds();
+        let shadows = self.shadows();
         let load = async move {
+            let at = rebuild::first_uncounted(&*store, &shadows, partition, position, log_start).await;
+            let at = at.map_err(Failure::Store)?;
             let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
             let counted = fences.iter().map(|fence| fence.last_offset.next()).fold(at, Offset::max);
             let history = store.history(partition, counted, bounds).await.map_err(Failure::Store)?;
@@ -196,7 +178,7 @@ impl Aggregator {
             let dead_lettered = if at < log_end { letters.known(source, at).await } else { Ok(BTreeSet::new()) };
             let dead_lettered =
                 dead_lettered.map_err(|why| Failure::DeadLetters(format!("dead letters cannot be read: {why:#}")))?;
-            Ok(Loaded { fences, history, dead_lettered })
+            Ok(Loaded { at, fences, history, dead_lettered })
         };
         ctx.spawn(load.into_actor(self).map(move |loaded, actor, ctx| match loaded {
             Ok(loaded) => {
@@ -221,9 +203,10 @@ impl Aggregator {
     }
 
     fn begin(&mut self, partition: Partition, epoch: Epoch, loaded: Loaded) {
-        let Loaded { fences, history, dead_lettered } = loaded;
+        let Loaded { at, fences, history, dead_lettered } = loaded;
         let Some(State::Loading(assignment, _)) = self.state(partition, epoch) else { return };
-        let (at, committed, log_end) = (assignment.first_undone(), assignment.committed, assignment.log_end);
+        let (position, committed, log_end) = (assignment.first_undone(), assignment.committed, assignment.log_end);
+        let identity = assignment.identity.clone();
         match ahead(&fences, log_end, self.ahead.remove(&partition)) {
             Ahead::None => {}
             Ahead::AskAgain(fence) => {
@@ -233,21 +216,22 @@ impl Aggregator {
             }
             Ahead::Refused((reason, action)) => return self.halt(partition, epoch, reason, action),
         }
-        let lost = committed.map_or(0, |committed| at.since(committed));
+        let lost = committed.map_or(0, |committed| position.since(committed));
         let refused = self.refused.get(&partition).cloned().unwrap_or_default();
         // An earlier assignment may have known of buckets that were not written.
         self.groups.lock().forget(partition);
         let others: Vec<_> = self.limits.iter().map(|limit| limit.other.clone()).collect();
         let fold = PartitionFold::assign(partition, at, &others, fences);
-        let open = OpenPartition::new(fold, dead_lettered, refused, history, &self.reader.fields);
-        self.partitions.insert(partition, Assigned { epoch, state: State::Open(open.into()) });
-        self.health.counted.reached(partition, at);
+        let mut open = OpenPartition::new(fold, dead_lettered, refused, history, &self.reader.fields);
+        open.committed = position;
+        self.partitions.insert(partition, Assigned { epoch, identity, state: State::Open(open.into()) });
+        self.health.counted.reached(partition, position);
         if lost > 0 {
-            tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %at, records = lost,
+            tracing::error!(topic = self.reader.topic, %partition, from = ?committed, to = %position, records = lost,
                 "the log removed records before they were counted, counting goes on behind them");
             self.metrics.lost(SinkName::Aggregate, &self.reader.topic, partition, lost);
             // So that a restart does not report them again.
-            self.replies.confirm(Confirm { partition, epoch, position: at });
+            self.replies.confirm(Confirm { partition, epoch, position });
         }
         self.replies.begin(Begin { partition, epoch, at });
     }
@@ -295,6 +279,10 @@ impl Aggregator {
     fn begin_flush(&mut self, ctx: &mut Context<Self>) {
         if self.flush.is_some() {
             return;
+        }
+        if self.rebuilding.is_renewing() {
+            // What is folded is read again.
+            return self.answer_drains();
         }
         let mut statements = Statements::default();
         let mut parts = Vec::new();
@@ -415,12 +403,19 @@ impl Aggregator {
             self.report(part.partition, &statements);
             if let Some(State::Open(open)) = self.state(part.partition, part.epoch) {
                 let position = open.fold.flushed();
+                if position < open.committed {
+                    // For a shadow; the others have these records.
+                    continue;
+                }
                 if let Some(refused) = self.refused.get_mut(&part.partition) {
                     refused.retain(|offset, _| *offset >= position);
                 }
                 self.health.counted.reached(part.partition, position);
                 self.replies.confirm(Confirm { partition: part.partition, epoch: part.epoch, position });
             }
+        }
+        if self.rebuilding.is_renewing() {
+            return self.renew_now(ctx);
         }
         if self.drains.is_empty() && self.fullness() < 1.0 {
             self.update_hold();
@@ -495,6 +490,7 @@ impl Actor for Aggregator {
         ctx.set_mailbox_capacity(Self::MAILBOX);
         self.prepare(0, ctx);
         self.tick(ctx);
+        self.look(ctx);
         if self.config.load().aggregate.iter().any(|aggregate| aggregate.retention.is_some()) {
             ctx.run_later(Self::EXPIRY, Self::expire);
         }
@@ -517,7 +513,8 @@ impl Handler<Assign> for Aggregator {
         }
         self.health.counted.assigned(partition);
         let refused = refuse(&self.config.load(), &assignment);
-        self.partitions.insert(partition, Assigned { epoch, state: State::Loading(assignment, None) });
+        let identity = assignment.identity.clone();
+        self.partitions.insert(partition, Assigned { epoch, identity, state: State::Loading(assignment, None) });
         match refused {
             Some((reason, action)) => self.halt(partition, epoch, reason, action),
             None if self.prepared => self.load(partition, epoch, 0, ctx),
@@ -551,7 +548,7 @@ impl Handler<Batch> for Aggregator {
     type Result = ();
 
     fn handle(&mut self, batch: Batch, ctx: &mut Self::Context) {
-        let Some(Assigned { epoch, state: State::Open(open) }) = self.partitions.get_mut(&batch.partition) else {
+        let Some(Assigned { epoch, state: State::Open(open), .. }) = self.partitions.get_mut(&batch.partition) else {
             return;
         };
         if *epoch != batch.epoch {

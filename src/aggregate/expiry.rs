@@ -37,6 +37,8 @@ impl Aggregator {
     /// Removes windows that are kept no longer, some at a time. While records wait to be counted, the present is that of the
     /// last one that was: they were received while their windows were kept.
     pub(super) fn expire(&mut self, ctx: &mut Context<Self>) {
+        // A shadow's windows are removed when it has taken the other one's place: its index is another's when its rebuild is over.
+        let active = self.reader.counted.iter().filter(|counted| counted.is_active()).count();
         let mut removals = Vec::new();
         let waiting = |partition: Partition, lags: &[Lag]| {
             lags.iter().any(|lag| lag.sink == SinkName::Aggregate && lag.partition == partition && lag.records > 0)
@@ -46,7 +48,7 @@ impl Aggregator {
             let State::Open(open) = &mut assigned.state else { continue };
             let present =
                 if waiting(*partition, &lags) { open.received().map_or(Timestamp(0), |it| it.min(now)) } else { now };
-            let kept_from: Vec<_> = self.reader.grouping.kept_from(present).collect();
+            let kept_from: Vec<_> = self.reader.grouping.kept_from(present).take(active).collect();
             for (aggregate, before) in
                 kept_from.iter().enumerate().filter_map(|(index, before)| Some((index, (*before)?)))
             {

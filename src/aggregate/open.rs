@@ -1,6 +1,9 @@
 //! A partition that is being counted: its fold, and what else is to be made durable before its position moves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
@@ -29,7 +32,7 @@ pub struct Reader {
     pub fields: EventFields,
     pub grouping: Grouping,
     /// What the grouping is of.
-    pub counted: Vec<Counted>,
+    pub counted: Arc<[Counted]>,
     /// No shadow is among them.
     pub counts_all: bool,
     /// Keep the events themselves, too.
@@ -38,7 +41,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn new(config: &Config, counted: &[Counted]) -> Self {
+    pub fn new(config: &Config, counted: &Arc<[Counted]>) -> Self {
         let (aggregates, names_only): (Vec<_>, Vec<_>) =
             counted.iter().map(|counted| (counted.aggregate.clone(), counted.names_only)).unzip();
         let grouping = Grouping::new(&aggregates, &names_only);
@@ -47,7 +50,7 @@ impl Reader {
             generation: config.queue.generation,
             fields: EventFields::from(&config.event).selecting(grouping.fields()),
             grouping,
-            counted: counted.to_vec(),
+            counted: counted.clone(),
             counts_all: counted.iter().all(Counted::is_active),
             keep_events: config.store.events,
             scratch: Scratch::default(),
@@ -57,6 +60,8 @@ impl Reader {
 
 /// What has to be known of a partition before it is counted.
 pub struct Loaded {
+    /// From where on it is counted: before the position, where a shadow has less than the others.
+    pub at: Offset,
     pub fences: Vec<Fence>,
     pub history: History,
     /// Records that are letters already.
@@ -65,6 +70,8 @@ pub struct Loaded {
 
 pub struct OpenPartition {
     pub fold: PartitionFold,
+    /// The position before this assignment: none before it is confirmed.
+    pub committed: Offset,
     /// A seek was asked for and no batch has come from there yet: batches in flight before it are not answered each.
     pub seeking: bool,
     /// Records that are letters already; the cursor leaves them behind.
@@ -115,6 +122,7 @@ impl OpenPartition {
         let (letters, events) = (Vec::new(), Vec::new());
         let (bytes, records, reported) = (0, 0, Reported::default());
         Self {
+            committed: fold.confirmed(),
             fold,
             seeking: false,
             dead_lettered,
@@ -141,6 +149,11 @@ impl OpenPartition {
         if let Some(removed) = self.removed.get_mut(aggregate) {
             *removed = (*removed).max(Some(before));
         }
+    }
+
+    /// Which records of an aggregate are counted.
+    pub fn progress(&self, aggregate: usize) -> Progress {
+        self.progress.get(aggregate).copied().unwrap_or_default()
     }
 
     /// About the memory that is held until the next flush begins.
@@ -301,7 +314,7 @@ mod tests {
             let value = format!("{{\"type\":\"t\",\"timestamp\":{time}}}");
             records.push(Offset(offset), received, None, Some(value.as_bytes()), std::iter::empty());
         }
-        let mut reader = Reader::new(&config, &[Counted::configured(&config.aggregate[0])]);
+        let mut reader = Reader::new(&config, &Arc::from([Counted::configured(&config.aggregate[0])]));
         let mut open = after(records, Offset(times.len() as u64), &mut reader);
         assert_eq!(open.letters, []);
         let own = [received.0 - minute, received.0 + 24 * 60 * minute].map(Some);
@@ -322,7 +335,7 @@ mod tests {
         let large = vec![b'x'; 100_000];
         let mut records = RecordBuffer::default();
         records.push(Offset(0), Timestamp(0), Some(&large), Some(b"no event"), [("h", Some(&large[..])), ("g", None)]);
-        let open = after(records, Offset(1), &mut Reader::new(&Config::default(), &[]));
+        let open = after(records, Offset(1), &mut Reader::new(&Config::default(), &Arc::from([])));
         assert_eq!(open.letters.len(), 1);
         assert!(open.bytes() >= 200_000, "{}", open.bytes());
     }

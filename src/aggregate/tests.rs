@@ -25,8 +25,9 @@ use crate::{
     measure::Measures,
     position::{Position, Timestamp, TopicIdentity},
     store::{
-        BucketDelta, BucketKey, EventsPage, EventsQuery, Fence, GroupsFound, GroupsOf, History, ProcessedEvent, Query,
-        Rebuilds, Removal, Rows, rebuild::Progress,
+        Answer, BucketDelta, BucketKey, EventsPage, EventsQuery, Fence, GroupsFound, GroupsOf, History, Prepared,
+        ProcessedEvent, Query, Rebuilds, Removal, Rows,
+        rebuild::{NewRebuild, Progress, Reached, Rebuild, RebuildId, Swapped},
     },
 };
 
@@ -135,11 +136,42 @@ impl Store for MemoryStore {
     }
 
     fn rebuilds(&self) -> &dyn Rebuilds {
-        unreachable!("nothing is rebuilt here")
+        self
     }
 
     fn query(&self, _: Query) -> BoxFuture<'_, Result<Rows, StoreError>> {
         async { Err(StoreError::Unavailable("not asked here".to_owned())) }.boxed()
+    }
+}
+
+/// Nothing is rebuilt.
+impl Rebuilds for MemoryStore {
+    fn find<'a>(&'a self, _: &'a str) -> Answer<'a, Option<Rebuild>> {
+        async { Ok(None) }.boxed()
+    }
+
+    fn begin<'a>(&'a self, _: &'a NewRebuild) -> Answer<'a, Rebuild> {
+        unreachable!("nothing is rebuilt here")
+    }
+
+    fn reached<'a>(&'a self, _: &'a RebuildId, _: Partition, _: Reached) -> Answer<'a, bool> {
+        async { Ok(false) }.boxed()
+    }
+
+    fn leave_out(&self, _: Partition, _: Offset) -> Answer<'_, ()> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn swap<'a>(&'a self, _: &'a RebuildId, _: Timestamp) -> Answer<'a, Swapped> {
+        async { Ok(Swapped::Over) }.boxed()
+    }
+
+    fn cancel<'a>(&'a self, _: &'a str, _: Timestamp) -> Answer<'a, bool> {
+        async { Ok(false) }.boxed()
+    }
+
+    fn tidy(&self, _: Timestamp) -> Answer<'_, bool> {
+        async { Ok(false) }.boxed()
     }
 }
 
@@ -215,7 +247,16 @@ impl Fixture {
         let config = Arc::new(ArcSwap::from_pointee(config));
         let replies_to = Replies::new(move |message| _ = sender.send(message.into()));
         let (health, metrics) = (Health::default(), Arc::default());
-        let addr = Aggregator::new(store.clone(), letters.clone(), replies_to, config, health.clone(), metrics).start();
+        let addr = Aggregator::new(
+            store.clone(),
+            letters.clone(),
+            replies_to,
+            Rebuilding::new(None, tokio::runtime::Handle::current()),
+            config,
+            health.clone(),
+            metrics,
+        )
+        .start();
         let budget = ByteBudget::new(1 << 30, Gauge::default());
         let mut fixture = Self { addr, store, letters, replies, budget, health };
         fixture.expect([Reply::Started, Reply::Hold(false)]).await;

@@ -11,7 +11,7 @@ use anyhow::Context;
 
 use super::Daemon;
 use crate::{
-    aggregate::Aggregator,
+    aggregate::{Aggregator, Archived, ConfiguredArchive, Rebuilding},
     archive::{
         spool::{DiskPressure, Spooler},
         upload::{self, Archive, Uploader},
@@ -152,9 +152,21 @@ impl Daemon {
             Some(log) => Arc::new(log),
             None => running.kafka_letters(config),
         };
+        let archive =
+            || Arc::new(ConfiguredArchive::new(self.env.config.clone(), self.io.clone())) as Arc<dyn Archived>;
+        let (archived, io) = (config.archive.is_on().then(archive), self.io.clone());
         running.guarded.push(supervise(ActorName::Aggregator, aggregator.clone(), &self.env, move |env, _| {
             let Env { config, health, metrics, .. } = env;
-            Ok(Aggregator::new(store.clone(), dead_letters.clone(), replies.clone(), config, health, metrics))
+            let rebuilding = Rebuilding::new(archived.clone(), io.clone());
+            Ok(Aggregator::new(
+                store.clone(),
+                dead_letters.clone(),
+                replies.clone(),
+                rebuilding,
+                config,
+                health,
+                metrics,
+            ))
         }));
         let (log, consumer) = (running.log.clone(), running.aggregate.clone());
         running.guarded.push(self.consume(SinkName::Aggregate, config, aggregator, consumer, log));

@@ -21,7 +21,7 @@ impl Range {
 }
 
 /// One of all rebuilds that there ever were in a store: what is said of an earlier one changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RebuildId {
     pub aggregate: String,
     /// Names the shadow.
@@ -52,7 +52,7 @@ impl Progress {
     }
 
     /// As the stores keep it.
-    pub(super) fn parts(self) -> (&'static str, Offset) {
+    pub(crate) fn parts(self) -> (&'static str, Offset) {
         match self {
             Self::History(cursor) => ("history", cursor),
             Self::Catching(from) => ("catching", from),

@@ -1,0 +1,336 @@
+//! What the aggregator does for rebuilds: it looks for them, has the history of its partitions read, one at a time, takes the
+//! shadows over where the archive ends, and has each that is complete swapped in.
+//!
+//! A shadow that comes or goes changes what is counted: every partition is then assigned anew, by the new list, and goes on behind
+//! its fences as after a restart.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
+use tokio::runtime::Handle;
+
+use super::{
+    Aggregator, State, flush,
+    history::{Archived, Ended, Reading},
+    limits,
+    open::Reader,
+};
+use crate::{
+    consume::Reassign,
+    log::Epoch,
+    position::{Offset, Partition, Timestamp},
+    store::{
+        Counted, Prepared, Store, StoreError,
+        rebuild::{Progress, Reached, Rebuild, RebuildId, Swapped},
+    },
+};
+
+/// How often rebuilds are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+/// After the archive, or the store, could not be read.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// What is under way.
+pub struct Rebuilding {
+    /// `None` where there is no archive.
+    archived: Option<Arc<dyn Archived>>,
+    io: Handle,
+    /// All that were under way when the list was made.
+    seen: BTreeSet<RebuildId>,
+    reading: Option<Underway>,
+    /// After a failure nothing is read for a while.
+    not_before: Option<Instant>,
+    renewal: Option<Renewal>,
+}
+
+/// The partition whose history is read.
+struct Underway {
+    partition: Partition,
+    epoch: Epoch,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Underway {
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Underway {
+    /// With the actor.
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// The list is made anew.
+struct Renewal {
+    /// After this one was swapped in.
+    swap: Option<RebuildId>,
+}
+
+impl Rebuilding {
+    /// `io` is a multi-thread runtime, on whose blocking threads the archive is read.
+    pub fn new(archived: Option<Arc<dyn Archived>>, io: Handle) -> Self {
+        Self { archived, io, seen: BTreeSet::new(), reading: None, not_before: None, renewal: None }
+    }
+
+    /// Nothing is flushed until the list is made anew.
+    pub(super) fn is_renewing(&self) -> bool {
+        self.renewal.is_some()
+    }
+}
+
+impl Rebuilding {
+    fn may_read(&self) -> bool {
+        self.reading.is_none() && self.not_before.is_none_or(|at| at <= Instant::now())
+    }
+}
+
+async fn under_way(store: &dyn Store, names: &[String]) -> Result<Vec<Rebuild>, StoreError> {
+    let mut all = Vec::new();
+    for name in names {
+        all.extend(store.rebuilds().find(name).await?.filter(|rebuild| rebuild.finished.is_none()));
+    }
+    Ok(all)
+}
+
+/// Where live counting of a partition has to begin: at its position, or before it where a shadow has less. `log_start` is the first
+/// offset that the log has.
+pub(super) async fn first_uncounted(
+    store: &dyn Store,
+    shadows: &[String],
+    partition: Partition,
+    position: Offset,
+    log_start: Offset,
+) -> Result<Offset, StoreError> {
+    store.rebuilds().leave_out(partition, position).await?;
+    let mut at = position;
+    for rebuild in under_way(store, shadows).await? {
+        let Some(Reached { progress: Progress::Catching(from), records }) = rebuild.partitions.get(&partition) else {
+            continue;
+        };
+        if *from >= log_start {
+            at = at.min(*from);
+        } else {
+            // The log has removed what was archived last: the archive has it.
+            let back = Reached { progress: Progress::History(*from), records: *records };
+            store.rebuilds().reached(&rebuild.id, partition, back).await?;
+        }
+    }
+    Ok(at)
+}
+
+impl Aggregator {
+    /// Compares the definitions with those that the store knows, until that succeeds; then loads what waits for it.
+    pub(super) fn prepare(&mut self, attempts: u32, ctx: &mut Context<Self>) {
+        let (store, names) = (self.store.clone(), self.names());
+        let prepare = async move {
+            // What begins in between is seen at the next look.
+            let seen = under_way(&*store, &names).await?;
+            Ok::<_, StoreError>((seen, store.prepare().await?))
+        };
+        ctx.spawn(prepare.into_actor(self).map(move |prepared, actor, ctx| match prepared {
+            Ok((seen, Prepared { remarks, counted })) => {
+                actor.prepared = true;
+                actor.rebuilding.seen = seen.into_iter().map(|rebuild| rebuild.id).collect();
+                actor.reader = Reader::new(&actor.config.load(), &counted);
+                actor.limits = limits(&counted);
+                for remark in &remarks {
+                    tracing::warn!(
+                        store = actor.dependency,
+                        remark,
+                        "the store is not as it should be, counting goes on"
+                    );
+                }
+                actor.remark = (!remarks.is_empty()).then(|| remarks.join("; "));
+                actor.works();
+                let assigned: Vec<_> =
+                    actor.partitions.iter().map(|(partition, held)| (*partition, held.epoch)).collect();
+                for (partition, epoch) in assigned {
+                    actor.load(partition, epoch, 0, ctx);
+                }
+            }
+            Err(error) => {
+                actor.store_failed(&error);
+                ctx.run_later(flush::BACKOFF.pause(attempts + 1), move |actor, ctx| actor.prepare(attempts + 1, ctx));
+            }
+        }));
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.config.load().aggregate.iter().map(|aggregate| aggregate.name.clone()).collect()
+    }
+
+    /// The names of the aggregates whose shadows are counted.
+    pub(super) fn shadows(&self) -> Vec<String> {
+        let shadows = self.reader.counted.iter().filter(|counted| !counted.is_active());
+        shadows.map(|counted| counted.aggregate.name.clone()).collect()
+    }
+
+    /// Looks for rebuilds that are under way, again and again.
+    pub(super) fn look(&mut self, ctx: &mut Context<Self>) {
+        let (store, names) = (self.store.clone(), self.names());
+        let look = async move {
+            let found = under_way(&*store, &names).await?;
+            store.rebuilds().tidy(Timestamp::now()).await?;
+            Ok::<_, StoreError>(found)
+        };
+        ctx.spawn(look.into_actor(self).map(|found, actor, ctx| {
+            match found {
+                Ok(found) if actor.prepared && !actor.rebuilding.is_renewing() => actor.looked(&found, ctx),
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "rebuilds cannot be looked for now, trying again"),
+            }
+            ctx.run_later(LOOK, Self::look);
+        }));
+    }
+
+    fn looked(&mut self, found: &[Rebuild], ctx: &mut Context<Self>) {
+        if let Some(reading) = &self.rebuilding.reading
+            && self.partitions.get(&reading.partition).is_none_or(|assigned| assigned.epoch != reading.epoch)
+        {
+            reading.cancel();
+        }
+        let under_way: BTreeSet<&RebuildId> = found.iter().map(|rebuild| &rebuild.id).collect();
+        if !under_way.into_iter().eq(&self.rebuilding.seen) {
+            return self.renew(None, ctx);
+        }
+        for rebuild in found {
+            let of_it = |counted: &Counted| !counted.is_active() && counted.aggregate.name == rebuild.id.aggregate;
+            // One of another definition is of another configuration.
+            let Some(shadow) = self.reader.counted.iter().position(of_it) else { continue };
+            if rebuild.is_complete() {
+                return self.renew(Some(rebuild.id.clone()), ctx);
+            }
+            self.note_what_caught_up(shadow, rebuild, ctx);
+            self.read_history(shadow, rebuild, ctx);
+        }
+    }
+
+    /// Partitions whose shadows have what all others have.
+    fn note_what_caught_up(&self, shadow: usize, rebuild: &Rebuild, ctx: &mut Context<Self>) {
+        let mut live = Vec::new();
+        for (partition, Reached { progress, records }) in &rebuild.partitions {
+            let Some(State::Open(open)) = self.partitions.get(partition).map(|assigned| &assigned.state) else {
+                continue;
+            };
+            let is_catching = matches!(progress, Progress::Catching(_)) && open.progress(shadow) == *progress;
+            if is_catching && open.fold.confirmed() >= open.committed {
+                live.push((*partition, Reached { progress: Progress::Live, records: *records }));
+            }
+        }
+        if live.is_empty() {
+            return;
+        }
+        let (store, id) = (self.store.clone(), rebuild.id.clone());
+        let note = async move {
+            for (partition, reached) in live {
+                store.rebuilds().reached(&id, partition, reached).await?;
+            }
+            Ok::<_, StoreError>(())
+        };
+        ctx.spawn(note.into_actor(self).map(|noted, _, _| {
+            if let Err(error) = noted {
+                tracing::debug!(%error, "the progress of a rebuild cannot be stored now, trying again");
+            }
+        }));
+    }
+
+    /// Has the history of a partition read, unless that of one is.
+    fn read_history(&mut self, shadow: usize, rebuild: &Rebuild, ctx: &mut Context<Self>) {
+        let Some(archived) = self.rebuilding.archived.clone().filter(|_| self.rebuilding.may_read()) else { return };
+        let found = rebuild.partitions.iter().find_map(|(partition, reached)| {
+            let assigned = self.partitions.get(partition)?;
+            let is_open = matches!(assigned.state, State::Open(_));
+            (is_open && matches!(reached.progress, Progress::History(_))).then_some((*partition, *reached, assigned))
+        });
+        let Some((partition, reached, assigned)) = found else { return };
+        let (epoch, cancelled) = (assigned.epoch, Arc::new(AtomicBool::new(false)));
+        let reading = Reading {
+            archived,
+            store: self.store.clone(),
+            letters: self.dead_letters.clone(),
+            config: self.config.load_full(),
+            counted: self.reader.counted.clone(),
+            limits: self.limits.clone(),
+            shadow,
+            id: rebuild.id.clone(),
+            partition,
+            identity: assigned.identity.clone(),
+            bounds: self.reader.fields.bounds(),
+            io: self.rebuilding.io.clone(),
+            cancelled: cancelled.clone(),
+        };
+        self.rebuilding.reading = Some(Underway { partition, epoch, cancelled });
+        let read = self.rebuilding.io.spawn_blocking(move || reading.run(reached));
+        ctx.spawn(read.into_actor(self).map(move |ended, actor, ctx| {
+            let ended = ended.unwrap_or_else(|panic| Ended::Failed(panic.to_string()));
+            match ended {
+                Ended::CaughtUp(_) => actor.reassign(partition, epoch),
+                Ended::Over | Ended::Fenced => {}
+                Ended::Failed(why) => {
+                    tracing::warn!(%partition, why, "the history of a rebuild cannot be read now, trying again");
+                    actor.rebuilding.not_before = Some(Instant::now() + PAUSE);
+                }
+            }
+            actor.rebuilding.reading = None;
+            actor.renew_now(ctx);
+        }));
+    }
+
+    /// Begins the partition again, from what is durable.
+    fn reassign(&mut self, partition: Partition, epoch: Epoch) {
+        if self.state(partition, epoch).is_some() {
+            self.partitions.remove(&partition);
+            self.replies.reassign(Reassign { partition, epoch });
+        }
+    }
+
+    /// Makes the list anew, once no flush is in flight whose statements mean the present one.
+    fn renew(&mut self, swap: Option<RebuildId>, ctx: &mut Context<Self>) {
+        self.rebuilding.renewal = Some(Renewal { swap });
+        if let Some(reading) = &self.rebuilding.reading {
+            reading.cancel();
+        }
+        self.renew_now(ctx);
+    }
+
+    /// Does so, if that is wanted and possible.
+    pub(super) fn renew_now(&mut self, ctx: &mut Context<Self>) {
+        if self.flush.is_some() || self.rebuilding.reading.is_some() {
+            return;
+        }
+        let Some(Renewal { swap }) = self.rebuilding.renewal.take() else { return };
+        self.prepared = false;
+        for (partition, assigned) in std::mem::take(&mut self.partitions) {
+            self.replies.reassign(Reassign { partition, epoch: assigned.epoch });
+        }
+        self.update_hold();
+        let store = self.store.clone();
+        let swapped = async move {
+            match &swap {
+                Some(id) => store.rebuilds().swap(id, Timestamp::now()).await.map(|swapped| (swapped, swap.clone())),
+                None => Ok((Swapped::Over, None)),
+            }
+        };
+        ctx.spawn(swapped.into_actor(self).map(|swapped, actor, ctx| {
+            match swapped {
+                Ok((Swapped::Yes, Some(RebuildId { aggregate, .. }))) => {
+                    tracing::info!(aggregate, "the aggregate is rebuilt: queries are answered from the new buckets");
+                }
+                Ok(_) => {}
+                // It may have taken effect, which the list says.
+                Err(error) => tracing::warn!(%error, "a rebuild cannot be swapped in now, trying again"),
+            }
+            actor.prepare(0, ctx);
+        }));
+    }
+}
