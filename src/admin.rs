@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
+    aggregate::Archived,
     config::{AdminConfig, LiveConfig},
     health::Health,
     http::{self, Problem},
@@ -43,6 +44,7 @@ mod live;
 pub mod openapi;
 mod pages;
 mod positions;
+mod rebuild;
 pub mod times;
 
 pub use dead_letters::DeadLetterService;
@@ -60,6 +62,8 @@ pub struct AdminState {
     pub metrics: Arc<Metrics>,
     /// Present where this process aggregates.
     pub store: Option<Arc<dyn Store>>,
+    /// The archive, where there is one.
+    pub archived: Option<Arc<dyn Archived>>,
     pub dead_letters: DeadLetterService,
     pub reloader: Arc<Reloader>,
     pub tls: Arc<Tls>,
@@ -177,6 +181,13 @@ fn routes(app: &mut web::ServiceConfig, state: web::Data<AdminState>) {
         .service(only("/reload", "POST", web::post().to(reload)))
         .service(only("/v1/aggregates", "GET, HEAD", get().to(aggregates::list)))
         .service(only("/v1/aggregates/{name}", "GET, HEAD", get().to(aggregates::query)))
+        .service(
+            web::resource("/v1/aggregates/{name}/rebuild")
+                .route(get().to(rebuild::show))
+                .route(web::post().to(rebuild::begin))
+                .route(web::delete().to(rebuild::cancel))
+                .default_service(web::to(|| method_not_allowed("GET, HEAD, POST, DELETE"))),
+        )
         .service(only("/v1/events", "GET, HEAD", get().to(events::query)))
         .service(
             web::resource("/v1/dead-letters")

@@ -42,10 +42,10 @@ use crate::{
     store::{Blocked, Counted, Flushed, RefusedEvent, Store, StoreError},
 };
 
-pub use archived::ConfiguredArchive;
+pub use archived::configured_archive;
 use flush::{Attempt, Attempted, Failure, Flush, Part, Statements};
 pub use fold::{Coverage, GroupFold, PartitionFold};
-pub use history::Archived;
+pub use history::{Archived, Chain};
 pub use limit::{KnownGroups, Limit};
 use open::{Loaded, OpenPartition, Reader};
 pub use rebuild::Rebuilding;
@@ -167,9 +167,9 @@ impl Aggregator {
         let (topic, generation) = (self.reader.topic.clone(), self.reader.generation);
         let source = Source { topic, generation, partition };
         let bounds = self.reader.fields.bounds();
-        let shadows = self.shadows();
+        let (names, counted) = (self.names(), self.reader.counted.clone());
         let load = async move {
-            let at = rebuild::first_uncounted(&*store, &shadows, partition, position, log_start).await;
+            let at = rebuild::first_uncounted(&*store, &names, &counted, partition, position, log_start).await;
             let at = at.map_err(Failure::Store)?;
             let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
             let counted = fences.iter().map(|fence| fence.last_offset.next()).fold(at, Offset::max);

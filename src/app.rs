@@ -34,6 +34,7 @@ use self::{
 };
 use crate::{
     admin::{self, AdminServer, AdminState, DeadLetterService},
+    aggregate::configured_archive,
     backoff::Backoff,
     config::{self, Config, QueueKind, Role, Roles, Sources},
     data_dir::DataDir,
@@ -202,6 +203,7 @@ impl Daemon {
             health: self.env.health.clone(),
             metrics: self.env.metrics.clone(),
             store,
+            archived: configured_archive(self.env.config.clone(), self.io.clone()),
             dead_letters,
             reloader: self.reloader.clone(),
             tls: self.tls.clone(),

@@ -23,6 +23,7 @@ mod archive;
 mod dlq;
 mod endpoint;
 mod key;
+mod rebuild;
 mod schema;
 mod stats;
 mod status;
@@ -63,6 +64,8 @@ enum Command {
     Status(status::Status),
     /// Show what a running daemon counted: a table with a line over time for each group, or without a name the aggregates
     Stats(stats::Stats),
+    /// Have a running daemon count an aggregate anew from the archive, by its present definition
+    Rebuild(rebuild::Rebuild),
     /// List, show, replay and purge dead letters: of the running daemon, or of its queue while none runs
     #[command(subcommand)]
     Dlq(dlq::Command),
@@ -132,6 +135,7 @@ pub fn main() -> ExitCode {
         }
         Command::Status(command) => status::status(options, &command),
         Command::Stats(command) => stats::stats(options, &command),
+        Command::Rebuild(command) => rebuild::rebuild(options, &command),
         Command::Dlq(command) => dlq::dlq(options, &command),
         Command::Config { options: later, json } => show(&options.and_then(later).sources(), json),
         Command::Key(command) => key::key(command),
@@ -265,7 +269,7 @@ mod tests {
         let cli = Cli::try_parse_from(["ingestd"].iter().chain(arguments)).unwrap();
         match cli.command {
             None => cli.options,
-            Some(Command::Dlq(_) | Command::Status(_) | Command::Stats(_)) => {
+            Some(Command::Dlq(_) | Command::Status(_) | Command::Stats(_) | Command::Rebuild(_)) => {
                 unreachable!("its options stand with its own")
             }
             Some(Command::Key(_)) => unreachable!("it reads no configuration"),

@@ -3,11 +3,13 @@
 //! - [`registry`]: what actors and dependencies say of themselves, and which partitions are halted.
 //! - [`gate`]: whether events are taken at present, and for which reasons they are not.
 //! - [`counted`]: how far records are counted, for those who wait for theirs.
+//! - [`rebuilds`]: what keeps rebuilds of aggregates from going on.
 //! - [`readiness`]: what follows from both for the parts that this process runs.
 
 mod counted;
 mod gate;
 mod readiness;
+mod rebuilds;
 mod registry;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ pub use self::{
     counted::Counted,
     gate::{Closed, Gate, Reason},
     readiness::{Pipeline, Readiness},
+    rebuilds::RebuildsWaiting,
     registry::{ActorState, ActorStatus, DependencyStatus, Halted},
 };
 
@@ -27,6 +30,7 @@ pub use self::{
 pub struct Health {
     pub gate: Gate,
     pub counted: Counted,
+    pub rebuilds: RebuildsWaiting,
     registry: Arc<Mutex<Registry>>,
     pipeline: Arc<Pipeline>,
 }

@@ -19,8 +19,8 @@ use chrono::{DateTime, Utc};
 use futures::future::BoxFuture;
 use thiserror::Error;
 
-pub use counted::{Counted, Version};
-use counted::{Definition, Known, Versions};
+pub use counted::{Counted, Definition, Version};
+use counted::{Known, Versions};
 pub use events::{Cursor, EventsPage, EventsQuery};
 pub use query::{Query, Rows};
 use rebuild::Progress;

@@ -65,7 +65,7 @@ pub async fn query(
     Ok(answer::of_rows(&request, aggregate, &asked, rows, turn))
 }
 
-fn store<'s>(state: &'s AdminState, config: &Config) -> Result<&'s dyn Store, Problem> {
+pub(super) fn store<'s>(state: &'s AdminState, config: &Config) -> Result<&'s dyn Store, Problem> {
     state.store.as_deref().ok_or_else(|| {
         Problem::not_found(match config.store.kind {
             StoreKind::None => "store.kind is \"none\": this daemon keeps no aggregates".to_owned(),

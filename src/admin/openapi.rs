@@ -1,6 +1,7 @@
 //! What the admin listener answers, as OpenAPI.
 
 mod aggregates;
+mod rebuild;
 
 use serde_json::{Map, Value, json};
 
@@ -26,6 +27,7 @@ pub fn document(config: &Config) -> Vec<u8> {
         ("/reload", methods([("post", reload())])),
         ("/v1/aggregates", get(aggregates::list())),
         ("/v1/aggregates/{name}", get(aggregates::rows(config))),
+        ("/v1/aggregates/{name}/rebuild", rebuild::path(config)),
         ("/v1/events", get(events())),
         ("/v1/dead-letters", letters()),
         ("/v1/dead-letters/replay", methods([("post", replay(config))])),

@@ -116,6 +116,7 @@ pub(super) fn state() -> AdminState {
         health: Health::default(),
         metrics: Arc::default(),
         store: Some(Arc::new(FakeStore::Rows)),
+        archived: None,
         dead_letters: DeadLetterService::default(),
         tls: Arc::new(Tls::new([None, None], &Arc::default()).unwrap()),
         roles: vec!["ingestor", "producer"],

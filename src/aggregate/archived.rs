@@ -1,10 +1,10 @@
 //! The archive, as a rebuild reads it: the objects of a partition in the order of its chain, line by line.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, sync::Arc};
 
 use tokio::runtime::Handle;
 
-use super::history::{Archived, Piece};
+use super::history::{Archived, Chain, Piece};
 use crate::{
     archive::{
         line::Line,
@@ -16,17 +16,19 @@ use crate::{
     position::{Offset, Partition, Timestamp},
 };
 
-/// The archive of the configuration. It is opened when it is read, as a folder may not be there before.
-pub struct ConfiguredArchive {
+/// The archive of the configuration; nothing where there is none.
+pub fn configured_archive(config: LiveConfig, io: Handle) -> Option<Arc<dyn Archived>> {
+    let is_on = config.load().archive.is_on();
+    is_on.then(|| Arc::new(ConfiguredArchive { config, io }) as Arc<dyn Archived>)
+}
+
+/// It is opened when it is read, as a folder may not be there before.
+struct ConfiguredArchive {
     config: LiveConfig,
     io: Handle,
 }
 
 impl ConfiguredArchive {
-    pub fn new(config: LiveConfig, io: Handle) -> Self {
-        Self { config, io }
-    }
-
     fn open(&self) -> anyhow::Result<ArchiveReader> {
         let config = self.config.load_full();
         let archive = Archive::open_existing(&config, config.queue.name().to_string())?;
@@ -43,12 +45,22 @@ enum Stop {
 }
 
 impl Archived for ConfiguredArchive {
-    fn partitions(&self) -> anyhow::Result<Vec<Partition>> {
+    fn chains(&self) -> anyhow::Result<Vec<Chain>> {
         let reader = self.open()?;
         let objects = reader.ask(|| reader.archive.list_objects())?.objects;
-        let mut partitions: Vec<_> = objects.iter().map(|object| object.name.partition).collect();
-        partitions.dedup();
-        Ok(partitions)
+        let mut chains: Vec<Chain> = Vec::new();
+        for object in &objects {
+            let partition = object.name.partition;
+            if chains.last().is_some_and(|chain| chain.partition == partition) {
+                continue;
+            }
+            let begins_late = match object.name.chain_offset {
+                Offset(0) => None,
+                _ => first_received(&reader, object)?,
+            };
+            chains.push(Chain { partition, begins_late });
+        }
+        Ok(chains)
     }
 
     fn each(
@@ -80,6 +92,18 @@ impl Archived for ConfiguredArchive {
                 return Ok(());
             }
         }
+    }
+}
+
+/// When the first record of an object was received; nothing where it has none.
+fn first_received(reader: &ArchiveReader, object: &ListedObject) -> anyhow::Result<Option<Timestamp>> {
+    let read = reader.each_line(object, |text| Err(Line::parse(text).map(|line| line.received)));
+    match read {
+        Ok(Ok(())) => Ok(None),
+        Ok(Err(ReadError::Store(error))) => Err(reader.sentence(&error)),
+        Ok(Err(why)) => anyhow::bail!("the archive's object {}: {why}", reader.key(object)),
+        Err(Ok(received)) => Ok(Some(Timestamp(received.timestamp_millis()))),
+        Err(Err(why)) => anyhow::bail!("a line of the archive's object {}: {why}", reader.key(object)),
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -42,10 +43,18 @@ pub struct Piece {
     pub records: RecordBuffer,
 }
 
+/// A partition in the archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chain {
+    pub partition: Partition,
+    /// When its first record was received, where that is not the log's first: what was counted before is not in the archive.
+    pub begins_late: Option<Timestamp>,
+}
+
 /// The records that are archived.
 pub trait Archived: Send + Sync {
     /// The partitions that it has. Blocks.
-    fn partitions(&self) -> anyhow::Result<Vec<Partition>>;
+    fn chains(&self) -> anyhow::Result<Vec<Chain>>;
 
     /// Hands out a partition's records from an offset on, in pieces of some megabytes, until there are no more. Blocks.
     fn each(
@@ -92,6 +101,8 @@ pub enum Ended {
 impl Reading {
     /// What is held before it is flushed.
     const FLUSH_BYTES: usize = 8 << 20;
+    /// What is read again after a kill, at most, and how often the progress moves.
+    const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
     /// Reads from `cursor` on, after so many records. Blocks: for a thread of its own.
     pub fn run(self, Reached { progress, records }: Reached) -> Ended {
@@ -104,7 +115,7 @@ impl Reading {
         reader.keep_events = false;
         let mut open = self.open(cursor, &reader)?;
         let (groups, mut records) = (Arc::new(Mutex::new(KnownGroups::default())), records);
-        let mut ended = None;
+        let (mut ended, mut flushed) = (None, Instant::now());
         let budget = ByteBudget::new(1, Gauge::default());
         let read = self.archived.each(self.partition, cursor, &mut |Piece { from, to, records: piece }| {
             if self.cancelled.load(Ordering::Acquire) {
@@ -115,8 +126,13 @@ impl Reading {
             let permit = budget.take(piece.size());
             let batch = Batch { partition: self.partition, epoch: Epoch::fresh(), from, to, records: piece, permit };
             open.take(&batch, &mut reader);
-            if open.bytes() >= Self::FLUSH_BYTES || open.fold.touched() >= self.config.aggregator.flush_buckets {
-                match self.flush(&mut open, &groups, records) {
+            if open.bytes() >= Self::FLUSH_BYTES
+                || open.fold.touched() >= self.config.aggregator.flush_buckets
+                || flushed.elapsed() >= Self::FLUSH_EVERY
+            {
+                let outcome = self.flush(&mut open, &groups, records);
+                flushed = Instant::now();
+                match outcome {
                     Ok(None) => {}
                     other => {
                         ended = Some(other.map(|ended| ended.unwrap_or(Ended::Over)));
@@ -149,7 +165,7 @@ impl Reading {
         let history = self.store.history(self.partition, cursor, self.bounds);
         let mut history = self.io.block_on(history).map_err(wait)?;
         history.progress = (0..self.counted.len())
-            .map(|index| if index == self.shadow { Progress::Live } else { Progress::History(Offset(0)) })
+            .map(|index| if index == self.shadow { Progress::default() } else { Progress::History(Offset(0)) })
             .collect();
         // Windows that are kept no longer are not rebuilt.
         let kept_from = reader.grouping.kept_from(Timestamp::now()).nth(self.shadow).flatten();
@@ -159,7 +175,7 @@ impl Reading {
         let source = Source { topic: reader.topic.clone(), generation: reader.generation, partition: self.partition };
         let letters: BTreeSet<Offset> = self
             .io
-            .block_on(self.letters.known(source, cursor))
+            .block_on(self.letters.known(source, Offset(0)))
             .map_err(|why| format!("dead letters cannot be read: {why:#}"))?;
         let others: Vec<_> = self.limits.iter().map(|limit| limit.other.clone()).collect();
         let fold = PartitionFold::assign(self.partition, cursor, &others, fences);

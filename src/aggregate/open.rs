@@ -293,7 +293,7 @@ mod tests {
         let (partition, epoch, from) = (Partition(0), Epoch::fresh(), Offset(0));
         let fold = PartitionFold::assign(partition, from, &["[]".into()], Vec::new());
         let (history, fields) = (
-            History { bounds: Vec::new(), removed: vec![None], progress: vec![Progress::Live] },
+            History { bounds: Vec::new(), removed: vec![None], progress: vec![Progress::default()] },
             reader.fields.clone(),
         );
         let mut open = OpenPartition::new(fold, BTreeSet::new(), BTreeMap::new(), history, &fields);

@@ -36,6 +36,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 /// After the archive, or the store, could not be read.
 const PAUSE: Duration = Duration::from_secs(10);
+/// A position is noted anew when so many records more are counted.
+const NOTED_AGAIN: u64 = 10_000;
 
 /// What is under way.
 pub struct Rebuilding {
@@ -94,38 +96,58 @@ impl Rebuilding {
     }
 }
 
-async fn under_way(store: &dyn Store, names: &[String]) -> Result<Vec<Rebuild>, StoreError> {
+/// The last rebuild of each of these aggregates.
+async fn find(store: &dyn Store, names: &[String]) -> Result<Vec<Rebuild>, StoreError> {
     let mut all = Vec::new();
     for name in names {
-        all.extend(store.rebuilds().find(name).await?.filter(|rebuild| rebuild.finished.is_none()));
+        all.extend(store.rebuilds().find(name).await?);
     }
     Ok(all)
 }
 
-/// Where live counting of a partition has to begin: at its position, or before it where a shadow has less. `log_start` is the first
-/// offset that the log has.
+fn under_way(found: &[Rebuild]) -> impl Iterator<Item = &Rebuild> {
+    found.iter().filter(|rebuild| rebuild.finished.is_none())
+}
+
+/// Where live counting of a partition has to begin: at its position, or before it where a shadow, or what was one, has less.
+/// `log_start` is the first offset that the log has.
 pub(super) async fn first_uncounted(
     store: &dyn Store,
-    shadows: &[String],
+    names: &[String],
+    counted: &[Counted],
     partition: Partition,
     position: Offset,
     log_start: Offset,
 ) -> Result<Offset, StoreError> {
     store.rebuilds().leave_out(partition, position).await?;
     let mut at = position;
-    for rebuild in under_way(store, shadows).await? {
-        let Some(Reached { progress: Progress::Catching(from), records }) = rebuild.partitions.get(&partition) else {
+    for rebuild in find(store, names).await? {
+        let is_over = rebuild.finished.is_some();
+        if !is_over && shadow_of(&rebuild, counted).is_none() {
             continue;
-        };
-        if *from >= log_start {
-            at = at.min(*from);
-        } else {
-            // The log has removed what was archived last: the archive has it.
-            let back = Reached { progress: Progress::History(*from), records: *records };
-            store.rebuilds().reached(&rebuild.id, partition, back).await?;
+        }
+        match rebuild.partitions.get(&partition) {
+            Some(Reached { progress: Progress::Catching(from), .. }) if *from >= log_start => at = at.min(*from),
+            Some(Reached { progress: Progress::Catching(from), records }) if !is_over => {
+                // The log has removed what was archived last: the archive has it.
+                let back = Reached { progress: Progress::History(*from), records: *records };
+                store.rebuilds().reached(&rebuild.id, partition, back).await?;
+            }
+            None if !is_over => {
+                let live = Reached { progress: Progress::Live(position), records: 0 };
+                store.rebuilds().reached(&rebuild.id, partition, live).await?;
+            }
+            _ => {}
         }
     }
     Ok(at)
+}
+
+/// The index of what a rebuild fills, where it is counted.
+fn shadow_of(rebuild: &Rebuild, counted: &[Counted]) -> Option<usize> {
+    // One of another definition is of another configuration.
+    let of_it = |counted: &Counted| !counted.is_active() && counted.aggregate.name == rebuild.id.aggregate;
+    counted.iter().position(of_it)
 }
 
 impl Aggregator {
@@ -134,13 +156,13 @@ impl Aggregator {
         let (store, names) = (self.store.clone(), self.names());
         let prepare = async move {
             // What begins in between is seen at the next look.
-            let seen = under_way(&*store, &names).await?;
-            Ok::<_, StoreError>((seen, store.prepare().await?))
+            let found = find(&*store, &names).await?;
+            Ok::<_, StoreError>((found, store.prepare().await?))
         };
         ctx.spawn(prepare.into_actor(self).map(move |prepared, actor, ctx| match prepared {
-            Ok((seen, Prepared { remarks, counted })) => {
+            Ok((found, Prepared { remarks, counted })) => {
                 actor.prepared = true;
-                actor.rebuilding.seen = seen.into_iter().map(|rebuild| rebuild.id).collect();
+                actor.rebuilding.seen = under_way(&found).map(|rebuild| rebuild.id.clone()).collect();
                 actor.reader = Reader::new(&actor.config.load(), &counted);
                 actor.limits = limits(&counted);
                 for remark in &remarks {
@@ -165,21 +187,15 @@ impl Aggregator {
         }));
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         self.config.load().aggregate.iter().map(|aggregate| aggregate.name.clone()).collect()
-    }
-
-    /// The names of the aggregates whose shadows are counted.
-    pub(super) fn shadows(&self) -> Vec<String> {
-        let shadows = self.reader.counted.iter().filter(|counted| !counted.is_active());
-        shadows.map(|counted| counted.aggregate.name.clone()).collect()
     }
 
     /// Looks for rebuilds that are under way, again and again.
     pub(super) fn look(&mut self, ctx: &mut Context<Self>) {
         let (store, names) = (self.store.clone(), self.names());
         let look = async move {
-            let found = under_way(&*store, &names).await?;
+            let found = find(&*store, &names).await?;
             store.rebuilds().tidy(Timestamp::now()).await?;
             Ok::<_, StoreError>(found)
         };
@@ -199,32 +215,42 @@ impl Aggregator {
         {
             reading.cancel();
         }
-        let under_way: BTreeSet<&RebuildId> = found.iter().map(|rebuild| &rebuild.id).collect();
-        if !under_way.into_iter().eq(&self.rebuilding.seen) {
+        let ids: BTreeSet<&RebuildId> = under_way(found).map(|rebuild| &rebuild.id).collect();
+        if !ids.into_iter().eq(&self.rebuilding.seen) {
             return self.renew(None, ctx);
         }
         for rebuild in found {
-            let of_it = |counted: &Counted| !counted.is_active() && counted.aggregate.name == rebuild.id.aggregate;
-            // One of another definition is of another configuration.
-            let Some(shadow) = self.reader.counted.iter().position(of_it) else { continue };
+            if rebuild.finished.is_some() {
+                self.note_what_is_counted(None, rebuild, ctx);
+                continue;
+            }
+            let Some(shadow) = shadow_of(rebuild, &self.reader.counted) else { continue };
             if rebuild.is_complete() {
                 return self.renew(Some(rebuild.id.clone()), ctx);
             }
-            self.note_what_caught_up(shadow, rebuild, ctx);
+            self.note_what_is_counted(Some(shadow), rebuild, ctx);
             self.read_history(shadow, rebuild, ctx);
         }
     }
 
-    /// Partitions whose shadows have what all others have.
-    fn note_what_caught_up(&self, shadow: usize, rebuild: &Rebuild, ctx: &mut Context<Self>) {
+    /// Notes the partitions whose shadow, or what has been one since they were assigned, has what all others have.
+    fn note_what_is_counted(&self, shadow: Option<usize>, rebuild: &Rebuild, ctx: &mut Context<Self>) {
         let mut live = Vec::new();
         for (partition, Reached { progress, records }) in &rebuild.partitions {
             let Some(State::Open(open)) = self.partitions.get(partition).map(|assigned| &assigned.state) else {
                 continue;
             };
-            let is_catching = matches!(progress, Progress::Catching(_)) && open.progress(shadow) == *progress;
-            if is_catching && open.fold.confirmed() >= open.committed {
-                live.push((*partition, Reached { progress: Progress::Live, records: *records }));
+            let (counted, confirmed) = (shadow.map(|shadow| open.progress(shadow)), open.fold.confirmed());
+            let is_new = match progress {
+                Progress::History(_) => false,
+                Progress::Catching(_) => {
+                    counted.is_none_or(|counted| counted == *progress) && confirmed >= open.committed
+                }
+                // Lest much is read again where the rebuild of other partitions takes long.
+                Progress::Live(at) => shadow.is_some() && confirmed.since(*at) >= NOTED_AGAIN,
+            };
+            if is_new {
+                live.push((*partition, Reached { progress: Progress::Live(confirmed), records: *records }));
             }
         }
         if live.is_empty() {
@@ -270,14 +296,20 @@ impl Aggregator {
             cancelled: cancelled.clone(),
         };
         self.rebuilding.reading = Some(Underway { partition, epoch, cancelled });
+        let name = rebuild.id.aggregate.clone();
         let read = self.rebuilding.io.spawn_blocking(move || reading.run(reached));
         ctx.spawn(read.into_actor(self).map(move |ended, actor, ctx| {
             let ended = ended.unwrap_or_else(|panic| Ended::Failed(panic.to_string()));
             match ended {
-                Ended::CaughtUp(_) => actor.reassign(partition, epoch),
-                Ended::Over | Ended::Fenced => {}
+                Ended::CaughtUp(_) => {
+                    actor.health.rebuilds.goes_on(&name);
+                    actor.reassign(partition, epoch);
+                }
+                Ended::Over | Ended::Fenced => actor.health.rebuilds.goes_on(&name),
                 Ended::Failed(why) => {
-                    tracing::warn!(%partition, why, "the history of a rebuild cannot be read now, trying again");
+                    tracing::warn!(aggregate = name, %partition, why,
+                        "the history of a rebuild cannot be read now, trying again");
+                    actor.health.rebuilds.waits(&name, format!("partition {partition}: {why}"));
                     actor.rebuilding.not_before = Some(Instant::now() + PAUSE);
                 }
             }

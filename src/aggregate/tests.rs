@@ -63,7 +63,10 @@ impl Store for MemoryStore {
     }
 
     fn history(&self, _: Partition, _: Offset, bounds: TimeBounds) -> BoxFuture<'_, Result<History, StoreError>> {
-        async move { Ok(History { bounds: vec![(Offset(0), bounds)], removed: vec![None], progress: vec![Progress::Live] }) }.boxed()
+        async move {
+            Ok(History { bounds: vec![(Offset(0), bounds)], removed: vec![None], progress: vec![Progress::default()] })
+        }
+        .boxed()
     }
 
     fn remove<'a>(&'a self, _: &'a Removal) -> BoxFuture<'a, Result<bool, StoreError>> {
@@ -148,6 +151,10 @@ impl Store for MemoryStore {
 impl Rebuilds for MemoryStore {
     fn find<'a>(&'a self, _: &'a str) -> Answer<'a, Option<Rebuild>> {
         async { Ok(None) }.boxed()
+    }
+
+    fn can_keep<'a>(&'a self, _: &'a str) -> Answer<'a, bool> {
+        unreachable!("nothing is rebuilt here")
     }
 
     fn begin<'a>(&'a self, _: &'a NewRebuild) -> Answer<'a, Rebuild> {

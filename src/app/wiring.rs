@@ -11,7 +11,7 @@ use anyhow::Context;
 
 use super::Daemon;
 use crate::{
-    aggregate::{Aggregator, Archived, ConfiguredArchive, Rebuilding},
+    aggregate::{Aggregator, Rebuilding, configured_archive},
     archive::{
         spool::{DiskPressure, Spooler},
         upload::{self, Archive, Uploader},
@@ -152,9 +152,7 @@ impl Daemon {
             Some(log) => Arc::new(log),
             None => running.kafka_letters(config),
         };
-        let archive =
-            || Arc::new(ConfiguredArchive::new(self.env.config.clone(), self.io.clone())) as Arc<dyn Archived>;
-        let (archived, io) = (config.archive.is_on().then(archive), self.io.clone());
+        let (archived, io) = (configured_archive(self.env.config.clone(), self.io.clone()), self.io.clone());
         running.guarded.push(supervise(ActorName::Aggregator, aggregator.clone(), &self.env, move |env, _| {
             let Env { config, health, metrics, .. } = env;
             let rebuilding = Rebuilding::new(archived.clone(), io.clone());

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value, json};
 
-use super::{StoreError, StoreOptions, not_configured, rebuild::Range};
+use super::{Query, StoreError, StoreOptions, not_configured, rebuild::Range};
 use crate::{
     config::{AggregateConfig, Measure},
     measure::Plan,
@@ -107,17 +107,26 @@ impl<P> Versions<P> {
         self.counted.len()
     }
 
-    /// The version that is asked.
-    pub fn active(&self, name: &str) -> Result<(usize, &Counted), StoreError> {
+    /// The version that answers a query.
+    ///
+    /// # Errors
+    /// There is none, or it has taken the place of the one that the query was made for.
+    pub fn asked(&self, query: &Query) -> Result<(usize, &Counted), StoreError> {
+        let name = &query.aggregate;
         let mut all = self.counted.iter().enumerate();
-        let found = all.find(|(_, counted)| counted.is_active() && counted.aggregate.name == name);
-        found.ok_or_else(|| not_configured(name))
+        let found = all.find(|(_, counted)| counted.is_active() && counted.aggregate.name == *name);
+        let found = found.ok_or_else(|| not_configured(name))?;
+        if Definition::of(&found.1.aggregate) != query.definition {
+            let why = format!("the aggregate {name:?} was rebuilt by another definition in this moment: ask again");
+            return Err(StoreError::Unavailable(why));
+        }
+        Ok(found)
     }
 }
 
 /// What decides how an aggregate is counted, as a store keeps it. A release of before kept window and `group_by` alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Definition {
+pub struct Definition {
     pub window_ms: i64,
     /// A JSON array of strings.
     pub group_by: String,
@@ -172,11 +181,11 @@ impl Definition {
             false => format!(" and {}", Value::Object(self.more.clone())),
         };
         Err(StoreError::Refused(format!(
-            "[[aggregate]] {:?} was counted with window {}, group_by {}{more} before; \
-             give the changed aggregate a new name, or restore the old definition",
-            aggregate.name,
+            "[[aggregate]] {name:?} was counted with window {}, group_by {}{more} before; rebuild it from the archive \
+             (ingestd rebuild {name}), give the changed aggregate a new name, or restore the old definition",
             humantime::format_duration(Duration::from_millis(self.window_ms.unsigned_abs())),
             self.group_by,
+            name = aggregate.name,
         )))
     }
 
@@ -243,8 +252,10 @@ mod tests {
         assert_eq!((names, active.names_only, active.is_active()), (vec!["total", "top(ip)"], false, true));
         assert_eq!((&shadow.aggregate, shadow.version, shadow.names_only), (&new, Version::Shadow, false));
         assert_eq!(versions.places, ["old", "new"]);
-        assert_eq!(versions.active("a").unwrap().0, 0);
-        assert!(versions.active("b").is_err());
+        let asked = |of: &AggregateConfig| versions.asked(&Query::of(of, Timestamp(0), Timestamp(1))).map(|it| it.0);
+        assert_eq!(asked(&active.aggregate).unwrap(), 0);
+        assert!(matches!(asked(&new), Err(StoreError::Unavailable(_))), "it was made for another definition");
+        assert!(matches!(asked(&AggregateConfig { name: "b".to_owned(), ..old }), Err(StoreError::Refused(_))));
     }
 
     #[test]

@@ -191,6 +191,11 @@ impl Rebuilds for EmbeddedStore {
         Box::pin(self.run(move |database| database.begin_rebuild(&wanted)))
     }
 
+    fn can_keep<'a>(&'a self, aggregate: &'a str) -> Answer<'a, bool> {
+        let aggregate = aggregate.to_owned();
+        Box::pin(self.run(move |database| database.can_keep(&aggregate)))
+    }
+
     fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool> {
         let id = id.clone();
         Box::pin(self.run(move |database| database.rebuild_reached(&id, partition, reached)))

@@ -253,6 +253,11 @@ impl Rebuilds for MongoStore {
         Box::pin(self.call(move |store| async move { rebuild::begin(&store, &wanted).await }))
     }
 
+    fn can_keep<'a>(&'a self, aggregate: &'a str) -> Answer<'a, bool> {
+        let aggregate = aggregate.to_owned();
+        Box::pin(self.call(move |store| async move { rebuild::can_keep(&store, &aggregate).await }))
+    }
+
     fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool> {
         let id = id.clone();
         Box::pin(self.call(move |store| async move { rebuild::reached(&store, &id, partition, reached).await }))

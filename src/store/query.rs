@@ -7,6 +7,7 @@ mod merge;
 mod ranked;
 mod rows;
 
+use super::Definition;
 use crate::{config::AggregateConfig, measure::Sum, position::Timestamp, window::Windows};
 
 pub use groups::GroupName;
@@ -21,6 +22,8 @@ pub const DEFAULT_LIMIT: usize = 10_000;
 #[derive(Debug, Clone)]
 pub struct Query {
     pub aggregate: String,
+    /// That it was made for: `group_by`, conditions and measures are indexes into what it has.
+    pub definition: Definition,
     /// The first window's start.
     pub from: Timestamp,
     /// That of the first window that is not asked for.
@@ -43,6 +46,7 @@ impl Query {
     pub fn of(aggregate: &AggregateConfig, from: Timestamp, to: Timestamp) -> Self {
         Self {
             aggregate: aggregate.name.clone(),
+            definition: Definition::of(aggregate),
             from,
             to,
             step: Step::Of(Windows::of(aggregate)),

@@ -29,15 +29,21 @@ pub struct RebuildId {
 }
 
 /// How far a shadow has the records of a partition.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// Those below, as far as the archive has them; live counting leaves it alone.
     History(Offset),
     /// Those below; live counting begins there.
     Catching(Offset),
-    /// Those that the aggregate itself has.
-    #[default]
-    Live,
+    /// Those that the aggregate itself has: at least those below. Where several processes count, they begin there once more when
+    /// the shadow has taken its place, since one of them may have counted in what it replaces a moment longer.
+    Live(Offset),
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::Live(Offset(0))
+    }
 }
 
 impl Progress {
@@ -47,7 +53,7 @@ impl Progress {
         match self {
             Self::History(_) => false,
             Self::Catching(from) => from <= offset,
-            Self::Live => true,
+            Self::Live(_) => true,
         }
     }
 
@@ -56,7 +62,7 @@ impl Progress {
         match self {
             Self::History(cursor) => ("history", cursor),
             Self::Catching(from) => ("catching", from),
-            Self::Live => ("live", Offset(0)),
+            Self::Live(at) => ("live", at),
         }
     }
 
@@ -64,7 +70,7 @@ impl Progress {
         let position = Offset(position.unsigned_abs());
         match state {
             "catching" => Self::Catching(position),
-            "live" => Self::Live,
+            "live" => Self::Live(position),
             _ => Self::History(position),
         }
     }
@@ -100,7 +106,7 @@ pub struct Rebuild {
 impl Rebuild {
     /// All that there is, is counted by the shadow, too.
     pub fn is_complete(&self) -> bool {
-        self.partitions.values().all(|reached| reached.progress == Progress::Live)
+        self.partitions.values().all(|reached| matches!(reached.progress, Progress::Live(_)))
     }
 }
 
@@ -134,7 +140,10 @@ pub trait Rebuilds: Send + Sync {
     /// the configuration has changed since.
     fn begin<'a>(&'a self, wanted: &'a NewRebuild) -> Answer<'a, Rebuild>;
 
-    /// Notes how far a partition is, once that is durable. Says whether the rebuild is still under way.
+    /// Whether what is not rebuilt can be kept: both versions have the same windows and groups.
+    fn can_keep<'a>(&'a self, aggregate: &'a str) -> Answer<'a, bool>;
+
+    /// Notes how far a partition is, once that is durable. Says whether the rebuild is still the aggregate's last one.
     fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool>;
 
     /// This process counts a partition from `at` on, and of the shadows those alone that [`super::Store::prepare`] gave: the

@@ -138,9 +138,6 @@ impl Asked {
             None => range(&windows, given.from.as_deref(), given.to.as_deref(), &step_text, now)?,
         };
         let query = Query {
-            aggregate: aggregate.name.clone(),
-            from,
-            to,
             step,
             group_by,
             conditions,
@@ -148,7 +145,7 @@ impl Asked {
             limit: given.limit.unwrap_or(DEFAULT_LIMIT),
             after: cursor.map(|cursor| cursor.place),
             format: given.format.unwrap_or(preferred),
-            bounds: Default::default(),
+            ..Query::of(aggregate, from, to)
         };
         Ok(Self { query, step: step_text, after: given.after, digest })
     }

@@ -44,8 +44,8 @@ struct Cut {
 }
 
 impl Archived for Cut {
-    fn partitions(&self) -> anyhow::Result<Vec<Partition>> {
-        Ok(vec![P])
+    fn chains(&self) -> anyhow::Result<Vec<Chain>> {
+        Ok(vec![Chain { partition: P, begins_late: None }])
     }
 
     fn each(&self, _: Partition, from: Offset, take: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> anyhow::Result<()> {
@@ -204,7 +204,7 @@ proptest! {
         let ended = reading(&store, &id, 1, whole, letter, &io).run(reached());
         prop_assert_eq!(ended, Ended::CaughtUp(Offset(count as u64)));
         prop_assert_eq!(reached().progress, Progress::Catching(Offset(count as u64)));
-        let live_from = Reached { progress: Progress::Live, records: 0 };
+        let live_from = Reached { progress: Progress::default(), records: 0 };
         io.block_on(store.rebuilds().reached(&id, P, live_from)).unwrap();
         io.block_on(store.rebuilds().swap(&id, RECEIVED)).unwrap();
         io.block_on(store.prepare()).unwrap();

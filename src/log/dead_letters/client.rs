@@ -89,6 +89,41 @@ impl AdminClient {
         self.body(self.keyed(self.agent.get(url)).call())
     }
 
+    /// How far the last rebuild of an aggregate is.
+    ///
+    /// # Errors
+    /// It does not answer, or not to us.
+    pub fn rebuild(&self, aggregate: &str) -> Result<serde_json::Value, LettersError> {
+        self.read(self.keyed(self.agent.get(self.rebuild_url(aggregate))).call())
+    }
+
+    /// Begins one, or joins the one that is under way.
+    ///
+    /// # Errors
+    /// The same, or it refuses that.
+    pub fn begin_rebuild(
+        &self,
+        aggregate: &str,
+        parameters: &[(&str, String)],
+    ) -> Result<serde_json::Value, LettersError> {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(parameters);
+        let url = format!("{}?{}", self.rebuild_url(aggregate), query.finish());
+        self.read(self.keyed(self.agent.post(url)).send_empty())
+    }
+
+    /// Cancels the one that is under way.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn cancel_rebuild(&self, aggregate: &str) -> Result<serde_json::Value, LettersError> {
+        self.read(self.keyed(self.agent.delete(self.rebuild_url(aggregate))).call())
+    }
+
+    fn rebuild_url(&self, aggregate: &str) -> String {
+        format!("{}/v1/aggregates/{}/rebuild", self.url, path(aggregate))
+    }
+
     fn url(&self, path: &str, filter: &Filter) -> String {
         format!("{}/v1/dead-letters{path}?{}", self.url, filter.to_query())
     }
@@ -109,7 +144,7 @@ impl AdminClient {
         })
     }
 
-    /// What a 200 has.
+    /// What a 2xx has.
     fn body(&self, answer: Result<Response<Body>, Error>) -> Result<Vec<u8>, LettersError> {
         let unavailable = |why: String| LettersError::Unavailable(format!("the daemon at {}: {why}", self.url));
         let mut answer = answer.map_err(|error| {
@@ -122,7 +157,7 @@ impl AdminClient {
         let status = answer.status().as_u16();
         let body = answer.body_mut().with_config().limit(LARGEST_ANSWER).read_to_vec();
         let body = body.map_err(|error| unavailable(format!("its answer broke off ({error})")))?;
-        if status == 200 {
+        if (200..300).contains(&status) {
             return Ok(body);
         }
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();

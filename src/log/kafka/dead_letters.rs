@@ -65,12 +65,17 @@ pub(super) fn known(config: &Config, source: &Source, from: Offset) -> Result<BT
     if reader.is_empty()? {
         return Ok(known);
     }
-    let Some(received) = reader.received(&config.queue.topic, source.partition, from, deadline)? else {
-        return Ok(known);
+    // The log may have none of the first records any more, whose letters stand all the same.
+    let since = if from == Offset(0) {
+        None
+    } else {
+        let received = reader.received(&config.queue.topic, source.partition, from, deadline)?;
+        let Some(received) = received else { return Ok(known) };
+        Some(Timestamp(received.0.saturating_sub(SKEW)))
     };
     let name = TopicName { topic: &source.topic, generation: source.generation };
     let prefix = format!("{name}/{}/", source.partition);
-    reader.scan(Some(Timestamp(received.0.saturating_sub(SKEW))), Instant::now() + WHOLE, |seen| {
+    reader.scan(since, Instant::now() + WHOLE, |seen| {
         if let Some(offset) = seen.id.strip_prefix(&prefix).and_then(|offset| offset.parse().ok().map(Offset))
             && offset >= from
         {

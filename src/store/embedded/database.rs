@@ -283,7 +283,7 @@ impl Database {
         };
         let removed = versions.places.iter().map(&mut removed).collect::<rusqlite::Result<_>>()?;
         let progress = versions.counted.iter().zip(&versions.places).map(|(counted, place)| match counted.version {
-            Version::Active => Ok(Progress::Live),
+            Version::Active => Ok(Progress::default()),
             Version::Shadow => {
                 let known = rebuild::progress(&self.connection, &options, *place, partition);
                 known.map(Option::unwrap_or_default)
@@ -586,7 +586,7 @@ pub fn query(
     query: Query,
     cancel: &Cancel,
 ) -> Result<Rows, StoreError> {
-    let (index, Counted { aggregate, plan, .. }) = versions.active(&query.aggregate)?;
+    let (index, Counted { aggregate, plan, .. }) = versions.asked(&query)?;
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     cancel.watch(&connection);
     connection.busy_timeout(options.timeout)?;

@@ -41,6 +41,19 @@ impl Database {
         begun.ok_or_else(|| StoreError::Unavailable("the rebuild that was just begun is not there".to_owned()))
     }
 
+    pub fn can_keep(&mut self, aggregate: &str) -> Result<bool, StoreError> {
+        let wanted = Definition::of(self.options.aggregate(aggregate)?);
+        let active = self
+            .connection
+            .query_row(
+                "SELECT id, window_ms, group_by, definition FROM aggregate WHERE name = ?",
+                [aggregate],
+                read_known,
+            )
+            .optional()?;
+        Ok(active.is_none_or(|active| active.definition.has_windows_and_groups_of(&wanted)))
+    }
+
     pub fn rebuild_reached(
         &mut self,
         id: &RebuildId,

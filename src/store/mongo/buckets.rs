@@ -252,7 +252,7 @@ async fn claim(store: &StoreDatabase, partition: Partition, identity: &TopicIden
 
 /// The answer to a query.
 pub async fn rows(store: &StoreDatabase, query: Query) -> Result<Rows, Failure> {
-    let (index, Counted { aggregate, plan, .. }) = store.versions.active(&query.aggregate).map_err(Failure::Store)?;
+    let (index, Counted { aggregate, plan, .. }) = store.versions.asked(&query).map_err(Failure::Store)?;
     let mut merger = Merger::new(query, aggregate, plan);
     let (from, to) = merger.range();
     let date = |time: Timestamp| mongodb::bson::DateTime::from_millis(time.0);

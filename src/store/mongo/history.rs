@@ -40,7 +40,7 @@ pub async fn history(
             let mut progress = Vec::with_capacity(store.versions.len());
             for (counted, place) in store.versions.counted.iter().zip(&store.versions.places) {
                 progress.push(match counted.version {
-                    Version::Active => Progress::Live,
+                    Version::Active => Progress::default(),
                     Version::Shadow => {
                         let known = rebuild::progress(store, &counted.aggregate.name, place, partition).await?;
                         known.unwrap_or_default()

@@ -114,6 +114,13 @@ pub async fn begin(store: &StoreDatabase, wanted: &NewRebuild) -> Result<Rebuild
     })
 }
 
+pub async fn can_keep(store: &StoreDatabase, aggregate: &str) -> Result<bool, Failure> {
+    let wanted = Definition::of(store.options.aggregate(aggregate).map_err(Failure::Store)?);
+    let found = store.majority(DEFINITIONS).find_one(doc! { "_id": aggregate }).await?;
+    let active = found.map(|found| definitions::active(aggregate, &found).definition);
+    Ok(active.is_none_or(|active| active.has_windows_and_groups_of(&wanted)))
+}
+
 async fn partitions(store: &StoreDatabase, wanted: &NewRebuild) -> Result<Document, Failure> {
     let prefix = Buckets::source(&store.options, Partition(0));
     let prefix = prefix.trim_end_matches('0');
@@ -136,10 +143,16 @@ pub async fn reached(
     partition: Partition,
     reached: Reached,
 ) -> Result<bool, Failure> {
-    let field = format!("shadow.partitions.{partition}");
-    let update = doc! { "q": under_way(id), "u": { "$set": { field: reached_document(reached) } } };
-    let reply = store.command(doc! { "update": DEFINITIONS, "updates": [update] }).await?;
-    found_one(&reply)
+    for version in ["shadow", "finished"] {
+        let query = doc! { "_id": &id.aggregate, format!("{version}.collection"): &id.shadow };
+        let field = format!("{version}.partitions.{partition}");
+        let update = doc! { "q": query, "u": { "$set": { field: reached_document(reached) } } };
+        let reply = store.command(doc! { "update": DEFINITIONS, "updates": [update] }).await?;
+        if found_one(&reply)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether the one document that a command is about was there.
@@ -200,6 +213,13 @@ pub async fn swap(store: &StoreDatabase, id: &RebuildId, now: Timestamp) -> Resu
     let mut set = definitions::document(&shadow.definition);
     let mut finished = document.clone();
     finished.insert("finished", DateTime::from_millis(now.0));
+    // Another process may count in the old collection until it looks again.
+    let again = rebuild.partitions.iter().map(|(partition, reached)| {
+        let (_, live_from) = reached.progress.parts();
+        let again = Reached { progress: Progress::Catching(live_from), ..*reached };
+        (partition.to_string(), Bson::from(reached_document(again)))
+    });
+    finished.insert("partitions", again.collect::<Document>());
     let mut unset = doc! { "shadow": "" };
     if !set.contains_key("definition") {
         unset.insert("definition", "");

@@ -59,7 +59,7 @@ async fn counted_before(backend: &impl Backend) -> Arc<dyn Store> {
 
 async fn is_live(store: &Arc<dyn Store>, rebuild: &Rebuild) {
     for partition in [Partition(0), Partition(1)] {
-        let reached = Reached { progress: Progress::Live, records: 7 };
+        let reached = Reached { progress: Progress::Live(Offset(0)), records: 7 };
         assert!(store.rebuilds().reached(&rebuild.id, partition, reached).await.unwrap());
     }
 }
@@ -83,7 +83,7 @@ pub async fn the_old_buckets_answer_until_the_swap_which_is_one_write(backend: &
     assert_eq!(counted[1].aggregate, changed().aggregates[0]);
     let bounds = ingestd::internals::event::TimeBounds { max_past: 1, max_future: 1 };
     let history = store.history(Partition(0), Offset(10), bounds).await.unwrap();
-    assert_eq!(history.progress, [Progress::Live, Progress::History(Offset(0))]);
+    assert_eq!(history.progress, [Progress::Live(Offset(0)), Progress::History(Offset(0))]);
     // Both are counted, each behind its own fences.
     let flush = [at(0, 60_000, delta(0, "[\"b\",1]", 10, 10, 1)), at(1, 60_000, delta(0, "[\"a\"]", 0, 9, 13))];
     assert_eq!(store.flush(&flush, &[]).await.unwrap(), Flushed::default());
@@ -96,7 +96,7 @@ pub async fn the_old_buckets_answer_until_the_swap_which_is_one_write(backend: &
     let store = backend.open(changed()).await;
     store.prepare().await.unwrap();
     let history = store.history(Partition(0), Offset(10), bounds).await.unwrap();
-    assert_eq!(history.progress, [Progress::Live, Progress::Catching(Offset(10))]);
+    assert_eq!(history.progress, [Progress::Live(Offset(0)), Progress::Catching(Offset(10))]);
     assert_eq!(store.rebuilds().swap(&rebuild.id, NOW).await.unwrap(), Swapped::NotYet);
     is_live(&store, &rebuild).await;
     let group = |a: &str, b: u64| json!({ "type": a, "$dollar.dot": b });
@@ -191,7 +191,7 @@ pub async fn a_rebuild_that_is_cancelled_leaves_nothing(backend: &impl Backend) 
     // One that begins now has nothing of it, and is another one.
     let again = store.rebuilds().begin(&NewRebuild { now: LATER, ..wanted(Range::default()) }).await.unwrap();
     assert_ne!(again.id, rebuild.id);
-    let reached = Reached { progress: Progress::Live, records: 0 };
+    let reached = Reached { progress: Progress::Live(Offset(0)), records: 0 };
     assert!(!store.rebuilds().reached(&rebuild.id, Partition(0), reached).await.unwrap());
     store.prepare().await.unwrap();
     let fences = store.fences(Partition(0), Offset(0), &identity("t")).await.unwrap();
@@ -224,6 +224,6 @@ pub async fn a_partition_that_is_counted_without_the_shadow_is_put_back(backend:
     without.rebuilds().leave_out(Partition(0), Offset(20)).await.unwrap();
     let found = without.rebuilds().find("by_type").await.unwrap().unwrap();
     let progress: Vec<_> = found.partitions.values().map(|reached| reached.progress).collect();
-    assert_eq!(progress, [Progress::History(Offset(10)), Progress::Live]);
+    assert_eq!(progress, [Progress::History(Offset(10)), Progress::Live(Offset(0))]);
     assert_eq!(without.rebuilds().swap(&rebuild.id, NOW).await.unwrap(), Swapped::NotYet);
 }
