@@ -5,16 +5,17 @@ mod cursor;
 mod list;
 mod parameters;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use chrono::Utc;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{AdminState, positions};
 use crate::{
     config::{AggregateConfig, Config, StoreKind},
     http::Problem,
-    store::{Counted, Store, StoreError},
+    store::{Counted, Rows, Store, StoreError},
 };
 use parameters::Asked;
 
@@ -42,27 +43,55 @@ pub async fn query(
 ) -> Result<HttpResponse, Problem> {
     let config = state.config.load_full();
     let store = store(&state, &config)?;
-    let counted = store.counted();
-    let aggregate = find(&name, &counted)?;
-    let asked = Asked::read(aggregate, &request, Utc::now()).map_err(Problem::bad_request)?;
+    let read = |counted: &[Counted]| {
+        let aggregate = find(&name, counted)?.clone();
+        let asked = Asked::read(&aggregate, &request, Utc::now()).map_err(Problem::bad_request)?;
+        Ok::<_, Problem>((aggregate, asked))
+    };
+    let (_, asked) = read(&store.counted())?;
     positions::wait_for(&state, &asked.after, positions::PATIENCE).await?;
+    let counted = store.counted();
+    let (aggregate, asked) = read(&counted)?;
+    let first = rows(&state, &config, store, &asked).await;
+    // The aggregate was rebuilt by another definition in this moment, or the store was asked for the first time what it has.
+    let (aggregate, asked, (turn, rows)) = match first {
+        Err(problem)
+            if problem.status == StatusCode::SERVICE_UNAVAILABLE && !Arc::ptr_eq(&counted, &store.counted()) =>
+        {
+            let (aggregate, asked) = read(&store.counted())?;
+            let again = rows(&state, &config, store, &asked).await?;
+            (aggregate, asked, again)
+        }
+        first => (aggregate, asked, first?),
+    };
+    Ok(answer::of_rows(&request, &aggregate, &asked, rows, turn))
+}
+
+/// The answer of the store, and the turn that lasts as long as somebody has it.
+async fn rows(
+    state: &AdminState,
+    config: &Config,
+    store: &dyn Store,
+    asked: &Asked,
+) -> Result<(OwnedSemaphorePermit, Rows), Problem> {
     let deadline = config.aggregator.timeout.min(DEADLINE);
     let rows = async {
         let turn = state.queries.clone().acquire_owned().await;
         (turn, store.query(asked.query.clone()).await)
     };
-    let (turn, rows) = tokio::time::timeout(deadline, rows).await.map_err(|_| {
+    let (turn, answer) = tokio::time::timeout(deadline, rows).await.map_err(|_| {
         let why = "the store has not answered, or other queries are being answered";
         Problem::unavailable(format!(
             "not within {deadline:?}: {why}: ask again later, or for a shorter range (from, to) or fewer rows (limit)"
         ))
     })?;
-    let rows = rows.map_err(|error| match error {
+    let answer = answer.map_err(|error| match error {
         StoreError::Unavailable(why) => Problem::unavailable(format!("the store is out of reach: {why}")),
         StoreError::Refused(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why),
         StoreError::TooMuch(why) => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why),
     })?;
-    Ok(answer::of_rows(&request, aggregate, &asked, rows, turn))
+    let turn = turn.map_err(|_| Problem::unavailable("the daemon is stopping"))?;
+    Ok((turn, answer))
 }
 
 pub(super) fn store<'s>(state: &'s AdminState, config: &Config) -> Result<&'s dyn Store, Problem> {

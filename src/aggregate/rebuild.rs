@@ -256,10 +256,14 @@ impl Aggregator {
         if live.is_empty() {
             return;
         }
-        let (store, id) = (self.store.clone(), rebuild.id.clone());
+        let (store, id, is_over) = (self.store.clone(), rebuild.id.clone(), shadow.is_none());
         let note = async move {
             for (partition, reached) in live {
-                store.rebuilds().reached(&id, partition, reached).await?;
+                if is_over {
+                    store.rebuilds().settled(&id, partition).await?;
+                } else {
+                    store.rebuilds().reached(&id, partition, reached).await?;
+                }
             }
             Ok::<_, StoreError>(())
         };

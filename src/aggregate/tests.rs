@@ -165,6 +165,10 @@ impl Rebuilds for MemoryStore {
         async { Ok(false) }.boxed()
     }
 
+    fn settled<'a>(&'a self, _: &'a RebuildId, _: Partition) -> Answer<'a, ()> {
+        unreachable!("nothing is rebuilt here")
+    }
+
     fn leave_out(&self, _: Partition, _: Offset) -> Answer<'_, ()> {
         async { Ok(()) }.boxed()
     }

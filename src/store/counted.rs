@@ -70,6 +70,16 @@ pub(super) struct Found<'a, P> {
 pub(super) struct Versions<P> {
     pub counted: Arc<[Counted]>,
     pub places: Vec<P>,
+    compared: Compared,
+}
+
+/// What came of comparing the configured definitions with those that buckets were counted by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Compared {
+    NotYet,
+    /// One is another. What is known by its old definition can be asked, and nothing is counted.
+    Refused(String),
+    Same,
 }
 
 impl<P> Versions<P> {
@@ -77,20 +87,29 @@ impl<P> Versions<P> {
     pub fn configured(options: &StoreOptions, place: impl Fn(&AggregateConfig) -> Option<P>) -> Arc<ArcSwap<Self>> {
         let counted = options.aggregates.iter().map(Counted::configured).collect();
         let places = options.aggregates.iter().filter_map(place).collect();
-        Arc::new(ArcSwap::from_pointee(Self { counted, places }))
+        Arc::new(ArcSwap::from_pointee(Self { counted, places, compared: Compared::NotYet }))
     }
 
     /// The versions of all configured aggregates.
-    ///
-    /// # Errors
-    /// A definition is another one, and no shadow has it.
-    pub fn of(all: Vec<Found<'_, P>>) -> Result<Self, StoreError> {
+    pub fn of(all: Vec<Found<'_, P>>) -> Self {
         let (mut counted, mut places) = (Vec::new(), Vec::new());
         let (mut shadows, mut places_of_shadows) = (Vec::new(), Vec::new());
+        let mut compared = Compared::Same;
         for Found { configured, active, shadow } in all {
             // One of another definition is of another configuration.
             let shadow = shadow.filter(|(shadow, _)| shadow.definition == Definition::of(configured));
-            counted.push(active.definition.active(configured, shadow.is_some())?);
+            let of_active = match active.definition.judge(configured) {
+                Ok(names_only) => Some(Counted { names_only, ..Counted::configured(configured) }),
+                Err(why) => {
+                    let stored = active.definition.stored(configured);
+                    if (shadow.is_none() || stored.is_none()) && compared == Compared::Same {
+                        compared = Compared::Refused(why);
+                    }
+                    stored
+                }
+            };
+            let Some(of_active) = of_active else { continue };
+            counted.push(of_active);
             places.push(active.place);
             if let Some((shadow, range)) = shadow {
                 shadows.push(Counted { version: Version::Shadow, range, ..Counted::configured(configured) });
@@ -100,7 +119,26 @@ impl<P> Versions<P> {
         // Behind the others, which so have the indexes that they have without a shadow.
         counted.append(&mut shadows);
         places.append(&mut places_of_shadows);
-        Ok(Self { counted: counted.into(), places })
+        Self { counted: counted.into(), places, compared }
+    }
+
+    pub fn is_known(&self) -> bool {
+        self.compared != Compared::NotYet
+    }
+
+    /// # Errors
+    /// A definition is another one, and no shadow has it.
+    pub fn ensure_same(&self) -> Result<(), StoreError> {
+        match &self.compared {
+            Compared::Same => Ok(()),
+            Compared::Refused(why) => Err(StoreError::Refused(why.clone())),
+            Compared::NotYet => Err(StoreError::Unavailable("the store was not asked yet what it has".to_owned())),
+        }
+    }
+
+    /// For a store that has to look them up.
+    pub fn without_places(self) -> Self {
+        Self { places: Vec::new(), ..self }
     }
 
     pub fn len(&self) -> usize {
@@ -112,6 +150,9 @@ impl<P> Versions<P> {
     /// # Errors
     /// There is none, or it has taken the place of the one that the query was made for.
     pub fn asked(&self, query: &Query) -> Result<(usize, &Counted), StoreError> {
+        if !self.is_known() {
+            self.ensure_same()?;
+        }
         let name = &query.aggregate;
         let mut all = self.counted.iter().enumerate();
         let found = all.find(|(_, counted)| counted.is_active() && counted.aggregate.name == *name);
@@ -149,25 +190,11 @@ impl Definition {
         self.window_ms == other.window_ms && self.group_by == other.group_by && same("time_zone") && same("pointers")
     }
 
-    /// The aggregate as it goes on being counted by this definition, which its buckets were counted by.
-    ///
-    /// # Errors
-    /// The configured one is another, and it is not being rebuilt by that.
-    fn active(&self, aggregate: &AggregateConfig, is_rebuilt: bool) -> Result<Counted, StoreError> {
-        match self.judge(aggregate) {
-            Ok(names_only) => Ok(Counted { names_only, ..Counted::configured(aggregate) }),
-            Err(error) => match self.stored(aggregate) {
-                Some(stored) if is_rebuilt => Ok(stored),
-                _ => Err(error),
-            },
-        }
-    }
-
     /// Whether what looks like a pointer in `group_by` is a name there.
     ///
     /// # Errors
     /// It is another definition.
-    fn judge(&self, aggregate: &AggregateConfig) -> Result<bool, StoreError> {
+    fn judge(&self, aggregate: &AggregateConfig) -> Result<bool, String> {
         let wanted = Self::of(aggregate);
         if *self == wanted {
             return Ok(false);
@@ -180,13 +207,13 @@ impl Definition {
             true => String::new(),
             false => format!(" and {}", Value::Object(self.more.clone())),
         };
-        Err(StoreError::Refused(format!(
+        Err(format!(
             "[[aggregate]] {name:?} was counted with window {}, group_by {}{more} before; rebuild it from the archive \
              (ingestd rebuild {name}), give the changed aggregate a new name, or restore the old definition",
             humantime::format_duration(Duration::from_millis(self.window_ms.unsigned_abs())),
             self.group_by,
             name = aggregate.name,
-        )))
+        ))
     }
 
     /// What is counted by this definition. What it does not have is as it is configured: the retention, and the names of
@@ -232,7 +259,8 @@ mod tests {
         shadow: Option<&AggregateConfig>,
     ) -> Result<Versions<&'static str>, StoreError> {
         let shadow = shadow.map(|shadow| (known(shadow, "new"), Range::default()));
-        Versions::of(vec![Found { configured, active: known(active, "old"), shadow }])
+        let versions = Versions::of(vec![Found { configured, active: known(active, "old"), shadow }]);
+        versions.ensure_same().map(|()| versions)
     }
 
     #[test]
@@ -243,6 +271,10 @@ mod tests {
         );
         let new = aggregate("group_by = []\nretention = \"9d\"\nmeasures = [{ sum = \"n\", as = \"total\" }]");
         assert!(matches!(versions(&new, &old, None), Err(StoreError::Refused(_))));
+        let refused = Versions::of(vec![Found { configured: &new, active: known(&old, "old"), shadow: None }]);
+        let old_query = Query::of(&refused.counted[0].aggregate, Timestamp(0), Timestamp(1));
+        assert_eq!(Definition::of(&refused.counted[0].aggregate), Definition::of(&old));
+        assert!(refused.asked(&old_query).is_ok(), "the old buckets answer");
         assert!(matches!(versions(&new, &old, Some(&old)), Err(StoreError::Refused(_))), "of another configuration");
         let versions = versions(&new, &old, Some(&new)).unwrap();
         let [active, shadow] = &versions.counted[..] else { panic!("{versions:?}") };
@@ -266,7 +298,7 @@ mod tests {
             Found { configured: &one, active: known(&one, "1"), shadow: Some((known(&one, "3"), range)) },
             Found { configured: &other, active: known(&other, "2"), shadow: None },
         ];
-        let versions = Versions::of(both).unwrap();
+        let versions = Versions::of(both);
         assert_eq!(versions.counted[2].range, range);
         assert_eq!(versions.places, ["1", "2", "3"]);
         assert_eq!(versions.counted.iter().map(Counted::is_active).collect::<Vec<_>>(), [true, true, false]);
@@ -278,7 +310,7 @@ mod tests {
         let before = Definition { more: Map::new(), ..Definition::of(&pointers) };
         let active = Known { definition: before, place: "old" };
         let shadow = Some((known(&pointers, "new"), Range::default()));
-        let versions = Versions::of(vec![Found { configured: &pointers, active, shadow }]).unwrap();
+        let versions = Versions::of(vec![Found { configured: &pointers, active, shadow }]);
         assert_eq!(versions.counted.iter().map(|it| it.names_only).collect::<Vec<_>>(), [true, false]);
     }
 }

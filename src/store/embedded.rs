@@ -160,6 +160,11 @@ impl Store for EmbeddedStore {
 
     fn query(&self, query: Query) -> Answer<'_, Rows> {
         Box::pin(async move {
+            if !self.versions.load().is_known() {
+                // What is refused can be asked nevertheless.
+                let prepared = self.run(|database| database.rows().map(drop)).await;
+                prepared.or_else(|error| if self.versions.load().is_known() { Ok(()) } else { Err(error) })?;
+            }
             let (path, options, versions) = (self.path.clone(), self.options.clone(), self.versions.load_full());
             let cancel = Cancel::default();
             let _cancel = CancelOnDrop(cancel.clone());
@@ -199,6 +204,11 @@ impl Rebuilds for EmbeddedStore {
     fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool> {
         let id = id.clone();
         Box::pin(self.run(move |database| database.rebuild_reached(&id, partition, reached)))
+    }
+
+    /// Nobody else counts.
+    fn settled<'a>(&'a self, _: &'a RebuildId, _: Partition) -> Answer<'a, ()> {
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn leave_out(&self, partition: Partition, at: Offset) -> Answer<'_, ()> {

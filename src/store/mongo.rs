@@ -169,9 +169,11 @@ impl MongoStore {
 impl Store for MongoStore {
     fn prepare(&self) -> Answer<'_, Prepared> {
         Box::pin(async {
-            let (prepared, versions) = self.call(prepare).await?;
+            let versions = self.call(compare).await?;
+            let refused = versions.ensure_same();
             self.versions.store(Arc::new(versions));
-            Ok(prepared)
+            refused?;
+            self.call(prepare).await
         })
     }
 
@@ -223,7 +225,14 @@ impl Store for MongoStore {
     }
 
     fn query(&self, query: Query) -> Answer<'_, Rows> {
-        Box::pin(self.call(move |store| async move { buckets::rows(&store, query).await }))
+        Box::pin(async {
+            if !self.versions.load().is_known() {
+                let known = Arc::new(self.call(compare).await?);
+                // What is counted may be prepared meanwhile.
+                self.versions.rcu(|versions| if versions.is_known() { versions.clone() } else { known.clone() });
+            }
+            self.call(move |store| async move { buckets::rows(&store, query).await }).await
+        })
     }
 
     fn events(&self, query: EventsQuery) -> Answer<'_, EventsPage> {
@@ -263,6 +272,11 @@ impl Rebuilds for MongoStore {
         Box::pin(self.call(move |store| async move { rebuild::reached(&store, &id, partition, reached).await }))
     }
 
+    fn settled<'a>(&'a self, id: &'a RebuildId, partition: Partition) -> Answer<'a, ()> {
+        let id = id.clone();
+        Box::pin(self.call(move |store| async move { rebuild::settled(&store, &id, partition).await }))
+    }
+
     fn leave_out(&self, partition: Partition, at: Offset) -> Answer<'_, ()> {
         Box::pin(self.call(move |store| async move { rebuild::leave_out(&store, partition, at).await }))
     }
@@ -282,8 +296,8 @@ impl Rebuilds for MongoStore {
     }
 }
 
-/// Compares the definitions with those that are known, and makes the indexes.
-async fn prepare(store: StoreDatabase) -> Result<(Prepared, Versions<String>), Failure> {
+/// Compares the definitions with those that are known.
+async fn compare(store: StoreDatabase) -> Result<Versions<String>, Failure> {
     let options = store.options.clone();
     let mut known = Vec::with_capacity(options.aggregates.len());
     for aggregate in &options.aggregates {
@@ -298,8 +312,11 @@ async fn prepare(store: StoreDatabase) -> Result<(Prepared, Versions<String>), F
         let shadow = shadow.and_then(|shadow| Some((definitions::shadow(shadow)?, rebuild::range(shadow))));
         known.push(Found { configured: aggregate, active: definitions::active(&aggregate.name, &found), shadow });
     }
-    let versions = Versions::of(known).map_err(Failure::Store)?;
-    let store = StoreDatabase { versions: Arc::new(versions.clone()), ..store };
+    Ok(Versions::of(known))
+}
+
+/// Makes the indexes.
+async fn prepare(store: StoreDatabase) -> Result<Prepared, Failure> {
     // Of a large collection an index takes longer than counting should wait for.
     let patience = store.options.timeout / 2;
     let remarks = tokio::time::timeout(patience, indexes::ensure(&store)).await.unwrap_or_else(|_| {
@@ -309,7 +326,7 @@ async fn prepare(store: StoreDatabase) -> Result<(Prepared, Versions<String>), F
             store.database.name()
         )])
     })?;
-    Ok((Prepared { remarks, counted: versions.counted.clone() }, versions))
+    Ok(Prepared { remarks, counted: store.versions.counted.clone() })
 }
 
 /// Why a call failed, before it becomes a [`StoreError`].

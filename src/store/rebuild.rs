@@ -143,8 +143,11 @@ pub trait Rebuilds: Send + Sync {
     /// Whether what is not rebuilt can be kept: both versions have the same windows and groups.
     fn can_keep<'a>(&'a self, aggregate: &'a str) -> Answer<'a, bool>;
 
-    /// Notes how far a partition is, once that is durable. Says whether the rebuild is still the aggregate's last one.
+    /// Notes how far a partition is, once that is durable. Says whether the rebuild is still under way.
     fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool>;
+
+    /// After the swap: this partition was counted once more from where it was noted ([`Progress::Live`]), and need not be again.
+    fn settled<'a>(&'a self, id: &'a RebuildId, partition: Partition) -> Answer<'a, ()>;
 
     /// This process counts a partition from `at` on, and of the shadows those alone that [`super::Store::prepare`] gave: the
     /// others have what is below, and no more.

@@ -38,6 +38,7 @@ mod packaging;
 mod process;
 mod rates;
 mod reading;
+mod rebuilds;
 mod refusals;
 mod senders;
 mod sentences;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::stream;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::parameters::Asked;
 use crate::{
@@ -35,7 +35,7 @@ pub fn of_rows(
     aggregate: &AggregateConfig,
     asked: &Asked,
     rows: Rows,
-    turn: Result<OwnedSemaphorePermit, AcquireError>,
+    turn: OwnedSemaphorePermit,
 ) -> HttpResponse {
     let next = rows.next().map(|place| asked.cursor(place.clone()));
     let (before, after) = match asked.format() {
@@ -59,7 +59,7 @@ pub fn of_rows(
 /// Rows on their way to the client, whose turn ends when it has them.
 struct Answered {
     rows: Vec<u8>,
-    _turn: Result<OwnedSemaphorePermit, AcquireError>,
+    _turn: OwnedSemaphorePermit,
 }
 
 impl AsRef<[u8]> for Answered {

@@ -194,7 +194,12 @@ impl Database {
             };
             known.push(Found { configured: aggregate, active, shadow });
         }
-        let versions = Versions::of(known)?;
+        let versions = Versions::of(known);
+        if let Err(refused) = versions.ensure_same() {
+            // Their rows are looked up: those of new aggregates are not kept.
+            self.versions.store(Arc::new(versions.without_places()));
+            return Err(refused);
+        }
         transaction.commit()?;
         let counted = versions.counted.clone();
         self.versions.store(Arc::new(versions));
@@ -592,7 +597,7 @@ pub fn query(
     connection.busy_timeout(options.timeout)?;
     let id: Option<i64> = match versions.places.get(index) {
         Some(id) => Some(*id),
-        // It was not prepared.
+        // One is refused.
         None => connection
             .query_row("SELECT id FROM aggregate WHERE name = ?", [&query.aggregate], |row| row.get(0))
             .optional()?,

@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 
 use futures::TryStreamExt;
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::{
+    bson::{Bson, DateTime, Document, doc},
+    results::{CollectionSpecification, CollectionType},
+};
 
 use super::{
     DEFINITIONS, Failure, SOURCES,
@@ -143,16 +146,17 @@ pub async fn reached(
     partition: Partition,
     reached: Reached,
 ) -> Result<bool, Failure> {
-    for version in ["shadow", "finished"] {
-        let query = doc! { "_id": &id.aggregate, format!("{version}.collection"): &id.shadow };
-        let field = format!("{version}.partitions.{partition}");
-        let update = doc! { "q": query, "u": { "$set": { field: reached_document(reached) } } };
-        let reply = store.command(doc! { "update": DEFINITIONS, "updates": [update] }).await?;
-        if found_one(&reply)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let field = format!("shadow.partitions.{partition}");
+    let update = doc! { "q": under_way(id), "u": { "$set": { field: reached_document(reached) } } };
+    let reply = store.command(doc! { "update": DEFINITIONS, "updates": [update] }).await?;
+    found_one(&reply)
+}
+
+pub async fn settled(store: &StoreDatabase, id: &RebuildId, partition: Partition) -> Result<(), Failure> {
+    let query = doc! { "_id": &id.aggregate, "finished.collection": &id.shadow };
+    let state = format!("finished.partitions.{partition}.state");
+    let update = doc! { "q": query, "u": { "$set": { state: "live" } } };
+    store.write(doc! { "update": DEFINITIONS, "updates": [update] }).await?.ok()
 }
 
 /// Whether the one document that a command is about was there.
@@ -297,12 +301,45 @@ pub async fn tidy(store: &StoreDatabase, now: Timestamp) -> Result<bool, Failure
         Err(failure) if failure.refusal().is_some_and(|why| why.code == code::NAMESPACE_NOT_FOUND) => {}
         Err(failure) => return Err(failure),
     }
+    let active = definitions::active(name, &found).place;
+    if active != name && place != active {
+        show_under_its_name(store, name, &active).await?;
+    }
     let forget = doc! { "q": { "_id": name }, "u": { "$pull": { "retired": entry } } };
     store.write(doc! { "update": DEFINITIONS, "updates": [forget] }).await?.ok()?;
     let removed = format!("removed.{place}");
     let forget = doc! { "q": { &removed: { "$exists": true } }, "u": { "$unset": { &removed: "" } }, "multi": true };
     store.write(doc! { "update": SOURCES, "updates": [forget] }).await?.ok()?;
     Ok(true)
+}
+
+/// Other programs find the aggregate by its name: a view shows what answers now. (No collection is renamed, as a process that does
+/// not know yet would write to it.)
+async fn show_under_its_name(store: &StoreDatabase, name: &str, active: &str) -> Result<(), Failure> {
+    let view = format!("aggregate_{name}");
+    let named = store.database.list_collections().filter(doc! { "name": &view }).await?;
+    let is_view = |found: &CollectionSpecification| found.collection_type == CollectionType::View;
+    let named: Vec<CollectionSpecification> = named.try_collect().await?;
+    if named.iter().any(|found| !is_view(found)) {
+        // It is retired, and its turn comes.
+        return Ok(());
+    }
+    if !named.is_empty() {
+        store.command(doc! { "drop": &view }).await?;
+    }
+    let create = doc! { "create": &view, "viewOn": format!("aggregate_{active}"), "pipeline": [] };
+    match store.command(create).await {
+        Ok(_) => {}
+        Err(failure) if let Some(refusal) = failure.refusal() => {
+            tracing::warn!(
+                why = refusal.message,
+                view,
+                "the view of a rebuilt aggregate cannot be made: other programs read aggregate_{active}"
+            );
+        }
+        Err(failure) => return Err(failure),
+    }
+    Ok(())
 }
 
 /// How far the shadow of this place is with a partition; nothing where it is counted live from its start.

@@ -1,7 +1,7 @@
 //! What `ingestd check --connect` tries: the statements of flushes, fences and queries, on documents of its own. A server
 //! that only speaks MongoDB's protocol may take some of them and not others.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chrono::DateTime;
 use mongodb::bson::{Document, doc};
@@ -12,7 +12,10 @@ use crate::{
     config::AggregateConfig,
     measure::Measures,
     position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{BucketDelta, BucketKey, Flushed, ProcessedEvent, Query, StoreError, StoreOptions, Versions},
+    store::{
+        BucketDelta, BucketKey, Definition, Flushed, Known, ProcessedEvent, Query, StoreError, StoreOptions, Versions,
+        counted::Found,
+    },
 };
 
 const PARTITION: Partition = Partition(0);
@@ -25,7 +28,13 @@ pub async fn rehearse(store: StoreDatabase) -> Result<(), Failure> {
     let group_by = store.options.aggregates.first().map(|aggregate| aggregate.group_by.clone()).unwrap_or_default();
     let aggregate = AggregateConfig::counting(name.clone(), WINDOW, group_by);
     let options = StoreOptions { topic: name, aggregates: vec![aggregate], ..(*store.options).clone() };
-    let versions = Versions::configured(&options, |aggregate| Some(aggregate.name.clone())).load_full();
+    let place = |aggregate: &AggregateConfig| aggregate.name.clone();
+    let found = options.aggregates.iter().map(|aggregate| Found {
+        configured: aggregate,
+        active: Known { definition: Definition::of(aggregate), place: place(aggregate) },
+        shadow: None,
+    });
+    let versions = Arc::new(Versions::of(found.collect()));
     let store = StoreDatabase { options: options.into(), versions, ..store };
     let outcome = run_through(&store).await;
     let removed = remove(&store).await;

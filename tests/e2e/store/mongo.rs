@@ -71,7 +71,9 @@ impl Backend for Place {
 
     async fn buckets(&self) -> u64 {
         let mut buckets = 0;
-        for name in self.database.list_collection_names().await.unwrap() {
+        // Not the view that shows a rebuilt aggregate under its name.
+        let names = self.database.list_collection_names().filter(doc! { "type": "collection" });
+        for name in names.await.unwrap() {
             if name.starts_with("aggregate_") {
                 buckets += self.database.collection::<Document>(&name).count_documents(doc! {}).await.unwrap();
             }

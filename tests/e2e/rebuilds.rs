@@ -1,0 +1,166 @@
+//! An aggregate that is counted anew from the archive has what one of its definition has that was counted live all the while: bucket
+//! by bucket, whatever is killed meanwhile.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    PATIENCE, StopOnDrop,
+    daemon::{Daemon, Setup},
+    eventually,
+    services::services,
+};
+
+/// `changed` becomes what `control` is.
+fn definitions(changed: &str) -> String {
+    format!("{}\n[[aggregate]]\nname = \"changed\"\n{changed}\n[[aggregate]]\nname = \"control\"\n{NEW}\n", {
+        "[[aggregate]]\nname = \"all\"\nwindow = \"1h\"\ngroup_by = []\n"
+    })
+}
+
+const OLD: &str = "window = \"1m\"\ngroup_by = [\"type\"]";
+const NEW: &str = r#"window = "1h"
+group_by = ["client_id", "/place/country"]
+max_groups = 5
+filter = { cost = { min = -40 } }
+measures = ["count", { sum = "cost" }, { min = "cost" }, { max = "cost" }, { avg = "cost" }, { sum = "/amount" },
+            { unique = "n" }, { top = "/place/country", k = 3 }]"#;
+
+/// Of three days, five clients, seven countries.
+fn event(n: u64) -> Value {
+    let time = chrono::Utc::now() - chrono::TimeDelta::minutes((n * 7919 % 4320) as i64);
+    let kind = ["login", "logout"][n as usize % 2];
+    let country = ["DE", "FR", "IT", "ES", "PT", "AT", "CH"][(n * n % 7) as usize];
+    json!({
+        "type": kind, "client_id": format!("c{}", n % 5), "timestamp": time.to_rfc3339(),
+        "event_id": format!("e{n}"), "cost": (n * 31 % 101) as f64 / 2.0 - 45.0, "amount": n % 17, "n": n * 13 % 400,
+        "place": { "country": country },
+    })
+}
+
+/// Sends so many, one request of 100 after the other; what may not have been taken is sent again.
+fn send(daemon: &Daemon, sent: &AtomicU64, events: u64) {
+    let from = sent.load(Ordering::Relaxed);
+    for first in (from..from + events).step_by(100) {
+        let body = Value::from((first..first + 100).map(event).collect::<Vec<_>>()).to_string();
+        eventually("they are taken", PATIENCE, || (daemon.post(None, body.as_bytes()).status == 200).then_some(()));
+        sent.store(first + 100, Ordering::Relaxed);
+    }
+}
+
+/// Until everything is counted.
+fn wait_counted(daemon: &Daemon) {
+    eventually("all is counted", PATIENCE, || {
+        let status = daemon.get("/status").json();
+        let lag = status["lag"].as_array()?;
+        let of_aggregate: Vec<_> = lag.iter().filter(|lag| lag["sink"] == "aggregate").collect();
+        (!of_aggregate.is_empty() && of_aggregate.iter().all(|lag| lag["records"] == 0)).then_some(())
+    });
+}
+
+fn rows(daemon: &Daemon, name: &str) -> Value {
+    let reply = daemon.get(&format!("/v1/aggregates/{name}?from=-5d&limit=100000"));
+    assert_eq!(reply.status, 200, "{reply:?}");
+    reply.json()["rows"].take()
+}
+
+fn total(rows: &Value) -> u64 {
+    rows.as_array().expect("rows").iter().map(|row| row["count"].as_u64().expect("a count")).sum()
+}
+
+/// What `changed` and `control` have is the same.
+#[track_caller]
+fn assert_same(daemon: &Daemon) {
+    let (changed, control) = (rows(daemon, "changed"), rows(daemon, "control"));
+    let by_window = |rows: &Value| {
+        rows.as_array().expect("rows").iter().map(|row| (row.to_string(), total(&json!([row])))).collect::<Vec<_>>()
+    };
+    let (changed, control) = (by_window(&changed), by_window(&control));
+    let differ: Vec<_> = changed.iter().zip(&control).filter(|(changed, control)| changed != control).take(3).collect();
+    assert!(changed == control, "{} and {} rows; {differ:#?}", changed.len(), control.len());
+    assert!(control.iter().any(|(row, _)| row.contains("…other")), "max_groups was never reached");
+}
+
+/// Starts it anew, with `changed` as it is to be; nothing is counted until that is rebuilt.
+fn change(daemon: &mut Daemon) {
+    daemon.terminate();
+    daemon.write_config(&definitions(NEW));
+    daemon.respawn();
+    let reason = eventually("the changed definition is refused", PATIENCE, || {
+        let readiness = daemon.try_readiness()?.to_string();
+        readiness.contains("ingestd rebuild changed").then_some(readiness)
+    });
+    assert!(reason.contains("was counted with window 1m"), "{reason}");
+}
+
+fn rebuilt_and_killed(mut daemon: Daemon) {
+    let sent = AtomicU64::new(0);
+    send(&daemon, &sent, 30_000);
+    wait_counted(&daemon);
+    let old = rows(&daemon, "changed");
+    assert_eq!(total(&old), 30_000);
+    change(&mut daemon);
+
+    let begun = daemon.ask("POST", "/v1/aggregates/changed/rebuild");
+    assert_eq!((begun.status, begun.json()["state"].as_str()), (202, Some("running")), "{begun:?}");
+    for pause in [0, 300, 900, 1500] {
+        thread::sleep(Duration::from_millis(pause));
+        daemon.kill();
+        daemon.wait_exit(PATIENCE);
+        daemon.restart();
+        let progress = daemon.get("/v1/aggregates/changed/rebuild").json();
+        if progress["state"] == "running" {
+            // The old buckets answer.
+            let group = rows(&daemon, "changed")[0]["group"].clone();
+            let still = daemon.get("/v1/aggregates/changed/rebuild").json()["state"] == "running";
+            assert!(!still || group.get("type").is_some(), "{group}");
+        }
+        send(&daemon, &sent, 500);
+    }
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                send(&daemon, &sent, 100);
+            }
+        });
+        let ran = daemon.command(&["rebuild", "changed", "--status"]);
+        assert_eq!(ran.status, Some(0), "{ran:?}");
+        eventually("it is rebuilt", PATIENCE, || {
+            (daemon.get("/v1/aggregates/changed/rebuild").json()["state"] == "done").then_some(())
+        });
+        // It answers the new way from now on, and goes on being counted.
+        thread::sleep(Duration::from_secs(1));
+    });
+    wait_counted(&daemon);
+    assert_same(&daemon);
+    let all = total(&rows(&daemon, "all"));
+    assert!(all >= sent.load(Ordering::Relaxed), "{all}");
+    daemon.kill();
+    daemon.wait_exit(PATIENCE);
+    daemon.restart();
+    wait_counted(&daemon);
+    assert_same(&daemon);
+    assert_eq!(total(&rows(&daemon, "all")), all);
+    daemon.terminate();
+    daemon.assert_no_panic();
+}
+
+#[test]
+fn a_rebuild_that_is_killed_ends_with_what_was_counted_live_alone() {
+    rebuilt_and_killed(Setup::new("rebuilt").config(&definitions(OLD)).start());
+}
+
+#[test]
+fn a_rebuild_that_is_killed_ends_with_what_was_counted_live_on_services() {
+    let Some(services) = services() else { return };
+    services.create_bucket("rebuilt");
+    services.create_topic("rebuilt", 3);
+    rebuilt_and_killed(services.setup("rebuilt").config(&definitions(OLD)).start());
+}
