@@ -24,6 +24,8 @@ use crate::{
 
 /// Faults of one round; a round has a topic, a bucket and a database of its own, so that the audit's size is bounded.
 const ROUND: usize = 24;
+/// Before which of them the aggregates that measure are rebuilt: what comes then befalls the rebuilds, too.
+const REBUILT_AT: usize = 3;
 
 /// `INGESTD_FAULTS_SEEDS`, else one from the clock.
 fn seeds() -> Vec<u64> {
@@ -71,7 +73,11 @@ fn play(services: &Services, topic: &str, schedule: &mut Schedule, length: Durat
     thread::scope(|scope| {
         let _stop = StopOnDrop(&stop);
         scope.spawn(|| load::post_until(&ledger, &url, &stop));
-        for step in schedule.filter(|step| panics_on_demand() || !step.panics()).take(ROUND) {
+        let steps = schedule.filter(|step| panics_on_demand() || !step.panics()).take(ROUND);
+        for (number, step) in steps.enumerate() {
+            if number == REBUILT_AT {
+                world.begin_rebuilds();
+            }
             befall(&mut world, &mut oracle, step, report);
             if report.elapsed() >= length {
                 break;

@@ -14,7 +14,7 @@ use crate::{
         daemon::{Daemon, Setup},
         measured::DEFINITIONS,
         oracle::Oracle,
-        scratch,
+        rebuild, scratch,
         services::Services,
     },
 };
@@ -40,6 +40,8 @@ pub struct World<'s> {
     restarts_before: f64,
     /// Bytes in the log of the worker that is watched, when it was killed.
     logged_before: usize,
+    /// Some were begun.
+    rebuilds: bool,
 }
 
 impl<'s> World<'s> {
@@ -74,6 +76,7 @@ impl<'s> World<'s> {
             written: 0,
             restarts_before: 0.0,
             logged_before: 0,
+            rebuilds: false,
         }
     }
 
@@ -221,9 +224,22 @@ impl<'s> World<'s> {
         })
     }
 
+    /// Has the aggregates that measure counted anew, by whoever counts.
+    pub fn begin_rebuilds(&mut self) {
+        rebuild::begin(&self.workers(), BOUND);
+        self.rebuilds = true;
+    }
+
+    fn workers(&self) -> Vec<&Daemon> {
+        self.members.iter().skip(1).collect()
+    }
+
     /// Waits until both groups have committed the log's end, and ends the daemons in order. Returns how often a
     /// partition was assigned.
     pub fn finish(&mut self) -> usize {
+        if self.rebuilds {
+            rebuild::wait(&self.workers(), BOUND);
+        }
         let deadline = Instant::now() + BOUND;
         loop {
             let lag = |sink: &str| self.services.lag(&self.topic, &format!("{}-{sink}", self.topic));

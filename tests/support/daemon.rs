@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::{
     PATIENCE, eventually, free_port,
-    http::{Client, Reply},
+    http::{Client, NoReply, Reply},
     process::{Exit, Frozen, Process},
     program, scratch,
 };
@@ -286,14 +286,18 @@ impl Daemon {
 
     /// At the admin endpoint, without a body.
     pub fn ask(&self, method: &str, path: &str) -> Reply {
+        self.try_ask(method, path).unwrap_or_else(|error| panic!("{method} {path}: {error:?}"))
+    }
+
+    /// An error while nobody listens.
+    pub fn try_ask(&self, method: &str, path: &str) -> Result<Reply, NoReply> {
         let url = self.admin_url(path);
-        let reply = match method {
+        match method {
             "GET" => self.client.get(&url),
             "POST" => self.client.post(&url, None, b""),
             "DELETE" => self.client.delete(&url),
             other => panic!("no {other} here"),
-        };
-        reply.unwrap_or_else(|error| panic!("{method} {path}: {error:?}"))
+        }
     }
 
     pub fn reload(&self) -> Reply {

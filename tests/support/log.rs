@@ -185,8 +185,12 @@ fn embedded_measured(data: &Path) -> BTreeMap<measured::Key, measured::Bucket> {
 
 fn measured_documents(documents: impl Fn(&str) -> Vec<Document>) -> BTreeMap<measured::Key, measured::Bucket> {
     let mut buckets = BTreeMap::new();
+    let definitions = documents("ingestd_aggregates");
     for name in measured::NAMES {
-        buckets.extend(documents(&format!("aggregate_{name}")).iter().map(|document| {
+        // One that was rebuilt stands in another collection.
+        let definition = definitions.iter().find(|definition| definition.get_str("_id").is_ok_and(|id| id == name));
+        let collection = definition.and_then(|definition| definition.get_str("collection").ok()).unwrap_or(name);
+        buckets.extend(documents(&format!("aggregate_{collection}")).iter().map(|document| {
             let ((partition, window), Stored { count, last_offset }) = place_of(document);
             let id = document.get_str("_id").expect("text");
             // Behind the topic, the partition and the window.

@@ -27,6 +27,7 @@ pub mod oracle;
 pub mod preload;
 pub mod process;
 pub mod raw;
+pub mod rebuild;
 pub mod replica_set;
 pub mod s3;
 pub mod services;
