@@ -39,7 +39,7 @@ use crate::{
     metrics::Metrics,
     names::{ActorName, SinkName, dependency},
     position::{Offset, Partition, TopicIdentity},
-    store::{Blocked, Counted, Flushed, RefusedEvent, Store, StoreError},
+    store::{Blocked, Flushed, RefusedEvent, Store, StoreError},
 };
 
 pub use archived::configured_archive;
@@ -122,7 +122,7 @@ impl Aggregator {
     ) -> Self {
         let counted = store.counted();
         let reader = Reader::new(&config.load(), &counted);
-        let limits = limits(&counted);
+        let limits = limit::limits_of(&counted);
         let dependency = match config.load().store.kind {
             StoreKind::Mongodb => dependency::MONGODB,
             StoreKind::Embedded | StoreKind::None => dependency::EMBEDDED_STORE,
@@ -477,10 +477,6 @@ impl Aggregator {
         tracing::debug!(reason, "the aggregator cannot make counts durable, trying again");
         self.health.actor(ActorName::Aggregator, ActorState::Failing, reason);
     }
-}
-
-fn limits(counted: &[Counted]) -> Arc<[Limit]> {
-    counted.iter().map(|counted| Limit::from(&counted.aggregate)).collect()
 }
 
 impl Actor for Aggregator {

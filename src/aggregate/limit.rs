@@ -14,7 +14,7 @@ use super::fold::{GroupFold, Tally, merged};
 use crate::{
     config::AggregateConfig,
     position::{Partition, Timestamp},
-    store::{BucketDelta, BucketKey},
+    store::{BucketDelta, BucketKey, Counted},
 };
 
 /// In the place of each value of the group.
@@ -26,6 +26,11 @@ pub struct Limit {
     pub max_groups: usize,
     /// The group of all that are beyond it, as JSON text. Where there is one group alone it is no group's.
     pub other: Arc<str>,
+}
+
+/// By the indexes of what is counted.
+pub fn limits_of(counted: &[Counted]) -> Arc<[Limit]> {
+    counted.iter().map(|counted| Limit::from(&counted.aggregate)).collect()
 }
 
 impl From<&AggregateConfig> for Limit {

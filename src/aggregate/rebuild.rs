@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use super::{
     Aggregator, State, flush,
     history::{Archived, Ended, Reading},
-    limits,
+    limit::limits_of,
     open::Reader,
 };
 use crate::{
@@ -164,7 +164,7 @@ impl Aggregator {
                 actor.prepared = true;
                 actor.rebuilding.seen = under_way(&found).map(|rebuild| rebuild.id.clone()).collect();
                 actor.reader = Reader::new(&actor.config.load(), &counted);
-                actor.limits = limits(&counted);
+                actor.limits = limits_of(&counted);
                 for remark in &remarks {
                     tracing::warn!(
                         store = actor.dependency,

@@ -3,6 +3,7 @@
 
 mod database;
 mod events;
+mod reading;
 mod rebuild;
 
 use std::{
@@ -30,7 +31,8 @@ use crate::{
     },
 };
 
-use database::{Cancel, Database};
+use database::Database;
+use reading::Cancel;
 
 type Request = Box<dyn FnOnce(&mut Database) + Send>;
 
@@ -169,7 +171,7 @@ impl Store for EmbeddedStore {
             let cancel = Cancel::default();
             let _cancel = CancelOnDrop(cancel.clone());
             // SQLite blocks; a query has a connection of its own, so that it delays no flush.
-            let rows = self.io.spawn_blocking(move || database::query(&path, &options, &versions, query, &cancel));
+            let rows = self.io.spawn_blocking(move || reading::query(&path, &options, &versions, query, &cancel));
             rows.await.unwrap_or_else(|_| Err(self.unavailable("a query failed")))
         })
     }

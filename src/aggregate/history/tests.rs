@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use super::*;
+use super::{super::limit::limits_of, *};
 use crate::{
     config::AggregateConfig,
     log::dead_letters::DeadLetter,
@@ -84,8 +84,8 @@ impl DeadLetterWriter for Letters {
 }
 
 fn config(aggregate: &str) -> Arc<Config> {
-    let mut config = Config::default();
-    config.aggregate = vec![toml::from_str(&format!("name = \"a\"\nwindow = \"1m\"\n{aggregate}")).unwrap()];
+    let aggregate = toml::from_str(&format!("name = \"a\"\nwindow = \"1m\"\n{aggregate}")).unwrap();
+    let mut config = Config { aggregate: vec![aggregate], ..Config::default() };
     config.aggregator.flush_buckets = 3;
     Arc::new(config)
 }
@@ -133,7 +133,7 @@ fn reading(
         letters: Arc::new(Letters(letter)),
         bounds: Reader::new(&config, &counted).fields.bounds(),
         config,
-        limits: counted.iter().map(|counted| Limit::from(&counted.aggregate)).collect(),
+        limits: limits_of(&counted),
         counted,
         shadow,
         id: id.clone(),
@@ -149,7 +149,7 @@ fn live(values: &[String], letter: Offset, io: &Runtime) -> Vec<u8> {
     let dir = TempDir::new().unwrap();
     let (config, store) = (config(NEW), open(dir.path(), &config(NEW), io));
     let counted = io.block_on(store.prepare()).unwrap().counted;
-    let limits: Arc<[Limit]> = counted.iter().map(|counted| Limit::from(&counted.aggregate)).collect();
+    let limits: Arc<[Limit]> = limits_of(&counted);
     let others: Vec<_> = limits.iter().map(|limit| limit.other.clone()).collect();
     let mut reader = Reader::new(&config, &counted);
     let history = io.block_on(store.history(P, Offset(0), reader.fields.bounds())).unwrap();

@@ -11,7 +11,7 @@ use rusqlite::{
 };
 use serde_json::value::RawValue;
 
-use super::database::Cancel;
+use super::reading::Cancel;
 use crate::{
     position::Timestamp,
     store::{

@@ -78,7 +78,7 @@ async fn a_query_that_is_given_up_ends() {
     let cancel = Cancel::default();
     cancel.cancel();
     let versions = Versions::configured(&options, |_| None);
-    let given_up = database::query(&path, &options, &versions.load(), query, &cancel);
+    let given_up = reading::query(&path, &options, &versions.load(), query, &cancel);
     assert!(matches!(given_up, Err(StoreError::Unavailable(_))), "{given_up:?}");
     // Also while a statement runs: this one has no end of its own.
     let (connection, cancel) = (Connection::open_in_memory().unwrap(), Cancel::default());
@@ -138,7 +138,7 @@ async fn an_index_serves_a_query_in_the_order_of_its_windows() {
     store.prepare().await.unwrap();
     let connection = Connection::open(dir.path().join("store.db")).unwrap();
     for with_state in [false, true] {
-        let explain = format!("EXPLAIN QUERY PLAN {}", database::buckets(with_state));
+        let explain = format!("EXPLAIN QUERY PLAN {}", reading::buckets(with_state));
         let mut statement = connection.prepare(&explain).unwrap();
         let plan = statement.query_map([0, 0, 1], |row| row.get::<_, String>(3)).unwrap();
         let plan: Vec<String> = plan.map(Result::unwrap).collect();
