@@ -25,8 +25,8 @@ use crate::{
     measure::Measures,
     position::{Position, Timestamp, TopicIdentity},
     store::{
-        Answer, BucketDelta, BucketKey, EventsPage, EventsQuery, Fence, GroupsFound, GroupsOf, History, Prepared,
-        ProcessedEvent, Query, Rebuilds, Removal, Rows,
+        Answer, BucketDelta, BucketKey, Counted, EventsPage, EventsQuery, Fence, GroupsFound, GroupsOf, History,
+        Prepared, ProcessedEvent, Query, Rebuilds, Removal, Rows,
         rebuild::{NewRebuild, Progress, Reached, Rebuild, RebuildId, Swapped},
     },
 };
