@@ -13,6 +13,8 @@
 //! Before that rule, all JSON stood as `"event"`. Objects and segments of that time go on to be read, so records are compared
 //! by [`RecordLine::same_record`].
 
+mod key;
+
 use std::{borrow::Cow, io::Write};
 
 use anyhow::Context;
@@ -229,6 +231,8 @@ impl<'a> RecordLine<'a> {
 pub struct Line<'a> {
     pub offset: Offset,
     pub received: DateTime<Utc>,
+    id: Option<Cow<'a, str>>,
+    key: Option<&'a RawValue>,
     event: Option<&'a RawValue>,
     raw: Option<Vec<u8>>,
     headers: Option<&'a RawValue>,
@@ -250,7 +254,8 @@ impl<'a> Line<'a> {
         };
         // Not RFC 3339 alone: a timestamp beyond the year 9999 is written with a sign.
         let received = line.received.parse().map_err(|_| format!("\"received\" is no time: {:.40}", line.received))?;
-        Ok(Self { offset: Offset(line.offset), received, event: line.event, raw, headers: line.headers })
+        let AsWritten { id, key, event, headers, .. } = line;
+        Ok(Self { offset: Offset(line.offset), received, id, key, event, raw, headers })
     }
 
     /// The record's value; `None` where it has none.
@@ -273,6 +278,12 @@ impl<'a> Line<'a> {
         headers.collect()
     }
 
+    /// The record's headers as they were counted, its id first; `None` where one of them cannot be read.
+    pub fn all_headers(&self) -> Option<Vec<(String, Option<Vec<u8>>)>> {
+        let id = self.id.as_ref().map(|id| (ID_HEADER.to_owned(), Some(id.as_bytes().to_vec())));
+        Some(id.into_iter().chain(self.headers()?).collect())
+    }
+
     /// Why not every reader of JSON can read the line, where it is so: an older release let such an event stand as it
     /// came.
     pub fn unreadable(&self) -> Option<Unreadable> {
@@ -285,6 +296,10 @@ struct AsWritten<'a> {
     offset: u64,
     #[serde(borrow)]
     received: Cow<'a, str>,
+    #[serde(borrow, default)]
+    id: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    key: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     event: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
