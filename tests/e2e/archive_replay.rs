@@ -317,3 +317,26 @@ fn what_cannot_be_replayed_is_said_in_one_sentence() {
     assert!(forgetful.error.contains("topic refusing.replays is not compacted"), "{forgetful:?}");
     daemon.terminate();
 }
+
+#[test]
+fn a_broker_that_hangs_for_a_moment_is_waited_for() {
+    let Some(services) = services() else { return };
+    let daemon = on_kafka(&services, "hanging").start();
+    post(&daemon, EVENTS);
+    wait_archived(&daemon, EVENTS);
+    let log = services.read_topic("hanging");
+    services.create_topic("thawed", 3);
+    thread::scope(|scope| {
+        let replaying = scope.spawn(|| daemon.command(&["archive", "replay", "--to-topic", "thawed", "--json"]));
+        eventually("a transaction is committed", PATIENCE, || {
+            services.watermarks("thawed").iter().any(|(_, start, end)| start < end).then_some(())
+        });
+        services.kafka.freeze();
+        thread::sleep(Duration::from_secs(5));
+        services.kafka.thaw();
+        let report = replaying.join().expect("no panic").json(0);
+        assert_eq!(report["replayed"].as_u64(), Some(EVENTS as u64), "{report}");
+    });
+    compare("hanging", &log, services.read_topic("thawed"));
+    daemon.terminate();
+}

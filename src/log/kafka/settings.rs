@@ -204,7 +204,7 @@ const REPLAYED: u64 = 100_000_000;
 /// How long a transaction of a replay may be open: readers of the topic see nothing beyond one whose replay was killed.
 pub const REPLAY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// For replaying archived records to a topic that takes batches of `batch` bytes: one replay at a time, the one who takes the
+/// For replaying archived records to a topic that takes batches of `batch` bytes; one at a time: who takes the
 /// transactional id fences the one who had it.
 pub fn replayer(config: &Config, to: &str, batch: u64) -> ClientConfig {
     let mut settings = base();
