@@ -138,16 +138,22 @@ fn each_record_comes_once_and_as_it_was_although_a_replay_is_killed() {
     assert_eq!(services.read_topic("again").len(), 0);
     assert_eq!(services.partitions("replaying.replays"), None, "it has changed nothing");
 
-    let mut killed = Command::new(program());
-    killed.args(["archive", "replay", "--to-topic", "again"]).args(daemon.settings());
-    let mut killed = killed.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-    eventually("a transaction is committed", PATIENCE, || {
-        services.watermarks("again").iter().any(|(_, start, end)| start < end).then_some(())
+    let sent = eventually("one is killed on its way", PATIENCE, || {
+        let mut killed = Command::new(program());
+        killed.args(["archive", "replay", "--to-topic", "again"]).args(daemon.settings());
+        let mut killed = killed.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        eventually("a transaction is committed", PATIENCE, || {
+            services.watermarks("again").iter().any(|(_, start, end)| start < end).then_some(())
+        });
+        killed.kill().expect("it is our child");
+        killed.wait().expect("it is our child");
+        let sent = by_origin(services.read_topic("again")).len();
+        if sent == all {
+            // It was faster.
+            services.recreate_topic("again", 5);
+        }
+        (sent < all).then_some(sent)
     });
-    killed.kill().expect("it is our child");
-    killed.wait().expect("it is our child");
-    let sent = by_origin(services.read_topic("again")).len();
-    assert!(sent > 0 && sent < all, "{sent} of {all} when it was killed");
 
     let rest = replay(&daemon, &to).json(0);
     assert_eq!(rest["replayed"].as_u64(), Some((all - sent) as u64), "{rest}");
