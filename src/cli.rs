@@ -80,7 +80,7 @@ enum Command {
     /// Make keys for those who send events
     #[command(subcommand)]
     Key(key::Command),
-    /// Look into the archive, check it, mend what only an operator can
+    /// Look into the archive, check it, replay it, mend what only an operator can
     #[command(subcommand)]
     Archive(archive::Command),
 }

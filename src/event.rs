@@ -437,7 +437,7 @@ const LONGEST_KEY: usize = 8 << 10;
 
 /// The key that this text is. A text that stands for an unknown client is no key: the events of all of them would have one
 /// partition.
-fn key_of(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
+pub fn key_of(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
     if is_nil(&text) || text.trim().is_empty() {
         return None;
     }

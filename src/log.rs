@@ -19,6 +19,7 @@ mod ingress;
 pub mod kafka;
 mod producer;
 pub mod record;
+pub mod replays;
 pub mod validate;
 
 use std::{

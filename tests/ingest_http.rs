@@ -38,8 +38,12 @@ mod letters;
 mod openapi;
 #[path = "ingest_http/pages.rs"]
 mod pages;
+#[path = "ingest_http/preferences.rs"]
+mod preferences;
 #[path = "ingest_http/rates.rs"]
 mod rates;
+#[path = "ingest_http/request_ids.rs"]
+mod request_ids;
 #[path = "ingest_http/shapes.rs"]
 mod shapes;
 #[path = "ingest_http/signatures.rs"]
@@ -368,6 +372,15 @@ impl Daemon {
     }
 }
 
+/// The second is wrong.
+const MIXED: &str = r#"[{"type":"a","event_id":"1"},{"no":1},{"type":"b","event_id":"2"}]"#;
+const WRONG: (u64, &str) = (1, "missing_type");
+
+/// Events by index and code, as [`Reply::errors`] gives them.
+fn errors(expected: &[(u64, &str)]) -> Vec<(u64, String)> {
+    expected.iter().map(|(index, code)| (*index, (*code).to_owned())).collect()
+}
+
 #[actix::test]
 async fn accepted_events_are_stored_as_they_came_and_their_ids_answered_in_order() {
     let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
@@ -471,115 +484,6 @@ async fn other_media_types_paths_and_methods_are_refused() {
 }
 
 #[actix::test]
-async fn each_answer_says_what_its_request_is_called_refusals_too() {
-    let limits = HttpConfig { request_timeout: Duration::from_millis(200), ..pages_of("*") };
-    let daemon = Daemon::start(Queue::Stores, limits);
-    let full = daemon.health.gate.reason(Closed::DiskFull);
-    let json = "Content-Type: application/json\r\n";
-    let preflight = format!("Origin: https://a.example\r\n{PREFLIGHT}");
-    let expect = "Expect: 100-continue\r\nContent-Length: 99999999999\r\n";
-    for (line, fields, body, status) in [
-        ("POST /v1/events", json, r#"{"type":"a"}"#, 200),
-        ("POST /v1/events", json, r#"[{"type":"a"},7]"#, 207),
-        ("POST /v1/events", json, "{", 400),
-        ("POST /v1/events", "Content-Type: text/html\r\n", "{}", 415),
-        ("POST /v1/events", "Content-Encoding: x\r\n", "{}", 415),
-        ("POST /v1/events", expect, "", 413),
-        ("POST /v1/events", "Content-Length: 99999999999\r\n", "", 413),
-        ("POST /v1/events", "Content-Length: 9\r\n", "", 408),
-        ("POST /v1/events", "Transfer-Encoding: chunked\r\n", "x\r\n\r\n", 400),
-        ("POST /v1/logs", json, r#"{"resourceLogs":[]}"#, 200),
-        ("PUT /v1/events", "", "", 405),
-        ("OPTIONS /v1/events", &preflight, "", 204),
-        ("GET /elsewhere", "", "", 404),
-        ("GET /health", "", "", 503),
-        ("GET /openapi.json", "", "", 200),
-        ("POST /v1/events", json, r#"{"type":"a"}"#, 503),
-    ] {
-        match status {
-            503 => full.set("71 % used".to_owned()),
-            _ => full.set(None::<String>),
-        }
-        let named = "X-Request-Id: a-proxy/Root=1:2+3@4\r\n";
-        for (id, echoed) in [
-            (named, Some("a-proxy/Root=1:2+3@4")),
-            ("", None),
-            ("X-Request-Id: two words\r\n", None),
-            (&format!("X-Request-Id: {}\r\n", "a".repeat(129)), None),
-            (&format!("{named}{named}"), None),
-        ] {
-            let mut request = of_page(line, &format!("{id}{fields}"), body);
-            if fields.contains("Length") || fields.contains("chunked") {
-                request = request.replacen(&format!("Content-Length: {}\r\n\r\n", body.len()), "\r\n", 1);
-            }
-            let reply = daemon.send(request).await;
-            assert_eq!(reply.status, status, "{line} {fields}: {}", reply.body);
-            assert_eq!(reply.head.to_lowercase().matches("x-request-id: ").count(), 1, "{}", reply.head);
-            let said = reply.header("x-request-id").unwrap();
-            match echoed {
-                Some(id) => assert_eq!(said, id, "{line} {fields}"),
-                None => assert!(uuid::Uuid::parse_str(said).is_ok(), "{line} {fields} {id}: {said}"),
-            }
-        }
-    }
-    for broken in ["POST /v1/events HTTP/1.1\r\nno field\r\n\r\n", "POST /v1/events HTTP/1.1\r\n\r\n"] {
-        let reply = daemon.send(broken.to_owned()).await;
-        assert_eq!(reply.status, 400, "{broken}");
-        assert!(uuid::Uuid::parse_str(reply.header("x-request-id").unwrap()).is_ok(), "{}", reply.head);
-    }
-}
-
-#[actix::test]
-async fn the_trace_of_a_request_is_carried_by_each_of_its_records_and_letters() {
-    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let sources = HttpConfig { source: other_shapes().source, ..HttpConfig::default() };
-    let daemon = Daemon::start(Queue::Stores, sources);
-    daemon.quarantine(Letters::Kept);
-    let trace = format!("traceparent: {PARENT}\r\ntracestate: a=1\r\ntracestate: b=2\r\n");
-    let [parent, state] = [("traceparent", PARENT), ("tracestate", "a=1,b=2")];
-    let json = "Content-Type: application/json\r\n";
-    let binary = "ce-specversion: 1.0\r\nce-id: i\r\nce-source: /s\r\nce-type: t\r\nce-traceparent: of-the-event\r\n";
-    let own = [
-        ("ce_id", "i"),
-        ("ce_source", "/s"),
-        ("ce_specversion", "1.0"),
-        ("ce_traceparent", "of-the-event"),
-        ("ce_type", "t"),
-        ("content-type", "application/json"),
-    ];
-    // More than is checked on a worker.
-    let long = format!("[{}]", vec![r#"{"type":"a"}"#; 9000].join(","));
-    for (path, fields, body, expected) in [
-        ("/v1/events", json.to_owned(), r#"[{"type":"a"},{"type":"b"}]"#, vec![vec![]; 2]),
-        ("/v1/events", format!("{json}{trace}"), r#"[{"type":"a"},{"type":"b"}]"#, vec![vec![parent, state]; 2]),
-        ("/v1/events", format!("{json}{trace}"), &long, vec![vec![parent, state]; 9000]),
-        ("/v1/events", format!("{json}traceparent: {PARENT}\r\n"), r#"{"type":"a"}"#, vec![vec![parent]]),
-        ("/v1/events", format!("{json}traceparent: {PARENT}-\r\ntracestate: a=1\r\n"), r#"{"type":"a"}"#, vec![vec![]]),
-        ("/v1/events", format!("{json}{trace}traceparent: {PARENT}\r\n"), r#"{"type":"a"}"#, vec![vec![]]),
-        ("/v1/events", format!("{json}{binary}"), "7", vec![own.to_vec()]),
-        ("/v1/events", format!("{json}{binary}{trace}"), "7", vec![[&own[..], &[parent, state]].concat()]),
-        ("/one", format!("{json}{trace}"), r#"{"id":1}"#, vec![vec![("ce_type", "alert"), parent, state]]),
-    ] {
-        let reply = daemon.send(of_page(&format!("POST {path}"), &fields, body)).await;
-        assert_eq!(reply.status, 200, "{path} {fields}: {}", reply.body);
-        let headers = std::mem::take(&mut daemon.log.lock().unwrap().headers);
-        let owned = |headers: Vec<(&str, &str)>| -> Vec<String> {
-            headers.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
-        };
-        assert_eq!(headers, expected.into_iter().map(owned).collect::<Vec<_>>(), "{path} {fields}");
-    }
-    // One that is wrong, and a body that cannot be split.
-    for body in [r#"[{"type":"a"},7]"#, "[{"] {
-        let reply = daemon.send(of_page("POST /v1/events", &format!("{json}{trace}"), body)).await;
-        assert_eq!(reply.status, 200, "{}", reply.body);
-        let letter = daemon.log.lock().unwrap().letters.pop().unwrap();
-        let expected = [parent, state].map(|(name, value)| (name.to_owned(), Some(value.as_bytes().to_vec())));
-        assert_eq!(letter.headers, expected, "{body}");
-    }
-    until(|| daemon.metric("ingestd_in_flight_bytes") == "0").await;
-}
-
-#[actix::test]
 async fn health_is_200_or_503() {
     let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
     daemon.health.actor(ActorName::Producer, ActorState::Running, None);
@@ -645,113 +549,4 @@ async fn no_answer_in_time_is_503_and_its_bytes_stay_counted_while_the_queue_has
 
     let stalled = "POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{".to_owned();
     daemon.send(stalled).await.problem(408);
-}
-
-/// The second is wrong.
-const MIXED: &str = r#"[{"type":"a","event_id":"1"},{"no":1},{"type":"b","event_id":"2"}]"#;
-const WRONG: (u64, &str) = (1, "missing_type");
-
-/// Events by index and code, as [`Reply::errors`] gives them.
-fn errors(expected: &[(u64, &str)]) -> Vec<(u64, String)> {
-    expected.iter().map(|(index, code)| (*index, (*code).to_owned())).collect()
-}
-
-#[actix::test]
-async fn of_a_strict_request_with_a_wrong_event_nothing_is_stored() {
-    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
-    let reply = daemon.prefer("strict", MIXED).await;
-    let json = reply.json();
-    assert_eq!((reply.status, reply.applied()), (400, Some("handling=strict")));
-    assert_eq!((&json["accepted"], &json["rejected"], &json["ids"]), (&json!(0), &json!(1), &json!([])));
-    assert_eq!(reply.errors(), errors(&[WRONG]));
-    assert!(daemon.log.lock().unwrap().records.is_empty());
-    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "1");
-    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "0");
-
-    let reply = daemon.prefer("strict", r#"[{"type":"a"},{"type":"b"}]"#).await;
-    assert_eq!((reply.status, reply.applied()), (200, Some("handling=strict")));
-    let reply = daemon.prefer("strict", "[]").await;
-    assert_eq!((reply.status, reply.applied()), (200, Some("handling=strict")));
-    let reply = daemon.prefer("strict", "{").await;
-    reply.problem(400);
-    assert_eq!(reply.applied(), Some("handling=strict"));
-}
-
-#[actix::test]
-async fn a_strict_request_of_which_the_queue_stored_a_part_is_not_said_to_be_one() {
-    let daemon = Daemon::start(Queue::FindsTooLarge(&[1]), HttpConfig::default());
-    let reply = daemon.prefer("strict", r#"[{"type":"a","event_id":"1"},{"type":"b"}]"#).await;
-    assert_eq!((reply.status, reply.applied(), &reply.json()["ids"]), (207, None, &json!(["1"])));
-    assert_eq!(reply.errors(), errors(&[(1, "too_large")]));
-    // Where nothing was stored it holds.
-    *daemon.queue.lock().unwrap() = Queue::FindsTooLarge(&[0]);
-    let reply = daemon.prefer("strict", r#"{"type":"a"}"#).await;
-    assert_eq!(
-        (reply.status, reply.applied(), reply.errors()),
-        (400, Some("handling=strict"), errors(&[(0, "too_large")]))
-    );
-}
-
-#[actix::test]
-async fn each_event_of_a_lenient_request_has_its_own_result() {
-    let daemon = Daemon::start(Queue::GoesAway, HttpConfig::default());
-    let reply = daemon.prefer("lenient", MIXED).await;
-    let json = reply.json();
-    assert_eq!((reply.status, reply.applied()), (207, Some("handling=lenient")));
-    assert_eq!((&json["accepted"], &json["rejected"], &json["ids"]), (&json!(1), &json!(1), &json!(["1"])));
-    assert_eq!(reply.errors(), errors(&[WRONG, (2, "unavailable")]));
-    assert!(json["errors"][0].get("retry").is_none());
-    assert_eq!(json["errors"][1]["retry"], true);
-    let message = json["errors"][1]["message"].as_str().unwrap();
-    assert!(message.contains("no broker answers") && message.contains("twice"), "{message}");
-    assert_eq!(reply.header("retry-after"), Some("5"));
-    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "1");
-    assert_eq!(daemon.metric("ingestd_events_produced_unanswered_total"), "0");
-    assert_eq!(daemon.metric("ingestd_events_rejected_total{reason=\"missing_type\"}"), "1");
-
-    // Where nothing is durable it is 503 for the whole.
-    *daemon.queue.lock().unwrap() = Queue::Refuses;
-    let reply = daemon.prefer("lenient", MIXED).await;
-    assert!(reply.problem(503).contains("nothing of this request was stored"));
-    assert_eq!(reply.applied(), Some("handling=lenient"));
-    *daemon.queue.lock().unwrap() = Queue::Stores;
-    let reply = daemon.prefer("lenient", MIXED).await;
-    assert_eq!((reply.status, reply.errors(), reply.header("retry-after")), (207, errors(&[WRONG]), None));
-}
-
-#[actix::test]
-async fn what_is_durable_when_the_time_of_a_lenient_request_is_over_is_accepted() {
-    let http = HttpConfig { request_timeout: Duration::from_millis(200), ..HttpConfig::default() };
-    let daemon = Daemon::start(Queue::StoresOneAndWaits, http);
-    let body = r#"[{"type":"a","event_id":"1"},{"type":"b"},{"type":"c"}]"#;
-    let reply = daemon.prefer("lenient", body).await;
-    assert_eq!((reply.status, &reply.json()["ids"]), (207, &json!(["1"])));
-    assert_eq!(reply.errors(), errors(&[(1, "unavailable"), (2, "unavailable")]));
-    assert!(reply.json()["errors"][0]["message"].as_str().unwrap().contains("http.request_timeout"));
-    assert_eq!(daemon.metric("ingestd_events_accepted_total"), "1");
-    let late = daemon.log.lock().unwrap().waiting.pop().unwrap();
-    late.ticket.durable(1..2);
-    late.ticket.unavailable(2..3, "given up");
-    assert_eq!(daemon.metric("ingestd_events_produced_unanswered_total"), "1", "the first one was answered");
-
-    *daemon.queue.lock().unwrap() = Queue::Waits;
-    assert!(daemon.prefer("lenient", body).await.problem(503).contains("not known"));
-    *daemon.queue.lock().unwrap() = Queue::StoresOneAndWaits;
-    assert!(daemon.post_json(body).await.problem(503).contains("not known"), "without the preference as before");
-}
-
-#[actix::test]
-async fn refusals_say_which_preference_they_were_made_by() {
-    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
-    let full = daemon.health.gate.reason(Closed::DiskFull);
-    full.set("71 % used".to_owned());
-    for (handling, applied) in [("lenient", Some("handling=lenient")), ("strict", Some("handling=strict")), ("x", None)]
-    {
-        let reply = daemon.prefer(handling, r#"{"type":"a"}"#).await;
-        reply.problem(503);
-        assert_eq!(reply.applied(), applied);
-    }
-    drop(full);
-    assert_eq!(daemon.post_json(r#"{"type":"a"}"#).await.applied(), None);
-    assert_eq!(daemon.prefer("perhaps", MIXED).await.status, 207, "an unknown value changes nothing");
 }

@@ -355,18 +355,20 @@ async fn who_waits_for_its_records_has_them_flushed_before_the_interval_is_over(
         let counted = counted.clone();
         async move { counted.wait(&at(6), Duration::from_secs(20)).await }
     });
-    // What is read helps nobody: it is not flushed.
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(f.store.counts(), []);
+    // What is read helps nobody, so it is not flushed: the first that is confirmed are both.
+    while !counted.waits_for_flush(|_| Some(Offset(7))) {
+        tokio::task::yield_now().await;
+    }
+    assert!(!counted.waits_for_flush(|_| Some(Offset(6))));
     f.send(epoch, 6, &[B]);
     f.expect([Reply::Confirm(Offset(7))]).await;
     assert_eq!(waiting.await.unwrap(), Ok(()));
     assert_eq!(f.store.counts(), counts(&[("a", 1), ("b", 1)]));
-    // Without anybody it stays with the interval.
+    // Without anybody it stays with the interval: nothing else is listened to.
+    assert_eq!(counted.wanted().now_or_never(), None);
     f.send(epoch, 7, &[A]);
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(f.store.counts(), counts(&[("a", 1), ("b", 1)]));
     f.addr.send(Unassign { partition: Partition(0), epoch }).await.unwrap();
+    assert_eq!(f.store.counts(), counts(&[("a", 1), ("b", 1)]));
     assert_eq!(counted.position(Partition(0)), None);
 }
 

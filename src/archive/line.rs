@@ -13,6 +13,8 @@
 //! Before that rule, all JSON stood as `"event"`. Objects and segments of that time go on to be read, so records are compared
 //! by [`RecordLine::same_record`].
 
+mod key;
+
 use std::{borrow::Cow, io::Write};
 
 use anyhow::Context;
@@ -230,6 +232,7 @@ pub struct Line<'a> {
     pub offset: Offset,
     pub received: DateTime<Utc>,
     id: Option<Cow<'a, str>>,
+    key: Option<&'a RawValue>,
     event: Option<&'a RawValue>,
     raw: Option<Vec<u8>>,
     headers: Option<&'a RawValue>,
@@ -251,7 +254,8 @@ impl<'a> Line<'a> {
         };
         // Not RFC 3339 alone: a timestamp beyond the year 9999 is written with a sign.
         let received = line.received.parse().map_err(|_| format!("\"received\" is no time: {:.40}", line.received))?;
-        Ok(Self { offset: Offset(line.offset), received, id: line.id, event: line.event, raw, headers: line.headers })
+        let AsWritten { id, key, event, headers, .. } = line;
+        Ok(Self { offset: Offset(line.offset), received, id, key, event, raw, headers })
     }
 
     /// The record's value; `None` where it has none.
@@ -294,6 +298,8 @@ struct AsWritten<'a> {
     received: Cow<'a, str>,
     #[serde(borrow, default)]
     id: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    key: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     event: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]

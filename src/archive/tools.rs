@@ -1,5 +1,6 @@
-//! The archive as its operators meet it: what stands there, its lines, whether its chains are whole, and the two things
-//! that only an operator can decide or do: to leave a gap, and to send what a retired machine kept.
+//! The archive as its operators meet it: what stands there, its lines, whether its chains are whole, its records in a
+//! topic again, and the two things that only an operator can decide or do: to leave a gap, and to send what a retired
+//! machine kept.
 //!
 //! Nothing here takes part in the daemon. All of it is safe beside running ones: reading changes nothing, and what is
 //! written goes through the same create-only PUTs under the same rules (section 4 of the design).
@@ -7,6 +8,7 @@
 pub mod conform;
 pub mod drain;
 pub mod reader;
+pub mod replay;
 pub mod verify;
 
 #[cfg(test)]

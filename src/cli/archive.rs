@@ -1,4 +1,6 @@
-//! `ingestd archive`: list, cat, verify, skip, drain.
+//! `ingestd archive`: list, cat, verify, skip, drain, replay.
+
+mod replay;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -85,6 +87,8 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Send archived records to a Kafka topic, each with a header that says where it stood; each one once, however often this is run
+    Replay(replay::Replay),
 }
 
 /// Which chains.
@@ -119,6 +123,7 @@ impl Command {
             | Self::Verify { options, .. }
             | Self::Skip { options, .. }
             | Self::Drain { options, .. } => options,
+            Self::Replay(replay) => replay.options,
         }
     }
 }
@@ -142,6 +147,7 @@ pub(super) fn archive(command: Command, before: Options) -> ExitCode {
         Command::Drain { options, dir, json } => {
             on_archive(before.and_then(options), None, |reader| drain(reader, &dir, json))
         }
+        Command::Replay(command) => replay::replay(command, before),
     }
 }
 
@@ -381,11 +387,16 @@ pub(super) fn time(text: &str) -> Result<DateTime<Utc>, String> {
     time.map(|time| time.to_utc()).map_err(|_| "must be a time such as 2026-11-23T08:00:00Z (RFC 3339)".to_owned())
 }
 
+/// Kafka's rule, but for the length.
+fn is_topic(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    !name.is_empty() && ![".", ".."].contains(&name) && name.chars().all(plain)
+}
+
 /// What can stand in a path of the archive.
 fn topic(text: &str) -> Result<String, String> {
     let (name, generation) = text.split_once('@').unwrap_or((text, "1"));
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let named = !name.is_empty() && ![".", ".."].contains(&name) && name.chars().all(plain);
+    let named = is_topic(name);
     let numbered = generation.parse::<u32>().is_ok_and(|number| number > 0 && number.to_string() == generation);
     match named && numbered {
         true => Ok(text.to_owned()),

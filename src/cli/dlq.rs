@@ -1,6 +1,6 @@
 //! `ingestd dlq`: the dead letters of the running daemon, or, while none listens, of its queue.
 
-use std::{fmt::Display, io::Read, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{io::Read, path::PathBuf, process::ExitCode, sync::Arc};
 
 use arc_swap::ArcSwap;
 use clap::{Args, Subcommand};
@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Options,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, failed},
     load, print,
     terminal::{harmless_json, one_line},
 };
@@ -56,6 +56,8 @@ pub(super) struct Shared {
     filter: Filter,
 }
 
+const COMMAND: &str = "dlq";
+
 pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
     let (Command::List(shared) | Command::Show(shared) | Command::Replay { shared, .. } | Command::Purge(shared)) =
         command;
@@ -71,19 +73,14 @@ pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
     }
     let (letters, local) = match open(config, shared) {
         Ok(opened) => opened,
-        Err((exit, why)) => return failed(exit, &why),
+        Err((exit, why)) => return failed(COMMAND, exit, &why),
     };
     let done = work(&*letters, command, &shared.filter, shared.json);
     if let Some((log, _lock)) = local {
         // Each operation has said for itself whether it is durable; no sink was read here.
         let _ = log.close();
     }
-    done.unwrap_or_else(|error| failed(exit::FAILURE, &error))
-}
-
-fn failed(exit: u8, why: &dyn Display) -> ExitCode {
-    eprintln!("ingestd dlq: {}", one_line(&why.to_string()));
-    ExitCode::from(exit)
+    done.unwrap_or_else(|error| failed(COMMAND, exit::FAILURE, &error))
 }
 
 /// The letters, and where no daemon listens the embedded log that they are in, with its lock.
@@ -167,7 +164,7 @@ fn show<T: Serialize + ?Sized>(json: bool, result: &T, text: impl Fn(&T) -> Stri
     }
     match serde_json::to_string(result) {
         Ok(json) => print(&harmless_json(&json)),
-        Err(error) => failed(exit::FAILURE, &format!("the result cannot be written as JSON: {error}")),
+        Err(error) => failed(COMMAND, exit::FAILURE, &format!("the result cannot be written as JSON: {error}")),
     }
 }
 

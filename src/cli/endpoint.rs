@@ -1,10 +1,11 @@
 //! The admin endpoint of a running daemon, as a command is told where it is and what to show it.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{fmt::Display, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
 use rustls::ClientConfig;
 
+use super::{Options, load, terminal::one_line};
 use crate::{
     config::Config,
     log::dead_letters::client::AdminClient,
@@ -33,7 +34,26 @@ pub(super) struct Endpoint {
     key: Option<String>,
 }
 
+/// Says on stderr why a command ends with this status.
+pub(super) fn failed(command: &str, exit: u8, why: &dyn Display) -> ExitCode {
+    eprintln!("ingestd {command}: {}", one_line(&why.to_string()));
+    ExitCode::from(exit)
+}
+
 impl Endpoint {
+    /// Who asks the daemon for this command, which can do nothing without one; or it has said on stderr why not.
+    pub fn asked_by(&self, command: &str, options: Options) -> Result<AdminClient, ExitCode> {
+        let config = load(&options.sources())?;
+        match self.client(&config) {
+            Ok(Some(client)) => Ok(client),
+            Ok(None) => {
+                let why = "admin.listen has a port that is chosen at the start: say where it is by --admin URL";
+                Err(failed(command, 2, &why))
+            }
+            Err((exit, why)) => Err(failed(command, exit, &why)),
+        }
+    }
+
     /// Whether the command names it itself, in the place of the configuration.
     pub fn is_named(&self) -> bool {
         self.admin.is_some()

@@ -14,8 +14,7 @@ use serde_json::Value;
 
 use super::{
     Options,
-    endpoint::Endpoint,
-    load,
+    endpoint::{Endpoint, failed},
     terminal::{harmless_json, one_line},
     watch,
 };
@@ -55,6 +54,7 @@ pub(super) struct Rebuild {
     json: bool,
 }
 
+const COMMAND: &str = "rebuild";
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
 /// Of the bar.
@@ -64,26 +64,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ends with 0 where the aggregate is rebuilt, or what else was asked for is done, and with 1 where it is not.
 pub(super) fn rebuild(options: Options, command: &Rebuild) -> ExitCode {
-    let config = match load(&options.and_then(command.options.clone()).sources()) {
-        Ok(config) => config,
+    let client = match command.endpoint.asked_by(COMMAND, options.and_then(command.options.clone())) {
+        Ok(client) => client,
         Err(exit) => return exit,
-    };
-    let client = match command.endpoint.client(&config) {
-        Ok(Some(client)) => client,
-        Ok(None) => {
-            return failed(2, "admin.listen has a port that is chosen at the start: say where it is by --admin URL");
-        }
-        Err((exit, why)) => return failed(exit, &why),
     };
     match command.run(&client) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(exit::FAILURE, &error.to_string()),
+        Err(error) => failed(COMMAND, exit::FAILURE, &error),
     }
-}
-
-fn failed(exit: u8, why: &str) -> ExitCode {
-    eprintln!("ingestd rebuild: {}", one_line(why));
-    ExitCode::from(exit)
 }
 
 /// What the daemon says of a rebuild.

@@ -17,9 +17,9 @@ use serde_json::{Value, value::RawValue};
 
 use super::{
     Options,
-    endpoint::Endpoint,
-    load, print,
-    terminal::{self, for_stdout, harmless, harmless_json, one_line},
+    endpoint::{Endpoint, failed},
+    print,
+    terminal::{self, for_stdout, harmless, harmless_json},
     watch::{self, Screen},
 };
 use crate::{
@@ -76,38 +76,28 @@ pub(super) struct Stats {
 const ROWS: u32 = 20;
 const WATCH: Duration = Duration::from_secs(2);
 
+const COMMAND: &str = "stats";
+
 /// Ends with 0 where the daemon has answered, with 1 where it has not.
 pub(super) fn stats(options: Options, command: &Stats) -> ExitCode {
-    let config = match load(&options.and_then(command.options.clone()).sources()) {
-        Ok(config) => config,
+    let client = match command.endpoint.asked_by(COMMAND, options.and_then(command.options.clone())) {
+        Ok(client) => client,
         Err(exit) => return exit,
-    };
-    let client = match command.endpoint.client(&config) {
-        Ok(Some(client)) => client,
-        Ok(None) => {
-            return failed(2, "admin.listen has a port that is chosen at the start: say where it is by --admin URL");
-        }
-        Err((exit, why)) => return failed(exit, &why),
     };
     if command.watch {
         return watch(&client, command);
     }
     match command.text(&client) {
         Ok(text) => print(&text),
-        Err(error) => failed(exit::FAILURE, &error.to_string()),
+        Err(error) => failed(COMMAND, exit::FAILURE, &error),
     }
-}
-
-fn failed(exit: u8, why: &str) -> ExitCode {
-    eprintln!("ingestd stats: {}", one_line(why));
-    ExitCode::from(exit)
 }
 
 /// Looks until a signal ends the process, or nobody reads any more.
 fn watch(client: &AdminClient, command: &Stats) -> ExitCode {
     let screen = match Screen::open() {
         Ok(screen) => screen,
-        Err(error) => return failed(exit::FAILURE, &format!("signals cannot be listened to: {error}")),
+        Err(error) => return failed(COMMAND, exit::FAILURE, &format!("signals cannot be listened to: {error}")),
     };
     loop {
         let text = command.text(client).unwrap_or_else(|error| harmless(&format!("ingestd stats: {error}")));

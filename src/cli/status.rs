@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::{
     Options,
-    endpoint::Endpoint,
-    load, print,
+    endpoint::{Endpoint, failed},
+    print,
     terminal::{harmless, harmless_json, one_line},
     watch::{self, Screen},
 };
@@ -37,33 +37,23 @@ pub(super) struct Status {
     interval: Duration,
 }
 
+const COMMAND: &str = "status";
+
 /// Ends with 0 where the daemon is ready, and with 1 where it is not, or does not answer.
 pub(super) fn status(options: Options, command: &Status) -> ExitCode {
-    let config = match load(&options.and_then(command.options.clone()).sources()) {
-        Ok(config) => config,
+    let client = match command.endpoint.asked_by(COMMAND, options.and_then(command.options.clone())) {
+        Ok(client) => client,
         Err(exit) => return exit,
-    };
-    let client = match command.endpoint.client(&config) {
-        Ok(Some(client)) => client,
-        Ok(None) => {
-            return failed(2, "admin.listen has a port that is chosen at the start: say where it is by --admin URL");
-        }
-        Err((exit, why)) => return failed(exit, &why),
     };
     if command.watch {
         return keep_watching(&client, command);
     }
     let page = match client.status() {
         Ok(page) => page,
-        Err(error) => return failed(exit::FAILURE, &error.to_string()),
+        Err(error) => return failed(COMMAND, exit::FAILURE, &error),
     };
     let printed = print(&if command.json { harmless_json(&page.to_string()) } else { text(&page) });
     if page["ready"] == true { printed } else { ExitCode::from(exit::FAILURE) }
-}
-
-fn failed(exit: u8, why: &str) -> ExitCode {
-    eprintln!("ingestd status: {}", one_line(why));
-    ExitCode::from(exit)
 }
 
 /// Looks until a signal ends the process, or nobody reads any more. A daemon that does not answer is asked again: it may be
@@ -71,7 +61,7 @@ fn failed(exit: u8, why: &str) -> ExitCode {
 fn keep_watching(client: &AdminClient, command: &Status) -> ExitCode {
     let screen = match Screen::open() {
         Ok(screen) => screen,
-        Err(error) => return failed(exit::FAILURE, &format!("signals cannot be listened to: {error}")),
+        Err(error) => return failed(COMMAND, exit::FAILURE, &format!("signals cannot be listened to: {error}")),
     };
     let draws = screen.is_terminal() && !command.json;
     let mut before: Option<(Instant, Value)> = None;

@@ -321,7 +321,8 @@ sections! {
     KafkaConfig {
         /// HOST:PORT, several separated by commas. Needed for kind = "kafka".
         brokers: String = String::new(), Text, Restart;
-        /// The consumer groups are <group>-archive and <group>-aggregate; dead letters are read and replayed as <group>-dlq.
+        /// The consumer groups are <group>-archive and <group>-aggregate; dead letters are read and replayed as <group>-dlq, and
+        /// archived records are replayed as <group>-archive-replay-<topic>.
         group: String = "ingestd".to_owned(), Text, Restart;
         /// Create the topic, and that of the dead letters, when they are missing: with so many partitions and replicas. A topic
         /// that exists with fewer replicas, or other partitions, is taken and named. Brokers never create one for this daemon.

@@ -9,7 +9,8 @@
 //!   process's, another's or nobody's; `offsets` asks the brokers where the group and the log stand; `partitions` holds
 //!   what is delivered, and what is wrong.
 //! - [`dead_letters`] is what operators do with records that cannot be counted; its `records` are how these are kept.
-//! - `transactions` is a transactional producer, for replays and purges of dead letters and for the buffer's forwarder.
+//! - `replays` is where archived records are replayed to.
+//! - `transactions` is a transactional producer, for replays, for purges of dead letters and for the buffer's forwarder.
 //!
 //! Every client of librdkafka that a process holds, with the thread of ours that drives it:
 //!
@@ -28,7 +29,8 @@
 //! a record that is refused (`client`), a reader of the letters of a partition that is assigned (`dead_letter_reader`), a
 //! member that makes a group divide its partitions anew (`kafka-rejoin`, `consumer` without its instance id), and those of
 //! the operator's commands: `dead_letter_reader`, `dead_letter_transactions` for replays and purges, and after a purge an
-//! administrator and one that asks where the aggregates' group stands (`client`).
+//! administrator and one that asks where the aggregates' group stands (`client`); `replayer` and `replays_reader` for a replay
+//! from the archive.
 //!
 //! librdkafka's threads and ours never meet an arbiter: whatever blocks here has a thread of its own and a deadline.
 
@@ -40,6 +42,7 @@ mod group;
 mod offsets;
 mod partitions;
 pub(super) mod probe;
+mod replays;
 pub mod settings;
 pub mod source;
 mod status;
@@ -50,4 +53,5 @@ pub(super) mod transactions;
 pub use appender::KafkaAppender;
 pub use brokers::UNANSWERED_REQUEST;
 pub use dead_letters::{KafkaLetters, records::KafkaDeadLetters};
+pub use replays::KafkaReplays;
 pub use topic::{TopicError, TopicWatches, check, prepare};

@@ -46,7 +46,7 @@ group_by = ["user_id"]
 max_groups = 2
 "#;
 
-const COUNTRIES: [&str; 3] = ["\"DE\"", "\"A \\\"T\\\", or\\r\\nso\"", "null"];
+const COUNTRIES: [&str; 3] = ["\"DE\"", "\"=A \\\"T\\\", or\\r\\nso\"", "null"];
 const EVENTS: i64 = 400;
 
 /// One of the events.

@@ -4,13 +4,11 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::support::{
     PATIENCE,
@@ -21,21 +19,15 @@ use crate::support::{
     skip,
 };
 
+mod access;
 mod aggregates;
+mod pictures;
 
 const CONFIG: &str = r#"
 [[aggregate]]
 name = "events_by_type"
 window = "1m"
 group_by = ["client_id", "type"]
-"#;
-/// Of the README's pictures.
-const REQUESTS: &str = r#"
-[[aggregate]]
-name = "requests"
-window = "1m"
-group_by = ["type", "client_id"]
-measures = ["count", { max = "duration_ms" }, { unique = "user_id" }]
 "#;
 const VIEWS: [&str; 4] = ["overview", "aggregates", "letters", "configuration"];
 /// A phone, and a desk.
@@ -446,213 +438,6 @@ fn letters_are_listed_shown_replayed_corrected_and_purged_when_one_is_sure() {
     click(&mut browser, "#letters-filter button", "List");
     says(&mut browser, "Limit: \"many\" is not a number");
     daemon.terminate();
-}
-
-fn key(name: &str, access: &str) -> (String, String) {
-    let key = format!("the-key-of-{name}");
-    let hash = hex::encode(Sha256::digest(&key));
-    (key, format!("[[admin.auth.keys]]\nname = \"{name}\"\nhash = \"sha256:{hash}\"\naccess = \"{access}\"\n"))
-}
-
-#[test]
-fn the_page_asks_for_a_key_and_does_what_that_may() {
-    let Some(mut browser) = browser(&[]) else { return };
-    let ((reader, of_reader), (operator, of_operator)) = (key("reader", "read"), key("operator", "operate"));
-    let config = |keys: &[&str]| format!("{CONFIG}{}", keys.join(""));
-    let daemon = Setup::new("dashboard-keys").config(&config(&[&of_reader, &of_operator])).spawn();
-    eventually("it listens", PATIENCE, || TcpStream::connect(daemon.admin_address()).ok());
-    let give = |browser: &mut Browser, key: &str| {
-        browser.until("a question", "!document.getElementById('key').hidden");
-        browser.until("the focus", "document.activeElement.id === 'key-text'");
-        browser.write(key);
-        browser.press("Enter");
-    };
-    browser.go(&daemon.admin_url("/"));
-    give(&mut browser, "no-such-key");
-    browser.until(
-        "why not",
-        "document.getElementById('key-why').textContent.startsWith('The key is none of admin.auth.keys')",
-    );
-    give(&mut browser, &reader);
-    browser.until("its status", "document.querySelectorAll('.tile').length > 0");
-    browser.until("the badge", "document.getElementById('state').textContent === 'ready'");
-    view(&mut browser, "configuration");
-    click(&mut browser, "#configuration button", "Reload");
-    decide(&mut browser, "Reload it");
-    browser.until(
-        "why not",
-        "document.getElementById('reloaded').textContent.includes('The key \"reader\" may only look')",
-    );
-
-    // It is kept for the tab, until somebody says otherwise.
-    browser.go(&daemon.admin_url("/?again"));
-    browser.until("its status", "document.querySelectorAll('.tile').length > 0");
-    daemon.write_config(&config(&[&of_operator]));
-    give(&mut browser, &operator);
-    browser.until(
-        "its status",
-        "!document.getElementById('overview').hidden && document.querySelectorAll('.tile').length > 0",
-    );
-    view(&mut browser, "configuration");
-    daemon.write_config(&format!("{}[logging]\nlevel = \"debug\"\n", config(&[&of_operator])));
-    click(&mut browser, "#configuration button", "Reload");
-    decide(&mut browser, "Reload it");
-    browser.until("it is read", "document.getElementById('reloaded').textContent.startsWith('It is read.')");
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait_exit(PATIENCE), 0);
-}
-
-#[test]
-fn a_page_of_another_origin_changes_nothing_and_one_of_a_name_made_for_it_reads_nothing() {
-    let Some(mut browser) = browser(&["--host-resolver-rules=MAP evil.example 127.0.0.1"]) else { return };
-    let daemon = setup("another-origin").set("event.on_invalid", "quarantine").start();
-    quarantine(&daemon, 3);
-    let refused = |reason: &str| {
-        daemon.try_metric("ingestd_admin_auth_refusals_total", &format!("reason={reason:?}")).unwrap_or(0.0)
-    };
-    let port = daemon.http_address().rsplit(':').next().expect("a port").to_owned();
-    let mut tried = 0.0;
-    // Of the same machine, and of another one as the browser sees it.
-    for origin in [format!("http://{}", daemon.http_address()), format!("http://localhost:{port}")] {
-        browser.go(&format!("{origin}/health"));
-        let admin = daemon.admin_url("");
-        for (path, init) in [
-            ("/reload", "{ method: 'POST', mode: 'no-cors' }"),
-            ("/v1/dead-letters/replay", "{ method: 'POST', mode: 'no-cors' }"),
-            ("/v1/dead-letters/replay", "{ method: 'POST', mode: 'no-cors', body: new URLSearchParams({ a: 'b' }) }"),
-        ] {
-            let told = browser.evaluate(&format!("fetch('{admin}{path}', {init}).then(({{ type }}) => type)"));
-            assert_eq!(told, "opaque", "{path} {init}: it was sent");
-            tried += 1.0;
-            assert_eq!(refused("another_origin"), tried, "{path} {init}");
-        }
-        // What a browser asks for first is not done either, and nothing is read.
-        for (path, init) in [
-            ("/v1/dead-letters?to=0s", "{ method: 'DELETE' }"),
-            ("/reload", "{ method: 'POST', headers: { 'X-Requested-With': 'ingestd' } }"),
-            ("/status", "{}"),
-            ("/v1/live", "{}"),
-        ] {
-            let told =
-                browser.evaluate(&format!("fetch('{admin}{path}', {init}).then(() => 'read', ({{ name }}) => name)"));
-            assert_eq!(told, "TypeError", "{path} {init}");
-        }
-        // A preflight is no GET, and a GET below /v1/ is not answered.
-        tried += 3.0;
-        browser.evaluate(&format!(
-            "{{ const form = document.createElement('form'); form.method = 'post'; form.action = '{admin}/reload'; \
-             document.body.append(form); form.submit(); }}"
-        ));
-        browser.until(
-            "the form's answer",
-            "document.body?.innerText.includes('a page of another origin may change nothing here')",
-        );
-        tried += 1.0;
-        assert_eq!(refused("another_origin"), tried, "{origin}");
-    }
-    let open = letters(&daemon, "");
-    assert!(open.len() == 3 && open.iter().all(|letter| letter["state"] == "open"), "{open:?}");
-
-    // DNS rebinding: the page's own name means this machine by now.
-    let port = daemon.admin_address().rsplit(':').next().expect("a port").to_owned();
-    browser.go(&format!("http://evil.example:{port}/status"));
-    browser.until("a sentence", "document.body.innerText.includes('Host is neither an address nor localhost')");
-    assert!(refused("host") >= 1.0);
-    let told = browser.evaluate("fetch('/v1/dead-letters').then(({ status }) => status)");
-    assert_eq!(told, 403);
-    browser.go(&format!("http://localhost:{port}/"));
-    browser.until("its own page", "document.querySelectorAll('.tile').length > 0");
-    daemon.terminate();
-}
-
-/// Sends for so long, more and less, of some clients; now and then something wrong.
-fn send_for(daemon: &Daemon, time: Duration) {
-    let began = Instant::now();
-    let mut number = 0;
-    while began.elapsed() < time {
-        let busy = 1.0 + 0.5 * (began.elapsed().as_secs_f64() / 9.0).sin();
-        let lines: Vec<String> = (0..fastrand::usize(1..(60.0 * busy) as usize))
-            .map(|_| {
-                number += 1;
-                let of = ["login_success", "login_success", "page_view", "page_view", "page_view", "login_failure", "order"][number % 7];
-                let client = format!("client-{}", fastrand::u8(1..4));
-                let amount = f64::from(fastrand::u32(100..9000)) / 100.0;
-                json!({ "type": of, "client_id": client, "amount": amount, "ip": format!("192.0.2.{}", fastrand::u8(1..30)) }).to_string()
-            })
-            .collect();
-        send(daemon, &lines);
-        if fastrand::u16(0..400) == 0 {
-            send(daemon, &[json!({ "client_id": "client-2", "amount": 12.5 }).to_string()]);
-        }
-        std::thread::sleep(Duration::from_millis(fastrand::u64(5..60)));
-    }
-}
-
-/// Of the README: what it shows has to be there, and small. `INGESTD_SCREENSHOTS=1` makes them anew.
-#[test]
-fn pictures_of_the_readme_are_of_this_page() {
-    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-    if std::env::var_os("INGESTD_SCREENSHOTS").is_some()
-        && let Some(mut browser) = browser(&["--hide-scrollbars"])
-    {
-        let daemon = setup("pictures")
-            .config(REQUESTS)
-            .set("event.on_invalid", "quarantine")
-            .set("disk.max_used_percent", "90")
-            .set("disk.resume_percent", "85")
-            .start();
-        browser.prefer("light");
-        browser.resize(1280, 1100);
-        browser.go(&daemon.admin_url("/"));
-        send_for(&daemon, Duration::from_secs(100));
-        browser.screenshot(&docs.join("dashboard-overview.png"));
-        // The hour before, as it came late.
-        let now = chrono::Utc::now();
-        for minute in 1..60_u32 {
-            let at = (now - chrono::TimeDelta::minutes(minute.into())).to_rfc3339();
-            let busy = 60.0 + 30.0 * (f64::from(minute) / 8.0).sin();
-            let counts = [
-                ("page_view", busy),
-                ("login_success", busy / 2.0 + 8.0),
-                ("login_failure", if minute % 17 < 3 { 45.0 } else { 6.0 }),
-            ];
-            let lines = counts.into_iter().flat_map(|(of, count)| {
-                let client = format!("client-{}", minute % 3);
-                let line = |_| {
-                    let duration = f64::from(fastrand::u32(900..9000)) * of.len() as f64 / 1000.0;
-                    let user = format!("u{}", fastrand::u16(0..400));
-                    json!({ "type": of, "client_id": client, "timestamp": at, "duration_ms": duration, "user_id": user }).to_string()
-                };
-                (0..count as usize + fastrand::usize(0..9)).map(line).collect::<Vec<_>>()
-            });
-            send(&daemon, &lines.collect::<Vec<_>>());
-        }
-        eventually("they are counted", PATIENCE, || {
-            let events = &daemon.get("/status").json()["events"];
-            (events["aggregated"] == events["accepted"]).then_some(())
-        });
-        browser.prefer("dark");
-        view(&mut browser, "aggregates");
-        browser.until("rows", "document.querySelectorAll('#rows tbody tr').length > 0");
-        browser.resize(1280, 900);
-        browser.evaluate("document.getElementById('group-1').click()");
-        browser.until("fewer columns", "document.querySelectorAll('#rows thead th')[1].textContent === 'count'");
-        browser.screenshot(&docs.join("dashboard-aggregates.png"));
-        daemon.terminate();
-    }
-    let readme = std::fs::read_to_string(docs.join("../README.md")).expect("it is there");
-    let named: Vec<&str> =
-        readme.split("](docs/dashboard-").skip(1).filter_map(|rest| rest.split(')').next()).collect();
-    assert!(!named.is_empty());
-    for name in named {
-        let picture = std::fs::read(docs.join(format!("dashboard-{name}")))
-            .unwrap_or_else(|error| panic!("docs/dashboard-{name}: {error}"));
-        assert!(
-            picture.starts_with(b"\x89PNG") && picture.len() < 200 << 10,
-            "docs/dashboard-{name}: {} bytes",
-            picture.len()
-        );
-    }
 }
 
 /// A stream that has begun, whose first bytes are read.

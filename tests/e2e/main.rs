@@ -8,6 +8,7 @@
 mod aggregates;
 mod alone;
 mod answers;
+mod archive_replay;
 mod archive_tools;
 mod auth;
 mod bad_dependencies;

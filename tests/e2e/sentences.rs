@@ -1,12 +1,14 @@
 //! Each status, code and sentence that something wrong is answered with, in one table: lines of the configuration and the files that
 //! they name ([`lines`], [`files`]), connections and certificates ([`connections`]), requests with their keys, signatures and rates
-//! ([`requests`]), and the bodies and events in them ([`bodies`]). A sentence that stands in the sources, and is in no row, fails
+//! ([`requests`]), their heads ([`heads`]), and the bodies and events in them ([`bodies`], [`logs`]). A sentence that stands in the sources, and is in no row, fails
 //! ([`written`]).
 
 mod bodies;
 mod connections;
 mod files;
+mod heads;
 mod lines;
+mod logs;
 mod requests;
 mod written;
 

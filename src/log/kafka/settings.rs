@@ -53,6 +53,11 @@ pub fn dead_letter_topic(config: &Config) -> String {
     format!("{}.dlq", config.queue.topic)
 }
 
+/// The topic that says what was replayed from the archive, and where to.
+pub fn replays_topic(config: &Config) -> String {
+    format!("{}.replays", config.queue.topic)
+}
+
 /// Each sink is a consumer group of its own.
 pub fn group(config: &Config, sink: SinkName) -> String {
     format!("{}-{}", config.queue.kafka.group, sink.as_str())
@@ -164,6 +169,15 @@ pub fn dead_letter_transactions(config: &Config) -> ClientConfig {
 
 /// For reading the dead letters, and for looking at the end of a log. It joins no group and commits nothing.
 pub fn dead_letter_reader(config: &Config) -> ClientConfig {
+    reader(config, &dead_letter_group(config))
+}
+
+/// The same, for reading what was replayed from the archive to a topic.
+pub fn replays_reader(config: &Config, to: &str) -> ClientConfig {
+    reader(config, &replay_group(config, to))
+}
+
+fn reader(config: &Config, group: &str) -> ClientConfig {
     let mut settings = base();
     let limit = dead_letter_limit(config);
     settings
@@ -172,10 +186,9 @@ pub fn dead_letter_reader(config: &Config) -> ClientConfig {
         .set("fetch.message.max.bytes", (1024 * 1024).to_string())
         .set("fetch.wait.max.ms", "100")
         .set("message.max.bytes", limit.to_string());
-    let group = dead_letter_group(config);
     let promises = [
         // librdkafka needs one to assign partitions.
-        ("group.id", group.as_str()),
+        ("group.id", group),
         ("enable.auto.commit", "false"),
         ("enable.auto.offset.store", "false"),
         // Retention may take the front away while it is read.
@@ -184,6 +197,42 @@ pub fn dead_letter_reader(config: &Config) -> ClientConfig {
         ("enable.partition.eof", "true"),
     ];
     finish(settings, config, &promises)
+}
+
+/// The largest record that is replayed from the archive: what the topic takes, its brokers say.
+const REPLAYED: u64 = 100_000_000;
+/// How long a transaction of a replay may be open: readers of the topic see nothing beyond one whose replay was killed.
+pub const REPLAY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// For replaying archived records to a topic that takes batches of `batch` bytes; one at a time: who takes the
+/// transactional id fences the one who had it.
+pub fn replayer(config: &Config, to: &str, batch: u64) -> ClientConfig {
+    let mut settings = base();
+    settings
+        .set("queue.buffering.max.kbytes", (REPLAYED.div_ceil(1024) + 16 * 1024).to_string())
+        .set("queue.buffering.max.messages", "16384")
+        .set("linger.ms", "2")
+        .set("batch.size", batch.clamp(1024, 1_000_000).to_string())
+        .set("compression.codec", "zstd")
+        .set(LEVEL, FAST)
+        .set("partitioner", "murmur2_random")
+        .set("message.max.bytes", REPLAYED.to_string());
+    let id = replay_group(config, to);
+    let transaction = REPLAY_TIMEOUT.as_millis();
+    let (message, transaction) = ((transaction * 6 / 10).to_string(), transaction.to_string());
+    let promises = [
+        ("acks", "all"),
+        ("enable.idempotence", "true"),
+        ("transactional.id", id.as_str()),
+        ("transaction.timeout.ms", &transaction),
+        ("message.timeout.ms", &message),
+    ];
+    finish(settings, config, &promises)
+}
+
+/// The transactional id of replays from the archive to this topic, and the name under which is read what was replayed.
+fn replay_group(config: &Config, to: &str) -> String {
+    format!("{}-archive-replay-{to}", config.queue.kafka.group)
 }
 
 /// How long the forwarder of the buffer may keep a transaction open: readers see nothing beyond one that is.
@@ -357,6 +406,8 @@ mod tests {
             dead_letter_producer(&config),
             dead_letter_transactions(&config),
             dead_letter_reader(&config),
+            replays_reader(&config, "to"),
+            replayer(&config, "to", 1000),
             forwarder(&config, "id"),
             forwarded_position(&config, "id"),
             consumer(&config, SinkName::Archive, "id"),

@@ -1,15 +1,10 @@
 //! The topic: looked at before the start, made when it is missing, refused when it could not keep our promises; and
 //! watched from then on, whether it is still the same one.
 
-use std::{
-    sync::{Arc, Weak},
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+mod watch;
 
-use anyhow::Context as _;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use parking_lot::Mutex;
+use std::time::{Duration, Instant};
+
 use rdkafka::{
     admin::{AdminOptions, NewTopic, TopicReplication},
     consumer::{BaseConsumer, Consumer},
@@ -22,12 +17,15 @@ use crate::{
     config::Config,
     log::kafka::{
         brokers,
-        client::{self, Admin, Context, Reconnect, a_new_client_is_answered, topic_identity},
+        client::{self, Admin, Context, topic_identity},
         probe::{self, Bounds},
         settings,
     },
     position::{Timestamp, TopicIdentity},
 };
+
+pub use watch::TopicWatches;
+pub(super) use watch::{Sighting, TopicWatch};
 
 /// One question to the brokers.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -37,16 +35,6 @@ const NOTABLE: i64 = 10_000;
 const HEARING: Duration = Duration::from_millis(50);
 /// How long a new topic may take until its partitions have leaders.
 const CREATION: Duration = Duration::from_secs(15);
-/// One question of the topic watch.
-const WATCH_DEADLINE: Duration = Duration::from_secs(3);
-/// The pause between two of them when nobody waits for an answer.
-const WATCH_EVERY: Duration = Duration::from_secs(3);
-/// Not asked more often than this, so that a busy worker is no load for the brokers. What waits for an answer is bounded,
-/// so this bounds the rate too, most where batches are small.
-const PACE: Duration = Duration::from_millis(20);
-/// The same, after a question that had no answer.
-const PACE_OF_FAILURES: Duration = Duration::from_millis(500);
-
 /// Dead letters wait for somebody who looks at them, however long that takes.
 const KEPT: [(&str, &str); 2] = [("retention.ms", "-1"), ("retention.bytes", "-1")];
 
@@ -128,21 +116,23 @@ pub fn check(config: &Config, dead_letters: bool) -> Result<String, String> {
                  partition(s), replication {}",
                 config.queue.kafka.partitions, config.queue.kafka.replication
             )),
-            None => Err(brokers.missing(topic)),
+            None => Err(brokers.missing(topic, &brokers.room())),
         }
     };
     look().map_err(|error| error.to_string())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+pub(super) enum Purpose {
     Events,
     DeadLetters,
+    /// What was replayed from the archive.
+    Replays,
 }
 
 /// A topic as the brokers' metadata shows it.
 #[derive(Debug, Clone, Copy)]
-struct Found {
+pub(super) struct Found {
     partitions: usize,
     /// Of the partition that has the fewest.
     replication: usize,
@@ -150,14 +140,14 @@ struct Found {
     in_sync: usize,
 }
 
-struct Brokers<'a> {
+pub(super) struct Brokers<'a> {
     config: &'a Config,
-    metadata: BaseConsumer<Context>,
-    admin: Admin,
+    pub metadata: BaseConsumer<Context>,
+    pub admin: Admin,
 }
 
 impl<'a> Brokers<'a> {
-    fn connect(config: &'a Config) -> Result<Self, TopicError> {
+    pub fn connect(config: &'a Config) -> Result<Self, TopicError> {
         settings::validate(config).map_err(TopicError::Refused)?;
         let settings = settings::client(config);
         let open = || anyhow::Ok((client::open(&settings)?, Admin::open(&settings)?));
@@ -166,13 +156,14 @@ impl<'a> Brokers<'a> {
         Ok(Self { config, metadata, admin })
     }
 
-    fn prepare(&self, topic: &str, limit: u64, purpose: Purpose) -> Result<TopicReady, TopicError> {
+    pub fn prepare(&self, topic: &str, limit: u64, purpose: Purpose) -> Result<TopicReady, TopicError> {
         let found = self.look(topic)?;
         let created = found.is_none();
         let found = match found {
             Some(found) => found,
             None if self.config.queue.kafka.create_topic => self.create(topic, limit, purpose)?,
-            None => return Err(self.missing(topic)),
+            None if purpose == Purpose::Replays => return Err(self.missing(topic, "cleanup.policy=compact")),
+            None => return Err(self.missing(topic, &self.room())),
         };
         let concerns = self.inspect(topic, limit, purpose, found)?;
         let identity = topic_identity(self.metadata.client(), topic, DEADLINE)
@@ -182,7 +173,7 @@ impl<'a> Brokers<'a> {
     }
 
     /// `None` when there is no such topic.
-    fn look(&self, topic: &str) -> Result<Option<Found>, TopicError> {
+    pub fn look(&self, topic: &str) -> Result<Option<Found>, TopicError> {
         let metadata = self
             .metadata
             .fetch_metadata(Some(topic), DEADLINE)
@@ -206,9 +197,13 @@ impl<'a> Brokers<'a> {
     fn create(&self, topic: &str, limit: u64, purpose: Purpose) -> Result<Found, TopicError> {
         let kafka = &self.config.queue.kafka;
         let limit = limit.to_string();
-        let mut new = NewTopic::new(topic, kafka.partitions, TopicReplication::Fixed(kafka.replication))
+        let (partitions, policy) = match purpose {
+            Purpose::Events | Purpose::DeadLetters => (kafka.partitions, "delete"),
+            Purpose::Replays => (1, "compact"),
+        };
+        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(kafka.replication))
             .set("max.message.bytes", &limit)
-            .set("cleanup.policy", "delete");
+            .set("cleanup.policy", policy);
         if purpose == Purpose::DeadLetters {
             for (name, value) in KEPT {
                 new = new.set(name, value);
@@ -309,6 +304,14 @@ impl<'a> Brokers<'a> {
                 }
             }
             Purpose::DeadLetters => concerns.extend(losses(topic, is_compacted, most, value)),
+            Purpose::Replays if !is_compacted => {
+                return Err(TopicError::Refused(format!(
+                    "topic {topic} is not compacted: Kafka forgets in time what was replayed, and it would be replayed \
+                     again; set cleanup.policy=compact (kafka-configs --alter --topic {topic} \
+                     --add-config cleanup.policy=compact)"
+                )));
+            }
+            Purpose::Replays => {}
         }
         let minimum = value("min.insync.replicas").and_then(|value| value.parse::<usize>().ok());
         concerns.extend(minimum.and_then(|minimum| in_sync(topic, minimum, found)));
@@ -347,16 +350,19 @@ impl<'a> Brokers<'a> {
         }
     }
 
-    fn missing(&self, topic: &str) -> TopicError {
+    fn missing(&self, topic: &str, setting: &str) -> TopicError {
         TopicError::Refused(format!(
             "topic {topic} does not exist at {}, and queue.kafka.create_topic is false: create it (kafka-topics \
-             --create --topic {topic} --config max.message.bytes={}), or set queue.kafka.create_topic = true",
+             --create --topic {topic} --config {setting}), or set queue.kafka.create_topic = true",
             self.config.queue.kafka.brokers,
-            settings::dead_letter_limit(self.config),
         ))
     }
 
-    fn failed(&self, what: &str, topic: &str, error: &KafkaError) -> TopicError {
+    fn room(&self) -> String {
+        format!("max.message.bytes={}", settings::dead_letter_limit(self.config))
+    }
+
+    pub fn failed(&self, what: &str, topic: &str, error: &KafkaError) -> TopicError {
         self.hear();
         let said = self.metadata.context().last_error().or_else(|| self.admin.client.inner().context().last_error());
         let said = said.map(|said| format!("; librdkafka says: {}", brokers::explained(&said))).unwrap_or_default();
@@ -447,137 +453,6 @@ fn is_passing(error: &KafkaError) -> bool {
                 | Code::UnsupportedFeature
         )
     )
-}
-
-/// An answer: when the question was asked, and what the topic was then.
-#[derive(Debug, Clone)]
-pub(super) struct Sighting {
-    pub asked: Instant,
-    pub identity: TopicIdentity,
-}
-
-/// Where the sources of a process find the topic watch that they share.
-#[derive(Clone, Default)]
-pub struct TopicWatches(Arc<Mutex<Weak<TopicWatch>>>);
-
-impl TopicWatches {
-    /// The present one, or a new one: the first source's, or where the last one's thread has ended.
-    pub(super) fn share(&self, config: &Config) -> anyhow::Result<Arc<TopicWatch>> {
-        let mut present = self.0.lock();
-        if let Some(topic_watch) = present.upgrade().filter(|topic_watch| !topic_watch.is_finished()) {
-            return Ok(topic_watch);
-        }
-        let topic_watch = Arc::new(TopicWatch::start(config)?);
-        *present = Arc::downgrade(&topic_watch);
-        Ok(topic_watch)
-    }
-}
-
-/// The sources' end of the topic watch: a thread that asks the brokers again and again whether the topic is still the one
-/// that was announced.
-///
-/// A topic that is deleted and created anew within moments goes unnoticed by librdkafka, which fetches on at the old
-/// offset. Yet a topic that was deleted never comes back: when the brokers still name the announced identity, then
-/// everything that was fetched **before they were asked** is of that topic. So no batch is handed on before an answer
-/// to a question that was asked after it was cut, and records of two topics can never stand in one chain.
-///
-/// It has a client of its own, because a question on the source's connection would wait behind a fetch that waits for
-/// records, and a lone record's batch with it. The sources of a process share it. The last one's drop ends it, and blocks until its last question is answered or given up, so
-/// one who cannot wait drops it elsewhere.
-pub(super) struct TopicWatch {
-    /// `None` only while it is dropped.
-    ask: Option<Sender<()>>,
-    latest: Arc<Latest>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// The latest answer. A topic that was deleted never comes back, so it says all that those before it said.
-type Latest = Mutex<Option<Sighting>>;
-
-impl TopicWatch {
-    fn start(config: &Config) -> anyhow::Result<Self> {
-        // Without a group: its questions never make the broker create a topic.
-        let settings = settings::client(config);
-        let mut client: BaseConsumer<Context> =
-            client::open(&settings).context("queue.kafka: no client can be made that watches the topic")?;
-        let topic = config.queue.topic.clone();
-        // One question that waits says all that several would.
-        let (ask, asked) = bounded(1);
-        let latest = Arc::new(Latest::default());
-        let seen = latest.clone();
-        let thread = std::thread::Builder::new()
-            .name("kafka-watch".to_owned())
-            .spawn(move || {
-                let mut reconnect = Reconnect::default();
-                keep(&asked, &seen, |deadline| {
-                    let seen = topic_identity(client.client(), &topic, deadline);
-                    if seen.is_ok() {
-                        reconnect.answered();
-                    } else if reconnect.unanswered(Instant::now(), || a_new_client_is_answered(&settings, &topic)) {
-                        tracing::warn!("the client that watches the topic finds no broker any more, making a new one");
-                        match client::open(&settings) {
-                            Ok(new) => client = new,
-                            Err(error) => tracing::error!(%error, "librdkafka refuses to make it"),
-                        }
-                    }
-                    seen
-                });
-            })
-            .context("cannot start the thread that watches the topic")?;
-        Ok(Self { ask: Some(ask), latest, thread: Some(thread) })
-    }
-
-    /// Asks for an answer to a question that is asked from now on.
-    pub fn ask(&self) {
-        if let Some(ask) = &self.ask {
-            // Full: one waits already, and is asked later than now.
-            let _ = ask.try_send(());
-        }
-    }
-
-    /// The latest answer, when its question was asked after `before`.
-    pub fn sighting(&self, before: Instant) -> Option<Sighting> {
-        let latest = self.latest.lock();
-        latest.as_ref().filter(|sighting| sighting.asked > before).cloned()
-    }
-
-    /// Whether the thread has ended, which it does unasked by a panic only.
-    pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
-    }
-}
-
-impl Drop for TopicWatch {
-    fn drop(&mut self) {
-        self.ask = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic was reported by the thread.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Asks until the sources have gone.
-fn keep(asked: &Receiver<()>, latest: &Latest, mut look: impl FnMut(Duration) -> Result<TopicIdentity, Code>) {
-    loop {
-        if asked.recv_timeout(WATCH_EVERY) == Err(RecvTimeoutError::Disconnected) {
-            return;
-        }
-        let now = Instant::now();
-        let pace = match look(WATCH_DEADLINE) {
-            Ok(identity) => {
-                let sighting = Sighting { asked: now, identity };
-                *latest.lock() = Some(sighting);
-                PACE
-            }
-            // The offset reader reports that the brokers do not answer.
-            Err(error) => {
-                tracing::debug!(%error, "the topic's identity is not known, asking again");
-                PACE_OF_FAILURES
-            }
-        };
-        std::thread::sleep(pace.saturating_sub(now.elapsed()));
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! A transactional producer (KIP-98): what it sends between `begin` and `commit` takes effect as a whole or not at all. The
-//! forwarder of the buffer has one, and each replay and purge of dead letters.
+//! forwarder of the buffer has one, each replay and purge of dead letters, and each replay from the archive.
 //!
 //! Every wait is cut into slices, between which the caller can say how it does and be told to stop.
 

@@ -59,7 +59,7 @@ pub fn rows() -> Vec<Row<Connection>> {
             "incompatible",
             "{}alert handshake failure{}",
         ),
-        row(Connection { shows: None, scheme: "http", ..USUAL }, 400, "plain_http", super::requests::PLAIN_HTTP),
+        row(Connection { shows: None, scheme: "http", ..USUAL }, 400, "plain_http", super::heads::PLAIN_HTTP),
     ]
 }
 
