@@ -135,7 +135,8 @@ impl Rebuild {
                     return Ok(());
                 }
             } else if let Some(bar) = &bar {
-                bar.set_position((progress.part().unwrap_or(0.0) * PARTS as f64) as u64);
+                let part = if progress.state == "done" { Some(1.0) } else { progress.part() };
+                bar.set_position((part.unwrap_or(0.0) * PARTS as f64) as u64);
                 bar.set_message(one_line(&progress.line(&self.name)));
             } else if progress.waiting != waiting {
                 waiting.clone_from(&progress.waiting);
