@@ -169,11 +169,17 @@ impl Aggregator {
         let bounds = self.reader.fields.bounds();
         let (names, counted) = (self.names(), self.reader.counted.clone());
         let load = async move {
-            let at = rebuild::first_uncounted(&*store, &names, &counted, partition, position, log_start).await;
-            let at = at.map_err(Failure::Store)?;
-            let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
-            let counted = fences.iter().map(|fence| fence.last_offset.next()).fold(at, Offset::max);
-            let history = store.history(partition, counted, bounds).await.map_err(Failure::Store)?;
+            let (at, fences, history) = loop {
+                let at = rebuild::first_uncounted(&*store, &names, &counted, partition, position, log_start).await;
+                let at = at.map_err(Failure::Store)?;
+                let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
+                let end = fences.iter().map(|fence| fence.last_offset.next()).fold(at, Offset::max);
+                let history = store.history(partition, end, bounds).await.map_err(Failure::Store)?;
+                // The reading of a history may have come to its end meanwhile.
+                if history.progress.iter().all(|progress| progress.counts_all_from(at)) {
+                    break (at, fences, history);
+                }
+            };
             // Where nothing is read again, nothing can be a letter already.
             let dead_lettered = if at < log_end { letters.known(source, at).await } else { Ok(BTreeSet::new()) };
             let dead_lettered =
@@ -268,7 +274,8 @@ impl Aggregator {
     /// Asks the consumer to fetch nothing while a flush does not get on and the folds have filled up.
     fn update_hold(&mut self) {
         let fullness = self.fullness();
-        let on = if self.holding { fullness >= 1.0 } else { self.flush.is_some() && fullness >= 2.0 };
+        let waits = self.flush.is_some() || self.rebuilding.is_renewing();
+        let on = if self.holding { fullness >= 1.0 } else { waits && fullness >= 2.0 };
         if on != self.holding {
             self.holding = on;
             self.replies.hold(SetHold { hold: Hold::SinkUnavailable, on });
@@ -282,6 +289,7 @@ impl Aggregator {
         }
         if self.rebuilding.is_renewing() {
             // What is folded is read again.
+            self.update_hold();
             return self.answer_drains();
         }
         let mut statements = Statements::default();
@@ -320,6 +328,7 @@ impl Aggregator {
         let attempt = Attempt {
             store: self.store.clone(),
             writer: self.dead_letters.clone(),
+            counted: self.reader.counted.clone(),
             limits: self.limits.clone(),
             groups: self.groups.clone(),
             letters_written: flush.letters_written,
@@ -344,6 +353,10 @@ impl Aggregator {
             Err(failure) => {
                 self.failed(failure);
                 self.metrics.flush_retries.inc();
+                if self.rebuilding.is_renewing() {
+                    // What it has is read again, and counted by the list that is then.
+                    return self.renew_now(ctx);
+                }
                 let pause = flush::BACKOFF.pause(flush.attempts);
                 self.flush = Some(flush);
                 if self.patience.is_some_and(|until| Instant::now() + pause > until) {

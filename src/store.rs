@@ -126,7 +126,7 @@ pub struct Prepared {
     /// What is not as it should be though counting goes on, each with what to do.
     pub remarks: Vec<String>,
     /// What is counted from here on; indexes of aggregates mean this list.
-    pub counted: Arc<[Counted]>,
+    pub counted: CountedList,
 }
 
 /// An event to be kept as a document, with what is indexed.
@@ -197,6 +197,9 @@ pub struct RefusedEvent {
     pub message: String,
 }
 
+/// What is counted; indexes of aggregates mean one such list, and a store takes them for no other.
+pub type CountedList = Arc<[Counted]>;
+
 /// What a store answers.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
@@ -208,7 +211,7 @@ pub trait Store: Send + Sync {
     fn prepare(&self) -> Answer<'_, Prepared>;
 
     /// What is counted since [`Store::prepare`]; before that, what is configured.
-    fn counted(&self) -> Arc<[Counted]>;
+    fn counted(&self) -> CountedList;
 
     /// For a check, after [`Store::prepare`]: flushes, reads and queries something of its own, and removes it. The error
     /// says what the store does otherwise.
@@ -228,6 +231,16 @@ pub trait Store: Send + Sync {
         identity: &'a TopicIdentity,
     ) -> Answer<'a, Vec<Fence>>;
 
+    /// Those of one aggregate alone.
+    fn fences_of<'a>(
+        &'a self,
+        counted: &'a CountedList,
+        aggregate: usize,
+        partition: Partition,
+        from: Offset,
+        identity: &'a TopicIdentity,
+    ) -> Answer<'a, Vec<Fence>>;
+
     /// What was decided of a partition for good, once it is durable: by which bounds the times of its records are believed, from
     /// which offset on; and up to where windows were removed. Where `bounds` are not the last ones they hold from `from` on,
     /// beyond which nothing was counted.
@@ -237,10 +250,16 @@ pub trait Store: Send + Sync {
     fn remove<'a>(&'a self, removal: &'a Removal) -> Answer<'a, bool>;
 
     /// What there is of these groups, of the configured topic and generation.
-    fn groups<'a>(&'a self, asked: &'a [GroupsOf]) -> Answer<'a, Vec<GroupsFound>>;
+    fn groups<'a>(&'a self, counted: &'a CountedList, asked: &'a [GroupsOf]) -> Answer<'a, Vec<GroupsFound>>;
 
     /// Makes the deltas and events durable. An error says nothing about what took effect: send the identical ones again.
-    fn flush<'a>(&'a self, deltas: &'a [BucketDelta], events: &'a [ProcessedEvent]) -> Answer<'a, Flushed>;
+    /// Nothing takes effect where the list is another one than that which `counted` is.
+    fn flush<'a>(
+        &'a self,
+        counted: &'a CountedList,
+        deltas: &'a [BucketDelta],
+        events: &'a [ProcessedEvent],
+    ) -> Answer<'a, Flushed>;
 
     /// The rows of one aggregate. Dropping the call ends the query. An aggregate that the store does not know is [`StoreError::Refused`].
     fn query(&self, query: Query) -> Answer<'_, Rows>;

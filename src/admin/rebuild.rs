@@ -15,7 +15,7 @@ use crate::{
     position::{Offset, Timestamp},
     store::{
         StoreError,
-        rebuild::{NewRebuild, Progress, Range, Rebuild},
+        rebuild::{Kept, NewRebuild, Progress, Range, Rebuild},
     },
     window::Windows,
 };
@@ -32,7 +32,8 @@ pub async fn begin(
     let store = aggregates::store(&state, &config)?;
     let aggregate = configured(&name, &config.aggregate)?;
     let now = Timestamp::now();
-    let Asked { range, drop } = Asked::read(aggregate, request.query_string(), now).map_err(Problem::bad_request)?;
+    let Asked { range: asked, drop } =
+        Asked::read(aggregate, request.query_string(), now).map_err(Problem::bad_request)?;
     let Some(archived) = state.archived.clone() else {
         let why = "archive.url is \"none\": there is no archive to rebuild an aggregate from";
         return Err(Problem::new(StatusCode::CONFLICT, why));
@@ -41,15 +42,20 @@ pub async fn begin(
     let chains = chains
         .map_err(|_| Problem::unavailable(format!("the archive was not listed within {LISTING:?}: ask again")))??
         .map_err(|why| Problem::unavailable(format!("the archive cannot be read: {why:#}")))?;
-    let range = Range { from: first_complete(&chains, &Windows::of(aggregate), range.from), ..range };
-    let is_whole = range == Range::default();
-    if !is_whole && !drop && !store.rebuilds().can_keep(&aggregate.name).await.map_err(problem)? {
+    let range = Range { from: first_complete(&chains, &Windows::of(aggregate), asked.from), ..asked };
+    if range.from.zip(range.to).is_some_and(|(from, to)| to <= from) {
+        let why = "to: the archive begins later: no window would be rebuilt";
+        return Err(Problem::bad_request(why));
+    }
+    let Kept { fits, of_others } = store.rebuilds().kept(&aggregate.name).await.map_err(problem)?;
+    if !fits && !drop && (of_others || range != Range::default()) {
         return Err(Problem::new(StatusCode::CONFLICT, would_be_dropped(&aggregate.name, range)));
     }
     let partitions = chains.iter().map(|chain| chain.partition).collect();
     let wanted = NewRebuild { aggregate: aggregate.name.clone(), range, partitions, now };
     let rebuild = store.rebuilds().begin(&wanted).await.map_err(problem)?;
-    if rebuild.range != range {
+    // Without a range it is joined, whatever its range is.
+    if rebuild.range != range && asked != Range::default() {
         let why = format!(
             "aggregate {:?} is being rebuilt since {} with another from or to: wait for its end, or cancel it (DELETE)",
             aggregate.name,
@@ -171,11 +177,14 @@ fn first_complete(chains: &[Chain], windows: &Windows, from: Option<Timestamp>) 
 fn would_be_dropped(name: &str, Range { from, to }: Range) -> String {
     let parts = [("before", from), ("from", to)];
     let parts = parts.iter().filter_map(|(word, at)| Some(format!("{word} {}", (*at)?.to_rfc3339())));
+    let parts = parts.collect::<Vec<_>>().join(" and ");
+    let what = match parts.is_empty() {
+        true => "what was counted of other generations of the topic".to_owned(),
+        false => format!("the windows {parts} (the archive does not reach there, or from and to leave them out)"),
+    };
     format!(
-        "aggregate {name:?}: the windows {} are not rebuilt (the archive does not reach there, or from and to leave them out), and what \
-         was counted of them cannot be kept, since window, time_zone or group_by has changed: ask again with drop=true to lose \
-         them, or give the changed aggregate a new name",
-        parts.collect::<Vec<_>>().join(" and "),
+        "aggregate {name:?}: {what} would not be rebuilt, and cannot be kept, since window, time_zone or group_by has changed: ask again \
+         with drop=true (--drop) to lose it, or give the changed aggregate a new name"
     )
 }
 

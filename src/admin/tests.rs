@@ -18,8 +18,8 @@ use crate::{
     names::{ActorName, SinkName},
     position::{Offset, Partition, TopicIdentity},
     store::{
-        BucketDelta, Counted, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, History, Prepared,
-        ProcessedEvent, Rebuilds, Removal, StoreError,
+        BucketDelta, Counted, CountedList, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, History,
+        Prepared, ProcessedEvent, Rebuilds, Removal, StoreError,
         query::{Bucket, Merger, Query, Rows},
     },
 };
@@ -36,7 +36,7 @@ impl Store for FakeStore {
         unreachable!("the endpoint only asks")
     }
 
-    fn counted(&self) -> Arc<[Counted]> {
+    fn counted(&self) -> CountedList {
         Config::default().aggregate.iter().map(Counted::configured).collect()
     }
 
@@ -48,7 +48,11 @@ impl Store for FakeStore {
         unreachable!("the endpoint only asks")
     }
 
-    fn groups<'a>(&'a self, _: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<GroupsFound>, StoreError>> {
+    fn groups<'a>(
+        &'a self,
+        _: &'a CountedList,
+        _: &'a [GroupsOf],
+    ) -> BoxFuture<'a, Result<Vec<GroupsFound>, StoreError>> {
         unreachable!("the endpoint only asks")
     }
 
@@ -61,8 +65,20 @@ impl Store for FakeStore {
         unreachable!("the endpoint only asks")
     }
 
+    fn fences_of<'a>(
+        &'a self,
+        _: &'a CountedList,
+        _: usize,
+        _: Partition,
+        _: Offset,
+        _: &'a TopicIdentity,
+    ) -> BoxFuture<'a, Result<Vec<Fence>, StoreError>> {
+        unreachable!("the endpoint only asks")
+    }
+
     fn flush<'a>(
         &'a self,
+        _: &'a CountedList,
         _: &'a [BucketDelta],
         _: &'a [ProcessedEvent],
     ) -> BoxFuture<'a, Result<Flushed, StoreError>> {

@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use tokio::runtime::Handle;
 
-use super::history::{Archived, Chain, Piece};
+use super::history::{Archived, Chain, Piece, Wanted};
 use crate::{
     archive::{
         line::Line,
@@ -13,7 +13,7 @@ use crate::{
     },
     config::LiveConfig,
     log::record::RecordBuffer,
-    position::{Offset, Partition, Timestamp},
+    position::{Offset, Timestamp},
 };
 
 /// The archive of the configuration; nothing where there is none.
@@ -41,7 +41,11 @@ const PIECE: usize = 1 << 20;
 
 enum Stop {
     Enough,
+    /// What comes is not asked for.
+    Until,
     Damaged(String),
+    /// Records before this object, whose first one was received then.
+    Missing(Timestamp),
 }
 
 impl Archived for ConfiguredArchive {
@@ -63,32 +67,31 @@ impl Archived for ConfiguredArchive {
         Ok(chains)
     }
 
-    fn each(
-        &self,
-        partition: Partition,
-        from: Offset,
-        take: &mut dyn FnMut(Piece) -> ControlFlow<()>,
-    ) -> anyhow::Result<()> {
+    fn each(&self, wanted: Wanted, take: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> anyhow::Result<()> {
+        /// An object more or less: the log has what was archived meanwhile.
+        const FEW: usize = 100;
         let reader = self.open()?;
-        let mut cursor = from;
+        let mut cursor = wanted.from;
         loop {
             // Again, as more is archived meanwhile.
             let mut objects = reader.ask(|| reader.archive.list_objects())?.objects;
-            objects.retain(|object| object.name.partition == partition);
-            let before = cursor;
+            objects.retain(|object| object.name.partition == wanted.partition);
+            let mut read = 0;
             for (at, object) in objects.iter().enumerate() {
-                // Offsets that the chain passes over have no records.
                 let next = objects.get(at + 1).map(|next| next.name.chain_offset);
                 if next.is_some_and(|next| next <= cursor) {
                     continue;
                 }
-                let start = cursor.max(object.name.chain_offset);
-                match each_of(&reader, object, start, next, take)? {
-                    ControlFlow::Continue(end) => cursor = end,
+                if cursor >= wanted.until {
+                    return Ok(());
+                }
+                match each_of(&reader, object, Wanted { from: cursor, ..wanted }, take)? {
+                    ControlFlow::Continue(end) => cursor = cursor.max(end),
                     ControlFlow::Break(()) => return Ok(()),
                 }
+                read += 1;
             }
-            if cursor == before {
+            if read < FEW {
                 return Ok(());
             }
         }
@@ -107,24 +110,31 @@ fn first_received(reader: &ArchiveReader, object: &ListedObject) -> anyhow::Resu
     }
 }
 
-/// Hands out the records of one object from `start` on; gives where they end.
+/// Hands out the records of one object from `wanted.from` on; gives where they end.
 fn each_of(
     reader: &ArchiveReader,
     object: &ListedObject,
-    start: Offset,
-    next: Option<Offset>,
+    wanted: Wanted,
     take: &mut dyn FnMut(Piece) -> ControlFlow<()>,
 ) -> anyhow::Result<ControlFlow<(), Offset>> {
-    let mut piece = Piece { from: start, to: start, records: RecordBuffer::default() };
+    let (from, begins) = (wanted.from, object.name.chain_offset);
+    let mut piece = Piece { from, to: from, records: RecordBuffer::default() };
+    let mut is_first = true;
     let read = reader.each_line(object, |text| {
         let line = Line::parse(text).map_err(Stop::Damaged)?;
+        let received = Timestamp(line.received.timestamp_millis());
+        if std::mem::take(&mut is_first) && from < begins && wanted.complete_from.is_none_or(|at| at < received) {
+            return Err(Stop::Missing(received));
+        }
         if line.offset < piece.to {
             return Ok(());
+        }
+        if line.offset >= wanted.until {
+            return Err(Stop::Until);
         }
         let headers = line.all_headers();
         let headers = headers.ok_or_else(|| Stop::Damaged("a header of it cannot be read".to_owned()))?;
         let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
-        let received = Timestamp(line.received.timestamp_millis());
         piece.records.push(line.offset, received, None, line.value().as_deref(), headers);
         piece.to = line.offset.next();
         if piece.records.size() < PIECE {
@@ -136,14 +146,20 @@ fn each_of(
             ControlFlow::Break(()) => Err(Stop::Enough),
         }
     });
+    let key = || reader.key(object);
     match read {
         Ok(Ok(())) => {}
+        Err(Stop::Until) => piece.to = wanted.until,
         Ok(Err(ReadError::Store(error))) => return Err(reader.sentence(&error)),
-        Ok(Err(why)) => anyhow::bail!("the archive's object {}: {why}", reader.key(object)),
+        Ok(Err(why)) => anyhow::bail!("the archive's object {}: {why}", key()),
         Err(Stop::Enough) => return Ok(ControlFlow::Break(())),
-        Err(Stop::Damaged(why)) => anyhow::bail!("a line of the archive's object {}: {why}", reader.key(object)),
+        Err(Stop::Damaged(why)) => anyhow::bail!("a line of the archive's object {}: {why}", key()),
+        Err(Stop::Missing(received)) => anyhow::bail!(
+            "offsets {from} to {begins} stand in no object of the archive: bring them back, or cancel this rebuild and begin one from a \
+             window after {} on (--from), which keeps the counts of before",
+            received.to_rfc3339()
+        ),
     }
-    piece.to = next.unwrap_or(piece.to).max(piece.to);
     let end = piece.to;
     Ok(match take(piece) {
         ControlFlow::Continue(()) => ControlFlow::Continue(end),

@@ -20,7 +20,7 @@ use crate::{
         dead_letters::{DeadLetter, DeadLetterWriter},
     },
     position::Partition,
-    store::{BucketDelta, Flushed, GroupsFound, GroupsOf, ProcessedEvent, Store, StoreError},
+    store::{BucketDelta, CountedList, Flushed, GroupsFound, GroupsOf, ProcessedEvent, Store, StoreError},
 };
 
 /// What has to be durable before positions move. An attempt that is repeated sends the identical ones.
@@ -99,6 +99,8 @@ pub enum Failure {
 pub struct Attempt {
     pub store: Arc<dyn Store>,
     pub writer: Arc<dyn DeadLetterWriter>,
+    /// What the statements are of.
+    pub counted: CountedList,
     /// By aggregate.
     pub limits: Arc<[Limit]>,
     /// Of the one flush in flight.
@@ -133,7 +135,7 @@ impl Attempt {
         if statements.deltas.is_empty() && statements.events.is_empty() {
             return Ok(Flushed::default());
         }
-        self.store.flush(&statements.deltas, &statements.events).await.map_err(Failure::Store)
+        self.store.flush(&self.counted, &statements.deltas, &statements.events).await.map_err(Failure::Store)
     }
 
     /// Asks the store what is not known of the groups, some windows at a time, so that an attempt that comes to nothing was not
@@ -142,7 +144,7 @@ impl Attempt {
         let questions = self.groups.lock().questions(&statements.folded, &self.limits);
         for some in questions.chunks(WINDOWS_AT_ONCE) {
             let asked: Vec<_> = some.iter().map(|question| self.asked(question)).collect();
-            let answers = self.store.groups(&asked).await.map_err(Failure::Store)?;
+            let answers = self.store.groups(&self.counted, &asked).await.map_err(Failure::Store)?;
             let mut known = self.groups.lock();
             for (question, GroupsFound { present, buckets }) in some.iter().zip(answers) {
                 if !known.learn(question, present, buckets) {

@@ -51,18 +51,27 @@ pub struct Chain {
     pub begins_late: Option<Timestamp>,
 }
 
+/// Which records are asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    pub partition: Partition,
+    pub from: Offset,
+    /// The first one that is not.
+    pub until: Offset,
+    /// What came before may be missing.
+    pub complete_from: Option<Timestamp>,
+}
+
 /// The records that are archived.
 pub trait Archived: Send + Sync {
     /// The partitions that it has. Blocks.
     fn chains(&self) -> anyhow::Result<Vec<Chain>>;
 
-    /// Hands out a partition's records from an offset on, in pieces of some megabytes, until there are no more. Blocks.
-    fn each(
-        &self,
-        partition: Partition,
-        from: Offset,
-        take: &mut dyn FnMut(Piece) -> ControlFlow<()>,
-    ) -> anyhow::Result<()>;
+    /// Hands out a partition's records, in pieces of some megabytes, as far as there are any. Blocks.
+    ///
+    /// # Errors
+    /// Also where records are missing between others that windows from `wanted.complete_from` on need.
+    fn each(&self, wanted: Wanted, take: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> anyhow::Result<()>;
 }
 
 /// What one partition's history needs.
@@ -81,6 +90,8 @@ pub struct Reading {
     /// Those that live counting has stored.
     pub bounds: TimeBounds,
     pub io: Handle,
+    /// How far the partition is counted live.
+    pub position: Box<dyn Fn() -> Option<Offset> + Send>,
     /// The partition was taken away, or the list is made anew.
     pub cancelled: Arc<AtomicBool>,
 }
@@ -101,6 +112,8 @@ pub enum Ended {
 impl Reading {
     /// What is held before it is flushed.
     const FLUSH_BYTES: usize = 8 << 20;
+    /// So many records are rather read from the archive than once more from the log.
+    const WORTH_MORE: u64 = 100_000;
     /// What is read again after a kill, at most, and how often the progress moves.
     const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
@@ -115,22 +128,54 @@ impl Reading {
         reader.keep_events = false;
         let mut open = self.open(cursor, &reader)?;
         let (groups, mut records) = (Arc::new(Mutex::new(KnownGroups::default())), records);
+        loop {
+            // No further than live counting: what that makes a letter of is not counted.
+            let Some(until) = (self.position)() else { return Ok(Ended::Over) };
+            let before = open.fold.cursor();
+            if let Some(ended) = self.read_until(until, &mut open, &mut reader, &groups, &mut records)? {
+                return Ok(ended);
+            }
+            let end = open.fold.cursor();
+            let (read, left) = (end.since(before), (self.position)().unwrap_or(end).since(end));
+            if read > Self::WORTH_MORE && left > Self::WORTH_MORE {
+                // Much was archived, and counted, meanwhile.
+                continue;
+            }
+            if self.cancelled.load(Ordering::Acquire) {
+                return Ok(Ended::Over);
+            }
+            let reached = Reached { progress: Progress::Catching(end), records };
+            return Ok(if self.reached(reached)? { Ended::CaughtUp(end) } else { Ended::Over });
+        }
+    }
+
+    /// Adds what the archive has before `until`, as far as it goes.
+    fn read_until(
+        &self,
+        until: Offset,
+        open: &mut OpenPartition,
+        reader: &mut Reader,
+        groups: &Arc<Mutex<KnownGroups>>,
+        records: &mut u64,
+    ) -> Result<Option<Ended>, String> {
         let (mut ended, mut flushed) = (None, Instant::now());
         let budget = ByteBudget::new(1, Gauge::default());
-        let read = self.archived.each(self.partition, cursor, &mut |Piece { from, to, records: piece }| {
+        let complete_from = self.counted[self.shadow].range.from;
+        let wanted = Wanted { partition: self.partition, from: open.fold.cursor(), until, complete_from };
+        let read = self.archived.each(wanted, &mut |Piece { from, to, records: piece }| {
             if self.cancelled.load(Ordering::Acquire) {
                 ended = Some(Ok(Ended::Over));
                 return ControlFlow::Break(());
             }
-            records += piece.len() as u64;
+            *records += piece.len() as u64;
             let permit = budget.take(piece.size());
             let batch = Batch { partition: self.partition, epoch: Epoch::fresh(), from, to, records: piece, permit };
-            open.take(&batch, &mut reader);
+            open.take(&batch, reader);
             if open.bytes() >= Self::FLUSH_BYTES
                 || open.fold.touched() >= self.config.aggregator.flush_buckets
                 || flushed.elapsed() >= Self::FLUSH_EVERY
             {
-                let outcome = self.flush(&mut open, &groups, records);
+                let outcome = self.flush(open, groups, *records);
                 flushed = Instant::now();
                 match outcome {
                     Ok(None) => {}
@@ -143,25 +188,17 @@ impl Reading {
             ControlFlow::Continue(())
         });
         if let Some(ended) = ended {
-            return ended;
+            return ended.map(Some);
         }
         read.map_err(|error| format!("{error:#}"))?;
-        if let Some(ended) = self.flush(&mut open, &groups, records)? {
-            return Ok(ended);
-        }
-        let end = open.fold.cursor();
-        let reached = Reached { progress: Progress::Catching(end), records };
-        match self.reached(reached)? {
-            true => Ok(Ended::CaughtUp(end)),
-            false => Ok(Ended::Over),
-        }
+        self.flush(open, groups, *records)
     }
 
     /// The partition as only the shadow counts it.
     fn open(&self, cursor: Offset, reader: &Reader) -> Result<OpenPartition, String> {
         let wait = |error: StoreError| error.to_string();
-        let fences = self.io.block_on(self.store.fences(self.partition, cursor, &self.identity)).map_err(wait)?;
-        let fences: Vec<_> = fences.into_iter().filter(|fence| fence.aggregate == self.shadow).collect();
+        let fences = self.store.fences_of(&self.counted, self.shadow, self.partition, cursor, &self.identity);
+        let fences = self.io.block_on(fences).map_err(wait)?;
         let history = self.store.history(self.partition, cursor, self.bounds);
         let mut history = self.io.block_on(history).map_err(wait)?;
         history.progress = (0..self.counted.len())
@@ -192,10 +229,6 @@ impl Reading {
         if !open.fold.is_dirty() {
             return Ok(None);
         }
-        if !Arc::ptr_eq(&self.store.counted(), &self.counted) {
-            // The shadow may have another index.
-            return Ok(Some(Ended::Over));
-        }
         let mut statements = Statements::default();
         open.begin_flush(self.partition, Epoch::fresh(), &mut statements);
         // What cannot be read became a letter when it was read live.
@@ -203,6 +236,7 @@ impl Reading {
         let attempt = Attempt {
             store: self.store.clone(),
             writer: self.letters.clone(),
+            counted: self.counted.clone(),
             limits: self.limits.clone(),
             groups: groups.clone(),
             letters_written: true,

@@ -187,7 +187,9 @@ impl OpenPartition {
         // Before anything is counted: whatever is refused is a letter, and nothing else.
         let carried = reader.keep_events.then(|| Carried::of(value, record.headers.iter())).transpose()?;
         let time = event.time.unwrap_or(record.received);
-        if let Some(reason) = event.invalid_time.and_then(InvalidTime::reason) {
+        // It is read again for a shadow: all else was done with it.
+        let again = record.offset < self.committed;
+        if let Some(reason) = event.invalid_time.and_then(InvalidTime::reason).filter(|_| !again) {
             *self.reported.by_receipt.entry(reason).or_default() += 1;
         }
         let (fold, removed, expired) = (&mut self.fold, &self.removed, &mut self.reported.expired);
@@ -210,7 +212,7 @@ impl OpenPartition {
             });
         });
         self.records += u64::from(counted);
-        if let Some(carried) = carried {
+        if let Some(carried) = carried.filter(|_| !again) {
             self.keep(partition, record, carried, &event, time);
         }
         Ok(())
@@ -245,6 +247,10 @@ impl OpenPartition {
     }
 
     fn bury(&mut self, partition: Partition, record: Record<'_>, reason: &str, message: String, reader: &Reader) {
+        if record.offset < self.committed {
+            // It is a letter, or was one that has been removed since.
+            return;
+        }
         let owned = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
         let headers: Vec<_> = record.headers.iter().map(|(name, value)| (name.to_owned(), owned(value))).collect();
         let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);

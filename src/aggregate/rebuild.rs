@@ -17,7 +17,7 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use tokio::runtime::Handle;
 
 use super::{
-    Aggregator, State, flush,
+    Aggregator, Assigned, State, flush,
     history::{Archived, Ended, Reading},
     limit::limits_of,
     open::Reader,
@@ -50,6 +50,10 @@ pub struct Rebuilding {
     /// After a failure nothing is read for a while.
     not_before: Option<Instant>,
     renewal: Option<Renewal>,
+    /// Buckets are being copied that are not rebuilt.
+    keeping: bool,
+    /// This one's were, and it was so before.
+    kept: Option<Rebuild>,
 }
 
 /// The partition whose history is read.
@@ -74,14 +78,23 @@ impl Drop for Underway {
 
 /// The list is made anew.
 struct Renewal {
-    /// After this one was swapped in.
-    swap: Option<RebuildId>,
+    /// After this one was swapped in, which was so before anything of it was kept.
+    swap: Option<Rebuild>,
 }
 
 impl Rebuilding {
     /// `io` is a multi-thread runtime, on whose blocking threads the archive is read.
     pub fn new(archived: Option<Arc<dyn Archived>>, io: Handle) -> Self {
-        Self { archived, io, seen: BTreeSet::new(), reading: None, not_before: None, renewal: None }
+        Self {
+            archived,
+            io,
+            seen: BTreeSet::new(),
+            reading: None,
+            not_before: None,
+            renewal: None,
+            keeping: false,
+            kept: None,
+        }
     }
 
     /// Nothing is flushed until the list is made anew.
@@ -91,6 +104,10 @@ impl Rebuilding {
 }
 
 impl Rebuilding {
+    fn may_swap(&self) -> bool {
+        !self.keeping && self.not_before.is_none_or(|at| at <= Instant::now())
+    }
+
     fn may_read(&self) -> bool {
         self.reading.is_none() && self.not_before.is_none_or(|at| at <= Instant::now())
     }
@@ -127,15 +144,21 @@ pub(super) async fn first_uncounted(
             continue;
         }
         match rebuild.partitions.get(&partition) {
-            Some(Reached { progress: Progress::Catching(from), .. }) if *from >= log_start => at = at.min(*from),
-            Some(Reached { progress: Progress::Catching(from), records }) if !is_over => {
+            Some(Reached { progress: Progress::Catching(from), .. }) if *from >= log_start || is_over => {
+                at = at.min((*from).max(log_start));
+            }
+            Some(Reached { progress: Progress::Catching(from), records }) => {
                 // The log has removed what was archived last: the archive has it.
                 let back = Reached { progress: Progress::History(*from), records: *records };
                 store.rebuilds().reached(&rebuild.id, partition, back).await?;
             }
             None if !is_over => {
-                let live = Reached { progress: Progress::Live(position), records: 0 };
-                store.rebuilds().reached(&rebuild.id, partition, live).await?;
+                // It was not there when the rebuild began.
+                let progress = match position {
+                    Offset(0) => Progress::default(),
+                    _ => Progress::History(Offset(0)),
+                };
+                store.rebuilds().reached(&rebuild.id, partition, Reached { progress, records: 0 }).await?;
             }
             _ => {}
         }
@@ -196,20 +219,25 @@ impl Aggregator {
         let (store, names) = (self.store.clone(), self.names());
         let look = async move {
             let found = find(&*store, &names).await?;
-            store.rebuilds().tidy(Timestamp::now()).await?;
-            Ok::<_, StoreError>(found)
+            let more = store.rebuilds().tidy(Timestamp::now()).await?;
+            Ok::<_, StoreError>((found, more))
         };
         ctx.spawn(look.into_actor(self).map(|found, actor, ctx| {
-            match found {
+            let goes_on = matches!(found, Ok((_, true)));
+            match found.map(|(found, _)| found) {
                 Ok(found) if actor.prepared && !actor.rebuilding.is_renewing() => actor.looked(&found, ctx),
                 Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "rebuilds cannot be looked for now, trying again"),
             }
-            ctx.run_later(LOOK, Self::look);
+            ctx.run_later(if goes_on { LOOK / 10 } else { LOOK }, Self::look);
         }));
     }
 
     fn looked(&mut self, found: &[Rebuild], ctx: &mut Context<Self>) {
+        if !self.drains.is_empty() {
+            // At the stop all stays as it is.
+            return;
+        }
         if let Some(reading) = &self.rebuilding.reading
             && self.partitions.get(&reading.partition).is_none_or(|assigned| assigned.epoch != reading.epoch)
         {
@@ -225,12 +253,71 @@ impl Aggregator {
                 continue;
             }
             let Some(shadow) = shadow_of(rebuild, &self.reader.counted) else { continue };
+            self.reassign_what_differs(shadow, rebuild);
             if rebuild.is_complete() {
-                return self.renew(Some(rebuild.id.clone()), ctx);
+                self.keep_or_swap(rebuild, ctx);
+                if self.rebuilding.is_renewing() {
+                    return;
+                }
+                continue;
             }
             self.note_what_is_counted(Some(shadow), rebuild, ctx);
             self.read_history(shadow, rebuild, ctx);
         }
+    }
+
+    /// Assigns those partitions anew that are counted otherwise than the store has it: something of an earlier assignment came late.
+    fn reassign_what_differs(&mut self, shadow: usize, rebuild: &Rebuild) {
+        let mut differ = Vec::new();
+        for (partition, reached) in &rebuild.partitions {
+            let Some(Assigned { epoch, state: State::Open(open), .. }) = self.partitions.get(partition) else {
+                continue;
+            };
+            let is_as_stored = match (open.progress(shadow), reached.progress) {
+                (Progress::History(_), Progress::History(_)) => true,
+                (Progress::Catching(counted), Progress::Catching(stored)) => counted == stored,
+                (Progress::Catching(_) | Progress::Live(_), Progress::Live(_)) => true,
+                _ => false,
+            };
+            if !is_as_stored {
+                differ.push((*partition, *epoch));
+            }
+        }
+        for (partition, epoch) in differ {
+            self.reassign(partition, epoch);
+        }
+    }
+
+    /// What is not rebuilt is copied, then the shadow takes the aggregate's place.
+    fn keep_or_swap(&mut self, rebuild: &Rebuild, ctx: &mut Context<Self>) {
+        if !self.rebuilding.may_swap() {
+            return;
+        }
+        let kept = self.rebuilding.kept.as_ref().is_some_and(|kept| kept.id == rebuild.id);
+        if kept {
+            return self.renew(self.rebuilding.kept.clone(), ctx);
+        }
+        self.rebuilding.keeping = true;
+        let (store, noted) = (self.store.clone(), rebuild.clone());
+        let keep = async move {
+            let mut from = Some(Timestamp(i64::MIN));
+            while let Some(at) = from {
+                from = store.rebuilds().keep(&noted.id, at).await?;
+                // Others get their turn.
+                tokio::task::yield_now().await;
+            }
+            Ok::<_, StoreError>(noted)
+        };
+        ctx.spawn(keep.into_actor(self).map(|kept, actor, _| {
+            actor.rebuilding.keeping = false;
+            match kept {
+                Ok(noted) => actor.rebuilding.kept = Some(noted),
+                Err(error) => {
+                    tracing::warn!(%error, "what a rebuild keeps cannot be copied now, trying again");
+                    actor.rebuilding.not_before = Some(Instant::now() + PAUSE);
+                }
+            }
+        }));
     }
 
     /// Notes the partitions whose shadow, or what has been one since they were assigned, has what all others have.
@@ -284,6 +371,7 @@ impl Aggregator {
         });
         let Some((partition, reached, assigned)) = found else { return };
         let (epoch, cancelled) = (assigned.epoch, Arc::new(AtomicBool::new(false)));
+        let counted_live = self.health.counted.clone();
         let reading = Reading {
             archived,
             store: self.store.clone(),
@@ -297,12 +385,13 @@ impl Aggregator {
             identity: assigned.identity.clone(),
             bounds: self.reader.fields.bounds(),
             io: self.rebuilding.io.clone(),
+            position: Box::new(move || counted_live.position(partition)),
             cancelled: cancelled.clone(),
         };
         self.rebuilding.reading = Some(Underway { partition, epoch, cancelled });
         let name = rebuild.id.aggregate.clone();
         let read = self.rebuilding.io.spawn_blocking(move || reading.run(reached));
-        ctx.spawn(read.into_actor(self).map(move |ended, actor, ctx| {
+        ctx.spawn(read.into_actor(self).map(move |ended, actor, _| {
             let ended = ended.unwrap_or_else(|panic| Ended::Failed(panic.to_string()));
             match ended {
                 Ended::CaughtUp(_) => {
@@ -318,7 +407,6 @@ impl Aggregator {
                 }
             }
             actor.rebuilding.reading = None;
-            actor.renew_now(ctx);
         }));
     }
 
@@ -331,8 +419,13 @@ impl Aggregator {
     }
 
     /// Makes the list anew, once no flush is in flight whose statements mean the present one.
-    fn renew(&mut self, swap: Option<RebuildId>, ctx: &mut Context<Self>) {
+    fn renew(&mut self, swap: Option<Rebuild>, ctx: &mut Context<Self>) {
         self.rebuilding.renewal = Some(Renewal { swap });
+        if let Some(retry) = self.retry.take() {
+            // What it has is read again.
+            ctx.cancel_future(retry);
+            self.flush = None;
+        }
         if let Some(reading) = &self.rebuilding.reading {
             reading.cancel();
         }
@@ -341,7 +434,7 @@ impl Aggregator {
 
     /// Does so, if that is wanted and possible.
     pub(super) fn renew_now(&mut self, ctx: &mut Context<Self>) {
-        if self.flush.is_some() || self.rebuilding.reading.is_some() {
+        if self.flush.is_some() {
             return;
         }
         let Some(Renewal { swap }) = self.rebuilding.renewal.take() else { return };
@@ -351,20 +444,25 @@ impl Aggregator {
         }
         self.update_hold();
         let store = self.store.clone();
+        let aggregate = swap.as_ref().map(|noted| noted.id.aggregate.clone());
         let swapped = async move {
             match &swap {
-                Some(id) => store.rebuilds().swap(id, Timestamp::now()).await.map(|swapped| (swapped, swap.clone())),
-                None => Ok((Swapped::Over, None)),
+                Some(noted) => store.rebuilds().swap(&noted.id, noted, Timestamp::now()).await,
+                None => Ok(Swapped::Over),
             }
         };
-        ctx.spawn(swapped.into_actor(self).map(|swapped, actor, ctx| {
+        ctx.spawn(swapped.into_actor(self).map(move |swapped, actor, ctx| {
             match swapped {
-                Ok((Swapped::Yes, Some(RebuildId { aggregate, .. }))) => {
+                Ok(Swapped::Yes) => {
                     tracing::info!(aggregate, "the aggregate is rebuilt: queries are answered from the new buckets");
                 }
-                Ok(_) => {}
+                Ok(Swapped::Over) => {}
+                Ok(Swapped::NotYet) => actor.rebuilding.kept = None,
                 // It may have taken effect, which the list says.
-                Err(error) => tracing::warn!(%error, "a rebuild cannot be swapped in now, trying again"),
+                Err(error) => {
+                    tracing::warn!(%error, "a rebuild cannot be swapped in now, trying again");
+                    actor.rebuilding.not_before = Some(Instant::now() + PAUSE);
+                }
             }
             actor.prepare(0, ctx);
         }));

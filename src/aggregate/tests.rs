@@ -25,9 +25,9 @@ use crate::{
     measure::Measures,
     position::{Position, Timestamp, TopicIdentity},
     store::{
-        Answer, BucketDelta, BucketKey, Counted, EventsPage, EventsQuery, Fence, GroupsFound, GroupsOf, History,
-        Prepared, ProcessedEvent, Query, Rebuilds, Removal, Rows,
-        rebuild::{NewRebuild, Progress, Reached, Rebuild, RebuildId, Swapped},
+        Answer, BucketDelta, BucketKey, Counted, CountedList, EventsPage, EventsQuery, Fence, GroupsFound, GroupsOf,
+        History, Prepared, ProcessedEvent, Query, Rebuilds, Removal, Rows,
+        rebuild::{Kept, NewRebuild, Progress, Reached, Rebuild, RebuildId, Swapped},
     },
 };
 
@@ -58,7 +58,7 @@ impl Store for MemoryStore {
         async { Ok(Prepared { remarks: Vec::new(), counted: self.counted() }) }.boxed()
     }
 
-    fn counted(&self) -> Arc<[Counted]> {
+    fn counted(&self) -> CountedList {
         self.aggregates.iter().map(Counted::configured).collect()
     }
 
@@ -73,7 +73,11 @@ impl Store for MemoryStore {
         async { Ok(false) }.boxed()
     }
 
-    fn groups<'a>(&'a self, asked: &'a [GroupsOf]) -> BoxFuture<'a, Result<Vec<GroupsFound>, StoreError>> {
+    fn groups<'a>(
+        &'a self,
+        _: &'a CountedList,
+        asked: &'a [GroupsOf],
+    ) -> BoxFuture<'a, Result<Vec<GroupsFound>, StoreError>> {
         let buckets = self.buckets.lock().unwrap();
         let groups = |of: &GroupsOf| {
             let keys = buckets.keys().filter(|(partition, _)| *partition == of.partition).map(|(_, key)| key);
@@ -98,8 +102,20 @@ impl Store for MemoryStore {
         async { Ok(fences) }.boxed()
     }
 
+    fn fences_of<'a>(
+        &'a self,
+        _: &'a CountedList,
+        _: usize,
+        partition: Partition,
+        from: Offset,
+        identity: &'a TopicIdentity,
+    ) -> Answer<'a, Vec<Fence>> {
+        self.fences(partition, from, identity)
+    }
+
     fn flush<'a>(
         &'a self,
+        _: &'a CountedList,
         deltas: &'a [BucketDelta],
         events: &'a [ProcessedEvent],
     ) -> BoxFuture<'a, Result<Flushed, StoreError>> {
@@ -153,7 +169,7 @@ impl Rebuilds for MemoryStore {
         async { Ok(None) }.boxed()
     }
 
-    fn can_keep<'a>(&'a self, _: &'a str) -> Answer<'a, bool> {
+    fn kept<'a>(&'a self, _: &'a str) -> Answer<'a, Kept> {
         unreachable!("nothing is rebuilt here")
     }
 
@@ -173,7 +189,11 @@ impl Rebuilds for MemoryStore {
         async { Ok(()) }.boxed()
     }
 
-    fn swap<'a>(&'a self, _: &'a RebuildId, _: Timestamp) -> Answer<'a, Swapped> {
+    fn keep<'a>(&'a self, _: &'a RebuildId, _: Timestamp) -> Answer<'a, Option<Timestamp>> {
+        async { Ok(None) }.boxed()
+    }
+
+    fn swap<'a>(&'a self, _: &'a RebuildId, _: &'a Rebuild, _: Timestamp) -> Answer<'a, Swapped> {
         async { Ok(Swapped::Over) }.boxed()
     }
 

@@ -103,8 +103,8 @@ sections! {
         /// names of fields, or JSON pointers ("/geo/country"). filter = { type = "login_failed", country = ["DE", "AT"],
         /// amount = { min = 10, max = 99.5 }, user_id = { exists = true }, ip = { prefix = "10." } }: which events count.
         /// measures = ["count", { sum = "/amount" }, { unique = "user_id" }, { top = "ip", k = 10 }]; also min, max, avg; as = "…"
-        /// names one. max_groups = 10000 (a window; further ones are the group "…other"). A definition must not change: give a changed one
-        /// a new name.
+        /// names one. max_groups = 10000 (a window; further ones are the group "…other"). A changed
+        /// definition is refused until it is rebuilt from the archive (ingestd rebuild NAME), or has a new name.
         aggregate: Vec<AggregateConfig> = default_aggregates(&EventConfig::default()), Aggregates, Restart;
         + data: DataConfig;
         + http: HttpConfig;

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value, json};
 
-use super::{Query, StoreError, StoreOptions, not_configured, rebuild::Range};
+use super::{CountedList, Query, StoreError, StoreOptions, not_configured, rebuild::Range};
 use crate::{
     config::{AggregateConfig, Measure},
     measure::Plan,
@@ -68,7 +68,7 @@ pub(super) struct Found<'a, P> {
 /// What a store counts, and where it has each of them.
 #[derive(Debug, Clone)]
 pub(super) struct Versions<P> {
-    pub counted: Arc<[Counted]>,
+    pub counted: CountedList,
     pub places: Vec<P>,
     compared: Compared,
 }
@@ -143,6 +143,16 @@ impl<P> Versions<P> {
 
     pub fn len(&self) -> usize {
         self.counted.len()
+    }
+
+    /// # Errors
+    /// What is counted is another list meanwhile.
+    pub fn ensure_is(&self, counted: &CountedList) -> Result<(), StoreError> {
+        if self.is_known() && !Arc::ptr_eq(&self.counted, counted) {
+            let why = "what is counted has changed since: a rebuild began, or is over";
+            return Err(StoreError::Unavailable(why.to_owned()));
+        }
+        Ok(())
     }
 
     /// The version that answers a query.

@@ -25,9 +25,9 @@ use crate::{
     files::create_private_dir,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        Answer, BucketDelta, Counted, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, History,
+        Answer, BucketDelta, CountedList, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, History,
         Prepared, ProcessedEvent, Query, Rebuilds, Removal, Rows, Store, StoreError, StoreOptions, Versions,
-        rebuild::{NewRebuild, Reached, Rebuild, RebuildId, Swapped},
+        rebuild::{Kept, NewRebuild, Reached, Rebuild, RebuildId, Swapped},
     },
 };
 
@@ -123,7 +123,7 @@ impl Store for EmbeddedStore {
         Box::pin(self.run(Database::prepare))
     }
 
-    fn counted(&self) -> Arc<[Counted]> {
+    fn counted(&self) -> CountedList {
         self.versions.load().counted.clone()
     }
 
@@ -136,9 +136,9 @@ impl Store for EmbeddedStore {
         Box::pin(self.run(move |database| database.remove(&removal)))
     }
 
-    fn groups<'a>(&'a self, asked: &'a [GroupsOf]) -> Answer<'a, Vec<GroupsFound>> {
-        let asked = asked.to_vec();
-        Box::pin(self.run(move |database| database.groups(&asked)))
+    fn groups<'a>(&'a self, counted: &'a CountedList, asked: &'a [GroupsOf]) -> Answer<'a, Vec<GroupsFound>> {
+        let (counted, asked) = (counted.clone(), asked.to_vec());
+        Box::pin(self.run(move |database| database.ensure_is(&counted).and_then(|()| database.groups(&asked))))
     }
 
     fn fences<'a>(
@@ -151,9 +151,32 @@ impl Store for EmbeddedStore {
         Box::pin(self.run(move |database| database.fences(partition, committed, &identity)))
     }
 
-    fn flush<'a>(&'a self, deltas: &'a [BucketDelta], events: &'a [ProcessedEvent]) -> Answer<'a, Flushed> {
-        let (deltas, events) = (deltas.to_vec(), events.to_vec());
-        Box::pin(self.run(move |database| database.flush(&deltas, &events)))
+    fn fences_of<'a>(
+        &'a self,
+        counted: &'a CountedList,
+        aggregate: usize,
+        partition: Partition,
+        from: Offset,
+        _: &'a TopicIdentity,
+    ) -> Answer<'a, Vec<Fence>> {
+        let counted = counted.clone();
+        Box::pin(self.run(move |database| {
+            database.ensure_is(&counted)?;
+            database.fences_of(aggregate, partition, from)
+        }))
+    }
+
+    fn flush<'a>(
+        &'a self,
+        counted: &'a CountedList,
+        deltas: &'a [BucketDelta],
+        events: &'a [ProcessedEvent],
+    ) -> Answer<'a, Flushed> {
+        let (counted, deltas, events) = (counted.clone(), deltas.to_vec(), events.to_vec());
+        Box::pin(self.run(move |database| {
+            database.ensure_is(&counted)?;
+            database.flush(&deltas, &events)
+        }))
     }
 
     fn rebuilds(&self) -> &dyn Rebuilds {
@@ -198,9 +221,9 @@ impl Rebuilds for EmbeddedStore {
         Box::pin(self.run(move |database| database.begin_rebuild(&wanted)))
     }
 
-    fn can_keep<'a>(&'a self, aggregate: &'a str) -> Answer<'a, bool> {
+    fn kept<'a>(&'a self, aggregate: &'a str) -> Answer<'a, Kept> {
         let aggregate = aggregate.to_owned();
-        Box::pin(self.run(move |database| database.can_keep(&aggregate)))
+        Box::pin(self.run(move |database| database.kept(&aggregate)))
     }
 
     fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool> {
@@ -208,18 +231,23 @@ impl Rebuilds for EmbeddedStore {
         Box::pin(self.run(move |database| database.rebuild_reached(&id, partition, reached)))
     }
 
-    /// Nobody else counts.
-    fn settled<'a>(&'a self, _: &'a RebuildId, _: Partition) -> Answer<'a, ()> {
-        Box::pin(std::future::ready(Ok(())))
+    fn settled<'a>(&'a self, id: &'a RebuildId, partition: Partition) -> Answer<'a, ()> {
+        let id = id.clone();
+        Box::pin(self.run(move |database| database.rebuild_settled(&id, partition)))
     }
 
     fn leave_out(&self, partition: Partition, at: Offset) -> Answer<'_, ()> {
         Box::pin(self.run(move |database| database.leave_out(partition, at)))
     }
 
-    fn swap<'a>(&'a self, id: &'a RebuildId, now: Timestamp) -> Answer<'a, Swapped> {
+    fn keep<'a>(&'a self, id: &'a RebuildId, from: Timestamp) -> Answer<'a, Option<Timestamp>> {
         let id = id.clone();
-        Box::pin(self.run(move |database| database.swap_rebuild(&id, now)))
+        Box::pin(self.run(move |database| database.keep(&id, from)))
+    }
+
+    fn swap<'a>(&'a self, id: &'a RebuildId, noted: &'a Rebuild, now: Timestamp) -> Answer<'a, Swapped> {
+        let (id, noted) = (id.clone(), noted.clone());
+        Box::pin(self.run(move |database| database.swap_rebuild(&id, &noted, now)))
     }
 
     fn cancel<'a>(&'a self, aggregate: &'a str, _: Timestamp) -> Answer<'a, bool> {

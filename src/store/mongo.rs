@@ -43,10 +43,10 @@ use crate::{
     event::TimeBounds,
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
-        Answer, BucketDelta, Counted, Definition, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf,
+        Answer, BucketDelta, CountedList, Definition, EventsPage, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf,
         History, Prepared, ProcessedEvent, Query, Rebuilds, Removal, Rows, Store, StoreError, StoreOptions, Versions,
         counted::Found,
-        rebuild::{NewRebuild, Reached, Rebuild, RebuildId, Swapped},
+        rebuild::{Kept, NewRebuild, Reached, Rebuild, RebuildId, Swapped},
     },
 };
 use buckets::Buckets;
@@ -177,7 +177,7 @@ impl Store for MongoStore {
         })
     }
 
-    fn counted(&self) -> Arc<[Counted]> {
+    fn counted(&self) -> CountedList {
         self.versions.load().counted.clone()
     }
 
@@ -190,9 +190,12 @@ impl Store for MongoStore {
         Box::pin(self.call(move |store| async move { history::remove(&store, &removal).await }))
     }
 
-    fn groups<'a>(&'a self, asked: &'a [GroupsOf]) -> Answer<'a, Vec<GroupsFound>> {
-        let asked = asked.to_vec();
-        Box::pin(self.call(move |store| async move { buckets::groups::find(&store, &asked).await }))
+    fn groups<'a>(&'a self, counted: &'a CountedList, asked: &'a [GroupsOf]) -> Answer<'a, Vec<GroupsFound>> {
+        let (counted, asked) = (counted.clone(), asked.to_vec());
+        Box::pin(self.call(move |store| async move {
+            store.ensure_is(&counted)?;
+            buckets::groups::find(&store, &asked).await
+        }))
     }
 
     fn rehearse(&self) -> Answer<'_, ()> {
@@ -206,12 +209,36 @@ impl Store for MongoStore {
         identity: &'a TopicIdentity,
     ) -> Answer<'a, Vec<Fence>> {
         let identity = identity.clone();
-        Box::pin(self.call(move |store| async move { buckets::fences(&store, partition, committed, &identity).await }))
+        Box::pin(self.call(move |store| async move {
+            let all: Vec<usize> = (0..store.versions.len()).collect();
+            buckets::fences(&store, &all, partition, committed, &identity).await
+        }))
     }
 
-    fn flush<'a>(&'a self, deltas: &'a [BucketDelta], events: &'a [ProcessedEvent]) -> Answer<'a, Flushed> {
-        let (deltas, events) = (deltas.to_vec(), events.to_vec());
+    fn fences_of<'a>(
+        &'a self,
+        counted: &'a CountedList,
+        aggregate: usize,
+        partition: Partition,
+        from: Offset,
+        identity: &'a TopicIdentity,
+    ) -> Answer<'a, Vec<Fence>> {
+        let (counted, identity) = (counted.clone(), identity.clone());
         Box::pin(self.call(move |store| async move {
+            store.ensure_is(&counted)?;
+            buckets::fences(&store, &[aggregate], partition, from, &identity).await
+        }))
+    }
+
+    fn flush<'a>(
+        &'a self,
+        counted: &'a CountedList,
+        deltas: &'a [BucketDelta],
+        events: &'a [ProcessedEvent],
+    ) -> Answer<'a, Flushed> {
+        let (counted, deltas, events) = (counted.clone(), deltas.to_vec(), events.to_vec());
+        Box::pin(self.call(move |store| async move {
+            store.ensure_is(&counted)?;
             let refused = events::write(&store, &events).await?;
             let is_refused = |delta: &BucketDelta| refused.iter().any(|event| event.partition == delta.partition);
             let deltas: Vec<&BucketDelta> = deltas.iter().filter(|delta| !is_refused(delta)).collect();
@@ -262,9 +289,9 @@ impl Rebuilds for MongoStore {
         Box::pin(self.call(move |store| async move { rebuild::begin(&store, &wanted).await }))
     }
 
-    fn can_keep<'a>(&'a self, aggregate: &'a str) -> Answer<'a, bool> {
+    fn kept<'a>(&'a self, aggregate: &'a str) -> Answer<'a, Kept> {
         let aggregate = aggregate.to_owned();
-        Box::pin(self.call(move |store| async move { rebuild::can_keep(&store, &aggregate).await }))
+        Box::pin(self.call(move |store| async move { rebuild::kept(&store, &aggregate).await }))
     }
 
     fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool> {
@@ -281,9 +308,14 @@ impl Rebuilds for MongoStore {
         Box::pin(self.call(move |store| async move { rebuild::leave_out(&store, partition, at).await }))
     }
 
-    fn swap<'a>(&'a self, id: &'a RebuildId, now: Timestamp) -> Answer<'a, Swapped> {
+    fn keep<'a>(&'a self, id: &'a RebuildId, from: Timestamp) -> Answer<'a, Option<Timestamp>> {
         let id = id.clone();
-        Box::pin(self.call(move |store| async move { rebuild::swap(&store, &id, now).await }))
+        Box::pin(self.call(move |store| async move { rebuild::keep(&store, &id, from).await }))
+    }
+
+    fn swap<'a>(&'a self, id: &'a RebuildId, noted: &'a Rebuild, now: Timestamp) -> Answer<'a, Swapped> {
+        let (id, noted) = (id.clone(), noted.clone());
+        Box::pin(self.call(move |store| async move { rebuild::swap(&store, &id, &noted, now).await }))
     }
 
     fn cancel<'a>(&'a self, aggregate: &'a str, now: Timestamp) -> Answer<'a, bool> {

@@ -57,6 +57,11 @@ impl Progress {
         }
     }
 
+    /// Nothing that it is to add lies below.
+    pub fn counts_all_from(self, at: Offset) -> bool {
+        !matches!(self, Self::Catching(from) if from < at)
+    }
+
     /// As the stores keep it.
     pub(crate) fn parts(self) -> (&'static str, Offset) {
         match self {
@@ -110,6 +115,27 @@ impl Rebuild {
     }
 }
 
+impl Rebuild {
+    /// How far its partitions are once it has taken the aggregate's place, where `noted` is what it was before the first bucket was
+    /// copied. Nothing where one is not live, or has come since.
+    pub(super) fn counted_again(&self, noted: &Self) -> Option<Vec<(Partition, Reached)>> {
+        let again = self.partitions.iter().map(|(partition, reached)| {
+            let (Progress::Live(at), Progress::Live(noted)) =
+                (reached.progress, noted.partitions.get(partition)?.progress)
+            else {
+                return None;
+            };
+            // Where all windows are rebuilt the shadow has what is counted anywhere.
+            let progress = match self.range == Range::default() {
+                true => reached.progress,
+                false => Progress::Catching(at.min(noted)),
+            };
+            Some((*partition, Reached { progress, ..*reached }))
+        });
+        again.collect()
+    }
+}
+
 /// A rebuild that is asked for, by the definition that is configured.
 #[derive(Debug, Clone)]
 pub struct NewRebuild {
@@ -131,6 +157,32 @@ pub enum Swapped {
     Over,
 }
 
+/// What of an aggregate is not rebuilt, beside windows outside the range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Both versions have the same windows and groups.
+    pub fits: bool,
+    /// There are buckets of other generations of the topic, or of other topics.
+    pub of_others: bool,
+}
+
+impl Range {
+    /// The windows that are not rebuilt, from `at` on: from the first of these to the second; all of them where `of_others` are among
+    /// them.
+    pub(super) fn kept_from(self, at: Timestamp, of_others: bool) -> Option<(Timestamp, Timestamp)> {
+        // No window begins at the end of time.
+        let end = Timestamp(i64::MAX);
+        if of_others {
+            return (at < end).then_some((at, end));
+        }
+        if let Some(from) = self.from.filter(|from| at < *from) {
+            return Some((at, from));
+        }
+        let to = self.to?.max(at);
+        (to < end).then_some((to, end))
+    }
+}
+
 /// The rebuilds of a store. Each call takes effect as a whole or not at all, and may be repeated.
 pub trait Rebuilds: Send + Sync {
     /// The one that is under way, or that was finished last.
@@ -140,8 +192,8 @@ pub trait Rebuilds: Send + Sync {
     /// the configuration has changed since.
     fn begin<'a>(&'a self, wanted: &'a NewRebuild) -> Answer<'a, Rebuild>;
 
-    /// Whether what is not rebuilt can be kept: both versions have the same windows and groups.
-    fn can_keep<'a>(&'a self, aggregate: &'a str) -> Answer<'a, bool>;
+    /// What of the aggregate is not rebuilt.
+    fn kept<'a>(&'a self, aggregate: &'a str) -> Answer<'a, Kept>;
 
     /// Notes how far a partition is, once that is durable. Says whether the rebuild is still under way.
     fn reached<'a>(&'a self, id: &'a RebuildId, partition: Partition, reached: Reached) -> Answer<'a, bool>;
@@ -153,9 +205,14 @@ pub trait Rebuilds: Send + Sync {
     /// others have what is below, and no more.
     fn leave_out(&self, partition: Partition, at: Offset) -> Answer<'_, ()>;
 
-    /// Puts the shadow in the aggregate's place, with what the aggregate has of the windows that were not rebuilt, and of other topics
-    /// and generations, where both have the same windows and groups. No flush may be under way.
-    fn swap<'a>(&'a self, id: &'a RebuildId, now: Timestamp) -> Answer<'a, Swapped>;
+    /// Copies some buckets of what is not rebuilt to the shadow, those of windows from `from` on, where they fit: of each bucket the one
+    /// that was counted further stays. Says from where on it goes on; nothing where it is over.
+    fn keep<'a>(&'a self, id: &'a RebuildId, from: Timestamp) -> Answer<'a, Option<Timestamp>>;
+
+    /// Puts the shadow in the aggregate's place, after all was kept. Of what is counted meanwhile in windows that are not rebuilt nothing is
+    /// copied: their partitions are counted once more ([`Progress::Catching`]) from where `noted` has them, which was read
+    /// before the first bucket was copied.
+    fn swap<'a>(&'a self, id: &'a RebuildId, noted: &'a Rebuild, now: Timestamp) -> Answer<'a, Swapped>;
 
     /// Ends one without a swap. Says whether one was under way.
     fn cancel<'a>(&'a self, aggregate: &'a str, now: Timestamp) -> Answer<'a, bool>;

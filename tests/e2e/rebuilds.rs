@@ -108,6 +108,7 @@ fn rebuilt_and_killed(mut daemon: Daemon) {
 
     let begun = daemon.ask("POST", "/v1/aggregates/changed/rebuild");
     assert_eq!((begun.status, begun.json()["state"].as_str()), (202, Some("running")), "{begun:?}");
+    let mut interrupted = 0;
     for pause in [0, 300, 900, 1500] {
         thread::sleep(Duration::from_millis(pause));
         daemon.kill();
@@ -115,6 +116,7 @@ fn rebuilt_and_killed(mut daemon: Daemon) {
         daemon.restart();
         let progress = daemon.get("/v1/aggregates/changed/rebuild").json();
         if progress["state"] == "running" {
+            interrupted += 1;
             // The old buckets answer.
             let group = rows(&daemon, "changed")[0]["group"].clone();
             let still = daemon.get("/v1/aggregates/changed/rebuild").json()["state"] == "running";
@@ -122,6 +124,7 @@ fn rebuilt_and_killed(mut daemon: Daemon) {
         }
         send(&daemon, &sent, 500);
     }
+    assert!(interrupted > 0, "it was over before it was killed");
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let _stop = StopOnDrop(&stop);
@@ -163,4 +166,95 @@ fn a_rebuild_that_is_killed_ends_with_what_was_counted_live_on_services() {
     services.create_bucket("rebuilt");
     services.create_topic("rebuilt", 3);
     rebuilt_and_killed(services.setup("rebuilt").config(&definitions(OLD)).start());
+}
+
+/// By the hour; `partly` measures more from now on.
+fn partly(measures: &str) -> String {
+    format!(
+        "[[aggregate]]\nname = \"all\"\nwindow = \"1h\"\ngroup_by = []\n
+         [[aggregate]]\nname = \"control\"\nwindow = \"1h\"\ngroup_by = [\"client_id\"]\n
+         [[aggregate]]\nname = \"partly\"\nwindow = \"1h\"\ngroup_by = [\"client_id\"]\n{measures}"
+    )
+}
+
+#[test]
+fn windows_that_are_not_rebuilt_are_counted_on_by_two_processes_and_no_event_is_lost_or_doubled() {
+    let Some(services) = services() else { return };
+    services.create_bucket("partly");
+    services.create_topic("partly", 3);
+    let worker = |config: &str| services.setup("partly").roles("worker").config(config).start();
+    let ingest = services.setup("partly").roles("ingest").start();
+    let before = [worker(&partly("")), worker(&partly(""))];
+    let sent = AtomicU64::new(0);
+    send(&ingest, &sent, 10_000);
+    before.iter().for_each(wait_counted);
+    before.iter().for_each(Daemon::terminate);
+    let workers = [0, 1].map(|_| {
+        let setup = services.setup("partly").roles("worker").config(&partly("measures = [{ sum = \"cost\" }]"));
+        let worker = setup.spawn();
+        eventually("it listens", PATIENCE, || worker.try_readiness());
+        worker
+    });
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        // Most of them of windows that are not rebuilt.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                send(&ingest, &sent, 100);
+            }
+        });
+        let ran = workers[0].command(&["rebuild", "partly", "--from", "-6h", "--detach", "--json"]);
+        assert_eq!(ran.json(0)["state"], "running", "{ran:?}");
+        services.grow_topic("partly", 4);
+        eventually("it is rebuilt", PATIENCE, || {
+            (workers[1].get("/v1/aggregates/partly/rebuild").json()["state"] == "done").then_some(())
+        });
+        thread::sleep(Duration::from_secs(3));
+    });
+    workers.iter().for_each(wait_counted);
+    let counts = |name: &str| {
+        let rows = rows(&workers[0], name);
+        let rows = rows.as_array().expect("rows").iter();
+        rows.map(|row| (row["window_start"].clone(), row["group"].clone(), row["count"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(total(&rows(&workers[0], "control")), sent.load(Ordering::Relaxed));
+    let (partly, control) = (counts("partly"), counts("control"));
+    let differ: Vec<_> = partly.iter().zip(&control).filter(|(partly, control)| partly != control).take(3).collect();
+    assert!(partly == control, "{} and {} rows; {differ:#?}", partly.len(), control.len());
+    // What was rebuilt is measured, also of the events before.
+    let last = rows(&workers[0], "partly");
+    let last = last.as_array().and_then(|rows| rows.last()).expect("a row");
+    assert!(last["measures"]["sum(cost)"].is_number(), "{last}");
+    workers.iter().for_each(Daemon::terminate);
+    ingest.terminate();
+}
+
+#[test]
+fn a_range_that_would_lose_counts_is_refused_until_that_is_wanted() {
+    let mut daemon = Setup::new("refused").config(&definitions(OLD)).start();
+    send(&daemon, &AtomicU64::new(0), 1000);
+    wait_counted(&daemon);
+    change(&mut daemon);
+    let ran = daemon.command(&["rebuild", "changed", "--from", "-2h"]);
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    assert!(ran.error.contains("cannot be kept, since window, time_zone or group_by has changed"), "{ran:?}");
+    assert!(ran.error.contains("--drop"), "{ran:?}");
+    assert_eq!(total(&rows(&daemon, "changed")), 1000, "the old counts answer");
+    let ran = daemon.command(&["rebuild", "changed", "--from", "-2h", "--drop"]);
+    assert_eq!(ran.status, Some(0), "{ran:?}");
+    let (changed, control) = (rows(&daemon, "changed"), rows(&daemon, "control"));
+    assert!(total(&changed) < total(&control), "{changed}");
+    let ran = daemon.command(&["rebuild", "changed"]);
+    assert_eq!((ran.status, ran.error.as_str()), (Some(0), ""), "{ran:?}");
+    assert_same(&daemon);
+    for (arguments, part) in [
+        (&["rebuild", "nothing"][..], "there is no aggregate \"nothing\""),
+        (&["rebuild", "changed", "--to", "-5x"], "to: \"-5x\" is no time so long ago"),
+        (&["rebuild", "changed", "--cancel"], "is not being rebuilt"),
+    ] {
+        let ran = daemon.command(arguments);
+        assert!(ran.status == Some(1) && ran.error.contains(part), "{ran:?}");
+    }
+    daemon.terminate();
 }

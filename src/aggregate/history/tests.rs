@@ -48,8 +48,8 @@ impl Archived for Cut {
         Ok(vec![Chain { partition: P, begins_late: None }])
     }
 
-    fn each(&self, _: Partition, from: Offset, take: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> anyhow::Result<()> {
-        let mut from = from.0 as usize;
+    fn each(&self, wanted: Wanted, take: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> anyhow::Result<()> {
+        let mut from = wanted.from.0 as usize;
         for _ in 0..self.pieces {
             let to = (from + self.piece).min(self.values.len());
             if from == to {
@@ -140,6 +140,7 @@ fn reading(
         partition: P,
         identity: identity(),
         io: io.handle().clone(),
+        position: Box::new(|| Some(Offset(u64::MAX))),
         cancelled: Arc::default(),
     }
 }
@@ -164,6 +165,7 @@ fn live(values: &[String], letter: Offset, io: &Runtime) -> Vec<u8> {
     let attempt = Attempt {
         store: store.clone(),
         writer: Arc::new(Letters(letter)),
+        counted,
         limits,
         groups: Arc::default(),
         letters_written: false,
@@ -206,7 +208,8 @@ proptest! {
         prop_assert_eq!(reached().progress, Progress::Catching(Offset(count as u64)));
         let live_from = Reached { progress: Progress::default(), records: 0 };
         io.block_on(store.rebuilds().reached(&id, P, live_from)).unwrap();
-        io.block_on(store.rebuilds().swap(&id, RECEIVED)).unwrap();
+        let noted = io.block_on(store.rebuilds().find("a")).unwrap().unwrap();
+        io.block_on(store.rebuilds().swap(&id, &noted, RECEIVED)).unwrap();
         io.block_on(store.prepare()).unwrap();
         let expected = live(&values, letter, &io);
         prop_assert_eq!(rows(&io, &*store, &config(NEW).aggregate[0]), expected);

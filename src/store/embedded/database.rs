@@ -20,9 +20,9 @@ use crate::{
     position::{Offset, Partition, Timestamp, TopicIdentity},
     sqlite,
     store::{
-        BucketDelta, BucketKey, Counted, Definition, Fence, Flushed, GroupsFound, GroupsOf, History, Known, Prepared,
-        ProcessedEvent, Removal, StoreError, StoreOptions, Version, Versions, counted::Found, rebuild::Progress,
-        topic_recreated,
+        BucketDelta, BucketKey, Counted, CountedList, Definition, Fence, Flushed, GroupsFound, GroupsOf, History,
+        Known, Prepared, ProcessedEvent, Removal, StoreError, StoreOptions, Version, Versions, counted::Found,
+        rebuild::Progress, topic_recreated,
     },
 };
 
@@ -212,6 +212,10 @@ impl Database {
         Ok(self.versions.load_full())
     }
 
+    pub fn ensure_is(&self, counted: &CountedList) -> Result<(), StoreError> {
+        self.versions.load().ensure_is(counted)
+    }
+
     /// What is counted, as it is at the time.
     pub fn versions(&self) -> Arc<ArcSwap<Versions<i64>>> {
         self.versions.clone()
@@ -256,6 +260,27 @@ impl Database {
             fences.push(Fence { aggregate, key, last_offset: Offset(last_offset.unsigned_abs()) });
         }
         Ok(fences)
+    }
+
+    /// Of one aggregate, by its own buckets: of a shadow that has just begun there are few.
+    pub fn fences_of(
+        &mut self,
+        aggregate: usize,
+        partition: Partition,
+        from: Offset,
+    ) -> Result<Vec<Fence>, StoreError> {
+        let place = self.rows()?.places[aggregate];
+        let mut statement = self.connection.prepare_cached(
+            "SELECT window_start, grp, last_offset FROM bucket
+             WHERE aggregate = ? AND (+topic, generation, partition) = (?, ?, ?) AND +last_offset >= ?",
+        )?;
+        let of = params![place, self.options.topic, self.options.generation, partition.0, from.as_i64()];
+        let fences = statement.query_map(of, |row| {
+            let group: String = row.get(1)?;
+            let key = BucketKey { window_start: Timestamp(row.get(0)?), group: group.into() };
+            Ok(Fence { aggregate, key, last_offset: Offset(row.get::<_, i64>(2)?.unsigned_abs()) })
+        })?;
+        Ok(fences.collect::<rusqlite::Result<_>>()?)
     }
 
     pub fn history(&mut self, partition: Partition, from: Offset, present: TimeBounds) -> Result<History, StoreError> {

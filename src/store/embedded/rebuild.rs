@@ -10,9 +10,12 @@ use crate::{
     sqlite,
     store::{
         Definition, Known, StoreError, StoreOptions,
-        rebuild::{NewRebuild, Progress, Range, Reached, Rebuild, RebuildId, Swapped},
+        rebuild::{Kept, NewRebuild, Progress, Range, Reached, Rebuild, RebuildId, Swapped},
     },
 };
+
+/// Buckets that are kept at once, and what else is in the last of their windows: some milliseconds of work.
+const KEPT_AT_ONCE: i64 = 1000;
 
 impl Database {
     pub fn find_rebuild(&mut self, aggregate: &str) -> Result<Option<Rebuild>, StoreError> {
@@ -41,7 +44,7 @@ impl Database {
         begun.ok_or_else(|| StoreError::Unavailable("the rebuild that was just begun is not there".to_owned()))
     }
 
-    pub fn can_keep(&mut self, aggregate: &str) -> Result<bool, StoreError> {
+    pub fn kept(&mut self, aggregate: &str) -> Result<Kept, StoreError> {
         let wanted = Definition::of(self.options.aggregate(aggregate)?);
         let active = self
             .connection
@@ -51,32 +54,20 @@ impl Database {
                 read_known,
             )
             .optional()?;
-        Ok(active.is_none_or(|active| active.definition.has_windows_and_groups_of(&wanted)))
+        let fits = active.is_none_or(|active| active.definition.has_windows_and_groups_of(&wanted));
+        Ok(Kept { fits, of_others: has_others(&self.connection, &self.options)? })
     }
 
     pub fn rebuild_reached(
         &mut self,
         id: &RebuildId,
         partition: Partition,
-        Reached { progress, records }: Reached,
+        reached: Reached,
     ) -> Result<bool, StoreError> {
         let options = self.options.clone();
         let transaction = write(&mut self.connection)?;
         let Some(shadow) = under_way(&transaction, id)? else { return Ok(false) };
-        let (state, position) = progress.parts();
-        transaction.execute(
-            "INSERT OR REPLACE INTO rebuild_partition
-                 (aggregate, topic, generation, partition, state, position, records) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            params![
-                shadow.place,
-                options.topic,
-                options.generation,
-                partition.0,
-                state,
-                position.as_i64(),
-                i64::try_from(records).unwrap_or(i64::MAX)
-            ],
-        )?;
+        note(&transaction, &options, shadow.place, partition, reached)?;
         transaction.commit()?;
         Ok(true)
     }
@@ -101,27 +92,92 @@ impl Database {
                  WHERE (aggregate, topic, generation, partition) = (?1, ?2, ?3, ?4) AND state = 'catching'",
                 params![shadow, options.topic, options.generation, partition.0],
             )?;
+            // It was not there when the rebuild began.
+            transaction.execute(
+                "INSERT OR IGNORE INTO rebuild_partition VALUES (?, ?, ?, ?, 'history', 0, 0)",
+                params![shadow, options.topic, options.generation, partition.0],
+            )?;
         }
         transaction.commit()?;
         Ok(())
     }
 
-    pub fn swap_rebuild(&mut self, id: &RebuildId, now: Timestamp) -> Result<Swapped, StoreError> {
+    /// After the swap this partition was counted again.
+    pub fn rebuild_settled(&mut self, id: &RebuildId, partition: Partition) -> Result<(), StoreError> {
         let options = self.options.clone();
         let transaction = write(&mut self.connection)?;
-        let Some(shadow) = under_way(&transaction, id)? else { return Ok(Swapped::Over) };
-        let Some(rebuild) = find(&transaction, &options, &id.aggregate)? else { return Ok(Swapped::Over) };
-        if !rebuild.is_complete() {
-            return Ok(Swapped::NotYet);
+        let last = find(&transaction, &options, &id.aggregate)?.filter(|last| last.id == *id);
+        if last.is_some_and(|last| last.finished.is_some()) {
+            transaction.execute(
+                "UPDATE rebuild_partition SET state = 'live'
+                 WHERE (topic, generation, partition) = (?, ?, ?)
+                   AND aggregate = (SELECT shadow FROM rebuild WHERE name = ?)",
+                params![options.topic, options.generation, partition.0, id.aggregate],
+            )?;
+            transaction.commit()?;
         }
-        let active = transaction.query_row(
-            "SELECT id, window_ms, group_by, definition FROM aggregate WHERE name = ?",
-            [&id.aggregate],
-            read_known,
+        Ok(())
+    }
+
+    pub fn keep(&mut self, id: &RebuildId, from: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        let options = self.options.clone();
+        let transaction = write(&mut self.connection)?;
+        let Some((active, shadow)) = both(&transaction, id)? else { return Ok(None) };
+        if !active.definition.has_windows_and_groups_of(&shadow.definition) {
+            return Ok(None);
+        }
+        let (range, of_others) = (range(&transaction, &id.aggregate)?, has_others(&transaction, &options)?);
+        let Some((from, end)) = range.kept_from(from, of_others) else { return Ok(None) };
+        let last: Option<i64> = transaction
+            .query_row(
+                "SELECT window_start FROM bucket WHERE aggregate = ? AND window_start >= ? AND window_start < ?
+                 ORDER BY window_start LIMIT 1 OFFSET ?",
+                params![active.place, from.0, end.0, KEPT_AT_ONCE],
+                |row| row.get(0),
+            )
+            .optional()?;
+        // Whole windows: those of the last one, too.
+        let to = last.map_or(end, |last| Timestamp(last + 1));
+        // What was measured otherwise is not known of them.
+        let same_measures = active.definition.more.get("measures") == shadow.definition.more.get("measures");
+        transaction.execute(
+            "INSERT INTO bucket (aggregate, window_start, grp, topic, generation, partition, count, last_offset, measures)
+             SELECT ?1, window_start, grp, topic, generation, partition, count, last_offset, iif(?2, measures, NULL)
+             FROM bucket WHERE aggregate = ?3 AND window_start >= ?4 AND window_start < ?5
+               AND (window_start < ?6 OR window_start >= ?7 OR (topic, generation) != (?8, ?9))
+             ON CONFLICT DO UPDATE SET count = excluded.count, last_offset = excluded.last_offset,
+               measures = excluded.measures WHERE excluded.last_offset > last_offset",
+            params![
+                shadow.place,
+                same_measures,
+                active.place,
+                from.0,
+                to.0,
+                range.from.map_or(i64::MIN, |from| from.0),
+                range.to.map_or(i64::MAX, |to| to.0),
+                options.topic,
+                options.generation
+            ],
         )?;
-        if active.definition.has_windows_and_groups_of(&shadow.definition) {
-            keep(&transaction, &options, &active, &shadow, rebuild.range)?;
+        transaction.commit()?;
+        Ok(range.kept_from(to, of_others).map(|(from, _)| from))
+    }
+
+    pub fn swap_rebuild(&mut self, id: &RebuildId, noted: &Rebuild, now: Timestamp) -> Result<Swapped, StoreError> {
+        let options = self.options.clone();
+        let transaction = write(&mut self.connection)?;
+        let Some((active, shadow)) = both(&transaction, id)? else { return Ok(Swapped::Over) };
+        let Some(rebuild) = find(&transaction, &options, &id.aggregate)? else { return Ok(Swapped::Over) };
+        let Some(again) = rebuild.counted_again(noted) else { return Ok(Swapped::NotYet) };
+        for (partition, reached) in again {
+            note(&transaction, &options, shadow.place, partition, reached)?;
         }
+        transaction.execute(
+            "INSERT INTO removed (aggregate, topic, generation, partition, before)
+             SELECT ?1, topic, generation, partition, before FROM removed WHERE aggregate = ?2
+             ON CONFLICT DO UPDATE SET before = max(before, excluded.before)",
+            params![shadow.place, active.place],
+        )?;
         retire(&transaction, active.place)?;
         transaction.execute("UPDATE aggregate SET name = ? WHERE id = ?", params![id.aggregate, shadow.place])?;
         transaction.execute("UPDATE rebuild SET finished = ? WHERE name = ?", params![now.0, id.aggregate])?;
@@ -268,35 +324,37 @@ fn begin(
     Ok(())
 }
 
-/// Moves the buckets of windows that were not rebuilt, and of other topics and generations, to the shadow.
-fn keep(
+/// The two versions of a rebuild that is under way.
+fn both(transaction: &Transaction<'_>, id: &RebuildId) -> rusqlite::Result<Option<(Known<i64>, Known<i64>)>> {
+    let Some(shadow) = under_way(transaction, id)? else { return Ok(None) };
+    let active = transaction.query_row(
+        "SELECT id, window_ms, group_by, definition FROM aggregate WHERE name = ?",
+        [&id.aggregate],
+        read_known,
+    )?;
+    Ok(Some((active, shadow)))
+}
+
+/// Whether other topics, or other generations of this one, have been counted.
+fn has_others(connection: &Connection, options: &StoreOptions) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT 1 FROM source WHERE (topic, generation) != (?, ?)")?
+        .exists(params![options.topic, options.generation])
+}
+
+fn note(
     transaction: &Transaction<'_>,
     options: &StoreOptions,
-    active: &Known<i64>,
-    shadow: &Known<i64>,
-    Range { from, to }: Range,
+    shadow: i64,
+    partition: Partition,
+    Reached { progress, records }: Reached,
 ) -> rusqlite::Result<()> {
-    // What was measured otherwise is not known of them.
-    let same_measures = active.definition.more.get("measures") == shadow.definition.more.get("measures");
+    let (state, position) = progress.parts();
+    let records = i64::try_from(records).unwrap_or(i64::MAX);
     transaction.execute(
-        "UPDATE OR REPLACE bucket SET aggregate = ?1, measures = iif(?2, measures, NULL)
-         WHERE aggregate = ?3 AND (window_start < ?4 OR window_start >= ?5 OR (topic, generation) != (?6, ?7))",
-        params![
-            shadow.place,
-            same_measures,
-            active.place,
-            from.map_or(i64::MIN, |from| from.0),
-            // No window begins at the end of time.
-            to.map_or(i64::MAX, |to| to.0),
-            options.topic,
-            options.generation
-        ],
-    )?;
-    transaction.execute(
-        "INSERT INTO removed (aggregate, topic, generation, partition, before)
-         SELECT ?1, topic, generation, partition, before FROM removed WHERE aggregate = ?2
-         ON CONFLICT DO UPDATE SET before = max(before, excluded.before)",
-        params![shadow.place, active.place],
+        "INSERT OR REPLACE INTO rebuild_partition
+             (aggregate, topic, generation, partition, state, position, records) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        params![shadow, options.topic, options.generation, partition.0, state, position.as_i64(), records],
     )?;
     Ok(())
 }

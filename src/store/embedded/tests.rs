@@ -45,9 +45,9 @@ async fn of_a_fenced_partition_nothing_is_applied_and_the_others_are() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir, options());
     store.prepare().await.unwrap();
-    store.flush(&[delta(0, r#"["a"]"#, 0, 9, 10)], &[]).await.unwrap();
+    store.flush(&store.counted(), &[delta(0, r#"["a"]"#, 0, 9, 10)], &[]).await.unwrap();
     let flush = [delta(0, r#"["new"]"#, 3, 3, 1), delta(0, r#"["a"]"#, 4, 4, 1), delta(1, r#"["a"]"#, 0, 0, 1)];
-    assert_eq!(store.flush(&flush, &[]).await.unwrap().fenced, [Partition(0)]);
+    assert_eq!(store.flush(&store.counted(), &flush, &[]).await.unwrap().fenced, [Partition(0)]);
     assert_eq!(counts(&store).await, [(json!("a"), 11)]);
 }
 
@@ -72,7 +72,7 @@ async fn a_query_that_is_given_up_ends() {
     let dir = TempDir::new().unwrap();
     let store = open(&dir, options());
     store.prepare().await.unwrap();
-    store.flush(&[delta(0, "[1]", 0, 0, 1)], &[]).await.unwrap();
+    store.flush(&store.counted(), &[delta(0, "[1]", 0, 0, 1)], &[]).await.unwrap();
     let query = Query::of(&options().aggregates[0], Timestamp(0), Timestamp::now());
     let (path, options) = (dir.path().join("store.db"), options());
     let cancel = Cancel::default();
@@ -114,7 +114,7 @@ async fn events_are_kept_once_and_removed_by_their_time_of_receipt() {
     let now = Timestamp::now();
     let events = [event(0, now.0 - 100_000), event(1, now.0 - 10_000)];
     for _ in 0..2 {
-        store.flush(&[], &events).await.unwrap();
+        store.flush(&store.counted(), &[], &events).await.unwrap();
     }
     drop(store);
     // Also when they are kept no more.

@@ -199,14 +199,15 @@ async fn judge_taken(
 /// both times came before the write and is durable as well.
 pub async fn fences(
     store: &StoreDatabase,
+    aggregates: &[usize],
     partition: Partition,
     committed: Offset,
     identity: &TopicIdentity,
 ) -> Result<Vec<Fence>, Failure> {
-    let mut before = find_fences(store, partition, committed).await?;
+    let mut before = find_fences(store, aggregates, partition, committed).await?;
     for _ in 0..FENCE_READS {
         claim(store, partition, identity).await?;
-        let after = find_fences(store, partition, committed).await?;
+        let after = find_fences(store, aggregates, partition, committed).await?;
         if after == before {
             return Ok(after);
         }
@@ -215,9 +216,14 @@ pub async fn fences(
     Err(Failure::unavailable("another worker still writes to the buckets of this partition"))
 }
 
-async fn find_fences(store: &StoreDatabase, partition: Partition, committed: Offset) -> Result<Vec<Fence>, Failure> {
+async fn find_fences(
+    store: &StoreDatabase,
+    aggregates: &[usize],
+    partition: Partition,
+    committed: Offset,
+) -> Result<Vec<Fence>, Failure> {
     let mut fences = Vec::new();
-    for buckets in Buckets::of_all(store) {
+    for buckets in aggregates.iter().map(|aggregate| Buckets::of(store, *aggregate)) {
         let name = buckets.collection();
         let collection = store.majority(&name);
         let find = collection.find(buckets.fence_filter(partition, committed)).sort(doc! { "_id": 1 });

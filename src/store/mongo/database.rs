@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::StoreConfig,
-    store::{StoreOptions, Versions},
+    store::{CountedList, StoreOptions, Versions},
 };
 
 /// What the configuration says of the database.
@@ -84,6 +84,11 @@ pub(super) struct StoreDatabase {
 }
 
 impl StoreDatabase {
+    /// What indexes of aggregates mean.
+    pub fn ensure_is(&self, counted: &CountedList) -> Result<(), Failure> {
+        self.versions.ensure_is(counted).map_err(Failure::Store)
+    }
+
     pub fn write_concern(&self) -> Document {
         // With a time limit of its own, so that statements whose caller has given up do not pile up in the server.
         let timeout = i64::try_from(self.options.timeout.as_millis()).unwrap_or(i64::MAX);

@@ -20,11 +20,13 @@ use super::{
 use crate::{
     position::{Offset, Partition, Timestamp},
     store::{
-        Definition,
-        rebuild::{NewRebuild, Progress, Range, Reached, Rebuild, RebuildId, Swapped},
+        Definition, StoreError,
+        rebuild::{Kept, NewRebuild, Progress, Range, Reached, Rebuild, RebuildId, Swapped},
     },
 };
 
+/// Buckets that are kept at once, and what else is in the last of their windows.
+const KEPT_AT_ONCE: u64 = 5000;
 /// How long a collection that is out of use stays: other processes ask their lists anew within seconds.
 const RETIRED_MS: i64 = 60_000;
 
@@ -84,6 +86,7 @@ pub async fn begin(store: &StoreDatabase, wanted: &NewRebuild) -> Result<Rebuild
     let standing = found.get_document("shadow").ok();
     let is_same = |shadow: &Document| definitions::shadow(shadow).is_some_and(|it| it.definition == definition);
     if !standing.is_some_and(is_same) {
+        ensure_alone(store).await?;
         let mut shadow = definitions::document(&definition);
         let collection = format!("{}@{}-{:08x}", aggregate.name, wanted.now.0, fastrand::u32(..));
         shadow.extend(doc! {
@@ -117,22 +120,54 @@ pub async fn begin(store: &StoreDatabase, wanted: &NewRebuild) -> Result<Rebuild
     })
 }
 
-pub async fn can_keep(store: &StoreDatabase, aggregate: &str) -> Result<bool, Failure> {
+pub async fn kept(store: &StoreDatabase, aggregate: &str) -> Result<Kept, Failure> {
     let wanted = Definition::of(store.options.aggregate(aggregate).map_err(Failure::Store)?);
     let found = store.majority(DEFINITIONS).find_one(doc! { "_id": aggregate }).await?;
     let active = found.map(|found| definitions::active(aggregate, &found).definition);
-    Ok(active.is_none_or(|active| active.has_windows_and_groups_of(&wanted)))
+    let fits = active.is_none_or(|active| active.has_windows_and_groups_of(&wanted));
+    Ok(Kept { fits, of_others: !other_sources(store).await?.is_empty() })
+}
+
+/// The names of what was counted into this database beside our topic in its generation; a few are enough.
+async fn other_sources(store: &StoreDatabase) -> Result<Vec<String>, Failure> {
+    let (prefix, end) = source_ids(store);
+    let others = doc! { "$or": [{ "_id": { "$lt": prefix } }, { "_id": { "$gte": end } }] };
+    let collection = store.majority(SOURCES);
+    let find = collection.find(others).projection(doc! { "_id": 1 }).limit(100);
+    let sources: Vec<Document> = find.await?.try_collect().await?;
+    let name = |source: &Document| Some(source.get_str("_id").ok()?.rsplit_once('/')?.0.to_owned());
+    Ok(sources.iter().filter_map(name).collect())
+}
+
+/// Where the ids of our sources begin and end.
+fn source_ids(store: &StoreDatabase) -> (String, String) {
+    let prefix = Buckets::source(&store.options, Partition(0));
+    let prefix = prefix.trim_end_matches('0').to_owned();
+    // The character behind the slash that the prefix ends with.
+    let end = format!("{}0", prefix.trim_end_matches('/'));
+    (prefix, end)
+}
+
+/// What the daemon of another topic counts into the old buckets, once they are copied, would be lost: it knows nothing of this
+/// rebuild.
+async fn ensure_alone(store: &StoreDatabase) -> Result<(), Failure> {
+    let topic = &store.options.topic;
+    let is_ours = |name: &String| name.split('@').next() == Some(topic);
+    let others = other_sources(store).await?;
+    let Some(other) = others.iter().find(|name| !is_ours(name)) else { return Ok(()) };
+    Err(Failure::Store(StoreError::Refused(format!(
+        "the database {} holds what was counted of topic {other:?}, too, whose daemon would lose counts at the end of a rebuild: give each topic          a database of its own (store.database), or, where no daemon counts that topic any more, remove its documents from \
+         {SOURCES}",
+        store.database.name(),
+    ))))
 }
 
 async fn partitions(store: &StoreDatabase, wanted: &NewRebuild) -> Result<Document, Failure> {
-    let prefix = Buckets::source(&store.options, Partition(0));
-    let prefix = prefix.trim_end_matches('0');
-    // The character behind the slash that the prefix ends with.
-    let end = format!("{}0", prefix.trim_end_matches('/'));
+    let (prefix, end) = source_ids(store);
     let collection = store.majority(SOURCES);
-    let find = collection.find(doc! { "_id": { "$gte": prefix, "$lt": end } });
+    let find = collection.find(doc! { "_id": { "$gte": &prefix, "$lt": end } });
     let sources: Vec<Document> = find.projection(doc! { "_id": 1 }).await?.try_collect().await?;
-    let counted = sources.iter().filter_map(|source| source.get_str("_id").ok()?.strip_prefix(prefix)?.parse().ok());
+    let counted = sources.iter().filter_map(|source| source.get_str("_id").ok()?.strip_prefix(&*prefix)?.parse().ok());
     let mut all: Vec<i32> = counted.chain(wanted.partitions.iter().map(|partition| partition.0)).collect();
     all.sort_unstable();
     all.dedup();
@@ -194,35 +229,78 @@ pub async fn leave_out(store: &StoreDatabase, partition: Partition, at: Offset) 
             doc! { "q": { "_id": name, "shadow.collection": &shadow.place, &state: is }, "u": { "$set": set } }
         };
         // One that is behind has less.
-        let updates = vec![put("live", Some(at)), put("catching", None)];
+        let missing = doc! { "_id": name, "shadow.collection": &shadow.place, &field: { "$exists": false } };
+        let start = reached_document(Reached { progress: Progress::History(Offset(0)), records: 0 });
+        // It was not there when the rebuild began.
+        let new = doc! { "q": missing, "u": { "$set": { &field: start } } };
+        let updates = vec![put("live", Some(at)), put("catching", None), new];
         store.write(doc! { "update": DEFINITIONS, "updates": updates }).await?.ok()?;
     }
     Ok(())
 }
 
-pub async fn swap(store: &StoreDatabase, id: &RebuildId, now: Timestamp) -> Result<Swapped, Failure> {
+pub async fn keep(store: &StoreDatabase, id: &RebuildId, from: Timestamp) -> Result<Option<Timestamp>, Failure> {
+    let Some(found) = store.majority(DEFINITIONS).find_one(under_way(id)).await? else { return Ok(None) };
+    let Ok(document) = found.get_document("shadow") else { return Ok(None) };
+    let Some(shadow) = definitions::shadow(document) else { return Ok(None) };
+    let active = definitions::active(&id.aggregate, &found);
+    if !active.definition.has_windows_and_groups_of(&shadow.definition) {
+        return Ok(None);
+    }
+    let (range, of_others) = (range(document), !other_sources(store).await?.is_empty());
+    let Some((from, end)) = range.kept_from(from, of_others) else { return Ok(None) };
+    // BSON's last time lies before the end of time.
+    let date = |time: Timestamp| DateTime::from_millis(time.0);
+    let windows = doc! { "window_start": { "$gte": date(from), "$lt": date(end) } };
+    let buckets = store.majority(&format!("aggregate_{}", active.place));
+    let last = buckets.find_one(windows).sort(doc! { "window_start": 1 }).skip(KEPT_AT_ONCE);
+    let last = last.projection(doc! { "_id": 0, "window_start": 1 }).await?;
+    // Whole windows: those of the last one, too.
+    let last = last.and_then(|last| Some(last.get_datetime("window_start").ok()?.timestamp_millis()));
+    let to = last.map_or(end, |last| Timestamp(last + 1));
+    let mut kept = vec![
+        doc! { "topic": { "$ne": &store.options.topic } },
+        doc! { "generation": { "$ne": i64::from(store.options.generation) } },
+    ];
+    kept.extend(range.from.map(|from| doc! { "window_start": { "$lt": date(from) } }));
+    kept.extend(range.to.map(|to| doc! { "window_start": { "$gte": date(to) } }));
+    let windows = doc! { "window_start": { "$gte": date(from), "$lt": date(to) } };
+    let mut pipeline = vec![doc! { "$match": { "$and": [windows, { "$or": kept }] } }];
+    if active.definition.more.get("measures") != shadow.definition.more.get("measures") {
+        // What was measured otherwise is not known of them.
+        pipeline.push(doc! { "$unset": ["state", "measures"] });
+    }
+    // One that was counted further stays: another process may copy, too, or count in the shadow already.
+    let is_further = doc! { "$gt": ["$$new.last_offset", "$last_offset"] };
+    let further = doc! { "$replaceWith": { "$cond": [is_further, "$$new", "$$ROOT"] } };
+    let into = format!("aggregate_{}", shadow.place);
+    pipeline.push(doc! { "$merge": { "into": into, "on": "_id", "whenMatched": [further] } });
+    let copy = doc! { "aggregate": format!("aggregate_{}", active.place), "pipeline": pipeline, "cursor": {} };
+    store.command(copy).await?;
+    Ok(range.kept_from(to, of_others).map(|(from, _)| from))
+}
+
+pub async fn swap(store: &StoreDatabase, id: &RebuildId, noted: &Rebuild, now: Timestamp) -> Result<Swapped, Failure> {
     let Some(found) = store.majority(DEFINITIONS).find_one(under_way(id)).await? else { return Ok(Swapped::Over) };
     let Ok(document) = found.get_document("shadow") else { return Ok(Swapped::Over) };
     let (Some(shadow), Some(rebuild)) = (definitions::shadow(document), read(store, &id.aggregate, document)) else {
         return Ok(Swapped::Over);
     };
-    if !rebuild.is_complete() {
-        return Ok(Swapped::NotYet);
-    }
+    let Some(again) = rebuild.counted_again(noted) else { return Ok(Swapped::NotYet) };
     let active = definitions::active(&id.aggregate, &found);
-    if active.definition.has_windows_and_groups_of(&shadow.definition) {
-        let same_measures = active.definition.more.get("measures") == shadow.definition.more.get("measures");
-        keep(store, &active.place, &shadow.place, rebuild.range, same_measures).await?;
-    }
+    let (from, to) = (format!("removed.{}", active.place), format!("removed.{}", shadow.place));
+    let update = doc! {
+        "q": { &from: { "$exists": true } },
+        "u": [{ "$set": { &to: { "$max": [format!("${to}"), format!("${from}")] } } }],
+        "multi": true,
+    };
+    store.write(doc! { "update": SOURCES, "updates": [update] }).await?.ok()?;
     let mut set = definitions::document(&shadow.definition);
     let mut finished = document.clone();
     finished.insert("finished", DateTime::from_millis(now.0));
     // Another process may count in the old collection until it looks again.
-    let again = rebuild.partitions.iter().map(|(partition, reached)| {
-        let (_, live_from) = reached.progress.parts();
-        let again = Reached { progress: Progress::Catching(live_from), ..*reached };
-        (partition.to_string(), Bson::from(reached_document(again)))
-    });
+    let again =
+        again.into_iter().map(|(partition, again)| (partition.to_string(), Bson::from(reached_document(again))));
     finished.insert("partitions", again.collect::<Document>());
     let mut unset = doc! { "shadow": "" };
     if !set.contains_key("definition") {
@@ -238,34 +316,6 @@ pub async fn swap(store: &StoreDatabase, id: &RebuildId, now: Timestamp) -> Resu
     };
     let reply = store.command(doc! { "update": DEFINITIONS, "updates": [update] }).await?;
     Ok(if found_one(&reply)? { Swapped::Yes } else { Swapped::NotYet })
-}
-
-/// Copies the buckets of windows that were not rebuilt, and of other topics and generations, to the shadow. The aggregate's
-/// are not changed; where it is done again the result is the same.
-async fn keep(store: &StoreDatabase, from: &str, to: &str, range: Range, same_measures: bool) -> Result<(), Failure> {
-    let date = |time: Timestamp| DateTime::from_millis(time.0);
-    let mut kept = vec![
-        doc! { "topic": { "$ne": &store.options.topic } },
-        doc! { "generation": { "$ne": i64::from(store.options.generation) } },
-    ];
-    kept.extend(range.from.map(|from| doc! { "window_start": { "$lt": date(from) } }));
-    kept.extend(range.to.map(|to| doc! { "window_start": { "$gte": date(to) } }));
-    let mut pipeline = vec![doc! { "$match": { "$or": kept } }];
-    if !same_measures {
-        // What was measured otherwise is not known of them.
-        pipeline.push(doc! { "$unset": ["state", "measures"] });
-    }
-    let into = format!("aggregate_{to}");
-    pipeline.push(doc! { "$merge": { "into": into, "on": "_id", "whenMatched": "replace" } });
-    let copy = doc! { "aggregate": format!("aggregate_{from}"), "pipeline": pipeline, "cursor": {} };
-    store.command(copy).await?;
-    let (from, to) = (format!("removed.{from}"), format!("removed.{to}"));
-    let update = doc! {
-        "q": { &from: { "$exists": true } },
-        "u": [{ "$set": { &to: { "$max": [format!("${to}"), format!("${from}")] } } }],
-        "multi": true,
-    };
-    store.write(doc! { "update": SOURCES, "updates": [update] }).await?.ok()
 }
 
 fn retired(collection: &str, now: Timestamp) -> Document {

@@ -64,7 +64,7 @@ async fn run_through(store: &StoreDatabase) -> Result<(), Failure> {
         }
     }
     let identity = TopicIdentity(store.options.topic.as_str().into());
-    let fences = buckets::fences(store, PARTITION, Offset(0), &identity).await?;
+    let fences = buckets::fences(store, &[0], PARTITION, Offset(0), &identity).await?;
     let found: Vec<Offset> = fences.iter().map(|fence| fence.last_offset).collect();
     if found != [Offset(1); 2] {
         return Err(otherwise(format!("the fences {found:?} were read, instead of two at 1")));

@@ -107,9 +107,12 @@ pub async fn a_flush_that_is_repeated_is_fenced_and_changes_nothing(backend: &im
     let store = prepared(backend, options()).await;
     // More than one statement of a server takes.
     let flush: Vec<_> = (0..2500).map(|n| delta(n % 2, &format!("[{n},null]"), 0, 9, 10)).collect();
-    assert_eq!(store.flush(&flush, &[]).await.unwrap(), Flushed::default());
-    assert_eq!(store.flush(&flush, &[]).await.unwrap().fenced, [Partition(0), Partition(1)]);
-    assert_eq!(store.flush(&[delta(0, "[0,null]", 10, 10, 1)], &[]).await.unwrap(), Flushed::default());
+    assert_eq!(store.flush(&store.counted(), &flush, &[]).await.unwrap(), Flushed::default());
+    assert_eq!(store.flush(&store.counted(), &flush, &[]).await.unwrap().fenced, [Partition(0), Partition(1)]);
+    assert_eq!(
+        store.flush(&store.counted(), &[delta(0, "[0,null]", 10, 10, 1)], &[]).await.unwrap(),
+        Flushed::default()
+    );
     let rows = rows(&store, 10_000).await;
     assert_eq!(rows.next(), None);
     let rows = read(rows);
@@ -119,15 +122,15 @@ pub async fn a_flush_that_is_repeated_is_fenced_and_changes_nothing(backend: &im
 /// What a fence keeps out is not lost: what was folded again behind the fences completes the counts.
 pub async fn a_fenced_partition_is_folded_again_behind_its_fences_and_the_others_go_on(backend: &impl Backend) {
     let store = prepared(backend, options()).await;
-    store.flush(&[delta(0, r#"["a",1]"#, 0, 9, 10)], &[]).await.unwrap();
+    store.flush(&store.counted(), &[delta(0, r#"["a",1]"#, 0, 9, 10)], &[]).await.unwrap();
     // A worker that did not know of these ten: record 3 is of another group, and 4 of the one that was counted.
     let late = [delta(0, r#"["new",1]"#, 3, 3, 1), delta(0, r#"["a",1]"#, 4, 4, 1), delta(1, r#"["a",1]"#, 0, 0, 1)];
-    assert_eq!(store.flush(&late, &[]).await.unwrap().fenced, [Partition(0)]);
+    assert_eq!(store.flush(&store.counted(), &late, &[]).await.unwrap().fenced, [Partition(0)]);
     let fences = store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
     let fences: BTreeMap<_, _> = fences.into_iter().map(|fence| (fence.key.group, fence.last_offset)).collect();
     let again: Vec<_> =
         late[..2].iter().filter(|delta| fences.get(&delta.key.group) < Some(&delta.first)).cloned().collect();
-    assert_eq!(store.flush(&again, &[]).await.unwrap(), Flushed::default());
+    assert_eq!(store.flush(&store.counted(), &again, &[]).await.unwrap(), Flushed::default());
     assert_eq!(counts(&store).await, [(json!(["a", 1]), 11), (json!(["new", 1]), 1)]);
 }
 
@@ -136,7 +139,8 @@ pub async fn of_two_writers_at_once_one_is_fenced(backend: &impl Backend) {
     let other = backend.open(options()).await;
     for round in 0..20 {
         let flush = [delta(0, r#"["a",null]"#, round, round, 1)];
-        let (one, other) = tokio::join!(one.flush(&flush, &[]), other.flush(&flush, &[]));
+        let (one, other) =
+            tokio::join!(one.flush(&one.counted(), &flush, &[]), other.flush(&other.counted(), &flush, &[]));
         assert_eq!(one.unwrap().fenced.len() + other.unwrap().fenced.len(), 1, "round {round}");
     }
     assert_eq!(counts(&one).await, [(json!(["a", null]), 20)]);
@@ -149,8 +153,8 @@ pub async fn fences_are_the_buckets_at_or_beyond_the_committed_offset_with_the_k
     let long = format!("[\"{}\",{{\"a\": 1}}]", "x".repeat(2000));
     let groups = ["[\"a/\\\"b\\\"\",1.50]", "[123456789012345678901,true]", &long];
     let flush = groups.map(|group| delta(0, group, 5, 5, 1));
-    store.flush(&flush, &[]).await.unwrap();
-    store.flush(&[delta(0, "[1,1]", 0, 4, 1), delta(1, "[1,1]", 9, 9, 1)], &[]).await.unwrap();
+    store.flush(&store.counted(), &flush, &[]).await.unwrap();
+    store.flush(&store.counted(), &[delta(0, "[1,1]", 0, 4, 1), delta(1, "[1,1]", 9, 9, 1)], &[]).await.unwrap();
     let mut fences = store.fences(Partition(0), Offset(5), &identity("x")).await.unwrap();
     fences.sort_by(|a, b| a.key.cmp(&b.key));
     let mut expected = flush.map(|delta| Fence { aggregate: 0, key: delta.key, last_offset: Offset(5) });
@@ -160,7 +164,7 @@ pub async fn fences_are_the_buckets_at_or_beyond_the_committed_offset_with_the_k
 
 pub async fn buckets_of_another_topic_of_the_same_name_are_refused(backend: &impl Backend) {
     let store = prepared(backend, options()).await;
-    store.flush(&[delta(0, "[1,1]", 0, 4, 1)], &[]).await.unwrap();
+    store.flush(&store.counted(), &[delta(0, "[1,1]", 0, 4, 1)], &[]).await.unwrap();
     for _ in 0..2 {
         assert_eq!(store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap().len(), 1);
     }
@@ -175,9 +179,9 @@ pub async fn rows_are_summed_over_partitions_sorted_and_cut_at_the_limit(backend
     let store = prepared(backend, options()).await;
     let next = backend.open(StoreOptions { generation: 1, ..options() }).await;
     let groups = ["[\"a!\",1]", "[\"a\",{\"x\": 1}]", "[10,1]", "[9,1]", "[null,1]"];
-    store.flush(&groups.map(|group| delta(0, group, 0, 0, 1)), &[]).await.unwrap();
-    store.flush(&[delta(1, "[9,1]", 0, 4, 5)], &[]).await.unwrap();
-    next.flush(&[delta(1, "[9,1]", 0, 6, 7)], &[]).await.unwrap();
+    store.flush(&store.counted(), &groups.map(|group| delta(0, group, 0, 0, 1)), &[]).await.unwrap();
+    store.flush(&store.counted(), &[delta(1, "[9,1]", 0, 4, 5)], &[]).await.unwrap();
+    next.flush(&next.counted(), &[delta(1, "[9,1]", 0, 6, 7)], &[]).await.unwrap();
     let expected = [
         (json!([null, 1]), 1),
         (json!([9, 1]), 13),
@@ -231,9 +235,13 @@ pub async fn what_is_measured_is_merged_over_flushes_partitions_windows_and_grou
         ],
     ];
     for flush in &flushes {
-        assert_eq!(store.flush(flush, &[]).await.unwrap(), Flushed::default());
+        assert_eq!(store.flush(&store.counted(), flush, &[]).await.unwrap(), Flushed::default());
         let fenced: BTreeSet<_> = flush.iter().map(|delta| delta.partition).collect();
-        assert_eq!(store.flush(flush, &[]).await.unwrap().fenced, Vec::from_iter(fenced), "a second time");
+        assert_eq!(
+            store.flush(&store.counted(), flush, &[]).await.unwrap().fenced,
+            Vec::from_iter(fenced),
+            "a second time"
+        );
     }
     let whole = Query::of(&measuring().aggregates[0], Timestamp(0), Timestamp(600_000));
     let ask = async |query: Query| read(store.query(query).await.unwrap());
@@ -286,8 +294,8 @@ pub async fn the_groups_of_a_window_are_those_of_its_partition_and_generation(ba
         measured(0, 2, r#"["b",1]"#, 2, "1", &["1"]),
         measured(1, 1, r#"["c",1]"#, 0, "1", &["1"]),
     ];
-    store.flush(&flush, &[]).await.unwrap();
-    next.flush(&[measured(0, 1, r#"["d",1]"#, 0, "1", &["1"])], &[]).await.unwrap();
+    store.flush(&store.counted(), &flush, &[]).await.unwrap();
+    next.flush(&next.counted(), &[measured(0, 1, r#"["d",1]"#, 0, "1", &["1"])], &[]).await.unwrap();
     let of = |partition, window: i64, groups: &[&str], other: &str| GroupsOf {
         aggregate: 0,
         partition: Partition(partition),
@@ -304,8 +312,8 @@ pub async fn the_groups_of_a_window_are_those_of_its_partition_and_generation(ba
     ];
     let found = |present: &[bool], buckets| GroupsFound { present: present.to_vec(), buckets };
     let expected = [found(&[true, false, true, false], 2), found(&[false], 1), found(&[false], 0), found(&[false], 0)];
-    assert_eq!(store.groups(&asked).await.unwrap(), expected);
-    assert_eq!(store.groups(&[of(0, 1, &[&long], "[]")]).await.unwrap()[0].present, [true]);
+    assert_eq!(store.groups(&store.counted(), &asked).await.unwrap(), expected);
+    assert_eq!(store.groups(&store.counted(), &[of(0, 1, &[&long], "[]")]).await.unwrap()[0].present, [true]);
 }
 
 pub async fn a_definition_of_before_that_has_a_name_with_a_slash_goes_on_as_it_was(backend: &impl Backend) {
@@ -382,9 +390,9 @@ pub async fn bounds_of_times_hold_from_the_offset_on_that_nobody_has_counted(bac
 
 pub async fn windows_that_were_removed_are_remembered_and_fences_that_may_be_asked_for_stay(backend: &impl Backend) {
     let earlier = prepared(backend, options()).await;
-    earlier.flush(&[delta(0, "[0,null]", 0, 99, 1)], &[]).await.unwrap();
+    earlier.flush(&earlier.counted(), &[delta(0, "[0,null]", 0, 99, 1)], &[]).await.unwrap();
     let neighbour = backend.open(StoreOptions { topic: "neighbour".to_owned(), ..options() }).await;
-    neighbour.flush(&[delta(0, "[\"neighbour\",null]", 0, 99, 1)], &[]).await.unwrap();
+    neighbour.flush(&neighbour.counted(), &[delta(0, "[\"neighbour\",null]", 0, 99, 1)], &[]).await.unwrap();
     let store = backend.open(StoreOptions { generation: 1, ..options() }).await;
     store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
     let later = |group: &str, first, last| {
@@ -394,8 +402,8 @@ pub async fn windows_that_were_removed_are_remembered_and_fences_that_may_be_ask
     };
     let many = (0..1500).map(|n| delta(0, &format!("[{n},null]"), 0, 9, 1));
     let flush: Vec<_> = many.chain([delta(0, "[\"late\",null]", 10, 10, 1), later("[1,null]", 0, 5)]).collect();
-    store.flush(&flush, &[]).await.unwrap();
-    store.flush(&[delta(1, "[\"other\",null]", 0, 3, 1)], &[]).await.unwrap();
+    store.flush(&store.counted(), &flush, &[]).await.unwrap();
+    store.flush(&store.counted(), &[delta(1, "[\"other\",null]", 0, 3, 1)], &[]).await.unwrap();
     let removal = Removal { aggregate: 0, partition: Partition(0), before: Timestamp(120_000), committed: Offset(10) };
     assert!(store.remove(&removal).await.unwrap(), "there are more than are removed at once");
     while store.remove(&removal).await.unwrap() {}
@@ -437,7 +445,7 @@ pub async fn what_was_measured_is_merged_behind_the_same_fences(backend: &impl B
         (measured(0, 3, 6), Flushed { fenced: vec![Partition(0)], ..Flushed::default() }),
         (measured(1, 0, 0), Flushed::default()),
     ] {
-        assert_eq!(store.flush(&[delta], &[]).await.unwrap(), expected);
+        assert_eq!(store.flush(&store.counted(), &[delta], &[]).await.unwrap(), expected);
     }
     let kept = backend.measured().await;
     let (mut all, mut whole) = (Measures::default(), measured(0, 0, 5).measures);
@@ -468,7 +476,7 @@ pub async fn events_are_kept_once_whatever_they_hold(backend: &impl Backend) {
     ];
     let events: Vec<_> = (0..).zip(jsons).map(|(offset, json)| event(offset, "c", json)).collect();
     for _ in 0..2 {
-        assert_eq!(store.flush(&[], &events).await.unwrap(), Flushed::default());
+        assert_eq!(store.flush(&store.counted(), &[], &events).await.unwrap(), Flushed::default());
     }
     assert_eq!(backend.events().await, 7);
 }
@@ -489,7 +497,7 @@ pub async fn events_are_found_by_what_they_are_and_paged_newest_first(backend: &
         })
         .collect();
     for flush in kept.chunks(13) {
-        store.flush(&[], flush).await.unwrap();
+        store.flush(&store.counted(), &[], flush).await.unwrap();
     }
     let word = |word: &str| Some(word.to_owned());
     let at = |millis| Some(Timestamp(millis).to_datetime());
@@ -556,7 +564,7 @@ pub async fn events_are_found_by_what_they_are_and_paged_newest_first(backend: &
         .map(|(offset, data)| ProcessedEvent { event_type: "odd".to_owned(), ..event(offset, "c", data) });
     let mut events: Vec<_> = events.collect();
     events.push(ProcessedEvent { event_type: "odd".to_owned(), data: vec![0xff, 0], ..event(106, "c", "") });
-    store.flush(&[], &events).await.unwrap();
+    store.flush(&store.counted(), &[], &events).await.unwrap();
     let query = EventsQuery { event_type: word("odd"), limit: 10, ..EventsQuery::default() };
     let json = String::from_utf8(store.events(query).await.unwrap().into_json()).unwrap();
     for part in [

@@ -102,22 +102,22 @@ async fn a_bucket_whose_key_no_writer_of_ours_has_taken_blocks_its_partition_and
     let database = fresh(&url, "blocked").await;
     let store = open(&url, &database, options()).await;
     let buckets = database.collection::<Document>("aggregate_by_type");
-    store.flush(&[delta(0, "[\"a\",null]", 0, 4, 1)], &[]).await.unwrap();
+    store.flush(&store.counted(), &[delta(0, "[\"a\",null]", 0, 4, 1)], &[]).await.unwrap();
     // As another program may leave it.
     let edited = doc! { "$set": { "last_offset": "4" } };
     buckets.update_one(doc! { "_id": "events/0/60000/[\"a\",null]" }, edited).await.unwrap();
     buckets.insert_one(doc! { "_id": "events/1/60000/[\"a\",null]" }).await.unwrap();
     let flush: Vec<_> = (0..4).map(|partition| delta(partition, "[\"a\",null]", 5, 9, 1)).collect();
-    let flushed = store.flush(&flush[..3], &[]).await.unwrap();
+    let flushed = store.flush(&store.counted(), &flush[..3], &[]).await.unwrap();
     let blocked: Vec<_> = flushed.blocked.iter().map(|blocked| blocked.partition).collect();
     assert_eq!((&blocked[..], &flushed.fenced[..]), (&[Partition(0), Partition(1)][..], &[][..]), "{flushed:?}");
     assert!(flushed.blocked[1].reason.contains("events/1/60000/"), "{flushed:?}");
     // The third was written: sent again it is fenced.
-    assert_eq!(store.flush(&flush[2..3], &[]).await.unwrap().fenced, [Partition(2)]);
+    assert_eq!(store.flush(&store.counted(), &flush[2..3], &[]).await.unwrap().fenced, [Partition(2)]);
 
     let unique = doc! { "key": { "group.type": 1 }, "name": "mine", "unique": true, "partialFilterExpression": { "partition": { "$gt": 1 } } };
     database.run_command(doc! { "createIndexes": "aggregate_by_type", "indexes": [unique] }).await.unwrap();
-    let flushed = store.flush(&flush[3..], &[]).await.unwrap();
+    let flushed = store.flush(&store.counted(), &flush[3..], &[]).await.unwrap();
     assert!(flushed.blocked.len() == 1 && flushed.blocked[0].reason.contains("index: mine"), "{flushed:?}");
 }
 
@@ -128,7 +128,7 @@ async fn a_document_may_have_16_mib_and_not_a_byte_more() {
     let database = fresh(&url, "largest").await;
     let store = open(&url, &database, StoreOptions { events: true, ..options() }).await;
     let json = format!("{{\"a\":\"{}\"}}", "x".repeat(14 << 20));
-    store.flush(&[], &[event(0, "", &json)]).await.unwrap();
+    store.flush(&store.counted(), &[], &[event(0, "", &json)]).await.unwrap();
     let collection = database.collection::<Document>("events");
     let size = async |id: &str| {
         let document = collection.find_one(doc! { "_id": id }).await.unwrap().unwrap();
@@ -137,7 +137,7 @@ async fn a_document_may_have_16_mib_and_not_a_byte_more() {
     let (without_client, _) = size("events/0/0").await;
     let clients = [LARGEST - without_client, LARGEST - without_client + 1, LARGEST].map(|length| "c".repeat(length));
     let events: Vec<_> = (1..).zip(&clients).map(|(offset, client)| event(offset, client, &json)).collect();
-    let flushed = store.flush(&[], &events).await.unwrap();
+    let flushed = store.flush(&store.counted(), &[], &events).await.unwrap();
     assert_eq!(size("events/0/1").await, (LARGEST, true));
     assert!(!size("events/0/2").await.1, "a byte more: without the event");
     let refused: Vec<_> = flushed.refused.iter().map(|refused| refused.offset).collect();
@@ -153,7 +153,7 @@ async fn an_event_that_an_index_of_an_operator_refuses_is_refused_and_one_that_s
     database.run_command(doc! { "createIndexes": "events", "indexes": [unique] }).await.unwrap();
     let events = [event(0, "c", "{}"), event(1, "c", "{}")];
     for _ in 0..2 {
-        let refused = store.flush(&[], &events).await.unwrap().refused;
+        let refused = store.flush(&store.counted(), &[], &events).await.unwrap().refused;
         assert!(refused.len() == 1 && refused[0].offset == Offset(1), "{refused:?}");
         assert!(refused[0].message.contains("index: mine"), "{refused:?}");
     }
@@ -171,7 +171,7 @@ async fn an_event_is_kept_as_a_document_where_it_can_be_one_and_the_index_follow
     let strings = ["{\"a\":1,\"a\":2}", "{\"big\":123456789012345678901}"];
     let events: Vec<_> =
         (0..).zip(documents.iter().chain(&strings)).map(|(offset, json)| event(offset, "c", json)).collect();
-    store.flush(&[], &events).await.unwrap();
+    store.flush(&store.counted(), &[], &events).await.unwrap();
     let collection = database.collection::<Document>("events");
     let of = |filter| collection.count_documents(filter);
     assert_eq!(of(doc! { "event": { "$exists": true }, "type": "t", "client_id": "c" }).await.unwrap(), 5);
@@ -209,7 +209,7 @@ async fn a_document_that_an_index_does_not_take_is_kept_plainer_or_refused_and_t
     // In no form.
     events.push(ProcessedEvent { event_type: "klingon".to_owned(), ..event(4, "c", "{}") });
     for _ in 0..2 {
-        let flushed = store.flush(&[delta(1, "[1,1]", 0, 0, 1)], &events).await.unwrap();
+        let flushed = store.flush(&store.counted(), &[delta(1, "[1,1]", 0, 0, 1)], &events).await.unwrap();
         let refused: Vec<_> = flushed.refused.iter().map(|refused| refused.offset).collect();
         assert_eq!(refused, [Offset(4)], "{flushed:?}");
         assert!(flushed.refused[0].message.contains("language override unsupported"), "{flushed:?}");
@@ -232,9 +232,16 @@ async fn a_bucket_that_an_index_does_not_take_is_kept_plainer_and_one_that_a_rul
     let store = open(&url, &database, options()).await;
     let long = format!("[\"{}\",1]", "x".repeat(2000));
     let flush = ["[\"klingon\",1.5]", "[\"english\",null]", &long].map(|group| delta(0, group, 0, 4, 2));
-    assert_eq!(store.flush(&flush, &[]).await.unwrap(), Flushed::default());
-    assert_eq!(store.flush(&flush, &[]).await.unwrap().fenced, [Partition(0)], "plainer ones are fenced, too");
-    assert_eq!(store.flush(&[delta(0, "[\"klingon\",1.5]", 5, 5, 1)], &[]).await.unwrap(), Flushed::default());
+    assert_eq!(store.flush(&store.counted(), &flush, &[]).await.unwrap(), Flushed::default());
+    assert_eq!(
+        store.flush(&store.counted(), &flush, &[]).await.unwrap().fenced,
+        [Partition(0)],
+        "plainer ones are fenced, too"
+    );
+    assert_eq!(
+        store.flush(&store.counted(), &[delta(0, "[\"klingon\",1.5]", 5, 5, 1)], &[]).await.unwrap(),
+        Flushed::default()
+    );
     let fences = store.fences(Partition(0), Offset(0), &identity("x")).await.unwrap();
     assert_eq!(fences.len(), 3);
     assert!(fences.iter().any(|fence| &*fence.key.group == "[\"klingon\",1.5]" && fence.last_offset == Offset(5)));
@@ -244,9 +251,13 @@ async fn a_bucket_that_an_index_does_not_take_is_kept_plainer_and_one_that_a_rul
     let rule = doc! { "collMod": "aggregate_by_type", "validator": { "partition": { "$ne": 7 } } };
     database.run_command(rule).await.unwrap();
     let flush = [delta(6, "[1,1]", 0, 0, 1), delta(7, "[1,1]", 0, 0, 1)];
-    let flushed = store.flush(&flush, &[]).await.unwrap();
+    let flushed = store.flush(&store.counted(), &flush, &[]).await.unwrap();
     assert!(flushed.blocked.len() == 1 && flushed.blocked[0].partition == Partition(7), "{flushed:?}");
-    assert_eq!(store.flush(&flush[..1], &[]).await.unwrap().fenced, [Partition(6)], "the other one is counted");
+    assert_eq!(
+        store.flush(&store.counted(), &flush[..1], &[]).await.unwrap().fenced,
+        [Partition(6)],
+        "the other one is counted"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -265,7 +276,10 @@ async fn indexes_of_an_operator_are_good_enough_or_named_and_never_stop_the_stor
         remarks.len() == 1 && remarks[0].contains("\"by_client\"") && remarks[0].contains("drop or rename"),
         "{remarks:?}"
     );
-    assert_eq!(store.flush(&[delta(0, "[1,1]", 0, 0, 1)], &[event(0, "c", "{}")]).await.unwrap(), Flushed::default());
+    assert_eq!(
+        store.flush(&store.counted(), &[delta(0, "[1,1]", 0, 0, 1)], &[event(0, "c", "{}")]).await.unwrap(),
+        Flushed::default()
+    );
     let names = async |collection: &str| database.collection::<Document>(collection).list_index_names().await.unwrap();
     assert_eq!(names("events").await, ["_id_", "mine", "received_1", "by_client", "by_type", "by_id"]);
     assert_eq!(names("aggregate_by_type").await, ["_id_", "mine", "fence"]);
@@ -330,7 +344,7 @@ async fn each_combination_of_filters_is_served_by_an_index_in_its_order() {
             ..event(offset, &format!("c{}", offset % 4), "{}")
         })
         .collect();
-    store.flush(&[], &events).await.unwrap();
+    store.flush(&store.counted(), &[], &events).await.unwrap();
     database.run_command(doc! { "profile": 2 }).await.unwrap();
     let mut asked = 0;
     for combination in 0..64_u32 {
@@ -371,7 +385,7 @@ async fn documents_without_their_partition_are_paged_behind_the_others_of_their_
     let database = fresh(&url, "earlier").await;
     let store = open(&url, &database, StoreOptions { events: true, ..options() }).await;
     let events: Vec<_> = (0..40).map(|offset| event(offset, "c", "{}")).collect();
-    store.flush(&[], &events).await.unwrap();
+    store.flush(&store.counted(), &[], &events).await.unwrap();
     let collection = database.collection::<Document>("events");
     for offset in 0..20 {
         let update = doc! { "$unset": { "partition": 1, "offset": 1 } };
@@ -402,7 +416,7 @@ async fn an_index_serves_a_query_in_the_order_of_its_windows() {
     let database = fresh(&url, "explain").await;
     let store = open(&url, &database, options()).await;
     let flush: Vec<_> = (0..500).map(|n| delta(0, &format!("[{n},null]"), 0, 0, 1)).collect();
-    store.flush(&flush, &[]).await.unwrap();
+    store.flush(&store.counted(), &flush, &[]).await.unwrap();
     // What the server says that it did, of what was really sent.
     database.run_command(doc! { "profile": 2 }).await.unwrap();
     let rows = super::conformance::rows(&store, 10_000).await;

@@ -9,7 +9,7 @@ use ingestd::internals::{
     position::{Offset, Partition, Timestamp},
     store::{
         BucketDelta, Flushed, Query, Store, StoreError, StoreOptions, Version,
-        rebuild::{NewRebuild, Progress, Range, Reached, Rebuild, Swapped},
+        rebuild::{NewRebuild, Progress, Range, Reached, Rebuild, RebuildId, Swapped},
     },
 };
 use serde_json::{Value, json};
@@ -53,7 +53,7 @@ async fn counted_before(backend: &impl Backend) -> Arc<dyn Store> {
     store.prepare().await.unwrap();
     store.fences(Partition(0), Offset(0), &identity("t")).await.unwrap();
     let flush = [delta(0, "[\"a\",1]", 0, 9, 10), delta(0, "[\"a\",2]", 3, 8, 3)];
-    assert_eq!(store.flush(&flush, &[]).await.unwrap(), Flushed::default());
+    assert_eq!(store.flush(&store.counted(), &flush, &[]).await.unwrap(), Flushed::default());
     store
 }
 
@@ -86,7 +86,7 @@ pub async fn the_old_buckets_answer_until_the_swap_which_is_one_write(backend: &
     assert_eq!(history.progress, [Progress::Live(Offset(0)), Progress::History(Offset(0))]);
     // Both are counted, each behind its own fences.
     let flush = [at(0, 60_000, delta(0, "[\"b\",1]", 10, 10, 1)), at(1, 60_000, delta(0, "[\"a\"]", 0, 9, 13))];
-    assert_eq!(store.flush(&flush, &[]).await.unwrap(), Flushed::default());
+    assert_eq!(store.flush(&store.counted(), &flush, &[]).await.unwrap(), Flushed::default());
     let fences = store.fences(Partition(0), Offset(0), &identity("t")).await.unwrap();
     assert_eq!(fences.iter().filter(|fence| fence.aggregate == 1).count(), 1);
     let reached = Reached { progress: Progress::Catching(Offset(10)), records: 13 };
@@ -97,7 +97,7 @@ pub async fn the_old_buckets_answer_until_the_swap_which_is_one_write(backend: &
     store.prepare().await.unwrap();
     let history = store.history(Partition(0), Offset(10), bounds).await.unwrap();
     assert_eq!(history.progress, [Progress::Live(Offset(0)), Progress::Catching(Offset(10))]);
-    assert_eq!(store.rebuilds().swap(&rebuild.id, NOW).await.unwrap(), Swapped::NotYet);
+    assert_eq!(swap(&store, &rebuild.id, NOW).await, Swapped::NotYet);
     is_live(&store, &rebuild).await;
     let group = |a: &str, b: u64| json!({ "type": a, "$dollar.dot": b });
     let minute = json!("1970-01-01T00:01:00Z");
@@ -107,8 +107,8 @@ pub async fn the_old_buckets_answer_until_the_swap_which_is_one_write(backend: &
     found.sort_by_key(|(_, group, _)| group.to_string());
     assert_eq!(found.len(), 3);
     assert!(before.iter().all(|row| found.contains(row)), "{found:?}");
-    assert_eq!(store.rebuilds().swap(&rebuild.id, LATER).await.unwrap(), Swapped::Yes);
-    assert_eq!(store.rebuilds().swap(&rebuild.id, LATER).await.unwrap(), Swapped::Over);
+    assert_eq!(swap(&store, &rebuild.id, LATER).await, Swapped::Yes);
+    assert_eq!(swap(&store, &rebuild.id, LATER).await, Swapped::Over);
     drop(store);
     let store = backend.open(changed()).await;
     let counted = store.prepare().await.unwrap().counted;
@@ -125,20 +125,20 @@ pub async fn the_old_buckets_answer_until_the_swap_which_is_one_write(backend: &
     assert_eq!(rows(&store, &changed().aggregates[0]).await, after);
     // The fence holds in its new place.
     let late = [delta(0, "[\"a\"]", 9, 9, 1)];
-    assert_eq!(store.flush(&late, &[]).await.unwrap().fenced, [Partition(0)]);
+    assert_eq!(store.flush(&store.counted(), &late, &[]).await.unwrap().fenced, [Partition(0)]);
 }
 
 pub async fn windows_that_were_not_rebuilt_keep_their_buckets_where_they_can(backend: &impl Backend) {
     let old = defined("group_by = [\"type\"]");
     let earlier = backend.open(StoreOptions { generation: 1, ..old.clone() }).await;
     earlier.prepare().await.unwrap();
-    earlier.flush(&[at(0, 180_000, delta(0, "[\"e\"]", 0, 4, 5))], &[]).await.unwrap();
+    earlier.flush(&earlier.counted(), &[at(0, 180_000, delta(0, "[\"e\"]", 0, 4, 5))], &[]).await.unwrap();
     drop(earlier);
     let store = backend.open(old).await;
     store.prepare().await.unwrap();
     store.fences(Partition(0), Offset(0), &identity("t")).await.unwrap();
     let windows = [60_000, 120_000, 180_000].map(|window| at(0, window, delta(0, "[\"a\"]", 0, 9, 10)));
-    store.flush(&windows, &[]).await.unwrap();
+    store.flush(&store.counted(), &windows, &[]).await.unwrap();
     drop(store);
     let measured = defined("group_by = [\"type\"]\nmeasures = [{ sum = \"n\" }]");
     let store = backend.open(measured.clone()).await;
@@ -152,13 +152,13 @@ pub async fn windows_that_were_not_rebuilt_keep_their_buckets_where_they_can(bac
         measures.add(&plan, |_| Some("7"));
         BucketDelta { measures, ..delta(0, "[\"a\"]", first, last, 0) }
     };
-    store.flush(&[at(1, 120_000, seven(0, 9))], &[]).await.unwrap();
+    store.flush(&store.counted(), &[at(1, 120_000, seven(0, 9))], &[]).await.unwrap();
     is_live(&store, &rebuild).await;
-    assert_eq!(store.rebuilds().swap(&rebuild.id, NOW).await.unwrap(), Swapped::Yes);
+    assert_eq!(swap(&store, &rebuild.id, NOW).await, Swapped::Yes);
     store.prepare().await.unwrap();
     // A kept bucket goes on behind its fence.
-    assert_eq!(store.flush(&[at(0, 60_000, seven(9, 9))], &[]).await.unwrap().fenced, [Partition(0)]);
-    assert_eq!(store.flush(&[at(0, 60_000, seven(10, 10))], &[]).await.unwrap(), Flushed::default());
+    assert_eq!(store.flush(&store.counted(), &[at(0, 60_000, seven(9, 9))], &[]).await.unwrap().fenced, [Partition(0)]);
+    assert_eq!(store.flush(&store.counted(), &[at(0, 60_000, seven(10, 10))], &[]).await.unwrap(), Flushed::default());
     let all = Query::of(&measured.aggregates[0], Timestamp(0), Timestamp(600_000));
     let rows = read(store.query(all).await.unwrap());
     let rows: Vec<_> = rows
@@ -181,10 +181,10 @@ pub async fn a_rebuild_that_is_cancelled_leaves_nothing(backend: &impl Backend) 
     assert!(!store.rebuilds().cancel("by_type", NOW).await.unwrap());
     let rebuild = store.rebuilds().begin(&wanted(Range::default())).await.unwrap();
     store.prepare().await.unwrap();
-    store.flush(&[at(1, 60_000, delta(0, "[\"a\"]", 0, 9, 13))], &[]).await.unwrap();
+    store.flush(&store.counted(), &[at(1, 60_000, delta(0, "[\"a\"]", 0, 9, 13))], &[]).await.unwrap();
     assert!(store.rebuilds().cancel("by_type", NOW).await.unwrap());
     assert_eq!(store.rebuilds().find("by_type").await.unwrap(), None);
-    assert_eq!(store.rebuilds().swap(&rebuild.id, NOW).await.unwrap(), Swapped::Over);
+    assert_eq!(swap(&store, &rebuild.id, NOW).await, Swapped::Over);
     while store.rebuilds().tidy(LATER).await.unwrap() {}
     assert_eq!(backend.buckets().await, 2, "the old ones");
     assert!(matches!(store.prepare().await, Err(StoreError::Refused(_))));
@@ -225,5 +225,16 @@ pub async fn a_partition_that_is_counted_without_the_shadow_is_put_back(backend:
     let found = without.rebuilds().find("by_type").await.unwrap().unwrap();
     let progress: Vec<_> = found.partitions.values().map(|reached| reached.progress).collect();
     assert_eq!(progress, [Progress::History(Offset(10)), Progress::Live(Offset(0))]);
-    assert_eq!(without.rebuilds().swap(&rebuild.id, NOW).await.unwrap(), Swapped::NotYet);
+    assert_eq!(swap(&without, &rebuild.id, NOW).await, Swapped::NotYet);
+}
+
+/// As the aggregator does it.
+async fn swap(store: &impl Store, id: &RebuildId, now: Timestamp) -> Swapped {
+    let Some(noted) = store.rebuilds().find(&id.aggregate).await.unwrap() else { return Swapped::Over };
+    let mut from = Some(Timestamp(i64::MIN));
+    while let Some(at) = from {
+        from = store.rebuilds().keep(id, at).await.unwrap();
+        assert!(from.is_none_or(|from| from > at), "it goes on");
+    }
+    store.rebuilds().swap(id, &noted, now).await.unwrap()
 }
