@@ -212,6 +212,10 @@ fn windows_that_are_not_rebuilt_are_counted_on_by_two_processes_and_no_event_is_
         });
         thread::sleep(Duration::from_secs(3));
     });
+    // The new partition is found by and by.
+    eventually("all are counted", PATIENCE, || {
+        (total(&rows(&workers[0], "control")) >= sent.load(Ordering::Relaxed)).then_some(())
+    });
     workers.iter().for_each(wait_counted);
     let counts = |name: &str| {
         let rows = rows(&workers[0], name);

@@ -139,8 +139,8 @@ pub async fn of_two_writers_at_once_one_is_fenced(backend: &impl Backend) {
     let other = backend.open(options()).await;
     for round in 0..20 {
         let flush = [delta(0, r#"["a",null]"#, round, round, 1)];
-        let (one, other) =
-            tokio::join!(one.flush(&one.counted(), &flush, &[]), other.flush(&other.counted(), &flush, &[]));
+        let lists = (one.counted(), other.counted());
+        let (one, other) = tokio::join!(one.flush(&lists.0, &flush, &[]), other.flush(&lists.1, &flush, &[]));
         assert_eq!(one.unwrap().fenced.len() + other.unwrap().fenced.len(), 1, "round {round}");
     }
     assert_eq!(counts(&one).await, [(json!(["a", null]), 20)]);

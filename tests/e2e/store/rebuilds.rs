@@ -229,7 +229,7 @@ pub async fn a_partition_that_is_counted_without_the_shadow_is_put_back(backend:
 }
 
 /// As the aggregator does it.
-async fn swap(store: &impl Store, id: &RebuildId, now: Timestamp) -> Swapped {
+async fn swap(store: &Arc<dyn Store>, id: &RebuildId, now: Timestamp) -> Swapped {
     let Some(noted) = store.rebuilds().find(&id.aggregate).await.unwrap() else { return Swapped::Over };
     let mut from = Some(Timestamp(i64::MIN));
     while let Some(at) = from {
