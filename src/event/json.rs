@@ -173,6 +173,8 @@ impl<'a> Json<'a> {
         Some(self.white_space(at))
     }
 
+    /// Reads the whole text as one object. Without white space a name ends with `":` and a string before another name with `","`:
+    /// these are compared together, and all else is read part by part.
     #[inline(always)]
     fn fields(
         &self,
