@@ -147,6 +147,32 @@ pub fn of_json(json: &str) -> Option<Written> {
 
 /// Reads a JSON number; `None` where it is none.
 pub fn of_number(json: &str) -> Option<Written> {
+    whole_number(json.as_bytes()).or_else(|| any_number(json))
+}
+
+/// As most write one: digits alone, which are below 10¹⁸.
+#[inline]
+fn whole_number(digits: &[u8]) -> Option<Written> {
+    if digits.is_empty() || digits.len() > 18 {
+        return None;
+    }
+    let mut number = 0u64;
+    for digit in digits.iter().map(|byte| byte.wrapping_sub(b'0')) {
+        if digit > 9 {
+            return None;
+        }
+        number = 10 * number + u64::from(digit);
+    }
+    let millis = match u128::from(number) {
+        ..YEAR_10000 => number * 1000,
+        millis if millis < 1000 * YEAR_10000 => number,
+        micros if micros < 1_000_000 * YEAR_10000 => number / 1000,
+        _ => number / 1_000_000,
+    };
+    i64::try_from(millis).ok().map(|millis| Written { millis, is_odd: false })
+}
+
+fn any_number(json: &str) -> Option<Written> {
     let (is_negative, text) = json.strip_prefix('-').map_or((false, json), |rest| (true, rest));
     let (mantissa, exponent) = match text.find(['e', 'E']) {
         Some(at) => (&text[..at], exponent(&text[at + 1..])?),
@@ -213,6 +239,19 @@ mod tests {
 
     fn rfc3339(text: &str) -> i64 {
         DateTime::parse_from_rfc3339(text).unwrap().timestamp_millis()
+    }
+
+    #[test]
+    fn digits_alone_are_read_as_any_number_is() {
+        for power in 0..22 {
+            for factor in [1, 2, 9, 25, 253_402_300_799, 253_402_300_800, 253_402_300_801] {
+                let number = (10u128.pow(power) * factor).to_string();
+                let written = whole_number(number.as_bytes());
+                assert_eq!(written.is_some(), number.len() <= 18, "{number}");
+                assert!(written.is_none_or(|written| any_number(&number) == Some(written)), "{number}");
+            }
+        }
+        assert_eq!([&b""[..], b"-1", b"1.5", b"1e3"].map(whole_number), [None; 4]);
     }
 
     #[test]

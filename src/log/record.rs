@@ -131,6 +131,7 @@ impl RecordBuffer {
 
     /// Appends a record. Offsets must ascend. Keys, values and headers of 4 GiB and more do not occur
     /// (`message.max.bytes` is far below).
+    #[inline]
     pub fn push<'h>(
         &mut self,
         offset: Offset,
@@ -200,6 +201,7 @@ impl RecordBuffer {
 }
 
 /// Appends a header as it stands in a record.
+#[inline]
 pub fn write_header(bytes: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
     write_short(bytes, name.len());
     bytes.extend_from_slice(&length_of(value).to_le_bytes());
@@ -211,6 +213,7 @@ fn length_of(bytes: Option<&[u8]>) -> u32 {
     bytes.map_or(NONE, |bytes| bytes.len() as u32)
 }
 
+#[inline]
 fn write_short(bytes: &mut Vec<u8>, number: usize) {
     match u16::try_from(number) {
         Ok(short) if short != LONG => bytes.extend_from_slice(&short.to_le_bytes()),

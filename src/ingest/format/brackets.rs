@@ -1,10 +1,10 @@
-//! Finds ends in what is not valid JSON, or nested too deeply for an event: a string ends at its quote, whatever is in it, a
+//! Finds ends also in what is not valid JSON, or nested too deeply for an event: a string ends at its quote, whatever is in it, a
 //! bracket where one of its kind closes it, and nothing else is looked at. So an array is cut into its elements, and what is
-//! wrong with one is that one's fault alone.
+//! wrong with one is that one's fault alone. What is right with it is told where each is read.
 
 use crate::vector::{self, trim};
 
-/// The elements of an array as they stand between its commas, and where its closing bracket is.
+/// The elements of an array as they stand between its commas, without the white space around them, and where its closing bracket is.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Elements<'a> {
     pub elements: Vec<&'a [u8]>,
