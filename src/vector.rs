@@ -23,7 +23,7 @@ macro_rules! lanes {
 #[inline(always)]
 fn has_vectors() -> bool {
     #[cfg(test)]
-    return !tests::PORTABLE.get();
+    return tests::LANES.get() != tests::Lanes::Eight;
     #[cfg(not(test))]
     true
 }

@@ -2,17 +2,28 @@ use std::cell::Cell;
 
 use super::*;
 
-thread_local! {
-    /// Whether this thread goes without vectors.
-    pub static PORTABLE: Cell<bool> = const { Cell::new(false) };
+/// What is looked at together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lanes {
+    /// Whatever the processor has.
+    All,
+    /// Vectors of sixteen bytes, and no larger ones.
+    Sixteen,
+    /// Words.
+    Eight,
 }
 
-/// What comes of it with vectors, and without.
-pub fn both<T>(run: impl Fn() -> T) -> [T; 2] {
-    [false, true].map(|portable| {
-        PORTABLE.set(portable);
+thread_local! {
+    /// What this thread goes with.
+    pub static LANES: Cell<Lanes> = const { Cell::new(Lanes::All) };
+}
+
+/// What comes of it with all vectors, with some, and without.
+pub fn each<T>(run: impl Fn() -> T) -> [T; 3] {
+    [Lanes::All, Lanes::Sixteen, Lanes::Eight].map(|lanes| {
+        LANES.set(lanes);
         let result = run();
-        PORTABLE.set(false);
+        LANES.set(Lanes::All);
         result
     })
 }
@@ -37,9 +48,9 @@ fn what_is_special_in_a_string_is_found_wherever_it_stands() {
         let expected =
             |at: usize| text[at..].iter().position(|byte| is_special(*byte)).map_or(text.len(), |it| at + it);
         for at in (0..=text.len()).step_by(3) {
-            assert_eq!(both(|| special(&text, at)), [expected(at); 2], "{} from {at}", text.escape_ascii());
+            assert_eq!(each(|| special(&text, at)), [expected(at); 3], "{} from {at}", text.escape_ascii());
         }
-        assert_eq!(both(|| is_plain(&text)), [expected(0) == text.len(); 2], "{}", text.escape_ascii());
+        assert_eq!(each(|| is_plain(&text)), [expected(0) == text.len(); 3], "{}", text.escape_ascii());
     }
 }
 
@@ -48,7 +59,7 @@ fn each_byte_is_special_or_not() {
     for byte in 0..=u8::MAX {
         for length in [1, 4, 8, 16, 40, 100] {
             let text = vec![byte; length];
-            assert_eq!(both(|| is_plain(&text)), [!is_special(byte); 2], "{byte}");
+            assert_eq!(each(|| is_plain(&text)), [!is_special(byte); 3], "{byte}");
         }
     }
 }
@@ -57,10 +68,10 @@ fn each_byte_is_special_or_not() {
 fn text_is_what_is_utf_8_and_its_control_characters_are_seen() {
     for text in texts(150, b"\n\x1f\x7f\x80\xc3\xed") {
         let expected = std::str::from_utf8(&text).map(|text| (text, text.bytes().any(|byte| byte < 0x20)));
-        assert_eq!(both(|| survey(&text)), [expected; 2], "{}", text.escape_ascii());
+        assert_eq!(each(|| survey(&text)), [expected; 3], "{}", text.escape_ascii());
     }
     for text in ["é", &"日本".repeat(40), &format!("{}é\n", "x".repeat(70))] {
-        assert_eq!(both(|| survey(text.as_bytes())), [Ok((text, text.contains('\n'))); 2]);
+        assert_eq!(each(|| survey(text.as_bytes())), [Ok((text, text.contains('\n'))); 3]);
     }
 }
 
@@ -69,9 +80,9 @@ fn lines_are_those_that_are_not_blank() {
     for text in texts(300, b"\n").chain([b"\n\n \r\n".to_vec(), b"a\n\r b \t\nc".to_vec(), b"{}\n".repeat(200)]) {
         let expected: Vec<&[u8]> =
             text.split(|byte| *byte == b'\n').map(trim).filter(|line| !line.is_empty()).collect();
-        assert_eq!(both(|| lines(&text, expected.len())), [Some(expected.clone()), Some(expected.clone())]);
+        assert_eq!(each(|| lines(&text, expected.len())), [(); 3].map(|()| Some(expected.clone())));
         if let Some(less) = expected.len().checked_sub(1) {
-            assert_eq!(both(|| lines(&text, less)), [None, None]);
+            assert_eq!(each(|| lines(&text, less)), [None, None, None]);
         }
     }
 }
@@ -94,7 +105,7 @@ fn a_bracket_is_closed_where_it_is_or_nothing_is_said() {
         for spaces in 0..130 {
             let padded = json.replacen(['[', '{'], &format!("{}{}", &json[..1], " ".repeat(spaces)), 1);
             assert_eq!(closed(&padded), end.filter(|_| is_told).map(|end| end + spaces), "{padded}");
-            assert_eq!(both(|| closed(&padded))[1], None, "step by step is left to who asks");
+            assert_eq!(each(|| closed(&padded))[1..], [None; 2], "step by step is left to who asks");
         }
     }
     // Backslashes over the end of a block, an odd number of them and an even one.
@@ -147,11 +158,10 @@ fn marks_tell_whether_two_of_an_object_are_the_same() {
             let top = expected.last().expect("one");
             let distinct: std::collections::BTreeSet<_> = top.iter().collect();
             let start = marks.len() - top.len();
-            for portable in [false, true] {
-                PORTABLE.set(portable);
+            for lanes in [Lanes::Eight, Lanes::All] {
+                LANES.set(lanes);
                 assert_eq!(marks.has_twice(start), distinct.len() < top.len(), "{top:?}");
             }
-            PORTABLE.set(false);
         }
     }
 }
