@@ -340,7 +340,7 @@ fn line_feed(text: &[u8], at: usize) -> usize {
     memchr::memchr(b'\n', rest).map_or(text.len(), |offset| at + offset)
 }
 
-/// They are written up to `end`, which is in bounds, and [`PAST`] behind it.
+/// They are written up to `end`, which is in bounds, and [`super::PAST`] behind it.
 #[inline(always)]
 pub fn are_twice(few: &Few, start: usize, end: usize) -> bool {
     // SAFETY: each x86-64 has SSE2. Four are read from below the end on at most: three behind the last of them.
