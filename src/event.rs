@@ -22,16 +22,18 @@
 //! refuses, as `event.on_invalid_time` says.
 
 mod conform;
+mod date;
 mod envelope;
 mod fields;
 mod json;
+mod names;
 mod pointer;
 mod readable;
 mod stated;
 mod time;
 mod time_bounds;
 
-use std::{borrow::Cow, fmt};
+use std::borrow::Cow;
 
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
@@ -40,12 +42,16 @@ use uuid::Uuid;
 use crate::{
     config::{ByteSize, EventConfig, Field as Selected, OnInvalidTime, OnUnreadable},
     position::Timestamp,
+    vector,
 };
 
 pub use conform::{conform, is_any_asked, permit, weight};
+use date::Written;
 pub use envelope::{BASE64, BATCH_TYPE, ENVELOPE_TYPE, Envelope, is_attribute_name, is_event_format, longest_envelope};
 pub use fields::{MAX_DEPTH, find_readable};
-pub use json::{Texts, array, text};
+pub use json::{Texts, text};
+pub use names::FieldNames;
+use names::Names;
 pub use pointer::{Pointers, locate, surrounds};
 pub use readable::{Unreadable, check};
 use stated::Stated;
@@ -57,7 +63,7 @@ pub use time_bounds::TimeBounds;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventFields {
     /// Each name once, so that a field of an event is compared with as few as possible.
-    names: Vec<String>,
+    names: FieldNames,
     /// Indexes into `names`: type, id, time, client, key.
     head: [usize; 5],
     selected: Vec<Place>,
@@ -86,7 +92,7 @@ enum Place {
 
 impl From<&EventConfig> for EventFields {
     fn from(config: &EventConfig) -> Self {
-        let mut names = Vec::new();
+        let mut names = FieldNames::default();
         let head = [
             config.type_field.as_str(),
             &config.id_field,
@@ -94,7 +100,7 @@ impl From<&EventConfig> for EventFields {
             &config.client_field,
             config.key_field(),
         ];
-        let head = head.map(|name| index_of(&mut names, name));
+        let head = head.map(|name| names.add(name));
         Self {
             names,
             head,
@@ -127,7 +133,7 @@ impl EventFields {
     pub fn selecting(mut self, fields: &[Selected]) -> Self {
         for field in fields {
             let place = match field {
-                Selected::Name(name) => Place::Name(index_of(&mut self.names, name)),
+                Selected::Name(name) => Place::Name(self.names.add(name)),
                 Selected::Pointer(pointer) => {
                     self.pointers.add(pointer, self.pointed);
                     self.pointed += 1;
@@ -136,8 +142,41 @@ impl EventFields {
             };
             self.selected.push(place);
         }
-        self.first_names = self.pointers.names().iter().map(|name| index_of(&mut self.names, name)).collect();
+        self.first_names = self.pointers.names().iter().map(|name| self.names.add(name)).collect();
         self
+    }
+
+    /// A place for the value of each name.
+    #[inline(always)]
+    fn none<'a>(&self) -> Texts<'a> {
+        json::none(self.names.count())
+    }
+
+    /// The event whose fields have these values.
+    fn head_of<'a>(&self, values: &Texts<'a>, rules: Rules, received: Timestamp) -> Result<Event<'a>, Invalid> {
+        let field = |role: usize| {
+            let name = self.head[role];
+            Field::read(values[name], &self.names[name])
+        };
+        let [event_type, id, time_field, of_client, of_key] = self.head;
+        let event_type = event_type_of(field(0)?, &self.names[event_type])?;
+        let id = id_of(field(1)?, &self.names[id])?;
+        let written = self.written(values)?;
+        let what = || format!("field {:?}", &self.names[time_field]);
+        let (time, invalid_time) = judge(written, what, rules, self, received)?;
+        let client = field(3)?.scalar();
+        let key = if of_key == of_client { client.clone() } else { field(4)?.scalar() };
+        Ok(Event { event_type, id, time, invalid_time, client, key: key.and_then(key_of) })
+    }
+
+    /// The time in the field of these values that is for it; the inner `None` is one that cannot be read.
+    #[inline]
+    fn written(&self, values: &Texts<'_>) -> Result<Option<Option<Written>>, Invalid> {
+        let name = self.head[2];
+        match values[name].and_then(time::of_json) {
+            None => Ok(written(&Field::read(values[name], &self.names[name])?)),
+            read => Ok(Some(read)),
+        }
     }
 
     /// What the pointers lead to in a value whose fields were found.
@@ -160,13 +199,6 @@ impl EventFields {
 }
 
 type Pointed<'a> = SmallVec<[Option<Cow<'a, str>>; 4]>;
-
-fn index_of(names: &mut Vec<String>, name: &str) -> usize {
-    names.iter().position(|known| known == name).unwrap_or_else(|| {
-        names.push(name.to_owned());
-        names.len() - 1
-    })
-}
 
 /// The raw JSON texts of an event's fields, the last of duplicates.
 #[derive(Debug)]
@@ -208,7 +240,7 @@ impl<'f> Found<'f, '_> {
             Place::Pointer(_) => None,
         });
         let stated = names.filter_map(|name| self.named(name).map(|json| (name, json.to_owned()))).collect();
-        let values = Texts::from_elem(None, self.fields.names.len());
+        let values = Texts::from_elem(None, self.fields.names.count());
         let owned = |text: Option<Cow<'_, str>>| text.map(|text| Cow::Owned(text.into_owned()));
         Found { fields: self.fields, values, stated, pointed: self.pointed.into_iter().map(owned).collect() }
     }
@@ -326,22 +358,26 @@ enum Rules {
 
 impl Rules {
     /// Checks the whole of an object, and finds the fields called `names`.
-    fn scan<'a, N: AsRef<str>>(
+    #[inline(always)]
+    fn scan<'a>(
         self,
         on_unreadable: OnUnreadable,
         value: &'a [u8],
-        names: &[N],
-    ) -> Result<Texts<'a>, Invalid> {
+        names: &impl Names,
+        found: &mut Texts<'a>,
+    ) -> Result<(), Invalid> {
         match (self, on_unreadable) {
-            (Self::Acceptance, OnUnreadable::Reject) => fields::scan_readable(value, names),
-            (Self::Acceptance, OnUnreadable::Accept) | (Self::Log, _) => fields::scan(value, names),
+            (Self::Acceptance, OnUnreadable::Reject) => fields::scan_readable(value, names, found),
+            (Self::Acceptance, OnUnreadable::Accept) | (Self::Log, _) => fields::scan(value, names, found),
         }
     }
 }
 
 /// Checks a whole event that is to be accepted, received at this time, and reads its head.
 pub fn parse<'a>(value: &'a [u8], fields: &EventFields, received: Timestamp) -> Result<Event<'a>, Invalid> {
-    read_by(Rules::Acceptance, value, fields, received).map(|(event, _)| event)
+    let mut values = fields.none();
+    Rules::Acceptance.scan(fields.on_unreadable, value, &fields.names, &mut values)?;
+    fields.head_of(&values, Rules::Acceptance, received)
 }
 
 /// Checks a whole record of the log and reads its head, with the fields that were found on the way. `received` is the
@@ -364,23 +400,11 @@ fn read_by<'f, 'a>(
     fields: &'f EventFields,
     received: Timestamp,
 ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
-    let values = rules.scan(fields.on_unreadable, value, &fields.names)?;
+    let mut values = fields.none();
+    rules.scan(fields.on_unreadable, value, &fields.names, &mut values)?;
+    let event = fields.head_of(&values, rules, received)?;
     let pointed = fields.point(value, &values);
-    let found = Found { fields, values, stated: Vec::new(), pointed };
-    let [event_type, id, time_field, ..] = fields.head.map(|index| fields.names[index].as_str());
-    let event_type = event_type_of(found.head(0)?, event_type)?;
-    let id = id_of(found.head(1)?, id)?;
-    let (time, invalid_time) =
-        time_of(&found.head(2)?, &format_args!("field {time_field:?}"), rules, fields, received)?;
-    let event = Event {
-        event_type,
-        id,
-        time,
-        invalid_time,
-        client: found.head(3)?.scalar(),
-        key: found.head(4)?.scalar().and_then(key_of),
-    };
-    Ok((event, found))
+    Ok((event, Found { fields, values, stated: Vec::new(), pointed }))
 }
 
 /// A field's value, as far as the head of an event is concerned.
@@ -395,12 +419,14 @@ enum Field<'a> {
 }
 
 impl<'a> Field<'a> {
+    #[inline(always)]
     fn read(json: Option<&'a str>, name: &str) -> Result<Self, Invalid> {
         let Some(json) = json else { return Ok(Self::Absent) };
         Ok(match json.as_bytes().first() {
-            Some(b'"') => Self::Text(unescape(json).map_err(|error| {
-                Invalid::new(Code::InvalidJson, format!("the string in field {name:?} cannot be read: {error}"))
-            })?),
+            Some(b'"') => Self::Text(match inner(json) {
+                Some(text) => Cow::Borrowed(text),
+                None => unescape(json).map_err(|error| unreadable_string(name, &error))?,
+            }),
             Some(b'{' | b'[') => Self::Nested,
             Some(b'n') => Self::Absent,
             _ => Self::Literal(json),
@@ -423,12 +449,21 @@ impl<'a> Field<'a> {
     }
 }
 
+#[cold]
+fn unreadable_string(name: &str, error: &serde_json::Error) -> Invalid {
+    Invalid::new(Code::InvalidJson, format!("the string in field {name:?} cannot be read: {error}"))
+}
+
 /// The characters of a valid JSON string.
 pub fn unescape(json: &str) -> Result<Cow<'_, str>, serde_json::Error> {
-    match json.get(1..json.len() - 1) {
-        Some(inner) if memchr::memchr(b'\\', inner.as_bytes()).is_none() => Ok(Cow::Borrowed(inner)),
-        _ => serde_json::from_str(json).map(Cow::Owned),
-    }
+    inner(json).map_or_else(|| serde_json::from_str(json).map(Cow::Owned), |text| Ok(Cow::Borrowed(text)))
+}
+
+/// What stands between the quotes of a string without escapes.
+#[inline(always)]
+fn inner(json: &str) -> Option<&str> {
+    // Of what is special, a string can have a backslash alone.
+    json.get(1..json.len() - 1).filter(|inner| vector::is_plain(inner.as_bytes()))
 }
 
 /// Bytes of the longest key that stands as it is; a longer one is replaced by `sha256:<hex>`. The record is written with its
@@ -438,7 +473,7 @@ const LONGEST_KEY: usize = 8 << 10;
 /// The key that this text is. A text that stands for an unknown client is no key: the events of all of them would have one
 /// partition.
 pub fn key_of(text: Cow<'_, str>) -> Option<Cow<'_, str>> {
-    if is_nil(&text) || text.trim().is_empty() {
+    if is_nil(&text) || text.trim_start().is_empty() {
         return None;
     }
     if text.len() > LONGEST_KEY {
@@ -477,27 +512,33 @@ fn id_of<'a>(field: Field<'a>, name: &str) -> Result<Option<Cow<'a, str>>, Inval
     }
 }
 
+/// A time as it is written, where there is one; the inner `None` is one that cannot be read.
+fn written(field: &Field<'_>) -> Option<Option<Written>> {
+    match field {
+        Field::Absent => None,
+        Field::Text(text) => Some(time::of_text(text)),
+        Field::Literal(json) => Some(time::of_number(json)),
+        Field::Nested => Some(None),
+    }
+}
+
 /// The time that is believed, and what is wrong with it. `what` names the field or attribute.
 ///
 /// # Errors
 /// It is wrong, and the door refuses that.
-fn time_of(
-    field: &Field<'_>,
-    what: &dyn fmt::Display,
+#[inline]
+fn judge(
+    written: Option<Option<Written>>,
+    what: impl FnOnce() -> String,
     rules: Rules,
     fields: &EventFields,
     received: Timestamp,
 ) -> Result<(Option<Timestamp>, Option<InvalidTime>), Invalid> {
-    let written = match field {
-        Field::Absent => return Ok((None, None)),
-        Field::Text(text) => time::of_text(text),
-        Field::Literal(json) => time::of_number(json),
-        Field::Nested => None,
-    };
+    let Some(written) = written else { return Ok((None, None)) };
     let (time, invalid) = time::judge(written, &fields.bounds.around(received));
     match invalid {
         Some(invalid) if (rules, fields.on_invalid_time) == (Rules::Acceptance, OnInvalidTime::Reject) => {
-            Err(Invalid::new(Code::InvalidTimestamp, format!("{what} {}", invalid.rule())))
+            Err(Invalid::new(Code::InvalidTimestamp, format!("{} {}", what(), invalid.rule())))
         }
         _ => Ok((time, invalid)),
     }

@@ -37,7 +37,8 @@
 //!   origins may do. [`openapi`] is what both listeners describe themselves with.
 //! - [`tls`] chooses the cryptography, and is what both listeners speak TLS by: certificates, their renewal, and who clients are by
 //!   theirs. [`backoff`] the pause before another attempt. [`cli`] is the command line.
-//! - [`names`] is what actors, sinks and dependencies are called; [`position`] says where a record stands.
+//! - [`names`] is what actors, sinks and dependencies are called; [`position`] says where a record stands; [`vector`] looks at
+//!   many bytes of a text together.
 
 // Its readers are those who work on it: it is built with what is private (`./dev docs`).
 #![allow(rustdoc::private_intra_doc_links)]
@@ -72,5 +73,6 @@ mod sqlite;
 mod store;
 mod supervise;
 mod tls;
+mod vector;
 mod watchdog;
 mod window;

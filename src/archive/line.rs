@@ -24,15 +24,16 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::{
-    event::{self, Unreadable},
+    event::{self, FieldNames, Unreadable},
     log::record::{Headers, ID_HEADER, Record},
     position::{Offset, Timestamp},
+    vector,
 };
 
 /// Writes lines; keeps what consecutive records share.
 pub struct LineEncoder {
     /// The event's field whose value is the record's key, alone.
-    key_field: [String; 1],
+    key_field: FieldNames,
     /// The text of a second and its first millisecond: most records share it with the one before.
     second: i64,
     second_text: String,
@@ -40,7 +41,9 @@ pub struct LineEncoder {
 
 impl LineEncoder {
     pub fn new(key_field: String) -> Self {
-        Self { key_field: [key_field], second: i64::MIN, second_text: String::new() }
+        let mut names = FieldNames::default();
+        names.add(&key_field);
+        Self { key_field: names, second: i64::MIN, second_text: String::new() }
     }
 
     /// Appends the record's line, with its line end.
@@ -50,7 +53,8 @@ impl LineEncoder {
         line.extend_from_slice(b",\"received\":\"");
         self.write_time(record.received, line);
         line.push(b'"');
-        if let Some(id) = record.headers.id() {
+        let id = record.headers.id();
+        if let Some(id) = id {
             line.extend_from_slice(b",\"id\":");
             write_json_string(id, line);
         }
@@ -61,11 +65,14 @@ impl LineEncoder {
             line.extend_from_slice(b",\"key\":");
             write_text_or_base64(key, line);
         }
-        write_headers(record.headers, line);
+        write_headers(record.headers, id.is_some(), line);
         match (json, record.value) {
             (Some(json), _) => {
                 line.extend_from_slice(b",\"event\":");
-                write_one_line(json.text.as_bytes(), line);
+                match json.has_control {
+                    true => write_one_line(json.text.as_bytes(), line),
+                    false => line.extend_from_slice(json.text.as_bytes()),
+                }
             }
             (None, Some(value)) => {
                 line.extend_from_slice(b",\"raw\":");
@@ -91,18 +98,21 @@ impl LineEncoder {
 /// A value that every reader can read, and what stands in it under the key's name.
 struct Inspected<'a> {
     text: &'a str,
+    has_control: bool,
     key: Option<Cow<'a, str>>,
 }
 
 /// `None` when the value is not one JSON value that every reader can read.
-fn inspect<'a>(value: &'a [u8], key_field: &[String; 1]) -> Option<Inspected<'a>> {
-    let text = std::str::from_utf8(value).ok()?;
-    let key = event::find_readable(value, key_field).ok()?[0].and_then(|text| match text.as_bytes()[0] {
+fn inspect<'a>(value: &'a [u8], key_field: &FieldNames) -> Option<Inspected<'a>> {
+    let (text, has_control) = vector::survey(value).ok()?;
+    let mut found = [None];
+    event::find_readable(text, key_field, &mut found).ok()?;
+    let key = found[0].and_then(|text| match text.as_bytes()[0] {
         b'"' => event::unescape(text).ok(),
         b'{' | b'[' | b'n' => None,
         _ => Some(text.into()),
     });
-    Some(Inspected { text, key })
+    Some(Inspected { text, has_control, key })
 }
 
 /// CR and LF become one space each; in valid JSON they stand between tokens only.
@@ -117,9 +127,9 @@ fn write_one_line(json: &[u8], line: &mut Vec<u8>) {
     }
 }
 
-fn write_headers(headers: Headers<'_>, line: &mut Vec<u8>) {
+fn write_headers(headers: Headers<'_>, has_id: bool, line: &mut Vec<u8>) {
     // The one that was written as "id" is the first of that name, where it is text.
-    let mut written = headers.id().is_some();
+    let mut written = has_id;
     let is_other = |header: &(&str, _)| header.0 != ID_HEADER || !std::mem::take(&mut written);
     let mut others = headers.iter().filter(is_other).peekable();
     if others.peek().is_none() {
@@ -150,7 +160,7 @@ fn write_headers(headers: Headers<'_>, line: &mut Vec<u8>) {
 
 /// Text as a JSON string, other bytes as `{"base64":"…"}`.
 fn write_text_or_base64(bytes: &[u8], line: &mut Vec<u8>) {
-    if let Ok(text) = std::str::from_utf8(bytes) {
+    if let Ok(text) = vector::text(bytes) {
         write_json_string(text, line);
     } else {
         line.extend_from_slice(b"{\"base64\":");
@@ -160,7 +170,7 @@ fn write_text_or_base64(bytes: &[u8], line: &mut Vec<u8>) {
 }
 
 fn write_json_string(text: &str, line: &mut Vec<u8>) {
-    if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+    if vector::is_plain(text.as_bytes()) {
         line.push(b'"');
         line.extend_from_slice(text.as_bytes());
         return line.push(b'"');

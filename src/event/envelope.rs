@@ -12,10 +12,13 @@ use super::{
     Code, Invalid,
     fields::{explain, not_utf8, unreadable},
     json,
-    readable::{Findings, shown},
+    readable::{Glance, closely, shown},
     time, too_large, unescape,
 };
-use crate::config::{ByteSize, OnUnreadable};
+use crate::{
+    config::{ByteSize, OnUnreadable},
+    vector,
+};
 
 /// The attribute that says what the data is.
 pub(super) const DATA_CONTENT_TYPE: &str = "datacontenttype";
@@ -116,17 +119,19 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// It is no envelope of that version, with the code for single events.
     pub fn open(envelope: &'a [u8], on_unreadable: OnUnreadable) -> Result<Self, Invalid> {
-        let text = std::str::from_utf8(envelope).map_err(not_utf8)?;
+        let text = vector::text(envelope).map_err(not_utf8)?;
         let mut members = Members::default();
-        let mut findings = Findings::default();
+        let mut glance = Glance::default();
         let read = match on_unreadable {
-            OnUnreadable::Reject => json::members(text, &mut findings, |name, json| members.take(name, json)),
+            OnUnreadable::Reject => json::members(text, &mut glance, |name, json| members.take(name, json)),
             OnUnreadable::Accept => json::members(text, &mut (), |name, json| members.take(name, json)),
         };
         if read.is_none() {
             return Err(members.wrong.filter(|_| members.too_many).unwrap_or_else(|| explain(text)));
         }
-        findings.verdict().map_err(unreadable)?;
+        if glance.has_doubt() {
+            closely(text).map_err(unreadable)?;
+        }
         members.close()
     }
 }

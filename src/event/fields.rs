@@ -1,45 +1,48 @@
 //! One pass over an event: checks all of it and keeps the raw texts of a few top-level fields.
 
 use serde::{Deserialize, de::IgnoredAny};
-use smallvec::SmallVec;
 
 use super::{
-    Code, Invalid,
-    json::{self, Texts},
-    readable::{Findings, Unreadable},
+    Code, Invalid, json,
+    names::Names,
+    readable::{Glance, Unreadable, check, closely},
 };
+use crate::vector;
 
 /// Levels of objects and arrays, the event itself included. In the archive a line is one level around it, and together
 /// they are what `serde_json` reads into a tree by default (127), so that readers can parse what was accepted.
 pub const MAX_DEPTH: usize = 126;
 
-/// Finds the fields called `names`, which differ, in the object `value`; `None` where one is missing.
-pub fn scan<'a, N: AsRef<str>>(value: &'a [u8], names: &[N]) -> Result<Texts<'a>, Invalid> {
-    let text = std::str::from_utf8(value).map_err(not_utf8)?;
-    json::object(text, names, &mut ()).ok_or_else(|| explain(text))
+/// Finds the fields called `names`, which differ, in the object `value`, and puts their texts into `found`, which has a place
+/// for each. Where there is an error, none are found.
+pub fn scan<'a>(value: &'a [u8], names: &impl Names, found: &mut [Option<&'a str>]) -> Result<(), Invalid> {
+    let text = vector::text(value).map_err(not_utf8)?;
+    if json::find(text, names, &mut (), found) { Ok(()) } else { Err(explain(text)) }
 }
 
 /// The same of a value that every reader can read.
-pub fn scan_readable<'a, N: AsRef<str>>(value: &'a [u8], names: &[N]) -> Result<Texts<'a>, Invalid> {
-    let text = std::str::from_utf8(value).map_err(not_utf8)?;
-    let mut findings = Findings::default();
-    let found = json::object(text, names, &mut findings).ok_or_else(|| explain(text))?;
-    findings.verdict().map(|()| found).map_err(unreadable)
+#[inline]
+pub fn scan_readable<'a>(value: &'a [u8], names: &impl Names, found: &mut [Option<&'a str>]) -> Result<(), Invalid> {
+    let text = vector::text(value).map_err(not_utf8)?;
+    let mut glance = Glance::default();
+    if !json::find(text, names, &mut glance, found) {
+        return Err(explain(text));
+    }
+    if glance.has_doubt() { closely(text).map_err(unreadable) } else { Ok(()) }
 }
 
 /// Finds the fields called `names` in any JSON value that every reader can read; one that is no object has none.
 ///
 /// # Errors
 /// Why not every reader of JSON can read it.
-pub fn find_readable<'a>(value: &'a [u8], names: &[String]) -> Result<Texts<'a>, Unreadable> {
-    let text = std::str::from_utf8(value).map_err(|_| Unreadable::NotJson)?;
-    let mut findings = Findings::default();
-    if let Some(found) = json::object(text, names, &mut findings) {
-        return findings.verdict().map(|()| found);
+#[inline]
+pub fn find_readable<'a>(text: &'a str, names: &impl Names, found: &mut [Option<&'a str>]) -> Result<(), Unreadable> {
+    let mut glance = Glance::default();
+    if !json::find(text, names, &mut glance, found) {
+        // What is an object and not taken as one, not every reader can read.
+        return check(text);
     }
-    // What is an object and not taken as one, not every reader can read.
-    super::readable::check(text)?;
-    Ok(SmallVec::from_elem(None, names.len()))
+    if glance.has_doubt() { closely(text) } else { Ok(()) }
 }
 
 pub(super) fn not_utf8(error: std::str::Utf8Error) -> Invalid {
@@ -122,6 +125,7 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
+    use crate::event::Texts;
 
     fn names() -> Vec<String> {
         ["type", "a", ""].map(str::to_owned).to_vec()

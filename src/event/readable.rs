@@ -12,7 +12,10 @@ use smallvec::SmallVec;
 use super::{
     fields::{MAX_DEPTH, is_deeper_than},
     json::{self, Watch},
+    names,
 };
+
+use crate::vector::Marks;
 
 /// Characters of the longest number: Jackson's bound, hence Spark's. Python's is 4,300 digits.
 const LONGEST_NUMBER: usize = 1000;
@@ -40,11 +43,19 @@ pub enum Unreadable {
 
 /// Whether every reader can read the whole of `text`.
 pub fn check(text: &str) -> Result<(), Unreadable> {
-    let mut findings = Findings::default();
-    if json::is_value(text, &mut findings) {
-        return findings.verdict();
+    let mut glance = Glance::default();
+    if json::is_value(text, &mut glance) {
+        return if glance.has_doubt() { closely(text) } else { Ok(()) };
     }
     Err(if is_deeper_than(MAX_DEPTH, text.as_bytes()) { Unreadable::TooDeep } else { Unreadable::NotJson })
+}
+
+/// The first finding in a text that is one value.
+#[cold]
+pub(super) fn closely(text: &str) -> Result<(), Unreadable> {
+    let mut findings = Findings::default();
+    json::is_value(text, &mut findings);
+    findings.verdict()
 }
 
 /// What is found on the way through a text; the first counts.
@@ -72,13 +83,14 @@ impl<'a> Watch<'a> for Findings<'a> {
         self.open.push(self.names.len());
     }
 
-    fn name(&mut self, json: &'a [u8], escaped: bool) {
+    fn name(&mut self, name: &'a [u8], _: u32, escaped: bool) {
         let name = if escaped {
-            self.escaped_string(json);
-            // Of a lone surrogate there are no characters; it was found already.
-            Cow::Owned(serde_json::from_slice::<String>(json).unwrap_or_default().into_bytes())
+            if let Some(escape) = lone_surrogate(name) {
+                self.find(Unreadable::LoneSurrogate(shown(escape)));
+            }
+            Cow::Owned(unescaped(name))
         } else {
-            Cow::Borrowed(&json[1..json.len() - 1])
+            Cow::Borrowed(name)
         };
         if name.len() > LONGEST_NAME {
             self.find(Unreadable::LongName(shown(&name)));
@@ -103,23 +115,112 @@ impl<'a> Watch<'a> for Findings<'a> {
     }
 
     fn number(&mut self, json: &'a [u8], has_exponent: bool) {
-        /// Numbers of this many digits are below 1.8e308.
-        const SAFE: usize = 300;
-        if json.len() <= SAFE && !has_exponent {
-            return;
-        }
-        if json.len() > LONGEST_NUMBER {
-            self.find(Unreadable::LongNumber(shown(json)));
-        } else if std::str::from_utf8(json).ok().and_then(|text| text.parse().ok()).is_none_or(f64::is_infinite) {
-            self.find(Unreadable::OutOfRange(shown(json)));
+        if is_large(json, has_exponent) {
+            if json.len() > LONGEST_NUMBER {
+                self.find(Unreadable::LongNumber(shown(json)));
+            } else if is_out_of_range(json) {
+                self.find(Unreadable::OutOfRange(shown(json)));
+            }
         }
     }
 }
 
+/// Sees whether there may be a finding, in a fraction of the time: where it has no doubt there is none.
+pub struct Glance {
+    has_doubt: bool,
+    /// Those of the names in the objects that are open, one after the other, and before each object's where those of the one
+    /// around it begin.
+    marks: Marks,
+    /// Where those of the object begin that opened last.
+    start: usize,
+}
+
+impl Default for Glance {
+    fn default() -> Self {
+        Self { has_doubt: false, marks: Marks::new(), start: 0 }
+    }
+}
+
+impl Glance {
+    #[inline(always)]
+    pub fn has_doubt(&self) -> bool {
+        self.has_doubt
+    }
+}
+
+impl<'a> Watch<'a> for Glance {
+    #[inline(always)]
+    fn object_opens(&mut self) {
+        self.marks.push(self.start as u32);
+        self.start = self.marks.len();
+    }
+
+    #[inline(always)]
+    fn name(&mut self, name: &'a [u8], mark: u32, escaped: bool) {
+        let mark = if escaped {
+            let (name, is_lone) = (unescaped(name), lone_surrogate(name).is_some());
+            self.has_doubt |= is_lone;
+            names::mark(&name)
+        } else {
+            mark
+        };
+        if name.len() > LONGEST_NAME {
+            self.has_doubt = true;
+        }
+        self.marks.push(mark | 1);
+    }
+
+    #[inline(always)]
+    fn object_closes(&mut self) {
+        if self.marks.has_twice(self.start) {
+            self.has_doubt = true;
+        }
+        self.marks.truncate(self.start);
+        self.start = self.marks.pop().unwrap_or_default() as usize;
+    }
+
+    fn escaped_string(&mut self, json: &'a [u8]) {
+        self.has_doubt |= lone_surrogate(json).is_some();
+    }
+
+    #[inline(always)]
+    fn number(&mut self, json: &'a [u8], has_exponent: bool) {
+        if is_large(json, has_exponent) {
+            self.has_doubt |= json.len() > LONGEST_NUMBER || is_out_of_range(json);
+        }
+    }
+}
+
+/// The characters of a name that stands there with escapes; of a lone surrogate there are none.
+#[cold]
+fn unescaped(name: &[u8]) -> Vec<u8> {
+    let json = [b"\"", name, b"\""].concat();
+    serde_json::from_slice::<String>(&json).unwrap_or_default().into_bytes()
+}
+
+/// Whether a number may be beyond the range of a double, or too long: those of so many digits are not, nor small powers of ten
+/// of them.
+#[inline(always)]
+fn is_large(json: &[u8], has_exponent: bool) -> bool {
+    const SAFE: usize = 200;
+    match json {
+        _ if json.len() > SAFE => true,
+        // An exponent below 100: it has one digit or two, behind its sign or without.
+        [.., b'e' | b'E', _] | [.., b'e' | b'E', _, _] | [.., b'e' | b'E', b'+' | b'-', _, _] => false,
+        _ => has_exponent,
+    }
+}
+
+#[cold]
+fn is_out_of_range(json: &[u8]) -> bool {
+    std::str::from_utf8(json).ok().and_then(|text| text.parse().ok()).is_none_or(f64::is_infinite)
+}
+
+/// Up to this many are compared with each other; most differ in their length.
+const FEW: usize = 16;
+
 /// A name that stands twice among these; their order is lost.
 fn repeated<'n>(names: &'n mut [Cow<'_, [u8]>]) -> Option<&'n [u8]> {
-    /// Up to this many are compared with each other; most differ in their length.
-    const FEW: usize = 16;
     if names.len() <= FEW {
         let again = (1..names.len()).find(|at| names[..*at].contains(&names[*at]))?;
         return Some(&names[again]);

@@ -9,19 +9,18 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use smallvec::SmallVec;
-
 use super::{
     Code, Event, EventFields, Field, Found, Invalid, MAX_ID_CHARS, MAX_TYPE_CHARS, Place, Rules, Texts, Unreadable,
     admit,
     envelope::{DATA_CONTENT_TYPE, Envelope, check_spec_version, is_event_format, is_json_type},
     event_type_of,
     fields::{explain, find_readable, not_utf8, scan, unreadable},
-    id_of, key_of, time_of, too_large,
+    id_of, judge, key_of, too_large, written,
 };
 use crate::{
     config::{ByteSize, OnUnreadable},
     position::Timestamp,
+    vector,
 };
 
 /// Before an attribute's name in a header.
@@ -202,10 +201,11 @@ impl<'a> Stated<'a> {
         fields: &'f EventFields,
         received: Timestamp,
     ) -> Result<(Event<'a>, Found<'f, 'a>), Invalid> {
-        let values = match self.event_type {
-            Field::Absent => rules.scan(fields.on_unreadable, data, &fields.names)?,
-            _ => self.fields_of(rules, data, fields)?,
-        };
+        let mut values = fields.none();
+        match self.event_type {
+            Field::Absent => rules.scan(fields.on_unreadable, data, &fields.names, &mut values)?,
+            _ => self.fields_of(rules, data, fields, &mut values)?,
+        }
         let pointed = fields.point(data, &values);
         let mut found = Found { fields, values, stated: Vec::new(), pointed };
         let Self { event_type, id, time, source, partition_key, .. } = self;
@@ -216,7 +216,7 @@ impl<'a> Stated<'a> {
         }
         let names_a_client = source.text().is_some();
         let or_found = |stated: Field<'a>, role: usize, name: &'static str| match stated {
-            Field::Absent => Ok((found.head(role)?, fields.names[fields.head[role]].as_str())),
+            Field::Absent => Ok((found.head(role)?, &fields.names[fields.head[role]])),
             stated => Ok((stated, name)),
         };
         let (event_type, name) = or_found(event_type, 0, "type")?;
@@ -236,28 +236,39 @@ impl<'a> Stated<'a> {
             None if names_a_client => client.clone(),
             None => found.head(4)?.scalar(),
         };
-        let (time, invalid_time) = time_of(&time, &format_args!("{name:?}"), rules, fields, received)?;
+        let (time, invalid_time) = judge(written(&time), || format!("{name:?}"), rules, fields, received)?;
         Ok((Event { event_type, id, time, invalid_time, client, key: key.and_then(key_of) }, found))
     }
 
     /// The fields of data that has its type beside it.
-    fn fields_of(&self, rules: Rules, data: &'a [u8], fields: &EventFields) -> Result<Texts<'a>, Invalid> {
-        let none = || SmallVec::from_elem(None, fields.names.len());
-        let any = || scan(data, &fields.names).unwrap_or_else(|_| none());
+    fn fields_of(
+        &self,
+        rules: Rules,
+        data: &'a [u8],
+        fields: &EventFields,
+        found: &mut Texts<'a>,
+    ) -> Result<(), Invalid> {
+        let names = &fields.names;
         if rules == Rules::Log || data.is_empty() {
-            return Ok(any());
+            // What is no object has none.
+            let _ = scan(data, names, found);
+            return Ok(());
         }
         // What is no CloudEvent came as a part of JSON. A CloudEvent that does not say what its data is lets nothing be assumed
         // (JSON format, 3.1.2), and one that says JSON may be anything all the same: SDKs for JavaScript and Python send a
         // string or bytes as they are, under application/json.
         let came_as_json = matches!((&self.spec_version, &self.content_type), (Field::Absent, Field::Absent));
         let says_json = self.content_type.text().map_or(came_as_json, is_json_type);
-        match find_readable(data, &fields.names) {
-            Ok(values) => Ok(values),
+        let text = vector::text(data).map_err(|_| Unreadable::NotJson);
+        match text.and_then(|text| find_readable(text, names, found)) {
+            Ok(()) => Ok(()),
             Err(Unreadable::NotJson) if came_as_json => Err(not_json(data)),
-            Err(Unreadable::NotJson) => Ok(none()),
+            Err(Unreadable::NotJson) => Ok(()),
             Err(what) if says_json && fields.on_unreadable == OnUnreadable::Reject => Err(unreadable(what)),
-            Err(_) => Ok(any()),
+            Err(_) => {
+                let _ = scan(data, names, found);
+                Ok(())
+            }
         }
     }
 }

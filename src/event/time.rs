@@ -17,9 +17,10 @@
 
 use std::{borrow::Cow, iter, ops::RangeInclusive};
 
-use chrono::{Datelike, NaiveDate};
-
-use super::json;
+use super::{
+    date::{Written, date_and_time},
+    json,
+};
 use crate::position::Timestamp;
 
 /// 9999-12-31T23:59:59.999Z: the last millisecond that RFC 3339 can write.
@@ -31,18 +32,6 @@ const MOST_DIGITS: i64 = 21;
 /// Text of so many digits is a date without a time (`20261128`, `2026.11`), or less: no number. Seconds have had more since
 /// 1973. With a sign or an exponent it is no date.
 const DATES: usize = 8;
-/// 1970-01-01, as [`Datelike::num_days_from_ce`] counts.
-const EPOCH_DAY: i32 = 719_163;
-
-/// An instant, as it was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
-    /// Since 1970, cut off; also of what lies before that, or beyond any calendar.
-    millis: i64,
-    /// RFC 3339 does not allow it, though it is plain what is meant: a second 60 at another time than 23:59:60 UTC (5.7), or
-    /// U+2212 as an offset's minus.
-    is_odd: bool,
-}
 
 /// What is wrong with an event's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,82 +137,42 @@ fn could_be_date(number: &str) -> bool {
     whole <= DATES && !number.contains(['-', 'e', 'E'])
 }
 
+/// Reads a JSON string, unless it has escapes or is no date with a time.
 #[inline]
-fn date_and_time(text: &[u8]) -> Option<Written> {
-    let (head, rest) = text.split_first_chunk::<16>()?;
-    let &[y1, y2, y3, y4, b'-', mo1, mo2, b'-', d1, d2, b'T' | b't' | b' ', h1, h2, b':', m1, m2] = head else {
-        return None;
-    };
-    let year = 100 * two(y1, y2)? + two(y3, y4)?;
-    let date = NaiveDate::from_ymd_opt(year as i32, two(mo1, mo2)?, two(d1, d2)?)?;
-    let (hour, minute) = (two(h1, h2)?, two(m1, m2)?);
-    let (second, millis, rest) = match rest {
-        [b':', s1, s2, b'.' | b',', decimals @ ..] => {
-            let (millis, rest) = thousandths(decimals)?;
-            (two(*s1, *s2)?, millis, rest)
-        }
-        [b':', s1, s2, rest @ ..] => (two(*s1, *s2)?, 0, rest),
-        _ => (0, 0, rest),
-    };
-    if hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    let (offset, is_plain) = offset(rest)?;
-    let days = i64::from(date.num_days_from_ce() - EPOCH_DAY);
-    let seconds = days * 86_400 + i64::from(hour * 3600 + minute * 60 + second.min(59)) - offset;
-    let is_leap = second == 60;
-    let is_odd = !is_plain || (is_leap && seconds.rem_euclid(86_400) != 86_399);
-    Some(Written { millis: (seconds + i64::from(is_leap)) * 1000 + millis, is_odd })
-}
-
-fn two(tens: u8, ones: u8) -> Option<u32> {
-    let (tens, ones) = (tens.wrapping_sub(b'0'), ones.wrapping_sub(b'0'));
-    (tens < 10 && ones < 10).then(|| u32::from(tens * 10 + ones))
-}
-
-/// The first three of one or more decimals, and what is behind them all.
-fn thousandths(decimals: &[u8]) -> Option<(i64, &[u8])> {
-    let end = decimals.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(decimals.len());
-    let (digits, rest) = decimals.split_at(end);
-    let padded = digits.iter().copied().chain(iter::repeat(b'0')).take(3);
-    (!digits.is_empty()).then(|| (padded.fold(0, |value, digit| 10 * value + i64::from(digit - b'0')), rest))
-}
-
-/// The seconds that are ahead of UTC, and whether a minus is the one of RFC 3339, where this and tags are all there is.
-fn offset(text: &[u8]) -> Option<(i64, bool)> {
-    let (sign, is_plain, digits) = match text.strip_prefix(b" ").unwrap_or(text) {
-        [b'Z' | b'z', tags @ ..] | [b'U', b'T', b'C', tags @ ..] => return are_tags(tags).then_some((0, true)),
-        [b'+', digits @ ..] => (1, true, digits),
-        [b'-', digits @ ..] => (-1, true, digits),
-        // U+2212
-        [0xe2, 0x88, 0x92, digits @ ..] => (-1, false, digits),
-        _ => return None,
-    };
-    let (hours, minutes, tags) = match digits {
-        [h1, h2, b':', m1, m2, tags @ ..] => (two(*h1, *h2)?, two(*m1, *m2)?, tags),
-        [h1, h2, m1, m2, tags @ ..] if m1.is_ascii_digit() => (two(*h1, *h2)?, two(*m1, *m2)?, tags),
-        [h1, h2, tags @ ..] => (two(*h1, *h2)?, 0, tags),
-        _ => return None,
-    };
-    let is_offset = hours < 24 && minutes < 60 && are_tags(tags);
-    is_offset.then(|| (sign * i64::from(hours * 3600 + minutes * 60), is_plain))
-}
-
-/// Whether it is any number of tags, none of which has to be understood (`[!…]`: RFC 9557, 3.3).
-fn are_tags(mut text: &[u8]) -> bool {
-    while let [b'[', rest @ ..] = text {
-        let Some(end) = memchr::memchr(b']', rest) else { return false };
-        let is_tag = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.+-:/=".contains(byte);
-        if end == 0 || !rest[..end].iter().all(is_tag) {
-            return false;
-        }
-        text = &rest[end + 1..];
-    }
-    text.is_empty()
+pub fn of_json(json: &str) -> Option<Written> {
+    // What stands in a date with its time is never special in JSON.
+    let [b'"', text @ .., b'"'] = json.as_bytes() else { return None };
+    date_and_time(text)
 }
 
 /// Reads a JSON number; `None` where it is none.
 pub fn of_number(json: &str) -> Option<Written> {
+    whole_number(json.as_bytes()).or_else(|| any_number(json))
+}
+
+/// As most write one: digits alone, which are below 10¹⁸.
+#[inline]
+fn whole_number(digits: &[u8]) -> Option<Written> {
+    if digits.is_empty() || digits.len() > 18 {
+        return None;
+    }
+    let mut number = 0u64;
+    for digit in digits.iter().map(|byte| byte.wrapping_sub(b'0')) {
+        if digit > 9 {
+            return None;
+        }
+        number = 10 * number + u64::from(digit);
+    }
+    let millis = match u128::from(number) {
+        ..YEAR_10000 => number * 1000,
+        millis if millis < 1000 * YEAR_10000 => number,
+        micros if micros < 1_000_000 * YEAR_10000 => number / 1000,
+        _ => number / 1_000_000,
+    };
+    i64::try_from(millis).ok().map(|millis| Written { millis, is_odd: false })
+}
+
+fn any_number(json: &str) -> Option<Written> {
     let (is_negative, text) = json.strip_prefix('-').map_or((false, json), |rest| (true, rest));
     let (mantissa, exponent) = match text.find(['e', 'E']) {
         Some(at) => (&text[..at], exponent(&text[at + 1..])?),
@@ -278,7 +227,7 @@ fn exponent(text: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use chrono::{DateTime, FixedOffset, SecondsFormat, TimeDelta};
+    use chrono::{DateTime, Datelike, FixedOffset, SecondsFormat, TimeDelta};
     use proptest::{collection::vec, prelude::*, sample::select};
 
     use super::*;
@@ -290,6 +239,19 @@ mod tests {
 
     fn rfc3339(text: &str) -> i64 {
         DateTime::parse_from_rfc3339(text).unwrap().timestamp_millis()
+    }
+
+    #[test]
+    fn digits_alone_are_read_as_any_number_is() {
+        for power in 0..22 {
+            for factor in [1, 2, 9, 25, 253_402_300_799, 253_402_300_800, 253_402_300_801] {
+                let number = (10u128.pow(power) * factor).to_string();
+                let written = whole_number(number.as_bytes());
+                assert_eq!(written.is_some(), number.len() <= 18, "{number}");
+                assert!(written.is_none_or(|written| any_number(&number) == Some(written)), "{number}");
+            }
+        }
+        assert_eq!([&b""[..], b"-1", b"1.5", b"1e3"].map(whole_number), [None; 4]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::in_flight::Reservation;
 use crate::{
     event::{Code, shortened},
     http::Problem,
+    vector::trim,
 };
 
 /// How a body holds its events.
@@ -179,7 +180,6 @@ impl From<Unsplittable> for Problem {
     }
 }
 
-const WHITE_SPACE: &[u8] = b" \t\r\n";
 /// Of UTF-8, which readers may skip (RFC 8259, 8.1).
 const MARK: &[u8] = b"\xef\xbb\xbf";
 /// Of UTF-16 in both orders, with which one of UTF-32 begins, and of the other UTF-32.
@@ -223,20 +223,6 @@ pub fn split(body: &[u8], format: Format, max_events: usize) -> Result<Events<'_
 /// They are more than `max_events`.
 pub fn texts(body: &[u8], max_events: usize) -> Result<Option<SeveralTexts<'_>>, Unsplittable> {
     json::texts(body, max_events)
-}
-
-fn trim(mut bytes: &[u8]) -> &[u8] {
-    while let [first, rest @ ..] = bytes
-        && WHITE_SPACE.contains(first)
-    {
-        bytes = rest;
-    }
-    while let [rest @ .., last] = bytes
-        && WHITE_SPACE.contains(last)
-    {
-        bytes = rest;
-    }
-    bytes
 }
 
 #[cfg(test)]

@@ -12,7 +12,10 @@
 
 use thiserror::Error;
 
-use crate::position::{Offset, Timestamp};
+use crate::{
+    position::{Offset, Timestamp},
+    vector,
+};
 
 const NONE: u32 = u32::MAX;
 /// In the place of a short number: it follows as a long one.
@@ -63,7 +66,7 @@ impl<'a> Headers<'a> {
         (0..self.count).map_while(move |_| {
             let name_length = take_short(&mut rest)? as usize;
             let value_length = u32::from_le_bytes(take(&mut rest)?);
-            let name = std::str::from_utf8(split(&mut rest, name_length)?).ok()?;
+            let name = vector::text(split(&mut rest, name_length)?).ok()?;
             let value = match value_length {
                 NONE => None,
                 length => Some(split(&mut rest, length as usize)?),
@@ -75,7 +78,7 @@ impl<'a> Headers<'a> {
     /// The id that the server assigned, where it did.
     pub fn id(self) -> Option<&'a str> {
         let (_, value) = self.iter().find(|(name, _)| *name == ID_HEADER)?;
-        std::str::from_utf8(value?).ok()
+        vector::text(value?).ok()
     }
 }
 
@@ -128,6 +131,7 @@ impl RecordBuffer {
 
     /// Appends a record. Offsets must ascend. Keys, values and headers of 4 GiB and more do not occur
     /// (`message.max.bytes` is far below).
+    #[inline]
     pub fn push<'h>(
         &mut self,
         offset: Offset,
@@ -197,6 +201,7 @@ impl RecordBuffer {
 }
 
 /// Appends a header as it stands in a record.
+#[inline]
 pub fn write_header(bytes: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
     write_short(bytes, name.len());
     bytes.extend_from_slice(&length_of(value).to_le_bytes());
@@ -208,6 +213,7 @@ fn length_of(bytes: Option<&[u8]>) -> u32 {
     bytes.map_or(NONE, |bytes| bytes.len() as u32)
 }
 
+#[inline]
 fn write_short(bytes: &mut Vec<u8>, number: usize) {
     match u16::try_from(number) {
         Ok(short) if short != LONG => bytes.extend_from_slice(&short.to_le_bytes()),

@@ -1,10 +1,10 @@
-//! Finds ends in what is not valid JSON, or nested too deeply for an event: a string ends at its quote, whatever is in it, a
+//! Finds ends also in what is not valid JSON, or nested too deeply for an event: a string ends at its quote, whatever is in it, a
 //! bracket where one of its kind closes it, and nothing else is looked at. So an array is cut into its elements, and what is
-//! wrong with one is that one's fault alone.
+//! wrong with one is that one's fault alone. What is right with it is told where each is read.
 
-use memchr::memchr2;
+use crate::vector::{self, trim};
 
-/// The elements of an array as they stand between its commas, and where its closing bracket is.
+/// The elements of an array as they stand between its commas, without the white space around them, and where its closing bracket is.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Elements<'a> {
     pub elements: Vec<&'a [u8]>,
@@ -43,15 +43,22 @@ pub fn cut(array: &[u8], max_elements: usize) -> Result<Elements<'_>, Uncut> {
                 Some(end) => at = end,
                 None => break,
             },
-            b'{' | b'[' => open.push(*byte == b'{'),
+            b'{' | b'[' => match open.is_empty().then(|| vector::closed(array, at)).flatten() {
+                Some(end) => {
+                    at = end;
+                    continue;
+                }
+                // Step by step, to tell what is wrong.
+                None => open.push(*byte == b'{'),
+            },
             b',' if open.is_empty() => {
-                add(&mut elements, &array[begins..at], max_elements)?;
+                add(&mut elements, trim(&array[begins..at]), max_elements)?;
                 begins = at + 1;
             }
             b']' if open.is_empty() => {
-                let last = &array[begins..at];
+                let last = trim(&array[begins..at]);
                 // There is none in an empty array.
-                if !elements.is_empty() || !last.iter().all(|byte| b" \t\r\n".contains(byte)) {
+                if !elements.is_empty() || !last.is_empty() {
                     add(&mut elements, last, max_elements)?;
                 }
                 return Ok(Elements { elements, end: at + 1 });
@@ -98,12 +105,13 @@ fn add<'a>(elements: &mut Vec<&'a [u8]>, element: &'a [u8], max_elements: usize)
 /// Where the quote is that ends the string.
 fn string_end(json: &[u8], mut at: usize) -> Option<usize> {
     loop {
-        at += memchr2(b'"', b'\\', json.get(at..)?)?;
-        if json[at] == b'"' {
-            return Some(at);
-        }
-        // An escape, of which the second character is no quote that ends.
-        at += 2;
+        at = vector::special(json, at);
+        at += match json.get(at)? {
+            b'"' => return Some(at),
+            // An escape, of which the second character is no quote that ends.
+            b'\\' => 2,
+            _ => 1,
+        };
     }
 }
 

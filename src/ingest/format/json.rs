@@ -6,9 +6,8 @@ use serde_json::value::RawValue;
 use super::{
     Events, SeveralTexts, Unsplittable,
     brackets::{Uncut, closed, cut},
-    trim,
 };
-use crate::event;
+use crate::{event, vector::trim};
 
 pub(super) fn split(body: &[u8], max_events: usize) -> Result<Events<'_>, Unsplittable> {
     let value = trim(body);
@@ -21,13 +20,8 @@ pub(super) fn split(body: &[u8], max_events: usize) -> Result<Events<'_>, Unspli
 }
 
 fn array(value: &[u8], max_events: usize) -> Result<Events<'_>, Unsplittable> {
-    if let Ok(text) = std::str::from_utf8(value)
-        && let Some(elements) = event::array(text, max_events)
-    {
-        return Ok(Events::Many(elements));
-    }
     match cut(value, max_events) {
-        Ok(array) if array.end == value.len() => Ok(Events::Many(array.elements.into_iter().map(trim).collect())),
+        Ok(array) if array.end == value.len() => Ok(Events::Many(array.elements)),
         Ok(array) => match other_texts(value, max_events)? {
             Some(texts) => Ok(Events::Texts(texts)),
             None => Err(Unsplittable::Syntax(format!(

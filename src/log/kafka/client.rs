@@ -2,8 +2,8 @@
 //! are away, and the questions that the `rdkafka` crate does not wrap.
 //!
 //! That crate wraps neither `DescribeTopics` nor what a fetch says of a log's end, and panics on a header's name or a
-//! committed offset's metadata that is not UTF-8; so here librdkafka's C interface is used. Beside `probe`, this is the
-//! library's only file with `unsafe`.
+//! committed offset's metadata that is not UTF-8; so here librdkafka's C interface is used. Beside `probe` and
+//! [`crate::vector`], this is the library's only file with `unsafe`.
 
 use std::{
     borrow::Cow,
