@@ -41,9 +41,7 @@ pub struct LineEncoder {
 
 impl LineEncoder {
     pub fn new(key_field: String) -> Self {
-        let mut names = FieldNames::default();
-        names.add(&key_field);
-        Self { key_field: names, second: i64::MIN, second_text: String::new() }
+        Self { key_field: FieldNames::of(&key_field), second: i64::MIN, second_text: String::new() }
     }
 
     /// Appends the record's line, with its line end.

@@ -34,6 +34,13 @@ impl FieldNames {
     /// More than one, or one whose place does not fit.
     const SEVERAL: u8 = u8::MAX - 1;
 
+    /// One alone.
+    pub fn of(name: &str) -> Self {
+        let mut names = Self::default();
+        names.add(name);
+        names
+    }
+
     /// The place of this name, which is there from now on.
     pub fn add(&mut self, name: &str) -> usize {
         if let Some(known) = self.names.iter().position(|known| known == name) {

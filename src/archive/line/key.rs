@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use super::{Line, decode_raw, inspect};
-use crate::event;
+use crate::event::{self, FieldNames};
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -19,7 +19,7 @@ impl Line<'_> {
     ///
     /// # Errors
     /// What is written is no key.
-    pub fn key(&self, key_field: &[String; 1]) -> Result<Option<Cow<'_, [u8]>>, String> {
+    pub fn key(&self, key_field: &FieldNames) -> Result<Option<Cow<'_, [u8]>>, String> {
         let Some(written) = self.key else {
             let event = self.event.and_then(|event| inspect(event.get().as_bytes(), key_field));
             return Ok(event.and_then(|event| event.key).and_then(event::key_of).map(bytes));
@@ -58,7 +58,7 @@ mod tests {
             LineEncoder::new("client_id".to_owned()).encode(&record, &mut line);
         }
         let line = Line::parse(line.trim_ascii_end()).unwrap();
-        line.key(&["client_id".to_owned()]).unwrap().map(Cow::into_owned)
+        line.key(&FieldNames::of("client_id")).unwrap().map(Cow::into_owned)
     }
 
     #[test]
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn what_is_written_and_no_key_is_said() {
         let line = br#"{"offset":1,"received":"2026-11-23T08:00:00Z","key":7,"event":5}"#;
-        let why = Line::parse(line).unwrap().key(&[String::new()]).unwrap_err();
+        let why = Line::parse(line).unwrap().key(&FieldNames::of("")).unwrap_err();
         assert!(why.contains("neither text nor base64: 7"), "{why}");
     }
 }

@@ -17,6 +17,7 @@ use crate::{
         line::Line,
         upload::{objects::ListedObject, opening::Heads as _},
     },
+    event::FieldNames,
     log::{
         record::RecordBuffer,
         replays::{BATCH_BYTES, BATCH_RECORDS, REPLAYED_FROM_HEADER, ReplayTarget, Replayed, SourcePartition},
@@ -67,7 +68,7 @@ pub fn replay(
             selection,
             target,
             progress,
-            key_field: [reader.config.event.key_field().to_owned()],
+            key_field: FieldNames::of(reader.config.event.key_field()),
             replayed: target.replayed(partition, source.identity.as_ref()),
             source,
             run: None,
@@ -91,7 +92,7 @@ struct Replaying<'r, T> {
     selection: &'r Selection,
     target: &'r T,
     progress: &'r ProgressBar,
-    key_field: [String; 1],
+    key_field: FieldNames,
     source: SourcePartition,
     /// With what is in the batch.
     replayed: Replayed,
