@@ -161,25 +161,15 @@ impl Aggregator {
     /// Loads the fences of an assigned partition, until that succeeds or the partition is taken away.
     fn load(&mut self, partition: Partition, epoch: Epoch, attempts: u32, ctx: &mut Context<Self>) {
         let Some(State::Loading(assignment, _)) = self.state(partition, epoch) else { return };
-        let (position, log_start) = (assignment.first_undone(), assignment.log_start);
-        let (identity, log_end) = (assignment.identity.clone(), assignment.log_end);
+        let (assignment, log_end) = (assignment.clone(), assignment.log_end);
         let (store, letters) = (self.store.clone(), self.dead_letters.clone());
         let (topic, generation) = (self.reader.topic.clone(), self.reader.generation);
         let source = Source { topic, generation, partition };
         let bounds = self.reader.fields.bounds();
         let (names, counted) = (self.names(), self.reader.counted.clone());
         let load = async move {
-            let (at, fences, history) = loop {
-                let at = rebuild::first_uncounted(&*store, &names, &counted, partition, position, log_start).await;
-                let at = at.map_err(Failure::Store)?;
-                let fences = store.fences(partition, at, &identity).await.map_err(Failure::Store)?;
-                let end = fences.iter().map(|fence| fence.last_offset.next()).fold(at, Offset::max);
-                let history = store.history(partition, end, bounds).await.map_err(Failure::Store)?;
-                // The reading of a history may have come to its end meanwhile.
-                if history.progress.iter().all(|progress| progress.counts_all_from(at)) {
-                    break (at, fences, history);
-                }
-            };
+            let known = rebuild::what_is_known(&*store, &names, &counted, &assignment, bounds).await;
+            let (at, fences, history) = known.map_err(Failure::Store)?;
             // Where nothing is read again, nothing can be a letter already.
             let dead_lettered = if at < log_end { letters.known(source, at).await } else { Ok(BTreeSet::new()) };
             let dead_lettered =
@@ -274,8 +264,7 @@ impl Aggregator {
     /// Asks the consumer to fetch nothing while a flush does not get on and the folds have filled up.
     fn update_hold(&mut self) {
         let fullness = self.fullness();
-        let waits = self.flush.is_some() || self.rebuilding.is_renewing();
-        let on = if self.holding { fullness >= 1.0 } else { waits && fullness >= 2.0 };
+        let on = if self.holding { fullness >= 1.0 } else { self.is_held_up() && fullness >= 2.0 };
         if on != self.holding {
             self.holding = on;
             self.replies.hold(SetHold { hold: Hold::SinkUnavailable, on });
@@ -288,7 +277,6 @@ impl Aggregator {
             return;
         }
         if self.rebuilding.is_renewing() {
-            // What is folded is read again.
             self.update_hold();
             return self.answer_drains();
         }

@@ -24,10 +24,11 @@ use super::{
 };
 use crate::{
     consume::Reassign,
-    log::Epoch,
+    event::TimeBounds,
+    log::{Assignment, Epoch},
     position::{Offset, Partition, Timestamp},
     store::{
-        Counted, Prepared, Store, StoreError,
+        Counted, Fence, History, Prepared, Store, StoreError,
         rebuild::{Progress, Reached, Rebuild, RebuildId, Swapped},
     },
 };
@@ -128,7 +129,7 @@ fn under_way(found: &[Rebuild]) -> impl Iterator<Item = &Rebuild> {
 
 /// Where live counting of a partition has to begin: at its position, or before it where a shadow, or what was one, has less.
 /// `log_start` is the first offset that the log has.
-pub(super) async fn first_uncounted(
+async fn first_uncounted(
     store: &dyn Store,
     names: &[String],
     counted: &[Counted],
@@ -164,6 +165,28 @@ pub(super) async fn first_uncounted(
         }
     }
     Ok(at)
+}
+
+/// From where on a partition is counted, what fences there are from there on, and what was decided of it.
+pub(super) async fn what_is_known(
+    store: &dyn Store,
+    names: &[String],
+    counted: &[Counted],
+    assignment: &Assignment,
+    bounds: TimeBounds,
+) -> Result<(Offset, Vec<Fence>, History), StoreError> {
+    let Assignment { partition, log_start, identity, .. } = assignment;
+    loop {
+        let position = assignment.first_undone();
+        let at = first_uncounted(store, names, counted, *partition, position, *log_start).await?;
+        let fences = store.fences(*partition, at, identity).await?;
+        let end = fences.iter().map(|fence| fence.last_offset.next()).fold(at, Offset::max);
+        let history = store.history(*partition, end, bounds).await?;
+        // The reading of a history may have come to its end meanwhile.
+        if history.progress.iter().all(|progress| progress.counts_all_from(at)) {
+            return Ok((at, fences, history));
+        }
+    }
 }
 
 /// The index of what a rebuild fills, where it is counted.
@@ -208,6 +231,11 @@ impl Aggregator {
                 ctx.run_later(flush::BACKOFF.pause(attempts + 1), move |actor, ctx| actor.prepare(attempts + 1, ctx));
             }
         }));
+    }
+
+    /// What is folded has to wait: for a flush, or until the list is made anew, after which it is read again.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.flush.is_some() || self.rebuilding.is_renewing()
     }
 
     pub(super) fn names(&self) -> Vec<String> {
