@@ -115,7 +115,7 @@ impl Buffer {
             let _ = log.close();
             bail!(
                 "{} holds {waiting} events for {known}, and this is {destination}: start once with those names until \
-                 ingestd_buffer_records is 0, or move the file away with its folder buffer/",
+                 ingestd_buffer_records is 0, or move the file away with its folder buffer.segments/",
                 log.path.display()
             );
         }
@@ -240,7 +240,7 @@ pub fn refuse_left_over(data_dir: &Path) -> anyhow::Result<()> {
         bail!(
             "{} holds {waiting} accepted events that Kafka may not have: start an ingesting process on this data.dir \
              with queue.kind = \"kafka\" and queue.on_unavailable = \"buffer\" until ingestd_buffer_records is 0, or \
-             move the file away with its folder buffer/",
+             move the file away with its folder buffer.segments/",
             path.display()
         );
     }

@@ -1,7 +1,7 @@
 //! The embedded log: one partition in files beside an SQLite database, for running alone. The [`buffer`](super::buffer) in front of
 //! Kafka is one, too, in a file of its own (`Purpose`).
 //!
-//! **Format** (`log.db`, `user_version` 3, and the files of `log/`). Records stand in frames, one commit's behind the other's, in
+//! **Format** (`log.db`, `user_version` 3, and the files of `log.segments/`). Records stand in frames, one commit's behind the other's, in
 //! the files of [`segments`]; [`frame`] has their form. The database says which segments there are, and holds each sink's position
 //! (`cursors`), the dead letters, and the log's identity and the end of what was trimmed (`meta`). Rows of `chunks` hold records that
 //! have to be atomic with the database, those of replayed letters, and those of the releases before. docs/design.md 3.2 has
@@ -279,7 +279,7 @@ impl EmbeddedLog {
 
 /// Where the segments of a log are, beside its database.
 fn folder_of(path: &Path) -> PathBuf {
-    path.with_extension("")
+    path.with_extension("segments")
 }
 
 /// The offset behind the last record of a log that nobody writes.

@@ -176,7 +176,7 @@ pub fn segments(data: &Path) -> Vec<(PathBuf, u64, Option<usize>)> {
     let mut rows =
         database.prepare("SELECT number, id, length FROM segments ORDER BY base").expect("the format is 3.2");
     let segments = rows.query_map([], |row| {
-        let path = data.join(format!("log/{:08}.segment", row.get::<_, u32>(0)?));
+        let path = data.join(format!("log.segments/{:08}.segment", row.get::<_, u32>(0)?));
         let length = row.get::<_, Option<i64>>(2)?.map(|length| usize::try_from(length).expect("it is not negative"));
         Ok((path, row.get::<_, i64>(1)?.cast_unsigned(), length))
     });

@@ -225,7 +225,7 @@ impl Forwarder {
             }
             Resume::OlderCopy { position, known } => format!(
                 "{path} is an older copy of itself: Kafka has its events up to {position} (group {id}), and the file \
-                 knows of none beyond {known}; move it away with its folder buffer/ (its events before {position} are in Kafka, those that \
+                 knows of none beyond {known}; move it away with its folder buffer.segments/ (its events before {position} are in Kafka, those that \
                  were accepted since the copy was put here are not)"
             ),
             Resume::OtherCopy { position, to } => format!(

@@ -171,7 +171,7 @@ fn size_on_disk(folder: &Path) -> u64 {
     let of = |path: &Path| {
         std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum::<u64>()
     };
-    of(folder) + of(&folder.join("log"))
+    of(folder) + of(&folder.join("log.segments"))
 }
 
 #[test]
@@ -280,12 +280,12 @@ fn without_retention_the_clock_keeps_nothing() {
     log.close().unwrap();
 }
 
-/// Changes a byte of the file `number`, so far from its end.
-fn damage(folder: &Path, number: u32, from_end: usize) {
-    let path = folder.join(format!("log/{number:08}.segment"));
+/// Changes the last byte of the frame `frame` in the log's first segment, whose frames are all as long.
+fn damage(folder: &Path, frame: usize) {
+    let path = folder.join("log.segments/00000001.segment");
     let mut bytes = std::fs::read(&path).unwrap();
-    let at = bytes.len() - from_end;
-    bytes[at] ^= 1;
+    let records = u32::from_le_bytes(bytes[36..40].try_into().unwrap()) as usize;
+    bytes[frame * (44 + records) - 1] ^= 1;
     std::fs::write(path, bytes).unwrap();
 }
 
@@ -295,9 +295,7 @@ fn a_damaged_record_is_reported_and_not_delivered() {
     let log = open(folder.path());
     // A frame each, and all as long.
     (0..4).for_each(|_| append(&log, 3, 10));
-    let frame = std::fs::metadata(folder.path().join("log/00000001.segment")).unwrap().len() as usize / 4;
-    // The last byte of the third.
-    damage(folder.path(), 1, frame + 1);
+    damage(folder.path(), 3);
     let reader = Reader::start(&log);
     reader.begin(0);
     let mut delivered = Offset(0);

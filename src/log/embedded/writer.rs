@@ -22,6 +22,7 @@ use crate::{
     health::Health,
     log::{
         Publish,
+        append::Gathering,
         dead_letters::{DeadLetter, State, replay::Admitted},
         record::{ID_HEADER, RecordBuffer},
     },
@@ -221,6 +222,8 @@ impl Writer {
         if !group.publishes.is_empty() || !group.letters.is_empty() || !group.meta.is_empty() {
             self.failing = events.as_ref().err().map(|(why, _)| why).or(rows.as_ref().err()).cloned();
         }
+        // A wake-up for each would take longer than the fsync.
+        let gathering = Gathering::begin();
         for publish in group.publishes.drain(..) {
             let all = 0..publish.events.len();
             match &events {
@@ -233,6 +236,7 @@ impl Writer {
                 Err((why, false)) => publish.ticket.refused(all, why),
             }
         }
+        drop(gathering);
         // Those that asked may have given up; what was written stands.
         for (_, reply) in group.letters.drain(..) {
             let _ = reply.send(rows.clone().map_err(anyhow::Error::msg));
