@@ -287,6 +287,15 @@ impl Segments {
         Ok(())
     }
 
+    /// Closes the last segment where a commit failed that may be found in it by the next start: before its offsets are given to
+    /// rows of the database.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn settle(&mut self, database: &mut Connection) -> rusqlite::Result<()> {
+        if self.active.is_some() { Ok(()) } else { self.close(database) }
+    }
+
     /// A file that is no segment's: a free one, or a new one, whose name is durable.
     fn take_file(&mut self) -> io::Result<(u32, File)> {
         while let Some(number) = self.free.pop() {

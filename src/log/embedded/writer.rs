@@ -363,6 +363,7 @@ impl Writer {
     /// Appends the records of the letters that are open, and closes these: in one transaction, so their records stand in the
     /// database, between those of the segments.
     fn replay(&mut self, records: &[Admitted]) -> rusqlite::Result<Vec<bool>> {
+        self.segments.settle(&mut self.database)?;
         let transaction = self.database.transaction()?;
         let mut rows = Rows::new(&transaction, self.end.get());
         let mut replayed = Vec::with_capacity(records.len());

@@ -317,6 +317,32 @@ fn after_an_fsync_that_failed_the_file_takes_no_more_and_nothing_of_the_commit_c
 }
 
 #[test]
+fn a_replay_after_an_fsync_that_failed_has_its_offsets_for_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let known = Mutex::default();
+    let fails = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let steps = failing(folder.path(), Step::Sync, fails.clone());
+    let log = open_with(folder.path(), small(), Health::default());
+    append_some(&log, &known, 2, 10);
+    let value = r#"{"type":"replayed"}"#;
+    let letter = DeadLetter { value: Some(value.into()), ..letter(0) };
+    keep(&log, vec![letter.clone()]).unwrap();
+    fails.store(true, Ordering::Release);
+    assert!(append_some(&log, &known, 3, 10).unavailable.is_some());
+    assert_eq!(letters_of(&log).replay(&Filter::by_id(&letter.id()), None).unwrap().replayed, [letter.id()]);
+    // The frames of the commit that failed are whole in the file that the next start finds.
+    let killed = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), killed.path());
+    fails.store(false, Ordering::Release);
+    drop(steps);
+    log.close().unwrap();
+    let log = open_with(killed.path(), small(), Health::default());
+    let found = records(&log).unwrap();
+    assert_eq!((found.len(), found[&2].as_str()), (3, value), "{found:?}");
+    log.close().unwrap();
+}
+
+#[test]
 fn what_could_not_be_written_is_refused_and_there_is_nothing_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let (known, health) = (Mutex::default(), Health::default());
