@@ -1,5 +1,7 @@
 //! The write side: the events of one request, what takes them, and what becomes of each.
 
+mod replies;
+
 use std::{
     ops::Range,
     sync::{
@@ -15,6 +17,8 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 use uuid::{Uuid, fmt::Hyphenated};
 
+pub(super) use self::replies::Gathering;
+use self::replies::{Answer, Mailbox};
 use super::record::{Headers, ID_HEADER};
 use crate::position::{Position, Timestamp};
 
@@ -203,6 +207,8 @@ pub struct Ticket {
     outcome: Mutex<Outcome>,
     /// Counts events that became durable when nobody waited for them any more.
     late: Counter,
+    /// Of the thread that waits for the answer.
+    mailbox: Option<Arc<Mailbox>>,
     /// Its events are on their way to this machine's disk, whatever Kafka does.
     is_buffered: AtomicBool,
     /// Somebody asks where its events stand.
@@ -238,6 +244,7 @@ impl Ticket {
             marks,
             outcome: Mutex::new(Outcome { delivery: Delivery::default(), reply: Some(reply), known: 0 }),
             late,
+            mailbox: Mailbox::of_this_thread(),
             is_buffered: AtomicBool::new(false),
             wants_positions: AtomicBool::new(false),
         };
@@ -327,16 +334,19 @@ impl Ticket {
             return;
         };
         let delivery = Delivery { durable, ..std::mem::take(&mut outcome.delivery) };
-        if let Err(delivery) = reply.send(delivery) {
-            self.late.inc_by(delivery.durable as u64);
-        }
+        drop(outcome);
+        Answer { reply, delivery, late: self.late.clone() }.give(self.mailbox.as_ref());
     }
 
     /// The request waits no longer, for this reason: what is known of each event by now. Those without an answer may be
     /// stored. `None` where the last answer came just now; the receiver has it.
     pub fn give_up(&self, why: &str) -> Option<Delivery> {
         let mut outcome = self.outcome.lock();
-        outcome.reply.take()?;
+        if outcome.reply.take().is_none() {
+            drop(outcome);
+            self.mailbox.iter().for_each(|mailbox| mailbox.hand_on());
+            return None;
+        }
         let mut delivery = std::mem::take(&mut outcome.delivery);
         let mut answered = vec![false; self.events];
         for failed in &delivery.failed {

@@ -51,7 +51,7 @@ use crate::{
     health::{Closed, Reason},
     log::{
         Appender,
-        embedded::{EmbeddedLog, Purpose, schema},
+        embedded::{self, EmbeddedLog, Purpose, schema},
         kafka::KafkaAppender,
     },
     names::{ActorName, dependency},
@@ -105,17 +105,17 @@ impl Buffer {
         };
         let Env { config, health, escalations, .. } = env.clone();
         let log = EmbeddedLog::open_for(purpose, data_dir, config, health, escalations)?;
-        let database = schema::open_reader(&log.path)?;
-        let position = Position::read(&database)?;
+        let records = log.reader()?;
+        let position = Position::read(&records.database)?;
         switch.update(|rule| *rule = Rule::new(log.end.get(), position.at));
-        let (destination, known) = (destination(&env.config.load()), schema::meta(&database, DESTINATION)?);
+        let (destination, known) = (destination(&env.config.load()), schema::meta(&records.database, DESTINATION)?);
         let waiting = switch.rule().waiting();
         if let Some(known) = known.as_ref().filter(|known| **known != destination && waiting > 0) {
             // Nothing was written that is not known to be durable.
             let _ = log.close();
             bail!(
                 "{} holds {waiting} events for {known}, and this is {destination}: start once with those names until \
-                 ingestd_buffer_records is 0, or move the file away",
+                 ingestd_buffer_records is 0, or move the file away with its folder buffer.segments/",
                 log.path.display()
             );
         }
@@ -132,7 +132,7 @@ impl Buffer {
         if waiting > 0 {
             tracing::info!(events = waiting, "events of an earlier start wait in the buffer");
         }
-        let forwarder = Forwarder::new(buffer.clone(), database, position);
+        let forwarder = Forwarder::new(buffer.clone(), records, position);
         let thread = std::thread::Builder::new()
             .name("forwarder".to_owned())
             .spawn(move || {
@@ -233,14 +233,14 @@ pub fn refuse_left_over(data_dir: &Path) -> anyhow::Result<()> {
     }
     let look = || -> anyhow::Result<u64> {
         let database = schema::open_reader(&path)?;
-        Ok(schema::next_offset(&database)?.since(Position::read(&database)?.at))
+        Ok(embedded::end_at_rest(&database, &path)?.since(Position::read(&database)?.at))
     };
     let waiting = look().with_context(|| format!("cannot read {}", path.display()))?;
     if waiting > 0 {
         bail!(
             "{} holds {waiting} accepted events that Kafka may not have: start an ingesting process on this data.dir \
              with queue.kind = \"kafka\" and queue.on_unavailable = \"buffer\" until ingestd_buffer_records is 0, or \
-             move the file away",
+             move the file away with its folder buffer.segments/",
             path.display()
         );
     }

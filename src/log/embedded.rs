@@ -1,24 +1,32 @@
-//! The embedded log: one partition in an SQLite database, for running alone. The [`buffer`](super::buffer) in front of
+//! The embedded log: one partition in files beside an SQLite database, for running alone. The [`buffer`](super::buffer) in front of
 //! Kafka is one, too, in a file of its own (`Purpose`).
 //!
-//! **Format** (`log.db`, `user_version` 2). A row of `chunks` holds consecutive records of one group commit, encoded as
-//! [`record`](super::record) says, each with its own checksum: `base` (offset of the first), `count`, `received` (the
-//! latest of its records) and `records`. `cursors` holds each sink's position, `dead_letters` the dead letters, `meta`
-//! the log's identity and the end of what was trimmed.
+//! **Format** (`log.db`, `user_version` 3, and the files of `log.segments/`). Records stand in frames, one commit's behind the other's, in
+//! the files of [`segments`]; [`frame`] has their form. The database says which segments there are, and holds each sink's position
+//! (`cursors`), the dead letters, and the log's identity and the end of what was trimmed (`meta`). Rows of `chunks` hold records that
+//! have to be atomic with the database, those of replayed letters, and those of the releases before. docs/design.md 3.2 has
+//! what a crash leaves at each step, and why nothing is lost.
 //!
 //! **Invariants.**
-//! - A ticket is answered `durable` only after the COMMIT that holds its events returned with `synchronous=FULL`, which
-//!   in WAL mode means: the WAL is fsynced.
-//! - Offsets never repeat, also after everything was trimmed: the next offset is the larger of `trimmed` and the end of
-//!   the last chunk, and trimming moves `trimmed` in the transaction that deletes.
+//! - A ticket is answered `durable` only after the `fdatasync` of the file that holds its events returned, a file whose name
+//!   is durable and whose segment is listed in the database, durably.
+//! - After an fsync that failed, a file takes no more.
+//! - Offsets never repeat, also after everything was trimmed: the next offset is the largest of `trimmed` and the ends of what
+//!   there is, and trimming moves `trimmed` in the transaction that takes from the tables.
 //! - Nothing at or beyond a cursor of a sink that is on is ever trimmed.
 //!
 //! **Group commit.** One thread writes. While it fsyncs, requests queue up; it takes all of them for its next commit, so
 //! the group grows with the load and an idle log commits at once.
 
 mod dead_letters;
+mod frame;
+mod housekeeping;
+mod read;
 mod reader;
+mod recovery;
 pub(super) mod schema;
+mod segments;
+mod step;
 mod writer;
 
 use std::{
@@ -37,9 +45,11 @@ use crossbeam_channel::{Sender, TrySendError, bounded};
 use futures::future::BoxFuture;
 use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-pub(super) use self::reader::read;
+pub(super) use self::read::{Bounds, LogReader};
+use self::segments::{Catalog, Segments};
 
 use crate::{
     config::LiveConfig,
@@ -115,6 +125,7 @@ pub struct EmbeddedLog {
     pub(super) path: Arc<PathBuf>,
     pub(super) identity: TopicIdentity,
     pub(super) end: Arc<LogEnd>,
+    catalog: Arc<Catalog>,
     writer: Sender<Write>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
@@ -193,16 +204,18 @@ impl EmbeddedLog {
         escalations: Escalations,
     ) -> anyhow::Result<Self> {
         let path = data_dir.join(purpose.file);
-        let database =
+        let cannot_read = || format!("cannot read {}", path.display());
+        let mut database =
             schema::open_writer(&path).with_context(|| format!("cannot open the embedded log {}", path.display()))?;
-        let identity = schema::identity(&database).with_context(|| format!("cannot read {}", path.display()))?;
-        let next = schema::next_offset(&database).with_context(|| format!("cannot read {}", path.display()))?;
-        let stored = AtomicU64::new(schema::stored(&database)?);
+        let identity = schema::identity(&database).with_context(cannot_read)?;
+        let (segments, next) = Segments::open(&mut database, folder_of(&path)).with_context(cannot_read)?;
+        let stored = AtomicU64::new(schema::stored(&database)? + segments.stored());
         let end = Arc::new(LogEnd { end: Mutex::new(next), moved: Condvar::new(), stored });
+        let catalog = segments.catalog.clone();
         let (sender, receiver) = bounded(WRITER_QUEUE);
         let name = format!("{}-writer", purpose.file.trim_end_matches(".db"));
-        let writer = writer::Writer::new(database, end.clone(), purpose, config, health)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let writer =
+            writer::Writer::new(database, segments, end.clone(), purpose, config, health).with_context(cannot_read)?;
         let thread = std::thread::Builder::new()
             .name(name)
             .spawn(move || {
@@ -214,7 +227,7 @@ impl EmbeddedLog {
             })
             .context("cannot start the embedded log's thread")?;
         let thread = Arc::new(Mutex::new(Some(thread)));
-        Ok(Self { path: Arc::new(path), identity, end, writer: sender, thread })
+        Ok(Self { path: Arc::new(path), identity, end, catalog, writer: sender, thread })
     }
 
     /// Moves a reader's cursor; it becomes durable within seconds. Blocks for the writer's queue only.
@@ -262,6 +275,19 @@ impl EmbeddedLog {
         }
         outcome
     }
+}
+
+/// Where the segments of a log are, beside its database.
+fn folder_of(path: &Path) -> PathBuf {
+    path.with_extension("segments")
+}
+
+/// The offset behind the last record of a log that nobody writes.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn end_at_rest(database: &Connection, path: &Path) -> anyhow::Result<Offset> {
+    Ok(schema::next_offset(database)?.max(recovery::end_at_rest(database, &folder_of(path))?))
 }
 
 /// Resolves when the writer has answered.

@@ -10,6 +10,8 @@
 //! A length of `u32::MAX` says that there is no key, value or header value (null, as Kafka allows). Kafka allows any
 //! number of headers with names of any length; what the daemon itself writes needs no more than the u16.
 
+use std::ops::Range;
+
 use thiserror::Error;
 
 use crate::{
@@ -89,6 +91,8 @@ pub enum Corrupt {
     Short(usize),
     #[error("the checksum of the record at byte {0} does not match")]
     Checksum(usize),
+    #[error("the record at byte {0} is another one")]
+    Other(usize),
 }
 
 /// Records one after the other. Built by [`RecordBuffer::push`], or from bytes by [`RecordBuffer::from_bytes`].
@@ -113,20 +117,32 @@ impl RecordBuffer {
     /// # Errors
     /// [`Corrupt`] names the first byte that cannot be trusted.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, Corrupt> {
-        let (mut at, mut count) = (0, 0);
-        while at < bytes.len() {
-            let mut rest = &bytes[at..];
-            let length = u32::from_le_bytes(take(&mut rest).ok_or(Corrupt::Short(at))?) as usize;
-            let checksum = u32::from_le_bytes(take(&mut rest).ok_or(Corrupt::Short(at))?);
-            let body = split(&mut rest, length).ok_or(Corrupt::Short(at))?;
-            if crc32c::crc32c(body) != checksum {
-                return Err(Corrupt::Checksum(at));
-            }
-            parse(body).ok_or(Corrupt::Short(at))?;
-            at += PREFIX + length;
-            count += 1;
-        }
+        let count = check(&bytes, None)?;
         Ok(Self { bytes, count })
+    }
+
+    /// Adds the records with these offsets, which take `length` bytes; `fill` puts these into their place. Nothing is added
+    /// where that fails.
+    ///
+    /// # Errors
+    /// Those of `fill`; and [`Corrupt`], counted from the first of these bytes.
+    pub fn extend<E>(
+        &mut self,
+        offsets: Range<Offset>,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<(), Corrupt>, E> {
+        let start = self.bytes.len();
+        self.bytes.resize(start + length, 0);
+        let checked = fill(&mut self.bytes[start..]).map(|()| {
+            let count = check(&self.bytes[start..], Some(offsets.start))?;
+            if u64::from(count) == offsets.end.since(offsets.start) { Ok(count) } else { Err(Corrupt::Short(length)) }
+        });
+        match checked {
+            Ok(Ok(count)) => self.count += count,
+            _ => self.bytes.truncate(start),
+        }
+        checked.map(|checked| checked.map(drop))
     }
 
     /// Appends a record. Offsets must ascend. Keys, values and headers of 4 GiB and more do not occur
@@ -173,6 +189,12 @@ impl RecordBuffer {
         self.count = 0;
     }
 
+    /// The same, and gives back what is more than this of its memory.
+    pub fn reuse(&mut self, most: usize) {
+        self.clear();
+        self.bytes.shrink_to(most);
+    }
+
     /// Records in the buffer.
     pub fn len(&self) -> usize {
         self.count as usize
@@ -207,6 +229,27 @@ pub fn write_header(bytes: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
     bytes.extend_from_slice(&length_of(value).to_le_bytes());
     bytes.extend_from_slice(name.as_bytes());
     bytes.extend_from_slice(value.unwrap_or_default());
+}
+
+/// How many whole records these are; where the first offset is said, one behind the other.
+fn check(bytes: &[u8], first: Option<Offset>) -> Result<u32, Corrupt> {
+    let (mut at, mut count) = (0, 0);
+    while at < bytes.len() {
+        let mut rest = &bytes[at..];
+        let length = u32::from_le_bytes(take(&mut rest).ok_or(Corrupt::Short(at))?) as usize;
+        let checksum = u32::from_le_bytes(take(&mut rest).ok_or(Corrupt::Short(at))?);
+        let body = split(&mut rest, length).ok_or(Corrupt::Short(at))?;
+        if crc32c::crc32c(body) != checksum {
+            return Err(Corrupt::Checksum(at));
+        }
+        let record = parse(body).ok_or(Corrupt::Short(at))?;
+        if first.is_some_and(|first| record.offset.0 != first.0 + u64::from(count)) {
+            return Err(Corrupt::Other(at));
+        }
+        at += PREFIX + length;
+        count += 1;
+    }
+    Ok(count)
 }
 
 fn length_of(bytes: Option<&[u8]>) -> u32 {
@@ -317,6 +360,27 @@ mod tests {
             bad[at] ^= 0x40;
             assert!(RecordBuffer::from_bytes(bad).is_err(), "byte {at} flipped");
         }
+    }
+
+    #[test]
+    fn a_buffer_takes_only_the_records_that_are_meant() {
+        let mut two = RecordBuffer::default();
+        two.push(Offset(7), Timestamp(1), None, Some(b"{}"), []);
+        two.push(Offset(8), Timestamp(1), None, Some(b"{}"), []);
+        let stored = two.checksummed().to_vec();
+        let fill = |bytes: &mut [u8]| {
+            bytes.copy_from_slice(&stored);
+            Ok::<_, ()>(())
+        };
+        let mut buffer = sample();
+        let (size, second) = (buffer.size(), stored.len() / 2);
+        let mut take = |from, to| buffer.extend(Offset(from)..Offset(to), stored.len(), fill).unwrap();
+        assert_eq!(take(6, 8), Err(Corrupt::Other(0)));
+        assert_eq!(take(7, 10), Err(Corrupt::Short(stored.len())));
+        assert_eq!(take(7, 9), Ok(()));
+        assert_eq!(buffer.extend(Offset(9)..Offset(11), stored.len(), |_| Err("gone")), Err("gone"));
+        assert_eq!((buffer.len(), buffer.size()), (4, size + 2 * second));
+        assert!(buffer.iter().map(|record| record.offset.0).eq([7, 9, 7, 8]));
     }
 
     #[test]

@@ -9,7 +9,6 @@ use std::{
     thread,
 };
 
-use rusqlite::Connection;
 use rustix::process::{getegid, geteuid};
 
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
         events::Ledger,
         eventually,
         http::Client,
-        log::Evidence,
+        log::{Evidence, frame_at},
         measured::DEFINITIONS,
         oracle::Oracle,
         scratch,
@@ -284,16 +283,11 @@ fn a_damaged_record_of_the_embedded_log_is_named_and_nothing_behind_it_is_skippe
     assert_eq!(oracle.last_archived() + 1, damaged, "the damage begins there");
 }
 
-/// Changes a byte of a record in the chunk that holds `offset`; returns the chunk's first offset.
-fn damage_log(data: &Path, offset: i64) -> u64 {
-    let database = Connection::open(data.join("log.db")).expect("nobody has it");
-    let (base, mut records): (i64, Vec<u8>) = database
-        .query_row("SELECT base, records FROM chunks WHERE base <= ?1 ORDER BY base DESC LIMIT 1", [offset], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
-        .expect("the log holds it");
-    let middle = records.len() / 2;
-    records[middle] ^= 0x55;
-    database.execute("UPDATE chunks SET records = ?1 WHERE base = ?2", (records, base)).expect("it can be written to");
-    u64::try_from(base).expect("an offset is not negative")
+/// Changes a byte of a record in the frame that holds `offset`; returns the frame's first offset.
+fn damage_log(data: &Path, offset: u64) -> u64 {
+    let (path, records, base) = frame_at(data, offset);
+    let mut bytes = fs::read(&path).expect("it was just read");
+    bytes[records.start + records.len() / 2] ^= 0x55;
+    fs::write(path, bytes).expect("it can be written to");
+    base
 }

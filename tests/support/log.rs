@@ -1,7 +1,11 @@
 //! The log as it stands, and the sinks' own stores beside it: what the oracle holds against each other. Read past the
 //! daemon, as an operator's tools would.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use chrono::{DateTime, Utc};
 use ingestd::internals::log::record::RecordBuffer;
@@ -118,14 +122,10 @@ fn open(path: &Path) -> Connection {
     Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("it can be read beside the daemon")
 }
 
-/// All records of `log.db`, with their checksums checked.
+/// All records of `log.db` and of its segments, with their checksums checked.
 pub fn embedded_log(data: &Path) -> Vec<LogRecord> {
-    let database = open(&data.join("log.db"));
-    let mut chunks = database.prepare("SELECT records FROM chunks ORDER BY base").expect("the format is 3.2");
-    let chunks = chunks.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("it can be read");
     let mut log = Vec::new();
-    for chunk in chunks {
-        let records = RecordBuffer::from_bytes(chunk.expect("it can be read")).expect("checksums match");
+    for (_, records) in chunks(data) {
         log.extend(records.iter().map(|record| LogRecord {
             partition: 0,
             offset: record.offset.0,
@@ -136,6 +136,72 @@ pub fn embedded_log(data: &Path) -> Vec<LogRecord> {
         }));
     }
     log
+}
+
+/// The bytes of a frame's head, as 3.2 of the design has it.
+const HEAD: usize = 44;
+
+/// The records of rows and frames, by the offset that each begins with.
+fn chunks(data: &Path) -> BTreeMap<u64, RecordBuffer> {
+    let database = open(&data.join("log.db"));
+    let mut chunks = BTreeMap::new();
+    let mut rows = database.prepare("SELECT base, records FROM chunks").expect("the format is 3.2");
+    let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?))).expect("it can be read");
+    for row in rows {
+        let (base, records) = row.expect("it can be read");
+        chunks.insert(base, RecordBuffer::from_bytes(records).expect("checksums match"));
+    }
+    for (path, id, length) in segments(data) {
+        let file = std::fs::read(path).expect("a segment that is listed has a file");
+        let mut rest = &file[..length.unwrap_or(file.len())];
+        while let Some((head, behind)) = rest.split_first_chunk::<HEAD>() {
+            let number = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
+            let size = u32::from_le_bytes(head[36..40].try_into().expect("four bytes")) as usize;
+            let records = behind.get(..size).map(|records| RecordBuffer::from_bytes(records.to_vec()));
+            match records {
+                Some(Ok(records)) if number(0) == id => chunks.insert(number(8), records),
+                // Of a segment that is written, this is what its file held before.
+                _ if length.is_none() => break,
+                records => panic!("a segment that is closed is whole: {records:?}"),
+            };
+            rest = &behind[size..];
+        }
+    }
+    chunks
+}
+
+/// The files of the segments, their ids, and how long those are that are closed.
+pub fn segments(data: &Path) -> Vec<(PathBuf, u64, Option<usize>)> {
+    let database = open(&data.join("log.db"));
+    let mut rows =
+        database.prepare("SELECT number, id, length FROM segments ORDER BY base").expect("the format is 3.2");
+    let segments = rows.query_map([], |row| {
+        let path = data.join(format!("log.segments/{:08}.segment", row.get::<_, u32>(0)?));
+        let length = row.get::<_, Option<i64>>(2)?.map(|length| usize::try_from(length).expect("it is not negative"));
+        Ok((path, row.get::<_, i64>(1)?.cast_unsigned(), length))
+    });
+    segments.expect("it can be read").map(|segment| segment.expect("it can be read")).collect()
+}
+
+/// Where the frame stands that holds `offset`: its file, where its records begin and end there, and its first offset.
+pub fn frame_at(data: &Path, offset: u64) -> (PathBuf, Range<usize>, u64) {
+    for (path, id, length) in segments(data).into_iter().rev() {
+        let file = std::fs::read(&path).expect("a segment that is listed has a file");
+        let (mut at, until) = (0, length.unwrap_or(file.len()));
+        while let Some(head) = file[..until].get(at..at + HEAD) {
+            let number = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
+            let [count, size] = [32, 36].map(|at| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes")));
+            if number(0) != id {
+                break;
+            }
+            let records = at + HEAD..at + HEAD + size as usize;
+            if (number(8)..number(8) + u64::from(count)).contains(&offset) {
+                return (path, records, number(8));
+            }
+            at = records.end;
+        }
+    }
+    panic!("no frame holds {offset}");
 }
 
 fn embedded_letters(data: &Path) -> Vec<Letter> {

@@ -10,7 +10,6 @@ use std::{
 
 use bytes::Bytes;
 use rdkafka::types::RDKafkaErrorCode as Code;
-use rusqlite::Connection;
 
 use super::{
     Buffer, DOUBT, READER,
@@ -23,7 +22,7 @@ use crate::{
     log::{
         buffer::switch::Rule,
         dead_letters::{DeadLetter, Origin},
-        embedded,
+        embedded::{Bounds, LogReader},
         kafka::settings::TRANSACTION_TIMEOUT,
         record::{Record, RecordBuffer},
     },
@@ -49,7 +48,7 @@ pub(super) struct Forwarder {
     pub(super) buffer: Arc<Buffer>,
     /// The keys that it reads need a restart.
     config: Arc<Config>,
-    database: Connection,
+    records: LogReader,
     position: Position,
     /// Only while there is something to forward: a connection to each broker is not kept for days of nothing.
     target: Option<Target>,
@@ -71,11 +70,11 @@ struct Refusal {
 }
 
 impl Forwarder {
-    pub(super) fn new(buffer: Arc<Buffer>, database: Connection, position: Position) -> Self {
+    pub(super) fn new(buffer: Arc<Buffer>, records: LogReader, position: Position) -> Self {
         Self {
             config: buffer.env.config.load_full(),
             buffer,
-            database,
+            records,
             position,
             target: None,
             refused: BTreeMap::new(),
@@ -226,7 +225,7 @@ impl Forwarder {
             }
             Resume::OlderCopy { position, known } => format!(
                 "{path} is an older copy of itself: Kafka has its events up to {position} (group {id}), and the file \
-                 knows of none beyond {known}; move it away (its events before {position} are in Kafka, those that \
+                 knows of none beyond {known}; move it away with its folder buffer.segments/ (its events before {position} are in Kafka, those that \
                  were accepted since the copy was put here are not)"
             ),
             Resume::OtherCopy { position, to } => format!(
@@ -240,13 +239,16 @@ impl Forwarder {
     }
 
     /// The records of the next transaction, among others, and the position behind it.
-    fn read(&self) -> Result<Option<(RecordBuffer, Offset)>, Failure> {
+    fn read(&mut self) -> Result<Option<(RecordBuffer, Offset)>, Failure> {
         let from = self.position.at;
         if from >= self.buffer.log.end.get() {
             return Ok(None);
         }
         let path = &self.buffer.log.path;
-        let read = embedded::read(&self.database, path, from, self.limit, MAX_BYTES, Vec::new())
+        let bounds = Bounds { records: self.limit, bytes: MAX_BYTES };
+        let read = self
+            .records
+            .read(from, bounds, RecordBuffer::default())
             .map_err(|error| Failure::Passing(format!("{error:#}")))?;
         let Some((records, end)) = read else {
             return Err(Failure::Passing(format!("{} does not hold its events from {from} on", path.display())));

@@ -1,15 +1,17 @@
 //! The reading side of the embedded log for one sink: a thread that waits for the log's end to move.
 
 use std::{
-    io::Read as _,
-    path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
-use rusqlite::{Connection, blob::Blob};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded, unbounded};
 
-use super::{EmbeddedLog, Write, schema};
+use super::{
+    EmbeddedLog, Write,
+    read::{Bounds, Damaged, LogReader},
+    schema,
+};
 use crate::{
     config::LiveConfig,
     log::{
@@ -25,6 +27,8 @@ use crate::{
 pub(super) const PARTITION: Partition = Partition(0);
 /// How soon a command is taken while the log is idle.
 const IDLE: Duration = Duration::from_millis(50);
+/// How long records gather after the first that comes.
+const GATHER: Duration = Duration::from_millis(2);
 /// How soon to look again for room in the byte budget: a few batches' worth of a sink's work.
 const NO_ROOM: Duration = Duration::from_millis(2);
 /// How often the consumer is sent the log's end.
@@ -35,7 +39,7 @@ const RETRY: Duration = Duration::from_secs(1);
 struct Reader {
     log: EmbeddedLog,
     sink: SinkName,
-    database: Connection,
+    records: LogReader,
     config: LiveConfig,
     budget: ByteBudget,
     events: SourceEvents,
@@ -64,11 +68,10 @@ impl EmbeddedLog {
         events: SourceEvents,
     ) -> anyhow::Result<SourceHandle> {
         let (sender, commands) = unbounded();
-        let database = schema::open_reader(&self.path)?;
         let reader = Reader {
             log: self.clone(),
             sink,
-            database,
+            records: self.reader()?,
             config,
             budget,
             events,
@@ -94,7 +97,7 @@ impl Reader {
         self.assign();
         let mut pause = Duration::ZERO;
         loop {
-            match self.commands.recv_timeout(pause) {
+            match self.command(pause) {
                 Ok(SourceCommand::Close(positions)) => return self.leave(&positions),
                 Ok(command) => self.handle(command),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -103,6 +106,17 @@ impl Reader {
             self.tell_end();
             pause = if self.commands.is_empty() { self.read() } else { Duration::ZERO };
         }
+    }
+
+    fn command(&self, pause: Duration) -> Result<SourceCommand, RecvTimeoutError> {
+        if !pause.is_zero() {
+            return self.commands.recv_timeout(pause);
+        }
+        // A wait for no time at all gives the processor away several times.
+        self.commands.try_recv().map_err(|error| match error {
+            TryRecvError::Empty => RecvTimeoutError::Timeout,
+            TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+        })
     }
 
     /// Keeps the lag true, also while nothing is delivered.
@@ -127,8 +141,8 @@ impl Reader {
     fn assignment(&self) -> rusqlite::Result<Assignment> {
         Ok(Assignment {
             partition: PARTITION,
-            committed: schema::cursor(&self.database, self.sink.as_str())?,
-            log_start: schema::log_start(&self.database)?,
+            committed: schema::cursor(&self.records.database, self.sink.as_str())?,
+            log_start: schema::log_start(&self.records.database)?,
             log_end: self.log.end.get(),
             identity: self.log.identity.clone(),
             holds_all: true,
@@ -168,6 +182,11 @@ impl Reader {
         let Some((epoch, from)) = self.delivering.filter(|_| !self.paused) else { return IDLE };
         if self.log.end.get() <= from {
             self.log.end.wait_beyond(from, IDLE);
+            let new = self.log.end.get().since(from);
+            // Commits of a few records each would wake both sinks thousands of times a second.
+            if new > 0 && new < self.config.load().batch.max_records as u64 {
+                thread::sleep(GATHER);
+            }
             return Duration::ZERO;
         }
         if !self.budget.has_room() {
@@ -198,17 +217,17 @@ impl Reader {
     }
 
     /// `None` when the log does not hold `from` any more.
-    fn batch(&self, epoch: Epoch, from: Offset) -> anyhow::Result<Option<Batch>> {
+    fn batch(&mut self, epoch: Epoch, from: Offset) -> anyhow::Result<Option<Batch>> {
         let config = self.config.load();
-        let (max_records, max_bytes) = (config.batch.max_records, config.batch.max_bytes.as_usize());
-        let buffer = Vec::with_capacity(self.usual);
-        let read = read(&self.database, &self.log.path, from, max_records, max_bytes, buffer).map_err(|error| {
+        let bounds = Bounds { records: config.batch.max_records, bytes: config.batch.max_bytes.as_usize() };
+        let read = self.records.read(from, bounds, RecordBuffer::with_capacity(self.usual)).map_err(|error| {
             if !error.is::<Damaged>() {
                 return error;
             }
             anyhow::anyhow!(
-                "{error}; stop and restore it, or move it away and raise queue.generation: what the sinks have not of it is \
-                 lost then"
+                "{error}; stop and restore it with the segments in {}, or move both away and raise queue.generation: what the \
+                 sinks have not of it is lost then",
+                self.records.folder().display()
             )
         });
         let Some((records, to)) = read? else {
@@ -216,76 +235,5 @@ impl Reader {
         };
         let permit = self.budget.take(records.size());
         Ok(Some(Batch { partition: PARTITION, epoch, from, to, records, permit }))
-    }
-}
-
-/// Records do not match their checksums.
-#[derive(Debug, thiserror::Error)]
-#[error("{path} is damaged between offsets {from} and {to}: {corrupt}")]
-struct Damaged {
-    path: String,
-    from: Offset,
-    to: Offset,
-    corrupt: String,
-}
-
-/// Whole chunks from the one that holds `from` on, and where they end; records below `from` are the caller's to skip.
-/// The first chunk comes whatever its size. `None` when the log does not hold `from` any more. They are put into `bytes`,
-/// which is empty.
-///
-/// # Errors
-/// When the file cannot be read, or its first chunk there is damaged.
-pub fn read(
-    database: &Connection,
-    path: &Path,
-    from: Offset,
-    max_records: usize,
-    max_bytes: usize,
-    mut bytes: Vec<u8>,
-) -> anyhow::Result<Option<(RecordBuffer, Offset)>> {
-    let mut chunks = database.prepare_cached(
-        "SELECT base, count, length(records) FROM chunks
-         WHERE base >= coalesce((SELECT max(base) FROM chunks WHERE base <= ?1), 0) ORDER BY base",
-    )?;
-    let mut rows = chunks.query([from.as_i64()])?;
-    let (mut to, mut records, mut chunks_read) = (from, 0, 0);
-    // Read in the snapshot of the query, without copies on the way.
-    let mut chunk: Option<Blob<'_>> = None;
-    while let Some(row) = rows.next()? {
-        let (row_id, count, length): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let (base, end) = (Offset(row_id.cast_unsigned()), Offset((row_id + count).cast_unsigned()));
-        let (count, length) = (count.cast_unsigned() as usize, length.cast_unsigned() as usize);
-        if base > to {
-            // Only retention leaves a gap, and only before the first chunk.
-            return Ok(None);
-        }
-        if records > 0 && (records + count > max_records || bytes.len() + length > max_bytes) {
-            break;
-        }
-        if end <= from {
-            continue;
-        }
-        match &mut chunk {
-            Some(chunk) => chunk.reopen(row_id)?,
-            None => chunk = Some(database.blob_open("main", "chunks", "records", row_id, true)?),
-        }
-        bytes.reserve(length);
-        if let Some(chunk) = &mut chunk {
-            chunk.read_to_end(&mut bytes)?;
-        }
-        records += count;
-        chunks_read += 1;
-        to = end;
-    }
-    if to == from {
-        return Ok(None);
-    }
-    match RecordBuffer::from_bytes(bytes) {
-        Ok(records) => Ok(Some((records, to))),
-        // Those before the damaged one are whole: one chunk at a time.
-        Err(_) if chunks_read > 1 => read(database, path, from, 0, 0, Vec::new()),
-        Err(corrupt) => {
-            Err(Damaged { path: path.display().to_string(), from, to, corrupt: corrupt.to_string() }.into())
-        }
     }
 }

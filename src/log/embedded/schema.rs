@@ -5,13 +5,14 @@ use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use anyhow::{Context, bail};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
+use super::segments::Segment;
 use crate::{
-    position::{Offset, TopicIdentity},
+    position::{Offset, Timestamp, TopicIdentity},
     sqlite,
 };
 
 /// Raised when the tables change; an older file is upgraded, a newer one refused.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// Records are read and written in chunks of up to a mebibyte: large pages keep the overflow chains short.
 const PAGE_SIZE: u32 = 16 * 1024;
@@ -19,6 +20,19 @@ const PAGE_SIZE: u32 = 16 * 1024;
 /// Pages that a connection keeps: those of the tree, and some of a commit; what is more of that goes to the WAL before its end.
 /// A reader goes from page to page, and the kernel has what was written just now.
 const CACHE: u32 = 64;
+
+/// Since version 3: records stand in segments. Those of `chunks` are what an earlier release has written, and replayed letters.
+const SEGMENTS: &str = "
+    CREATE TABLE segments (
+        base INTEGER PRIMARY KEY,
+        id INTEGER NOT NULL,
+        number INTEGER NOT NULL,
+        length INTEGER, -- and what follows: of one that is closed
+        next INTEGER,
+        received INTEGER
+    );
+    CREATE TABLE abandoned (id INTEGER PRIMARY KEY);
+";
 
 const TABLES: &str = "
     CREATE TABLE chunks (
@@ -82,13 +96,16 @@ pub(super) fn open_writer(path: &Path) -> anyhow::Result<Connection> {
     database.busy_timeout(Duration::from_secs(5))?;
     if version < VERSION {
         let transaction = database.transaction()?;
-        if version == 0 {
-            transaction.execute_batch(TABLES)?;
-            let identity = uuid::Uuid::now_v7().to_string();
-            transaction.execute("INSERT INTO meta VALUES ('identity', ?1)", [identity])?;
-        } else {
-            transaction.execute_batch(FROM_1)?;
+        match version {
+            0 => {
+                transaction.execute_batch(TABLES)?;
+                let identity = uuid::Uuid::now_v7().to_string();
+                transaction.execute("INSERT INTO meta VALUES ('identity', ?1)", [identity])?;
+            }
+            1 => transaction.execute_batch(FROM_1)?,
+            _ => {}
         }
+        transaction.execute_batch(SEGMENTS)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
         transaction.commit()?;
     }
@@ -110,30 +127,73 @@ pub(super) fn identity(database: &Connection) -> rusqlite::Result<TopicIdentity>
     Ok(TopicIdentity(identity.into()))
 }
 
-/// The offset of the next record; see the invariants of the log.
-pub fn next_offset(database: &Connection) -> rusqlite::Result<Offset> {
-    let last: Option<i64> = database
-        .query_row("SELECT base + count FROM chunks ORDER BY base DESC LIMIT 1", [], |row| row.get(0))
-        .optional()?;
-    Ok(Offset(last.unwrap_or(0).max(trimmed(database)?).cast_unsigned()))
+/// The segments that are listed, oldest first, and whether each is closed: only the last one may be open.
+pub(super) fn segments(database: &Connection) -> rusqlite::Result<Vec<(Segment, bool)>> {
+    let is_older = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'segments')";
+    if database.query_row(is_older, [], |row| row.get(0))? {
+        return Ok(Vec::new());
+    }
+    let mut rows = database.prepare("SELECT base, id, number, length, next, received FROM segments ORDER BY base")?;
+    let segments = rows.query_map([], |row| {
+        let base = Offset(row.get::<_, i64>(0)?.cast_unsigned());
+        let length: Option<i64> = row.get(3)?;
+        let next = row.get::<_, Option<i64>>(4)?.map_or(base, |next| Offset(next.cast_unsigned()));
+        let segment = Segment {
+            id: row.get::<_, i64>(1)?.cast_unsigned(),
+            number: row.get(2)?,
+            base,
+            length: length.unwrap_or(0).cast_unsigned(),
+            end: next,
+            received: Timestamp(row.get::<_, Option<i64>>(5)?.unwrap_or(0)),
+        };
+        Ok((segment, length.is_some()))
+    });
+    segments?.collect()
+}
+
+/// The latest time of receipt of the records in rows that begin there.
+pub(super) fn received_in(database: &Connection, from: Offset, to: Offset) -> rusqlite::Result<Timestamp> {
+    let latest = "SELECT coalesce(max(received), 0) FROM chunks WHERE base >= ?1 AND base < ?2";
+    database.query_row(latest, [from.as_i64(), to.as_i64()], |row| row.get(0)).map(Timestamp)
+}
+
+/// Ids of segments that hold nothing that counts.
+pub(super) fn abandoned(database: &Connection) -> rusqlite::Result<Vec<u64>> {
+    let mut ids = database.prepare("SELECT id FROM abandoned")?;
+    let ids = ids.query_map([], |row| row.get::<_, i64>(0).map(i64::cast_unsigned));
+    ids?.collect()
+}
+
+/// The offset of the next record, as far as the database knows; see the invariants of the log.
+pub(super) fn next_offset(database: &Connection) -> rusqlite::Result<Offset> {
+    let one = |query| database.query_row(query, [], |row| row.get::<_, i64>(0)).optional();
+    let last = one("SELECT base + count FROM chunks ORDER BY base DESC LIMIT 1")?;
+    let durable = one("SELECT value FROM meta WHERE name = 'durable'")?;
+    let known = last.max(durable).map_or(Offset(0), |known| Offset(known.cast_unsigned()));
+    Ok(known.max(trimmed(database)?))
 }
 
 /// The first offset that the log still holds, or the next one when it holds none.
 pub(super) fn log_start(database: &Connection) -> rusqlite::Result<Offset> {
-    let first: Option<i64> =
-        database.query_row("SELECT base FROM chunks ORDER BY base LIMIT 1", [], |row| row.get(0)).optional()?;
-    Ok(Offset(first.unwrap_or(trimmed(database)?).cast_unsigned()))
+    let first: Option<i64> = database.query_row(
+        "SELECT min(base) FROM (SELECT min(base) AS base FROM chunks UNION ALL SELECT min(base) FROM segments)",
+        [],
+        |row| row.get(0),
+    )?;
+    first.map_or_else(|| trimmed(database), |first| Ok(Offset(first.cast_unsigned())))
 }
 
-/// Bytes of the records that the log holds.
+/// Bytes of the records that stand in the database.
 pub(super) fn stored(database: &Connection) -> rusqlite::Result<u64> {
     let stored: i64 =
         database.query_row("SELECT coalesce(sum(length(records)), 0) FROM chunks", [], |row| row.get(0))?;
     Ok(stored.cast_unsigned())
 }
 
-fn trimmed(database: &Connection) -> rusqlite::Result<i64> {
-    database.query_row("SELECT value FROM meta WHERE name = 'trimmed'", [], |row| row.get(0))
+/// The end of what was removed.
+pub(super) fn trimmed(database: &Connection) -> rusqlite::Result<Offset> {
+    let trimmed: i64 = database.query_row("SELECT value FROM meta WHERE name = 'trimmed'", [], |row| row.get(0))?;
+    Ok(Offset(trimmed.cast_unsigned()))
 }
 
 pub fn cursor(database: &Connection, sink: &str) -> rusqlite::Result<Option<Offset>> {

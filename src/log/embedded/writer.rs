@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,12 +11,18 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rusqlite::{Connection, Transaction, params};
 use tokio::sync::oneshot;
 
-use super::{LetterChange, LogEnd, Purpose, Reply, Write, dead_letters, reader::PARTITION, schema};
+use super::{
+    LetterChange, LogEnd, Purpose, Reply, Write, dead_letters,
+    reader::PARTITION,
+    schema,
+    segments::{self, NotWritten, Segments},
+};
 use crate::{
     config::LiveConfig,
     health::Health,
     log::{
         Publish,
+        append::Gathering,
         dead_letters::{DeadLetter, State, replay::Admitted},
         record::{ID_HEADER, RecordBuffer},
     },
@@ -24,15 +31,15 @@ use crate::{
     sqlite,
 };
 
-/// A row of `chunks` is what a reader takes at once: never more than a default batch.
-const CHUNK_RECORDS: usize = 1000;
-const CHUNK_BYTES: usize = 1024 * 1024;
+/// A frame is what a reader takes at once: never more than a default batch.
+const FRAME_RECORDS: usize = 1000;
+const FRAME_BYTES: usize = 1024 * 1024;
+/// The memory for a frame is kept for the next one, unless it held a larger record.
+const KEPT_BYTES: usize = 2 * FRAME_BYTES;
 /// The most that one commit takes, so that the first request of a large group does not wait for too much of the rest.
 const COMMIT_BYTES: usize = 8 * 1024 * 1024;
 /// How often cursors are written and what is behind them is trimmed.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// Rows deleted in one housekeeping, so that appends wait for milliseconds only.
-const TRIM_ROWS: usize = 2000;
 /// Pages given back to the disk at once, a mebibyte: each is written to the WAL before, and a request may come meanwhile.
 const GIVEN_BACK: u32 = 64;
 /// How long the log has to be idle before pages are given back. While appends flow they take free pages anyway.
@@ -42,22 +49,27 @@ const IDLE: Duration = Duration::from_millis(20);
 const ROOM: f64 = 0.9;
 
 pub(super) struct Writer {
-    database: Connection,
-    end: Arc<LogEnd>,
-    purpose: Purpose,
-    config: LiveConfig,
+    pub(super) database: Connection,
+    pub(super) segments: Segments,
+    pub(super) end: Arc<LogEnd>,
+    pub(super) purpose: Purpose,
+    pub(super) config: LiveConfig,
     health: Health,
-    cursors: BTreeMap<&'static str, Offset>,
-    cursors_changed: bool,
+    pub(super) cursors: BTreeMap<&'static str, Offset>,
+    pub(super) cursors_changed: bool,
+    /// The end of the log as the database has it: what is missing before it was lost.
+    pub(super) noted_end: Offset,
+    /// The frame that is filled.
+    frame: RecordBuffer,
     housekeeping_at: Instant,
     /// Why the last attempt to write failed; a write that succeeds takes it away.
-    failing: Option<String>,
+    pub(super) failing: Option<String>,
     /// `queue.embedded.quota` was reached, and [`ROOM`] is not free again.
     full: bool,
     /// What letters in quarantine take.
     quarantined: u64,
     /// There are pages to give back to the disk, as far as is known.
-    free_pages: bool,
+    pub(super) free_pages: bool,
     /// The state of the dependency as it was last reported, and that of the quarantine.
     told: Option<String>,
     told_of_quarantine: Option<String>,
@@ -82,6 +94,7 @@ struct Group {
 impl Writer {
     pub(super) fn new(
         database: Connection,
+        segments: Segments,
         end: Arc<LogEnd>,
         purpose: Purpose,
         config: LiveConfig,
@@ -96,7 +109,10 @@ impl Writer {
         let quarantined = dead_letters::quarantined(&database)?;
         health.dependency(purpose.dependency, Ok(()));
         Ok(Self {
+            noted_end: schema::next_offset(&database)?,
+            frame: RecordBuffer::default(),
             database,
+            segments,
             end,
             purpose,
             config,
@@ -141,7 +157,7 @@ impl Writer {
             }
             if self.housekeeping_at <= Instant::now() || group.stop.is_some() || !group.written.is_empty() {
                 // Without changed cursors nothing becomes trimmable but by age, which can wait.
-                let pause = if self.keep_house() { HOUSEKEEPING } else { 10 * HOUSEKEEPING };
+                let pause = if self.keep_house(group.stop.is_some()) { HOUSEKEEPING } else { 10 * HOUSEKEEPING };
                 self.housekeeping_at = Instant::now() + pause;
             }
             self.tell();
@@ -193,45 +209,41 @@ impl Writer {
         }
     }
 
-    /// One transaction for the whole group; the tickets are answered after the fsync.
+    /// One fsync for the events of the whole group, and a transaction for what stands in the database; all are answered after
+    /// theirs.
     fn commit(&mut self, group: &mut Group) {
         let answered = group.publishes.len() + group.refused;
-        if group.publishes.is_empty() && group.letters.is_empty() && group.meta.is_empty() {
-            return self.tell_answered(answered);
-        }
         let mut at = self.end.get();
-        let outcome = match self.write(group) {
-            Ok((next, bytes)) => {
-                self.end.append(next, bytes);
-                let events: usize = group.publishes.iter().map(|publish| publish.events.len()).sum();
-                self.purpose.counts.inc_by(events as u64);
-                self.quarantined += group.quarantined;
-                Ok(())
-            }
-            Err(NotWritten { error, unknown }) => Err((self.cannot_be_written(&error), unknown)),
-        };
+        let events = if group.publishes.is_empty() { Ok(()) } else { self.append(group) };
+        let rows = if group.letters.is_empty() && group.meta.is_empty() { Ok(()) } else { self.write_rows(group) };
+        let events = events.map_err(|error| (self.cannot_be_written(&error), error.may_be_stored()));
+        let rows = rows.map_err(|error| self.cannot_be_written(&error));
         self.tell_answered(answered);
+        if !group.publishes.is_empty() || !group.letters.is_empty() || !group.meta.is_empty() {
+            self.failing = events.as_ref().err().map(|(why, _)| why).or(rows.as_ref().err()).cloned();
+        }
+        // A wake-up for each would take longer than the fsync.
+        let gathering = Gathering::begin();
         for publish in group.publishes.drain(..) {
-            let events = publish.events.len();
-            match &outcome {
+            let all = 0..publish.events.len();
+            match &events {
                 Ok(()) => {
-                    at = Offset(at.0 + events as u64);
+                    at = Offset(at.0 + all.len() as u64);
                     let last = || Some(Position { partition: PARTITION, offset: Offset(at.0.checked_sub(1)?) });
-                    publish.ticket.durable_at(0..events, last);
+                    publish.ticket.durable_at(all, last);
                 }
-                Err((why, true)) => publish.ticket.unavailable(0..events, why),
-                Err((why, false)) => publish.ticket.refused(0..events, why),
+                Err((why, true)) => publish.ticket.unavailable(all, why),
+                Err((why, false)) => publish.ticket.refused(all, why),
             }
         }
-        let outcome = outcome.map_err(|(why, _)| why);
+        drop(gathering);
         // Those that asked may have given up; what was written stands.
         for (_, reply) in group.letters.drain(..) {
-            let _ = reply.send(outcome.clone().map_err(anyhow::Error::msg));
+            let _ = reply.send(rows.clone().map_err(anyhow::Error::msg));
         }
         for (_, _, done) in group.meta.drain(..) {
-            let _ = done.send(outcome.clone());
+            let _ = done.send(rows.clone());
         }
-        self.failing = outcome.err();
         if self.failing.is_some() {
             self.housekeep_soon();
         }
@@ -294,21 +306,32 @@ impl Writer {
         }
     }
 
-    /// The end of the log after it, and the bytes that were appended.
-    fn write(&mut self, group: &Group) -> Result<(Offset, u64), NotWritten> {
-        let transaction = self.database.transaction()?;
-        let mut chunks = Chunks::new(&transaction, self.end.get());
+    /// Makes the events of a group durable.
+    fn append(&mut self, group: &Group) -> Result<(), NotWritten> {
+        let size = segments::size_of(self.config.load().queue.embedded.quota.0);
+        let durable = self.end.get();
+        self.segments.make_room(&mut self.database, durable, group.bytes as u64, size)?;
+        let mut frames = Frames::new(&mut self.segments, &mut self.frame, durable);
         for publish in &group.publishes {
             for record in &publish.events {
                 let mut id_text = uuid::Uuid::encode_buffer();
                 let id = record.assigned_id.map(|id| &*id.hyphenated().encode_lower(&mut id_text));
                 let id = id.map(|id| (ID_HEADER, Some(id.as_bytes())));
                 let headers = id.into_iter().chain(publish.headers(record).iter());
-                chunks.push(publish.received, publish.key(record), publish.value(record), headers)?;
+                frames.push(publish.received, publish.key(record), publish.value(record), headers)?;
             }
         }
-        chunks.close()?;
-        let (next, bytes) = (chunks.next, chunks.bytes);
+        frames.close()?;
+        let (next, bytes) = (frames.next, frames.bytes);
+        self.segments.sync()?;
+        self.end.append(next, bytes);
+        self.purpose.counts.inc_by(next.since(durable));
+        Ok(())
+    }
+
+    /// One transaction for the letters and the rows of `meta` of a group.
+    fn write_rows(&mut self, group: &Group) -> rusqlite::Result<()> {
+        let transaction = self.database.transaction()?;
         for letter in group.letters.iter().flat_map(|(letters, _)| letters) {
             dead_letters::insert(&transaction, letter)?;
         }
@@ -317,9 +340,9 @@ impl Writer {
                 .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2")?
                 .execute(params![name, value])?;
         }
-        // A commit that fails may stand in the file nevertheless; all before it is undone.
-        transaction.commit().map_err(|error| NotWritten { error, unknown: true })?;
-        Ok((next, bytes))
+        transaction.commit()?;
+        self.quarantined += group.quarantined;
+        Ok(())
     }
 
     /// One transaction; says of each letter whether it was open.
@@ -337,22 +360,26 @@ impl Writer {
         changed.map_err(|error| self.cannot_be_written(&error))
     }
 
-    /// Appends the records of the letters that are open, and closes these.
+    /// Appends the records of the letters that are open, and closes these: in one transaction, so their records stand in the
+    /// database, between those of the segments.
     fn replay(&mut self, records: &[Admitted]) -> rusqlite::Result<Vec<bool>> {
+        self.segments.settle(&mut self.database)?;
         let transaction = self.database.transaction()?;
-        let mut chunks = Chunks::new(&transaction, self.end.get());
+        let mut rows = Rows::new(&transaction, self.end.get());
         let mut replayed = Vec::with_capacity(records.len());
         for record in records {
             let open = dead_letters::close(&transaction, &record.id, State::Replayed)?;
             if open {
                 let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
-                chunks.push(record.received, record.key.as_deref(), &record.value, headers)?;
+                rows.push(record.received, record.key.as_deref(), &record.value, headers)?;
             }
             replayed.push(open);
         }
-        chunks.close()?;
-        let (next, bytes) = (chunks.next, chunks.bytes);
-        transaction.commit()?;
+        rows.close()?;
+        let Rows { next, bytes, latest, .. } = rows;
+        // One that fails may stand nevertheless, and with it the offsets, until the next one is durable.
+        transaction.commit().inspect_err(|_| self.segments.distrust())?;
+        self.segments.received(latest);
         self.end.append(next, bytes);
         self.purpose.counts.inc_by(replayed.iter().filter(|open| **open).count() as u64);
         Ok(replayed)
@@ -371,7 +398,7 @@ impl Writer {
         Ok(purged)
     }
 
-    fn cannot_be_written(&self, error: &rusqlite::Error) -> String {
+    pub(super) fn cannot_be_written(&self, error: &impl Display) -> String {
         format!("{} cannot be written: {error}; is the disk full, or read-only?", self.purpose.full)
     }
 
@@ -381,88 +408,57 @@ impl Writer {
             false
         });
     }
+}
 
-    /// Writes the cursors and trims behind the slowest. Whether there is more to do soon. While writing fails it tries
-    /// whether it works again: an unready process may be sent no request that would.
-    fn keep_house(&mut self) -> bool {
-        match self.try_keep_house() {
-            Ok(more) => {
-                self.failing = None;
-                more
-            }
-            Err(error) => {
-                tracing::debug!(%error, file = self.purpose.file, "could not be trimmed; tried again in a moment");
-                self.failing = Some(self.cannot_be_written(&error));
-                true
-            }
-        }
+/// The frames of one commit as they fill.
+struct Frames<'w> {
+    segments: &'w mut Segments,
+    open: &'w mut RecordBuffer,
+    /// The offset before which all is durable.
+    durable: Offset,
+    base: Offset,
+    next: Offset,
+    latest: Timestamp,
+    bytes: u64,
+}
+
+impl<'w> Frames<'w> {
+    fn new(segments: &'w mut Segments, open: &'w mut RecordBuffer, next: Offset) -> Self {
+        open.reuse(KEPT_BYTES);
+        Self { segments, open, durable: next, base: next, next, latest: Timestamp(0), bytes: 0 }
     }
 
-    fn try_keep_house(&mut self) -> rusqlite::Result<bool> {
-        let retention = if self.purpose.retains { self.config.load().queue.embedded.retention } else { Duration::ZERO };
-        let age = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-        // Without retention no clock is asked: after a step back, records seem to come from the future.
-        let oldest_kept = (!retention.is_zero()).then(|| Timestamp::now().0.saturating_sub(age));
-        let transaction = self.database.transaction()?;
-        if self.failing.is_some() {
-            transaction.execute("UPDATE meta SET value = value WHERE name = 'trimmed'", [])?;
+    fn push<'h>(
+        &mut self,
+        received: Timestamp,
+        key: Option<&[u8]>,
+        value: &[u8],
+        headers: impl IntoIterator<Item = (&'h str, Option<&'h [u8]>), IntoIter: Clone>,
+    ) -> Result<(), NotWritten> {
+        self.open.push(self.next, received, key, Some(value), headers);
+        self.latest = self.latest.max(received);
+        self.next = self.next.next();
+        if self.open.len() >= FRAME_RECORDS || self.open.size() >= FRAME_BYTES {
+            self.close()?;
         }
-        if self.cursors_changed {
-            for (reader, position) in &self.cursors {
-                transaction
-                    .prepare_cached("INSERT INTO cursors VALUES (?1, ?2) ON CONFLICT DO UPDATE SET position = ?2")?
-                    .execute(params![reader, position.as_i64()])?;
-            }
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), NotWritten> {
+        if self.open.is_empty() {
+            return Ok(());
         }
-        let readers = self.purpose.readers.iter();
-        let slowest = readers.map(|reader| self.cursors.get(reader).copied().unwrap_or_default()).min();
-        let (mut freed, mut trimmed) = (0, 0);
-        if let Some(slowest) = slowest {
-            // In the order of the key, from the first on, so that nothing is read but what goes and the first that stays.
-            let behind =
-                "SELECT base + count, received, length(records) FROM chunks WHERE base < ?1 ORDER BY base LIMIT ?2";
-            let mut chunks = transaction.prepare_cached(behind)?;
-            let mut rows = chunks.query(params![slowest.as_i64(), TRIM_ROWS as i64])?;
-            let mut end = None;
-            while let Some(row) = rows.next()? {
-                let (chunk_end, received, bytes): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-                if chunk_end > slowest.as_i64() || oldest_kept.is_some_and(|oldest| received > oldest) {
-                    break;
-                }
-                end = Some(chunk_end);
-                freed += bytes.cast_unsigned();
-                trimmed += 1;
-            }
-            drop(rows);
-            drop(chunks);
-            if let Some(end) = end {
-                transaction.execute("DELETE FROM chunks WHERE base < ?1", [end])?;
-                transaction.execute("UPDATE meta SET value = max(value, ?1) WHERE name = 'trimmed'", [end])?;
-            }
-        }
-        transaction.commit()?;
-        self.cursors_changed = false;
-        self.end.trim(freed);
-        self.free_pages |= trimmed > 0;
-        Ok(trimmed == TRIM_ROWS)
+        let count = self.open.len() as u32;
+        let records = self.open.checksummed();
+        self.bytes += self.segments.write(self.durable, self.base, count, self.latest, records)?;
+        self.base = self.next;
+        self.open.clear();
+        Ok(())
     }
 }
 
-/// Why a group was not committed.
-struct NotWritten {
-    error: rusqlite::Error,
-    /// It may have been, all the same.
-    unknown: bool,
-}
-
-impl From<rusqlite::Error> for NotWritten {
-    fn from(error: rusqlite::Error) -> Self {
-        Self { error, unknown: false }
-    }
-}
-
-/// The rows of one commit as they fill.
-struct Chunks<'t> {
+/// The records of one replay, in rows that are no larger than a frame.
+struct Rows<'t> {
     transaction: &'t Transaction<'t>,
     base: Offset,
     next: Offset,
@@ -471,7 +467,7 @@ struct Chunks<'t> {
     bytes: u64,
 }
 
-impl<'t> Chunks<'t> {
+impl<'t> Rows<'t> {
     fn new(transaction: &'t Transaction<'t>, next: Offset) -> Self {
         Self { transaction, base: next, next, latest: Timestamp(0), open: RecordBuffer::default(), bytes: 0 }
     }
@@ -486,7 +482,7 @@ impl<'t> Chunks<'t> {
         self.open.push(self.next, received, key, Some(value), headers);
         self.latest = self.latest.max(received);
         self.next = self.next.next();
-        if self.open.len() >= CHUNK_RECORDS || self.open.size() >= CHUNK_BYTES {
+        if self.open.len() >= FRAME_RECORDS || self.open.size() >= FRAME_BYTES {
             self.close()?;
         }
         Ok(())
