@@ -313,7 +313,7 @@ sections! {
         /// At this size events are refused with 503, and the process is unready, until a tenth of it is free again. The buffer
         /// in front of Kafka has the same. Wrong events that are quarantined must find room in it beside the records.
         quota: ByteSize = ByteSize(8 * GIB), Size(1, PIB), Live;
-        /// How long records stay that all sinks have.
+        /// How long records stay that all sinks have, at least: they go in pieces of a mebibyte and more.
         retention: Duration as "duration" = Duration::ZERO, Kind::Duration(Duration::ZERO, TEN_YEARS), Live;
     }
 
