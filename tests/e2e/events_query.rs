@@ -186,7 +186,9 @@ fn events_of_before_have_their_index_after_an_upgrade_and_none_are_kept_without_
     daemon.terminate();
     // As a release before wrote it.
     let store = rusqlite::Connection::open(daemon.data().join("store.db")).expect("it is there");
-    store.execute_batch("DROP INDEX event_id; DROP TABLE rebuild; DROP TABLE rebuild_partition; PRAGMA user_version = 3").expect("it can be changed");
+    store
+        .execute_batch("DROP INDEX event_id; DROP TABLE rebuild; DROP TABLE rebuild_partition; PRAGMA user_version = 3")
+        .expect("it can be changed");
     drop(store);
     daemon.restart();
     assert_eq!(numbers(&events(&daemon, "id=one")), [1]);
