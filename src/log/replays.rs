@@ -3,7 +3,7 @@
 //! A record that is replayed is appended to the topic together with a *word*, in one transaction: which offsets of its
 //! partition were replayed there. So whatever is killed, what stands in the topic is what the word says, and the next replay
 //! goes on behind it. Taking the transactional id fences whoever replays to the topic, and waits for the end of their
-//! transaction; only then the words are read. Words stand in a topic of their own ([`super::kafka::replays`]).
+//! transaction; only then the words are read. Words stand in a topic of their own (`kafka::replays`).
 
 use serde::{Deserialize, Serialize};
 
