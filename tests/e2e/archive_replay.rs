@@ -195,27 +195,27 @@ fn replays_at_the_same_time_and_in_parts_send_each_record_once() {
     post(&daemon, 20_000);
     wait_archived(&daemon, 20_000);
     let log = services.read_topic("parts");
-    services.create_topic("whole", 3);
+    services.create_topic("parts-whole", 3);
     services.create_topic("beside", 3);
 
     let of = |partition, from: u64, to: u64| {
         let is_asked = |record: &&LogRecord| record.partition == partition && (from..to).contains(&record.offset);
         log.iter().filter(is_asked).count() as u64
     };
-    let part = replayed(&daemon, &["--to-topic", "whole", "--partition", "1", "--offset", "100..300"]);
+    let part = replayed(&daemon, &["--to-topic", "parts-whole", "--partition", "1", "--offset", "100..300"]);
     assert_eq!(part, of(1, 100, 300));
-    let part = replayed(&daemon, &["--to-topic", "whole", "--partition", "1", "--offset", "50..150"]);
+    let part = replayed(&daemon, &["--to-topic", "parts-whole", "--partition", "1", "--offset", "50..150"]);
     assert_eq!(part, of(1, 50, 100));
     let times: Vec<i64> = log.iter().map(|record| record.received).collect();
     let middle =
         chrono::DateTime::from_timestamp_millis(times.iter().sum::<i64>() / times.len() as i64).expect("a time");
     let middle = middle.to_rfc3339();
-    let report = replay(&daemon, &["--to-topic", "whole", "--partition", "2", "--to", &middle]).json(0);
+    let report = replay(&daemon, &["--to-topic", "parts-whole", "--partition", "2", "--to", &middle]).json(0);
     assert!(report["replayed"].as_u64().is_some_and(|early| early <= of(2, 0, u64::MAX)), "{report}");
 
     // Several at once: to one topic they fence each other, to two they do not mind.
     thread::scope(|scope| {
-        for to in ["whole", "whole", "beside", "whole"] {
+        for to in ["parts-whole", "parts-whole", "beside", "parts-whole"] {
             let daemon = &daemon;
             scope.spawn(move || {
                 let ran = daemon.command(&["archive", "replay", "--to-topic", to]);
@@ -225,12 +225,12 @@ fn replays_at_the_same_time_and_in_parts_send_each_record_once() {
             });
         }
     });
-    replayed(&daemon, &["--to-topic", "whole"]);
+    replayed(&daemon, &["--to-topic", "parts-whole"]);
     // Its parts came in the order in which they were asked for.
-    compare_in_any_order("parts", &log, services.read_topic("whole"));
+    compare_in_any_order("parts", &log, services.read_topic("parts-whole"));
     replayed(&daemon, &["--to-topic", "beside"]);
     compare("parts", &log, services.read_topic("beside"));
-    let said = daemon.command(&["archive", "replay", "--to-topic", "whole"]);
+    let said = daemon.command(&["archive", "replay", "--to-topic", "parts-whole"]);
     assert_eq!(said.status, Some(0), "{said:?}");
     assert!(said.out.ends_with("0 records of topic parts replayed to topic whole\n"), "{said:?}");
     assert!(said.out.starts_with("partition 0: nothing to replay\n"), "{said:?}");
