@@ -196,7 +196,7 @@ fn replays_at_the_same_time_and_in_parts_send_each_record_once() {
     wait_archived(&daemon, 20_000);
     let log = services.read_topic("parts");
     services.create_topic("parts-whole", 3);
-    services.create_topic("beside", 3);
+    services.create_topic("parts-beside", 3);
 
     let of = |partition, from: u64, to: u64| {
         let is_asked = |record: &&LogRecord| record.partition == partition && (from..to).contains(&record.offset);
@@ -215,7 +215,7 @@ fn replays_at_the_same_time_and_in_parts_send_each_record_once() {
 
     // Several at once: to one topic they fence each other, to two they do not mind.
     thread::scope(|scope| {
-        for to in ["parts-whole", "parts-whole", "beside", "parts-whole"] {
+        for to in ["parts-whole", "parts-whole", "parts-beside", "parts-whole"] {
             let daemon = &daemon;
             scope.spawn(move || {
                 let ran = daemon.command(&["archive", "replay", "--to-topic", to]);
@@ -228,11 +228,11 @@ fn replays_at_the_same_time_and_in_parts_send_each_record_once() {
     replayed(&daemon, &["--to-topic", "parts-whole"]);
     // Its parts came in the order in which they were asked for.
     compare_in_any_order("parts", &log, services.read_topic("parts-whole"));
-    replayed(&daemon, &["--to-topic", "beside"]);
-    compare("parts", &log, services.read_topic("beside"));
+    replayed(&daemon, &["--to-topic", "parts-beside"]);
+    compare("parts", &log, services.read_topic("parts-beside"));
     let said = daemon.command(&["archive", "replay", "--to-topic", "parts-whole"]);
     assert_eq!(said.status, Some(0), "{said:?}");
-    assert!(said.out.ends_with("0 records of topic parts replayed to topic whole\n"), "{said:?}");
+    assert!(said.out.ends_with("0 records of topic parts replayed to topic parts-whole\n"), "{said:?}");
     assert!(said.out.starts_with("partition 0: nothing to replay\n"), "{said:?}");
     daemon.terminate();
 }
