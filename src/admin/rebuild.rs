@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::{AdminState, aggregates, blocking, times};
 use crate::{
     aggregate::Chain,
-    config::AggregateConfig,
+    config::{AggregateConfig, Config},
     health::Health,
     http::Problem,
     position::{Offset, Timestamp},
     store::{
-        StoreError,
+        Store, StoreError,
         rebuild::{Kept, NewRebuild, Progress, Range, Rebuild},
     },
     window::Windows,
@@ -22,6 +23,8 @@ use crate::{
 
 /// For the list of the archive's objects, of which there may be a million.
 const LISTING: Duration = Duration::from_secs(60);
+/// One at a time: it has a thread of its own, and goes on where it is given up.
+static LISTING_TURN: Semaphore = Semaphore::const_new(1);
 
 pub async fn begin(
     state: web::Data<AdminState>,
@@ -38,7 +41,12 @@ pub async fn begin(
         let why = "archive.url is \"none\": there is no archive to rebuild an aggregate from";
         return Err(Problem::new(StatusCode::CONFLICT, why));
     };
-    let chains = tokio::time::timeout(LISTING, blocking(move || archived.chains())).await;
+    let list = async {
+        let turn = LISTING_TURN.acquire().await.map_err(|_| Problem::unavailable("the daemon is stopping"))?;
+        // Kept until the listing has ended, also where nobody waits for it any more.
+        blocking(move || (archived.chains(), turn).0).await
+    };
+    let chains = tokio::time::timeout(LISTING, list).await;
     let chains = chains
         .map_err(|_| Problem::unavailable(format!("the archive was not listed within {LISTING:?}: ask again")))??
         .map_err(|why| Problem::unavailable(format!("the archive cannot be read: {why:#}")))?;
@@ -73,9 +81,7 @@ pub async fn show(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let config = state.config.load_full();
-    let store = aggregates::store(&state, &config)?;
-    let aggregate = configured(&name, &config.aggregate)?;
-    no_parameters(&request)?;
+    let (store, aggregate) = one(&state, &config, &name, &request)?;
     let found = store.rebuilds().find(&aggregate.name).await.map_err(problem)?;
     Ok(HttpResponse::Ok().json(describe(&aggregate.name, found.as_ref(), &state.health, Timestamp::now())))
 }
@@ -86,9 +92,7 @@ pub async fn cancel(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let config = state.config.load_full();
-    let store = aggregates::store(&state, &config)?;
-    let aggregate = configured(&name, &config.aggregate)?;
-    no_parameters(&request)?;
+    let (store, aggregate) = one(&state, &config, &name, &request)?;
     match store.rebuilds().cancel(&aggregate.name, Timestamp::now()).await.map_err(problem)? {
         true => Ok(HttpResponse::Ok().json(json!({ "aggregate": aggregate.name, "state": "cancelled" }))),
         false => Err(Problem::not_found(format!("aggregate {:?} is not being rebuilt", aggregate.name))),
@@ -102,9 +106,17 @@ fn problem(error: StoreError) -> Problem {
     }
 }
 
-fn no_parameters(request: &HttpRequest) -> Result<(), Problem> {
+/// The aggregate of a request that has no parameters, and where it is kept.
+fn one<'s>(
+    state: &'s AdminState,
+    config: &'s Config,
+    name: &str,
+    request: &HttpRequest,
+) -> Result<(&'s dyn Store, &'s AggregateConfig), Problem> {
+    let store = aggregates::store(state, config)?;
+    let aggregate = configured(name, &config.aggregate)?;
     match url::form_urlencoded::parse(request.query_string().as_bytes()).next() {
-        None => Ok(()),
+        None => Ok((store, aggregate)),
         Some((name, _)) => Err(Problem::bad_request(format!("{name}: unknown parameter; there is none here"))),
     }
 }
