@@ -89,7 +89,7 @@ impl<S: Sink> Consumer<S> {
     ) -> anyhow::Result<Self> {
         let addr = ctx.address();
         // Batches are bounded by the source's byte budget, everything else is rare: capacity must not drop either.
-        let source = start_source(Box::new(move |event| addr.do_send(FromSource(event))))?;
+        let source = start_source(Arc::new(move |event| addr.do_send(FromSource(event))))?;
         Ok(Self {
             parts,
             source: Some(source),

@@ -70,7 +70,7 @@ pub mod ingest {
 pub mod log {
     pub use crate::log::{
         Appender, Assignment, Batch, ByteBudget, Delivery, Epoch, Full, Ingress, NewHeaders, NewRecord, Part, Producer,
-        Publish, SourceCommand, SourceEvent, SourceHandle, Span, Ticket,
+        Publish, SourceCommand, SourceEvent, SourceEvents, SourceHandle, Span, Ticket,
     };
 
     pub mod dead_letters {
@@ -85,7 +85,8 @@ pub mod log {
 
     pub mod kafka {
         pub use crate::log::kafka::{
-            KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, TopicWatches, check, prepare, settings, source,
+            KafkaAppender, KafkaDeadLetters, KafkaLetters, SharedReader, SharedReads, TopicError, TopicWatches, check,
+            prepare, settings, source,
         };
     }
 

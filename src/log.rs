@@ -152,8 +152,8 @@ pub struct SourceHandle {
     pub thread: JoinHandle<Result<(), String>>,
 }
 
-/// How a source passes events to its consumer. Must not block.
-pub type SourceEvents = Box<dyn Fn(SourceEvent) + Send>;
+/// How a consumer is passed events: by its source, and by another one that reads for both. Must not block.
+pub type SourceEvents = Arc<dyn Fn(SourceEvent) + Send + Sync>;
 
 /// Consecutive records of one partition: one contiguous buffer, and the range of offsets that it covers, also where
 /// the log has no records.
@@ -164,7 +164,8 @@ pub struct Batch {
     /// Covers `[from, to)`.
     pub from: Offset,
     pub to: Offset,
-    pub records: RecordBuffer,
+    /// Records below `from` may stand among them.
+    pub records: Arc<RecordBuffer>,
     /// Given back to the source's budget when the sink is done with the batch.
     pub permit: Permit,
 }
@@ -198,8 +199,9 @@ impl ByteBudget {
         self.has_room().then(|| self.take(bytes))
     }
 
-    /// Takes `bytes` even beyond the budget, so that a batch larger than all of it still passes. The one source that
-    /// owns the budget asks [`Self::has_room`] before: the bound is the budget and one batch, or two batches.
+    /// Takes `bytes` even beyond the budget, so that a batch larger than all of it still passes. The source that owns the
+    /// budget asks [`Self::has_room`] before, and so does one that reads for it: the bound is the budget and one batch of each,
+    /// or two batches.
     pub fn take(&self, bytes: usize) -> Permit {
         let bytes = i64::try_from(bytes.max(Permit::LEAST)).unwrap_or(i64::MAX);
         self.taken.bytes.fetch_add(bytes, Ordering::AcqRel);

@@ -122,6 +122,8 @@ metrics! {
     pub records_lost: Family<PartitionLabel, Counter>, "Records that retention removed before they were read";
     pub requests: Family<StatusLabel, Counter>, "Requests to the ingest listener, by status";
     pub lag_records: Family<PartitionLabel, Gauge>, "Records between the sink's durable position and the log's end";
+    pub shared_partitions: Family<SinkLabel, Gauge>,
+        "Partitions of the sink that the other sink's consumer fetches for both";
     pub queue_depth: Family<ActorLabel, Gauge>,
         "Requests, batches or segments that were handed to an actor and are not done yet";
     pub actor_restarts: Family<ActorLabel, Counter>, "Restarts by the guardian";
@@ -148,6 +150,11 @@ impl Metrics {
     /// The gauge of one actor's queue.
     pub fn depth(&self, actor: ActorName) -> Gauge {
         self.queue_depth.get_or_create_owned(&ActorLabel { actor: actor.as_str() })
+    }
+
+    /// The gauge of the partitions that another source reads for this sink.
+    pub fn attached(&self, sink: SinkName) -> Gauge {
+        self.shared_partitions.get_or_create_owned(&SinkLabel { sink: sink.as_str() })
     }
 
     pub fn actor_restarted(&self, actor: ActorName) {

@@ -169,7 +169,8 @@ impl Reading {
             }
             *records += piece.len() as u64;
             let permit = budget.take(piece.size());
-            let batch = Batch { partition: self.partition, epoch: Epoch::fresh(), from, to, records: piece, permit };
+            let (epoch, piece) = (Epoch::fresh(), Arc::new(piece));
+            let batch = Batch { partition: self.partition, epoch, from, to, records: piece, permit };
             open.take(&batch, reader);
             if open.bytes() >= Self::FLUSH_BYTES
                 || open.fold.touched() >= self.config.aggregator.flush_buckets

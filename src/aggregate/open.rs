@@ -303,7 +303,7 @@ mod tests {
             reader.fields.clone(),
         );
         let mut open = OpenPartition::new(fold, BTreeSet::new(), BTreeMap::new(), history, &fields);
-        open.take(&Batch { partition, epoch, from, to, records, permit }, reader);
+        open.take(&Batch { partition, epoch, from, to, records: Arc::new(records), permit }, reader);
         open
     }
 

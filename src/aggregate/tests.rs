@@ -337,7 +337,14 @@ impl Fixture {
         }
         let permit = self.budget.try_take(records.size()).unwrap();
         let to = Offset(from + values.len() as u64);
-        self.addr.do_send(Batch { partition: Partition(0), epoch, from: Offset(from), to, records, permit });
+        self.addr.do_send(Batch {
+            partition: Partition(0),
+            epoch,
+            from: Offset(from),
+            to,
+            records: Arc::new(records),
+            permit,
+        });
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
         buffer::{self, Buffer},
         dead_letters::{DeadLetterWriter, DeadLetters, Quarantine},
         embedded::{EmbeddedLetters, EmbeddedLog},
-        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters},
+        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, SharedReader},
     },
     names::{ActorName, SinkName, dependency},
     reload::FileWatch,
@@ -187,8 +187,8 @@ impl Daemon {
             env: self.env.clone(),
             fences: Fences::default(),
         });
-        let (env, instance, topic_watches) =
-            (self.env.clone(), self.data_dir.instance.clone(), self.topic_watches.clone());
+        let (env, instance) = (self.env.clone(), self.data_dir.instance.clone());
+        let (topic_watches, shared_reads) = (self.topic_watches.clone(), self.shared_reads.clone());
         let start_source = move |events: SourceEvents| -> anyhow::Result<SourceHandle> {
             let budget = |bytes| ByteBudget::new(bytes, env.metrics.depth(name.sink()));
             let live = env.config.clone();
@@ -197,7 +197,9 @@ impl Daemon {
                 Some(log) => log.source(name, live, budget(largest / LOCAL_PART), events),
                 None => {
                     let budget = budget(largest.saturating_mul(BATCHES_IN_FLIGHT));
-                    kafka::source::spawn(live, name, &instance, &topic_watches, budget, events)
+                    let attached = env.metrics.attached(name);
+                    let reader = SharedReader::new(shared_reads.clone(), events, budget, attached);
+                    kafka::source::spawn(live, name, &instance, &topic_watches, reader)
                 }
             }
         };

@@ -7,7 +7,7 @@
 //!   `probe` asks them, also whether they take our time.
 //! - [`source`] reads: `group` answers rebalances, commits what the sink confirmed, and knows which partitions are this
 //!   process's, another's or nobody's; `offsets` asks the brokers where the group and the log stand; `partitions` holds
-//!   what is delivered, and what is wrong.
+//!   what is delivered, and what is wrong; by `shared` one source reads for both sinks.
 //! - [`dead_letters`] is what operators do with records that cannot be counted; its `records` are how these are kept.
 //! - `replays` is where archived records are replayed to.
 //! - `transactions` is a transactional producer, for replays, for purges of dead letters and for the buffer's forwarder.
@@ -44,6 +44,7 @@ mod partitions;
 pub(super) mod probe;
 mod replays;
 pub mod settings;
+mod shared;
 pub mod source;
 mod status;
 mod tail;
@@ -54,4 +55,5 @@ pub use appender::KafkaAppender;
 pub use brokers::UNANSWERED_REQUEST;
 pub use dead_letters::{KafkaLetters, records::KafkaDeadLetters};
 pub use replays::KafkaReplays;
+pub use shared::{SharedReader, SharedReads};
 pub use topic::{TopicError, TopicWatches, check, prepare};

@@ -159,7 +159,10 @@ fn live(values: &[String], letter: Offset, io: &Runtime) -> Vec<u8> {
     let to = Offset(values.len() as u64);
     let permit = ByteBudget::new(1, Gauge::default()).take(1);
     let records = records(values, 0);
-    open.take(&Batch { partition: P, epoch: Epoch::fresh(), from: Offset(0), to, records, permit }, &mut reader);
+    open.take(
+        &Batch { partition: P, epoch: Epoch::fresh(), from: Offset(0), to, records: Arc::new(records), permit },
+        &mut reader,
+    );
     let mut statements = Statements::default();
     open.begin_flush(P, Epoch::fresh(), &mut statements);
     let attempt = Attempt {

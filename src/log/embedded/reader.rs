@@ -1,6 +1,7 @@
 //! The reading side of the embedded log for one sink: a thread that waits for the log's end to move.
 
 use std::{
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -234,6 +235,6 @@ impl Reader {
             return Ok(None);
         };
         let permit = self.budget.take(records.size());
-        Ok(Some(Batch { partition: PARTITION, epoch, from, to, records, permit }))
+        Ok(Some(Batch { partition: PARTITION, epoch, from, to, records: Arc::new(records), permit }))
     }
 }

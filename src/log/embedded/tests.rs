@@ -73,7 +73,7 @@ impl Reader {
 
     fn with_budget(log: &EmbeddedLog, bytes: u64) -> Self {
         let (sender, events) = unbounded();
-        let tell = Box::new(move |event| drop(sender.send(event)));
+        let tell = Arc::new(move |event| drop(sender.send(event)));
         let config: LiveConfig = Arc::new(ArcSwap::from_pointee(Config::default()));
         let budget = ByteBudget::new(bytes, Gauge::default());
         Self { source: log.source(SinkName::Archive, config, budget, tell).unwrap(), events }

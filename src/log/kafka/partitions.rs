@@ -17,15 +17,16 @@ use rdkafka::{
 use crate::{
     config::BatchConfig,
     log::{
-        Batch, ByteBudget, Epoch, Permit,
+        Batch, Epoch, Permit, SourceEvent,
         kafka::{
             client::{headers, list},
             group::SourceConsumer,
             offsets::LogRange,
+            shared::{SharedReader, Waits},
         },
         record::RecordBuffer,
     },
-    position::{Offset, Partition, Timestamp},
+    position::{Offset, Partition, Timestamp, TopicIdentity},
 };
 
 /// A seek is answered by librdkafka itself, not by a broker.
@@ -40,9 +41,17 @@ pub(super) struct Partitions {
     topic: String,
     consumer: Arc<SourceConsumer>,
     held: BTreeMap<Partition, Held>,
-    /// Cut, each at its moment, and not yet known to be of the topic that was announced. Bounded by the budget, whose
-    /// permits they hold.
-    unproven: VecDeque<(Instant, Batch)>,
+    /// Cut, and not yet known to be of the topic that was announced. Bounded by the budget, whose permits they hold.
+    unproven: VecDeque<Cut>,
+    reader: SharedReader,
+    waits: Waits,
+}
+
+struct Cut {
+    when: Instant,
+    batch: Batch,
+    /// Of the other sink, for which this source reads.
+    others: Option<Permit>,
 }
 
 struct Held {
@@ -50,6 +59,18 @@ struct Held {
     fetcher: Fetcher,
     /// Since when librdkafka has not begun to fetch it, though it was told to.
     refused: Option<Instant>,
+    reading: Reading,
+}
+
+/// Who fetches a partition that is delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// This source, if anybody.
+    Own,
+    /// The other sink's source, while what this one fetched before is being handed on.
+    Attached,
+    /// The other sink's source, to which everything is left ([`SharedReader::open`]).
+    Open,
 }
 
 enum Phase {
@@ -74,8 +95,19 @@ enum Fetcher {
 }
 
 impl Partitions {
-    pub fn new(topic: &str, consumer: Arc<SourceConsumer>) -> Self {
-        Self { topic: topic.to_owned(), consumer, held: BTreeMap::new(), unproven: VecDeque::new() }
+    pub fn new(topic: &str, consumer: Arc<SourceConsumer>, reader: SharedReader) -> Self {
+        let (held, unproven, waits) = (BTreeMap::new(), VecDeque::new(), Waits::default());
+        Self { topic: topic.to_owned(), consumer, held, unproven, reader, waits }
+    }
+
+    /// The topic that is read; from now on the other sink's source may read for this one, and this one for it.
+    pub fn belongs_to(&mut self, identity: TopicIdentity) {
+        self.reader.belongs_to(identity);
+    }
+
+    /// Tells the consumer of this source's sink.
+    pub fn tell(&self, event: SourceEvent) {
+        self.reader.tell(event);
     }
 
     pub fn len(&self) -> usize {
@@ -92,11 +124,14 @@ impl Partitions {
 
     /// The group gave it to us; librdkafka does not fetch it yet.
     pub fn assigned(&mut self, partition: Partition) {
-        self.held.insert(partition, Held { phase: Phase::Waiting, fetcher: Fetcher::Absent, refused: None });
+        self.reader.detach(partition);
+        let (phase, fetcher, reading) = (Phase::Waiting, Fetcher::Absent, Reading::Own);
+        self.held.insert(partition, Held { phase, fetcher, refused: None, reading });
     }
 
     /// It is not ours any more; what is buffered of it is dropped.
     pub fn revoked(&mut self, partition: Partition) {
+        self.reader.detach(partition);
         self.drop_unproven(partition);
         self.held.remove(&partition);
     }
@@ -148,7 +183,7 @@ impl Partitions {
     }
 
     fn drop_unproven(&mut self, partition: Partition) {
-        self.unproven.retain(|(_, batch)| batch.partition != partition);
+        self.unproven.retain(|cut| cut.batch.partition != partition);
     }
 
     /// Takes a record over; says whether its partition has a full batch now. Records of partitions that are not
@@ -176,25 +211,46 @@ impl Partitions {
         self.deliveries().filter_map(|(_, delivery)| delivery.due_in(limits, now)).min()
     }
 
-    /// Cuts the batches that are due, the longest waiting first, as far as the budget goes. They wait for
-    /// [`Self::take_proven`].
-    pub fn cut_due(&mut self, limits: &BatchConfig, budget: &ByteBudget) -> Result<(), Starved> {
+    /// Cuts the batches that are due, the longest waiting first, as far as the budget goes, and that of the sink which this
+    /// source reads for. They wait for [`Self::hand_on_proven`].
+    pub fn cut_due(&mut self, limits: &BatchConfig) -> Result<(), Starved> {
         let now = Instant::now();
         let buffered: usize = self.deliveries().map(|(_, delivery)| delivery.size()).sum();
         // Many partitions with a little each go early, so that what waits here is bounded by two batches.
         let early = buffered >= 2 * limits.max_bytes.as_usize();
         let mut due: Vec<_> = self
-            .deliveries()
-            .filter(|(_, delivery)| delivery.due_in(limits, now).is_some_and(|due| early || due.is_zero()))
-            .map(|(partition, delivery)| (delivery.since, partition))
+            .held
+            .iter()
+            .filter_map(|(partition, held)| match &held.phase {
+                Phase::Delivered(delivery) => Some((*partition, delivery, held.reading == Reading::Attached)),
+                _ => None,
+            })
+            .filter(|(_, delivery, last)| {
+                delivery.due_in(limits, now).is_some_and(|due| early || *last || due.is_zero())
+            })
+            .map(|(partition, delivery, _)| (delivery.since, partition))
             .collect();
         due.sort_unstable();
         for (_, partition) in due {
             if let Some(Held { phase: Phase::Delivered(delivery), .. }) = self.held.get_mut(&partition) {
-                let permit = budget.try_take(delivery.size()).ok_or(Starved)?;
-                self.unproven.push_back((now, delivery.cut(partition, permit)));
+                let (own, others) =
+                    (self.reader.budget().try_take(delivery.size()), self.reader.permit(partition, delivery.size()));
+                let (permit, others) = match (own, others) {
+                    (Some(permit), Ok(others)) => (permit, others),
+                    // Both wait for their sinks, or nobody but this one.
+                    (None, Err(Starved) | Ok(None)) => return Err(Starved),
+                    (Some(_), Err(Starved)) | (None, Ok(Some(_))) => {
+                        if self.waits.waits(now) {
+                            tracing::debug!(topic = self.topic, %partition, "one sink waits for the other: both read by themselves");
+                            self.reader.part(now);
+                        }
+                        return Err(Starved);
+                    }
+                };
+                self.unproven.push_back(Cut { when: now, batch: delivery.cut(partition, permit), others });
             }
         }
+        self.waits.went_on(now);
         Ok(())
     }
 
@@ -203,18 +259,35 @@ impl Partitions {
         !self.unproven.is_empty()
     }
 
-    /// The next batch that was cut before `asked`, when the topic was still the one that was announced.
-    pub fn take_proven(&mut self, asked: Instant) -> Option<Batch> {
-        let (cut, _) = self.unproven.front()?;
-        if *cut < asked { self.unproven.pop_front().map(|(_, batch)| batch) } else { None }
+    /// Hands on the batches that were cut before `asked`, when the topic was still the one that was announced.
+    pub fn hand_on_proven(&mut self, asked: Instant) {
+        while let Some(Cut { batch, others, .. }) = self.unproven.pop_front_if(|cut| cut.when < asked) {
+            if let Some(Held { phase: Phase::Delivered(delivery), .. }) = self.held.get_mut(&batch.partition) {
+                delivery.handed = batch.to;
+            }
+            self.reader.hand(&batch, others);
+            self.reader.tell(SourceEvent::Batch(batch));
+        }
+    }
+
+    /// Leaves to the other sink's source what this one has nothing left to hand on of.
+    pub fn open_attached(&mut self) {
+        for (partition, held) in &mut self.held {
+            if let Phase::Delivered(delivery) = &held.phase
+                && held.reading == Reading::Attached
+                && delivery.handed == delivery.next
+            {
+                held.reading = Reading::Open;
+                self.reader.open(*partition);
+            }
+        }
     }
 
     /// Where a partition is delivered and nothing waits here: all records below are handed on.
     pub fn delivered(&self, partition: Partition) -> Option<Offset> {
-        match self.held.get(&partition) {
-            Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running, .. })
-                if delivery.since.is_none() =>
-            {
+        match self.held.get(&partition)? {
+            Held { reading: Reading::Open, .. } => self.reader.at(partition),
+            Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running, .. } if delivery.since.is_none() => {
                 Some(delivery.next)
             }
             _ => None,
@@ -244,21 +317,39 @@ impl Partitions {
         outside
     }
 
-    /// Makes librdkafka fetch what is delivered and not fetched. `answers`: whether the brokers are known to answer about a partition.
+    /// Sees to it that what is delivered is fetched: by the other sink's source where that one is at the same place, else by
+    /// librdkafka. `answers`: whether the brokers are known to answer about a partition.
     pub fn start_all(&mut self, answers: impl Fn(Partition) -> bool) {
+        let now = Instant::now();
+        let mut attached = Vec::new();
         for (partition, held) in &mut self.held {
-            held.refused = match &held.phase {
-                Phase::Delivered(delivery) if held.fetcher != Fetcher::Running => {
-                    let started = start(&self.consumer, &self.topic, *partition, &mut held.fetcher, delivery.next);
-                    started.err().and_then(|error| {
-                        // A partition that was assigned a moment ago takes no seek yet.
-                        tracing::debug!(topic = self.topic, %partition, %error, "not started yet, trying again");
-                        refused_since(held.refused, answers(*partition), Instant::now())
-                    })
+            let partition = *partition;
+            let refused = held.refused.take();
+            let Phase::Delivered(delivery) = &mut held.phase else { continue };
+            if held.reading != Reading::Own {
+                if self.reader.is_fed(partition) {
+                    continue;
                 }
-                _ => None,
-            };
+                detach(&self.reader, partition, delivery);
+                held.reading = Reading::Own;
+            }
+            if self.reader.attach(partition, delivery.epoch, delivery.next, now) {
+                held.reading = Reading::Attached;
+                attached.push(partition);
+                continue;
+            }
+            if held.fetcher != Fetcher::Running {
+                let started = start(&self.consumer, &self.topic, partition, &mut held.fetcher, delivery.next);
+                if let Err(error) = started {
+                    // A partition that was assigned a moment ago takes no seek yet.
+                    tracing::debug!(topic = self.topic, %partition, %error, "not started yet, trying again");
+                    held.refused = refused_since(refused, answers(partition), now);
+                    continue;
+                }
+            }
+            self.reader.reads(partition, delivery.handed, delivery.next);
         }
+        self.pause(&attached);
     }
 
     /// A partition that librdkafka does not begin to fetch, for longer than any reason to.
@@ -274,6 +365,11 @@ impl Partitions {
         self.stop(&all);
     }
 
+    /// At the end: whoever is attached to this source reads by itself.
+    pub fn leave(&self) {
+        self.held.keys().for_each(|partition| _ = self.reader.detach(*partition));
+    }
+
     /// Has librdkafka fetch nothing, as where it has lost its way: nothing here knows of it.
     #[cfg(debug_assertions)]
     pub fn stall(&self) {
@@ -282,7 +378,20 @@ impl Partitions {
         self.consumer.pause(&all).expect("librdkafka pauses what it has");
     }
 
+    /// Has librdkafka fetch nothing of these; who is attached to this source, and what it is attached to, it leaves.
     fn stop(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            let Some(held) = self.held.get_mut(partition) else { continue };
+            match &mut held.phase {
+                Phase::Delivered(delivery) => detach(&self.reader, *partition, delivery),
+                _ => _ = self.reader.detach(*partition),
+            }
+            held.reading = Reading::Own;
+        }
+        self.pause(partitions);
+    }
+
+    fn pause(&mut self, partitions: &[Partition]) {
         let mut running = TopicPartitionList::new();
         for partition in partitions {
             if let Some(held) = self.held.get_mut(partition)
@@ -297,6 +406,13 @@ impl Partitions {
         {
             tracing::warn!(topic = self.topic, %error, "librdkafka refuses to pause");
         }
+    }
+}
+
+/// Ends what this source says of a partition. Where another one read for it, it goes on behind what that one handed to it.
+fn detach(reader: &SharedReader, partition: Partition, delivery: &mut Delivery) {
+    if let Some(at) = reader.detach(partition) {
+        (delivery.from, delivery.next, delivery.handed) = (at, at, at);
     }
 }
 
@@ -333,10 +449,11 @@ fn start(
 
 /// What is delivered of one partition since the latest `Begin`.
 ///
-/// Invariant: everything in `[Begin's at, from)` was handed on, `[from, next)` is in `buffer`, and `next` is where
-/// librdkafka is (re)started. librdkafka's own position is never asked for.
+/// Invariant: everything in `[Begin's at, from)` was cut, of that all below `handed` was handed on, `[from, next)` is in
+/// `buffer`, and `next` is where librdkafka is (re)started. librdkafka's own position is never asked for.
 pub(super) struct Delivery {
     pub epoch: Epoch,
+    handed: Offset,
     from: Offset,
     /// The next offset to be fetched.
     pub next: Offset,
@@ -349,7 +466,7 @@ pub(super) struct Delivery {
 
 impl Delivery {
     pub fn new(epoch: Epoch, at: Offset) -> Self {
-        Self { epoch, from: at, next: at, buffer: RecordBuffer::default(), expected: 0, since: None }
+        Self { epoch, handed: at, from: at, next: at, buffer: RecordBuffer::default(), expected: 0, since: None }
     }
 
     pub fn size(&self) -> usize {
@@ -404,7 +521,7 @@ impl Delivery {
         self.expected = records.size() + records.size() / 8;
         let from = std::mem::replace(&mut self.from, self.next);
         self.since = None;
-        Batch { partition, epoch: self.epoch, from, to: self.next, records, permit }
+        Batch { partition, epoch: self.epoch, from, to: self.next, records: Arc::new(records), permit }
     }
 }
 

@@ -43,13 +43,14 @@ use rdkafka::{
 use crate::{
     config::{LiveConfig, StoreKind},
     log::{
-        Assignment, ByteBudget, SourceCommand, SourceEvent, SourceEvents, SourceHandle,
+        Assignment, SourceCommand, SourceEvent, SourceHandle,
         kafka::{
             client::Context,
             group::{Change, CommitMetadata, Commits, Committer, Group, Ownership, SourceConsumer},
             offsets::{Finding, LogRange, Lookup, Membership, OffsetReader, PartitionOffsets},
             partitions::{Partitions, Starved},
             settings,
+            shared::SharedReader,
             status::SourceStatus,
             tail::{Tail, Tails},
             topic::{Sighting, TopicWatch, TopicWatches},
@@ -87,8 +88,7 @@ pub fn spawn(
     sink: SinkName,
     instance_id: &str,
     topic_watches: &TopicWatches,
-    budget: ByteBudget,
-    events: SourceEvents,
+    reader: SharedReader,
 ) -> anyhow::Result<SourceHandle> {
     let now = config.load();
     let topic = now.queue.topic.clone();
@@ -110,7 +110,7 @@ pub fn spawn(
     let (commands, receiver) = unbounded();
     let source = Source {
         sink,
-        partitions: Partitions::new(&topic, consumer.clone()),
+        partitions: Partitions::new(&topic, consumer.clone(), reader),
         topic,
         config: config.clone(),
         consumer,
@@ -121,8 +121,6 @@ pub fn spawn(
         sighted: Instant::now(),
         committer,
         commands: receiver,
-        budget,
-        events,
         round: 0,
         ownership: Ownership::new(settings::new_partitions_within(&settings)),
         paused: false,
@@ -155,8 +153,6 @@ struct Source {
     sighted: Instant,
     committer: Committer,
     commands: Receiver<SourceCommand>,
-    budget: ByteBudget,
-    events: SourceEvents,
     partitions: Partitions,
     /// Numbers the lookups, so that the answer to an older one can be told apart.
     round: u64,
@@ -195,6 +191,7 @@ impl Source {
         let Err(end) = served.unwrap_or_else(|payload| {
             Err(End::Fatal(Code::Fail, format!("its thread panicked: {}", panic_message(payload.as_ref()))))
         });
+        self.partitions.leave();
         let event = match end {
             End::Close(positions) => return self.close(&positions),
             End::Fatal(Code::FencedInstanceId, reason) => SourceEvent::Fenced(format!(
@@ -212,7 +209,7 @@ impl Source {
                 ))
             }
         };
-        (self.events)(event);
+        self.partitions.tell(event);
         // The consumer is of no use any more, and its owner has yet to close it.
         let positions = loop {
             match self.commands.recv() {
@@ -249,7 +246,7 @@ impl Source {
                 return Err(End::Fatal(Code::Fail, "a thread of it panicked".to_owned()));
             }
             if let Some(outcome) = self.status.news(Instant::now()) {
-                (self.events)(outcome.map_or_else(SourceEvent::Unavailable, |()| SourceEvent::Available));
+                self.partitions.tell(outcome.map_or_else(SourceEvent::Unavailable, |()| SourceEvent::Available));
             }
             self.hand_on();
             if !self.paused && !self.parked {
@@ -356,7 +353,7 @@ impl Source {
                         self.partitions.revoked(*partition);
                         new.remove(partition);
                     }
-                    (self.events)(SourceEvent::Revoked(partitions));
+                    self.partitions.tell(SourceEvent::Revoked(partitions));
                 }
             }
         }
@@ -414,7 +411,7 @@ impl Source {
                     // A reader sees no records behind an open transaction, and there may be any number.
                     let is_closed = log.high == log.end;
                     let tail = self.tails.look(*partition, delivered, log.end, Instant::now());
-                    (self.events)(match delivered {
+                    self.partitions.tell(match delivered {
                         Some(from) if is_closed && tail == Tail::Empty => {
                             SourceEvent::EmptyTail { partition: *partition, from, to: log.end }
                         }
@@ -483,10 +480,11 @@ impl Source {
             self.ownership.tell(held, now);
             if self.identity.is_none() {
                 self.identity = Some(written_by.identity.clone());
+                self.partitions.belongs_to(written_by.identity.clone());
                 self.sighted = now;
                 self.consumer.context().belongs_to(written_by.clone());
             }
-            (self.events)(SourceEvent::Assigned(assignments));
+            self.partitions.tell(SourceEvent::Assigned(assignments));
         }
     }
 
@@ -536,12 +534,11 @@ impl Source {
             return;
         }
         let config = self.config.load();
-        let cut = self.partitions.cut_due(&config.batch, &self.budget);
+        let cut = self.partitions.cut_due(&config.batch);
         if let Some(proven) = self.proven {
-            while let Some(batch) = self.partitions.take_proven(proven) {
-                (self.events)(SourceEvent::Batch(batch));
-            }
+            self.partitions.hand_on_proven(proven);
         }
+        self.partitions.open_attached();
         if self.partitions.has_unproven() {
             self.topic_watch.ask();
             self.status.waits_for_watch(Instant::now());

@@ -24,7 +24,7 @@ use super::reader::{Reader, distinct};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-pub type SourceEvents = Box<dyn Fn(SourceEvent) + Send>;
+pub use ingestd::internals::log::SourceEvents;
 
 /// An empty log, for one test.
 pub trait Backend {

@@ -16,7 +16,9 @@ use ingestd::internals::{
     log::{
         Appender, ByteBudget, SourceCommand, SourceEvent, SourceHandle,
         dead_letters::{DeadLetter, DeadLetterWriter, DeadLetters, Filter, Origin, Quarantine, Source},
-        kafka::{self, KafkaAppender, KafkaDeadLetters, KafkaLetters, TopicError, TopicWatches},
+        kafka::{
+            self, KafkaAppender, KafkaDeadLetters, KafkaLetters, SharedReader, SharedReads, TopicError, TopicWatches,
+        },
     },
     metrics::Metrics,
     names::SinkName,
@@ -79,7 +81,8 @@ impl Place {
 /// A source of this member.
 fn member(config: &Config, instance: &str, budget: &ByteBudget, tell: SourceEvents) -> SourceHandle {
     let live = Arc::new(ArcSwap::from_pointee(config.clone()));
-    kafka::source::spawn(live, SinkName::Archive, instance, &TopicWatches::default(), budget.clone(), tell).unwrap()
+    let reader = SharedReader::new(SharedReads::default(), tell, budget.clone(), Gauge::default());
+    kafka::source::spawn(live, SinkName::Archive, instance, &TopicWatches::default(), reader).unwrap()
 }
 
 fn read_as(config: &Config, instance: &str) -> Reader {
@@ -153,6 +156,64 @@ fn two_members_share_the_partitions_and_each_record_is_seen_once_beyond_the_comm
     assert!(!of_second.is_empty());
     seen.extend(of_second);
     assert_eq!((seen.len(), distinct(&seen)), (1000, 1000));
+}
+
+#[test]
+fn one_source_reads_for_both_sinks_and_each_goes_on_alone_when_the_other_stops() {
+    let Some(mut place) = Place::named("both") else { return };
+    place.config.queue.kafka.partitions = 3;
+    let config = &place.config;
+    kafka::prepare(config, false).unwrap();
+    let appender = appender(config);
+    append(&appender, 0..1000);
+    let (live, watches, reads) =
+        (Arc::new(ArcSwap::from_pointee(config.clone())), TopicWatches::default(), SharedReads::default());
+    let attached = Gauge::default();
+    let mut sinks = [SinkName::Archive, SinkName::Aggregate].map(|sink| {
+        Reader::of(|tell| {
+            let budget = ByteBudget::new(32 << 20, Gauge::default());
+            let reader = SharedReader::new(reads.clone(), tell, budget, attached.clone());
+            kafka::source::spawn(live.clone(), sink, "one", &watches, reader).unwrap()
+        })
+    });
+    let read = |sinks: &mut [Reader; 2], records: [usize; 2], shared: i64| {
+        let deadline = Instant::now() + PATIENCE;
+        while sinks[0].seen.len() < records[0] || sinks[1].seen.len() < records[1] || attached.get() != shared {
+            let seen = sinks.each_ref().map(|sink| sink.seen.len());
+            assert!(Instant::now() < deadline, "{seen:?} instead of {records:?}, {} shared", attached.get());
+            sinks.iter_mut().for_each(|sink| drop(sink.step(Duration::from_millis(10))));
+        }
+    };
+    // Both come to the end, and there one has all partitions read by the other, or each has some.
+    read(&mut sinks, [1000, 1000], 3);
+    append(&appender, 1000..2000);
+    read(&mut sinks, [2000, 2000], 3);
+    for (paused, other) in [(0, 1), (1, 0)] {
+        let before = sinks[paused].seen.len();
+        sinks[paused].command(SourceCommand::Pause);
+        read(&mut sinks, [0, 0], 0);
+        append(&appender, before..before + 1000);
+        let mut wanted = [before; 2];
+        wanted[other] += 1000;
+        read(&mut sinks, wanted, 0);
+        assert_eq!(sinks[paused].seen.len(), before);
+        sinks[paused].command(SourceCommand::Resume);
+        read(&mut sinks, [before + 1000; 2], 3);
+    }
+    // One begins anew a little before, and comes to the other's place again.
+    let back = sinks[0].positions();
+    for (partition, position) in back {
+        sinks[0].begin(partition, Offset(position.0 - 100));
+    }
+    read(&mut sinks, [4300, 4000], 3);
+    append(&appender, 4000..4500);
+    read(&mut sinks, [4800, 4500], 3);
+    for (sink, repeated) in sinks.into_iter().zip([300, 0]) {
+        let positions = sink.positions();
+        let seen = sink.close(positions);
+        assert_eq!((seen.len(), distinct(&seen)), (4500 + repeated, 4500));
+    }
+    assert_eq!(attached.get(), 0);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -51,7 +52,7 @@ impl Reader {
 
     pub fn of(spawn: impl FnOnce(super::conformance::SourceEvents) -> SourceHandle) -> Self {
         let (sender, events) = unbounded();
-        let source = spawn(Box::new(move |event| drop(sender.send(event))));
+        let source = spawn(Arc::new(move |event| drop(sender.send(event))));
         Self { source, events, expected: BTreeMap::new(), assignments: Vec::new(), seen: Vec::new() }
     }
 
@@ -94,8 +95,9 @@ impl Reader {
                 }
                 assert_eq!(*from, batch.from, "batches of {} are contiguous", batch.partition);
                 *from = batch.to;
-                for record in batch.records.iter() {
-                    assert!(batch.from <= record.offset && record.offset < batch.to, "{} in {batch:?}", record.offset);
+                // A sink passes over what stands below its cursor: a batch that was read for another one has it, too.
+                for record in batch.records.iter().filter(|record| record.offset >= batch.from) {
+                    assert!(record.offset < batch.to, "{} in {batch:?}", record.offset);
                     let headers = record.headers.iter();
                     self.seen.push(Seen {
                         partition: batch.partition,
