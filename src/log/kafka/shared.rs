@@ -29,8 +29,8 @@ use crate::{
     position::{Offset, Partition, TopicIdentity},
 };
 
-/// A source that is ahead by no more offsets than this waits for the one that reads: a moment's work.
-const AHEAD: u64 = 10_000;
+/// A source that is ahead by no more offsets than this waits for the one that reads: half a second of work.
+const AHEAD: u64 = 100_000;
 /// How long two that parted read by themselves, at least.
 const APART: Duration = Duration::from_secs(60);
 
