@@ -7,7 +7,8 @@
 //!   `probe` asks them, also whether they take our time.
 //! - [`source`] reads: `group` answers rebalances, commits what the sink confirmed, and knows which partitions are this
 //!   process's, another's or nobody's; `offsets` asks the brokers where the group and the log stand; `partitions` holds
-//!   what is delivered, and what is wrong; by `shared` one source reads for both sinks.
+//!   what is delivered, and what is wrong; `fetched` takes many records from librdkafka
+//!   at once; by `shared` one source reads for both sinks.
 //! - [`dead_letters`] is what operators do with records that cannot be counted; its `records` are how these are kept.
 //! - `replays` is where archived records are replayed to.
 //! - `transactions` is a transactional producer, for replays, for purges of dead letters and for the buffer's forwarder.
@@ -38,6 +39,7 @@ pub mod appender;
 mod brokers;
 pub(super) mod client;
 pub mod dead_letters;
+mod fetched;
 mod group;
 mod offsets;
 mod partitions;

@@ -1,14 +1,13 @@
 //! What all clients of librdkafka share: their context, the log lines, how a client that lost its way is told from brokers that
 //! are away, and the questions that the `rdkafka` crate does not wrap.
 //!
-//! That crate wraps neither `DescribeTopics` nor what a fetch says of a log's end, and panics on a header's name or a
-//! committed offset's metadata that is not UTF-8; so here librdkafka's C interface is used. Beside `probe` and
-//! [`crate::vector`], this is the library's only file with `unsafe`.
+//! That crate wraps neither `DescribeTopics` nor what a fetch says of a log's end, and panics on a committed offset's metadata
+//! that is not UTF-8; so here librdkafka's C interface is used. Beside `fetched`, `probe` and [`crate::vector`], this is the
+//! library's only file with `unsafe`.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    ffi::{CStr, CString, c_char, c_void},
+    ffi::{CStr, CString, c_char},
     ops::Deref,
     panic::{self, AssertUnwindSafe},
     ptr::{self, NonNull},
@@ -25,7 +24,7 @@ use rdkafka::{
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, KafkaResult},
-    message::{self, BorrowedMessage, DeliveryResult, OwnedHeaders},
+    message::{self, DeliveryResult, OwnedHeaders},
     metadata::{Metadata, MetadataTopic},
     producer::ProducerContext,
     topic_partition_list::TopicPartitionListElem,
@@ -33,7 +32,6 @@ use rdkafka::{
     util::IntoOpaque,
 };
 use rdkafka_sys as sys;
-use smallvec::SmallVec;
 
 use crate::position::{Offset, Partition, TopicIdentity};
 
@@ -263,35 +261,6 @@ impl Reconnect {
 pub(super) fn a_new_client_is_answered(settings: &ClientConfig, topic: &str) -> bool {
     open::<BaseConsumer<Context>>(settings)
         .is_ok_and(|client| topic_identity(client.client(), topic, NEW_CLIENT_DEADLINE).is_ok())
-}
-
-/// A header's name and value.
-type Header<'m> = (Cow<'m, str>, Option<&'m [u8]>);
-
-/// Name and value of each header of a message, in their order; few of them need no memory of their own. A name that is
-/// not UTF-8, which any producer may write and no broker checks, has U+FFFD in place of what is not.
-pub(super) fn headers<'m>(message: &'m BorrowedMessage<'_>) -> SmallVec<[Header<'m>; 4]> {
-    let mut all = SmallVec::new();
-    let mut headers = ptr::null_mut();
-    // SAFETY: the message is alive for 'm, and librdkafka only writes `headers`.
-    let found = unsafe { sys::rd_kafka_message_headers(message.ptr(), &raw mut headers) };
-    if found != sys::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-        return all;
-    }
-    loop {
-        let (mut name, mut value, mut size) = (ptr::null::<c_char>(), ptr::null::<c_void>(), 0);
-        // SAFETY: `headers` belongs to the message; an index past the last one is answered with an error.
-        let got =
-            unsafe { sys::rd_kafka_header_get_all(headers, all.len(), &raw mut name, &raw mut value, &raw mut size) };
-        if got != sys::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return all;
-        }
-        // SAFETY: librdkafka ends names with a NUL; name and value live as long as the message, which is 'm.
-        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
-        // SAFETY: as above; a null pointer stands for a null value.
-        let value = (!value.is_null()).then(|| unsafe { slice::from_raw_parts(value.cast::<u8>(), size) });
-        all.push((name, value));
-    }
 }
 
 /// A list for librdkafka: partitions of one topic, each at its offset.

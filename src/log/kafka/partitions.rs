@@ -7,19 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{
-    Offset as KafkaOffset, TopicPartitionList,
-    consumer::Consumer,
-    error::KafkaResult,
-    message::{BorrowedMessage, Message as _},
-};
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList, consumer::Consumer, error::KafkaResult};
 
 use crate::{
     config::BatchConfig,
     log::{
         Batch, Epoch, Permit, SourceEvent,
         kafka::{
-            client::{headers, list},
+            client::list,
+            fetched::{Fetched, Message},
             group::SourceConsumer,
             offsets::LogRange,
             shared::{SharedReader, Waits},
@@ -43,6 +39,7 @@ pub(super) struct Partitions {
     held: BTreeMap<Partition, Held>,
     /// Cut, and not yet known to be of the topic that was announced. Bounded by the budget, whose permits they hold.
     unproven: VecDeque<Cut>,
+    fetched: Fetched,
     reader: SharedReader,
     waits: Waits,
 }
@@ -95,9 +92,10 @@ enum Fetcher {
 }
 
 impl Partitions {
-    pub fn new(topic: &str, consumer: Arc<SourceConsumer>, reader: SharedReader) -> Self {
+    pub fn new(topic: &str, consumer: Arc<SourceConsumer>, reader: SharedReader) -> KafkaResult<Self> {
         let (held, unproven, waits) = (BTreeMap::new(), VecDeque::new(), Waits::default());
-        Self { topic: topic.to_owned(), consumer, held, unproven, reader, waits }
+        let fetched = Fetched::new(consumer.clone())?;
+        Ok(Self { topic: topic.to_owned(), consumer, held, unproven, fetched, reader, waits })
     }
 
     /// The topic that is read; from now on the other sink's source may read for this one, and this one for it.
@@ -188,14 +186,26 @@ impl Partitions {
 
     /// Takes a record over; says whether its partition has a full batch now. Records of partitions that are not
     /// delivered are dropped: they are fetched again when they are.
-    pub fn take(&mut self, partition: Partition, message: &BorrowedMessage<'_>, limits: &BatchConfig) -> bool {
-        match self.held.get_mut(&partition) {
+    fn take(held: &mut BTreeMap<Partition, Held>, message: &Message<'_>, limits: &BatchConfig) -> bool {
+        match held.get_mut(&message.partition()) {
             Some(Held { phase: Phase::Delivered(delivery), fetcher: Fetcher::Running, .. }) => {
                 delivery.take(message);
                 delivery.is_full(limits)
             }
             _ => false,
         }
+    }
+
+    /// Takes what librdkafka has, about `most` records, until a batch is full; waits for the first. Whether there was any; an
+    /// error is librdkafka's.
+    pub fn fetch(&mut self, wait: Duration, most: usize, limits: &BatchConfig) -> (bool, KafkaResult<()>) {
+        let held = &mut self.held;
+        self.fetched.each(wait, most, |message| !Self::take(held, message, limits))
+    }
+
+    /// A record of this partition came by another way than [`Self::fetch`]: it is fetched again, in its order.
+    pub fn fetch_again(&mut self, partition: Partition) {
+        self.stop(&[partition]);
     }
 
     fn deliveries(&self) -> impl Iterator<Item = (Partition, &Delivery)> {
@@ -339,7 +349,8 @@ impl Partitions {
                 continue;
             }
             if held.fetcher != Fetcher::Running {
-                let started = start(&self.consumer, &self.topic, partition, &mut held.fetcher, delivery.next);
+                let started =
+                    start(&self.consumer, &self.fetched, &self.topic, partition, &mut held.fetcher, delivery.next);
                 if let Err(error) = started {
                     // A partition that was assigned a moment ago takes no seek yet.
                     tracing::debug!(topic = self.topic, %partition, %error, "not started yet, trying again");
@@ -424,6 +435,7 @@ fn refused_since(before: Option<Instant>, answers: bool, now: Instant) -> Option
 /// Makes librdkafka fetch a partition that is not fetched, from `at` on.
 fn start(
     consumer: &SourceConsumer,
+    fetched: &Fetched,
     topic: &str,
     partition: Partition,
     fetcher: &mut Fetcher,
@@ -437,6 +449,7 @@ fn start(
         *fetcher = Fetcher::Absent;
     }
     if *fetcher == Fetcher::Absent {
+        fetched.forward(topic, partition)?;
         consumer.incremental_assign(&one)?;
         consumer.pause(&one)?;
         *fetcher = Fetcher::Paused;
@@ -475,12 +488,11 @@ impl Delivery {
 
     /// Takes a message over. Those below `next` were taken before; offsets skipped have no record (a transaction's
     /// markers, aborted records).
-    pub fn take(&mut self, message: &BorrowedMessage<'_>) {
-        let Some(offset) = Offset::from_kafka(message.offset()) else { return };
-        let received = Timestamp(message.timestamp().to_millis().unwrap_or_default());
-        let headers = headers(message);
+    fn take(&mut self, message: &Message<'_>) {
+        let Some(offset) = message.offset() else { return };
+        let headers = message.headers();
         let headers = headers.iter().map(|(name, value)| (name.as_ref(), *value));
-        self.push(offset, received, message.key(), message.payload(), headers);
+        self.push(offset, message.time(), message.key(), message.value(), headers);
     }
 
     fn push<'h>(

@@ -107,10 +107,12 @@ pub fn spawn(
     let offsets = OffsetReader::start(consumer.clone(), plain, membership, &topic, generation)?;
     let topic_watch = topic_watches.share(&now)?;
     let committer = Committer::start(consumer.clone())?;
+    let partitions =
+        Partitions::new(&topic, consumer.clone(), reader).context("librdkafka makes no queue of records")?;
     let (commands, receiver) = unbounded();
     let source = Source {
         sink,
-        partitions: Partitions::new(&topic, consumer.clone(), reader),
+        partitions,
         topic,
         config: config.clone(),
         consumer,
@@ -285,37 +287,36 @@ impl Source {
         if self.partitions.has_unproven() && !self.paused {
             wait = wait.min(UNPROVEN);
         }
-        for _ in 0..ROUND {
-            let polled = consumer.poll(wait);
-            let nothing = polled.is_none();
-            // Once a round: the clock's answer costs as much as a record.
-            if !nothing && !wait.is_zero() {
-                self.active = Instant::now();
-            }
-            let full = match polled {
-                Some(Ok(message)) => {
-                    self.status.progressed();
-                    self.partitions.take(Partition(message.partition()), &message, &config.batch)
-                }
-                Some(Err(error)) => {
-                    if let Some((code, reason)) = consumer.client().fatal_error() {
-                        return Err(End::Fatal(code, reason));
-                    }
-                    self.on_error(&error);
-                    false
-                }
-                None => false,
-            };
-            if nothing || full {
-                break;
-            }
-            wait = Duration::ZERO;
+        let (took, outcome) = self.partitions.fetch(wait, ROUND, &config.batch);
+        if took {
+            self.active = Instant::now();
+            self.status.progressed();
         }
-        // A poll in which the group decided something brings no record and so was the last one.
+        if let Err(error) = outcome {
+            self.complain(&error)?;
+        }
+        // Everything else: rebalances, which are answered within this call, and errors. It says nothing of what it answered itself,
+        // and ends no wait for what stands behind that: so until there is nothing twice.
+        let mut nothing = 0;
+        while nothing < 2 {
+            match consumer.poll(Duration::ZERO) {
+                Some(Ok(message)) => self.partitions.fetch_again(Partition(message.partition())),
+                Some(Err(error)) => self.complain(&error)?,
+                None => nothing += 1,
+            }
+        }
         self.rebalance();
         if let Some(reason) = consumer.context().take_unreachable() {
             self.status.disconnected(format!("all brokers are down: {reason}"));
         }
+        Ok(())
+    }
+
+    fn complain(&mut self, error: &KafkaError) -> Result<(), End> {
+        if let Some((code, reason)) = self.consumer.client().fatal_error() {
+            return Err(End::Fatal(code, reason));
+        }
+        self.on_error(error);
         Ok(())
     }
 

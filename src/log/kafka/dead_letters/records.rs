@@ -44,7 +44,8 @@ use crate::{
     log::{
         dead_letters::{DeadLetter, DeadLetterWriter, LettersError, Origin, Quarantine, Source, State},
         kafka::{
-            client::{self, Context, headers, list, owned_headers, topic_in},
+            client::{self, Context, list, owned_headers, topic_in},
+            fetched::headers,
             probe::is_refusal,
             settings,
         },
