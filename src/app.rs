@@ -5,6 +5,7 @@
 
 mod banner;
 mod check;
+mod mapped;
 mod signals;
 mod stop;
 mod wiring;
@@ -53,6 +54,8 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// What has been away for this long is not about to come.
 const OUTAGE: Duration = Duration::from_secs(2);
+/// After it is ready, what a start needs is over.
+const SETTLED: Duration = Duration::from_secs(1);
 /// Below the time that systemd gives a start (90 s).
 const LONGEST_START: Duration = Duration::from_secs(60);
 
@@ -180,7 +183,7 @@ impl Daemon {
             starting.set(None);
         }
         logging::banner(&banner(ingest_address.as_deref(), &admin_address, &config, &self.data_dir, self.roles));
-        actix_rt::spawn(tell_systemd(self.env.health.clone()));
+        actix_rt::spawn(after_the_start(self.env.health.clone()));
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
                 running.buffer.as_ref().map_or(Ok(()), |buffer| buffer.prepared())?;
@@ -336,6 +339,18 @@ impl Daemon {
                 std::process::exit(i32::from(or(exit::DEADLINE)))
             }
         }
+    }
+}
+
+async fn after_the_start(health: Health) {
+    tell_systemd(health).await;
+    // Connections, and what else is lazy, come a moment later.
+    tokio::time::sleep(SETTLED).await;
+    match tokio::task::spawn_blocking(mapped::unmap_clean).await {
+        Ok(Ok(bytes)) => tracing::debug!(bytes, "pages of the program that the start needed are unmapped"),
+        Ok(Err(error)) => tracing::debug!(%error, "pages of the program that the start needed stay mapped"),
+        // A panic was reported.
+        Err(_) => {}
     }
 }
 

@@ -376,6 +376,20 @@ impl Partitions {
         self.stop(&all);
     }
 
+    /// Reads the partition by itself for a while, where another one reads it for this source. Whether that is so.
+    pub fn read_alone(&mut self, partition: Partition) -> bool {
+        match self.held.get_mut(&partition) {
+            Some(Held { phase: Phase::Delivered(delivery), reading, .. }) if *reading != Reading::Own => {
+                if let Some(at) = self.reader.part_with(partition, Instant::now()) {
+                    delivery.goes_on(at);
+                }
+                *reading = Reading::Own;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// At the end: whoever is attached to this source reads by itself.
     pub fn leave(&self) {
         self.held.keys().for_each(|partition| _ = self.reader.detach(*partition));
@@ -383,7 +397,11 @@ impl Partitions {
 
     /// Has librdkafka fetch nothing, as where it has lost its way: nothing here knows of it.
     #[cfg(debug_assertions)]
-    pub fn stall(&self) {
+    pub fn stall(&mut self) {
+        for partition in self.all() {
+            self.read_alone(partition);
+        }
+        self.start_all(|_| true);
         let mut all = TopicPartitionList::new();
         self.held.keys().for_each(|partition| _ = all.add_partition(&self.topic, partition.0));
         self.consumer.pause(&all).expect("librdkafka pauses what it has");
@@ -423,7 +441,7 @@ impl Partitions {
 /// Ends what this source says of a partition. Where another one read for it, it goes on behind what that one handed to it.
 fn detach(reader: &SharedReader, partition: Partition, delivery: &mut Delivery) {
     if let Some(at) = reader.detach(partition) {
-        (delivery.from, delivery.next, delivery.handed) = (at, at, at);
+        delivery.goes_on(at);
     }
 }
 
@@ -484,6 +502,11 @@ impl Delivery {
 
     pub fn size(&self) -> usize {
         self.buffer.size()
+    }
+
+    /// All below was handed on by another source.
+    fn goes_on(&mut self, at: Offset) {
+        (self.from, self.next, self.handed) = (at, at, at);
     }
 
     /// Takes a message over. Those below `next` were taken before; offsets skipped have no record (a transaction's

@@ -219,6 +219,15 @@ impl SharedReader {
         }
     }
 
+    /// The same, and nobody attaches itself for a while.
+    pub(super) fn part_with(&self, partition: Partition, now: Instant) -> Option<Offset> {
+        let at = self.detach(partition);
+        if let Some(sources) = self.reads.0.lock().get_mut(&partition) {
+            sources.apart_until = Some(now + APART);
+        }
+        at
+    }
+
     /// A permit for a batch of this source's, of whoever is attached to it.
     pub(super) fn permit(&self, partition: Partition, bytes: usize) -> Result<Option<Permit>, Starved> {
         let mut reads = self.reads.0.lock();

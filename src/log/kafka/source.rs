@@ -416,6 +416,10 @@ impl Source {
                         Some(from) if is_closed && tail == Tail::Empty => {
                             SourceEvent::EmptyTail { partition: *partition, from, to: log.end }
                         }
+                        // The one that reads for this source does not, and is to blame.
+                        Some(_) if tail == Tail::Stuck && self.partitions.read_alone(*partition) => {
+                            SourceEvent::LogEnd(*partition, log.high)
+                        }
                         Some(from) if tail == Tail::Stuck => {
                             let reason = format!(
                                 "it fetches nothing of partition {partition} from offset {from} on, where another client \
