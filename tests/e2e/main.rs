@@ -24,6 +24,7 @@ mod doors;
 mod events_query;
 mod groups_without_end;
 mod hostile;
+mod kafka_away;
 mod kafka_clock;
 mod kafka_group;
 mod kafka_reasons;

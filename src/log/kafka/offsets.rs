@@ -255,7 +255,7 @@ impl Reader {
 
     /// A lookup may fail at one broker, or for want of a right; this is about finding any broker at all.
     fn is_alone_without_answer(&self) -> bool {
-        topic_identity(self.consumer.client(), &self.topic, DEADLINE).is_err()
+        self.partition_count().and_then(|_| self.identity()).is_err()
             && a_new_client_is_answered(&self.plain, &self.topic)
     }
 
@@ -300,10 +300,10 @@ impl Reader {
     }
 
     fn look_up(&self, asked: &BTreeMap<Partition, u64>, watched: &BTreeSet<Partition>) -> KafkaResult<Lookup> {
+        let partition_count = self.partition_count()?;
+        self.go_on()?;
         // Asked before and after: what is found between is of one topic.
         let identity = if asked.is_empty() { None } else { Some(self.identity()?) };
-        self.go_on()?;
-        let partition_count = self.partition_count()?;
         let all: BTreeSet<Partition> = asked.keys().chain(watched).copied().collect();
         if all.is_empty() {
             return Ok(Lookup { ranges: Vec::new(), partition_count, found: None });
@@ -347,6 +347,7 @@ impl Reader {
         Ok(lookup)
     }
 
+    /// Only behind another answer, as [`topic_identity`] says.
     fn identity(&self) -> KafkaResult<TopicIdentity> {
         topic_identity(self.consumer.client(), &self.topic, DEADLINE).map_err(KafkaError::MetadataFetch)
     }

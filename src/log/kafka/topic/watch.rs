@@ -10,7 +10,9 @@ use anyhow::Context as _;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use rdkafka::{
+    ClientConfig,
     consumer::{BaseConsumer, Consumer},
+    error::KafkaResult,
     types::RDKafkaErrorCode as Code,
 };
 
@@ -32,6 +34,9 @@ const WATCH_EVERY: Duration = Duration::from_secs(3);
 const PACE: Duration = Duration::from_millis(20);
 /// The same, after a question that had no answer.
 const PACE_OF_FAILURES: Duration = Duration::from_millis(500);
+
+/// So long after an answer a broker is taken to be there still: about the pace of the batches that wait for answers.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// An answer: when the question was asked, and what the topic was then.
 #[derive(Debug, Clone)]
@@ -82,31 +87,15 @@ impl TopicWatch {
     fn start(config: &Config) -> anyhow::Result<Self> {
         // Without a group: its questions never make the broker create a topic.
         let settings = settings::client(config);
-        let mut client: BaseConsumer<Context> =
-            client::open(&settings).context("queue.kafka: no client can be made that watches the topic")?;
-        let topic = config.queue.topic.clone();
+        let mut questions = Questions::open(settings, &config.queue.topic)
+            .context("queue.kafka: no client can be made that watches the topic")?;
         // One question that waits says all that several would.
         let (ask, asked) = bounded(1);
         let latest = Arc::new(Latest::default());
         let seen = latest.clone();
         let thread = std::thread::Builder::new()
             .name("kafka-watch".to_owned())
-            .spawn(move || {
-                let mut reconnect = Reconnect::default();
-                keep(&asked, &seen, |deadline| {
-                    let seen = topic_identity(client.client(), &topic, deadline);
-                    if seen.is_ok() {
-                        reconnect.answered();
-                    } else if reconnect.unanswered(Instant::now(), || a_new_client_is_answered(&settings, &topic)) {
-                        tracing::warn!("the client that watches the topic finds no broker any more, making a new one");
-                        match client::open(&settings) {
-                            Ok(new) => client = new,
-                            Err(error) => tracing::error!(%error, "librdkafka refuses to make it"),
-                        }
-                    }
-                    seen
-                });
-            })
+            .spawn(move || keep(&asked, &seen, |deadline| questions.ask(deadline)))
             .context("cannot start the thread that watches the topic")?;
         Ok(Self { ask: Some(ask), latest, thread: Some(thread) })
     }
@@ -138,6 +127,49 @@ impl Drop for TopicWatch {
             // A panic was reported by the thread.
             let _ = thread.join();
         }
+    }
+}
+
+/// The watch's client, and what it is asked.
+struct Questions {
+    client: BaseConsumer<Context>,
+    settings: ClientConfig,
+    topic: String,
+    reconnect: Reconnect,
+    /// When the last answer came, unless there was none since.
+    answered: Option<Instant>,
+}
+
+impl Questions {
+    fn open(settings: ClientConfig, topic: &str) -> KafkaResult<Self> {
+        let client = client::open(&settings)?;
+        Ok(Self { client, settings, topic: topic.to_owned(), reconnect: Reconnect::default(), answered: None })
+    }
+
+    /// Which topic it is. Blocks, at most `deadline`, and where a new client is asked as well for some seconds more.
+    fn ask(&mut self, deadline: Duration) -> Result<TopicIdentity, Code> {
+        let until = Instant::now() + deadline;
+        // See [`topic_identity`]. A batch that waits for an answer need not wait for two.
+        let is_there = self.answered.is_some_and(|answered| answered.elapsed() < FRESH);
+        let found = if is_there { Ok(()) } else { self.find_a_broker(deadline) };
+        let left = until.saturating_duration_since(Instant::now());
+        let seen = found.and_then(|()| topic_identity(self.client.client(), &self.topic, left));
+        self.answered = seen.is_ok().then(Instant::now);
+        if self.answered.is_some() {
+            self.reconnect.answered();
+        } else if self.reconnect.unanswered(Instant::now(), || a_new_client_is_answered(&self.settings, &self.topic)) {
+            tracing::warn!("the client that watches the topic finds no broker any more, making a new one");
+            match client::open(&self.settings) {
+                Ok(new) => self.client = new,
+                Err(error) => tracing::error!(%error, "librdkafka refuses to make it"),
+            }
+        }
+        seen
+    }
+
+    fn find_a_broker(&self, deadline: Duration) -> Result<(), Code> {
+        let answer = self.client.fetch_metadata(Some(&self.topic), deadline);
+        answer.map(drop).map_err(|error| error.rdkafka_error_code().unwrap_or(Code::Fail))
     }
 }
 
