@@ -139,7 +139,7 @@ impl Measures {
 
     /// The same of values that others may have looked at. Returns by how many bytes it grew ([`Measures::size`]).
     #[inline]
-    pub fn add_values<'v>(&mut self, plan: &Plan, values: &impl Values<'v>) -> usize {
+    pub fn add_values<'v>(&mut self, plan: &Plan, values: &impl Values<'v>) -> isize {
         self.count += 1;
         if plan.is_empty() {
             return 0;
@@ -149,7 +149,7 @@ impl Measures {
             none => {
                 let more = none.insert(Box::new(More::new(plan)));
                 more.add(plan, values);
-                more.size()
+                more.size() as isize
             }
         }
     }
@@ -266,7 +266,7 @@ impl More {
     }
 
     /// Adds one record. Returns by how many bytes it grew.
-    pub fn add<'v>(&mut self, plan: &Plan, values: &impl Values<'v>) -> usize {
+    pub fn add<'v>(&mut self, plan: &Plan, values: &impl Values<'v>) -> isize {
         for (number, field) in self.numbers.iter_mut().zip(&plan.numbers) {
             match values.number(*field) {
                 Numeric::Exact(decimal) => number.add(decimal),
@@ -276,7 +276,7 @@ impl More {
         }
         let mut grown = 0;
         for (unique, field) in self.uniques.iter_mut().zip(&plan.uniques) {
-            grown += values.hashed(*field).map_or(0, |value| unique.add(value));
+            grown += values.hashed(*field).map_or(0, |value| unique.add(value)) as isize;
         }
         for (top, (field, _)) in self.tops.iter_mut().zip(&plan.tops) {
             grown += present(values.json(*field)).map_or(0, |json| top.add(&bounded(normal(json))));

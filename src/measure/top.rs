@@ -34,7 +34,7 @@ pub struct Frequent {
 pub struct Top {
     sketch: Option<Box<FrequentItemsSketch<String>>>,
     places: Places,
-    /// About what the items take that were ever added.
+    /// About what the items' texts take.
     text: usize,
 }
 
@@ -43,34 +43,49 @@ impl Top {
         Self { sketch: None, places, text: 0 }
     }
 
-    /// Returns by how many bytes it grew.
-    pub fn add(&mut self, value: &str) -> usize {
-        let before = self.size();
-        let sketch = match &mut self.sketch {
-            Some(sketch) => sketch,
-            none => {
-                // The size is one of those that there are.
-                let Ok(sketch) = FrequentItemsSketch::new(self.places.0) else { return 0 };
-                none.insert(Box::new(sketch))
-            }
-        };
-        let items = sketch.num_active_items();
+    /// Returns by how many bytes it grew: others may have gone for it.
+    pub fn add(&mut self, value: &str) -> isize {
+        let Some(sketch) = &mut self.sketch else { return self.begin(value) };
+        let (items, room) = (sketch.num_active_items(), sketch.current_map_capacity());
         sketch.update_ref(value);
-        if sketch.num_active_items() == items {
-            // It was known, so that nothing grew; or others went.
+        let now = sketch.num_active_items();
+        if now == items {
             return 0;
         }
-        self.text += value.len();
-        self.size().saturating_sub(before)
+        let before = self.text;
+        self.text += memory_of(value);
+        if now < items {
+            // Which ones went is not told.
+            self.text = share(self.text, now, items + 1);
+        }
+        // Tables are twice as large each time.
+        let table = if sketch.current_map_capacity() == room { 0 } else { sketch.estimated_size() / 2 };
+        table as isize + self.text as isize - before as isize
+    }
+
+    /// Adds the first value.
+    fn begin(&mut self, value: &str) -> isize {
+        // The size is one of those that there are.
+        let Ok(mut sketch) = FrequentItemsSketch::new(self.places.0) else { return 0 };
+        sketch.update_ref(value);
+        self.sketch = Some(Box::new(sketch));
+        self.text = memory_of(value);
+        self.size() as isize
     }
 
     pub fn merge(&mut self, other: &Self) {
         match (&mut self.sketch, &other.sketch) {
             (_, None) => {}
-            (None, Some(_)) => self.sketch.clone_from(&other.sketch),
-            (Some(own), Some(other)) => own.merge(other),
+            (None, Some(_)) => {
+                self.sketch.clone_from(&other.sketch);
+                self.text = other.text;
+            }
+            (Some(own), Some(other_sketch)) => {
+                let items = own.num_active_items() + other_sketch.num_active_items();
+                own.merge(other_sketch);
+                self.text = share(self.text + other.text, own.num_active_items(), items);
+            }
         }
-        self.text += other.text;
     }
 
     /// The `k` most frequent, the most frequent first; of equals by their text.
@@ -91,11 +106,8 @@ impl Top {
 
     /// About the memory that it takes.
     pub fn size(&self) -> usize {
-        self.sketch.as_ref().map_or(0, |sketch| {
-            // Items that were dropped for others no longer count.
-            let items = sketch.num_active_items();
-            size_of::<FrequentItemsSketch<String>>() + sketch.estimated_size() + self.text.min(items * LONGEST_ITEM)
-        })
+        let size = |sketch: &FrequentItemsSketch<String>| size_of_val(sketch) + sketch.estimated_size() + self.text;
+        self.sketch.as_ref().map_or(0, |sketch| size(sketch))
     }
 
     /// As DataSketches keeps it; of no value, nothing.
@@ -114,6 +126,16 @@ impl Top {
 
 /// The longest value that is kept as it is, in bytes; whoever adds a longer one adds its hash.
 pub const LONGEST_ITEM: usize = 256;
+
+/// What a text takes, as allocators round it.
+fn memory_of(text: &str) -> usize {
+    text.len().next_multiple_of(16)
+}
+
+/// The part of some bytes that so many of the items have.
+fn share(bytes: usize, items: usize, of: usize) -> usize {
+    bytes * items / of.max(1)
+}
 
 impl PartialEq for Top {
     fn eq(&self, other: &Self) -> bool {
@@ -165,8 +187,20 @@ mod tests {
             for item in frequent {
                 assert!(exact[&item.value].abs_diff(item.count) <= top.error(), "{item:?}");
             }
-            assert!(top.size() < 200_000, "{}", top.size());
+            assert!(top.size() < 20_000, "{}", top.size());
         }
+    }
+
+    #[test]
+    fn the_memory_that_is_told_is_what_there_is_however_many_values_were_dropped() {
+        let mut top = Top::new(Places::of(10));
+        let mut grown = 0;
+        for value in 0..100_000_u64 {
+            grown += top.add(&format!("\"{value:040}\""));
+            assert_eq!(usize::try_from(grown), Ok(top.size()), "{value}");
+        }
+        let (items, largest) = (top.frequent(u32::MAX).len(), 256 * 3 / 4);
+        assert!(items <= largest && (items * 42..=items * 64 + 12_000).contains(&top.size()), "{items} {}", top.size());
     }
 
     #[test]
