@@ -54,7 +54,7 @@ pub fn options() -> StoreOptions {
 pub fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> BucketDelta {
     let key = BucketKey { window_start: Timestamp(60_000), group: group.into() };
     let (partition, first, last) = (Partition(partition), Offset(first), Offset(last));
-    BucketDelta { key, partition, aggregate: 0, first, last, measures: Measures::of_count(count) }
+    BucketDelta { key, partition, aggregate: 0, first, last, measures: Measures::of_count(count).into() }
 }
 
 pub fn event(offset: u64, client: &str, json: &str) -> ProcessedEvent {
@@ -220,7 +220,14 @@ fn measured(partition: i32, window: i64, group: &str, first: u64, user: &str, nu
     }
     let key = BucketKey { window_start: Timestamp(window * 60_000), group: group.into() };
     let last = Offset(first + numbers.len() as u64 - 1);
-    BucketDelta { key, partition: Partition(partition), aggregate: 0, first: Offset(first), last, measures }
+    BucketDelta {
+        key,
+        partition: Partition(partition),
+        aggregate: 0,
+        first: Offset(first),
+        last,
+        measures: measures.into(),
+    }
 }
 
 pub async fn what_is_measured_is_merged_over_flushes_partitions_windows_and_groups(backend: &impl Backend) {
@@ -431,12 +438,12 @@ pub async fn what_was_measured_is_merged_behind_the_same_fences(backend: &impl B
     let store = prepared(backend, options.clone()).await;
     let plan = Plan::new(&options.aggregates[0]);
     let measured = |partition, first: u64, last: u64| {
-        let mut delta = delta(partition, "[1,1]", first, last, 0);
+        let mut measures = Measures::default();
         for offset in first..=last {
             let (n, u) = (format!("{offset}.25"), format!("\"u{}\"", offset % 3));
-            delta.measures.add(&plan, |field| Some(if field == 0 { n.as_str() } else { u.as_str() }));
+            measures.add(&plan, |field| Some(if field == 0 { n.as_str() } else { u.as_str() }));
         }
-        delta
+        BucketDelta { measures: measures.into(), ..delta(partition, "[1,1]", first, last, 0) }
     };
     for (delta, expected) in [
         (measured(0, 0, 3), Flushed::default()),
@@ -448,11 +455,11 @@ pub async fn what_was_measured_is_merged_behind_the_same_fences(backend: &impl B
         assert_eq!(store.flush(&store.counted(), &[delta], &[]).await.unwrap(), expected);
     }
     let kept = backend.measured().await;
-    let (mut all, mut whole) = (Measures::default(), measured(0, 0, 5).measures);
+    let (mut all, mut whole) = (Measures::default(), (*measured(0, 0, 5).measures).clone());
     for (count, bytes) in kept {
         all.merge(Measures { count, more: Some(Box::new(More::from_bytes(&plan, &bytes).unwrap())) });
     }
-    whole.merge(measured(1, 0, 0).measures);
+    whole.merge((*measured(1, 0, 0).measures).clone());
     assert_eq!(all, whole);
 }
 
