@@ -6,6 +6,7 @@
 
 mod decimal;
 mod format;
+mod item;
 mod top;
 mod unique;
 
@@ -15,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 pub use decimal::{Decimal, Numeric, Sum, compare};
 pub use format::Damaged;
+pub use item::Item;
 pub use top::{Frequent, Top};
 pub use unique::{Hashed, RELATIVE_ERROR, Unique};
 
@@ -184,6 +186,11 @@ pub trait Values<'v> {
     fn hashed(&self, field: usize) -> Option<Hashed> {
         present(self.json(field)).map(|json| Hashed::from(&*normal(json)))
     }
+
+    /// And to those of frequent ones.
+    fn item(&self, field: usize) -> Option<Item> {
+        present(self.json(field)).map(item)
+    }
 }
 
 impl<'v, F: Fn(usize) -> Option<&'v str>> Values<'v> for F {
@@ -279,7 +286,7 @@ impl More {
             grown += values.hashed(*field).map_or(0, |value| unique.add(value)) as isize;
         }
         for (top, (field, _)) in self.tops.iter_mut().zip(&plan.tops) {
-            grown += present(values.json(*field)).map_or(0, |json| top.add(&bounded(normal(json))));
+            grown += values.item(*field).map_or(0, |value| top.add(value));
         }
         grown
     }
@@ -327,6 +334,11 @@ pub fn normal(json: &str) -> Cow<'_, str> {
     // Half of a surrogate pair is no text: such a string stays as it is written.
     let Ok(text) = event::unescape(json) else { return json.into() };
     serde_json::to_string(&text).map_or(json.into(), Cow::Owned)
+}
+
+/// A JSON text as it is counted among frequent values.
+pub fn item(json: &str) -> Item {
+    Item::from(&*bounded(normal(json)))
 }
 
 /// What is too long to be kept stands for itself by its hash, as a JSON string.

@@ -4,7 +4,11 @@
 //! Of fewer different values than it has places, every count is exact. Beyond, a count is wrong by at most [`Top::error`],
 //! which is at most [`Places::epsilon`] of all.
 
+use std::cmp::Reverse;
+
 use datasketches::frequencies::{ErrorType, FrequentItemsSketch};
+
+use super::item::Item;
 
 /// How many values are kept apart: 3/4 of the table's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +36,9 @@ pub struct Frequent {
 
 #[derive(Debug, Clone)]
 pub struct Top {
-    sketch: Option<Box<FrequentItemsSketch<String>>>,
+    sketch: Option<Box<FrequentItemsSketch<Item>>>,
     places: Places,
-    /// About what the items' texts take.
+    /// About what the items take beside the table.
     text: usize,
 }
 
@@ -44,16 +48,16 @@ impl Top {
     }
 
     /// Returns by how many bytes it grew: others may have gone for it.
-    pub fn add(&mut self, value: &str) -> isize {
+    pub fn add(&mut self, value: Item) -> isize {
         let Some(sketch) = &mut self.sketch else { return self.begin(value) };
-        let (items, room) = (sketch.num_active_items(), sketch.current_map_capacity());
-        sketch.update_ref(value);
+        let (items, room, size) = (sketch.num_active_items(), sketch.current_map_capacity(), value.size());
+        sketch.update(value);
         let now = sketch.num_active_items();
         if now == items {
             return 0;
         }
         let before = self.text;
-        self.text += memory_of(value);
+        self.text += size;
         if now < items {
             // Which ones went is not told.
             self.text = share(self.text, now, items + 1);
@@ -64,12 +68,12 @@ impl Top {
     }
 
     /// Adds the first value.
-    fn begin(&mut self, value: &str) -> isize {
+    fn begin(&mut self, value: Item) -> isize {
         // The size is one of those that there are.
         let Ok(mut sketch) = FrequentItemsSketch::new(self.places.0) else { return 0 };
-        sketch.update_ref(value);
+        self.text = value.size();
+        sketch.update(value);
         self.sketch = Some(Box::new(sketch));
-        self.text = memory_of(value);
         self.size() as isize
     }
 
@@ -92,11 +96,10 @@ impl Top {
     pub fn frequent(&self, k: u32) -> Vec<Frequent> {
         let Some(sketch) = &self.sketch else { return Vec::new() };
         let rows = sketch.frequent_items_with_threshold(ErrorType::NoFalseNegatives, 0);
-        let mut frequent: Vec<_> =
-            rows.into_iter().map(|row| Frequent { value: row.item().clone(), count: row.estimate() }).collect();
-        frequent.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.value.cmp(&b.value)));
-        frequent.truncate(k as usize);
-        frequent
+        let mut rows: Vec<_> = rows.iter().map(|row| (Reverse(row.estimate()), row.item().as_bytes())).collect();
+        rows.sort_unstable();
+        let frequent = |(Reverse(count), value)| Frequent { value: String::from_utf8_lossy(value).into_owned(), count };
+        rows.into_iter().take(k as usize).map(frequent).collect()
     }
 
     /// No count is further from the true one.
@@ -106,7 +109,7 @@ impl Top {
 
     /// About the memory that it takes.
     pub fn size(&self) -> usize {
-        let size = |sketch: &FrequentItemsSketch<String>| size_of_val(sketch) + sketch.estimated_size() + self.text;
+        let size = |sketch: &FrequentItemsSketch<Item>| size_of_val(sketch) + sketch.estimated_size() + self.text;
         self.sketch.as_ref().map_or(0, |sketch| size(sketch))
     }
 
@@ -126,11 +129,6 @@ impl Top {
 
 /// The longest value that is kept as it is, in bytes; whoever adds a longer one adds its hash.
 pub const LONGEST_ITEM: usize = 256;
-
-/// What a text takes, as allocators round it.
-fn memory_of(text: &str) -> usize {
-    text.len().next_multiple_of(16)
-}
 
 /// The part of some bytes that so many of the items have.
 fn share(bytes: usize, items: usize, of: usize) -> usize {
@@ -152,7 +150,7 @@ mod tests {
     fn of(values: impl Iterator<Item = u64>) -> Top {
         let mut top = Top::new(Places::of(10));
         values.for_each(|value| {
-            top.add(&format!("\"{value}\""));
+            top.add(Item::from(&*format!("\"{value}\"")));
         });
         top
     }
@@ -196,7 +194,7 @@ mod tests {
         let mut top = Top::new(Places::of(10));
         let mut grown = 0;
         for value in 0..100_000_u64 {
-            grown += top.add(&format!("\"{value:040}\""));
+            grown += top.add(Item::from(&*format!("\"{value:040}\"")));
             assert_eq!(usize::try_from(grown), Ok(top.size()), "{value}");
         }
         let (items, largest) = (top.frequent(u32::MAX).len(), 256 * 3 / 4);

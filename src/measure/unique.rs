@@ -19,7 +19,7 @@ pub const RELATIVE_ERROR: f64 = 0.017;
 pub struct Unique(Option<Box<HllSketch>>);
 
 /// A value by its hash, which is the same for all sketches.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Hashed(Coupon);
 
 impl From<&str> for Hashed {

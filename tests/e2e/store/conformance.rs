@@ -97,7 +97,7 @@ pub async fn counts(store: &Arc<dyn Store>) -> Vec<(Value, u64)> {
     rows.map(|row| (values(&row), row["count"].as_u64().expect("a count"))).collect()
 }
 
-async fn prepared(backend: &impl Backend, options: StoreOptions) -> Arc<dyn Store> {
+pub async fn prepared(backend: &impl Backend, options: StoreOptions) -> Arc<dyn Store> {
     let store = backend.open(options).await;
     assert_eq!(store.prepare().await.unwrap().remarks, [""; 0]);
     store
@@ -430,42 +430,6 @@ pub async fn windows_that_were_removed_are_remembered_and_fences_that_may_be_ask
     assert_eq!(removed(0).await, [Some(Timestamp(120_000))], "it never goes back");
     store.fences(Partition(1), Offset(0), &identity("x")).await.unwrap();
     assert_eq!(removed(1).await, [None]);
-}
-
-pub async fn what_was_measured_is_merged_behind_the_same_fences(backend: &impl Backend) {
-    let mut options = options();
-    options.aggregates[0] = toml_aggregate("measures = [{ sum = \"n\" }, { unique = \"u\" }, { top = \"u\" }]");
-    let store = prepared(backend, options.clone()).await;
-    let plan = Plan::new(&options.aggregates[0]);
-    let measured = |partition, first: u64, last: u64| {
-        let mut measures = Measures::default();
-        for offset in first..=last {
-            let (n, u) = (format!("{offset}.25"), format!("\"u{}\"", offset % 3));
-            measures.add(&plan, |field| Some(if field == 0 { n.as_str() } else { u.as_str() }));
-        }
-        BucketDelta { measures: measures.into(), ..delta(partition, "[1,1]", first, last, 0) }
-    };
-    for (delta, expected) in [
-        (measured(0, 0, 3), Flushed::default()),
-        (measured(0, 0, 3), Flushed { fenced: vec![Partition(0)], ..Flushed::default() }),
-        (measured(0, 4, 5), Flushed::default()),
-        (measured(0, 3, 6), Flushed { fenced: vec![Partition(0)], ..Flushed::default() }),
-        (measured(1, 0, 0), Flushed::default()),
-    ] {
-        assert_eq!(store.flush(&store.counted(), &[delta], &[]).await.unwrap(), expected);
-    }
-    let kept = backend.measured().await;
-    let (mut all, mut whole) = (Measures::default(), (*measured(0, 0, 5).measures).clone());
-    for (count, bytes) in kept {
-        all.merge(Measures { count, more: Some(Box::new(More::from_bytes(&plan, &bytes).unwrap())) });
-    }
-    whole.merge((*measured(1, 0, 0).measures).clone());
-    assert_eq!(all, whole);
-}
-
-fn toml_aggregate(more: &str) -> AggregateConfig {
-    let text = format!("name = \"by_type\"\nwindow = \"1m\"\ngroup_by = [\"type\", \"$dollar.dot\"]\n{more}");
-    toml::from_str(&text).unwrap()
 }
 
 pub async fn events_are_kept_once_whatever_they_hold(backend: &impl Backend) {
