@@ -13,6 +13,7 @@ mod unique;
 use std::borrow::Cow;
 
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 
 pub use decimal::{Decimal, Numeric, Sum, compare};
 pub use format::Damaged;
@@ -209,9 +210,10 @@ fn present(json: Option<&str>) -> Option<&str> {
 pub struct More {
     /// Numbers that are in no measure: too large, or of too many places. One a field and record.
     pub inexact: u64,
-    numbers: Box<[Number]>,
-    uniques: Box<[Unique]>,
-    tops: Box<[Top]>,
+    // One of each is the usual, and is found where all of it is.
+    numbers: SmallVec<[Number; 1]>,
+    uniques: SmallVec<[Unique; 1]>,
+    tops: SmallVec<[Top; 1]>,
 }
 
 /// The numbers of one field.
@@ -319,10 +321,13 @@ impl More {
 
     /// About the memory that it takes.
     pub fn size(&self) -> usize {
+        let beside = |inline: bool, size: usize| if inline { 0 } else { size };
         size_of::<Self>()
-            + size_of_val(&*self.numbers)
-            + self.uniques.iter().map(|unique| size_of_val(unique) + unique.size()).sum::<usize>()
-            + self.tops.iter().map(|top| size_of_val(top) + top.size()).sum::<usize>()
+            + beside(!self.numbers.spilled(), size_of_val(&*self.numbers))
+            + beside(!self.uniques.spilled(), size_of_val(&*self.uniques))
+            + beside(!self.tops.spilled(), size_of_val(&*self.tops))
+            + self.uniques.iter().map(Unique::size).sum::<usize>()
+            + self.tops.iter().map(Top::size).sum::<usize>()
     }
 }
 

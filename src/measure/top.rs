@@ -36,7 +36,7 @@ pub struct Frequent {
 
 #[derive(Debug, Clone)]
 pub struct Top {
-    sketch: Option<Box<FrequentItemsSketch<Item>>>,
+    sketch: Option<FrequentItemsSketch<Item>>,
     places: Places,
     /// About what the items take beside the table.
     text: usize,
@@ -73,7 +73,7 @@ impl Top {
         let Ok(mut sketch) = FrequentItemsSketch::new(self.places.0) else { return 0 };
         self.text = value.size();
         sketch.update(value);
-        self.sketch = Some(Box::new(sketch));
+        self.sketch = Some(sketch);
         self.size() as isize
     }
 
@@ -107,10 +107,9 @@ impl Top {
         self.sketch.as_ref().map_or(0, |sketch| sketch.maximum_error())
     }
 
-    /// About the memory that it takes.
+    /// About the memory that it takes beside itself.
     pub fn size(&self) -> usize {
-        let size = |sketch: &FrequentItemsSketch<Item>| size_of_val(sketch) + sketch.estimated_size() + self.text;
-        self.sketch.as_ref().map_or(0, |sketch| size(sketch))
+        self.sketch.as_ref().map_or(0, |sketch| sketch.estimated_size() + self.text)
     }
 
     /// As DataSketches keeps it; of no value, nothing.
@@ -123,7 +122,7 @@ impl Top {
             return Some(Self::new(places));
         }
         let sketch = FrequentItemsSketch::deserialize(bytes).ok().filter(|sketch| sketch.max_map_size() == places.0)?;
-        Some(Self { sketch: Some(Box::new(sketch)), places, text: bytes.len() })
+        Some(Self { sketch: Some(sketch), places, text: bytes.len() })
     }
 }
 

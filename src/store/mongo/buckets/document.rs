@@ -246,20 +246,21 @@ pub fn split<'a, 'd>(deltas: &'a [&'d BucketDelta]) -> impl Iterator<Item = &'a 
 
 /// A number of more than 34 digits stands as its text.
 fn decimal(number: Sum) -> RawBson {
-    let (whole, fraction) = number.parts();
-    let units = whole.checked_mul(10_i128.pow(17)).and_then(|units| units.checked_add(fraction.into()));
-    let text = || RawBson::String(number.to_string());
-    let Some(units) = units else { return text() };
-    let (mut coefficient, mut places) = (units.unsigned_abs(), 17_u128);
-    while places > 0 && coefficient.is_multiple_of(10) {
-        (coefficient, places) = (coefficient / 10, places - 1);
+    let (whole, mut fraction) = number.parts();
+    let mut places = 17;
+    while places > 0 && fraction.is_multiple_of(10) {
+        (fraction, places) = (fraction / 10, places - 1);
     }
-    if coefficient >= 10_u128.pow(34) {
-        return text();
+    let coefficient = whole.checked_mul(10_i128.pow(places)).and_then(|units| units.checked_add(fraction.into()));
+    match coefficient.filter(|coefficient| coefficient.unsigned_abs() < 10_u128.pow(34)) {
+        None => RawBson::String(number.to_string()),
+        Some(coefficient) => {
+            // IEEE 754, 3.5.2, as binary integers: the sign, 14 bits of exponent, and 113 of the coefficient.
+            let exponent = u128::from(6176 - places) << 113;
+            let bits = u128::from(coefficient < 0) << 127 | exponent | coefficient.unsigned_abs();
+            RawBson::Decimal128(Decimal128::from_bytes(bits.to_le_bytes()))
+        }
     }
-    // IEEE 754, 3.5.2, as binary integers: the sign, 14 bits of exponent, and 113 of the coefficient.
-    let bits = u128::from(units < 0) << 127 | (6176 - places) << 113 | coefficient;
-    RawBson::Decimal128(Decimal128::from_bytes(bits.to_le_bytes()))
 }
 
 fn frequent(item: &Frequent) -> RawDocumentBuf {
