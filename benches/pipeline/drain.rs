@@ -18,7 +18,7 @@ use rdkafka::{
 use crate::{
     events::Events,
     process::{self, Running},
-    rows::{Aggregates, Drain, LOGIN, System},
+    rows::{Aggregates, Drain, LOGIN, Store, System},
     stage::{Stage, usual},
     support::{PATIENCE, scratch},
     table::{Metric, Sample},
@@ -103,9 +103,13 @@ impl Stage<'_> {
                 self.services.create_bucket(BUCKET);
                 self.services.pass_race(BUCKET, &name, &format!("http://{}", self.services.s3.address()));
                 let setup = usual(self.services.setup(&name));
+                let five = FIVE_AGGREGATES.replace("MEASURES", MEASURES);
                 let setup = match aggregates {
                     Aggregates::Default => setup,
-                    Aggregates::Five => setup.config(&FIVE_AGGREGATES.replace("MEASURES", MEASURES)),
+                    Aggregates::Five(Store::Mongodb) => setup.config(&five),
+                    Aggregates::Five(Store::Embedded) => {
+                        setup.without("store.url").without("store.database").set("store.kind", "embedded").config(&five)
+                    }
                 };
                 let setup = setup
                     .roles("worker")

@@ -61,12 +61,12 @@ pub struct Drain {
     pub aggregates: Aggregates,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Aggregates {
-    /// The one that is configured by default.
+    /// The one that is configured by default, in MongoDB.
     Default,
     /// With all measures each.
-    Five,
+    Five(Store),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -201,6 +201,13 @@ pub fn rows() -> Vec<Row> {
         },
         on_request: workers > 2,
     };
+    let measured = |name, store| Row {
+        name,
+        work: Work::Drain(Drain { workers: 1, partitions: PARTITIONS, times: 1, aggregates: Aggregates::Five(store) }),
+        against: Against::Row("drain 1 worker"),
+        goal: Goal { cpu: Some(2.0), ..Goal::default() },
+        on_request: matches!(store, Store::Embedded),
+    };
     let query = |name, store| Row {
         name,
         work: Work::Query(store),
@@ -241,13 +248,8 @@ pub fn rows() -> Vec<Row> {
         drain("drain 1 worker", 1, PARTITIONS),
         drain("drain 2 workers", 2, PARTITIONS),
         drain("drain 4 workers", 4, PARTITIONS),
-        Row {
-            name: "drain, five aggregates",
-            work: Work::Drain(Drain { workers: 1, partitions: PARTITIONS, times: 1, aggregates: Aggregates::Five }),
-            against: Against::Row("drain 1 worker"),
-            goal: Goal { cpu: Some(2.0), ..Goal::default() },
-            on_request: false,
-        },
+        measured("drain, five aggregates", Store::Mongodb),
+        measured("drain, five aggregates, embedded store", Store::Embedded),
         kafka("array 16, 1 partition", Ingest { shape: array, connections: 16, partitions: 1, ..login }),
         kafka("array 16, 16 partitions", Ingest { shape: array, connections: 16, partitions: 16, ..login }),
         drain("drain 1 partition", 1, 1),

@@ -185,6 +185,7 @@ impl Store for MongoStore {
             let versions = self.call(compare).await?;
             let refused = versions.ensure_same();
             self.versions.store(Arc::new(versions));
+            *self.remembered.lock() = Remembered::default();
             refused?;
             self.call(prepare).await
         })
