@@ -9,7 +9,7 @@ use std::{
 use ingestd::internals::{
     config::AggregateConfig,
     event::TimeBounds,
-    measure::{Measures, More, Plan},
+    measure::{Measures, Plan},
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
         BucketDelta, BucketKey, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, ProcessedEvent, Query, Removal,
