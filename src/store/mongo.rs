@@ -239,6 +239,7 @@ impl Store for MongoStore {
         identity: &'a TopicIdentity,
     ) -> Answer<'a, Vec<Fence>> {
         let (counted, identity) = (counted.clone(), identity.clone());
+        self.remembered.lock().forget(partition);
         Box::pin(self.call(move |store| async move {
             store.ensure_is(&counted)?;
             buckets::fences(&store, &[aggregate], partition, from, &identity).await
