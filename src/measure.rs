@@ -6,15 +6,18 @@
 
 mod decimal;
 mod format;
+mod item;
 mod top;
 mod unique;
 
 use std::borrow::Cow;
 
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 
 pub use decimal::{Decimal, Numeric, Sum, compare};
 pub use format::Damaged;
+pub use item::Item;
 pub use top::{Frequent, Top};
 pub use unique::{Hashed, RELATIVE_ERROR, Unique};
 
@@ -139,7 +142,7 @@ impl Measures {
 
     /// The same of values that others may have looked at. Returns by how many bytes it grew ([`Measures::size`]).
     #[inline]
-    pub fn add_values<'v>(&mut self, plan: &Plan, values: &impl Values<'v>) -> usize {
+    pub fn add_values<'v>(&mut self, plan: &Plan, values: &impl Values<'v>) -> isize {
         self.count += 1;
         if plan.is_empty() {
             return 0;
@@ -149,7 +152,7 @@ impl Measures {
             none => {
                 let more = none.insert(Box::new(More::new(plan)));
                 more.add(plan, values);
-                more.size()
+                more.size() as isize
             }
         }
     }
@@ -184,6 +187,11 @@ pub trait Values<'v> {
     fn hashed(&self, field: usize) -> Option<Hashed> {
         present(self.json(field)).map(|json| Hashed::from(&*normal(json)))
     }
+
+    /// And to those of frequent ones.
+    fn item(&self, field: usize) -> Option<Item> {
+        present(self.json(field)).map(item)
+    }
 }
 
 impl<'v, F: Fn(usize) -> Option<&'v str>> Values<'v> for F {
@@ -202,9 +210,10 @@ fn present(json: Option<&str>) -> Option<&str> {
 pub struct More {
     /// Numbers that are in no measure: too large, or of too many places. One a field and record.
     pub inexact: u64,
-    numbers: Box<[Number]>,
-    uniques: Box<[Unique]>,
-    tops: Box<[Top]>,
+    // One of each is the usual, and is found where all of it is.
+    numbers: SmallVec<[Number; 1]>,
+    uniques: SmallVec<[Unique; 1]>,
+    tops: SmallVec<[Top; 1]>,
 }
 
 /// The numbers of one field.
@@ -266,7 +275,7 @@ impl More {
     }
 
     /// Adds one record. Returns by how many bytes it grew.
-    pub fn add<'v>(&mut self, plan: &Plan, values: &impl Values<'v>) -> usize {
+    pub fn add<'v>(&mut self, plan: &Plan, values: &impl Values<'v>) -> isize {
         for (number, field) in self.numbers.iter_mut().zip(&plan.numbers) {
             match values.number(*field) {
                 Numeric::Exact(decimal) => number.add(decimal),
@@ -276,10 +285,10 @@ impl More {
         }
         let mut grown = 0;
         for (unique, field) in self.uniques.iter_mut().zip(&plan.uniques) {
-            grown += values.hashed(*field).map_or(0, |value| unique.add(value));
+            grown += values.hashed(*field).map_or(0, |value| unique.add(value)) as isize;
         }
         for (top, (field, _)) in self.tops.iter_mut().zip(&plan.tops) {
-            grown += present(values.json(*field)).map_or(0, |json| top.add(&bounded(normal(json))));
+            grown += values.item(*field).map_or(0, |value| top.add(value));
         }
         grown
     }
@@ -312,10 +321,13 @@ impl More {
 
     /// About the memory that it takes.
     pub fn size(&self) -> usize {
+        let beside = |inline: bool, size: usize| if inline { 0 } else { size };
         size_of::<Self>()
-            + size_of_val(&*self.numbers)
-            + self.uniques.iter().map(|unique| size_of_val(unique) + unique.size()).sum::<usize>()
-            + self.tops.iter().map(|top| size_of_val(top) + top.size()).sum::<usize>()
+            + beside(!self.numbers.spilled(), size_of_val(&*self.numbers))
+            + beside(!self.uniques.spilled(), size_of_val(&*self.uniques))
+            + beside(!self.tops.spilled(), size_of_val(&*self.tops))
+            + self.uniques.iter().map(Unique::size).sum::<usize>()
+            + self.tops.iter().map(Top::size).sum::<usize>()
     }
 }
 
@@ -327,6 +339,11 @@ pub fn normal(json: &str) -> Cow<'_, str> {
     // Half of a surrogate pair is no text: such a string stays as it is written.
     let Ok(text) = event::unescape(json) else { return json.into() };
     serde_json::to_string(&text).map_or(json.into(), Cow::Owned)
+}
+
+/// A JSON text as it is counted among frequent values.
+pub fn item(json: &str) -> Item {
+    Item::from(&*bounded(normal(json)))
 }
 
 /// What is too long to be kept stands for itself by its hash, as a JSON string.

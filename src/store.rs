@@ -51,7 +51,8 @@ pub struct BucketDelta {
     pub aggregate: usize,
     pub first: Offset,
     pub last: Offset,
-    pub measures: Measures,
+    /// Shared, since sketches are large and a store may work on them behind the call's back.
+    pub measures: Arc<Measures>,
 }
 
 /// The `last_offset` of a bucket that may hold records at or after the committed offset.

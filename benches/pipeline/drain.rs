@@ -18,7 +18,7 @@ use rdkafka::{
 use crate::{
     events::Events,
     process::{self, Running},
-    rows::{Drain, LOGIN, System},
+    rows::{Aggregates, Drain, LOGIN, Store, System},
     stage::{Stage, usual},
     support::{PATIENCE, scratch},
     table::{Metric, Sample},
@@ -33,10 +33,48 @@ const MAX_AGE: &str = "1s";
 /// Events that differ, before they come again.
 const DIFFERENT: u64 = 50_000;
 const BUCKET: &str = "bench";
+/// By client and type, by type, of failures, of days, of all; each with all measures. Users and addresses are as many as events.
+const FIVE_AGGREGATES: &str = r#"
+[[aggregate]]
+name = "by_client"
+window = "1m"
+group_by = ["client_id", "type"]
+MEASURES
+
+[[aggregate]]
+name = "by_type"
+window = "1h"
+group_by = ["type"]
+MEASURES
+
+[[aggregate]]
+name = "failures"
+window = "5m"
+group_by = ["client_id"]
+filter = { type = "login_failure" }
+MEASURES
+
+[[aggregate]]
+name = "by_day"
+window = "1d"
+time_zone = "Europe/Berlin"
+group_by = ["/mfa"]
+MEASURES
+
+[[aggregate]]
+name = "of_all"
+window = "1m"
+group_by = []
+MEASURES
+"#;
+const MEASURES: &str = r#"measures = [
+    "count", { sum = "duration_ms" }, { min = "duration_ms" }, { max = "duration_ms" }, { avg = "duration_ms" },
+    { unique = "user_id" }, { top = "ip", k = 5 },
+]"#;
 
 impl Stage<'_> {
     pub(crate) fn drain(&mut self, drain: Drain, system: System) -> anyhow::Result<Sample> {
-        let Drain { workers, partitions, times } = drain;
+        let Drain { workers, partitions, times, aggregates } = drain;
         let records = self.records * u64::from(times);
         let topic = self.filled(partitions, records)?;
         let name = self.name();
@@ -64,7 +102,16 @@ impl Stage<'_> {
             System::Ingestd => {
                 self.services.create_bucket(BUCKET);
                 self.services.pass_race(BUCKET, &name, &format!("http://{}", self.services.s3.address()));
-                let setup = usual(self.services.setup(&name))
+                let setup = usual(self.services.setup(&name));
+                let five = FIVE_AGGREGATES.replace("MEASURES", MEASURES);
+                let setup = match aggregates {
+                    Aggregates::Default => setup,
+                    Aggregates::Five(Store::Mongodb) => setup.config(&five),
+                    Aggregates::Five(Store::Embedded) => {
+                        setup.without("store.url").without("store.database").set("store.kind", "embedded").config(&five)
+                    }
+                };
+                let setup = setup
                     .roles("worker")
                     .set("queue.topic", &topic)
                     .set("archive.url", format!("s3://{BUCKET}/{name}"))

@@ -58,6 +58,15 @@ pub struct Drain {
     pub partitions: i32,
     /// As many records as usual.
     pub times: u32,
+    pub aggregates: Aggregates,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Aggregates {
+    /// The one that is configured by default, in MongoDB.
+    Default,
+    /// With all measures each.
+    Five(Store),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -181,7 +190,7 @@ pub fn rows() -> Vec<Row> {
     };
     let drain = |name, workers, partitions| Row {
         name,
-        work: Work::Drain(Drain { workers, partitions, times: 1 }),
+        work: Work::Drain(Drain { workers, partitions, times: 1, aggregates: Aggregates::Default }),
         against: if workers == 1 { Against::Yardstick } else { Against::Row("drain 1 worker") },
         goal: Goal {
             rate: Some(if workers == 1 { 0.6 } else { 1.0 }),
@@ -191,6 +200,13 @@ pub fn rows() -> Vec<Row> {
             ..Goal::default()
         },
         on_request: workers > 2,
+    };
+    let measured = |name, store| Row {
+        name,
+        work: Work::Drain(Drain { workers: 1, partitions: PARTITIONS, times: 1, aggregates: Aggregates::Five(store) }),
+        against: Against::Row("drain 1 worker"),
+        goal: Goal { cpu: Some(2.0), ..Goal::default() },
+        on_request: matches!(store, Store::Embedded),
     };
     let query = |name, store| Row {
         name,
@@ -232,6 +248,8 @@ pub fn rows() -> Vec<Row> {
         drain("drain 1 worker", 1, PARTITIONS),
         drain("drain 2 workers", 2, PARTITIONS),
         drain("drain 4 workers", 4, PARTITIONS),
+        measured("drain, five aggregates", Store::Mongodb),
+        measured("drain, five aggregates, embedded store", Store::Embedded),
         kafka("array 16, 1 partition", Ingest { shape: array, connections: 16, partitions: 1, ..login }),
         kafka("array 16, 16 partitions", Ingest { shape: array, connections: 16, partitions: 16, ..login }),
         drain("drain 1 partition", 1, 1),
@@ -249,7 +267,7 @@ pub fn rows() -> Vec<Row> {
         flat(
             "tenfold, out",
             "drain 1 worker",
-            Work::Drain(Drain { workers: 1, partitions: PARTITIONS, times: 10 }),
+            Work::Drain(Drain { workers: 1, partitions: PARTITIONS, times: 10, aggregates: Aggregates::Default }),
             None,
         ),
         Row {

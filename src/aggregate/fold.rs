@@ -191,7 +191,7 @@ impl PartitionFold {
         offset: Offset,
         window_start: Timestamp,
         group: &str,
-        measure: impl FnOnce(&mut Measures) -> usize,
+        measure: impl FnOnce(&mut Measures) -> isize,
     ) -> bool {
         let key = Borrowed { window_start, group };
         if offset < self.cursor || self.fences[aggregate].get(&key).is_some_and(|fence| offset <= *fence) {
@@ -213,7 +213,7 @@ impl PartitionFold {
             folded.uncounted.get_or_insert_with(new)
         };
         tally.last = offset;
-        self.bytes += measure(&mut tally.measures);
+        self.bytes = self.bytes.saturating_add_signed(measure(&mut tally.measures));
         true
     }
 
@@ -274,7 +274,7 @@ mod tests {
         PartitionFold::assign(Partition(0), Offset(at), &[OTHERS.into()], fences)
     }
 
-    fn count(measures: &mut Measures) -> usize {
+    fn count(measures: &mut Measures) -> isize {
         measures.count += 1;
         0
     }

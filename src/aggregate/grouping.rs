@@ -1,7 +1,7 @@
 //! From an event to its buckets: whether it is counted, the window of its time, the text of its group, and what is measured
 //! of it.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 
 use sha2::{Digest, Sha256};
 
@@ -9,7 +9,7 @@ use super::filter::Filter;
 use crate::{
     config::{AggregateConfig, Field, Retention},
     event::Found,
-    measure::{self, Hashed, Numeric, Plan, Values},
+    measure::{self, Hashed, Item, Numeric, Plan, Values},
     position::Timestamp,
     window::Windows,
 };
@@ -82,6 +82,11 @@ impl<'b> Values<'b> for Falls<'b, '_, '_> {
             value
         }))
     }
+
+    fn item(&self, field: usize) -> Option<Item> {
+        let json = self.json(field).filter(|json| *json != "null")?;
+        Some(self.read[self.measured[field]].item.get_or_init(|| measure::item(json)).clone())
+    }
 }
 
 /// Space that is used again for each event.
@@ -97,6 +102,7 @@ pub struct Scratch {
 struct Read {
     number: Cell<Option<Numeric>>,
     hashed: Cell<Option<Hashed>>,
+    item: OnceCell<Item>,
 }
 
 impl Grouping {

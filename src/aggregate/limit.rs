@@ -176,7 +176,7 @@ impl KnownGroups {
             aggregate: of.aggregate,
             first,
             last,
-            measures,
+            measures: measures.into(),
         };
         if limit.is_of_one() {
             for GroupFold { key, folded, .. } in groups {

@@ -135,7 +135,7 @@ impl Store for MemoryStore {
                     }
                     bucket => {
                         let (measures, last) = bucket.or_default();
-                        measures.merge(delta.measures.clone());
+                        measures.merge((*delta.measures).clone());
                         *last = delta.last;
                     }
                 }

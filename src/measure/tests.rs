@@ -112,3 +112,15 @@ fn long_values_are_kept_as_their_hash_and_strings_have_one_form() {
     assert!(text.contains("\"sha256:") && text.contains("\"a\\n\" 2") && text.len() < 200, "{text}");
     assert!(measures.size() < 4096, "{}", measures.size());
 }
+
+#[test]
+fn what_is_told_to_have_grown_is_what_it_takes() {
+    let plan = plan(ALL);
+    let (mut measures, mut grown) = (Measures::default(), 0);
+    for n in 0..5_000 {
+        let texts = [n.to_string(), format!("\"{n:030}\""), format!("\"user-{}\"", n % 3_000)];
+        grown += measures.add_values(&plan, &|field: usize| Some(&*texts[field]));
+        assert_eq!(usize::try_from(grown), Ok(measures.size()), "{n}");
+    }
+    assert!(measures.size() < 40_000, "{grown}");
+}

@@ -4,7 +4,11 @@
 //! Of fewer different values than it has places, every count is exact. Beyond, a count is wrong by at most [`Top::error`],
 //! which is at most [`Places::epsilon`] of all.
 
+use std::cmp::Reverse;
+
 use datasketches::frequencies::{ErrorType, FrequentItemsSketch};
+
+use super::item::Item;
 
 /// How many values are kept apart: 3/4 of the table's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +36,9 @@ pub struct Frequent {
 
 #[derive(Debug, Clone)]
 pub struct Top {
-    sketch: Option<Box<FrequentItemsSketch<String>>>,
+    sketch: Option<FrequentItemsSketch<Item>>,
     places: Places,
-    /// About what the items take that were ever added.
+    /// About what the items take beside the table.
     text: usize,
 }
 
@@ -43,45 +47,59 @@ impl Top {
         Self { sketch: None, places, text: 0 }
     }
 
-    /// Returns by how many bytes it grew.
-    pub fn add(&mut self, value: &str) -> usize {
-        let before = self.size();
-        let sketch = match &mut self.sketch {
-            Some(sketch) => sketch,
-            none => {
-                // The size is one of those that there are.
-                let Ok(sketch) = FrequentItemsSketch::new(self.places.0) else { return 0 };
-                none.insert(Box::new(sketch))
-            }
-        };
-        let items = sketch.num_active_items();
-        sketch.update_ref(value);
-        if sketch.num_active_items() == items {
-            // It was known, so that nothing grew; or others went.
+    /// Returns by how many bytes it grew: others may have gone for it.
+    pub fn add(&mut self, value: Item) -> isize {
+        let Some(sketch) = &mut self.sketch else { return self.begin(value) };
+        let (items, room, size) = (sketch.num_active_items(), sketch.current_map_capacity(), value.size());
+        sketch.update(value);
+        let now = sketch.num_active_items();
+        if now == items {
             return 0;
         }
-        self.text += value.len();
-        self.size().saturating_sub(before)
+        let before = self.text;
+        self.text += size;
+        if now < items {
+            // Which ones went is not told.
+            self.text = share(self.text, now, items + 1);
+        }
+        // Tables are twice as large each time.
+        let table = if sketch.current_map_capacity() == room { 0 } else { sketch.estimated_size() / 2 };
+        table as isize + self.text as isize - before as isize
+    }
+
+    /// Adds the first value.
+    fn begin(&mut self, value: Item) -> isize {
+        // The size is one of those that there are.
+        let Ok(mut sketch) = FrequentItemsSketch::new(self.places.0) else { return 0 };
+        self.text = value.size();
+        sketch.update(value);
+        self.sketch = Some(sketch);
+        self.size() as isize
     }
 
     pub fn merge(&mut self, other: &Self) {
         match (&mut self.sketch, &other.sketch) {
             (_, None) => {}
-            (None, Some(_)) => self.sketch.clone_from(&other.sketch),
-            (Some(own), Some(other)) => own.merge(other),
+            (None, Some(_)) => {
+                self.sketch.clone_from(&other.sketch);
+                self.text = other.text;
+            }
+            (Some(own), Some(other_sketch)) => {
+                let items = own.num_active_items() + other_sketch.num_active_items();
+                own.merge(other_sketch);
+                self.text = share(self.text + other.text, own.num_active_items(), items);
+            }
         }
-        self.text += other.text;
     }
 
     /// The `k` most frequent, the most frequent first; of equals by their text.
     pub fn frequent(&self, k: u32) -> Vec<Frequent> {
         let Some(sketch) = &self.sketch else { return Vec::new() };
         let rows = sketch.frequent_items_with_threshold(ErrorType::NoFalseNegatives, 0);
-        let mut frequent: Vec<_> =
-            rows.into_iter().map(|row| Frequent { value: row.item().clone(), count: row.estimate() }).collect();
-        frequent.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.value.cmp(&b.value)));
-        frequent.truncate(k as usize);
-        frequent
+        let mut rows: Vec<_> = rows.iter().map(|row| (Reverse(row.estimate()), row.item().as_bytes())).collect();
+        rows.sort_unstable();
+        let frequent = |(Reverse(count), value)| Frequent { value: String::from_utf8_lossy(value).into_owned(), count };
+        rows.into_iter().take(k as usize).map(frequent).collect()
     }
 
     /// No count is further from the true one.
@@ -89,13 +107,9 @@ impl Top {
         self.sketch.as_ref().map_or(0, |sketch| sketch.maximum_error())
     }
 
-    /// About the memory that it takes.
+    /// About the memory that it takes beside itself.
     pub fn size(&self) -> usize {
-        self.sketch.as_ref().map_or(0, |sketch| {
-            // Items that were dropped for others no longer count.
-            let items = sketch.num_active_items();
-            size_of::<FrequentItemsSketch<String>>() + sketch.estimated_size() + self.text.min(items * LONGEST_ITEM)
-        })
+        self.sketch.as_ref().map_or(0, |sketch| sketch.estimated_size() + self.text)
     }
 
     /// As DataSketches keeps it; of no value, nothing.
@@ -108,12 +122,17 @@ impl Top {
             return Some(Self::new(places));
         }
         let sketch = FrequentItemsSketch::deserialize(bytes).ok().filter(|sketch| sketch.max_map_size() == places.0)?;
-        Some(Self { sketch: Some(Box::new(sketch)), places, text: bytes.len() })
+        Some(Self { sketch: Some(sketch), places, text: bytes.len() })
     }
 }
 
 /// The longest value that is kept as it is, in bytes; whoever adds a longer one adds its hash.
 pub const LONGEST_ITEM: usize = 256;
+
+/// The part of some bytes that so many of the items have.
+fn share(bytes: usize, items: usize, of: usize) -> usize {
+    bytes * items / of.max(1)
+}
 
 impl PartialEq for Top {
     fn eq(&self, other: &Self) -> bool {
@@ -130,7 +149,7 @@ mod tests {
     fn of(values: impl Iterator<Item = u64>) -> Top {
         let mut top = Top::new(Places::of(10));
         values.for_each(|value| {
-            top.add(&format!("\"{value}\""));
+            top.add(Item::from(&*format!("\"{value}\"")));
         });
         top
     }
@@ -165,8 +184,20 @@ mod tests {
             for item in frequent {
                 assert!(exact[&item.value].abs_diff(item.count) <= top.error(), "{item:?}");
             }
-            assert!(top.size() < 200_000, "{}", top.size());
+            assert!(top.size() < 20_000, "{}", top.size());
         }
+    }
+
+    #[test]
+    fn the_memory_that_is_told_is_what_there_is_however_many_values_were_dropped() {
+        let mut top = Top::new(Places::of(10));
+        let mut grown = 0;
+        for value in 0..100_000_u64 {
+            grown += top.add(Item::from(&*format!("\"{value:040}\"")));
+            assert_eq!(usize::try_from(grown), Ok(top.size()), "{value}");
+        }
+        let (items, largest) = (top.frequent(u32::MAX).len(), 256 * 3 / 4);
+        assert!(items <= largest && (items * 42..=items * 64 + 12_000).contains(&top.size()), "{items} {}", top.size());
     }
 
     #[test]

@@ -16,10 +16,10 @@ const LG_REGISTERS: u8 = 12;
 pub const RELATIVE_ERROR: f64 = 0.017;
 
 #[derive(Clone, PartialEq, Default)]
-pub struct Unique(Option<Box<HllSketch>>);
+pub struct Unique(Option<HllSketch>);
 
 /// A value by its hash, which is the same for all sketches.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Hashed(Coupon);
 
 impl From<&str> for Hashed {
@@ -33,7 +33,7 @@ impl Unique {
     pub fn add(&mut self, Hashed(coupon): Hashed) -> usize {
         let before = self.size();
         if self.0.is_none() {
-            self.0 = new().map(Box::new);
+            self.0 = new();
         }
         if let Some(sketch) = &mut self.0 {
             sketch.update_with_coupon(coupon);
@@ -50,7 +50,7 @@ impl Unique {
                 if let Ok(mut union) = HllUnion::new(LG_REGISTERS) {
                     union.update(own);
                     union.update(other);
-                    **own = union.to_sketch(HllType::Hll8);
+                    *own = union.to_sketch(HllType::Hll8);
                 }
             }
         }
@@ -61,9 +61,9 @@ impl Unique {
         self.0.as_ref().map_or(0, |sketch| sketch.composite_estimate().round().max(0.0) as u64)
     }
 
-    /// About the memory that it takes.
+    /// About the memory that it takes beside itself.
     pub fn size(&self) -> usize {
-        self.0.as_ref().map_or(0, |sketch| size_of::<HllSketch>() + sketch.estimated_size())
+        self.0.as_ref().map_or(0, |sketch| sketch.estimated_size())
     }
 
     /// As DataSketches keeps it; of no value, nothing.
@@ -76,7 +76,7 @@ impl Unique {
             return Some(Self::default());
         }
         let sketch = HllSketch::deserialize(bytes).ok().filter(|sketch| sketch.lg_config_k() == LG_REGISTERS)?;
-        Some(Self(Some(Box::new(sketch))))
+        Some(Self(Some(sketch)))
     }
 }
 

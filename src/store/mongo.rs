@@ -28,12 +28,13 @@ use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use mongodb::{
     Client,
-    bson::{Bson, doc},
+    bson::{RawBson, doc},
     error::{Error, ErrorKind},
     options::{
         Acknowledgment, ClientOptions, ConnectionString, HostInfo, ReadPreference, SelectionCriteria, WriteConcern,
     },
 };
+use parking_lot::Mutex;
 use serde_json::Number;
 use tokio::{runtime::Handle, sync::OnceCell};
 use tokio_util::task::AbortOnDropHandle;
@@ -49,7 +50,7 @@ use crate::{
         rebuild::{Kept, NewRebuild, Reached, Rebuild, RebuildId, Swapped},
     },
 };
-use buckets::Buckets;
+use buckets::{Buckets, Remembered};
 pub use database::DatabaseChoice;
 use database::StoreDatabase;
 use reply::{Refusal, code, shortened};
@@ -71,6 +72,8 @@ pub struct MongoStore {
     versions: Arc<ArcSwap<Versions<String>>>,
     /// Made at the first call: a `mongodb+srv://` URL is looked up in the DNS, which may be out of reach at the start.
     client: Arc<OnceCell<Client>>,
+    /// What a flush need not read.
+    remembered: Arc<Mutex<Remembered>>,
     io: Handle,
 }
 
@@ -95,7 +98,17 @@ impl MongoStore {
         };
         let (choice, database) = (DatabaseChoice::of(config), Arc::default());
         let versions = Versions::configured(&options, |aggregate| Some(aggregate.name.clone()));
-        Ok(Self { url, hosts, choice, database, options: options.into(), versions, client: Arc::default(), io })
+        Ok(Self {
+            url,
+            hosts,
+            choice,
+            database,
+            options: options.into(),
+            versions,
+            client: Arc::default(),
+            remembered: Arc::default(),
+            io,
+        })
     }
 
     /// Runs a call on the I/O runtime, bounded by the configured timeout. Dropping the future ends the call.
@@ -110,7 +123,7 @@ impl MongoStore {
             let settle = || store.choice.settle(client, &store.options.topic);
             let database = client.database(store.database.get_or_try_init(settle).await?);
             let versions = store.versions.load_full();
-            call(StoreDatabase { database, options: store.options, versions }).await
+            call(StoreDatabase { database, options: store.options, versions, remembered: store.remembered }).await
         });
         match tokio::time::timeout(self.options.timeout, AbortOnDropHandle::new(task)).await {
             Ok(Ok(Ok(value))) => Ok(value),
@@ -172,6 +185,7 @@ impl Store for MongoStore {
             let versions = self.call(compare).await?;
             let refused = versions.ensure_same();
             self.versions.store(Arc::new(versions));
+            *self.remembered.lock() = Remembered::default();
             refused?;
             self.call(prepare).await
         })
@@ -209,6 +223,7 @@ impl Store for MongoStore {
         identity: &'a TopicIdentity,
     ) -> Answer<'a, Vec<Fence>> {
         let identity = identity.clone();
+        self.remembered.lock().forget(partition);
         Box::pin(self.call(move |store| async move {
             let all: Vec<usize> = (0..store.versions.len()).collect();
             buckets::fences(&store, &all, partition, committed, &identity).await
@@ -224,6 +239,7 @@ impl Store for MongoStore {
         identity: &'a TopicIdentity,
     ) -> Answer<'a, Vec<Fence>> {
         let (counted, identity) = (counted.clone(), identity.clone());
+        self.remembered.lock().forget(partition);
         Box::pin(self.call(move |store| async move {
             store.ensure_is(&counted)?;
             buckets::fences(&store, &[aggregate], partition, from, &identity).await
@@ -392,8 +408,8 @@ fn primary() -> SelectionCriteria {
 }
 
 /// An integer as 64 bits, all else as a double.
-fn bson_number(number: &Number) -> Bson {
-    number.as_i64().map(Bson::Int64).or_else(|| number.as_f64().map(Bson::Double)).unwrap_or(Bson::Null)
+fn bson_number(number: &Number) -> RawBson {
+    number.as_i64().map(RawBson::Int64).or_else(|| number.as_f64().map(RawBson::Double)).unwrap_or(RawBson::Null)
 }
 
 #[cfg(test)]

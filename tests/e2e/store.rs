@@ -1,6 +1,7 @@
 //! The stores against real ones, behind their seam.
 
 mod conformance;
+mod measured;
 mod mongo;
 mod rebuilds;
 
@@ -51,7 +52,7 @@ impl Backend for Embedded {
 }
 
 mod suite {
-    pub use super::{conformance::*, rebuilds::*};
+    pub use super::{conformance::*, measured::*, rebuilds::*};
 }
 
 /// Each of the suite's tests, on each backend.
@@ -89,6 +90,7 @@ conformance! {
     bounds_of_times_hold_from_the_offset_on_that_nobody_has_counted
     windows_that_were_removed_are_remembered_and_fences_that_may_be_asked_for_stay
     what_was_measured_is_merged_behind_the_same_fences
+    what_another_writer_has_measured_meanwhile_is_neither_lost_nor_measured_twice
     events_are_kept_once_whatever_they_hold
     events_are_found_by_what_they_are_and_paged_newest_first
     a_rehearsal_leaves_nothing

@@ -100,7 +100,7 @@ enum Sink {
 fn statements_of(fold: &mut PartitionFold) -> Vec<BucketDelta> {
     let delta = |GroupFold { partition, aggregate, key, folded }: GroupFold| {
         let tally = folded.uncounted.expect("there are no further groups");
-        BucketDelta { key, partition, aggregate, first: tally.first, last: tally.last, measures: tally.measures }
+        BucketDelta { key, partition, aggregate, first: tally.first, last: tally.last, measures: tally.measures.into() }
     };
     fold.begin_flush().into_iter().map(delta).collect()
 }

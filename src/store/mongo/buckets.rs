@@ -2,10 +2,11 @@
 
 mod document;
 pub mod groups;
+mod remembered;
 mod state;
 
 use futures::TryStreamExt;
-use mongodb::bson::{Document, doc};
+use mongodb::bson::{Document, RawArrayBuf, RawDocumentBuf, doc};
 
 use super::{
     Failure, SOURCES,
@@ -22,6 +23,8 @@ use crate::{
 };
 
 pub use document::Buckets;
+pub use remembered::Remembered;
+use state::Change;
 
 /// Buckets with more than a count that are read, merged and written together.
 const MEASURED_AT_ONCE: usize = 200;
@@ -33,6 +36,7 @@ const FENCE_READS: usize = 5;
 /// Adds the deltas to their buckets.
 pub async fn write(store: &StoreDatabase, deltas: &[&BucketDelta]) -> Result<Flushed, Failure> {
     let mut flushed = Flushed::default();
+    store.remembered.lock().begin();
     for (index, buckets) in Buckets::of_all(store).enumerate() {
         let of_aggregate: Vec<&BucketDelta> = deltas.iter().copied().filter(|delta| delta.aggregate == index).collect();
         let is_measured = of_aggregate.iter().any(|delta| delta.measures.more.is_some());
@@ -55,27 +59,30 @@ async fn write_part(
     part: &[&BucketDelta],
     flushed: &mut Flushed,
 ) -> Result<(), Failure> {
-    let states = state::read(store, buckets, part, flushed).await?;
-    let part: Vec<&BucketDelta> =
-        part.iter().copied().filter(|delta| states.is_to_be_written(delta, flushed)).collect();
-    if part.is_empty() {
+    let changes = state::changes(store, buckets, part, flushed).await?;
+    if changes.is_empty() {
         return Ok(());
     }
-    let statements = part.iter().map(|delta| buckets.statement(delta, states.of(delta))).collect();
-    let Sent { mut taken, refused, others } = send(store, buckets, &part, statements).await?;
+    let statements = changes.iter().map(|change| buckets.statement(change)).collect();
+    let all: Vec<&Change<'_>> = changes.iter().collect();
+    let Sent { mut taken, refused, others } = send(store, buckets, &all, statements).await?;
+    if taken.is_empty() && refused.is_empty() {
+        remember(store, buckets, changes);
+        return Ok(());
+    }
     if !refused.is_empty() {
         let may_pass = refused.iter().any(|(_, error)| !code::is_of_the_document(error.code));
         before_the_second_attempt(may_pass).await;
-        let deltas: Vec<&BucketDelta> = refused.iter().map(|(delta, _)| *delta).collect();
-        let plainer = deltas.iter().map(|delta| buckets.plain_statement(delta, states.of(delta))).collect();
-        let again = send(store, buckets, &deltas, plainer).await?;
+        let again: Vec<&Change<'_>> = refused.iter().map(|(change, _)| *change).collect();
+        let plainer = again.iter().map(|change| buckets.plain_statement(change)).collect();
+        let again = send(store, buckets, &again, plainer).await?;
         taken.extend(again.taken);
-        for (delta, StatementError { code, message, .. }) in again.refused {
+        for (Change { delta, id, .. }, StatementError { code, message, .. }) in again.refused {
             // Where nothing else is stored either, it may be the collection's fault, and pass.
             if !code::is_of_the_document(code) && !others && !again.others {
                 return Err(Failure::unavailable(message));
             }
-            let (name, id) = (buckets.collection(), buckets.id(delta));
+            let name = buckets.collection();
             let reason =
                 format!("an index or a rule of the collection {name} refuses the bucket {id} (code {code}): {message}");
             flushed.block(delta.partition, reason);
@@ -84,77 +91,85 @@ async fn write_part(
     if taken.is_empty() { Ok(()) } else { judge_taken(store, buckets, &taken, flushed).await }
 }
 
+/// All of this is durable.
+fn remember(store: &StoreDatabase, buckets: &Buckets<'_>, changes: Vec<Change<'_>>) {
+    let name = buckets.collection();
+    let mut remembered = store.remembered.lock();
+    for Change { delta, id, state } in changes {
+        if let Some(state) = state {
+            remembered.keep(&name, id, delta.partition, delta.last, state.bytes);
+        }
+    }
+}
+
 /// What came of some statements.
 #[derive(Default)]
-struct Sent<'d> {
+struct Sent<'c, 'd> {
     /// Buckets whose key is taken.
-    taken: Vec<(&'d BucketDelta, StatementError)>,
+    taken: Vec<(&'c Change<'d>, StatementError)>,
     /// Buckets that are refused in this form.
-    refused: Vec<(&'d BucketDelta, StatementError)>,
+    refused: Vec<(&'c Change<'d>, StatementError)>,
     /// Others took effect.
     others: bool,
 }
 
-/// Sends the statements of `deltas`, in any of their forms.
-async fn send<'d>(
+/// Sends the statements of `changes`, in any of their forms.
+async fn send<'c, 'd>(
     store: &StoreDatabase,
     buckets: &Buckets<'_>,
-    deltas: &[&'d BucketDelta],
-    statements: Vec<Document>,
-) -> Result<Sent<'d>, Failure> {
+    changes: &[&'c Change<'d>],
+    statements: Vec<RawDocumentBuf>,
+) -> Result<Sent<'c, 'd>, Failure> {
     let (mut sent, mut at) = (Sent::default(), 0);
-    for some in cut(deltas, statements) {
-        let deltas = &deltas[at..at + some.len()];
+    for some in cut(&statements) {
+        let changes = &changes[at..at + some.len()];
         at += some.len();
-        send_command(store, buckets, deltas, some, &mut sent).await?;
+        send_command(store, buckets, changes, some, &mut sent).await?;
     }
     Ok(sent)
 }
 
-async fn send_command<'d>(
+async fn send_command<'c, 'd>(
     store: &StoreDatabase,
     buckets: &Buckets<'_>,
-    deltas: &[&'d BucketDelta],
-    statements: Vec<Document>,
-    sent: &mut Sent<'d>,
+    changes: &[&'c Change<'d>],
+    statements: &[RawDocumentBuf],
+    sent: &mut Sent<'c, 'd>,
 ) -> Result<(), Failure> {
-    let command = doc! { "update": buckets.collection(), "updates": statements, "ordered": false };
-    let mut reply = store.write(command).await?;
+    let mut updates = RawArrayBuf::new();
+    statements.iter().for_each(|statement| updates.push(&**statement));
+    let mut reply = store.update(&buckets.collection(), updates).await?;
     sent.others |= reply.effects > 0;
     let answered = usize::try_from(reply.effects).unwrap_or_default() + reply.errors.len();
     for error in std::mem::take(&mut reply.errors) {
-        match deltas.get(error.index) {
-            Some(delta) if error.code == code::DUPLICATE_KEY => sent.taken.push((*delta, error)),
-            Some(delta) if !code::is_passing(error.code) => sent.refused.push((*delta, error)),
+        match changes.get(error.index) {
+            Some(change) if error.code == code::DUPLICATE_KEY => sent.taken.push((*change, error)),
+            Some(change) if !code::is_passing(error.code) => sent.refused.push((*change, error)),
             _ => return Err(Failure::unavailable(error.message)),
         }
     }
     reply.concern_ok()?;
-    if answered < deltas.len() {
+    if answered < changes.len() {
         // One with a state changes what was read and nothing else: the next attempt reads it again.
         return Err(Failure::unavailable("a bucket has changed since it was read"));
     }
     Ok(())
 }
 
-/// Cuts statements that hold what was measured into commands that the server takes, by their true size; the size of others was
-/// bounded before.
-fn cut(deltas: &[&BucketDelta], statements: Vec<Document>) -> Vec<Vec<Document>> {
-    if deltas.iter().all(|delta| delta.measures.more.is_none()) {
-        return vec![statements];
-    }
-    let (mut commands, mut command, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for statement in statements {
-        let size = mongodb::bson::serialize_to_vec(&statement).map_or(COMMAND, |bytes| bytes.len());
-        if bytes > 0 && bytes + size > COMMAND {
-            commands.push(std::mem::take(&mut command));
-            bytes = 0;
-        }
-        bytes += size;
-        command.push(statement);
-    }
-    commands.push(command);
-    commands
+/// Cuts statements into commands that the server takes.
+fn cut(statements: &[RawDocumentBuf]) -> impl Iterator<Item = &[RawDocumentBuf]> {
+    let mut rest = statements;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = rest.iter().take_while(|statement| {
+            let is_first = bytes == 0;
+            bytes += statement.as_bytes().len();
+            is_first || bytes <= COMMAND
+        });
+        let (command, after) = rest.split_at(fits.count());
+        rest = after;
+        (!command.is_empty()).then_some(command)
+    })
 }
 
 /// Of buckets whose key is taken: by another writer of ours, whose fence says what is counted, or by something else.
@@ -164,19 +179,19 @@ fn cut(deltas: &[&BucketDelta], statements: Vec<Document>) -> Vec<Vec<Document>>
 async fn judge_taken(
     store: &StoreDatabase,
     buckets: &Buckets<'_>,
-    taken: &[(&BucketDelta, StatementError)],
+    taken: &[(&Change<'_>, StatementError)],
     flushed: &mut Flushed,
 ) -> Result<(), Failure> {
     let name = buckets.collection();
-    let ids: Vec<String> = taken.iter().map(|(delta, _)| buckets.id(delta)).collect();
+    let ids: Vec<&str> = taken.iter().map(|(change, _)| &*change.id).collect();
     let found = store
         .majority(&name)
         .find(doc! { "_id": { "$in": &ids } })
         .projection(doc! { "group": 0, "state": 0, "measures": 0 })
         .await?;
     let found: Vec<Document> = found.try_collect().await?;
-    for ((delta, error), id) in taken.iter().zip(ids) {
-        let document = found.iter().find(|document| document.get_str("_id").is_ok_and(|found| found == id));
+    for (Change { delta, id, .. }, error) in taken {
+        let document = found.iter().find(|document| document.get_str("_id").is_ok_and(|found| found == *id));
         let reason = match document.map(|document| buckets.fence_of(delta.partition, document)) {
             Some(Some(fence)) if fence.last_offset >= delta.first => {
                 flushed.fenced.push(delta.partition);

@@ -4,12 +4,14 @@ use std::{fmt, sync::Arc};
 
 use mongodb::{
     Client, Collection, Database,
-    bson::{Document, doc},
+    bson::{Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc},
     options::{CollectionOptions, ConnectionString, ReadConcern},
 };
 
+use parking_lot::Mutex;
+
 use super::{
-    Failure, SOURCES, primary,
+    Failure, Remembered, SOURCES, primary,
     reply::{WriteReply, code},
 };
 use crate::{
@@ -81,6 +83,7 @@ pub(super) struct StoreDatabase {
     pub database: Database,
     pub options: Arc<StoreOptions>,
     pub versions: Arc<Versions<String>>,
+    pub remembered: Arc<Mutex<Remembered>>,
 }
 
 impl StoreDatabase {
@@ -103,6 +106,13 @@ impl StoreDatabase {
 
     pub async fn write(&self, command: Document) -> Result<WriteReply, Failure> {
         Ok(WriteReply::read(&self.command(command).await?))
+    }
+
+    /// Updates documents, each by its own statement, in any order.
+    pub async fn update(&self, collection: &str, updates: RawArrayBuf) -> Result<WriteReply, Failure> {
+        let concern = RawDocumentBuf::try_from(&self.write_concern()).map_err(mongodb::error::Error::from)?;
+        let command = rawdoc! { "update": collection, "updates": updates, "ordered": false, "writeConcern": concern };
+        Ok(WriteReply::read(&self.database.run_raw_command(command).selection_criteria(primary()).await?))
     }
 
     /// A collection, of which what cannot be rolled back any more is read.

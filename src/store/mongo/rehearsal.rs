@@ -50,7 +50,7 @@ async fn run_through(store: &StoreDatabase) -> Result<(), Failure> {
         aggregate: 0,
         first: Offset(0),
         last: Offset(1),
-        measures: Measures::of_count(2),
+        measures: Measures::of_count(2).into(),
     });
     let events: Vec<_> = store.options.events.then(event).into_iter().collect();
     // The second time is a repetition, of which nothing may take effect.

@@ -9,7 +9,7 @@ use std::{
 use ingestd::internals::{
     config::AggregateConfig,
     event::TimeBounds,
-    measure::{Measures, More, Plan},
+    measure::{Measures, Plan},
     position::{Offset, Partition, Timestamp, TopicIdentity},
     store::{
         BucketDelta, BucketKey, EventsQuery, Fence, Flushed, GroupsFound, GroupsOf, ProcessedEvent, Query, Removal,
@@ -54,7 +54,7 @@ pub fn options() -> StoreOptions {
 pub fn delta(partition: i32, group: &str, first: u64, last: u64, count: u64) -> BucketDelta {
     let key = BucketKey { window_start: Timestamp(60_000), group: group.into() };
     let (partition, first, last) = (Partition(partition), Offset(first), Offset(last));
-    BucketDelta { key, partition, aggregate: 0, first, last, measures: Measures::of_count(count) }
+    BucketDelta { key, partition, aggregate: 0, first, last, measures: Measures::of_count(count).into() }
 }
 
 pub fn event(offset: u64, client: &str, json: &str) -> ProcessedEvent {
@@ -97,7 +97,7 @@ pub async fn counts(store: &Arc<dyn Store>) -> Vec<(Value, u64)> {
     rows.map(|row| (values(&row), row["count"].as_u64().expect("a count"))).collect()
 }
 
-async fn prepared(backend: &impl Backend, options: StoreOptions) -> Arc<dyn Store> {
+pub async fn prepared(backend: &impl Backend, options: StoreOptions) -> Arc<dyn Store> {
     let store = backend.open(options).await;
     assert_eq!(store.prepare().await.unwrap().remarks, [""; 0]);
     store
@@ -220,7 +220,14 @@ fn measured(partition: i32, window: i64, group: &str, first: u64, user: &str, nu
     }
     let key = BucketKey { window_start: Timestamp(window * 60_000), group: group.into() };
     let last = Offset(first + numbers.len() as u64 - 1);
-    BucketDelta { key, partition: Partition(partition), aggregate: 0, first: Offset(first), last, measures }
+    BucketDelta {
+        key,
+        partition: Partition(partition),
+        aggregate: 0,
+        first: Offset(first),
+        last,
+        measures: measures.into(),
+    }
 }
 
 pub async fn what_is_measured_is_merged_over_flushes_partitions_windows_and_groups(backend: &impl Backend) {
@@ -423,42 +430,6 @@ pub async fn windows_that_were_removed_are_remembered_and_fences_that_may_be_ask
     assert_eq!(removed(0).await, [Some(Timestamp(120_000))], "it never goes back");
     store.fences(Partition(1), Offset(0), &identity("x")).await.unwrap();
     assert_eq!(removed(1).await, [None]);
-}
-
-pub async fn what_was_measured_is_merged_behind_the_same_fences(backend: &impl Backend) {
-    let mut options = options();
-    options.aggregates[0] = toml_aggregate("measures = [{ sum = \"n\" }, { unique = \"u\" }, { top = \"u\" }]");
-    let store = prepared(backend, options.clone()).await;
-    let plan = Plan::new(&options.aggregates[0]);
-    let measured = |partition, first: u64, last: u64| {
-        let mut delta = delta(partition, "[1,1]", first, last, 0);
-        for offset in first..=last {
-            let (n, u) = (format!("{offset}.25"), format!("\"u{}\"", offset % 3));
-            delta.measures.add(&plan, |field| Some(if field == 0 { n.as_str() } else { u.as_str() }));
-        }
-        delta
-    };
-    for (delta, expected) in [
-        (measured(0, 0, 3), Flushed::default()),
-        (measured(0, 0, 3), Flushed { fenced: vec![Partition(0)], ..Flushed::default() }),
-        (measured(0, 4, 5), Flushed::default()),
-        (measured(0, 3, 6), Flushed { fenced: vec![Partition(0)], ..Flushed::default() }),
-        (measured(1, 0, 0), Flushed::default()),
-    ] {
-        assert_eq!(store.flush(&store.counted(), &[delta], &[]).await.unwrap(), expected);
-    }
-    let kept = backend.measured().await;
-    let (mut all, mut whole) = (Measures::default(), measured(0, 0, 5).measures);
-    for (count, bytes) in kept {
-        all.merge(Measures { count, more: Some(Box::new(More::from_bytes(&plan, &bytes).unwrap())) });
-    }
-    whole.merge(measured(1, 0, 0).measures);
-    assert_eq!(all, whole);
-}
-
-fn toml_aggregate(more: &str) -> AggregateConfig {
-    let text = format!("name = \"by_type\"\nwindow = \"1m\"\ngroup_by = [\"type\", \"$dollar.dot\"]\n{more}");
-    toml::from_str(&text).unwrap()
 }
 
 pub async fn events_are_kept_once_whatever_they_hold(backend: &impl Backend) {

@@ -150,7 +150,7 @@ pub async fn windows_that_were_not_rebuilt_keep_their_buckets_where_they_can(bac
     let seven = |first, last| {
         let mut measures = Measures::default();
         measures.add(&plan, |_| Some("7"));
-        BucketDelta { measures, ..delta(0, "[\"a\"]", first, last, 0) }
+        BucketDelta { measures: measures.into(), ..delta(0, "[\"a\"]", first, last, 0) }
     };
     store.flush(&store.counted(), &[at(1, 120_000, seven(0, 9))], &[]).await.unwrap();
     is_live(&store, &rebuild).await;

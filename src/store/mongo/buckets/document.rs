@@ -5,16 +5,19 @@
 //! written `%25`, `%2E` and `%24`: MongoDB gives them a meaning of their own. Where an index of an operator takes no such
 //! `group`, the text stands in `key` instead.
 
-use mongodb::bson::{Binary, Bson, DateTime, Decimal128, Document, RawBsonRef, RawDocument, doc, spec::BinarySubtype};
+use mongodb::bson::{
+    DateTime, Decimal128, Document, RawArrayBuf, RawBinaryRef, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, cstr,
+    doc, raw::CString, rawdoc, spec::BinarySubtype,
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::state::State;
+use super::state::{Change, State};
 use crate::{
-    measure::{Frequent, More, Plan, Shown},
+    measure::{Frequent, More, Plan, Shown, Sum},
     position::{Offset, Partition, Timestamp, TopicName},
     store::{
-        BucketDelta, BucketKey, Fence, Removal, StoreOptions, Versions, group,
+        BucketDelta, BucketKey, Counted, Fence, Removal, StoreOptions, Versions, group,
         mongo::{bson_number, database::StoreDatabase, indexes::Wanted},
         query::Bucket,
     },
@@ -32,11 +35,17 @@ pub struct Buckets<'a> {
     options: &'a StoreOptions,
     versions: &'a Versions<String>,
     aggregate: usize,
+    /// Names in its documents: of the group's values, and of what is measured.
+    fields: Vec<CString>,
+    measures: Vec<CString>,
 }
 
 impl<'a> Buckets<'a> {
     pub fn new(options: &'a StoreOptions, versions: &'a Versions<String>, aggregate: usize) -> Self {
-        Self { options, versions, aggregate }
+        let Counted { aggregate: definition, plan, .. } = &versions.counted[aggregate];
+        let fields = definition.group_by.iter().map(|field| escape(field)).collect();
+        let measures = plan.outputs().iter().map(|output| escape(&output.name)).collect();
+        Self { options, versions, aggregate, fields, measures }
     }
 
     /// Those of each aggregate.
@@ -106,46 +115,51 @@ impl<'a> Buckets<'a> {
         }
     }
 
-    /// An upsert that adds the delta only where no other writer was in the meantime. `state` is what the bucket is to have
-    /// beside its count.
-    pub fn statement(&self, delta: &BucketDelta, state: Option<&State>) -> Document {
-        let group = &delta.key.group;
-        let fields = &self.versions.counted[self.aggregate].aggregate.group_by;
-        let values = group::values(group, fields.len()).into_iter().map(bson);
-        let values: Document = fields.iter().map(|field| escape(field)).zip(values).collect();
-        let mut insert = doc! { "group": values };
-        if group.len() > LONGEST {
-            insert.insert("key", &**group);
-        }
-        self.upsert(delta, state, insert)
+    /// An upsert that adds the delta only where no other writer was in the meantime.
+    pub fn statement(&self, change: &Change<'_>) -> RawDocumentBuf {
+        let group = &change.delta.key.group;
+        let values = group::values(group, self.fields.len()).into_iter().map(bson);
+        let values: RawDocumentBuf = self.fields.iter().zip(values).collect();
+        let key = (group.len() > LONGEST).then_some(&**group);
+        self.upsert(change, Some(values), key)
     }
 
     /// The same with the group's text alone.
-    pub fn plain_statement(&self, delta: &BucketDelta, state: Option<&State>) -> Document {
-        self.upsert(delta, state, doc! { "key": &*delta.key.group })
+    pub fn plain_statement(&self, change: &Change<'_>) -> RawDocumentBuf {
+        self.upsert(change, None, Some(&change.delta.key.group))
     }
 
-    fn upsert(&self, delta: &BucketDelta, state: Option<&State>, group: Document) -> Document {
-        let mut insert = doc! {
+    fn upsert(
+        &self,
+        Change { delta, id, state }: &Change<'_>,
+        group: Option<RawDocumentBuf>,
+        key: Option<&str>,
+    ) -> RawDocumentBuf {
+        let mut insert = rawdoc! {
             "window_start": DateTime::from_millis(delta.key.window_start.0),
-            "topic": &self.options.topic,
+            "topic": &*self.options.topic,
             "partition": delta.partition.0,
             "generation": i64::from(self.options.generation),
         };
-        insert.extend(group);
-        let mut set = doc! { "last_offset": delta.last.as_i64() };
+        if let Some(group) = group {
+            insert.append(cstr!("group"), group);
+        }
+        if let Some(key) = key {
+            insert.append(cstr!("key"), key);
+        }
+        let mut set = rawdoc! { "last_offset": delta.last.as_i64() };
         // What was merged is what stands there: where nothing stood, no bucket is meant.
         let (fence, upsert) = match state {
-            None => (doc! { "$lt": delta.first.as_i64() }, true),
-            Some(State { fence: None, .. }) => (doc! { "$lt": 0_i64 }, true),
-            Some(State { fence: Some(fence), .. }) => (doc! { "$eq": fence.as_i64() }, false),
+            None => (rawdoc! { "$lt": delta.first.as_i64() }, true),
+            Some(State { fence: None, .. }) => (rawdoc! { "$lt": 0_i64 }, true),
+            Some(State { fence: Some(fence), .. }) => (rawdoc! { "$eq": fence.as_i64() }, false),
         };
-        if let Some(State { more, .. }) = state {
-            set.insert("state", Binary { subtype: BinarySubtype::Generic, bytes: more.to_bytes() });
-            set.insert("measures", shown(self.plan(), more));
+        if let Some(State { more, bytes, .. }) = state {
+            set.append(cstr!("state"), RawBinaryRef { subtype: BinarySubtype::Generic, bytes });
+            set.append(cstr!("measures"), self.shown(more));
         }
-        doc! {
-            "q": { "_id": self.id(delta), "last_offset": fence },
+        rawdoc! {
+            "q": { "_id": &**id, "last_offset": fence },
             "u": {
                 "$inc": { "count": i64::try_from(delta.measures.count).unwrap_or(i64::MAX) },
                 "$set": set,
@@ -153,6 +167,24 @@ impl<'a> Buckets<'a> {
             },
             "upsert": upsert,
         }
+    }
+
+    /// What was measured beside the count, for those who read the collection: the daemon itself reads `state`.
+    fn shown(&self, more: &More) -> RawDocumentBuf {
+        let mut document = RawDocumentBuf::new();
+        for (output, name) in self.plan().outputs().iter().zip(&self.measures) {
+            let value = match more.show(output) {
+                Shown::Nothing => RawBson::Null,
+                Shown::Number(number) => decimal(number),
+                Shown::Count(count) => RawBson::Int64(i64::try_from(count).unwrap_or(i64::MAX)),
+                Shown::Top { values, .. } => RawBson::Array(values.iter().map(frequent).collect::<RawArrayBuf>()),
+            };
+            document.append(name, value);
+        }
+        if self.plan().has_numbers() {
+            document.append(cstr!("inexact"), i64::try_from(more.inexact).unwrap_or(i64::MAX));
+        }
+        document
     }
 
     /// The buckets of a partition in some windows.
@@ -212,36 +244,27 @@ pub fn split<'a, 'd>(deltas: &'a [&'d BucketDelta]) -> impl Iterator<Item = &'a 
     })
 }
 
-/// What was measured beside the count, for those who read the collection: the daemon itself reads `state`.
-fn shown(plan: &Plan, more: &More) -> Document {
-    let mut document = Document::new();
-    for output in plan.outputs() {
-        let value = match more.show(output) {
-            Shown::Nothing => Bson::Null,
-            Shown::Number(number) => decimal(&number.to_string()),
-            Shown::Count(count) => Bson::Int64(i64::try_from(count).unwrap_or(i64::MAX)),
-            Shown::Top { values, .. } => Bson::Array(values.iter().map(frequent).collect()),
-        };
-        document.insert(escape(&output.name), value);
-    }
-    if plan.has_numbers() {
-        document.insert("inexact", i64::try_from(more.inexact).unwrap_or(i64::MAX));
-    }
-    document
-}
-
 /// A number of more than 34 digits stands as its text.
-fn decimal(text: &str) -> Bson {
-    let digits = text.bytes().filter(u8::is_ascii_digit).count();
-    match text.parse::<Decimal128>() {
-        Ok(number) if digits <= 34 => Bson::Decimal128(number),
-        _ => Bson::String(text.to_owned()),
+fn decimal(number: Sum) -> RawBson {
+    let (whole, mut fraction) = number.parts();
+    let mut places = 17;
+    while places > 0 && fraction.is_multiple_of(10) {
+        (fraction, places) = (fraction / 10, places - 1);
+    }
+    let coefficient = whole.checked_mul(10_i128.pow(places)).and_then(|units| units.checked_add(fraction.into()));
+    match coefficient.filter(|coefficient| coefficient.unsigned_abs() < 10_u128.pow(34)) {
+        None => RawBson::String(number.to_string()),
+        Some(coefficient) => {
+            // IEEE 754, 3.5.2, as binary integers: the sign, 14 bits of exponent, and 113 of the coefficient.
+            let exponent = u128::from(6176 - places) << 113;
+            let bits = u128::from(coefficient < 0) << 127 | exponent | coefficient.unsigned_abs();
+            RawBson::Decimal128(Decimal128::from_bytes(bits.to_le_bytes()))
+        }
     }
 }
 
-fn frequent(item: &Frequent) -> Bson {
-    let count = i64::try_from(item.count).unwrap_or(i64::MAX);
-    Bson::Document(doc! { "value": bson(group::value(&item.value)), "count": count })
+fn frequent(item: &Frequent) -> RawDocumentBuf {
+    rawdoc! { "value": bson(group::value(&item.value)), "count": i64::try_from(item.count).unwrap_or(i64::MAX) }
 }
 
 /// A bucket as a query reads it.
@@ -264,18 +287,21 @@ pub fn bucket(document: &RawDocument) -> Option<Bucket<'_>> {
     Some(Bucket { window_start, group, count, state })
 }
 
-fn bson(value: Value) -> Bson {
+fn bson(value: Value) -> RawBson {
     match value {
-        Value::Bool(bool) => Bson::Boolean(bool),
+        Value::Bool(bool) => RawBson::Boolean(bool),
         Value::Number(number) => bson_number(&number),
-        Value::String(text) => Bson::String(text),
+        Value::String(text) => RawBson::String(text),
         // No other value is one of a group.
-        Value::Null | Value::Array(_) | Value::Object(_) => Bson::Null,
+        Value::Null | Value::Array(_) | Value::Object(_) => RawBson::Null,
     }
 }
 
-fn escape(field: &str) -> String {
-    field.replace('%', "%25").replace('.', "%2E").replace('$', "%24")
+/// What has a meaning for MongoDB in a field's name, or has none.
+fn escape(field: &str) -> CString {
+    let escaped = field.replace('%', "%25").replace('.', "%2E").replace('$', "%24").replace('\0', "%00");
+    // It fails for names with a zero byte.
+    CString::try_from(escaped).unwrap_or_else(|_| cstr!("").into())
 }
 
 #[cfg(test)]
@@ -303,7 +329,7 @@ mod tests {
             aggregate: 0,
             first: Offset(5),
             last: Offset(9),
-            measures: Measures::of_count(4),
+            measures: Measures::of_count(4).into(),
         }
     }
 
@@ -314,13 +340,15 @@ mod tests {
         let buckets = Buckets::new(&options, &versions, 0);
         for group in [r#"["a/b"]"#.to_owned(), "[1.50]".to_owned(), format!("[\"{}\"]", "x".repeat(1000))] {
             let delta = delta(&group);
-            let plain = buckets.plain_statement(&delta, None);
+            let change = Change { id: buckets.id(&delta), delta: &delta, state: None };
+            let document = |statement: RawDocumentBuf| Document::try_from(statement).unwrap();
+            let plain = document(buckets.plain_statement(&change));
             let insert = |statement: &Document| {
                 let update = statement.get_document("u").unwrap();
                 update.get_document("$setOnInsert").unwrap().clone()
             };
             assert!(!insert(&plain).contains_key("group") && insert(&plain).get_str("key").unwrap() == group);
-            let statement = buckets.statement(&delta, None);
+            let statement = document(buckets.statement(&change));
             assert_eq!(statement.get("q"), plain.get("q"));
             let id = statement.get_document("q").unwrap().get_str("_id").unwrap();
             assert!(id.starts_with("events@2/3/60000/") && id.len() < 600, "{id}");
@@ -341,5 +369,23 @@ mod tests {
         assert_eq!(sizes(&vec![&small; 2001]), [1000, 1000, 1]);
         assert_eq!(sizes(&[&small, &large, &large, &small]), [1, 1, 1, 1]);
         assert_eq!(sizes(&[]), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn a_sum_is_the_decimal_that_its_text_is() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..20_000 {
+            let whole = random.i128(..) >> random.u32(0..128);
+            let places = random.u32(1..18);
+            let fraction = if random.bool() { 0 } else { random.u64(..10_u64.pow(places)) };
+            let number = Sum::of_parts(whole / 1_000, fraction).unwrap();
+            let text = number.to_string();
+            let digits = text.bytes().filter(u8::is_ascii_digit).count();
+            match decimal(number) {
+                RawBson::Decimal128(decimal) => assert_eq!(decimal, text.parse::<Decimal128>().unwrap(), "{text}"),
+                other => assert!(digits > 34 && other == RawBson::String(text.clone()), "{text} {other:?}"),
+            }
+            assert!(digits > 34 || matches!(decimal(number), RawBson::Decimal128(_)), "{text}");
+        }
     }
 }
