@@ -407,7 +407,10 @@ impl Source {
                 self.status.ends(&ranges, Instant::now());
                 self.ownership.counted(partition_count, self.partitions.len(), Instant::now());
                 self.compare_ownership();
-                for (partition, log) in ranges.iter().filter(|(partition, _)| self.partitions.holds(*partition)) {
+                for (partition, log) in &ranges {
+                    if !self.partitions.holds(*partition) {
+                        continue;
+                    }
                     let delivered = self.partitions.delivered(*partition);
                     // A reader sees no records behind an open transaction, and there may be any number.
                     let is_closed = log.high == log.end;
