@@ -415,7 +415,7 @@ impl Source {
                     // A reader sees no records behind an open transaction, and there may be any number.
                     let is_closed = log.high == log.end;
                     let tail = self.tails.look(*partition, delivered, log.end, Instant::now());
-                    self.partitions.tell(match delivered {
+                    let event = match delivered {
                         Some(from) if is_closed && tail == Tail::Empty => {
                             SourceEvent::EmptyTail { partition: *partition, from, to: log.end }
                         }
@@ -431,7 +431,8 @@ impl Source {
                             return Err(End::Fatal(Code::State, reason));
                         }
                         _ => SourceEvent::LogEnd(*partition, log.high),
-                    });
+                    };
+                    self.partitions.tell(event);
                 }
                 self.compare_positions(&ranges);
                 if let Some((partitions, written_by)) = found {
