@@ -74,7 +74,7 @@ impl Fetched {
         Ok(Self { events, records, consumer })
     }
 
-    /// From now on records of this partition come here, also if it is assigned later.
+    /// From now on records of this partition come here, until its assignment ends.
     pub fn forward(&self, topic: &str, partition: Partition) -> KafkaResult<()> {
         let topic = CString::new(topic).map_err(KafkaError::Nul)?;
         let rk = self.consumer.client().native_ptr();

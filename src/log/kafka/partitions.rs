@@ -304,6 +304,12 @@ impl Partitions {
         }
     }
 
+    /// The log's end, records of open transactions among it: as fetches of this source say it, or of the one that reads for it.
+    /// Nothing where nobody fetches the partition.
+    pub fn high(&self, partition: Partition, own: Offset) -> Option<Offset> {
+        self.delivered(partition).and_then(|_| self.reader.high(partition, own))
+    }
+
     /// After an out-of-range error, which does not say for which partition: the delivered ones whose position is
     /// outside the log. **Every** partition is assigned anew before it is fetched again, whatever it waits for and
     /// whether its range is known: one that librdkafka stopped looks like one that has nothing to fetch, and takes no
@@ -467,12 +473,13 @@ fn start(
         *fetcher = Fetcher::Absent;
     }
     if *fetcher == Fetcher::Absent {
-        fetched.forward(topic, partition)?;
         consumer.incremental_assign(&one)?;
         consumer.pause(&one)?;
         *fetcher = Fetcher::Paused;
     }
     consumer.seek(topic, partition.0, at, SEEK)?;
+    // Where it was assigned before, librdkafka undoes this when it comes to that assignment's end, which is before the seek.
+    fetched.forward(topic, partition)?;
     consumer.resume(&one)?;
     *fetcher = Fetcher::Running;
     Ok(())

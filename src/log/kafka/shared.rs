@@ -44,6 +44,8 @@ struct Sources {
     entries: Vec<Entry>,
     /// Nobody attaches itself before.
     apart_until: Option<Instant>,
+    /// The log's end, records of open transactions among it, as the fetches of the one that reads say it.
+    high: Option<Offset>,
 }
 
 struct Entry {
@@ -94,7 +96,11 @@ impl Sources {
             attached.parted = true;
         }
         let at = self.entries.iter().position(|entry| entry.source == source)?;
-        Some(self.entries.swap_remove(at).state)
+        let state = self.entries.swap_remove(at).state;
+        if let State::Reading { .. } = state {
+            self.high = None;
+        }
+        Some(state)
     }
 }
 
@@ -166,6 +172,21 @@ impl SharedReader {
         sources.entries.push(Entry { source: self.source, identity: identity.clone(), state });
         self.attached.inc();
         true
+    }
+
+    /// The log's end as this source's own fetches say it, for whoever is attached to it; where it is attached itself, as those of
+    /// the one that reads do, and nothing where that is not known.
+    pub(super) fn high(&self, partition: Partition, own: Offset) -> Option<Offset> {
+        let mut reads = self.reads.0.lock();
+        let Some(sources) = reads.get_mut(&partition) else { return Some(own) };
+        match sources.state(self.source) {
+            Some(State::Attached(_)) => sources.high,
+            Some(State::Reading { .. }) => {
+                sources.high = Some(own);
+                sources.high
+            }
+            None => Some(own),
+        }
     }
 
     /// Whether somebody still reads for this source, which is attached.

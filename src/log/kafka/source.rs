@@ -398,9 +398,7 @@ impl Source {
             Finding::Lookup(Lookup { mut ranges, partition_count, found }) => {
                 // Where nothing is fetched, that end is an old one, perhaps of a log that was longer.
                 for (partition, log) in &mut ranges {
-                    if self.partitions.delivered(*partition).is_none() {
-                        log.high = log.end;
-                    }
+                    log.high = self.partitions.high(*partition, log.high).map_or(log.end, |high| high.max(log.end));
                 }
                 let answered = ranges.iter().map(|(partition, _)| *partition).collect();
                 self.status.answered(self.partitions.all(), &answered, Instant::now());

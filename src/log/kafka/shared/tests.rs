@@ -286,3 +286,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_logs_end_is_as_the_fetches_of_the_one_that_reads_say_it() {
+    let (one, other) = two();
+    assert_eq!(other.reader.high(P, Offset(3)), Some(Offset(3)), "its own, where nobody reads");
+    one.reads(0, 0);
+    other.attach(0).unwrap();
+    assert_eq!(other.reader.high(P, Offset(3)), None, "an old one");
+    assert_eq!(one.reader.high(P, Offset(7)), Some(Offset(7)));
+    assert_eq!(other.reader.high(P, Offset(3)), Some(Offset(7)));
+    one.reader.detach(P);
+    assert_eq!(other.reader.high(P, Offset(3)), None);
+}
