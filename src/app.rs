@@ -94,6 +94,8 @@ fn try_run(config: Config, sources: Sources) -> anyhow::Result<u8> {
         .context("cannot start the I/O runtime")?;
     let daemon = Daemon::new(config, sources, (roles, tls), data_dir, io.handle().clone())?;
     daemon.env.health.gate.keep_reasons();
+    // The start's peak counts, too: what has read the configuration has done so.
+    mapped::unmap_clean();
     let status = System::new().block_on(daemon.live(ingest_sockets, admin_sockets, signals))?;
     // Nothing is left to run but what was cut off on purpose.
     io.shutdown_timeout(Duration::from_secs(1));
@@ -182,6 +184,8 @@ impl Daemon {
         if running.buffer.as_ref().is_some_and(|buffer| buffer.established) {
             starting.set(None);
         }
+        // And what has opened the log.
+        mapped::unmap_clean();
         logging::banner(&banner(ingest_address.as_deref(), &admin_address, &config, &self.data_dir, self.roles));
         actix_rt::spawn(after_the_start(self.env.health.clone()));
         let end = match self.prepare_queue(&mut signals).await {
@@ -344,13 +348,11 @@ impl Daemon {
 
 async fn after_the_start(health: Health) {
     tell_systemd(health).await;
-    // Connections, and what else is lazy, come a moment later.
-    tokio::time::sleep(SETTLED).await;
-    match tokio::task::spawn_blocking(mapped::unmap_clean).await {
-        Ok(Ok(bytes)) => tracing::debug!(bytes, "pages of the program that the start needed are unmapped"),
-        Ok(Err(error)) => tracing::debug!(%error, "pages of the program that the start needed stay mapped"),
+    // Before the first events come; and once more when connections, and what else is lazy, are there.
+    for after in [Duration::ZERO, SETTLED] {
+        tokio::time::sleep(after).await;
         // A panic was reported.
-        Err(_) => {}
+        let _ = tokio::task::spawn_blocking(mapped::unmap_clean).await;
     }
 }
 
