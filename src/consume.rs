@@ -139,7 +139,7 @@ impl<S: Sink> Consumer<S> {
             return self.command(SourceCommand::Hold(partition));
         };
         let consumed = &self.parts.env.metrics.events_consumed;
-        consumed.get_or_create(&SinkLabel { sink: self.parts.name.as_str() }).inc_by(batch.records.len() as u64);
+        consumed.get_or_create(&SinkLabel { sink: self.parts.name.as_str() }).inc_by(batch.new_records());
         // Past the mailbox's capacity: the source's byte budget bounds them.
         sink.do_send(batch);
         self.show_lag(partition);

@@ -170,6 +170,14 @@ pub struct Batch {
     pub permit: Permit,
 }
 
+impl Batch {
+    /// Those from `from` on.
+    pub fn new_records(&self) -> u64 {
+        let below = self.records.iter().take_while(|record| record.offset < self.from).count();
+        (self.records.len() - below) as u64
+    }
+}
+
 /// A budget of bytes in flight between a source and its sink, taken without blocking.
 #[derive(Debug, Clone)]
 pub struct ByteBudget {

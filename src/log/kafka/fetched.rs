@@ -54,6 +54,14 @@ impl Drop for Queue {
     }
 }
 
+/// What came of taking records.
+pub(super) struct Taken {
+    /// There were some, or errors.
+    pub any: bool,
+    /// In their order.
+    pub errors: Vec<(Partition, Code)>,
+}
+
 /// The records of all partitions that a source reads.
 pub(super) struct Fetched {
     /// Where librdkafka tells of everything else. Dropped first: it wakes the other.
@@ -85,19 +93,16 @@ impl Fetched {
         Ok(())
     }
 
-    /// Takes records, about `most` of them, for as long as `take` wants more; waits for the first one. Whether there was any.
+    /// Takes records, about `most` of them, for as long as `take` wants more; waits for the first one.
     ///
-    /// An error is one of librdkafka's about a partition; what is left of those that were taken with it is taken first.
-    pub fn each(
-        &self,
-        wait: Duration,
-        most: usize,
-        mut take: impl FnMut(&Message<'_>) -> bool,
-    ) -> (bool, KafkaResult<()>) {
+    /// What librdkafka cannot fetch stands among them, as an error of its partition. To librdkafka that counts as read: where it
+    /// resumes the partition by itself, as after a rebalance, it would begin behind the record that it could not fetch. So nothing
+    /// of that partition is taken any more, and whoever asks has to seek.
+    pub fn each(&self, wait: Duration, most: usize, mut take: impl FnMut(&Message<'_>) -> bool) -> Taken {
         let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
-        let (mut taken, mut outcome) = (0, Ok(()));
+        let (mut taken, mut errors) = (0, Vec::new());
         let mut wants_more = true;
-        while wants_more && taken < most && outcome.is_ok() {
+        while wants_more && taken < most && errors.is_empty() {
             // At first one alone: more would be waited for, too.
             let (wait, at_once) = if taken == 0 { (wait, 1) } else { (0, AT_ONCE) };
             let mut messages = [ptr::null_mut(); AT_ONCE];
@@ -111,13 +116,21 @@ impl Fetched {
             taken += got;
             for message in messages.iter().take(got).filter_map(|message| NonNull::new(*message)) {
                 let message = Owned(message);
-                match message.get().error() {
-                    None => wants_more &= take(&message.get()),
-                    Some(code) => outcome = Err(KafkaError::MessageConsumption(code)),
+                let message = message.get();
+                match message.error() {
+                    Some(code) => errors.push((message.partition(), code)),
+                    None if errors.iter().any(|(partition, _)| *partition == message.partition()) => {}
+                    None => wants_more &= take(&message),
                 }
             }
         }
-        (taken > 0, outcome)
+        Taken { any: taken > 0, errors }
+    }
+
+    /// Whether librdkafka has something else to tell.
+    pub fn has_events(&self) -> bool {
+        // SAFETY: the queue is alive.
+        unsafe { sys::rd_kafka_queue_length(self.events.ptr()) > 0 }
     }
 }
 

@@ -304,6 +304,8 @@ impl Reader {
         self.go_on()?;
         // Asked before and after: what is found between is of one topic.
         let identity = if asked.is_empty() { None } else { Some(self.identity()?) };
+        // Of the topic of that identity.
+        let partition_count = if asked.is_empty() { partition_count } else { self.partition_count()? };
         let all: BTreeSet<Partition> = asked.keys().chain(watched).copied().collect();
         if all.is_empty() {
             return Ok(Lookup { ranges: Vec::new(), partition_count, found: None });

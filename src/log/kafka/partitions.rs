@@ -15,7 +15,7 @@ use crate::{
         Batch, Epoch, Permit, SourceEvent,
         kafka::{
             client::list,
-            fetched::{Fetched, Message},
+            fetched::{Fetched, Message, Taken},
             group::SourceConsumer,
             offsets::LogRange,
             shared::{SharedReader, Waits},
@@ -57,6 +57,8 @@ struct Held {
     /// Since when librdkafka has not begun to fetch it, though it was told to.
     refused: Option<Instant>,
     reading: Reading,
+    /// At the last look its position lay beyond the log's end, while another source read it.
+    lay_beyond: bool,
 }
 
 /// Who fetches a partition that is delivered.
@@ -124,7 +126,7 @@ impl Partitions {
     pub fn assigned(&mut self, partition: Partition) {
         self.reader.detach(partition);
         let (phase, fetcher, reading) = (Phase::Waiting, Fetcher::Absent, Reading::Own);
-        self.held.insert(partition, Held { phase, fetcher, refused: None, reading });
+        self.held.insert(partition, Held { phase, fetcher, refused: None, reading, lay_beyond: false });
     }
 
     /// It is not ours any more; what is buffered of it is dropped.
@@ -196,16 +198,30 @@ impl Partitions {
         }
     }
 
-    /// Takes what librdkafka has, about `most` records, until a batch is full; waits for the first. Whether there was any; an
-    /// error is librdkafka's.
-    pub fn fetch(&mut self, wait: Duration, most: usize, limits: &BatchConfig) -> (bool, KafkaResult<()>) {
+    /// Takes what librdkafka has, about `most` records, until a batch is full; waits for the first.
+    pub fn fetch(&mut self, wait: Duration, most: usize, limits: &BatchConfig) -> Taken {
         let held = &mut self.held;
         self.fetched.each(wait, most, |message| !Self::take(held, message, limits))
     }
 
-    /// A record of this partition came by another way than [`Self::fetch`]: it is fetched again, in its order.
+    /// Whether librdkafka has something else to tell.
+    pub fn has_events(&self) -> bool {
+        self.fetched.has_events()
+    }
+
+    /// A record of this partition could not be fetched, or came by another way than [`Self::fetch`]: it is fetched again, in its
+    /// order.
     pub fn fetch_again(&mut self, partition: Partition) {
         self.stop(&[partition]);
+    }
+
+    /// At each look, which says where the log ends: whether a partition that another source reads for this one has been told to end
+    /// before its position twice, one after the other. Then the log was cut back, and this source's own fetch finds that.
+    pub fn lies_beyond(&mut self, partition: Partition, end: Offset) -> bool {
+        let at = self.delivered(partition);
+        let Some(held) = self.held.get_mut(&partition) else { return false };
+        let lies_beyond = held.reading == Reading::Open && at.is_some_and(|at| at > end);
+        std::mem::replace(&mut held.lay_beyond, lies_beyond) && lies_beyond
     }
 
     fn deliveries(&self) -> impl Iterator<Item = (Partition, &Delivery)> {
@@ -218,7 +234,14 @@ impl Partitions {
     /// The time until a batch is due; `None` while nothing is buffered.
     pub fn due_in(&self, limits: &BatchConfig) -> Option<Duration> {
         let now = Instant::now();
-        self.deliveries().filter_map(|(_, delivery)| delivery.due_in(limits, now)).min()
+        let due = |held: &Held| match &held.phase {
+            Phase::Delivered(delivery) => {
+                let due = delivery.due_in(limits, now)?;
+                Some(if held.reading == Reading::Attached { Duration::ZERO } else { due })
+            }
+            _ => None,
+        };
+        self.held.values().filter_map(due).min()
     }
 
     /// Cuts the batches that are due, the longest waiting first, as far as the budget goes, and that of the sink which this
@@ -242,9 +265,11 @@ impl Partitions {
             .collect();
         due.sort_unstable();
         for (_, partition) in due {
-            if let Some(Held { phase: Phase::Delivered(delivery), .. }) = self.held.get_mut(&partition) {
-                let (own, others) =
-                    (self.reader.budget().try_take(delivery.size()), self.reader.permit(partition, delivery.size()));
+            if let Some(Held { phase: Phase::Delivered(delivery), reading, .. }) = self.held.get_mut(&partition) {
+                let (budget, size) = (self.reader.budget(), delivery.size());
+                // The last batch of its own, for which those wait that another source has handed over, with their permits.
+                let own = if *reading == Reading::Attached { Some(budget.take(size)) } else { budget.try_take(size) };
+                let others = self.reader.permit(partition, size);
                 let (permit, others) = match (own, others) {
                     (Some(permit), Ok(others)) => (permit, others),
                     // Both wait for their sinks, or nobody but this one.

@@ -31,6 +31,8 @@ use crate::{
 
 /// A source that is ahead by no more offsets than this waits for the one that reads: half a second of work.
 const AHEAD: u64 = 100_000;
+/// Longer than any wait of a source that reads. One that answers a rebalance commits in it, and its coordinator may be away.
+const HANGS: Duration = Duration::from_secs(2);
 /// How long two that parted read by themselves, at least.
 const APART: Duration = Duration::from_secs(60);
 
@@ -60,6 +62,8 @@ enum State {
         handed: Offset,
         /// Everything below was fetched.
         fetched: Offset,
+        /// When it said so: a source that hangs reads for nobody.
+        said: Instant,
     },
     Attached(Attached),
 }
@@ -133,7 +137,7 @@ impl SharedReader {
         let Some(identity) = &self.identity else { return };
         let mut reads = self.reads.0.lock();
         let sources = reads.entry(partition).or_default();
-        let state = State::Reading { handed, fetched };
+        let state = State::Reading { handed, fetched, said: Instant::now() };
         match sources.state(self.source) {
             Some(present) => *present = state,
             None => sources.entries.push(Entry { source: self.source, identity: identity.clone(), state }),
@@ -149,8 +153,12 @@ impl SharedReader {
             return false;
         }
         let is_near = |entry: &&Entry| match entry.state {
-            State::Reading { handed, fetched } => {
-                entry.source != self.source && entry.identity == *identity && handed <= at && at.since(fetched) <= AHEAD
+            State::Reading { handed, fetched, said } => {
+                entry.source != self.source
+                    && said.elapsed() < HANGS
+                    && entry.identity == *identity
+                    && handed <= at
+                    && at.since(fetched) <= AHEAD
             }
             State::Attached(_) => false,
         };
@@ -197,7 +205,7 @@ impl SharedReader {
             return false;
         };
         let to = *to;
-        matches!(sources.state(to), Some(State::Reading { .. }))
+        matches!(sources.state(to), Some(State::Reading { said, .. }) if said.elapsed() < HANGS)
     }
 
     /// Everything that this source, which is attached, had read itself is handed on: what came meanwhile follows, and then

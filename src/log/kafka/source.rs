@@ -46,6 +46,7 @@ use crate::{
         Assignment, SourceCommand, SourceEvent, SourceHandle,
         kafka::{
             client::Context,
+            fetched::Taken,
             group::{Change, CommitMetadata, Commits, Committer, Group, Ownership, SourceConsumer},
             offsets::{Finding, LogRange, Lookup, Membership, OffsetReader, PartitionOffsets},
             partitions::{Partitions, Starved},
@@ -72,6 +73,8 @@ const HELD_BACK: Duration = Duration::from_millis(20);
 const UNPROVEN: Duration = Duration::from_millis(5);
 /// Records taken in one round, before commands are looked at again.
 const ROUND: usize = 2000;
+/// Rebalances and errors, the same.
+const MOST_EVENTS: usize = 100;
 /// The time without budget after which the partitions are paused.
 const PARK_AFTER: Duration = Duration::from_secs(1);
 /// After an out-of-range error the positions are compared with the log; not more often than this.
@@ -178,6 +181,11 @@ struct Compare {
     asked: bool,
 }
 
+/// librdkafka's position lies outside the log.
+fn is_out_of_range(code: Code) -> bool {
+    matches!(code, Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset)
+}
+
 /// What ends the loop.
 enum End {
     Close(Vec<(Partition, Offset)>),
@@ -189,11 +197,16 @@ enum End {
 impl Source {
     fn run(mut self) -> Result<(), String> {
         // A panic must be reported, too: the consumer would wait for records for ever.
-        let served = panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let served = panic::catch_unwind(AssertUnwindSafe(|| {
+            let served = self.serve();
+            // What librdkafka fetches from now on nobody takes, and whoever this source reads for reads by itself.
+            self.partitions.stop_all();
+            served
+        }));
         let Err(end) = served.unwrap_or_else(|payload| {
+            self.partitions.leave();
             Err(End::Fatal(Code::Fail, format!("its thread panicked: {}", panic_message(payload.as_ref()))))
         });
-        self.partitions.leave();
         let event = match end {
             End::Close(positions) => return self.close(&positions),
             End::Fatal(Code::FencedInstanceId, reason) => SourceEvent::Fenced(format!(
@@ -253,6 +266,7 @@ impl Source {
             self.hand_on();
             if !self.paused && !self.parked {
                 self.partitions.start_all(|partition| self.status.answers(partition));
+                self.partitions.open_attached();
                 if let Some(partition) = self.partitions.refused(Instant::now()) {
                     let reason = format!("librdkafka does not begin to fetch partition {partition}");
                     return Err(End::Fatal(Code::State, reason));
@@ -287,22 +301,25 @@ impl Source {
         if self.partitions.has_unproven() && !self.paused {
             wait = wait.min(UNPROVEN);
         }
-        let (took, outcome) = self.partitions.fetch(wait, ROUND, &config.batch);
-        if took {
+        let Taken { any, errors } = self.partitions.fetch(wait, ROUND, &config.batch);
+        if any {
             self.active = Instant::now();
             self.status.progressed();
         }
-        if let Err(error) = outcome {
-            self.complain(&error)?;
+        for (partition, code) in errors {
+            // Out of range, all partitions are compared with the log, and assigned anew.
+            if !is_out_of_range(code) {
+                self.partitions.fetch_again(partition);
+            }
+            self.complain(&KafkaError::MessageConsumption(code))?;
         }
-        // Everything else: rebalances, which are answered within this call, and errors. It says nothing of what it answered itself,
-        // and ends no wait for what stands behind that: so until there is nothing twice.
-        let mut nothing = 0;
-        while nothing < 2 {
+        // Everything else: rebalances, which are answered within this call and not told by what it returns, and errors.
+        for _ in 0..MOST_EVENTS {
             match consumer.poll(Duration::ZERO) {
                 Some(Ok(message)) => self.partitions.fetch_again(Partition(message.partition())),
                 Some(Err(error)) => self.complain(&error)?,
-                None => nothing += 1,
+                None if self.partitions.has_events() => {}
+                None => break,
             }
         }
         self.rebalance();
@@ -322,7 +339,7 @@ impl Source {
 
     fn on_error(&mut self, error: &KafkaError) {
         match error.rdkafka_error_code() {
-            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => {
+            Some(code) if is_out_of_range(code) => {
                 self.compare.get_or_insert(Compare { since: Instant::now(), asked: false });
             }
             // The next answer says that this is over.
@@ -408,6 +425,9 @@ impl Source {
                 for (partition, log) in &ranges {
                     if !self.partitions.holds(*partition) {
                         continue;
+                    }
+                    if self.partitions.lies_beyond(*partition, log.end) {
+                        self.partitions.read_alone(*partition);
                     }
                     let delivered = self.partitions.delivered(*partition);
                     // A reader sees no records behind an open transaction, and there may be any number.
