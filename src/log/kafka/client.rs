@@ -2,8 +2,8 @@
 //! are away, and the questions that the `rdkafka` crate does not wrap.
 //!
 //! That crate wraps neither `DescribeTopics` nor what a fetch says of a log's end, and panics on a committed offset's metadata
-//! that is not UTF-8; so here librdkafka's C interface is used. Beside `fetched`, `probe` and [`crate::vector`], this is the
-//! library's only file with `unsafe`.
+//! that is not UTF-8; so here librdkafka's C interface is used. Beside `fetched`, `probe`, [`crate::vector`] and the program's own
+//! pages (`app::mapped`), this is the library's only file with `unsafe`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
