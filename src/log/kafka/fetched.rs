@@ -62,6 +62,11 @@ pub(super) struct Taken {
     pub errors: Vec<(Partition, Code)>,
 }
 
+/// librdkafka's position lies outside the log, and it has ended the partition.
+pub(super) fn is_out_of_range(code: Code) -> bool {
+    matches!(code, Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset)
+}
+
 /// The records of all partitions that a source reads.
 pub(super) struct Fetched {
     /// Where librdkafka tells of everything else. Dropped first: it wakes the other.

@@ -15,7 +15,7 @@ use crate::{
         Batch, Epoch, Permit, SourceEvent,
         kafka::{
             client::list,
-            fetched::{Fetched, Message, Taken},
+            fetched::{Fetched, Message, Taken, is_out_of_range},
             group::SourceConsumer,
             offsets::LogRange,
             shared::{SharedReader, Waits},
@@ -198,10 +198,14 @@ impl Partitions {
         }
     }
 
-    /// Takes what librdkafka has, about `most` records, until a batch is full; waits for the first.
+    /// Takes what librdkafka has, about `most` records, until a batch is full; waits for the first. What could not be fetched is
+    /// fetched again, but where librdkafka has ended the partition ([`Self::outside`]).
     pub fn fetch(&mut self, wait: Duration, most: usize, limits: &BatchConfig) -> Taken {
         let held = &mut self.held;
-        self.fetched.each(wait, most, |message| !Self::take(held, message, limits))
+        let taken = self.fetched.each(wait, most, |message| !Self::take(held, message, limits));
+        let again = taken.errors.iter().filter(|(_, code)| !is_out_of_range(*code));
+        again.for_each(|(partition, _)| self.fetch_again(*partition));
+        taken
     }
 
     /// Whether librdkafka has something else to tell.
@@ -272,10 +276,10 @@ impl Partitions {
                 let others = self.reader.permit(partition, size);
                 let (permit, others) = match (own, others) {
                     (Some(permit), Ok(others)) => (permit, others),
-                    // Both wait for their sinks, or nobody but this one.
-                    (None, Err(Starved) | Ok(None)) => return Err(Starved),
-                    (Some(_), Err(Starved)) | (None, Ok(Some(_))) => {
-                        if self.waits.waits(now) {
+                    (own, _) => {
+                        // Where both have no room they wait for their own sinks.
+                        let one_has_room = own.is_some() || self.reader.others_have_room();
+                        if one_has_room && self.waits.waits(now) {
                             tracing::debug!(topic = self.topic, %partition, "one sink waits for the other: both read by themselves");
                             self.reader.part(now);
                         }

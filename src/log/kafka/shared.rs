@@ -264,6 +264,13 @@ impl SharedReader {
         attached.map(|attached| attached.budget.try_take(bytes).ok_or(Starved)).transpose()
     }
 
+    /// Whether somebody is attached to this source, of whatever partition, whose budget has room.
+    pub(super) fn others_have_room(&self) -> bool {
+        let mut reads = self.reads.0.lock();
+        let mut others = reads.values_mut().filter_map(|sources| sources.attached_to(self.source));
+        others.any(|attached| attached.budget.has_room())
+    }
+
     /// Hands a batch, which this source hands on now, to whoever is attached to it. Without a permit, where that one came after
     /// the batch was cut, one is taken beyond its budget.
     pub(super) fn hand(&self, batch: &Batch, permit: Option<Permit>) {

@@ -46,7 +46,7 @@ use crate::{
         Assignment, SourceCommand, SourceEvent, SourceHandle,
         kafka::{
             client::Context,
-            fetched::Taken,
+            fetched::{Taken, is_out_of_range},
             group::{Change, CommitMetadata, Commits, Committer, Group, Ownership, SourceConsumer},
             offsets::{Finding, LogRange, Lookup, Membership, OffsetReader, PartitionOffsets},
             partitions::{Partitions, Starved},
@@ -181,11 +181,6 @@ struct Compare {
     asked: bool,
 }
 
-/// librdkafka's position lies outside the log.
-fn is_out_of_range(code: Code) -> bool {
-    matches!(code, Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset)
-}
-
 /// What ends the loop.
 enum End {
     Close(Vec<(Partition, Offset)>),
@@ -306,11 +301,7 @@ impl Source {
             self.active = Instant::now();
             self.status.progressed();
         }
-        for (partition, code) in errors {
-            // Out of range, all partitions are compared with the log, and assigned anew.
-            if !is_out_of_range(code) {
-                self.partitions.fetch_again(partition);
-            }
+        for (_, code) in errors {
             self.complain(&KafkaError::MessageConsumption(code))?;
         }
         // Everything else: rebalances, which are answered within this call and not told by what it returns, and errors.

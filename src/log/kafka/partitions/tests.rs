@@ -1,7 +1,18 @@
 use prometheus_client::metrics::gauge::Gauge;
+use rdkafka::{
+    ClientConfig,
+    config::FromClientConfigAndContext,
+    consumer::BaseConsumer,
+    mocking::MockCluster,
+    producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer},
+    types::{RDKafkaApiKey, RDKafkaRespErr},
+};
 
 use super::*;
-use crate::log::ByteBudget;
+use crate::log::{
+    ByteBudget,
+    kafka::{client::Context, group::Group, shared::SharedReads},
+};
 
 fn push(delivery: &mut Delivery, offset: u64) {
     delivery.push(Offset(offset), Timestamp(0), None, Some(b"{}"), []);
@@ -46,4 +57,84 @@ fn librdkafka_is_not_to_blame_for_what_it_does_not_begin_while_brokers_are_away(
     assert_eq!(refused_since(Some(now), true, later), Some(now));
     assert_eq!(refused_since(Some(now), false, later), None);
     assert_eq!(refused_since(None, true, later), Some(later), "it has as long again when they are back");
+}
+
+/// A source's partitions on librdkafka's own mock of a broker, and who writes there.
+struct Mock {
+    cluster: MockCluster<'static, DefaultProducerContext>,
+    producer: BaseProducer,
+    partitions: Partitions,
+}
+
+const TOPIC: &str = "events";
+const P: Partition = Partition(0);
+
+impl Mock {
+    fn new() -> Self {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(TOPIC, 1, 1).unwrap();
+        let mut settings = ClientConfig::new();
+        settings.set("bootstrap.servers", cluster.bootstrap_servers());
+        let producer = settings.create().unwrap();
+        settings.set("group.id", "g").set("enable.auto.commit", "false").set("auto.offset.reset", "error");
+        settings.set("fetch.error.backoff.ms", "20");
+        let consumer = BaseConsumer::from_config_and_context(&settings, Context::new(Group::new(TOPIC))).unwrap();
+        let (budget, gauge) = (ByteBudget::new(1 << 30, Gauge::default()), Gauge::default());
+        let reader = SharedReader::new(SharedReads::default(), Arc::new(|_| {}), budget, gauge);
+        let mut partitions = Partitions::new(TOPIC, Arc::new(consumer), reader).unwrap();
+        partitions.assigned(P);
+        partitions.begin(P, Epoch::fresh(), Offset(0));
+        Self { cluster, producer, partitions }
+    }
+
+    fn produce(&self, records: usize) {
+        for _ in 0..records {
+            self.producer.send(BaseRecord::<(), _>::to(TOPIC).partition(P.0).payload("{}")).unwrap();
+        }
+        self.producer.flush(Duration::from_secs(30)).unwrap();
+    }
+
+    /// As the source's loop does it, until this is so of the number of errors that were told and the next offset.
+    fn run_until(&mut self, done: impl Fn(usize, Offset) -> bool) {
+        let (mut errors, deadline) = (0, Instant::now() + Duration::from_secs(60));
+        loop {
+            self.partitions.start_all(|_| true);
+            let taken = self.partitions.fetch(Duration::from_millis(20), 100, &BatchConfig::default());
+            errors += taken.errors.len();
+            let other = self.partitions.consumer.poll(Duration::ZERO);
+            assert!(other.is_none_or(|other| other.is_err()), "records come by one way alone");
+            let next = self.delivery().next;
+            if done(errors, next) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{errors} errors, {next}");
+        }
+    }
+
+    fn delivery(&mut self) -> &mut Delivery {
+        match &mut self.partitions.held.get_mut(&P).unwrap().phase {
+            Phase::Delivered(delivery) => delivery,
+            _ => panic!("it was begun"),
+        }
+    }
+}
+
+#[test]
+fn a_record_that_could_not_be_fetched_is_not_passed_over_when_librdkafka_resumes_by_itself() {
+    let mut mock = Mock::new();
+    mock.produce(10);
+    mock.run_until(|_, next| next == Offset(10));
+    mock.cluster.request_errors(RDKafkaApiKey::Fetch, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN; 10_000]);
+    // A fetch may be under way that still finds nothing.
+    mock.run_until(|errors, _| errors >= 1);
+    mock.produce(10);
+    mock.run_until(|errors, _| errors >= 2);
+    // As it does in a rebalance, with all partitions that stay.
+    let mut all = TopicPartitionList::new();
+    all.add_partition(TOPIC, P.0);
+    mock.partitions.consumer.pause(&all).unwrap();
+    mock.partitions.consumer.resume(&all).unwrap();
+    mock.cluster.clear_request_errors(RDKafkaApiKey::Fetch);
+    mock.run_until(|_, next| next == Offset(20));
+    assert_eq!(cut(mock.delivery()), (0, 20, (0..20).collect()));
 }
