@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use chrono::{DateTime, DurationRound, SecondsFormat, TimeDelta, Utc};
 use futures::TryStreamExt;
 use hdrhistogram::Histogram;
@@ -88,8 +88,8 @@ fn asking(daemon: &Daemon, begin: DateTime<Utc>, end: DateTime<Utc>) -> impl FnM
     let (agent, url) = (ureq::Agent::new_with_defaults(), daemon.admin_url(&path));
     move || {
         let body = agent.get(&url).call()?.body_mut().with_config().limit(1 << 30).read_to_vec()?;
-        let answer: serde_json::Value = serde_json::from_slice(&body)?;
-        Ok(answer["rows"].as_array().context("rows")?.len() as i64)
+        // A tree of it would be this client's work, and more than the daemon's.
+        Ok(memchr::memmem::find_iter(&body, b"\"window_start\":").count() as i64)
     }
 }
 
