@@ -6,7 +6,11 @@ mod remembered;
 mod state;
 
 use futures::TryStreamExt;
-use mongodb::bson::{Document, RawArrayBuf, RawDocumentBuf, doc};
+use mongodb::{
+    bson::{Document, RawArrayBuf, RawBsonRef, RawDocumentBuf, doc},
+    raw_batch_cursor::{RawBatch, RawBatchCursor},
+};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Failure, SOURCES,
@@ -30,6 +34,8 @@ use state::Change;
 const MEASURED_AT_ONCE: usize = 200;
 /// Bytes of one command's statements; the server takes 16 MiB for a document.
 const COMMAND: usize = 8 << 20;
+/// Buckets that a query gets at once. A batch has at most 16 MiB, and two of them are held.
+const BATCH: u32 = 2000;
 /// How often fences are read until they hold still, before the caller's back-off takes over.
 const FENCE_READS: usize = 5;
 
@@ -281,7 +287,7 @@ pub async fn rows(store: &StoreDatabase, query: Query) -> Result<Rows, Failure> 
     if merger.needs_state() {
         wanted.insert("state", 1);
     }
-    let mut cursor = store
+    let cursor = store
         .database
         .collection::<Document>(&Buckets::of(store, index).collection())
         .find(doc! { "window_start": { "$gte": date(from), "$lt": date(to) } })
@@ -289,15 +295,28 @@ pub async fn rows(store: &StoreDatabase, query: Query) -> Result<Rows, Failure> 
         // The index has it; where there is none, a sort may need the disk.
         .sort(doc! { "window_start": 1 })
         .allow_disk_use(true)
+        .batch_size(BATCH)
         .max_time(store.options.timeout)
+        .batch()
         .await?;
-    while cursor.advance().await? {
-        let bucket = document::bucket(cursor.current()).ok_or_else(|| {
-            Failure::unavailable(format!("a document of aggregate {:?} is no bucket of ours", aggregate.name))
-        })?;
-        if merger.take(bucket).map_err(Failure::Store)? == Wanted::Nothing {
-            break;
+    let mut next = fetch(cursor);
+    while let Some((batch, cursor)) = next.await.map_err(|_| Failure::unavailable("reading buckets failed"))?? {
+        // The server reads on while these are merged.
+        next = fetch(cursor);
+        for document in batch.doc_slices()? {
+            let bucket =
+                document.ok().and_then(RawBsonRef::as_document).and_then(document::bucket).ok_or_else(|| {
+                    Failure::unavailable(format!("a document of aggregate {:?} is no bucket of ours", aggregate.name))
+                })?;
+            if merger.take(bucket).map_err(Failure::Store)? == Wanted::Nothing {
+                return merger.finish().map_err(Failure::Store);
+            }
         }
     }
     merger.finish().map_err(Failure::Store)
+}
+
+/// The next batch, and where the others come from.
+fn fetch(mut cursor: RawBatchCursor) -> AbortOnDropHandle<Result<Option<(RawBatch, RawBatchCursor)>, Failure>> {
+    AbortOnDropHandle::new(tokio::spawn(async move { Ok(cursor.try_next().await?.map(|batch| (batch, cursor))) }))
 }

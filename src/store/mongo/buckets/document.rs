@@ -267,24 +267,27 @@ fn frequent(item: &Frequent) -> RawDocumentBuf {
     rawdoc! { "value": bson(group::value(&item.value)), "count": i64::try_from(item.count).unwrap_or(i64::MAX) }
 }
 
-/// A bucket as a query reads it.
+/// A bucket as a query reads it. Each look at a field by its name reads all of those before it, so they are passed once.
 pub fn bucket(document: &RawDocument) -> Option<Bucket<'_>> {
-    let group = match document.get("key").ok()? {
-        Some(RawBsonRef::String(key)) => key,
-        // Behind the topic, the partition and the window.
-        _ => document.get_str("_id").ok()?.splitn(4, '/').nth(3)?,
+    let (mut id, mut key, mut window_start, mut count, mut state) = (None, None, None, None, None);
+    for element in document.iter_elements() {
+        let element = element.ok()?;
+        match (element.key().as_str(), element.value().ok()?) {
+            ("_id", RawBsonRef::String(text)) => id = Some(text),
+            ("key", RawBsonRef::String(text)) => key = Some(text),
+            ("window_start", RawBsonRef::DateTime(start)) => window_start = Some(Timestamp(start.timestamp_millis())),
+            ("count", RawBsonRef::Int32(number)) => count = Some(number.unsigned_abs().into()),
+            ("count", RawBsonRef::Int64(number)) => count = Some(number.unsigned_abs()),
+            ("state", RawBsonRef::Binary(binary)) => state = Some(binary.bytes),
+            _ => {}
+        }
+    }
+    // In an id, behind the topic, the partition and the window.
+    let group = match key {
+        Some(key) => key,
+        None => id?.splitn(4, '/').nth(3)?,
     };
-    let count = match document.get("count").ok()?? {
-        RawBsonRef::Int32(count) => count.unsigned_abs().into(),
-        RawBsonRef::Int64(count) => count.unsigned_abs(),
-        _ => return None,
-    };
-    let state = match document.get("state").ok()? {
-        Some(RawBsonRef::Binary(state)) => Some(state.bytes),
-        _ => None,
-    };
-    let window_start = Timestamp(document.get_datetime("window_start").ok()?.timestamp_millis());
-    Some(Bucket { window_start, group, count, state })
+    Some(Bucket { window_start: window_start?, group, count: count?, state })
 }
 
 fn bson(value: Value) -> RawBson {
