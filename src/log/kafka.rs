@@ -3,7 +3,7 @@
 //! - [`settings`] turns our configuration into librdkafka's; the promises of this daemon are in it.
 //! - `client` is what all clients share: their context, and the questions that the `rdkafka` crate does not wrap.
 //! - [`topic`] makes sure before the start that the topic can hold what we accept, and watches whether it is still the same.
-//! - [`appender`] writes; `brokers` knows whether the brokers take it, and closes the door for events when not: by what
+//! - [`appender`] writes, by `outgoing` a request at a time; `brokers` knows whether the brokers take it, and closes the door for events when not: by what
 //!   `probe` asks them, also whether they take our time.
 //! - [`source`] reads: `group` answers rebalances, commits what the sink confirmed, and knows which partitions are this
 //!   process's, another's or nobody's; `offsets` asks the brokers where the group and the log stand; `partitions` holds
@@ -42,6 +42,7 @@ pub mod dead_letters;
 mod fetched;
 mod group;
 mod offsets;
+mod outgoing;
 mod partitions;
 pub(super) mod probe;
 mod replays;

@@ -9,8 +9,8 @@
 use std::{
     panic::{self, AssertUnwindSafe},
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -22,9 +22,9 @@ use parking_lot::RwLock;
 use rdkafka::{
     ClientConfig,
     config::FromClientConfigAndContext,
-    error::KafkaError,
+    error::{KafkaError, KafkaResult},
     message::{DeliveryResult, Message},
-    producer::{BaseProducer, BaseRecord, Producer, PurgeConfig},
+    producer::{BaseProducer, Producer, PurgeConfig},
     types::RDKafkaErrorCode as Code,
 };
 
@@ -36,7 +36,8 @@ use crate::{
         buffer::switch::{InFlight, Switch},
         kafka::{
             brokers::{BrokerStatus, Handed, Reporter, Writability},
-            client::{Context, Deliveries, Role, owned_headers},
+            client::{Context, Deliveries, Role},
+            outgoing::{Batch, Headers, Record, Sent, Topic},
             probe::{Probe, is_refusal},
             settings,
         },
@@ -57,6 +58,8 @@ pub struct KafkaAppender {
     topic: String,
     brokers: Arc<BrokerStatus>,
     metrics: Arc<Metrics>,
+    /// Requests that were begun.
+    begun: AtomicU64,
     /// Shared by those that append; alone for the one who replaces it. `None` only while it is dropped.
     writer: RwLock<Option<Writer>>,
 }
@@ -84,7 +87,8 @@ impl KafkaAppender {
         let plain = settings::client(config);
         let topic = config.queue.topic.clone();
         let brokers = Arc::new(BrokerStatus::new(&config.queue.kafka.brokers, health, buffer));
-        let mut appender = Self { settings, plain, topic, brokers, metrics, writer: RwLock::new(None) };
+        let mut appender =
+            Self { settings, plain, topic, brokers, metrics, begun: AtomicU64::new(0), writer: RwLock::new(None) };
         *appender.writer.get_mut() = Some(appender.start()?);
         Ok(appender)
     }
@@ -96,7 +100,7 @@ impl KafkaAppender {
         let _ = wake.try_send(());
         let reporter = Arc::new(Reporter::new(self.brokers.clone()));
         let (topic, metrics) = (self.topic.clone(), self.metrics.clone());
-        let role = Acknowledgements { topic, reporter: reporter.clone(), metrics, wake };
+        let role = Acknowledgements { topic, reporter: reporter.clone(), metrics, wake, heard_of: AtomicU64::new(0) };
         let producer = PolledProducer::start(&self.settings, role)?;
         let probe = Probe::new(producer.client.clone(), self.plain.clone(), &self.topic, reporter.clone());
         let probe = std::thread::Builder::new()
@@ -136,7 +140,6 @@ impl KafkaAppender {
     /// As [`Appender::append`].
     pub fn append_straight(&self, publish: Publish, from: usize, in_flight: Option<InFlight>) -> Result<(), Full> {
         self.replace_failed();
-        let request = in_flight.map(Arc::new);
         let writer = self.writer.read();
         let Some(writer) = &*writer else {
             publish.ticket.unavailable(from..publish.events.len(), "the Kafka producer is stopping");
@@ -151,6 +154,17 @@ impl KafkaAppender {
             publish.ticket.refused(0..publish.events.len(), &why);
             return Ok(());
         }
+        let topic = match writer.producer.topic(&self.topic) {
+            Ok(topic) => topic,
+            Err(error) => {
+                publish.ticket.refused(from..publish.events.len(), &writer.reporter.explain(&error));
+                return Ok(());
+            }
+        };
+        let handed = self.brokers.hand(now);
+        let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        let request = Request { number, ticket: publish.ticket.clone(), _in_flight: in_flight, _handed: handed };
+        let batch = Batch::new(request, from, publish.events.len().saturating_sub(from));
         for (index, event) in publish.events.iter().enumerate().skip(from) {
             let key = publish.key(event);
             let partition = match unwritable.as_deref().map(|topic| place(topic, key)) {
@@ -161,24 +175,20 @@ impl KafkaAppender {
                     continue;
                 }
             };
-            let sent = Box::new(Sent {
-                ticket: publish.ticket.clone(),
-                index,
-                _request: request.clone(),
-                _handed: self.brokers.hand(now),
+            let headers = (event.assigned_id.is_some() || event.headers.is_some()).then(|| {
+                let more = publish.headers(event);
+                let count = event.headers.map_or(0, |headers| headers.count as usize);
+                let mut headers = Headers::new(usize::from(event.assigned_id.is_some()) + count);
+                if let Some(id) = event.assigned_id {
+                    let mut text = uuid::Uuid::encode_buffer();
+                    headers.add(ID_HEADER, Some(id.hyphenated().encode_lower(&mut text).as_bytes()));
+                }
+                more.iter().for_each(|(name, value)| headers.add(name, value));
+                headers
             });
-            let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.topic, sent)
-                .payload(publish.value(event))
-                .timestamp(publish.received.0);
-            record.key = key;
-            record.partition = partition;
-            if event.assigned_id.is_some() || event.headers.is_some() {
-                let mut text = uuid::Uuid::encode_buffer();
-                let id = event.assigned_id.map(|id| &*id.hyphenated().encode_lower(&mut text));
-                let id = id.map(|id| (ID_HEADER, Some(id.as_bytes())));
-                record = record.headers(owned_headers(id.into_iter().chain(publish.headers(event).iter())));
-            }
-            match writer.producer.client.send(record).map_err(|(error, _)| error) {
+            let (value, timestamp) = (publish.value(event), publish.received.0);
+            let record = Record { partition, value, key, timestamp, headers };
+            match topic.send(&writer.producer.client, record, batch.sent(index)) {
                 Ok(()) => {}
                 Err(KafkaError::MessageProduction(Code::QueueFull)) => return Err(Full { publish, next: index }),
                 Err(error) => refuse(&writer.reporter, &publish.ticket, index, &error),
@@ -217,13 +227,14 @@ fn retire(writer: Option<Writer>) {
     }
 }
 
-/// One record on its way.
-struct Sent {
+/// What the records of a request share.
+struct Request {
+    /// Above zero; no other's.
+    number: u64,
     ticket: Arc<Ticket>,
-    index: usize,
     /// Its drop says that the request's last event is answered.
-    _request: Option<Arc<InFlight>>,
-    /// Its drop says that this record is answered.
+    _in_flight: Option<InFlight>,
+    /// Its drop says that these records are answered.
     _handed: Handed,
 }
 
@@ -258,6 +269,8 @@ struct Acknowledgements {
     metrics: Arc<Metrics>,
     /// Asks for a probe now.
     wake: Sender<()>,
+    /// The request and partition that was last heard of.
+    heard_of: AtomicU64,
 }
 
 impl Role for Acknowledgements {
@@ -275,24 +288,29 @@ impl Role for Acknowledgements {
 }
 
 impl Deliveries for Acknowledgements {
-    type Sent = Box<Sent>;
+    type Sent = Sent<Request>;
 
-    fn delivered(&self, outcome: &DeliveryResult<'_>, sent: Box<Sent>) {
+    fn delivered(&self, outcome: &DeliveryResult<'_>, sent: Sent<Request>) {
         match outcome {
             Ok(message) => {
                 self.metrics.events_produced.inc();
-                if let Some(brokers) = self.reporter.live() {
+                let request = sent.shared();
+                // One look at the clock for a request's records of a partition that come in a row: they were one batch, or a few.
+                let part = request.number << 16 | u64::from(message.partition() as u16);
+                if self.heard_of.swap(part, Ordering::Relaxed) != part
+                    && let Some(brokers) = self.reporter.live()
+                {
                     brokers.acknowledged();
                 }
                 // A broker that has it from an earlier attempt does not say where.
-                sent.ticket.durable_at(sent.index..sent.index + 1, || {
+                request.ticket.durable_at(sent.index..sent.index + 1, || {
                     let offset = Offset::from_kafka(message.offset())?;
                     Some(Position { partition: Partition(message.partition()), offset })
                 });
             }
             Err((error, _)) => match error.rdkafka_error_code() {
                 Some(code) if is_refusal(code) => self.refused(&sent, code, error),
-                _ => refuse(&self.reporter, &sent.ticket, sent.index, error),
+                _ => refuse(&self.reporter, &sent.shared().ticket, sent.index, error),
             },
         }
     }
@@ -300,7 +318,7 @@ impl Deliveries for Acknowledgements {
 
 impl Acknowledgements {
     /// A broker refused the batch with this event: nothing of it is written.
-    fn refused(&self, sent: &Sent, code: Code, error: &KafkaError) {
+    fn refused(&self, sent: &Sent<Request>, code: Code, error: &KafkaError) {
         if let Some(brokers) = self.reporter.live() {
             brokers.refused_time();
             // Full means that one is asked for already.
@@ -315,7 +333,7 @@ impl Acknowledgements {
             ),
             _ => said,
         };
-        sent.ticket.refused(sent.index..sent.index + 1, &reason);
+        sent.shared().ticket.refused(sent.index..sent.index + 1, &reason);
     }
 }
 
@@ -348,6 +366,8 @@ const POLL: Duration = Duration::from_secs(6);
 /// As rdkafka's `ThreadedProducer`, for one owner. Its drop answers what is not answered, and blocks for [`POLL`] at most
 /// besides.
 struct PolledProducer<R: Deliveries> {
+    /// Known since the first record.
+    topic: OnceLock<Topic>,
     /// Shared for questions to the brokers; these are to be dropped before this.
     client: Arc<BaseProducer<Context<R>>>,
     ended: Arc<AtomicBool>,
@@ -371,7 +391,19 @@ impl<R: Deliveries> PolledProducer<R> {
                 }
             })
             .context("cannot start the thread that polls the Kafka producer")?;
-        Ok(Self { client, ended, thread: Some(thread) })
+        Ok(Self { topic: OnceLock::new(), client, ended, thread: Some(thread) })
+    }
+
+    /// The topic that it writes to; it is always the same one.
+    ///
+    /// # Errors
+    /// When librdkafka takes no such name.
+    fn topic(&self, name: &str) -> KafkaResult<&Topic> {
+        if let Some(topic) = self.topic.get() {
+            return Ok(topic);
+        }
+        let topic = Topic::new(&self.client, name)?;
+        Ok(self.topic.get_or_init(|| topic))
     }
 }
 

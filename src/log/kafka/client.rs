@@ -2,7 +2,7 @@
 //! are away, and the questions that the `rdkafka` crate does not wrap.
 //!
 //! That crate wraps neither `DescribeTopics` nor what a fetch says of a log's end, and panics on a committed offset's metadata
-//! that is not UTF-8; so here librdkafka's C interface is used. Beside `fetched`, `probe`, [`crate::vector`] and the program's own
+//! that is not UTF-8; so here librdkafka's C interface is used. Beside `fetched`, `outgoing`, `probe`, [`crate::vector`] and the program's own
 //! pages (`app::mapped`), this is the library's only file with `unsafe`.
 
 use std::{
