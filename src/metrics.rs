@@ -111,6 +111,10 @@ metrics! {
     pub events_expired: Family<AggregateLabel, Counter>, "Records not counted, since their windows are kept no longer, by aggregate";
     pub events_in_other: Family<AggregateLabel, Counter>,
         "Records counted in the group of all beyond max_groups, by aggregate";
+    rebuild_partitions: Family<AggregateLabel, Gauge>,
+        "Partitions that the rebuild under way has not caught up with, by aggregate; nothing where there is none";
+    rebuild_records: Family<AggregateLabel, Gauge>,
+        "Records that the rebuild under way has counted from the archive, by aggregate; nothing where there is none";
     pub events_dead_lettered: Counter, "Records written to the dead letter queue";
     pub events_rejected: Family<ReasonLabel, Counter>, "Events refused, by code";
     pub events_warned: Family<ReasonLabel, Counter>, "Accepted events that were named in their answer's warnings, by code";
@@ -150,6 +154,19 @@ impl Metrics {
     /// The gauge of one actor's queue.
     pub fn depth(&self, actor: ActorName) -> Gauge {
         self.queue_depth.get_or_create_owned(&ActorLabel { actor: actor.as_str() })
+    }
+
+    /// How far the rebuild of an aggregate is: partitions that it has not caught up with, and records counted from the archive; `None`
+    /// where there is none.
+    pub fn show_rebuild(&self, aggregate: &str, reached: Option<(usize, u64)>) {
+        let label = AggregateLabel { aggregate: aggregate.to_owned() };
+        let Some((partitions, records)) = reached else {
+            self.rebuild_partitions.remove(&label);
+            self.rebuild_records.remove(&label);
+            return;
+        };
+        self.rebuild_partitions.get_or_create(&label).set(i64::try_from(partitions).unwrap_or(i64::MAX));
+        self.rebuild_records.get_or_create(&label).set(i64::try_from(records).unwrap_or(i64::MAX));
     }
 
     /// The gauge of the partitions that another source reads for this sink.

@@ -60,6 +60,9 @@ struct Options {
     /// Rows whose name contains one of these.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// The row of this name; may be repeated.
+    #[arg(long)]
+    row: Vec<String>,
     /// Also the rows that are only measured on request.
     #[arg(long)]
     all: bool,
@@ -95,6 +98,8 @@ fn main() -> anyhow::Result<()> {
     }
     let rows = selected(&options);
     anyhow::ensure!(!rows.is_empty(), "no row's name contains any of {:?}; --list names them", options.only);
+    let unknown: Vec<_> = options.row.iter().filter(|name| rows.iter().all(|row| row.name != **name)).collect();
+    anyhow::ensure!(unknown.is_empty(), "no row is called {unknown:?}; --list --all names them");
     if options.list {
         rows.iter().for_each(|row| println!("{}", row.name));
         return Ok(());
@@ -138,9 +143,13 @@ fn main() -> anyhow::Result<()> {
 
 /// In the order of the list, and those that they are compared with before them.
 fn selected(options: &Options) -> Vec<Row> {
-    let wanted = |row: &Row| match options.only.as_slice() {
-        [] => options.all || !row.on_request,
-        only => only.iter().any(|part| row.name.contains(part.as_str())),
+    let is_chosen = !options.only.is_empty() || !options.row.is_empty();
+    let wanted = |row: &Row| match is_chosen {
+        false => options.all || !row.on_request,
+        true => {
+            options.only.iter().any(|part| row.name.contains(part.as_str()))
+                || options.row.iter().any(|name| row.name == name)
+        }
     };
     let rows = rows::rows();
     let named: Vec<&'static str> = rows.iter().filter(|row| wanted(row)).map(|row| row.name).collect();

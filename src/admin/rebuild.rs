@@ -219,7 +219,7 @@ fn describe(aggregate: &str, rebuild: Option<&Rebuild>, health: &Health, now: Ti
         }
         partitions.push(part);
     }
-    let records: u64 = rebuild.partitions.values().map(|reached| reached.records).sum();
+    let records = rebuild.records();
     let seconds = (rebuild.finished.unwrap_or(now).0 - rebuild.started.0).max(1) as f64 / 1000.0;
     let rate = records as f64 / seconds;
     let mut described = json!({

@@ -252,6 +252,9 @@ impl Aggregator {
         };
         ctx.spawn(look.into_actor(self).map(|found, actor, ctx| {
             let goes_on = matches!(found, Ok((_, true)));
+            if let Ok((found, _)) = &found {
+                actor.show(found);
+            }
             match found.map(|(found, _)| found) {
                 Ok(found) if actor.prepared && !actor.rebuilding.is_renewing() => actor.looked(&found, ctx),
                 Ok(_) => {}
@@ -259,6 +262,13 @@ impl Aggregator {
             }
             ctx.run_later(if goes_on { LOOK / 10 } else { LOOK }, Self::look);
         }));
+    }
+
+    fn show(&self, found: &[Rebuild]) {
+        for name in self.names() {
+            let rebuild = under_way(found).find(|rebuild| rebuild.id.aggregate == name);
+            self.metrics.show_rebuild(&name, rebuild.map(|rebuild| (rebuild.behind(), rebuild.records())));
+        }
     }
 
     fn looked(&mut self, found: &[Rebuild], ctx: &mut Context<Self>) {

@@ -111,7 +111,17 @@ pub struct Rebuild {
 impl Rebuild {
     /// All that there is, is counted by the shadow, too.
     pub fn is_complete(&self) -> bool {
-        self.partitions.values().all(|reached| matches!(reached.progress, Progress::Live(_)))
+        self.behind() == 0
+    }
+
+    /// Partitions of which the shadow has not all that is counted.
+    pub fn behind(&self) -> usize {
+        self.partitions.values().filter(|reached| !matches!(reached.progress, Progress::Live(_))).count()
+    }
+
+    /// Records that were counted from the archive.
+    pub fn records(&self) -> u64 {
+        self.partitions.values().map(|reached| reached.records).sum()
     }
 }
 

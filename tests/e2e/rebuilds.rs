@@ -108,6 +108,9 @@ fn rebuilt_and_killed(mut daemon: Daemon) {
 
     let begun = daemon.ask("POST", "/v1/aggregates/changed/rebuild");
     assert_eq!((begun.status, begun.json()["state"].as_str()), (202, Some("running")), "{begun:?}");
+    eventually("it is shown", PATIENCE, || {
+        (daemon.metric("ingestd_rebuild_partitions")? > 0.0).then_some(daemon.metric("ingestd_rebuild_records")?)
+    });
     let mut interrupted = 0;
     for pause in [0, 300, 900, 1500] {
         thread::sleep(Duration::from_millis(pause));
@@ -141,6 +144,7 @@ fn rebuilt_and_killed(mut daemon: Daemon) {
         // It answers the new way from now on, and goes on being counted.
         thread::sleep(Duration::from_secs(1));
     });
+    eventually("it is shown no more", PATIENCE, || daemon.metric("ingestd_rebuild_partitions").is_none().then_some(()));
     wait_counted(&daemon);
     assert_same(&daemon);
     let all = total(&rows(&daemon, "all"));

@@ -207,7 +207,7 @@ impl Switch {
     }
 }
 
-/// Held by each event in flight of one request; when the last one is dropped, the request has landed.
+/// Held as long as an event of one request is in flight: when it is dropped, the request has landed.
 pub struct InFlight(pub(super) Arc<Switch>);
 
 impl Drop for InFlight {

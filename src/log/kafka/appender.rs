@@ -23,7 +23,7 @@ use rdkafka::{
     ClientConfig,
     config::FromClientConfigAndContext,
     error::{KafkaError, KafkaResult},
-    message::{DeliveryResult, Message},
+    message::{BorrowedMessage, DeliveryResult, Message},
     producer::{BaseProducer, Producer, PurgeConfig},
     types::RDKafkaErrorCode as Code,
 };
@@ -50,6 +50,9 @@ use crate::{
 /// A producer that failed for good (librdkafka calls it fatal) is replaced once in this time at most.
 const REPLACE_EVERY: Duration = Duration::from_secs(5);
 
+/// Records of a request that share what they have in common: where the queue has room for a few, only so many more are looked at.
+const PIECE: usize = 1024;
+
 /// Writes to one topic.
 pub struct KafkaAppender {
     settings: ClientConfig,
@@ -58,7 +61,7 @@ pub struct KafkaAppender {
     topic: String,
     brokers: Arc<BrokerStatus>,
     metrics: Arc<Metrics>,
-    /// Requests that were begun.
+    /// Pieces of requests that were begun.
     begun: AtomicU64,
     /// Shared by those that append; alone for the one who replaces it. `None` only while it is dropped.
     writer: RwLock<Option<Writer>>,
@@ -161,37 +164,14 @@ impl KafkaAppender {
                 return Ok(());
             }
         };
-        let handed = self.brokers.hand(now);
-        let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
-        let request = Request { number, ticket: publish.ticket.clone(), _in_flight: in_flight, _handed: handed };
-        let batch = Batch::new(request, from, publish.events.len().saturating_sub(from));
-        for (index, event) in publish.events.iter().enumerate().skip(from) {
-            let key = publish.key(event);
-            let partition = match unwritable.as_deref().map(|topic| place(topic, key)) {
-                None => None,
-                Some(Ok(partition)) => partition,
-                Some(Err(why)) => {
-                    publish.ticket.refused(index..index + 1, &why);
-                    continue;
-                }
-            };
-            let headers = (event.assigned_id.is_some() || event.headers.is_some()).then(|| {
-                let more = publish.headers(event);
-                let count = event.headers.map_or(0, |headers| headers.count as usize);
-                let mut headers = Headers::new(usize::from(event.assigned_id.is_some()) + count);
-                if let Some(id) = event.assigned_id {
-                    let mut text = uuid::Uuid::encode_buffer();
-                    headers.add(ID_HEADER, Some(id.hyphenated().encode_lower(&mut text).as_bytes()));
-                }
-                more.iter().for_each(|(name, value)| headers.add(name, value));
-                headers
-            });
-            let (value, timestamp) = (publish.value(event), publish.received.0);
-            let record = Record { partition, value, key, timestamp, headers };
-            match topic.send(&writer.producer.client, record, batch.sent(index)) {
-                Ok(()) => {}
-                Err(KafkaError::MessageProduction(Code::QueueFull)) => return Err(Full { publish, next: index }),
-                Err(error) => refuse(&writer.reporter, &publish.ticket, index, &error),
+        let (in_flight, events) = (in_flight.map(Arc::new), publish.events.len());
+        for first in (from..events).step_by(PIECE) {
+            let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+            let (ticket, handed) = (publish.ticket.clone(), self.brokers.hand(now));
+            let piece = Piece { number, ticket, _in_flight: in_flight.clone(), _handed: handed };
+            let batch = Batch::new(piece, first, PIECE.min(events - first));
+            if let Err(next) = writer.send(topic, &publish, &batch, unwritable.as_deref()) {
+                return Err(Full { publish, next });
             }
         }
         Ok(())
@@ -227,13 +207,13 @@ fn retire(writer: Option<Writer>) {
     }
 }
 
-/// What the records of a request share.
-struct Request {
-    /// Above zero; no other's.
+/// What records of a request share.
+struct Piece {
+    /// Above zero; no other piece's.
     number: u64,
     ticket: Arc<Ticket>,
     /// Its drop says that the request's last event is answered.
-    _in_flight: Option<InFlight>,
+    _in_flight: Option<Arc<InFlight>>,
     /// Its drop says that these records are answered.
     _handed: Handed,
 }
@@ -269,7 +249,7 @@ struct Acknowledgements {
     metrics: Arc<Metrics>,
     /// Asks for a probe now.
     wake: Sender<()>,
-    /// The request and partition that was last heard of.
+    /// The records that were last heard of: their piece's number and their partition.
     heard_of: AtomicU64,
 }
 
@@ -288,22 +268,20 @@ impl Role for Acknowledgements {
 }
 
 impl Deliveries for Acknowledgements {
-    type Sent = Sent<Request>;
+    type Sent = Sent<Piece>;
 
-    fn delivered(&self, outcome: &DeliveryResult<'_>, sent: Sent<Request>) {
+    fn delivered(&self, outcome: &DeliveryResult<'_>, sent: Sent<Piece>) {
         match outcome {
             Ok(message) => {
                 self.metrics.events_produced.inc();
-                let request = sent.shared();
-                // One look at the clock for a request's records of a partition that come in a row: they were one batch, or a few.
-                let part = request.number << 16 | u64::from(message.partition() as u16);
-                if self.heard_of.swap(part, Ordering::Relaxed) != part
-                    && let Some(brokers) = self.reporter.live()
+                let piece = sent.shared();
+                if let Some(brokers) = self.reporter.live()
+                    && (self.is_news(message, piece, sent.index) || brokers.is_away())
                 {
                     brokers.acknowledged();
                 }
                 // A broker that has it from an earlier attempt does not say where.
-                request.ticket.durable_at(sent.index..sent.index + 1, || {
+                piece.ticket.durable_at(sent.index..sent.index + 1, || {
                     let offset = Offset::from_kafka(message.offset())?;
                     Some(Position { partition: Partition(message.partition()), offset })
                 });
@@ -317,8 +295,18 @@ impl Deliveries for Acknowledgements {
 }
 
 impl Acknowledgements {
+    /// Whether the clock is looked at for it. Not for records of a request that come one after the other from one partition, which
+    /// were one batch, or a few: as long as they are few, and small.
+    fn is_news(&self, message: &BorrowedMessage<'_>, piece: &Piece, index: usize) -> bool {
+        const FEW: usize = 32;
+        const SMALL: usize = 16 << 10;
+        let run = piece.number << 16 | u64::from(message.partition() as u16);
+        let is_same = self.heard_of.swap(run, Ordering::Relaxed) == run;
+        !is_same || index.is_multiple_of(FEW) || message.payload().is_some_and(|value| value.len() > SMALL)
+    }
+
     /// A broker refused the batch with this event: nothing of it is written.
-    fn refused(&self, sent: &Sent<Request>, code: Code, error: &KafkaError) {
+    fn refused(&self, sent: &Sent<Piece>, code: Code, error: &KafkaError) {
         if let Some(brokers) = self.reporter.live() {
             brokers.refused_time();
             // Full means that one is asked for already.
@@ -348,6 +336,51 @@ struct Writer {
     probe: Option<JoinHandle<()>>,
 }
 
+impl Writer {
+    /// Sends the records of a piece.
+    ///
+    /// # Errors
+    /// The index of the first one for which librdkafka has no room.
+    fn send(
+        &self,
+        topic: &Topic<Context<Acknowledgements>>,
+        publish: &Publish,
+        batch: &Arc<Batch<Piece>>,
+        unwritable: Option<&Writability>,
+    ) -> Result<(), usize> {
+        for index in batch.indexes() {
+            let event = &publish.events[index];
+            let key = publish.key(event);
+            let partition = match unwritable.map(|topic| place(topic, key)) {
+                None => None,
+                Some(Ok(partition)) => partition,
+                Some(Err(why)) => {
+                    publish.ticket.refused(index..index + 1, &why);
+                    continue;
+                }
+            };
+            let headers = (event.assigned_id.is_some() || event.headers.is_some()).then(|| {
+                let count = event.headers.map_or(0, |headers| headers.count as usize);
+                let mut headers = Headers::new(usize::from(event.assigned_id.is_some()) + count);
+                if let Some(id) = event.assigned_id {
+                    let mut text = uuid::Uuid::encode_buffer();
+                    headers.add(ID_HEADER, Some(id.hyphenated().encode_lower(&mut text).as_bytes()));
+                }
+                publish.headers(event).iter().for_each(|(name, value)| headers.add(name, value));
+                headers
+            });
+            let (value, timestamp) = (publish.value(event), publish.received.0);
+            let record = Record { partition, value, key, timestamp, headers };
+            match topic.send(record, batch.sent(index)) {
+                Ok(()) => {}
+                Err(KafkaError::MessageProduction(Code::QueueFull)) => return Err(index),
+                Err(error) => refuse(&self.reporter, &publish.ticket, index, &error),
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Writer {
     fn drop(&mut self) {
         self.stop = None;
@@ -367,7 +400,7 @@ const POLL: Duration = Duration::from_secs(6);
 /// besides.
 struct PolledProducer<R: Deliveries> {
     /// Known since the first record.
-    topic: OnceLock<Topic>,
+    topic: OnceLock<Topic<Context<R>>>,
     /// Shared for questions to the brokers; these are to be dropped before this.
     client: Arc<BaseProducer<Context<R>>>,
     ended: Arc<AtomicBool>,
@@ -398,11 +431,11 @@ impl<R: Deliveries> PolledProducer<R> {
     ///
     /// # Errors
     /// When librdkafka takes no such name.
-    fn topic(&self, name: &str) -> KafkaResult<&Topic> {
+    fn topic(&self, name: &str) -> KafkaResult<&Topic<Context<R>>> {
         if let Some(topic) = self.topic.get() {
             return Ok(topic);
         }
-        let topic = Topic::new(&self.client, name)?;
+        let topic = Topic::new(self.client.clone(), name)?;
         Ok(self.topic.get_or_init(|| topic))
     }
 }

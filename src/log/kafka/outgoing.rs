@@ -47,6 +47,11 @@ impl<T> Batch<T> {
         })
     }
 
+    /// Those of its records.
+    pub fn indexes(&self) -> impl Iterator<Item = usize> {
+        self.places.iter().map(|place| place.index)
+    }
+
     /// The record with this index.
     ///
     /// # Panics
@@ -89,17 +94,21 @@ impl<T: Send + Sync> IntoOpaque for Sent<T> {
 }
 
 /// A topic of a producer.
-pub(super) struct Topic(NonNull<sys::rd_kafka_topic_t>);
+pub(super) struct Topic<C: ProducerContext + 'static> {
+    topic: NonNull<sys::rd_kafka_topic_t>,
+    /// Outlives it.
+    producer: Arc<BaseProducer<C>>,
+}
 
-// SAFETY: librdkafka's topics may be used by any thread.
-unsafe impl Send for Topic {}
+// SAFETY: librdkafka's topics may be used by any thread, and the producer may.
+unsafe impl<C: ProducerContext> Send for Topic<C> {}
 // SAFETY: as above.
-unsafe impl Sync for Topic {}
+unsafe impl<C: ProducerContext> Sync for Topic<C> {}
 
-impl Drop for Topic {
+impl<C: ProducerContext> Drop for Topic<C> {
     fn drop(&mut self) {
-        // SAFETY: librdkafka made it, and nobody else releases it.
-        unsafe { sys::rd_kafka_topic_destroy(self.0.as_ptr()) }
+        // SAFETY: librdkafka made it, nobody else releases it, and its client is dropped after this.
+        unsafe { sys::rd_kafka_topic_destroy(self.topic.as_ptr()) }
     }
 }
 
@@ -114,28 +123,26 @@ pub(super) struct Record<'r> {
     pub headers: Option<Headers>,
 }
 
-impl Topic {
-    /// librdkafka begins to ask the brokers about it. To be dropped before the producer.
+impl<C: ProducerContext> Topic<C> {
+    /// librdkafka begins to ask the brokers about it.
     ///
     /// # Errors
     /// When librdkafka takes no such name.
-    pub fn new<C: ProducerContext>(producer: &BaseProducer<C>, name: &str) -> KafkaResult<Self> {
+    pub fn new(producer: Arc<BaseProducer<C>>, name: &str) -> KafkaResult<Self> {
         let name = CString::new(name)?;
         // SAFETY: the client lives as long as `producer`, and the name longer than the call.
         let topic = unsafe { sys::rd_kafka_topic_new(producer.client().native_ptr(), name.as_ptr(), ptr::null_mut()) };
         // SAFETY: what failed last on this thread is this.
         let why = || KafkaError::ClientCreation(format!("{:?}", unsafe { sys::rd_kafka_last_error() }));
-        NonNull::new(topic).map(Self).ok_or_else(why)
+        let topic = NonNull::new(topic).ok_or_else(why)?;
+        Ok(Self { topic, producer })
     }
 
-    /// As [`BaseProducer::send`] of the topic's own producer, which gives `sent` back with the answer.
+    /// As [`BaseProducer::send`], which gives `sent` back with the answer.
     ///
     /// # Errors
     /// When librdkafka does not take it. Then `sent` is dropped.
-    pub fn send<C>(&self, producer: &BaseProducer<C>, record: Record<'_>, sent: C::DeliveryOpaque) -> KafkaResult<()>
-    where
-        C: ProducerContext,
-    {
+    pub fn send(&self, record: Record<'_>, sent: C::DeliveryOpaque) -> KafkaResult<()> {
         let Record { partition, value, key, timestamp, headers } = record;
         let (key, key_size) = key.map_or((ptr::null(), 0), |key| (key.as_ptr(), key.len()));
         let headers_ptr = headers.as_ref().map_or(ptr::null_mut(), |headers| headers.0);
@@ -144,9 +151,9 @@ impl Topic {
         // once, with the answer.
         let code = unsafe {
             sys::rd_kafka_producev(
-                producer.client().native_ptr(),
+                self.producer.client().native_ptr(),
                 vtype::RD_KAFKA_VTYPE_RKT,
-                self.0.as_ptr(),
+                self.topic.as_ptr(),
                 vtype::RD_KAFKA_VTYPE_PARTITION,
                 partition.unwrap_or(BY_KEY),
                 vtype::RD_KAFKA_VTYPE_MSGFLAGS,
