@@ -125,7 +125,8 @@ fn one<'s>(
 fn configured<'c>(name: &str, all: &'c [AggregateConfig]) -> Result<&'c AggregateConfig, Problem> {
     all.iter().find(|aggregate| aggregate.name == name).ok_or_else(|| {
         let known: Vec<_> = all.iter().map(|aggregate| aggregate.name.as_str()).collect();
-        Problem::not_found(format!("there is no aggregate {name:?}; there are: {}", known.join(", ")))
+        Problem::not_found(format!("there is no aggregate {name:?}; there are: {} (one that was added to the configuration is there from the next start on)",
+            known.join(", ")))
     })
 }
 

@@ -26,7 +26,11 @@ pub fn parse(text: &str, now: DateTime<Utc>) -> Result<Moment, String> {
     }
     let at = DateTime::parse_from_rfc3339(text).map_err(|error| {
         let hint = if text.contains(' ') { " (in a URL, + is written %2B)" } else { "" };
-        format!("is not an RFC 3339 time such as 2026-11-23T08:00:00Z, nor -1h or now: {error}{hint}")
+        let why = match error.to_string() {
+            why if why == "premature end of input" => String::new(),
+            why => format!(": {why}"),
+        };
+        format!("is not an RFC 3339 time such as 2026-11-23T08:00:00Z, nor -1h or now{why}{hint}")
     })?;
     Ok(Moment { at: at.with_timezone(&Utc), is_relative: false })
 }

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     config::TimeZone,
     log::dead_letters::{LettersError, client::AdminClient},
-    names::exit,
+    names::{dependency, exit},
     window::Windows,
 };
 use steps::Steps;
@@ -55,7 +55,8 @@ pub(super) struct Stats {
     /// Only groups with this value; may be repeated: for one field any of the values, for several fields all of them
     #[arg(long = "where", value_name = "FIELD:VALUE", requires = "name")]
     conditions: Vec<String>,
-    /// By what rows are ordered: count, or a measure's label, with - before it the largest first; JSON and CSV also by window
+    /// By what rows are ordered: count, or a measure's label, with - before it the largest first; of the table also new, those first whose first
+    /// event came last; JSON and CSV also by window
     #[arg(long, value_name = "ORDER", allow_hyphen_values = true, requires = "name")]
     order: Option<String>,
     /// At most so many rows; without it 20, and of JSON and CSV 10,000
@@ -74,6 +75,10 @@ pub(super) struct Stats {
 
 /// Rows of a table, where nothing else is said.
 const ROWS: u32 = 20;
+/// Those first whose first event came last.
+const NEW: &str = "new";
+/// Groups that are looked through for new ones.
+const LOOKED_THROUGH: u32 = 10_000;
 const WATCH: Duration = Duration::from_secs(2);
 
 const COMMAND: &str = "stats";
@@ -88,9 +93,22 @@ pub(super) fn stats(options: Options, command: &Stats) -> ExitCode {
         return watch(&client, command);
     }
     match command.text(&client) {
-        Ok(text) => print(&text),
+        Ok(text) => {
+            if let Some(why) = command.name.as_ref().and_then(|_| why_nothing_is_counted(&client)) {
+                eprintln!("{}", harmless(&format!("ingestd stats: nothing is counted at present: {why}")));
+            }
+            print(&text)
+        }
         Err(error) => failed(COMMAND, exit::FAILURE, &error),
     }
+}
+
+/// Where the store takes nothing, what the daemon says of it.
+fn why_nothing_is_counted(client: &AdminClient) -> Option<String> {
+    let status = client.status().ok()?;
+    let stores = [dependency::EMBEDDED_STORE, dependency::MONGODB].map(|name| &status["dependencies"][name]);
+    let away = stores.into_iter().find(|store| store["available"] == false)?;
+    Some(away["reason"].as_str().unwrap_or("the store is away").to_owned())
 }
 
 /// Looks until a signal ends the process, or nobody reads any more.
@@ -206,10 +224,17 @@ impl Stats {
         let mut parameters = self.selected();
         parameters.extend(steps.range());
         let mut of_all = parameters.clone();
-        let order = self.order.clone().unwrap_or_else(|| "-count".to_owned());
-        let limit = self.limit.unwrap_or(ROWS).to_string();
-        of_all.extend([("step", "all".to_owned()), ("order", order), ("limit", limit)]);
-        let totals: Answer = parse(&client.rows(name, &of_all)?)?;
+        let is_by_novelty = self.order.as_deref() == Some(NEW);
+        let order = self.order.clone().filter(|_| !is_by_novelty).unwrap_or_else(|| "-count".to_owned());
+        let shown = self.limit.unwrap_or(ROWS);
+        let limit = if is_by_novelty { LOOKED_THROUGH } else { shown }.to_string();
+        of_all.extend([("step", "all".to_owned()), ("order", order.clone()), ("limit", limit)]);
+        let mut totals: Answer = parse(&client.rows(name, &of_all)?)?;
+        if is_by_novelty && totals.next.is_some() {
+            return Err(LettersError::Invalid(format!(
+                "--order new: there are more than {LOOKED_THROUGH} groups: ask for fewer by --where or --by"
+            )));
+        }
         let fields: Vec<String> = match &self.by {
             None => aggregate.group_by,
             Some(by) if by.is_empty() => Vec::new(),
@@ -221,7 +246,15 @@ impl Stats {
         let points = points(client, name, parameters)?;
         let labels = aggregate.measures.into_iter().filter(|label| label != "count").collect();
         let width = std::io::stdout().is_terminal().then(terminal_width);
-        let table = Table { name, steps: &steps, fields, labels, is_cut: totals.next.is_some(), width };
+        let order = if is_by_novelty { NEW } else { &order };
+        let mut table = Table { name, steps: &steps, fields, labels, cut_by: totals.next.map(|_| order), width };
+        if is_by_novelty {
+            table.newest_first(&mut totals.rows, &points);
+            if totals.rows.len() > shown as usize {
+                totals.rows.truncate(shown as usize);
+                table.cut_by = Some(NEW);
+            }
+        }
         Ok(table.text(&totals.rows, &points))
     }
 

@@ -217,7 +217,7 @@ fn event(fields: &EventConfig) -> Value {
         &[(&fields.type_field, string(128, "The event's type."))],
         &[
             (&fields.id_field, string(256, "The client's own id; without one the server assigns it.")),
-            (&fields.time_field, time(fields, "RFC 3339, or a number since 1970", &["string", "number", "null"], None)),
+            (&fields.time_field, time(fields, "RFC 3339, or a number since 1970", &["string", "number", "null"])),
             (&fields.client_field, json!({ "description": "Who sent it: also the record's key." })),
         ],
     );
@@ -226,14 +226,14 @@ fn event(fields: &EventConfig) -> Value {
     event
 }
 
-/// When an event happened. What cannot be read as that is taken all the same, and named in `warnings`, unless that is to be refused:
-/// then these types may be times, and else any, or those alone that an attribute may have.
-fn time(fields: &EventConfig, what: &str, times: &[&str], attribute: Option<&[&str]>) -> Value {
+/// When an event happened. What cannot be read as that is taken all the same, whatever it is, and named in `warnings`, unless that
+/// is to be refused: then these types may be times.
+fn time(fields: &EventConfig, what: &str, times: &[&str]) -> Value {
     let code = Code::InvalidTimestamp.as_str();
     let (types, otherwise) = match fields.on_invalid_time {
         OnInvalidTime::Reject => (Some(times), format!("Anything else is refused: {code} (event.on_invalid_time).")),
         OnInvalidTime::Receipt => (
-            attribute,
+            None,
             format!(
                 "Anything else is taken, counted by when it is received, and named in `warnings`: {code} \
                  (event.on_invalid_time)."
@@ -259,15 +259,7 @@ fn cloud_event(fields: &EventConfig) -> Value {
             ("id", required("The event's id.")),
         ],
         &[
-            (
-                "time",
-                time(
-                    fields,
-                    "RFC 3339",
-                    &["string", "integer", "null"],
-                    Some(&["string", "integer", "boolean", "null"]),
-                ),
-            ),
+            ("time", time(fields, "RFC 3339", &["string", "integer", "null"])),
             ("datacontenttype", text("The media type of the data.")),
             ("partitionkey", text("The record's key; without one, the source is.")),
             ("data", json!({ "description": "Any JSON." })),
@@ -487,7 +479,7 @@ mod tests {
         assert!(refused["description"].as_str().unwrap().contains("refused: invalid_timestamp"), "{refused}");
         let [taken, refused] =
             [OnInvalidTime::Receipt, OnInvalidTime::Reject].map(|it| types(it, "CloudEvent", "time"));
-        assert_eq!(taken["type"], json!(["string", "integer", "boolean", "null"]));
+        assert!(taken.get("type").is_none(), "{taken}");
         assert_eq!(refused["type"], json!(["string", "integer", "null"]));
     }
 

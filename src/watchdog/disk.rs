@@ -100,8 +100,8 @@ pub fn full_message(usage: DiskUsage, config: &DiskConfig, dir: &str, local_arch
         );
     }
     format!(
-        "{:.1} % of the file system of {dir} is used ({used} of {total}), the limit is {} %; {who}: free space \
-         or raise disk.max_used_percent; events are taken again below {} %",
+        "{:.1} % of the file system of {dir} is used ({used} of {total}), the limit is {} %; {who}: free space, or \
+         raise disk.max_used_percent and disk.resume_percent: events are taken again below the latter, {} %",
         usage.percent(),
         config.max_used_percent,
         config.resume_percent,

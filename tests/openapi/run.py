@@ -56,7 +56,8 @@ def validate(url, environment):
 def fuzz(url, environment, key=None):
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--url", url]
     # What no schema says: that a body is compressed as its head claims, that a time is the start of a window.
-    command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
+    # And that a rebuild that was cancelled can be asked for: there is none.
+    command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance,use_after_free"]
     # That has no end.
     command += ["--exclude-path", "/v1/live"]
     command += ["--max-examples", "200", "--seed", "1", "--no-color"]

@@ -1,6 +1,6 @@
 //! The table of an aggregate: a row a group, with a line of its count over time.
 
-use std::collections::HashMap;
+use std::{cmp::Reverse, collections::HashMap};
 
 use serde_json::Value;
 
@@ -22,8 +22,8 @@ pub struct Table<'a> {
     pub fields: Vec<String>,
     /// What is measured beside the count.
     pub labels: Vec<String>,
-    /// There are more groups.
-    pub is_cut: bool,
+    /// There are more groups: in which order these are the first ones.
+    pub cut_by: Option<&'a str>,
     /// The terminal's, if there is one.
     pub width: Option<usize>,
 }
@@ -59,17 +59,27 @@ impl Table<'_> {
         }
         if totals.is_empty() {
             text.truncate(2);
-            text.push("nothing was counted".to_owned());
+            text.push(
+                "no such events were counted in this range; a new aggregate begins empty (ingestd rebuild)".to_owned(),
+            );
         }
         text.join("\n")
     }
 
+    /// Those first whose first step with events is the last one; of these the ones with the most events.
+    pub fn newest_first(&self, totals: &mut [Row], points: &[Row]) {
+        let series = self.series(points);
+        let first =
+            |row: &Row| series.get(&self.key(row)).and_then(|counts| counts.iter().position(|count| *count > 0));
+        totals.sort_by_cached_key(|row| (Reverse(first(row)), Reverse(row.count)));
+    }
+
     fn head(&self, totals: &[Row]) -> String {
         let [(_, from), (_, to)] = self.steps.range();
-        let groups = match (self.is_cut, totals.len()) {
-            (true, shown) => format!("the first {shown} groups"),
-            (false, 1) => "1 group".to_owned(),
-            (false, all) => format!("{all} groups"),
+        let groups = match (self.cut_by, totals.len()) {
+            (Some(order), shown) => format!("the first {shown} groups by {order} (--limit shows more)"),
+            (None, 1) => "1 group".to_owned(),
+            (None, all) => format!("{all} groups"),
         };
         let points = self.steps.starts.len();
         let head = format!("{}  {from} to {to}, {points} × {}, {groups}", self.name, self.steps.text());
@@ -224,7 +234,7 @@ mod tests {
             steps: &steps,
             fields: vec!["client".to_owned()],
             labels: vec!["sum(n)".to_owned()],
-            is_cut: false,
+            cut_by: None,
             width: None,
         };
         assert_eq!(
@@ -237,6 +247,13 @@ mod tests {
         table.width = Some(24);
         let narrow = table.text(&totals, &points);
         assert!(narrow.lines().all(|line| line.chars().count() <= 24) && !narrow.contains('█'), "{narrow}");
-        assert!(table.text(&[], &[]).ends_with("\n\nnothing was counted"));
+        assert!(table.text(&[], &[]).contains("\n\nno such events were counted"));
+        let mut newest = totals;
+        (table.width, table.cut_by) = (None, Some("new"));
+        table.newest_first(&mut newest, &points);
+        let text = table.text(&newest, &points);
+        assert!(text.contains("the first 2 groups by new (--limit shows more)\n\n"), "{text}");
+        let first: Vec<_> = text.lines().skip(3).filter_map(|line| line.chars().next()).collect();
+        assert_eq!(first, ['b', 'a']);
     }
 }
