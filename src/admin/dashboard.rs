@@ -139,9 +139,9 @@ fn protect(answer: &mut HttpResponseBuilder) {
         .insert_header((VARY, "accept-encoding"));
 }
 
-/// Whether the path is the page's or that of one of its assets: they hold no data.
+/// Whether the path is the page's or in the folder of its assets: they hold no data.
 pub(super) fn is_at(path: &str) -> bool {
-    path == "/" || path.strip_prefix(FOLDER).is_some_and(|name| Asset::find(name).is_some())
+    path == "/" || path.strip_prefix(FOLDER).is_some_and(|name| !name.contains('/'))
 }
 
 pub async fn page(request: HttpRequest) -> HttpResponse {

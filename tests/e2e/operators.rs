@@ -59,7 +59,10 @@ fn who_has_a_key_looks_who_has_another_operates_and_nobody_else_does_either() {
         ("GET", "/health/ready/", 401, 404, 404),
         ("GET", "/nothing", 401, 404, 404),
         ("POST", "/reload", 401, 403, 200),
-        ("POST", "/health/live", 401, 403, 405),
+        ("POST", "/health/live", 405, 405, 405),
+        ("TRACE", "/", 405, 405, 405),
+        ("GET", "/assets/nothing", 404, 404, 404),
+        ("GET", "/assets/../status", 401, 404, 404),
         ("DELETE", "/v1/dead-letters?to=0s", 401, 403, 200),
         ("POST", "/v1/dead-letters/replay", 401, 403, 200),
     ] {
