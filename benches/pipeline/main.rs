@@ -97,9 +97,9 @@ fn main() -> anyhow::Result<()> {
         options.outage = 5.0;
     }
     let rows = selected(&options);
-    anyhow::ensure!(!rows.is_empty(), "no row's name contains any of {:?}; --list names them", options.only);
     let unknown: Vec<_> = options.row.iter().filter(|name| rows.iter().all(|row| row.name != **name)).collect();
     anyhow::ensure!(unknown.is_empty(), "no row is called {unknown:?}; --list --all names them");
+    anyhow::ensure!(!rows.is_empty(), "no row's name contains any of {:?}; --list names them", options.only);
     if options.list {
         rows.iter().for_each(|row| println!("{}", row.name));
         return Ok(());

@@ -20,11 +20,18 @@ pub struct ConfigError {
     pub rule: String,
 }
 
+/// Of a longer one a line shows the beginning: a whole list would keep what is wrong with it out of sight.
+const LONGEST_VALUE: usize = 200;
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.origin)?;
         match &self.value {
             _ if self.key.is_empty() => write!(f, "{}", self.rule),
+            Some(value) if value.len() > LONGEST_VALUE => {
+                let begin = &value[..value.floor_char_boundary(LONGEST_VALUE)];
+                write!(f, "{} = {begin}…: {}", self.key, self.rule)
+            }
             Some(value) => write!(f, "{} = {value}: {}", self.key, self.rule),
             None => write!(f, "{}: {}", self.key, self.rule),
         }
@@ -56,3 +63,22 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_stands_behind_the_beginning_of_a_long_value() {
+        let error = |value: String| ConfigError {
+            origin: "config.toml".to_owned(),
+            key: "aggregate".to_owned(),
+            value: Some(value),
+            rule: "entry 2 (from 0): has no name".to_owned(),
+        };
+        let short = "é".repeat(LONGEST_VALUE / 2);
+        assert!(error(short.clone()).to_string().contains(&format!(" = {short}: entry 2")));
+        let long = error(format!("x{short}")).to_string();
+        assert!(long.contains("é…: entry 2 (from 0): has no name") && long.len() < 300, "{long}");
+    }
+}

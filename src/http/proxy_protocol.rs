@@ -125,12 +125,9 @@ pub async fn client_of(
     let id = RequestId::new();
     (proxies.on_refusal)(refused.reason());
     (listener.on_refusal)(refused.status(), &id);
-    // The client need not take it.
-    let _ = tokio::time::timeout(
-        LINGER,
-        answer(&mut stream, &refusal::saying(refused.status(), refused.sentence(listener), &id)),
-    )
-    .await;
+    let answer = refusal::saying(refused.status(), refused.sentence(listener), &id);
+    // The client need not take it. Boxed: the connection's task has its room for all of its life, whoever connects.
+    let _ = Box::pin(tokio::time::timeout(LINGER, said(&mut stream, &answer))).await;
     Err(io::ErrorKind::InvalidData.into())
 }
 
@@ -219,7 +216,7 @@ fn client(head: [u8; HEAD], rest: &[u8]) -> Result<Option<SocketAddr>, Refused> 
 }
 
 /// Sends an answer, and waits until the client has it: what it sends meanwhile must not take it away.
-async fn answer(stream: &mut TcpStream, answer: &[u8]) -> io::Result<()> {
+async fn said(stream: &mut TcpStream, answer: &[u8]) -> io::Result<()> {
     stream.write_all(answer).await?;
     stream.shutdown().await?;
     let (mut left, mut buffer) = (MOST_LEFT, [0; 4096]);

@@ -3,6 +3,7 @@
 mod admission;
 
 use std::{
+    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -397,7 +398,8 @@ impl Intake {
     async fn counted(
         &self,
         request: &HttpRequest,
-        answer: impl Future<Output = Result<HttpResponse, Problem>>,
+        // Where it stands: as an argument of its own it would take its room twice.
+        answer: Pin<&mut impl Future<Output = Result<HttpResponse, Problem>>>,
     ) -> HttpResponse {
         let started = Instant::now();
         let _under_way = self.under_way.token();
@@ -487,7 +489,7 @@ async fn post_events(request: HttpRequest, payload: web::Payload, intake: web::D
             intake.accept(&request, Arriving::Payload(payload), coding, shape, preferences, admitted).await?;
         Ok(summary(&request, checked, share).await)
     };
-    applied(intake.counted(&request, answer).await, preferences.handling)
+    applied(intake.counted(&request, pin!(answer)).await, preferences.handling)
 }
 
 async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Data<Intake>) -> HttpResponse {
@@ -500,7 +502,7 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
         Err(problem) => {
             let config = intake.config.load_full();
             let refused = async { Err(intake.sender(&request, &config.http).err().unwrap_or(problem)) };
-            return applied(intake.counted(&request, refused).await, handling);
+            return applied(intake.counted(&request, pin!(refused)).await, handling);
         }
     };
     let mut honoured = handling;
@@ -526,7 +528,7 @@ async fn post_logs(request: HttpRequest, payload: web::Payload, intake: web::Dat
             Ok(otlp::refusal(encoding, problem))
         })
     };
-    let response = intake.counted(&request, answer).await;
+    let response = intake.counted(&request, pin!(answer)).await;
     applied(response, honoured)
 }
 
@@ -558,7 +560,7 @@ async fn any_other(request: HttpRequest, payload: web::Payload, intake: web::Dat
         // Who prefers something reads what became of each event.
         Ok(if preferences.is_any() { summary } else { source::answer(summary, &source) })
     };
-    applied(intake.counted(&request, answer).await, preferences.handling)
+    applied(intake.counted(&request, pin!(answer)).await, preferences.handling)
 }
 
 /// For load balancers: whether events are accepted, and no more.
