@@ -3,14 +3,11 @@
 mod document;
 pub mod groups;
 mod remembered;
+mod rows;
 mod state;
 
 use futures::TryStreamExt;
-use mongodb::{
-    bson::{Document, RawArrayBuf, RawBsonRef, RawDocumentBuf, doc},
-    raw_batch_cursor::{RawBatch, RawBatchCursor},
-};
-use tokio_util::task::AbortOnDropHandle;
+use mongodb::bson::{Document, RawArrayBuf, RawDocumentBuf, doc};
 
 use super::{
     Failure, SOURCES,
@@ -18,26 +15,19 @@ use super::{
     reply::{StatementError, WriteReply, before_the_second_attempt, code},
 };
 use crate::{
-    position::{Offset, Partition, Timestamp, TopicIdentity},
-    store::{
-        BucketDelta, Counted, Fence, Flushed,
-        query::{Merger, Query, Rows, Wanted},
-        topic_recreated,
-    },
+    position::{Offset, Partition, TopicIdentity},
+    store::{BucketDelta, Fence, Flushed, topic_recreated},
 };
 
 pub use document::Buckets;
 pub use remembered::Remembered;
+pub use rows::rows;
 use state::Change;
 
 /// Buckets with more than a count that are read, merged and written together.
 const MEASURED_AT_ONCE: usize = 200;
 /// Bytes of one command's statements; the server takes 16 MiB for a document.
 const COMMAND: usize = 8 << 20;
-/// Buckets that a query gets at once. A batch has at most 16 MiB, and two of them are held.
-const BATCH: u32 = 2000;
-/// The server's default.
-const FIRST_BATCH: u32 = 101;
 /// How often fences are read until they hold still, before the caller's back-off takes over.
 const FENCE_READS: usize = 5;
 
@@ -277,64 +267,4 @@ async fn claim(store: &StoreDatabase, partition: Partition, identity: &TopicIden
     } else {
         Err(Failure::Store(topic_recreated(&store.options, partition)))
     }
-}
-
-/// The answer to a query.
-pub async fn rows(store: &StoreDatabase, query: Query) -> Result<Rows, Failure> {
-    let (index, Counted { aggregate, plan, .. }) = store.versions.asked(&query).map_err(Failure::Store)?;
-    // A page of few rows needs few buckets, as a rule.
-    let batch = u32::try_from(query.limit).map_or(BATCH, |rows| rows.saturating_add(1).clamp(FIRST_BATCH, BATCH));
-    let mut merger = Merger::new(query, aggregate, plan);
-    let (from, to) = merger.range();
-    let date = |time: Timestamp| mongodb::bson::DateTime::from_millis(time.0);
-    let mut wanted = doc! { "key": 1, "window_start": 1, "count": 1 };
-    if merger.needs_state() {
-        wanted.insert("state", 1);
-    }
-    let cursor = store
-        .database
-        .collection::<Document>(&Buckets::of(store, index).collection())
-        .find(doc! { "window_start": { "$gte": date(from), "$lt": date(to) } })
-        .projection(wanted)
-        // The index has it; where there is none, a sort may need the disk.
-        .sort(doc! { "window_start": 1 })
-        .allow_disk_use(true)
-        .batch_size(batch)
-        .max_time(store.options.timeout)
-        .batch()
-        .await?;
-    let mut next = fetch(cursor);
-    while let Some((documents, cursor)) = next.await.map_err(|_| Failure::unavailable("reading buckets failed"))?? {
-        if batch < BATCH {
-            // They are a page, as a rule.
-            if merge(&mut merger, &documents, &aggregate.name)? == Wanted::Nothing {
-                break;
-            }
-            next = fetch(cursor);
-            continue;
-        }
-        // The server reads on while these are merged. What was spawned waits on this worker, unless others may have it.
-        next = fetch(cursor);
-        if tokio::task::block_in_place(|| merge(&mut merger, &documents, &aggregate.name))? == Wanted::Nothing {
-            break;
-        }
-    }
-    merger.finish().map_err(Failure::Store)
-}
-
-fn merge(merger: &mut Merger, documents: &RawBatch, aggregate: &str) -> Result<Wanted, Failure> {
-    for document in documents.doc_slices()? {
-        let bucket = document.ok().and_then(RawBsonRef::as_document).and_then(document::bucket).ok_or_else(|| {
-            Failure::unavailable(format!("a document of aggregate {aggregate:?} is no bucket of ours"))
-        })?;
-        if merger.take(bucket).map_err(Failure::Store)? == Wanted::Nothing {
-            return Ok(Wanted::Nothing);
-        }
-    }
-    Ok(Wanted::More)
-}
-
-/// The next batch, and where the others come from.
-fn fetch(mut cursor: RawBatchCursor) -> AbortOnDropHandle<Result<Option<(RawBatch, RawBatchCursor)>, Failure>> {
-    AbortOnDropHandle::new(tokio::spawn(async move { Ok(cursor.try_next().await?.map(|batch| (batch, cursor))) }))
 }
