@@ -23,7 +23,7 @@ use rdkafka::{
     ClientConfig,
     config::FromClientConfigAndContext,
     error::{KafkaError, KafkaResult},
-    message::{BorrowedMessage, DeliveryResult, Message},
+    message::{DeliveryResult, Message},
     producer::{BaseProducer, Producer, PurgeConfig},
     types::RDKafkaErrorCode as Code,
 };
@@ -103,7 +103,7 @@ impl KafkaAppender {
         let _ = wake.try_send(());
         let reporter = Arc::new(Reporter::new(self.brokers.clone()));
         let (topic, metrics) = (self.topic.clone(), self.metrics.clone());
-        let role = Acknowledgements { topic, reporter: reporter.clone(), metrics, wake, heard_of: AtomicU64::new(0) };
+        let role = Acknowledgements { topic, reporter: reporter.clone(), metrics, wake, heard: Heard::default() };
         let producer = PolledProducer::start(&self.settings, role)?;
         let probe = Probe::new(producer.client.clone(), self.plain.clone(), &self.topic, reporter.clone());
         let probe = std::thread::Builder::new()
@@ -249,8 +249,7 @@ struct Acknowledgements {
     metrics: Arc<Metrics>,
     /// Asks for a probe now.
     wake: Sender<()>,
-    /// The records that were last heard of: their piece's number and their partition.
-    heard_of: AtomicU64,
+    heard: Heard,
 }
 
 impl Role for Acknowledgements {
@@ -267,6 +266,22 @@ impl Role for Acknowledgements {
     }
 }
 
+/// The records that were last heard of: their piece's number and their partition.
+#[derive(Default)]
+struct Heard(AtomicU64);
+
+impl Heard {
+    /// Whether the clock is looked at for a record of so many bytes. Not for records of a request that come one after the other from
+    /// one partition, which were one batch, or a few: as long as they are few, and small.
+    fn is_news(&self, piece: u64, partition: i32, index: usize, bytes: usize) -> bool {
+        const FEW: usize = 32;
+        const SMALL: usize = 16 << 10;
+        let run = piece << 16 | u64::from(partition as u16);
+        let is_same = self.0.swap(run, Ordering::Relaxed) == run;
+        !is_same || index.is_multiple_of(FEW) || bytes > SMALL
+    }
+}
+
 impl Deliveries for Acknowledgements {
     type Sent = Sent<Piece>;
 
@@ -275,8 +290,10 @@ impl Deliveries for Acknowledgements {
             Ok(message) => {
                 self.metrics.events_produced.inc();
                 let piece = sent.shared();
+                let bytes = message.payload().map_or(0, <[u8]>::len);
+                let is_news = self.heard.is_news(piece.number, message.partition(), sent.index, bytes);
                 if let Some(brokers) = self.reporter.live()
-                    && (self.is_news(message, piece, sent.index) || brokers.is_away())
+                    && (is_news || brokers.is_away())
                 {
                     brokers.acknowledged();
                 }
@@ -295,16 +312,6 @@ impl Deliveries for Acknowledgements {
 }
 
 impl Acknowledgements {
-    /// Whether the clock is looked at for it. Not for records of a request that come one after the other from one partition, which
-    /// were one batch, or a few: as long as they are few, and small.
-    fn is_news(&self, message: &BorrowedMessage<'_>, piece: &Piece, index: usize) -> bool {
-        const FEW: usize = 32;
-        const SMALL: usize = 16 << 10;
-        let run = piece.number << 16 | u64::from(message.partition() as u16);
-        let is_same = self.heard_of.swap(run, Ordering::Relaxed) == run;
-        !is_same || index.is_multiple_of(FEW) || message.payload().is_some_and(|value| value.len() > SMALL)
-    }
-
     /// A broker refused the batch with this event: nothing of it is written.
     fn refused(&self, sent: &Sent<Piece>, code: Code, error: &KafkaError) {
         if let Some(brokers) = self.reporter.live() {

@@ -190,3 +190,18 @@ fn keys_are_placed_as_kafkas_own_clients_place_them() {
     }
     assert_eq!(partition_of_key(b"abc", 7), 479_470_107 % 7);
 }
+
+#[test]
+fn a_run_of_acknowledgements_is_heard_of_again_and_again() {
+    let heard = Heard::default();
+    let news = |piece, partition, indexes: std::ops::Range<usize>, bytes| {
+        indexes.filter(|index| heard.is_news(piece, partition, *index, bytes)).collect::<Vec<_>>()
+    };
+    // The first of a run, and some of a long one.
+    assert_eq!(news(1, 0, 5..100, 300), [5, 32, 64, 96]);
+    // Of another partition, and of another request.
+    assert_eq!(news(1, 1, 100..102, 300), [100]);
+    assert_eq!(news(2, 1, 1..3, 300), [1]);
+    // A few large ones are a batch each.
+    assert_eq!(news(2, 1, 3..6, 1 << 20), [3, 4, 5]);
+}
