@@ -467,6 +467,8 @@ fn a_daemon_without_aggregates_says_so_and_asks_nothing() {
         assert_eq!(shown, json!([true, true]));
         assert_no_complaint(&mut browser);
         assert!(!browser.requests.iter().any(|url| url.contains("/v1/aggregates")), "{:?}", browser.requests);
+        // A page whose daemon is gone complains.
+        browser.go("about:blank");
         daemon.signal("TERM");
         daemon.wait_exit(PATIENCE);
     }
