@@ -191,6 +191,8 @@ impl Daemon {
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
                 running.buffer.as_ref().map_or(Ok(()), |buffer| buffer.prepared())?;
+                // And what has connected: the sinks read as much of the program again.
+                mapped::unmap_clean();
                 self.start_sinks(&mut running, store)?;
                 starting.set(None);
                 tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = %self.roles, "started");

@@ -29,7 +29,7 @@ impl Windows {
     }
 
     pub fn of(aggregate: &AggregateConfig) -> Self {
-        Self::new(aggregate.window, aggregate.time_zone)
+        Self::new(aggregate.window, aggregate.time_zone.clone())
     }
 
     /// So many windows as one. `None` where the duration is no multiple of them.
@@ -42,7 +42,7 @@ impl Windows {
     /// The start of the one that a moment is in.
     #[inline]
     pub fn start_of(&self, time: Timestamp) -> Timestamp {
-        match self.zone {
+        match &self.zone {
             None => {
                 let length = self.length.saturating_mul(self.step);
                 Timestamp(time.0.saturating_sub(time.0.rem_euclid(length)))
@@ -53,13 +53,13 @@ impl Windows {
 
     /// The end of the one that a moment is in: the start of the next.
     pub fn end_of(&self, time: Timestamp) -> Timestamp {
-        match self.zone {
+        match &self.zone {
             None => Timestamp(self.start_of(time).0.saturating_add(self.length.saturating_mul(self.step))),
             Some(zone) => Timestamp(self.day(zone, time).1),
         }
     }
 
-    fn day(&self, zone: TimeZone, time: Timestamp) -> (i64, i64) {
+    fn day(&self, zone: &TimeZone, time: Timestamp) -> (i64, i64) {
         let (start, end) = self.last.get();
         if (start..end).contains(&time.0) {
             return (start, end);

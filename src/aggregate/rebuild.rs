@@ -35,6 +35,8 @@ use crate::{
 
 /// How often rebuilds are looked for.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often what is out of use is looked for.
+const TIDY: Duration = Duration::from_secs(10);
 /// After the archive, or the store, could not be read.
 const PAUSE: Duration = Duration::from_secs(10);
 /// A position is noted anew when so many records more are counted.
@@ -48,6 +50,8 @@ pub struct Rebuilding {
     /// All that were under way when the list was made.
     seen: BTreeSet<RebuildId>,
     reading: Option<Underway>,
+    /// When what is out of use is looked for again.
+    tidy_at: Instant,
     /// After a failure nothing is read for a while.
     not_before: Option<Instant>,
     renewal: Option<Renewal>,
@@ -91,6 +95,7 @@ impl Rebuilding {
             io,
             seen: BTreeSet::new(),
             reading: None,
+            tidy_at: Instant::now(),
             not_before: None,
             renewal: None,
             keeping: false,
@@ -114,15 +119,6 @@ impl Rebuilding {
     }
 }
 
-/// The last rebuild of each of these aggregates.
-async fn find(store: &dyn Store, names: &[String]) -> Result<Vec<Rebuild>, StoreError> {
-    let mut all = Vec::new();
-    for name in names {
-        all.extend(store.rebuilds().find(name).await?);
-    }
-    Ok(all)
-}
-
 fn under_way(found: &[Rebuild]) -> impl Iterator<Item = &Rebuild> {
     found.iter().filter(|rebuild| rebuild.finished.is_none())
 }
@@ -139,7 +135,7 @@ async fn first_uncounted(
 ) -> Result<Offset, StoreError> {
     store.rebuilds().leave_out(partition, position).await?;
     let mut at = position;
-    for rebuild in find(store, names).await? {
+    for rebuild in store.rebuilds().find_all(names).await? {
         let is_over = rebuild.finished.is_some();
         if !is_over && shadow_of(&rebuild, counted).is_none() {
             continue;
@@ -202,7 +198,7 @@ impl Aggregator {
         let (store, names) = (self.store.clone(), self.names());
         let prepare = async move {
             // What begins in between is seen at the next look.
-            let found = find(&*store, &names).await?;
+            let found = store.rebuilds().find_all(&names).await?;
             Ok::<_, StoreError>((found, store.prepare().await?))
         };
         ctx.spawn(prepare.into_actor(self).map(move |prepared, actor, ctx| match prepared {
@@ -244,14 +240,17 @@ impl Aggregator {
 
     /// Looks for rebuilds that are under way, again and again.
     pub(super) fn look(&mut self, ctx: &mut Context<Self>) {
-        let (store, names) = (self.store.clone(), self.names());
+        let (store, names, tidies) = (self.store.clone(), self.names(), self.rebuilding.tidy_at <= Instant::now());
         let look = async move {
-            let found = find(&*store, &names).await?;
-            let more = store.rebuilds().tidy(Timestamp::now()).await?;
+            let found = store.rebuilds().find_all(&names).await?;
+            let more = tidies && store.rebuilds().tidy(Timestamp::now()).await?;
             Ok::<_, StoreError>((found, more))
         };
-        ctx.spawn(look.into_actor(self).map(|found, actor, ctx| {
+        ctx.spawn(look.into_actor(self).map(move |found, actor, ctx| {
             let goes_on = matches!(found, Ok((_, true)));
+            if tidies && !goes_on {
+                actor.rebuilding.tidy_at = Instant::now() + TIDY;
+            }
             if let Ok((found, _)) = &found {
                 actor.show(found);
             }

@@ -165,8 +165,8 @@ impl Store for MemoryStore {
 
 /// Nothing is rebuilt.
 impl Rebuilds for MemoryStore {
-    fn find<'a>(&'a self, _: &'a str) -> Answer<'a, Option<Rebuild>> {
-        async { Ok(None) }.boxed()
+    fn find_all<'a>(&'a self, _: &'a [String]) -> Answer<'a, Vec<Rebuild>> {
+        async { Ok(Vec::new()) }.boxed()
     }
 
     fn kept<'a>(&'a self, _: &'a str) -> Answer<'a, Kept> {

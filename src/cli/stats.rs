@@ -217,7 +217,7 @@ impl Stats {
         let aggregate = listed.aggregates.into_iter().find(|aggregate| aggregate.name == *name).ok_or_else(|| {
             LettersError::NotFound(format!("there is no aggregate {name:?}; there are: {}", known.join(", ")))
         })?;
-        let windows = Windows::new(aggregate.window, aggregate.time_zone);
+        let windows = Windows::new(aggregate.window, aggregate.time_zone.clone());
         let steps = Steps::choose(&windows, aggregate.window, &self.from, &self.to, self.step.as_deref(), Utc::now())
             .map_err(LettersError::Invalid)?;
         // Of the whole range, since what is measured of parts cannot be added by whoever reads it.
@@ -314,7 +314,7 @@ fn list(aggregates: &[Aggregate]) -> String {
     let mut lines = vec![["name", "window", "by", "measures", "of"].map(str::to_owned)];
     for aggregate in aggregates {
         let mut window = humantime::format_duration(aggregate.window).to_string();
-        if let Some(zone) = aggregate.time_zone {
+        if let Some(zone) = &aggregate.time_zone {
             window.push_str(&format!(" in {zone}"));
         }
         let by = if aggregate.group_by.is_empty() { "-".to_owned() } else { aggregate.group_by.join(", ") };

@@ -143,7 +143,7 @@ impl AggregateConfig {
     pub fn definition(&self) -> Map<String, serde_json::Value> {
         let mut definition = Map::new();
         let mut insert = |key: &str, value| _ = definition.insert(key.to_owned(), value);
-        if let Some(zone) = self.time_zone {
+        if let Some(zone) = &self.time_zone {
             insert("time_zone", json!(zone));
         }
         if !self.filter.is_empty() {

@@ -211,9 +211,9 @@ impl Store for EmbeddedStore {
 }
 
 impl Rebuilds for EmbeddedStore {
-    fn find<'a>(&'a self, aggregate: &'a str) -> Answer<'a, Option<Rebuild>> {
-        let aggregate = aggregate.to_owned();
-        Box::pin(self.run(move |database| database.find_rebuild(&aggregate)))
+    fn find_all<'a>(&'a self, aggregates: &'a [String]) -> Answer<'a, Vec<Rebuild>> {
+        let aggregates = aggregates.to_vec();
+        Box::pin(self.run(move |database| database.find_rebuilds(&aggregates)))
     }
 
     fn begin<'a>(&'a self, wanted: &'a NewRebuild) -> Answer<'a, Rebuild> {

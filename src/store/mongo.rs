@@ -295,9 +295,9 @@ impl Store for MongoStore {
 }
 
 impl Rebuilds for MongoStore {
-    fn find<'a>(&'a self, aggregate: &'a str) -> Answer<'a, Option<Rebuild>> {
-        let aggregate = aggregate.to_owned();
-        Box::pin(self.call(move |store| async move { rebuild::find(&store, &aggregate).await }))
+    fn find_all<'a>(&'a self, aggregates: &'a [String]) -> Answer<'a, Vec<Rebuild>> {
+        let aggregates = aggregates.to_vec();
+        Box::pin(self.call(move |store| async move { rebuild::find(&store, &aggregates).await }))
     }
 
     fn begin<'a>(&'a self, wanted: &'a NewRebuild) -> Answer<'a, Rebuild> {

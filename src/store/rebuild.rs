@@ -195,8 +195,13 @@ impl Range {
 
 /// The rebuilds of a store. Each call takes effect as a whole or not at all, and may be repeated.
 pub trait Rebuilds: Send + Sync {
-    /// The one that is under way, or that was finished last.
-    fn find<'a>(&'a self, aggregate: &'a str) -> Answer<'a, Option<Rebuild>>;
+    /// Of each of these aggregates the one that is under way, or that was finished last.
+    fn find_all<'a>(&'a self, aggregates: &'a [String]) -> Answer<'a, Vec<Rebuild>>;
+
+    /// That of one.
+    fn find<'a>(&'a self, aggregate: &'a str) -> Answer<'a, Option<Rebuild>> {
+        Box::pin(async move { Ok(self.find_all(&[aggregate.to_owned()]).await?.pop()) })
+    }
 
     /// Begins one, unless one of the same definition is under way, which is then given. One of another definition is cancelled:
     /// the configuration has changed since.

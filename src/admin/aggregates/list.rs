@@ -31,7 +31,7 @@ fn describe(aggregate: &AggregateConfig) -> Value {
     if !about.is_empty() {
         described["about"] = about.into();
     }
-    if let Some(zone) = aggregate.time_zone {
+    if let Some(zone) = &aggregate.time_zone {
         described["time_zone"] = json!(zone);
     }
     if !aggregate.filter.is_empty() {

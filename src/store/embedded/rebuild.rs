@@ -18,11 +18,12 @@ use crate::{
 const KEPT_AT_ONCE: i64 = 1000;
 
 impl Database {
-    pub fn find_rebuild(&mut self, aggregate: &str) -> Result<Option<Rebuild>, StoreError> {
+    pub fn find_rebuilds(&mut self, aggregates: &[String]) -> Result<Vec<Rebuild>, StoreError> {
         let options = self.options.clone();
         // In one transaction, so that it is of one moment.
         let transaction = write(&mut self.connection)?;
-        Ok(find(&transaction, &options, aggregate)?)
+        let found = aggregates.iter().filter_map(|aggregate| find(&transaction, &options, aggregate).transpose());
+        Ok(found.collect::<rusqlite::Result<_>>()?)
     }
 
     pub fn begin_rebuild(&mut self, wanted: &NewRebuild) -> Result<Rebuild, StoreError> {

@@ -30,12 +30,20 @@ const KEPT_AT_ONCE: u64 = 5000;
 /// How long a collection that is out of use stays: other processes ask their lists anew within seconds.
 const RETIRED_MS: i64 = 60_000;
 
-pub async fn find(store: &StoreDatabase, aggregate: &str) -> Result<Option<Rebuild>, Failure> {
-    let found = store.majority(DEFINITIONS).find_one(doc! { "_id": aggregate }).await?;
-    Ok(found.and_then(|found| {
+pub async fn find(store: &StoreDatabase, aggregates: &[String]) -> Result<Vec<Rebuild>, Failure> {
+    // It is asked every second, mostly where there is none.
+    let filter = doc! {
+        "_id": { "$in": aggregates },
+        "$or": [{ "shadow": { "$exists": true } }, { "finished": { "$exists": true } }],
+    };
+    let fields = doc! { "shadow": 1, "finished": 1 };
+    let found: Vec<Document> = store.majority(DEFINITIONS).find(filter).projection(fields).await?.try_collect().await?;
+    let of = |found: &Document| {
+        let aggregate = found.get_str("_id").ok()?;
         let rebuild = |field| found.get_document(field).ok().and_then(|shadow| read(store, aggregate, shadow));
         rebuild("shadow").or_else(|| rebuild("finished"))
-    }))
+    };
+    Ok(found.iter().filter_map(of).collect())
 }
 
 /// Whether a shadow is rebuilt from this topic and generation.
@@ -111,7 +119,8 @@ pub async fn begin(store: &StoreDatabase, wanted: &NewRebuild) -> Result<Rebuild
         // Where another process was faster, its rebuild is the one that is found.
         store.write(doc! { "update": DEFINITIONS, "updates": [{ "q": is_unchanged, "u": update }] }).await?.ok()?;
     }
-    let begun = find(store, &aggregate.name).await?.filter(|rebuild| rebuild.finished.is_none());
+    let begun = find(store, std::slice::from_ref(&aggregate.name)).await?.pop();
+    let begun = begun.filter(|rebuild| rebuild.finished.is_none());
     begun.ok_or_else(|| {
         Failure::unavailable(format!(
             "the aggregate {:?} is rebuilt from another topic: wait for its end",
