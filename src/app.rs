@@ -56,6 +56,10 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const OUTAGE: Duration = Duration::from_secs(2);
 /// After it is ready, what a start needs is over.
 const SETTLED: Duration = Duration::from_secs(1);
+/// Sinks that start together read half of the program within this.
+const PACE: Duration = Duration::from_millis(4);
+/// So much of the program is mapped while they start, and what they read within a pace.
+const MAPPED: u64 = 12 << 20;
 /// Below the time that systemd gives a start (90 s).
 const LONGEST_START: Duration = Duration::from_secs(60);
 
@@ -191,8 +195,9 @@ impl Daemon {
         let end = match self.prepare_queue(&mut signals).await {
             Ok(()) => {
                 running.buffer.as_ref().map_or(Ok(()), |buffer| buffer.prepared())?;
-                // And what has connected: the sinks read as much of the program again.
+                // And what has connected.
                 mapped::unmap_clean();
+                actix_rt::spawn(while_sinks_start());
                 self.start_sinks(&mut running, store)?;
                 starting.set(None);
                 tracing::info!(version = env!("CARGO_PKG_VERSION"), roles = %self.roles, "started");
@@ -345,6 +350,15 @@ impl Daemon {
                 std::process::exit(i32::from(or(exit::DEADLINE)))
             }
         }
+    }
+}
+
+/// Each sink reads what it needs to begin, and then what its library needs to connect, at another moment.
+async fn while_sinks_start() {
+    let begun = Instant::now();
+    while begun.elapsed() < SETTLED {
+        let _ = tokio::task::spawn_blocking(|| mapped::unmap_above(MAPPED)).await;
+        tokio::time::sleep(PACE).await;
     }
 }
 

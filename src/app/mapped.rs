@@ -19,6 +19,20 @@ pub fn unmap_clean() {
     tracing::debug!(bytes, "the program's pages are unmapped until they are needed");
 }
 
+/// The same where more bytes of files are mapped than these.
+pub fn unmap_above(bytes: u64) {
+    if mapped().is_some_and(|mapped| mapped > bytes) {
+        unmap_clean();
+    }
+}
+
+/// Bytes of files, the program's among them, that are mapped now.
+fn mapped() -> Option<u64> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = pages.split(' ').nth(2)?.parse().ok()?;
+    Some(pages * page_size() as u64)
+}
+
 /// Of one object, the program or a library, while the loader holds its lock: none is unloaded meanwhile, and those that are being
 /// loaded are not among them.
 unsafe extern "C" fn unmap(object: *mut libc::dl_phdr_info, _: usize, bytes: *mut c_void) -> c_int {
@@ -50,18 +64,13 @@ unsafe extern "C" fn unmap(object: *mut libc::dl_phdr_info, _: usize, bytes: *mu
 mod tests {
     use super::*;
 
-    fn resident() -> u64 {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let size = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
-        size.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-
     #[test]
     fn the_program_goes_on_with_fewer_of_its_pages() {
-        let before = resident();
-        unmap_clean();
-        let after = resident();
-        assert!(after < before, "{before} KiB, and then {after}");
+        let before = mapped().unwrap();
+        unmap_above(before * 2);
+        unmap_above(before / 2);
+        let after = mapped().unwrap();
+        assert!(after < before, "{before} bytes, and then {after}");
         unmap_clean();
     }
 }
