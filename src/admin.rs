@@ -45,7 +45,6 @@ pub mod openapi;
 mod pages;
 mod positions;
 mod rebuild;
-pub mod times;
 
 pub use dead_letters::DeadLetterService;
 pub use live::Streams;

@@ -37,7 +37,7 @@
 //!   origins may do. [`openapi`] is what both listeners describe themselves with.
 //! - [`tls`] chooses the cryptography, and is what both listeners speak TLS by: certificates, their renewal, and who clients are by
 //!   theirs. [`backoff`] the pause before another attempt. [`cli`] is the command line.
-//! - [`names`] is what actors, sinks and dependencies are called; [`position`] says where a record stands; [`vector`] looks at
+//! - [`names`] is what actors, sinks and dependencies are called; [`position`] says where a record stands; [`moment`] is how operators write times; [`vector`] looks at
 //!   many bytes of a text together.
 
 // Its readers are those who work on it: it is built with what is private (`./dev docs`).
@@ -63,6 +63,7 @@ mod log;
 mod logging;
 mod measure;
 mod metrics;
+mod moment;
 mod names;
 mod openapi;
 mod panics;

@@ -8,10 +8,11 @@ use chrono::{DateTime, Utc};
 use futures::stream;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 
-use super::{AdminState, positions, times};
+use super::{AdminState, positions};
 use crate::{
     config::{Config, StoreKind},
     http::Problem,
+    moment,
     position::Position,
     store::{Cursor, EventsQuery, StoreError},
 };
@@ -91,7 +92,7 @@ fn parse(parameters: &str, now: DateTime<Utc>) -> Result<(EventsQuery, Vec<Posit
     let mut after = Vec::new();
     for (name, value) in url::form_urlencoded::parse(parameters.as_bytes()) {
         let text = || Some(value.as_ref().to_owned());
-        let time = || times::parse(&value, now).map(|it| it.at).map_err(|why| format!("{name}: {value:?} {why}"));
+        let time = || moment::parse(&value, now).map(|it| it.at).map_err(|why| format!("{name}: {value:?} {why}"));
         let twice = match name.as_ref() {
             "id" => std::mem::replace(&mut query.id, text()).is_some(),
             "client" => std::mem::replace(&mut query.client, text()).is_some(),

@@ -243,9 +243,9 @@ pub(super) fn after() -> (&'static str, &'static str, Value) {
 fn selected(mut operation: Operation, limit: usize) -> Operation {
     let word = json!({ "type": "string" });
     let number = json!({ "type": "integer", "minimum": 0, "maximum": i32::MAX });
-    let moment = json!({ "type": "string", "examples": ["2026-11-23T08:00:00Z", "2h", "30d"] });
+    let moment = json!({ "type": "string", "examples": ["2026-11-23T08:00:00Z", "-2h", "now"] });
     for (name, description, schema) in [
-        ("from", "Found at or after it: a time, or a duration ago.", moment.clone()),
+        ("from", "Found at or after it: a time, or so long ago.", moment.clone()),
         ("to", "Found before it.", moment),
         ("reason", "With this reason.", word.clone()),
         ("partition", "Of records of this partition.", number),

@@ -7,12 +7,13 @@ use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::{AdminState, aggregates, blocking, times};
+use super::{AdminState, aggregates, blocking};
 use crate::{
     aggregate::Chain,
     config::{AggregateConfig, Config},
     health::Health,
     http::Problem,
+    moment,
     position::{Offset, Timestamp},
     store::{
         Store, StoreError,
@@ -164,7 +165,7 @@ impl Asked {
 
 /// A window's start. A relative time is rounded outwards.
 fn bound(windows: &Windows, name: &str, value: &str, now: Timestamp) -> Result<Timestamp, String> {
-    let moment = times::parse(value, now.to_datetime()).map_err(|rule| format!("{name}: {value:?} {rule}"))?;
+    let moment = moment::parse(value, now.to_datetime()).map_err(|rule| format!("{name}: {value:?} {rule}"))?;
     let at = Timestamp(moment.at.timestamp_millis());
     let (start, end) = (windows.start_of(at), windows.end_of(at));
     match (start == at, moment.is_relative) {

@@ -25,6 +25,7 @@ use crate::{
         },
         upload::{objects::ListedObject, place},
     },
+    moment,
     names::exit,
     position::{Offset, Partition},
 };
@@ -106,11 +107,11 @@ pub(super) struct Place {
 pub(super) struct Selected {
     #[command(flatten)]
     place: Place,
-    /// Only what was received from this time on, such as 2026-11-23T08:00:00Z (list: by the hour of an object's first record)
-    #[arg(long, value_name = "RFC3339", value_parser = time)]
+    /// Only what was received from this time on, such as 2026-11-23T08:00:00Z or -2h (list: by the hour of an object's first record)
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = moment::option)]
     from: Option<DateTime<Utc>>,
     /// Only what was received before this time
-    #[arg(long, value_name = "RFC3339", value_parser = time)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = moment::option)]
     to: Option<DateTime<Utc>>,
 }
 
@@ -380,11 +381,6 @@ fn partition(text: &str) -> Result<Partition, String> {
 
 fn offset(text: &str) -> Result<Offset, String> {
     text.parse().map(Offset).map_err(|_| "must be an offset, from 0 on".to_owned())
-}
-
-pub(super) fn time(text: &str) -> Result<DateTime<Utc>, String> {
-    let time = DateTime::parse_from_rfc3339(text);
-    time.map(|time| time.to_utc()).map_err(|_| "must be a time such as 2026-11-23T08:00:00Z (RFC 3339)".to_owned())
 }
 
 /// Kafka's rule, but for the length.

@@ -66,9 +66,7 @@ pub(super) fn dlq(options: Options, command: &Command) -> ExitCode {
         Err(exit) => return exit,
     };
     if matches!(command, Command::Purge(_)) && shared.filter.selects_everything() {
-        eprintln!(
-            "ingestd dlq purge: say which: --id, --reason, --partition, --from or --to (--to 0s is all until now)"
-        );
+        eprintln!("ingestd dlq purge: say which: --id, --reason, --partition, --from or --to (--to now is all)");
         return ExitCode::from(2);
     }
     let (letters, local) = match open(config, shared) {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{
     Options,
-    archive::{Place, note_nothing, on_archive, progress, time},
+    archive::{Place, note_nothing, on_archive, progress},
 };
 use crate::{
     archive::tools::{
@@ -20,6 +20,7 @@ use crate::{
         conform::{self, Refused, Report},
     },
     config::Config,
+    moment,
     names::exit,
     schema::Schema,
 };
@@ -43,11 +44,11 @@ pub(super) struct OfSchema {
     types: Vec<String>,
     #[command(flatten)]
     place: Place,
-    /// With --schema: only what was received from this time on, such as 2026-11-23T08:00:00Z
-    #[arg(long, value_name = "RFC3339", value_parser = time, requires = "schema")]
+    /// With --schema: only what was received from this time on, such as 2026-11-23T08:00:00Z or -7d
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = moment::option, requires = "schema")]
     from: Option<DateTime<Utc>>,
     /// With --schema: only what was received before this time
-    #[arg(long, value_name = "RFC3339", value_parser = time, requires = "schema")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = moment::option, requires = "schema")]
     to: Option<DateTime<Utc>>,
 }
 

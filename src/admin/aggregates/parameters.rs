@@ -19,12 +19,10 @@ use sha2::{Digest, Sha256};
 
 use super::{answer, cursor::Cursor};
 use crate::{
-    admin::{
-        positions,
-        times::{self, Moment},
-    },
+    admin::positions,
     config::AggregateConfig,
     measure::Plan,
+    moment::{self, Moment},
     position::{Position, Timestamp},
     store::query::{Condition, DEFAULT_LIMIT, Format, Order, Ordered, Place, Query, Step},
     window::Windows,
@@ -326,7 +324,7 @@ fn boundary(
     now: DateTime<Utc>,
     up: bool,
 ) -> Result<Timestamp, String> {
-    let Moment { at, is_relative } = times::parse(given, now).map_err(|why| format!("{name}: {given:?} {why}"))?;
+    let Moment { at, is_relative } = moment::parse(given, now).map_err(|why| format!("{name}: {given:?} {why}"))?;
     let time = Timestamp(at.timestamp_millis());
     let (start, next) = (windows.start_of(time), windows.end_of(time));
     if start.to_datetime() == at {

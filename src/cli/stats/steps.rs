@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-use crate::{admin::times, position::Timestamp, window::Windows};
+use crate::{moment, position::Timestamp, window::Windows};
 
 /// Points that are aimed at.
 const POINTS: i64 = 60;
@@ -63,7 +63,7 @@ impl Steps {
         now: DateTime<Utc>,
     ) -> Result<Self, String> {
         let moment = |name: &str, text: &str| {
-            let moment = times::parse(text, now).map_err(|why| format!("--{name}: {text:?} {why}"))?;
+            let moment = moment::parse(text, now).map_err(|why| format!("--{name}: {text:?} {why}"))?;
             Ok::<_, String>(Timestamp(moment.at.timestamp_millis()))
         };
         let (from, to) = (moment("from", from)?, moment("to", to)?);

@@ -1,20 +1,22 @@
 //! Which letters an operation is about: the same as query parameters of the endpoint, for its client, and as options of the
 //! command line.
 
-use chrono::DateTime;
 use clap::{Args, builder::TypedValueParser as _, value_parser};
 
 use super::LettersError;
-use crate::position::{Partition, Timestamp};
+use crate::{
+    moment,
+    position::{Partition, Timestamp},
+};
 
 /// Selects letters; what is not set selects all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct Filter {
-    /// Found at or after it: an RFC 3339 time, or so long ago (2h)
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    /// Found at or after it: an RFC 3339 time, or so long ago (-2h)
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = moment)]
     pub from: Option<Timestamp>,
     /// Found before it
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = moment)]
     pub to: Option<Timestamp>,
     /// With this reason, such as invalid_json
     #[arg(long, value_name = "CODE")]
@@ -53,9 +55,10 @@ impl Filter {
         let mut all = None;
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             let value = value.as_ref();
+            let time = || moment(value).map_err(|why| format!("{name}: {value:?} {why}"));
             let twice = match name.as_ref() {
-                "from" => filter.from.replace(moment(value).map_err(|why| format!("from: {why}"))?).is_some(),
-                "to" => filter.to.replace(moment(value).map_err(|why| format!("to: {why}"))?).is_some(),
+                "from" => filter.from.replace(time()?).is_some(),
+                "to" => filter.to.replace(time()?).is_some(),
                 "reason" => filter.reason.replace(value.to_owned()).is_some(),
                 "partition" => {
                     let partition = value.parse().ok().filter(|partition| *partition >= 0);
@@ -146,20 +149,8 @@ impl Filter {
     }
 }
 
-/// An RFC 3339 time, or a duration such as `2h`: so long ago.
-///
-/// # Errors
-/// One sentence on what it must be.
 fn moment(text: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
-        return Ok(Timestamp(time.timestamp_millis()));
-    }
-    if let Ok(ago) = humantime::parse_duration(text) {
-        let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
-        return Ok(Timestamp(Timestamp::now().0.saturating_sub(ago)));
-    }
-    let hint = if text.contains(' ') { " (in a URL, + is written %2B)" } else { "" };
-    Err(format!("{text:?} is neither an RFC 3339 time such as 2026-11-23T08:00:00Z nor a duration such as 2h{hint}"))
+    moment::option(text).map(|at| Timestamp(at.timestamp_millis()))
 }
 
 #[cfg(test)]
@@ -207,7 +198,9 @@ mod tests {
 
     #[test]
     fn a_duration_is_so_long_ago() {
-        let ago = Timestamp::now().0 - moment("2h").unwrap().0;
-        assert!((7_200_000..7_260_000).contains(&ago), "{ago}");
+        for text in ["2h", "-2h"] {
+            let ago = Timestamp::now().0 - moment(text).unwrap().0;
+            assert!((7_200_000..7_260_000).contains(&ago), "{text}: {ago}");
+        }
     }
 }

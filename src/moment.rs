@@ -1,4 +1,4 @@
-//! Times as operators write them.
+//! Times as operators write them: in requests, and on the command line.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -10,7 +10,7 @@ pub struct Moment {
     pub is_relative: bool,
 }
 
-/// An RFC 3339 time, `now`, or `-1h`: so long before it.
+/// An RFC 3339 time, `now`, or so long before it: `-1h`, `now-1h` or `1h`.
 ///
 /// # Errors
 /// What it must be, to stand behind what was given.
@@ -18,8 +18,10 @@ pub fn parse(text: &str, now: DateTime<Utc>) -> Result<Moment, String> {
     if text == "now" {
         return Ok(Moment { at: now, is_relative: true });
     }
-    if let Some(ago) = text.strip_prefix("now-").or_else(|| text.strip_prefix('-')) {
-        let ago = humantime::parse_duration(ago).ok().and_then(|ago| TimeDelta::from_std(ago).ok());
+    let ago = text.strip_prefix("now-").or_else(|| text.strip_prefix('-'));
+    let duration = humantime::parse_duration(ago.unwrap_or(text)).ok();
+    if ago.is_some() || duration.is_some() {
+        let ago = duration.and_then(|ago| TimeDelta::from_std(ago).ok());
         let at = ago.and_then(|ago| now.checked_sub_signed(ago)).filter(|at| *at >= FIRST);
         let at = at.ok_or("is no time so long ago, such as -90s, -1h or -7d")?;
         return Ok(Moment { at, is_relative: true });
@@ -33,6 +35,14 @@ pub fn parse(text: &str, now: DateTime<Utc>) -> Result<Moment, String> {
         format!("is not an RFC 3339 time such as 2026-11-23T08:00:00Z, nor -1h or now{why}{hint}")
     })?;
     Ok(Moment { at: at.with_timezone(&Utc), is_relative: false })
+}
+
+/// The same as an option's value.
+///
+/// # Errors
+/// What it must be.
+pub fn option(text: &str) -> Result<DateTime<Utc>, String> {
+    parse(text, Utc::now()).map(|moment| moment.at)
 }
 
 /// The first moment that RFC 3339 can write: 0000-01-01T00:00:00Z.
@@ -53,6 +63,8 @@ mod tests {
             ("-1h", "2026-11-23T07:30:15Z", true),
             ("-1h 30m", "2026-11-23T07:00:15Z", true),
             ("now-7d", "2026-11-16T08:30:15Z", true),
+            ("1h", "2026-11-23T07:30:15Z", true),
+            ("0s", "2026-11-23T08:30:15Z", true),
             ("2026-11-23T09:00:00+01:00", "2026-11-23T08:00:00Z", false),
         ] {
             assert_eq!(parse(text, now), Ok(Moment { at: at.parse().unwrap(), is_relative }), "{text}");
@@ -61,7 +73,10 @@ mod tests {
             ("-1x", "such as -90s"),
             ("-300000y", "such as -90s"),
             ("-3000y", "such as -90s"),
-            ("1h", "nor -1h or now"),
+            ("3000y", "such as -90s"),
+            ("--1h", "such as -90s"),
+            ("+1h", "nor -1h or now"),
+            ("2026-11-23", "nor -1h or now"),
             ("2026-11-23T08:00:00 01:00", "%2B"),
             ("", "RFC 3339"),
         ] {
