@@ -1,24 +1,27 @@
-//! gzip (RFC 1952) and deflate (RFC 1951, with zlib's frame of RFC 1950 or without), by zlib.
+//! gzip (RFC 1952) and deflate (RFC 1951, with zlib's frame of RFC 1950 or without), by zlib-rs.
 
 use flate2::{Decompress, DecompressError, FlushDecompress, Status};
 
 use super::decode::{Decode, Fault};
 
-/// zlib's state, and its window.
-const MEMORY: usize = 40 << 10;
+/// zlib's state, and its window, from the start.
+const MEMORY: usize = 48 << 10;
 const WINDOW_BITS: u8 = 15;
 
 /// One step of zlib; how many bytes it took, and whether the stream is at its end.
 ///
-/// `Finish` says "go as far as you can" as any other flush does, and spares zlib its window where one step does it all.
+/// `Finish` says "go as far as you can" as any other flush does, and spares zlib to copy its window where one step does it all.
 fn inflate(zlib: &mut Decompress, input: &[u8], output: &mut Vec<u8>) -> Result<(usize, bool), DecompressError> {
     let before = zlib.total_in();
     let status = zlib.decompress_vec(input, output, FlushDecompress::Finish)?;
     Ok(((zlib.total_in() - before) as usize, status == Status::StreamEnd))
 }
 
+/// What zlib-rs says of a block's data that cannot be, in the place of why, as if that had been known before.
+pub const BAD_STATE: &str = "repeated call with bad state";
+
 fn damaged(error: &DecompressError) -> Fault {
-    match (error.needs_dictionary(), error.message()) {
+    match (error.needs_dictionary(), error.message().filter(|why| *why != BAD_STATE)) {
         (Some(_), _) => Fault::Unsupported("needs a dictionary, which is not taken: compress it without one"),
         (None, Some(why)) => Fault::Damaged(why.to_owned().into()),
         (None, None) => Fault::Damaged("invalid stream".into()),

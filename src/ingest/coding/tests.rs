@@ -266,7 +266,8 @@ fn a_stream_with_a_checksum_is_taken_as_it_was_or_not_at_all() {
                     // Of a head not all counts, such as gzip's time.
                     Ok(inflated) => assert_eq!(inflated, body, "{coding:?} at {at}"),
                     Err((status, sentence)) => {
-                        assert!([400, 413, 415].contains(&status), "{coding:?} at {at}: {sentence}")
+                        assert!([400, 413, 415].contains(&status), "{coding:?} at {at}: {sentence}");
+                        assert!(!sentence.contains(deflate::BAD_STATE), "{coding:?} at {at}: it was not known before");
                     }
                 }
             }

@@ -112,7 +112,7 @@ fn codings() -> Vec<Wrong> {
         coded("gzip", event, 400, &damaged("gzip", "incorrect header check")),
         coded("gzip", &wrong, 400, &damaged("gzip", "incorrect data check")),
         coded("zstd", event, 400, &damaged("zstd", "it does not begin with a frame")),
-        coded("deflate", event, 400, &damaged("deflate", "invalid distance too far back")),
+        coded("deflate", event, 400, &damaged("deflate", "invalid stream")),
         coded("br", event, 400, &damaged("brotli", "FORMAT_PADDING_2")),
         coded(
             "gzip",
