@@ -357,7 +357,10 @@ impl Daemon {
 async fn while_sinks_start() {
     let begun = Instant::now();
     while begun.elapsed() < SETTLED {
-        let _ = tokio::task::spawn_blocking(|| mapped::unmap_above(MAPPED)).await;
+        // A panic was reported.
+        if !tokio::task::spawn_blocking(|| mapped::unmap_above(MAPPED)).await.unwrap_or(false) {
+            return;
+        }
         tokio::time::sleep(PACE).await;
     }
 }

@@ -19,7 +19,10 @@ pub fn parse(text: &str, now: DateTime<Utc>) -> Result<Moment, String> {
         return Ok(Moment { at: now, is_relative: true });
     }
     let ago = text.strip_prefix("now-").or_else(|| text.strip_prefix('-'));
-    let duration = humantime::parse_duration(ago.unwrap_or(text)).ok();
+    let written = ago.unwrap_or(text);
+    // A number alone could be a time in seconds as well, and has no unit.
+    let is_number = written.bytes().all(|it| it.is_ascii_digit());
+    let duration = humantime::parse_duration(written).ok().filter(|_| !is_number);
     if ago.is_some() || duration.is_some() {
         let ago = duration.and_then(|ago| TimeDelta::from_std(ago).ok());
         let at = ago.and_then(|ago| now.checked_sub_signed(ago)).filter(|at| *at >= FIRST);
@@ -76,6 +79,9 @@ mod tests {
             ("3000y", "such as -90s"),
             ("--1h", "such as -90s"),
             ("+1h", "nor -1h or now"),
+            ("0", "nor -1h or now"),
+            ("-0", "such as -90s"),
+            ("1795420800", "nor -1h or now"),
             ("2026-11-23", "nor -1h or now"),
             ("2026-11-23T08:00:00 01:00", "%2B"),
             ("", "RFC 3339"),

@@ -248,7 +248,7 @@ impl Aggregator {
         };
         ctx.spawn(look.into_actor(self).map(move |found, actor, ctx| {
             let goes_on = matches!(found, Ok((_, true)));
-            if tidies && !goes_on {
+            if tidies && matches!(found, Ok((_, false))) {
                 actor.rebuilding.tidy_at = Instant::now() + TIDY;
             }
             if let Ok((found, _)) = &found {

@@ -19,11 +19,14 @@ pub fn unmap_clean() {
     tracing::debug!(bytes, "the program's pages are unmapped until they are needed");
 }
 
-/// The same where more bytes of files are mapped than these.
-pub fn unmap_above(bytes: u64) {
-    if mapped().is_some_and(|mapped| mapped > bytes) {
-        unmap_clean();
+/// The same where more bytes of files are mapped than these. Whether no more are mapped now: else it is other files that are.
+pub fn unmap_above(bytes: u64) -> bool {
+    let is_more = || mapped().is_some_and(|mapped| mapped > bytes);
+    if !is_more() {
+        return true;
     }
+    unmap_clean();
+    !is_more()
 }
 
 /// Bytes of files, the program's among them, that are mapped now.
@@ -67,10 +70,10 @@ mod tests {
     #[test]
     fn the_program_goes_on_with_fewer_of_its_pages() {
         let before = mapped().unwrap();
-        unmap_above(before * 2);
+        assert!(unmap_above(before * 2));
         unmap_above(before / 2);
         let after = mapped().unwrap();
         assert!(after < before, "{before} bytes, and then {after}");
-        unmap_clean();
+        assert!(!unmap_above(1), "what runs is mapped");
     }
 }

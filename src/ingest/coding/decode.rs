@@ -17,7 +17,7 @@ pub trait Decode: Send {
     /// Bytes that it holds itself: windows, tables.
     fn memory(&self) -> usize;
 
-    /// Whether a [`Decode::step`] does no more work than its input and the spare capacity of its output ask for.
+    /// Whether the next [`Decode::step`] does no more work than its input and the spare capacity of its output ask for.
     fn keeps_steps_short(&self) -> bool {
         true
     }

@@ -10,7 +10,7 @@ const WINDOW_BITS: u8 = 15;
 
 /// One step of zlib; how many bytes it took, and whether the stream is at its end.
 ///
-/// `Finish` says "go as far as you can" as any other flush does, and spares zlib to copy its window where one step does it all.
+/// `Finish` says "go as far as you can" as any other flush does.
 fn inflate(zlib: &mut Decompress, input: &[u8], output: &mut Vec<u8>) -> Result<(usize, bool), DecompressError> {
     let before = zlib.total_in();
     let status = zlib.decompress_vec(input, output, FlushDecompress::Finish)?;
@@ -28,18 +28,21 @@ fn damaged(error: &DecompressError) -> Fault {
     }
 }
 
+/// Each member is inflated with a window of its own, which costs a microsecond however short it is: after so many that is long work.
+const FEW_MEMBERS: usize = 32;
+
 /// Members one after the other, with checksums that zlib compares.
 pub struct Gzip {
     zlib: Decompress,
-    /// At least one member is whole.
-    has_member: bool,
+    /// So many are whole.
+    members: usize,
     /// Nothing was read since its end.
     at_end: bool,
 }
 
 impl Gzip {
     pub fn new() -> Self {
-        Self { zlib: Decompress::new_gzip(WINDOW_BITS), has_member: false, at_end: false }
+        Self { zlib: Decompress::new_gzip(WINDOW_BITS), members: 0, at_end: false }
     }
 }
 
@@ -55,11 +58,11 @@ impl Decode for Gzip {
         match inflate(&mut self.zlib, input, output) {
             Ok((taken, is_end)) => {
                 self.at_end = is_end;
-                self.has_member |= is_end;
+                self.members += usize::from(is_end);
                 Ok(taken)
             }
             // The first two bytes say whether it is a member.
-            Err(_) if self.has_member && self.zlib.total_in() <= 2 => Err(Fault::Trailing),
+            Err(_) if self.members > 0 && self.zlib.total_in() <= 2 => Err(Fault::Trailing),
             Err(error) => Err(damaged(&error)),
         }
     }
@@ -70,6 +73,10 @@ impl Decode for Gzip {
 
     fn memory(&self) -> usize {
         MEMORY
+    }
+
+    fn keeps_steps_short(&self) -> bool {
+        self.members < FEW_MEMBERS
     }
 }
 

@@ -79,6 +79,9 @@ impl Inflating {
                     self.count(0)?;
                     return Ok(true);
                 }
+                if most < usize::MAX && !self.decoder.keeps_steps_short() {
+                    return Ok(false);
+                }
                 if taken == 0 && self.inflated.len() == before {
                     return Err(self.coding.refused(&Fault::Damaged("it does not go on".into())));
                 }

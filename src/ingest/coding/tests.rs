@@ -182,6 +182,9 @@ fn what_is_long_is_told_to_be_done_aside() {
         (Coding::Gzip, gzip(&large), &large, false),
         (Coding::Zstd, zstd(&large, 20), &large, false),
         (Coding::Gzip, gzip(&incompressible), &incompressible, false),
+        // Each member has a window of its own.
+        (Coding::Gzip, [gzip(b"").repeat(10), gzip(&small)].concat(), &small, true),
+        (Coding::Gzip, [gzip(b"").repeat(100), gzip(&small)].concat(), &small, false),
     ] {
         let (is_done, inflated) = short(coding, &stream);
         assert!(inflated == *body, "{coding:?}");

@@ -112,7 +112,13 @@ fn codings() -> Vec<Wrong> {
         coded("gzip", event, 400, &damaged("gzip", "incorrect header check")),
         coded("gzip", &wrong, 400, &damaged("gzip", "incorrect data check")),
         coded("zstd", event, 400, &damaged("zstd", "it does not begin with a frame")),
-        coded("deflate", event, 400, &damaged("deflate", "invalid stream")),
+        coded("deflate", event, 400, &damaged("deflate", "invalid distance too far back")),
+        coded(
+            "deflate",
+            br#"{"type":"login_success","client_id":"client-1"}"#,
+            400,
+            &damaged("deflate", "invalid stream"),
+        ),
         coded("br", event, 400, &damaged("brotli", "FORMAT_PADDING_2")),
         coded(
             "gzip",

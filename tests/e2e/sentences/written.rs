@@ -46,6 +46,7 @@ const OTHERS: &[(&str, &str, &[&str])] = &[
         &["Basic realm", "Bearer realm", "Signature realm"],
     ),
     ("http/refusal.rs", "the whole of an answer", &["HTTP/1.1 {code}"]),
+    ("ingest/coding/deflate.rs", "a library's word that is passed on to nobody", &["repeated call"]),
     ("ingest/source.rs", "a media type", &["text/plain; "]),
     ("ingest/preferences.rs", "fields of heads", &["handling=strict, return", "handling=lenient, return"]),
     ("ingest/replies.rs", "the beginning of an error", &["{{\"index\""]),
