@@ -20,8 +20,6 @@ const FILE_PAGES = 10;
 const SHOWN = 100;
 /** Bytes of a path that every server takes. */
 const PATH = 6000;
-/** The first status says whether there is something to ask; it is not waited for longer. */
-const PATIENCE = 1000;
 /** Below it a mean is shown to the sixth place. */
 const ROUNDED = 1e9;
 /** Milliseconds from one answer to the next, for who wants to be kept up to date. */
@@ -31,6 +29,8 @@ const ALL = "all events";
 const OTHER = "…other";
 
 let listed = "";
+/** Whether what is there was asked for at all. */
+let hasEntered = false;
 let asked = 0;
 /** Until the last question is answered; what was asked, where there is an answer. */
 let asking;
@@ -40,17 +40,23 @@ let answered;
 let shown = SHOWN;
 let isSame = false;
 let chart;
-let onStatus;
 let status;
+/** The first status says whether there is something to ask: kept once there is one, or once the stream ended without. */
+let onKnown;
 const isKnown = new Promise((resolve) => {
-  onStatus = resolve;
+  onKnown = resolve;
 });
 
 /** The next status of the stream. */
 export function take(next) {
+  const before = missing();
   status = next;
-  onStatus();
+  onKnown();
+  if (hasEntered && missing() !== before) enter();
 }
+
+/** The stream ended: nobody waits for its first status any more. */
+export const lose = () => onKnown();
 
 /** Why there is nothing to ask here. */
 function missing() {
@@ -60,7 +66,8 @@ function missing() {
 }
 
 export async function enter() {
-  await Promise.race([isKnown, new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
+  await isKnown;
+  hasEntered = true;
   let aggregates = [];
   let why = missing();
   try {

@@ -1,12 +1,12 @@
 //! The view of aggregates: what it shows is what the API says of the same question.
 
-use std::{fs, net::TcpStream};
+use std::{fs, net::TcpStream, thread, time::Duration};
 
 use chrono::{DateTime, DurationRound, NaiveDate, SecondsFormat, TimeDelta, Utc};
 use serde_json::{Value, json};
 use url::Url;
 
-use super::{assert_no_complaint, browser, click, send, view};
+use super::{assert_no_complaint, browser, click, send, setup, view};
 use crate::support::{
     PATIENCE,
     daemon::{Daemon, Setup},
@@ -472,4 +472,26 @@ fn a_daemon_without_aggregates_says_so_and_asks_nothing() {
         daemon.signal("TERM");
         daemon.wait_exit(PATIENCE);
     }
+}
+
+#[test]
+fn whether_there_is_something_to_ask_is_known_by_the_first_status_however_late_it_is() {
+    let Some(mut browser) = browser(&[]) else { return };
+    let daemon = Setup::new("dashboard-late").config("[store]\nkind = \"none\"\n").start();
+    let status = daemon.get("/status").json();
+    browser.stand_in("*/v1/live", move |_| {
+        thread::sleep(Duration::from_millis(2500));
+        Some((200, "text/event-stream", format!("data: {status}\n\n")))
+    });
+    browser.go(&daemon.admin_url("/#/aggregates"));
+    let sentence = "store.kind is \"none\": this daemon keeps no aggregates.";
+    browser.until(sentence, &format!("document.getElementById('aggregates-note').textContent === {sentence:?}"));
+    assert!(!browser.requests.iter().any(|url| url.contains("/v1/aggregates")), "{:?}", browser.requests);
+    browser.go("about:blank");
+    drop(daemon);
+    // A stream that breaks has nobody wait for it.
+    let daemon = setup("dashboard-broken").start();
+    browser.stand_in("*/v1/live", |_| Some((503, "application/problem+json", "{}".to_owned())));
+    browser.go(&daemon.admin_url("/#/aggregates"));
+    browser.until("there is something to ask", "!document.getElementById('question').hidden");
 }
