@@ -2,6 +2,9 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+/// How a time is written that is none of RFC 3339: the common ones, as a regular expression of ECMA 262.
+pub const RELATIVE: &str = "^(now|(now-|-)?[0-9]{1,4}[smhdw])$";
+
 /// A moment that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
@@ -71,6 +74,15 @@ mod tests {
             ("2026-11-23T09:00:00+01:00", "2026-11-23T08:00:00Z", false),
         ] {
             assert_eq!(parse(text, now), Ok(Moment { at: at.parse().unwrap(), is_relative }), "{text}");
+        }
+        // What RELATIVE says.
+        for unit in ["s", "m", "h", "d", "w"] {
+            for number in ["0", "1", "007", "9999"] {
+                for before in ["", "-", "now-"] {
+                    let text = format!("{before}{number}{unit}");
+                    assert!(parse(&text, now).is_ok_and(|moment| moment.is_relative), "{text}");
+                }
+            }
         }
         for (text, part) in [
             ("-1x", "such as -90s"),

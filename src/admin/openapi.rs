@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     admin::auth,
     config::Config,
-    event,
+    event, moment,
     openapi::{
         self, JSON, KEY_SCHEMES, Operation, answer, array, challenge, count, get, header, key_schemes, methods, object,
         one_of, parameter, passing, problem, reference, text,
@@ -180,7 +180,6 @@ fn reload() -> Operation {
 
 fn events() -> Operation {
     let word = json!({ "type": "string" });
-    let moment = json!({ "type": "string", "examples": ["2026-11-23T08:00:00Z", "-1h", "now"] });
     let limit = json!({
         "type": "integer", "minimum": 1, "maximum": super::events::MAX_LIMIT, "default": super::events::DEFAULT_LIMIT,
     });
@@ -190,8 +189,8 @@ fn events() -> Operation {
         ("id", "With this id.", word.clone()),
         ("client", "Of this client.", word.clone()),
         ("type", "Of this type.", word.clone()),
-        ("from", "Of this time or later.", moment.clone()),
-        ("to", "Of an earlier time.", moment),
+        ("from", "Of this time or later.", moment("-1h")),
+        ("to", "Of an earlier time, which is not before `from`.", moment("now")),
         ("limit", "The most events of a page.", limit),
         ("cursor", "The `next` of the page before.", word.clone()),
         after(),
@@ -233,20 +232,29 @@ fn events() -> Operation {
         .answer(503, passing("The store cannot be reached, others are being answered, or `after` is not counted yet."))
 }
 
+/// A time in a query.
+fn moment(example: &str) -> Value {
+    json!({
+        "type": "string",
+        "anyOf": [{ "format": "date-time" }, { "pattern": moment::RELATIVE }],
+        "examples": ["2026-11-23T08:00:00Z", example],
+    })
+}
+
 /// The positions that a query waits for.
 pub(super) fn after() -> (&'static str, &'static str, Value) {
-    let position = json!({ "type": "string", "examples": ["0:17"] });
-    ("after", "Answered once this record is counted: PARTITION:OFFSET, of a request's positions.", array(position))
+    let description = "Answered once this record is counted: PARTITION:OFFSET, such as 0:17, of a request's positions.";
+    // A pattern would have tools make up positions, and wait for records that never come.
+    ("after", description, array(json!({ "type": "string" })))
 }
 
 /// Which letters are meant.
 fn selected(mut operation: Operation, limit: usize) -> Operation {
     let word = json!({ "type": "string" });
     let number = json!({ "type": "integer", "minimum": 0, "maximum": i32::MAX });
-    let moment = json!({ "type": "string", "examples": ["2026-11-23T08:00:00Z", "-2h", "now"] });
     for (name, description, schema) in [
-        ("from", "Found at or after it: a time, or so long ago.", moment.clone()),
-        ("to", "Found before it.", moment),
+        ("from", "Found at or after it: a time, or so long ago.", moment("-2h")),
+        ("to", "Found before it.", moment("now")),
         ("reason", "With this reason.", word.clone()),
         ("partition", "Of records of this partition.", number),
         ("id", "This letter.", array(word)),

@@ -90,9 +90,14 @@ fn with_trace(operation: Operation) -> Operation {
 
 fn content_encoding() -> Value {
     let codings: Vec<&str> = Coding::ACCEPTED.split(", ").chain(["identity"]).collect();
-    // In any case, and an empty one is none.
-    let schema = json!({ "type": "string", "examples": codings });
-    parameter("header", "Content-Encoding", "How the body is compressed: one of these.", &schema)
+    let all = [&codings[..], &[""]].concat();
+    let schema = json!({ "type": "string", "enum": all, "examples": codings });
+    parameter(
+        "header",
+        "Content-Encoding",
+        "How the body is compressed: one of these, in small letters or large ones.",
+        &schema,
+    )
 }
 
 /// `Prefer`, of the paths that answer with a summary.
@@ -123,10 +128,14 @@ fn post_events(config: &Config) -> Operation {
         .answer(207, answer(SOME_SAFE, JSON, &summary))
         .answer(400, refused());
     for (name, description) in [
-        ("ce-specversion", "With it the body is the data of one CloudEvent (binary mode), of any media type."),
-        ("ce-type", "The type of that event."),
+        (
+            "ce-specversion",
+            "1.0. With it the body is the data of one CloudEvent (binary mode), of any media type but those of CloudEvents: \
+             ce-type, ce-source and ce-id stand beside it.",
+        ),
+        ("ce-type", "The type of that event: 1 to 128 characters."),
         ("ce-source", "Its source: the client."),
-        ("ce-id", "Its id."),
+        ("ce-id", "Its id: 1 to 256 characters."),
         ("ce-time", "Its time."),
     ] {
         operation = operation.parameter(parameter("header", name, description, &json!({ "type": "string" })));
@@ -210,13 +219,19 @@ fn schemas(config: &Config) -> Map<String, Value> {
         .collect()
 }
 
+/// A string of 1 to so many characters.
+fn string(longest: u32, description: &str) -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": longest, "description": description })
+}
+
 /// An event's fields, as the configuration calls them.
 fn event(fields: &EventConfig) -> Value {
-    let string = |longest: u32, description: &str| json!({ "type": "string", "minLength": 1, "maxLength": longest, "description": description });
+    let mut id = string(256, "The client's own id; without one, or with null, the server assigns it.");
+    id["type"] = json!(["string", "null"]);
     let mut event = object(
         &[(&fields.type_field, string(128, "The event's type."))],
         &[
-            (&fields.id_field, string(256, "The client's own id; without one the server assigns it.")),
+            (&fields.id_field, id),
             (&fields.time_field, time(fields, "RFC 3339, or a number since 1970", &["string", "number", "null"])),
             (&fields.client_field, json!({ "description": "Who sent it: also the record's key." })),
         ],
@@ -250,26 +265,47 @@ fn time(fields: &EventConfig, what: &str, times: &[&str]) -> Value {
 
 /// The JSON form of a CloudEvent, 1.0.
 fn cloud_event(fields: &EventConfig) -> Value {
-    let required = |description: &str| json!({ "type": "string", "minLength": 1, "description": description });
+    // An attribute that is null is as good as none.
+    let maybe = |description: &str| json!({ "type": ["string", "null"], "description": description });
+    let base64 = json!({
+        "type": ["string", "null"],
+        "contentEncoding": "base64",
+        "pattern": BASE64,
+        "description": "Data that is no JSON; then there is no `data`.",
+    });
     let mut event = object(
         &[
             ("specversion", json!({ "const": "1.0" })),
-            ("type", required("The event's type.")),
-            ("source", required("The client.")),
-            ("id", required("The event's id.")),
+            ("type", string(128, "The event's type.")),
+            ("source", json!({ "type": "string", "minLength": 1, "description": "The client." })),
+            ("id", string(256, "The event's id.")),
         ],
         &[
             ("time", time(fields, "RFC 3339", &["string", "integer", "null"])),
-            ("datacontenttype", text("The media type of the data.")),
-            ("partitionkey", text("The record's key; without one, the source is.")),
+            ("subject", maybe("What in the source it is about.")),
+            ("dataschema", maybe("The URI of the data's schema.")),
+            ("datacontenttype", maybe("The media type of the data; not that of a CloudEvent.")),
+            ("partitionkey", extension("The record's key; without one, the source is.")),
             ("data", json!({ "description": "Any JSON." })),
-            ("data_base64", text("Data that is no JSON.")),
+            ("data_base64", base64),
         ],
     );
-    event["description"] = "CloudEvents 1.0 in its JSON format, with any extensions.".into();
-    event["additionalProperties"] = true.into();
+    event["description"] =
+        "CloudEvents 1.0 in its JSON format, with any extensions: as many as make 128 attributes.".into();
+    event["propertyNames"] = json!({ "pattern": "^([a-z0-9]+|data_base64)$" });
+    event["additionalProperties"] = extension("An extension.");
+    event["not"] =
+        json!({ "required": ["data", "data_base64"], "properties": { "data_base64": { "type": "string" } } });
     event
 }
+
+/// The value of an attribute that CloudEvents does not define.
+fn extension(description: &str) -> Value {
+    json!({ "type": ["string", "integer", "boolean", "null"], "description": description })
+}
+
+/// Base64 as a regular expression of ECMA 262: with its padding or without, and no bits in it that stand for nothing.
+const BASE64: &str = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw](==)?|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=?)?$";
 
 /// What became of each event.
 fn summary() -> Value {

@@ -190,6 +190,99 @@ async fn each_media_type_coding_and_preference_that_is_described_is_taken() {
 }
 
 #[actix::test]
+async fn what_the_schema_of_an_event_allows_is_taken_and_what_it_does_not_is_refused() {
+    let daemon = Daemon::start(Queue::Stores, HttpConfig::default());
+    let document = daemon.get("GET /openapi.json").await.json();
+    let event = json!({ "type": "a" });
+    let cloud_event = json!({ "specversion": "1.0", "type": "a", "source": "s", "id": "1" });
+    let long = |length: usize| json!("ü".repeat(length));
+    for (schema, media_type, least, members) in [
+        (
+            "Event",
+            "application/json",
+            event,
+            vec![
+                ("type", json!(""), false),
+                ("type", long(128), true),
+                ("type", long(129), false),
+                ("type", json!(null), false),
+                ("event_id", json!(null), true),
+                ("event_id", json!(""), false),
+                ("event_id", long(256), true),
+                ("event_id", long(257), false),
+                ("event_id", json!(7), false),
+                ("client_id", json!({ "a": [null] }), true),
+                ("timestamp", json!([]), true),
+                ("Any Name", json!({ "a": [null] }), true),
+            ],
+        ),
+        (
+            "CloudEvent",
+            "application/cloudevents+json",
+            cloud_event,
+            vec![
+                ("specversion", json!("0.3"), false),
+                ("type", long(128), true),
+                ("type", long(129), false),
+                ("id", json!(null), false),
+                ("id", long(256), true),
+                ("id", long(257), false),
+                ("source", json!(""), false),
+                ("subject", json!(null), true),
+                ("subject", json!(7), false),
+                ("dataschema", json!("https://a.example/schema"), true),
+                ("datacontenttype", json!(false), false),
+                ("time", json!("now"), true),
+                ("partitionkey", json!(7), true),
+                ("partitionkey", json!([7]), false),
+                ("data", json!(null), true),
+                ("data_base64", json!("AAE="), true),
+                ("data_base64", json!("AAE"), true),
+                ("data_base64", json!("AAF"), false),
+                ("data_base64", json!("A"), false),
+                ("data_base64", json!("ü"), false),
+                ("data_base64", json!(7), false),
+                ("data_base64", json!(null), true),
+                ("anextension1", json!(true), true),
+                ("anextension1", json!(7), true),
+                ("anextension1", json!(7.5), false),
+                ("anextension1", json!({}), false),
+                ("anExtension", json!("a"), false),
+                ("an_extension", json!("a"), false),
+                ("", json!("a"), false),
+            ],
+        ),
+    ] {
+        let mut both = vec![(least.clone(), true)];
+        both.extend(members.into_iter().map(|(name, value, is_right)| {
+            let mut body = least.clone();
+            body[name] = value;
+            (body, is_right)
+        }));
+        for name in least.as_object().unwrap().keys() {
+            let mut without = least.clone();
+            without.as_object_mut().unwrap().remove(name);
+            both.push((without, false));
+        }
+        if schema == "CloudEvent" {
+            for (base64, is_right) in [(json!("AAE="), false), (json!(null), true)] {
+                let mut body = least.clone();
+                (body["data"], body["data_base64"]) = (json!({}), base64);
+                both.push((body, is_right));
+            }
+        }
+        let mut root = document["components"]["schemas"][schema].clone();
+        root["components"] = document["components"].clone();
+        let schema = jsonschema::validator_for(&root).unwrap();
+        for (body, is_right) in both {
+            let reply = daemon.post(media_type, &body.to_string()).await;
+            assert_eq!(reply.status, if is_right { 200 } else { 400 }, "{media_type}: {body}: {}", reply.body);
+            assert_eq!(schema.is_valid(&body), is_right, "{media_type}: {body}");
+        }
+    }
+}
+
+#[actix::test]
 async fn the_paths_of_sources_and_logs_are_described_as_they_are_answered_and_pages_may_use_them() {
     let daemon = Daemon::start(Queue::Stores, pages_of("https://a.example"));
     daemon.change_limits(|http| {

@@ -95,7 +95,6 @@ fn row() -> Value {
 pub fn rows(config: &Config) -> Operation {
     let names: Vec<&str> = config.aggregate.iter().map(|aggregate| aggregate.name.as_str()).collect();
     let word = json!({ "type": "string" });
-    let time = json!({ "type": "string", "examples": ["2026-11-23T08:00:00Z", "-1h", "now"] });
     let rows = object(
         &[
             ("aggregate", text("Its name.")),
@@ -113,17 +112,18 @@ pub fn rows(config: &Config) -> Operation {
     let mut answers = answer("The rows.", JSON, &rows);
     answers["content"]["application/x-ndjson"] = json!({ "schema": text("A row a line.") });
     answers["content"]["text/csv"] = json!({ "schema": text("A header line, and a row a line (RFC 4180).") });
+    let condition = json!({ "type": "string", "pattern": "^[^:]+:", "examples": ["type:login_failed"] });
     let limit = json!({ "type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 10_000 });
     let operation = [
-        ("from", "The first step's start; without it, an hour before `to`.", time.clone()),
-        ("to", "The first step's that is not asked for; without it, the one behind the present.", time),
+        ("from", "The first step's start; without it, an hour before `to`.", super::moment("-1h")),
+        ("to", "The first step's that is not asked for; without it, the one behind the present.", super::moment("now")),
         (
             "step",
             "What is one row: a multiple of the window, or all.",
-            json!({ "type": "string", "examples": ["5m", "1d", "all"] }),
+            json!({ "type": "string", "pattern": "^(all|[0-9]{1,6}[smhdw])$", "examples": ["5m", "1d", "all"] }),
         ),
         ("group_by", "Some of the fields, separated by commas or repeated; empty: none.", array(word.clone())),
-        ("where", "field:value; several of one field: any of them.", array(word.clone())),
+        ("where", "field:value; several of one field: any of them.", array(condition)),
         ("order", "window, count, or a measure's label; with - before it the largest first.", word.clone()),
         ("limit", "The most rows.", limit),
         ("cursor", "`next` of the page before.", word.clone()),

@@ -18,10 +18,9 @@ pub fn path(config: &Config) -> Value {
     let show = Operation::new("rebuild", "How far the last rebuild of an aggregate is", "")
         .answer(200, answer("The rebuild that is under way, or the one before.", JSON, &progress()))
         .answer(404, problem("There is no such aggregate, or no store in this process."));
-    let time = json!({ "type": "string", "examples": ["2026-11-23T08:00:00Z", "-7d", "now"] });
     let begin = [
-        ("from", "The first window's start; without it, the archive's.", time.clone()),
-        ("to", "The first window's that is not rebuilt; without it there is none.", time),
+        ("from", "The first window's start; without it, the archive's.", super::moment("-7d")),
+        ("to", "The first window's that is not rebuilt; without it there is none. It is after `from`.", super::moment("now")),
         (
             "drop",
             "Lose what was counted of windows that are not rebuilt, where it cannot be kept, since window, time_zone or \
