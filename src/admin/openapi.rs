@@ -236,7 +236,7 @@ fn events() -> Operation {
 fn moment(example: &str) -> Value {
     json!({
         "type": "string",
-        "anyOf": [{ "format": "date-time" }, { "pattern": moment::RELATIVE }],
+        "anyOf": [{ "format": "date-time" }, { "pattern": moment::relative() }],
         "examples": ["2026-11-23T08:00:00Z", example],
     })
 }

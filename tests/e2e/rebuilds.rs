@@ -2,7 +2,11 @@
 //! by bucket, whatever is killed meanwhile.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -43,24 +47,46 @@ fn event(n: u64) -> Value {
     })
 }
 
-/// Sends so many, one request of 100 after the other; what may not have been taken is sent again.
-fn send(daemon: &Daemon, sent: &AtomicU64, events: u64) {
-    let from = sent.load(Ordering::Relaxed);
-    for first in (from..from + events).step_by(100) {
-        let body = Value::from((first..first + 100).map(event).collect::<Vec<_>>()).to_string();
-        eventually("they are taken", PATIENCE, || (daemon.post(None, body.as_bytes()).status == 200).then_some(()));
-        sent.store(first + 100, Ordering::Relaxed);
+/// What was taken: so many events, and where the last one of each partition stands.
+#[derive(Default)]
+struct Sent {
+    events: AtomicU64,
+    last: Mutex<BTreeMap<String, String>>,
+}
+
+impl Sent {
+    fn events(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
     }
 }
 
-/// Until everything is counted.
-fn wait_counted(daemon: &Daemon) {
-    eventually("all is counted", PATIENCE, || {
-        let status = daemon.get("/status").json();
-        let lag = status["lag"].as_array()?;
-        let of_aggregate: Vec<_> = lag.iter().filter(|lag| lag["sink"] == "aggregate").collect();
-        (!of_aggregate.is_empty() && of_aggregate.iter().all(|lag| lag["records"] == 0)).then_some(())
-    });
+/// Sends so many, one request of 100 after the other; what may not have been taken is sent again.
+fn send(daemon: &Daemon, sent: &Sent, events: u64) {
+    let from = sent.events();
+    let fields = [("content-type", "application/json"), ("prefer", "return=positions")];
+    for first in (from..from + events).step_by(100) {
+        let body = Value::from((first..first + 100).map(event).collect::<Vec<_>>()).to_string();
+        let reply = eventually("they are taken", PATIENCE, || {
+            let reply = daemon.post_with(&fields, body.as_bytes());
+            (reply.status == 200).then_some(reply)
+        });
+        for position in reply.json()["positions"].as_array().expect("positions") {
+            let position = position.as_str().expect("text");
+            let partition = position.split(':').next().expect("a partition");
+            sent.last.lock().unwrap().insert(partition.to_owned(), position.to_owned());
+        }
+        sent.events.store(first + 100, Ordering::Relaxed);
+    }
+}
+
+/// Until everything is counted, each partition by one of these. (A lag of 0 is one to the end that was seen last.)
+fn wait_counted<'a>(daemons: impl IntoIterator<Item = &'a Daemon> + Clone, sent: &Sent) {
+    for position in sent.last.lock().unwrap().values() {
+        let path = format!("/v1/aggregates/all?limit=1&after={position}");
+        eventually(&format!("{position} is counted"), PATIENCE, || {
+            daemons.clone().into_iter().any(|daemon| daemon.get(&path).status == 200).then_some(())
+        });
+    }
 }
 
 fn rows(daemon: &Daemon, name: &str) -> Value {
@@ -99,9 +125,9 @@ fn change(daemon: &mut Daemon) {
 }
 
 fn rebuilt_and_killed(mut daemon: Daemon) {
-    let sent = AtomicU64::new(0);
+    let sent = Sent::default();
     send(&daemon, &sent, 30_000);
-    wait_counted(&daemon);
+    wait_counted([&daemon], &sent);
     let old = rows(&daemon, "changed");
     assert_eq!(total(&old), 30_000);
     change(&mut daemon);
@@ -145,14 +171,14 @@ fn rebuilt_and_killed(mut daemon: Daemon) {
         thread::sleep(Duration::from_secs(1));
     });
     eventually("it is shown no more", PATIENCE, || daemon.metric("ingestd_rebuild_partitions").is_none().then_some(()));
-    wait_counted(&daemon);
+    wait_counted([&daemon], &sent);
     assert_same(&daemon);
     let all = total(&rows(&daemon, "all"));
-    assert!(all >= sent.load(Ordering::Relaxed), "{all}");
+    assert!(all >= sent.events(), "{all}");
     daemon.kill();
     daemon.wait_exit(PATIENCE);
     daemon.restart();
-    wait_counted(&daemon);
+    wait_counted([&daemon], &sent);
     assert_same(&daemon);
     assert_eq!(total(&rows(&daemon, "all")), all);
     daemon.terminate();
@@ -189,9 +215,9 @@ fn windows_that_are_not_rebuilt_are_counted_on_by_two_processes_and_no_event_is_
     let worker = |config: &str| services.setup("partly").roles("worker").config(config).start();
     let ingest = services.setup("partly").roles("ingest").start();
     let before = [worker(&partly("")), worker(&partly(""))];
-    let sent = AtomicU64::new(0);
+    let sent = Sent::default();
     send(&ingest, &sent, 10_000);
-    before.iter().for_each(wait_counted);
+    wait_counted(&before, &sent);
     before.iter().for_each(Daemon::terminate);
     let workers = [0, 1].map(|_| {
         let setup = services.setup("partly").roles("worker").config(&partly("measures = [{ sum = \"cost\" }]"));
@@ -217,16 +243,13 @@ fn windows_that_are_not_rebuilt_are_counted_on_by_two_processes_and_no_event_is_
         thread::sleep(Duration::from_secs(3));
     });
     // The new partition is found by and by.
-    eventually("all are counted", PATIENCE, || {
-        (total(&rows(&workers[0], "control")) >= sent.load(Ordering::Relaxed)).then_some(())
-    });
-    workers.iter().for_each(wait_counted);
+    wait_counted(&workers, &sent);
     let counts = |name: &str| {
         let rows = rows(&workers[0], name);
         let rows = rows.as_array().expect("rows").iter();
         rows.map(|row| (row["window_start"].clone(), row["group"].clone(), row["count"].clone())).collect::<Vec<_>>()
     };
-    assert_eq!(total(&rows(&workers[0], "control")), sent.load(Ordering::Relaxed));
+    assert_eq!(total(&rows(&workers[0], "control")), sent.events());
     let (partly, control) = (counts("partly"), counts("control"));
     let differ: Vec<_> = partly.iter().zip(&control).filter(|(partly, control)| partly != control).take(3).collect();
     assert!(partly == control, "{} and {} rows; {differ:#?}", partly.len(), control.len());
@@ -241,8 +264,9 @@ fn windows_that_are_not_rebuilt_are_counted_on_by_two_processes_and_no_event_is_
 #[test]
 fn a_range_that_would_lose_counts_is_refused_until_that_is_wanted() {
     let mut daemon = Setup::new("refused").config(&definitions(OLD)).start();
-    send(&daemon, &AtomicU64::new(0), 1000);
-    wait_counted(&daemon);
+    let sent = Sent::default();
+    send(&daemon, &sent, 1000);
+    wait_counted([&daemon], &sent);
     change(&mut daemon);
     let ran = daemon.command(&["rebuild", "changed", "--from", "-2h"]);
     assert_eq!(ran.status, Some(1), "{ran:?}");

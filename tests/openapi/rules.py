@@ -9,9 +9,9 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 
 # By the beginning of what the answer says, and one of the words behind it.
 BETWEEN_PARTS = {
-    # A range that ends before it begins, or in the middle of a window.
-    "from: ": ("is after to", "is not on a window start", "is no window's start"),
-    "to: ": ("must be after from", "is not on a window start", "is no window's start"),
+    # A range that ends before it begins, or in the middle of a window, or before all calendars.
+    "from: ": ("is after to", "is not on a window start", "is no window's start", "is no time so long ago"),
+    "to: ": ("must be after from", "is not on a window start", "is no window's start", "is no time so long ago"),
     # What the aggregate of the path does not have.
     "group_by: ": ("is no field of", "is given twice"),
     "where: ": ("is no field of",),

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     config::Config,
+    moment::DURATION,
     openapi::{JSON, Operation, answer, array, count, header, object, one_of, parameter, passing, problem, text},
 };
 
@@ -120,7 +121,7 @@ pub fn rows(config: &Config) -> Operation {
         (
             "step",
             "What is one row: a multiple of the window, or all.",
-            json!({ "type": "string", "pattern": "^(all|[0-9]{1,6}[smhdw])$", "examples": ["5m", "1d", "all"] }),
+            json!({ "type": "string", "pattern": format!("^(all|{DURATION})$"), "examples": ["5m", "1d", "all"] }),
         ),
         ("group_by", "Some of the fields, separated by commas or repeated; empty: none.", array(word.clone())),
         ("where", "field:value; several of one field: any of them.", array(condition)),
