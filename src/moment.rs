@@ -2,13 +2,14 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// How a duration is written, as a regular expression of ECMA 262; there are fractions as well, where they are whole nanoseconds.
+/// How a duration is written, as a regular expression of ECMA 262. (Fractions are taken as well, where what they say is whole.)
 pub const DURATION: &str = "([0-9]{1,9} ?(nanos|nsec|ns|usec|us|µs|millis|msec|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d|\
                             weeks?|wks?|w|months?|M|years?|yrs?|y) ?)+";
 
-/// How a time is written that is none of RFC 3339, in the same way.
-pub fn relative() -> String {
-    format!("^(now|(now-|-)?{DURATION})$")
+/// How a time is written, in the same way: some days of RFC 3339 there are not in each month.
+pub fn pattern() -> String {
+    let (date, time) = ("[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", "([01][0-9]|2[0-3]):[0-5][0-9]");
+    format!("^(now|(now-|-)?{DURATION}|{date}[Tt ]{time}:([0-5][0-9]|60)(\\.[0-9]+)?([Zz]|[+-]{time}))$")
 }
 
 /// A moment that was asked for.
@@ -70,18 +71,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_described_as_a_relative_time_is_one() {
+    fn what_is_described_as_a_time_is_one() {
+        let described = jsonschema::validator_for(&json!({ "pattern": pattern() })).unwrap();
         let units = &DURATION[DURATION.find(" ?(").unwrap() + 3..DURATION.find(") ?").unwrap()];
         for unit in units.split('|') {
             let one = unit.trim_end_matches('?');
             for unit in [one, &one[..one.len() - usize::from(one != unit)]] {
-                for text in [format!("now-7{unit}"), format!("-007 {unit} 1s"), format!("12{unit}3h "), format!("0{unit}")] {
+                for text in
+                    [format!("now-7{unit}"), format!("-007 {unit} 1s"), format!("12{unit}3h "), format!("0{unit}")]
+                {
                     let moment = parse(&text, Utc::now());
-                    assert!(moment.is_ok_and(|moment| moment.is_relative), "{text}: {moment:?}");
-                    let described = jsonschema::validator_for(&json!({ "pattern": relative() })).unwrap();
+                    assert!(moment.is_ok_and(|moment| moment.is_relative), "{text}");
                     assert!(described.is_valid(&json!(text)), "{text}");
                 }
             }
+        }
+        // What the daemon writes is taken back.
+        for seconds in [1, 60, 90, 3600, 5400, 86_400, 604_800, 40_000_000] {
+            let text = humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string();
+            assert!(described.is_valid(&json!(text)) && parse(&text, Utc::now()).is_ok(), "{text}");
+        }
+        for (text, is_one) in [
+            ("2026-11-23T08:00:00Z", true),
+            ("2026-11-23t08:00:00.123456789z", true),
+            ("2026-11-23 23:59:60-12:30", true),
+            ("0000-01-01T00:00:00Z", true),
+            ("2026-13-23T08:00:00Z", false),
+            ("2026-11-32T08:00:00Z", false),
+            ("2026-11-23T24:00:00Z", false),
+            ("2026-11-23T08:00Z", false),
+            ("2026-11-23T08:00:00", false),
+            ("2026-11-23", false),
+            ("+1h", false),
+            ("1795420800", false),
+            ("", false),
+        ] {
+            assert_eq!((described.is_valid(&json!(text)), parse(text, Utc::now()).is_ok()), (is_one, is_one), "{text}");
         }
     }
 

@@ -234,17 +234,13 @@ fn events() -> Operation {
 
 /// A time in a query.
 fn moment(example: &str) -> Value {
-    json!({
-        "type": "string",
-        "anyOf": [{ "format": "date-time" }, { "pattern": moment::relative() }],
-        "examples": ["2026-11-23T08:00:00Z", example],
-    })
+    json!({ "type": "string", "pattern": moment::pattern(), "examples": ["2026-11-23T08:00:00Z", example] })
 }
 
 /// The positions that a query waits for.
 pub(super) fn after() -> (&'static str, &'static str, Value) {
     let description = "Answered once this record is counted: PARTITION:OFFSET, such as 0:17, of a request's positions.";
-    // A pattern would have tools make up positions, and wait for records that never come.
+    // With a pattern, tools that make up requests would make up positions, and wait for records that never come.
     ("after", description, array(json!({ "type": "string" })))
 }
 

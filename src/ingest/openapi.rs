@@ -90,14 +90,16 @@ fn with_trace(operation: Operation) -> Operation {
 
 fn content_encoding() -> Value {
     let codings: Vec<&str> = Coding::ACCEPTED.split(", ").chain(["identity"]).collect();
-    let all = [&codings[..], &[""]].concat();
-    let schema = json!({ "type": "string", "enum": all, "examples": codings });
-    parameter(
-        "header",
-        "Content-Encoding",
-        "How the body is compressed: one of these, in small letters or large ones.",
-        &schema,
-    )
+    let in_any_case = |name: &str| {
+        let letter = |letter: char| match letter {
+            'a'..='z' => format!("[{letter}{}]", letter.to_ascii_uppercase()),
+            other => other.to_string(),
+        };
+        name.chars().map(letter).collect::<String>()
+    };
+    let names: Vec<String> = codings.iter().chain(&["x-gzip"]).map(|name| in_any_case(name)).collect();
+    let schema = json!({ "type": "string", "pattern": format!("^({})?$", names.join("|")), "examples": codings });
+    parameter("header", "Content-Encoding", "How the body is compressed: one of these, in any case.", &schema)
 }
 
 /// `Prefer`, of the paths that answer with a summary.
@@ -123,7 +125,12 @@ const SOME_SAFE: &str = "Some events are durable, and the others stand in `error
 fn post_events(config: &Config) -> Operation {
     let summary = reference("Summary");
     let mut operation = post(config, "postEvents", "Stores events", "", None)
-        .body(true, "One event or many. Without a Content-Type it is application/json.", bodies(config))
+        .body(
+            true,
+            "One event or many. Without a Content-Type it is application/json. With ce-specversion it is data of any media type, \
+             whatever stands here.",
+            bodies(config),
+        )
         .answer(200, answer(ALL_SAFE, JSON, &summary))
         .answer(207, answer(SOME_SAFE, JSON, &summary))
         .answer(400, refused());
@@ -281,7 +288,7 @@ fn cloud_event(fields: &EventConfig) -> Value {
             ("id", string(256, "The event's id.")),
         ],
         &[
-            ("time", time(fields, "RFC 3339", &["string", "integer", "null"])),
+            ("time", time(fields, "RFC 3339, or a number since 1970", &["string", "number", "null"])),
             ("subject", maybe("What in the source it is about.")),
             ("dataschema", maybe("The URI of the data's schema.")),
             ("datacontenttype", maybe("The media type of the data; not that of a CloudEvent.")),
@@ -293,7 +300,17 @@ fn cloud_event(fields: &EventConfig) -> Value {
     event["description"] =
         "CloudEvents 1.0 in its JSON format, with any extensions: as many as make 128 attributes.".into();
     event["propertyNames"] = json!({ "pattern": "^([a-z0-9]+|data_base64)$" });
-    event["additionalProperties"] = extension("An extension.");
+    event["additionalProperties"] = true.into();
+    // What all others may be stands where validators read it alone: as `additionalProperties`, generators have `data` be one of
+    // these as well.
+    let known: Map<String, Value> = event["properties"]
+        .as_object()
+        .into_iter()
+        .flat_map(Map::keys)
+        .map(|name| (name.clone(), true.into()))
+        .collect();
+    let others = json!({ "properties": known, "additionalProperties": extension("An extension.") });
+    event["dependentSchemas"] = json!({ "specversion": others });
     event["not"] =
         json!({ "required": ["data", "data_base64"], "properties": { "data_base64": { "type": "string" } } });
     event
@@ -305,7 +322,7 @@ fn extension(description: &str) -> Value {
 }
 
 /// Base64 as a regular expression of ECMA 262: with its padding or without, and no bits in it that stand for nothing.
-const BASE64: &str = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw](==)?|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=?)?$";
+const BASE64: &str = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]={0,2}|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=?)?$";
 
 /// What became of each event.
 fn summary() -> Value {
@@ -516,7 +533,7 @@ mod tests {
         let [taken, refused] =
             [OnInvalidTime::Receipt, OnInvalidTime::Reject].map(|it| types(it, "CloudEvent", "time"));
         assert!(taken.get("type").is_none(), "{taken}");
-        assert_eq!(refused["type"], json!(["string", "integer", "null"]));
+        assert_eq!(refused["type"], json!(["string", "number", "null"]));
     }
 
     #[test]

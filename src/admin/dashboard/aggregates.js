@@ -29,8 +29,10 @@ const ALL = "all events";
 const OTHER = "…other";
 
 let listed = "";
-/** Whether what is there was asked for at all. */
-let hasEntered = false;
+/** How often the view was entered: what an earlier time still waits for is nobody's any more. */
+let entered = 0;
+/** When the list could not be had, of the last time. */
+let failedAt;
 let asked = 0;
 /** Until the last question is answered; what was asked, where there is an answer. */
 let asking;
@@ -41,22 +43,28 @@ let shown = SHOWN;
 let isSame = false;
 let chart;
 let status;
-/** The first status says whether there is something to ask: kept once there is one, or once the stream ended without. */
-let onKnown;
-const isKnown = new Promise((resolve) => {
-  onKnown = resolve;
+/** Resolved by the first status, which says whether there is something to ask, or by the end of a stream that had none. */
+let settle;
+let isSettled = false;
+const settled = new Promise((resolve) => {
+  settle = () => {
+    isSettled = true;
+    resolve();
+  };
 });
 
-/** The next status of the stream. */
+/** The next status of the stream. What is shown is asked anew where it may be otherwise by now. */
 export function take(next) {
+  const isOther = !status || next.pid !== status.pid || next.uptime_seconds < status.uptime_seconds;
   const before = missing();
   status = next;
-  onKnown();
-  if (hasEntered && missing() !== before) enter();
+  settle();
+  const isDue = isOther || missing() !== before || Date.now() - failedAt >= AGAIN;
+  if (isDue && !at("aggregates").hidden) enter();
 }
 
 /** The stream ended: nobody waits for its first status any more. */
-export const lose = () => onKnown();
+export const lose = () => settle();
 
 /** Why there is nothing to ask here. */
 function missing() {
@@ -66,16 +74,22 @@ function missing() {
 }
 
 export async function enter() {
-  await isKnown;
-  hasEntered = true;
+  const number = ++entered;
+  const isMeant = () => number === entered && !at("aggregates").hidden;
+  if (!isSettled) note(at("aggregates-note"), "Waiting for the daemon …");
+  await settled;
+  if (!isMeant()) return;
   let aggregates = [];
   let why = missing();
+  failedAt = undefined;
   try {
     if (!why) ({ aggregates } = await askJson("/v1/aggregates"));
     if (aggregates.length === 0) why ??= "There are none: an [[aggregate]] in the configuration makes one.";
   } catch (error) {
     why = error.message;
+    if (isMeant()) failedAt = Date.now();
   }
+  if (!isMeant()) return;
   at("question").hidden = why !== undefined;
   if (why) {
     asked += 1;

@@ -94,7 +94,8 @@ async function live() {
       if (error.status === 401) pause = null;
       else overview.lose(error.name === "AbortError" ? "The daemon says nothing any more." : error.message);
     }
-    aggregates.lose();
+    // With a key it is entered anew.
+    if (pause !== null) aggregates.lose();
     // Without a key there is nothing to ask until somebody gives one.
     await new Promise((resolve) => {
       wake = resolve;

@@ -1,6 +1,6 @@
 //! The view of aggregates: what it shows is what the API says of the same question.
 
-use std::{fs, net::TcpStream, thread, time::Duration};
+use std::{cell::Cell, fs, net::TcpStream, thread, time::Duration};
 
 use chrono::{DateTime, DurationRound, NaiveDate, SecondsFormat, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ pub(super) fn choose(browser: &mut Browser, id: &str, value: &str) {
 #[track_caller]
 fn settle(browser: &mut Browser) {
     let note = "document.getElementById('aggregates-note').textContent";
-    browser.until("an answer", &format!("{note} !== '' && {note} !== 'Asking …'"));
+    browser.until("an answer", &format!("!['', 'Waiting for the daemon …', 'Asking …'].includes({note})"));
 }
 
 /// What was asked last: the paths of the whole range, and of the steps.
@@ -475,7 +475,7 @@ fn a_daemon_without_aggregates_says_so_and_asks_nothing() {
 }
 
 #[test]
-fn whether_there_is_something_to_ask_is_known_by_the_first_status_however_late_it_is() {
+fn whether_there_is_something_to_ask_is_known_by_the_status_however_late_and_anew_where_that_changes() {
     let Some(mut browser) = browser(&[]) else { return };
     let daemon = Setup::new("dashboard-late").config("[store]\nkind = \"none\"\n").start();
     let status = daemon.get("/status").json();
@@ -487,6 +487,32 @@ fn whether_there_is_something_to_ask_is_known_by_the_first_status_however_late_i
     let sentence = "store.kind is \"none\": this daemon keeps no aggregates.";
     browser.until(sentence, &format!("document.getElementById('aggregates-note').textContent === {sentence:?}"));
     assert!(!browser.requests.iter().any(|url| url.contains("/v1/aggregates")), "{:?}", browser.requests);
+    browser.go("about:blank");
+    drop(daemon);
+    // One that starts anew, maybe as another, is asked anew; and so is one that could not answer.
+    let daemon = setup("dashboard-again").start();
+    let status = daemon.get("/status").json();
+    let asked = Cell::new(0);
+    browser.stand_in("*/v1/*", move |url| {
+        if url.ends_with("/v1/live") {
+            let mut status = status.clone();
+            status["pid"] = if asked.get() < 2 { 7 } else { 8 }.into();
+            return Some((200, "text/event-stream", format!("data: {status}\n\n")));
+        }
+        let number = asked.replace(asked.get() + 1);
+        let problem = |detail: &str| json!({ "detail": detail }).to_string();
+        Some(match number {
+            0 => (503, "application/problem+json", problem("the store is away")),
+            1 => (200, "application/json", json!({ "aggregates": [] }).to_string()),
+            _ => (404, "application/problem+json", problem("it is another")),
+        })
+    });
+    browser.go(&daemon.admin_url("/#/aggregates"));
+    for sentence in
+        ["The store is away.", "There are none: an [[aggregate]] in the configuration makes one.", "It is another."]
+    {
+        browser.until(sentence, &format!("document.getElementById('aggregates-note').textContent === {sentence:?}"));
+    }
     browser.go("about:blank");
     drop(daemon);
     // A stream that breaks has nobody wait for it.
