@@ -127,8 +127,8 @@ fn post_events(config: &Config) -> Operation {
     let mut operation = post(config, "postEvents", "Stores events", "", None)
         .body(
             true,
-            "One event or many. Without a Content-Type it is application/json. With ce-specversion it is data of any media type, \
-             whatever stands here.",
+            "One event or many. Without a Content-Type it is application/json. With ce-specversion it is data, of \
+             any media type but those of CloudEvents, whatever else stands here.",
             bodies(config),
         )
         .answer(200, answer(ALL_SAFE, JSON, &summary))

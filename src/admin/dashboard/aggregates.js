@@ -55,16 +55,23 @@ const settled = new Promise((resolve) => {
 
 /** The next status of the stream. What is shown is asked anew where it may be otherwise by now. */
 export function take(next) {
-  const isOther = !status || next.pid !== status.pid || next.uptime_seconds < status.uptime_seconds;
+  const isOther = status && (next.pid !== status.pid || next.uptime_seconds < status.uptime_seconds);
   const before = missing();
   status = next;
   settle();
-  const isDue = isOther || missing() !== before || Date.now() - failedAt >= AGAIN;
-  if (isDue && !at("aggregates").hidden) enter();
+  again(isOther || missing() !== before);
 }
 
 /** The stream ended: nobody waits for its first status any more. */
-export const lose = () => settle();
+export function lose() {
+  settle();
+  again(false);
+}
+
+/** Asks anew what is shown, where there is a reason, or where the list could not be had and some time is over. */
+function again(isDue) {
+  if ((isDue || Date.now() - failedAt >= AGAIN) && !at("aggregates").hidden) enter();
+}
 
 /** Why there is nothing to ask here. */
 function missing() {
@@ -94,7 +101,6 @@ export async function enter() {
   if (why) {
     asked += 1;
     at("answer").hidden = true;
-    listed = "";
     return note(at("aggregates-note"), why, true);
   }
   // What was chosen stays, unless the daemon has others by now.
